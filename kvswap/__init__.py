@@ -1,0 +1,32 @@
+"""kvswap: publish a document's KV cache once; any agent on the same model continues from it.
+
+>>> import kvswap
+>>> node = kvswap.Client()                       # the running daemon        # doctest: +SKIP
+>>> artifact = node.fetch("sha256:…")            # verified and local        # doctest: +SKIP
+>>> cache = artifact.load(model)                 # transformers DynamicCache # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kvswap.core.version import __version__
+
+if TYPE_CHECKING:
+    from kvswap.client import AsyncClient, Client
+    from kvswap.core.errors import KvswapError
+
+__all__ = ["AsyncClient", "Client", "KvswapError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `import kvswap` costs nothing and no room below imports the client.
+    if name in ("Client", "AsyncClient"):
+        from kvswap import client
+
+        return getattr(client, name)
+    if name == "KvswapError":
+        from kvswap.core.errors import KvswapError
+
+        return KvswapError
+    raise AttributeError(f"module 'kvswap' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m kvswap`."""
+
+from kvswap.cli.main import entry
+
+entry()

@@ -1,0 +1,34 @@
+"""Token digests and chain digests: how a prefix of token ids is named.
+
+The chain digest of block *i* is BLAKE3(chain digest of block *i-1* || the block's ids as
+little-endian u32).  Block 0 starts from the model identity, so equal chain digests mean: the same
+model, the same ids, the same cut into blocks, from the first token on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvswap.core.ids import blake3_digest
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """Token ids as little-endian u32, the form every digest is taken over."""
+    return np.asarray(ids, dtype="<u4").tobytes()
+
+
+def token_digest(ids: Sequence[int]) -> bytes:
+    """BLAKE3 of the packed ids."""
+    return blake3_digest(pack_ids(ids))
+
+
+def chain_digests(identity: bytes, ids: Sequence[int], block_tokens: int) -> list[bytes]:
+    """One digest a block; the last block may be shorter.  Work is linear in the ids."""
+    digests = []
+    previous = identity
+    for start in range(0, len(ids), block_tokens):
+        previous = blake3_digest(previous + pack_ids(ids[start : start + block_tokens]))
+        digests.append(previous)
+    return digests

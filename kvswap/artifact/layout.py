@@ -1,0 +1,181 @@
+"""Which tokens and layers a chunk holds, and the proof that a manifest is consistent with itself.
+
+A *full* layer keeps every token, so its part of a block is the block.  A *sliding* layer of window W
+keeps the last W-1 tokens; of a block it stores those of the last W-1 that lie in the block, which is
+what a reader needs to resume at that block's end - and nothing that a reader could never use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kvswap.artifact.manifest import AXES, CLAIMS, ITEM_BYTES, LayerSpec, Layout, Manifest
+from kvswap.core.errors import Incompatible, MalformedManifest, UsageError
+from kvswap.core.ids import Cid, PeerId
+from kvswap.core.limits import LIMITS
+
+
+def block_span(tokens: int, block_tokens: int, block: int) -> tuple[int, int]:
+    """[start, stop) of a block in tokens."""
+    return block * block_tokens, min((block + 1) * block_tokens, tokens)
+
+
+def block_count(tokens: int, block_tokens: int) -> int:
+    return -(-tokens // block_tokens)
+
+
+def stored_span(layer: LayerSpec, start: int, stop: int) -> tuple[int, int]:
+    """The tokens of block [start, stop) that this layer's chunk holds; may be empty (window 1)."""
+    if layer.window is None:
+        return start, stop
+    return max(start, stop - (layer.window - 1)), stop
+
+
+def held_span(layer: LayerSpec, tokens: int) -> tuple[int, int]:
+    """The tokens that this layer holds once `tokens` of the document have gone in."""
+    return (0, tokens) if layer.window is None else (max(0, tokens - (layer.window - 1)), tokens)
+
+
+def plan_runs(layers: Sequence[LayerSpec], block_tokens: int, itemsize: int) -> list[list[int]]:
+    """Group layers of one shape and kind so that a full block's chunk comes near the target size."""
+    runs: list[list[int]] = []
+    groups: dict[LayerSpec, list[int]] = {}
+    for index, layer in enumerate(layers):
+        groups.setdefault(layer, []).append(index)
+    for layer, members in groups.items():
+        start, stop = stored_span(layer, 0, block_tokens)
+        each = max(1, layer.heads * (layer.k_dim + layer.v_dim) * (stop - start) * itemsize)
+        fit = max(1, LIMITS.chunk_target_bytes // each)
+        pieces = -(-len(members) // fit)
+        even = -(-len(members) // pieces)
+        runs += [members[i : i + even] for i in range(0, len(members), even)]
+    return runs
+
+
+def part_shapes(layout: Layout, run: int, start: int, stop: int) -> list[tuple[int, int, int]]:
+    """[head, token, dim] of K, then V, for each layer of the run, for block [start, stop)."""
+    shapes = []
+    for index in layout.runs[run]:
+        layer = layout.layers[index]
+        first, last = stored_span(layer, start, stop)
+        shapes += [(layer.heads, last - first, layer.k_dim), (layer.heads, last - first, layer.v_dim)]
+    return shapes
+
+
+def raw_length(layout: Layout, run: int, start: int, stop: int) -> int:
+    """Bytes of a chunk before coding."""
+    return sum(h * t * d for h, t, d in part_shapes(layout, run, start, stop)) * ITEM_BYTES[layout.dtype]
+
+
+def needed(manifest: Manifest, tokens: int | None = None) -> list[int]:
+    """Indices of the chunks a reader needs to resume after `tokens` (a block's end; default: all).
+
+    Sliding layers need only the blocks that reach into their window.  In the order the reader uses
+    them: by block.
+    """
+    prefix = manifest.prefix
+    stop = prefix.tokens if tokens is None else tokens
+    if stop != prefix.tokens and (stop % prefix.block_tokens or not 0 < stop < prefix.tokens):
+        raise UsageError(
+            f"cannot resume after {stop} tokens", cause=f"only after whole blocks of {prefix.block_tokens} tokens"
+        )
+    out = []
+    for index, chunk in enumerate(manifest.chunks):
+        _start, end = block_span(prefix.tokens, prefix.block_tokens, chunk.block)
+        if end > stop:
+            continue
+        layer = manifest.layout.layers[manifest.layout.runs[chunk.run][0]]
+        if end > held_span(layer, stop)[0]:
+            out.append(index)
+    return out
+
+
+def expected_chunks(layout: Layout, tokens: int, block_tokens: int) -> Iterator[tuple[int, int, int]]:
+    """(block, run, raw length) of every chunk a manifest of this layout must list, in order."""
+    for block in range(block_count(tokens, block_tokens)):
+        start, stop = block_span(tokens, block_tokens, block)
+        for run in range(len(layout.runs)):
+            length = raw_length(layout, run, start, stop)
+            if length:
+                yield block, run, length
+
+
+def _require(condition: bool, field: str, message: str) -> None:
+    if not condition:
+        raise MalformedManifest(message, field=field)
+
+
+def check(manifest: Manifest) -> None:
+    """Raise `MalformedManifest` unless every field agrees with every other.  Pure; linear time."""
+    prefix, layout, life = manifest.prefix, manifest.layout, manifest.life
+    _require(prefix.start == 0, "prefix.start", "only prefixes that start at position 0 are exchanged")
+    _require(prefix.block_tokens <= LIMITS.block_tokens, "prefix.block_tokens", "the block is over the cap")
+    blocks = block_count(prefix.tokens, prefix.block_tokens)
+    _require(blocks <= LIMITS.manifest_blocks, "prefix.tokens", f"{blocks} blocks are over the cap")
+    _require(len(prefix.chain) == blocks, "prefix.chain", f"{len(prefix.chain)} chain digests for {blocks} blocks")
+    _check_layout(layout)
+    _require(manifest.numerics.claim in CLAIMS, "numerics.claim", f"unknown claim {manifest.numerics.claim[:40]!r}")
+    _require(len(manifest.tensors) == len(layout.layers), "tensors", "one pair of digests a layer is needed")
+    _require(len(manifest.chunks) <= LIMITS.manifest_chunks, "chunks", "more chunks than the cap")
+    expected = expected_chunks(layout, prefix.tokens, prefix.block_tokens)
+    for index, chunk in enumerate(manifest.chunks):
+        where = f"chunks[{index}]"
+        wanted = next(expected, None)
+        _require(
+            wanted == (chunk.block, chunk.run, chunk.raw_length),
+            where,
+            f"chunk {index} is (block, run, raw length) {(chunk.block, chunk.run, chunk.raw_length)} "
+            f"where the layout needs {wanted}",
+        )
+        _require(chunk.raw_length <= LIMITS.chunk_bytes, where, "the chunk is over the cap")
+        _require(chunk.length <= chunk.raw_length, where, "wire bytes exceed raw bytes")
+        _require(chunk.codec != "raw" or chunk.length == chunk.raw_length, where, "a raw chunk has its raw length")
+        try:
+            Cid.from_bytes(chunk.cid)
+        except UsageError as error:
+            raise MalformedManifest(f"{where}: {error.message}", field=where) from error
+    _require(next(expected, None) is None, "chunks", "chunks are missing")
+    _require(life.issued < life.expires, "life", "it expires before it is issued")
+    _require(life.expires - life.issued <= LIMITS.life_seconds, "life", "the life is over the cap")
+    try:
+        PeerId.parse(manifest.publisher)
+        if life.supersedes is not None:
+            Cid.from_bytes(life.supersedes)
+    except UsageError as error:
+        raise MalformedManifest(error.message, field="publisher") from error
+
+
+def _check_layout(layout: Layout) -> None:
+    _require(layout.dtype in ITEM_BYTES, "layout.dtype", f"unknown dtype {layout.dtype[:40]!r}")
+    _require(layout.axes == AXES, "layout.axes", f"axis order is {layout.axes[:60]!r}, not {AXES}")
+    _require(0 < len(layout.layers) <= LIMITS.manifest_layers, "layout.layers", "no layers, or over the cap")
+    for index, layer in enumerate(layout.layers):
+        where = f"layout.layers[{index}]"
+        _require(layer.kind in ("full", "sliding"), where, f"unknown layer kind {layer.kind!r}")
+        _require((layer.kind == "sliding") == (layer.window is not None), where, "sliding layers have a window")
+        _require(max(layer.heads, layer.k_dim, layer.v_dim) <= 1 << 16, where, "a dimension is over the cap")
+    _require(bool(layout.runs) and all(layout.runs), "layout.runs", "a run is empty")
+    flat = [index for run in layout.runs for index in run]
+    _require(sorted(flat) == list(range(len(layout.layers))), "layout.runs", "runs are not a partition of the layers")
+    for run in layout.runs:
+        specs = {layout.layers[index] for index in run}
+        _require(len(specs) == 1, "layout.runs", "a run mixes layer kinds or shapes")
+
+
+def check_compatible(manifest: Manifest, identity: bytes, dtype: str) -> None:
+    """Raise `Incompatible` naming the field unless a reader of this model can use the artifact."""
+    if manifest.model.digest != identity:
+        raise Incompatible(
+            f"the artifact was made by model {manifest.model.digest.hex()[:16]} ({manifest.model.label}), "
+            f"this node has {identity.hex()[:16]}",
+            cause="other weights, configuration or tokenizer, whatever the name says",
+            hint="kvswap model ls",
+            field="model",
+        )
+    if manifest.layout.dtype != dtype:
+        raise Incompatible(
+            f"the artifact holds {manifest.layout.dtype}, this node computes in {dtype}",
+            cause="the publisher chose another dtype",
+            hint=f"kvswap daemon --dtype {manifest.layout.dtype}",
+            field="dtype",
+        )

@@ -1,0 +1,228 @@
+"""The manifest, version 1, as typed values.  Field by field: `manifests/FORMAT.md`.
+
+A manifest says what was computed (model, document, prefix, layout, numerics), every chunk of it,
+until when it holds, and who says so.  `Manifest.parse` accepts only what `layout.check` proves
+consistent; nothing downstream checks shapes again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from kvswap.core import wire
+from kvswap.core.errors import MalformedManifest
+from kvswap.core.ids import Cid, blake3_digest
+from kvswap.core.limits import LIMITS
+
+VERSION = 1
+AXES = "layer,kv,head,token,dim"
+CLAIMS = ("bitwise", "token-verified", "tolerance")
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+CidBytes = Annotated[bytes, Meta(min_length=36, max_length=36)]
+Text = Annotated[str, Meta(max_length=256)]
+Url = Annotated[str, Meta(max_length=2048)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Positive = Annotated[int, Meta(ge=1, le=2**53)]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class ModelIdentity(_Strict):
+    """Which model.  The digests decide; `label` is for people."""
+
+    label: Text
+    weights: Digest
+    config: Digest
+    tokenizer: Digest
+    adapters: Annotated[list[Digest], Meta(max_length=16)]
+    parameters: Count
+
+    @property
+    def digest(self) -> bytes:
+        """The model identity: one digest over all parts, the label left out."""
+        return blake3_digest(self.weights + self.config + self.tokenizer + b"".join(self.adapters))
+
+
+class DocumentRef(_Strict):
+    """Which text; omitted (None) for private documents."""
+
+    sha256: Digest
+    length: Positive
+    media_type: Text
+    source: Url | None = None
+    etag: Text | None = None
+
+    @property
+    def reference(self) -> str:
+        return "sha256:" + self.sha256.hex()
+
+
+class Prefix(_Strict):
+    """The token ids the cache stands for, by digest."""
+
+    tokens: Positive
+    token_digest: Digest
+    block_tokens: Positive
+    chain: list[Digest]
+    start: Count
+    special_tokens: bool
+    template: Text | None = None
+
+
+class LayerSpec(_Strict):
+    """One cache layer: `full`, or `sliding` with its window in tokens."""
+
+    kind: Annotated[str, Meta(max_length=32)]
+    heads: Positive
+    k_dim: Positive
+    v_dim: Positive
+    window: Positive | None = None
+
+
+class Layout(_Strict):
+    """Shapes.  `runs` partitions the layers; a chunk holds one block of one run."""
+
+    dtype: Text
+    axes: Text
+    rope: Annotated[str, Meta(max_length=4096)]
+    layers: list[LayerSpec]
+    runs: list[list[Count]]
+
+
+class Numerics(_Strict):
+    """How it was computed: what must be alike for the claim to hold on another machine."""
+
+    schedule: Text
+    attention: Text
+    compute_dtype: Text
+    torch: Text
+    transformers: Text
+    device: Text
+    isa: Text
+    threads: Positive
+    claim: Text
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """Two machines of equal environment compute equal bits (measured, not proved)."""
+        return (self.schedule, self.attention, self.compute_dtype, self.torch, self.transformers, self.device, self.isa)
+
+
+class TensorDigests(_Strict):
+    """BLAKE3 of one layer's K and V as held after the last token, [head, token, dim] order."""
+
+    k: Digest
+    v: Digest
+
+
+class ChunkRef(_Strict):
+    """One chunk: its place, its codec, and digest and length of its wire and raw bytes."""
+
+    block: Count
+    run: Count
+    codec: Text
+    cid: CidBytes
+    length: Positive
+    raw: Digest
+    raw_length: Positive
+
+    @property
+    def id(self) -> Cid:
+        return Cid.from_bytes(self.cid)
+
+
+class Probe(_Strict):
+    """First greedy tokens after a fixed question: shows a mismatch early, proves nothing."""
+
+    question: Annotated[list[Count], Meta(max_length=LIMITS.probe_tokens)]
+    tokens: Annotated[list[Count], Meta(max_length=LIMITS.probe_tokens)]
+    logits: Digest
+
+
+class Life(_Strict):
+    """Unix seconds, and the place in the publisher's sequence."""
+
+    issued: Count
+    expires: Count
+    sequence: Count
+    supersedes: CidBytes | None = None
+
+
+class Manifest(_Strict):
+    """A whole manifest.  Build one with keyword arguments, or read one with `parse`."""
+
+    version: int
+    model: ModelIdentity
+    prefix: Prefix
+    layout: Layout
+    numerics: Numerics
+    tensors: list[TensorDigests]
+    chunks: list[ChunkRef]
+    probe: Probe
+    life: Life
+    publisher: Annotated[str, Meta(max_length=64)]
+    document: DocumentRef | None = None
+    extensions: Annotated[list[Text], Meta(max_length=16)] = []
+
+    def encode(self) -> bytes:
+        """The payload bytes to sign."""
+        return wire.pack(wire.plain(self))
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Manifest:
+        """Read and check a payload.  Raises `MalformedManifest` naming the field."""
+        from kvswap.artifact import layout
+
+        if len(payload) > LIMITS.manifest_bytes:
+            raise MalformedManifest(f"a payload of {len(payload)} bytes is over the cap")
+        value = wire.parse(payload)
+        if not isinstance(value, dict):
+            raise MalformedManifest("a manifest is a map")
+        if value.get("version") != VERSION:
+            raise MalformedManifest(
+                f"manifest version {str(value.get('version'))[:20]} is not {VERSION}", field="version"
+            )
+        manifest = wire.convert(_without_extensions(value), cls)
+        layout.check(manifest)
+        return manifest
+
+    @property
+    def raw_bytes(self) -> int:
+        return sum(c.raw_length for c in self.chunks)
+
+    @property
+    def wire_bytes(self) -> int:
+        return sum(c.length for c in self.chunks)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `kvswap show --json` prints: digests in hex, ids in their text form."""
+        out: dict[str, Any] = wire.jsonable(wire.plain(self))
+        for shown, chunk in zip(out["chunks"], self.chunks, strict=True):
+            shown["cid"] = str(chunk.id)
+        out["model"]["identity"] = self.model.digest.hex()
+        if self.life.supersedes:
+            out["life"]["supersedes"] = str(Cid.from_bytes(self.life.supersedes))
+        return out
+
+
+_KNOWN = frozenset(Manifest.__struct_fields__)
+
+
+def _without_extensions(value: dict[str, Any]) -> dict[str, Any]:
+    """Unknown top-level keys are refused, unless the manifest itself declares them ignorable."""
+    declared = value.get("extensions")
+    allowed = set(declared) if isinstance(declared, list) and all(isinstance(d, str) for d in declared) else set()
+    if allowed & _KNOWN:
+        raise MalformedManifest("an extension may not take the name of a field", field="extensions")
+    extra = set(value) - _KNOWN - allowed
+    if extra:
+        name = sorted(extra)[0][:40]
+        raise MalformedManifest(f"unknown field {name!r}", cause="the publisher uses a newer format", field=name)
+    return {k: v for k, v in value.items() if k in _KNOWN}

@@ -1,0 +1,50 @@
+"""`kvswap ask`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from kvswap.cli.output import Output, reference, verb
+
+
+@click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
+@click.argument("ref")
+@click.argument("question")
+@click.option("--max-tokens", type=click.IntRange(1, 4096), default=64, show_default=True)
+@click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
+@click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
+@click.option("--tofu", is_flag=True, help="Trust the publisher from now on, if not known yet.")
+@click.option("--ignore-eos", is_flag=True, help="Make exactly --max-tokens tokens.")
+@verb
+def ask_command(
+    output: Output, ref: str, question: str, max_tokens: int, prefill: bool, force: bool, tofu: bool, ignore_eos: bool
+) -> None:
+    name, text = reference(ref)
+    with output.progress() as progress:
+
+        def show(event: dict[str, Any]) -> None:
+            if event["event"] != "token":
+                progress(event)
+
+        answer = output.client.ask(
+            name,
+            question,
+            max_tokens=max_tokens,
+            text=text,
+            prefill=prefill,
+            force=force,
+            tofu=tofu,
+            ignore_eos=ignore_eos,
+            on_event=show,
+        )
+    output.result(answer, answer["text"])
+    if not output.as_json and not output.quiet:
+        how = "from a published cache" if answer["artifact"] else "prefilled here"
+        print(
+            f"({how}: {answer['tokens']} tokens, first token after {answer['ttft_seconds']:.2f} s; "
+            f"{answer['plan']['reason']})",
+            file=sys.stderr,
+        )

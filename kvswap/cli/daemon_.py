@@ -1,0 +1,36 @@
+"""`kvswap daemon`: run a node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kvswap.cli.output import Output, verb
+
+
+@click.command("daemon", help="Run a node until SIGTERM or Ctrl-C.")
+@click.option("--listen", multiple=True, help="Multiaddr to listen on (repeatable; default /ip4/127.0.0.1/tcp/0).")
+@click.option("--announce", multiple=True, help="Multiaddr that peers should dial instead (repeatable).")
+@click.option("--bootstrap", multiple=True, help="Multiaddr of a peer to join, with /p2p/ (repeatable).")
+@click.option("--api-port", type=click.IntRange(0, 65535), help="Port of the local API (default: any).")
+@click.option("--mdns/--no-mdns", default=None, help="Find peers on the local network.")
+@click.option("--p2p/--no-p2p", default=None, help="Take part in the network at all.")
+@click.option("--model", help="Default model.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Compute dtype.")
+@click.option("--device", help="cpu, cuda, cuda:0, mps.")
+@click.option("--threads", type=click.IntRange(0, 1024), help="Compute threads (0: as torch chooses).")
+@verb
+def daemon_command(output: Output, **flags: Any) -> None:
+    from kvswap.core.settings import Settings
+    from kvswap.daemon.run import main
+
+    settings = Settings.load(output.home, **flags)
+
+    def ready(info: dict[str, Any]) -> None:
+        lines = [f"kvswap daemon is ready at {info['url']} (home {settings.home})", f"  publisher {info['publisher']}"]
+        lines += [f"  listening {address}" for address in info["addresses"]]
+        lines += [f"  degraded: {part}: {reason}" for part, reason in info["degraded"].items()]
+        output.result({"ready": True, **info}, "\n".join(lines))
+
+    main(settings, ready)

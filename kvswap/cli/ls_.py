@@ -1,0 +1,29 @@
+"""`kvswap ls`."""
+
+from __future__ import annotations
+
+import click
+
+from kvswap.cli.output import Output, size, verb
+
+
+@click.command("ls", help="List artifacts in the store.")
+@verb
+def ls_command(output: Output) -> None:
+    rows = output.client.artifacts()
+
+    def text() -> str:
+        cells = [
+            (
+                r["artifact"],
+                (r["document"] or "private")[:19],
+                r["label"],
+                r["tokens"],
+                size(r["wire_bytes"]),
+                ("complete" if r["complete"] else "partial") + (", pinned" if r["pinned"] else ""),
+            )
+            for r in rows
+        ]
+        return output.table(("ARTIFACT", "DOCUMENT", "MODEL", "TOKENS", "SIZE", "STATE"), cells)
+
+    output.result({"artifacts": rows}, text)

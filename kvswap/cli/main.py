@@ -1,0 +1,109 @@
+"""The `kvswap` command: lazy verbs, and the one place where an error becomes text and exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from kvswap.core.errors import KvswapError
+from kvswap.core.version import __version__
+
+# Verb -> (module, help).  A table, so that --help imports no verb.
+VERBS = {
+    "daemon": ("daemon", "Run a node."),
+    "publish": ("publish", "Prefill a text file and offer its KV cache to peers."),
+    "fetch": ("fetch", "Make a published cache local and verified, when that is worth it."),
+    "ask": ("ask", "Answer a question from a document's cache."),
+    "plan": ("plan", "Say whether fetching beats prefilling, and why."),
+    "show": ("show", "Show the manifest of an artifact in the store."),
+    "verify": ("verify", "Check an artifact, or the whole store."),
+    "ls": ("ls", "List artifacts in the store."),
+    "rm": ("rm", "Remove an artifact from the store."),
+    "pin": ("pin", "Keep an artifact whatever the quota says."),
+    "unpin": ("pin", "Let an artifact go when room is needed."),
+    "gc": ("gc", "Remove chunks that no artifact needs."),
+    "status": ("status", "State of the running node."),
+    "peers": ("peers", "Peers and what was experienced with them."),
+    "trust": ("trust", "Publishers whose artifacts this node uses."),
+    "id": ("id", "This node's ids and addresses."),
+    "model": ("model", "Models: list, pull."),
+    "manifest": ("manifest", "Judge a manifest file."),
+    "events": ("events", "What the node did and does."),
+    "doctor": ("doctor", "Check this machine and this installation."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a verb's module only when the verb is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = import_module(f"kvswap.cli.{VERBS[cmd_name][0]}_")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kvswap")
+@click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: XDG data directory).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more.")
+@click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR).")
+@click.pass_context
+def cli(ctx: click.Context, home: str | None, as_json: bool, quiet: bool, verbose: bool, no_color: bool) -> None:
+    """Exchange the KV caches of documents between machines that run the same model.
+
+    stdout is data, stderr is progress.  A KV cache reveals its text: publish what may be read.
+    """
+    ctx.obj = {"home": home, "as_json": as_json, "quiet": quiet, "verbose": verbose, "no_color": no_color}
+
+
+def render_error(error: KvswapError, as_json: bool) -> None:
+    """What happened, one likely cause, and what helps."""
+    if as_json:
+        print(json.dumps({"error": error.to_dict()}))
+    print(f"kvswap: {error.message}", file=sys.stderr)
+    if error.cause:
+        print(f"  Cause: {error.cause}", file=sys.stderr)
+    if error.hint:
+        print(f"  Hint:  {error.hint}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        result: Any = cli.main(args=arguments, prog_name="kvswap", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except KvswapError as error:
+        render_error(error, as_json)
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        print("kvswap: interrupted; what was fetched is kept, the same command resumes", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())

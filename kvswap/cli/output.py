@@ -1,0 +1,182 @@
+"""Rendering: JSON lines for scripts, tables and bars for people.  stdout is data, stderr is progress."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+
+from kvswap.client import Client
+from kvswap.core.errors import InvalidDocument, UsageError
+from kvswap.core.ids import document_digest, parse_reference
+from kvswap.core.limits import LIMITS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Output:
+    """How this call speaks."""
+
+    home: str | None
+    as_json: bool
+    quiet: bool
+    verbose: bool
+    no_color: bool
+
+    @property
+    def client(self) -> Client:
+        return Client(self.home)
+
+    def result(self, value: Any, text: str | Callable[[], str]) -> None:
+        """The answer: one JSON line, or text."""
+        print(json.dumps(value) if self.as_json else (text() if callable(text) else text), flush=True)
+
+    def note(self, text: str) -> None:
+        """For people only."""
+        if not self.quiet and not self.as_json:
+            print(text, file=sys.stderr, flush=True)
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+        """Plain aligned columns: easy to read, easy to cut."""
+        cells = [list(headers)] + [["" if v is None else str(v) for v in row] for row in rows]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+    def progress(self) -> Progress:
+        return Progress(self)
+
+
+class Progress:
+    """Events as JSON lines, as a bar on a terminal, or as nothing."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._bar: Any = None
+        self._task: Any = None
+        self._stage = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        output = self._output
+        if output.as_json:
+            print(json.dumps(event), flush=True)
+            return
+        if output.quiet:
+            return
+        kind = event["event"]
+        if kind == "prefill":
+            self._advance("prefill", event["block"], event["blocks"], f"{event['tokens']} tokens")
+        elif kind == "chunk":
+            self._advance("transfer", event["done"], event["chunks"], size(event["bytes"]))
+        elif kind == "found" and event.get("peers"):
+            output.note(f"found {event['artifact']} at {len(event['peers'])} peer(s)")
+        elif kind == "plan":
+            output.note(f"plan: {event['action']} - {event['reason']}")
+
+    def _advance(self, stage: str, done: int, total: int, detail: str) -> None:
+        if not sys.stderr.isatty():
+            if done == total:
+                print(f"{stage}: {done}/{total}, {detail}", file=sys.stderr, flush=True)
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            plain = self._output.no_color or "NO_COLOR" in os.environ
+            self._bar = Bar(
+                TextColumn("{task.description:10}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True, no_color=plain),
+            )
+            self._bar.start()
+        if stage != self._stage:
+            self._stage = stage
+            self._task = self._bar.add_task(stage, total=total, detail=detail)
+        self._bar.update(self._task, completed=done, detail=detail)
+
+
+def verb(function: F) -> F:
+    """Give a command the common options, before or after its name, as one `Output` argument."""
+
+    @click.option("--home", default=None, help="Directory of the node.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say more.")
+    @click.option("--no-color", is_flag=True, help="No colours.")
+    @functools.wraps(function)
+    def wrapped(**options: Any) -> Any:
+        above = click.get_current_context().find_root().obj or {}
+        names = ("home", "as_json", "quiet", "verbose", "no_color")
+        chosen = {name: options.pop(name) or above.get(name) for name in names}
+        output = Output(chosen["home"], *(bool(chosen[name]) for name in names[1:]))
+        return function(output, **options)
+
+    return cast(F, wrapped)
+
+
+def size(value: float) -> str:
+    """Bytes for people, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""
+
+
+def read_document(path: Path) -> bytes:
+    """A document's bytes, checked before they are sent anywhere.  Raises `InvalidDocument`."""
+    length = path.stat().st_size
+    if length > LIMITS.document_bytes:
+        raise InvalidDocument(
+            f"{path} has {length} bytes, the limit is {LIMITS.document_bytes}",
+            cause="no model of today reads so much at once",
+            hint="split it",
+        )
+    data = path.read_bytes()
+    if not data.strip():
+        raise InvalidDocument(f"{path} is empty")
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidDocument(
+            f"{path} is not UTF-8 text (byte {error.start})",
+            cause="a binary file, or another encoding",
+            hint=f"iconv -t utf-8 {path}",
+        ) from error
+    if b"\0" in data:
+        raise InvalidDocument(f"{path} holds NUL bytes", cause="a binary file")
+    return data
+
+
+def reference(ref: str) -> tuple[str, str | None]:
+    """(id, text): what the user named is an artifact id, a document digest, or a text file's path."""
+    path = Path(ref).expanduser()
+    if path.is_file():
+        data = read_document(path)
+        return document_digest(data), data.decode()
+    try:
+        return str(parse_reference(ref)), None
+    except UsageError as error:
+        raise UsageError(
+            f"{ref!r} is neither an artifact id, nor sha256:<hex>, nor a file",
+            cause="a typing error, or the file is somewhere else",
+            hint="kvswap ls",
+        ) from error

@@ -1,0 +1,34 @@
+"""`kvswap publish`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kvswap.cli.output import Output, read_document, size, verb
+
+
+@click.command("publish", help="Prefill FILE and offer its KV cache.  The cache reveals the text.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", help="Model to prefill with (default: the daemon's).")
+@click.option("--codec", help="Codec of the chunks (default: planes).")
+@click.option("--truncate", is_flag=True, help="Publish the longest whole-block prefix that the model can read.")
+@click.option("--source", help="URL the document came from, for the manifest.")
+@verb
+def publish_command(
+    output: Output, file: Path, model: str | None, codec: str | None, truncate: bool, source: str | None
+) -> None:
+    text = read_document(file).decode()
+    with output.progress() as progress:
+        done = output.client.publish(
+            text, model=model, codec=codec, truncate=truncate, source=source, on_event=progress
+        )
+    ratio = done["raw_bytes"] / done["wire_bytes"]
+    output.result(
+        done,
+        f"{done['artifact']}\n  {done['document']}\n  {done['tokens']} tokens, {size(done['raw_bytes'])} of KV in "
+        f"{size(done['wire_bytes'])} ({ratio:.2f}x), {done['seconds']:.1f} s"
+        + (", already published" if done["reused"] else ""),
+    )
+    output.note(f"others may now:  kvswap fetch {done['document']}")

@@ -1,0 +1,29 @@
+"""`kvswap rm`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from kvswap.cli.output import Output, reference, size, verb
+from kvswap.core.errors import UsageError
+
+
+@click.command("rm", help="Remove REF from the store.")
+@click.argument("ref")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@verb
+def rm_command(output: Output, ref: str, yes: bool, dry_run: bool) -> None:
+    row = output.client.show(reference(ref)[0])
+    what = f"{row['artifact']} ({row['tokens']} tokens, {size(row['wire_bytes'])})"
+    if dry_run:
+        output.result({"would_remove": row["artifact"], "wire_bytes": row["wire_bytes"]}, f"would remove {what}")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("removing needs a yes", hint=f"kvswap rm -y {row['artifact']}")
+        click.confirm(f"remove {what}?", abort=True, err=True)
+    done = output.client.remove(row["artifact"])
+    output.result(done, f"removed {done['removed']}, {size(done['freed_bytes'])} freed")

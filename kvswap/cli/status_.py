@@ -1,0 +1,28 @@
+"""`kvswap status`."""
+
+from __future__ import annotations
+
+import click
+
+from kvswap.cli.output import Output, size, verb
+
+
+@click.command("status", help="State of the running node.")
+@verb
+def status_command(output: Output) -> None:
+    s = output.client.status()
+
+    def text() -> str:
+        model = s["model"]
+        loaded = f"loaded (process {model['pid']})" if model["pid"] else "not loaded"
+        lines = [
+            f"home       {s['home']}",
+            f"peer       {s['peer']}, {s['peers']} connected" if s["p2p"] else "peer       offline",
+            f"publisher  {s['publisher']}",
+            f"store      {s['artifacts']} artifacts, {size(s['store_bytes'])} of {size(s['quota_bytes'])}",
+            f"model      {model['default']} {model['dtype']} on {model['device']}, {loaded}",
+            f"traffic    {size(s['bytes_in'])} in, {size(s['bytes_out'])} out",
+        ]
+        return "\n".join(lines + [f"degraded   {part}: {why}" for part, why in s["degraded"].items()])
+
+    output.result(s, text)

@@ -1,0 +1,37 @@
+"""`kvswap trust ls|add|rm`."""
+
+from __future__ import annotations
+
+import click
+
+from kvswap.cli.output import Output, verb
+
+
+@click.group("trust", help="Publishers whose artifacts this node uses.  Its own are always trusted.")
+def trust_command() -> None:
+    pass
+
+
+@trust_command.command("ls", help="List trusted publishers.")
+@verb
+def ls(output: Output) -> None:
+    found = output.client.trust_list()
+    rows = [(p["peer"], p["how"], p["label"]) for p in found["publishers"]]
+    output.result(found, lambda: output.table(("PUBLISHER", "HOW", "LABEL"), [(found["own"], "own", ""), *rows]))
+
+
+@trust_command.command("add", help="Trust the publisher PEERID from now on.")
+@click.argument("peerid")
+@click.option("--label", default="", help="A name for your own use.")
+@verb
+def add(output: Output, peerid: str, label: str) -> None:
+    done = output.client.trust_add(peerid, label)
+    output.result(done, f"trusted {done['peer']}")
+
+
+@trust_command.command("rm", help="Stop trusting the publisher PEERID.")
+@click.argument("peerid")
+@verb
+def rm(output: Output, peerid: str) -> None:
+    done = output.client.trust_remove(peerid)
+    output.result(done, f"no longer trusted: {done['peer']}")

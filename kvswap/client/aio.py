@@ -1,0 +1,158 @@
+"""The asyncio client, on aiohttp.  Method for method the blocking one (tested for parity)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from kvswap.client import calls
+from kvswap.client.calls import Call
+from kvswap.client.values import AsyncArtifact, error_of
+from kvswap.core.errors import Incompatible, KvswapError, NotFound, PeerError, PlanSaysPrefill, Untrusted
+from kvswap.core.ids import document_digest
+from kvswap.core.runfile import RunFile, not_running
+from kvswap.core.settings import home_directory
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class AsyncClient:
+    """See `kvswap.client.sync.Client`; every verb is a coroutine."""
+
+    def __init__(self, home: str | Path | None = None) -> None:
+        self.home = home_directory(str(home) if home is not None else None)
+
+    async def _lines(self, call: Call) -> AsyncIterator[dict[str, Any]]:
+        import aiohttp
+
+        run = RunFile.read(self.home)
+        timeout = aiohttp.ClientTimeout(total=call.seconds, sock_connect=calls.SHORT_SECONDS)
+        headers = {"Authorization": f"Bearer {run.token}"}
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=1 << 20) as session,
+                session.request(call.method, run.url + call.path, json=call.body) as response,
+            ):
+                if response.status != 200:
+                    raise error_of(await response.json(content_type=None), response.status)
+                if not call.lines:
+                    yield {"result": await response.json()}
+                    return
+                async for line in response.content:
+                    yield json.loads(line)
+        except aiohttp.ClientConnectorError as error:
+            raise not_running(self.home) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise KvswapError(f"the daemon went away: {error}", cause="it was stopped", hint="kvswap status") from error
+
+    async def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
+        async for message in self._lines(call):
+            if "event" in message:
+                if on_event is not None:
+                    on_event(message)
+            elif "error" in message:
+                raise KvswapError.from_dict(message["error"])
+            else:
+                return dict(message["result"])
+        raise KvswapError("the daemon ended before the answer", cause="it was stopped", hint="kvswap status")
+
+    async def status(self) -> dict[str, Any]:
+        return await self._do(calls.status())
+
+    async def identity(self) -> dict[str, Any]:
+        return await self._do(calls.identity())
+
+    async def peers(self) -> list[dict[str, Any]]:
+        return list((await self._do(calls.peers()))["peers"])
+
+    async def artifacts(self) -> list[dict[str, Any]]:
+        return list((await self._do(calls.artifacts()))["artifacts"])
+
+    async def show(self, ref: str) -> dict[str, Any]:
+        return await self._do(calls.show(ref))
+
+    async def publish(
+        self,
+        text: str,
+        *,
+        model: str | None = None,
+        codec: str | None = None,
+        truncate: bool = False,
+        source: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        return await self._do(calls.publish(text, model, codec, truncate, source), on_event)
+
+    async def fetch(
+        self, ref: str, *, force: bool = False, tofu: bool = False, on_event: OnEvent | None = None
+    ) -> AsyncArtifact:
+        report = await self._do(calls.fetch(ref, force, tofu), on_event)
+        return AsyncArtifact(report["artifact"], report, lambda: self.show(report["artifact"]))
+
+    async def plan(self, ref: str, *, on_event: OnEvent | None = None) -> dict[str, Any]:
+        return await self._do(calls.plan(ref), on_event)
+
+    async def verify(self, ref: str | None = None, *, store: bool = False) -> dict[str, Any]:
+        return await self._do(calls.verify(ref, store))
+
+    async def ask(
+        self,
+        ref: str,
+        question: str,
+        *,
+        max_tokens: int = 64,
+        text: str | None = None,
+        prefill: bool = False,
+        force: bool = False,
+        tofu: bool = False,
+        ignore_eos: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        return await self._do(calls.ask(ref, question, max_tokens, text, prefill, force, tofu, ignore_eos), on_event)
+
+    async def remove(self, ref: str) -> dict[str, Any]:
+        return await self._do(calls.remove(ref))
+
+    async def pin(self, ref: str, pinned: bool = True) -> dict[str, Any]:
+        return await self._do(calls.pin(ref, pinned))
+
+    async def collect(self, target_bytes: int | None = None) -> dict[str, Any]:
+        return await self._do(calls.collect(target_bytes))
+
+    async def trust_list(self) -> dict[str, Any]:
+        return await self._do(calls.trust_list())
+
+    async def trust_add(self, peer: str, label: str = "") -> dict[str, Any]:
+        return await self._do(calls.trust_add(peer, label))
+
+    async def trust_remove(self, peer: str) -> dict[str, Any]:
+        return await self._do(calls.trust_remove(peer))
+
+    async def events(self, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
+        call = Call("GET", f"/v1/events?follow={int(follow)}", lines=True, seconds=calls.LONG_SECONDS)
+        async for event in self._lines(call):
+            yield event
+
+    async def prefix(
+        self, text: str, model: Any, tokenizer: Any, *, block_tokens: int = 256, room: int = 1024, tofu: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
+        from kvswap.client.loading import check_tokens, load_artifact, prefill_locally
+
+        began = time.perf_counter()
+        try:
+            artifact = await self.fetch(document_digest(text.encode()), tofu=tofu)
+            details = await self.show(artifact.id)
+            check_tokens(details, text, tokenizer)
+            cache = await asyncio.to_thread(load_artifact, details, model, room=room)
+        except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, PeerError) as error:
+            cache, tokens, _ = await asyncio.to_thread(prefill_locally, text, model, tokenizer, block_tokens, room)
+            action, reason, found = "prefill", error.message, None
+        else:
+            plan = artifact.report["plan"]
+            action, reason, found, tokens = "fetch", plan["reason"], artifact.id, artifact.tokens
+        seconds = time.perf_counter() - began
+        return cache, {"action": action, "reason": reason, "seconds": seconds, "tokens": tokens, "artifact": found}

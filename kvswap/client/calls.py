@@ -1,0 +1,108 @@
+"""The requests, built once for both clients.  Pure: no IO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+LONG_SECONDS = 3600.0  # publish, fetch, ask: their own time-outs are in the daemon
+SHORT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request.  `lines`: the answer is JSON lines that end in a result or an error."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+    lines: bool = False
+    seconds: float = SHORT_SECONDS
+
+
+def _long(path: str, **body: Any) -> Call:
+    return Call("POST", path, {k: v for k, v in body.items() if v is not None}, True, LONG_SECONDS)
+
+
+def status() -> Call:
+    return Call("GET", "/v1/status")
+
+
+def identity() -> Call:
+    return Call("GET", "/v1/id")
+
+
+def peers() -> Call:
+    return Call("GET", "/v1/peers")
+
+
+def artifacts() -> Call:
+    return Call("GET", "/v1/artifacts")
+
+
+def show(ref: str) -> Call:
+    return Call("GET", f"/v1/artifacts/{quote(ref, safe=':')}")
+
+
+def remove(ref: str) -> Call:
+    return Call("DELETE", f"/v1/artifacts/{quote(ref, safe=':')}")
+
+
+def pin(ref: str, pinned: bool) -> Call:
+    return Call("POST", f"/v1/artifacts/{quote(ref, safe=':')}/{'pin' if pinned else 'unpin'}")
+
+
+def collect(target_bytes: int | None) -> Call:
+    return Call("POST", "/v1/gc", {"target_bytes": target_bytes}, seconds=600)
+
+
+def trust_list() -> Call:
+    return Call("GET", "/v1/trust")
+
+
+def trust_add(peer: str, label: str) -> Call:
+    return Call("POST", "/v1/trust", {"peer": peer, "label": label})
+
+
+def trust_remove(peer: str) -> Call:
+    return Call("DELETE", f"/v1/trust/{quote(peer)}")
+
+
+def publish(text: str, model: str | None, codec: str | None, truncate: bool, source: str | None) -> Call:
+    return _long("/v1/publish", text=text, model=model, codec=codec, truncate=truncate, source=source)
+
+
+def fetch(ref: str, force: bool, tofu: bool) -> Call:
+    return _long("/v1/fetch", ref=ref, force=force, tofu=tofu)
+
+
+def plan(ref: str) -> Call:
+    return _long("/v1/plan", ref=ref)
+
+
+def verify(ref: str | None, store: bool) -> Call:
+    return _long("/v1/verify", ref=ref, store=store)
+
+
+def ask(
+    ref: str,
+    question: str,
+    max_tokens: int,
+    text: str | None,
+    prefill: bool,
+    force: bool,
+    tofu: bool,
+    ignore_eos: bool,
+) -> Call:
+    return _long(
+        "/v1/ask",
+        ref=ref,
+        question=question,
+        max_tokens=max_tokens,
+        text=text,
+        prefill=prefill,
+        force=force,
+        tofu=tofu,
+        ignore_eos=ignore_eos,
+    )

@@ -1,0 +1,109 @@
+"""From the daemon's view of an artifact to a cache in this process's model.
+
+The daemon is not believed: signature and every digest are checked again here, and the model in memory
+is compared with the weights that the artifact names.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from kvswap.core.errors import Incompatible, IntegrityError, NotFound
+from kvswap.core.ids import Cid
+
+_identities: weakref.WeakKeyDictionary[Any, bytes] = weakref.WeakKeyDictionary()
+
+
+def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
+    """A `DynamicCache` from `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
+    from kvswap.artifact.layout import check_compatible
+    from kvswap.artifact.tensors import load
+    from kvswap.model.cache import build_cache
+    from kvswap.store.files import chunk_path
+    from kvswap.trust import read_statement
+
+    statement = read_statement(base64.b64decode(details["envelope"]))
+    if str(statement.artifact) != details["artifact"]:
+        raise IntegrityError(f"the daemon answered another artifact than {details['artifact']}")
+    manifest = statement.manifest
+    check_compatible(manifest, live_identity(model), str(model.dtype).removeprefix("torch."))
+    directory = Path(details["chunks_directory"])
+
+    def read(cid: Cid) -> bytes:
+        try:
+            return chunk_path(directory, cid).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(
+                f"chunk {cid} of {statement.artifact} is not in the store any more",
+                cause="it was removed after it was fetched",
+                hint=f"kvswap fetch {statement.artifact}",
+            ) from None
+
+    stop = manifest.prefix.tokens if tokens is None else tokens
+    tensors = load(manifest, read, tokens=tokens, room=room)
+    return build_cache(model.config, tensors, stop, model.device)
+
+
+def live_identity(model: Any) -> bytes:
+    """Model identity of a transformers model in memory, whose weights are compared with its files.
+
+    Computed once for a model object.  Raises `Incompatible` when the weights in memory are not those
+    of the directory it says it came from (fine-tuned, quantised, or merged with an adapter).
+    """
+    known = _identities.get(model)
+    if known is None:
+        known = _identities[model] = _compare(model)
+    return known
+
+
+def _compare(model: Any) -> bytes:
+    import torch
+    from safetensors import safe_open
+
+    from kvswap.model.identity import directory_identity
+
+    directory = Path(str(getattr(model, "name_or_path", "") or model.config._name_or_path))
+    if not (directory / "config.json").is_file():
+        raise Incompatible(
+            f"the model says it came from {str(directory)!r}, which is not a directory with config.json",
+            cause="kvswap knows a model by its files",
+            hint="load it with from_pretrained(directory); kvswap model ls prints directories",
+            field="model",
+        )
+    state = model.state_dict()
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                have = state.get(name)
+                if have is None or not torch.equal(file.get_tensor(name).to(have.dtype), have.cpu()):
+                    raise Incompatible(
+                        f"the model in memory differs from {path} at {name!r}",
+                        cause="it was changed after loading, or its weights were renamed",
+                        field="model",
+                    )
+    return directory_identity(directory, directory.name).digest
+
+
+def prefill_locally(text: str, model: Any, tokenizer: Any, block_tokens: int, room: int) -> tuple[Any, int, float]:
+    """Canonical prefill in this process: (cache, tokens, seconds)."""
+    from kvswap.model.load import LoadedModel
+    from kvswap.model.prefill import check_length, prefill
+
+    began = time.perf_counter()
+    loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
+    ids = loaded.tokenize(text)
+    check_length(loaded, len(ids))
+    return prefill(loaded, ids, block_tokens, room), len(ids), time.perf_counter() - began
+
+
+def check_tokens(details: dict[str, Any], text: str, tokenizer: Any) -> None:
+    """Raise `Incompatible` unless the artifact's token digest is that of `text` under `tokenizer`."""
+    from kvswap.artifact.chain import token_digest
+
+    ids = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+    if token_digest(ids).hex() != details["manifest"]["prefix"]["token_digest"]:
+        raise Incompatible("the artifact's tokens are not those of this text", field="prefix.token_digest")

@@ -1,0 +1,182 @@
+"""The blocking client, on the standard library's HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from kvswap.client import calls
+from kvswap.client.calls import Call
+from kvswap.client.values import Artifact, error_of
+from kvswap.core.errors import Incompatible, KvswapError, NotFound, PeerError, PlanSaysPrefill, Untrusted
+from kvswap.core.ids import document_digest
+from kvswap.core.runfile import RunFile, not_running
+from kvswap.core.settings import home_directory
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Client:
+    """The running daemon of a home.  Raises `DaemonNotRunning` when there is none."""
+
+    def __init__(self, home: str | Path | None = None) -> None:
+        self.home = home_directory(str(home) if home is not None else None)
+
+    # -- transport -------------------------------------------------------------------------------
+
+    def _open(self, call: Call) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        run = RunFile.read(self.home)
+        url = urlsplit(run.url)
+        connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=call.seconds)
+        body = None if call.body is None else json.dumps(call.body).encode()
+        headers = {"Authorization": f"Bearer {run.token}", "Content-Type": "application/json"}
+        try:
+            connection.request(call.method, call.path, body, headers)
+            return connection, connection.getresponse()
+        except (ConnectionError, http.client.HTTPException) as error:
+            connection.close()
+            raise not_running(self.home) from error
+
+    def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
+        connection, response = self._open(call)
+        try:
+            if response.status != 200 or not call.lines:
+                body = json.loads(response.read() or b"{}")
+                if response.status != 200:
+                    raise error_of(body, response.status)
+                return dict(body)
+            for line in response:
+                message = json.loads(line)
+                if "event" in message:
+                    if on_event is not None:
+                        on_event(message)
+                elif "error" in message:
+                    raise KvswapError.from_dict(message["error"])
+                else:
+                    return dict(message["result"])
+            raise KvswapError("the daemon ended before the answer", cause="it was stopped", hint="kvswap status")
+        except (ConnectionError, http.client.HTTPException, TimeoutError) as error:
+            raise KvswapError(f"the daemon went away: {error}", cause="it was stopped", hint="kvswap status") from error
+        finally:
+            connection.close()
+
+    # -- verbs -----------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        return self._do(calls.status())
+
+    def identity(self) -> dict[str, Any]:
+        """`{"peer", "publisher", "addresses"}` of this node."""
+        return self._do(calls.identity())
+
+    def peers(self) -> list[dict[str, Any]]:
+        return list(self._do(calls.peers())["peers"])
+
+    def artifacts(self) -> list[dict[str, Any]]:
+        return list(self._do(calls.artifacts())["artifacts"])
+
+    def show(self, ref: str) -> dict[str, Any]:
+        """An artifact in the store: its index row, manifest and envelope."""
+        return self._do(calls.show(ref))
+
+    def publish(
+        self,
+        text: str,
+        *,
+        model: str | None = None,
+        codec: str | None = None,
+        truncate: bool = False,
+        source: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        """Prefill and publish a document's text.  A KV cache reveals its text: publish public documents."""
+        return self._do(calls.publish(text, model, codec, truncate, source), on_event)
+
+    def fetch(self, ref: str, *, force: bool = False, tofu: bool = False, on_event: OnEvent | None = None) -> Artifact:
+        """Make an artifact local and verified.
+
+        Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
+        """
+        report = self._do(calls.fetch(ref, force, tofu), on_event)
+        return Artifact(report["artifact"], report, lambda: self.show(report["artifact"]))
+
+    def plan(self, ref: str, *, on_event: OnEvent | None = None) -> dict[str, Any]:
+        return self._do(calls.plan(ref), on_event)
+
+    def verify(self, ref: str | None = None, *, store: bool = False) -> dict[str, Any]:
+        """Check an artifact, or with `store` every file of the store."""
+        return self._do(calls.verify(ref, store))
+
+    def ask(
+        self,
+        ref: str,
+        question: str,
+        *,
+        max_tokens: int = 64,
+        text: str | None = None,
+        prefill: bool = False,
+        force: bool = False,
+        tofu: bool = False,
+        ignore_eos: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        """Answer from a document's cache, in the node's model process."""
+        return self._do(calls.ask(ref, question, max_tokens, text, prefill, force, tofu, ignore_eos), on_event)
+
+    def remove(self, ref: str) -> dict[str, Any]:
+        return self._do(calls.remove(ref))
+
+    def pin(self, ref: str, pinned: bool = True) -> dict[str, Any]:
+        return self._do(calls.pin(ref, pinned))
+
+    def collect(self, target_bytes: int | None = None) -> dict[str, Any]:
+        return self._do(calls.collect(target_bytes))
+
+    def trust_list(self) -> dict[str, Any]:
+        return self._do(calls.trust_list())
+
+    def trust_add(self, peer: str, label: str = "") -> dict[str, Any]:
+        return self._do(calls.trust_add(peer, label))
+
+    def trust_remove(self, peer: str) -> dict[str, Any]:
+        return self._do(calls.trust_remove(peer))
+
+    def events(self, follow: bool = False) -> Iterator[dict[str, Any]]:
+        """What happened lately; with `follow`, for ever."""
+        connection, response = self._open(Call("GET", f"/v1/events?follow={int(follow)}", seconds=calls.LONG_SECONDS))
+        try:
+            if response.status != 200:
+                raise error_of(json.loads(response.read() or b"{}"), response.status)
+            for line in response:
+                yield json.loads(line)
+        finally:
+            connection.close()
+
+    def prefix(
+        self, text: str, model: Any, tokenizer: Any, *, block_tokens: int = 256, room: int = 1024, tofu: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
+        """A cache of `text` for this model: fetched where that is possible and worth it, else prefilled here.
+
+        Returns the cache and a report: `action`, `reason`, `seconds`, `tokens`, `artifact`.
+        """
+        from kvswap.client.loading import check_tokens, load_artifact, prefill_locally
+
+        began = time.perf_counter()
+        try:
+            artifact = self.fetch(document_digest(text.encode()), tofu=tofu)
+            details = self.show(artifact.id)
+            check_tokens(details, text, tokenizer)
+            cache = load_artifact(details, model, room=room)
+        except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, PeerError) as error:
+            cache, tokens, _ = prefill_locally(text, model, tokenizer, block_tokens, room)
+            action, reason, found = "prefill", error.message, None
+        else:
+            plan = artifact.report["plan"]
+            action, reason, found, tokens = "fetch", plan["reason"], artifact.id, artifact.tokens
+        seconds = time.perf_counter() - began
+        return cache, {"action": action, "reason": reason, "seconds": seconds, "tokens": tokens, "artifact": found}

@@ -1,0 +1,63 @@
+"""What the clients return that is more than a dict: an artifact that can be loaded into a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvswap.core.errors import KvswapError
+
+
+def error_of(body: Any, status: int) -> KvswapError:
+    """The exception that an error body stands for."""
+    data = body.get("error") if isinstance(body, dict) else None
+    if isinstance(data, dict):
+        return KvswapError.from_dict(data)
+    return KvswapError(f"the daemon answered with status {status}")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A verified artifact in the local store.  `report` is what `kvswap fetch --json` prints."""
+
+    id: str
+    report: dict[str, Any]
+    _details: Any = field(repr=False)  # callable: the daemon's view of the artifact
+
+    def load(self, model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
+        """A transformers `DynamicCache`, bit for bit the publisher's, on the model's device.
+
+        `tokens`: stop at this block's end instead of the whole document.  `room`: tokens that may
+        follow before the cache must be copied.  Raises `Incompatible` when `model` is not the one the
+        artifact was made by, `IntegrityError` when a chunk is not what was signed.
+        """
+        from kvswap.client.loading import load_artifact
+
+        return load_artifact(self._details(), model, tokens=tokens, room=room)
+
+    @property
+    def tokens(self) -> int:
+        """Length of the cached prefix in tokens: the position at which a question starts."""
+        return int(self.report["tokens"])
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncArtifact:
+    """`Artifact` for asyncio: loading runs in a thread."""
+
+    id: str
+    report: dict[str, Any]
+    _details: Any = field(repr=False)  # coroutine function
+
+    async def load(self, model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
+        """See `Artifact.load`."""
+        import asyncio
+
+        from kvswap.client.loading import load_artifact
+
+        details = await self._details()
+        return await asyncio.to_thread(load_artifact, details, model, tokens=tokens, room=room)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.report["tokens"])

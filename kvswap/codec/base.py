@@ -1,0 +1,104 @@
+"""The codec contract and the registry.
+
+A chunk's tensors are handed over as *parts*: for each layer K, then V, each an unsigned-integer view
+(`uint16` for bfloat16 and float16, `uint32` for float32) of shape [heads, tokens, dim].  All parts of
+a chunk have the same number of tokens; heads and dim may differ between K and V.  Codecs see bit
+patterns, never floats, which is what makes "exact" mean every NaN payload, -0 and denormal.
+
+Contract of a codec:
+* `encode` may return anything of any length; the registry stores the chunk as `raw` when that is
+  not shorter than the raw bytes.
+* `decode` writes into the given arrays, which may be strided views of a larger cache, and must
+  raise `IntegrityError` when the wire bytes do not describe exactly these parts.  It checks every
+  declared size against the parts before it allocates, so memory is bounded by the parts' own size.
+* Both are pure, re-entrant, and release the GIL in their long steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvswap.core.errors import Incompatible, IntegrityError
+
+Part = npt.NDArray[np.unsignedinteger[Any]]
+
+WORD: dict[str, type[np.unsignedinteger[Any]]] = {
+    "bfloat16": np.uint16,
+    "float16": np.uint16,
+    "float32": np.uint32,
+}
+
+
+class Codec(Protocol):
+    """One way of writing a chunk.  `exact` codecs return every bit; others are never chosen alone."""
+
+    id: str
+    exact: bool
+
+    def encode(self, parts: Sequence[Part], dtype: str) -> bytes:
+        """The wire bytes of these parts."""
+
+    def decode(self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str) -> None:
+        """Fill the parts.  Raises `IntegrityError`."""
+
+
+_REGISTRY: dict[str, Codec] = {}
+
+
+def register(codec: Codec) -> None:
+    """Add a codec.  An id is for ever: changed bytes need a new id."""
+    if codec.id in _REGISTRY:
+        raise ValueError(f"codec id {codec.id!r} is taken")
+    _REGISTRY[codec.id] = codec
+
+
+def names() -> list[str]:
+    """Registered ids, in order of registration."""
+    return list(_REGISTRY)
+
+
+def get(name: str) -> Codec:
+    """The codec of this id.  Raises `Incompatible` naming the field."""
+    try:
+        return _REGISTRY[name]
+    except KeyError:
+        raise Incompatible(
+            f"unknown codec {name[:40]!r}",
+            cause="the publisher uses a newer kvswap",
+            hint=f"this version reads: {', '.join(_REGISTRY)}",
+            field="codec",
+        ) from None
+
+
+def raw_length(parts: Sequence[Part]) -> int:
+    """Bytes of the parts without any coding."""
+    return sum(part.nbytes for part in parts)
+
+
+def encode(parts: Sequence[Part], dtype: str, name: str) -> tuple[str, bytes]:
+    """Encode with the named codec, or `raw` where that does not help.  Returns (id used, bytes)."""
+    check_parts(parts, dtype)
+    wire = get(name).encode(parts, dtype)
+    if name != "raw" and len(wire) >= raw_length(parts):
+        return "raw", get("raw").encode(parts, dtype)
+    return name, wire
+
+
+def decode(name: str, wire: bytes | memoryview, parts: Sequence[Part], dtype: str) -> None:
+    """Decode into `parts`.  Raises `Incompatible` (unknown codec) or `IntegrityError`."""
+    check_parts(parts, dtype)
+    get(name).decode(wire, parts, dtype)
+
+
+def check_parts(parts: Sequence[Part], dtype: str) -> None:
+    """Refuse a dtype or a shape that no codec is specified for."""
+    word = WORD.get(dtype)
+    if word is None:
+        raise Incompatible(f"dtype {dtype!r} has no codec", field="dtype")
+    for part in parts:
+        if part.ndim != 3 or part.dtype != word or part.shape[1] != parts[0].shape[1]:
+            raise IntegrityError(f"a part of shape {part.shape} and type {part.dtype} is not a [head, token, dim] view")

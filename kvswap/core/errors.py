@@ -1,0 +1,196 @@
+"""The one exception tree.
+
+Every error kvswap raises on purpose derives from `KvswapError` and carries what happened (with the
+id), one likely cause, and a hint with the command that helps.  The exit code of the command line
+and the status of the HTTP API both come from the class, so a verb never catches errors itself.
+
+>>> try:
+...     raise NotFound("no peer offers sha256:ab…", hint="kvswap peers")
+... except KvswapError as error:
+...     error.exit_code
+5
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class KvswapError(Exception):
+    """Base of every error of this package."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: str | None = None,
+        hint: str | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.hint = hint
+        self.details = details
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as the API sends it."""
+        out: dict[str, Any] = {"code": self.code, "message": self.message}
+        if self.cause:
+            out["cause"] = self.cause
+        if self.hint:
+            out["hint"] = self.hint
+        if self.details:
+            out["details"] = self.details
+        return out
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> KvswapError:
+        """The error that `to_dict` described; an unknown code becomes the base class."""
+        kind = _BY_CODE.get(str(data.get("code")), KvswapError)
+        details = data.get("details")
+        return kind(
+            str(data.get("message", "unknown error")),
+            cause=data.get("cause"),
+            hint=data.get("hint"),
+            **(details if isinstance(details, dict) else {}),
+        )
+
+
+class UsageError(KvswapError):
+    """The request itself is wrong: flags, a malformed id, a document that cannot be used."""
+
+    code = "usage"
+    exit_code = 2
+    http_status = 400
+
+
+class InvalidDocument(UsageError):
+    """The document is empty, not UTF-8 text, too large, or longer than the model's context."""
+
+    code = "invalid_document"
+
+
+class Untrusted(KvswapError):
+    """The publisher is not trusted, or the statement has expired."""
+
+    code = "untrusted"
+    exit_code = 4
+    http_status = 403
+
+
+class NotFound(KvswapError):
+    """Nothing here, or at any reachable peer, answers to this reference."""
+
+    code = "not_found"
+    exit_code = 5
+    http_status = 404
+
+
+class IntegrityError(KvswapError):
+    """Bytes are not what a digest or a signature says they are."""
+
+    code = "integrity"
+    exit_code = 6
+    http_status = 422
+
+
+class Incompatible(KvswapError):
+    """Another model, dtype, layout or format version; `details['field']` names which."""
+
+    code = "incompatible"
+    exit_code = 7
+    http_status = 409
+
+
+class MalformedManifest(Incompatible):
+    """The bytes are not a well-formed v1 manifest."""
+
+    code = "malformed_manifest"
+
+
+class PlanSaysPrefill(KvswapError):
+    """Fetching was checked and is not worth it; `details['plan']` has the figures."""
+
+    code = "plan_says_prefill"
+    exit_code = 8
+    http_status = 409
+
+
+class PeerError(KvswapError):
+    """A peer failed, lied, or went away, and no other peer could take its place."""
+
+    code = "peer"
+    exit_code = 9
+    http_status = 502
+    retryable = True
+
+
+class MalformedMessage(PeerError):
+    """A peer, or the model process, sent something that is not of the protocol."""
+
+    code = "malformed_message"
+    retryable = False
+
+
+class NetworkTimeout(PeerError):
+    """A peer did not answer in time."""
+
+    code = "timeout"
+    http_status = 504
+
+
+class P2pDown(PeerError):
+    """The peer-to-peer part of this node is not running; the local store still works."""
+
+    code = "p2p_down"
+    http_status = 503
+
+
+class DaemonNotRunning(KvswapError):
+    """No daemon answers for this home directory."""
+
+    code = "daemon_not_running"
+    exit_code = 10
+    http_status = 503
+
+
+class StoreLocked(KvswapError):
+    """Another process holds this home directory."""
+
+    code = "store_locked"
+    exit_code = 11
+
+
+class StoreFull(KvswapError):
+    """The quota or the disk has no room; nothing was lost."""
+
+    code = "store_full"
+    exit_code = 12
+    http_status = 507
+
+
+class WorkerFailed(KvswapError):
+    """The model process died or could not do the job."""
+
+    code = "worker_failed"
+    retryable = True
+
+
+class Interrupted(KvswapError):
+    """Stopped by the user; what was fetched stays and the next run resumes."""
+
+    code = "interrupted"
+    exit_code = 130
+
+
+def _subclasses(kind: type[KvswapError]) -> list[type[KvswapError]]:
+    return [kind] + [c for child in kind.__subclasses__() for c in _subclasses(child)]
+
+
+_BY_CODE: dict[str, type[KvswapError]] = {c.code: c for c in _subclasses(KvswapError)}

@@ -1,0 +1,58 @@
+"""Every limit in one place, with its unit.
+
+A limit is checked before the work it bounds: before parsing, before allocating, before awaiting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that hold everywhere; the unit is in the name or the comment."""
+
+    # documents
+    document_bytes: int = 16 * MIB
+    question_bytes: int = 64 * KIB
+    # artifacts
+    manifest_bytes: int = 16 * MIB  # signed envelope, on the wire and on disk
+    manifest_chunks: int = 100_000
+    manifest_blocks: int = 65_536
+    manifest_layers: int = 512
+    block_tokens: int = 8_192
+    chunk_bytes: int = 64 * MIB  # raw length of one chunk; wire length never exceeds raw + header
+    chunk_target_bytes: int = 4 * MIB  # raw length the writer aims at from below
+    probe_tokens: int = 64
+    life_seconds: int = 366 * 86_400
+    clock_skew_seconds: int = 300
+    # files we parse
+    json_bytes: int = 64 * MIB  # tokenizer.json of large vocabularies has tens of MB
+    safetensors_header_bytes: int = 100 * MIB
+    config_bytes: int = 1 * MIB
+    # network
+    message_bytes: int = 16 * MIB + 64 * KIB  # a frame that is not a chunk
+    chunk_frame_bytes: int = 64 * MIB + 64 * KIB
+    request_bytes: int = 256 * KIB
+    find_results: int = 64
+    chain_digests: int = 4_096
+    pipelined_requests: int = 16  # one stream: requests a peer may have unanswered
+    streams_per_peer: int = 32
+    dial_seconds: float = 10.0
+    request_seconds: float = 15.0
+    chunk_seconds: float = 60.0
+    lookup_seconds: float = 5.0
+    idle_stream_seconds: float = 120.0
+    # worker process
+    worker_start_seconds: float = 120.0
+    blocks_in_flight: int = 4  # encoded blocks between prefill and store
+    # local API
+    api_body_bytes: int = 40 * MIB  # a document, JSON-escaped, and its question
+    api_seconds: float = 30.0
+    events_kept: int = 1_024
+
+
+LIMITS = Limits()

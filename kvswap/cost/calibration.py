@@ -1,0 +1,107 @@
+"""What was measured on this machine, kept in `calibration.json`: prefill per model, links per peer.
+
+Everything here is a cache of measurements: a lost or damaged file costs a new measurement, nothing
+else, so reading it never raises.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kvswap.core.limits import LIMITS
+from kvswap.cost.estimate import Link, PrefillCurve
+
+_SAMPLES_KEPT = 256
+_PEERS_KEPT = 1_024
+_WEIGHT = 0.3  # of a new measurement in the running mean
+LOAD_BYTES_PER_SECOND = 0.4e9  # until this machine's own load was measured
+
+
+class Calibration:
+    """Measured rates.  Not thread-safe; lives on the node's loop."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._data: dict[str, Any] = {"prefill": {}, "peers": {}, "load": None}
+        try:
+            if path.stat().st_size <= LIMITS.config_bytes:
+                read = json.loads(path.read_text())
+                self._data.update({k: read[k] for k in self._data if k in read})
+        except (OSError, ValueError, TypeError, KeyError):
+            pass
+
+    def save(self) -> None:
+        """Write as a whole; a failure is not worth an error."""
+        try:
+            descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".calibration-")
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(self._data, file)
+            os.replace(temporary, self._path)
+        except OSError:
+            pass
+
+    # -- prefill ---------------------------------------------------------------------------------
+
+    def add_prefill(self, key: str, samples: Sequence[tuple[int, int, float]]) -> None:
+        """Block times of a prefill just done; `key` names model, dtype, device and threads.
+
+        A longer run replaces a shorter one: it says more about the slope.
+        """
+        rows = [[int(a), int(b), float(c)] for a, b, c in samples][:_SAMPLES_KEPT]
+        old = self._data["prefill"].get(key, {}).get("samples", [])
+        if rows and (len(rows) >= min(len(old), 8)):
+            self._data["prefill"][key] = {"samples": rows, "at": int(time.time())}
+            self.save()
+
+    def curve(self, key: str, block_tokens: int) -> PrefillCurve | None:
+        try:
+            rows = self._data["prefill"][key]["samples"]
+            return PrefillCurve.fit([(int(a), int(b), float(c)) for a, b, c in rows], block_tokens)
+        except (KeyError, ValueError, TypeError):
+            return None
+
+    # -- links -----------------------------------------------------------------------------------
+
+    def add_latency(self, peer: str, seconds: float) -> None:
+        self._mean(peer, "latency", seconds)
+
+    def add_rate(self, peer: str, bytes_per_second: float) -> None:
+        """Goodput of a transfer, as the reader saw it."""
+        self._mean(peer, "rate", bytes_per_second)
+
+    def _mean(self, peer: str, field: str, value: float) -> None:
+        peers = self._data["peers"]
+        row = peers.pop(peer, {})
+        old = row.get(field)
+        row[field] = value if old is None else old + _WEIGHT * (value - old)
+        row["at"] = int(time.time())
+        peers[peer] = row  # last in order of use
+        while len(peers) > _PEERS_KEPT:
+            peers.pop(next(iter(peers)))
+
+    def link(self, peer: str, assumed_rate: float) -> Link:
+        row = self._data["peers"].get(peer, {})
+        rate = row.get("rate")
+        return Link(rate or assumed_rate, row.get("latency", 0.05), rate is not None)
+
+    def peer(self, peer: str) -> dict[str, Any]:
+        """What is known of a peer, for showing."""
+        return dict(self._data["peers"].get(peer, {}))
+
+    # -- loading ---------------------------------------------------------------------------------
+
+    def add_load(self, raw_bytes: int, seconds: float) -> None:
+        """Verify, decode and load of an artifact from the local store."""
+        if seconds > 0 and raw_bytes > 1_000_000:
+            rate, old = raw_bytes / seconds, self._data["load"]
+            self._data["load"] = rate if old is None else old + _WEIGHT * (rate - old)
+
+    @property
+    def load_bytes_per_second(self) -> float:
+        return float(self._data["load"] or LOAD_BYTES_PER_SECOND)

@@ -1,0 +1,380 @@
+"""HTTP to use cases.  Long operations answer as JSON lines: events, then one result or error.
+
+No decision is taken here.  When the caller goes away, the use case is cancelled; what it stored stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from kvswap.core.errors import KvswapError, NotFound, UsageError
+from kvswap.core.ids import Cid, PeerId, parse_reference
+from kvswap.core.limits import LIMITS
+from kvswap.core.version import __version__
+from kvswap.daemon import metrics
+from kvswap.daemon.guard import Handler, guard
+from kvswap.daemon.supervisor import ModelProcess
+from kvswap.exchange import Node
+from kvswap.exchange.answer import answer
+from kvswap.exchange.fetch import fetch
+from kvswap.exchange.plan import plan
+from kvswap.exchange.publish import publish
+from kvswap.exchange.resolve import resolve
+from kvswap.exchange.verify import verify_artifact
+from kvswap.model import catalogue
+from kvswap.trust import read_statement
+
+Progress = Callable[[dict[str, Any]], Awaitable[None]]
+Work = Callable[[Progress], Awaitable[dict[str, Any]]]
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The one place where an exception becomes a response."""
+    try:
+        return await handler(request)
+    except KvswapError as error:
+        return web.json_response({"error": error.to_dict()}, status=error.http_status)
+
+
+class Api:
+    """The handlers of one node."""
+
+    def __init__(self, node: Node, model: ModelProcess) -> None:
+        self._node = node
+        self._model = model
+
+    def application(self, token: str) -> web.Application:
+        app = web.Application(middlewares=[guard(token), errors], client_max_size=LIMITS.api_body_bytes)
+        app.add_routes(
+            [
+                web.get("/healthz", self.healthz),
+                web.get("/readyz", self.readyz),
+                web.get("/metrics", self.metrics),
+                web.get("/v1/status", self.status),
+                web.get("/v1/id", self.identity),
+                web.get("/v1/peers", self.peers),
+                web.get("/v1/events", self.events),
+                web.get("/v1/models", self.models),
+                web.get("/v1/artifacts", self.artifacts),
+                web.get("/v1/artifacts/{ref}", self.artifact),
+                web.delete("/v1/artifacts/{ref}", self.remove),
+                web.post("/v1/artifacts/{ref}/pin", self.pin),
+                web.post("/v1/artifacts/{ref}/unpin", self.pin),
+                web.get("/v1/chunks/{cid}", self.chunk),
+                web.post("/v1/publish", self.publish),
+                web.post("/v1/fetch", self.fetch),
+                web.post("/v1/plan", self.plan),
+                web.post("/v1/ask", self.ask),
+                web.post("/v1/verify", self.verify),
+                web.post("/v1/gc", self.collect),
+                web.get("/v1/trust", self.trust_list),
+                web.post("/v1/trust", self.trust_add),
+                web.delete("/v1/trust/{peer}", self.trust_remove),
+            ]
+        )
+        return app
+
+    # -- state -----------------------------------------------------------------------------------
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        return web.json_response({"ok": True})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Ready to serve this machine; `degraded` names what does not work."""
+        return web.json_response({"ok": True, "p2p": self._node.p2p, "degraded": self._node.problems})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=metrics.render(self._node, self._model), content_type="text/plain")
+
+    async def status(self, request: web.Request) -> web.Response:
+        node = self._node
+        rows = await asyncio.to_thread(node.store.artifacts)
+        connected = node.transport.connected() if node.transport is not None and node.p2p else []
+        return web.json_response(
+            {
+                "version": __version__,
+                "home": str(node.settings.home),
+                "peer": node.transport.peer if node.transport else None,
+                "publisher": str(node.publisher.peer_id),
+                "p2p": node.p2p,
+                "peers": len(connected),
+                "degraded": node.problems,
+                "artifacts": len(rows),
+                "store_bytes": node.store.used_bytes,
+                "quota_bytes": node.store.quota_bytes,
+                "model": {
+                    "default": node.settings.model,
+                    "dtype": node.settings.dtype,
+                    "device": node.settings.device,
+                    "loaded": self._model.model,
+                    "pid": self._model.pid,
+                },
+                "bytes_in": node.counters.bytes_in,
+                "bytes_out": node.counters.bytes_out,
+                "started": node.counters.started,
+            }
+        )
+
+    async def identity(self, request: web.Request) -> web.Response:
+        transport = self._node.transport
+        return web.json_response(
+            {
+                "peer": transport.peer if transport else None,
+                "publisher": str(self._node.publisher.peer_id),
+                "addresses": transport.addresses() if transport and self._node.p2p else [],
+            }
+        )
+
+    async def peers(self, request: web.Request) -> web.Response:
+        node = self._node
+        connected = set(node.transport.connected()) if node.transport is not None and node.p2p else set()
+        rows = []
+        for peer in sorted(connected | set(node.peers)):
+            record = node.record(peer)
+            known = node.calibration.peer(peer)
+            rows.append(
+                {
+                    "peer": peer,
+                    "publisher": record.publisher or None,
+                    "connected": peer in connected,
+                    "bytes_in": record.bytes_in,
+                    "bytes_out": record.bytes_out,
+                    "rate": known.get("rate"),
+                    "latency": known.get("latency"),
+                    "failures": record.failures,
+                    "lies": record.lies,
+                }
+            )
+        return web.json_response({"peers": rows})
+
+    async def models(self, request: web.Request) -> web.Response:
+        here = catalogue.pulled(self._node.settings.models)
+        rows = [{"name": n, "here": n in here} for n in sorted(set(catalogue.entries()) | set(here))]
+        return web.json_response({"models": rows})
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """JSON lines: the recent events, then new ones as they happen (`?follow=0`: only the recent)."""
+        response = await _lines(request)
+        for event in self._node.events.recent():
+            await _line(response, event)
+        if request.query.get("follow", "1") != "0":
+            async for event in self._node.events.follow():
+                await _line(response, event)
+        await response.write_eof()
+        return response
+
+    # -- artifacts -------------------------------------------------------------------------------
+
+    async def artifacts(self, request: web.Request) -> web.Response:
+        rows = await asyncio.to_thread(self._node.store.artifacts, request.query.get("document"))
+        return web.json_response({"artifacts": [row.to_json() for row in rows]})
+
+    async def _row(self, reference: str) -> Any:
+        parsed = parse_reference(reference)
+        if isinstance(parsed, Cid):
+            row = await asyncio.to_thread(self._node.store.get_artifact, str(parsed))
+        else:
+            row = next(iter(await asyncio.to_thread(self._node.store.artifacts, parsed)), None)
+        if row is None:
+            raise NotFound(f"{reference} is not in the store", hint="kvswap ls")
+        return row
+
+    async def artifact(self, request: web.Request) -> web.Response:
+        """The manifest, the envelope in base64, and where the chunk files are."""
+        import base64
+
+        row = await self._row(request.match_info["ref"])
+        envelope = self._node.store.envelope(row.id) or b""
+        manifest = read_statement(envelope).manifest
+        return web.json_response(
+            {
+                **row.to_json(),
+                "manifest": manifest.to_json(),
+                "envelope": base64.b64encode(envelope).decode(),
+                "chunks_directory": str(self._node.store.chunks_directory),
+            }
+        )
+
+    async def remove(self, request: web.Request) -> web.Response:
+        row = await self._row(request.match_info["ref"])
+        await asyncio.to_thread(self._node.store.remove, row.id)
+        freed = await asyncio.to_thread(self._node.store.collect)
+        return web.json_response({"removed": row.id, "freed_bytes": freed})
+
+    async def pin(self, request: web.Request) -> web.Response:
+        row = await self._row(request.match_info["ref"])
+        pinned = request.path.endswith("/pin")
+        await asyncio.to_thread(self._node.store.pin, row.id, pinned)
+        return web.json_response({"artifact": row.id, "pinned": pinned})
+
+    async def chunk(self, request: web.Request) -> web.Response:
+        cid = Cid.parse(request.match_info["cid"])
+        return web.Response(body=await asyncio.to_thread(self._node.store.get_chunk, cid))
+
+    async def collect(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        target = body.get("target_bytes")
+        if target is not None and (not isinstance(target, int) or target < 0):
+            raise UsageError("target_bytes is a number of bytes")
+        freed = await asyncio.to_thread(self._node.store.collect, target)
+        return web.json_response({"freed_bytes": freed, "store_bytes": self._node.store.used_bytes})
+
+    # -- use cases -------------------------------------------------------------------------------
+
+    async def publish(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request)
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            return await publish(
+                self._node,
+                _text(body, "text").encode(),
+                model=_optional(body, "model"),
+                codec=_optional(body, "codec"),
+                truncate=bool(body.get("truncate")),
+                media_type=_optional(body, "media_type") or "text/plain",
+                source=_optional(body, "source"),
+                progress=progress,
+            )
+
+        return await _stream(request, work)
+
+    async def fetch(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request)
+        reference = parse_reference(_text(body, "ref"))
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            done = await fetch(
+                self._node,
+                reference,
+                force=bool(body.get("force")),
+                trust_on_first_use=bool(body.get("tofu")),
+                progress=progress,
+            )
+            return done.to_json()
+
+        return await _stream(request, work)
+
+    async def plan(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request)
+        reference = parse_reference(_text(body, "ref"))
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            resolved = await resolve(self._node, reference)
+            chosen = await plan(self._node, resolved)
+            return {"artifact": str(resolved.statement.artifact), "from": list(resolved.peers), **chosen.to_json()}
+
+        return await _stream(request, work)
+
+    async def ask(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request)
+        reference = parse_reference(_text(body, "ref"))
+        steps = body.get("max_tokens", 64)
+        if not isinstance(steps, int):
+            raise UsageError("max_tokens is a number")
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            return await answer(
+                self._node,
+                reference,
+                _text(body, "question"),
+                steps=steps,
+                text=_optional(body, "text"),
+                prefill=bool(body.get("prefill")),
+                force=bool(body.get("force")),
+                trust_on_first_use=bool(body.get("tofu")),
+                ignore_eos=bool(body.get("ignore_eos")),
+                progress=progress,
+            )
+
+        return await _stream(request, work)
+
+    async def verify(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request)
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            if body.get("store"):
+                report = await asyncio.to_thread(self._node.store.verify)
+                return {n: getattr(report, n) for n in report.__slots__} | {"clean": report.clean}
+            return await verify_artifact(self._node, parse_reference(_text(body, "ref")))
+
+        return await _stream(request, work)
+
+    # -- trust -----------------------------------------------------------------------------------
+
+    async def trust_list(self, request: web.Request) -> web.Response:
+        return web.json_response({"own": str(self._node.publisher.peer_id), "publishers": self._node.policy.rows()})
+
+    async def trust_add(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        row = self._node.policy.add(_text(body, "peer"), _optional(body, "label") or "")
+        self._node.events.add("trusted", publisher=row.peer, how=row.how)
+        return web.json_response({"peer": row.peer, "label": row.label, "added": row.added, "how": row.how})
+
+    async def trust_remove(self, request: web.Request) -> web.Response:
+        peer = str(PeerId.parse(request.match_info["peer"]))
+        if not self._node.policy.remove(peer):
+            raise NotFound(f"{peer} is not on the trust list", hint="kvswap trust ls")
+        return web.json_response({"peer": peer, "removed": True})
+
+
+# -- plumbing --------------------------------------------------------------------------------------
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.read() or b"{}")
+    except ValueError as error:
+        raise UsageError("the request's body is not JSON") from error
+    if not isinstance(body, dict):
+        raise UsageError("the request's body is not a JSON object")
+    return body
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str):
+        raise UsageError(f"the request needs a text {name!r}")
+    return value
+
+
+def _optional(body: dict[str, Any], name: str) -> str | None:
+    return _text(body, name) if body.get(name) is not None else None
+
+
+async def _lines(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+    await response.prepare(request)
+    return response
+
+
+async def _line(response: web.StreamResponse, value: dict[str, Any]) -> None:
+    await response.write(json.dumps(value).encode() + b"\n")
+
+
+async def _stream(request: web.Request, work: Work) -> web.StreamResponse:
+    """Run a use case and send its events as they come."""
+    response = await _lines(request)
+
+    async def progress(event: dict[str, Any]) -> None:
+        await _line(response, event)
+
+    try:
+        await _line(response, {"result": await work(progress)})
+    except KvswapError as error:
+        await _line(response, {"error": error.to_dict()})
+    except ConnectionResetError:
+        return response  # the caller went away
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        failure = KvswapError(f"the daemon failed: {type(error).__name__}: {str(error)[:300]}")
+        await _line(response, {"error": failure.to_dict()})
+        raise
+    await response.write_eof()
+    return response

@@ -1,0 +1,11 @@
+"""The use cases: publish, find, fetch, serve, answer.  The only room where the others meet.
+
+`node.Node` holds the parts; each use case is a module with one verb that takes a node.  Nothing here
+renders, and nothing here knows HTTP.
+"""
+
+from kvswap.exchange.events import EventLog
+from kvswap.exchange.model_port import ModelPort
+from kvswap.exchange.node import Node
+
+__all__ = ["EventLog", "ModelPort", "Node"]

@@ -1,0 +1,46 @@
+"""What happened, for people and scripts: a bounded log that can be followed.
+
+A follower that is too slow loses the oldest events, never the node's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from kvswap.core.limits import LIMITS
+
+
+class EventLog:
+    """The last `LIMITS.events_kept` events, numbered."""
+
+    def __init__(self) -> None:
+        self._events: deque[dict[str, Any]] = deque(maxlen=LIMITS.events_kept)
+        self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
+        self._next = 1
+
+    def add(self, kind: str, **values: Any) -> None:
+        """Record an event.  Call on the node's loop."""
+        event = {"id": self._next, "time": round(time.time(), 3), "event": kind, **values}
+        self._next += 1
+        self._events.append(event)
+        for queue in self._followers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+    def recent(self, count: int = 100) -> list[dict[str, Any]]:
+        return list(self._events)[-count:]
+
+    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+        """Events from now on."""
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(LIMITS.events_kept)
+        self._followers.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._followers.discard(queue)

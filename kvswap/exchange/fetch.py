@@ -1,0 +1,285 @@
+"""Fetching: reference -> usable artifact -> plan -> chunks from several peers into the store.
+
+One task a peer draws from a shared queue, several chunks ahead on one stream.  A chunk is listed in
+the store only when its bytes have its CID; a peer that sends anything else is dropped and marked, and
+its open chunks go back into the queue for the others.  What was fetched stays: the next attempt
+resumes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvswap.artifact.layout import needed
+from kvswap.artifact.manifest import ChunkRef, Manifest
+from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PeerError, PlanSaysPrefill
+from kvswap.core.ids import Cid
+from kvswap.cost import Plan
+from kvswap.exchange.find import find
+from kvswap.exchange.node import Node
+from kvswap.exchange.plan import plan as make_plan
+from kvswap.exchange.publish import Progress, list_artifact, silent
+from kvswap.exchange.resolve import Resolved, resolve
+from kvswap.net import messages
+from kvswap.net.client import Session, from_bitmap, session
+from kvswap.trust import Statement
+
+_AHEAD = 4  # chunk requests open on one stream
+_WRITES = 8  # verified-and-stored chunks in flight: bounds memory between socket and disk
+_PEERS = 8
+_ROUNDS = 2  # whole passes over the peers before giving up
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A complete artifact in the store, and how it got there."""
+
+    statement: Statement
+    plan: Plan
+    wire_bytes: int  # fetched now, not what was here before
+    peers: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON contract of `kvswap fetch`."""
+        chosen = self.plan
+        return {
+            "artifact": str(self.statement.artifact),
+            "plan": {
+                "action": chosen.action,
+                "seconds": round(chosen.seconds, 4),
+                "dollars": round(chosen.dollars, 8),
+                "reason": chosen.reason,
+            },
+            "tokens": self.statement.manifest.prefix.tokens,
+            "wire_bytes": self.wire_bytes,
+            "raw_bytes": self.statement.manifest.raw_bytes,
+            "from": list(self.peers),
+            "seconds": round(self.seconds, 4),
+            "verified": True,
+        }
+
+
+async def fetch(
+    node: Node,
+    reference: str | Cid,
+    *,
+    force: bool = False,
+    trust_on_first_use: bool = False,
+    progress: Progress = silent,
+) -> Fetched:
+    """Make an artifact complete in the store.  Raises `PlanSaysPrefill` when that is not worth it."""
+    began = time.perf_counter()
+    resolved = await resolve(node, reference, trust_on_first_use=trust_on_first_use)
+    statement = resolved.statement
+    await progress({"event": "found", "artifact": str(statement.artifact), "peers": list(resolved.peers)})
+    chosen = await make_plan(node, resolved)
+    await progress({"event": "plan", **chosen.to_json()})
+    if resolved.local:
+        await asyncio.to_thread(node.store.touch, str(statement.artifact))
+        return Fetched(statement, chosen, 0, (), time.perf_counter() - began)
+    if chosen.action != "fetch" and not force:
+        node.counters.plans_prefill += 1
+        node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
+        raise PlanSaysPrefill(
+            f"fetching {statement.artifact} is not worth it: {chosen.reason}",
+            hint="kvswap fetch --force fetches all the same",
+            plan=chosen.to_json(),
+        )
+    wire_bytes, peers = await _transfer(node, resolved, reference, progress)
+    seconds = time.perf_counter() - began
+    node.counters.fetched += 1
+    node.events.add(
+        "fetched", artifact=str(statement.artifact), bytes=wire_bytes, peers=list(peers), seconds=round(seconds, 3)
+    )
+    document = statement.manifest.document
+    asyncio.get_running_loop().create_task(
+        node.announce(str(statement.artifact), document.reference if document else None)
+    )
+    return Fetched(statement, chosen, wire_bytes, peers, seconds)
+
+
+async def _transfer(
+    node: Node, resolved: Resolved, reference: str | Cid, progress: Progress
+) -> tuple[int, tuple[str, ...]]:
+    statement = resolved.statement
+    manifest = statement.manifest
+    with node.store.lease([c.id for c in manifest.chunks]):
+        await asyncio.to_thread(list_artifact, node, statement)
+        transfer = _Transfer(node, manifest, str(statement.artifact), progress)
+        await transfer.run(resolved.peers, reference)
+        complete = await asyncio.to_thread(list_artifact, node, statement)
+    if not complete:
+        raise NotFound(
+            f"artifact {statement.artifact} was fetched, but part of it was removed meanwhile",
+            cause="the quota is too small for it",
+            hint="kvswap gc, or KVSWAP_QUOTA_BYTES",
+        )
+    return transfer.received, tuple(transfer.served)
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """The state of one transfer.  All methods run on the node's loop."""
+
+    node: Node
+    manifest: Manifest
+    artifact: str
+    progress: Progress
+    queue: deque[ChunkRef] = field(default_factory=deque)
+    left: int = 0
+    total: int = 0
+    received: int = 0
+    served: dict[str, int] = field(default_factory=dict)
+    errors: list[KvswapError] = field(default_factory=list)
+    gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_WRITES))
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self, peers: Sequence[str], reference: str | Cid) -> None:
+        """Until every chunk is stored, or no peer is left to ask."""
+        wanted = {self.manifest.chunks[i].id: self.manifest.chunks[i] for i in needed(self.manifest)}
+        missing = await asyncio.to_thread(self.node.store.missing, wanted)
+        self.queue.extend(wanted[cid] for cid in missing)
+        self.left = self.total = len(missing)
+        liars: set[str] = set()
+        for attempt in range(_ROUNDS):
+            if attempt:  # peers come back under new addresses, others may have it by now
+                query = (
+                    messages.Find(artifact=self.artifact)
+                    if isinstance(reference, Cid)
+                    else messages.Find(document=reference)
+                )
+                peers = [o.peer for o in await find(self.node, query) if o.found.artifact == self.artifact]
+            usable = [p for p in dict.fromkeys(peers) if p not in liars][:_PEERS]
+            results = await asyncio.gather(*(self._from_peer(p) for p in usable))
+            liars |= {p for p, honest in zip(usable, results, strict=True) if not honest}
+            if not self.left:
+                return
+        raise self._failure(bool(liars))
+
+    def _failure(self, lied: bool) -> KvswapError:
+        done = f"{self.total - self.left} of {self.total} chunks of {self.artifact} are here"
+        if lied:
+            return IntegrityError(
+                f"a peer sent bytes that are not what the manifest says, and nobody else has them; {done}",
+                cause="a lying or broken peer",
+                hint="kvswap peers",
+            )
+        reasons = "; ".join(dict.fromkeys(e.message for e in self.errors)) or "no peer has the rest"
+        return PeerError(
+            f"the transfer stopped: {reasons[:300]}; {done}",
+            cause="the peers went away",
+            hint=f"kvswap fetch {self.artifact}  resumes",
+        )
+
+    async def _from_peer(self, peer: str) -> bool:
+        """Draw chunks from one peer until the queue is empty or it fails.  False: it lied."""
+        assert self.node.transport is not None  # noqa: S101 - offers came through it
+        record = self.node.record(peer)
+        open_chunks: deque[ChunkRef] = deque()
+        writes: set[asyncio.Task[None]] = set()
+        honest = True
+        try:
+            async with session(self.node.transport, peer) as talk:
+                has = await self._has(talk)
+                await self._pump(talk, has, open_chunks, writes)
+        except IntegrityError as error:
+            honest = False
+            self._mark_liar(peer, error)
+        except KvswapError as error:
+            record.failures += 1
+            self.errors.append(error)
+            self.node.events.add("peer_failed", peer=peer, reason=error.message)
+        finally:
+            self.queue.extendleft(reversed(open_chunks))
+            results = await asyncio.gather(*writes, return_exceptions=True)
+        for result in results:
+            if isinstance(result, IntegrityError):
+                if honest:
+                    self._mark_liar(peer, result)
+                honest = False
+            elif isinstance(result, BaseException):
+                raise result  # the disk, not the peer
+        return honest
+
+    def _mark_liar(self, peer: str, error: KvswapError) -> None:
+        self.node.record(peer).lies += 1
+        self.node.counters.rejected_chunks += 1
+        self.node.events.add("peer_lied", peer=peer, artifact=self.artifact, reason=error.message)
+
+    async def _has(self, talk: Session) -> set[Cid]:
+        answer = await talk.ask(messages.Have(self.artifact), bytes)
+        flags = from_bitmap(answer, len(self.manifest.chunks))
+        return {c.id for c, here in zip(self.manifest.chunks, flags, strict=True) if here}
+
+    def _next(self, has: set[Cid]) -> ChunkRef | None:
+        for _ in range(len(self.queue)):
+            ref = self.queue.popleft()
+            if ref.id in has:
+                return ref
+            self.queue.append(ref)
+        return None
+
+    async def _pump(
+        self, talk: Session, has: set[Cid], open_chunks: deque[ChunkRef], writes: set[asyncio.Task[None]]
+    ) -> None:
+        began = time.perf_counter()
+        received = 0
+        broken: list[BaseException] = []
+        while self.left and not broken:
+            while len(open_chunks) < _AHEAD and (ref := self._next(has)) is not None:
+                open_chunks.append(ref)
+                await talk.send(messages.GetChunk(str(ref.id)))
+            if not open_chunks:
+                if writes:
+                    await asyncio.wait(writes, return_when=asyncio.FIRST_COMPLETED)
+                    continue
+                return  # what is left is with other peers, or nobody has it
+            ref = open_chunks[0]
+            data = await talk.chunk_answer(ref.length)
+            open_chunks.popleft()
+            received += len(data)
+            await self.gate.acquire()
+            task = asyncio.ensure_future(self._store(talk.peer, ref, data))
+            writes.add(task)
+
+            def finished(done: asyncio.Task[None]) -> None:
+                self.gate.release()
+                error = done.exception() if not done.cancelled() else asyncio.CancelledError()
+                if error is None:
+                    writes.discard(done)
+                else:
+                    broken.append(error)
+
+            task.add_done_callback(finished)
+        if received > 1_000_000:
+            self.node.calibration.add_rate(talk.peer, received / (time.perf_counter() - began))
+
+    async def _store(self, peer: str, ref: ChunkRef, data: bytes) -> None:
+        try:
+            if len(data) != ref.length:
+                raise IntegrityError(f"{peer} sent {len(data)} bytes for chunk {ref.id} of {ref.length}")
+            await asyncio.to_thread(self.node.store.put_chunk, data, ref.id)
+        except BaseException:
+            self.queue.append(ref)
+            raise
+        self.left -= 1
+        self.received += len(data)
+        self.served[peer] = self.served.get(peer, 0) + 1
+        record = self.node.record(peer)
+        record.bytes_in += len(data)
+        self.node.counters.bytes_in += len(data)
+        await self.progress(
+            {
+                "event": "chunk",
+                "done": self.total - self.left,
+                "chunks": self.total,
+                "bytes": self.received,
+                "peer": peer,
+            }
+        )

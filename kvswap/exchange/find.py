@@ -1,0 +1,116 @@
+"""Looking up: connected peers, what was announced, provider records, and whom those refer to.
+
+Peers are asked all at once.  The first offer starts a short grace in which others may still come in;
+without one, the look-up goes on - newly met peers included - until its time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from kvswap.core.errors import KvswapError
+from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
+from kvswap.exchange.node import AGENT, Node, document_key
+from kvswap.net import PeerAddress, messages
+from kvswap.net.client import session
+
+_GRACE_SECONDS = 0.15
+_POLL_SECONDS = 0.1
+_MAX_PEERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A peer says it has an artifact.  Unverified."""
+
+    peer: str
+    found: messages.Found
+
+
+async def find(node: Node, query: messages.Find, seconds: float = LIMITS.lookup_seconds) -> list[Offer]:
+    """Offers for a document, an artifact, or a chain of digests.  Empty when nobody answered."""
+    if node.transport is None or not node.p2p:
+        return []
+    return await _Lookup(node, query).run(seconds)
+
+
+class _Lookup:
+    def __init__(self, node: Node, query: messages.Find) -> None:
+        assert node.transport is not None  # noqa: S101 - find() checked
+        self._node = node
+        self._transport = node.transport
+        self._query = query
+        self._asked: set[str] = {node.transport.peer}
+        self._offers: list[Offer] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, seconds: float) -> list[Offer]:
+        deadline = time.monotonic() + seconds
+        first_at: float | None = None
+        reference = self._query.document or self._query.artifact
+        if reference is not None:
+            self._spawn(self._ask_providers())
+            for address in self._node.referrals(reference):
+                self._consider(address)
+        try:
+            while time.monotonic() < deadline:
+                for peer in self._transport.connected():
+                    self._consider(PeerAddress(peer))
+                if self._offers:
+                    first_at = first_at or time.monotonic()
+                    if not self._tasks or time.monotonic() > first_at + _GRACE_SECONDS:
+                        break
+                if self._tasks:
+                    wait = _GRACE_SECONDS / 5 if self._offers else _POLL_SECONDS
+                    await asyncio.wait(self._tasks, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        return self._offers
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _consider(self, address: PeerAddress) -> None:
+        if address.peer not in self._asked and len(self._asked) < _MAX_PEERS:
+            self._asked.add(address.peer)
+            self._spawn(self._ask(address))
+
+    async def _ask_providers(self) -> None:
+        key = (
+            document_key(self._query.document) if self._query.document else Cid.parse(str(self._query.artifact)).digest
+        )
+        while True:  # records arrive while we look; each round is cheap when nothing is known
+            try:
+                for address in await self._transport.find_providers(key):
+                    self._consider(address)
+            except KvswapError:
+                pass
+            await asyncio.sleep(1.0)
+
+    async def _ask(self, address: PeerAddress) -> None:
+        peer = address.peer
+        try:
+            await self._transport.connect(address)
+            async with asyncio.timeout(LIMITS.lookup_seconds), session(self._transport, peer) as talk:
+                hello, seconds = await talk.hello(AGENT)
+                self._node.calibration.add_latency(peer, seconds)
+                self._node.record(peer).publisher = hello.publisher
+                reply = await talk.ask(self._query, messages.FindReply)
+        except (KvswapError, TimeoutError) as error:
+            self._node.record(peer).failures += 1
+            self._node.events.add("peer_silent", peer=peer, reason=str(error) or type(error).__name__)
+            return
+        self._offers += [Offer(peer, found) for found in reply.found]
+        for provider in reply.providers[: LIMITS.find_results]:
+            self._consider(PeerAddress(provider.peer, tuple(provider.addresses)))

@@ -1,0 +1,48 @@
+"""What the use cases need of the model process; `kvswap.daemon.supervisor` provides it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kvswap.artifact.manifest import ModelIdentity
+
+OnEvent = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model as this node would run it."""
+
+    name: str
+    identity: ModelIdentity
+    dtype: str
+    device: str
+    threads: int
+
+    @property
+    def calibration_key(self) -> str:
+        return f"{self.identity.digest.hex()[:32]}/{self.dtype}/{self.device}/{self.threads}"
+
+
+class ModelPort(Protocol):
+    """One model process, started on demand."""
+
+    async def choose(self, name: str | None = None) -> ModelChoice:
+        """Which model a name means here (None: the node's default).  Loads nothing.
+
+        Raises `NotFound` when its files are not on this machine.
+        """
+
+    async def run(
+        self, choice: ModelChoice, job: str, on_event: OnEvent | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Run a job, loading the model first if needed.  Jobs run one at a time, in order.
+
+        Cancelling stops the job at the next block or token.  Raises the job's own error, or
+        `WorkerFailed` when the process died.
+        """
+
+    async def warm(self, choice: ModelChoice) -> None:
+        """Load the model now."""

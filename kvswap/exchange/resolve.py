@@ -1,0 +1,134 @@
+"""From a reference to one artifact that may be used: found, well-formed, signed, trusted, compatible.
+
+Local artifacts come first.  All of it happens before a byte of a chunk is asked for; what is wrong
+with the candidates that were refused becomes the error when none is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+from kvswap.artifact.layout import check_compatible
+from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, PeerError, Untrusted
+from kvswap.core.ids import Cid
+from kvswap.exchange.find import Offer, find
+from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.node import Node
+from kvswap.net import messages
+from kvswap.net.client import session
+from kvswap.trust import Statement, require_trust, verify_envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A usable artifact and the peers that say they have it (none when it is complete here)."""
+
+    statement: Statement
+    peers: tuple[str, ...]
+    local: bool
+
+
+async def own_model(node: Node) -> ModelChoice | None:
+    """The node's model, or None when its files are not here: then compatibility cannot be judged."""
+    try:
+        return await node.model.choose()
+    except NotFound:
+        return None
+
+
+async def resolve(node: Node, reference: str | Cid, *, trust_on_first_use: bool = False) -> Resolved:
+    """Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most."""
+    choice = await own_model(node)
+    errors: list[KvswapError] = []
+    held = await asyncio.to_thread(_held, node, reference)
+    for row_id, complete, envelope in held:
+        if complete:
+            try:
+                return Resolved(_judge(node, envelope, choice, trust_on_first_use), (), True)
+            except KvswapError as error:
+                errors.append(error)
+        del row_id
+    query = messages.Find(artifact=str(reference)) if isinstance(reference, Cid) else messages.Find(document=reference)
+    for artifact, peers in _ranked(await find(node, query), choice):
+        try:
+            envelope = await _manifest(node, artifact, peers)
+            statement = _judge(node, envelope, choice, trust_on_first_use)
+            _check_answers(statement, artifact, reference)
+            return Resolved(statement, tuple(peers), False)
+        except KvswapError as error:
+            errors.append(error)
+    raise _most_telling(node, reference, errors)
+
+
+def _held(node: Node, reference: str | Cid) -> list[tuple[str, bool, bytes]]:
+    if isinstance(reference, Cid):
+        row = node.store.get_artifact(str(reference))
+        rows = [row] if row else []
+    else:
+        rows = node.store.artifacts(reference)
+    return [(r.id, r.complete, envelope) for r in rows if (envelope := node.store.envelope(r.id)) is not None]
+
+
+def _judge(node: Node, envelope: bytes, choice: ModelChoice | None, trust_on_first_use: bool) -> Statement:
+    statement = verify_envelope(envelope, int(time.time()))
+    publisher = statement.manifest.publisher
+    if choice is not None:
+        check_compatible(statement.manifest, choice.identity.digest, choice.dtype)
+    if trust_on_first_use and not node.policy.policy.trusts(publisher):
+        node.policy.add(publisher, "first use", how="first-use")
+        node.events.add("trusted", publisher=publisher, how="first-use")
+    require_trust(statement, node.policy.policy)
+    return statement
+
+
+def _check_answers(statement: Statement, artifact: str, reference: str | Cid) -> None:
+    if str(statement.artifact) != artifact:
+        raise IntegrityError(f"a peer answered {statement.artifact} when asked for {artifact}")
+    document = statement.manifest.document
+    if isinstance(reference, str) and (document is None or document.reference != reference):
+        raise IntegrityError(f"artifact {artifact} is not of the document {reference}", cause="a lying peer")
+
+
+def _ranked(offers: list[Offer], choice: ModelChoice | None) -> list[tuple[str, list[str]]]:
+    """Artifacts with their peers; those that say to be of our model and dtype, and more widely held, first."""
+    peers: dict[str, list[str]] = defaultdict(list)
+    fits: dict[str, bool] = {}
+    for offer in offers:
+        found = offer.found
+        if offer.peer not in peers[found.artifact]:
+            peers[found.artifact].append(offer.peer)
+        alike = choice is None or (found.model == choice.identity.digest and found.dtype == choice.dtype)
+        fits[found.artifact] = fits.get(found.artifact, False) or alike
+    return sorted(peers.items(), key=lambda item: (not fits[item[0]], -len(item[1])))
+
+
+async def _manifest(node: Node, artifact: str, peers: list[str]) -> bytes:
+    """The envelope, from our own store or the first peer that gives it."""
+    stored = await asyncio.to_thread(node.store.envelope, artifact)
+    if stored is not None:
+        return stored
+    assert node.transport is not None  # noqa: S101 - offers came through it
+    failure: KvswapError = NotFound(f"nobody gives the manifest of {artifact}")
+    for peer in peers:
+        try:
+            async with session(node.transport, peer) as talk:
+                return await talk.ask(messages.GetManifest(artifact), bytes)
+        except KvswapError as error:
+            node.record(peer).failures += 1
+            failure = error
+    raise failure
+
+
+def _most_telling(node: Node, reference: str | Cid, errors: list[KvswapError]) -> KvswapError:
+    for kind in (Untrusted, Incompatible, IntegrityError, PeerError):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    connected = len(node.transport.connected()) if node.transport is not None and node.p2p else 0
+    cause = (
+        f"none of {connected} connected peers, and no provider record, has it" if connected else "no peer is connected"
+    )
+    return NotFound(f"nobody offers {reference}", cause=cause, hint="kvswap peers", peers=connected)

@@ -1,0 +1,34 @@
+"""`generate()` from a fetched cache, with its pitfalls handled.
+
+`model.generate` wants the *full* ids and a mask of the same length, and at least one token that is
+not in the cache.  `inputs_after` builds them.
+
+>>> cache, report = node.prefix(text, model, tokenizer)                         # doctest: +SKIP
+>>> out = model.generate(**inputs_after(text, question, tokenizer, cache, model.device),
+...                      max_new_tokens=64)                                     # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvswap.core.errors import Incompatible, InvalidDocument
+
+
+def inputs_after(text: str, question: str, tokenizer: Any, cache: Any, device: Any = "cpu") -> dict[str, Any]:
+    """Keyword arguments for `generate`: ids of document and question, their mask, and the cache.
+
+    `cache` holds all of the document.  It is used up by `generate`: load it again, or deep-copy it,
+    for another question.
+    """
+    import torch
+
+    document = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+    following = tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"]
+    if not following:
+        raise InvalidDocument("the question has no tokens")
+    held = max(layer.get_seq_length() for layer in cache.layers)
+    if held != len(document):
+        raise Incompatible(f"the cache holds {held} tokens, the document has {len(document)}", field="prefix.tokens")
+    ids = torch.tensor([document + following], device=device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}

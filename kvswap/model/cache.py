@@ -1,0 +1,164 @@
+"""transformers caches to and from tensors.
+
+`RoomyLayer` is a full-attention layer with space for what follows: `update` writes behind what is
+there and returns views, where the stock layer copies everything at every step.  It is bitwise equal
+to the stock layer (tested), and falls back to it when the space is used up or the cache was edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from kvswap.artifact import layout as layouts
+from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.tensors import LayerTensors
+from kvswap.core.errors import Incompatible
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A `DynamicLayer` over preallocated memory.  `room` is in tokens."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._k: torch.Tensor | None = None
+        self._v: torch.Tensor | None = None
+
+    @classmethod
+    def filled(cls, k: torch.Tensor, v: torch.Tensor, tokens: int) -> RoomyLayer:
+        """Around tensors [head, room, dim] whose first `tokens` are filled; takes them over."""
+        layer = cls(k.shape[1])
+        layer._k, layer._v = k[None], v[None]
+        layer.dtype, layer.device, layer.is_initialized = k.dtype, k.device, True
+        layer.keys, layer.values = layer._k[:, :, :tokens], layer._v[:, :, :tokens]
+        return layer
+
+    def _owns(self, view: Any, base: torch.Tensor) -> bool:
+        return (
+            isinstance(view, torch.Tensor)
+            and view.data_ptr() == base.data_ptr()
+            and view.shape[0] == base.shape[0]
+            and view.stride() == base.stride()
+        )
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        new = key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            if new <= self._room:
+                self._k = key_states.new_empty((*key_states.shape[:2], self._room, key_states.shape[-1]))
+                self._v = value_states.new_empty((*value_states.shape[:2], self._room, value_states.shape[-1]))
+                self.keys, self.values = self._k[:, :, :0], self._v[:, :, :0]
+        k, v = self._k, self._v
+        have = self.keys.shape[-2] if self.keys.dim() == 4 else 0
+        fits = k is not None and v is not None and have + new <= k.shape[2] and key_states.shape[0] == k.shape[0]
+        # Somebody may have cropped, repeated or reordered the cache: then the views are not ours.
+        if not fits or k is None or v is None or not (self._owns(self.keys, k) and self._owns(self.values, v)):
+            self._k = self._v = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        k[:, :, have : have + new] = key_states
+        v[:, :, have : have + new] = value_states
+        self.keys, self.values = k[:, :, : have + new], v[:, :, : have + new]
+        return self.keys, self.values
+
+    def reset(self) -> None:
+        self._k = self._v = None
+        super().reset()
+
+
+def new_cache(config: Any, room: int) -> DynamicCache:
+    """An empty cache for this model with room for `room` tokens in its full layers."""
+    cache = DynamicCache(config=config)
+    check_layers(cache)
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def check_layers(cache: Any) -> None:
+    """Refuse a layer kind that is not exactly understood, by its name; state is never guessed."""
+    for index, layer in enumerate(cache.layers):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer):
+            raise Incompatible(
+                f"cache layer {index} is a {type(layer).__name__}, which kvswap cannot exchange",
+                cause="linear-attention, quantised and hybrid layers keep state of another kind",
+                field="layout",
+            )
+        if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < 2:
+            raise Incompatible(f"cache layer {index} has a window of {layer.sliding_window}", field="layout")
+
+
+def layer_specs(cache: Any) -> list[LayerSpec]:
+    """Kinds and shapes of a cache that has seen at least one token."""
+    check_layers(cache)
+    specs = []
+    for index, layer in enumerate(cache.layers):
+        if not layer.is_initialized or layer.keys.dim() != 4:
+            raise Incompatible(
+                f"cache layer {index} was never filled", cause="shared layers are not supported", field="layout"
+            )
+        if layer.keys.shape[0] != 1:
+            raise Incompatible(f"the cache holds a batch of {layer.keys.shape[0]}", field="layout")
+        sliding = isinstance(layer, DynamicSlidingWindowLayer)
+        specs.append(
+            LayerSpec(
+                kind="sliding" if sliding else "full",
+                heads=layer.keys.shape[1],
+                k_dim=layer.keys.shape[3],
+                v_dim=layer.values.shape[3],
+                window=int(layer.sliding_window) if sliding else None,
+            )
+        )
+    return specs
+
+
+def capture_block(
+    cache: Any, specs: Sequence[LayerSpec], run: Sequence[int], start: int, stop: int
+) -> list[torch.Tensor]:
+    """K and V of each layer of `run` for block [start, stop), just computed: CPU copies [head, token, dim]."""
+    parts = []
+    for index in run:
+        first, last = layouts.stored_span(specs[index], start, stop)
+        layer = cache.layers[index]
+        for tensor in (layer.keys, layer.values):
+            at = tensor.shape[2] - (last - first)
+            parts.append(tensor[0, :, at:].cpu().contiguous().clone())
+    return parts
+
+
+def held_tensors(cache: Any, specs: Sequence[LayerSpec], tokens: int) -> list[LayerTensors]:
+    """What each layer holds after `tokens` tokens, as views."""
+    out = []
+    for spec, layer in zip(specs, cache.layers, strict=True):
+        first, stop = layouts.held_span(spec, tokens)
+        k, v = (t[0, :, t.shape[2] - (stop - first) :] for t in (layer.keys, layer.values))
+        out.append(LayerTensors(k.cpu(), v.cpu(), first, stop - first))
+    return out
+
+
+def build_cache(
+    config: Any, tensors: Sequence[LayerTensors], tokens: int, device: str | torch.device = "cpu"
+) -> DynamicCache:
+    """A cache that has seen `tokens` tokens, around these tensors.  Raises `Incompatible`."""
+    cache = DynamicCache(config=config)
+    check_layers(cache)
+    if len(cache.layers) != len(tensors):
+        raise Incompatible(
+            f"the artifact has {len(tensors)} cache layers, the model {len(cache.layers)}", field="layout.layers"
+        )
+    built: list[Any] = []
+    for layer, held in zip(cache.layers, tensors, strict=True):
+        k, v = held.k.to(device), held.v.to(device)
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.lazy_initialization(k[None], v[None])
+            layer.keys, layer.values = k[None], v[None]
+            # `update` would count only what is stored; positions and masks need what was seen.
+            layer.cumulative_length = tokens
+            built.append(layer)
+        else:
+            built.append(RoomyLayer.filled(k, v, held.tokens))
+    cache.layers = built
+    return cache

@@ -1,0 +1,24 @@
+"""GGUF to safetensors, once.  The arithmetic is transformers'; the result is what identity is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvswap.model.load import quiet_transformers
+
+
+def gguf_to_safetensors(gguf: Path, target: Path, dtype: str) -> None:
+    """De-quantise `gguf` and write model and tokenizer to `target`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    quiet_transformers()
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent),
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    model.to(getattr(torch, dtype)).save_pretrained(target)
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(target)

@@ -1,0 +1,114 @@
+"""Loading a model for computing: weights, tokenizer, identity, and the numerics it runs under."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvswap.artifact.manifest import ModelIdentity, Numerics
+from kvswap.core.errors import Incompatible, InvalidDocument, UsageError
+from kvswap.model.identity import directory_identity
+
+SCHEDULE = "blocks"  # prefill in blocks of a fixed number of tokens, one forward each, from position 0
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model ready to run.  `dtype` is the compute dtype by name, e.g. `bfloat16`."""
+
+    model: Any
+    tokenizer: Any
+    identity: ModelIdentity | None  # None: somebody else's object, only prefilled with
+    dtype: str
+    device: str
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        config = self.model.config.get_text_config(decoder=True)
+        return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a document: from position 0, with the tokenizer's own special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+        if not ids:
+            raise InvalidDocument("the document has no tokens")
+        return ids
+
+    def tokenize_continuation(self, text: str) -> list[int]:
+        """Ids of what follows a document: no special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def numerics(self) -> Numerics:
+        """What a bitwise claim is bound to."""
+        import torch
+        import transformers
+
+        return Numerics(
+            schedule=SCHEDULE,
+            attention=str(self.model.config._attn_implementation),
+            compute_dtype=self.dtype,
+            torch=str(torch.__version__),
+            transformers=str(transformers.__version__),
+            device=_device_name(self.device),
+            isa=torch.backends.cpu.get_cpu_capability() if self.device == "cpu" else "",
+            threads=torch.get_num_threads(),
+            claim="bitwise",
+        )
+
+    def rope(self) -> str:
+        """RoPE parameters as canonical JSON text."""
+        import json
+
+        config = self.model.config.get_text_config(decoder=True)
+        return json.dumps(getattr(config, "rope_parameters", None), sort_keys=True, separators=(",", ":"))
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda"):
+        return f"cuda:{torch.cuda.get_device_name(device)}"
+    return device
+
+
+def quiet_transformers() -> None:
+    """Progress bars and advice are for people at a prompt; the worker's output is a protocol."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")
+
+
+def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", threads: int = 0) -> LoadedModel:
+    """Load from a local directory; nothing is downloaded.  Raises `UsageError` or `Incompatible`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_transformers()
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise UsageError(f"unknown dtype {dtype!r}", hint="bfloat16, float16 or float32")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"no device {device!r} on this machine", hint="kvswap daemon --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("no device 'mps' on this machine", hint="kvswap daemon --device cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(directory), dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise Incompatible(
+            f"transformers cannot load {label!r}: {str(error).splitlines()[0][:200]}", field="model"
+        ) from error
+    model.eval().to(device)
+    return LoadedModel(model, tokenizer, directory_identity(directory, label), dtype, device)

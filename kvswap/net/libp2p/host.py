@@ -1,0 +1,280 @@
+"""What lives in the trio thread: the libp2p host, Kademlia, GossipSub and mDNS.
+
+Pitfalls of py-libp2p 0.8.1 that this file is shaped by (measured; `docs/adr/0004-libp2p.md`):
+* `new_host()` would also offer plaintext and TLS, with which one can impersonate a peer: Noise only.
+* A stopped peer blocks a read for ever: every await has its own time-out (in the bridge).
+* `read(n)` is partial and truncation looks like an end: frames carry their length.
+* A writer gives up after 5 s without window: readers drain to memory first.
+* ADD_PROVIDER is limited to 10 in 10 s for a sender: provider records are paced.
+* GossipSub's heartbeat defaults to 120 s.
+* mDNS would advertise 0.0.0.0: only concrete addresses are listened on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import multiaddr
+import trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.discovery.events.peerDiscovery import peerDiscovery
+from libp2p.discovery.mdns.mdns import create_mdns_discovery
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.tools.anyio_service import background_trio_service
+
+from kvswap.core.errors import NetworkTimeout, PeerError
+from kvswap.core.limits import LIMITS
+from kvswap.net.messages import PROTOCOL, TOPIC
+from kvswap.net.transport import PeerAddress, StreamClosed
+
+_GOSSIP = TProtocol("/meshsub/1.1.0")
+_MDNS_NETWORK = "kvswap"  # our own service name: other libp2p applications are not dialled
+_PROVIDE_EVERY_SECONDS = 1.2  # the receiving side allows 10 records in 10 s
+_MDNS_CLEAN_SECONDS = 120
+_READ = 1 << 20
+_KNOWN_PEERS = 1_024
+
+
+def multihash(key: bytes) -> bytes:
+    """The DHT key of a 32-byte digest: its SHA2-256 multihash form."""
+    return bytes([0x12, 0x20]) + key
+
+
+logging.getLogger("libp2p").setLevel(logging.CRITICAL)  # it logs every hang-up as an error
+
+
+class TrioHost:
+    """The trio side.  Only `run` and what the bridge calls; nothing here touches asyncio."""
+
+    def __init__(
+        self,
+        seed: bytes,
+        listen: tuple[str, ...],
+        announce: tuple[str, ...],
+        mdns: bool,
+        on_stream: Callable[[Any, str], None],
+        on_gossip: Callable[[str, str, bytes], None],
+    ) -> None:
+        self._listen = [multiaddr.Multiaddr(a) for a in listen]
+        self._mdns_wanted = mdns
+        self._on_stream = on_stream
+        self._on_gossip = on_gossip
+        self._known: OrderedDict[str, PeerInfo] = OrderedDict()
+        self._discovered_in: trio.MemoryReceiveChannel[PeerInfo]
+        self._discovered, self._discovered_in = trio.open_memory_channel[PeerInfo](64)
+        keys = create_new_key_pair(seed)
+        self.host = new_host(
+            key_pair=keys,
+            sec_opt={NOISE: NoiseTransport(keys, create_noise_key_pair().private_key)},
+            muxer_opt={TProtocol(YAMUX): Yamux},
+            announce_addrs=[multiaddr.Multiaddr(a) for a in announce] or None,
+            disable_identify_address_discovery=True,
+        )
+        self.host.set_stream_handler(TProtocol(PROTOCOL), self._handle_stream)
+        self.dht = KadDHT(self.host, DHTMode.SERVER, enable_values=False)
+        self._gossip = GossipSub(
+            protocols=[_GOSSIP], degree=6, degree_low=3, degree_high=12, heartbeat_interval=1, time_to_live=60
+        )
+        self.pubsub = Pubsub(self.host, self._gossip, allowed_topics={TOPIC}, max_inbound_rpc_size=128 * 1024)
+        self._provide_lock = trio.Lock()
+        self._provided_at = -_PROVIDE_EVERY_SECONDS
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Listen and serve until cancelled."""
+        async with (
+            self.host.run(listen_addrs=self._listen),
+            background_trio_service(self.dht),
+            background_trio_service(self.pubsub),
+            background_trio_service(self._gossip),
+            trio.open_nursery() as nursery,
+        ):
+            await self.pubsub.wait_until_ready()
+            subscription = await self.pubsub.subscribe(TOPIC)
+            nursery.start_soon(self._read_gossip, subscription)
+            nursery.start_soon(self._dial_discovered)
+            nursery.start_soon(self._keep_routing_table)
+            if self._mdns_wanted:
+                nursery.start_soon(self._run_mdns)
+            ready()
+            await trio.sleep_forever()
+
+    async def _run_mdns(self) -> None:
+        """Advertise and listen until cancelled.  zeroconf blocks for a second or two: in a thread."""
+        addresses = self.host.get_transport_addrs()
+        port = int(addresses[0].value_for_protocol("tcp") or 0) if addresses else 0
+        self._trio = trio.lowlevel.current_trio_token()
+        peerDiscovery.register_peer_discovered_handler(self._found_by_mdns)
+
+        def begin() -> Any:
+            made = create_mdns_discovery(
+                self.host.get_network(), port, private_network_fingerprint=_MDNS_NETWORK, host=self.host
+            )
+            made.broadcaster.register()
+            return made
+
+        mdns: Any = None
+        try:
+            mdns = await trio.to_thread.run_sync(begin)
+            while True:
+                await trio.sleep(_MDNS_CLEAN_SECONDS)
+                mdns.listener.cleanup_stale_entries(max_age=2 * _MDNS_CLEAN_SECONDS)
+        except OSError as error:  # no multicast here: the other ways of finding peers remain
+            logging.getLogger("kvswap.net").warning("mDNS is not available: %s", error)
+        finally:
+            peerDiscovery.unregister_peer_discovered_handler(self._found_by_mdns)
+            if mdns is not None:
+                with trio.CancelScope(shield=True), trio.move_on_after(2):
+                    await trio.to_thread.run_sync(mdns.stop)
+
+    def _found_by_mdns(self, info: PeerInfo) -> None:
+        # Called from zeroconf's thread.
+        def offer() -> None:
+            with contextlib.suppress(trio.WouldBlock):
+                self._discovered.send_nowait(info)
+
+        with contextlib.suppress(trio.RunFinishedError):
+            self._trio.run_sync_soon(offer)
+
+    async def _dial_discovered(self) -> None:
+        async for info in self._discovered_in:
+            if info.peer_id != self.host.get_id():
+                try:
+                    with trio.move_on_after(LIMITS.dial_seconds):
+                        await self._connect(info)
+                except Exception:  # noqa: BLE001, S112 - a hint that led nowhere
+                    continue
+
+    async def _keep_routing_table(self) -> None:
+        """Peers that dialled us belong into the routing table as much as those we dialled."""
+        while True:
+            for peer in self.host.get_connected_peers():
+                if not self.dht.routing_table.peer_in_table(peer):
+                    try:
+                        with trio.move_on_after(5):
+                            await self.dht.add_peer(peer, skip_server_mode_check=True)
+                    except Exception:  # noqa: BLE001, S112 - tried again in a second
+                        continue
+            await trio.sleep(1)
+
+    async def _read_gossip(self, subscription: Any) -> None:
+        while True:
+            message = await subscription.get()
+            origin = ID(message.from_id)
+            if origin != self.host.get_id():
+                self._on_gossip(str(origin), "", bytes(message.data))
+
+    # -- called through the bridge -----------------------------------------------------------------
+
+    def addresses(self) -> list[str]:
+        return [str(a) for a in self.host.get_addrs()]
+
+    def connected(self) -> list[str]:
+        return [str(p) for p in self.host.get_connected_peers()]
+
+    async def _connect(self, info: PeerInfo) -> None:
+        await self.host.connect(info)
+        self._remember(info)
+        await self.dht.add_peer(info.peer_id, skip_server_mode_check=True)
+
+    def _remember(self, info: PeerInfo) -> None:
+        self._known[str(info.peer_id)] = info
+        while len(self._known) > _KNOWN_PEERS:
+            self._known.popitem(last=False)
+
+    async def connect(self, address: PeerAddress) -> None:
+        """Dial unless connected.  Raises `PeerError`."""
+        peer = ID.from_string(address.peer)
+        if peer in self.host.get_connected_peers():
+            return
+        known = self._known.get(address.peer)
+        addresses = [_transport_part(a) for a in address.addresses[:8]] or (list(known.addrs) if known else [])
+        if not addresses:
+            addresses = (
+                list(self.host.get_peerstore().addrs(peer)) if peer in self.host.get_peerstore().peer_ids() else []
+            )
+        if not addresses:
+            raise PeerError(f"no address of {address.peer} is known")
+        await self._connect(PeerInfo(peer, addresses))
+
+    async def open(self, peer: str) -> Any:
+        await self.connect(PeerAddress(peer))
+        return await self.host.new_stream(ID.from_string(peer), [TProtocol(PROTOCOL)])
+
+    async def provide(self, key: bytes) -> None:
+        async with self._provide_lock:
+            wait = self._provided_at + _PROVIDE_EVERY_SECONDS - trio.current_time()
+            if wait > 0:
+                await trio.sleep(wait)
+            self._provided_at = trio.current_time()
+            await self.dht.provider_store.provide(multihash(key))
+
+    async def find_providers(self, key: bytes) -> list[PeerAddress]:
+        found = await self.dht.provider_store.find_providers(multihash(key))
+        me = self.host.get_id()
+        return [PeerAddress(str(i.peer_id), tuple(str(a) for a in i.addrs[:8])) for i in found if i.peer_id != me]
+
+    async def announce(self, data: bytes) -> None:
+        await self.pubsub.publish(TOPIC, data)
+
+    async def _handle_stream(self, stream: Any) -> None:
+        self._on_stream(stream, str(stream.muxed_conn.peer_id))
+
+
+def _transport_part(address: str) -> multiaddr.Multiaddr:
+    """A multiaddr without its /p2p/ part."""
+    return multiaddr.Multiaddr(address.split("/p2p/")[0])
+
+
+async def send_frame(stream: Any, frame: bytes) -> None:
+    """Length and frame; two writes, so that a large frame is not copied."""
+    await stream.write(len(frame).to_bytes(4, "big"))
+    await stream.write(frame)
+
+
+async def receive_frame(stream: Any, limit: int) -> bytes:
+    """The next whole frame.  Raises `StreamClosed` at a clean end, `PeerError` otherwise."""
+    header = await _read_exactly(stream, 4, clean_end=True)
+    length = int.from_bytes(header, "big")
+    if length > limit:
+        raise PeerError(f"a frame of {length} bytes where {limit} are allowed")
+    return await _read_exactly(stream, length, clean_end=False)
+
+
+async def _read_exactly(stream: Any, length: int, clean_end: bool) -> bytes:
+    pieces: list[bytes] = []
+    have = 0
+    while have < length:
+        try:
+            piece = await stream.read(min(length - have, _READ))
+        except (trio.Cancelled, NetworkTimeout):
+            raise
+        except Exception as error:
+            piece = b""
+            ended = "EOF" in type(error).__name__ or "Closed" in type(error).__name__
+            if clean_end and not have and ended:
+                raise StreamClosed("the peer ended the stream") from error
+            raise PeerError(f"the stream broke after {have} of {length} bytes ({type(error).__name__})") from error
+        if not piece:
+            if clean_end and not have:
+                raise StreamClosed("the peer ended the stream")
+            raise PeerError(f"the stream ended after {have} of {length} bytes")
+        pieces.append(piece)
+        have += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

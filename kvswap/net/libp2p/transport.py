@@ -1,0 +1,155 @@
+"""`Transport` over libp2p: the asyncio face of `host`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from kvswap.core.errors import KvswapError, P2pDown, PeerError
+from kvswap.core.ids import PeerId
+from kvswap.core.limits import LIMITS
+from kvswap.core.settings import Settings
+from kvswap.net.libp2p.bridge import TrioThread
+from kvswap.net.libp2p.host import TrioHost, receive_frame, send_frame
+from kvswap.net.transport import (
+    Announcement,
+    AnnouncementHandler,
+    PeerAddress,
+    Stream,
+    StreamHandler,
+)
+
+T = TypeVar("T")
+
+
+class Libp2pStream:
+    """A framed libp2p stream, driven from asyncio."""
+
+    def __init__(self, bridge: TrioThread, raw: Any, peer: str) -> None:
+        self._bridge = bridge
+        self._raw = raw
+        self._peer = peer
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    async def send(self, frame: bytes, seconds: float) -> None:
+        await _call(self._bridge, self._peer, send_frame, self._raw, frame, seconds=seconds)
+
+    async def receive(self, limit: int, seconds: float) -> bytes:
+        return await _call(self._bridge, self._peer, receive_frame, self._raw, limit, seconds=seconds)
+
+    async def close(self) -> None:
+        await self._end(self._raw.close)
+
+    async def reset(self) -> None:
+        await self._end(self._raw.reset)
+
+    async def _end(self, function: Callable[[], Awaitable[None]]) -> None:
+        with contextlib.suppress(P2pDown):
+            self._bridge.post(function)
+
+
+class Libp2pTransport:
+    """See `kvswap.net.transport.Transport`."""
+
+    def __init__(self, seed: bytes, settings: Settings) -> None:
+        self._seed = seed
+        self._settings = settings
+        self._bridge = TrioThread()
+        self._host: TrioHost | None = None
+        self._on_stream: StreamHandler | None = None
+        self._on_announcement: AnnouncementHandler | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        from kvswap.trust.keys import Key
+
+        self._peer = str(PeerId(Key.from_seed(seed).peer_id.public_key))
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def alive(self) -> bool:
+        return self._bridge.alive
+
+    async def start(self, on_stream: StreamHandler, on_announcement: AnnouncementHandler) -> None:
+        self._on_stream, self._on_announcement = on_stream, on_announcement
+
+        async def main(ready: Callable[[], None]) -> None:
+            self._host = TrioHost(
+                self._seed,
+                self._settings.listen,
+                self._settings.announce,
+                self._settings.mdns,
+                lambda raw, peer: self._bridge.to_loop(self._accept, raw, peer),
+                lambda origin, via, data: self._bridge.to_loop(on_announcement, Announcement(origin, data, via)),
+            )
+            await self._host.run(ready)
+
+        await self._bridge.start(main, 30.0)
+
+    def _accept(self, raw: Any, peer: str) -> None:
+        if self._on_stream is None:
+            return
+        task = asyncio.ensure_future(self._guarded(Libp2pStream(self._bridge, raw, peer)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, stream: Libp2pStream) -> None:
+        assert self._on_stream is not None  # noqa: S101 - _accept checked
+        try:
+            await self._on_stream(stream)
+        except KvswapError:
+            await stream.reset()
+
+    async def stop(self) -> None:
+        self._on_stream = None
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._bridge.stop()
+
+    def addresses(self) -> list[str]:
+        return self._host.addresses() if self._host and self.alive else []
+
+    def connected(self) -> list[str]:
+        return self._host.connected() if self._host and self.alive else []
+
+    def _live(self) -> TrioHost:
+        if self._host is None or not self.alive:
+            raise P2pDown("the peer-to-peer part of this node is not running", hint="kvswap status")
+        return self._host
+
+    async def connect(self, address: PeerAddress) -> None:
+        await _call(self._bridge, address.peer, self._live().connect, address, seconds=LIMITS.dial_seconds)
+
+    async def open(self, peer: str) -> Stream:
+        raw = await _call(self._bridge, peer, self._live().open, peer, seconds=LIMITS.dial_seconds)
+        return Libp2pStream(self._bridge, raw, peer)
+
+    async def provide(self, key: bytes) -> None:
+        # Announcements are paced, so this may wait its turn behind others.
+        await _call(self._bridge, "the DHT", self._live().provide, key, seconds=LIMITS.api_seconds * 10)
+
+    async def find_providers(self, key: bytes) -> list[PeerAddress]:
+        return await _call(self._bridge, "the DHT", self._live().find_providers, key, seconds=LIMITS.lookup_seconds)
+
+    async def announce(self, data: bytes) -> None:
+        await _call(self._bridge, "gossip", self._live().announce, data, seconds=LIMITS.request_seconds)
+
+
+async def _call(bridge: TrioThread, peer: str, function: Callable[..., Awaitable[T]], *args: Any, seconds: float) -> T:
+    """Through the bridge, with every foreign exception turned into `PeerError`."""
+    try:
+        return await bridge.call(function, *args, seconds=seconds)
+    except KvswapError:
+        raise
+    except Exception as error:
+        inner: BaseException = error
+        while isinstance(inner, BaseExceptionGroup) and inner.exceptions:
+            inner = inner.exceptions[0]
+        raise PeerError(f"{peer}: {type(inner).__name__}: {str(inner)[:200]}") from error

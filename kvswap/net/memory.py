@@ -1,0 +1,156 @@
+"""The reference transport: peers in one process, queues for streams.  Read this to know the contract."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from kvswap.core.errors import NetworkTimeout, PeerError
+from kvswap.net.transport import (
+    Announcement,
+    AnnouncementHandler,
+    PeerAddress,
+    Stream,
+    StreamClosed,
+    StreamHandler,
+)
+
+_BUFFERED_FRAMES = 16
+
+
+class MemoryNetwork:
+    """The 'wire' that memory transports share."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, MemoryTransport] = {}
+        self.providers: dict[bytes, set[str]] = defaultdict(set)
+
+
+class MemoryStream:
+    """One end of a pair of bounded queues; None marks the end of the other side's frames."""
+
+    def __init__(self, peer: str, incoming: asyncio.Queue[bytes | None], outgoing: asyncio.Queue[bytes | None]) -> None:
+        self._peer = peer
+        self._in = incoming
+        self._out = outgoing
+        self._closed = False
+        self._dead = False
+        self.other: MemoryStream | None = None
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    async def send(self, frame: bytes, seconds: float) -> None:
+        if self._closed or self._dead:
+            raise PeerError(f"the stream to {self._peer} is closed")
+        try:
+            await asyncio.wait_for(self._out.put(bytes(frame)), seconds)
+        except TimeoutError:
+            raise NetworkTimeout(f"{self._peer} did not take a frame within {seconds:g} s") from None
+
+    async def receive(self, limit: int, seconds: float) -> bytes:
+        if self._dead:
+            raise PeerError(f"the stream to {self._peer} was reset")
+        try:
+            frame = await asyncio.wait_for(self._in.get(), seconds)
+        except TimeoutError:
+            raise NetworkTimeout(f"{self._peer} sent nothing within {seconds:g} s") from None
+        if self._dead:
+            raise PeerError(f"the stream to {self._peer} was reset")
+        if frame is None:
+            self._in.put_nowait(None)
+            raise StreamClosed(f"{self._peer} ended the stream")
+        if len(frame) > limit:
+            raise PeerError(f"{self._peer} sent a frame of {len(frame)} bytes where {limit} are allowed")
+        return frame
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            _push(self._out, None)
+
+    async def reset(self) -> None:
+        self._closed = True
+        for end in (self, self.other):
+            if end is not None:
+                end._dead = True
+                _push(end._in, None)
+
+
+def _push(queue: asyncio.Queue[bytes | None], item: bytes | None) -> None:
+    if queue.full():
+        queue.get_nowait()  # only on close and reset, where what is queued is lost anyway
+    queue.put_nowait(item)
+
+
+class MemoryTransport:
+    """A node on a `MemoryNetwork`."""
+
+    def __init__(self, network: MemoryNetwork, peer: str) -> None:
+        self._network = network
+        self._peer = peer
+        self._links: set[str] = set()
+        self._on_stream: StreamHandler | None = None
+        self._on_announcement: AnnouncementHandler | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def alive(self) -> bool:
+        return self._on_stream is not None
+
+    async def start(self, on_stream: StreamHandler, on_announcement: AnnouncementHandler) -> None:
+        self._on_stream, self._on_announcement = on_stream, on_announcement
+        self._network.nodes[self._peer] = self
+
+    async def stop(self) -> None:
+        self._on_stream = None
+        self._network.nodes.pop(self._peer, None)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def addresses(self) -> list[str]:
+        return [f"/memory/{self._peer}/p2p/{self._peer}"]
+
+    async def connect(self, address: PeerAddress) -> None:
+        other = self._network.nodes.get(address.peer)
+        if other is None or not other.alive:
+            raise PeerError(f"cannot reach {address.peer}")
+        self._links.add(address.peer)
+        other._links.add(self._peer)
+
+    def connected(self) -> list[str]:
+        return [p for p in sorted(self._links) if p in self._network.nodes]
+
+    async def open(self, peer: str) -> Stream:
+        await self.connect(PeerAddress(peer))
+        other = self._network.nodes[peer]
+        there: asyncio.Queue[bytes | None] = asyncio.Queue(_BUFFERED_FRAMES)
+        back: asyncio.Queue[bytes | None] = asyncio.Queue(_BUFFERED_FRAMES)
+        ours, theirs = MemoryStream(peer, back, there), MemoryStream(self._peer, there, back)
+        ours.other, theirs.other = theirs, ours
+        assert other._on_stream is not None  # noqa: S101 - connect() checked
+        task = asyncio.ensure_future(other._on_stream(theirs))
+        other._tasks.add(task)
+        task.add_done_callback(other._tasks.discard)
+        return ours
+
+    async def provide(self, key: bytes) -> None:
+        self._network.providers[key].add(self._peer)
+
+    async def find_providers(self, key: bytes) -> list[PeerAddress]:
+        return [
+            PeerAddress(p, tuple(self._network.nodes[p].addresses()))
+            for p in sorted(self._network.providers[key])
+            if p in self._network.nodes and p != self._peer
+        ]
+
+    async def announce(self, data: bytes) -> None:
+        for peer, node in list(self._network.nodes.items()):
+            if peer != self._peer and node._on_announcement is not None:
+                node._on_announcement(Announcement(self._peer, data))

@@ -1,0 +1,105 @@
+"""The transport contract: authenticated peers, framed streams, provider records, announcements.
+
+Every implementation passes `tests/net/test_transport_conformance.py`.
+
+Contract:
+* `Stream.peer` is authenticated: the other side holds that key.
+* A frame arrives whole or the call raises; truncation is never an empty or short frame.
+* Every call returns or raises within its stated time-out; cancelling a call leaves the transport
+  usable, and the stream must then be reset.
+* `receive(limit)` raises `PeerError` for a longer frame *before* buffering it.
+* `on_stream` and `on_announcement` are called on the asyncio loop that called `start`.
+* Provider records and announcements are hints: they may be lost, late, or lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvswap.core.errors import PeerError
+
+
+class StreamClosed(PeerError):
+    """The other side ended the stream between frames."""
+
+    code = "stream_closed"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """A peer and where it may be: multiaddrs with or without the /p2p/ part.  Unverified."""
+
+    peer: str
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A gossip message and the peer that signed it."""
+
+    origin: str
+    data: bytes
+    via: str = field(default="", compare=False)
+
+
+class Stream(Protocol):
+    """One bidirectional stream of frames."""
+
+    @property
+    def peer(self) -> str: ...
+
+    async def send(self, frame: bytes, seconds: float) -> None:
+        """Send a whole frame.  Raises `NetworkTimeout` or `PeerError`."""
+
+    async def receive(self, limit: int, seconds: float) -> bytes:
+        """The next frame of at most `limit` bytes.  Raises `StreamClosed`, `NetworkTimeout`, `PeerError`."""
+
+    async def close(self) -> None:
+        """End our side; never raises."""
+
+    async def reset(self) -> None:
+        """Abandon the stream; never raises."""
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+AnnouncementHandler = Callable[[Announcement], None]
+
+
+class Transport(Protocol):
+    """A node's place in the network."""
+
+    @property
+    def peer(self) -> str: ...
+
+    @property
+    def alive(self) -> bool:
+        """False once the transport failed; the node goes on without peers."""
+
+    async def start(self, on_stream: StreamHandler, on_announcement: AnnouncementHandler) -> None:
+        """Listen.  Raises `P2pDown` when that is not possible."""
+
+    async def stop(self) -> None:
+        """Close everything; idempotent, never raises."""
+
+    def addresses(self) -> list[str]:
+        """Where this node can be dialled: multiaddrs that end in /p2p/<peer>."""
+
+    async def connect(self, address: PeerAddress) -> None:
+        """Make sure there is a connection.  Raises `PeerError`."""
+
+    def connected(self) -> list[str]:
+        """Peers with a live connection."""
+
+    async def open(self, peer: str) -> Stream:
+        """A new stream to a connected or dialable peer.  Raises `PeerError`."""
+
+    async def provide(self, key: bytes) -> None:
+        """Tell the network that we have this 32-byte key.  Best effort."""
+
+    async def find_providers(self, key: bytes) -> list[PeerAddress]:
+        """Who says to have it.  Best effort; may be empty."""
+
+    async def announce(self, data: bytes) -> None:
+        """Gossip at most 64 KiB to whoever listens.  Best effort."""

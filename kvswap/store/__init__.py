@@ -1,0 +1,13 @@
+"""What this node holds: chunk files by digest, and an index that never lists a wrong one.
+
+>>> import tempfile, pathlib
+>>> store = Store.open(pathlib.Path(tempfile.mkdtemp()))
+>>> cid = store.put_chunk(b"some encoded keys and values")
+>>> store.get_chunk(cid)
+b'some encoded keys and values'
+>>> store.close()
+"""
+
+from kvswap.store.store import ArtifactRow, Store, StoreReport
+
+__all__ = ["ArtifactRow", "Store", "StoreReport"]

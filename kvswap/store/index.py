@@ -1,0 +1,84 @@
+"""The SQLite index: migrations, and one connection behind one lock.
+
+Rows are written after the files they speak of, and deleted before them, so a crash leaves at worst a
+file that nobody lists.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvswap.core.errors import Incompatible
+
+# Append only: a migration that was ever released is never edited.
+MIGRATIONS = (
+    """
+    CREATE TABLE chunks (
+        cid BLOB PRIMARY KEY, length INTEGER NOT NULL, added REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE artifacts (
+        id TEXT PRIMARY KEY, envelope BLOB NOT NULL, document TEXT, model BLOB NOT NULL,
+        label TEXT NOT NULL, dtype TEXT NOT NULL, tokens INTEGER NOT NULL, raw_bytes INTEGER NOT NULL,
+        wire_bytes INTEGER NOT NULL, publisher TEXT NOT NULL, expires INTEGER NOT NULL,
+        added REAL NOT NULL, used REAL NOT NULL, pinned INTEGER NOT NULL DEFAULT 0,
+        complete INTEGER NOT NULL DEFAULT 0
+    ) WITHOUT ROWID;
+    CREATE INDEX artifacts_document ON artifacts (document);
+    CREATE TABLE artifact_chunks (
+        artifact TEXT NOT NULL REFERENCES artifacts (id) ON DELETE CASCADE, cid BLOB NOT NULL,
+        PRIMARY KEY (artifact, cid)
+    ) WITHOUT ROWID;
+    CREATE INDEX artifact_chunks_cid ON artifact_chunks (cid);
+    CREATE TABLE prefixes (
+        chain BLOB NOT NULL, artifact TEXT NOT NULL REFERENCES artifacts (id) ON DELETE CASCADE,
+        block INTEGER NOT NULL, PRIMARY KEY (chain, artifact)
+    ) WITHOUT ROWID;
+    """,
+)
+
+
+class Index:
+    """Serialised access to the database.  Safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        self._db.row_factory = sqlite3.Row
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._migrate(path)
+
+    def _migrate(self, path: Path) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise Incompatible(
+                f"the store {path} has schema {version}, this kvswap knows {len(MIGRATIONS)}",
+                cause="a newer kvswap wrote it",
+                field="store",
+            )
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            self._db.executescript(f"BEGIN; {script}; PRAGMA user_version={number}; COMMIT;")
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One writer at a time; rolled back on any exception."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def rows(self, query: str, *arguments: object) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(query, arguments).fetchall()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()

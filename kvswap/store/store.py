@@ -1,0 +1,365 @@
+"""The store: chunks, artifacts, pins, quota, garbage collection, repair.
+
+Guarantees:
+* A chunk is listed only after its bytes, checked against their CID, are on disk.
+* An artifact is *complete* only when all its chunks are listed.
+* One process holds a store (`StoreLocked` for the second).
+* What is pinned, held by a lease, or belongs to a complete unpinned artifact that still fits the
+  quota is never collected.  Collection takes orphans first, then the artifact used longest ago.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvswap.core.errors import IntegrityError, NotFound, StoreFull, StoreLocked
+from kvswap.core.ids import Cid
+from kvswap.store.files import ChunkFiles
+from kvswap.store.index import Index
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRow:
+    """What the index knows of an artifact, without parsing its manifest."""
+
+    id: str
+    document: str | None
+    model: bytes
+    label: str
+    dtype: str
+    tokens: int
+    raw_bytes: int
+    wire_bytes: int
+    publisher: str
+    expires: int
+    added: float
+    used: float
+    pinned: bool
+    complete: bool
+
+    def to_json(self) -> dict[str, Any]:
+        out = {name: getattr(self, name) for name in self.__slots__}
+        out["artifact"] = out.pop("id")
+        out["model"] = self.model.hex()
+        return out
+
+
+_COLUMNS = ", ".join(ArtifactRow.__slots__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """Outcome of `verify`: how many files were right, restored from none, set aside, or missing."""
+
+    checked: int
+    adopted: int
+    quarantined: int
+    missing: int
+    incomplete_artifacts: int
+
+    @property
+    def clean(self) -> bool:
+        return not (self.quarantined or self.missing)
+
+
+class Store:
+    """One node's chunks and artifacts.  Methods block; callers on an event loop use a thread."""
+
+    def __init__(self, root: Path, quota_bytes: int, lock: int) -> None:
+        self.root = root
+        self._quota = quota_bytes
+        self._lock = lock
+        self._files = ChunkFiles(root)
+        self._files.clear_temporary()
+        self._index = Index(root / "index.sqlite3")
+        self._leases: Counter[Cid] = Counter()
+        self._guard = threading.RLock()
+        (row,) = self._index.rows("SELECT COALESCE(SUM(length), 0) AS total FROM chunks")
+        self._used = int(row["total"])
+
+    @classmethod
+    def open(cls, root: Path, quota_bytes: int = 10**10) -> Store:
+        """Open or create.  Raises `StoreLocked` when another process has it."""
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreLocked(
+                f"the store {root} is in use by another process",
+                cause="a kvswap daemon already runs on this home",
+                hint="kvswap status",
+            ) from error
+        try:
+            return cls(root, quota_bytes, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def close(self) -> None:
+        self._index.close()
+        os.close(self._lock)
+
+    # -- chunks ----------------------------------------------------------------------------------
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of listed chunks."""
+        return self._used
+
+    @property
+    def quota_bytes(self) -> int:
+        return self._quota
+
+    def put_chunk(self, data: bytes, cid: Cid | None = None) -> Cid:
+        """Store bytes; `cid`, when given, is what they must be.  Idempotent.
+
+        Raises `IntegrityError` before anything is written, `StoreFull` when the quota or the disk
+        has no room even after collection.
+        """
+        actual = Cid.of(data)
+        if cid is not None and actual != cid:
+            raise IntegrityError(f"bytes offered as chunk {cid} are {actual}")
+        if self.has_chunk(actual):
+            return actual
+        self._make_room(len(data))
+        self._files.write(actual, data)
+        with self._guard, self._index.transaction() as db:
+            added = db.execute(
+                "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (actual.digest, len(data), time.time())
+            ).rowcount
+            self._used += len(data) if added else 0
+        return actual
+
+    def has_chunk(self, cid: Cid) -> bool:
+        return bool(self._index.rows("SELECT 1 FROM chunks WHERE cid = ?", cid.digest))
+
+    def missing(self, cids: Iterable[Cid]) -> list[Cid]:
+        """Those that are not here, in order, each once."""
+        wanted = list(dict.fromkeys(cids))
+        have: set[bytes] = set()
+        for start in range(0, len(wanted), 500):
+            piece = wanted[start : start + 500]
+            marks = ",".join("?" * len(piece))
+            query = f"SELECT cid FROM chunks WHERE cid IN ({marks})"
+            have |= {bytes(r["cid"]) for r in self._index.rows(query, *(c.digest for c in piece))}
+        return [c for c in wanted if c.digest not in have]
+
+    def get_chunk(self, cid: Cid) -> bytes:
+        """The bytes, checked.  Raises `NotFound`, or `IntegrityError` after setting a bad file aside."""
+        if not self.has_chunk(cid):
+            raise NotFound(f"chunk {cid} is not in the store")
+        try:
+            data = self._files.read(cid)
+        except FileNotFoundError:
+            self._forget(cid)
+            raise NotFound(f"chunk {cid} is listed but its file is gone", cause="somebody deleted it") from None
+        if Cid.of(data) != cid:
+            self._forget(cid)
+            self._files.set_aside(cid)
+            raise IntegrityError(
+                f"chunk {cid} on disk does not have its digest; it was set aside",
+                cause="the disk, or somebody, changed the file",
+                hint="kvswap fetch it again",
+            )
+        return data
+
+    @property
+    def chunks_directory(self) -> Path:
+        """Where the files are, for readers that check the digests themselves (see `files.chunk_path`)."""
+        return self._files.directory
+
+    def _forget(self, cid: Cid) -> None:
+        with self._guard, self._index.transaction() as db:
+            row = db.execute("SELECT length FROM chunks WHERE cid = ?", (cid.digest,)).fetchone()
+            if row is None:
+                return
+            db.execute("DELETE FROM chunks WHERE cid = ?", (cid.digest,))
+            db.execute(
+                "UPDATE artifacts SET complete = 0 WHERE id IN (SELECT artifact FROM artifact_chunks WHERE cid = ?)",
+                (cid.digest,),
+            )
+            self._used -= int(row["length"])
+
+    @contextmanager
+    def lease(self, cids: Iterable[Cid] = ()) -> Iterator[Callable[[Cid], None]]:
+        """While held, these chunks - and those passed to the yielded function - are not collected."""
+        held: list[Cid] = []
+
+        def hold(cid: Cid) -> None:
+            with self._guard:
+                held.append(cid)
+                self._leases[cid] += 1
+
+        for cid in cids:
+            hold(cid)
+        try:
+            yield hold
+        finally:
+            with self._guard:
+                self._leases.subtract(held)
+                self._leases += Counter()  # drop zeros
+
+    # -- artifacts -------------------------------------------------------------------------------
+
+    def put_artifact(self, row: ArtifactRow, envelope: bytes, cids: Sequence[Cid], chain: Sequence[bytes]) -> bool:
+        """List an artifact; True when all its chunks are here.  Idempotent; keeps pins."""
+        complete = not self.missing(cids)
+        values = {**{n: getattr(row, n) for n in row.__slots__}, "complete": complete, "envelope": envelope}
+        columns = ", ".join(values)
+        marks = ", ".join(f":{n}" for n in values)
+        with self._index.transaction() as db:
+            db.execute(
+                f"INSERT INTO artifacts ({columns}) VALUES ({marks}) "
+                "ON CONFLICT (id) DO UPDATE SET complete = excluded.complete, used = excluded.used",
+                values,
+            )
+            db.executemany("INSERT OR IGNORE INTO artifact_chunks VALUES (?, ?)", [(row.id, c.digest) for c in cids])
+            db.executemany(
+                "INSERT OR IGNORE INTO prefixes VALUES (?, ?, ?)",
+                [(digest, row.id, block) for block, digest in enumerate(chain)],
+            )
+        return complete
+
+    def get_artifact(self, artifact: str) -> ArtifactRow | None:
+        rows = self._index.rows(f"SELECT {_COLUMNS} FROM artifacts WHERE id = ?", artifact)
+        return _row(rows[0]) if rows else None
+
+    def envelope(self, artifact: str) -> bytes | None:
+        rows = self._index.rows("SELECT envelope FROM artifacts WHERE id = ?", artifact)
+        return bytes(rows[0]["envelope"]) if rows else None
+
+    def artifacts(self, document: str | None = None) -> list[ArtifactRow]:
+        """All, newest first; or those of one document."""
+        where, arguments = ("WHERE document = ?", (document,)) if document else ("", ())
+        query = f"SELECT {_COLUMNS} FROM artifacts {where} ORDER BY added DESC"
+        return [_row(r) for r in self._index.rows(query, *arguments)]
+
+    def longest_prefix(self, chain: Sequence[bytes]) -> list[tuple[ArtifactRow, int]]:
+        """Complete artifacts that share a beginning with `chain`, as (artifact, shared blocks), longest first.
+
+        Chain digests include everything before them, so the last one that matches decides.
+        """
+        best: dict[str, int] = {}
+        for start in range(0, len(chain), 500):
+            piece = list(chain[start : start + 500])
+            marks = ",".join("?" * len(piece))
+            query = f"SELECT artifact, block FROM prefixes WHERE chain IN ({marks})"
+            for r in self._index.rows(query, *piece):
+                best[r["artifact"]] = max(best.get(r["artifact"], 0), int(r["block"]) + 1)
+        found = [(row, blocks) for name, blocks in best.items() if (row := self.get_artifact(name)) and row.complete]
+        return sorted(found, key=lambda pair: -pair[1])
+
+    def touch(self, artifact: str) -> None:
+        with self._index.transaction() as db:
+            db.execute("UPDATE artifacts SET used = ? WHERE id = ?", (time.time(), artifact))
+
+    def pin(self, artifact: str, pinned: bool) -> None:
+        """Raises `NotFound`."""
+        with self._index.transaction() as db:
+            if not db.execute("UPDATE artifacts SET pinned = ? WHERE id = ?", (pinned, artifact)).rowcount:
+                raise NotFound(f"artifact {artifact} is not in the store", hint="kvswap ls")
+
+    def remove(self, artifact: str) -> None:
+        """Unlist an artifact; its chunks go with the next collection.  Raises `NotFound`."""
+        with self._index.transaction() as db:
+            if not db.execute("DELETE FROM artifacts WHERE id = ?", (artifact,)).rowcount:
+                raise NotFound(f"artifact {artifact} is not in the store", hint="kvswap ls")
+
+    # -- keeping house ---------------------------------------------------------------------------
+
+    def collect(self, target_bytes: int | None = None) -> int:
+        """Remove orphans, then least recently used unpinned artifacts until `target_bytes` hold.
+
+        Returns the bytes freed.  Without a target only orphans go.
+        """
+        with self._guard:
+            before = self._used
+            self._drop_orphans()
+            if target_bytes is not None:
+                victims = self._index.rows("SELECT id FROM artifacts WHERE pinned = 0 ORDER BY used")
+                for victim in victims:
+                    if self._used <= target_bytes:
+                        break
+                    if self._leased(victim["id"]):
+                        continue
+                    self.remove(victim["id"])
+                    self._drop_orphans()
+            return before - self._used
+
+    def _leased(self, artifact: str) -> bool:
+        rows = self._index.rows("SELECT cid FROM artifact_chunks WHERE artifact = ?", artifact)
+        return any(self._leases[Cid(bytes(r["cid"]))] > 0 for r in rows)
+
+    def _drop_orphans(self) -> None:
+        rows = self._index.rows(
+            "SELECT cid, length FROM chunks c WHERE NOT EXISTS (SELECT 1 FROM artifact_chunks a WHERE a.cid = c.cid)"
+        )
+        doomed = [(Cid(bytes(r["cid"])), int(r["length"])) for r in rows]
+        doomed = [(cid, length) for cid, length in doomed if self._leases[cid] <= 0]
+        with self._index.transaction() as db:
+            db.executemany("DELETE FROM chunks WHERE cid = ?", [(cid.digest,) for cid, _ in doomed])
+        for cid, length in doomed:
+            self._files.remove(cid)
+            self._used -= length
+
+    def _make_room(self, size: int) -> None:
+        with self._guard:
+            if self._used + size > self._quota:
+                self.collect(max(0, self._quota - size))
+            if self._used + size > self._quota:
+                raise StoreFull(
+                    f"no room for {size} bytes: {self._used} of {self._quota} are used by what is pinned or in use",
+                    cause="the quota is reached",
+                    hint="kvswap gc, kvswap rm, or KVSWAP_QUOTA_BYTES",
+                )
+
+    def verify(self) -> StoreReport:
+        """Hash every file again.  Right but unlisted files are adopted, wrong ones set aside."""
+        listed = {Cid(bytes(r["cid"])) for r in self._index.rows("SELECT cid FROM chunks")}
+        checked = adopted = quarantined = missing = 0
+        for cid in self._files.all():
+            data = self._files.read(cid)
+            if Cid.of(data) != cid:
+                self._forget(cid)
+                self._files.set_aside(cid)
+                quarantined += 1
+            elif cid not in listed:
+                with self._guard, self._index.transaction() as db:
+                    db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (cid.digest, len(data), time.time()))
+                    self._used += len(data)
+                adopted += 1
+            checked += 1
+        for cid in listed:
+            if self.has_chunk(cid) and not self._files.path(cid).exists():
+                self._forget(cid)
+                missing += 1
+        self._recount_complete()
+        (row,) = self._index.rows("SELECT COUNT(*) AS n FROM artifacts WHERE complete = 0")
+        return StoreReport(checked, adopted, quarantined, missing, int(row["n"]))
+
+    def _recount_complete(self) -> None:
+        with self._index.transaction() as db:
+            db.execute(
+                "UPDATE artifacts SET complete = NOT EXISTS (SELECT 1 FROM artifact_chunks a "
+                "LEFT JOIN chunks c ON c.cid = a.cid WHERE a.artifact = artifacts.id AND c.cid IS NULL)"
+            )
+
+
+def _row(row: sqlite3.Row) -> ArtifactRow:
+    values = dict(row)
+    values["pinned"] = bool(values["pinned"])
+    values["complete"] = bool(values["complete"])
+    values["model"] = bytes(values["model"])
+    return ArtifactRow(**values)

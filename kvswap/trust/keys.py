@@ -1,0 +1,98 @@
+"""Ed25519 keys (RFC 8032): made, kept with mode 0600, and checked.
+
+`cryptography` accepts public keys of small order, for which one signature verifies under any
+message; `check_signature` refuses them (the points are those of libsodium's and Wycheproof's lists).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from kvswap.core.errors import IntegrityError, UsageError
+from kvswap.core.ids import PeerId
+
+_P = 2**255 - 19
+_SMALL_ORDER_Y = frozenset(
+    {
+        0,
+        1,
+        _P - 1,
+        _P,
+        _P + 1,
+        int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"),
+        int.from_bytes(bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"), "little"),
+    }
+)
+
+
+def is_small_order(public_key: bytes) -> bool:
+    """True for the encodings of the eight points whose order divides 8, canonical or not."""
+    return int.from_bytes(public_key, "little") & ((1 << 255) - 1) in _SMALL_ORDER_Y
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A private key.  `seed` is what libp2p and the PEM file hold as well."""
+
+    _private: Ed25519PrivateKey
+
+    @classmethod
+    def generate(cls) -> Key:
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> Key:
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @property
+    def seed(self) -> bytes:
+        return self._private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+
+    @property
+    def peer_id(self) -> PeerId:
+        return PeerId(self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+    def sign(self, message: bytes) -> bytes:
+        return self._private.sign(message)
+
+
+def check_signature(public_key: bytes, signature: bytes, message: bytes) -> None:
+    """Raise `IntegrityError` unless `signature` is `public_key`'s over `message`."""
+    if is_small_order(public_key):
+        raise IntegrityError("the signing key is a point of small order", cause="a forged key")
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except (InvalidSignature, ValueError) as error:
+        raise IntegrityError(
+            "the signature does not match", cause="the manifest was changed after it was signed"
+        ) from error
+
+
+def load_or_create(path: Path) -> Key:
+    """The key in this file; made on first use.  Refuses a file that others may read."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise UsageError(
+                f"the key file {path} has mode {mode:o}: others may read it", hint=f"chmod 600 {path}"
+            ) from None
+        text = path.read_text().strip()
+        try:
+            return Key.from_seed(bytes.fromhex(text))
+        except ValueError as error:
+            raise UsageError(f"the key file {path} does not hold 64 hex digits") from error
+    key = Key.generate()
+    with os.fdopen(descriptor, "w") as file:
+        file.write(key.seed.hex() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return key

@@ -1,0 +1,90 @@
+"""The allow-list: which publishers' statements this node acts on.
+
+`Policy` is a value and decides without IO; `PolicyFile` keeps it in `trust.json`, replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvswap.core.errors import UsageError
+from kvswap.core.ids import PeerId
+from kvswap.core.limits import LIMITS
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """One trusted publisher: since when (Unix seconds), and how it came to be trusted."""
+
+    peer: str
+    label: str = ""
+    added: int = 0
+    how: str = "added"  # "added" by hand, or "first-use"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Own artifacts and those of listed publishers are trusted; nobody else's."""
+
+    own: str
+    publishers: dict[str, Publisher] = field(default_factory=dict)
+
+    def trusts(self, peer: str) -> bool:
+        return peer == self.own or peer in self.publishers
+
+
+class PolicyFile:
+    """The allow-list on disk."""
+
+    def __init__(self, path: Path, own: PeerId) -> None:
+        self._path = path
+        self.policy = Policy(str(own), self._read())
+
+    def _read(self) -> dict[str, Publisher]:
+        if not self._path.exists():
+            return {}
+        try:
+            if self._path.stat().st_size > LIMITS.config_bytes:
+                raise ValueError("the file is too large")
+            rows = json.loads(self._path.read_text())["publishers"]
+            read = [Publisher(**{k: row[k] for k in ("peer", "label", "added", "how")}) for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            # Never fall back to an empty or open list: an unreadable policy is an error.
+            raise UsageError(f"cannot read the trust list {self._path}: {error}") from error
+        return {p.peer: p for p in read}
+
+    def add(self, peer: str, label: str = "", how: str = "added") -> Publisher:
+        """Trust a publisher from now on."""
+        PeerId.parse(peer)
+        row = Publisher(peer, label[:200], int(time.time()), how)
+        self._write({**self.policy.publishers, peer: row})
+        return row
+
+    def remove(self, peer: str) -> bool:
+        """Stop trusting a publisher.  False when it was not on the list."""
+        rest = {k: v for k, v in self.policy.publishers.items() if k != peer}
+        changed = len(rest) != len(self.policy.publishers)
+        if changed:
+            self._write(rest)
+        return changed
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {"peer": p.peer, "label": p.label, "added": p.added, "how": p.how}
+            for p in sorted(self.policy.publishers.values(), key=lambda p: p.added)
+        ]
+
+    def _write(self, publishers: dict[str, Publisher]) -> None:
+        self.policy = Policy(self.policy.own, publishers)
+        descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".trust-")
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"publishers": self.rows()}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)

@@ -1,0 +1,300 @@
+"""What the model process does: load, tokenise, publish, answer, verify, calibrate.
+
+Publishing streams: while a block is computed, earlier blocks are encoded by a thread and leave
+through the pipe, which the node empties into its store.  At most `LIMITS.blocks_in_flight` encoded
+or waiting blocks exist at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from kvswap.artifact import chain, layout
+from kvswap.artifact.manifest import AXES, ITEM_BYTES, LayerSpec, Layout, Probe
+from kvswap.core import wire
+from kvswap.core.errors import Interrupted, InvalidDocument, UsageError, WorkerFailed
+from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
+
+Send = Callable[[dict[str, Any]], None]
+_PROBE_TEXT = "\n\nIn summary,"
+
+
+class Jobs:
+    """The jobs of one process.  Holds at most one model."""
+
+    def __init__(self, send: Send, cancelled: threading.Event) -> None:
+        self._send = send
+        self._cancelled = cancelled
+        self._loaded: Any = None
+
+    def run(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Do one job by name; raises `KvswapError`."""
+        job = message.pop("job", None)
+        method = getattr(self, f"do_{job}", None)
+        if method is None:
+            raise UsageError(f"unknown job {job!r}")
+        result: dict[str, Any] = method(**message)
+        return result
+
+    def _event(self, kind: str, **values: Any) -> None:
+        self._send({"event": kind, **values})
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise Interrupted("stopped", cause="the caller went away")
+
+    @property
+    def loaded(self) -> Any:
+        if self._loaded is None:
+            raise WorkerFailed("no model is loaded")
+        return self._loaded
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    def do_open(self, directory: str, label: str, dtype: str, device: str, threads: int) -> dict[str, Any]:
+        """Load the model; says who it is."""
+        from kvswap.model.load import load_model
+
+        self._loaded = load_model(Path(directory), label, dtype, device, threads)
+        return {
+            "identity": wire.plain(self.loaded.identity),
+            "numerics": wire.plain(self.loaded.numerics()),
+            "context": self.loaded.context,
+            "dtype": dtype,
+        }
+
+    def do_tokenize(self, text: str, block_tokens: int) -> dict[str, Any]:
+        """Token count and chain digests of a document."""
+        ids = self.loaded.tokenize(text)
+        return {
+            "tokens": len(ids),
+            "token_digest": chain.token_digest(ids),
+            "chain": chain.chain_digests(self.loaded.identity.digest, ids, block_tokens),
+        }
+
+    def do_calibrate(self, block_tokens: int, blocks: int = 3) -> dict[str, Any]:
+        """Seconds a block takes, for a few blocks after a warm-up: [tokens before it, tokens, seconds]."""
+        from kvswap.model.cache import new_cache
+        from kvswap.model.prefill import canonical_prefill
+
+        usable = max(1, min(blocks, self.loaded.context // block_tokens))
+        vocabulary = int(self.loaded.model.config.get_text_config(decoder=True).vocab_size)
+        ids = [(i * 7919) % vocabulary for i in range(usable * block_tokens)]
+        samples: list[list[float]] = []
+        for take in (1, usable):  # the first pass warms caches and allocators
+            samples = []
+            cache = new_cache(self.loaded.model.config, len(ids))
+            for block in canonical_prefill(self.loaded, cache, ids[: take * block_tokens], block_tokens):
+                samples.append([block.start, block.stop - block.start, block.seconds])
+                self._check_cancelled()
+        return {"samples": _micro(samples)}
+
+    def do_publish(self, text: str, block_tokens: int, codec: str, truncate: bool) -> dict[str, Any]:
+        """Prefill, encode, send chunks as events; the result is all the manifest needs."""
+        from kvswap import codec as codecs
+        from kvswap.artifact.tensors import digest_layer
+        from kvswap.model.cache import held_tensors, layer_specs, new_cache
+        from kvswap.model.prefill import PROBE_STEPS, canonical_prefill, check_length, greedy
+
+        codecs.get(codec)
+        loaded = self.loaded
+        ids = loaded.tokenize(text)
+        probe_ids = loaded.tokenize_continuation(_PROBE_TEXT)
+        if truncate:
+            ids = _whole_blocks(ids, loaded.context - len(probe_ids) - PROBE_STEPS, block_tokens)
+        check_length(loaded, len(ids))
+        cache = new_cache(loaded.model.config, len(ids) + len(probe_ids) + PROBE_STEPS)
+        blocks = layout.block_count(len(ids), block_tokens)
+        began = time.perf_counter()
+        samples: list[list[float]] = []
+        specs: list[LayerSpec] = []
+        runs: list[list[int]] = []
+        gate = threading.BoundedSemaphore(LIMITS.blocks_in_flight)
+        pending: list[Future[None]] = []
+        with ThreadPoolExecutor(1, "kvswap-encode") as pool:
+            try:
+                for block in canonical_prefill(loaded, cache, ids, block_tokens):
+                    self._check_cancelled()
+                    if not specs:
+                        specs = layer_specs(cache)
+                        runs = layout.plan_runs(specs, block_tokens, ITEM_BYTES[loaded.dtype])
+                    samples.append([block.start, block.stop - block.start, block.seconds])
+                    gate.acquire()
+                    tensors = self._capture(cache, specs, runs, block.start, block.stop)
+                    pending.append(pool.submit(self._encode, tensors, block.index, codec, gate))
+                    self._event("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
+                    while pending and pending[0].done():
+                        pending.pop(0).result()
+            finally:
+                for future in pending:
+                    future.cancel()
+            prefill_seconds = time.perf_counter() - began
+            tensors_digests = [digest_layer(held) for held in held_tensors(cache, specs, len(ids))]
+            for future in pending:
+                if not future.cancelled():
+                    future.result()
+        probe = greedy(loaded, cache, len(ids), probe_ids, PROBE_STEPS)
+        return {
+            "model": wire.plain(loaded.identity),
+            "prefix": {
+                "tokens": len(ids),
+                "token_digest": chain.token_digest(ids),
+                "block_tokens": block_tokens,
+                "chain": chain.chain_digests(loaded.identity.digest, ids, block_tokens),
+                "start": 0,
+                "special_tokens": True,
+                "template": None,
+            },
+            "layout": wire.plain(Layout(dtype=loaded.dtype, axes=AXES, rope=loaded.rope(), layers=specs, runs=runs)),
+            "numerics": wire.plain(loaded.numerics()),
+            "tensors": wire.plain(tensors_digests),
+            "probe": wire.plain(
+                Probe(question=probe_ids, tokens=probe.ids, logits=bytes.fromhex(probe.logits_digest[7:]))
+            ),
+            "samples": _micro(samples),
+            "prefill_us": int(prefill_seconds * 1e6),
+        }
+
+    def _capture(
+        self, cache: Any, specs: Sequence[LayerSpec], runs: Sequence[Sequence[int]], start: int, stop: int
+    ) -> list[list[Any]]:
+        from kvswap.model.cache import capture_block
+
+        return [capture_block(cache, specs, run, start, stop) for run in runs]
+
+    def _encode(self, tensors: list[list[Any]], block: int, codec: str, gate: threading.BoundedSemaphore) -> None:
+        from kvswap.artifact.tensors import as_part, encode_chunk
+
+        try:
+            dtype = self.loaded.dtype
+            for run, parts in enumerate(tensors):
+                views = [as_part(t) for t in parts]
+                if not sum(v.size for v in views):
+                    continue
+                chunk = encode_chunk(views, dtype, codec, block, run)
+                parts.clear()
+                self._event("chunk", ref=wire.plain(chunk.ref), data=chunk.wire)
+        finally:
+            gate.release()
+
+    def do_answer(
+        self,
+        question: str,
+        steps: int,
+        block_tokens: int,
+        text: str | None = None,
+        envelope: bytes | None = None,
+        chunks: str | None = None,
+        tokens: int | None = None,
+        ignore_eos: bool = False,
+    ) -> dict[str, Any]:
+        """Continue greedily with `question`, from an artifact's cache, or after prefilling `text`.
+
+        With both, the artifact covers the first `tokens` tokens and the rest of `text` is prefilled
+        on the canonical schedule, which gives the same bits as prefilling all of it.
+        """
+        from kvswap.model.cache import new_cache
+        from kvswap.model.prefill import canonical_prefill, check_length, greedy, stop_ids
+
+        loaded = self.loaded
+        began = time.perf_counter()
+        following = loaded.tokenize_continuation(question)
+        if not following:
+            raise InvalidDocument("the question is empty")
+        ids = loaded.tokenize(text) if text is not None else None
+        room = len(following) + steps
+        load_seconds = prefill_seconds = 0.0
+        position = 0
+        samples: list[list[float]] = []
+        if envelope is not None:
+            cache, position = self._load(envelope, str(chunks), tokens, room + (len(ids or [])), loaded)
+            load_seconds = time.perf_counter() - began
+        else:
+            cache = new_cache(loaded.model.config, len(ids or []) + room)
+        total = len(ids) if ids is not None else position
+        check_length(loaded, total + room)
+        if ids is not None and position < len(ids):
+            start = time.perf_counter()
+            blocks = layout.block_count(len(ids), block_tokens)
+            for block in canonical_prefill(loaded, cache, ids, block_tokens, position):
+                samples.append([block.start, block.stop - block.start, block.seconds])
+                self._event("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
+                self._check_cancelled()
+            prefill_seconds = time.perf_counter() - start
+        before = time.perf_counter() - began
+        answer = greedy(
+            loaded,
+            cache,
+            total,
+            following,
+            steps,
+            stop_ids=frozenset() if ignore_eos else stop_ids(loaded),
+            on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
+            cancelled=self._cancelled.is_set,
+        )
+        return {
+            "text": loaded.tokenizer.decode(answer.ids, skip_special_tokens=True),
+            "token_ids": answer.ids,
+            "logits_digest": answer.logits_digest,
+            "tokens": total,
+            "load_us": int(load_seconds * 1e6),
+            "prefill_us": int(prefill_seconds * 1e6),
+            "first_us": int((before + answer.first_seconds) * 1e6),
+            "total_us": int((before + answer.seconds) * 1e6),
+            "samples": _micro(samples),
+        }
+
+    def _load(self, envelope: bytes, chunks: str, tokens: int | None, room: int, loaded: Any) -> tuple[Any, int]:
+        from kvswap.artifact.tensors import load
+        from kvswap.model.cache import build_cache
+        from kvswap.trust import read_statement
+
+        manifest = read_statement(envelope).manifest
+        layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
+        stop = manifest.prefix.tokens if tokens is None else tokens
+        tensors = load(manifest, _files(chunks), tokens=tokens, room=room)
+        self._event("loaded", tokens=stop)
+        return build_cache(loaded.model.config, tensors, stop, loaded.device), stop
+
+    def do_verify(self, envelope: bytes, chunks: str) -> dict[str, Any]:
+        """Decode everything, check every digest, and run the probe."""
+        from kvswap.artifact.tensors import load, verify_tensors
+        from kvswap.model.cache import build_cache
+        from kvswap.model.prefill import greedy
+        from kvswap.trust import read_statement
+
+        manifest = read_statement(envelope).manifest
+        layout.check_compatible(manifest, self.loaded.identity.digest, self.loaded.dtype)
+        probe = manifest.probe
+        tensors = load(manifest, _files(chunks), room=len(probe.question) + len(probe.tokens))
+        verify_tensors(manifest, tensors)
+        cache = build_cache(self.loaded.model.config, tensors, manifest.prefix.tokens, self.loaded.device)
+        made = greedy(self.loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
+        return {
+            "probe_tokens_equal": made.ids == list(probe.tokens),
+            "probe_logits_equal": made.logits_digest == "blake3:" + probe.logits.hex(),
+            "same_environment": self.loaded.numerics().environment == manifest.numerics.environment,
+        }
+
+
+def _files(chunks: str) -> Callable[[Cid], bytes]:
+    from kvswap.store.files import chunk_path
+
+    return lambda cid: chunk_path(Path(chunks), cid).read_bytes()
+
+
+def _whole_blocks(ids: list[int], room: int, block_tokens: int) -> list[int]:
+    if len(ids) <= room:
+        return ids
+    return ids[: room // block_tokens * block_tokens]
+
+
+def _micro(samples: list[list[float]]) -> list[list[int]]:
+    """[position, tokens, microseconds]: the pipe, like the format, carries no floats."""
+    return [[int(at), int(tokens), int(seconds * 1e6)] for at, tokens, seconds in samples]

@@ -1,0 +1,46 @@
+"""Frames on the pipe between node and model process.
+
+A frame is a big-endian u32 length and that many bytes of msgpack.  The node sends
+`{"job": name, ...}` or `{"cancel": true}`; the process answers with any number of
+`{"event": ...}` frames and one `{"result": ...}` or `{"error": ...}`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, BinaryIO
+
+from kvswap.core import wire
+from kvswap.core.errors import MalformedMessage
+from kvswap.core.limits import LIMITS
+
+HEADER = struct.Struct(">I")
+
+
+def frame(value: dict[str, Any]) -> bytes:
+    """Length and body in one piece."""
+    body = wire.pack(value)
+    return HEADER.pack(len(body)) + body
+
+
+def check_length(header: bytes) -> int:
+    """Length of the body that follows.  Raises `MalformedMessage` over the cap."""
+    (length,) = HEADER.unpack(header)
+    if length > LIMITS.chunk_frame_bytes:
+        raise MalformedMessage(f"a frame of {length} bytes is over the cap")
+    return int(length)
+
+
+def read(stream: BinaryIO) -> dict[str, Any] | None:
+    """The next frame, or None at the end.  Blocks."""
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    length = check_length(header)
+    body = stream.read(length)
+    if len(body) < length:
+        return None
+    value = wire.parse(body, MalformedMessage)
+    if not isinstance(value, dict):
+        raise MalformedMessage("a frame is not a map")
+    return value
