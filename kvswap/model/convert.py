@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from kvswap.model.load import quiet_transformers
@@ -9,6 +11,8 @@ from kvswap.model.load import quiet_transformers
 
 def gguf_to_safetensors(gguf: Path, target: Path, dtype: str) -> None:
     """De-quantise `gguf` and write model and tokenizer to `target`."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig

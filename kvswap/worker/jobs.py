@@ -17,7 +17,7 @@ from typing import Any
 from kvswap.artifact import chain, layout
 from kvswap.artifact.manifest import AXES, ITEM_BYTES, LayerSpec, Layout, Probe
 from kvswap.core import wire
-from kvswap.core.errors import Interrupted, InvalidDocument, UsageError, WorkerFailed
+from kvswap.core.errors import Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 
@@ -286,7 +286,13 @@ class Jobs:
 def _files(chunks: str) -> Callable[[Cid], bytes]:
     from kvswap.store.files import chunk_path
 
-    return lambda cid: chunk_path(Path(chunks), cid).read_bytes()
+    def read(cid: Cid) -> bytes:
+        try:
+            return chunk_path(Path(chunks), cid).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"chunk {cid} is not in the store", hint="kvswap verify --store") from None
+
+    return read
 
 
 def _whole_blocks(ids: list[int], room: int, block_tokens: int) -> list[int]:

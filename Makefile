@@ -1,0 +1,46 @@
+# Two commands: `make demo` and `make test`.  Both set up what is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint setup model bench clean help
+
+help:
+	@echo "make demo   publish on one node, continue from it on another, bit for bit"
+	@echo "make test   linters, types, and all tests"
+	@echo "make bench  the figures of the README (about 15 minutes)"
+	@echo "make clean  remove the virtual environment and the demo's homes"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@PYTHON="$(PYTHON)" sh .ci/check-system
+	@echo "setting up $(VENV) (once, a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -q $(TORCH)
+	@$(PIP) install -q -e ".[dev]"
+	@touch $@
+
+model: setup
+	@$(BIN)/kvswap model pull smollm2-135m -q >/dev/null
+
+demo: setup
+	@$(BIN)/python examples/demo.py
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
+
+test: setup lint model
+	$(BIN)/python -m pytest
+
+bench: setup model
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .demo

@@ -1,0 +1,163 @@
+"""The main job, end to end: publish on node A, continue from it on node B, bit for bit.
+
+Two nodes as separate processes with separate homes talk libp2p on loopback.  B is told only the
+document's digest.  Ends with a table, and with exit code 1 unless everything is as claimed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kvswap import Client
+from kvswap.core.errors import KvswapError
+from kvswap.core.ids import document_digest
+from kvswap.core.settings import models_directory
+from kvswap.model.pull import pull
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "examples" / "documents" / "python-special-methods.txt"
+QUESTION = "What is the purpose of the method __del__?"
+STEPS = 64
+console = Console()
+
+
+class Bars:
+    """One bar for each stage that reports progress."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("  {task.description:22}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeElapsedColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, object] = {}
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, name: str, done: float, total: float, detail: str = "") -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, detail=detail)
+        self._progress.update(self._tasks[name], completed=done, total=total, detail=detail)
+
+    def on_event(self, prefill: str) -> object:
+        def show(event: dict) -> None:
+            if event["event"] == "prefill":
+                self.update(prefill, event["block"], event["blocks"], f"{event['tokens']} tokens")
+            elif event["event"] == "chunk":
+                self.update("transfer A -> B", event["done"], event["chunks"], f"{event['bytes'] / 1e6:.1f} MB")
+
+        return show
+
+
+def start(home: Path, *flags: str) -> tuple[subprocess.Popen, Client]:
+    """A daemon as its own process, and a client for it."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = (home / "daemon.log").open("w")
+    command = [sys.executable, "-m", "kvswap", "daemon", "--home", str(home), *flags]
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    client = Client(home)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            client.status()
+            return process, client
+        except KvswapError:
+            time.sleep(0.1)
+    raise SystemExit(f"the daemon did not start: {(home / 'daemon.log').read_text()}")
+
+
+def meet(client: Client, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if client.status()["peers"]:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def main() -> int:
+    homes = ROOT / ".demo"
+    shutil.rmtree(homes / "B" / "store", ignore_errors=True)  # B fetches anew each time
+    nodes: list[subprocess.Popen] = []
+    try:
+        console.print("[bold]kvswap[/]: publish once, continue anywhere\n")
+        with Bars() as bars:
+            pull("smollm2-135m", models_directory(), lambda stage, part: bars.update("model", part, 1, stage))
+            # Default start: A and B know nothing of each other and meet by mDNS.
+            node_a, a = start(homes / "A", "--mdns")
+            nodes.append(node_a)
+            published = a.publish(DOCUMENT.read_text(), on_event=bars.on_event("prefill on A"))
+            bars.update("prefill on A", 1, 1, "already published" if published["reused"] else f"{published['tokens']} tokens")
+            identity = a.identity()
+            node_b, b = start(homes / "B", "--mdns")
+            nodes.append(node_b)
+            if not meet(b, 12):  # a machine without multicast
+                node_b.terminate()
+                node_b.wait()
+                node_b, b = start(homes / "B", "--no-mdns", "--bootstrap", identity["addresses"][0])
+                nodes.append(node_b)
+                meet(b, 12)
+            reference = document_digest(DOCUMENT.read_bytes())
+            b.trust_add(identity["publisher"], "the demo's node A")
+            plan = b.plan(reference)  # loads the model and measures this machine, once
+            fetched = b.ask(
+                reference, QUESTION, max_tokens=STEPS, ignore_eos=True, on_event=bars.on_event("prefill on B")
+            )
+            prefilled = b.ask(
+                reference, QUESTION, max_tokens=STEPS, ignore_eos=True, prefill=True, text=DOCUMENT.read_text(),
+                on_event=bars.on_event("prefill on B"),
+            )
+        identical = (
+            fetched["logits_digest"] == prefilled["logits_digest"] and fetched["token_ids"] == prefilled["token_ids"]
+        )
+        traffic = b.status()["bytes_in"]
+        show(published, plan, fetched, prefilled, identical, traffic)
+        whole = fetched["artifact"] == published["artifact"] and traffic >= published["wire_bytes"]
+        return 0 if identical and whole and len(fetched["token_ids"]) == STEPS else 1
+    except KvswapError as error:
+        console.print(f"[red]failed[/]: {error.message}\n  {error.hint or ''}")
+        return 1
+    finally:
+        for node in nodes:
+            node.terminate()
+        for node in nodes:
+            try:
+                node.wait(20)
+            except subprocess.TimeoutExpired:
+                node.kill()
+
+
+def show(published: dict, plan: dict, fetched: dict, prefilled: dict, identical: bool, traffic: int) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    raw, wire = published["raw_bytes"], published["wire_bytes"]
+    by_fetch, by_prefill = fetched["ttft_seconds"], prefilled["ttft_seconds"]
+    rows = [
+        ("document", f"{DOCUMENT.name}, {published['tokens']} tokens"),
+        ("KV cache", f"{raw / 1e6:.1f} MB raw, {wire / 1e6:.1f} MB on the wire ({raw / wire:.2f}x)"),
+        ("transferred", f"{traffic / 1e6:.1f} MB over libp2p"),
+        ("plan", f"{plan['action']}: {plan['reason']}"),
+        ("first token by prefill", f"{by_prefill:.2f} s"),
+        ("first token by fetch", f"{by_fetch:.2f} s  (look-up, transfer, verification, decode and load included)"),
+        ("speed-up", f"{by_prefill / by_fetch:.1f}x"),
+        (f"logits identical bit for bit over {STEPS} steps", "[green]yes[/]" if identical else "[red]no[/]"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console.print("\n", table)
+    console.print(f"\n[bold]Q[/] {QUESTION}\n[bold]A[/] {fetched['text'].strip()}\n", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
