@@ -34,7 +34,10 @@ class Bars:
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("  {task.description:22}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeElapsedColumn(),
+            TextColumn("  {task.description:22}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
             console=console,
         )
         self._tasks: dict[str, object] = {}
@@ -99,7 +102,9 @@ def main() -> int:
             node_a, a = start(homes / "A", "--mdns")
             nodes.append(node_a)
             published = a.publish(DOCUMENT.read_text(), on_event=bars.on_event("prefill on A"))
-            bars.update("prefill on A", 1, 1, "already published" if published["reused"] else f"{published['tokens']} tokens")
+            bars.update(
+                "prefill on A", 1, 1, "already published" if published["reused"] else f"{published['tokens']} tokens"
+            )
             identity = a.identity()
             node_b, b = start(homes / "B", "--mdns")
             nodes.append(node_b)
@@ -116,7 +121,12 @@ def main() -> int:
                 reference, QUESTION, max_tokens=STEPS, ignore_eos=True, on_event=bars.on_event("prefill on B")
             )
             prefilled = b.ask(
-                reference, QUESTION, max_tokens=STEPS, ignore_eos=True, prefill=True, text=DOCUMENT.read_text(),
+                reference,
+                QUESTION,
+                max_tokens=STEPS,
+                ignore_eos=True,
+                prefill=True,
+                text=DOCUMENT.read_text(),
                 on_event=bars.on_event("prefill on B"),
             )
         identical = (

@@ -1,9 +1,9 @@
 """Codec `planes`: exponents apart from sign and mantissa, the exponents entropy-coded.
 
-Why: of a KV value's bits only the exponent is compressible; mantissa and sign are noise.  Every word
-is rotated left by one bit, so that the sign moves to the bottom and the *top byte* holds the exponent
-(bfloat16, float32: all 8 bits; float16: 5 bits and the top 3 of the mantissa).  The top bytes are
-transposed so that one channel's tokens lie together, and channels are sorted by their mean: zstd
+Why: of a KV value's bits only the exponent is compressible; mantissa and sign are noise.  Of every
+word the *top byte* is taken below the sign, so that it holds the exponent (bfloat16, float32: all 8
+bits; float16: 5 bits and the top 3 of the mantissa).  The next byte is the following 7 bits with the
+sign at its bottom; float32 has two more, as they are.  The top bytes are transposed so that one channel's tokens lie together, and channels are sorted by their mean: zstd
 cuts its input into 128 KiB blocks with one Huffman table each, so alike channels share a table
 (2.6 bits an exponent against 2.95 unsorted).  The other bytes are stored as they are, or as one byte
 where they are constant (float32 that is really bfloat16).  Nothing here depends on floating-point
@@ -66,6 +66,20 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return _local.decompressor  # type: ignore[no-any-return]
 
 
+def _scratch(name: str, size: int) -> _Bytes:
+    """Bytes to work in, kept per thread: fresh pages for every chunk would cost a third of the speed."""
+    buffers = _local.__dict__.setdefault("buffers", {})
+    if name not in buffers or buffers[name].size < size:
+        buffers[name] = np.empty(size, np.uint8)
+    view: _Bytes = buffers[name][:size]
+    return view
+
+
+def _piece(plane: _Bytes, at: int, part: Part) -> _Bytes:
+    """A part's bytes of a low plane; a constant plane is broadcast."""
+    return plane if plane.size == 1 else plane[at : at + part.size].reshape(part.shape)
+
+
 def _order_type(channels: int) -> Any:
     return np.dtype("<u2") if channels <= 1 << 16 else np.dtype("<u4")
 
@@ -81,23 +95,24 @@ class Planes:
         bits = 8 * width
         tokens = parts[0].shape[1]
         channels = sum(p.shape[0] * p.shape[2] for p in parts)
-        top = np.empty((channels, tokens), np.uint8)
         words = channels * tokens
-        low = np.empty((width - 1, words), np.uint8)
+        top = _scratch("top", words).reshape(channels, tokens)
+        low = _scratch("low", (width - 1) * words).reshape(width - 1, words)
         row = at = 0
         for part in parts:  # part by part: the temporaries stay in the core's own cache
             heads, _, dim = part.shape
             high = (part >> (bits - 9)).astype(np.uint8)
             top[row : row + heads * dim].reshape(heads, dim, tokens)[...] = high.transpose(0, 2, 1)
-            rotated = part << 1
-            rotated |= part >> (bits - 1)
-            for plane in range(width - 1):
-                source = rotated if plane == 0 else rotated >> (8 * plane)
-                low[plane, at : at + part.size] = source.astype(np.uint8).reshape(-1)
+            for plane in range(width - 2):
+                low[plane, at : at + part.size] = (part >> (8 * plane)).astype(np.uint8).reshape(-1)
+            signed = part << 1 if width == 2 else (part >> (bits - 16)) << 1
+            signed |= part >> (bits - 1)
+            low[width - 2, at : at + part.size] = signed.astype(np.uint8).reshape(-1)
             row += heads * dim
             at += part.size
         order = np.argsort(top.sum(axis=1, dtype=np.uint32), kind="stable")
-        frame = _compressor().compress(np.take(top, order, axis=0).data)
+        sorted_top = _scratch("sorted", words).reshape(channels, tokens)
+        frame = _compressor().compress(np.take(top, order, axis=0, out=sorted_top, mode="clip").data)
         flags = 0
         planes: list[bytes | memoryview] = []
         for plane in range(width - 1):
@@ -121,18 +136,14 @@ class Planes:
         for part in parts:
             heads, _, dim = part.shape
             rows = np.take(top, place[row : row + heads * dim], axis=0).reshape(heads, dim, tokens)
-            # value = sign | exponent | mantissa; see the module's text for the rotation
+            # value = sign | exponent | mantissa, the reverse of `encode`
             value = rows.transpose(0, 2, 1).astype(part.dtype, order="C")
             value <<= bits - 9
-            sign: Part = np.zeros(1, part.dtype)
-            for plane in range(width - 1):
-                source = low[plane]
-                piece = source if source.size == 1 else source[at : at + part.size].reshape(part.shape)
-                if plane == 0:
-                    value |= piece >> 1
-                    sign = np.left_shift((piece & 1).astype(part.dtype), bits - 1, dtype=part.dtype)
-                else:
-                    value |= piece.astype(part.dtype) << (8 * plane - 1)
+            for plane in range(width - 2):
+                value |= _piece(low[plane], at, part).astype(part.dtype) << (8 * plane)
+            signed = _piece(low[width - 2], at, part)
+            value |= np.left_shift(signed >> 1, bits - 16, dtype=part.dtype)
+            sign = np.left_shift(signed & 1, bits - 1, dtype=part.dtype)
             np.bitwise_or(value, sign, out=part)
             row += heads * dim
             at += part.size

@@ -1,0 +1,42 @@
+"""Fixtures.  Model files are shared; everything else is made per test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvswap.core.settings import models_directory
+from tests.support import Daemon, tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories of tiny random models by architecture."""
+    root = tmp_path_factory.mktemp("models")
+    return {kind: tiny_model(root / kind, kind) for kind in ("llama", "qwen3", "gemma3", "gemma3-wide")}
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """The default model; `make test` pulls it before."""
+    from kvswap.model.pull import pull
+
+    return pull("smollm2-135m", models_directory())
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons; all are ended after the test."""
+    started: list[Daemon] = []
+
+    def start(name: str, *flags: str, **env: str) -> Daemon:
+        node = Daemon(tmp_path / name, list(flags), env)
+        started.append(node)
+        return node.start()
+
+    yield start
+    for node in started:
+        if node.process is not None and node.process.poll() is None:
+            node.stop()

@@ -1,0 +1,319 @@
+"""What tests share: synthetic artifacts through the real writer, tiny random models, daemons as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvswap import Client
+from kvswap.artifact import chain, dsse, layout
+from kvswap.artifact.manifest import (
+    AXES,
+    ITEM_BYTES,
+    ChunkRef,
+    DocumentRef,
+    Layout,
+    LayerSpec,
+    Life,
+    Manifest,
+    ModelIdentity,
+    Numerics,
+    Prefix,
+    Probe,
+    TensorDigests,
+)
+from kvswap.core.errors import KvswapError, NotFound
+from kvswap.core.ids import Cid
+from kvswap.trust import Key, Statement, read_statement
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "examples" / "documents" / "python-special-methods.txt"
+FULL = LayerSpec(kind="full", heads=2, k_dim=8, v_dim=8)
+SLIDING = LayerSpec(kind="sliding", heads=2, k_dim=8, v_dim=4, window=6)
+
+
+def key(number: int = 1) -> Key:
+    """A deterministic key."""
+    return Key.from_seed(hashlib.sha256(b"test key %d" % number).digest())
+
+
+def identity(label: str = "tiny") -> ModelIdentity:
+    parts = [hashlib.sha256(f"{label} {name}".encode()).digest() for name in ("weights", "config", "tokenizer")]
+    return ModelIdentity(label, parts[0], parts[1], parts[2], [], 1000)
+
+
+@dataclass
+class Made:
+    """An artifact made for a test: its statement, chunks by CID, and the tensors it holds."""
+
+    statement: Statement
+    chunks: dict[Cid, bytes]
+    layers: list[tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.statement.manifest
+
+    @property
+    def id(self) -> str:
+        return str(self.statement.artifact)
+
+
+def make_artifact(
+    signer: Key | None = None,
+    *,
+    tokens: int = 21,
+    block_tokens: int = 8,
+    specs: tuple[LayerSpec, ...] = (FULL, FULL, SLIDING),
+    dtype: str = "bfloat16",
+    codec: str = "planes",
+    text: bytes = b"a document for tests",
+    seed: int = 0,
+    now: int | None = None,
+    life: int = 86_400,
+    model: ModelIdentity | None = None,
+    **changes: Any,
+) -> Made:
+    """Random tensors through the real chunk writer, a manifest around them, signed.  `changes` replace fields."""
+    import torch
+
+    from kvswap.artifact.tensors import LayerTensors, digest_layer, encode_chunk
+
+    signer = signer or key()
+    now = int(time.time()) if now is None else now
+    model = model or identity()
+    rng = np.random.default_rng(seed)
+    word = np.uint32 if dtype == "float32" else np.uint16
+
+    # Exponents near 1.0, so that coding helps as it does on real caches.
+    def values(shape: tuple[int, ...]) -> np.ndarray:
+        plain = rng.normal(size=shape).astype(np.float32).view(np.uint32)
+        if dtype == "float32":
+            return plain
+        if dtype == "float16":
+            return plain.view(np.float32).astype(np.float16).view(np.uint16)
+        return (plain >> 16).astype(np.uint16)
+
+    layers = [(values((s.heads, tokens, s.k_dim)), values((s.heads, tokens, s.v_dim))) for s in specs]
+    runs = layout.plan_runs(specs, block_tokens, ITEM_BYTES[dtype])
+    refs: list[ChunkRef] = []
+    chunks: dict[Cid, bytes] = {}
+    for block in range(layout.block_count(tokens, block_tokens)):
+        start, stop = layout.block_span(tokens, block_tokens, block)
+        for run, members in enumerate(runs):
+            parts = []
+            for index in members:
+                first, last = layout.stored_span(specs[index], start, stop)
+                parts += [np.ascontiguousarray(t[:, first:last]).astype(word) for t in layers[index]]
+            chunk = encode_chunk(parts, dtype, codec, block, run)
+            refs.append(chunk.ref)
+            chunks[chunk.ref.id] = chunk.wire
+    digests: list[TensorDigests] = []
+    signed = {2: torch.int16, 4: torch.int32}[ITEM_BYTES[dtype]]
+    for spec, (k, v) in zip(specs, layers, strict=True):
+        first, stop = layout.held_span(spec, tokens)
+        held = [torch.from_numpy(np.ascontiguousarray(t[:, first:stop]).view(f"i{ITEM_BYTES[dtype]}")) for t in (k, v)]
+        floating = [t.view(signed).view(getattr(torch, dtype)) for t in held]
+        digests.append(digest_layer(LayerTensors(floating[0], floating[1], first, stop - first)))
+    ids = [int(i) for i in rng.integers(0, 1000, tokens)]
+    fields: dict[str, Any] = {
+        "version": 1,
+        "model": model,
+        "document": DocumentRef(sha256=hashlib.sha256(text).digest(), length=len(text), media_type="text/plain"),
+        "prefix": Prefix(
+            tokens=tokens,
+            token_digest=chain.token_digest(ids),
+            block_tokens=block_tokens,
+            chain=chain.chain_digests(model.digest, ids, block_tokens),
+            start=0,
+            special_tokens=True,
+        ),
+        "layout": Layout(dtype=dtype, axes=AXES, rope='{"rope_theta":10000.0}', layers=list(specs), runs=runs),
+        "numerics": Numerics("blocks", "sdpa", dtype, "2.0", "5.0", "cpu", "AVX2", 2, "bitwise"),
+        "tensors": digests,
+        "chunks": refs,
+        "probe": Probe(question=[1, 2], tokens=[3, 4], logits=b"\1" * 32),
+        "life": Life(issued=now, expires=now + life, sequence=now),
+        "publisher": str(signer.peer_id),
+    }
+    fields.update(changes)
+    manifest = Manifest(**fields)
+    envelope = dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)
+    return Made(read_statement(envelope), chunks, layers)
+
+
+class NoModel:
+    """A node without a model: it can publish nothing, but find, judge, fetch and serve everything."""
+
+    async def choose(self, name: str | None = None) -> Any:
+        raise NotFound("no model on this node")
+
+    async def run(self, *_: Any, **__: Any) -> Any:
+        raise NotFound("no model on this node")
+
+    async def warm(self, choice: Any) -> None:
+        raise NotFound("no model on this node")
+
+
+# -- tiny models -------------------------------------------------------------------------------------
+
+
+def tiny_model(directory: Path, kind: str, seed: int = 0) -> Path:
+    """A randomly initialised model of a real architecture with a real tokenizer, as a directory."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma3TextConfig,
+        LlamaConfig,
+        PreTrainedTokenizerFast,
+        Qwen3Config,
+    )
+
+    common = {
+        "vocab_size": 400,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    config = {
+        "llama": lambda: LlamaConfig(num_hidden_layers=3, **common),
+        "qwen3": lambda: Qwen3Config(num_hidden_layers=3, **common),
+        # a window smaller and one larger than the blocks that the tests use
+        "gemma3": lambda: Gemma3TextConfig(num_hidden_layers=6, sliding_window=24, query_pre_attn_scalar=16, **common),
+        "gemma3-wide": lambda: Gemma3TextConfig(
+            num_hidden_layers=6, sliding_window=80, query_pre_attn_scalar=16, **common
+        ),
+    }[kind]()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():  # larger weights, so that logits are not all alike
+            parameter.mul_(2.0 if parameter.dim() > 1 else 1.0)
+    model.save_pretrained(directory)
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([DOCUMENT.read_text()], trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(directory)
+    return directory
+
+
+# -- daemons as processes ----------------------------------------------------------------------------
+
+
+@dataclass
+class Daemon:
+    """One `kvswap daemon` process with a home of its own."""
+
+    home: Path
+    flags: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[str] | None = None
+    ready: dict[str, Any] = field(default_factory=dict)
+
+    def start(self) -> Daemon:
+        environment = {**os.environ, **self.env}
+        command = [
+            sys.executable,
+            "-m",
+            "kvswap",
+            "daemon",
+            "--json",
+            "--home",
+            str(self.home),
+            "--no-mdns",
+            *self.flags,
+        ]
+        self.home.mkdir(parents=True, exist_ok=True)
+        log = (self.home / "stderr.log").open("a")
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()  # printed once everything listens
+        if not line:
+            raise AssertionError(f"the daemon did not start: {(self.home / 'stderr.log').read_text()}")
+        self.ready = json.loads(line)
+        return self
+
+    @property
+    def client(self) -> Client:
+        return Client(self.home)
+
+    @property
+    def address(self) -> str:
+        return str(self.ready["addresses"][0])
+
+    @property
+    def publisher(self) -> str:
+        return str(self.ready["publisher"])
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        code = self.process.wait(30)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+
+def kvswap(
+    home: Path, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "kvswap", arguments[0], "--home", str(home), *arguments[1:]],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def until(condition: Any, seconds: float = 30.0, what: str = "condition") -> Any:
+    """Poll until the condition gives something true.  The time is a bound, not a wait."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            value = condition()
+        except KvswapError:
+            value = None
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come true within {seconds} s")
+
+
+def run(coroutine: Any, seconds: float = 60.0) -> Any:
+    """Run a coroutine to its end."""
+    return asyncio.run(asyncio.wait_for(coroutine, seconds))
