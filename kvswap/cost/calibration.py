@@ -32,8 +32,12 @@ class Calibration:
         try:
             if path.stat().st_size <= LIMITS.config_bytes:
                 read = json.loads(path.read_text())
-                self._data.update({k: read[k] for k in self._data if k in read})
-        except (OSError, ValueError, TypeError, KeyError):
+                for part in ("prefill", "peers"):
+                    if isinstance(read.get(part), dict):
+                        self._data[part] = read[part]
+                if isinstance(read.get("load"), int | float):
+                    self._data["load"] = read["load"]
+        except (OSError, ValueError, AttributeError):
             pass
 
     def save(self) -> None:

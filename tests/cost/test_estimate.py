@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+
+from kvswap.cost import Calibration, Link, PrefillCurve, Prices, decide
+
+CURVE = PrefillCurve(a=0.5, b=0.001, block_tokens=100)
+# 250 tokens on CURVE: (0.5 + 0) + (0.5 + 0.1) + (0.5 + 0.2) / 2 = 1.45 s
+
+
+@pytest.mark.parametrize(
+    ("case", "missing", "curve", "link", "prices", "action", "seconds", "dollars"),
+    [
+        # 2 * 0.1 + 5e6 / 10e6 + 10e6 / 100e6 = 0.2 + 0.5 + 0.1 = 0.8 s < 1.45 s
+        ("a fast link", 5_000_000, CURVE, Link(10e6, 0.1), Prices(), "fetch", 0.8, 0.0),
+        # 0.2 + 5e6 / 1e6 + 0.1 = 5.3 s > 1.45 s
+        ("a slow link", 5_000_000, CURVE, Link(1e6, 0.1), Prices(), "prefill", 1.45, 0.0),
+        # half is here already: 0.2 + 0.5e6 / 1e6 + 0.1 = 0.8 s
+        ("resumed", 500_000, CURVE, Link(1e6, 0.1), Prices(), "fetch", 0.8, 0.0),
+        ("all of it here", 0, CURVE, None, Prices(), "fetch", 0.1, 0.0),
+        ("nobody has it", 5_000_000, CURVE, None, Prices(), "prefill", 1.45, 0.0),
+        ("no model here", 5_000_000, None, Link(1e3, 1.0), Prices(), "fetch", 5002.1, 0.0),
+        ("neither", 5_000_000, None, None, Prices(), "none", 0.0, 0.0),
+        # fetch saves 0.65 s, worth 0.65 * 0.0005 = $0.000325, and costs 0.005 GB * 0.05 = $0.00025
+        ("egress that pays", 5_000_000, CURVE, Link(10e6, 0.1), Prices(per_gb=0.05), "fetch", 0.8, 0.00025),
+        # at $0.09/GB it costs $0.00045: more than the time saved is worth
+        ("metered egress", 5_000_000, CURVE, Link(10e6, 0.1), Prices(per_gb=0.09), "prefill", 1.45, 0.0),
+        # unless this machine costs $0.001 a second: prefill is $0.00145 + $0.000725
+        ("a dear machine", 5_000_000, CURVE, Link(10e6, 0.1), Prices(0.09, 0.001), "fetch", 0.8, 0.00045),
+        # a dear machine and a slow link: 5.3 s * 0.0005 = 0.00265 against 0.00145 + 0.000725 = 0.002175
+        ("dear and slow", 5_000_000, CURVE, Link(1e6, 0.1), Prices(0.0, 0.001), "prefill", 1.45, 0.00145),
+    ],
+)
+def test_cases_worked_by_hand(
+    case: str,
+    missing: int,
+    curve: PrefillCurve | None,
+    link: Link | None,
+    prices: Prices,
+    action: str,
+    seconds: float,
+    dollars: float,
+) -> None:
+    plan = decide(
+        tokens=250,
+        raw_bytes=10_000_000,
+        wire_bytes=5_000_000,
+        missing_bytes=missing,
+        curve=curve,
+        link=link,
+        load_bytes_per_second=100e6,
+        prices=prices,
+    )
+    assert plan.action == action, case
+    assert plan.seconds == pytest.approx(seconds)
+    assert plan.dollars == pytest.approx(dollars)
+    assert plan.reason
+
+
+def test_equal_scores_prefill_because_it_needs_nobody() -> None:
+    flat = PrefillCurve(a=1.0, b=0.0, block_tokens=100)
+    plan = decide(
+        tokens=100,
+        raw_bytes=0,
+        wire_bytes=10,
+        missing_bytes=10,
+        curve=flat,
+        link=Link(10.0, 0.0),
+        load_bytes_per_second=1.0,
+        prices=Prices(),
+    )
+    assert plan.action == "prefill"
+
+
+def test_a_curve_is_fitted_exactly_through_exact_samples() -> None:
+    samples = [(n * 100, 100, 0.5 + 0.001 * n * 100) for n in range(5)] + [(500, 50, (0.5 + 0.5) / 2)]
+    curve = PrefillCurve.fit(samples, 100)
+    assert (curve.a, curve.b) == (pytest.approx(0.5), pytest.approx(0.001))
+    assert curve.seconds(250) == pytest.approx(1.45)
+    assert curve.seconds(250, start=100) == pytest.approx(0.95)
+
+
+def test_noise_never_makes_work_negative() -> None:
+    curve = PrefillCurve.fit([(0, 100, 1.0), (100, 100, 0.9), (200, 100, 0.8)], 100)
+    assert curve.b == 0.0
+    assert curve.seconds(10_000) > 0
+    with pytest.raises(ValueError, match="no samples"):
+        PrefillCurve.fit([], 100)
+
+
+def test_measurements_are_kept_and_damage_is_forgiven(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "calibration.json"
+    calibration = Calibration(path)
+    assert calibration.curve("m", 100) is None
+    calibration.add_prefill("m", [(0, 100, 0.5), (100, 100, 0.6)])
+    calibration.add_rate("p", 10e6)
+    calibration.add_rate("p", 20e6)
+    calibration.add_latency("p", 0.01)
+    calibration.add_load(10**9, 2.0)
+    calibration.save()
+    again = Calibration(path)
+    assert again.curve("m", 100) == PrefillCurve(pytest.approx(0.5), pytest.approx(0.001), 100)
+    assert again.link("p", 1.0) == Link(pytest.approx(13e6), 0.01, True)
+    assert again.link("q", 5.0).measured is False
+    assert again.load_bytes_per_second == 0.5e9
+    for damage in ("", "[]", "{broken", '{"prefill": {"m": 5}}', '{"peers": []}'):
+        path.write_text(damage)
+        broken = Calibration(path)
+        assert broken.curve("m", 100) is None
+        assert broken.link("p", 5.0).bytes_per_second == 5.0
+
+
+def test_a_short_run_does_not_replace_a_long_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    calibration = Calibration(tmp_path / "c.json")
+    calibration.add_prefill("m", [(n * 100, 100, 1.0 + n) for n in range(20)])
+    calibration.add_prefill("m", [(0, 100, 9.0)])
+    assert calibration.curve("m", 100).a == pytest.approx(1.0)  # type: ignore[union-attr]

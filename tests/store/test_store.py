@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kvswap.core.errors import Incompatible, IntegrityError, NotFound, StoreFull, StoreLocked
+from kvswap.core.ids import Cid
+from kvswap.exchange.publish import list_artifact
+from kvswap.store import Store
+from tests.support import Made, make_artifact
+
+
+class Holder:
+    """Enough of a node for `list_artifact`."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+
+def put(store: Store, made: Made, *, leave_out: int = 0) -> None:
+    for cid, wire in list(made.chunks.items())[leave_out:]:
+        store.put_chunk(wire, cid)
+    list_artifact(Holder(store), made.statement)  # type: ignore[arg-type]
+
+
+def test_chunks_are_named_by_what_they_are(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    cid = store.put_chunk(b"abc")
+    assert cid == Cid.of(b"abc")
+    assert store.get_chunk(cid) == b"abc"
+    assert store.put_chunk(b"abc", cid) == cid
+    assert store.used_bytes == 3
+    with pytest.raises(IntegrityError):
+        store.put_chunk(b"abd", cid)
+    with pytest.raises(NotFound):
+        store.get_chunk(Cid.of(b"nothing"))
+    assert store.missing([cid, Cid.of(b"x"), cid, Cid.of(b"x")]) == [Cid.of(b"x")]
+
+
+def test_everything_survives_a_restart(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    made = make_artifact()
+    put(store, made)
+    store.pin(made.id, True)
+    store.close()
+    again = Store.open(tmp_path)
+    row = again.get_artifact(made.id)
+    assert row is not None and row.complete and row.pinned
+    assert again.envelope(made.id) == made.statement.envelope
+    assert again.used_bytes == sum(map(len, made.chunks.values()))
+    assert [r.id for r in again.artifacts(made.manifest.document.reference)] == [made.id]  # type: ignore[union-attr]
+
+
+def test_one_process_holds_a_store(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    script = f"from kvswap.store import Store; from pathlib import Path; Store.open(Path({str(tmp_path)!r}))"
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "StoreLocked" in other.stderr
+    with pytest.raises(StoreLocked):
+        Store.open(tmp_path)
+    store.close()
+    Store.open(tmp_path).close()
+
+
+def test_a_file_changed_on_disk_is_set_aside_and_never_served(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    made = make_artifact()
+    put(store, made)
+    cid = made.manifest.chunks[0].id
+    path = next((tmp_path / "chunks").rglob(str(cid)))
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    with pytest.raises(IntegrityError):
+        store.get_chunk(cid)
+    assert not store.has_chunk(cid)
+    assert (tmp_path / "quarantine" / str(cid)).exists()
+    assert not store.get_artifact(made.id).complete  # type: ignore[union-attr]
+    store.put_chunk(made.chunks[cid], cid)  # repaired by fetching it again
+    put(store, made)
+    assert store.get_artifact(made.id).complete  # type: ignore[union-attr]
+
+
+def test_verify_repairs_what_can_be_repaired(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    made = make_artifact(tokens=40)
+    put(store, made)
+    cids = [c.id for c in made.manifest.chunks]
+    files = {cid: next((tmp_path / "chunks").rglob(str(cid))) for cid in cids}
+    files[cids[0]].unlink()
+    files[cids[1]].write_bytes(b"wrong")
+    stray = tmp_path / "chunks" / str(Cid.of(b"stray"))[-2:] / str(Cid.of(b"stray"))
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"stray")
+    (tmp_path / "chunks" / "zz").mkdir(exist_ok=True)
+    (tmp_path / "chunks" / "zz" / "README").write_text("somebody's note")
+    report = store.verify()
+    assert (report.quarantined, report.missing, report.adopted, report.incomplete_artifacts) == (1, 1, 1, 1)
+    assert not report.clean
+    assert store.has_chunk(Cid.of(b"stray"))
+    for cid in cids[:2]:
+        store.put_chunk(made.chunks[cid], cid)
+    assert store.verify().clean
+    assert store.get_artifact(made.id).complete  # type: ignore[union-attr]
+
+
+def test_collection_takes_orphans_then_the_longest_unused_and_never_pins_or_leases(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    old, pinned, leased, new = (make_artifact(seed=n, text=b"%d" % n) for n in range(4))
+    for made in (old, pinned, leased, new):
+        put(store, made)
+    orphan = store.put_chunk(b"nobody's")
+    store.pin(pinned.id, True)
+    assert store.collect() == len(b"nobody's")
+    assert not store.has_chunk(orphan)
+    store.touch(new.id)
+    with store.lease([leased.manifest.chunks[0].id]):
+        store.collect(target_bytes=store.used_bytes - 1)
+        assert store.get_artifact(old.id) is None
+        store.collect(target_bytes=0)
+        assert {r.id for r in store.artifacts()} == {pinned.id, leased.id}
+    store.collect(target_bytes=0)
+    assert [r.id for r in store.artifacts()] == [pinned.id]
+    assert store.used_bytes == sum(map(len, pinned.chunks.values()))
+    assert len(list((tmp_path / "chunks").rglob("bafkr4i*"))) == len(pinned.chunks)
+
+
+def test_shared_chunks_are_stored_once_and_outlive_one_owner(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    a, b = make_artifact(seed=5, text=b"a"), make_artifact(seed=5, text=b"b")
+    assert a.chunks.keys() == b.chunks.keys() and a.id != b.id
+    put(store, a)
+    used = store.used_bytes
+    put(store, b)
+    assert store.used_bytes == used
+    store.remove(a.id)
+    store.collect()
+    assert store.used_bytes == used
+    assert store.get_artifact(b.id).complete  # type: ignore[union-attr]
+
+
+def test_the_quota_holds_and_loses_nothing(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, quota_bytes=1000)
+    made = make_artifact()
+    small = store.put_chunk(b"x" * 600)
+    with store.lease([small]), pytest.raises(StoreFull):
+        store.put_chunk(b"y" * 600)
+    assert store.has_chunk(small)
+    store.put_chunk(b"y" * 600)  # the first was an orphan: it made room
+    assert not store.has_chunk(small)
+    assert store.used_bytes == 600
+    with store.lease(made.chunks), pytest.raises(StoreFull):
+        put(store, made)
+    assert store.used_bytes <= 1000
+
+
+def test_a_full_disk_is_store_full_and_leaves_no_trace(tmp_path: Path) -> None:
+    script = f"""
+import resource, signal
+from pathlib import Path
+from kvswap.core.errors import StoreFull
+from kvswap.core.ids import Cid
+from kvswap.store import Store
+store = Store.open(Path({str(tmp_path)!r}))
+kept = store.put_chunk(b"k" * 1000)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    store.put_chunk(b"x" * 400_000)
+except StoreFull as error:
+    assert error.exit_code == 12
+    assert not store.has_chunk(Cid.of(b"x" * 400_000))
+    assert store.get_chunk(kept) == b"k" * 1000
+    assert store.used_bytes == 1000
+    print("full")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "full", done.stderr
+    assert not list((tmp_path / "tmp").iterdir())
+    assert Store.open(tmp_path).verify().clean
+
+
+def test_a_killed_writer_never_leaves_a_listed_wrong_chunk(tmp_path: Path) -> None:
+    script = f"""
+import os
+from pathlib import Path
+from kvswap.store import Store
+store = Store.open(Path({str(tmp_path)!r}))
+print("go", flush=True)
+while True:
+    store.put_chunk(os.urandom(50_000))
+"""
+    for attempt in range(8):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"go\n"
+        time.sleep(0.03 * (attempt + 1))  # a different moment each time; not waiting for anything
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        store = Store.open(tmp_path)
+        report = store.verify()
+        assert report.quarantined == 0 and report.missing == 0
+        store.close()
+    assert report.checked > 8
+
+
+def test_longest_prefix_finds_the_deepest_match_of_complete_artifacts(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    made = make_artifact(tokens=40, block_tokens=8)
+    put(store, made)
+    chain = made.manifest.prefix.chain
+    assert [(r.id, n) for r, n in store.longest_prefix([*chain[:3], b"\0" * 32])] == [(made.id, 3)]
+    assert store.longest_prefix([b"\0" * 32]) == []
+    store._forget(made.manifest.chunks[0].id)
+    assert store.longest_prefix(chain) == []
+
+
+def test_a_store_of_the_future_is_refused(tmp_path: Path) -> None:
+    Store.open(tmp_path).close()
+    with sqlite3.connect(tmp_path / "index.sqlite3") as db:
+        db.execute("PRAGMA user_version=999")
+    with pytest.raises(Incompatible):
+        Store.open(tmp_path)
+    with sqlite3.connect(tmp_path / "index.sqlite3") as db:
+        db.execute("PRAGMA user_version=1")
+    Store.open(tmp_path).close()  # the lock was released
+
+
+def test_what_a_crash_left_in_tmp_is_cleared(tmp_path: Path) -> None:
+    Store.open(tmp_path).close()
+    (tmp_path / "tmp" / "half").write_bytes(b"x")
+    Store.open(tmp_path).close()
+    assert not os.listdir(tmp_path / "tmp")
