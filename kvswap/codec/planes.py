@@ -3,11 +3,12 @@
 Why: of a KV value's bits only the exponent is compressible; mantissa and sign are noise.  Of every
 word the *top byte* is taken below the sign, so that it holds the exponent (bfloat16, float32: all 8
 bits; float16: 5 bits and the top 3 of the mantissa).  The next byte is the following 7 bits with the
-sign at its bottom; float32 has two more, as they are.  The top bytes are transposed so that one channel's tokens lie together, and channels are sorted by their mean: zstd
-cuts its input into 128 KiB blocks with one Huffman table each, so alike channels share a table
-(2.6 bits an exponent against 2.95 unsorted).  The other bytes are stored as they are, or as one byte
-where they are constant (float32 that is really bfloat16).  Nothing here depends on floating-point
-arithmetic, so bytes and round trip are the same on every machine.
+sign at its bottom; float32 has two more, as they are.  The top bytes are transposed so that one
+channel's tokens lie together, and channels are sorted by their mean: zstd cuts its input into 128 KiB
+blocks with one Huffman table each, so alike channels share a table (2.6 bits an exponent against 2.95
+unsorted).  The other bytes are stored as they are, or as one byte where they are constant (float32
+that is really bfloat16).  Nothing here depends on floating-point arithmetic, so bytes and round trip
+are the same on every machine.
 
 Wire layout (little endian):
 

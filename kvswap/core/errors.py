@@ -52,7 +52,8 @@ class KvswapError(Exception):
     @staticmethod
     def from_dict(data: dict[str, Any]) -> KvswapError:
         """The error that `to_dict` described; an unknown code becomes the base class."""
-        kind = _BY_CODE.get(str(data.get("code")), KvswapError)
+        by_code = {kind.code: kind for kind in _subclasses(KvswapError)}  # some live in rooms above
+        kind = by_code.get(str(data.get("code")), KvswapError)
         details = data.get("details")
         return kind(
             str(data.get("message", "unknown error")),
@@ -191,6 +192,3 @@ class Interrupted(KvswapError):
 
 def _subclasses(kind: type[KvswapError]) -> list[type[KvswapError]]:
     return [kind] + [c for child in kind.__subclasses__() for c in _subclasses(child)]
-
-
-_BY_CODE: dict[str, type[KvswapError]] = {c.code: c for c in _subclasses(KvswapError)}

@@ -52,7 +52,8 @@ def parse(data: bytes, error_type: type[KvswapError] = MalformedManifest) -> Any
 def convert(value: Any, kind: type[T], error_type: type[KvswapError] = MalformedManifest) -> T:
     """Typed struct from plain values.  Raises `error_type` naming the field."""
     try:
-        return msgspec.convert(value, kind, strict=True)
+        # bytes are native here: otherwise msgspec would take base64 text for them
+        return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         field = str(error).rpartition("at `$")[2].rstrip("`").lstrip(".") or "unknown"
         name = getattr(kind, "__name__", "message").lower()

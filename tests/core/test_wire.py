@@ -29,6 +29,16 @@ def test_any_bytes_parse_or_raise_one_error(data: bytes) -> None:
         pass
 
 
+class Blob(msgspec.Struct, frozen=True):
+    data: bytes
+
+
+def test_text_is_never_taken_for_bytes() -> None:
+    assert wire.unpack(wire.pack({"data": b"abcd"}), Blob) == Blob(b"abcd")
+    with pytest.raises(MalformedManifest):
+        wire.unpack(wire.pack({"data": "YWJjZA=="}), Blob)
+
+
 class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     x: int
     y: int

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -235,4 +234,4 @@ def test_what_a_crash_left_in_tmp_is_cleared(tmp_path: Path) -> None:
     Store.open(tmp_path).close()
     (tmp_path / "tmp" / "half").write_bytes(b"x")
     Store.open(tmp_path).close()
-    assert not os.listdir(tmp_path / "tmp")
+    assert not list((tmp_path / "tmp").iterdir())

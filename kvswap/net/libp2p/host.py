@@ -27,6 +27,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.discovery.events.peerDiscovery import peerDiscovery
 from libp2p.discovery.mdns.mdns import create_mdns_discovery
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.network.config import ConnectionConfig
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.gossipsub import GossipSub
@@ -82,6 +83,8 @@ class TrioHost:
             key_pair=keys,
             sec_opt={NOISE: NoiseTransport(keys, create_noise_key_pair().private_key)},
             muxer_opt={TProtocol(YAMUX): Yamux},
+            # We dial whom we want something of, not whoever is known.
+            connection_config=ConnectionConfig(min_connections=0, low_watermark=0),
             announce_addrs=[multiaddr.Multiaddr(a) for a in announce] or None,
             disable_identify_address_discovery=True,
         )
@@ -228,7 +231,8 @@ class TrioHost:
     async def find_providers(self, key: bytes) -> list[PeerAddress]:
         found = await self.dht.provider_store.find_providers(multihash(key))
         me = self.host.get_id()
-        return [PeerAddress(str(i.peer_id), tuple(str(a) for a in i.addrs[:8])) for i in found if i.peer_id != me]
+        by_peer = {str(i.peer_id): tuple(str(a) for a in i.addrs[:8]) for i in found if i.peer_id != me}
+        return [PeerAddress(peer, addresses) for peer, addresses in by_peer.items()]
 
     async def announce(self, data: bytes) -> None:
         await self.pubsub.publish(TOPIC, data)
