@@ -81,7 +81,7 @@ def make_artifact(
     text: bytes = b"a document for tests",
     seed: int = 0,
     now: int | None = None,
-    life: int = 86_400,
+    lifetime: int = 86_400,
     model: ModelIdentity | None = None,
     **changes: Any,
 ) -> Made:
@@ -144,7 +144,7 @@ def make_artifact(
         "tensors": digests,
         "chunks": refs,
         "probe": Probe(question=[1, 2], tokens=[3, 4], logits=b"\1" * 32),
-        "life": Life(issued=now, expires=now + life, sequence=now),
+        "life": Life(issued=now, expires=now + lifetime, sequence=now),
         "publisher": str(signer.peer_id),
     }
     fields.update(changes)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kvswap.artifact import dsse
+from kvswap.artifact import dsse, layout
 from kvswap.artifact.manifest import (
     VERSION,
     ChunkRef,
@@ -142,7 +142,7 @@ def _sign(node: Node, made: dict[str, Any], refs: list[ChunkRef], document: Docu
 
 
 def list_artifact(node: Node, statement: Statement) -> bool:
-    """Index an artifact under its document and chain digests; True when all its chunks are here."""
+    """Index an artifact under its document and chain digests; True when what a reader needs is here."""
     manifest = statement.manifest
     now = time.time()
     row = ArtifactRow(
@@ -161,7 +161,9 @@ def list_artifact(node: Node, statement: Statement) -> bool:
         pinned=False,
         complete=False,
     )
-    return node.store.put_artifact(row, statement.envelope, [c.id for c in manifest.chunks], manifest.prefix.chain)
+    needed = {manifest.chunks[i].id for i in layout.needed(manifest)}
+    others = [c.id for c in manifest.chunks if c.id not in needed]
+    return node.store.put_artifact(row, statement.envelope, needed, others, manifest.prefix.chain)
 
 
 def _own(node: Node, document: str, choice: ModelChoice, codec: str) -> Statement | None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from kvswap.artifact import layout
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange.node import Node
@@ -30,7 +31,11 @@ async def verify_artifact(node: Node, reference: str | Cid) -> dict[str, Any]:
         report["trusted"] = True
     except KvswapError:
         report["trusted"] = False
-    cids = list(dict.fromkeys(c.id for c in statement.manifest.chunks))
+    needed = {statement.manifest.chunks[i].id for i in layout.needed(statement.manifest)}
+    absent = await asyncio.to_thread(node.store.missing, needed)
+    if absent:
+        raise NotFound(f"{len(absent)} of {len(needed)} chunks of {row.id} are not here", hint=f"kvswap fetch {row.id}")
+    cids = list(needed)
 
     def check() -> int:
         for cid in cids:

@@ -30,7 +30,7 @@ MIGRATIONS = (
     CREATE INDEX artifacts_document ON artifacts (document);
     CREATE TABLE artifact_chunks (
         artifact TEXT NOT NULL REFERENCES artifacts (id) ON DELETE CASCADE, cid BLOB NOT NULL,
-        PRIMARY KEY (artifact, cid)
+        needed INTEGER NOT NULL, PRIMARY KEY (artifact, cid)
     ) WITHOUT ROWID;
     CREATE INDEX artifact_chunks_cid ON artifact_chunks (cid);
     CREATE TABLE prefixes (

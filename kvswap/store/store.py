@@ -2,7 +2,7 @@
 
 Guarantees:
 * A chunk is listed only after its bytes, checked against their CID, are on disk.
-* An artifact is *complete* only when all its chunks are listed.
+* An artifact is *complete* only when every chunk that a reader of the whole document needs is listed.
 * One process holds a store (`StoreLocked` for the second).
 * What is pinned, held by a lease, or belongs to a complete unpinned artifact that still fits the
   quota is never collected.  Collection takes orphans first, then the artifact used longest ago.
@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,7 @@ class Store:
         self._index = Index(root / "index.sqlite3")
         self._leases: Counter[Cid] = Counter()
         self._guard = threading.RLock()
+        self._reserved = 0  # bytes of writes under way
         (row,) = self._index.rows("SELECT COALESCE(SUM(length), 0) AS total FROM chunks")
         self._used = int(row["total"])
 
@@ -133,13 +134,17 @@ class Store:
             raise IntegrityError(f"bytes offered as chunk {cid} are {actual}")
         if self.has_chunk(actual):
             return actual
-        self._make_room(len(data))
-        self._files.write(actual, data)
-        with self._guard, self._index.transaction() as db:
-            added = db.execute(
-                "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (actual.digest, len(data), time.time())
-            ).rowcount
-            self._used += len(data) if added else 0
+        self._reserve(len(data))
+        try:
+            self._files.write(actual, data)
+            with self._guard, self._index.transaction() as db:
+                added = db.execute(
+                    "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (actual.digest, len(data), time.time())
+                ).rowcount
+                self._used += len(data) if added else 0
+        finally:
+            with self._guard:
+                self._reserved -= len(data)
         return actual
 
     def has_chunk(self, cid: Cid) -> bool:
@@ -187,7 +192,8 @@ class Store:
                 return
             db.execute("DELETE FROM chunks WHERE cid = ?", (cid.digest,))
             db.execute(
-                "UPDATE artifacts SET complete = 0 WHERE id IN (SELECT artifact FROM artifact_chunks WHERE cid = ?)",
+                "UPDATE artifacts SET complete = 0 WHERE id IN "
+                "(SELECT artifact FROM artifact_chunks WHERE cid = ? AND needed)",
                 (cid.digest,),
             )
             self._used -= int(row["length"])
@@ -213,11 +219,23 @@ class Store:
 
     # -- artifacts -------------------------------------------------------------------------------
 
-    def put_artifact(self, row: ArtifactRow, envelope: bytes, cids: Sequence[Cid], chain: Sequence[bytes]) -> bool:
-        """List an artifact; True when all its chunks are here.  Idempotent; keeps pins."""
-        complete = not self.missing(cids)
+    def put_artifact(
+        self,
+        row: ArtifactRow,
+        envelope: bytes,
+        needed: Collection[Cid],
+        others: Collection[Cid],
+        chain: Sequence[bytes],
+    ) -> bool:
+        """List an artifact; True when all its `needed` chunks are here.  Idempotent; keeps pins.
+
+        `others` belong to it as well and are kept if here, but nothing waits for them: windows of
+        sliding layers that the document's end has left behind.
+        """
+        complete = not self.missing(needed)
         values = {**{n: getattr(row, n) for n in row.__slots__}, "complete": complete, "envelope": envelope}
         columns = ", ".join(values)
+        wanted = frozenset(needed)
         marks = ", ".join(f":{n}" for n in values)
         with self._index.transaction() as db:
             db.execute(
@@ -225,7 +243,10 @@ class Store:
                 "ON CONFLICT (id) DO UPDATE SET complete = excluded.complete, used = excluded.used",
                 values,
             )
-            db.executemany("INSERT OR IGNORE INTO artifact_chunks VALUES (?, ?)", [(row.id, c.digest) for c in cids])
+            db.executemany(
+                "INSERT OR IGNORE INTO artifact_chunks VALUES (?, ?, ?)",
+                [(row.id, c.digest, c in wanted) for c in dict.fromkeys([*needed, *others])],
+            )
             db.executemany(
                 "INSERT OR IGNORE INTO prefixes VALUES (?, ?, ?)",
                 [(digest, row.id, block) for block, digest in enumerate(chain)],
@@ -314,16 +335,18 @@ class Store:
             self._files.remove(cid)
             self._used -= length
 
-    def _make_room(self, size: int) -> None:
+    def _reserve(self, size: int) -> None:
+        """Take room before writing: several writers at once must not overshoot together."""
         with self._guard:
-            if self._used + size > self._quota:
-                self.collect(max(0, self._quota - size))
-            if self._used + size > self._quota:
+            if self._used + self._reserved + size > self._quota:
+                self.collect(max(0, self._quota - self._reserved - size))
+            if self._used + self._reserved + size > self._quota:
                 raise StoreFull(
                     f"no room for {size} bytes: {self._used} of {self._quota} are used by what is pinned or in use",
                     cause="the quota is reached",
                     hint="kvswap gc, kvswap rm, or KVSWAP_QUOTA_BYTES",
                 )
+            self._reserved += size
 
     def verify(self) -> StoreReport:
         """Hash every file again.  Right but unlisted files are adopted, wrong ones set aside."""
@@ -353,7 +376,7 @@ class Store:
         with self._index.transaction() as db:
             db.execute(
                 "UPDATE artifacts SET complete = NOT EXISTS (SELECT 1 FROM artifact_chunks a "
-                "LEFT JOIN chunks c ON c.cid = a.cid WHERE a.artifact = artifacts.id AND c.cid IS NULL)"
+                "LEFT JOIN chunks c ON c.cid = a.cid WHERE a.artifact = artifacts.id AND a.needed AND c.cid IS NULL)"
             )
 
 

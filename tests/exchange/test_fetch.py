@@ -1,0 +1,421 @@
+"""Fetching over the reference transport: several peers, lies, resumption, trust before bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvswap.artifact.layout import needed
+from kvswap.core.errors import (
+    Incompatible,
+    IntegrityError,
+    KvswapError,
+    NotFound,
+    PeerError,
+    PlanSaysPrefill,
+    StoreFull,
+    Untrusted,
+)
+from kvswap.core.ids import Cid
+from kvswap.core.settings import Settings
+from kvswap.cost import Calibration
+from kvswap.exchange import Node
+from kvswap.exchange import serve as serving
+from kvswap.exchange.fetch import fetch
+from kvswap.exchange.find import find
+from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.publish import list_artifact
+from kvswap.net import PeerAddress, messages
+from kvswap.net.memory import MemoryNetwork, MemoryTransport
+from kvswap.store import Store
+from kvswap.trust import PolicyFile
+from tests.support import Made, NoModel, identity, key, make_artifact, run
+
+DOCUMENT = "sha256:" + __import__("hashlib").sha256(b"a document for tests").hexdigest()
+
+
+def needed_bytes(made: Made) -> int:
+    """What a reader of the whole document fetches: not the windows that its end has left behind."""
+    cids = {made.manifest.chunks[i].id for i in needed(made.manifest)}
+    assert cids < set(made.chunks)
+    return sum(len(made.chunks[cid]) for cid in cids)
+
+
+class SlowModel(NoModel):
+    """A model whose calibration is already known: fetching is judged against it."""
+
+    def __init__(self, dtype: str = "bfloat16", label: str = "tiny") -> None:
+        self.choice = ModelChoice(label, identity(label), dtype, "cpu", 1)
+
+    async def choose(self, name: str | None = None) -> ModelChoice:
+        return self.choice
+
+
+class World:
+    """Nodes on one in-memory network."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.network = MemoryNetwork()
+        self.nodes: list[Node] = []
+
+    async def node(self, *, model: Any = None, trust: bool = True, quota: int = 10**9, **settings: Any) -> Node:
+        number = len(self.nodes)
+        home = self.root / str(number)
+        publisher = key(1000 + number)
+        store = Store.open(home / "store", quota)
+        policy = PolicyFile(home / "trust.json", publisher.peer_id)
+        if trust:
+            policy.add(str(key().peer_id))
+        node = Node(
+            Settings(home=home, models=home, **settings),
+            store,
+            MemoryTransport(self.network, str(key(2000 + number).peer_id)),
+            model or NoModel(),
+            publisher,
+            policy,
+            Calibration(home / "calibration.json"),
+        )
+        await node.start()
+        for other in [n for n in self.nodes if n.p2p]:
+            await node.transport.connect(PeerAddress(other.transport.peer))  # type: ignore[union-attr]
+        self.nodes.append(node)
+        return node
+
+    @staticmethod
+    def give(node: Node, made: Made, only: set[Cid] | None = None) -> None:
+        for cid, wire in made.chunks.items():
+            if only is None or cid in only:
+                node.store.put_chunk(wire, cid)
+        list_artifact(node, made.statement)
+
+
+@asynccontextmanager
+async def world(root: Path) -> AsyncIterator[World]:
+    made = World(root)
+    try:
+        yield made
+    finally:
+        for node in made.nodes:
+            await node.stop()
+            node.store.close()
+
+
+def test_a_document_is_fetched_whole_and_then_served(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=100)
+            a, b = await w.node(), await w.node()
+            w.give(a, made)
+            done = await fetch(b, DOCUMENT)
+            assert str(done.statement.artifact) == made.id
+            assert done.wire_bytes == needed_bytes(made)
+            assert done.peers == (a.transport.peer,)  # type: ignore[union-attr]
+            again = await fetch(b, Cid.parse(made.id))
+            assert again.wire_bytes == 0 and again.peers == ()
+            await w.nodes[0].transport.stop()  # type: ignore[union-attr]
+            c = await w.node()
+            assert (await fetch(c, DOCUMENT)).peers == (b.transport.peer,)  # type: ignore[union-attr]
+            assert c.store.verify().clean
+
+    run(body())
+
+
+def test_several_peers_serve_one_fetch(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=400)
+            cids = [c.id for c in made.manifest.chunks]
+            # nobody has everything; together they do
+            holders = [await w.node() for _ in range(3)]
+            whole = await w.node()
+            for number, holder in enumerate(holders):
+                w.give(holder, made, set(cids[number::3]))
+            w.give(whole, made)
+            reader = await w.node()
+            original = serving.answer
+            done = await fetch(reader, DOCUMENT)
+            assert serving.answer is original
+            assert reader.store.get_artifact(made.id).complete  # type: ignore[union-attr]
+            assert len(done.peers) >= 1
+
+    run(body())
+
+
+def test_partial_holders_together_make_a_whole(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=400)
+            cids = [c.id for c in made.manifest.chunks]
+            holders = [await w.node() for _ in range(2)]
+            for number, holder in enumerate(holders):
+                w.give(holder, made, set(cids[number::2]))
+            reader = await w.node()
+            done = await fetch(reader, DOCUMENT)
+            assert set(done.peers) == {h.transport.peer for h in holders}  # type: ignore[union-attr]
+
+    run(body())
+
+
+LIES = {
+    "flips a bit": lambda data, made: bytes([data[0] ^ 1]) + data[1:],
+    "cuts": lambda data, made: data[:-1],
+    "swaps": lambda data, made: next(w for w in made.chunks.values() if w != data),
+    "empties": lambda data, made: b"",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_liar_is_marked_and_the_rest_comes_from_elsewhere(
+    tmp_path: Path, lie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=200)
+            liar, honest = await w.node(), await w.node()
+            w.give(liar, made)
+            w.give(honest, made)
+            true_chunk = serving._chunk
+
+            async def chunk(node: Node, peer: str, text: str) -> bytes:
+                data = await true_chunk(node, peer, text)
+                return LIES[lie](data, made) if node is liar else data
+
+            monkeypatch.setattr(serving, "_chunk", chunk)
+            reader = await w.node()
+            done = await fetch(reader, DOCUMENT)
+            assert liar.transport.peer not in done.peers  # type: ignore[union-attr]
+            assert reader.peers[liar.transport.peer].lies == 1  # type: ignore[union-attr]
+            assert reader.store.verify().clean
+            assert any(e["event"] == "peer_lied" for e in reader.events.recent())
+            # with nobody else: an integrity error, and nothing wrong in the index
+            alone = await w.node()
+            await honest.transport.stop()  # type: ignore[union-attr]
+            await reader.transport.stop()  # type: ignore[union-attr]
+            with pytest.raises(IntegrityError):
+                await fetch(alone, DOCUMENT)
+            assert alone.store.verify().checked == 0
+            assert not alone.store.get_artifact(made.id).complete  # type: ignore[union-attr]
+
+    run(body())
+
+
+def test_an_interrupted_fetch_resumes_where_it_was(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=400)
+            a, b = await w.node(), await w.node()
+            w.give(a, made)
+            seen: list[dict[str, Any]] = []
+
+            async def stop_early(event: dict[str, Any]) -> None:
+                seen.append(event)
+                if event["event"] == "chunk" and event["done"] == 10:
+                    raise asyncio.CancelledError
+
+            with pytest.raises(asyncio.CancelledError):
+                await fetch(b, DOCUMENT, progress=stop_early)
+            before = b.store.used_bytes
+            assert 0 < before < needed_bytes(made)
+            done = await fetch(b, DOCUMENT)
+            assert done.wire_bytes == needed_bytes(made) - before
+
+    run(body())
+
+
+def test_trust_is_decided_before_a_byte_of_a_chunk(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact()
+            a, b = await w.node(), await w.node(trust=False)
+            w.give(a, made)
+            with pytest.raises(Untrusted) as caught:
+                await fetch(b, DOCUMENT)
+            assert caught.value.hint == f"kvswap trust add {made.manifest.publisher}"
+            assert a.counters.bytes_out == 0 and b.store.artifacts() == []
+            await fetch(b, DOCUMENT, trust_on_first_use=True)
+            assert b.policy.rows()[0]["how"] == "first-use"
+
+    run(body())
+
+
+def test_an_expired_artifact_is_neither_offered_nor_used(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(now=1_700_000_000)
+            a, b = await w.node(), await w.node()
+            w.give(a, made)
+            assert await find(b, messages.Find(document=DOCUMENT), 0.3) == []
+            w.give(b, made)
+            with pytest.raises(Untrusted, match="expired"):
+                await fetch(b, DOCUMENT)
+
+    run(body())
+
+
+def test_another_model_and_another_dtype_are_named(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            a = await w.node()
+            w.give(a, make_artifact())
+            other = await w.node(model=SlowModel(label="other"))
+            with pytest.raises(Incompatible) as caught:
+                await fetch(other, DOCUMENT)
+            assert caught.value.details["field"] == "model"
+            wide = await w.node(model=SlowModel(dtype="float32"))
+            with pytest.raises(Incompatible) as caught:
+                await fetch(wide, DOCUMENT)
+            assert caught.value.details["field"] == "dtype"
+
+    run(body())
+
+
+def test_the_right_one_of_several_artifacts_is_taken(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            a = await w.node()
+            wanted = make_artifact(seed=1, dtype="float32")
+            for made in (make_artifact(seed=2), wanted, make_artifact(seed=3, model=identity("other"))):
+                w.give(a, made)
+            model = SlowModel(dtype="float32")
+            b = await w.node(model=model)
+            b.calibration.add_prefill(model.choice.calibration_key, [(0, 8, 100.0)])
+            assert str((await fetch(b, DOCUMENT)).statement.artifact) == wanted.id
+
+    run(body())
+
+
+def test_the_plan_is_obeyed_unless_forced(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            a = await w.node()
+            made = make_artifact(tokens=100)
+            w.give(a, made)
+            model = SlowModel()
+            b = await w.node(model=model, assumed_link_bytes_per_second=100.0)
+            b.calibration.add_prefill(model.choice.calibration_key, [(0, 8, 0.0001)])
+            with pytest.raises(PlanSaysPrefill) as caught:
+                await fetch(b, DOCUMENT)
+            figures = caught.value.details["plan"]
+            assert figures["action"] == "prefill" and figures["fetch"]["seconds"] > figures["prefill"]["seconds"]
+            assert a.counters.bytes_out == 0
+            done = await fetch(b, DOCUMENT, force=True)
+            assert done.plan.action == "prefill" and done.wire_bytes > 0
+
+    run(body())
+
+
+def test_nobody_has_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            await w.node()
+            b = await w.node()
+            with pytest.raises(NotFound):
+                await asyncio.wait_for(fetch(b, "sha256:" + "0" * 64), 20)
+
+    run(body())
+
+
+def test_a_quota_too_small_is_store_full_and_the_store_stays_right(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=400)
+            a, b = await w.node(), await w.node(quota=5_000)
+            w.give(a, made)
+            with pytest.raises(StoreFull):
+                await fetch(b, DOCUMENT)
+            assert b.store.verify().clean and b.store.used_bytes <= 5_000
+
+    run(body())
+
+
+def test_a_peer_that_claims_and_has_not(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=50)
+            a, b = await w.node(), await w.node()
+            w.give(a, made)
+            for path in (a.store.root / "chunks").rglob("bafkr4i*"):
+                path.unlink()
+            with pytest.raises(PeerError) as caught:
+                await fetch(b, DOCUMENT)
+            assert "resumes" in (caught.value.hint or "")
+
+    run(body())
+
+
+def test_manifests_that_are_not_what_was_asked_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            wanted, other = make_artifact(seed=1), make_artifact(seed=2, text=b"another text")
+            a, b = await w.node(), await w.node()
+            w.give(a, wanted)
+            monkeypatch.setattr(serving, "_envelope", lambda node, artifact: other.statement.envelope)
+            with pytest.raises(IntegrityError):
+                await fetch(b, DOCUMENT)
+            assert b.store.artifacts() == []
+
+    run(body())
+
+
+def test_longest_prefix_is_looked_up_by_chain_digests(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=64, block_tokens=8)
+            a, b = await w.node(), await w.node()
+            w.give(a, made)
+            chain = [*made.manifest.prefix.chain[:5], os.urandom(32)]
+            offers = await find(b, messages.Find(chain=chain))
+            assert [(o.found.artifact, o.found.shared_blocks) for o in offers] == [(made.id, 5)]
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        messages.GetManifest("../../etc/passwd"),
+        messages.GetChunk("x"),
+        messages.Find(document="sha256:zz"),
+        messages.Find(),
+        messages.Find(document="sha256:" + "0" * 64, artifact="bafkr4i"),
+        messages.Have(str(Cid.of(b"nothing"))),
+    ],
+)
+def test_bad_requests_get_an_error_and_the_stream_goes_on(tmp_path: Path, request_: messages.Request) -> None:
+    async def body() -> None:
+        from kvswap.net.client import session
+
+        async with world(tmp_path) as w:
+            a, b = await w.node(), await w.node()
+            async with session(b.transport, a.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
+                with pytest.raises(KvswapError):
+                    await talk.ask(request_, bytes)
+                reply, _ = await talk.hello("test")
+                assert reply.publisher == str(a.publisher.peer_id)
+
+    run(body())
+
+
+def test_announcements_for_somebody_else_are_ignored(tmp_path: Path) -> None:
+    async def body() -> None:
+        from kvswap.net import Announcement
+
+        async with world(tmp_path) as w:
+            a = await w.node()
+            artifact = str(Cid.of(b"x"))
+            provider = messages.Provider(str(key(5).peer_id), ["/ip4/127.0.0.1/tcp/1"])
+            data = messages.encode_announce(messages.Announce(artifact, None, provider))
+            a._heard(Announcement(str(key(6).peer_id), data))
+            a._heard(Announcement(str(key(5).peer_id), b"noise"))
+            assert a.referrals(artifact) == []
+            a._heard(Announcement(str(key(5).peer_id), data))
+            assert [p.peer for p in a.referrals(artifact)] == [str(key(5).peer_id)]
+
+    run(body())
