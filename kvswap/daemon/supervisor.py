@@ -124,6 +124,7 @@ class ModelProcess:
     async def _job(self, request: dict[str, Any], on_event: OnEvent | None) -> dict[str, Any]:
         process = self._process
         assert process is not None and process.stdin is not None  # noqa: S101 - _ensure made it
+        answered = False
         try:
             process.stdin.write(protocol.frame(request))
             await process.stdin.drain()
@@ -133,6 +134,7 @@ class ModelProcess:
                     if on_event is not None:
                         await on_event(message)
                     continue
+                answered = True
                 if "error" in message:
                     raise KvswapError.from_dict(message["error"])
                 result: dict[str, Any] = message["result"]
@@ -146,7 +148,7 @@ class ModelProcess:
                 hint="kvswap status",
             ) from error
         except BaseException:
-            if self.pid is not None and request["job"] != "open":
+            if self.pid is not None and not answered and request["job"] != "open":
                 await asyncio.shield(self._settle(process))
             raise
 

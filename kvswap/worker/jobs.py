@@ -131,14 +131,14 @@ class Jobs:
                     self._event("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
                     while pending and pending[0].done():
                         pending.pop(0).result()
-            finally:
+            except BaseException:
                 for future in pending:
                     future.cancel()
+                raise
             prefill_seconds = time.perf_counter() - began
             tensors_digests = [digest_layer(held) for held in held_tensors(cache, specs, len(ids))]
             for future in pending:
-                if not future.cancelled():
-                    future.result()
+                future.result()
         probe = greedy(loaded, cache, len(ids), probe_ids, PROBE_STEPS)
         return {
             "model": wire.plain(loaded.identity),

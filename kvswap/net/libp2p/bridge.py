@@ -22,6 +22,13 @@ T = TypeVar("T")
 Main = Callable[[Callable[[], None]], Awaitable[None]]
 
 
+def innermost(error: BaseException | None) -> BaseException | None:
+    """The first plain exception inside trio's groups."""
+    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+        error = error.exceptions[0]
+    return error
+
+
 class TrioThread:
     """One trio run in one thread.  Start once, stop once."""
 
@@ -53,7 +60,10 @@ class TrioThread:
         except TimeoutError:
             raise P2pDown(f"the peer-to-peer part did not start within {seconds:g} s") from None
         if not self._up.is_set():
-            raise P2pDown(f"the peer-to-peer part did not start: {self._failure!r}") from self._failure
+            failure = innermost(self._failure)
+            if isinstance(failure, P2pDown):
+                raise failure
+            raise P2pDown(f"the peer-to-peer part did not start: {failure!r}") from failure
 
     def _run(self, main: Main) -> None:
         async def root() -> None:

@@ -38,7 +38,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 
-from kvswap.core.errors import NetworkTimeout, PeerError
+from kvswap.core.errors import NetworkTimeout, P2pDown, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.net.messages import PROTOCOL, TOPIC
 from kvswap.net.transport import PeerAddress, StreamClosed
@@ -108,6 +108,9 @@ class TrioHost:
             background_trio_service(self._gossip),
             trio.open_nursery() as nursery,
         ):
+            if self._listen and not self.host.get_transport_addrs():  # py-libp2p only logs it
+                wanted = ", ".join(str(a) for a in self._listen)
+                raise P2pDown(f"cannot listen on {wanted}", cause="the port is taken, or the address is not ours")
             await self.pubsub.wait_until_ready()
             subscription = await self.pubsub.subscribe(TOPIC)
             nursery.start_soon(self._read_gossip, subscription)

@@ -11,7 +11,7 @@ from kvswap.core.errors import KvswapError, P2pDown, PeerError
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
-from kvswap.net.libp2p.bridge import TrioThread
+from kvswap.net.libp2p.bridge import TrioThread, innermost
 from kvswap.net.libp2p.host import TrioHost, receive_frame, send_frame
 from kvswap.net.transport import (
     Announcement,
@@ -149,7 +149,5 @@ async def _call(bridge: TrioThread, peer: str, function: Callable[..., Awaitable
     except KvswapError:
         raise
     except Exception as error:
-        inner: BaseException = error
-        while isinstance(inner, BaseExceptionGroup) and inner.exceptions:
-            inner = inner.exceptions[0]
+        inner = innermost(error)
         raise PeerError(f"{peer}: {type(inner).__name__}: {str(inner)[:200]}") from error

@@ -1,0 +1,294 @@
+"""The main job with real libp2p between real processes: published there, continued from here, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import DOCUMENT, Daemon, kvswap, last_json, until
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
+Start = Callable[..., Daemon]
+
+
+def ask(node: Daemon, ref: str, *flags: str, steps: int = 256) -> dict[str, Any]:
+    done = kvswap(
+        node.home, "ask", ref, "What is this about?", "--max-tokens", str(steps), "--ignore-eos", "--json", *flags
+    )
+    assert done.returncode == 0, done.stderr
+    return last_json(done)
+
+
+def digest_of(path: Path) -> str:
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pair(daemon: Start, *flags: str, **env: str) -> tuple[Daemon, Daemon]:
+    a = daemon("a", *flags, **env)
+    b = daemon("b", "--bootstrap", a.address, *flags, **env)
+    assert kvswap(b.home, "trust", "add", a.publisher).returncode in (0, 2)
+    b.client.trust_add(a.publisher)
+    until(lambda: b.client.status()["peers"], what="B to meet A")
+    return a, b
+
+
+def check_main_job(a: Daemon, b: Daemon, document: Path, steps: int) -> None:
+    published = last_json(done := kvswap(a.home, "publish", str(document), "--json"))
+    assert done.returncode == 0, done.stderr
+    assert set(published) >= {"artifact", "document", "model", "tokens", "raw_bytes", "wire_bytes", "seconds"}
+    assert published["document"] == digest_of(document)
+    done = kvswap(b.home, "fetch", digest_of(document), "--force", "--json")
+    assert done.returncode == 0, done.stderr
+    fetched = last_json(done)
+    assert set(fetched) >= {"artifact", "plan", "tokens", "wire_bytes", "from", "seconds", "verified"}
+    assert set(fetched["plan"]) >= {"action", "seconds", "dollars", "reason"}
+    assert fetched["artifact"] == published["artifact"] and fetched["verified"] is True
+    assert fetched["from"] == [a.ready["peer"]]
+    for line in done.stdout.splitlines():
+        json.loads(line)  # under --json every line of stdout is JSON
+    loaded = ask(b, digest_of(document), steps=steps)
+    prefilled = ask(b, str(document), "--prefill", steps=steps)
+    assert set(loaded) >= {"text", "token_ids", "plan", "ttft_seconds", "logits_digest"}
+    assert loaded["artifact"] == published["artifact"] and prefilled["artifact"] is None
+    assert len(loaded["token_ids"]) == steps
+    assert loaded["token_ids"] == prefilled["token_ids"]
+    assert loaded["logits_digest"] == prefilled["logits_digest"]
+    other = ask(a, str(document), "--prefill", steps=steps)  # the publisher's own machine agrees
+    assert other["logits_digest"] == loaded["logits_digest"]
+    report = last_json(kvswap(b.home, "verify", published["artifact"], "--json"))
+    assert report["verified"] and report["probe"] and report["probe_bitwise"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_default_model_256_steps(daemon: Start, smollm: Path, tmp_path: Path, dtype: str) -> None:
+    document = tmp_path / "document.txt"
+    document.write_text(DOCUMENT.read_text()[:4000])
+    a, b = pair(daemon, "--model", "smollm2-135m", "--dtype", dtype)
+    check_main_job(a, b, document, 256)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3", "gemma3-wide"])
+def test_other_architectures_256_steps(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    document = tmp_path / "document.txt"
+    document.write_text(DOCUMENT.read_text()[:1500])
+    a, b = pair(daemon, "--model", str(tiny_models[kind]), "--dtype", "bfloat16", KVSWAP_BLOCK_TOKENS="64")
+    check_main_job(a, b, document, 256)
+
+
+def small(tmp_path: Path, name: str = "document.txt", size: int = 1500) -> Path:
+    path = tmp_path / name
+    path.write_text(DOCUMENT.read_text()[:size] + f"\n{name}\n")
+    return path
+
+
+def tiny_flags(tiny_models: dict[str, Path]) -> list[str]:
+    return ["--model", str(tiny_models["llama"]), "--dtype", "float32"]
+
+
+def test_three_nodes_where_b_knows_only_c(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """B is told C's address alone; A is reached through what C passed on."""
+    flags = tiny_flags(tiny_models)
+    c = daemon("c", *flags)
+    a = daemon("a", "--bootstrap", c.address, *flags)
+    until(lambda: a.client.status()["peers"], what="A to meet C")
+    document = small(tmp_path)
+    assert kvswap(a.home, "publish", str(document)).returncode == 0
+    b = daemon("b", "--bootstrap", c.address, *flags)
+    b.client.trust_add(a.publisher)
+    until(lambda: b.client.status()["peers"], what="B to meet C")
+    done = kvswap(b.home, "fetch", digest_of(document), "--force", "--json")
+    assert done.returncode == 0, done.stderr
+    assert last_json(done)["from"] == [a.ready["peer"]]
+    assert c.client.artifacts() == []
+
+
+def test_fetch_after_the_publishers_restart(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    flags = tiny_flags(tiny_models)
+    c = daemon("c", *flags)
+    a = daemon("a", "--bootstrap", c.address, *flags)
+    document = small(tmp_path)
+    assert kvswap(a.home, "publish", str(document)).returncode == 0
+    a.stop(signal.SIGKILL)
+    a.start()  # on another port, without a model process; C learns of the new address
+    b = daemon("b", "--bootstrap", c.address, *flags)
+    b.client.trust_add(a.publisher)
+    until(lambda: a.client.status()["peers"] and b.client.status()["peers"], what="all to meet C")
+    found = until(
+        lambda: (r := kvswap(b.home, "fetch", digest_of(document), "--force", "--json")).returncode == 0 and r,
+        what="the fetch after the restart",
+    )
+    assert last_json(found)["from"] == [a.ready["peer"]]
+
+
+def test_the_longest_published_prefix_is_what_peers_offer(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    flags = tiny_flags(tiny_models)
+    a = daemon("a", *flags, KVSWAP_BLOCK_TOKENS="32")
+    document = small(tmp_path)
+    assert kvswap(a.home, "publish", str(document)).returncode == 0
+    manifest = last_json(kvswap(a.home, "show", digest_of(document), "--json"))
+    assert manifest["prefix"]["block_tokens"] == 32
+    assert len(manifest["prefix"]["chain"]) == -(-manifest["prefix"]["tokens"] // 32)
+
+
+def test_bad_documents_are_refused_before_any_work(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    node = daemon("a", *tiny_flags(tiny_models))
+    cases = {
+        "empty.txt": b"",
+        "blank.txt": b" \n\t\n",
+        "binary.bin": bytes(range(256)) * 10,
+        "nul.txt": b"text with a \0 in it",
+        "large.txt": b"word " * (50_000_000 // 5),
+    }
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        done = kvswap(node.home, "publish", str(tmp_path / name))
+        assert done.returncode == 2, name
+        assert name in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert kvswap(node.home, "publish", str(tmp_path / "missing.txt")).returncode == 2
+    assert kvswap(node.home, "publish", str(tmp_path)).returncode == 2
+    assert node.client.status()["model"]["pid"] is None  # nothing was loaded for any of these
+
+
+def test_a_document_longer_than_the_context(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    node = daemon("a", *tiny_flags(tiny_models))
+    document = tmp_path / "long.txt"
+    document.write_text(DOCUMENT.read_text())  # some 6,000 tokens for a context of 2,048
+    done = kvswap(node.home, "publish", str(document))
+    assert done.returncode == 2
+    assert "2048" in done.stderr and "--truncate" in done.stderr
+    assert node.client.status()["store_bytes"] == 0
+    done = kvswap(node.home, "publish", str(document), "--truncate", "--json")
+    assert done.returncode == 0, done.stderr
+    tokens = last_json(done)["tokens"]
+    assert tokens % 256 == 0 and 2048 - 256 * 2 < tokens < 2048
+
+
+def test_untrusted_unknown_and_incompatible(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    a = daemon("a", *tiny_flags(tiny_models))
+    document = small(tmp_path)
+    assert kvswap(a.home, "publish", str(document)).returncode == 0
+    ref = digest_of(document)
+    b = daemon("b", "--bootstrap", a.address, *tiny_flags(tiny_models))
+    until(lambda: b.client.status()["peers"], what="B to meet A")
+    done = kvswap(b.home, "fetch", ref)
+    assert done.returncode == 4
+    assert f"kvswap trust add {a.publisher}" in done.stderr
+    assert b.client.status()["bytes_in"] == 0
+    b.client.trust_add(a.publisher)
+    done = kvswap(b.home, "fetch", "sha256:" + "0" * 64)
+    assert done.returncode == 5
+    assert kvswap(b.home, "fetch", "nonsense").returncode == 2
+    c = daemon("c", "--bootstrap", a.address, "--model", str(tiny_models["llama"]), "--dtype", "bfloat16")
+    d = daemon("d", "--bootstrap", a.address, "--model", str(tiny_models["qwen3"]), "--dtype", "float32")
+    for node, field in ((c, "dtype"), (d, "model")):
+        node.client.trust_add(a.publisher)
+        until(lambda node=node: node.client.status()["peers"], what="it to meet A")
+        done = kvswap(node.home, "fetch", ref, "--json")
+        assert done.returncode == 7
+        assert last_json(done)["error"]["details"]["field"] == field
+    assert kvswap(b.home, "fetch", ref, "--tofu", "--force").returncode == 0
+
+
+def test_a_plan_that_says_prefill_is_exit_8_with_the_figures(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    a = daemon("a", *tiny_flags(tiny_models))
+    document = small(tmp_path)
+    assert kvswap(a.home, "publish", str(document)).returncode == 0
+    b = daemon(
+        "b", "--bootstrap", a.address, *tiny_flags(tiny_models), KVSWAP_ASSUMED_LINK_BYTES_PER_SECOND="1000"
+    )
+    b.client.trust_add(a.publisher)
+    until(lambda: b.client.status()["peers"], what="B to meet A")
+    plan = last_json(kvswap(b.home, "plan", digest_of(document), "--json"))
+    assert plan["action"] == "prefill" and plan["fetch"]["seconds"] > plan["prefill"]["seconds"]
+    done = kvswap(b.home, "fetch", digest_of(document), "--json")
+    assert done.returncode == 8
+    error = last_json(done)["error"]
+    assert error["details"]["plan"]["prefill"]["seconds"] > 0 and "--force" in error["hint"]
+    assert b.client.status()["bytes_in"] == 0
+    answer = ask(b, str(document), steps=8)  # with the text at hand, ask prefills instead
+    assert answer["plan"]["action"] == "prefill" and answer["artifact"] is None
+    assert kvswap(b.home, "fetch", digest_of(document), "--force").returncode == 0
+    assert ask(b, str(document), steps=8)["token_ids"] == answer["token_ids"]
+
+
+def test_metered_egress_is_declined(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    a = daemon("a", *tiny_flags(tiny_models))
+    document = small(tmp_path)
+    assert kvswap(a.home, "publish", str(document)).returncode == 0
+    b = daemon("b", "--bootstrap", a.address, *tiny_flags(tiny_models), KVSWAP_PRICE_PER_GB="1000")
+    b.client.trust_add(a.publisher)
+    until(lambda: b.client.status()["peers"], what="B to meet A")
+    done = kvswap(b.home, "fetch", digest_of(document), "--json")
+    assert done.returncode == 8
+    assert last_json(done)["error"]["details"]["plan"]["fetch"]["dollars"] > 0
+
+
+def test_a_store_without_room_is_exit_12_and_intact(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    a = daemon("a", *tiny_flags(tiny_models), KVSWAP_QUOTA_BYTES="20000")
+    document = small(tmp_path)
+    done = kvswap(a.home, "publish", str(document))
+    assert done.returncode == 12, done.stderr
+    assert "kvswap gc" in done.stderr
+    assert kvswap(a.home, "verify", "--store").returncode == 0
+    assert a.client.artifacts() == []
+
+
+def test_ctrl_c_is_130_and_the_next_run_goes_on(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    a = daemon("a", *tiny_flags(tiny_models))
+    document = small(tmp_path, size=4000)
+    command = [sys.executable, "-m", "kvswap", "publish", "--home", str(a.home), str(document), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert process.stdout is not None
+    process.stdout.readline()  # the first progress event: it works
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    if process.returncode != 0:  # it may have been done already
+        assert process.returncode == 130
+        assert "Traceback" not in stderr
+    assert kvswap(a.home, "publish", str(document)).returncode == 0
+    assert kvswap(a.home, "verify", "--store").returncode == 0
+
+
+def test_two_publishers_of_one_document_serve_it_together(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    flags = tiny_flags(tiny_models)
+    a, b = pair(daemon, *flags)
+    document = small(tmp_path, size=4000)
+    assert kvswap(a.home, "publish", str(document)).returncode == 0
+    assert kvswap(b.home, "fetch", digest_of(document), "--force").returncode == 0
+    c = daemon("c", "--bootstrap", a.address, "--bootstrap", b.address, *flags)
+    c.client.trust_add(a.publisher)
+    until(lambda: c.client.status()["peers"] == 2, what="C to meet both")
+    done = kvswap(c.home, "fetch", digest_of(document), "--force", "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(last_json(done)["from"]) <= {a.ready["peer"], b.ready["peer"]}
+    a.stop(signal.SIGKILL)
+    d = daemon("d", "--bootstrap", b.address, *flags)
+    d.client.trust_add(a.publisher)
+    until(lambda: d.client.status()["peers"], what="D to meet B")
+    done = kvswap(d.home, "fetch", digest_of(document), "--force", "--json")
+    assert done.returncode == 0 and last_json(done)["from"] == [b.ready["peer"]], done.stderr
+
+
+def test_rm_pin_gc_and_ls(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    a = daemon("a", *tiny_flags(tiny_models))
+    document = small(tmp_path)
+    artifact = last_json(kvswap(a.home, "publish", str(document), "--json"))["artifact"]
+    assert last_json(kvswap(a.home, "publish", str(document), "--json"))["reused"] is True
+    assert kvswap(a.home, "pin", artifact).returncode == 0
+    assert last_json(kvswap(a.home, "gc", "--to", "0", "--json"))["store_bytes"] > 0
+    assert kvswap(a.home, "unpin", str(document)).returncode == 0
+    assert kvswap(a.home, "rm", artifact, "--dry-run").returncode == 0
+    assert kvswap(a.home, "rm", artifact).returncode == 2  # needs a yes
+    assert [r["artifact"] for r in last_json(kvswap(a.home, "ls", "--json"))["artifacts"]] == [artifact]
+    assert last_json(kvswap(a.home, "rm", "-y", artifact, "--json"))["freed_bytes"] > 0
+    assert kvswap(a.home, "show", artifact).returncode == 5
+    assert a.client.status()["store_bytes"] == 0
