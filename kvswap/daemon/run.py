@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ from kvswap.store import Store
 from kvswap.trust import PolicyFile
 
 _GRACE_SECONDS = 3.0
+_SWITCH_SECONDS = 0.0005
 Ready = Callable[[dict[str, Any]], None]
 
 
@@ -107,6 +109,8 @@ async def _run(settings: Settings, node: Node, model: ModelProcess, stop: asynci
 
 def main(settings: Settings, ready: Ready) -> None:
     """Blocking form of `serve`."""
+    # The trio thread moves every byte; at Python's default of 5 ms it waits for the loop's thread too long.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         asyncio.run(serve(settings, ready))

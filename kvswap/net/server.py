@@ -6,15 +6,17 @@ handler is an answer.  Per-peer and idle limits keep a silent or greedy peer che
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kvswap.core.errors import KvswapError, MalformedMessage, PeerError
+from kvswap.core.errors import KvswapError, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.net import messages
 from kvswap.net.transport import Stream
 
+_PREPARED_AHEAD = 2
 Answer = Callable[[str, messages.Request], Awaitable[Any]]
 
 
@@ -44,15 +46,36 @@ class Server:
             self._streams += Counter()
 
     async def _serve(self, stream: Stream) -> None:
-        while True:
-            try:
-                frame = await stream.receive(LIMITS.request_bytes, LIMITS.idle_stream_seconds)
-            except PeerError:
-                return  # ended, or silent for too long
-            try:
-                response = messages.encode_ok(await self._answer(stream.peer, messages.decode_request(frame)))
-            except MalformedMessage:
-                raise
-            except KvswapError as error:
-                response = messages.encode_error(error)
-            await stream.send(response, LIMITS.chunk_seconds)
+        """Answers are prepared a few ahead while earlier ones are on their way out."""
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_PREPARED_AHEAD)
+        reader = asyncio.create_task(self._read(stream, answers))
+        try:
+            while (prepared := await answers.get()) is not None:
+                await stream.send(await prepared, LIMITS.chunk_seconds)
+            await reader
+        finally:
+            reader.cancel()
+            while not answers.empty():
+                waiting = answers.get_nowait()
+                if waiting is not None:
+                    waiting.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _read(self, stream: Stream, answers: asyncio.Queue[asyncio.Task[bytes] | None]) -> None:
+        """Requests in; raises `MalformedMessage` for one that is not of the protocol."""
+        try:
+            while True:
+                try:
+                    frame = await stream.receive(LIMITS.request_bytes, LIMITS.idle_stream_seconds)
+                except PeerError:
+                    return  # ended, or silent for too long
+                request = messages.decode_request(frame)
+                await answers.put(asyncio.create_task(self._respond(stream.peer, request)))
+        finally:
+            await answers.put(None)
+
+    async def _respond(self, peer: str, request: messages.Request) -> bytes:
+        try:
+            return messages.encode_ok(await self._answer(peer, request))
+        except KvswapError as error:
+            return messages.encode_error(error)

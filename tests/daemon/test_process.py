@@ -170,7 +170,9 @@ def test_the_json_contract_of_the_small_verbs(daemon: Callable[..., Daemon]) -> 
     assert last_json(kvswap(node.home, "gc", "--json"))["freed_bytes"] == 0
 
 
-def test_the_model_process_is_supervised(daemon: Callable[..., Daemon], tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_model_process_is_supervised(
+    daemon: Callable[..., Daemon], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
     node = daemon("a", "--model", str(tiny_models["llama"]), "--dtype", "float32", KVSWAP_IDLE_UNLOAD_SECONDS="3600")
     text = tmp_path / "t.txt"
     text.write_text("Some words to read. " * 20)

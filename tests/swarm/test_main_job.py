@@ -129,7 +129,9 @@ def test_fetch_after_the_publishers_restart(daemon: Start, tiny_models: dict[str
     assert last_json(found)["from"] == [a.ready["peer"]]
 
 
-def test_the_longest_published_prefix_is_what_peers_offer(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_longest_published_prefix_is_what_peers_offer(
+    daemon: Start, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
     flags = tiny_flags(tiny_models)
     a = daemon("a", *flags, KVSWAP_BLOCK_TOKENS="32")
     document = small(tmp_path)
@@ -198,13 +200,13 @@ def test_untrusted_unknown_and_incompatible(daemon: Start, tiny_models: dict[str
     assert kvswap(b.home, "fetch", ref, "--tofu", "--force").returncode == 0
 
 
-def test_a_plan_that_says_prefill_is_exit_8_with_the_figures(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_plan_that_says_prefill_is_exit_8_with_the_figures(
+    daemon: Start, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
     a = daemon("a", *tiny_flags(tiny_models))
     document = small(tmp_path)
     assert kvswap(a.home, "publish", str(document)).returncode == 0
-    b = daemon(
-        "b", "--bootstrap", a.address, *tiny_flags(tiny_models), KVSWAP_ASSUMED_LINK_BYTES_PER_SECOND="1000"
-    )
+    b = daemon("b", "--bootstrap", a.address, *tiny_flags(tiny_models), KVSWAP_ASSUMED_LINK_BYTES_PER_SECOND="1000")
     b.client.trust_add(a.publisher)
     until(lambda: b.client.status()["peers"], what="B to meet A")
     plan = last_json(kvswap(b.home, "plan", digest_of(document), "--json"))
@@ -232,7 +234,9 @@ def test_metered_egress_is_declined(daemon: Start, tiny_models: dict[str, Path],
     assert last_json(done)["error"]["details"]["plan"]["fetch"]["dollars"] > 0
 
 
-def test_a_store_without_room_is_exit_12_and_intact(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_store_without_room_is_exit_12_and_intact(
+    daemon: Start, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
     a = daemon("a", *tiny_flags(tiny_models), KVSWAP_QUOTA_BYTES="20000")
     document = small(tmp_path)
     done = kvswap(a.home, "publish", str(document))
@@ -258,7 +262,9 @@ def test_ctrl_c_is_130_and_the_next_run_goes_on(daemon: Start, tiny_models: dict
     assert kvswap(a.home, "verify", "--store").returncode == 0
 
 
-def test_two_publishers_of_one_document_serve_it_together(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_two_publishers_of_one_document_serve_it_together(
+    daemon: Start, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
     flags = tiny_flags(tiny_models)
     a, b = pair(daemon, *flags)
     document = small(tmp_path, size=4000)

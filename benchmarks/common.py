@@ -1,0 +1,123 @@
+"""What the benchmarks share: real KV of the default model, timing, tables.
+
+Figures are ratios of things measured side by side in one run; the machine is named above them.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "examples" / "documents" / "python-special-methods.txt"
+LENGTHS = (255, 485, 945, 1888, 3774)
+BLOCK = 256
+
+
+def machine() -> str:
+    import os
+
+    import torch
+
+    model = (
+        next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def seconds(function: Callable[[], Any], repeat: int = 5) -> float:
+    """Median of `repeat` calls after one warm-up."""
+    function()
+    samples = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        function()
+        samples.append(time.perf_counter() - began)
+    return statistics.median(samples)
+
+
+def once(function: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    value = function()
+    return time.perf_counter() - began, value
+
+
+def table(headers: list[str], rows: list[list[Any]]) -> None:
+    """A Markdown table, ready for the README."""
+    print("| " + " | ".join(headers) + " |")
+    print("|" + "---|" * len(headers))
+    for row in rows:
+        print("| " + " | ".join(str(c) for c in row) + " |")
+
+
+def load_default(dtype: str = "bfloat16") -> Any:
+    from kvswap.core.settings import models_directory
+    from kvswap.model.load import load_model
+    from kvswap.model.pull import pull
+
+    return load_model(pull("smollm2-135m", models_directory()), "smollm2-135m", dtype)
+
+
+def ids_of(loaded: Any, count: int) -> list[int]:
+    """`count` real token ids: the shipped document, repeated where it is too short."""
+    ids = loaded.tokenize(DOCUMENT.read_text())
+    while len(ids) < count:
+        ids = ids + ids
+    return ids[:count]
+
+
+class Stored:
+    """An artifact of these ids in a directory of chunk files, written by the publisher's own steps."""
+
+    def __init__(self, loaded: Any, ids: list[int], codec: str = "planes") -> None:
+        from kvswap.artifact import layout
+        from kvswap.artifact.manifest import ITEM_BYTES, Layout
+        from kvswap.artifact.tensors import as_part, digest_layer, encode_chunk
+        from kvswap.model.cache import capture_block, held_tensors, layer_specs, new_cache
+        from kvswap.model.prefill import canonical_prefill
+        from kvswap.store import Store
+        from tests.support import make_artifact
+
+        self.directory = tempfile.TemporaryDirectory()
+        self.store = Store.open(Path(self.directory.name))
+        cache = new_cache(loaded.model.config, len(ids))
+        refs, specs, runs = [], [], []
+        for block in canonical_prefill(loaded, cache, ids, BLOCK):
+            if not specs:
+                specs = layer_specs(cache)
+                runs = layout.plan_runs(specs, BLOCK, ITEM_BYTES[loaded.dtype])
+            for number, members in enumerate(runs):
+                parts = [as_part(t) for t in capture_block(cache, specs, members, block.start, block.stop)]
+                chunk = encode_chunk(parts, loaded.dtype, codec, block.index, number)
+                refs.append(chunk.ref)
+                self.store.put_chunk(chunk.wire)
+        base = make_artifact(tokens=len(ids), block_tokens=BLOCK)
+        digests = [digest_layer(h) for h in held_tensors(cache, specs, len(ids))]
+        self.made = make_artifact(
+            tokens=len(ids),
+            block_tokens=BLOCK,
+            layout=Layout(loaded.dtype, base.manifest.layout.axes, loaded.rope(), specs, runs),
+            chunks=refs,
+            tensors=digests,
+        )
+        self.manifest = self.made.manifest
+        self.raw_bytes = self.manifest.raw_bytes
+
+    def read(self, cid: Any) -> bytes:
+        from kvswap.store.files import chunk_path
+
+        return chunk_path(self.store.chunks_directory, cid).read_bytes()
