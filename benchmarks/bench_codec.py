@@ -23,21 +23,11 @@ from benchmarks.common import BLOCK, ids_of, load_default, machine, table  # noq
 
 
 def chunks_of(loaded: object, ids: list[int]) -> list[list[np.ndarray]]:
-    from kvswap.artifact import layout
-    from kvswap.artifact.manifest import ITEM_BYTES
-    from kvswap.artifact.tensors import as_part
-    from kvswap.model.cache import capture_block, layer_specs, new_cache
-    from kvswap.model.prefill import canonical_prefill
+    from kvswap.model.cache import new_cache
+    from tests.support import captured
 
     cache = new_cache(loaded.model.config, len(ids))
-    out, specs, runs = [], [], []
-    for block in canonical_prefill(loaded, cache, ids, BLOCK):
-        if not specs:
-            specs = layer_specs(cache)
-            runs = layout.plan_runs(specs, BLOCK, ITEM_BYTES[loaded.dtype])
-        for run in runs:
-            out.append([as_part(t) for t in capture_block(cache, specs, run, block.start, block.stop)])
-    return out
+    return [parts for _, _, parts, _, _ in captured(loaded, cache, ids, BLOCK)]
 
 
 def rate(work: object, items: list, raw: int, threads: int) -> float:

@@ -84,36 +84,14 @@ class Stored:
     """An artifact of these ids in a directory of chunk files, written by the publisher's own steps."""
 
     def __init__(self, loaded: Any, ids: list[int], codec: str = "planes") -> None:
-        from kvswap.artifact import layout
-        from kvswap.artifact.manifest import ITEM_BYTES, Layout
-        from kvswap.artifact.tensors import as_part, digest_layer, encode_chunk
-        from kvswap.model.cache import capture_block, held_tensors, layer_specs, new_cache
-        from kvswap.model.prefill import canonical_prefill
         from kvswap.store import Store
-        from tests.support import make_artifact
+        from tests.support import publish_ids
 
         self.directory = tempfile.TemporaryDirectory()
         self.store = Store.open(Path(self.directory.name))
-        cache = new_cache(loaded.model.config, len(ids))
-        refs, specs, runs = [], [], []
-        for block in canonical_prefill(loaded, cache, ids, BLOCK):
-            if not specs:
-                specs = layer_specs(cache)
-                runs = layout.plan_runs(specs, BLOCK, ITEM_BYTES[loaded.dtype])
-            for number, members in enumerate(runs):
-                parts = [as_part(t) for t in capture_block(cache, specs, members, block.start, block.stop)]
-                chunk = encode_chunk(parts, loaded.dtype, codec, block.index, number)
-                refs.append(chunk.ref)
-                self.store.put_chunk(chunk.wire)
-        base = make_artifact(tokens=len(ids), block_tokens=BLOCK)
-        digests = [digest_layer(h) for h in held_tensors(cache, specs, len(ids))]
-        self.made = make_artifact(
-            tokens=len(ids),
-            block_tokens=BLOCK,
-            layout=Layout(loaded.dtype, base.manifest.layout.axes, loaded.rope(), specs, runs),
-            chunks=refs,
-            tensors=digests,
-        )
+        self.made = publish_ids(loaded, ids, BLOCK, codec)
+        for cid, wire in self.made.chunks.items():
+            self.store.put_chunk(wire, cid)
         self.manifest = self.made.manifest
         self.raw_bytes = self.manifest.raw_bytes
 

@@ -153,6 +153,44 @@ def make_artifact(
     return Made(read_statement(envelope), chunks, layers)
 
 
+def captured(loaded: Any, cache: Any, ids: list[int], block_tokens: int) -> Any:
+    """Prefill `cache` with `ids` as a publisher does; yields (block, run, parts, layer specs, runs)."""
+    from kvswap.artifact.tensors import as_part
+    from kvswap.model.cache import capture_block, layer_specs
+    from kvswap.model.prefill import canonical_prefill
+
+    specs: list[LayerSpec] = []
+    runs: list[list[int]] = []
+    for block in canonical_prefill(loaded, cache, ids, block_tokens):
+        if not specs:
+            specs = layer_specs(cache)
+            runs = layout.plan_runs(specs, block_tokens, ITEM_BYTES[loaded.dtype])
+        for number, members in enumerate(runs):
+            tensors = capture_block(cache, specs, members, block.start, block.stop)
+            yield block.index, number, [as_part(t) for t in tensors], specs, runs
+
+
+def publish_ids(loaded: Any, ids: list[int], block_tokens: int, codec: str = "planes") -> Made:
+    """An artifact of these ids by a real model, signed by the test key."""
+    from kvswap.artifact.tensors import digest_layer, encode_chunk
+    from kvswap.model.cache import held_tensors, new_cache
+
+    cache = new_cache(loaded.model.config, len(ids))
+    refs, chunks = [], {}
+    for block, run_number, parts, specs, runs in captured(loaded, cache, ids, block_tokens):
+        chunk = encode_chunk(parts, loaded.dtype, codec, block, run_number)
+        refs.append(chunk.ref)
+        chunks[chunk.ref.id] = chunk.wire
+    made = make_artifact(
+        tokens=len(ids),
+        block_tokens=block_tokens,
+        layout=Layout(loaded.dtype, AXES, loaded.rope(), specs, runs),
+        chunks=refs,
+        tensors=[digest_layer(held) for held in held_tensors(cache, specs, len(ids))],
+    )
+    return Made(made.statement, chunks, [])
+
+
 class NoModel:
     """A node without a model: it can publish nothing, but find, judge, fetch and serve everything."""
 

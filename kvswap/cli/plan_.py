@@ -11,12 +11,19 @@ from kvswap.cli.output import Output, reference, verb
 @click.argument("ref")
 @verb
 def plan_command(output: Output, ref: str) -> None:
-    plan = output.client.plan(reference(ref)[0])
+    name, document = reference(ref)
+    plan = output.client.plan(name, text=document)
     rows = [
         (name, f"{option['seconds']:.2f} s", f"${option['dollars']:.6f}")
         for name in ("fetch", "prefill")
         if (option := plan[name])
     ]
-    output.result(
-        plan, lambda: f"{plan['action']}: {plan['reason']}\n" + output.table(("option", "seconds", "dollars"), rows)
-    )
+
+    def text() -> str:
+        lines = [f"{plan['action']}: {plan['reason']}", output.table(("option", "seconds", "dollars"), rows)]
+        if shared := plan.get("shared_prefix"):
+            where = f"peer {shared['peer']}" if shared["peer"] else "the local store"
+            lines.append(f"the first {shared['tokens']} tokens are those of {shared['artifact']} at {where}")
+        return "\n".join(lines)
+
+    output.result(plan, text)

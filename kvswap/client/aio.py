@@ -93,8 +93,8 @@ class AsyncClient:
         report = await self._do(calls.fetch(ref, force, tofu), on_event)
         return AsyncArtifact(report["artifact"], report, lambda: self.show(report["artifact"]))
 
-    async def plan(self, ref: str, *, on_event: OnEvent | None = None) -> dict[str, Any]:
-        return await self._do(calls.plan(ref), on_event)
+    async def plan(self, ref: str, *, text: str | None = None, on_event: OnEvent | None = None) -> dict[str, Any]:
+        return await self._do(calls.plan(ref, text), on_event)
 
     async def verify(self, ref: str | None = None, *, store: bool = False) -> dict[str, Any]:
         return await self._do(calls.verify(ref, store))

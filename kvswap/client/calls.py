@@ -77,8 +77,8 @@ def fetch(ref: str, force: bool, tofu: bool) -> Call:
     return _long("/v1/fetch", ref=ref, force=force, tofu=tofu)
 
 
-def plan(ref: str) -> Call:
-    return _long("/v1/plan", ref=ref)
+def plan(ref: str, text: str | None) -> Call:
+    return _long("/v1/plan", ref=ref, text=text)
 
 
 def verify(ref: str | None, store: bool) -> Call:

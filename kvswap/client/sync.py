@@ -105,8 +105,8 @@ class Client:
         report = self._do(calls.fetch(ref, force, tofu), on_event)
         return Artifact(report["artifact"], report, lambda: self.show(report["artifact"]))
 
-    def plan(self, ref: str, *, on_event: OnEvent | None = None) -> dict[str, Any]:
-        return self._do(calls.plan(ref), on_event)
+    def plan(self, ref: str, *, text: str | None = None, on_event: OnEvent | None = None) -> dict[str, Any]:
+        return self._do(calls.plan(ref, text), on_event)
 
     def verify(self, ref: str | None = None, *, store: bool = False) -> dict[str, Any]:
         """Check an artifact, or with `store` every file of the store."""

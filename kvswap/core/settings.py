@@ -65,7 +65,6 @@ class Settings:
     price_per_second: float = 0.0  # what a second of this machine's prefill costs
     value_per_second: float = 0.0005  # what a second of waiting is worth (1.80 an hour)
     assumed_link_bytes_per_second: float = 12.5e6  # until a peer was measured: 100 Mbit/s
-    upload_bytes_per_second: float = 0.0  # 0: unlimited
 
     @classmethod
     def load(

@@ -22,9 +22,8 @@ from kvswap.daemon.supervisor import ModelProcess
 from kvswap.exchange import Node
 from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.plan import plan
+from kvswap.exchange.plan import plan_reference
 from kvswap.exchange.publish import publish
-from kvswap.exchange.resolve import resolve
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.trust import read_statement
@@ -265,9 +264,7 @@ class Api:
         reference = parse_reference(_text(body, "ref"))
 
         async def work(progress: Progress) -> dict[str, Any]:
-            resolved = await resolve(self._node, reference)
-            chosen = await plan(self._node, resolved)
-            return {"artifact": str(resolved.statement.artifact), "from": list(resolved.peers), **chosen.to_json()}
+            return await plan_reference(self._node, reference, _optional(body, "text"))
 
         return await _stream(request, work)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
-from kvswap.core.errors import KvswapError, UsageError
+from kvswap.core.errors import UsageError
 from kvswap.core.runfile import RunFile
 from kvswap.core.settings import Settings
 from kvswap.cost import Calibration
@@ -112,7 +112,4 @@ def main(settings: Settings, ready: Ready) -> None:
     # The trio thread moves every byte; at Python's default of 5 ms it waits for the loop's thread too long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        asyncio.run(serve(settings, ready))
-    except KvswapError:
-        raise
+    asyncio.run(serve(settings, ready))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from kvswap.artifact.layout import needed
+from kvswap.core.errors import NotFound
+from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.cost import Link, Plan, PrefillCurve, Prices, decide
+from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
-from kvswap.exchange.resolve import Resolved, own_model
+from kvswap.exchange.resolve import Resolved, own_model, resolve
+from kvswap.net import messages
 
 
 async def plan(node: Node, resolved: Resolved) -> Plan:
@@ -51,3 +57,61 @@ async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> Prefi
     made = await node.model.run(choice, "calibrate", block_tokens=block_tokens)
     node.calibration.add_prefill(choice.calibration_key, [(at, n, us / 1e6) for at, n, us in made["samples"]])
     return node.calibration.curve(choice.calibration_key, block_tokens)
+
+
+async def plan_reference(node: Node, reference: str | Cid, text: str | None = None) -> dict[str, Any]:
+    """The plan for a reference, as JSON.  Transfers no chunk.
+
+    With the document's `text`, a document that nobody offers is planned too: prefill, and which
+    published artifact shares the longest beginning with it.
+    """
+    try:
+        resolved = await resolve(node, reference)
+    except NotFound:
+        if text is None:
+            raise
+        return await _plan_unpublished(node, text)
+    chosen = await plan(node, resolved)
+    return {"artifact": str(resolved.statement.artifact), "from": list(resolved.peers), **chosen.to_json()}
+
+
+async def _plan_unpublished(node: Node, text: str) -> dict[str, Any]:
+    choice = await node.model.choose()
+    block_tokens = node.settings.block_tokens
+    made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
+    curve = node.calibration.curve(choice.calibration_key, block_tokens) or await calibrate(node, choice, block_tokens)
+    chosen = decide(
+        tokens=made["tokens"],
+        raw_bytes=0,
+        wire_bytes=0,
+        missing_bytes=1,
+        curve=curve,
+        link=None,
+        load_bytes_per_second=node.calibration.load_bytes_per_second,
+        prices=prices(node),
+    )
+    shared = await longest_prefix(node, choice, made["chain"])
+    prefix = None
+    if shared is not None:
+        artifact, blocks, peer = shared
+        prefix = {"artifact": artifact, "tokens": min(blocks * block_tokens, made["tokens"]), "peer": peer}
+    return {"artifact": None, "from": [], "shared_prefix": prefix, **chosen.to_json()}
+
+
+async def longest_prefix(node: Node, choice: ModelChoice, chain: list[bytes]) -> tuple[str, int, str | None] | None:
+    """(artifact, shared blocks, peer or None for our own store) of the longest match by chain digests."""
+    chain = chain[: LIMITS.chain_digests]
+    matches: list[tuple[int, str, str | None]] = [
+        (blocks, row.id, None)
+        for row, blocks in await asyncio.to_thread(node.store.longest_prefix, chain)
+        if row.dtype == choice.dtype
+    ]
+    matches += [
+        (offer.found.shared_blocks, offer.found.artifact, offer.peer)
+        for offer in await find(node, messages.Find(chain=chain), seconds=LIMITS.lookup_seconds / 5)
+        if offer.found.dtype == choice.dtype and offer.found.shared_blocks <= len(chain)
+    ]
+    if not matches:
+        return None
+    blocks, artifact, peer = max(matches, key=lambda match: (match[0], match[2] is None))
+    return artifact, blocks, peer

@@ -43,14 +43,11 @@ async def resolve(node: Node, reference: str | Cid, *, trust_on_first_use: bool 
     """Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most."""
     choice = await own_model(node)
     errors: list[KvswapError] = []
-    held = await asyncio.to_thread(_held, node, reference)
-    for row_id, complete, envelope in held:
-        if complete:
-            try:
-                return Resolved(_judge(node, envelope, choice, trust_on_first_use), (), True)
-            except KvswapError as error:
-                errors.append(error)
-        del row_id
+    for envelope in await asyncio.to_thread(_complete_here, node, reference):
+        try:
+            return Resolved(_judge(node, envelope, choice, trust_on_first_use), (), True)
+        except KvswapError as error:
+            errors.append(error)
     query = messages.Find(artifact=str(reference)) if isinstance(reference, Cid) else messages.Find(document=reference)
     for artifact, peers in _ranked(await find(node, query), choice):
         try:
@@ -63,13 +60,14 @@ async def resolve(node: Node, reference: str | Cid, *, trust_on_first_use: bool 
     raise _most_telling(node, reference, errors)
 
 
-def _held(node: Node, reference: str | Cid) -> list[tuple[str, bool, bytes]]:
+def _complete_here(node: Node, reference: str | Cid) -> list[bytes]:
+    """Envelopes of complete artifacts in our own store, newest first."""
     if isinstance(reference, Cid):
         row = node.store.get_artifact(str(reference))
         rows = [row] if row else []
     else:
         rows = node.store.artifacts(reference)
-    return [(r.id, r.complete, envelope) for r in rows if (envelope := node.store.envelope(r.id)) is not None]
+    return [envelope for r in rows if r.complete and (envelope := node.store.envelope(r.id)) is not None]
 
 
 def _judge(node: Node, envelope: bytes, choice: ModelChoice | None, trust_on_first_use: bool) -> Statement:

@@ -3,60 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from kvswap.artifact import layout
-from kvswap.artifact.manifest import ITEM_BYTES, Layout
-from kvswap.artifact.tensors import as_part, encode_chunk, load, verify_tensors
+from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.tensors import load, verify_tensors
 from kvswap.core.errors import Incompatible, InvalidDocument
 from kvswap.core.ids import Cid
 from kvswap.model.cache import (
     RoomyLayer,
     build_cache,
-    capture_block,
     check_layers,
-    held_tensors,
-    layer_specs,
-    new_cache,
 )
 from kvswap.model.load import LoadedModel, load_model
 from kvswap.model.prefill import canonical_prefill, check_length, forward, greedy, prefill
-from tests.support import DOCUMENT, make_artifact
+from tests.support import DOCUMENT, publish_ids
 
 BLOCK = 32
 KINDS = ["llama", "qwen3", "gemma3", "gemma3-wide"]
 
 
-def published(loaded: LoadedModel, ids: list[int], codec: str = "planes") -> tuple[Any, dict[Cid, bytes]]:
-    """Manifest and chunks of these ids, through the publisher's own steps."""
-    from kvswap.artifact.tensors import digest_layer
-
-    cache = new_cache(loaded.model.config, len(ids))
-    refs, chunks, specs, runs = [], {}, [], []
-    for block in canonical_prefill(loaded, cache, ids, BLOCK):
-        if not specs:
-            specs = layer_specs(cache)
-            runs = layout.plan_runs(specs, BLOCK, ITEM_BYTES[loaded.dtype])
-        for number, members in enumerate(runs):
-            parts = [as_part(t) for t in capture_block(cache, specs, members, block.start, block.stop)]
-            chunk = encode_chunk(parts, loaded.dtype, codec, block.index, number)
-            refs.append(chunk.ref)
-            chunks[chunk.ref.id] = chunk.wire
-    digests = [digest_layer(held) for held in held_tensors(cache, specs, len(ids))]
-    made = make_artifact(tokens=len(ids), block_tokens=BLOCK)
-    fields = {n: getattr(made.manifest, n) for n in made.manifest.__struct_fields__}
-    fields |= {
-        "layout": Layout(loaded.dtype, made.manifest.layout.axes, loaded.rope(), specs, runs),
-        "chunks": refs,
-        "tensors": digests,
-    }
-    manifest = type(made.manifest)(**fields)
-    layout.check(manifest)
-    return manifest, chunks
+def published(loaded: LoadedModel, ids: list[int]) -> tuple[Manifest, dict[Cid, bytes]]:
+    made = publish_ids(loaded, ids, BLOCK)
+    return made.manifest, made.chunks
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -129,16 +129,21 @@ def test_fetch_after_the_publishers_restart(daemon: Start, tiny_models: dict[str
     assert last_json(found)["from"] == [a.ready["peer"]]
 
 
-def test_the_longest_published_prefix_is_what_peers_offer(
-    daemon: Start, tiny_models: dict[str, Path], tmp_path: Path
-) -> None:
-    flags = tiny_flags(tiny_models)
-    a = daemon("a", *flags, KVSWAP_BLOCK_TOKENS="32")
+def test_the_longest_published_prefix_is_found(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    a, b = pair(daemon, *tiny_flags(tiny_models), KVSWAP_BLOCK_TOKENS="32")
     document = small(tmp_path)
-    assert kvswap(a.home, "publish", str(document)).returncode == 0
-    manifest = last_json(kvswap(a.home, "show", digest_of(document), "--json"))
-    assert manifest["prefix"]["block_tokens"] == 32
-    assert len(manifest["prefix"]["chain"]) == -(-manifest["prefix"]["tokens"] // 32)
+    published = last_json(kvswap(a.home, "publish", str(document), "--json"))
+    other = tmp_path / "other.txt"
+    other.write_text(document.read_text()[:1000] + " and then something else entirely, which nobody has published")
+    plan = last_json(kvswap(b.home, "plan", str(other), "--json"))
+    assert plan["action"] == "prefill" and plan["artifact"] is None
+    shared = plan["shared_prefix"]
+    assert shared["artifact"] == published["artifact"] and shared["peer"] == a.ready["peer"]
+    assert 0 < shared["tokens"] < published["tokens"] and shared["tokens"] % 32 == 0
+    stranger = tmp_path / "stranger.txt"
+    stranger.write_text("Nothing of this was ever published by anyone.")
+    assert last_json(kvswap(b.home, "plan", str(stranger), "--json"))["shared_prefix"] is None
+    assert kvswap(b.home, "plan", digest_of(other)).returncode == 5  # without the text there is nothing to plan
 
 
 def test_bad_documents_are_refused_before_any_work(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
