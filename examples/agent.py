@@ -18,7 +18,7 @@ from pathlib import Path
 from kvswap import Client
 from kvswap.core.errors import DaemonNotRunning, KvswapError
 from kvswap.core.settings import models_directory
-from kvswap.integrations.transformers import inputs_after
+from kvswap.integrations.transformers import inputs_after, question_text
 from kvswap.model.pull import pull
 
 
@@ -50,8 +50,7 @@ def main() -> int:
     print(f"{report['action']}: {report['tokens']} tokens in {report['seconds']:.2f} s ({report['reason']})")
 
     began = time.perf_counter()
-    question = f"\n\nQuestion: {arguments.question}\nAnswer:"
-    inputs = inputs_after(text, question, tokenizer, cache)
+    inputs = inputs_after(text, question_text(tokenizer, arguments.question), tokenizer, cache)
     out = model.generate(**inputs, max_new_tokens=arguments.max_tokens, do_sample=False)
     answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     print(f"{answer.strip()}\n({time.perf_counter() - began:.2f} s)")

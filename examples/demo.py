@@ -24,7 +24,7 @@ from kvswap.model.pull import pull
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "examples" / "documents" / "python-special-methods.txt"
-QUESTION = "What is the purpose of the method __del__?"
+QUESTION = "When is __del__ called?"
 STEPS = 64
 console = Console()
 
@@ -155,17 +155,18 @@ def show(published: dict, plan: dict, fetched: dict, prefilled: dict, identical:
     by_fetch, by_prefill = fetched["ttft_seconds"], prefilled["ttft_seconds"]
     rows = [
         ("document", f"{DOCUMENT.name}, {published['tokens']} tokens"),
-        ("KV cache", f"{raw / 1e6:.1f} MB raw, {wire / 1e6:.1f} MB on the wire ({raw / wire:.2f}x)"),
+        ("KV cache", f"{raw / 1e6:.1f} MB raw, {wire / 1e6:.1f} MB wire ({raw / wire:.2f}x)"),
         ("transferred", f"{traffic / 1e6:.1f} MB over libp2p"),
-        ("plan", f"{plan['action']}: {plan['reason']}"),
         ("first token by prefill", f"{by_prefill:.2f} s"),
-        ("first token by fetch", f"{by_fetch:.2f} s  (look-up, transfer, verification, decode and load included)"),
+        ("first token by fetch", f"{by_fetch:.2f} s"),
         ("speed-up", f"{by_prefill / by_fetch:.1f}x"),
         (f"logits identical bit for bit over {STEPS} steps", "[green]yes[/]" if identical else "[red]no[/]"),
     ]
+    console.print(f"\n[bold]plan[/] {plan['reason']}", highlight=False)
     for row in rows:
         table.add_row(*row)
-    console.print("\n", table)
+    console.print("\n", table, sep="")
+    console.print("by fetch: look-up, transfer, verification, decode and load included", style="dim")
     console.print(f"\n[bold]Q[/] {QUESTION}\n[bold]A[/] {fetched['text'].strip()}\n", highlight=False)
 
 

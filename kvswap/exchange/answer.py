@@ -14,8 +14,6 @@ from kvswap.exchange.node import Node
 from kvswap.exchange.publish import Progress, silent
 from kvswap.trust import Statement
 
-QUESTION = "\n\nQuestion: {question}\nAnswer:"
-
 
 async def answer(
     node: Node,
@@ -61,7 +59,7 @@ async def answer(
     else:
         statement, plan = await _obtain(node, reference, text is not None, force, trust_on_first_use, progress)
     arguments: dict[str, Any] = {
-        "question": QUESTION.format(question=question.strip()),
+        "question": question.strip(),
         "steps": steps,
         "block_tokens": node.settings.block_tokens,
         "ignore_eos": ignore_eos,

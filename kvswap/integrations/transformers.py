@@ -4,6 +4,7 @@
 not in the cache.  `inputs_after` builds them.
 
 >>> cache, report = node.prefix(text, model, tokenizer)                         # doctest: +SKIP
+>>> question = question_text(tokenizer, "What is it about?")                     # doctest: +SKIP
 >>> out = model.generate(**inputs_after(text, question, tokenizer, cache, model.device),
 ...                      max_new_tokens=64)                                     # doctest: +SKIP
 """
@@ -13,6 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 from kvswap.core.errors import Incompatible, InvalidDocument
+from kvswap.model.question import question_text
+
+__all__ = ["inputs_after", "question_text"]
 
 
 def inputs_after(text: str, question: str, tokenizer: Any, cache: Any, device: Any = "cpu") -> dict[str, Any]:

@@ -201,10 +201,11 @@ class Jobs:
         """
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill, check_length, greedy, stop_ids
+        from kvswap.model.question import question_text
 
         loaded = self.loaded
         began = time.perf_counter()
-        following = loaded.tokenize_continuation(question)
+        following = loaded.tokenize_continuation(question_text(loaded.tokenizer, question))
         if not following:
             raise InvalidDocument("the question is empty")
         ids = loaded.tokenize(text) if text is not None else None
