@@ -24,6 +24,7 @@ from kvswap.cost import Calibration
 from kvswap.daemon.app import Api
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.exchange import Node
+from kvswap.exchange.node import peer_of
 from kvswap.net import Transport
 from kvswap.store import Store
 from kvswap.trust import PolicyFile
@@ -43,6 +44,8 @@ def _transport(settings: Settings, seed: bytes) -> Transport | None:
 
 async def serve(settings: Settings, ready: Ready) -> None:
     """Run a node until SIGINT or SIGTERM.  Raises `StoreLocked`, `UsageError`."""
+    for address in settings.bootstrap:
+        peer_of(address)  # a typing error is worth stopping for; an absent peer is not
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):

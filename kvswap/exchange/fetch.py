@@ -98,9 +98,7 @@ async def fetch(
         "fetched", artifact=str(statement.artifact), bytes=wire_bytes, peers=list(peers), seconds=round(seconds, 3)
     )
     document = statement.manifest.document
-    asyncio.get_running_loop().create_task(
-        node.announce(str(statement.artifact), document.reference if document else None)
-    )
+    node.spawn(node.announce(str(statement.artifact), document.reference if document else None))
     return Fetched(statement, chosen, wire_bytes, peers, seconds)
 
 

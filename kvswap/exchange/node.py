@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kvswap.core.errors import KvswapError, MalformedMessage, UsageError
 from kvswap.core.ids import Cid, PeerId
@@ -76,7 +78,7 @@ class Node:
         self.counters = Counters()
         self.problems: dict[str, str] = {}  # what is degraded, by part
         self._referrals: OrderedDict[str, dict[str, tuple[str, ...]]] = OrderedDict()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
     def keys(home: Path) -> tuple[Key, Key]:
@@ -108,10 +110,17 @@ class Node:
             self.problems["p2p"] = error.message
             self.events.add("p2p_down", reason=error.message)
             return
-        self._tasks = [asyncio.create_task(self._keep_bootstrapped()), asyncio.create_task(self._keep_announcing())]
+        self.spawn(self._keep_bootstrapped())
+        self.spawn(self._keep_announcing())
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the requests, until it ends or the node stops."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.transport is not None:

@@ -118,7 +118,7 @@ async def publish(
     node.events.add(
         "published", artifact=str(statement.artifact), document=document.reference, tokens=row.prefix.tokens
     )
-    asyncio.get_running_loop().create_task(node.announce(str(statement.artifact), document.reference))
+    node.spawn(node.announce(str(statement.artifact), document.reference))
     return _result(statement, time.perf_counter() - began, reused=False)
 
 

@@ -55,7 +55,8 @@ async def verify_artifact(node: Node, reference: str | Cid) -> dict[str, Any]:
         "probe_bitwise": made["probe_logits_equal"],
         "same_environment": made["same_environment"],
     }
-    if not made["probe_tokens_equal"]:
+    # On another class of machine honest numerics may tip a close token: told, not judged.
+    if made["same_environment"] and not made["probe_tokens_equal"]:
         raise IntegrityError(
             f"artifact {row.id} does not continue as its probe says", cause="another model, or damaged tensors"
         )

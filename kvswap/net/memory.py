@@ -16,6 +16,7 @@ from kvswap.net.transport import (
 )
 
 _BUFFERED_FRAMES = 16
+_CLOSE_SECONDS = 5.0
 
 
 class MemoryNetwork:
@@ -68,7 +69,10 @@ class MemoryStream:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            _push(self._out, None)
+            try:
+                await asyncio.wait_for(self._out.put(None), _CLOSE_SECONDS)  # behind what is queued
+            except TimeoutError:
+                await self.reset()
 
     async def reset(self) -> None:
         self._closed = True
@@ -80,7 +84,7 @@ class MemoryStream:
 
 def _push(queue: asyncio.Queue[bytes | None], item: bytes | None) -> None:
     if queue.full():
-        queue.get_nowait()  # only on close and reset, where what is queued is lost anyway
+        queue.get_nowait()  # only on reset, where what is queued is lost anyway
     queue.put_nowait(item)
 
 

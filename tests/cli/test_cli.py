@@ -50,6 +50,12 @@ def test_a_bad_config_file_is_named(tmp_path: Path) -> None:
     assert "nonsense" in done.stderr and "config.toml" in done.stderr
 
 
+def test_a_bootstrap_address_without_a_peer_is_refused_at_once(tmp_path: Path) -> None:
+    for address in ("/ip4/127.0.0.1/tcp/4777", "/ip4/127.0.0.1/tcp/4777/p2p/nobody"):
+        done = kvswap(tmp_path, "daemon", "--bootstrap", address)
+        assert done.returncode == 2, done.stderr
+
+
 def test_doctor_and_model_ls_need_no_daemon(tmp_path: Path) -> None:
     done = kvswap(tmp_path, "doctor")
     assert done.returncode == 1 and "kvswap daemon" in done.stdout
@@ -67,7 +73,8 @@ def test_every_command_in_the_documents_exists() -> None:
     texts = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
     seen = 0
     for path in texts:
-        for line in re.findall(r"^\s*(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?kvswap ([a-z].*)$", path.read_text(), re.M):
+        shell = "\n".join(re.findall(r"^```sh$(.*?)^```$", path.read_text(), re.M | re.S))
+        for line in re.findall(r"^kvswap ([a-z].*)$", shell, re.M):
             words = line.split("#")[0].split()
             assert words[0] in VERBS, (path, line)
             arguments = [words[0]]

@@ -37,3 +37,27 @@ def test_a_bad_setting_names_itself_and_its_source(tmp_path: Path, text: str) ->
     with pytest.raises(UsageError) as caught:
         Settings.load(str(tmp_path), {"HOME": "/"})
     assert "config.toml" in caught.value.message
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    from dataclasses import fields
+
+    from tests.support import ROOT
+
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    rows = {
+        line.split("|")[1].strip(" `"): line.split("|")[2].strip(" `")
+        for line in text.splitlines()
+        if line.startswith("| `")
+    }
+    settings = {f.name: f.default for f in fields(Settings) if f.name not in ("home", "models")}
+    assert set(rows) == set(settings)
+    for name, default in settings.items():
+        shown = (
+            ",".join(default)
+            if isinstance(default, tuple)
+            else str(default).lower()
+            if isinstance(default, bool)
+            else default
+        )
+        assert rows[name] == str(shown) or float(rows[name]) == float(shown), name

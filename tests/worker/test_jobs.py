@@ -1,0 +1,120 @@
+"""The model process's jobs, in process: bounded, cancellable, exact."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvswap.core.errors import Incompatible, Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
+from kvswap.core.limits import LIMITS
+from kvswap.worker.jobs import Jobs
+from tests.support import DOCUMENT, publish_ids, until
+
+TEXT = DOCUMENT.read_text()[:3000]
+
+
+def jobs(model: Path, send: Any = lambda message: None, dtype: str = "float32") -> Jobs:
+    made = Jobs(send, threading.Event())
+    made.run({"job": "open", "directory": str(model), "label": "m", "dtype": dtype, "device": "cpu", "threads": 0})
+    return made
+
+
+def test_publishing_keeps_a_bounded_number_of_blocks(tiny_models: dict[str, Path]) -> None:
+    """With a store that takes nothing, prefill stops instead of piling up encoded blocks."""
+    release, done = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def send(message: dict[str, Any]) -> None:
+        seen.append(message["event"])
+        if message["event"] == "chunk":
+            release.wait(60)
+
+    made = jobs(tiny_models["llama"], send)
+
+    def publish() -> None:
+        made.run({"job": "publish", "text": TEXT, "block_tokens": 32, "codec": "planes", "truncate": False})
+        done.set()
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    until(lambda: seen.count("prefill") >= LIMITS.blocks_in_flight, what="the prefill to run ahead")
+    assert not done.wait(0.5)  # it is held up, and stays so
+    assert seen.count("prefill") == LIMITS.blocks_in_flight
+    release.set()
+    thread.join(60)
+    assert done.is_set()
+    assert seen.count("chunk") >= seen.count("prefill") > 2 * LIMITS.blocks_in_flight
+
+
+def test_a_cancelled_job_stops_at_the_next_block(tiny_models: dict[str, Path]) -> None:
+    seen: list[str] = []
+
+    def send(message: dict[str, Any]) -> None:
+        seen.append(message["event"])
+        made._cancelled.set()
+
+    made = Jobs(send, threading.Event())
+    made._loaded = jobs(tiny_models["llama"])._loaded
+    for request in (
+        {"job": "publish", "text": TEXT, "block_tokens": 32, "codec": "planes", "truncate": False},
+        {"job": "answer", "text": TEXT, "question": "What?", "steps": 100, "block_tokens": 32},
+    ):
+        made._cancelled.clear()
+        seen.clear()
+        with pytest.raises(Interrupted):
+            made.run(request)
+        assert seen.count("prefill") <= 2
+
+
+def test_answers_from_a_partial_artifact_equal_those_of_a_whole_prefill(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    from kvswap.artifact import layout
+    from kvswap.store.files import ChunkFiles
+
+    made = jobs(tiny_models["gemma3"])
+    loaded = made.loaded
+    ids = loaded.tokenize(TEXT)[: 32 * 8]
+    published = publish_ids(loaded, ids, 32)
+    fields = {n: getattr(published.manifest, n) for n in published.manifest.__struct_fields__}
+    fields["model"] = loaded.identity
+    manifest = type(published.manifest)(**fields)
+    layout.check(manifest)
+    from kvswap.artifact import dsse
+    from tests.support import key
+
+    envelope = dsse.seal(manifest.encode(), manifest.publisher, key().sign)
+    files = ChunkFiles(tmp_path)
+    for cid, wire in published.chunks.items():
+        files.write(cid, wire)
+    common: dict[str, Any] = {"job": "answer", "question": "What?", "steps": 12, "block_tokens": 32, "ignore_eos": True}
+    whole = made.run({**common, "text": TEXT})
+    for tokens in (32, 128, 256):
+        got = made.run({**common, "text": TEXT, "envelope": envelope, "chunks": str(files.directory), "tokens": tokens})
+        assert got["token_ids"] == whole["token_ids"] and got["logits_digest"] == whole["logits_digest"]
+    victim = list(published.chunks)[-1]  # of the last block, which every reader needs
+    files.remove(victim)
+    with pytest.raises(NotFound, match=str(victim)):
+        made.run({**common, "envelope": envelope, "chunks": str(files.directory)})
+    other = jobs(tiny_models["llama"])
+    with pytest.raises(Incompatible):
+        other.run({**common, "envelope": envelope, "chunks": str(files.directory)})
+
+
+def test_bad_jobs_are_clear_errors(tiny_models: dict[str, Path]) -> None:
+    with pytest.raises(WorkerFailed):
+        Jobs(lambda m: None, threading.Event()).run({"job": "tokenize", "text": "x", "block_tokens": 4})
+    made = jobs(tiny_models["llama"])
+    with pytest.raises(UsageError):
+        made.run({"job": "do_open"})
+    with pytest.raises(Incompatible):
+        made.run({"job": "publish", "text": TEXT, "block_tokens": 32, "codec": "pickle", "truncate": False})
+    with pytest.raises(InvalidDocument):
+        made.run(
+            {"job": "publish", "text": DOCUMENT.read_text(), "block_tokens": 32, "codec": "raw", "truncate": False}
+        )
+    samples = made.run({"job": "calibrate", "block_tokens": 32})["samples"]
+    assert [s[:2] for s in samples] == [[0, 32], [32, 32], [64, 32]] and all(s[2] > 0 for s in samples)
