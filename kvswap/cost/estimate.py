@@ -133,17 +133,18 @@ def decide(
 
 
 def _reason(better: bool, prefill: Option, fetch: Option, missing: int, link: Link | None) -> str:
+    get = "fetch" if missing else "load"
     if missing == 0:
         where = "it is in the local store"
     else:
         assert link is not None  # noqa: S101 - fetch was possible
         kind = "measured" if link.measured else "assumed"
         where = f"{missing / 1e6:.1f} MB to fetch at {link.bytes_per_second / 1e6:.1f} MB/s ({kind})"
-    figures = f"fetch {fetch.seconds:.2f} s"
+    figures = f"{get} {fetch.seconds:.2f} s"
     if fetch.dollars or prefill.dollars:
         figures += f" and ${fetch.dollars:.6f}"
     figures += f", prefill {prefill.seconds:.2f} s"
     if fetch.dollars or prefill.dollars:
         figures += f" and ${prefill.dollars:.6f}"
-    verdict = "fetching is worth it" if better else "prefilling here is better"
+    verdict = f"{get}ing is worth it" if better else "prefilling here is better"
     return f"{verdict}: {figures}; {where}"

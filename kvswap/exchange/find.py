@@ -1,7 +1,8 @@
 """Looking up: connected peers, what was announced, provider records, and whom those refer to.
 
-Peers are asked all at once.  The first offer starts a short grace in which others may still come in;
-without one, the look-up goes on - newly met peers included - until its time is over.
+Peers are asked all at once.  The first offer starts a short grace in which others may still come in.
+Without one, and once everybody known has answered, waiting is for peers yet to be met: worth a few
+seconds to a node that just started, half a second to one that has been there for a while.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from kvswap.net.client import session
 
 _GRACE_SECONDS = 0.15
 _POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 0.5
+_YOUNG_SECONDS = 15.0  # a node this young may still be finding its first peers
 _MAX_PEERS = 64
 
 
@@ -48,11 +51,17 @@ class _Lookup:
         self._asked: set[str] = {node.transport.peer}
         self._offers: list[Offer] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asking = 0
+        self._records_read = False
 
     async def run(self, seconds: float) -> list[Offer]:
         deadline = time.monotonic() + seconds
+        young = time.time() - self._node.counters.started < _YOUNG_SECONDS
+        patience = seconds if young else _PATIENCE_SECONDS
         first_at: float | None = None
+        last_busy = time.monotonic()
         reference = self._query.document or self._query.artifact
+        self._records_read = reference is None
         if reference is not None:
             self._spawn(self._ask_providers())
             for address in self._node.referrals(reference):
@@ -61,10 +70,15 @@ class _Lookup:
             while time.monotonic() < deadline:
                 for peer in self._transport.connected():
                     self._consider(PeerAddress(peer))
+                busy = self._asking > 0 or not self._records_read
                 if self._offers:
                     first_at = first_at or time.monotonic()
-                    if not self._tasks or time.monotonic() > first_at + _GRACE_SECONDS:
+                    if not busy or time.monotonic() > first_at + _GRACE_SECONDS:
                         break
+                if busy:
+                    last_busy = time.monotonic()
+                elif time.monotonic() > last_busy + patience:
+                    break
                 if self._tasks:
                     wait = _GRACE_SECONDS / 5 if self._offers else _POLL_SECONDS
                     await asyncio.wait(self._tasks, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
@@ -84,7 +98,8 @@ class _Lookup:
     def _consider(self, address: PeerAddress) -> None:
         if address.peer not in self._asked and len(self._asked) < _MAX_PEERS:
             self._asked.add(address.peer)
-            self._spawn(self._ask(address))
+            self._asking += 1
+            self._spawn(self._ask_one(address))
 
     async def _ask_providers(self) -> None:
         key = (
@@ -96,7 +111,14 @@ class _Lookup:
                     self._consider(address)
             except KvswapError:
                 pass
+            self._records_read = True
             await asyncio.sleep(1.0)
+
+    async def _ask_one(self, address: PeerAddress) -> None:
+        try:
+            await self._ask(address)
+        finally:
+            self._asking -= 1
 
     async def _ask(self, address: PeerAddress) -> None:
         peer = address.peer
