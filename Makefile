@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
 	@echo "make test   linters, types, and all tests"
-	@echo "make bench  the figures of the README (about 15 minutes)"
+	@echo "make bench  the figures of the README (about 10 minutes)"
 	@echo "make clean  remove the virtual environment and the demo's homes"
 
 setup: $(VENV)/.ready

@@ -17,6 +17,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import BLOCK, ids_of, load_default, machine, once, table  # noqa: E402
 
 
+def publish_through_a_node(text: str) -> float:
+    """Seconds of a publish by a real daemon, model loaded: model process, pipe, disk, signature."""
+    import tempfile
+
+    from tests.support import Daemon
+
+    with tempfile.TemporaryDirectory() as home:
+        node = Daemon(Path(home)).start()
+        try:
+            node.client.publish(text[:500])  # loads the model
+            return min(float(node.client.publish(text + " " * n)["seconds"]) for n in (1, 2, 3))
+        finally:
+            node.stop()
+
+
 def main() -> None:
     from kvswap.model.prefill import prefill
     from kvswap.worker import protocol
@@ -41,9 +56,15 @@ def main() -> None:
     for _ in range(3):
         bare.append(once(lambda: prefill(loaded, ids, BLOCK))[0])
         whole.append(once(lambda: jobs.do_publish(text, BLOCK, "planes", False))[0])
+    through_node = publish_through_a_node(text)
     table(
         ["", "seconds", "against bare"],
         [
+            [
+                "`kvswap publish` through a daemon, stored and signed",
+                f"{through_node:.2f}",
+                f"{through_node / min(bare):.3f}",
+            ],
             ["bare canonical prefill", f"{min(bare):.2f}", "1.00"],
             [
                 "publish job (capture, encode, digests, probe, pipe)",

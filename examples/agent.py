@@ -37,7 +37,7 @@ def main() -> int:
     directory = pull(arguments.model, models_directory())
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    text = arguments.document.read_text()
+    text = arguments.document.read_bytes().decode()  # as it is: the digest is over these bytes
 
     node = Client(arguments.home)
     try:

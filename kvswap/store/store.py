@@ -138,6 +138,8 @@ class Store:
         try:
             self._files.write(actual, data)
             with self._guard, self._index.transaction() as db:
+                if not self._files.path(actual).exists():  # a collection may have taken an old orphan of this name
+                    self._files.write(actual, data)
                 added = db.execute(
                     "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (actual.digest, len(data), time.time())
                 ).rowcount
