@@ -22,6 +22,7 @@ from kvswap.core.ids import Cid
 from kvswap.cost import Plan
 from kvswap.exchange.find import find
 from kvswap.exchange.node import Node
+from kvswap.exchange.plan import Judge, judge
 from kvswap.exchange.plan import plan as make_plan
 from kvswap.exchange.publish import Progress, list_artifact, silent
 from kvswap.exchange.resolve import Resolved, resolve
@@ -32,6 +33,9 @@ from kvswap.trust import Statement
 _AHEAD = 4  # chunk requests open on one stream
 _WRITES = 8  # verified-and-stored chunks in flight: bounds memory between socket and disk
 _PEERS = 8
+_JUDGE_EVERY_SECONDS = 0.25
+_JUDGE_AFTER_SECONDS = 1.5
+_SUNK = 1.25  # the rest must cost so much more than prefilling before a fetch under way is given up
 _ROUNDS = 2  # whole passes over the peers before giving up
 
 
@@ -86,12 +90,9 @@ async def fetch(
     if chosen.action != "fetch" and not force:
         node.counters.plans_prefill += 1
         node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
-        raise PlanSaysPrefill(
-            f"fetching {statement.artifact} is not worth it: {chosen.reason}",
-            hint="kvswap fetch --force fetches all the same",
-            plan=chosen.to_json(),
-        )
-    wire_bytes, peers = await _transfer(node, resolved, reference, progress)
+        raise not_worth_it(str(statement.artifact), chosen)
+    rest = None if force else await judge(node, statement.manifest)
+    wire_bytes, peers = await _transfer(node, resolved, reference, progress, rest)
     seconds = time.perf_counter() - began
     node.counters.fetched += 1
     node.events.add(
@@ -102,14 +103,23 @@ async def fetch(
     return Fetched(statement, chosen, wire_bytes, peers, seconds)
 
 
+def not_worth_it(artifact: str, chosen: Plan) -> PlanSaysPrefill:
+    """Exit 8, with the figures."""
+    return PlanSaysPrefill(
+        f"fetching {artifact} is not worth it: {chosen.reason}",
+        hint="kvswap fetch --force fetches all the same",
+        plan=chosen.to_json(),
+    )
+
+
 async def _transfer(
-    node: Node, resolved: Resolved, reference: str | Cid, progress: Progress
+    node: Node, resolved: Resolved, reference: str | Cid, progress: Progress, rest: Judge | None
 ) -> tuple[int, tuple[str, ...]]:
     statement = resolved.statement
     manifest = statement.manifest
     with node.store.lease([c.id for c in manifest.chunks]):
         await asyncio.to_thread(list_artifact, node, statement)
-        transfer = _Transfer(node, manifest, str(statement.artifact), progress)
+        transfer = _Transfer(node, manifest, str(statement.artifact), progress, rest)
         await transfer.run(resolved.peers, reference)
         complete = await asyncio.to_thread(list_artifact, node, statement)
     if not complete:
@@ -118,7 +128,7 @@ async def _transfer(
             cause="the quota is too small for it",
             hint="kvswap gc, or KVSWAP_QUOTA_BYTES",
         )
-    return transfer.received, tuple(transfer.served)
+    return transfer.received, tuple(transfer.served_bytes)
 
 
 @dataclass(slots=True)
@@ -129,14 +139,15 @@ class _Transfer:
     manifest: Manifest
     artifact: str
     progress: Progress
+    rest: Judge | None
     queue: deque[ChunkRef] = field(default_factory=deque)
     left: int = 0
+    left_bytes: int = 0
     total: int = 0
     received: int = 0
-    served: dict[str, int] = field(default_factory=dict)
+    served_bytes: dict[str, int] = field(default_factory=dict)
     errors: list[KvswapError] = field(default_factory=list)
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_WRITES))
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, peers: Sequence[str], reference: str | Cid) -> None:
         """Until every chunk is stored, or no peer is left to ask."""
@@ -144,6 +155,35 @@ class _Transfer:
         missing = await asyncio.to_thread(self.node.store.missing, wanted)
         self.queue.extend(wanted[cid] for cid in missing)
         self.left = self.total = len(missing)
+        self.left_bytes = sum(wanted[cid].length for cid in missing)
+        work = asyncio.create_task(self._rounds(peers, reference))
+        watch = asyncio.create_task(self._watch())
+        try:
+            done, _ = await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            await (work if work in done else watch)
+        finally:
+            for task in (work, watch):
+                task.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Raise `PlanSaysPrefill` when the link turns out so slow that the rest is not worth waiting for."""
+        began = time.perf_counter()
+        while self.rest is not None:
+            await asyncio.sleep(_JUDGE_EVERY_SECONDS)
+            elapsed = time.perf_counter() - began
+            if elapsed < _JUDGE_AFTER_SECONDS or not self.left:
+                continue
+            # What is under way counts as almost here: a rate that is rather too high.
+            rate = (self.received + max(c.length for c in self.manifest.chunks)) / elapsed
+            chosen = self.rest(rate, self.left_bytes)
+            if chosen.action == "prefill" and chosen.fetch and chosen.fetch.seconds > _SUNK * chosen.seconds:
+                self.node.counters.plans_prefill += 1
+                self.node.events.add("abandoned", artifact=self.artifact, reason=chosen.reason)
+                raise not_worth_it(self.artifact, chosen)
+        await asyncio.Event().wait()
+
+    async def _rounds(self, peers: Sequence[str], reference: str | Cid) -> None:
         liars: set[str] = set()
         for attempt in range(_ROUNDS):
             if attempt:  # peers come back under new addresses, others may have it by now
@@ -154,7 +194,13 @@ class _Transfer:
                 )
                 peers = [o.peer for o in await find(self.node, query) if o.found.artifact == self.artifact]
             usable = [p for p in dict.fromkeys(peers) if p not in liars][:_PEERS]
-            results = await asyncio.gather(*(self._from_peer(p) for p in usable))
+            tasks = [asyncio.create_task(self._from_peer(p)) for p in usable]
+            try:
+                results = await asyncio.gather(*tasks)
+            finally:  # one that fails for good must not leave the others running
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
             liars |= {p for p, honest in zip(usable, results, strict=True) if not honest}
             if not self.left:
                 return
@@ -182,8 +228,10 @@ class _Transfer:
         open_chunks: deque[ChunkRef] = deque()
         writes: set[asyncio.Task[None]] = set()
         honest = True
+        began = time.perf_counter()
         try:
             async with session(self.node.transport, peer) as talk:
+                began = time.perf_counter()
                 has = await self._has(talk)
                 await self._pump(talk, has, open_chunks, writes)
         except IntegrityError as error:
@@ -194,6 +242,7 @@ class _Transfer:
             self.errors.append(error)
             self.node.events.add("peer_failed", peer=peer, reason=error.message)
         finally:
+            self._rate(peer, time.perf_counter() - began)
             self.queue.extendleft(reversed(open_chunks))
             results = await asyncio.gather(*writes, return_exceptions=True)
         for result in results:
@@ -204,6 +253,12 @@ class _Transfer:
             elif isinstance(result, BaseException):
                 raise result  # the disk, not the peer
         return honest
+
+    def _rate(self, peer: str, seconds: float) -> None:
+        """Remember the goodput of what this peer gave; a few small chunks say nothing."""
+        received = self.served_bytes.get(peer, 0)
+        if received > 1_000_000 or (received and seconds > 1):
+            self.node.calibration.add_rate(peer, received / seconds)
 
     def _mark_liar(self, peer: str, error: KvswapError) -> None:
         self.node.record(peer).lies += 1
@@ -226,8 +281,6 @@ class _Transfer:
     async def _pump(
         self, talk: Session, has: set[Cid], open_chunks: deque[ChunkRef], writes: set[asyncio.Task[None]]
     ) -> None:
-        began = time.perf_counter()
-        received = 0
         broken: list[BaseException] = []
         while self.left and not broken:
             while len(open_chunks) < _AHEAD and (ref := self._next(has)) is not None:
@@ -241,7 +294,6 @@ class _Transfer:
             ref = open_chunks[0]
             data = await talk.chunk_answer(ref.length)
             open_chunks.popleft()
-            received += len(data)
             await self.gate.acquire()
             task = asyncio.ensure_future(self._store(talk.peer, ref, data))
             writes.add(task)
@@ -255,8 +307,6 @@ class _Transfer:
                     broken.append(error)
 
             task.add_done_callback(finished)
-        if received > 1_000_000:
-            self.node.calibration.add_rate(talk.peer, received / (time.perf_counter() - began))
 
     async def _store(self, peer: str, ref: ChunkRef, data: bytes) -> None:
         try:
@@ -267,8 +317,9 @@ class _Transfer:
             self.queue.append(ref)
             raise
         self.left -= 1
+        self.left_bytes -= len(data)
         self.received += len(data)
-        self.served[peer] = self.served.get(peer, 0) + 1
+        self.served_bytes[peer] = self.served_bytes.get(peer, 0) + len(data)
         record = self.node.record(peer)
         record.bytes_in += len(data)
         self.node.counters.bytes_in += len(data)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from kvswap.artifact.layout import needed
+from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
@@ -38,6 +40,35 @@ async def plan(node: Node, resolved: Resolved) -> Plan:
         load_bytes_per_second=node.calibration.load_bytes_per_second,
         prices=prices(node),
     )
+
+
+Judge = Callable[[float, int], Plan]
+
+
+async def judge(node: Node, manifest: Manifest) -> Judge | None:
+    """For a fetch under way: (bytes per second seen, bytes missing) -> the plan for the rest.
+
+    None when this node cannot prefill or was never measured.
+    """
+    choice = await own_model(node)
+    curve = node.calibration.curve(choice.calibration_key, manifest.prefix.block_tokens) if choice else None
+    if curve is None:
+        return None
+    raw = sum(manifest.chunks[i].raw_length for i in needed(manifest))
+
+    def rest(bytes_per_second: float, missing_bytes: int) -> Plan:
+        return decide(
+            tokens=manifest.prefix.tokens,
+            raw_bytes=raw,
+            wire_bytes=missing_bytes,
+            missing_bytes=missing_bytes,
+            curve=curve,
+            link=Link(bytes_per_second, 0.0),
+            load_bytes_per_second=node.calibration.load_bytes_per_second,
+            prices=prices(node),
+        )
+
+    return rest
 
 
 def prices(node: Node) -> Prices:

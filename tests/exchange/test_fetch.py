@@ -311,6 +311,41 @@ def test_the_plan_is_obeyed_unless_forced(tmp_path: Path) -> None:
     run(body())
 
 
+def test_a_link_that_turns_out_slow_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assumed fast, found slow: the fetch stops where prefilling the whole beats waiting for the rest."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=400)
+            a = await w.node()
+            w.give(a, made)
+            true_chunk = serving._chunk
+
+            async def slow(node: Node, peer: str, text: str) -> bytes:
+                await asyncio.sleep(0.8)
+                return await true_chunk(node, peer, text)
+
+            monkeypatch.setattr(serving, "_chunk", slow)
+            model = SlowModel()
+            b = await w.node(model=model)
+            b.calibration.add_prefill(model.choice.calibration_key, [(0, 8, 0.05)])  # 2.5 s for the whole
+            with pytest.raises(PlanSaysPrefill) as caught:
+                await fetch(b, DOCUMENT)
+            assert caught.value.details["plan"]["fetch"]["seconds"] > caught.value.details["plan"]["prefill"]["seconds"]
+            assert any(e["event"] == "abandoned" for e in b.events.recent())
+            here = b.store.used_bytes
+            assert 0 < here < needed_bytes(made)
+            given = a.counters.bytes_out
+            with pytest.raises(PlanSaysPrefill):  # and now it is known
+                await fetch(b, DOCUMENT)
+            assert a.counters.bytes_out - given <= made.manifest.raw_bytes / 10
+            monkeypatch.setattr(serving, "_chunk", true_chunk)
+            done = await fetch(b, DOCUMENT, force=True)
+            assert done.wire_bytes < needed_bytes(made) and b.store.verify().clean
+
+    run(body())
+
+
 def test_nobody_has_it(tmp_path: Path) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
