@@ -8,7 +8,7 @@ from typing import Any
 
 from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import Manifest
-from kvswap.core.errors import NotFound
+from kvswap.core.errors import NotFound, PlanSaysPrefill
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Link, Plan, PrefillCurve, Prices, decide
@@ -39,6 +39,15 @@ async def plan(node: Node, resolved: Resolved) -> Plan:
         link=best_link(node, resolved.peers),
         load_bytes_per_second=node.calibration.load_bytes_per_second,
         prices=prices(node),
+    )
+
+
+def not_worth_it(artifact: str, chosen: Plan) -> PlanSaysPrefill:
+    """Exit 8, with the figures."""
+    return PlanSaysPrefill(
+        f"fetching {artifact} is not worth it: {chosen.reason}",
+        hint="kvswap fetch --force fetches all the same",
+        plan=chosen.to_json(),
     )
 
 

@@ -15,7 +15,7 @@ Contract:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from kvswap.core.errors import PeerError
@@ -41,7 +41,6 @@ class Announcement:
 
     origin: str
     data: bytes
-    via: str = field(default="", compare=False)
 
 
 class Stream(Protocol):

@@ -69,7 +69,7 @@ class TrioHost:
         announce: tuple[str, ...],
         mdns: bool,
         on_stream: Callable[[Any, str], None],
-        on_gossip: Callable[[str, str, bytes], None],
+        on_gossip: Callable[[str, bytes], None],
     ) -> None:
         self._listen = [multiaddr.Multiaddr(a) for a in listen]
         self._mdns_wanted = mdns
@@ -184,7 +184,7 @@ class TrioHost:
             message = await subscription.get()
             origin = ID(message.from_id)
             if origin != self.host.get_id():
-                self._on_gossip(str(origin), "", bytes(message.data))
+                self._on_gossip(str(origin), bytes(message.data))
 
     # -- called through the bridge -----------------------------------------------------------------
 

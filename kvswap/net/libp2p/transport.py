@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from kvswap.core.errors import KvswapError, P2pDown, PeerError
-from kvswap.core.ids import PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
 from kvswap.net.libp2p.bridge import TrioThread, innermost
@@ -20,6 +19,7 @@ from kvswap.net.transport import (
     Stream,
     StreamHandler,
 )
+from kvswap.trust.keys import Key
 
 T = TypeVar("T")
 
@@ -64,9 +64,7 @@ class Libp2pTransport:
         self._on_stream: StreamHandler | None = None
         self._on_announcement: AnnouncementHandler | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        from kvswap.trust.keys import Key
-
-        self._peer = str(PeerId(Key.from_seed(seed).peer_id.public_key))
+        self._peer = str(Key.from_seed(seed).peer_id)
 
     @property
     def peer(self) -> str:
@@ -86,7 +84,7 @@ class Libp2pTransport:
                 self._settings.announce,
                 self._settings.mdns,
                 lambda raw, peer: self._bridge.to_loop(self._accept, raw, peer),
-                lambda origin, via, data: self._bridge.to_loop(on_announcement, Announcement(origin, data, via)),
+                lambda origin, data: self._bridge.to_loop(on_announcement, Announcement(origin, data)),
             )
             await self._host.run(ready)
 
