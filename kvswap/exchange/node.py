@@ -117,7 +117,14 @@ class Node:
         """Run something beside the requests, until it ends or the node stops."""
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself keeps only a weak reference
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            name = getattr(task.get_coro(), "__name__", "task")
+            self.problems[name] = f"{type(error).__name__}: {error}"  # never silently: `kvswap status` shows it
+            self.events.add("task_failed", task=name, reason=self.problems[name])
 
     async def stop(self) -> None:
         for task in list(self._tasks):

@@ -454,3 +454,19 @@ def test_announcements_for_somebody_else_are_ignored(tmp_path: Path) -> None:
             assert [p.peer for p in a.referrals(artifact)] == [str(key(5).peer_id)]
 
     run(body())
+
+
+def test_a_background_task_that_fails_is_seen(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            a = await w.node()
+
+            async def breaks() -> None:
+                raise ZeroDivisionError("on purpose")
+
+            a.spawn(breaks())
+            await asyncio.sleep(0.01)
+            assert "ZeroDivisionError" in a.problems["breaks"]
+            assert a.events.recent()[-1]["event"] == "task_failed"
+
+    run(body())
