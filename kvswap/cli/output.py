@@ -14,9 +14,9 @@ from typing import Any, TypeVar, cast
 import click
 
 from kvswap.client import Client
-from kvswap.core.errors import InvalidDocument, UsageError
+from kvswap.core.documents import check_document, check_size
+from kvswap.core.errors import UsageError
 from kvswap.core.ids import document_digest, parse_reference
-from kvswap.core.limits import LIMITS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -143,26 +143,9 @@ def size(value: float) -> str:
 
 def read_document(path: Path) -> bytes:
     """A document's bytes, checked before they are sent anywhere.  Raises `InvalidDocument`."""
-    length = path.stat().st_size
-    if length > LIMITS.document_bytes:
-        raise InvalidDocument(
-            f"{path} has {length} bytes, the limit is {LIMITS.document_bytes}",
-            cause="no model of today reads so much at once",
-            hint="split it",
-        )
+    check_size(path.stat().st_size, str(path))
     data = path.read_bytes()
-    if not data.strip():
-        raise InvalidDocument(f"{path} is empty")
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidDocument(
-            f"{path} is not UTF-8 text (byte {error.start})",
-            cause="a binary file, or another encoding",
-            hint=f"iconv -t utf-8 {path}",
-        ) from error
-    if b"\0" in data:
-        raise InvalidDocument(f"{path} holds NUL bytes", cause="a binary file")
+    check_document(data, str(path))
     return data
 
 

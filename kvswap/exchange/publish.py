@@ -23,9 +23,8 @@ from kvswap.artifact.manifest import (
     TensorDigests,
 )
 from kvswap.core import wire
-from kvswap.core.errors import InvalidDocument
+from kvswap.core.documents import check_document
 from kvswap.core.ids import document_digest
-from kvswap.core.limits import LIMITS
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.store import ArtifactRow
@@ -37,29 +36,6 @@ _RENEW_SECONDS = 86_400  # an own artifact with less life than this is made agai
 
 async def silent(event: dict[str, Any]) -> None:
     """A progress callback that shows nothing."""
-
-
-def check_document(data: bytes, name: str = "the document") -> str:
-    """The text of a document.  Raises `InvalidDocument` before any work."""
-    if not data.strip():
-        raise InvalidDocument(f"{name} is empty")
-    if len(data) > LIMITS.document_bytes:
-        raise InvalidDocument(
-            f"{name} has {len(data)} bytes, the limit is {LIMITS.document_bytes}",
-            cause="no model of today reads so much at once",
-            hint="split it",
-        )
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidDocument(
-            f"{name} is not UTF-8 text (byte {error.start})",
-            cause="a binary file, or another encoding",
-            hint="iconv -t utf-8",
-        ) from error
-    if "\0" in text:
-        raise InvalidDocument(f"{name} holds NUL bytes", cause="a binary file")
-    return text
 
 
 async def publish(

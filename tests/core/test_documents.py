@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from kvswap.core.documents import check_document
+from kvswap.core.errors import InvalidDocument
+from kvswap.core.limits import LIMITS
+
+
+def test_text_is_returned_as_it_is() -> None:
+    for text in ("x", "Grüße\r\n\tend\n", "\ufeffwith a mark", "\U0001f600"):
+        assert check_document(text.encode()) == text
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "empty"),
+        (b" \n\t", "empty"),
+        (b"\xff\xfe\0a", "not UTF-8"),
+        (b"ok then \x80", "byte 8"),
+        (b"a\0b", "NUL"),
+        (b"\xed\xa0\x80", "not UTF-8"),  # a surrogate
+        (b"x" * (LIMITS.document_bytes + 1), "limit"),
+    ],
+)
+def test_everything_else_is_refused_by_name(data: bytes, says: str) -> None:
+    with pytest.raises(InvalidDocument, match=says) as caught:
+        check_document(data, "file.txt")
+    assert caught.value.message.startswith("file.txt")
