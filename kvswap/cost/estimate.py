@@ -9,7 +9,7 @@
 The lower score wins; at equal scores prefill does, because it needs nobody.
 
 >>> curve = PrefillCurve(a=0.5, b=0.0001, block_tokens=256)
->>> plan = decide(tokens=1024, raw_bytes=24_000_000, wire_bytes=16_000_000, missing_bytes=16_000_000,
+>>> plan = decide(tokens=1024, raw_bytes=24_000_000, missing_bytes=16_000_000,
 ...               curve=curve, link=Link(12.5e6, 0.01), load_bytes_per_second=0.5e9, prices=Prices())
 >>> plan.action
 'fetch'
@@ -101,7 +101,6 @@ def decide(
     *,
     tokens: int,
     raw_bytes: int,
-    wire_bytes: int,
     missing_bytes: int,
     curve: PrefillCurve | None,
     link: Link | None,

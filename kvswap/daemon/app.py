@@ -175,11 +175,8 @@ class Api:
         return web.json_response({"artifacts": [row.to_json() for row in rows]})
 
     async def _row(self, reference: str) -> Any:
-        parsed = parse_reference(reference)
-        if isinstance(parsed, Cid):
-            row = await asyncio.to_thread(self._node.store.get_artifact, str(parsed))
-        else:
-            row = next(iter(await asyncio.to_thread(self._node.store.artifacts, parsed)), None)
+        rows = await asyncio.to_thread(self._node.store.lookup, parse_reference(reference))
+        row = next(iter(rows), None)
         if row is None:
             raise NotFound(f"{reference} is not in the store", hint="kvswap ls")
         return row

@@ -67,7 +67,7 @@ async def answer(
     if statement is None:
         arguments["text"] = text
         made = await node.model.run(choice, "answer", on_event, **arguments)
-        node.calibration.add_prefill(choice.calibration_key, [(at, n, us / 1e6) for at, n, us in made["samples"]])
+        node.learn_prefill(choice, made["samples"])
     else:
         arguments |= {"envelope": statement.envelope, "chunks": str(node.store.chunks_directory)}
         with node.store.lease([c.id for c in statement.manifest.chunks]):

@@ -76,7 +76,7 @@ async def fetch(
         node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
         raise not_worth_it(str(statement.artifact), chosen)
     rest = None if force else await judge(node, statement.manifest)
-    wire_bytes, peers = await _transfer(node, resolved, reference, progress, rest)
+    wire_bytes, peers = await _transfer(node, resolved, progress, rest)
     seconds = time.perf_counter() - began
     node.counters.fetched += 1
     node.events.add(
@@ -88,14 +88,14 @@ async def fetch(
 
 
 async def _transfer(
-    node: Node, resolved: Resolved, reference: str | Cid, progress: Progress, rest: Judge | None
+    node: Node, resolved: Resolved, progress: Progress, rest: Judge | None
 ) -> tuple[int, tuple[str, ...]]:
     statement = resolved.statement
     manifest = statement.manifest
     with node.store.lease([c.id for c in manifest.chunks]):
         await asyncio.to_thread(list_artifact, node, statement)
         transfer = Transfer(node, manifest, str(statement.artifact), progress, rest)
-        await transfer.run(resolved.peers, reference)
+        await transfer.run(resolved.peers)
         complete = await asyncio.to_thread(list_artifact, node, statement)
     if not complete:
         raise NotFound(

@@ -17,7 +17,7 @@ from kvswap.core.settings import Settings
 from kvswap.core.version import __version__
 from kvswap.cost import Calibration
 from kvswap.exchange.events import EventLog
-from kvswap.exchange.model_port import ModelPort
+from kvswap.exchange.model_port import ModelChoice, ModelPort
 from kvswap.net import Announcement, PeerAddress, Transport, messages
 from kvswap.net.server import Server
 from kvswap.store import Store
@@ -91,6 +91,11 @@ class Node:
         if peer not in self.peers and len(self.peers) >= _REFERRALS_KEPT:
             self.peers.pop(next(iter(self.peers)))
         return self.peers.setdefault(peer, PeerRecord())
+
+    def learn_prefill(self, choice: ModelChoice, samples: list[list[int]]) -> None:
+        """Keep the block times of a prefill just done: [tokens before, tokens, microseconds] from the model process."""
+        seconds = [(before, tokens, micros / 1e6) for before, tokens, micros in samples]
+        self.calibration.add_prefill(choice.calibration_key, seconds)
 
     @property
     def p2p(self) -> bool:

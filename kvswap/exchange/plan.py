@@ -30,13 +30,20 @@ async def plan(node: Node, resolved: Resolved) -> Plan:
     if choice is not None:
         known = node.calibration.curve(choice.calibration_key, manifest.prefix.block_tokens)
         curve = known if known or not missing_bytes else await calibrate(node, choice, manifest.prefix.block_tokens)
+    raw_bytes = sum(c.raw_length for c in chunks)
+    return _decide(node, manifest.prefix.tokens, raw_bytes, missing_bytes, curve, best_link(node, resolved.peers))
+
+
+def _decide(
+    node: Node, tokens: int, raw_bytes: int, missing_bytes: int, curve: PrefillCurve | None, link: Link | None
+) -> Plan:
+    """`cost.decide` with this node's measured load rate and its prices."""
     return decide(
-        tokens=manifest.prefix.tokens,
-        raw_bytes=sum(c.raw_length for c in chunks),
-        wire_bytes=sum(c.length for c in chunks),
+        tokens=tokens,
+        raw_bytes=raw_bytes,
         missing_bytes=missing_bytes,
         curve=curve,
-        link=best_link(node, resolved.peers),
+        link=link,
         load_bytes_per_second=node.calibration.load_bytes_per_second,
         prices=prices(node),
     )
@@ -66,16 +73,7 @@ async def judge(node: Node, manifest: Manifest) -> Judge | None:
     raw = sum(manifest.chunks[i].raw_length for i in needed(manifest))
 
     def rest(bytes_per_second: float, missing_bytes: int) -> Plan:
-        return decide(
-            tokens=manifest.prefix.tokens,
-            raw_bytes=raw,
-            wire_bytes=missing_bytes,
-            missing_bytes=missing_bytes,
-            curve=curve,
-            link=Link(bytes_per_second, 0.0),
-            load_bytes_per_second=node.calibration.load_bytes_per_second,
-            prices=prices(node),
-        )
+        return _decide(node, manifest.prefix.tokens, raw, missing_bytes, curve, Link(bytes_per_second, 0.0))
 
     return rest
 
@@ -95,7 +93,7 @@ async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> Prefi
     """Measure a few blocks on this machine and keep the result."""
     node.events.add("calibrating", model=choice.name)
     made = await node.model.run(choice, "calibrate", block_tokens=block_tokens)
-    node.calibration.add_prefill(choice.calibration_key, [(at, n, us / 1e6) for at, n, us in made["samples"]])
+    node.learn_prefill(choice, made["samples"])
     return node.calibration.curve(choice.calibration_key, block_tokens)
 
 
@@ -120,16 +118,8 @@ async def _plan_unpublished(node: Node, text: str) -> dict[str, Any]:
     block_tokens = node.settings.block_tokens
     made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
     curve = node.calibration.curve(choice.calibration_key, block_tokens) or await calibrate(node, choice, block_tokens)
-    chosen = decide(
-        tokens=made["tokens"],
-        raw_bytes=0,
-        wire_bytes=0,
-        missing_bytes=1,
-        curve=curve,
-        link=None,
-        load_bytes_per_second=node.calibration.load_bytes_per_second,
-        prices=prices(node),
-    )
+    # Something is missing and there is no link to get it over: how large it would be does not matter.
+    chosen = _decide(node, made["tokens"], raw_bytes=0, missing_bytes=1, curve=curve, link=None)
     shared = await longest_prefix(node, choice, made["chain"])
     prefix = None
     if shared is not None:

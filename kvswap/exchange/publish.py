@@ -87,8 +87,7 @@ async def publish(
         )
         statement = _sign(node, made, refs, document)
         await asyncio.to_thread(list_artifact, node, statement)
-    samples = [(at, tokens, us / 1e6) for at, tokens, us in made["samples"]]
-    node.calibration.add_prefill(choice.calibration_key, samples)
+    node.learn_prefill(choice, made["samples"])
     node.counters.published += 1
     row = statement.manifest
     node.events.add(

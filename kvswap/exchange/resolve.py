@@ -48,7 +48,8 @@ async def resolve(node: Node, reference: str | Cid, *, trust_on_first_use: bool 
             return Resolved(_judge(node, envelope, choice, trust_on_first_use), (), True)
         except KvswapError as error:
             errors.append(error)
-    query = messages.Find(artifact=str(reference)) if isinstance(reference, Cid) else messages.Find(document=reference)
+    by_id = isinstance(reference, Cid)
+    query = messages.Find(artifact=str(reference)) if by_id else messages.Find(document=str(reference))
     for artifact, peers in _ranked(await find(node, query), choice):
         try:
             envelope = await _manifest(node, artifact, peers)
@@ -62,11 +63,7 @@ async def resolve(node: Node, reference: str | Cid, *, trust_on_first_use: bool 
 
 def _complete_here(node: Node, reference: str | Cid) -> list[bytes]:
     """Envelopes of complete artifacts in our own store, newest first."""
-    if isinstance(reference, Cid):
-        row = node.store.get_artifact(str(reference))
-        rows = [row] if row else []
-    else:
-        rows = node.store.artifacts(reference)
+    rows = node.store.lookup(reference)
     return [envelope for r in rows if r.complete and (envelope := node.store.envelope(r.id)) is not None]
 
 

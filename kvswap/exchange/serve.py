@@ -59,14 +59,10 @@ async def _find(node: Node, request: messages.Find) -> messages.FindReply:
     if request.chain is not None:
         pairs = await asyncio.to_thread(node.store.longest_prefix, request.chain)
         return messages.FindReply([_found(r, blocks) for r, blocks in _fresh(pairs)], [])
-    if request.document is not None:
-        reference = parse_document(request.document)
-        rows = await asyncio.to_thread(node.store.artifacts, reference)
-    else:
-        reference = str(Cid.parse(str(request.artifact)))
-        row = await asyncio.to_thread(node.store.get_artifact, reference)
-        rows = [row] if row else []
-    providers = [messages.Provider(p.peer, list(p.addresses)) for p in node.referrals(reference)]
+    by_document = request.document is not None
+    reference = parse_document(str(request.document)) if by_document else Cid.parse(str(request.artifact))
+    rows = await asyncio.to_thread(node.store.lookup, reference)
+    providers = [messages.Provider(p.peer, list(p.addresses)) for p in node.referrals(str(reference))]
     found = [_found(row, 0) for row, _ in _fresh([(r, 0) for r in rows])]
     return messages.FindReply(found, providers[: LIMITS.find_results])
 

@@ -52,14 +52,14 @@ class Transfer:
     errors: list[KvswapError] = field(default_factory=list)
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_WRITES))
 
-    async def run(self, peers: Sequence[str], reference: str | Cid) -> None:
+    async def run(self, peers: Sequence[str]) -> None:
         """Until every chunk is stored, or no peer is left to ask."""
         wanted = {self.manifest.chunks[i].id: self.manifest.chunks[i] for i in needed(self.manifest)}
         missing = await asyncio.to_thread(self.node.store.missing, wanted)
         self.queue.extend(wanted[cid] for cid in missing)
         self.left = self.total = len(missing)
         self.left_bytes = sum(wanted[cid].length for cid in missing)
-        work = asyncio.create_task(self._rounds(peers, reference))
+        work = asyncio.create_task(self._rounds(peers))
         watch = asyncio.create_task(self._watch())
         try:
             done, _ = await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,16 +86,12 @@ class Transfer:
                 raise not_worth_it(self.artifact, chosen)
         await asyncio.Event().wait()
 
-    async def _rounds(self, peers: Sequence[str], reference: str | Cid) -> None:
+    async def _rounds(self, peers: Sequence[str]) -> None:
         liars: set[str] = set()
         for attempt in range(_ROUNDS):
             if attempt:  # peers come back under new addresses, others may have it by now
-                query = (
-                    messages.Find(artifact=self.artifact)
-                    if isinstance(reference, Cid)
-                    else messages.Find(document=reference)
-                )
-                peers = [o.peer for o in await find(self.node, query) if o.found.artifact == self.artifact]
+                offers = await find(self.node, messages.Find(artifact=self.artifact))
+                peers = [offer.peer for offer in offers if offer.found.artifact == self.artifact]
             usable = [p for p in dict.fromkeys(peers) if p not in liars][:_PEERS]
             tasks = [asyncio.create_task(self._from_peer(p)) for p in usable]
             try:

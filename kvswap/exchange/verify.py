@@ -19,8 +19,7 @@ async def verify_artifact(node: Node, reference: str | Cid) -> dict[str, Any]:
     With the model here, the cache is decoded, its tensor digests are checked and the probe is run;
     the probe shows incompatibility, it is no proof that the cache belongs to the text.
     """
-    rows = [node.store.get_artifact(str(reference))] if isinstance(reference, Cid) else node.store.artifacts(reference)
-    row = next((r for r in rows if r is not None), None)
+    row = next(iter(node.store.lookup(reference)), None)
     envelope = node.store.envelope(row.id) if row is not None else None
     if row is None or envelope is None:
         raise NotFound(f"{reference} is not in the store", hint=f"kvswap fetch {reference}")

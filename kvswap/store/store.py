@@ -259,6 +259,13 @@ class Store:
         rows = self._index.rows(f"SELECT {_COLUMNS} FROM artifacts WHERE id = ?", artifact)
         return _row(rows[0]) if rows else None
 
+    def lookup(self, reference: str | Cid) -> list[ArtifactRow]:
+        """What answers to a reference: the artifact of an id, or those of a document, newest first."""
+        if isinstance(reference, Cid):
+            row = self.get_artifact(str(reference))
+            return [row] if row else []
+        return self.artifacts(reference)
+
     def envelope(self, artifact: str) -> bytes | None:
         rows = self._index.rows("SELECT envelope FROM artifacts WHERE id = ?", artifact)
         return bytes(rows[0]["envelope"]) if rows else None

@@ -44,7 +44,6 @@ def test_cases_worked_by_hand(
     plan = decide(
         tokens=250,
         raw_bytes=10_000_000,
-        wire_bytes=5_000_000,
         missing_bytes=missing,
         curve=curve,
         link=link,
@@ -62,7 +61,6 @@ def test_equal_scores_prefill_because_it_needs_nobody() -> None:
     plan = decide(
         tokens=100,
         raw_bytes=0,
-        wire_bytes=10,
         missing_bytes=10,
         curve=flat,
         link=Link(10.0, 0.0),
