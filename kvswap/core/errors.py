@@ -146,6 +146,19 @@ class NetworkTimeout(PeerError):
     http_status = 504
 
 
+class PeerBusy(PeerError):
+    """The peer is at its limits, or does not serve us now."""
+
+    code = "busy"
+
+
+class TokenRefused(PeerError):
+    """A bearer token is expired, revoked, of another node, or no token at all."""
+
+    code = "token_refused"
+    http_status = 401
+
+
 class P2pDown(PeerError):
     """The peer-to-peer part of this node is not running; the local store still works."""
 

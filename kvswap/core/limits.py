@@ -39,13 +39,39 @@ class Limits:
     request_bytes: int = 256 * KIB
     find_results: int = 64
     chain_digests: int = 4_096
+    inline_envelope_bytes: int = 64 * KIB  # a find answers with the manifest itself up to this size
+    catalogue_bytes: int = 1 * MIB  # keys of one peer's catalogue, 8 bytes each
     pipelined_requests: int = 16  # one stream: requests a peer may have unanswered
     streams_per_peer: int = 32
+    streams: int = 512  # of all peers together
+    requests_per_second: int = 200  # of one peer, answered at once; more have to wait
     dial_seconds: float = 10.0
     request_seconds: float = 15.0
-    chunk_seconds: float = 60.0
+    chunk_seconds: float = 60.0  # the whole of one chunk over a libp2p stream
     lookup_seconds: float = 5.0
     idle_stream_seconds: float = 120.0
+    # fetching
+    peers_per_transfer: int = 16
+    chunks_per_peer: int = 6  # one peer: chunks in flight
+    receive_bytes: int = 64 * MIB  # buffers of all chunks being received and written
+    first_byte_seconds: float = 20.0  # a chunk that was asked for must begin to arrive
+    stall_seconds: float = 10.0  # and once begun, something must arrive
+    slowest_bytes_per_second: int = 4 * KIB  # a peer below this over `slow_seconds` is given up
+    slow_seconds: float = 20.0
+    backoff_seconds: float = 300.0  # longest pause before a failing peer is tried again
+    lie_seconds: float = 3_600.0  # how long a peer that lied is not asked
+    # serving
+    bulk_connect_seconds: float = 3.0
+    bulk_connections: int = 256
+    bulk_connections_per_host: int = 64
+    bulk_idle_seconds: float = 30.0  # a connection without a request
+    token_seconds: float = 600.0
+    tokens_per_peer: int = 16
+    upload_bytes: int = 96 * MIB  # chunks in memory on their way out, of all peers together
+    upload_bytes_per_peer: int = 32 * MIB
+    uploads_waiting_per_peer: int = 64
+    upload_piece_bytes: int = 512 * KIB
+    upload_piece_seconds: float = 30.0  # a peer that takes less than a piece in this time is dropped
     # worker process
     worker_start_seconds: float = 120.0
     blocks_in_flight: int = 4  # encoded blocks between prefill and store

@@ -8,6 +8,7 @@ b'some encoded keys and values'
 >>> store.close()
 """
 
+from kvswap.store.ledger import Ledger, PeerRecord
 from kvswap.store.store import ArtifactRow, Store, StoreReport
 
-__all__ = ["ArtifactRow", "Store", "StoreReport"]
+__all__ = ["ArtifactRow", "Ledger", "PeerRecord", "Store", "StoreReport"]

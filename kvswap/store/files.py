@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from kvswap.core.errors import StoreFull, UsageError
 from kvswap.core.ids import Cid
+from kvswap.store import direct
 
 
 def chunk_path(chunks: Path, cid: Cid) -> Path:
@@ -40,17 +42,21 @@ class ChunkFiles:
     def directory(self) -> Path:
         return self._root
 
-    def write(self, cid: Cid, data: bytes) -> None:
-        """Store the bytes under their name.  Raises `StoreFull`; the store stays as it was."""
+    def write(self, cid: Cid, data: bytes | memoryview, owner: mmap.mmap | None = None) -> None:
+        """Store the bytes under their name.  Raises `StoreFull`; the store stays as it was.
+
+        `owner`: see `direct.write`.
+        """
         target = self.path(cid)
         temporary: str | None = None
         try:
             target.parent.mkdir(exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=self._temporary)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                direct.write(descriptor, data, owner)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             os.replace(temporary, target)
             temporary = None
             _sync_directory(target.parent)

@@ -38,6 +38,9 @@ MIGRATIONS = (
         block INTEGER NOT NULL, PRIMARY KEY (chain, artifact)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE INDEX prefixes_artifact ON prefixes (artifact);
+    """,
 )
 
 

@@ -11,6 +11,7 @@ Guarantees:
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import sqlite3
 import threading
@@ -87,6 +88,7 @@ class Store:
         self._reserved = 0  # bytes of writes under way
         (row,) = self._index.rows("SELECT COALESCE(SUM(length), 0) AS total FROM chunks")
         self._used = int(row["total"])
+        self.generation = int(time.time() * 1000)  # grows with every change of what is here
 
     @classmethod
     def open(cls, root: Path, quota_bytes: int = 10**10) -> Store:
@@ -123,8 +125,10 @@ class Store:
     def quota_bytes(self) -> int:
         return self._quota
 
-    def put_chunk(self, data: bytes, cid: Cid | None = None) -> Cid:
+    def put_chunk(self, data: bytes | memoryview, cid: Cid | None = None, owner: mmap.mmap | None = None) -> Cid:
         """Store bytes; `cid`, when given, is what they must be.  Idempotent.
+
+        `owner` is the aligned memory that `data` lies at the beginning of, if it does (`store.direct`).
 
         Raises `IntegrityError` before anything is written, `StoreFull` when the quota or the disk
         has no room even after collection.
@@ -136,10 +140,10 @@ class Store:
             return actual
         self._reserve(len(data))
         try:
-            self._files.write(actual, data)
+            self._files.write(actual, data, owner)
             with self._guard, self._index.transaction() as db:
                 if not self._files.path(actual).exists():  # a collection may have taken an old orphan of this name
-                    self._files.write(actual, data)
+                    self._files.write(actual, data, owner)
                 added = db.execute(
                     "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (actual.digest, len(data), time.time())
                 ).rowcount
@@ -151,6 +155,13 @@ class Store:
 
     def has_chunk(self, cid: Cid) -> bool:
         return bool(self._index.rows("SELECT 1 FROM chunks WHERE cid = ?", cid.digest))
+
+    def chunk_length(self, cid: Cid) -> int:
+        """Bytes of a listed chunk.  Raises `NotFound`."""
+        rows = self._index.rows("SELECT length FROM chunks WHERE cid = ?", cid.digest)
+        if not rows:
+            raise NotFound(f"chunk {cid} is not in the store")
+        return int(rows[0]["length"])
 
     def missing(self, cids: Iterable[Cid]) -> list[Cid]:
         """Those that are not here, in order, each once."""
@@ -235,6 +246,7 @@ class Store:
         sliding layers that the document's end has left behind.
         """
         complete = not self.missing(needed)
+        self.generation += 1
         values = {**{n: getattr(row, n) for n in row.__slots__}, "complete": complete, "envelope": envelope}
         columns = ", ".join(values)
         wanted = frozenset(needed)
@@ -291,6 +303,14 @@ class Store:
         found = [(row, blocks) for name, blocks in best.items() if (row := self.get_artifact(name)) and row.complete]
         return sorted(found, key=lambda pair: -pair[1])
 
+    def chain_digests(self, limit: int) -> list[bytes]:
+        """Chain digests of complete artifacts that have not expired, the newest artifacts' first."""
+        query = (
+            "SELECT p.chain FROM artifacts a JOIN prefixes p ON p.artifact = a.id "
+            "WHERE a.complete AND a.expires > ? ORDER BY a.added DESC LIMIT ?"
+        )
+        return [bytes(r["chain"]) for r in self._index.rows(query, time.time(), limit)]
+
     def touch(self, artifact: str) -> None:
         with self._index.transaction() as db:
             db.execute("UPDATE artifacts SET used = ? WHERE id = ?", (time.time(), artifact))
@@ -303,6 +323,7 @@ class Store:
 
     def remove(self, artifact: str) -> None:
         """Unlist an artifact; its chunks go with the next collection.  Raises `NotFound`."""
+        self.generation += 1
         with self._index.transaction() as db:
             if not db.execute("DELETE FROM artifacts WHERE id = ?", (artifact,)).rowcount:
                 raise NotFound(f"artifact {artifact} is not in the store", hint="kvswap ls")

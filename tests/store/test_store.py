@@ -13,6 +13,7 @@ from kvswap.core.errors import Incompatible, IntegrityError, NotFound, StoreFull
 from kvswap.core.ids import Cid
 from kvswap.exchange.publish import list_artifact
 from kvswap.store import Store
+from kvswap.store.index import MIGRATIONS
 from tests.support import Made, make_artifact
 
 
@@ -226,7 +227,7 @@ def test_a_store_of_the_future_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Incompatible):
         Store.open(tmp_path)
     with sqlite3.connect(tmp_path / "index.sqlite3") as db:
-        db.execute("PRAGMA user_version=1")
+        db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
     Store.open(tmp_path).close()  # the lock was released
 
 
