@@ -43,10 +43,13 @@ def main() -> int:
     try:
         cache, report = node.prefix(text, model, tokenizer)
     except DaemonNotRunning as error:
-        from kvswap.client.loading import prefill_locally
+        from kvswap.client.loading import LocalPrefill
 
-        cache, tokens, seconds = prefill_locally(text, model, tokenizer, 256, 1024)
-        report = {"action": "prefill", "reason": error.message, "seconds": seconds, "tokens": tokens}
+        began = time.perf_counter()
+        local = LocalPrefill(text, model, tokenizer, block_tokens=256)
+        cache = local.cache(room=1024)
+        seconds = time.perf_counter() - began
+        report = {"action": "prefill", "reason": error.message, "seconds": seconds, "tokens": local.tokens}
     print(f"{report['action']}: {report['tokens']} tokens in {report['seconds']:.2f} s ({report['reason']})")
 
     began = time.perf_counter()

@@ -58,8 +58,9 @@ class Bars:
         def show(event: dict) -> None:
             if event["event"] == "prefill":
                 self.update(prefill, event["block"], event["blocks"], f"{event['tokens']} tokens")
-            elif event["event"] == "chunk":
-                self.update("transfer A -> B", event["done"], event["chunks"], f"{event['bytes'] / 1e6:.1f} MB")
+            elif event["event"] == "transfer":
+                detail = f"{event['bytes'] / 1e6:.1f} MB"
+                self.update("transfer A -> B", event["bytes"], event["total_bytes"], detail)
 
         return show
 

@@ -28,6 +28,8 @@ VERBS = {
     "gc": ("gc", "Remove chunks that no artifact needs."),
     "status": ("status", "State of the running node."),
     "peers": ("peers", "Peers and what was experienced with them."),
+    "block": ("block", "Neither serve nor ask a peer."),
+    "unblock": ("block", "Serve and ask a peer again."),
     "trust": ("trust", "Publishers whose artifacts this node uses."),
     "id": ("id", "This node's ids and addresses."),
     "model": ("model", "Models: list, pull."),

@@ -62,6 +62,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._stage = ""
+        self._told: set[str] = set()
 
     def __enter__(self) -> Progress:
         return self
@@ -80,8 +81,12 @@ class Progress:
         kind = event["event"]
         if kind == "prefill":
             self._advance("prefill", event["block"], event["blocks"], f"{event['tokens']} tokens")
-        elif kind == "chunk":
-            self._advance("transfer", event["done"], event["chunks"], size(event["bytes"]))
+        elif kind == "transfer":
+            planes = ", ".join(sorted({peer["kind"] for peer in event["peers"]}))
+            detail = f"{size(event['bytes'])} of {size(event['total_bytes'])}, {size(event['rate'])}/s"
+            if event["peers"]:
+                detail += f" from {len(event['peers'])} peer(s) over {planes}"
+            self._advance("transfer", event["bytes"], event["total_bytes"], detail)
         elif kind == "found" and event.get("peers"):
             output.note(f"found {event['artifact']} at {len(event['peers'])} peer(s)")
         elif kind == "plan":
@@ -89,8 +94,9 @@ class Progress:
 
     def _advance(self, stage: str, done: int, total: int, detail: str) -> None:
         if not sys.stderr.isatty():
-            if done == total:
-                print(f"{stage}: {done}/{total}, {detail}", file=sys.stderr, flush=True)
+            if done == total and stage not in self._told:  # one line for each stage in a log
+                self._told.add(stage)
+                print(f"{stage}: {detail}", file=sys.stderr, flush=True)
             return
         if self._bar is None:
             from rich.console import Console
@@ -101,7 +107,7 @@ class Progress:
             self._bar = Bar(
                 TextColumn("{task.description:10}"),
                 BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.percentage:3.0f}%"),
                 TextColumn("{task.fields[detail]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True, no_color=plain),

@@ -21,11 +21,14 @@ def peers_command(output: Output) -> None:
                 size(r["bytes_out"]),
                 f"{r['rate'] / 1e6:.1f} MB/s" if r["rate"] else "-",
                 f"{r['latency'] * 1e3:.1f} ms" if r["latency"] else "-",
+                "-" if r["ratio"] is None else f"{r['ratio']:.2f}",
                 r["failures"],
                 r["lies"],
+                "blocked" if r["blocked"] else "",
             )
             for r in rows
         ]
-        return output.table(("PEER", "CONNECTED", "IN", "OUT", "RATE", "LATENCY", "FAILURES", "LIES"), cells)
+        headers = ("PEER", "CONNECTED", "IN", "OUT", "RATE", "LATENCY", "RATIO", "FAILURES", "LIES", "")
+        return output.table(headers, cells)
 
     output.result({"peers": rows}, text)

@@ -22,8 +22,10 @@ def plan_command(output: Output, ref: str) -> None:
     def text() -> str:
         lines = [f"{plan['action']}: {plan['reason']}", output.table(("option", "seconds", "dollars"), rows)]
         if shared := plan.get("shared_prefix"):
-            where = f"peer {shared['peer']}" if shared["peer"] else "the local store"
-            lines.append(f"the first {shared['tokens']} tokens are those of {shared['artifact']} at {where}")
+            lines.append(
+                f"the first {shared['tokens']} of {shared['of']} tokens are those of {shared['artifact']}: "
+                f"{shared['action']} them ({shared['reason']})"
+            )
         return "\n".join(lines)
 
     output.result(plan, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 from kvswap.client import calls
 from kvswap.client.calls import Call
-from kvswap.client.values import AsyncArtifact, error_of
+from kvswap.client.values import AsyncArtifact, error_of, report
 from kvswap.core.errors import Incompatible, KvswapError, NotFound, PeerError, PlanSaysPrefill, Untrusted
 from kvswap.core.ids import document_digest
 from kvswap.core.runfile import RunFile, not_running
@@ -68,6 +69,10 @@ class AsyncClient:
 
     async def peers(self) -> list[dict[str, Any]]:
         return list((await self._do(calls.peers()))["peers"])
+
+    async def block(self, peer: str, blocked: bool = True) -> dict[str, Any]:
+        """Neither serve nor ask a peer; or, with `blocked` false, do so again."""
+        return await self._do(calls.block(peer, blocked))
 
     async def artifacts(self) -> list[dict[str, Any]]:
         return list((await self._do(calls.artifacts()))["artifacts"])
@@ -140,7 +145,7 @@ class AsyncClient:
     async def prefix(
         self, text: str, model: Any, tokenizer: Any, *, block_tokens: int = 256, room: int = 1024, tofu: bool = False
     ) -> tuple[Any, dict[str, Any]]:
-        from kvswap.client.loading import check_tokens, load_artifact, prefill_locally
+        from kvswap.client.loading import LocalPrefill, check_tokens, load_artifact
 
         began = time.perf_counter()
         try:
@@ -149,10 +154,13 @@ class AsyncClient:
             check_tokens(details, text, tokenizer)
             cache = await asyncio.to_thread(load_artifact, details, model, room=room)
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, PeerError) as error:
-            cache, tokens, _ = await asyncio.to_thread(prefill_locally, text, model, tokenizer, block_tokens, room)
-            action, reason, found = "prefill", error.message, None
-        else:
-            plan = artifact.report["plan"]
-            action, reason, found, tokens = "fetch", plan["reason"], artifact.id, artifact.tokens
-        seconds = time.perf_counter() - began
-        return cache, {"action": action, "reason": reason, "seconds": seconds, "tokens": tokens, "artifact": found}
+            local = await asyncio.to_thread(LocalPrefill, text, model, tokenizer, block_tokens)
+            begun: dict[str, Any] = {"artifact": None, "tokens": 0}
+            with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
+                if isinstance(error, NotFound):
+                    begun = await self._do(calls.beginning(await asyncio.to_thread(local.beginning), tofu))
+            shared = await self.show(begun["artifact"]) if begun["tokens"] else None
+            cache = await asyncio.to_thread(local.cache, room, shared, begun["tokens"])
+            return cache, report("prefill", error.message, began, local.tokens, begun["tokens"], begun["artifact"])
+        reason = artifact.report["plan"]["reason"]
+        return cache, report("fetch", reason, began, artifact.tokens, artifact.tokens, artifact.id)

@@ -37,6 +37,10 @@ def peers() -> Call:
     return Call("GET", "/v1/peers")
 
 
+def block(peer: str, blocked: bool) -> Call:
+    return Call("POST", f"/v1/peers/{quote(peer)}/{'block' if blocked else 'unblock'}")
+
+
 def artifacts() -> Call:
     return Call("GET", "/v1/artifacts")
 
@@ -75,6 +79,10 @@ def publish(text: str, model: str | None, codec: str | None, truncate: bool, sou
 
 def fetch(ref: str, force: bool, tofu: bool) -> Call:
     return _long("/v1/fetch", ref=ref, force=force, tofu=tofu)
+
+
+def beginning(asked: dict[str, Any], tofu: bool) -> Call:
+    return _long("/v1/beginning", **asked, tofu=tofu)
 
 
 def plan(ref: str, text: str | None) -> Call:

@@ -7,7 +7,6 @@ is compared with the weights that the artifact names.
 from __future__ import annotations
 
 import base64
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -88,16 +87,45 @@ def _compare(model: Any) -> bytes:
     return directory_identity(directory, directory.name).digest
 
 
-def prefill_locally(text: str, model: Any, tokenizer: Any, block_tokens: int, room: int) -> tuple[Any, int, float]:
-    """Canonical prefill in this process: (cache, tokens, seconds)."""
-    from kvswap.model.load import LoadedModel
-    from kvswap.model.prefill import check_length, prefill
+class LocalPrefill:
+    """Canonical prefill of a text in this process, from its start or from a fetched beginning."""
 
-    began = time.perf_counter()
-    loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
-    ids = loaded.tokenize(text)
-    check_length(loaded, len(ids))
-    return prefill(loaded, ids, block_tokens, room), len(ids), time.perf_counter() - began
+    def __init__(self, text: str, model: Any, tokenizer: Any, block_tokens: int) -> None:
+        from kvswap.model.load import LoadedModel
+        from kvswap.model.prefill import check_length
+
+        self._loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
+        self._block_tokens = block_tokens
+        self._ids = self._loaded.tokenize(text)
+        self.tokens = len(self._ids)
+        check_length(self._loaded, self.tokens)
+
+    def beginning(self) -> dict[str, Any]:
+        """What to ask the node for: chain digests and model identity in hex, dtype, block size."""
+        from kvswap.artifact.chain import chain_digests
+
+        identity = live_identity(self._loaded.model)
+        chain = chain_digests(identity, self._ids, self._block_tokens)
+        return {
+            "chain": [digest.hex() for digest in chain],
+            "model": identity.hex(),
+            "dtype": self._loaded.dtype,
+            "block_tokens": self._block_tokens,
+        }
+
+    def cache(self, room: int, details: dict[str, Any] | None = None, tokens: int = 0) -> Any:
+        """The whole cache; its first `tokens` tokens from the artifact of `details`, if given."""
+        from kvswap.model.cache import new_cache
+        from kvswap.model.prefill import canonical_prefill
+
+        if details is None:
+            cache = new_cache(self._loaded.model.config, self.tokens + room)
+        else:
+            cache = load_artifact(details, self._loaded.model, tokens=tokens, room=self.tokens - tokens + room)
+        if tokens < self.tokens:
+            for _ in canonical_prefill(self._loaded, cache, self._ids, self._block_tokens, tokens):
+                pass
+        return cache
 
 
 def check_tokens(details: dict[str, Any], text: str, tokenizer: Any) -> None:

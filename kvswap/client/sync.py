@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 
 from kvswap.client import calls
 from kvswap.client.calls import Call
-from kvswap.client.values import Artifact, error_of
+from kvswap.client.values import Artifact, error_of, report
 from kvswap.core.errors import Incompatible, KvswapError, NotFound, PeerError, PlanSaysPrefill, Untrusted
 from kvswap.core.ids import document_digest
 from kvswap.core.runfile import RunFile, not_running
@@ -76,6 +77,10 @@ class Client:
 
     def peers(self) -> list[dict[str, Any]]:
         return list(self._do(calls.peers())["peers"])
+
+    def block(self, peer: str, blocked: bool = True) -> dict[str, Any]:
+        """Neither serve nor ask a peer; or, with `blocked` false, do so again."""
+        return self._do(calls.block(peer, blocked))
 
     def artifacts(self) -> list[dict[str, Any]]:
         return list(self._do(calls.artifacts())["artifacts"])
@@ -162,9 +167,10 @@ class Client:
     ) -> tuple[Any, dict[str, Any]]:
         """A cache of `text` for this model: fetched where that is possible and worth it, else prefilled here.
 
-        Returns the cache and a report: `action`, `reason`, `seconds`, `tokens`, `artifact`.
+        Of a document that nobody published, the beginning that it shares with a published one is fetched.
+        Returns the cache and a report: `action`, `reason`, `seconds`, `tokens`, `fetched_tokens`, `artifact`.
         """
-        from kvswap.client.loading import check_tokens, load_artifact, prefill_locally
+        from kvswap.client.loading import LocalPrefill, check_tokens, load_artifact
 
         began = time.perf_counter()
         try:
@@ -173,10 +179,13 @@ class Client:
             check_tokens(details, text, tokenizer)
             cache = load_artifact(details, model, room=room)
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, PeerError) as error:
-            cache, tokens, _ = prefill_locally(text, model, tokenizer, block_tokens, room)
-            action, reason, found = "prefill", error.message, None
-        else:
-            plan = artifact.report["plan"]
-            action, reason, found, tokens = "fetch", plan["reason"], artifact.id, artifact.tokens
-        seconds = time.perf_counter() - began
-        return cache, {"action": action, "reason": reason, "seconds": seconds, "tokens": tokens, "artifact": found}
+            local = LocalPrefill(text, model, tokenizer, block_tokens)
+            begun: dict[str, Any] = {"artifact": None, "tokens": 0}
+            with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
+                if isinstance(error, NotFound):
+                    begun = self._do(calls.beginning(local.beginning(), tofu))
+            shared = self.show(begun["artifact"]) if begun["tokens"] else None
+            cache = local.cache(room, shared, begun["tokens"])
+            return cache, report("prefill", error.message, began, local.tokens, begun["tokens"], begun["artifact"])
+        reason = artifact.report["plan"]["reason"]
+        return cache, report("fetch", reason, began, artifact.tokens, artifact.tokens, artifact.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,3 +62,17 @@ class AsyncArtifact:
     @property
     def tokens(self) -> int:
         return int(self.report["tokens"])
+
+
+def report(
+    action: str, reason: str, began: float, tokens: int, fetched_tokens: int, artifact: str | None
+) -> dict[str, Any]:
+    """What `prefix` did; `began` is a `time.perf_counter` value."""
+    return {
+        "action": action,
+        "reason": reason,
+        "seconds": time.perf_counter() - began,
+        "tokens": tokens,
+        "fetched_tokens": fetched_tokens,
+        "artifact": artifact,
+    }

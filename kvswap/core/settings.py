@@ -57,6 +57,9 @@ class Settings:
     announce: tuple[str, ...] = ()
     mdns: bool = True
     p2p: bool = True
+    bulk: bool = True  # serve and fetch chunks over HTTPS; without it over libp2p streams only
+    bulk_port: int = 0
+    upload_bytes_per_second: int = 0  # to all peers together; 0: as fast as they take it
     api_port: int = 0
     quota_bytes: int = 10 * GB
     idle_unload_seconds: float = 600.0

@@ -22,10 +22,13 @@ from kvswap.daemon.supervisor import ModelProcess
 from kvswap.exchange import Node
 from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.plan import plan_reference
+from kvswap.exchange.prefix import fetch_beginning, longest_beginning
+from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.publish import publish
+from kvswap.exchange.resolve import Wanted
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
+from kvswap.store import PeerRecord
 from kvswap.trust import read_statement
 
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
@@ -58,6 +61,8 @@ class Api:
                 web.get("/v1/status", self.status),
                 web.get("/v1/id", self.identity),
                 web.get("/v1/peers", self.peers),
+                web.post("/v1/peers/{peer}/block", self.block),
+                web.post("/v1/peers/{peer}/unblock", self.block),
                 web.get("/v1/events", self.events),
                 web.get("/v1/models", self.models),
                 web.get("/v1/artifacts", self.artifacts),
@@ -68,6 +73,7 @@ class Api:
                 web.get("/v1/chunks/{cid}", self.chunk),
                 web.post("/v1/publish", self.publish),
                 web.post("/v1/fetch", self.fetch),
+                web.post("/v1/beginning", self.beginning),
                 web.post("/v1/plan", self.plan),
                 web.post("/v1/ask", self.ask),
                 web.post("/v1/verify", self.verify),
@@ -134,8 +140,9 @@ class Api:
         node = self._node
         connected = set(node.transport.connected()) if node.transport is not None and node.p2p else set()
         rows = []
-        for peer in sorted(connected | set(node.peers)):
-            record = node.record(peer)
+        records = node.ledger.peers()
+        for peer in sorted(connected | records.keys()):
+            record = records.get(peer) or PeerRecord()
             known = node.calibration.peer(peer)
             rows.append(
                 {
@@ -146,11 +153,19 @@ class Api:
                     "bytes_out": record.bytes_out,
                     "rate": known.get("rate"),
                     "latency": known.get("latency"),
+                    "ratio": record.ratio,
                     "failures": record.failures,
                     "lies": record.lies,
+                    "blocked": record.blocked,
+                    "seen": record.seen or None,
                 }
             )
         return web.json_response({"peers": rows})
+
+    async def block(self, request: web.Request) -> web.Response:
+        peer, blocked = request.match_info["peer"], request.path.endswith("/block")
+        self._node.block(peer, blocked)
+        return web.json_response({"peer": peer, "blocked": blocked})
 
     async def models(self, request: web.Request) -> web.Response:
         here = catalogue.pulled(self._node.settings.models)
@@ -253,6 +268,32 @@ class Api:
                 progress=progress,
             )
             return done.to_json()
+
+        return await _stream(request, work)
+
+    async def beginning(self, request: web.Request) -> web.StreamResponse:
+        """The longest published beginning of a document given by its chain digests, made local."""
+        body = await _body(request)
+        chain, block_tokens = body.get("chain"), body.get("block_tokens")
+        try:
+            digests = [bytes.fromhex(d) for d in chain] if isinstance(chain, list) else []
+            wanted = Wanted(bytes.fromhex(_text(body, "model")), _text(body, "dtype"))
+        except (TypeError, ValueError) as error:
+            raise UsageError("chain and model are digests in hex") from error
+        if not digests or any(len(d) != 32 for d in (*digests, wanted.model)) or not isinstance(block_tokens, int):
+            raise UsageError("a beginning is asked for by chain, model, dtype and block_tokens")
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            tofu = bool(body.get("tofu"))
+            found = await longest_beginning(self._node, wanted, digests, block_tokens, trust_on_first_use=tofu)
+            if found is None:
+                raise NotFound("nobody offers a document with the same beginning")
+            chosen = await fetch_beginning(self._node, found, progress=progress)
+            return {
+                "artifact": str(found.statement.artifact),
+                "tokens": found.tokens,
+                "plan": {"action": chosen.action, "seconds": chosen.seconds, "reason": chosen.reason},
+            }
 
         return await _stream(request, work)
 

@@ -63,6 +63,7 @@ async def serve(settings: Settings, ready: Ready) -> None:
             publisher_key,
             PolicyFile(settings.home / "trust.json", publisher_key.peer_id),
             Calibration(settings.home / "calibration.json"),
+            node_key,
         )
         await _run(settings, node, model, stop, ready)
     finally:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 from typing import Any
 
-from kvswap.core.errors import InvalidDocument, NotFound, PlanSaysPrefill, UsageError
+from kvswap.artifact.layout import needed
+from kvswap.core.errors import (
+    IntegrityError,
+    InvalidDocument,
+    NotFound,
+    PeerError,
+    PlanSaysPrefill,
+    UsageError,
+)
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
 from kvswap.exchange.fetch import fetch
+from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
+from kvswap.exchange.prefix import fetch_beginning, longest_beginning
 from kvswap.exchange.publish import Progress, silent
+from kvswap.exchange.resolve import Wanted
 from kvswap.trust import Statement
 
 
@@ -53,11 +65,10 @@ async def answer(
             first.append(time.perf_counter() - began)
         await progress(event)
 
-    statement: Statement | None = None
-    if prefill:
-        plan = Plan("prefill", 0.0, 0.0, "asked for", None, None)
-    else:
-        statement, plan = await _obtain(node, reference, text is not None, force, trust_on_first_use, progress)
+    got = _Obtained(None, Plan("prefill", 0.0, 0.0, "asked for", None, None))
+    if not prefill:
+        got = await _obtain(node, choice, reference, text, force, trust_on_first_use, progress)
+    statement, plan = got.statement, got.plan
     arguments: dict[str, Any] = {
         "question": question.strip(),
         "steps": steps,
@@ -70,9 +81,12 @@ async def answer(
         node.learn_prefill(choice, made["samples"])
     else:
         arguments |= {"envelope": statement.envelope, "chunks": str(node.store.chunks_directory)}
+        if got.tokens is not None:  # only a beginning is from there: the rest of the text is prefilled
+            arguments |= {"text": text, "tokens": got.tokens}
         with node.store.lease([c.id for c in statement.manifest.chunks]):
             made = await node.model.run(choice, "answer", on_event, **arguments)
-        node.calibration.add_load(statement.manifest.raw_bytes, made["load_us"] / 1e6)
+        chunks = [statement.manifest.chunks[i] for i in needed(statement.manifest, got.tokens)]
+        node.calibration.add_load(sum(c.raw_length for c in chunks), made["load_us"] / 1e6)
     return {
         "text": made["text"].strip(),
         "token_ids": made["token_ids"],
@@ -81,26 +95,62 @@ async def answer(
         "logits_digest": made["logits_digest"],
         "tokens": made["tokens"],
         "artifact": str(statement.artifact) if statement else None,
+        "fetched_tokens": (got.tokens or statement.manifest.prefix.tokens) if statement else 0,
         "load_seconds": made["load_us"] / 1e6,
         "prefill_seconds": made["prefill_us"] / 1e6,
         "seconds": round(time.perf_counter() - began, 4),
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Obtained:
+    """What is used: an artifact, or its first `tokens` tokens; None: nothing, prefill."""
+
+    statement: Statement | None
+    plan: Plan
+    tokens: int | None = None
+
+
 async def _obtain(
-    node: Node, reference: str | Cid, can_prefill: bool, force: bool, tofu: bool, progress: Progress
-) -> tuple[Statement | None, Plan]:
+    node: Node,
+    choice: ModelChoice,
+    reference: str | Cid,
+    text: str | None,
+    force: bool,
+    tofu: bool,
+    progress: Progress,
+) -> _Obtained:
     try:
         fetched = await fetch(node, reference, force=force, trust_on_first_use=tofu, progress=progress)
+        return _Obtained(fetched.statement, fetched.plan)
     except PlanSaysPrefill as error:
-        if not can_prefill:
+        if text is None:
             raise
         figures = error.details.get("plan", {})
-        return None, Plan(
-            "prefill", figures.get("seconds", 0.0), figures.get("dollars", 0.0), error.message, None, None
-        )
+        seconds, dollars = figures.get("seconds", 0.0), figures.get("dollars", 0.0)
+        return _Obtained(None, Plan("prefill", seconds, dollars, error.message, None, None))
     except NotFound as error:
-        if not can_prefill:
+        if text is None:
             raise
-        return None, Plan("prefill", 0.0, 0.0, error.message, None, None)
-    return fetched.statement, fetched.plan
+        nobody = error.message
+    return await _beginning(node, choice, text, nobody, force, tofu, progress)
+
+
+async def _beginning(
+    node: Node, choice: ModelChoice, text: str, nobody: str, force: bool, tofu: bool, progress: Progress
+) -> _Obtained:
+    """Nobody offers the document: what it has in common with one that somebody does offer."""
+    block_tokens = node.settings.block_tokens
+    made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
+    wanted = Wanted(choice.identity.digest, choice.dtype)
+    found = await longest_beginning(node, wanted, made["chain"], block_tokens, trust_on_first_use=tofu)
+    if found is None:
+        return _Obtained(None, Plan("prefill", 0.0, 0.0, nobody, None, None))
+    try:
+        plan = await fetch_beginning(node, found, force=force, progress=progress)
+    except (PlanSaysPrefill, PeerError, NotFound, IntegrityError) as error:
+        return _Obtained(None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None))
+    if found.tokens == made["tokens"] == found.statement.manifest.prefix.tokens:
+        return _Obtained(found.statement, plan)
+    reason = f"the first {found.tokens} of {made['tokens']} tokens are published ({plan.reason}); the rest is prefilled"
+    return _Obtained(found.statement, replace(plan, reason=reason), found.tokens)

@@ -19,7 +19,7 @@ from kvswap.exchange.plan import Judge, judge, not_worth_it
 from kvswap.exchange.plan import plan as make_plan
 from kvswap.exchange.publish import Progress, list_artifact, silent
 from kvswap.exchange.resolve import Resolved, resolve
-from kvswap.exchange.transfer import Transfer
+from kvswap.exchange.transfer.engine import Transfer
 from kvswap.trust import Statement
 
 

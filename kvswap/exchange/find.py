@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.node import AGENT, Node, document_key
+from kvswap.exchange.node import Node, document_key
 from kvswap.net import PeerAddress, messages
 from kvswap.net.client import session
 
@@ -35,19 +35,25 @@ class Offer:
     found: messages.Found
 
 
-async def find(node: Node, query: messages.Find, seconds: float = LIMITS.lookup_seconds) -> list[Offer]:
-    """Offers for a document, an artifact, or a chain of digests.  Empty when nobody answered."""
+async def find(
+    node: Node, query: messages.Find, seconds: float = LIMITS.lookup_seconds, only: Sequence[str] | None = None
+) -> list[Offer]:
+    """Offers for a document, an artifact, or a chain of digests.  Empty when nobody answered.
+
+    `only`: ask these peers and no others.
+    """
     if node.transport is None or not node.p2p:
         return []
-    return await _Lookup(node, query).run(seconds)
+    return await _Lookup(node, query, only).run(seconds)
 
 
 class _Lookup:
-    def __init__(self, node: Node, query: messages.Find) -> None:
+    def __init__(self, node: Node, query: messages.Find, only: Sequence[str] | None) -> None:
         assert node.transport is not None  # noqa: S101 - find() checked
         self._node = node
         self._transport = node.transport
         self._query = query
+        self._only = only
         self._asked: set[str] = {node.transport.peer}
         self._offers: list[Offer] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -57,7 +63,7 @@ class _Lookup:
     async def run(self, seconds: float) -> list[Offer]:
         deadline = time.monotonic() + seconds
         young = time.time() - self._node.counters.started < _YOUNG_SECONDS
-        patience = seconds if young else _PATIENCE_SECONDS
+        patience = seconds if young and self._only is None else _PATIENCE_SECONDS
         first_at: float | None = None
         last_busy = time.monotonic()
         reference = self._query.document or self._query.artifact
@@ -68,7 +74,7 @@ class _Lookup:
                 self._consider(address)
         try:
             while time.monotonic() < deadline:
-                for peer in self._transport.connected():
+                for peer in self._transport.connected() if self._only is None else self._only:
                     self._consider(PeerAddress(peer))
                 busy = self._asking > 0 or not self._records_read
                 if self._offers:
@@ -98,6 +104,8 @@ class _Lookup:
     def _consider(self, address: PeerAddress) -> None:
         if address.peer not in self._asked and len(self._asked) < _MAX_PEERS:
             self._asked.add(address.peer)
+            if self._node.resting(address.peer):
+                return  # failed or lied lately, or blocked
             self._asking += 1
             self._spawn(self._ask_one(address))
 
@@ -125,14 +133,13 @@ class _Lookup:
         try:
             await self._transport.connect(address)
             async with asyncio.timeout(LIMITS.lookup_seconds), session(self._transport, peer) as talk:
-                hello, seconds = await talk.hello(AGENT)
-                self._node.calibration.add_latency(peer, seconds)
-                self._node.record(peer).publisher = hello.publisher
+                began = time.perf_counter()
                 reply = await talk.ask(self._query, messages.FindReply)
+                self._node.calibration.add_latency(peer, time.perf_counter() - began)
+                self._node.record(peer).publisher = reply.publisher
         except (KvswapError, TimeoutError) as error:
-            self._node.record(peer).failures += 1
-            self._node.events.add("peer_silent", peer=peer, reason=str(error) or type(error).__name__)
+            self._node.failed(peer, str(error) or type(error).__name__)
             return
         self._offers += [Offer(peer, found) for found in reply.found]
-        for provider in reply.providers[: LIMITS.find_results]:
+        for provider in reply.providers[: LIMITS.find_results] if self._only is None else ():
             self._consider(PeerAddress(provider.peer, tuple(provider.addresses)))

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +15,24 @@ from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
 from kvswap.core.version import __version__
 from kvswap.cost import Calibration
+from kvswap.exchange.catalogue import Catalogues, OwnCatalogue
+from kvswap.exchange.counters import Counters
 from kvswap.exchange.events import EventLog
 from kvswap.exchange.model_port import ModelChoice, ModelPort
+from kvswap.exchange.serving.swarms import Swarms
+from kvswap.exchange.serving.uploads import Uploads
+from kvswap.exchange.transfer.buffers import Buffers
 from kvswap.net import Announcement, PeerAddress, Transport, messages
+from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
 from kvswap.net.server import Server
-from kvswap.store import Store
+from kvswap.store import Ledger, PeerRecord, Store
 from kvswap.trust import Key, PolicyFile, load_or_create
 
 AGENT = f"kvswap/{__version__}"
 _REFERRALS_KEPT = 4_096
 _ANNOUNCED_PER_ROUND = 64
 _BOOTSTRAP_SECONDS = 5.0
-
-
-@dataclass(slots=True)
-class PeerRecord:
-    """What this node experienced with a peer since it started."""
-
-    bytes_in: int = 0
-    bytes_out: int = 0
-    failures: int = 0
-    lies: int = 0  # chunks that were not what was asked for
-    publisher: str = ""
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since start, for metrics."""
-
-    published: int = 0
-    fetched: int = 0
-    plans_prefill: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    rejected_chunks: int = 0
-    started: float = field(default_factory=time.time)
+_FLUSH_SECONDS = 5.0
 
 
 class Node:
@@ -65,6 +47,7 @@ class Node:
         publisher: Key,
         policy: PolicyFile,
         calibration: Calibration,
+        node_key: Key | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -73,10 +56,23 @@ class Node:
         self.publisher = publisher
         self.policy = policy
         self.calibration = calibration
+        self.node_key = node_key  # signs the record of the bulk plane; None: no bulk plane
         self.events = EventLog()
-        self.peers: dict[str, PeerRecord] = {}
         self.counters = Counters()
+        self.ledger = Ledger(settings.home / "peers.sqlite3")
         self.problems: dict[str, str] = {}  # what is degraded, by part
+        # fetching
+        self.buffers = Buffers()
+        self.bulk = BulkClient()
+        self.without_bulk: dict[str, float] = {}  # peers whose HTTPS port was not reached, until when (monotonic)
+        self.catalogues = Catalogues()
+        # serving
+        self.tokens = Tokens()
+        self.swarms = Swarms()
+        self.uploads = Uploads(store, self.ledger, self.counters, settings.upload_bytes_per_second)
+        self.catalogue = OwnCatalogue(store)
+        self.chunk_lists: OrderedDict[str, list[Cid]] = OrderedDict()  # of artifacts lately asked about
+        self._bulk_server: BulkServer | None = None
         self._referrals: OrderedDict[str, dict[str, tuple[str, ...]]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -88,9 +84,38 @@ class Node:
         return load_or_create(directory / "node.key"), load_or_create(directory / "publisher.key")
 
     def record(self, peer: str) -> PeerRecord:
-        if peer not in self.peers and len(self.peers) >= _REFERRALS_KEPT:
-            self.peers.pop(next(iter(self.peers)))
-        return self.peers.setdefault(peer, PeerRecord())
+        """What is known of a peer; changes to it are kept."""
+        return self.ledger.record(peer)
+
+    def failed(self, peer: str, reason: str) -> None:
+        """A peer did not do what it should: noted, and left alone for a while."""
+        self.record(peer).failed(time.time())
+        self.events.add("peer_failed", peer=peer, reason=reason)
+
+    def lied(self, peer: str, reason: str, **about: str) -> None:
+        """A peer sent something else than it was asked for: not asked again for an hour."""
+        self.record(peer).lied(time.time())
+        self.counters.rejected_chunks += 1
+        self.events.add("peer_lied", peer=peer, reason=reason, **about)
+
+    def resting(self, peer: str) -> float:
+        """Seconds for which a peer is better not asked, after what it did."""
+        if self.ledger.blocked(peer):
+            return float("inf")
+        return self.ledger.resting(peer, LIMITS.backoff_seconds, LIMITS.lie_seconds)
+
+    def block(self, peer: str, blocked: bool) -> None:
+        """Neither serve nor ask a peer; or do so again, its past forgiven."""
+        record = self.record(str(PeerId.parse(peer)))
+        record.blocked = blocked
+        if not blocked:
+            record.in_a_row, record.lied_at = 0, 0.0
+        self.events.add("blocked" if blocked else "unblocked", peer=peer)
+
+    @property
+    def bulk_record(self) -> messages.BulkRecord | None:
+        """Where this node serves HTTPS, signed; None when it does not."""
+        return self._bulk_server.record if self._bulk_server is not None else None
 
     def learn_prefill(self, choice: ModelChoice, samples: list[list[int]]) -> None:
         """Keep the block times of a prefill just done: [tokens before, tokens, microseconds] from the model process."""
@@ -105,18 +130,40 @@ class Node:
 
     async def start(self) -> None:
         """Join the network.  A failure there degrades the node and is reported; the rest works."""
-        from kvswap.exchange.serve import answer
+        from kvswap.exchange.serving.answers import answer
 
         if self.transport is None:
             return
+        server = Server(lambda caller, request: answer(self, caller, request), self.ledger.blocked)
         try:
-            await self.transport.start(Server(lambda peer, request: answer(self, peer, request)), self._heard)
+            await self.transport.start(server, self._heard)
         except KvswapError as error:
             self.problems["p2p"] = error.message
             self.events.add("p2p_down", reason=error.message)
             return
+        await self._start_bulk()
+        self.spawn(self._keep_ledger())
         self.spawn(self._keep_bootstrapped())
         self.spawn(self._keep_announcing())
+
+    async def _start_bulk(self) -> None:
+        """Serve HTTPS beside libp2p, on the same addresses.  Without it, libp2p streams carry the chunks."""
+        hosts = [host for a in self.settings.listen if (host := _host_of(a)) is not None]
+        if not self.settings.bulk or self.node_key is None or not hosts:
+            return
+        server = BulkServer(BulkIdentity.create(self.node_key), self.tokens, self.uploads)
+        try:
+            await server.start(list(dict.fromkeys(hosts)), self.settings.bulk_port)
+        except KvswapError as error:
+            self.problems["bulk"] = error.message
+            self.events.add("bulk_down", reason=error.message)
+            return
+        self._bulk_server = server
+
+    async def _keep_ledger(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            await asyncio.to_thread(self.ledger.flush)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the requests, until it ends or the node stops."""
@@ -135,9 +182,13 @@ class Node:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._bulk_server is not None:
+            await self._bulk_server.stop()
+        await self.bulk.close()
         if self.transport is not None:
             await self.transport.stop()
         self.calibration.save()
+        await asyncio.to_thread(self.ledger.close)
 
     async def _keep_bootstrapped(self) -> None:
         assert self.transport is not None  # noqa: S101 - started only with one
@@ -197,6 +248,7 @@ class Node:
             return
         if heard.provider.peer != announcement.origin:
             return  # nobody announces for somebody else
+        self.catalogues.expire(heard.provider.peer)
         self.refer(heard.artifact, heard.provider)
         if heard.document is not None:
             self.refer(heard.document, heard.provider)
@@ -227,3 +279,9 @@ def peer_of(address: str) -> str:
 def document_key(document: str) -> bytes:
     """The 32-byte DHT key of `sha256:<hex>`."""
     return bytes.fromhex(document.removeprefix("sha256:"))
+
+
+def _host_of(address: str) -> str | None:
+    """The IP address of a listening multiaddr."""
+    parts = address.split("/")
+    return parts[2] if len(parts) > 2 and parts[1] in ("ip4", "ip6") else None

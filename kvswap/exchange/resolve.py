@@ -16,7 +16,7 @@ from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFou
 from kvswap.core.ids import Cid
 from kvswap.exchange.find import Offer, find
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.node import Node
+from kvswap.exchange.node import AGENT, Node
 from kvswap.net import messages
 from kvswap.net.client import session
 from kvswap.trust import Statement, require_trust, verify_envelope
@@ -31,6 +31,18 @@ class Resolved:
     local: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The model identity and dtype that an artifact must be of."""
+
+    model: bytes
+    dtype: str
+
+    @classmethod
+    def of(cls, choice: ModelChoice | None) -> Wanted | None:
+        return cls(choice.identity.digest, choice.dtype) if choice is not None else None
+
+
 async def own_model(node: Node) -> ModelChoice | None:
     """The node's model, or None when its files are not here: then compatibility cannot be judged."""
     try:
@@ -41,19 +53,27 @@ async def own_model(node: Node) -> ModelChoice | None:
 
 async def resolve(node: Node, reference: str | Cid, *, trust_on_first_use: bool = False) -> Resolved:
     """Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most."""
-    choice = await own_model(node)
+    wanted = Wanted.of(await own_model(node))
     errors: list[KvswapError] = []
     for envelope in await asyncio.to_thread(_complete_here, node, reference):
         try:
-            return Resolved(_judge(node, envelope, choice, trust_on_first_use), (), True)
+            return Resolved(judge_envelope(node, envelope, wanted, trust_on_first_use), (), True)
         except KvswapError as error:
             errors.append(error)
     by_id = isinstance(reference, Cid)
-    query = messages.Find(artifact=str(reference)) if by_id else messages.Find(document=str(reference))
-    for artifact, peers in _ranked(await find(node, query), choice):
+    query = messages.Find(
+        AGENT,
+        document=None if by_id else str(reference),
+        artifact=str(reference) if by_id else None,
+        model=wanted.model if wanted else None,
+        dtype=wanted.dtype if wanted else None,
+    )
+    offers = await find(node, query)
+    for artifact, peers in _ranked(offers, wanted):
         try:
-            envelope = await _manifest(node, artifact, peers)
-            statement = _judge(node, envelope, choice, trust_on_first_use)
+            inline = next((o.found.envelope for o in offers if o.found.artifact == artifact and o.found.envelope), None)
+            envelope = inline if inline is not None else await manifest_from(node, artifact, peers)
+            statement = judge_envelope(node, envelope, wanted, trust_on_first_use)
             _check_answers(statement, artifact, reference)
             return Resolved(statement, tuple(peers), False)
         except KvswapError as error:
@@ -67,11 +87,12 @@ def _complete_here(node: Node, reference: str | Cid) -> list[bytes]:
     return [envelope for r in rows if r.complete and (envelope := node.store.envelope(r.id)) is not None]
 
 
-def _judge(node: Node, envelope: bytes, choice: ModelChoice | None, trust_on_first_use: bool) -> Statement:
+def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, trust_on_first_use: bool) -> Statement:
+    """Signature, life, model and dtype, trust.  Raises what is wrong with it."""
     statement = verify_envelope(envelope, int(time.time()))
     publisher = statement.manifest.publisher
-    if choice is not None:
-        check_compatible(statement.manifest, choice.identity.digest, choice.dtype)
+    if wanted is not None:
+        check_compatible(statement.manifest, wanted.model, wanted.dtype)
     if trust_on_first_use and not node.policy.policy.trusts(publisher):
         node.policy.add(publisher, "first use", how="first-use")
         node.events.add("trusted", publisher=publisher, how="first-use")
@@ -87,20 +108,24 @@ def _check_answers(statement: Statement, artifact: str, reference: str | Cid) ->
         raise IntegrityError(f"artifact {artifact} is not of the document {reference}", cause="a lying peer")
 
 
-def _ranked(offers: list[Offer], choice: ModelChoice | None) -> list[tuple[str, list[str]]]:
-    """Artifacts with their peers; those that say to be of our model and dtype, and more widely held, first."""
+def _ranked(offers: list[Offer], wanted: Wanted | None) -> list[tuple[str, list[str]]]:
+    """Artifacts with their peers; those that say to be of our model and dtype, and more widely held, first.
+
+    Peers that are still fetching an artifact themselves come after those that have it.
+    """
     peers: dict[str, list[str]] = defaultdict(list)
     fits: dict[str, bool] = {}
+    offers = sorted(offers, key=lambda offer: not offer.found.complete)
     for offer in offers:
         found = offer.found
         if offer.peer not in peers[found.artifact]:
             peers[found.artifact].append(offer.peer)
-        alike = choice is None or (found.model == choice.identity.digest and found.dtype == choice.dtype)
+        alike = wanted is None or (found.model == wanted.model and found.dtype == wanted.dtype)
         fits[found.artifact] = fits.get(found.artifact, False) or alike
     return sorted(peers.items(), key=lambda item: (not fits[item[0]], -len(item[1])))
 
 
-async def _manifest(node: Node, artifact: str, peers: list[str]) -> bytes:
+async def manifest_from(node: Node, artifact: str, peers: list[str]) -> bytes:
     """The envelope, from our own store or the first peer that gives it."""
     stored = await asyncio.to_thread(node.store.envelope, artifact)
     if stored is not None:
@@ -112,7 +137,7 @@ async def _manifest(node: Node, artifact: str, peers: list[str]) -> bytes:
             async with session(node.transport, peer) as talk:
                 return await talk.ask(messages.GetManifest(artifact), bytes)
         except KvswapError as error:
-            node.record(peer).failures += 1
+            node.failed(peer, error.message)
             failure = error
     raise failure
 

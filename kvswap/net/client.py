@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -35,14 +34,9 @@ class Session:
         await self.send(request)
         return await self.answer(kind)
 
-    async def hello(self, agent: str) -> tuple[messages.HelloReply, float]:
-        """Who it is, and the round trip in seconds."""
-        began = time.perf_counter()
-        reply = await self.ask(messages.Hello(agent), messages.HelloReply)
-        return reply, time.perf_counter() - began
-
-    async def chunk_answer(self, length: int) -> bytes:
-        """The answer to a chunk request whose signed wire length is `length`."""
+    async def chunk(self, cid: str, length: int) -> bytes:
+        """One chunk, whose signed wire length is `length`."""
+        await self.send(messages.GetChunk(cid))
         return await self.answer(bytes, limit=length + 256, seconds=LIMITS.chunk_seconds)
 
 

@@ -131,6 +131,9 @@ class MemoryTransport:
     def connected(self) -> list[str]:
         return [p for p in sorted(self._links) if p in self._network.nodes]
 
+    def host_of(self, peer: str) -> str | None:
+        return "127.0.0.1" if peer in self.connected() else None
+
     async def open(self, peer: str) -> Stream:
         await self.connect(PeerAddress(peer))
         other = self._network.nodes[peer]

@@ -4,13 +4,14 @@ A request is a msgpack map with a `kind`; a response is `{"ok": body}` or `{"err
 Requests on one stream are answered in order, so a reader may send several ahead.  Unknown keys are
 refused: a change of meaning is a new protocol id, never a new key.
 
-| request  | asks                                             | answer                      |
-|----------|--------------------------------------------------|-----------------------------|
-| hello    | who are you; measures the round trip             | `HelloReply`                |
-| find     | artifacts by document, by id, or by chain digests| `FindReply`                 |
-| manifest | the signed envelope of an artifact               | bytes                       |
-| have     | which chunks of an artifact are here             | bitmap, bit i = chunk i     |
-| chunk    | the wire bytes of one chunk                      | bytes                       |
+| request   | asks                                                         | answer           |
+|-----------|--------------------------------------------------------------|------------------|
+| find      | artifacts by document, by id, or by chain digests            | `FindReply`      |
+| manifest  | the signed envelope of an artifact                           | bytes            |
+| join      | to fetch an artifact: what is here, who else is at it, a token | `JoinReply`    |
+| have      | the first two of these again                                 | `HaveReply`      |
+| chunk     | the wire bytes of one chunk, on this stream                  | bytes            |
+| catalogue | keys of everything here, for longest-prefix look-ups         | `CatalogueReply` |
 """
 
 from __future__ import annotations
@@ -21,17 +22,23 @@ import msgspec
 from msgspec import Meta
 
 from kvswap.core import wire
-from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, PeerError
+from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
 
-PROTOCOL = "/kvswap/exchange/1.0.0"
+PROTOCOL = "/kvswap/exchange/2.0.0"
 TOPIC = "/kvswap/artifacts/1"
 
+AgentText = Annotated[str, Meta(max_length=64)]
 CidText = Annotated[str, Meta(max_length=64)]
 DocumentText = Annotated[str, Meta(max_length=71)]
+DtypeText = Annotated[str, Meta(max_length=16)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 PeerText = Annotated[str, Meta(max_length=64)]
 AddressText = Annotated[str, Meta(max_length=256)]
+TokenText = Annotated[str, Meta(max_length=512)]
+Bitmap = Annotated[bytes, Meta(max_length=-(-LIMITS.manifest_chunks // 8))]
+Port = Annotated[int, Meta(ge=1, le=65_535)]
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 
 
@@ -39,20 +46,37 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Hello(_Message, tag="hello", tag_field="kind"):
-    agent: Annotated[str, Meta(max_length=64)]
+class Provider(_Message):
+    """Somebody who may have something: a referral, to be dialled and checked."""
+
+    peer: PeerText
+    addresses: Annotated[list[AddressText], Meta(max_length=8)]
 
 
 class Find(_Message, tag="find", tag_field="kind"):
-    """Exactly one of the three is given."""
+    """Exactly one of document, artifact and chain is given.
 
+    With the reader's `model` and `dtype` the first artifact that fits comes with its manifest.
+    """
+
+    agent: AgentText
     document: DocumentText | None = None
     artifact: CidText | None = None
     chain: Annotated[list[Digest], Meta(max_length=LIMITS.chain_digests)] | None = None
+    model: Digest | None = None
+    dtype: DtypeText | None = None
 
 
 class GetManifest(_Message, tag="manifest", tag_field="kind"):
     artifact: CidText
+
+
+class Join(_Message, tag="join", tag_field="kind"):
+    """`me` is the reader itself, for other readers of the same artifact; `bulk` asks for a token."""
+
+    artifact: CidText
+    me: Provider
+    bulk: bool
 
 
 class Have(_Message, tag="have", tag_field="kind"):
@@ -63,36 +87,72 @@ class GetChunk(_Message, tag="chunk", tag_field="kind"):
     cid: CidText
 
 
-Request = Hello | Find | GetManifest | Have | GetChunk
+class GetCatalogue(_Message, tag="catalogue", tag_field="kind"):
+    """`version` is the one the reader has (0: none)."""
+
+    version: Size
 
 
-class HelloReply(_Message):
-    agent: Annotated[str, Meta(max_length=64)]
-    publisher: PeerText
+Request = Find | GetManifest | Join | Have | GetChunk | GetCatalogue
 
 
 class Found(_Message):
-    """An artifact somebody offers.  Hints only: the manifest decides."""
+    """An artifact somebody offers.  Hints only: the manifest decides.  `complete` false: still fetching it."""
 
     artifact: CidText
     model: Digest
-    dtype: Annotated[str, Meta(max_length=16)]
+    dtype: DtypeText
     tokens: Size
     wire_bytes: Size
     publisher: PeerText
+    complete: bool
     shared_blocks: Size = 0
-
-
-class Provider(_Message):
-    """Somebody else who may have it: a referral, to be dialled and checked."""
-
-    peer: PeerText
-    addresses: Annotated[list[AddressText], Meta(max_length=8)]
+    envelope: Annotated[bytes, Meta(max_length=LIMITS.inline_envelope_bytes)] | None = None
 
 
 class FindReply(_Message):
+    agent: AgentText
+    publisher: PeerText
     found: Annotated[list[Found], Meta(max_length=LIMITS.find_results)]
     providers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
+
+
+class BulkRecord(_Message):
+    """Where and as whom `peer` serves HTTPS: signed by its node key (see `net.bulk.record`)."""
+
+    peer: PeerText
+    port: Port
+    certificate: Digest
+    issued: Size
+    signature: Signature
+
+
+class Grant(_Message):
+    """A bearer token for the bulk plane, good while this stream is open and for at most `seconds`."""
+
+    token: TokenText
+    seconds: Size
+    record: BulkRecord
+
+
+class JoinReply(_Message):
+    """`have`: bit i is chunk i of the manifest.  `peers`: others that fetch or have it."""
+
+    have: Bitmap
+    peers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
+    grant: Grant | None
+
+
+class HaveReply(_Message):
+    have: Bitmap
+    peers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
+
+
+class CatalogueReply(_Message):
+    """`keys`: 8 bytes each, sorted; None when the reader's version is the present one."""
+
+    version: Size
+    keys: Annotated[bytes, Meta(max_length=LIMITS.catalogue_bytes)] | None
 
 
 class Announce(_Message):
@@ -127,14 +187,15 @@ def encode_error(error: KvswapError) -> bytes:
 
 
 def decode_response(frame: bytes, kind: type[T]) -> T:
-    """The body of an answer.  Raises `NotFound` or `PeerError` for the peer's error, else `MalformedMessage`."""
+    """The body of an answer.  Raises the peer's error, `NotFound`, `PeerBusy` or `PeerError`, or `MalformedMessage`."""
     value = wire.parse(frame, MalformedMessage)
     if not isinstance(value, dict) or len(value) != 1:
         raise MalformedMessage("a response is a map of one key")
     if "error" in value:
         error = value["error"] if isinstance(value["error"], dict) else {}
         message = f"the peer answered: {str(error.get('message'))[:500]}"
-        raise NotFound(message) if error.get("code") == NotFound.code else PeerError(message)
+        told = {NotFound.code: NotFound, PeerBusy.code: PeerBusy}
+        raise told.get(str(error.get("code")), PeerError)(message)
     if "ok" not in value:
         raise MalformedMessage("a response is ok or error")
     return wire.convert(value["ok"], kind, MalformedMessage)

@@ -1,39 +1,91 @@
 """Answering peers: read a request, ask the handler, send the answer, until the stream ends.
 
 Requests of one stream are answered in order.  A malformed request ends the stream; an error of the
-handler is an answer.  Per-peer and idle limits keep a silent or greedy peer cheap.
+handler is an answer.  What keeps a silent or greedy peer cheap: a cap on streams, for each peer and
+for all; a bucket of requests that refills at a fixed rate, beyond which the peer simply waits; an
+idle time-out; and never more than a few answers prepared ahead.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-from kvswap.core.errors import KvswapError, PeerError
+from kvswap.core.errors import KvswapError, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.net import messages
 from kvswap.net.transport import Stream
 
 _PREPARED_AHEAD = 2
-Answer = Callable[[str, messages.Request], Awaitable[Any]]
+_BUCKETS_KEPT = 4_096
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who asks, on which stream; `ending` is closed when the stream ends, however it does."""
+
+    peer: str
+    ending: ExitStack = field(default_factory=ExitStack)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A body that something is reserved for until it is sent, or will not be."""
+
+    body: Any
+    release: Callable[[], None]
+
+
+Answer = Callable[[Caller, messages.Request], Awaitable[Any]]
+_Prepared = tuple[bytes, Callable[[], None]]
+
+
+def _nothing() -> None:
+    pass
+
+
+class Buckets:
+    """A token bucket for each peer: `rate` a second, twice that at once."""
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._due: OrderedDict[str, float] = OrderedDict()  # when the bucket will be full again
+
+    def wait(self, peer: str) -> float:
+        """Take one; the seconds to wait before using it."""
+        now = self._clock()
+        full_at = max(self._due.pop(peer, now), now) + 1 / self._rate
+        self._due[peer] = full_at
+        while len(self._due) > _BUCKETS_KEPT:
+            self._due.popitem(last=False)
+        return max(0.0, full_at - now - 2.0)
 
 
 class Server:
     """The serving end of every incoming stream."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, refuse: Callable[[str], bool] = lambda peer: False) -> None:
         self._answer = answer
+        self._refuse = refuse
         self._streams: Counter[str] = Counter()
+        self._buckets = Buckets(LIMITS.requests_per_second)
 
     async def __call__(self, stream: Stream) -> None:
-        if self._streams[stream.peer] >= LIMITS.streams_per_peer:
+        peer = stream.peer
+        full = self._streams[peer] >= LIMITS.streams_per_peer or self._streams.total() >= LIMITS.streams
+        if full or self._refuse(peer):
             await stream.reset()
             return
-        self._streams[stream.peer] += 1
+        self._streams[peer] += 1
+        caller = Caller(peer)
         try:
-            await self._serve(stream)
+            await self._serve(stream, caller)
         except PeerError:
             await stream.reset()
         except BaseException:
@@ -42,40 +94,64 @@ class Server:
         else:
             await stream.close()
         finally:
-            self._streams[stream.peer] -= 1
+            caller.ending.close()
+            self._streams[peer] -= 1
             self._streams += Counter()
 
-    async def _serve(self, stream: Stream) -> None:
+    async def _serve(self, stream: Stream, caller: Caller) -> None:
         """Answers are prepared a few ahead while earlier ones are on their way out."""
-        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_PREPARED_AHEAD)
-        reader = asyncio.create_task(self._read(stream, answers))
+        answers: asyncio.Queue[asyncio.Task[_Prepared] | None] = asyncio.Queue(_PREPARED_AHEAD)
+        unsent: set[asyncio.Task[_Prepared]] = set()
+        reader = asyncio.create_task(self._read(stream, caller, answers, unsent))
         try:
             while (prepared := await answers.get()) is not None:
-                await stream.send(await prepared, LIMITS.chunk_seconds)
+                frame, release = await asyncio.shield(prepared)
+                unsent.discard(prepared)
+                try:
+                    await stream.send(frame, LIMITS.chunk_seconds)
+                finally:
+                    release()
             await reader
         finally:
-            reader.cancel()
-            while not answers.empty():
-                waiting = answers.get_nowait()
-                if waiting is not None:
-                    waiting.cancel()
+            for task in (reader, *unsent):
+                task.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+            for done in await asyncio.gather(*unsent, return_exceptions=True):
+                if isinstance(done, tuple):
+                    done[1]()
 
-    async def _read(self, stream: Stream, answers: asyncio.Queue[asyncio.Task[bytes] | None]) -> None:
+    async def _read(
+        self,
+        stream: Stream,
+        caller: Caller,
+        answers: asyncio.Queue[asyncio.Task[_Prepared] | None],
+        unsent: set[asyncio.Task[_Prepared]],
+    ) -> None:
         """Requests in; raises `MalformedMessage` for one that is not of the protocol."""
         try:
             while True:
                 try:
                     frame = await stream.receive(LIMITS.request_bytes, LIMITS.idle_stream_seconds)
                 except PeerError:
-                    return  # ended, or silent for too long
+                    break  # ended, or silent for too long
                 request = messages.decode_request(frame)
-                await answers.put(asyncio.create_task(self._respond(stream.peer, request)))
-        finally:
+                if (wait := self._buckets.wait(stream.peer)) > 0:
+                    await asyncio.sleep(wait)  # and meanwhile nothing more is read from it
+                prepared = asyncio.create_task(self._respond(caller, request))
+                unsent.add(prepared)
+                await answers.put(prepared)
+        except PeerError:
             await answers.put(None)
+            raise
+        await answers.put(None)
 
-    async def _respond(self, peer: str, request: messages.Request) -> bytes:
+    async def _respond(self, caller: Caller, request: messages.Request) -> _Prepared:
         try:
-            return messages.encode_ok(await self._answer(peer, request))
+            if self._refuse(caller.peer):
+                raise PeerBusy("this node does not serve you")
+            body = await self._answer(caller, request)
+            if isinstance(body, Held):
+                return messages.encode_ok(body.body), body.release
+            return messages.encode_ok(body), _nothing
         except KvswapError as error:
-            return messages.encode_error(error)
+            return messages.encode_error(error), _nothing

@@ -91,6 +91,9 @@ class Transport(Protocol):
     def connected(self) -> list[str]:
         """Peers with a live connection."""
 
+    def host_of(self, peer: str) -> str | None:
+        """The IP address that a connected peer is seen at; None when it is relayed or not connected."""
+
     async def open(self, peer: str) -> Stream:
         """A new stream to a connected or dialable peer.  Raises `PeerError`."""
 

@@ -26,13 +26,14 @@ from kvswap.core.ids import Cid
 from kvswap.core.settings import Settings
 from kvswap.cost import Calibration
 from kvswap.exchange import Node
-from kvswap.exchange import serve as serving
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.publish import list_artifact
+from kvswap.exchange.serving import answers as serving
 from kvswap.net import PeerAddress, messages
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
+from kvswap.net.server import Held
 from kvswap.store import Store
 from kvswap.trust import PolicyFile
 from tests.support import Made, NoModel, identity, key, make_artifact, run
@@ -183,15 +184,15 @@ def test_a_liar_is_marked_and_the_rest_comes_from_elsewhere(
             w.give(honest, made)
             true_chunk = serving._chunk
 
-            async def chunk(node: Node, peer: str, text: str) -> bytes:
-                data = await true_chunk(node, peer, text)
-                return LIES[lie](data, made) if node is liar else data
+            async def chunk(node: Node, peer: str, text: str) -> Held:
+                held = await true_chunk(node, peer, text)
+                return Held(LIES[lie](held.body, made), held.release) if node is liar else held
 
             monkeypatch.setattr(serving, "_chunk", chunk)
             reader = await w.node()
             done = await fetch(reader, DOCUMENT)
             assert liar.transport.peer not in done.peers  # type: ignore[union-attr]
-            assert reader.peers[liar.transport.peer].lies == 1  # type: ignore[union-attr]
+            assert reader.ledger.peers()[liar.transport.peer].lies == 1  # type: ignore[union-attr]
             assert reader.store.verify().clean
             assert any(e["event"] == "peer_lied" for e in reader.events.recent())
             # with nobody else: an integrity error, and nothing wrong in the index
@@ -206,21 +207,26 @@ def test_a_liar_is_marked_and_the_rest_comes_from_elsewhere(
     run(body())
 
 
-def test_an_interrupted_fetch_resumes_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_fetch_resumes_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
             made = make_artifact(tokens=400)
             a, b = await w.node(), await w.node()
             w.give(a, made)
-            seen: list[dict[str, Any]] = []
+            put, stored = b.store.put_chunk, 0
 
-            async def stop_early(event: dict[str, Any]) -> None:
-                seen.append(event)
-                if event["event"] == "chunk" and event["done"] == 10:
-                    raise asyncio.CancelledError
+            def stop_early(*arguments: Any) -> Any:
+                nonlocal stored
+                stored += 1
+                if stored == 10:
+                    loop.call_soon_threadsafe(fetching.cancel)
+                return put(*arguments)
 
+            loop = asyncio.get_running_loop()
+            monkeypatch.setattr(b.store, "put_chunk", stop_early)
+            fetching = asyncio.ensure_future(fetch(b, DOCUMENT))
             with pytest.raises(asyncio.CancelledError):
-                await fetch(b, DOCUMENT, progress=stop_early)
+                await fetching
             before = b.store.used_bytes
             assert 0 < before < needed_bytes(made)
             done = await fetch(b, DOCUMENT)
@@ -251,7 +257,7 @@ def test_an_expired_artifact_is_neither_offered_nor_used(tmp_path: Path) -> None
             made = make_artifact(now=1_700_000_000)
             a, b = await w.node(), await w.node()
             w.give(a, made)
-            assert await find(b, messages.Find(document=DOCUMENT), 0.3) == []
+            assert await find(b, messages.Find("test", document=DOCUMENT), 0.3) == []
             w.give(b, made)
             with pytest.raises(Untrusted, match="expired"):
                 await fetch(b, DOCUMENT)
@@ -321,7 +327,7 @@ def test_a_link_that_turns_out_slow_is_given_up(tmp_path: Path, monkeypatch: pyt
             w.give(a, made)
             true_chunk = serving._chunk
 
-            async def slow(node: Node, peer: str, text: str) -> bytes:
+            async def slow(node: Node, peer: str, text: str) -> Held:
                 await asyncio.sleep(0.8)
                 return await true_chunk(node, peer, text)
 
@@ -406,7 +412,7 @@ def test_longest_prefix_is_looked_up_by_chain_digests(tmp_path: Path) -> None:
             a, b = await w.node(), await w.node()
             w.give(a, made)
             chain = [*made.manifest.prefix.chain[:5], os.urandom(32)]
-            offers = await find(b, messages.Find(chain=chain))
+            offers = await find(b, messages.Find("test", chain=chain))
             assert [(o.found.artifact, o.found.shared_blocks) for o in offers] == [(made.id, 5)]
 
     run(body())
@@ -417,9 +423,10 @@ def test_longest_prefix_is_looked_up_by_chain_digests(tmp_path: Path) -> None:
     [
         messages.GetManifest("../../etc/passwd"),
         messages.GetChunk("x"),
-        messages.Find(document="sha256:zz"),
-        messages.Find(),
-        messages.Find(document="sha256:" + "0" * 64, artifact="bafkr4i"),
+        messages.Find("test", document="sha256:zz"),
+        messages.Find("test"),
+        messages.Join(str(Cid.of(b"nothing")), messages.Provider("somebody else", []), True),
+        messages.Find("test", document="sha256:" + "0" * 64, artifact="bafkr4i"),
         messages.Have(str(Cid.of(b"nothing"))),
     ],
 )
@@ -432,7 +439,7 @@ def test_bad_requests_get_an_error_and_the_stream_goes_on(tmp_path: Path, reques
             async with session(b.transport, a.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
                 with pytest.raises(KvswapError):
                     await talk.ask(request_, bytes)
-                reply, _ = await talk.hello("test")
+                reply = await talk.ask(messages.Find("test", document=DOCUMENT), messages.FindReply)
                 assert reply.publisher == str(a.publisher.peer_id)
 
     run(body())

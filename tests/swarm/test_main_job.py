@@ -90,8 +90,8 @@ def small(tmp_path: Path, name: str = "document.txt", size: int = 1500) -> Path:
     return path
 
 
-def tiny_flags(tiny_models: dict[str, Path]) -> list[str]:
-    return ["--model", str(tiny_models["llama"]), "--dtype", "float32"]
+def tiny_flags(tiny_models: dict[str, Path], kind: str = "llama") -> list[str]:
+    return ["--model", str(tiny_models[kind]), "--dtype", "float32"]
 
 
 def test_three_nodes_where_b_knows_only_c(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
@@ -138,12 +138,38 @@ def test_the_longest_published_prefix_is_found(daemon: Start, tiny_models: dict[
     plan = last_json(kvswap(b.home, "plan", str(other), "--json"))
     assert plan["action"] == "prefill" and plan["artifact"] is None
     shared = plan["shared_prefix"]
-    assert shared["artifact"] == published["artifact"] and shared["peer"] == a.ready["peer"]
+    assert shared["artifact"] == published["artifact"] and shared["from"] == [a.ready["peer"]]
     assert 0 < shared["tokens"] < published["tokens"] and shared["tokens"] % 32 == 0
     stranger = tmp_path / "stranger.txt"
     stranger.write_text("Nothing of this was ever published by anyone.")
     assert last_json(kvswap(b.home, "plan", str(stranger), "--json"))["shared_prefix"] is None
     assert kvswap(b.home, "plan", digest_of(other)).returncode == 5  # without the text there is nothing to plan
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "gemma3-wide"])
+def test_a_shared_beginning_is_fetched_and_the_rest_prefilled(
+    daemon: Start, tiny_models: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """The answer has the bits of a full canonical prefill; the shared chunks are stored once."""
+    flags = tiny_flags(tiny_models, kind)
+    a, b = pair(daemon, *flags, KVSWAP_BLOCK_TOKENS="32")
+    document = small(tmp_path)
+    published = last_json(kvswap(a.home, "publish", str(document), "--json"))
+    other = tmp_path / "other.txt"
+    other.write_text(document.read_text()[:1000] + " and then something else entirely, which nobody has published")
+    ask = ("ask", str(other), "What next?", "--max-tokens", "24", "--ignore-eos", "--json")
+    alone = last_json(kvswap(b.home, *ask, "--prefill"))
+    shared = last_json(kvswap(b.home, *ask, "--force"))
+    assert shared["artifact"] == published["artifact"]
+    assert 0 < shared["fetched_tokens"] < shared["tokens"] and shared["fetched_tokens"] % 32 == 0
+    assert shared["logits_digest"] == alone["logits_digest"] and shared["token_ids"] == alone["token_ids"]
+    assert b.client.status()["store_bytes"] < published["wire_bytes"]  # only what is shared came
+    again = last_json(kvswap(b.home, *ask, "--force"))
+    assert again["logits_digest"] == alone["logits_digest"]
+    before = a.client.status()["store_bytes"]
+    second = last_json(kvswap(a.home, "publish", str(other), "--json"))
+    grown = a.client.status()["store_bytes"] - before
+    assert 0 < grown < second["wire_bytes"]  # common chunks are there already
 
 
 def test_bad_documents_are_refused_before_any_work(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:

@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
-from kvswap.core.errors import NotFound, UsageError
+from kvswap.core.errors import NotFound, PeerBusy, UsageError
 from kvswap.core.ids import Cid, parse_document
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import AGENT, Node
 from kvswap.net import messages
 from kvswap.net.client import bitmap
+from kvswap.net.server import Caller, Held
 from kvswap.store import ArtifactRow
 from kvswap.trust import read_statement
 
 
-async def answer(node: Node, peer: str, request: messages.Request) -> Any:
-    """The body of the answer.  Raises `NotFound` or `UsageError`, which the peer is told."""
-    if isinstance(request, messages.Hello):
-        return messages.HelloReply(AGENT, str(node.publisher.peer_id))
+async def answer(node: Node, caller: Caller, request: messages.Request) -> Any:
+    """The body of the answer.  Raises `NotFound`, `PeerBusy` or `UsageError`, which the peer is told."""
     if isinstance(request, messages.Find):
         return await _find(node, request)
     if isinstance(request, messages.GetManifest):
         return await asyncio.to_thread(_envelope, node, request.artifact)
+    if isinstance(request, messages.Join):
+        return await _join(node, caller, request)
     if isinstance(request, messages.Have):
-        return await asyncio.to_thread(_have, node, request.artifact)
-    return await _chunk(node, peer, request.cid)
+        have = await asyncio.to_thread(_have, node, request.artifact)
+        return messages.HaveReply(have, _others(node, caller.peer, request.artifact))
+    if isinstance(request, messages.GetCatalogue):
+        return await asyncio.to_thread(node.catalogue.reply, request.version)
+    return await _chunk(node, caller.peer, request.cid)
 
 
-async def _chunk(node: Node, peer: str, text: str) -> bytes:
-    cid = Cid.parse(text)
-    with node.store.lease([cid]):
-        data = await asyncio.to_thread(node.store.get_chunk, cid)
-    record = node.record(peer)
-    record.bytes_out += len(data)
-    node.counters.bytes_out += len(data)
-    return data
+async def _chunk(node: Node, peer: str, text: str) -> Held:
+    data, size = await node.uploads.take(peer, Cid.parse(text))
+    release = partial(node.uploads.give_back, peer, size)
+    try:
+        await node.uploads.pace(peer, len(data))
+    except BaseException:
+        release()
+        raise
+    return Held(data, release)
 
 
 def _envelope(node: Node, artifact: str) -> bytes:
@@ -46,25 +52,70 @@ def _envelope(node: Node, artifact: str) -> bytes:
     return envelope
 
 
+async def _join(node: Node, caller: Caller, request: messages.Join) -> messages.JoinReply:
+    if request.me.peer != caller.peer:
+        raise UsageError("nobody joins for somebody else")
+    have = await asyncio.to_thread(_have, node, request.artifact)
+    others = _others(node, caller.peer, request.artifact)
+    node.swarms.join(request.artifact, request.me)
+    caller.ending.callback(node.swarms.leave, request.artifact, caller.peer)
+    return messages.JoinReply(have, others, _grant(node, caller) if request.bulk else None)
+
+
+def _grant(node: Node, caller: Caller) -> messages.Grant | None:
+    record = node.bulk_record
+    if record is None:
+        return None
+    try:
+        token = node.tokens.issue(caller.peer)
+    except PeerBusy:
+        return None  # this stream still serves
+    caller.ending.callback(node.tokens.revoke, token)
+    return messages.Grant(token, int(LIMITS.token_seconds), record)
+
+
+def _others(node: Node, peer: str, artifact: str) -> list[messages.Provider]:
+    known = {p.peer: p for p in node.swarms.readers(artifact, but=peer)}
+    for address in node.referrals(artifact):
+        if address.peer != peer:
+            known.setdefault(address.peer, messages.Provider(address.peer, list(address.addresses[:8])))
+    return list(known.values())[: LIMITS.find_results]
+
+
 def _have(node: Node, artifact: str) -> bytes:
-    cids = [c.id for c in read_statement(_envelope(node, artifact)).manifest.chunks]
+    name = str(Cid.parse(artifact))
+    cids = node.chunk_lists.get(name)
+    if cids is None:
+        cids = [c.id for c in read_statement(_envelope(node, artifact)).manifest.chunks]
+        node.chunk_lists[name] = cids
+        while len(node.chunk_lists) > _LISTS_KEPT:
+            node.chunk_lists.pop(next(iter(node.chunk_lists)))
     missing = set(node.store.missing(cids))
     return bitmap([c not in missing for c in cids])
+
+
+_LISTS_KEPT = 32
 
 
 async def _find(node: Node, request: messages.Find) -> messages.FindReply:
     given = [v for v in (request.document, request.artifact, request.chain) if v is not None]
     if len(given) != 1:
         raise UsageError("a find names exactly one of document, artifact, chain")
+    providers: list[messages.Provider] = []
     if request.chain is not None:
         pairs = await asyncio.to_thread(node.store.longest_prefix, request.chain)
-        return messages.FindReply([_found(r, blocks) for r, blocks in _fresh(pairs)], [])
-    by_document = request.document is not None
-    reference = parse_document(str(request.document)) if by_document else Cid.parse(str(request.artifact))
-    rows = await asyncio.to_thread(node.store.lookup, reference)
-    providers = [messages.Provider(p.peer, list(p.addresses)) for p in node.referrals(str(reference))]
-    found = [_found(row, 0) for row, _ in _fresh([(r, 0) for r in rows])]
-    return messages.FindReply(found, providers[: LIMITS.find_results])
+    else:
+        by_document = request.document is not None
+        reference = parse_document(str(request.document)) if by_document else Cid.parse(str(request.artifact))
+        pairs = [(row, 0) for row in await asyncio.to_thread(node.store.lookup, reference)]
+        providers = [messages.Provider(p.peer, list(p.addresses[:8])) for p in node.referrals(str(reference))]
+    pairs = _fresh(pairs)
+    fitting = next((row.id for row, _ in pairs if row.model == request.model and row.dtype == request.dtype), None)
+    envelope = await asyncio.to_thread(node.store.envelope, fitting) if fitting else None
+    if envelope is not None and len(envelope) > LIMITS.inline_envelope_bytes:
+        envelope = None
+    found = [_found(row, blocks, envelope if row.id == fitting else None) for row, blocks in pairs]
+    return messages.FindReply(AGENT, str(node.publisher.peer_id), found, providers[: LIMITS.find_results])
 
 
 def _fresh(pairs: list[tuple[ArtifactRow, int]]) -> list[tuple[ArtifactRow, int]]:
@@ -72,5 +123,15 @@ def _fresh(pairs: list[tuple[ArtifactRow, int]]) -> list[tuple[ArtifactRow, int]
     return [(row, blocks) for row, blocks in pairs if row.expires > now][: LIMITS.find_results]
 
 
-def _found(row: ArtifactRow, shared: int) -> messages.Found:
-    return messages.Found(row.id, row.model, row.dtype, row.tokens, row.wire_bytes, row.publisher, shared)
+def _found(row: ArtifactRow, shared: int, envelope: bytes | None) -> messages.Found:
+    return messages.Found(
+        artifact=row.id,
+        model=row.model,
+        dtype=row.dtype,
+        tokens=row.tokens,
+        wire_bytes=row.wire_bytes,
+        publisher=row.publisher,
+        complete=row.complete,
+        shared_blocks=shared,
+        envelope=envelope,
+    )

@@ -1,37 +1,53 @@
-"""Chunks from several peers at once, into the store.
+"""Running a transfer: a task for each peer, a task for each chunk in flight, one schedule for all.
 
-One task a peer draws from a shared queue, several chunks ahead on one stream.  A chunk is listed in
-the store only when its bytes have its CID; a peer that sends anything else is dropped and marked, and
-its open chunks go back into the queue for the others.  Beside them a watch compares what is left, at
-the rate seen, with prefilling it all.
+A chunk is listed in the store only when its bytes have its CID.  A peer that sends anything else, or
+nothing, loses its work to the others and is left alone for a while; peers heard of on the way join
+in.  Beside all this a watch compares what is left, at the rate seen, with prefilling it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import ChunkRef, Manifest
-from kvswap.core.errors import IntegrityError, KvswapError, PeerError
-from kvswap.core.ids import Cid
+from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PeerBusy, PeerError
+from kvswap.core.limits import LIMITS
 from kvswap.exchange.find import find
-from kvswap.exchange.node import Node
+from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.plan import Judge, not_worth_it
 from kvswap.exchange.publish import Progress
-from kvswap.net import messages
-from kvswap.net.client import Session, from_bitmap, session
+from kvswap.exchange.transfer.schedule import Schedule
+from kvswap.exchange.transfer.sources import Source
+from kvswap.net import PeerAddress, messages
 
-_AHEAD = 4  # chunk requests open on one stream
-_WRITES = 8  # verified-and-stored chunks in flight: bounds memory between socket and disk
-_PEERS = 8
+_TICK_SECONDS = 0.1  # how often hedging and silence are looked at
+_SHOW_SECONDS = 0.25
+_REFRESH_SECONDS = 0.4  # of what an incomplete peer has
+_REFRESH_COMPLETE_SECONDS = 3.0
+_STARVED_SECONDS = 12.0  # nothing under way and nobody to ask: the transfer is given up
+_LOOK_AGAIN_SECONDS = 3.0
+_BUSY_SECONDS = 0.25
+_BUSY_TRIES = 24
+_CLAIMS = 3  # chunks that a peer may say to have and not have
+_TRIES = 3  # of one peer in one transfer
 _JUDGE_EVERY_SECONDS = 0.25
 _JUDGE_AFTER_SECONDS = 1.5
 _SUNK = 1.25  # the rest must cost so much more than prefilling before a fetch under way is given up
-_ROUNDS = 2  # whole passes over the peers before giving up
+
+
+@dataclass(slots=True)
+class _Known:
+    """A peer that may be asked."""
+
+    address: PeerAddress
+    tries: int = 0
+    not_before: float = 0.0
+    source: Source | None = None
 
 
 @dataclass(slots=True)
@@ -43,191 +59,320 @@ class Transfer:
     artifact: str
     progress: Progress
     rest: Judge | None
-    queue: deque[ChunkRef] = field(default_factory=deque)
-    left: int = 0
-    left_bytes: int = 0
-    total: int = 0
-    received: int = 0
+    wanted: Sequence[int] | None = None  # indices of chunks; None: what a reader of the whole needs
+    received: int = 0  # bytes verified and stored
     served_bytes: dict[str, int] = field(default_factory=dict)
-    errors: list[KvswapError] = field(default_factory=list)
-    gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_WRITES))
+    _refs: list[ChunkRef] = field(default_factory=list)
+    _index: dict[int, int] = field(default_factory=dict)  # chunk of the manifest -> number in the schedule
+    _schedule: Schedule = field(default_factory=lambda: Schedule([]))
+    _peers: dict[str, _Known] = field(default_factory=dict)
+    _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _flights: dict[tuple[str, int], asyncio.Task[None]] = field(default_factory=dict)
+    _liars: set[str] = field(default_factory=set)
+    _reasons: dict[str, str] = field(default_factory=dict)
+    _pulse: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    _ended: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    _broken: BaseException | None = None  # the disk, not a peer
 
     async def run(self, peers: Sequence[str]) -> None:
         """Until every chunk is stored, or no peer is left to ask."""
-        wanted = {self.manifest.chunks[i].id: self.manifest.chunks[i] for i in needed(self.manifest)}
-        missing = await asyncio.to_thread(self.node.store.missing, wanted)
-        self.queue.extend(wanted[cid] for cid in missing)
-        self.left = self.total = len(missing)
-        self.left_bytes = sum(wanted[cid].length for cid in missing)
-        work = asyncio.create_task(self._rounds(peers))
-        watch = asyncio.create_task(self._watch())
+        chosen = needed(self.manifest) if self.wanted is None else self.wanted
+        missing = set(await asyncio.to_thread(self.node.store.missing, [self.manifest.chunks[i].id for i in chosen]))
+        seen: set[Any] = set()
+        for index in chosen:
+            ref = self.manifest.chunks[index]
+            if ref.id in missing and ref.id not in seen:
+                seen.add(ref.id)
+                self._index[index] = len(self._refs)
+                self._refs.append(ref)
+        if not self._refs:
+            return
+        self._schedule = Schedule([ref.length for ref in self._refs])
+        self._consider(PeerAddress(peer) for peer in peers)
+        helpers = [self._watch(), self._show(), self._look_again()]
+        work = asyncio.create_task(self._supervise())
+        tasks = [work, *(asyncio.create_task(helper) for helper in helpers)]
         try:
-            done, _ = await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-            await (work if work in done else watch)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                await task
         finally:
-            for task in (work, watch):
-                task.cancel()
-            await asyncio.gather(work, watch, return_exceptions=True)
+            await _stop([*tasks, *self._tasks.values()])
+            await self._tell()
+
+    def _notify(self) -> None:
+        """There may be something to give out again: wake the peers."""
+        pulse, self._pulse = self._pulse, asyncio.get_running_loop().create_future()
+        pulse.set_result(None)
+
+    def _break(self, error: BaseException) -> None:
+        """End the transfer: it is not a peer that failed."""
+        self._broken = self._broken or error
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+        self._notify()
+
+    # -- peers -----------------------------------------------------------------------------------
+
+    def _consider(self, addresses: Iterable[PeerAddress]) -> None:
+        me = self.node.transport.peer if self.node.transport else ""
+        for address in addresses:
+            if (
+                address.peer != me
+                and address.peer not in self._peers
+                and len(self._peers) < 4 * LIMITS.peers_per_transfer
+            ):
+                rest = self.node.resting(address.peer)
+                self._peers[address.peer] = _Known(address, 0, time.monotonic() + rest if rest else 0.0)
+                self._notify()
+
+    async def _supervise(self) -> None:
+        starved = time.monotonic()
+        while not self._schedule.complete:
+            if self._broken is not None:
+                raise self._broken
+            now = time.monotonic()
+            self._consider(PeerAddress(p.peer, tuple(p.addresses)) for p in self.node.swarms.readers(self.artifact))
+            for peer, known in self._peers.items():
+                room = len(self._tasks) < LIMITS.peers_per_transfer
+                if room and peer not in self._tasks and known.tries < _TRIES and known.not_before <= now:
+                    known.tries += 1
+                    self._tasks[peer] = asyncio.create_task(self._peer(known))
+            if self._flights or any(k.source is None for p, k in self._peers.items() if p in self._tasks):
+                starved = now  # chunks are coming, or somebody is being dialled
+            hopeless = not self._tasks and not any(self._may_return(k, now) for k in self._peers.values())
+            if now - starved > (_LOOK_AGAIN_SECONDS + LIMITS.lookup_seconds / 5 if hopeless else _STARVED_SECONDS):
+                raise self._failure()
+            await asyncio.wait([self._ended], timeout=_TICK_SECONDS)
+
+    def _may_return(self, known: _Known, now: float) -> bool:
+        return known.tries < _TRIES and known.not_before < now + _STARVED_SECONDS
+
+    async def _look_again(self) -> None:
+        """Peers come back under new addresses, and others may have it by now."""
+        while True:
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS / 3)
+            if self._flights:
+                continue
+            for offer in await find(self.node, messages.Find(AGENT, artifact=self.artifact)):
+                if offer.found.artifact == self.artifact:
+                    self._consider([PeerAddress(offer.peer)])
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+    async def _peer(self, known: _Known) -> None:
+        """One peer, from dialling it until nothing more is to be had from it."""
+        peer = known.address.peer
+        source = Source(self.node, peer, self.artifact, len(self.manifest.chunks))
+        refresh: asyncio.Task[None] | None = None
+        try:
+            await source.open(known.address)
+            known.source = source
+            self._hold(source)
+            refresh = asyncio.create_task(self._refresh(source))
+            await self._draw(source, refresh)
+            known.tries = 0
+        except IntegrityError as error:
+            self._liars.add(peer)
+            self._peers[peer].tries = _TRIES
+            self._reasons[peer] = error.message
+            self.node.lied(peer, error.message, artifact=self.artifact)
+        except KvswapError as error:
+            self._reasons[peer] = error.message
+            self.node.failed(peer, error.message)
+            known.not_before = time.monotonic() + min(4.0, 0.5 * 2**known.tries)
+        except Exception as error:  # noqa: BLE001 - not the peer's fault but ours: it ends the transfer
+            self._break(error)
+        finally:
+            mine = [task for (name, _), task in self._flights.items() if name == peer]
+            await _stop([*mine, *([refresh] if refresh else [])])
+            known.source = None
+            self._rate(peer)
+            self._schedule.drop_peer(peer)
+            await source.close()
+            self._tasks.pop(peer, None)
+            self._notify()
+
+    def _hold(self, source: Source) -> None:
+        has = {self._index[i] for i in source.has if i in self._index}
+        known = self.node.calibration.peer(source.peer).get("rate")
+        self._schedule.set_peer(source.peer, has, known)
+        self._consider(source.others)
+        self._notify()
+
+    async def _refresh(self, source: Source) -> None:
+        while True:
+            complete = len(source.has) == len(self.manifest.chunks)
+            await asyncio.sleep(_REFRESH_COMPLETE_SECONDS if complete else _REFRESH_SECONDS)
+            await source.refresh()
+            self._hold(source)
+
+    async def _draw(self, source: Source, refresh: asyncio.Task[None]) -> None:
+        """Keep as many chunks in flight as the schedule gives this peer; returns when all is done."""
+        peer = source.peer
+        busy = lacking = 0
+        hold_until = 0.0
+        mine: set[asyncio.Task[None]] = set()
+        while not self._schedule.complete:
+            now = time.monotonic()
+            while now >= hold_until and (number := self._schedule.next(peer, now)) is not None:
+                task = asyncio.create_task(self._flight(source, number))
+                self._flights[peer, number] = task
+                mine.add(task)
+            await asyncio.wait(
+                {*mine, refresh, self._pulse}, timeout=_TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if refresh.done():
+                await refresh
+            for task in [t for t in mine if t.done()]:
+                mine.discard(task)
+                if task.cancelled():
+                    continue
+                error = task.exception()
+                if isinstance(error, PeerBusy):
+                    busy += 1
+                    hold_until = time.monotonic() + _BUSY_SECONDS * min(busy, 8)
+                    if busy > _BUSY_TRIES:
+                        raise error
+                elif isinstance(error, NotFound):
+                    lacking += 1
+                    if lacking > _CLAIMS:
+                        raise PeerError(f"{peer} claims chunks it does not have")
+                elif error is not None:
+                    raise error
+                else:
+                    busy = 0
+            if self._schedule.slow(peer, time.monotonic()):
+                raise PeerError(f"{peer} sends less than {LIMITS.slowest_bytes_per_second} bytes a second")
+
+    # -- chunks ----------------------------------------------------------------------------------
+
+    async def _flight(self, source: Source, number: int) -> None:
+        peer, ref = source.peer, self._refs[number]
+        got = 0
+
+        def on_bytes(size: int) -> None:
+            nonlocal got
+            got += size
+            self._schedule.progress(peer, number, size, time.monotonic())
+
+        stored = False
+        try:
+            async with self.node.buffers.lease(ref.length) as memory:
+                on_bytes(0)  # from here on silence counts
+                view = memoryview(memory)[: ref.length]
+                await source.chunk(ref.id, view, on_bytes)
+                losers = self._schedule.received(peer, number)
+                if losers is None:
+                    return  # another peer was faster
+                for loser in losers:
+                    self._flights[loser, number].cancel()
+                await _whole(self.node.store.put_chunk, view, ref.id, memory)
+                stored = True
+        except NotFound:
+            self._schedule.lacks(peer, number)
+            raise
+        except (IntegrityError, PeerError):
+            raise
+        except (KvswapError, OSError) as error:
+            self._break(error)
+            raise PeerError("the transfer is ending") from error
+        finally:
+            self._flights.pop((peer, number), None)
+            if not stored:
+                self._schedule.failed(peer, number)
+                self.node.counters.bytes_wasted += got
+                self._notify()
+        self._schedule.done(number)
+        if self._schedule.complete:
+            self._end()
+        self.received += ref.length
+        self.served_bytes[peer] = self.served_bytes.get(peer, 0) + ref.length
+        record = self.node.record(peer)
+        record.bytes_in += ref.length
+        record.worked()
+        self.node.counters.bytes_in += ref.length
+
+    def _rate(self, peer: str) -> None:
+        """Remember the goodput of what this peer gave; a few small chunks say nothing."""
+        rate = self._schedule.rate(peer)
+        if rate is not None and self.served_bytes.get(peer, 0) > 1_000_000:
+            self.node.calibration.add_rate(peer, rate)
+
+    # -- beside it -------------------------------------------------------------------------------
+
+    async def _show(self) -> None:
+        while True:
+            await asyncio.sleep(_SHOW_SECONDS)
+            await self._tell()
+
+    async def _tell(self) -> None:
+        schedule = self._schedule
+        sources = [k.source for k in self._peers.values() if k.source is not None]
+        peers = [
+            {"peer": s.peer, "kind": s.kind, "rate": schedule.rate(s.peer), "in_flight": schedule.flights(s.peer)}
+            for s in sources
+        ]
+        await self.progress(
+            {
+                "event": "transfer",
+                "done": len(self._refs) - schedule.left,
+                "chunks": len(self._refs),
+                "bytes": self.received,
+                "total_bytes": self.received + schedule.left_bytes,
+                "rate": schedule.total_rate(),
+                "peers": peers,
+            }
+        )
 
     async def _watch(self) -> None:
         """Raise `PlanSaysPrefill` when the link turns out so slow that the rest is not worth waiting for."""
         began = time.perf_counter()
+        largest = max(ref.length for ref in self._refs)
         while self.rest is not None:
             await asyncio.sleep(_JUDGE_EVERY_SECONDS)
             elapsed = time.perf_counter() - began
-            if elapsed < _JUDGE_AFTER_SECONDS or not self.left:
+            if elapsed < _JUDGE_AFTER_SECONDS or self._schedule.complete:
                 continue
             # What is under way counts as almost here: a rate that is rather too high.
-            rate = (self.received + max(c.length for c in self.manifest.chunks)) / elapsed
-            chosen = self.rest(rate, self.left_bytes)
+            rate = (self.received + largest) / elapsed
+            chosen = self.rest(rate, self._schedule.left_bytes)
             if chosen.action == "prefill" and chosen.fetch and chosen.fetch.seconds > _SUNK * chosen.seconds:
                 self.node.counters.plans_prefill += 1
                 self.node.events.add("abandoned", artifact=self.artifact, reason=chosen.reason)
                 raise not_worth_it(self.artifact, chosen)
         await asyncio.Event().wait()
 
-    async def _rounds(self, peers: Sequence[str]) -> None:
-        liars: set[str] = set()
-        for attempt in range(_ROUNDS):
-            if attempt:  # peers come back under new addresses, others may have it by now
-                offers = await find(self.node, messages.Find(artifact=self.artifact))
-                peers = [offer.peer for offer in offers if offer.found.artifact == self.artifact]
-            usable = [p for p in dict.fromkeys(peers) if p not in liars][:_PEERS]
-            tasks = [asyncio.create_task(self._from_peer(p)) for p in usable]
-            try:
-                results = await asyncio.gather(*tasks)
-            finally:  # one that fails for good must not leave the others running
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            liars |= {p for p, honest in zip(usable, results, strict=True) if not honest}
-            if not self.left:
-                return
-        raise self._failure(bool(liars))
-
-    def _failure(self, lied: bool) -> KvswapError:
-        done = f"{self.total - self.left} of {self.total} chunks of {self.artifact} are here"
-        if lied:
+    def _failure(self) -> KvswapError:
+        done = f"{len(self._refs) - self._schedule.left} of {len(self._refs)} chunks are here and kept"
+        if self._liars:
             return IntegrityError(
                 f"a peer sent bytes that are not what the manifest says, and nobody else has them; {done}",
                 cause="a lying or broken peer",
                 hint="kvswap peers",
             )
-        reasons = "; ".join(dict.fromkeys(e.message for e in self.errors)) or "no peer has the rest"
+        reasons = "; ".join(dict.fromkeys(self._reasons.values())) or "no peer has the rest"
         return PeerError(
             f"the transfer stopped: {reasons[:300]}; {done}",
             cause="the peers went away",
             hint=f"kvswap fetch {self.artifact}  resumes",
         )
 
-    async def _from_peer(self, peer: str) -> bool:
-        """Draw chunks from one peer until the queue is empty or it fails.  False: it lied."""
-        assert self.node.transport is not None  # noqa: S101 - offers came through it
-        record = self.node.record(peer)
-        open_chunks: deque[ChunkRef] = deque()
-        writes: set[asyncio.Task[None]] = set()
-        honest = True
-        began = time.perf_counter()
-        try:
-            async with session(self.node.transport, peer) as talk:
-                began = time.perf_counter()
-                has = await self._has(talk)
-                await self._pump(talk, has, open_chunks, writes)
-        except IntegrityError as error:
-            honest = False
-            self._mark_liar(peer, error)
-        except KvswapError as error:
-            record.failures += 1
-            self.errors.append(error)
-            self.node.events.add("peer_failed", peer=peer, reason=error.message)
-        finally:
-            self._rate(peer, time.perf_counter() - began)
-            self.queue.extendleft(reversed(open_chunks))
-            results = await asyncio.gather(*writes, return_exceptions=True)
-        for result in results:
-            if isinstance(result, IntegrityError):
-                if honest:
-                    self._mark_liar(peer, result)
-                honest = False
-            elif isinstance(result, BaseException):
-                raise result  # the disk, not the peer
-        return honest
 
-    def _rate(self, peer: str, seconds: float) -> None:
-        """Remember the goodput of what this peer gave; a few small chunks say nothing."""
-        received = self.served_bytes.get(peer, 0)
-        if received > 1_000_000 or (received and seconds > 1):
-            self.node.calibration.add_rate(peer, received / seconds)
+async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _mark_liar(self, peer: str, error: KvswapError) -> None:
-        self.node.record(peer).lies += 1
-        self.node.counters.rejected_chunks += 1
-        self.node.events.add("peer_lied", peer=peer, artifact=self.artifact, reason=error.message)
 
-    async def _has(self, talk: Session) -> set[Cid]:
-        answer = await talk.ask(messages.Have(self.artifact), bytes)
-        flags = from_bitmap(answer, len(self.manifest.chunks))
-        return {c.id for c, here in zip(self.manifest.chunks, flags, strict=True) if here}
-
-    def _next(self, has: set[Cid]) -> ChunkRef | None:
-        for _ in range(len(self.queue)):
-            ref = self.queue.popleft()
-            if ref.id in has:
-                return ref
-            self.queue.append(ref)
-        return None
-
-    async def _pump(
-        self, talk: Session, has: set[Cid], open_chunks: deque[ChunkRef], writes: set[asyncio.Task[None]]
-    ) -> None:
-        broken: list[BaseException] = []
-        while self.left and not broken:
-            while len(open_chunks) < _AHEAD and (ref := self._next(has)) is not None:
-                open_chunks.append(ref)
-                await talk.send(messages.GetChunk(str(ref.id)))
-            if not open_chunks:
-                if writes:
-                    await asyncio.wait(writes, return_when=asyncio.FIRST_COMPLETED)
-                    continue
-                return  # what is left is with other peers, or nobody has it
-            ref = open_chunks[0]
-            data = await talk.chunk_answer(ref.length)
-            open_chunks.popleft()
-            await self.gate.acquire()
-            task = asyncio.ensure_future(self._store(talk.peer, ref, data))
-            writes.add(task)
-
-            def finished(done: asyncio.Task[None]) -> None:
-                self.gate.release()
-                error = done.exception() if not done.cancelled() else asyncio.CancelledError()
-                if error is None:
-                    writes.discard(done)
-                else:
-                    broken.append(error)
-
-            task.add_done_callback(finished)
-
-    async def _store(self, peer: str, ref: ChunkRef, data: bytes) -> None:
-        try:
-            if len(data) != ref.length:
-                raise IntegrityError(f"{peer} sent {len(data)} bytes for chunk {ref.id} of {ref.length}")
-            await asyncio.to_thread(self.node.store.put_chunk, data, ref.id)
-        except BaseException:
-            self.queue.append(ref)
-            raise
-        self.left -= 1
-        self.left_bytes -= len(data)
-        self.received += len(data)
-        self.served_bytes[peer] = self.served_bytes.get(peer, 0) + len(data)
-        record = self.node.record(peer)
-        record.bytes_in += len(data)
-        self.node.counters.bytes_in += len(data)
-        await self.progress(
-            {
-                "event": "chunk",
-                "done": self.total - self.left,
-                "chunks": self.total,
-                "bytes": self.received,
-                "peer": peer,
-            }
-        )
+async def _whole(function: Callable[..., Any], *arguments: Any) -> None:
+    """Run in a thread and await its end even when cancelled: it still uses our memory."""
+    work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        work.exception()  # seen; what counts now is that we were cancelled
+        raise

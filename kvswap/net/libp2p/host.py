@@ -13,7 +13,9 @@ Pitfalls of py-libp2p 0.8.1 that this file is shaped by (measured; `docs/adr/000
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -194,6 +196,15 @@ class TrioHost:
     def connected(self) -> list[str]:
         return [str(p) for p in self.host.get_connected_peers()]
 
+    def host_of(self, peer: str) -> str | None:
+        """The IP address of the direct connection to a peer, if there is one."""
+        for connection in self.host.get_network().get_connections(ID.from_string(peer)):
+            remote = connection.muxed_conn.get_remote_address()
+            if remote is not None:
+                with contextlib.suppress(ValueError):
+                    return str(ipaddress.ip_address(remote[0]))
+        return None
+
     async def _connect(self, info: PeerInfo) -> None:
         await self.host.connect(info)
         self._remember(info)
@@ -269,9 +280,13 @@ async def _read_exactly(stream: Any, length: int, clean_end: bool) -> bytes:
     have = 0
     while have < length:
         try:
-            piece = await stream.read(min(length - have, _READ))
+            # Waiting for a frame is the caller's time-out; inside one, silence is a fault of its own.
+            with trio.fail_after(LIMITS.stall_seconds if not clean_end else math.inf):
+                piece = await stream.read(min(length - have, _READ))
         except (trio.Cancelled, NetworkTimeout):
             raise
+        except trio.TooSlowError:
+            raise NetworkTimeout(f"nothing came for {LIMITS.stall_seconds:g} s, {have} of {length} bytes in") from None
         except Exception as error:
             piece = b""
             ended = "EOF" in type(error).__name__ or "Closed" in type(error).__name__

@@ -117,6 +117,9 @@ class Libp2pTransport:
     def connected(self) -> list[str]:
         return self._host.connected() if self._host and self.alive else []
 
+    def host_of(self, peer: str) -> str | None:
+        return self._host.host_of(peer) if self._host and self.alive else None
+
     def _live(self) -> TrioHost:
         if self._host is None or not self.alive:
             raise P2pDown("the peer-to-peer part of this node is not running", hint="kvswap status")

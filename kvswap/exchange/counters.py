@@ -1,0 +1,18 @@
+"""Totals since start, for metrics."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counters:
+    published: int = 0
+    fetched: int = 0
+    plans_prefill: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    bytes_wasted: int = 0  # received, and not needed or wrong
+    rejected_chunks: int = 0
+    started: float = field(default_factory=time.time)

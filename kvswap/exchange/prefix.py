@@ -1,0 +1,131 @@
+"""The shared beginning of two documents: found in catalogues, fetched block by block, used for both.
+
+A chain digest stands for all tokens up to its block's end, so a document's cache can begin with the
+blocks of any artifact whose signed chain agrees with ours that far; the rest is prefilled on the same
+schedule, which gives the same bits as prefilling everything.  How far they agree is decided here, by
+comparing our own chain with the signed one - never by what a catalogue or a peer says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvswap.artifact.layout import needed
+from kvswap.core.errors import KvswapError, NotFound, PlanSaysPrefill
+from kvswap.core.limits import LIMITS
+from kvswap.cost import Plan
+from kvswap.exchange.find import find
+from kvswap.exchange.node import AGENT, Node
+from kvswap.exchange.plan import plan_chunks
+from kvswap.exchange.publish import Progress, list_artifact, silent
+from kvswap.exchange.resolve import Wanted, judge_envelope, manifest_from
+from kvswap.exchange.transfer.engine import Transfer
+from kvswap.net import messages
+from kvswap.net.client import session
+from kvswap.trust import Statement
+
+_CATALOGUE_SECONDS = 2.0
+_CANDIDATES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """An artifact whose first `tokens` tokens are those of the document, and who has it."""
+
+    statement: Statement
+    tokens: int
+    peers: tuple[str, ...]
+
+    @property
+    def chunks(self) -> list[int]:
+        """Indices of the chunks to resume after those tokens."""
+        return needed(self.statement.manifest, self.tokens)
+
+
+async def longest_beginning(
+    node: Node, wanted: Wanted, chain: Sequence[bytes], block_tokens: int, *, trust_on_first_use: bool = False
+) -> Beginning | None:
+    """The longest usable beginning in our store and at all peers; None without one."""
+    chain = list(chain[: LIMITS.chain_digests])
+    if not chain:
+        return None
+    candidates: dict[str, tuple[int, list[str]]] = {}
+    for row, blocks in await asyncio.to_thread(node.store.longest_prefix, chain):
+        candidates[row.id] = (blocks, [])
+    await _refresh_catalogues(node)
+    most, peers = node.catalogues.best(chain)
+    if most >= max((blocks for blocks, _ in candidates.values()), default=1):
+        query = messages.Find(AGENT, chain=[chain[most - 1]], model=wanted.model, dtype=wanted.dtype)
+        for offer in await find(node, query, seconds=LIMITS.lookup_seconds / 5, only=peers):
+            _, known = candidates.setdefault(offer.found.artifact, (most, []))
+            known.append(offer.peer)
+    # The longest first; of equals, what is here before what is elsewhere.
+    ranked = sorted(candidates.items(), key=lambda item: (-item[1][0], bool(item[1][1])))
+    for artifact, (_, holders) in ranked[:_CANDIDATES]:
+        try:
+            envelope = await manifest_from(node, artifact, holders)
+            statement = judge_envelope(node, envelope, wanted, trust_on_first_use)
+        except KvswapError as error:
+            node.events.add("beginning_refused", artifact=artifact, reason=error.message)
+            continue
+        prefix = statement.manifest.prefix
+        alike = next((i for i, (a, b) in enumerate(zip(prefix.chain, chain, strict=False)) if a != b), None)
+        blocks = alike if alike is not None else min(len(prefix.chain), len(chain))
+        if blocks and prefix.block_tokens == block_tokens and str(statement.artifact) == artifact:
+            return Beginning(statement, min(blocks * block_tokens, prefix.tokens), tuple(holders))
+    return None
+
+
+async def fetch_beginning(
+    node: Node, beginning: Beginning, *, force: bool = False, progress: Progress = silent
+) -> Plan:
+    """Make the chunks of a beginning local.  Raises `PlanSaysPrefill` when prefilling them is better."""
+    statement = beginning.statement
+    artifact = str(statement.artifact)
+    chosen, missing = await plan_chunks(node, statement.manifest, beginning.chunks, beginning.peers, beginning.tokens)
+    await progress({"event": "plan", **chosen.to_json()})
+    if chosen.action != "fetch" and not (force and (beginning.peers or not missing)):
+        raise PlanSaysPrefill(
+            f"using the first {beginning.tokens} tokens of {artifact} is not worth it: {chosen.reason}",
+            plan=chosen.to_json(),
+        )
+    if missing:
+        with node.store.lease([statement.manifest.chunks[i].id for i in beginning.chunks]):
+            await asyncio.to_thread(list_artifact, node, statement)
+            transfer = Transfer(node, statement.manifest, artifact, progress, None, beginning.chunks)
+            await transfer.run(beginning.peers)
+            left = await asyncio.to_thread(
+                node.store.missing, [statement.manifest.chunks[i].id for i in beginning.chunks]
+            )
+            await asyncio.to_thread(list_artifact, node, statement)
+        if left:
+            raise NotFound(f"part of {artifact} was removed while it was fetched", hint="kvswap gc")
+        node.events.add(
+            "fetched_beginning",
+            artifact=artifact,
+            tokens=beginning.tokens,
+            bytes=transfer.received,
+            peers=list(transfer.served_bytes),
+        )
+    await asyncio.to_thread(node.store.touch, artifact)
+    return chosen
+
+
+async def _refresh_catalogues(node: Node) -> None:
+    """Pull those of connected peers that are not fresh, all at once."""
+    if node.transport is None or not node.p2p:
+        return
+    stale = [p for p in node.transport.connected() if node.catalogues.stale(p) and not node.resting(p)]
+    await asyncio.gather(*(_pull(node, peer) for peer in stale[: LIMITS.find_results]))
+
+
+async def _pull(node: Node, peer: str) -> None:
+    assert node.transport is not None  # noqa: S101 - the caller checked
+    try:
+        async with asyncio.timeout(_CATALOGUE_SECONDS), session(node.transport, peer) as talk:
+            ask = messages.GetCatalogue(node.catalogues.version(peer))
+            node.catalogues.put(peer, await talk.ask(ask, messages.CatalogueReply))
+    except (KvswapError, TimeoutError) as error:
+        node.failed(peer, str(error) or "no catalogue in time")

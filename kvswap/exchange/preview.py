@@ -1,0 +1,54 @@
+"""Saying what a fetch would do, without doing it: `kvswap plan`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvswap.core.errors import NotFound
+from kvswap.core.ids import Cid
+from kvswap.exchange.node import Node
+from kvswap.exchange.plan import calibrate, decide_here, plan, plan_chunks
+from kvswap.exchange.prefix import longest_beginning
+from kvswap.exchange.resolve import Wanted, resolve
+
+
+async def plan_reference(node: Node, reference: str | Cid, text: str | None = None) -> dict[str, Any]:
+    """The plan for a reference, as JSON.  Transfers no chunk.
+
+    With the document's `text`, a document that nobody offers is planned too: which published artifact
+    shares the longest beginning with it, whether that is worth fetching, and prefill of the rest.
+    """
+    try:
+        resolved = await resolve(node, reference)
+    except NotFound:
+        if text is None:
+            raise
+        return await _plan_unpublished(node, text)
+    chosen = await plan(node, resolved)
+    return {"artifact": str(resolved.statement.artifact), "from": list(resolved.peers), **chosen.to_json()}
+
+
+async def _plan_unpublished(node: Node, text: str) -> dict[str, Any]:
+    choice = await node.model.choose()
+    block_tokens = node.settings.block_tokens
+    made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
+    curve = node.calibration.curve(choice.calibration_key, block_tokens) or await calibrate(node, choice, block_tokens)
+    # Something is missing and there is no link to get it over: how large it would be does not matter.
+    whole = decide_here(node, made["tokens"], raw_bytes=0, missing_bytes=1, curve=curve, link=None)
+    wanted = Wanted(choice.identity.digest, choice.dtype)
+    beginning = await longest_beginning(node, wanted, made["chain"], block_tokens)
+    shared = None
+    if beginning is not None:
+        part, missing = await plan_chunks(
+            node, beginning.statement.manifest, beginning.chunks, beginning.peers, beginning.tokens
+        )
+        shared = {
+            "artifact": str(beginning.statement.artifact),
+            "tokens": beginning.tokens,
+            "of": made["tokens"],
+            "missing_bytes": missing,
+            "from": list(beginning.peers),
+            "action": part.action,
+            "reason": part.reason,
+        }
+    return {"artifact": None, "from": [], "shared_prefix": shared, **whole.to_json()}

@@ -1,0 +1,6 @@
+"""Many peers, one fetch: chunks into the store, whoever fails.
+
+`schedule` decides who is asked for what - a pure state machine, driven with given clock values;
+`sources` is how a peer is asked, over HTTPS or libp2p; `buffers` bounds the memory in between;
+`engine` runs them.
+"""

@@ -1,0 +1,286 @@
+"""Who is asked for which chunk, when.  Pure: no clock, no IO, no randomness but the given one.
+
+*Which chunk*: the reader's order is cut into waves; the first unfinished wave goes first, within it
+the chunk that fewest peers have (BitTorrent's rarest first: it spreads what only one peer can give),
+ties by lot, so that readers who start together do not all ask for the same.
+
+*Whom*: a peer may hold some chunks in flight: enough to keep it busy for `_BUSY_SECONDS` at the rate
+it showed, never more than the cap.  A peer whose rate is not known gets one.  And it is given a chunk
+only if it would be done with it by the time that all peers together will be done, so a slow one is
+not left holding the last chunks.
+
+*Twice*: when nothing is left to give, a free peer takes over (*hedges*) the chunk that is expected
+latest, if it would have it well before; whoever is first wins and the other is stopped.  A peer that
+went silent loses its chunks the same way, sooner.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from kvswap.core.limits import LIMITS
+
+_BUSY_SECONDS = 0.5
+_WEIGHT = 0.3  # of the newest measurement in a peer's rate
+_MEASURE_SECONDS = 0.25  # shortest interval a rate is taken over
+_SILENT_SECONDS = 1.5  # without a byte: counted as stopped
+_HEDGE_GAIN = 1.5  # the other must be expected to need so much longer
+_HEDGE_MARGIN_SECONDS = 0.1
+_HEDGE_SHARE = 0.1  # of all bytes, at most, are asked for twice for slowness alone
+_SLACK_SECONDS = 0.25
+
+
+@dataclass(slots=True)
+class _Flight:
+    began: float
+    received: int = 0
+    last: float = 0.0
+
+
+@dataclass(slots=True)
+class _Chunk:
+    length: int
+    holders: set[str] = field(default_factory=set)
+    flights: dict[str, _Flight] = field(default_factory=dict)
+    state: str = "wanted"  # wanted, received (being checked and written), done
+    receiver: str = ""  # whose bytes are being checked
+
+
+@dataclass(slots=True)
+class _Peer:
+    has: set[int] = field(default_factory=set)
+    flights: set[int] = field(default_factory=set)
+    rate: float | None = None  # bytes per second, all its flights together
+    window_bytes: int = 0
+    window_began: float = 0.0
+    given: int = 0
+
+
+class Schedule:
+    """The state of one transfer.  Chunks are numbered in the reader's order."""
+
+    def __init__(self, lengths: Sequence[int], *, wave: int = 64, rng: random.Random | None = None) -> None:
+        self._chunks = [_Chunk(length) for length in lengths]
+        self._peers: dict[str, _Peer] = {}
+        self._wave = max(1, wave)
+        self._rng = rng or random.Random()  # noqa: S311 - spreading load, not a secret
+        self._ties = [self._rng.random() for _ in lengths]
+        self._unfinished = set(range(len(lengths)))
+        self._first = 0  # the lowest chunk that is still wanted, or one before it
+        self._hedged = 0
+        self._total = sum(lengths)
+        self.left_bytes = self._total
+
+    # -- what is known ---------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        return not self._unfinished
+
+    @property
+    def left(self) -> int:
+        """Chunks that are not done."""
+        return len(self._unfinished)
+
+    def peers(self) -> list[str]:
+        return list(self._peers)
+
+    def rate(self, peer: str) -> float | None:
+        """Bytes per second, or None while unknown."""
+        known = self._peers.get(peer)
+        return known.rate if known else None
+
+    def total_rate(self) -> float:
+        return sum(p.rate or 0.0 for p in self._peers.values())
+
+    def flights(self, peer: str) -> int:
+        known = self._peers.get(peer)
+        return len(known.flights) if known else 0
+
+    def held(self, chunk: int) -> bool:
+        """Whether any present peer has it."""
+        return bool(self._chunks[chunk].holders)
+
+    def unheld(self) -> int:
+        """Wanted chunks that no present peer has."""
+        return sum(1 for i in self._unfinished if self._chunks[i].state == "wanted" and not self._chunks[i].holders)
+
+    # -- peers -----------------------------------------------------------------------------------
+
+    def set_peer(self, peer: str, has: Iterable[int], rate: float | None = None) -> None:
+        """A peer is here, or has more than before.  `rate` is what an earlier transfer showed."""
+        known = self._peers.setdefault(peer, _Peer(rate=rate))
+        new = {i for i in has if 0 <= i < len(self._chunks)}
+        for index in known.has - new:
+            self._chunks[index].holders.discard(peer)
+        for index in new - known.has:
+            self._chunks[index].holders.add(peer)
+        known.has = new
+
+    def drop_peer(self, peer: str) -> None:
+        """A peer is gone: what it had under way is wanted again."""
+        known = self._peers.pop(peer, None)
+        if known is None:
+            return
+        for index in list(known.flights):
+            self._land(index, peer)
+        for index in known.has:
+            self._chunks[index].holders.discard(peer)
+
+    # -- giving out ------------------------------------------------------------------------------
+
+    def next(self, peer: str, now: float) -> int | None:
+        """The chunk to ask this peer for, now counted as in flight; None: nothing for it at present."""
+        known = self._peers.get(peer)
+        if known is None or len(known.flights) >= self._window(known):
+            return None
+        index = self._wanted(peer, known)
+        if index is None or not self._worth_giving(peer, known, index, now):
+            index = self._hedge(peer, known, now)
+        if index is None:
+            return None
+        self._chunks[index].flights[peer] = _Flight(now, 0, now)
+        if not known.flights:
+            known.window_began, known.window_bytes = now, 0
+        known.flights.add(index)
+        return index
+
+    def _window(self, known: _Peer) -> int:
+        if known.rate is None:
+            return 1 if known.given == 0 else 4
+        mean = self._total / max(1, len(self._chunks))
+        return max(1, min(LIMITS.chunks_per_peer, 1 + int(known.rate * _BUSY_SECONDS / mean)))
+
+    def _wanted(self, peer: str, known: _Peer) -> int | None:
+        chunks = self._chunks
+        while self._first < len(chunks) and chunks[self._first].state == "done":
+            self._first += 1
+        best: tuple[int, float] | None = None
+        chosen = None
+        wave = None
+        for index in range(self._first, len(chunks)):
+            if wave is not None and index // self._wave > wave:
+                break
+            chunk = chunks[index]
+            if chunk.state != "wanted" or chunk.flights or index not in known.has:
+                continue
+            wave = index // self._wave
+            rank = (len(chunk.holders), self._ties[index])
+            if best is None or rank < best:
+                best, chosen = rank, index
+        return chosen
+
+    def _worth_giving(self, peer: str, known: _Peer, index: int, now: float) -> bool:
+        chunk = self._chunks[index]
+        others = [p for p in chunk.holders if p != peer and self._peers[p].rate]
+        if known.rate is None or not others:
+            return True
+        mine = (self._in_flight(known) + chunk.length) / max(1.0, known.rate)
+        together = self.left_bytes / max(1.0, self.total_rate())
+        alone = min((self._in_flight(self._peers[p]) + chunk.length) / (self._peers[p].rate or 1.0) for p in others)
+        return mine <= max(together, alone) + _SLACK_SECONDS
+
+    def _in_flight(self, known: _Peer) -> int:
+        return sum(self._chunks[i].length for i in known.flights)
+
+    def _hedge(self, peer: str, known: _Peer, now: float) -> int | None:
+        """The chunk expected latest that this peer would have well before."""
+        worst, chosen = 0.0, None
+        for index in known.has & self._unfinished:
+            chunk = self._chunks[index]
+            if chunk.state != "wanted" or len(chunk.flights) != 1 or peer in chunk.flights:
+                continue
+            ((other, flight),) = chunk.flights.items()
+            silent = now - flight.last > _SILENT_SECONDS
+            if not silent and self._hedged > _HEDGE_SHARE * self._total:
+                continue
+            need = self._expected(other, chunk, flight, now)
+            mine = chunk.length / known.rate if known.rate else (0.0 if silent else float("inf"))
+            if need > _HEDGE_GAIN * mine + _HEDGE_MARGIN_SECONDS and need > worst:
+                worst, chosen = need, index
+        if chosen is not None:
+            self._hedged += self._chunks[chosen].length
+        return chosen
+
+    def _expected(self, peer: str, chunk: _Chunk, flight: _Flight, now: float) -> float:
+        """Seconds until this flight is done, by what it and its peer showed so far."""
+        if now - flight.last > _SILENT_SECONDS:
+            return 1e9
+        elapsed = max(now - flight.began, 1e-3)
+        known = self._peers[peer]
+        rate = flight.received / elapsed if flight.received and elapsed > _MEASURE_SECONDS else 0.0
+        rate = rate or (known.rate or 0.0) / max(1, len(known.flights))
+        return (chunk.length - flight.received) / rate if rate else elapsed
+
+    # -- what happened ---------------------------------------------------------------------------
+
+    def progress(self, peer: str, chunk: int, size: int, now: float) -> None:
+        """`size` more bytes of a chunk came from a peer."""
+        known, flight = self._peers.get(peer), self._chunks[chunk].flights.get(peer)
+        if known is None or flight is None:
+            return
+        flight.received += size
+        flight.last = now
+        known.window_bytes += size
+        known.given += size
+        elapsed = now - known.window_began
+        if elapsed >= _MEASURE_SECONDS or (known.rate is None and flight.received >= self._chunks[chunk].length):
+            rate = known.window_bytes / max(elapsed, 1e-4)
+            known.rate = rate if known.rate is None else known.rate + _WEIGHT * (rate - known.rate)
+            known.window_bytes, known.window_began = 0, now
+
+    def received(self, peer: str, chunk: int) -> list[str] | None:
+        """A whole chunk came; it is going to be checked.
+
+        Returns the peers whose flights for it are now useless, or None when it came too late itself.
+        """
+        state = self._chunks[chunk]
+        self._land(chunk, peer)
+        if state.state != "wanted":
+            return None
+        state.state, state.receiver = "received", peer
+        losers = list(state.flights)
+        for loser in losers:
+            self._land(chunk, loser)
+        return losers
+
+    def done(self, chunk: int) -> None:
+        """A chunk is in the store."""
+        if chunk in self._unfinished:
+            self._unfinished.discard(chunk)
+            self.left_bytes -= self._chunks[chunk].length
+        self._chunks[chunk].state = "done"
+
+    def failed(self, peer: str, chunk: int) -> None:
+        """A flight ended without the chunk, or with a wrong one: it is wanted again."""
+        self._land(chunk, peer)
+        state = self._chunks[chunk]
+        if state.state == "received" and state.receiver == peer:
+            state.state = "wanted"
+            self._first = min(self._first, chunk)
+
+    def lacks(self, peer: str, chunk: int) -> None:
+        """A peer that said to have a chunk has it not."""
+        known = self._peers.get(peer)
+        if known is not None:
+            known.has.discard(chunk)
+        self._chunks[chunk].holders.discard(peer)
+
+    def slow(self, peer: str, now: float) -> bool:
+        """Whether a peer with something in flight is below the slowest rate that is waited for."""
+        known = self._peers.get(peer)
+        if known is None or not known.flights:
+            return False
+        flights = [self._chunks[i].flights[peer] for i in known.flights]
+        oldest = min(f.began for f in flights)
+        elapsed = now - oldest
+        got = sum(f.received for f in flights)
+        return elapsed > LIMITS.slow_seconds and got < LIMITS.slowest_bytes_per_second * elapsed
+
+    def _land(self, chunk: int, peer: str) -> None:
+        self._chunks[chunk].flights.pop(peer, None)
+        known = self._peers.get(peer)
+        if known is not None:
+            known.flights.discard(chunk)

@@ -1,0 +1,106 @@
+"""Bearer tokens of the bulk plane.
+
+    token   = base64url(payload) "." base64url(mac)
+    payload = msgpack [number, peer, expires]     expires: milliseconds of the issuer's monotonic clock
+    mac     = HMAC-SHA256(secret of this process, payload)
+
+Only the issuer checks a token, so its own secret and its own clock are enough: another node's clock
+may be days off, and a token does not outlive the process.  A token is also revoked when the libp2p
+stream ends on which it was handed over; replayed after that, it opens nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from kvswap.core import wire
+from kvswap.core.errors import KvswapError, PeerBusy, TokenRefused
+from kvswap.core.limits import LIMITS
+
+
+class Tokens:
+    """Issued, checked and revoked by one node."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._secret = os.urandom(32)
+        self._next = 1
+        self._live: dict[int, tuple[str, float]] = {}  # number -> peer, expires
+        self._held: Counter[str] = Counter()
+
+    def issue(self, peer: str, seconds: float = LIMITS.token_seconds) -> str:
+        """A token for `peer`.  Raises `PeerBusy` when it holds too many."""
+        self._drop_expired()
+        if self._held[peer] >= LIMITS.tokens_per_peer:
+            raise PeerBusy(f"{peer} holds {self._held[peer]} tokens already")
+        number, expires = self._next, self._clock() + seconds
+        self._next += 1
+        self._live[number] = (peer, expires)
+        self._held[peer] += 1
+        payload = wire.pack([number, peer, int(expires * 1000)])
+        return f"{_text(payload)}.{_text(self._mac(payload))}"
+
+    def check(self, token: str) -> str:
+        """The peer that it was issued to.  Raises `TokenRefused` saying why."""
+        number, expires = self._read(token)
+        if expires <= self._clock():
+            raise TokenRefused("the token is expired", hint="join again for another")
+        held = self._live.get(number)
+        if held is None:
+            raise TokenRefused("the token is revoked: the stream it was handed over on has ended")
+        return held[0]
+
+    def revoke(self, token: str) -> None:
+        """Idempotent."""
+        try:
+            number, _ = self._read(token)
+        except TokenRefused:
+            return
+        self._drop(number)
+
+    def _read(self, token: str) -> tuple[int, float]:
+        refused = TokenRefused(
+            "not a token of this node", cause="another node's, one from before a restart, or a forgery"
+        )
+        payload_text, dot, mac_text = token.partition(".")
+        if not dot or len(token) > 512:
+            raise refused
+        try:
+            payload, mac = _bytes(payload_text), _bytes(mac_text)
+        except (binascii.Error, ValueError):
+            raise refused from None
+        if not hmac.compare_digest(mac, self._mac(payload)):
+            raise refused
+        try:
+            number, _peer, expires = wire.convert(wire.parse(payload), list)
+        except (KvswapError, ValueError):
+            raise refused from None
+        return int(number), int(expires) / 1000
+
+    def _mac(self, payload: bytes) -> bytes:
+        return hmac.digest(self._secret, payload, "sha256")
+
+    def _drop(self, number: int) -> None:
+        held = self._live.pop(number, None)
+        if held is not None:
+            self._held[held[0]] -= 1
+            self._held += Counter()
+
+    def _drop_expired(self) -> None:
+        now = self._clock()
+        for number in [n for n, (_, expires) in self._live.items() if expires <= now]:
+            self._drop(number)
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
