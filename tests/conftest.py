@@ -31,8 +31,10 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Starts daemons; all are ended after the test."""
     started: list[Daemon] = []
 
-    def start(name: str, *flags: str, **env: str) -> Daemon:
-        node = Daemon(tmp_path / name, list(flags), env)
+    def start(
+        name: str, *flags: str, program: tuple[str, ...] = ("kvswap",), wrapper: tuple[str, ...] = (), **env: str
+    ) -> Daemon:
+        node = Daemon(tmp_path / name, list(flags), env, program, wrapper)
         started.append(node)
         return node.start()
 

@@ -170,6 +170,24 @@ def captured(loaded: Any, cache: Any, ids: list[int], block_tokens: int) -> Any:
             yield block.index, number, [as_part(t) for t in tensors], specs, runs
 
 
+def stock(home: Path, *made: Made, only: Any = None) -> None:
+    """Put artifacts into the store of a node that is not running; `only`: these chunks of them."""
+    from types import SimpleNamespace
+
+    from kvswap.exchange.publish import list_artifact
+    from kvswap.store import Store
+
+    store = Store.open(home / "store")
+    try:
+        for artifact in made:
+            for cid, data in artifact.chunks.items():
+                if only is None or cid in only:
+                    store.put_chunk(data, cid)
+            list_artifact(SimpleNamespace(store=store), artifact.statement)  # type: ignore[arg-type]
+    finally:
+        store.close()
+
+
 def publish_ids(loaded: Any, ids: list[int], block_tokens: int, codec: str = "planes") -> Made:
     """An artifact of these ids by a real model, signed by the test key."""
     from kvswap.artifact.tensors import digest_layer, encode_chunk
@@ -272,15 +290,18 @@ class Daemon:
     home: Path
     flags: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = ("kvswap",)  # or a test's own, that misbehaves
+    wrapper: tuple[str, ...] = ()  # a command that runs it, such as unshare
     process: subprocess.Popen[str] | None = None
     ready: dict[str, Any] = field(default_factory=dict)
 
     def start(self) -> Daemon:
         environment = {**os.environ, **self.env}
         command = [
+            *self.wrapper,
             sys.executable,
             "-m",
-            "kvswap",
+            *self.program,
             "daemon",
             "--json",
             "--home",
@@ -290,7 +311,9 @@ class Daemon:
         ]
         self.home.mkdir(parents=True, exist_ok=True)
         log = (self.home / "stderr.log").open("a")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=ROOT
+        )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()  # printed once everything listens
         if not line:

@@ -82,9 +82,13 @@ class Progress:
         if kind == "prefill":
             self._advance("prefill", event["block"], event["blocks"], f"{event['tokens']} tokens")
         elif kind == "transfer":
-            planes = ", ".join(sorted({peer["kind"] for peer in event["peers"]}))
-            detail = f"{size(event['bytes'])} of {size(event['total_bytes'])}, {size(event['rate'])}/s"
-            if event["peers"]:
+            whole = event["bytes"] == event["total_bytes"]
+            rate = event["bytes"] / max(event["seconds"], 1e-3) if whole else event["rate"]
+            detail = f"{size(event['bytes'])} of {size(event['total_bytes'])}, {size(rate)}/s"
+            if whole:
+                detail += f" from {len(event['from'])} peer(s)"
+            elif event["peers"]:
+                planes = ", ".join(sorted({peer["kind"] for peer in event["peers"]}))
                 detail += f" from {len(event['peers'])} peer(s) over {planes}"
             self._advance("transfer", event["bytes"], event["total_bytes"], detail)
         elif kind == "found" and event.get("peers"):

@@ -90,4 +90,4 @@ class Catalogues:
         """(blocks, peers) of the longest match; 0 and none without one."""
         matches = {peer: longest(keys, chain) for peer, (_, keys, _) in self._held.items()}
         most = max(matches.values(), default=0)
-        return most, [peer for peer, blocks in matches.items() if blocks == most] if most else []
+        return most, sorted(peer for peer, blocks in matches.items() if blocks == most) if most else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from kvswap.cli.main import main
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.exchange.serving import uploads
 from kvswap.net.bulk import BulkIdentity, Tokens
 from kvswap.net.bulk import server as bulk_server
@@ -67,7 +67,7 @@ def install(kind: str) -> None:
     if kind in ("flip", "truncate", "swap", "claim", "silent"):
         Uploads.take = globals()[kind]
     elif kind == "trickle":
-        uploads.LIMITS.__class__.upload_piece_bytes  # noqa: B018 - pieces stay as they are; each is late
+        object.__setattr__(LIMITS, "upload_piece_bytes", 1000)
         Uploads.pace = trickle
     elif kind == "breaking":
         bulk_server.BulkServer._send = breaking
@@ -95,5 +95,4 @@ def _with_context(identity: BulkIdentity, context: Any) -> BulkIdentity:
 
 if __name__ == "__main__":
     install(sys.argv[1])
-    os.environ["KVSWAP_TEST_LIAR"] = sys.argv[1]
     sys.exit(main(sys.argv[2:]))

@@ -15,7 +15,7 @@ from typing import Any
 
 from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import ChunkRef, Manifest
-from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PeerBusy, PeerError
+from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.find import find
 from kvswap.exchange.node import AGENT, Node
@@ -62,6 +62,7 @@ class Transfer:
     wanted: Sequence[int] | None = None  # indices of chunks; None: what a reader of the whole needs
     received: int = 0  # bytes verified and stored
     served_bytes: dict[str, int] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
     _refs: list[ChunkRef] = field(default_factory=list)
     _index: dict[int, int] = field(default_factory=dict)  # chunk of the manifest -> number in the schedule
     _schedule: Schedule = field(default_factory=lambda: Schedule([]))
@@ -94,11 +95,11 @@ class Transfer:
         tasks = [work, *(asyncio.create_task(helper) for helper in helpers)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await self._tell()
             for task in done:
                 await task
         finally:
             await _stop([*tasks, *self._tasks.values()])
-            await self._tell()
 
     def _notify(self) -> None:
         """There may be something to give out again: wake the peers."""
@@ -182,18 +183,23 @@ class Transfer:
         except KvswapError as error:
             self._reasons[peer] = error.message
             self.node.failed(peer, error.message)
+            if isinstance(error, NetworkTimeout):
+                known.tries = max(known.tries, _TRIES - 1)  # each costs a whole time-out: once more, not twice
             known.not_before = time.monotonic() + min(4.0, 0.5 * 2**known.tries)
         except Exception as error:  # noqa: BLE001 - not the peer's fault but ours: it ends the transfer
             self._break(error)
         finally:
-            mine = [task for (name, _), task in self._flights.items() if name == peer]
-            await _stop([*mine, *([refresh] if refresh else [])])
-            known.source = None
+            # First what needs no waiting: the whole transfer may be ending, and cancel this as well.
             self._rate(peer)
             self._schedule.drop_peer(peer)
-            await source.close()
-            self._tasks.pop(peer, None)
-            self._notify()
+            known.source = None
+            mine = [task for (name, _), task in self._flights.items() if name == peer]
+            try:
+                await _stop([*mine, *([refresh] if refresh else [])])
+                await source.close()
+            finally:
+                self._tasks.pop(peer, None)
+                self._notify()
 
     def _hold(self, source: Source) -> None:
         has = {self._index[i] for i in source.has if i in self._index}
@@ -323,7 +329,9 @@ class Transfer:
                 "bytes": self.received,
                 "total_bytes": self.received + schedule.left_bytes,
                 "rate": schedule.total_rate(),
+                "seconds": round(time.monotonic() - self._began, 3),
                 "peers": peers,
+                "from": dict(self.served_bytes),
             }
         )
 

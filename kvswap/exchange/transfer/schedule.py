@@ -30,6 +30,7 @@ _HEDGE_GAIN = 1.5  # the other must be expected to need so much longer
 _HEDGE_MARGIN_SECONDS = 0.1
 _HEDGE_SHARE = 0.1  # of all bytes, at most, are asked for twice for slowness alone
 _SLACK_SECONDS = 0.25
+_MOST_FLIGHTS = 8
 
 
 @dataclass(slots=True)
@@ -190,13 +191,16 @@ class Schedule:
         worst, chosen = 0.0, None
         for index in known.has & self._unfinished:
             chunk = self._chunks[index]
-            if chunk.state != "wanted" or len(chunk.flights) != 1 or peer in chunk.flights:
+            if chunk.state != "wanted" or not chunk.flights or peer in chunk.flights:
                 continue
-            ((other, flight),) = chunk.flights.items()
-            silent = now - flight.last > _SILENT_SECONDS
+            # Those that went silent do not count: a chunk may be with several of them.
+            living = [(p, f) for p, f in chunk.flights.items() if now - f.last <= _SILENT_SECONDS]
+            silent = not living
+            if len(living) > 1 or len(chunk.flights) > _MOST_FLIGHTS:
+                continue
             if not silent and self._hedged > _HEDGE_SHARE * self._total:
                 continue
-            need = self._expected(other, chunk, flight, now)
+            need = 1e9 if silent else self._expected(living[0][0], chunk, living[0][1], now)
             mine = chunk.length / known.rate if known.rate else (0.0 if silent else float("inf"))
             if need > _HEDGE_GAIN * mine + _HEDGE_MARGIN_SECONDS and need > worst:
                 worst, chosen = need, index
@@ -206,8 +210,6 @@ class Schedule:
 
     def _expected(self, peer: str, chunk: _Chunk, flight: _Flight, now: float) -> float:
         """Seconds until this flight is done, by what it and its peer showed so far."""
-        if now - flight.last > _SILENT_SECONDS:
-            return 1e9
         elapsed = max(now - flight.began, 1e-3)
         known = self._peers[peer]
         rate = flight.received / elapsed if flight.received and elapsed > _MEASURE_SECONDS else 0.0

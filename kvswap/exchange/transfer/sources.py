@@ -90,22 +90,28 @@ class Source:
 
     async def chunk(self, cid: Cid, into: memoryview, on_bytes: OnBytes) -> None:
         """Fill `into`.  Not checked but for its length.  Raises `PeerError`, `NotFound`, `IntegrityError`."""
-        target = self._target
-        if target is not None:
+        for renewed in (False, True):
+            target = self._target
+            if target is None:
+                break
             try:
                 await self._node.bulk.get(target, cid, into, on_bytes)
                 return
             except BulkUnreachable as error:
-                if self._target is not None:
-                    self._node.without_bulk[self.peer] = time.monotonic() + _WITHOUT_BULK_SECONDS
-                    self._node.events.add("without_bulk", peer=self.peer, reason=error.message)
-                    self._target = None
-            except TokenRefused:
-                await self._renew(target)
-                if self._target is not None:
-                    await self._node.bulk.get(self._target, cid, into, on_bytes)
-                    return
+                self._without_bulk(target, error)
+            except TokenRefused as error:
+                if renewed:
+                    self._without_bulk(target, error)
+                else:
+                    await self._renew(target)
         await self._streamed(cid, into, on_bytes)
+
+    def _without_bulk(self, target: BulkTarget, error: KvswapError) -> None:
+        """From now on over libp2p, and so for a while with this peer."""
+        if self._target is target:
+            self._target = None
+            self._node.without_bulk[self.peer] = time.monotonic() + _WITHOUT_BULK_SECONDS
+            self._node.events.add("without_bulk", peer=self.peer, reason=error.message)
 
     async def _renew(self, refused: BulkTarget) -> None:
         async with self._asking:

@@ -1,0 +1,179 @@
+"""A stranger that asks for too much, or for nothing, of a real daemon: others are served as before."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kvswap.core.errors import KvswapError, TokenRefused
+from kvswap.core.limits import LIMITS
+from kvswap.core.settings import Settings
+from kvswap.exchange.node import peer_of
+from kvswap.net import PeerAddress, Stream, Transport, messages
+from kvswap.net.bulk import BulkClient, BulkTarget
+from kvswap.net.client import Session, session
+from kvswap.net.libp2p.transport import Libp2pTransport
+from tests.support import Daemon, Made, kvswap, run
+from tests.swarm.test_faults import Start, check_complete, fetch, made, nodes  # noqa: F401 - fixtures
+
+pytestmark = [pytest.mark.swarm, pytest.mark.faults, pytest.mark.timeout(240)]
+MEMORY = 300e6  # above idle
+
+
+@asynccontextmanager
+async def stranger(victim: Daemon) -> AsyncIterator[Transport]:
+    """A bare transport of this process, connected to the victim."""
+
+    async def ignore(stream: Stream) -> None:
+        await stream.reset()
+
+    transport = Libp2pTransport(os.urandom(32), Settings(home=Path("/"), models=Path("/"), mdns=False))
+    await transport.start(ignore, lambda announcement: None)
+    try:
+        await transport.connect(PeerAddress(peer_of(victim.address), (victim.address,)))
+        yield transport
+    finally:
+        await transport.stop()
+
+
+def rss(node: Daemon) -> int:
+    assert node.process is not None
+    return int(psutil.Process(node.process.pid).memory_info().rss)
+
+
+def test_a_flood_of_requests_is_slowed_down_and_readers_are_served(nodes: Start, made: Made) -> None:  # noqa: F811
+    server = nodes("server", holds=True)
+    reader = nodes("reader", to=[server])
+    idle = rss(server)
+    peer = peer_of(server.address)
+    largest = max(made.manifest.chunks, key=lambda c: c.length)
+
+    async def flood(transport: Transport, seconds: float) -> int:
+        """Asks for chunks and bitmaps on many streams, reading nothing back."""
+        sent = 0
+
+        async def one() -> None:
+            nonlocal sent
+            try:
+                stream = await transport.open(peer)
+                while True:
+                    for request in (messages.GetChunk(str(largest.id)), messages.Have(made.id)):
+                        await stream.send(messages.encode_request(request), 5)
+                        sent += 1
+            except KvswapError:
+                return
+
+        tasks = [asyncio.create_task(one()) for _ in range(2 * LIMITS.streams_per_peer)]
+        await asyncio.sleep(seconds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return sent
+
+    async def body() -> None:
+        async with stranger(server) as transport:
+            flooding = asyncio.create_task(flood(transport, 8))
+            await asyncio.sleep(2)
+            done = await asyncio.to_thread(fetch, reader, made)
+            assert done.returncode == 0, done.stderr
+            await flooding
+            assert rss(server) - idle < MEMORY
+
+    run(body(), 120)
+    check_complete(reader, made)
+    assert kvswap(server.home, "status").returncode == 0
+
+
+def test_streams_that_say_nothing_cost_a_place_each_and_no_more(nodes: Start, made: Made) -> None:  # noqa: F811
+    server = nodes("server", holds=True)
+    reader = nodes("reader", to=[server])
+    peer = peer_of(server.address)
+
+    async def body() -> None:
+        async with stranger(server) as transport:
+            held, refused = [], 0
+            for _ in range(3 * LIMITS.streams_per_peer):
+                try:
+                    held.append(await transport.open(peer))
+                except KvswapError:
+                    refused += 1
+            done = await asyncio.to_thread(fetch, reader, made)
+            assert done.returncode == 0, done.stderr
+            for stream in held:
+                try:
+                    await stream.send(messages.encode_request(messages.Have(made.id)), 5)
+                    await Session(stream).answer(messages.HaveReply, seconds=5)
+                except KvswapError:
+                    refused += 1
+            assert refused >= 2 * LIMITS.streams_per_peer
+
+    run(body(), 180)
+    check_complete(reader, made)
+
+
+def test_a_token_replayed_after_its_stream_has_ended_opens_nothing(nodes: Start, made: Made) -> None:  # noqa: F811
+    server, other = nodes("server", holds=True), nodes("other", holds=True)
+    chunk = made.manifest.chunks[0]
+
+    async def body() -> None:
+        client = BulkClient()
+        async with stranger(server) as transport:
+            peer = peer_of(server.address)
+            me = messages.Provider(transport.peer, [])
+            into = memoryview(bytearray(chunk.length))
+            async with session(transport, peer) as talk:
+                reply = await talk.ask(messages.Join(made.id, me, True), messages.JoinReply)
+                assert reply.grant is not None
+                record = reply.grant.record
+                target = BulkTarget(peer, "127.0.0.1", record.port, record.certificate, reply.grant.token)
+                await client.get(target, chunk.id, into)
+                assert bytes(into) == made.chunks[chunk.id]
+            for _ in range(100):  # the end of the stream reaches the server a moment later
+                try:
+                    await client.get(target, chunk.id, into)
+                    await asyncio.sleep(0.05)
+                except TokenRefused:
+                    break
+            else:
+                raise AssertionError("a token outlives its stream")
+            # and it is of no use at another node
+            await transport.connect(PeerAddress(peer_of(other.address), (other.address,)))
+            async with session(transport, peer_of(other.address)) as talk:
+                reply = await talk.ask(messages.Join(made.id, me, True), messages.JoinReply)
+                assert reply.grant is not None
+                record = reply.grant.record
+                wrong = BulkTarget(record.peer, "127.0.0.1", record.port, record.certificate, target.token)
+                with pytest.raises(TokenRefused):
+                    await client.get(wrong, chunk.id, into)
+        await client.close()
+
+    run(body(), 60)
+
+
+def test_a_blocked_peer_gets_nothing_and_is_asked_nothing(nodes: Start, made: Made) -> None:  # noqa: F811
+    server = nodes("server", holds=True)
+    reader = nodes("reader", to=[server])
+    assert kvswap(server.home, "block", reader.ready["peer"]).returncode == 0
+    assert fetch(reader, made).returncode in (5, 9)
+    assert server.client.status()["bytes_out"] == 0
+    server.stop()
+    server.flags = ["--bootstrap", reader.address]
+    server.start()  # it is still blocked after a restart
+    (row,) = [p for p in server.client.peers() if p["peer"] == reader.ready["peer"]]
+    assert row["blocked"]
+    assert kvswap(server.home, "unblock", reader.ready["peer"]).returncode == 0
+    assert kvswap(reader.home, "unblock", server.ready["peer"]).returncode == 0  # its failures are forgiven
+    done = fetch(reader, made)
+    assert done.returncode == 0, done.stderr
+    check_complete(reader, made)
+    (row,) = [p for p in server.client.peers() if p["peer"] == reader.ready["peer"]]
+    assert row["bytes_out"] > 0 and row["ratio"] is None
+    (row,) = [p for p in reader.client.peers() if p["peer"] == server.ready["peer"]]
+    assert row["bytes_in"] > 0 and row["ratio"] == 0.0 and row["rate"]
+    assert kvswap(reader.home, "block", "not a peer").returncode == 2
