@@ -92,10 +92,13 @@ def needed(manifest: Manifest, tokens: int | None = None) -> list[int]:
 
 def expected_chunks(layout: Layout, tokens: int, block_tokens: int) -> Iterator[tuple[int, int, int]]:
     """(block, run, raw length) of every chunk a manifest of this layout must list, in order."""
+    lengths: dict[tuple[int, int], int] = {}  # a chunk's length depends on its run and how many tokens it spans
     for block in range(block_count(tokens, block_tokens)):
         start, stop = block_span(tokens, block_tokens, block)
         for run in range(len(layout.runs)):
-            length = raw_length(layout, run, start, stop)
+            length = lengths.get((run, stop - start))
+            if length is None:
+                length = lengths[run, stop - start] = raw_length(layout, run, start, stop)
             if length:
                 yield block, run, length
 

@@ -52,7 +52,7 @@ class Limits:
     idle_stream_seconds: float = 120.0
     # fetching
     peers_per_transfer: int = 16
-    chunks_per_peer: int = 6  # one peer: chunks in flight
+    chunks_per_peer: int = 4  # one peer: chunks in flight
     receive_bytes: int = 64 * MIB  # buffers of all chunks being received and written
     first_byte_seconds: float = 20.0  # a chunk that was asked for must begin to arrive
     stall_seconds: float = 10.0  # and once begun, something must arrive
@@ -70,7 +70,7 @@ class Limits:
     upload_bytes: int = 96 * MIB  # chunks in memory on their way out, of all peers together
     upload_bytes_per_peer: int = 32 * MIB
     uploads_waiting_per_peer: int = 64
-    upload_piece_bytes: int = 512 * KIB
+    upload_piece_bytes: int = 256 * KIB
     upload_piece_seconds: float = 30.0  # a peer that takes less than a piece in this time is dropped
     # worker process
     worker_start_seconds: float = 120.0

@@ -1,16 +1,18 @@
 """Chunk files: `chunks/<last two characters>/<cid>`, written whole or not at all.
 
-A file appears under its name only after its bytes are on disk (temp, fsync, rename, fsync of the
-directory).  The name is the digest, so a reader can always tell a right file from a wrong one.
+A file appears under its name only after its bytes are on disk (temp, fsync, rename).  The rename
+itself may be lost with the power: then a listed file is missing, which every reader notices, and it
+is fetched again - cheaper than a flush of the directory for each chunk.  The name is the digest, so a
+reader can always tell a right file from a wrong one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,7 @@ class ChunkFiles:
         self._quarantine = root / "quarantine"
         for directory in (self._root, self._temporary, self._quarantine):
             directory.mkdir(parents=True, exist_ok=True)
+        self._numbers = itertools.count()
 
     def path(self, cid: Cid) -> Path:
         return chunk_path(self._root, cid)
@@ -48,18 +51,20 @@ class ChunkFiles:
         `owner`: see `direct.write`.
         """
         target = self.path(cid)
-        temporary: str | None = None
+        temporary: Path | None = self._temporary / f"{os.getpid()}-{next(self._numbers)}"
         try:
-            target.parent.mkdir(exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=self._temporary)
+            descriptor = os.open(str(temporary), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 direct.write(descriptor, data, owner)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.replace(temporary, target)
+            try:
+                os.replace(str(temporary), target)
+            except FileNotFoundError:
+                target.parent.mkdir(exist_ok=True)
+                os.replace(str(temporary), target)
             temporary = None
-            _sync_directory(target.parent)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StoreFull(
@@ -70,11 +75,19 @@ class ChunkFiles:
             raise
         finally:
             if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
     def read(self, cid: Cid) -> bytes:
         """The bytes as they are on disk; the caller checks them.  Raises `FileNotFoundError`."""
         return self.path(cid).read_bytes()
+
+    def state(self, cid: Cid) -> tuple[int, int] | None:
+        """(length, time of the last change in ns), or None when the file is gone."""
+        try:
+            found = self.path(cid).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_size, found.st_mtime_ns
 
     def remove(self, cid: Cid) -> None:
         self.path(cid).unlink(missing_ok=True)
@@ -97,11 +110,3 @@ class ChunkFiles:
                     yield Cid.parse(path.name)
                 except UsageError:
                     continue
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,6 @@
-"""The SQLite index: migrations, and one connection behind one lock.
+"""The SQLite index: migrations, one connection that writes and one that reads, each behind its lock.
+
+With the write-ahead log a reader sees the last committed state and waits for no writer.
 
 Rows are written after the files they speak of, and deleted before them, so a crash leaves at worst a
 file that nobody lists.
@@ -49,11 +51,10 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
-        self._db.row_factory = sqlite3.Row
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
-            self._db.execute(f"PRAGMA {pragma}")
+        self._db = _connect(path)
         self._migrate(path)
+        self._reading = threading.Lock()
+        self._reader = _connect(path)
 
     def _migrate(self, path: Path) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -79,9 +80,19 @@ class Index:
             self._db.execute("COMMIT")
 
     def rows(self, query: str, *arguments: object) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._db.execute(query, arguments).fetchall()
+        """What is committed.  Inside a `transaction`, read through its own connection instead."""
+        with self._reading:
+            return self._reader.execute(query, arguments).fetchall()
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, self._reading:
+            self._reader.close()
             self._db.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+    db.row_factory = sqlite3.Row
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
+        db.execute(f"PRAGMA {pragma}")
+    return db

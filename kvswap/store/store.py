@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ from kvswap.core.errors import IntegrityError, NotFound, StoreFull, StoreLocked
 from kvswap.core.ids import Cid
 from kvswap.store.files import ChunkFiles
 from kvswap.store.index import Index
+
+_CHECKED_KEPT = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Store:
         self._files.clear_temporary()
         self._index = Index(root / "index.sqlite3")
         self._leases: Counter[Cid] = Counter()
+        self._checked: OrderedDict[Cid, tuple[int, int]] = OrderedDict()
         self._guard = threading.RLock()
         self._reserved = 0  # bytes of writes under way
         (row,) = self._index.rows("SELECT COALESCE(SUM(length), 0) AS total FROM chunks")
@@ -175,14 +178,21 @@ class Store:
         return [c for c in wanted if c.digest not in have]
 
     def get_chunk(self, cid: Cid) -> bytes:
-        """The bytes, checked.  Raises `NotFound`, or `IntegrityError` after setting a bad file aside."""
+        """The bytes, checked.  Raises `NotFound`, or `IntegrityError` after setting a bad file aside.
+
+        A file that was found right is hashed again only when its length or time of change is another:
+        a chunk that many peers ask for is hashed once, not once for each.  Readers hash all the same.
+        """
         if not self.has_chunk(cid):
             raise NotFound(f"chunk {cid} is not in the store")
+        state = self._files.state(cid)
         try:
             data = self._files.read(cid)
         except FileNotFoundError:
             self._forget(cid)
             raise NotFound(f"chunk {cid} is listed but its file is gone", cause="somebody deleted it") from None
+        if self._checked.get(cid) == state and state is not None and len(data) == state[0]:
+            return data
         if Cid.of(data) != cid:
             self._forget(cid)
             self._files.set_aside(cid)
@@ -191,6 +201,11 @@ class Store:
                 cause="the disk, or somebody, changed the file",
                 hint="kvswap fetch it again",
             )
+        with self._guard:
+            if state is not None:
+                self._checked[cid] = state
+            while len(self._checked) > _CHECKED_KEPT:
+                self._checked.popitem(last=False)
         return data
 
     @property

@@ -39,7 +39,7 @@ class Uploads:
 
     async def take(self, peer: str, cid: Cid) -> tuple[bytes, int]:
         """The bytes and the room they take, until `give_back`."""
-        size = await asyncio.to_thread(self._store.chunk_length, cid)
+        size = self._store.chunk_length(cid)  # one look-up in memory-mapped pages: not worth a thread
         await self._room.acquire(peer, size)
         try:
             with self._store.lease([cid]):

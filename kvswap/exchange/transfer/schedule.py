@@ -5,7 +5,7 @@ the chunk that fewest peers have (BitTorrent's rarest first: it spreads what onl
 ties by lot, so that readers who start together do not all ask for the same.
 
 *Whom*: a peer may hold some chunks in flight: enough to keep it busy for `_BUSY_SECONDS` at the rate
-it showed, never more than the cap.  A peer whose rate is not known gets one.  And it is given a chunk
+it showed, never more than the cap.  A peer whose rate is not known gets two.  And it is given a chunk
 only if it would be done with it by the time that all peers together will be done, so a slow one is
 not left holding the last chunks.
 
@@ -28,7 +28,8 @@ _MEASURE_SECONDS = 0.25  # shortest interval a rate is taken over
 _SILENT_SECONDS = 1.5  # without a byte: counted as stopped
 _HEDGE_GAIN = 1.5  # the other must be expected to need so much longer
 _HEDGE_MARGIN_SECONDS = 0.1
-_HEDGE_SHARE = 0.1  # of all bytes, at most, are asked for twice for slowness alone
+_HEDGE_SHARE = 0.1  # of all bytes, and a few more, at most, are asked for twice for slowness alone
+_HEDGE_BYTES = 8 << 20
 _SLACK_SECONDS = 0.25
 _MOST_FLIGHTS = 8
 
@@ -150,7 +151,7 @@ class Schedule:
 
     def _window(self, known: _Peer) -> int:
         if known.rate is None:
-            return 1 if known.given == 0 else 4
+            return 2 if known.given == 0 else 4
         mean = self._total / max(1, len(self._chunks))
         return max(1, min(LIMITS.chunks_per_peer, 1 + int(known.rate * _BUSY_SECONDS / mean)))
 
@@ -198,7 +199,7 @@ class Schedule:
             silent = not living
             if len(living) > 1 or len(chunk.flights) > _MOST_FLIGHTS:
                 continue
-            if not silent and self._hedged > _HEDGE_SHARE * self._total:
+            if not silent and self._hedged > _HEDGE_SHARE * self._total + _HEDGE_BYTES:
                 continue
             need = 1e9 if silent else self._expected(living[0][0], chunk, living[0][1], now)
             mine = chunk.length / known.rate if known.rate else (0.0 if silent else float("inf"))

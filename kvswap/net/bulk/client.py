@@ -117,8 +117,10 @@ class _Connection:
         sock.settimeout(LIMITS.stall_seconds)
         have = told = 0
         told_at = time.monotonic()
+        receive = response.fp.readinto1  # first what came along with the headers, then from the socket itself
         while have < len(into):
-            size = response.fp.readinto1(into[have:])
+            size = receive(into[have:])
+            receive = sock.recv_into
             if not size:
                 raise PeerError(f"{peer}: chunk {cid} ended after {have} of {len(into)} bytes")
             have += size
