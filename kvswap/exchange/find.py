@@ -18,7 +18,6 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node, document_key
 from kvswap.net import PeerAddress, messages
-from kvswap.net.client import session
 
 _GRACE_SECONDS = 0.15
 _POLL_SECONDS = 0.1
@@ -131,10 +130,11 @@ class _Lookup:
     async def _ask(self, address: PeerAddress) -> None:
         peer = address.peer
         try:
-            await self._transport.connect(address)
-            async with asyncio.timeout(LIMITS.lookup_seconds), session(self._transport, peer) as talk:
+            if peer not in self._transport.connected():
+                await self._transport.connect(address)
+            async with asyncio.timeout(LIMITS.lookup_seconds):
                 began = time.perf_counter()
-                reply = await talk.ask(self._query, messages.FindReply)
+                reply = await self._node.ask(address, self._query, messages.FindReply)
                 self._node.calibration.add_latency(peer, time.perf_counter() - began)
                 self._node.record(peer).publisher = reply.publisher
         except (KvswapError, TimeoutError) as error:

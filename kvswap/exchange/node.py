@@ -7,9 +7,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kvswap.core.errors import KvswapError, MalformedMessage, UsageError
+from kvswap.core.errors import KvswapError, MalformedMessage, P2pDown, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
@@ -24,10 +24,12 @@ from kvswap.exchange.serving.uploads import Uploads
 from kvswap.exchange.transfer.buffers import Buffers
 from kvswap.net import Announcement, PeerAddress, Transport, messages
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
+from kvswap.net.client import Sessions
 from kvswap.net.server import Server
 from kvswap.store import Ledger, PeerRecord, Store
 from kvswap.trust import Key, PolicyFile, load_or_create
 
+T = TypeVar("T")
 AGENT = f"kvswap/{__version__}"
 _REFERRALS_KEPT = 4_096
 _ANNOUNCED_PER_ROUND = 64
@@ -63,6 +65,7 @@ class Node:
         self.problems: dict[str, str] = {}  # what is degraded, by part
         # fetching
         self.buffers = Buffers()
+        self.sessions = Sessions(transport) if transport is not None else None
         self.bulk = BulkClient()
         self.without_bulk: dict[str, float] = {}  # peers whose HTTPS port was not reached, until when (monotonic)
         self.catalogues = Catalogues()
@@ -121,6 +124,12 @@ class Node:
         """Keep the block times of a prefill just done: [tokens before, tokens, microseconds] from the model process."""
         seconds = [(before, tokens, micros / 1e6) for before, tokens, micros in samples]
         self.calibration.add_prefill(choice.calibration_key, seconds)
+
+    async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> T:
+        """One request to a peer and its answer.  Raises `NotFound` or `PeerError`."""
+        if self.sessions is None:
+            raise P2pDown("this node takes no part in the network", hint="kvswap status")
+        return await self.sessions.ask(address, request, kind)
 
     @property
     def p2p(self) -> bool:
@@ -185,6 +194,8 @@ class Node:
         if self._bulk_server is not None:
             await self._bulk_server.stop()
         await self.bulk.close()
+        if self.sessions is not None:
+            await self.sessions.close()
         if self.transport is not None:
             await self.transport.stop()
         self.calibration.save()

@@ -22,8 +22,7 @@ from kvswap.exchange.plan import plan_chunks
 from kvswap.exchange.publish import Progress, list_artifact, silent
 from kvswap.exchange.resolve import Wanted, judge_envelope, manifest_from
 from kvswap.exchange.transfer.engine import Transfer
-from kvswap.net import messages
-from kvswap.net.client import session
+from kvswap.net import PeerAddress, messages
 from kvswap.trust import Statement
 
 _CATALOGUE_SECONDS = 2.0
@@ -122,10 +121,9 @@ async def _refresh_catalogues(node: Node) -> None:
 
 
 async def _pull(node: Node, peer: str) -> None:
-    assert node.transport is not None  # noqa: S101 - the caller checked
     try:
-        async with asyncio.timeout(_CATALOGUE_SECONDS), session(node.transport, peer) as talk:
+        async with asyncio.timeout(_CATALOGUE_SECONDS):
             ask = messages.GetCatalogue(node.catalogues.version(peer))
-            node.catalogues.put(peer, await talk.ask(ask, messages.CatalogueReply))
+            node.catalogues.put(peer, await node.ask(PeerAddress(peer), ask, messages.CatalogueReply))
     except (KvswapError, TimeoutError) as error:
         node.failed(peer, str(error) or "no catalogue in time")

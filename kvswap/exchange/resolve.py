@@ -17,8 +17,7 @@ from kvswap.core.ids import Cid
 from kvswap.exchange.find import Offer, find
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
-from kvswap.net import messages
-from kvswap.net.client import session
+from kvswap.net import PeerAddress, messages
 from kvswap.trust import Statement, require_trust, verify_envelope
 
 
@@ -130,12 +129,10 @@ async def manifest_from(node: Node, artifact: str, peers: list[str]) -> bytes:
     stored = await asyncio.to_thread(node.store.envelope, artifact)
     if stored is not None:
         return stored
-    assert node.transport is not None  # noqa: S101 - offers came through it
     failure: KvswapError = NotFound(f"nobody gives the manifest of {artifact}")
     for peer in peers:
         try:
-            async with session(node.transport, peer) as talk:
-                return await talk.ask(messages.GetManifest(artifact), bytes)
+            return await node.ask(PeerAddress(peer), messages.GetManifest(artifact), bytes)
         except KvswapError as error:
             node.failed(peer, error.message)
             failure = error

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from kvswap.core.errors import NetworkTimeout, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.net import messages
-from kvswap.net.transport import Stream, Transport
+from kvswap.net.transport import PeerAddress, Stream, Transport
 
 T = TypeVar("T")
+_IDLE_PER_PEER = 2
+_IDLE = 64
 
 
 class Session:
@@ -38,6 +44,82 @@ class Session:
         """One chunk, whose signed wire length is `length`."""
         await self.send(messages.GetChunk(cid))
         return await self.answer(bytes, limit=length + 256, seconds=LIMITS.chunk_seconds)
+
+
+class Sessions:
+    """Streams kept open between requests: opening one costs more round trips than asking on it.
+
+    A stream that the other side has closed meanwhile shows at the next request, which then goes over
+    a fresh one; so a request may reach the peer twice, and must mean the same both times.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._idle: OrderedDict[tuple[str, int], tuple[Stream, float]] = OrderedDict()
+        self._closing: set[asyncio.Future[None]] = set()
+
+    async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> T:
+        """One request and its answer.  Raises `NotFound` or `PeerError`."""
+        stream, frame = await self._exchange(address, request)
+        self._give(stream)
+        return messages.decode_response(frame, kind)
+
+    async def begin(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> tuple[Session, T]:
+        """The same, and the stream is the caller's from then on."""
+        stream, frame = await self._exchange(address, request)
+        try:
+            return Session(stream), messages.decode_response(frame, kind)
+        except BaseException:
+            self._give(stream)
+            raise
+
+    async def _exchange(self, address: PeerAddress, request: messages.Request) -> tuple[Stream, bytes]:
+        data = messages.encode_request(request)
+        while True:
+            stream = self._take(address.peer)
+            reused = stream is not None
+            if stream is None:
+                if address.peer not in self._transport.connected():
+                    await self._transport.connect(address)
+                stream = await self._transport.open(address.peer)
+            try:
+                await stream.send(data, LIMITS.request_seconds)
+                return stream, await stream.receive(LIMITS.message_bytes, LIMITS.request_seconds)
+            except PeerError as error:
+                await stream.reset()
+                if not reused or isinstance(error, NetworkTimeout):
+                    raise
+            except BaseException:
+                await stream.reset()
+                raise
+
+    def _take(self, peer: str) -> Stream | None:
+        oldest = time.monotonic() - LIMITS.idle_stream_seconds / 2
+        for name in [n for n in self._idle if n[0] == peer]:
+            stream, since = self._idle.pop(name)
+            if since > oldest:
+                return stream
+            self._drop(stream)
+        return None
+
+    def _give(self, stream: Stream) -> None:
+        self._idle[stream.peer, id(stream)] = (stream, time.monotonic())
+        mine = [n for n in self._idle if n[0] == stream.peer]
+        surplus = mine[:-_IDLE_PER_PEER] + list(self._idle)[: max(0, len(self._idle) - _IDLE)]
+        for name in dict.fromkeys(surplus):
+            self._drop(self._idle.pop(name)[0])
+
+    def _drop(self, stream: Stream) -> None:
+        task = asyncio.ensure_future(stream.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close what is idle."""
+        for stream, _ in self._idle.values():
+            self._drop(stream)
+        self._idle.clear()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from functools import partial
 from typing import Any
 
-from kvswap.core.errors import NotFound, PeerBusy, UsageError
+from kvswap.core.errors import KvswapError, NotFound, PeerBusy, UsageError
 from kvswap.core.ids import Cid, parse_document
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import AGENT, Node
@@ -83,15 +84,20 @@ def _others(node: Node, peer: str, artifact: str) -> list[messages.Provider]:
 
 
 def _have(node: Node, artifact: str) -> bytes:
-    name = str(Cid.parse(artifact))
-    cids = node.chunk_lists.get(name)
-    if cids is None:
-        cids = [c.id for c in read_statement(_envelope(node, artifact)).manifest.chunks]
-        node.chunk_lists[name] = cids
-        while len(node.chunk_lists) > _LISTS_KEPT:
-            node.chunk_lists.pop(next(iter(node.chunk_lists)))
+    cids = _chunk_list(node, str(Cid.parse(artifact)))
     missing = set(node.store.missing(cids))
     return bitmap([c not in missing for c in cids])
+
+
+def _chunk_list(node: Node, artifact: str) -> list[Cid]:
+    """The chunks of an artifact in the manifest's order; kept, because readers ask again and again."""
+    cids = node.chunk_lists.get(artifact)
+    if cids is None:
+        cids = [c.id for c in read_statement(_envelope(node, artifact)).manifest.chunks]
+        node.chunk_lists[artifact] = cids
+        while len(node.chunk_lists) > _LISTS_KEPT:
+            node.chunk_lists.pop(next(iter(node.chunk_lists)))
+    return cids
 
 
 _LISTS_KEPT = 32
@@ -112,10 +118,18 @@ async def _find(node: Node, request: messages.Find) -> messages.FindReply:
     pairs = _fresh(pairs)
     fitting = next((row.id for row, _ in pairs if row.model == request.model and row.dtype == request.dtype), None)
     envelope = await asyncio.to_thread(node.store.envelope, fitting) if fitting else None
+    if len(pairs) == 1 and request.chain is None:
+        node.spawn(_prepare(node, pairs[0][0].id))
     if envelope is not None and len(envelope) > LIMITS.inline_envelope_bytes:
         envelope = None
     found = [_found(row, blocks, envelope if row.id == fitting else None) for row, blocks in pairs]
     return messages.FindReply(AGENT, str(node.publisher.peer_id), found, providers[: LIMITS.find_results])
+
+
+async def _prepare(node: Node, artifact: str) -> None:
+    """Who asked for one artifact is going to join it: have its chunks ready."""
+    with contextlib.suppress(KvswapError):
+        await asyncio.to_thread(_chunk_list, node, artifact)
 
 
 def _fresh(pairs: list[tuple[ArtifactRow, int]]) -> list[tuple[ArtifactRow, int]]:

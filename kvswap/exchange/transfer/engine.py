@@ -275,6 +275,7 @@ class Transfer:
                     return  # another peer was faster
                 for loser in losers:
                     self._flights[loser, number].cancel()
+                self._notify()  # the link is free again, while this one is checked and written
                 await _whole(self.node.store.put_chunk, view, ref.id, memory)
                 stored = True
         except NotFound:

@@ -48,23 +48,17 @@ class Source:
 
     async def open(self, address: PeerAddress) -> None:
         """Connect and join.  Raises `PeerError`, `NotFound`, `IntegrityError` for a forged record."""
-        await self._transport.connect(address)
-        await self._join()
+        await self._join(address)
 
-    async def _join(self) -> None:
+    async def _join(self, address: PeerAddress) -> None:
+        assert self._node.sessions is not None  # noqa: S101 - there is a transport
         if self._control is not None:
             await self._control.stream.reset()
             self._control = None
-        stream = await self._transport.open(self.peer)
-        control = Session(stream)
         bulk = self._node.settings.bulk and self._node.without_bulk.get(self.peer, 0.0) < time.monotonic()
         me = messages.Provider(self._transport.peer, self._transport.addresses()[:8])
-        try:
-            reply = await control.ask(messages.Join(self._artifact, me, bulk), messages.JoinReply)
-        except BaseException:
-            await stream.reset()
-            raise
-        self._control = control
+        join = messages.Join(self._artifact, me, bulk)
+        self._control, reply = await self._node.sessions.begin(address, join, messages.JoinReply)
         self._target = self._aim(reply.grant)
         self._heard(reply.have, reply.peers)
 
@@ -116,7 +110,7 @@ class Source:
     async def _renew(self, refused: BulkTarget) -> None:
         async with self._asking:
             if self._target is refused:  # others may have renewed it meanwhile
-                await self._join()
+                await self._join(PeerAddress(self.peer))
 
     async def _streamed(self, cid: Cid, into: memoryview, on_bytes: OnBytes) -> None:
         stream = self._idle.pop() if self._idle else await self._transport.open(self.peer)
