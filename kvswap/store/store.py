@@ -10,6 +10,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -29,6 +30,10 @@ from kvswap.store.files import ChunkFiles
 from kvswap.store.index import Index
 
 _CHECKED_KEPT = 65_536
+_WATERMARK = 0.9  # of the quota: what a collection for want of room leaves at most
+_BATCH = 500
+_UNOWNED = "NOT EXISTS (SELECT 1 FROM artifact_chunks a WHERE a.cid = c.cid)"
+_ORPHANS = f"SELECT cid, length FROM chunks c WHERE {_UNOWNED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ class Store:
         self._leases: Counter[Cid] = Counter()
         self._checked: OrderedDict[Cid, tuple[int, int]] = OrderedDict()
         self._guard = threading.RLock()
+        self._collecting = threading.Lock()
         self._reserved = 0  # bytes of writes under way
         (row,) = self._index.rows("SELECT COALESCE(SUM(length), 0) AS total FROM chunks")
         self._used = int(row["total"])
@@ -346,45 +352,64 @@ class Store:
     # -- keeping house ---------------------------------------------------------------------------
 
     def collect(self, target_bytes: int | None = None) -> int:
-        """Remove orphans, then least recently used unpinned artifacts until `target_bytes` hold.
+        """Remove orphans, then unpinned artifacts until at most `target_bytes` are used.
 
-        Returns the bytes freed.  Without a target only orphans go.
+        What has expired goes first, then what was used longest ago.  Returns the bytes freed.  Without a
+        target only orphans go.  In short steps: whoever wants a lease or a write meanwhile waits for one.
         """
-        with self._guard:
+        with self._collecting:
             before = self._used
-            self._drop_orphans()
+            self._drop(self._index.rows(_ORPHANS))
             if target_bytes is not None:
-                victims = self._index.rows("SELECT id FROM artifacts WHERE pinned = 0 ORDER BY used")
-                for victim in victims:
+                query = "SELECT id FROM artifacts WHERE pinned = 0 ORDER BY expires > ?, used"
+                for victim in self._index.rows(query, time.time()):
                     if self._used <= target_bytes:
                         break
-                    if self._leased(victim["id"]):
-                        continue
-                    self.remove(victim["id"])
-                    self._drop_orphans()
+                    self._evict(victim["id"])
             return before - self._used
 
-    def _leased(self, artifact: str) -> bool:
-        rows = self._index.rows("SELECT cid FROM artifact_chunks WHERE artifact = ?", artifact)
-        return any(self._leases[Cid(bytes(r["cid"]))] > 0 for r in rows)
+    def _evict(self, artifact: str) -> None:
+        """Remove an artifact and the chunks that nobody else has, unless one of them is in use."""
+        query = "SELECT cid FROM artifact_chunks WHERE artifact = ?"
+        with self._guard:
+            rows = self._index.rows(query, artifact)
+            if any(self._leases[Cid(bytes(r["cid"]))] > 0 for r in rows):
+                return
+            with contextlib.suppress(NotFound):  # removed by hand in the same moment
+                self.remove(artifact)
+        alone: list[sqlite3.Row] = []
+        for start in range(0, len(rows), _BATCH):
+            piece = [bytes(r["cid"]) for r in rows[start : start + _BATCH]]
+            marks = ",".join("?" * len(piece))
+            alone += self._index.rows(f"{_ORPHANS} AND cid IN ({marks})", *piece)
+        self._drop(alone)
 
-    def _drop_orphans(self) -> None:
-        rows = self._index.rows(
-            "SELECT cid, length FROM chunks c WHERE NOT EXISTS (SELECT 1 FROM artifact_chunks a WHERE a.cid = c.cid)"
-        )
-        doomed = [(Cid(bytes(r["cid"])), int(r["length"])) for r in rows]
-        doomed = [(cid, length) for cid, length in doomed if self._leases[cid] <= 0]
-        with self._index.transaction() as db:
-            db.executemany("DELETE FROM chunks WHERE cid = ?", [(cid.digest,) for cid, _ in doomed])
-        for cid, length in doomed:
-            self._files.remove(cid)
-            self._used -= length
+    def _drop(self, rows: Sequence[sqlite3.Row]) -> None:
+        """Unlist and delete orphans that are not in use."""
+        for start in range(0, len(rows), _BATCH):
+            with self._guard:
+                piece = [(Cid(bytes(r["cid"])), int(r["length"])) for r in rows[start : start + _BATCH]]
+                piece = [(cid, length) for cid, length in piece if self._leases[cid] <= 0]
+                with self._index.transaction() as db:
+                    gone = [
+                        (cid, length)
+                        for cid, length in piece
+                        # an artifact may have taken it since the rows were read
+                        if db.execute(f"DELETE FROM chunks AS c WHERE cid = ? AND {_UNOWNED}", (cid.digest,)).rowcount
+                    ]
+                for cid, length in gone:
+                    self._files.remove(cid)
+                    self._checked.pop(cid, None)
+                    self._used -= length
 
     def _reserve(self, size: int) -> None:
         """Take room before writing: several writers at once must not overshoot together."""
         with self._guard:
-            if self._used + self._reserved + size > self._quota:
-                self.collect(max(0, self._quota - self._reserved - size))
+            room = self._used + self._reserved + size <= self._quota
+        if not room:
+            # Below the quota by a margin, so that not every chunk that follows collects again.
+            self.collect(max(0, int(_WATERMARK * self._quota) - self._reserved - size))
+        with self._guard:
             if self._used + self._reserved + size > self._quota:
                 raise StoreFull(
                     f"no room for {size} bytes: {self._used} of {self._quota} are used by what is pinned or in use",

@@ -4,6 +4,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -157,6 +158,63 @@ def test_the_quota_holds_and_loses_nothing(tmp_path: Path) -> None:
     with store.lease(made.chunks), pytest.raises(StoreFull):
         put(store, made)
     assert store.used_bytes <= 1000
+
+
+def test_for_want_of_room_it_collects_to_a_watermark_the_expired_first(tmp_path: Path) -> None:
+    """Not a little for each chunk that comes, and never what is pinned or in use."""
+    made = [make_artifact(seed=n, text=b"%d" % n) for n in range(20)]
+    each = sum(map(len, made[0].chunks.values()))
+    store = Store.open(tmp_path, quota_bytes=21 * each)
+    expired = make_artifact(seed=50, text=b"expired", now=1_700_000_000)
+    for one in made[:19]:
+        put(store, one)
+    put(store, expired)
+    store.touch(expired.id)  # used last, and of no use
+    store.pin(made[0].id, True)
+    with store.lease(made[1].chunks):
+        put(store, make_artifact(seed=60, text=b"more", tokens=42))
+    left = {row.id for row in store.artifacts()}
+    assert store.used_bytes <= 0.9 * store.quota_bytes
+    assert {made[0].id, made[1].id, made[18].id} <= left and not {expired.id, made[2].id} & left
+    assert store.verify().clean
+
+
+def test_collecting_beside_readers_and_writers_takes_nothing_in_use(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, quota_bytes=10**9)
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def work(number: int) -> None:
+        try:
+            for round_ in range(12):
+                made = make_artifact(seed=number * 100 + round_, text=b"%d %d" % (number, round_))
+                with store.lease(made.chunks):
+                    put(store, made)
+                    for cid, data in made.chunks.items():
+                        assert store.get_chunk(cid) == data
+                    assert store.get_artifact(made.id) is not None
+        except BaseException as error:
+            errors.append(error)
+
+    def collect() -> None:
+        try:
+            while not stop.is_set():
+                store.collect(0)
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    collector = threading.Thread(target=collect)
+    for thread in [*workers, collector]:
+        thread.start()
+    for thread in workers:
+        thread.join()
+    stop.set()
+    collector.join()
+    assert errors == []
+    store.collect(0)
+    assert store.used_bytes == 0 and store.artifacts() == []
+    assert list((tmp_path / "chunks").rglob("bafkr4i*")) == []
 
 
 def test_a_full_disk_is_store_full_and_leaves_no_trace(tmp_path: Path) -> None:
