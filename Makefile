@@ -6,12 +6,13 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint setup model bench clean help
+.PHONY: demo test test-faults lint setup model bench clean help
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
-	@echo "make test   linters, types, and all tests"
-	@echo "make bench  the figures of the README (about 10 minutes)"
+	@echo "make test   linters, types, and the tests (about 10 minutes)"
+	@echo "make test-faults  peers that lie, freeze, die and flood (about 7 minutes)"
+	@echo "make bench  the figures of the README (about 30 minutes; bench_swarm needs Linux and root)"
 	@echo "make clean  remove the virtual environment and the demo's homes"
 
 setup: $(VENV)/.ready
@@ -37,7 +38,10 @@ lint: setup
 	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
 
 test: setup lint model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
+
+test-faults: setup
+	$(BIN)/python -m pytest -m faults tests/swarm
 
 bench: setup model
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -50,6 +50,11 @@ class Limits:
     chunk_seconds: float = 60.0  # the whole of one chunk over a libp2p stream
     lookup_seconds: float = 5.0
     idle_stream_seconds: float = 120.0
+    # relaying, where a node is told to
+    relay_seconds: float = 3_600.0  # of one circuit
+    relay_bytes: int = 1 << 30
+    relay_circuits: int = 32
+    relay_reservations: int = 128
     # fetching
     peers_per_transfer: int = 16
     chunks_per_peer: int = 4  # one peer: chunks in flight

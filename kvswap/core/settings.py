@@ -55,6 +55,8 @@ class Settings:
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     bootstrap: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()  # multiaddrs of relays through which this node can be reached
+    relay: bool = False  # relay for others
     mdns: bool = True
     p2p: bool = True
     bulk: bool = True  # serve and fetch chunks over HTTPS; without it over libp2p streams only

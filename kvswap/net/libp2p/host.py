@@ -42,6 +42,7 @@ from libp2p.tools.anyio_service import background_trio_service
 
 from kvswap.core.errors import NetworkTimeout, P2pDown, PeerError
 from kvswap.core.limits import LIMITS
+from kvswap.net.libp2p.relay import Relays, is_circuit, is_relayed
 from kvswap.net.messages import PROTOCOL, TOPIC
 from kvswap.net.transport import PeerAddress, StreamClosed
 
@@ -70,6 +71,8 @@ class TrioHost:
         listen: tuple[str, ...],
         announce: tuple[str, ...],
         mdns: bool,
+        relays: tuple[str, ...],
+        relay: bool,
         on_stream: Callable[[Any, str], None],
         on_gossip: Callable[[str, bytes], None],
     ) -> None:
@@ -91,6 +94,8 @@ class TrioHost:
             disable_identify_address_discovery=True,
         )
         self.host.set_stream_handler(TProtocol(PROTOCOL), self._handle_stream)
+        self._relays = Relays(self.host, self._connect, relays, relay)
+        self._wants_relays = bool(relays)
         self.dht = KadDHT(self.host, DHTMode.SERVER, enable_values=False)
         self._gossip = GossipSub(
             protocols=[_GOSSIP], degree=6, degree_low=3, degree_high=12, heartbeat_interval=1, time_to_live=60
@@ -108,6 +113,7 @@ class TrioHost:
             background_trio_service(self.dht),
             background_trio_service(self.pubsub),
             background_trio_service(self._gossip),
+            background_trio_service(self._relays.service),
             trio.open_nursery() as nursery,
         ):
             if self._listen and not self.host.get_transport_addrs():  # py-libp2p only logs it
@@ -118,7 +124,9 @@ class TrioHost:
             nursery.start_soon(self._read_gossip, subscription)
             nursery.start_soon(self._dial_discovered)
             nursery.start_soon(self._keep_routing_table)
-            if self._mdns_wanted:
+            if self._wants_relays:
+                nursery.start_soon(self._relays.keep_reserved)
+            if self._mdns_wanted and self._listen:
                 nursery.start_soon(self._run_mdns)
             ready()
             await trio.sleep_forever()
@@ -191,7 +199,7 @@ class TrioHost:
     # -- called through the bridge -----------------------------------------------------------------
 
     def addresses(self) -> list[str]:
-        return [str(a) for a in self.host.get_addrs()]
+        return [str(a) for a in self.host.get_addrs()] + self._relays.addresses()
 
     def connected(self) -> list[str]:
         return [str(p) for p in self.host.get_connected_peers()]
@@ -200,12 +208,14 @@ class TrioHost:
         """The IP address of the direct connection to a peer, if there is one."""
         for connection in self.host.get_network().get_connections(ID.from_string(peer)):
             remote = connection.muxed_conn.get_remote_address()
-            if remote is not None:
+            if remote is not None and not is_relayed(connection):
                 with contextlib.suppress(ValueError):
                     return str(ipaddress.ip_address(remote[0]))
         return None
 
     async def _connect(self, info: PeerInfo) -> None:
+        # py-libp2p refuses for a minute to dial whom it failed to reach; how long to wait is ours to decide.
+        self.host.get_network().unblock_peer(info.peer_id)
         await self.host.connect(info)
         self._remember(info)
         await self.dht.add_peer(info.peer_id, skip_server_mode_check=True)
@@ -221,14 +231,29 @@ class TrioHost:
         if peer in self.host.get_connected_peers():
             return
         known = self._known.get(address.peer)
-        addresses = [_transport_part(a) for a in address.addresses[:8]] or (list(known.addrs) if known else [])
+        circuits = [a for a in address.addresses[:8] if is_circuit(a)]
+        plain = [_transport_part(a) for a in address.addresses[:8] if not is_circuit(a)]
+        addresses = plain or (list(known.addrs) if known and not circuits else [])
         if not addresses:
             addresses = (
                 list(self.host.get_peerstore().addrs(peer)) if peer in self.host.get_peerstore().peer_ids() else []
             )
-        if not addresses:
+        if addresses and await self._tried(PeerInfo(peer, addresses), last=not circuits):
+            return
+        if not circuits:
             raise PeerError(f"no address of {address.peer} is known")
-        await self._connect(PeerInfo(peer, addresses))
+        await self._relays.dial(peer, circuits)
+
+    async def _tried(self, info: PeerInfo, last: bool) -> bool:
+        """Dial directly; a failure is raised only when nothing else is left to try."""
+        try:
+            with trio.fail_after(math.inf if last else LIMITS.dial_seconds / 3):
+                await self._connect(info)
+        except Exception:
+            if last:
+                raise
+            return False
+        return True
 
     async def open(self, peer: str) -> Any:
         await self.connect(PeerAddress(peer))

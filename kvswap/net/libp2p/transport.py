@@ -83,6 +83,8 @@ class Libp2pTransport:
                 self._settings.listen,
                 self._settings.announce,
                 self._settings.mdns,
+                self._settings.relays,
+                self._settings.relay,
                 lambda raw, peer: self._bridge.to_loop(self._accept, raw, peer),
                 lambda origin, data: self._bridge.to_loop(on_announcement, Announcement(origin, data)),
             )

@@ -1,0 +1,108 @@
+"""Reaching nodes behind NAT: circuit relay v2 (https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md).
+
+A node that cannot be dialled keeps a reservation at a relay and says that it is reachable there:
+`<relay>/p2p-circuit/p2p/<node>`.  Whoever dials that address gets an end-to-end Noise connection
+through the relay, which sees neither keys nor bytes.  What py-libp2p 0.8.1 really does of this, and
+of hole punching, is told in `docs/reach.md`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import multiaddr
+import trio
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo, info_from_p2p_addr
+from libp2p.relay.circuit_v2 import PROTOCOL_ID, CircuitV2Protocol, CircuitV2Transport, RelayLimits
+from libp2p.relay.circuit_v2.config import RelayConfig, RelayRole
+
+from kvswap.core.errors import PeerError
+from kvswap.core.limits import LIMITS
+
+_CIRCUIT = "/p2p-circuit"
+_CHECK_SECONDS = 5.0
+_RENEW_SECONDS = 600.0
+
+
+def is_circuit(address: str) -> bool:
+    """Whether an address leads through a relay."""
+    return _CIRCUIT in address
+
+
+class Relays:
+    """This node's reservations, its dialling through relays, and - where it is asked to - its own relaying."""
+
+    def __init__(
+        self, host: Any, connect: Callable[[PeerInfo], Awaitable[None]], relays: tuple[str, ...], serve: bool
+    ) -> None:
+        self._host = host
+        self._connect = connect
+        self._relays = relays
+        limits = RelayLimits(
+            duration=int(LIMITS.relay_seconds),
+            data=LIMITS.relay_bytes,
+            max_circuit_conns=LIMITS.relay_circuits,
+            max_reservations=LIMITS.relay_reservations,
+        )
+        self.service = CircuitV2Protocol(host, limits=limits, allow_hop=serve)
+        roles = RelayRole.STOP | RelayRole.CLIENT | (RelayRole.HOP if serve else RelayRole(0))
+        self._transport = CircuitV2Transport(host, self.service, RelayConfig(roles=roles, limits=limits))
+        self._reserved: dict[str, float] = {}  # relay address -> when
+
+    def addresses(self) -> list[str]:
+        """Where this node is reachable through its relays."""
+        return [f"{relay}{_CIRCUIT}/p2p/{self._host.get_id()}" for relay in self._reserved]
+
+    async def keep_reserved(self) -> None:
+        """Hold a reservation at every relay, for ever."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                for relay in self._relays:
+                    try:
+                        with trio.fail_after(LIMITS.dial_seconds):
+                            await self._reserve(relay, nursery)
+                    except Exception as error:  # noqa: BLE001 - tried again in a moment, whatever it was
+                        logging.getLogger("kvswap.net").warning("no reservation at %s: %r", relay, error)
+                await trio.sleep(_CHECK_SECONDS)
+
+    async def _reserve(self, relay: str, nursery: trio.Nursery) -> None:
+        info = info_from_p2p_addr(multiaddr.Multiaddr(relay))
+        connected = info.peer_id in self._host.get_connected_peers()
+        since = self._reserved.get(relay)
+        if connected and since is not None and trio.current_time() - since < _RENEW_SECONDS:
+            return
+        self._reserved.pop(relay, None)
+        if not connected:
+            await self._connect(info)
+        stream = await self._host.new_stream(info.peer_id, [TProtocol(PROTOCOL_ID)])
+        try:
+            if await self._transport.reserve(stream, info.peer_id, nursery):
+                self._reserved[relay] = trio.current_time()
+            else:
+                logging.getLogger("kvswap.net").warning("the relay %s gives no reservation", relay)
+        finally:
+            with contextlib.suppress(Exception):
+                await stream.close()
+
+    async def dial(self, peer: ID, addresses: list[str]) -> None:
+        """Connect to a peer through the first relay that works.  Raises `PeerError`."""
+        failure: Exception | None = None
+        for address in addresses:
+            whole = address if address.endswith(f"/p2p/{peer}") else f"{address}/p2p/{peer}"
+            try:
+                await self._transport.dial(multiaddr.Multiaddr(whole))
+                return
+            except Exception as error:  # noqa: BLE001 - any relay may fail in any way
+                failure = error
+        raise PeerError(f"no relay leads to {peer}: {failure!r}") from failure
+
+
+def is_relayed(connection: Any) -> bool:
+    """Whether a connection of the swarm goes through a relay: then its remote address is the relay's."""
+    kind = getattr(connection, "get_connection_type", lambda: None)()
+    return getattr(kind, "name", "") == "RELAYED"
