@@ -2,7 +2,7 @@
 
 Two processes each time, loopback, Noise and Yamux, side by side in one run.  The bare server writes
 1 MiB pieces; ours serves 2 MB frames four ahead; the fetch takes chunks from A's store into B's,
-verified and indexed, by `kvswap fetch`.
+verified and indexed, by `kvswap fetch` without the bulk plane (that one is in `bench_bulk.py`).
 
     python benchmarks/bench_libp2p.py [MB]
 """
@@ -151,43 +151,22 @@ def pair(kind: str) -> tuple[float, float]:
 
 
 def whole_fetch() -> tuple[float, float]:
-    """(MB/s of wire bytes, seconds) of `kvswap fetch --force` between two daemons, look-up included."""
+    """(MB/s of wire bytes, seconds) of `kvswap fetch --force` over libp2p streams alone, look-up included."""
     from kvswap.artifact.manifest import LayerSpec
-    from kvswap.exchange.publish import list_artifact
-    from kvswap.store import Store
-    from kvswap.trust import Key
-    from tests.support import (  # synthetic artifact, real everything else
-        Daemon,
-        key,
-        kvswap,
-        last_json,
-        make_artifact,
-        until,
-    )
+    from tests.support import Daemon, key, kvswap, last_json, make_artifact, stock, until
 
     with tempfile.TemporaryDirectory() as scratch:
         home_a, home_b = Path(scratch) / "a", Path(scratch) / "b"
-        signer: Key = key()
         specs = (LayerSpec(kind="full", heads=3, k_dim=64, v_dim=64),) * 30
-        made = make_artifact(signer, tokens=256 * max(1, MB // 4), block_tokens=256, specs=specs)
-        store = Store.open(home_a / "store")
-        for cid, wire in made.chunks.items():
-            store.put_chunk(wire, cid)
-
-        class Holder:
-            pass
-
-        holder = Holder()
-        holder.store = store  # type: ignore[attr-defined]
-        list_artifact(holder, made.statement)  # type: ignore[arg-type]
-        store.close()
-        none = {"KVSWAP_MODELS": str(Path(scratch) / "none")}
-        a = Daemon(home_a, env=none).start()
-        b = Daemon(home_b, ["--bootstrap", a.address], env=none).start()
+        made = make_artifact(key(), tokens=256 * max(1, MB // 4), block_tokens=256, specs=specs)
+        stock(home_a, made)
+        env = {"KVSWAP_MODELS": str(Path(scratch) / "none"), "KVSWAP_BULK": "false"}
+        a = Daemon(home_a, env=env).start()
+        b = Daemon(home_b, ["--bootstrap", a.address], env=env).start()
         try:
-            b.client.trust_add(str(signer.peer_id))
+            b.client.trust_add(str(key().peer_id))
             until(lambda: b.client.status()["peers"], what="B to meet A")
-            done = kvswap(home_b, "fetch", made.id, "--force", "--json", env=none)
+            done = kvswap(home_b, "fetch", made.id, "--force", "--json", env=env)
             assert done.returncode == 0, done.stderr
             report = last_json(done)
         finally:
@@ -225,7 +204,7 @@ def main() -> None:
                 f"{best['ours'][1]:.1f}",
             ],
             [
-                "`kvswap fetch`, store to store, verified",
+                "`kvswap fetch` over libp2p alone, store to store",
                 f"{fetched:.0f}",
                 f"{fetched / best['bare'][0]:.2f}",
                 f"({took:.1f} s)",
