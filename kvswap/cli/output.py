@@ -84,13 +84,13 @@ class Progress:
         elif kind == "transfer":
             whole = event["bytes"] == event["total_bytes"]
             rate = event["bytes"] / max(event["seconds"], 1e-3) if whole else event["rate"]
-            detail = f"{size(event['bytes'])} of {size(event['total_bytes'])}, {size(rate)}/s"
+            detail = f"{size(event['bytes'] + event['arriving'])} of {size(event['total_bytes'])}, {size(rate)}/s"
             if whole:
                 detail += f" from {len(event['from'])} peer(s)"
             elif event["peers"]:
                 planes = ", ".join(sorted({peer["kind"] for peer in event["peers"]}))
                 detail += f" from {len(event['peers'])} peer(s) over {planes}"
-            self._advance("transfer", event["bytes"], event["total_bytes"], detail)
+            self._advance("transfer", event["bytes"] + event["arriving"], event["total_bytes"], detail)
         elif kind == "found" and event.get("peers"):
             output.note(f"found {event['artifact']} at {len(event['peers'])} peer(s)")
         elif kind == "plan":

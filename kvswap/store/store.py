@@ -134,15 +134,21 @@ class Store:
     def quota_bytes(self) -> int:
         return self._quota
 
-    def put_chunk(self, data: bytes | memoryview, cid: Cid | None = None, owner: mmap.mmap | None = None) -> Cid:
+    def put_chunk(
+        self,
+        data: bytes | memoryview,
+        cid: Cid | None = None,
+        owner: mmap.mmap | None = None,
+        arrived: Cid | None = None,
+    ) -> Cid:
         """Store bytes; `cid`, when given, is what they must be.  Idempotent.
 
-        `owner` is the aligned memory that `data` lies at the beginning of, if it does (`store.direct`).
-
+        `owner` is the aligned memory that `data` lies at the beginning of, if it does (`store.direct`);
+        `arrived` is the id of these very bytes, when the caller has computed it: then they are not hashed again.
         Raises `IntegrityError` before anything is written, `StoreFull` when the quota or the disk
         has no room even after collection.
         """
-        actual = Cid.of(data)
+        actual = Cid.of(data) if arrived is None else arrived
         if cid is not None and actual != cid:
             raise IntegrityError(f"bytes offered as chunk {cid} are {actual}")
         if self.has_chunk(actual):

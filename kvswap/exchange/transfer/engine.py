@@ -269,14 +269,14 @@ class Transfer:
             async with self.node.buffers.lease(ref.length) as memory:
                 on_bytes(0)  # from here on silence counts
                 view = memoryview(memory)[: ref.length]
-                await source.chunk(ref.id, view, on_bytes)
+                arrived = await source.chunk(ref.id, view, on_bytes)
                 losers = self._schedule.received(peer, number)
                 if losers is None:
                     return  # another peer was faster
                 for loser in losers:
                     self._flights[loser, number].cancel()
                 self._notify()  # the link is free again, while this one is checked and written
-                await _whole(self.node.store.put_chunk, view, ref.id, memory)
+                await _whole(self.node.store.put_chunk, view, ref.id, memory, arrived)
                 stored = True
         except NotFound:
             self._schedule.lacks(peer, number)
@@ -328,6 +328,7 @@ class Transfer:
                 "done": len(self._refs) - schedule.left,
                 "chunks": len(self._refs),
                 "bytes": self.received,
+                "arriving": schedule.arriving(),
                 "total_bytes": self.received + schedule.left_bytes,
                 "rate": schedule.total_rate(),
                 "seconds": round(time.monotonic() - self._began, 3),

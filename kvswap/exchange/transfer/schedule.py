@@ -97,6 +97,11 @@ class Schedule:
     def total_rate(self) -> float:
         return sum(p.rate or 0.0 for p in self._peers.values())
 
+    def arriving(self) -> int:
+        """Bytes received of chunks that are not done; of each chunk, from the peer that is furthest."""
+        under_way = (self._chunks[i] for i in self._unfinished if self._chunks[i].flights)
+        return sum(max(f.received for f in chunk.flights.values()) for chunk in under_way)
+
     def flights(self, peer: str) -> int:
         known = self._peers.get(peer)
         return len(known.flights) if known else 0

@@ -82,15 +82,17 @@ class Source:
             reply = await self._control.ask(messages.Have(self._artifact), messages.HaveReply)
         self._heard(reply.have, reply.peers)
 
-    async def chunk(self, cid: Cid, into: memoryview, on_bytes: OnBytes) -> None:
-        """Fill `into`.  Not checked but for its length.  Raises `PeerError`, `NotFound`, `IntegrityError`."""
+    async def chunk(self, cid: Cid, into: memoryview, on_bytes: OnBytes) -> Cid | None:
+        """Fill `into`; what it holds now, where that was computed on the way.
+
+        Not checked but for its length.  Raises `PeerError`, `NotFound`, `IntegrityError`.
+        """
         for renewed in (False, True):
             target = self._target
             if target is None:
                 break
             try:
-                await self._node.bulk.get(target, cid, into, on_bytes)
-                return
+                return await self._node.bulk.get(target, cid, into, on_bytes)
             except BulkUnreachable as error:
                 self._without_bulk(target, error)
             except TokenRefused as error:
@@ -99,6 +101,7 @@ class Source:
                 else:
                     await self._renew(target)
         await self._streamed(cid, into, on_bytes)
+        return None
 
     def _without_bulk(self, target: BulkTarget, error: KvswapError) -> None:
         """From now on over libp2p, and so for a while with this peer."""

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from blake3 import blake3
+
 from kvswap.core.errors import (
     IntegrityError,
     KvswapError,
@@ -36,6 +38,7 @@ from kvswap.core.limits import LIMITS
 _THREADS = 48
 _TELL_BYTES = 1024 * 1024
 _TELL_SECONDS = 0.1
+_HASH_BYTES = 128 * 1024
 _KEPT = 64  # idle connections
 _REFUSALS: dict[int, type[KvswapError]] = {401: TokenRefused, 404: NotFound, 503: PeerBusy}
 OnBytes = Callable[[int], None]
@@ -100,8 +103,8 @@ class _Connection:
                 cause="another program has the port, or somebody is in between",
             )
 
-    def get(self, token: str, cid: Cid, into: memoryview, tell: OnBytes) -> None:
-        """One request and its body.  After an error the connection is of no more use."""
+    def get(self, token: str, cid: Cid, into: memoryview, tell: OnBytes) -> bytes:
+        """One request and its body; the body's digest.  After an error the connection is of no more use."""
         peer, sock = self._target.peer, self._http.sock
         if self._aborted:
             raise PeerError("given up")
@@ -115,7 +118,8 @@ class _Connection:
         if response.chunked or length != str(len(into)):
             raise IntegrityError(f"{peer} offers {str(length)[:20]} bytes for chunk {cid} of {len(into)}")
         sock.settimeout(LIMITS.stall_seconds)
-        have = told = 0
+        have = told = hashed = 0
+        hasher = blake3()
         told_at = time.monotonic()
         receive = response.fp.readinto1  # first what came along with the headers, then from the socket itself
         while have < len(into):
@@ -124,6 +128,9 @@ class _Connection:
             if not size:
                 raise PeerError(f"{peer}: chunk {cid} ended after {have} of {len(into)} bytes")
             have += size
+            if have - hashed >= _HASH_BYTES:  # while they are in the cache of this core
+                hasher.update(into[hashed:have])
+                hashed = have
             now = time.monotonic()
             if have - told >= _TELL_BYTES or now - told_at > _TELL_SECONDS:
                 tell(have - told)
@@ -134,6 +141,8 @@ class _Connection:
         if response.will_close:
             self.close()
         self.fresh, self.used_at = False, time.monotonic()
+        hasher.update(into[hashed:])
+        return hasher.digest()
 
     @property
     def usable(self) -> bool:
@@ -169,8 +178,8 @@ class BulkClient:
             self._idle.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def get(self, target: BulkTarget, cid: Cid, into: memoryview, on_bytes: OnBytes = lambda n: None) -> None:
-        """Fill `into`, whose length is the chunk's.  The bytes are not checked here.
+    async def get(self, target: BulkTarget, cid: Cid, into: memoryview, on_bytes: OnBytes = lambda n: None) -> Cid:
+        """Fill `into`, whose length is the chunk's, and say what arrived: it is not compared here.
 
         When this returns or raises, nothing writes to `into` any more.  Raises `BulkUnreachable`,
         `TokenRefused`, `NotFound`, `PeerBusy`; `IntegrityError` for another length than asked;
@@ -185,7 +194,7 @@ class BulkClient:
         held: list[_Connection] = []
         work = loop.run_in_executor(self._threads, self._get, target, cid, into, tell, held)
         try:
-            await asyncio.shield(work)
+            return Cid(await asyncio.shield(work))
         except asyncio.CancelledError:
             if not work.cancel():
                 while not work.done():  # it may be about to take a connection: until it has ended, again
@@ -196,14 +205,14 @@ class BulkClient:
                     work.exception()
             raise
 
-    def _get(self, target: BulkTarget, cid: Cid, into: memoryview, tell: OnBytes, held: list[_Connection]) -> None:
+    def _get(self, target: BulkTarget, cid: Cid, into: memoryview, tell: OnBytes, held: list[_Connection]) -> bytes:
         while True:
             connection = self._take(target)
             held.append(connection)
             try:
                 if connection.fresh:
                     connection.connect()
-                connection.get(target.token, cid, into, tell)
+                digest = connection.get(target.token, cid, into, tell)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
                 connection.close()
                 held.remove(connection)
@@ -220,7 +229,7 @@ class BulkClient:
                 connection.close()
                 raise
             self._give(connection)
-            return
+            return digest
 
     def _take(self, target: BulkTarget) -> _Connection:
         with self._lock:
