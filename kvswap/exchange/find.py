@@ -1,6 +1,7 @@
 """Looking up: connected peers, what was announced, provider records, and whom those refer to.
 
-Peers are asked all at once.  The first offer starts a short grace in which others may still come in.
+Peers are asked all at once.  The first offer starts a short grace in which other connected peers may
+still answer; a referral that has to be dialled first is worth waiting for only while there is no offer.
 Without one, and once everybody known has answered, waiting is for peers yet to be met: worth a few
 seconds to a node that just started, half a second to one that has been there for a while.
 """
@@ -57,7 +58,9 @@ class _Lookup:
         self._offers: list[Offer] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = 0
+        self._near: set[str] = set()  # connected peers that have been asked and have not answered
         self._records_read = False
+        self._over = False
 
     async def run(self, seconds: float) -> list[Offer]:
         deadline = time.monotonic() + seconds
@@ -78,7 +81,8 @@ class _Lookup:
                 busy = self._asking > 0 or not self._records_read
                 if self._offers:
                     first_at = first_at or time.monotonic()
-                    if not busy or time.monotonic() > first_at + _GRACE_SECONDS:
+                    # Those yet to be dialled join the transfer when they answer; they are not waited for.
+                    if not self._near or time.monotonic() > first_at + _GRACE_SECONDS:
                         break
                 if busy:
                     last_busy = time.monotonic()
@@ -90,29 +94,31 @@ class _Lookup:
                 else:
                     await asyncio.sleep(_POLL_SECONDS)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        return self._offers
+            self._over = True
+        return list(self._offers)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)
+        # Never cancelled: what is cut off inside libp2p may take its connection along.  All of it ends
+        # by itself, and a peer that was dialled in vain for this look-up is there for the next.
+        task = self._node.spawn(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _consider(self, address: PeerAddress) -> None:
-        if address.peer not in self._asked and len(self._asked) < _MAX_PEERS:
+        if address.peer not in self._asked and len(self._asked) < _MAX_PEERS and not self._over:
             self._asked.add(address.peer)
             if self._node.resting(address.peer):
                 return  # failed or lied lately, or blocked
             self._asking += 1
+            if address.peer in self._transport.connected():
+                self._near.add(address.peer)
             self._spawn(self._ask_one(address))
 
     async def _ask_providers(self) -> None:
         key = (
             document_key(self._query.document) if self._query.document else Cid.parse(str(self._query.artifact)).digest
         )
-        while True:  # records arrive while we look; each round is cheap when nothing is known
+        while not self._over:  # records arrive while we look; each round is cheap when nothing is known
             try:
                 for address in await self._transport.find_providers(key):
                     self._consider(address)
@@ -126,6 +132,7 @@ class _Lookup:
             await self._ask(address)
         finally:
             self._asking -= 1
+            self._near.discard(address.peer)
 
     async def _ask(self, address: PeerAddress) -> None:
         peer = address.peer
