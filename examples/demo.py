@@ -41,6 +41,7 @@ class Bars:
             console=console,
         )
         self._tasks: dict[str, object] = {}
+        self.planes: set[str] = set()
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -59,6 +60,7 @@ class Bars:
             if event["event"] == "prefill":
                 self.update(prefill, event["block"], event["blocks"], f"{event['tokens']} tokens")
             elif event["event"] == "transfer":
+                self.planes.update(event["over"])
                 detail = f"{event['bytes'] / 1e6:.1f} MB"
                 self.update("transfer A -> B", event["bytes"], event["total_bytes"], detail)
 
@@ -134,7 +136,7 @@ def main() -> int:
             fetched["logits_digest"] == prefilled["logits_digest"] and fetched["token_ids"] == prefilled["token_ids"]
         )
         traffic = b.status()["bytes_in"]
-        show(published, plan, fetched, prefilled, identical, traffic)
+        show(published, plan, fetched, prefilled, identical, traffic, sorted(bars.planes))
         whole = fetched["artifact"] == published["artifact"] and traffic >= published["wire_bytes"]
         return 0 if identical and whole and len(fetched["token_ids"]) == STEPS else 1
     except KvswapError as error:
@@ -150,14 +152,16 @@ def main() -> int:
                 node.kill()
 
 
-def show(published: dict, plan: dict, fetched: dict, prefilled: dict, identical: bool, traffic: int) -> None:
+def show(
+    published: dict, plan: dict, fetched: dict, prefilled: dict, identical: bool, traffic: int, planes: list[str]
+) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     raw, wire = published["raw_bytes"], published["wire_bytes"]
     by_fetch, by_prefill = fetched["ttft_seconds"], prefilled["ttft_seconds"]
     rows = [
         ("document", f"{DOCUMENT.name}, {published['tokens']} tokens"),
         ("KV cache", f"{raw / 1e6:.1f} MB raw, {wire / 1e6:.1f} MB wire ({raw / wire:.2f}x)"),
-        ("transferred", f"{traffic / 1e6:.1f} MB over libp2p"),
+        ("transferred", f"{traffic / 1e6:.1f} MB over {' and '.join(planes)}"),
         ("first token by prefill", f"{by_prefill:.2f} s"),
         ("first token by fetch", f"{by_fetch:.2f} s"),
         ("speed-up", f"{by_prefill / by_fetch:.1f}x"),

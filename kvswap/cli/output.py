@@ -86,7 +86,7 @@ class Progress:
             rate = event["bytes"] / max(event["seconds"], 1e-3) if whole else event["rate"]
             detail = f"{size(event['bytes'] + event['arriving'])} of {size(event['total_bytes'])}, {size(rate)}/s"
             if whole:
-                detail += f" from {len(event['from'])} peer(s)"
+                detail += f" from {len(event['from'])} peer(s) over {' and '.join(event['over'])}"
             elif event["peers"]:
                 planes = ", ".join(sorted({peer["kind"] for peer in event["peers"]}))
                 detail += f" from {len(event['peers'])} peer(s) over {planes}"

@@ -62,6 +62,7 @@ class Transfer:
     wanted: Sequence[int] | None = None  # indices of chunks; None: what a reader of the whole needs
     received: int = 0  # bytes verified and stored
     served_bytes: dict[str, int] = field(default_factory=dict)
+    _planes: set[str] = field(default_factory=set)
     _began: float = field(default_factory=time.monotonic)
     _refs: list[ChunkRef] = field(default_factory=list)
     _index: dict[int, int] = field(default_factory=dict)  # chunk of the manifest -> number in the schedule
@@ -296,6 +297,7 @@ class Transfer:
         if self._schedule.complete:
             self._end()
         self.received += ref.length
+        self._planes.add(source.kind)
         self.served_bytes[peer] = self.served_bytes.get(peer, 0) + ref.length
         record = self.node.record(peer)
         record.bytes_in += ref.length
@@ -334,6 +336,7 @@ class Transfer:
                 "seconds": round(time.monotonic() - self._began, 3),
                 "peers": peers,
                 "from": dict(self.served_bytes),
+                "over": sorted(self._planes),
             }
         )
 
