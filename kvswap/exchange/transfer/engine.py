@@ -35,6 +35,8 @@ _BUSY_SECONDS = 0.25
 _BUSY_TRIES = 24
 _CLAIMS = 3  # chunks that a peer may say to have and not have
 _TRIES = 3  # of one peer in one transfer
+_KNOWN = 4 * LIMITS.peers_per_transfer  # peers kept in mind
+_REFERRED = 16  # peers that one peer may name at a time: it must not fill the list with inventions
 _JUDGE_EVERY_SECONDS = 0.25
 _JUDGE_AFTER_SECONDS = 1.5
 _SUNK = 1.25  # the rest must cost so much more than prefilling before a fetch under way is given up
@@ -101,6 +103,8 @@ class Transfer:
                 await task
         finally:
             await _stop([*tasks, *self._tasks.values()])
+            if not self.node.buffers.used_bytes:
+                self.node.buffers.drop_free()  # no other transfer is under way
 
     def _notify(self) -> None:
         """There may be something to give out again: wake the peers."""
@@ -120,16 +124,19 @@ class Transfer:
     # -- peers -----------------------------------------------------------------------------------
 
     def _consider(self, addresses: Iterable[PeerAddress]) -> None:
+        """Peers that may be asked.  Bounded: those that were tried in vain make room for others."""
         me = self.node.transport.peer if self.node.transport else ""
         for address in addresses:
-            if (
-                address.peer != me
-                and address.peer not in self._peers
-                and len(self._peers) < 4 * LIMITS.peers_per_transfer
-            ):
-                rest = self.node.resting(address.peer)
-                self._peers[address.peer] = _Known(address, 0, time.monotonic() + rest if rest else 0.0)
-                self._notify()
+            if address.peer == me or address.peer in self._peers:
+                continue
+            if len(self._peers) >= _KNOWN:
+                spent = (p for p, k in self._peers.items() if k.tries >= _TRIES and p not in self._tasks)
+                if (forgotten := next(spent, None)) is None:
+                    return
+                del self._peers[forgotten]
+            rest = self.node.resting(address.peer)
+            self._peers[address.peer] = _Known(address, 0, time.monotonic() + rest if rest else 0.0)
+            self._notify()
 
     async def _supervise(self) -> None:
         starved = time.monotonic()
@@ -178,7 +185,7 @@ class Transfer:
             known.tries = 0
         except IntegrityError as error:
             self._liars.add(peer)
-            self._peers[peer].tries = _TRIES
+            known.tries = _TRIES
             self._reasons[peer] = error.message
             self.node.lied(peer, error.message, artifact=self.artifact)
         except KvswapError as error:
@@ -206,7 +213,7 @@ class Transfer:
         has = {self._index[i] for i in source.has if i in self._index}
         known = self.node.calibration.peer(source.peer).get("rate")
         self._schedule.set_peer(source.peer, has, known)
-        self._consider(source.others)
+        self._consider(source.others[:_REFERRED])
         self._notify()
 
     async def _refresh(self, source: Source) -> None:
@@ -226,6 +233,7 @@ class Transfer:
             now = time.monotonic()
             while now >= hold_until and (number := self._schedule.next(peer, now)) is not None:
                 task = asyncio.create_task(self._flight(source, number))
+                task.add_done_callback(_seen)
                 self._flights[peer, number] = task
                 mine.add(task)
             await asyncio.wait(
@@ -372,6 +380,12 @@ class Transfer:
             cause="the peers went away",
             hint=f"kvswap fetch {self.artifact}  resumes",
         )
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Its error is looked at by the peer's task, unless that one is ending for another one."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:

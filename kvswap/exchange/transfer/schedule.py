@@ -106,14 +106,6 @@ class Schedule:
         known = self._peers.get(peer)
         return len(known.flights) if known else 0
 
-    def held(self, chunk: int) -> bool:
-        """Whether any present peer has it."""
-        return bool(self._chunks[chunk].holders)
-
-    def unheld(self) -> int:
-        """Wanted chunks that no present peer has."""
-        return sum(1 for i in self._unfinished if self._chunks[i].state == "wanted" and not self._chunks[i].holders)
-
     # -- peers -----------------------------------------------------------------------------------
 
     def set_peer(self, peer: str, has: Iterable[int], rate: float | None = None) -> None:
