@@ -16,7 +16,7 @@ def peers_command(output: Output) -> None:
         cells = [
             (
                 r["peer"],
-                "yes" if r["connected"] else "no",
+                "relayed" if r["relayed"] else "yes" if r["connected"] else "no",
                 size(r["bytes_in"]),
                 size(r["bytes_out"]),
                 f"{r['rate'] / 1e6:.1f} MB/s" if r["rate"] else "-",

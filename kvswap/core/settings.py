@@ -57,6 +57,7 @@ class Settings:
     announce: tuple[str, ...] = ()
     relays: tuple[str, ...] = ()  # multiaddrs of relays through which this node can be reached
     relay: bool = False  # relay for others
+    hole_punching: bool = True  # try to turn a relayed connection into a direct one
     mdns: bool = True
     p2p: bool = True
     bulk: bool = True  # serve and fetch chunks over HTTPS; without it over libp2p streams only

@@ -149,6 +149,9 @@ class Api:
                     "peer": peer,
                     "publisher": record.publisher or None,
                     "connected": peer in connected,
+                    "relayed": peer in connected
+                    and node.transport is not None
+                    and node.transport.host_of(peer) is None,
                     "bytes_in": record.bytes_in,
                     "bytes_out": record.bytes_out,
                     "rate": known.get("rate"),
@@ -161,6 +164,10 @@ class Api:
                 }
             )
         return web.json_response({"peers": rows})
+
+    def _relayed(self, peer: str) -> bool:
+        transport = self._node.transport
+        return transport is not None and transport.host_of(peer) is None
 
     async def block(self, request: web.Request) -> web.Response:
         peer, blocked = request.match_info["peer"], request.path.endswith("/block")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from tests.support import Daemon, Made, last_json, until
@@ -31,6 +34,26 @@ def test_a_node_without_a_listening_address_serves_through_a_relay(nodes: Start,
     assert relay.client.status()["store_bytes"] == 0
     # nobody was asked for HTTPS at the relay's address
     assert not [e for e in reader.client.events() if e["event"] == "without_bulk"]
+
+
+def test_a_relayed_connection_becomes_a_direct_one_and_chunks_go_over_https(nodes: Start, made: Made) -> None:  # noqa: F811
+    """The reader is told the circuit's address alone; hole punching finds the way that is there."""
+    relay = nodes("relay", KVSWAP_RELAY="true")
+    hidden = nodes("hidden", holds=True, KVSWAP_RELAYS=relay.address)
+    (address,) = until(lambda: circuits(hidden), what="the reservation")
+    reader = nodes("reader", KVSWAP_BOOTSTRAP=address)
+
+    def row() -> dict[str, Any] | None:
+        rows = [p for p in reader.client.peers() if p["peer"] == hidden.ready["peer"] and p["connected"]]
+        return rows[0] if rows else None
+
+    until(row, what="the reader to reach the hidden node")
+    until(lambda: (r := row()) is not None and not r["relayed"], 60, what="the direct connection")
+    done = fetch(reader, made)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [e for e in events if e.get("event") == "transfer"][-1]["over"] == ["https"]
+    check_complete(reader, made)
 
 
 def test_a_node_gets_its_reservation_again_when_the_relay_comes_back(nodes: Start) -> None:  # noqa: F811

@@ -34,6 +34,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.relay.circuit_v2 import DCUtRProtocol
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
@@ -73,6 +74,7 @@ class TrioHost:
         mdns: bool,
         relays: tuple[str, ...],
         relay: bool,
+        hole_punching: bool,
         on_stream: Callable[[Any, str], None],
         on_gossip: Callable[[str, bytes], None],
     ) -> None:
@@ -96,6 +98,7 @@ class TrioHost:
         self.host.set_stream_handler(TProtocol(PROTOCOL), self._handle_stream)
         self._relays = Relays(self.host, self._connect, relays, relay)
         self._wants_relays = bool(relays)
+        self._punching = DCUtRProtocol(self.host) if hole_punching else None
         self.dht = KadDHT(self.host, DHTMode.SERVER, enable_values=False)
         self._gossip = GossipSub(
             protocols=[_GOSSIP], degree=6, degree_low=3, degree_high=12, heartbeat_interval=1, time_to_live=60
@@ -114,11 +117,14 @@ class TrioHost:
             background_trio_service(self.pubsub),
             background_trio_service(self._gossip),
             background_trio_service(self._relays.service),
+            contextlib.AsyncExitStack() as stack,
             trio.open_nursery() as nursery,
         ):
             if self._listen and not self.host.get_transport_addrs():  # py-libp2p only logs it
                 wanted = ", ".join(str(a) for a in self._listen)
                 raise P2pDown(f"cannot listen on {wanted}", cause="the port is taken, or the address is not ours")
+            if self._punching is not None:
+                await stack.enter_async_context(background_trio_service(self._punching))
             await self.pubsub.wait_until_ready()
             subscription = await self.pubsub.subscribe(TOPIC)
             nursery.start_soon(self._read_gossip, subscription)

@@ -85,6 +85,7 @@ class Libp2pTransport:
                 self._settings.mdns,
                 self._settings.relays,
                 self._settings.relay,
+                self._settings.hole_punching,
                 lambda raw, peer: self._bridge.to_loop(self._accept, raw, peer),
                 lambda origin, data: self._bridge.to_loop(on_announcement, Announcement(origin, data)),
             )
