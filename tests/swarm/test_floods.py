@@ -54,7 +54,7 @@ def test_a_flood_of_requests_is_slowed_down_and_readers_are_served(nodes: Start,
     peer = peer_of(server.address)
     largest = max(made.manifest.chunks, key=lambda c: c.length)
 
-    async def flood(transport: Transport, seconds: float) -> int:
+    async def flood(transport: Transport, over: asyncio.Event) -> int:
         """Asks for chunks and bitmaps on many streams, reading nothing back."""
         sent = 0
 
@@ -70,7 +70,7 @@ def test_a_flood_of_requests_is_slowed_down_and_readers_are_served(nodes: Start,
                 return
 
         tasks = [asyncio.create_task(one()) for _ in range(2 * LIMITS.streams_per_peer)]
-        await asyncio.sleep(seconds)
+        await over.wait()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -78,10 +78,16 @@ def test_a_flood_of_requests_is_slowed_down_and_readers_are_served(nodes: Start,
 
     async def body() -> None:
         async with stranger(server) as transport:
-            flooding = asyncio.create_task(flood(transport, 8))
+            over = asyncio.Event()
+            flooding = asyncio.create_task(flood(transport, over))
             await asyncio.sleep(2)
-            done = await asyncio.to_thread(fetch, reader, made)
+            for _ in range(3):  # the flood eats a core of a small machine: a look-up may time out once
+                done = await asyncio.to_thread(fetch, reader, made)
+                if done.returncode == 0:
+                    break
             assert done.returncode == 0, done.stderr
+            assert not flooding.done()
+            over.set()
             await flooding
             assert rss(server) - idle < MEMORY
 

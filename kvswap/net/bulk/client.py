@@ -192,17 +192,19 @@ class BulkClient:
                 loop.call_soon_threadsafe(on_bytes, size)
 
         held: list[_Connection] = []
-        work = loop.run_in_executor(self._threads, self._get, target, cid, into, tell, held)
+        work = self._threads.submit(self._get, target, cid, into, tell, held)
+        ended = asyncio.wrap_future(work)
         try:
-            return Cid(await asyncio.shield(work))
+            return Cid(await asyncio.shield(ended))
         except asyncio.CancelledError:
+            # The thread writes to the caller's memory: nobody goes on before it has ended, or never began.
             if not work.cancel():
-                while not work.done():  # it may be about to take a connection: until it has ended, again
+                while not work.done():  # it may be about to take a connection: again, until it is over
                     for connection in list(held):
                         connection.abort()
-                    await asyncio.wait([work], timeout=0.05)
-                if not work.cancelled():
-                    work.exception()
+                    await asyncio.wait([ended], timeout=0.05)
+            if ended.done() and not ended.cancelled():
+                ended.exception()
             raise
 
     def _get(self, target: BulkTarget, cid: Cid, into: memoryview, tell: OnBytes, held: list[_Connection]) -> bytes:

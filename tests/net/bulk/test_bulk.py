@@ -229,8 +229,10 @@ def test_giving_up_a_chunk_ends_the_reading_at_once() -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(task, 5)
-            p.chunks.gate.set()
-            assert into == bytearray(len(DATA))  # nothing writes to it any more
+            assert not p.client._threads._work_queue.qsize()
+            p.chunks.gate.set()  # now the server would send
+            await asyncio.sleep(0.5)
+            assert into == bytearray(len(DATA))  # and nothing writes to it any more
             assert await p.get(p.target) == DATA
 
     run(body())
