@@ -21,9 +21,8 @@ from kvswap.cost import Plan
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
-from kvswap.exchange.prefix import fetch_beginning, longest_beginning
+from kvswap.exchange.prefix import beginning_of, fetch_beginning
 from kvswap.exchange.publish import Progress, silent
-from kvswap.exchange.resolve import Wanted
 from kvswap.trust import Statement
 
 
@@ -140,17 +139,14 @@ async def _beginning(
     node: Node, choice: ModelChoice, text: str, nobody: str, force: bool, tofu: bool, progress: Progress
 ) -> _Obtained:
     """Nobody offers the document: what it has in common with one that somebody does offer."""
-    block_tokens = node.settings.block_tokens
-    made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
-    wanted = Wanted(choice.identity.digest, choice.dtype)
-    found = await longest_beginning(node, wanted, made["chain"], block_tokens, trust_on_first_use=tofu)
+    tokens, found = await beginning_of(node, choice, text, trust_on_first_use=tofu)
     if found is None:
         return _Obtained(None, Plan("prefill", 0.0, 0.0, nobody, None, None))
     try:
         plan = await fetch_beginning(node, found, force=force, progress=progress)
     except (PlanSaysPrefill, PeerError, NotFound, IntegrityError) as error:
         return _Obtained(None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None))
-    if found.tokens == made["tokens"] == found.statement.manifest.prefix.tokens:
+    if found.tokens == tokens == found.statement.manifest.prefix.tokens:
         return _Obtained(found.statement, plan)
-    reason = f"the first {found.tokens} of {made['tokens']} tokens are published ({plan.reason}); the rest is prefilled"
+    reason = f"the first {found.tokens} of {tokens} tokens are published ({plan.reason}); the rest is prefilled"
     return _Obtained(found.statement, replace(plan, reason=reason), found.tokens)

@@ -13,6 +13,5 @@ class Counters:
     plans_prefill: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    bytes_wasted: int = 0  # received, and not needed or wrong
     rejected_chunks: int = 0
     started: float = field(default_factory=time.time)

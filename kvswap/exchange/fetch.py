@@ -11,15 +11,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from kvswap.core.errors import NotFound
+from kvswap.artifact.layout import needed
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
 from kvswap.exchange.node import Node
-from kvswap.exchange.plan import Judge, judge, not_worth_it
+from kvswap.exchange.plan import judge, not_worth_it
 from kvswap.exchange.plan import plan as make_plan
-from kvswap.exchange.publish import Progress, list_artifact, silent
-from kvswap.exchange.resolve import Resolved, resolve
-from kvswap.exchange.transfer.engine import Transfer
+from kvswap.exchange.publish import Progress, silent
+from kvswap.exchange.resolve import resolve
+from kvswap.exchange.transfer.bring import bring
 from kvswap.trust import Statement
 
 
@@ -76,7 +76,8 @@ async def fetch(
         node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
         raise not_worth_it(str(statement.artifact), chosen)
     rest = None if force else await judge(node, statement.manifest)
-    wire_bytes, peers = await _transfer(node, resolved, progress, rest)
+    transfer = await bring(node, statement, needed(statement.manifest), resolved.peers, progress, rest)
+    wire_bytes, peers = transfer.received, tuple(transfer.served_bytes)
     seconds = time.perf_counter() - began
     node.counters.fetched += 1
     node.events.add(
@@ -85,22 +86,3 @@ async def fetch(
     document = statement.manifest.document
     node.spawn(node.announce(str(statement.artifact), document.reference if document else None))
     return Fetched(statement, chosen, wire_bytes, peers, seconds)
-
-
-async def _transfer(
-    node: Node, resolved: Resolved, progress: Progress, rest: Judge | None
-) -> tuple[int, tuple[str, ...]]:
-    statement = resolved.statement
-    manifest = statement.manifest
-    with node.store.lease([c.id for c in manifest.chunks]):
-        await asyncio.to_thread(list_artifact, node, statement)
-        transfer = Transfer(node, manifest, str(statement.artifact), progress, rest)
-        await transfer.run(resolved.peers)
-        complete = await asyncio.to_thread(list_artifact, node, statement)
-    if not complete:
-        raise NotFound(
-            f"artifact {statement.artifact} was fetched, but part of it was removed meanwhile",
-            cause="the quota is too small for it",
-            hint="kvswap gc, or KVSWAP_QUOTA_BYTES",
-        )
-    return transfer.received, tuple(transfer.served_bytes)

@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvswap.core.errors import KvswapError, MalformedMessage, P2pDown, UsageError
+from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, P2pDown, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
@@ -27,7 +28,7 @@ from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
 from kvswap.net.client import Sessions
 from kvswap.net.server import Server
 from kvswap.store import Ledger, PeerRecord, Store
-from kvswap.trust import Key, PolicyFile, load_or_create
+from kvswap.trust import Key, PolicyFile, load_or_create, read_statement
 
 T = TypeVar("T")
 AGENT = f"kvswap/{__version__}"
@@ -35,6 +36,7 @@ _REFERRALS_KEPT = 4_096
 _ANNOUNCED_PER_ROUND = 64
 _BOOTSTRAP_SECONDS = 5.0
 _FLUSH_SECONDS = 5.0
+_CHUNK_LISTS = 32
 
 
 class Node:
@@ -74,7 +76,7 @@ class Node:
         self.swarms = Swarms()
         self.uploads = Uploads(store, self.ledger, self.counters, settings.upload_bytes_per_second)
         self.catalogue = OwnCatalogue(store)
-        self.chunk_lists: OrderedDict[str, list[Cid]] = OrderedDict()  # of artifacts lately asked about
+        self.chunk_list = lru_cache(_CHUNK_LISTS)(self._chunk_list)  # readers ask again and again
         self._bulk_server: BulkServer | None = None
         self._referrals: OrderedDict[str, dict[str, tuple[str, ...]]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,6 +87,13 @@ class Node:
         directory = home / "keys"
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         return load_or_create(directory / "node.key"), load_or_create(directory / "publisher.key")
+
+    def _chunk_list(self, artifact: str) -> list[Cid]:
+        """The chunks of an artifact in the store, in the manifest's order.  Raises `NotFound`."""
+        envelope = self.store.envelope(artifact)
+        if envelope is None:
+            raise NotFound(f"artifact {artifact} is not here")
+        return [chunk.id for chunk in read_statement(envelope).manifest.chunks]
 
     def record(self, peer: str) -> PeerRecord:
         """What is known of a peer; changes to it are kept."""

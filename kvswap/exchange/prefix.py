@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvswap.artifact.layout import needed
-from kvswap.core.errors import KvswapError, NotFound, PlanSaysPrefill
+from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
 from kvswap.exchange.find import find
+from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.plan import plan_chunks
-from kvswap.exchange.publish import Progress, list_artifact, silent
+from kvswap.exchange.publish import Progress, silent
 from kvswap.exchange.resolve import Wanted, judge_envelope, manifest_from
-from kvswap.exchange.transfer.engine import Transfer
+from kvswap.exchange.transfer.bring import bring
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Statement
 
@@ -77,13 +78,30 @@ async def longest_beginning(
     return None
 
 
+async def beginning_of(
+    node: Node, choice: ModelChoice, text: str, *, trust_on_first_use: bool = False
+) -> tuple[int, Beginning | None]:
+    """How many tokens a text has for this model, and the longest usable beginning of it."""
+    block_tokens = node.settings.block_tokens
+    made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
+    found = await longest_beginning(
+        node, Wanted.of(choice), made["chain"], block_tokens, trust_on_first_use=trust_on_first_use
+    )
+    return made["tokens"], found
+
+
+async def plan_beginning(node: Node, beginning: Beginning) -> tuple[Plan, int]:
+    """Fetch or prefill these first tokens, and how many bytes of them are not here."""
+    return await plan_chunks(node, beginning.statement.manifest, beginning.chunks, beginning.peers, beginning.tokens)
+
+
 async def fetch_beginning(
     node: Node, beginning: Beginning, *, force: bool = False, progress: Progress = silent
 ) -> Plan:
     """Make the chunks of a beginning local.  Raises `PlanSaysPrefill` when prefilling them is better."""
     statement = beginning.statement
     artifact = str(statement.artifact)
-    chosen, missing = await plan_chunks(node, statement.manifest, beginning.chunks, beginning.peers, beginning.tokens)
+    chosen, missing = await plan_beginning(node, beginning)
     await progress({"event": "plan", **chosen.to_json()})
     if chosen.action != "fetch" and not (force and (beginning.peers or not missing)):
         raise PlanSaysPrefill(
@@ -91,16 +109,7 @@ async def fetch_beginning(
             plan=chosen.to_json(),
         )
     if missing:
-        with node.store.lease([statement.manifest.chunks[i].id for i in beginning.chunks]):
-            await asyncio.to_thread(list_artifact, node, statement)
-            transfer = Transfer(node, statement.manifest, artifact, progress, None, beginning.chunks)
-            await transfer.run(beginning.peers)
-            left = await asyncio.to_thread(
-                node.store.missing, [statement.manifest.chunks[i].id for i in beginning.chunks]
-            )
-            await asyncio.to_thread(list_artifact, node, statement)
-        if left:
-            raise NotFound(f"part of {artifact} was removed while it was fetched", hint="kvswap gc")
+        transfer = await bring(node, statement, beginning.chunks, beginning.peers, progress)
         node.events.add(
             "fetched_beginning",
             artifact=artifact,

@@ -7,9 +7,9 @@ from typing import Any
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange.node import Node
-from kvswap.exchange.plan import calibrate, decide_here, plan, plan_chunks
-from kvswap.exchange.prefix import longest_beginning
-from kvswap.exchange.resolve import Wanted, resolve
+from kvswap.exchange.plan import calibrate, decide_here, plan
+from kvswap.exchange.prefix import beginning_of, plan_beginning
+from kvswap.exchange.resolve import resolve
 
 
 async def plan_reference(node: Node, reference: str | Cid, text: str | None = None) -> dict[str, Any]:
@@ -31,21 +31,17 @@ async def plan_reference(node: Node, reference: str | Cid, text: str | None = No
 async def _plan_unpublished(node: Node, text: str) -> dict[str, Any]:
     choice = await node.model.choose()
     block_tokens = node.settings.block_tokens
-    made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
+    tokens, beginning = await beginning_of(node, choice, text)
     curve = node.calibration.curve(choice.calibration_key, block_tokens) or await calibrate(node, choice, block_tokens)
     # Something is missing and there is no link to get it over: how large it would be does not matter.
-    whole = decide_here(node, made["tokens"], raw_bytes=0, missing_bytes=1, curve=curve, link=None)
-    wanted = Wanted(choice.identity.digest, choice.dtype)
-    beginning = await longest_beginning(node, wanted, made["chain"], block_tokens)
+    whole = decide_here(node, tokens, raw_bytes=0, missing_bytes=1, curve=curve, link=None)
     shared = None
     if beginning is not None:
-        part, missing = await plan_chunks(
-            node, beginning.statement.manifest, beginning.chunks, beginning.peers, beginning.tokens
-        )
+        part, missing = await plan_beginning(node, beginning)
         shared = {
             "artifact": str(beginning.statement.artifact),
             "tokens": beginning.tokens,
-            "of": made["tokens"],
+            "of": tokens,
             "missing_bytes": missing,
             "from": list(beginning.peers),
             "action": part.action,

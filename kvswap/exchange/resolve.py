@@ -38,8 +38,8 @@ class Wanted:
     dtype: str
 
     @classmethod
-    def of(cls, choice: ModelChoice | None) -> Wanted | None:
-        return cls(choice.identity.digest, choice.dtype) if choice is not None else None
+    def of(cls, choice: ModelChoice) -> Wanted:
+        return cls(choice.identity.digest, choice.dtype)
 
 
 async def own_model(node: Node) -> ModelChoice | None:
@@ -52,7 +52,8 @@ async def own_model(node: Node) -> ModelChoice | None:
 
 async def resolve(node: Node, reference: str | Cid, *, trust_on_first_use: bool = False) -> Resolved:
     """Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most."""
-    wanted = Wanted.of(await own_model(node))
+    choice = await own_model(node)
+    wanted = Wanted.of(choice) if choice is not None else None
     errors: list[KvswapError] = []
     for envelope in await asyncio.to_thread(_complete_here, node, reference):
         try:

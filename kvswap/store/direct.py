@@ -10,6 +10,7 @@ Where the file system or the platform cannot do it, the file is written the ordi
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import threading
@@ -52,8 +53,6 @@ def _write_all(descriptor: int, view: memoryview) -> None:
 
 
 def _direct(descriptor: int, on: bool) -> bool:
-    import fcntl
-
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)

@@ -16,7 +16,6 @@ from kvswap.net import messages
 from kvswap.net.client import bitmap
 from kvswap.net.server import Caller, Held
 from kvswap.store import ArtifactRow
-from kvswap.trust import read_statement
 
 
 async def answer(node: Node, caller: Caller, request: messages.Request) -> Any:
@@ -84,23 +83,9 @@ def _others(node: Node, peer: str, artifact: str) -> list[messages.Provider]:
 
 
 def _have(node: Node, artifact: str) -> bytes:
-    cids = _chunk_list(node, str(Cid.parse(artifact)))
+    cids = node.chunk_list(str(Cid.parse(artifact)))
     missing = set(node.store.missing(cids))
     return bitmap([c not in missing for c in cids])
-
-
-def _chunk_list(node: Node, artifact: str) -> list[Cid]:
-    """The chunks of an artifact in the manifest's order; kept, because readers ask again and again."""
-    cids = node.chunk_lists.get(artifact)
-    if cids is None:
-        cids = [c.id for c in read_statement(_envelope(node, artifact)).manifest.chunks]
-        node.chunk_lists[artifact] = cids
-        while len(node.chunk_lists) > _LISTS_KEPT:
-            node.chunk_lists.pop(next(iter(node.chunk_lists)))
-    return cids
-
-
-_LISTS_KEPT = 32
 
 
 async def _find(node: Node, request: messages.Find) -> messages.FindReply:
@@ -129,7 +114,7 @@ async def _find(node: Node, request: messages.Find) -> messages.FindReply:
 async def _prepare(node: Node, artifact: str) -> None:
     """Who asked for one artifact is going to join it: have its chunks ready."""
     with contextlib.suppress(KvswapError):
-        await asyncio.to_thread(_chunk_list, node, artifact)
+        await asyncio.to_thread(node.chunk_list, artifact)
 
 
 def _fresh(pairs: list[tuple[ArtifactRow, int]]) -> list[tuple[ArtifactRow, int]]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import ChunkRef, Manifest
 from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
@@ -59,9 +58,9 @@ class Transfer:
     node: Node
     manifest: Manifest
     artifact: str
+    wanted: Sequence[int]  # indices of chunks
     progress: Progress
     rest: Judge | None
-    wanted: Sequence[int] | None = None  # indices of chunks; None: what a reader of the whole needs
     received: int = 0  # bytes verified and stored
     served_bytes: dict[str, int] = field(default_factory=dict)
     _planes: set[str] = field(default_factory=set)
@@ -80,13 +79,12 @@ class Transfer:
 
     async def run(self, peers: Sequence[str]) -> None:
         """Until every chunk is stored, or no peer is left to ask."""
-        chosen = needed(self.manifest) if self.wanted is None else self.wanted
-        missing = set(await asyncio.to_thread(self.node.store.missing, [self.manifest.chunks[i].id for i in chosen]))
-        seen: set[Any] = set()
-        for index in chosen:
+        cids = [self.manifest.chunks[i].id for i in self.wanted]
+        missing = set(await asyncio.to_thread(self.node.store.missing, cids))
+        for index in self.wanted:
             ref = self.manifest.chunks[index]
-            if ref.id in missing and ref.id not in seen:
-                seen.add(ref.id)
+            if ref.id in missing:
+                missing.discard(ref.id)  # one chunk may stand at two places
                 self._index[index] = len(self._refs)
                 self._refs.append(ref)
         if not self._refs:
@@ -266,11 +264,8 @@ class Transfer:
 
     async def _flight(self, source: Source, number: int) -> None:
         peer, ref = source.peer, self._refs[number]
-        got = 0
 
         def on_bytes(size: int) -> None:
-            nonlocal got
-            got += size
             self._schedule.progress(peer, number, size, time.monotonic())
 
         stored = False
@@ -299,7 +294,6 @@ class Transfer:
             self._flights.pop((peer, number), None)
             if not stored:
                 self._schedule.failed(peer, number)
-                self.node.counters.bytes_wasted += got
                 self._notify()
         self._schedule.done(number)
         if self._schedule.complete:

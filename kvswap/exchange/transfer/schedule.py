@@ -67,8 +67,8 @@ class Schedule:
         self._chunks = [_Chunk(length) for length in lengths]
         self._peers: dict[str, _Peer] = {}
         self._wave = max(1, wave)
-        self._rng = rng or random.Random()  # noqa: S311 - spreading load, not a secret
-        self._ties = [self._rng.random() for _ in lengths]
+        rng = rng or random.Random()  # noqa: S311 - spreading load, not a secret
+        self._ties = [rng.random() for _ in lengths]
         self._unfinished = set(range(len(lengths)))
         self._first = 0  # the lowest chunk that is still wanted, or one before it
         self._hedged = 0
@@ -136,7 +136,7 @@ class Schedule:
         if known is None or len(known.flights) >= self._window(known):
             return None
         index = self._wanted(peer, known)
-        if index is None or not self._worth_giving(peer, known, index, now):
+        if index is None or not self._worth_giving(peer, known, index):
             index = self._hedge(peer, known, now)
         if index is None:
             return None
@@ -171,7 +171,7 @@ class Schedule:
                 best, chosen = rank, index
         return chosen
 
-    def _worth_giving(self, peer: str, known: _Peer, index: int, now: float) -> bool:
+    def _worth_giving(self, peer: str, known: _Peer, index: int) -> bool:
         chunk = self._chunks[index]
         others = [p for p in chunk.holders if p != peer and self._peers[p].rate]
         if known.rate is None or not others:

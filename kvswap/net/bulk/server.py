@@ -85,11 +85,7 @@ class BulkServer:
         self._manager: Any = None
         self._sweeper: asyncio.Task[None] | None = None
         self.port: int | None = None
-
-    @property
-    def record(self) -> BulkRecord | None:
-        """The signed record, once listening."""
-        return self._identity.record(self.port) if self.port is not None else None
+        self.record: BulkRecord | None = None  # signed, once listening
 
     async def start(self, hosts: list[str], port: int) -> None:
         """Listen; port 0: any, the same on every address.  Raises `P2pDown`."""
@@ -124,7 +120,7 @@ class BulkServer:
             raise P2pDown(
                 f"cannot listen on {host} port {port}: {error.strerror}", cause="the port is taken"
             ) from error
-        self.port = port
+        self.port, self.record = port, self._identity.record(port)
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
@@ -137,7 +133,7 @@ class BulkServer:
         self._listeners.clear()
         if self._manager is not None:
             await self._manager.shutdown(1.0)
-        self.port = None
+        self.port = self.record = None
 
     # -- connections -----------------------------------------------------------------------------
 

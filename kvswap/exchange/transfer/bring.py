@@ -1,0 +1,42 @@
+"""Making chunks of an artifact local: what a whole fetch and a shared beginning both do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from kvswap.core.errors import NotFound
+from kvswap.exchange.node import Node
+from kvswap.exchange.plan import Judge
+from kvswap.exchange.publish import Progress, list_artifact
+from kvswap.exchange.transfer.engine import Transfer
+from kvswap.trust import Statement
+
+
+async def bring(
+    node: Node,
+    statement: Statement,
+    chunks: Sequence[int],
+    peers: Sequence[str],
+    progress: Progress,
+    rest: Judge | None = None,
+) -> Transfer:
+    """Fetch the chunks of these indices that are not here; the artifact is listed, complete or not.
+
+    Raises what `Transfer.run` does, and `NotFound` when the store could not keep them.
+    """
+    manifest = statement.manifest
+    cids = [manifest.chunks[i].id for i in chunks]
+    with node.store.lease(cids):
+        await asyncio.to_thread(list_artifact, node, statement)
+        transfer = Transfer(node, manifest, str(statement.artifact), chunks, progress, rest)
+        await transfer.run(peers)
+        await asyncio.to_thread(list_artifact, node, statement)
+        lost = await asyncio.to_thread(node.store.missing, cids)
+    if lost:
+        raise NotFound(
+            f"artifact {statement.artifact} was fetched, but part of it was removed meanwhile",
+            cause="the quota is too small for it",
+            hint="kvswap gc, or KVSWAP_QUOTA_BYTES",
+        )
+    return transfer
