@@ -72,7 +72,8 @@ class Limits:
     bulk_idle_seconds: float = 30.0  # a connection without a request
     token_seconds: float = 600.0
     tokens_per_peer: int = 16
-    upload_bytes: int = 96 * MIB  # chunks in memory on their way out, of all peers together
+    uploads_per_peer: int = 32  # chunks on their way to one peer over HTTPS, each in a thread and in pieces
+    upload_bytes: int = 96 * MIB  # chunks in memory on their way out over libp2p, to all peers together
     upload_bytes_per_peer: int = 32 * MIB
     uploads_waiting_per_peer: int = 64
     upload_piece_bytes: int = 256 * KIB

@@ -38,7 +38,7 @@ async def verify_artifact(node: Node, reference: str | Cid) -> dict[str, Any]:
 
     def check() -> int:
         for cid in cids:
-            node.store.get_chunk(cid)
+            node.store.check_chunk(cid)
         return len(cids)
 
     report["chunks"] = await asyncio.to_thread(check)

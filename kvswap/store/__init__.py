@@ -8,7 +8,8 @@ b'some encoded keys and values'
 >>> store.close()
 """
 
+from kvswap.store.files import ChunkFile
 from kvswap.store.ledger import Ledger, PeerRecord
 from kvswap.store.store import ArtifactRow, Store, StoreReport
 
-__all__ = ["ArtifactRow", "Ledger", "PeerRecord", "Store", "StoreReport"]
+__all__ = ["ArtifactRow", "ChunkFile", "Ledger", "PeerRecord", "Store", "StoreReport"]

@@ -16,15 +16,49 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from blake3 import blake3
+
 from kvswap.core.errors import StoreFull, UsageError
 from kvswap.core.ids import Cid
 from kvswap.store import direct
+
+_PIECE = 256 * 1024
 
 
 def chunk_path(chunks: Path, cid: Cid) -> Path:
     """Where a chunk is below the `chunks` directory; readers of other processes use it too."""
     name = str(cid)
     return chunks / name[-2:] / name
+
+
+class ChunkFile:
+    """An open chunk, read in pieces."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        found = os.fstat(descriptor)
+        self.length = found.st_size
+        self.state = (found.st_size, found.st_mtime_ns)  # another one: the file was written to
+
+    def read_into(self, into: memoryview, at: int) -> int:
+        """Fill `into` from the offset `at`; how many bytes there were, 0 at the end."""
+        return os.preadv(self._descriptor, [into], at)
+
+    def read(self) -> bytes:
+        """The whole chunk."""
+        whole = bytearray(self.length)
+        view, at = memoryview(whole), 0
+        while at < self.length and (size := self.read_into(view[at:], at)):
+            at += size
+        return bytes(view[:at])
+
+    def id(self) -> Cid:
+        """What the bytes are, whatever the name says."""
+        hasher, at, view = blake3(), 0, memoryview(bytearray(min(_PIECE, self.length)))
+        while size := self.read_into(view, at) if view else 0:
+            hasher.update(view[:size])
+            at += size
+        return Cid(hasher.digest())
 
 
 class ChunkFiles:
@@ -77,17 +111,14 @@ class ChunkFiles:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
 
-    def read(self, cid: Cid) -> bytes:
+    @contextlib.contextmanager
+    def open(self, cid: Cid) -> Iterator[ChunkFile]:
         """The bytes as they are on disk; the caller checks them.  Raises `FileNotFoundError`."""
-        return self.path(cid).read_bytes()
-
-    def state(self, cid: Cid) -> tuple[int, int] | None:
-        """(length, time of the last change in ns), or None when the file is gone."""
+        descriptor = os.open(self.path(cid), os.O_RDONLY)
         try:
-            found = self.path(cid).stat()
-        except FileNotFoundError:
-            return None
-        return found.st_size, found.st_mtime_ns
+            yield ChunkFile(descriptor)
+        finally:
+            os.close(descriptor)
 
     def remove(self, cid: Cid) -> None:
         self.path(cid).unlink(missing_ok=True)

@@ -19,14 +19,14 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvswap.core.errors import IntegrityError, NotFound, StoreFull, StoreLocked
 from kvswap.core.ids import Cid
-from kvswap.store.files import ChunkFiles
+from kvswap.store.files import ChunkFile, ChunkFiles
 from kvswap.store.index import Index
 
 _CHECKED_KEPT = 65_536
@@ -189,23 +189,40 @@ class Store:
             have |= {bytes(r["cid"]) for r in self._index.rows(query, *(c.digest for c in piece))}
         return [c for c in wanted if c.digest not in have]
 
-    def get_chunk(self, cid: Cid) -> bytes:
-        """The bytes, checked.  Raises `NotFound`, or `IntegrityError` after setting a bad file aside.
+    @contextmanager
+    def open_chunk(self, cid: Cid) -> Iterator[ChunkFile]:
+        """A chunk to read in pieces, checked whole before, not collected while it is open.
 
         A file that was found right is hashed again only when its length or time of change is another:
         a chunk that many peers ask for is hashed once, not once for each.  Readers hash all the same.
+        Raises `NotFound`, or `IntegrityError` after setting a bad file aside.
         """
         if not self.has_chunk(cid):
             raise NotFound(f"chunk {cid} is not in the store")
-        state = self._files.state(cid)
-        try:
-            data = self._files.read(cid)
-        except FileNotFoundError:
-            self._forget(cid)
-            raise NotFound(f"chunk {cid} is listed but its file is gone", cause="somebody deleted it") from None
-        if self._checked.get(cid) == state and state is not None and len(data) == state[0]:
-            return data
-        if Cid.of(data) != cid:
+        with self.lease([cid]), ExitStack() as stack:
+            try:
+                file = stack.enter_context(self._files.open(cid))
+            except FileNotFoundError:
+                self._forget(cid)
+                raise NotFound(f"chunk {cid} is listed but its file is gone", cause="somebody deleted it") from None
+            if self._checked.get(cid) != file.state:
+                self._check(cid, file)
+            yield file
+
+    def get_chunk(self, cid: Cid) -> bytes:
+        """The bytes, whole.  Raises as `open_chunk` does."""
+        with self.open_chunk(cid) as file:
+            return file.read()
+
+    def check_chunk(self, cid: Cid) -> None:
+        """Hash the file, whatever was found before.  Raises as `open_chunk` does."""
+        with self._guard:
+            self._checked.pop(cid, None)
+        with self.open_chunk(cid):
+            pass
+
+    def _check(self, cid: Cid, file: ChunkFile) -> None:
+        if file.id() != cid:
             self._forget(cid)
             self._files.set_aside(cid)
             raise IntegrityError(
@@ -214,11 +231,9 @@ class Store:
                 hint="kvswap fetch it again",
             )
         with self._guard:
-            if state is not None:
-                self._checked[cid] = state
+            self._checked[cid] = file.state
             while len(self._checked) > _CHECKED_KEPT:
                 self._checked.popitem(last=False)
-        return data
 
     @property
     def chunks_directory(self) -> Path:
@@ -429,15 +444,16 @@ class Store:
         listed = {Cid(bytes(r["cid"])) for r in self._index.rows("SELECT cid FROM chunks")}
         checked = adopted = quarantined = missing = 0
         for cid in self._files.all():
-            data = self._files.read(cid)
-            if Cid.of(data) != cid:
+            with self._files.open(cid) as file:
+                found, length = file.id(), file.length
+            if found != cid:
                 self._forget(cid)
                 self._files.set_aside(cid)
                 quarantined += 1
             elif cid not in listed:
                 with self._guard, self._index.transaction() as db:
-                    db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (cid.digest, len(data), time.time()))
-                    self._used += len(data)
+                    db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (cid.digest, length, time.time()))
+                    self._used += length
                 adopted += 1
             checked += 1
         for cid in listed:

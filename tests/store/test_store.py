@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -85,6 +86,37 @@ def test_a_file_changed_on_disk_is_set_aside_and_never_served(tmp_path: Path) ->
     store.put_chunk(made.chunks[cid], cid)  # repaired by fetching it again
     put(store, made)
     assert store.get_artifact(made.id).complete  # type: ignore[union-attr]
+
+
+def test_a_chunk_is_read_in_pieces_and_not_collected_meanwhile(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    data = os.urandom(700_001)
+    cid = store.put_chunk(data)
+    with store.open_chunk(cid) as chunk:
+        assert chunk.length == len(data)
+        store.collect(0)
+        assert store.has_chunk(cid)
+        piece, read = memoryview(bytearray(100_000)), b""
+        while size := chunk.read_into(piece, len(read)):
+            read += bytes(piece[:size])
+        assert read == data
+    store.collect(0)
+    with pytest.raises(NotFound), store.open_chunk(cid):
+        pass
+
+
+def test_what_rots_unseen_is_found_when_asked_to_look_again(tmp_path: Path) -> None:
+    """A disk that changes bits changes no time of change."""
+    store = Store.open(tmp_path)
+    cid = store.put_chunk(b"a" * 5000)
+    store.get_chunk(cid)  # found right
+    path = next((tmp_path / "chunks").rglob(str(cid)))
+    before = path.stat()
+    path.write_bytes(b"b" + path.read_bytes()[1:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(IntegrityError):
+        store.check_chunk(cid)
+    assert not store.has_chunk(cid)
 
 
 def test_verify_repairs_what_can_be_repaired(tmp_path: Path) -> None:

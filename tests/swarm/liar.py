@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import h11
 
 from kvswap.cli.main import main
 from kvswap.core.errors import NotFound
@@ -17,33 +21,56 @@ from kvswap.net.bulk import server as bulk_server
 from kvswap.trust import Key
 
 Uploads = uploads.Uploads
-honest_take, honest_pace = Uploads.take, Uploads.pace
+honest_take, honest_open = Uploads.take, Uploads.open
 honest_issue, honest_record = Tokens.issue, BulkIdentity.record
 
 
-async def flip(self: Any, peer: str, cid: Cid) -> tuple[bytes, int]:
+class Forged:
+    """What goes out in the place of an open chunk."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.length = data, len(data)
+
+    def read_into(self, into: memoryview, at: int) -> int:
+        piece = self._data[at : at + len(into)]
+        into[: len(piece)] = piece
+        return len(piece)
+
+
+def flip(uploads: Any, cid: Cid, data: bytes) -> bytes:
     """One bit of each chunk."""
-    data, size = await honest_take(self, peer, cid)
-    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :], size
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :]
 
 
-async def truncate(self: Any, peer: str, cid: Cid) -> tuple[bytes, int]:
+def truncate(uploads: Any, cid: Cid, data: bytes) -> bytes:
     """Half of each chunk, said to be the whole."""
-    data, size = await honest_take(self, peer, cid)
-    return data[: len(data) // 2], size
+    return data[: len(data) // 2]
 
 
-async def swap(self: Any, peer: str, cid: Cid) -> tuple[bytes, int]:
+def swap(uploads: Any, cid: Cid, data: bytes) -> bytes:
     """Another chunk, cut or filled to the right length."""
-    data, size = await honest_take(self, peer, cid)
-    others = [c for c in self._store._files.all() if c != cid]
-    other = self._store._files.read(others[0])
-    return (other * (1 + len(data) // len(other)))[: len(data)], size
+    other = uploads._store.get_chunk(next(c for c in uploads._store._files.all() if c != cid))
+    return (other * (1 + len(data) // len(other)))[: len(data)]
 
 
-async def claim(self: Any, peer: str, cid: Cid) -> tuple[bytes, int]:
+def claim(uploads: Any, cid: Cid, data: bytes) -> bytes:
     """Says to have everything, gives nothing."""
     raise NotFound(f"chunk {cid} is not in the store")
+
+
+def forging(forge: Any) -> None:
+    """Let `forge` make the bytes of both planes."""
+
+    async def take(self: Any, peer: str, cid: Cid) -> tuple[bytes, int]:
+        data, size = await honest_take(self, peer, cid)
+        return forge(self, cid, data), size
+
+    @contextmanager
+    def open_forged(self: Any, peer: str, cid: Cid) -> Iterator[Forged]:
+        with honest_open(self, peer, cid) as chunk:
+            yield Forged(forge(self, cid, chunk.read()))
+
+    Uploads.take, Uploads.open = take, open_forged
 
 
 async def silent(self: Any, peer: str, cid: Cid) -> tuple[bytes, int]:
@@ -52,25 +79,35 @@ async def silent(self: Any, peer: str, cid: Cid) -> tuple[bytes, int]:
     raise AssertionError
 
 
+@contextmanager
+def silent_open(self: Any, peer: str, cid: Cid) -> Iterator[Forged]:
+    time.sleep(3600)
+    yield Forged(b"")
+
+
 async def trickle(self: Any, peer: str, size: int) -> None:
     """1 KB/s."""
     await asyncio.sleep(size / 1000)
 
 
-async def breaking(self: Any, request: Any, peer: str, response: Any, data: memoryview) -> None:
+def breaking(self: Any, peer: str, chunk: Any, start: int, stop: int) -> None:
     """Ends the connection in the middle of each body."""
-    await response.write(data[: len(data) // 2])
-    request.transport.close()
+    half = chunk.read()[: (stop - start) // 2]
+    for part in self._http.send_with_data_passthrough(h11.Data(data=half)):
+        self._send(part)
+    raise ConnectionError("broken off")
 
 
 def install(kind: str) -> None:
-    if kind in ("flip", "truncate", "swap", "claim", "silent"):
-        Uploads.take = globals()[kind]
+    if kind in ("flip", "truncate", "swap", "claim"):
+        forging(globals()[kind])
+    elif kind == "silent":
+        Uploads.take, Uploads.open = silent, silent_open
     elif kind == "trickle":
         object.__setattr__(LIMITS, "upload_piece_bytes", 1000)
-        Uploads.pace = trickle
+        Uploads.paced, Uploads.turn = property(lambda self: True, lambda self, value: None), trickle
     elif kind == "breaking":
-        bulk_server.BulkServer._send = breaking
+        bulk_server._Connection._body = breaking
     elif kind == "certificate":  # serves with another key than it signs the record with
         create = BulkIdentity.create
         wrong = BulkIdentity.create(Key.generate()).context

@@ -1,16 +1,23 @@
-"""Chunks on their way to peers: reserved before they are read, checked before they are sent, counted as they go."""
+"""Chunks on their way to peers: checked before they are sent, within limits, counted as they go.
+
+Over HTTPS a chunk goes out in pieces from its file, in a thread; over libp2p it is one frame, whole in
+memory, and room is taken for it before it is read.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from kvswap.core.errors import PeerBusy
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.counters import Counters
 from kvswap.exchange.serving.fair import Pacer, Room
-from kvswap.store import Ledger, Store
+from kvswap.store import ChunkFile, Ledger, Store
 
 
 class Uploads:
@@ -22,37 +29,51 @@ class Uploads:
         self._counters = counters
         self._room = Room(LIMITS.upload_bytes, LIMITS.upload_bytes_per_peer, LIMITS.uploads_waiting_per_peer)
         self._pacer = Pacer(rate)
+        self._lock = threading.Lock()
+        self._open: Counter[str] = Counter()
+        self.paced = rate > 0
 
-    @property
-    def held_bytes(self) -> int:
-        """Memory of chunks on their way out."""
-        return self._room.used
+    # -- in pieces, from any thread ----------------------------------------------------------------
 
-    @asynccontextmanager
-    async def chunk(self, peer: str, cid: Cid) -> AsyncIterator[bytes]:
-        """The checked bytes.  Raises `NotFound`, `IntegrityError`, `PeerBusy`."""
-        data, size = await self.take(peer, cid)
+    @contextmanager
+    def open(self, peer: str, cid: Cid) -> Iterator[ChunkFile]:
+        """Raises `NotFound`, `IntegrityError`, `PeerBusy`."""
+        with self._lock:
+            if self._open[peer] >= LIMITS.uploads_per_peer:
+                raise PeerBusy(f"{LIMITS.uploads_per_peer} chunks are on their way to you")
+            self._open[peer] += 1
         try:
-            yield data
+            with self._store.open_chunk(cid) as chunk:
+                yield chunk
         finally:
-            self.give_back(peer, size)
+            with self._lock:
+                self._open[peer] -= 1
+                self._open += Counter()
+
+    def count(self, peer: str, size: int) -> None:
+        """Bytes that went out."""
+        with self._lock:
+            self._ledger.record(peer).bytes_out += size
+            self._counters.bytes_out += size
+
+    async def turn(self, peer: str, size: int) -> None:
+        """Wait for this peer's turn at the node's upload rate."""
+        await self._pacer.take(peer, size)
+
+    # -- whole -------------------------------------------------------------------------------------
 
     async def take(self, peer: str, cid: Cid) -> tuple[bytes, int]:
-        """The bytes and the room they take, until `give_back`."""
+        """The bytes and the room they take, until `give_back`.  Raises as `open` does."""
         size = self._store.chunk_length(cid)  # one look-up in memory-mapped pages: not worth a thread
         await self._room.acquire(peer, size)
         try:
-            with self._store.lease([cid]):
-                return await asyncio.to_thread(self._store.get_chunk, cid), size
+            data = await asyncio.to_thread(self._store.get_chunk, cid)
+            await self.turn(peer, len(data))
         except BaseException:
             self._room.release(peer, size)
             raise
+        self.count(peer, len(data))
+        return data, size
 
     def give_back(self, peer: str, size: int) -> None:
         self._room.release(peer, size)
-
-    async def pace(self, peer: str, size: int) -> None:
-        """Wait for this peer's turn at the node's upload rate, and count the bytes."""
-        await self._pacer.take(peer, size)
-        self._ledger.record(peer).bytes_out += size
-        self._counters.bytes_out += size

@@ -35,7 +35,7 @@ class Buffers:
         """Memory of at least `length` bytes; waits, first come first served, while the budget is spent."""
         size = -(-max(1, length) // mmap.PAGESIZE) * mmap.PAGESIZE
         await self._take(size)
-        memory = next((m for m in self._free if size <= len(m) <= 2 * size), None)
+        memory = next((m for m in reversed(self._free) if size <= len(m) <= 2 * size), None)
         if memory is None:
             memory = aligned(size)
         else:

@@ -11,7 +11,8 @@ only while that stream is open.  It names the reader: limits, fairness and the l
 
 **Non-goals.**  Being reachable through NAT: where this plane cannot be reached, chunks go over libp2p.
 
-`identity` makes certificate and record, `tokens` the tokens, `server` and `client` are the two ends.
+`identity` makes certificate and record, `tokens` the tokens, `server` and `client` are the two ends, both
+with blocking sockets in threads; `tls` is the reading one's.
 """
 
 from kvswap.net.bulk.client import BulkClient, BulkTarget

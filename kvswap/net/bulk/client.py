@@ -1,9 +1,8 @@
 """The reading end: one chunk, straight into the caller's buffer.
 
 Blocking sockets in threads, not asyncio: TLS records are decrypted into the buffer itself, without
-the copies and callbacks of a stream reader, and outside the interpreter lock.  Measured against the
-same server: 690 MB/s at 1.25 CPU-seconds a gigabyte, hashing and writing included, where aiohttp's
-client had 575 at 2.0 (`docs/adr/0009-bulk-plane.md`).
+the copies and callbacks of a stream reader, and outside the interpreter lock
+(`docs/adr/0009-bulk-plane.md` has the measurements).
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from kvswap.core.errors import (
 )
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.net.bulk.tls import TlsSocket
 
 _THREADS = 48
 _TELL_BYTES = 1024 * 1024
@@ -80,22 +80,26 @@ class _Connection:
     def __init__(self, target: BulkTarget, context: ssl.SSLContext) -> None:
         self.endpoint = target.endpoint
         self._target = target
+        self._context = context
         host = f"[{target.host}]" if ipaddress.ip_address(target.host).version == 6 else target.host
-        self._http = http.client.HTTPSConnection(
-            host, target.port, timeout=LIMITS.bulk_connect_seconds, context=context
-        )
+        self._http = http.client.HTTPConnection(host, target.port)
+        self._tls: TlsSocket | None = None
         self._aborted = False
         self.fresh = True
         self.used_at = 0.0
 
     def connect(self) -> None:
         """Raises `BulkUnreachable`."""
+        seconds = LIMITS.bulk_connect_seconds
         try:
-            self._http.connect()
-            shown = hashlib.sha256(self._http.sock.getpeercert(binary_form=True) or b"").digest()
-        except (OSError, ssl.SSLError) as error:
+            sock = socket.create_connection((self._target.host, self._target.port), seconds)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._tls = self._http.sock = TlsSocket(sock, self._context)
+            self._tls.handshake(seconds)
+        except OSError as error:
             self.close()
             raise BulkUnreachable(f"{self._target.peer}: no HTTPS connection: {error}") from error
+        shown = hashlib.sha256(self._tls.certificate).digest()
         if shown != self._target.certificate:
             self.close()
             raise BulkUnreachable(
@@ -105,8 +109,8 @@ class _Connection:
 
     def get(self, token: str, cid: Cid, into: memoryview, tell: OnBytes) -> bytes:
         """One request and its body; the body's digest.  After an error the connection is of no more use."""
-        peer, sock = self._target.peer, self._http.sock
-        if self._aborted:
+        peer, sock = self._target.peer, self._tls
+        if self._aborted or sock is None:
             raise PeerError("given up")
         sock.settimeout(LIMITS.first_byte_seconds)
         self._http.request("GET", f"/v1/chunks/{cid}", headers={"Authorization": f"Bearer {token}"})
@@ -121,7 +125,9 @@ class _Connection:
         have = told = hashed = 0
         hasher = blake3()
         told_at = time.monotonic()
-        receive = response.fp.readinto1  # first what came along with the headers, then from the socket itself
+        receive: Callable[[memoryview], int] = (
+            response.fp.readinto1
+        )  # first what came along with the headers, then from the socket itself
         while have < len(into):
             size = receive(into[have:])
             receive = sock.recv_into
@@ -146,20 +152,19 @@ class _Connection:
 
     @property
     def usable(self) -> bool:
-        return self._http.sock is not None and time.monotonic() - self.used_at < LIMITS.bulk_idle_seconds / 2
+        return self._tls is not None and time.monotonic() - self.used_at < LIMITS.bulk_idle_seconds / 2
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._http.close()
+        self._http.close()
+        if self._tls is not None:
+            self._tls.close()
+            self._tls = None
 
     def abort(self) -> None:
         """End whatever another thread is doing with it."""
         self._aborted = True
-        sock = self._http.sock
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                # Not SSLSocket's own shutdown, which would take the TLS state from under the reading thread.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        if (tls := self._tls) is not None:
+            tls.abort()
 
 
 class BulkClient:

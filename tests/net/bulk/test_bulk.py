@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerBusy, PeerError, TokenRefused
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, BulkTarget, Tokens, check_record
 from kvswap.net.bulk.client import BulkUnreachable
+from kvswap.net.bulk.server import byte_range
 from tests.support import key, run
 
 DATA = os.urandom(3_000_017)
 CID = Cid.of(DATA)
 
 
+class Body:
+    def __init__(self, data: bytes) -> None:
+        self._data, self.length = data, len(data)
+
+    def read_into(self, into: memoryview, at: int) -> int:
+        piece = self._data[at : at + len(into)]
+        into[: len(piece)] = piece
+        return len(piece)
+
+
 class Chunks:
     """Serves one chunk, or what a test wants."""
 
     def __init__(self) -> None:
-        self.body = DATA
+        self.body = Body(DATA)
         self.error: KvswapError | None = None
         self.sent: list[tuple[str, int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
-    @asynccontextmanager
-    async def chunk(self, peer: str, cid: Cid) -> AsyncIterator[bytes]:
+    @contextmanager
+    def open(self, peer: str, cid: Cid) -> Iterator[Body]:
         if self.error is not None:
             raise self.error
         if cid != CID:
             raise NotFound(f"chunk {cid} is not here")
         yield self.body
 
-    async def pace(self, peer: str, size: int) -> None:
+    @property
+    def paced(self) -> bool:
+        return not self.gate.is_set()
+
+    async def turn(self, peer: str, size: int) -> None:
         await self.gate.wait()
+
+    def count(self, peer: str, size: int) -> None:
         self.sent.append((peer, size))
 
 
@@ -84,7 +104,7 @@ def test_a_chunk_arrives_whole_on_a_connection_that_is_kept() -> None:
             target = p.target
             for _ in range(5):
                 assert await p.get(target) == DATA
-            assert len(p.server._manager.connections) == 1
+            assert p.server.connections == 1
             assert {peer for peer, _ in p.chunks.sent} == {"reader"}
             assert sum(n for _, n in p.chunks.sent) == 5 * len(DATA)
             assert await asyncio.gather(*(p.get(target) for _ in range(6))) == [DATA] * 6
@@ -327,11 +347,11 @@ def test_silent_and_too_many_connections_are_closed() -> None:
                 except (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
                     continue
             await asyncio.sleep(0.1)
-            assert len(p.server._manager.connections) <= most
+            assert p.server.connections <= most
             object.__setattr__(LIMITS, "bulk_idle_seconds", 0.5)
             ended = [asyncio.wait_for(reader.read(), 10) for reader, _ in held]
             await asyncio.gather(*ended, return_exceptions=True)
-            while p.server._manager.connections:
+            while p.server.connections:
                 await asyncio.sleep(0.05)
             for _, writer in held:
                 writer.close()
@@ -342,3 +362,77 @@ def test_silent_and_too_many_connections_are_closed() -> None:
         run(body())
     finally:
         object.__setattr__(LIMITS, "bulk_idle_seconds", before)
+
+
+@given(
+    st.binary(min_size=1, max_size=40),
+    st.one_of(st.none(), st.integers(0, 60)),
+    st.one_of(st.none(), st.integers(0, 60)),
+)
+def test_a_range_is_what_slicing_says(data: bytes, first: int | None, last: int | None) -> None:
+    text = f"bytes={'' if first is None else first}-{'' if last is None else last}"
+    end = (data[-last:] if last else b"") if first is None else b""
+    expected = end if first is None else data[first : None if last is None else last + 1]
+    found = byte_range(text, len(data))
+    assert (data[found[0] : found[1]] if found else b"") == expected
+
+
+def test_a_body_a_flood_of_headers_and_noise_end_the_connection() -> None:
+    """What is not a small GET is answered with an error or nothing, and costs nobody else anything."""
+
+    async def body() -> None:
+        async with plane() as p:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            for raw in (
+                b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabcde",
+                b"GET / HTTP/1.1\r\nHost: a\r\n" + b"x: y\r\n" * 5000,
+                b"\x00\xff" * 3000,
+                b"GET /" + b"a" * 100_000,
+            ):
+                reader, writer = await asyncio.open_connection("127.0.0.1", p.server.port, ssl=context)
+                with contextlib.suppress(ConnectionError):
+                    writer.write(raw)
+                    answer = await asyncio.wait_for(reader.read(), 10)
+                    assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+                writer.close()
+            assert await p.get(p.target) == DATA
+
+    run(body())
+
+
+def test_requests_on_one_connection_are_answered_in_order() -> None:
+    async def body() -> None:
+        async with plane() as p:
+            target = p.target
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            reader, writer = await asyncio.open_connection("127.0.0.1", target.port, ssl=context)
+            for wanted in ("0-4", "10-14"):  # both before the first answer is read
+                writer.write(
+                    f"GET /v1/chunks/{CID} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {target.token}\r\n"
+                    f"Range: bytes={wanted}\r\n\r\n".encode()
+                )
+            for expected in (DATA[:5], DATA[10:15]):
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 206")
+                assert await reader.readexactly(5) == expected
+            writer.close()
+
+    run(body())
+
+
+def test_a_server_that_stops_ends_what_is_under_way() -> None:
+    async def body() -> None:
+        async with plane() as p:
+            p.chunks.gate.clear()
+            waiting = asyncio.create_task(p.get(p.target))
+            while not p.server.connections:
+                await asyncio.sleep(0.01)
+            await p.server.stop()
+            with pytest.raises(PeerError):
+                await asyncio.wait_for(waiting, 10)
+            while p.server.connections:
+                await asyncio.sleep(0.01)
+
+    run(body())
