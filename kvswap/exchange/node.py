@@ -74,6 +74,7 @@ class Node:
         # serving
         self.tokens = Tokens()
         self.swarms = Swarms()
+        self._shunned_until: dict[str, float] = {}  # monotonic
         self.uploads = Uploads(store, self.ledger, self.counters, settings.upload_bytes_per_second)
         self.catalogue = OwnCatalogue(store)
         self.chunk_list = lru_cache(_CHUNK_LISTS)(self._chunk_list)  # readers ask again and again
@@ -109,6 +110,25 @@ class Node:
         self.record(peer).lied(time.time())
         self.counters.rejected_chunks += 1
         self.events.add("peer_lied", peer=peer, reason=reason, **about)
+
+    def flooded(self, peer: str, how: str) -> None:
+        """A peer asks for more than it takes: hang up, and serve it again in a minute."""
+        if self._shunned(peer):
+            return  # what was under way when it was cut off
+        now = time.monotonic()
+        self._shunned_until = {p: t for p, t in self._shunned_until.items() if t > now} | {
+            peer: now + LIMITS.shun_seconds
+        }
+        self.record(peer).failed(time.time())
+        self.events.add("peer_flooded", peer=peer, reason=f"it {how}; not served for {LIMITS.shun_seconds:g} s")
+        if self.transport is not None:
+            self.spawn(self.transport.disconnect(peer))
+
+    def _shunned(self, peer: str) -> bool:
+        return self._shunned_until.get(peer, 0.0) > time.monotonic()
+
+    def _unwelcome(self, peer: str) -> bool:
+        return self.ledger.blocked(peer) or self._shunned(peer)
 
     def resting(self, peer: str) -> float:
         """Seconds for which a peer is better not asked, after what it did."""
@@ -152,7 +172,7 @@ class Node:
 
         if self.transport is None:
             return
-        server = Server(lambda caller, request: answer(self, caller, request), self.ledger.blocked)
+        server = Server(lambda caller, request: answer(self, caller, request), self._unwelcome, self.flooded)
         try:
             await self.transport.start(server, self._heard)
         except KvswapError as error:

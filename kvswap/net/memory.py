@@ -131,6 +131,11 @@ class MemoryTransport:
     def connected(self) -> list[str]:
         return [p for p in sorted(self._links) if p in self._network.nodes]
 
+    async def disconnect(self, peer: str) -> None:
+        self._links.discard(peer)
+        if (other := self._network.nodes.get(peer)) is not None:
+            other._links.discard(self._peer)
+
     def host_of(self, peer: str) -> str | None:
         return "127.0.0.1" if peer in self.connected() else None
 

@@ -3,7 +3,8 @@
 Requests of one stream are answered in order.  A malformed request ends the stream; an error of the
 handler is an answer.  What keeps a silent or greedy peer cheap: a cap on streams, for each peer and
 for all; a bucket of requests that refills at a fixed rate, beyond which the peer simply waits; an
-idle time-out; and never more than a few answers prepared ahead.
+idle time-out; never more than a few answers prepared ahead; and whoever goes on opening streams beyond
+the cap, or leaves answers unread, is told on to the node, which hangs up.
 """
 
 from __future__ import annotations
@@ -70,9 +71,16 @@ class Buckets:
 class Server:
     """The serving end of every incoming stream."""
 
-    def __init__(self, answer: Answer, refuse: Callable[[str], bool] = lambda peer: False) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        refuse: Callable[[str], bool] = lambda peer: False,
+        flooded: Callable[[str, str], None] = lambda peer, how: None,
+    ) -> None:
         self._answer = answer
         self._refuse = refuse
+        self._flooded = flooded
+        self._offences = Buckets(LIMITS.offences_per_second)
         self._streams: Counter[str] = Counter()
         self._buckets = Buckets(LIMITS.requests_per_second)
 
@@ -80,6 +88,8 @@ class Server:
         peer = stream.peer
         full = self._streams[peer] >= LIMITS.streams_per_peer or self._streams.total() >= LIMITS.streams
         if full or self._refuse(peer):
+            if full:
+                self._offence(peer, "opens streams beyond what one peer may")
             await stream.reset()
             return
         self._streams[peer] += 1
@@ -98,6 +108,11 @@ class Server:
             self._streams[peer] -= 1
             self._streams += Counter()
 
+    def _offence(self, peer: str, how: str) -> None:
+        """Once is an accident, many at a time are a flood."""
+        if self._offences.wait(peer) > 0:
+            self._flooded(peer, how)
+
     async def _serve(self, stream: Stream, caller: Caller) -> None:
         """Answers are prepared a few ahead while earlier ones are on their way out."""
         answers: asyncio.Queue[asyncio.Task[_Prepared] | None] = asyncio.Queue(_PREPARED_AHEAD)
@@ -109,6 +124,9 @@ class Server:
                 unsent.discard(prepared)
                 try:
                     await stream.send(frame, LIMITS.chunk_seconds)
+                except PeerError:
+                    self._offence(stream.peer, "leaves answers unread")
+                    raise
                 finally:
                     release()
             await reader

@@ -91,6 +91,9 @@ class Transport(Protocol):
     def connected(self) -> list[str]:
         """Peers with a live connection."""
 
+    async def disconnect(self, peer: str) -> None:
+        """Close the connection to a peer, and its streams with it.  Best effort; never raises."""
+
     def host_of(self, peer: str) -> str | None:
         """The IP address that a connected peer is seen at; None when it is relayed or not connected."""
 

@@ -107,6 +107,22 @@ def test_the_other_side_knows_who_asks(kind: str) -> None:
 
 
 @KINDS
+def test_hanging_up_ends_the_connection_and_another_may_follow(kind: str) -> None:
+    async def body() -> None:
+        async with network(kind) as net:
+            a, b = await net.node(), await net.node()
+            await link(a, b)
+            await b.disconnect(a.peer)
+            await b.disconnect(a.peer)  # idempotent
+            while b.peer in a.connected() or a.peer in b.connected():
+                await asyncio.sleep(0.02)
+            await link(a, b)
+            assert b.peer in a.connected()
+
+    run(body())
+
+
+@KINDS
 def test_a_frame_over_the_limit_is_refused(kind: str) -> None:
     async def body() -> None:
         async with network(kind) as net:

@@ -47,53 +47,57 @@ def rss(node: Daemon) -> int:
     return int(psutil.Process(node.process.pid).memory_info().rss)
 
 
-def test_a_flood_of_requests_costs_bounded_memory_and_readers_are_served_after_it(nodes: Start, made: Made) -> None:  # noqa: F811
+@pytest.mark.parametrize("streams", [LIMITS.streams_per_peer, 2 * LIMITS.streams_per_peer])
+def test_a_flood_of_requests_costs_bounded_memory_is_hung_up_on_and_keeps_nobody_else_waiting(
+    nodes: Start,  # noqa: F811
+    made: Made,  # noqa: F811
+    streams: int,
+) -> None:
     server = nodes("server", holds=True)
     reader = nodes("reader", to=[server])
     idle = rss(server)
     peer = peer_of(server.address)
     largest = max(made.manifest.chunks, key=lambda c: c.length)
 
-    async def flood(transport: Transport, over: asyncio.Event) -> int:
-        """Asks for chunks and bitmaps on many streams, reading nothing back."""
-        sent = 0
+    async def flood(transport: Transport) -> None:
+        """Asks for chunks and bitmaps on many streams, reading nothing back, and comes again when cut off."""
 
         async def one() -> None:
-            nonlocal sent
-            try:
-                stream = await transport.open(peer)
-                while True:
-                    for request in (messages.GetChunk(str(largest.id)), messages.Have(made.id)):
-                        await stream.send(messages.encode_request(request), 5)
-                        sent += 1
-            except KvswapError:
-                return
+            while True:
+                try:
+                    await transport.connect(PeerAddress(peer, (server.address,)))
+                    stream = await transport.open(peer)
+                    while True:
+                        for request in (messages.GetChunk(str(largest.id)), messages.Have(made.id)):
+                            await stream.send(messages.encode_request(request), 5)
+                except KvswapError:
+                    await asyncio.sleep(0.05)
 
-        tasks = [asyncio.create_task(one()) for _ in range(2 * LIMITS.streams_per_peer)]
-        await over.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return sent
+        await asyncio.gather(*(one() for _ in range(streams)))
+
+    def told() -> list[str]:
+        return [e["reason"] for e in server.client.events() if e["event"] == "peer_flooded"]
 
     async def body() -> None:
         async with stranger(server) as transport:
-            over = asyncio.Event()
-            flooding = asyncio.create_task(flood(transport, over))
-            for _ in range(16):
-                await asyncio.sleep(0.5)
+            flooding = asyncio.create_task(flood(transport))
+            try:
+                await asyncio.to_thread(until, told, 60)
                 assert rss(server) - idle < MEMORY
-            over.set()
-            await flooding
-        # While it lasts py-libp2p may drop others' connections (docs/security.md); they come back by themselves.
-        await asyncio.to_thread(until, lambda: reader.client.status()["peers"], 60)
-        done = await asyncio.to_thread(fetch, reader, made)
-        assert done.returncode == 0, done.stderr
-        assert rss(server) - idle < MEMORY
+                done = await asyncio.to_thread(fetch, reader, made)
+                assert done.returncode == 0, done.stderr
+                assert rss(server) - idle < MEMORY
+            finally:
+                flooding.cancel()
+                await asyncio.gather(flooding, return_exceptions=True)
 
     run(body(), 200)
     check_complete(reader, made)
-    assert kvswap(server.home, "status").returncode == 0
+    assert transport_is_up(server)
+
+
+def transport_is_up(node: Daemon) -> bool:
+    return bool(node.client.status()["p2p"])
 
 
 def test_streams_that_say_nothing_cost_a_place_each_and_no_more(nodes: Start, made: Made) -> None:  # noqa: F811

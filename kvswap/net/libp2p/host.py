@@ -261,6 +261,9 @@ class TrioHost:
             return False
         return True
 
+    async def disconnect(self, peer: str) -> None:
+        await self.host.disconnect(ID.from_string(peer))
+
     async def open(self, peer: str) -> Any:
         await self.connect(PeerAddress(peer))
         return await self.host.new_stream(ID.from_string(peer), [TProtocol(PROTOCOL)])

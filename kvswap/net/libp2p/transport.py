@@ -131,6 +131,10 @@ class Libp2pTransport:
     async def connect(self, address: PeerAddress) -> None:
         await _call(self._bridge, address.peer, self._live().connect, address, seconds=LIMITS.dial_seconds)
 
+    async def disconnect(self, peer: str) -> None:
+        with contextlib.suppress(PeerError, P2pDown):
+            await _call(self._bridge, peer, self._live().disconnect, peer, seconds=LIMITS.request_seconds)
+
     async def open(self, peer: str) -> Stream:
         raw = await _call(self._bridge, peer, self._live().open, peer, seconds=LIMITS.dial_seconds)
         return Libp2pStream(self._bridge, raw, peer)
