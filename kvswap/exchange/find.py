@@ -22,6 +22,7 @@ from kvswap.net import PeerAddress, messages
 
 _GRACE_SECONDS = 0.15
 _POLL_SECONDS = 0.1
+_NEIGHBOURS_FIRST_SECONDS = 0.05
 _PATIENCE_SECONDS = 0.5
 _YOUNG_SECONDS = 15.0  # a node this young may still be finding its first peers
 _MAX_PEERS = 64
@@ -118,6 +119,8 @@ class _Lookup:
         key = (
             document_key(self._query.document) if self._query.document else Cid.parse(str(self._query.artifact)).digest
         )
+        if self._transport.connected():  # a walk through the DHT would hold up the answers of neighbours
+            await asyncio.sleep(_NEIGHBOURS_FIRST_SECONDS)
         while not self._over:  # records arrive while we look; each round is cheap when nothing is known
             try:
                 for address in await self._transport.find_providers(key):
