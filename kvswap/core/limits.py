@@ -23,6 +23,7 @@ class Limits:
     manifest_chunks: int = 100_000
     manifest_blocks: int = 65_536
     manifest_layers: int = 512
+    predictor_bytes: int = 64 * MIB
     block_tokens: int = 8_192
     chunk_bytes: int = 64 * MIB  # raw length of one chunk; wire length never exceeds raw + header
     chunk_target_bytes: int = 4 * MIB  # raw length the writer aims at from below

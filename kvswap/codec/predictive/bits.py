@@ -1,0 +1,73 @@
+"""Bits that are stored as they are: plain ones, lowest first, and runs of zeros that a one ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvswap.core.errors import IntegrityError
+
+Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+LONGEST_RUN = 15
+
+
+def pack_plain(values: Ints, counts: Ints) -> Array:
+    """One byte a bit, of values of so many bits."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    place = np.arange(total) - np.repeat(ends - counts, counts)
+    return (np.repeat(values, counts) >> place & 1).astype(np.uint8)
+
+
+def pack_runs(runs: Ints) -> Array:
+    """One byte a bit, of the lengths of runs."""
+    ends = np.cumsum(runs + 1)
+    out = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
+    out[ends - 1] = 1
+    return out
+
+
+class Bits:
+    """Reads both kinds.  Raises `IntegrityError` at the end."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._bytes = np.concatenate([np.frombuffer(data, np.uint8), np.zeros(8, np.uint8)])
+        self._total = 8 * len(data)
+        self._at = 0
+
+    def plain(self, counts: Ints) -> Ints:
+        """Values of so many bits, at most 32 each."""
+        ends = np.cumsum(counts) + self._at
+        if len(ends) and ends[-1] > self._total:
+            raise IntegrityError("a predictive chunk's bits end early")
+        begin = ends - counts
+        first = begin >> 3
+        window = sum(self._bytes[first + i].astype(np.int64) << (8 * i) for i in range(5))
+        if len(ends):
+            self._at = int(ends[-1])
+        out: Ints = window >> (begin & 7) & ((np.int64(1) << counts) - 1)
+        return out
+
+    def runs(self, number: int) -> Ints:
+        """So many lengths."""
+        if not number:
+            return np.empty(0, np.int64)
+        rest = np.unpackbits(self._bytes[self._at >> 3 : -8], bitorder="little")[self._at & 7 :]
+        ones = np.flatnonzero(rest)[:number]
+        if len(ones) < number:
+            raise IntegrityError("a predictive chunk's runs end early")
+        self._at += int(ones[-1]) + 1
+        lengths: Ints = np.diff(ones, prepend=-1) - 1
+        if lengths.max() > LONGEST_RUN:
+            raise IntegrityError("a predictive chunk has a run that nobody writes")
+        return lengths
+
+    def finish(self) -> None:
+        """Raises unless all was read: what is left is less than a byte, and zero."""
+        rest = np.unpackbits(self._bytes[self._at >> 3 : -8], bitorder="little")[self._at & 7 :]
+        if len(rest) > 7 or rest.any():
+            raise IntegrityError("a predictive chunk has bits that nobody reads")

@@ -1,0 +1,167 @@
+"""The codec's steps in numpy: the plain form, complete on any machine, and what `_fast.c` is tested against."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvswap.codec.predictive import bits, buckets, rans, rope
+from kvswap.codec.predictive.buckets import Format, length
+from kvswap.codec.predictive.predictor import (
+    CAP,
+    FAR,
+    FEATURE,
+    FEATURE_SHIFT,
+    LARGEST,
+    SHIFT,
+    Tensor,
+    Turns,
+)
+from kvswap.codec.predictive.rans import Tables
+from kvswap.core.errors import IntegrityError
+
+Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+HEADER = struct.Struct("<BBHIII")
+VERSION = 1
+
+
+def units(words: Array, form: Format, unit: int) -> Ints:
+    """Bit patterns as whole units.  Every step is exact or rounded as IEEE 754 says, whatever the machine."""
+    if form.exponent == 5:
+        values = words.view(np.float16).astype(np.float64)
+    else:
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            values = (words.astype(np.uint32) << (32 - form.bits)).view(np.float32).astype(np.float64)
+    values = np.where(np.isfinite(values), values, 0.0)
+    return np.rint(np.clip(values * 2.0**unit, -LARGEST, LARGEST)).astype(np.int64)
+
+
+def sums(tensor: Tensor, inputs: list[Array]) -> Array:
+    """Features times weights, int32 [tokens, channels]: integers below 2^24, so float32 holds each of them exactly."""
+    given = np.concatenate(inputs, axis=1).astype(np.float32)
+    if "matrix" not in tensor.prepared:
+        tensor.prepared["matrix"] = tensor.weights.astype(np.float32)
+    out: Array = (given @ tensor.prepared["matrix"]).astype(np.int32)
+    return out
+
+
+def expected(tensor: Tensor, sums: Array | None, turns: Turns, heads: int) -> Array:
+    """mu, int32 [tokens, channels]: sums of features times weights to units, turned."""
+    tokens = len(turns.cos)
+    mu = np.broadcast_to(tensor.mean.astype(np.int64), (tokens, len(tensor.mean)))
+    if sums is not None:
+        mu = ((sums.astype(np.int64) * tensor.scale + (1 << (SHIFT - 1))) >> SHIFT) + mu
+        mu = np.clip(mu, -FAR, FAR)
+    return turn(mu, turns, heads, back=False).astype(np.int32)
+
+
+def turn(values: Ints, turns: Turns, heads: int, back: bool) -> Ints:
+    """[tokens, heads * dim] of units, turned or turned back."""
+    if not turns.pairs:
+        return values
+    shaped = values.reshape(len(values), heads, -1)
+    return np.clip(rope.turn(shaped, turns.cos, turns.sin, back), -FAR, FAR).reshape(values.shape)
+
+
+def known(tensor: Tensor, words: Array, mu: Array, turns: Turns, heads: int, form: Format) -> tuple[Array, Ints]:
+    """Features of a tensor, int8 [tokens, channels]; and how far off mu was, [tokens], quarter octaves."""
+    values = units(words, form, tensor.unit)
+    wrong = wrongness(values - mu, tensor)
+    straight = turn(values, turns, heads, back=True)
+    scaled = ((straight - tensor.mean) * tensor.factor + (1 << (FEATURE_SHIFT - 1))) >> FEATURE_SHIFT
+    return np.clip(scaled, -FEATURE, FEATURE).astype(np.int8), wrong
+
+
+def wrongness(deviation: Ints, tensor: Tensor) -> Ints:
+    """[tokens]: how far off the prediction of a token was, in quarter octaves."""
+    each = np.minimum(np.abs(deviation) * tensor.inverse >> 16, CAP)
+    return quarter_log(each.sum(axis=1) * 16 // deviation.shape[1] + 1)
+
+
+def quarter_log(values: Ints) -> Ints:
+    """floor(4 * log2) of positive integers below 2^40; the constants are 2^20 times 2^(1/4), 2^(1/2), 2^(3/4)."""
+    octaves = length(values) - 1
+    mantissa = values << 20 >> octaves
+    above = [(mantissa >= limit).astype(np.int64) for limit in (1246975, 1482911, 1763488)]
+    return 4 * octaves + sum(above)
+
+
+def log_sigma(tensor: Tensor, token: Array) -> Ints:
+    """[tokens, channels] in quarter octaves."""
+    return tensor.log_sigma.astype(np.int64) + token.astype(np.int64)[:, None]
+
+
+class Encoder:
+    """Tensor by tensor, then `finish`."""
+
+    def __init__(self, tables: Tables, form: Format) -> None:
+        self._tables = tables
+        self._form = form
+        self._segments: list[tuple[Array, Array]] = []
+        self._runs: list[Array] = []
+        self._plain: list[Array] = []
+
+    def put(self, words: Array, mu: Array, tensor: Tensor, token: Array) -> None:
+        """[tokens, channels] of bit patterns."""
+        frame = buckets.Frame.of(self._form, mu.astype(np.int64), log_sigma(tensor, token), tensor.unit)
+        value = buckets.split(words, frame)
+        unsaid = self._tables.frequency[frame.context, value.symbol] == 0
+        if unsaid.any():
+            value = buckets.escape(value, unsaid, words, self._form)
+        self._segments.append((frame.context.reshape(-1), value.symbol.reshape(-1)))
+        self._runs.append(bits.pack_runs(value.run[value.run >= 0]))
+        self._plain.append(bits.pack_plain(value.plain.reshape(-1), value.count.reshape(-1)))
+
+    def finish(self) -> bytes:
+        """The wire bytes."""
+        states, words = rans.encode(self._segments, self._tables)
+        runs, plain = (np.packbits(np.concatenate(b), bitorder="little") for b in (self._runs, self._plain))
+        header = HEADER.pack(VERSION, self._form.bits // 8, 0, len(words), len(runs), len(plain))
+        arrays = (states.astype("<u4"), words.astype("<u2"), runs, plain)
+        return b"".join([header, *(a.tobytes() for a in arrays)])
+
+
+def parse(wire: memoryview, form: Format) -> tuple[Array, Array, memoryview, memoryview]:
+    """States, words, runs and plain bits.  Raises `IntegrityError` unless every length agrees."""
+    if len(wire) < HEADER.size:
+        raise IntegrityError("a predictive chunk is shorter than its header")
+    version, width, zero, words, runs, plain = HEADER.unpack_from(wire)
+    if version != VERSION or zero or 8 * width != form.bits:
+        raise IntegrityError("a predictive chunk has an unknown version, or is of another dtype")
+    at = HEADER.size + 4 * rans.LANES
+    ends = [at + 2 * words, at + 2 * words + runs, at + 2 * words + runs + plain]
+    if len(wire) != ends[-1]:
+        raise IntegrityError("a predictive chunk has a wrong length")
+    states = np.frombuffer(wire, "<u4", rans.LANES, HEADER.size)
+    return states, np.frombuffer(wire, "<u2", words, at), wire[ends[0] : ends[1]], wire[ends[1] :]
+
+
+class Decoder:
+    """The same tensors in the same order, then `finish`.  Raises `IntegrityError`."""
+
+    def __init__(self, wire: memoryview, tables: Tables, form: Format) -> None:
+        states, words, runs, plain = parse(wire, form)
+        self._coder = rans.Decoder(states, words, tables)
+        self._runs, self._plain = bits.Bits(runs), bits.Bits(plain)
+        self._form = form
+
+    def get(self, mu: Array, tensor: Tensor, token: Array) -> Array:
+        """[tokens, channels] of bit patterns."""
+        frame = buckets.Frame.of(self._form, mu.astype(np.int64), log_sigma(tensor, token), tensor.unit)
+        symbol = self._coder.segment(frame.context.reshape(-1)).reshape(mu.shape)
+        with_run, count = buckets.needs(symbol, frame)
+        run = np.full(mu.shape, -1)
+        run[with_run] = self._runs.runs(int(with_run.sum()))
+        plain = self._plain.plain(count.reshape(-1)).reshape(mu.shape)
+        return buckets.join(symbol, run, plain, frame)
+
+    def finish(self) -> None:
+        """Everything was read, and came out where it began."""
+        self._coder.finish()
+        self._runs.finish()
+        self._plain.finish()

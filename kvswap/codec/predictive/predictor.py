@@ -1,0 +1,103 @@
+"""The predictor of a model: integer weights that say what a layer's K and V will be, from the layers before.
+
+A *stack* is the layers of one kind and shape, in order.  K of a layer is predicted from K and V of the
+one or more layers before it in the stack, without its rotary turn; V from those and from K.  A tensor
+goes in as int8 features, one scale a channel; weights are int8; sums stay below 2^24, so that even a
+float32 matrix product of these integers is exact in any order and on any machine.  How wrong the
+prediction is likely to be, sigma, is a constant of the channel times a factor of the token, which
+follows from how wrong it was in what has been decoded of that token already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvswap.codec.predictive import rope
+from kvswap.codec.predictive.rans import Tables
+
+Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+FEATURE = 127  # largest
+SHIFT = 24  # of the factor from sums to units
+FEATURE_SHIFT = 16  # of the factor from units to features
+LARGEST = 1 << 26  # units; beyond that a value only feeds saturated features
+FAR = 1 << 30  # units; no expectation is beyond
+WRONG = 16  # a deviation of sigma counts so much
+CAP = 8 * WRONG
+TOKEN_CAP = 24  # quarter octaves
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """K or V of one layer."""
+
+    unit: int  # values count 2^-unit
+    mean: Array  # int32 [channels], in units, without the turn
+    factor: Array  # int32 [channels]: units to features, FEATURE_SHIFT bits after the point
+    weights: Array  # int8 [features, channels]
+    scale: Array  # int32 [channels]: sums to units, SHIFT bits after the point
+    log_sigma: Array  # int16 [channels], in quarter octaves, with the turn
+    inverse: Array  # int32 [channels]: what a deviation of one unit counts, 16 bits after the point
+    token: Array  # int16: of each earlier wrongness its weight in sixteenths and its usual value; then a constant
+    prepared: dict[str, Any] = field(default_factory=dict, compare=False)  # by a backend, when first needed
+
+    def token_factor(self, wrong: Sequence[Ints], tokens: int) -> Array:
+        """int16 [tokens], quarter octaves, from how wrong other predictions of the tokens were."""
+        total = np.full(tokens, int(self.token[-1]), np.int64)
+        for (weight, usual), value in zip(self.token[:-1].reshape(-1, 2).astype(np.int64), wrong, strict=True):
+            total += weight * (value - usual)
+        out: Array = np.clip((total + 8) >> 4, -TOKEN_CAP, TOKEN_CAP).astype(np.int16)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Layers of one kind and shape."""
+
+    layers: tuple[int, ...]
+    before: int  # how many layers a prediction looks back
+    turns: Array  # int32 [pairs, bits, 2], see `rope.powers`
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Everything, and the tables of the entropy coder."""
+
+    stacks: tuple[Stack, ...]
+    tables: Tables
+
+    def stack_of(self, layer: int) -> tuple[Stack, int]:
+        """The stack that a layer belongs to, and its place in it.  Raises `KeyError`."""
+        for stack in self.stacks:
+            if layer in stack.layers:
+                return stack, stack.layers.index(layer)
+        raise KeyError(layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """cos and sin of some positions, int32 [tokens, pairs]."""
+
+    cos: Array
+    sin: Array
+
+    @classmethod
+    def of(cls, stack: Stack, start: int, tokens: int) -> Turns:
+        cos, sin = rope.tables(stack.turns, np.arange(start, start + tokens, dtype=np.int64))
+        return cls(cos.astype(np.int32), sin.astype(np.int32))
+
+    @property
+    def pairs(self) -> int:
+        return int(self.cos.shape[1])
+
+    def none(self) -> Turns:
+        """For V, which is not turned."""
+        return Turns(self.cos[:, :0].copy(), self.sin[:, :0].copy())

@@ -1,0 +1,225 @@
+"""Training a predictor: least squares on integer features, then how wrong it is on documents kept apart.
+
+`Trainer` is fed documents of one stack, in any number: the first few set the scales, all of them the
+weights, and every fifth, in part, the scales of error and the tables.  Memory does not grow with the
+corpus but for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvswap.codec.base import Part
+from kvswap.codec.predictive import buckets, codec, plain, rans
+from kvswap.codec.predictive.predictor import (
+    FEATURE,
+    FEATURE_SHIFT,
+    SHIFT,
+    WRONG,
+    Predictor,
+    Stack,
+    Tensor,
+    Turns,
+)
+from kvswap.core.errors import UsageError
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+_SCALING = 6  # documents that set the scales
+_MEASURING_TOKENS = 768  # of every fifth document
+_SPREAD = 5.0  # standard deviations that a feature spans
+_RIDGE = 1e-4
+_OUTLIER = 8.0  # deviations beyond count as so many
+_LARGEST = 2**31 - 1
+
+
+class Trainer:
+    """For one stack.  `add` documents, then `finish`."""
+
+    def __init__(self, layers: Sequence[int], turns: Array, before: int, dtype: str) -> None:
+        """`turns`: see `rope.powers`."""
+        self._layers = tuple(layers)
+        self._turns = turns
+        self._before = before
+        self._dtype = dtype
+        self._form = buckets.FORMATS[dtype]
+        self._first: list[list[Part]] = []
+        self._kept: list[list[Part]] = []
+        self._tensors: list[Tensor] = []
+        self._spread: list[Floats] = []
+        self._products: list[Floats | None] = [None] * (2 * len(self._layers))
+        self._heads = 0
+        self.tokens = 0
+
+    def add(self, parts: Sequence[Part]) -> None:
+        """K, V of each layer of one document, from position 0."""
+        self._heads, tokens, _ = parts[0].shape
+        self.tokens += tokens
+        if not self._tensors:
+            self._first.append([p.copy() for p in parts])
+            if len(self._first) == _SCALING:
+                self._begin()
+            return
+        self._gather(parts)
+
+    def _begin(self) -> None:
+        self._set_scales()
+        for parts in self._first:
+            self._gather(parts)
+        self._first.clear()
+
+    def _stack(self) -> Stack:
+        return Stack(self._layers, self._before, self._turns, tuple(self._tensors[::2]), tuple(self._tensors[1::2]))
+
+    def _straight(self, number: int, part: Part, unit: int) -> Array:
+        """Whole units without the turn."""
+        tokens = part.shape[1]
+        stack = Stack(self._layers, self._before, self._turns, (), ())
+        turns = Turns.of(stack, 0, tokens)
+        values = plain.units(codec.flat(part), self._form, unit)
+        return values if number % 2 else plain.turn(values, turns, self._heads, back=True)
+
+    def _set_scales(self) -> None:
+        for number in range(2 * len(self._layers)):
+            rows = np.concatenate([self._straight(number, d[number], 16)[4:] for d in self._first]) / 65536.0
+            mean, spread = rows.mean(0), np.maximum(rows.std(0), 1e-6)
+            unit = int(np.clip(np.ceil(np.log2(256 / np.median(spread))), 4, 20))
+            channels = len(mean)
+            self._spread.append(spread)
+            self._tensors.append(
+                Tensor(
+                    unit=unit,
+                    mean=np.rint(mean * 2.0**unit).astype(np.int32),
+                    factor=_positive(2.0**FEATURE_SHIFT * FEATURE / (_SPREAD * spread * 2.0**unit)),
+                    weights=np.zeros((0, channels), np.int8),
+                    scale=np.zeros(channels, np.int32),
+                    log_sigma=np.zeros(channels, np.int16),
+                    inverse=np.ones(channels, np.int32),
+                    token=np.zeros(1, np.int16),
+                )
+            )
+
+    def _inputs(self, number: int) -> list[int]:
+        """The tensors that one is predicted from, in the codec's order."""
+        layer = number // 2
+        seen = [2 * (layer - b) + i for b in range(1, self._before + 1) if layer >= b for i in (0, 1)]
+        return [*seen, number - 1] if number % 2 else seen
+
+    def _gather(self, parts: Sequence[Part]) -> None:
+        """Sums of products of features with features and with what they are to say."""
+        tokens = parts[0].shape[1]
+        turns = Turns.of(self._stack(), 0, tokens)
+        features: list[Array] = []
+        for number, (tensor, part) in enumerate(zip(self._tensors, parts, strict=True)):
+            by = turns.none() if number % 2 else turns
+            nothing = np.zeros((tokens, len(tensor.mean)), np.int32)
+            features.append(codec.BEST.known(tensor, codec.flat(part), nothing, by, self._heads, self._form)[0])
+            inputs = self._inputs(number)
+            if not inputs:
+                continue
+            target = self._straight(number, part, tensor.unit) - tensor.mean
+            limit = _OUTLIER * self._spread[number] * 2.0**tensor.unit
+            given = np.concatenate([features[i] for i in inputs], axis=1).astype(np.float32)
+            both = np.concatenate([given, np.clip(target, -limit, limit).astype(np.float32)], axis=1)
+            product = (given.T @ both).astype(np.float64)
+            sums = self._products[number]
+            self._products[number] = product if sums is None else sums + product
+        self._count = getattr(self, "_count", 0) + 1
+        if self._count % 5 == 1:
+            self._kept.append([p[:, :_MEASURING_TOKENS].copy() for p in parts])
+
+    def finish(self) -> tuple[Stack, Array]:
+        """The stack, and counts of symbols by context for the tables.  Raises `UsageError` without documents."""
+        if not self._tensors:
+            if not self._first:
+                raise UsageError("there is nothing to train on", cause="the corpus has no text", hint="--corpus DIR")
+            self._begin()
+        for number, product in enumerate(self._products):
+            if product is not None:
+                self._set_weights(number, product)
+        self._set_error_scales()
+        self._set_token_factors()
+        counts = np.zeros((buckets.CONTEXTS, rans.SYMBOLS))
+        for number, words, mu, factor in self._measure():
+            tensor = self._tensors[number]
+            sigma = plain.log_sigma(tensor, factor)
+            frame = buckets.Frame.of(self._form, mu.astype(np.int64), sigma, tensor.unit)
+            symbol = buckets.split(words, frame).symbol
+            np.add.at(counts, (frame.context.reshape(-1), symbol.reshape(-1)), 1)
+        return self._stack(), counts
+
+    def _set_weights(self, number: int, product: Floats) -> None:
+        size = len(product)
+        square = product[:, :size] + np.eye(size) * (np.trace(product[:, :size]) / size * _RIDGE + 1e-9)
+        weights = np.linalg.solve(square, product[:, size:])
+        step = np.maximum(np.abs(weights).max(0), 1e-12) / 127
+        self._replace(number, weights=np.rint(weights / step).astype(np.int8), scale=_positive(step * 2.0**SHIFT))
+
+    def _replace(self, number: int, **fields: Array) -> None:
+        tensor = self._tensors[number]
+        names = ("unit", "mean", "factor", "weights", "scale", "log_sigma", "inverse", "token")
+        self._tensors[number] = Tensor(**{name: fields.get(name, getattr(tensor, name)) for name in names})
+
+    def _measure(self) -> list[tuple[int, Array, Array, Array]]:
+        """(number, words, mu, token factor) of every tensor of the documents kept."""
+        out: list[tuple[int, Array, Array, Array]] = []
+        stack = self._stack()
+        nothing = Predictor((stack,), rans.Tables.flat(buckets.CONTEXTS))
+        for parts in self._kept:
+
+            def code(number: int, tensor: Tensor, mu: Array, factor: Array, parts: list[Part] = parts) -> Array:
+                words = codec.flat(parts[number])
+                out.append((number, words, mu, factor))
+                return words
+
+            context = codec.Context(nothing, stack, 0, [], 0)
+            codec.walk(codec.BEST, context, self._heads, parts[0].shape[1], self._form, len(self._layers), code)
+        return out
+
+    def _deviations(self) -> list[Array]:
+        rows: list[list[Array]] = [[] for _ in self._tensors]
+        for number, words, mu, _ in self._measure():
+            rows[number].append(plain.units(words, self._form, self._tensors[number].unit) - mu)
+        return [np.concatenate(r) for r in rows]
+
+    def _set_error_scales(self) -> None:
+        for number, rows in enumerate(self._deviations()):
+            size = np.abs(rows).astype(np.float64)
+            sigma = np.minimum(size, _OUTLIER * (np.median(size, axis=0) + 1)).mean(0) * np.sqrt(np.pi / 2)
+            sigma = np.maximum(sigma, 0.5)
+            self._replace(
+                number,
+                log_sigma=np.floor(4 * (np.log2(sigma) - self._tensors[number].unit) + 0.5).astype(np.int16),
+                inverse=_positive(65536 * WRONG / sigma),
+            )
+
+    def _set_token_factors(self) -> None:
+        wrong = [
+            plain.wrongness(rows, tensor).astype(np.float64)
+            for rows, tensor in zip(self._deviations(), self._tensors, strict=True)
+        ]
+        usual = [round(float(np.median(w))) for w in wrong]
+        for number in range(len(self._tensors)):
+            layer = number // 2
+            by = ([number - 1] if number % 2 else []) + ([2 * layer - 2, 2 * layer - 1] if layer else [])
+            if not by:
+                continue
+            columns = np.stack([*(wrong[i] - usual[i] for i in by), np.ones(len(wrong[number]))], axis=1)
+            target = wrong[number] - wrong[number].mean()
+            weights = np.linalg.solve(columns.T @ columns + np.eye(columns.shape[1]), columns.T @ target)
+            pairs = [x for i, w in zip(by, weights, strict=False) for x in (round(16 * w), usual[i])]
+            self._replace(number, token=np.array([*pairs, round(16 * weights[-1])], np.int16))
+
+
+def _positive(values: Floats) -> Array:
+    return np.clip(np.rint(values), 1, _LARGEST).astype(np.int32)
+
+
+def predictor(stacks: Sequence[Stack], counts: Sequence[Array]) -> Predictor:
+    """One of all stacks, with tables common to them."""
+    return Predictor(tuple(stacks), rans.Tables(rans.normalized(sum(counts[1:], start=counts[0]))))
