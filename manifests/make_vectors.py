@@ -58,6 +58,7 @@ def valid() -> None:
         for codec in ("raw", "planes"):
             good(f"{dtype}-{codec}", f"{dtype} chunks in codec {codec}", True, dtype=dtype, codec=codec, tokens=40)
     good("one-token", "a document of one token", True, tokens=1)
+    good("predictive", "chunks coded against a predictor, which is a file beside them", True, **PREDICTIVE)
     good("whole-blocks", "the last block is full", True, tokens=16)
     good(
         "sliding",
@@ -97,6 +98,52 @@ def sealed(tree: Any, number: int = 1) -> bytes:
     payload = tree if isinstance(tree, bytes) else wire.pack(tree)
     signer = key(number)
     return dsse.seal(payload, str(signer.peer_id), signer.sign)
+
+
+PREDICTIVE: dict[str, Any] = {"tokens": 300, "block_tokens": 256, "specs": (FULL, FULL), "codec": "predictive"}
+
+
+def predictor_liars() -> None:
+    made = make_artifact(now=NOW, **PREDICTIVE)
+    cid = made.manifest.predictor.id  # type: ignore[union-attr]
+
+    def lie(
+        name: str, why: str, change: Callable[[Any], Any], chunks: dict[Cid, bytes] | None = None, exit_code: int = 7
+    ) -> None:
+        tree = wire.parse(made.manifest.encode())
+        change(tree)
+        write("hostile", name, sealed(tree), exit_code, why, chunks)
+
+    def refer(data: bytes) -> Callable[[Any], Any]:
+        return lambda tree: tree["predictor"].update(cid=bytes(Cid.of(data)), length=len(data))
+
+    lie("predictor-missing", "predictive chunks and no predictor", lambda tree: tree.pop("predictor"))
+    lie("predictor-null", "a predictor that is null", lambda tree: tree.update(predictor=None))
+    lie("predictor-length", "a predictor of 1 TiB", lambda tree: tree["predictor"].update(length=1 << 40))
+    lie("predictor-cid", "a predictor without a digest", lambda tree: tree["predictor"].update(cid=bytes(36)))
+    plain = make_artifact(now=NOW)
+    tree = wire.parse(plain.manifest.encode()) | {"predictor": {"cid": bytes(cid), "length": 5}}
+    write("hostile", "predictor-unused", sealed(tree), 7, "a predictor that no chunk is coded against")
+    data = made.chunks[cid]
+    lie("predictor-changed", "a file of another digest", lambda tree: None, {**made.chunks, cid: data[:-1] + b"\xff"}, 6)
+    for name, why, bad in (
+        ("predictor-noise", "a signed predictor that is none", b"\x80" + bytes(100)),
+        ("predictor-cut", "a signed predictor that ends early", data[:-1]),
+    ):
+        lie(name, why, refer(bad), {**made.chunks, Cid.of(bad): bad}, 6)
+    other = made.chunks[made.manifest.chunks[0].id]
+    damaged = other[:700] + bytes([other[700] ^ 1]) + other[701:]
+
+    def swap(tree: Any) -> None:
+        tree["chunks"][0] |= {"cid": bytes(Cid.of(damaged)), "length": len(damaged)}
+
+    lie(
+        "predictive-damaged",
+        "a predictive chunk with a bit changed, well signed",
+        swap,
+        {**made.chunks, Cid.of(damaged): damaged},
+        6,
+    )
 
 
 def hostile() -> None:
@@ -234,6 +281,7 @@ def hostile() -> None:
     write("hostile", "expired", make_artifact(now=NOW - 10**6, lifetime=1000).statement.envelope, 4, "expired")
     write("hostile", "future", make_artifact(now=NOW + 10**6).statement.envelope, 4, "issued in the future")
     chunk_liars(made)
+    predictor_liars()
 
 
 def chunk_liars(made: Made) -> None:

@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -29,10 +31,14 @@ from kvswap.artifact.manifest import (
     Manifest,
     ModelIdentity,
     Numerics,
+    PredictorRef,
     Prefix,
     Probe,
     TensorDigests,
 )
+from kvswap.codec import Predictor, base, predictive
+from kvswap.codec.predictive.predictor import Stack, Tensor
+from kvswap.codec.predictive.rans import Tables
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.trust import Key, Statement, read_statement
@@ -70,6 +76,44 @@ class Made:
         return str(self.statement.artifact)
 
 
+def plain_predictor(specs: Sequence[LayerSpec]) -> Predictor:
+    """By hand, so that its bytes are the same everywhere: expects values around 0, as wide as 1, of full layers."""
+    stacks: dict[LayerSpec, list[int]] = {}
+    for index, spec in enumerate(specs):
+        if spec.kind == "full":
+            stacks.setdefault(spec, []).append(index)
+
+    def tensor(channels: int, given: int, token: int) -> Tensor:
+        ones = np.ones(channels, np.int32)
+        weights = np.zeros((given, channels), np.int8)
+        return Tensor(
+            8,
+            0 * ones,
+            6502 * ones,
+            weights,
+            ones,
+            np.zeros(channels, np.int16),
+            4096 * ones,
+            np.zeros(token, np.int16),
+        )
+
+    made = []
+    for spec, layers in stacks.items():
+        k, v = spec.heads * spec.k_dim, spec.heads * spec.v_dim
+        before = [min(place, 2) * (k + v) for place in range(len(layers))]
+        made.append(
+            Stack(
+                tuple(layers),
+                2,
+                np.empty((0, 24, 2), np.int32),
+                tuple(tensor(k, n, 5 if n else 1) for n in before),
+                tuple(tensor(v, n + k, 7 if n else 3) for n in before),
+            )
+        )
+    near = [1 + 32 * max(0, 11 - abs(symbol - 64)) for symbol in range(127)]
+    return Predictor(tuple(made), Tables(np.array([[*near, 4096 - sum(near)]] * 96, np.uint16)))
+
+
 def make_artifact(
     signer: Key | None = None,
     *,
@@ -88,7 +132,7 @@ def make_artifact(
     """Random tensors through the real chunk writer, a manifest around them, signed.  `changes` replace fields."""
     import torch
 
-    from kvswap.artifact.tensors import LayerTensors, digest_layer, encode_chunk
+    from kvswap.artifact.tensors import Layers, LayerTensors, context_of, digest_layer, encode_chunk
 
     signer = signer or key()
     now = int(time.time()) if now is None else now
@@ -105,18 +149,24 @@ def make_artifact(
             return plain.view(np.float32).astype(np.float16).view(np.uint16)
         return (plain >> 16).astype(np.uint16)
 
+    predictor = plain_predictor(specs) if codec == "predictive" else None
     layers = [(values((s.heads, tokens, s.k_dim)), values((s.heads, tokens, s.v_dim))) for s in specs]
     runs = layout.plan_runs(specs, block_tokens, ITEM_BYTES[dtype])
     refs: list[ChunkRef] = []
     chunks: dict[Cid, bytes] = {}
     for block in range(layout.block_count(tokens, block_tokens)):
         start, stop = layout.block_span(tokens, block_tokens, block)
+        earlier: Layers = {}
         for run, members in enumerate(runs):
             parts = []
+            begin, _ = layout.stored_span(specs[members[0]], start, stop)
             for index in members:
                 first, last = layout.stored_span(specs[index], start, stop)
                 parts += [np.ascontiguousarray(t[:, first:last]).astype(word) for t in layers[index]]
-            chunk = encode_chunk(parts, dtype, codec, block, run)
+            with mock.patch.object(base, "_PLANES_MAY_BE_BETTER", 9.0):  # nothing here can be predicted
+                context = context_of(predictor, members, begin, earlier)
+                chunk = encode_chunk(parts, dtype, codec, block, run, context)
+            earlier.update(zip(members, zip(parts[::2], parts[1::2], strict=True), strict=True))
             refs.append(chunk.ref)
             chunks[chunk.ref.id] = chunk.wire
     digests: list[TensorDigests] = []
@@ -147,6 +197,10 @@ def make_artifact(
         "life": Life(issued=now, expires=now + lifetime, sequence=now),
         "publisher": str(signer.peer_id),
     }
+    if predictor is not None:
+        data = predictive.dump(predictor)
+        chunks[Cid.of(data)] = data
+        fields["predictor"] = PredictorRef(cid=bytes(Cid.of(data)), length=len(data))
     fields.update(changes)
     manifest = Manifest(**fields)
     envelope = dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)

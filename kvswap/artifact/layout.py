@@ -90,6 +90,11 @@ def needed(manifest: Manifest, tokens: int | None = None) -> list[int]:
     return out
 
 
+def needed_files(manifest: Manifest, tokens: int | None = None) -> list[int]:
+    """Indices into `manifest.files` of all that such a reader needs."""
+    return needed(manifest, tokens) + ([len(manifest.chunks)] if manifest.predictor else [])
+
+
 def expected_chunks(layout: Layout, tokens: int, block_tokens: int) -> Iterator[tuple[int, int, int]]:
     """(block, run, raw length) of every chunk a manifest of this layout must list, in order."""
     lengths: dict[tuple[int, int], int] = {}  # a chunk's length depends on its run and how many tokens it spans
@@ -138,6 +143,7 @@ def check(manifest: Manifest) -> None:
         except UsageError as error:
             raise MalformedManifest(f"{where}: {error.message}", field=where) from error
     _require(next(expected, None) is None, "chunks", "chunks are missing")
+    _check_predictor(manifest)
     _require(life.issued < life.expires, "life", "it expires before it is issued")
     _require(life.expires - life.issued <= LIMITS.life_seconds, "life", "the life is over the cap")
     try:
@@ -146,6 +152,17 @@ def check(manifest: Manifest) -> None:
             Cid.from_bytes(life.supersedes)
     except UsageError as error:
         raise MalformedManifest(error.message, field="publisher") from error
+
+
+def _check_predictor(manifest: Manifest) -> None:
+    predictive = any(chunk.codec == "predictive" for chunk in manifest.chunks)
+    _require(predictive == (manifest.predictor is not None), "predictor", "predictive chunks, and they alone, have one")
+    if manifest.predictor is not None:
+        _require(manifest.predictor.length <= LIMITS.predictor_bytes, "predictor", "the predictor is over the cap")
+        try:
+            Cid.from_bytes(manifest.predictor.cid)
+        except UsageError as error:
+            raise MalformedManifest(error.message, field="predictor") from error
 
 
 def _check_layout(layout: Layout) -> None:

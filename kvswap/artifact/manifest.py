@@ -138,6 +138,22 @@ class ChunkRef(_Strict):
         return Cid.from_bytes(self.cid)
 
 
+class PredictorRef(_Strict):
+    """The predictor that `predictive` chunks are coded with: a content-addressed file, fetched like a chunk."""
+
+    cid: CidBytes
+    length: Positive
+
+    @property
+    def id(self) -> Cid:
+        return Cid.from_bytes(self.cid)
+
+    @property
+    def raw_length(self) -> int:
+        """None of it is part of the cache."""
+        return 0
+
+
 class Probe(_Strict):
     """First greedy tokens after a fixed question: shows a mismatch early, proves nothing."""
 
@@ -169,11 +185,15 @@ class Manifest(_Strict):
     life: Life
     publisher: Annotated[str, Meta(max_length=64)]
     document: DocumentRef | None = None
+    predictor: PredictorRef | None = None
     extensions: Annotated[list[Text], Meta(max_length=16)] = []
 
     def encode(self) -> bytes:
         """The payload bytes to sign."""
-        return wire.pack(wire.plain(self))
+        fields = wire.plain(self)
+        if self.predictor is None:
+            del fields["predictor"]  # absent, not null: one spelling
+        return wire.pack(fields)
 
     @classmethod
     def parse(cls, payload: bytes) -> Manifest:
@@ -189,9 +209,16 @@ class Manifest(_Strict):
             raise MalformedManifest(
                 f"manifest version {str(value.get('version'))[:20]} is not {VERSION}", field="version"
             )
+        if "predictor" in value and value["predictor"] is None:
+            raise MalformedManifest("a predictor is there or absent, never null", field="predictor")
         manifest = wire.convert(_without_extensions(value), cls)
         layout.check(manifest)
         return manifest
+
+    @property
+    def files(self) -> list[ChunkRef | PredictorRef]:
+        """All that is stored and sent: the chunks, in order, and the predictor after them."""
+        return [*self.chunks, *([self.predictor] if self.predictor else [])]
 
     @property
     def raw_bytes(self) -> int:
@@ -207,6 +234,8 @@ class Manifest(_Strict):
         for shown, chunk in zip(out["chunks"], self.chunks, strict=True):
             shown["cid"] = str(chunk.id)
         out["model"]["identity"] = self.model.digest.hex()
+        if self.predictor:
+            out["predictor"]["cid"] = str(self.predictor.id)
         if self.life.supersedes:
             out["life"]["supersedes"] = str(Cid.from_bytes(self.life.supersedes))
         return out

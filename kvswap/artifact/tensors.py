@@ -9,9 +9,11 @@ anything is returned: the caller either gets a whole verified cache or an error.
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -20,13 +22,15 @@ from blake3 import blake3
 from kvswap import codec as codecs
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.manifest import ITEM_BYTES, ChunkRef, Layout, Manifest, TensorDigests
-from kvswap.codec import Part
+from kvswap.codec import Context, Part, Predictor, predictive
 from kvswap.core.errors import IntegrityError
 from kvswap.core.ids import Cid
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _SIGNED = {2: torch.int16, 4: torch.int32}
 _WORD = {2: np.uint16, 4: np.uint32}
+
+_PREDICTORS_KEPT = 4
 
 ChunkSource = Callable[[Cid], bytes]
 
@@ -71,9 +75,11 @@ def digest_layer(tensors: LayerTensors) -> TensorDigests:
     return TensorDigests(k=digest_parts([k]), v=digest_parts([v]))
 
 
-def encode_chunk(parts: Sequence[Part], dtype: str, codec: str, block: int, run: int) -> EncodedChunk:
+def encode_chunk(
+    parts: Sequence[Part], dtype: str, codec: str, block: int, run: int, context: Context | None = None
+) -> EncodedChunk:
     """Encode one block of one run and describe it."""
-    used, wire = codecs.encode(parts, dtype, codec)
+    used, wire = codecs.encode(parts, dtype, codec, context)
     ref = ChunkRef(
         block=block,
         run=run,
@@ -84,6 +90,46 @@ def encode_chunk(parts: Sequence[Part], dtype: str, codec: str, block: int, run:
         raw_length=codecs.raw_length(parts),
     )
     return EncodedChunk(ref, wire)
+
+
+Layers = dict[int, tuple[Part, Part]]
+
+
+def context_of(predictor: Predictor | None, layers: Sequence[int], start: int, earlier: Layers) -> Context | None:
+    """What a run of layers is coded against: `earlier` layers of the same block, whose first token is at `start`."""
+    if predictor is None:
+        return None
+    try:
+        stack, place = predictor.stack_of(layers[0])
+    except KeyError:
+        return None
+    if stack.layers[place : place + len(layers)] != tuple(layers):
+        return None
+    before: list[Part] = []
+    for layer in reversed(stack.layers[max(0, place - stack.before) : place]):
+        if layer not in earlier:
+            break
+        before[:0] = earlier[layer]
+    return Context(predictor, stack, place, before, start)
+
+
+Predictors = OrderedDict[Cid, Predictor]
+"""Those read lately, kept by whoever loads many artifacts."""
+
+
+def read_predictor(cid: Cid, source: ChunkSource, kept: Predictors | None = None) -> Predictor:
+    """Checked.  Raises `IntegrityError`."""
+    kept = OrderedDict() if kept is None else kept
+    known = kept.pop(cid, None)
+    if known is None:
+        data = source(cid)
+        if Cid.of(data) != cid:
+            raise IntegrityError(f"predictor {cid} does not have its digest", hint="kvswap verify --store")
+        known = predictive.load(data)
+    kept[cid] = known
+    while len(kept) > _PREDICTORS_KEPT:
+        kept.popitem(last=False)
+    return known
 
 
 def _allocate(layout: Layout, tokens: int, room: int) -> list[LayerTensors]:
@@ -106,6 +152,7 @@ def load(
     tokens: int | None = None,
     room: int = 0,
     workers: int | None = None,
+    predictors: Predictors | None = None,
 ) -> list[LayerTensors]:
     """A verified cache for the first `tokens` tokens (a block's end; default all), on the CPU.
 
@@ -114,20 +161,31 @@ def load(
     the chunk; memory is the cache plus one chunk a worker.
     """
     stop = manifest.prefix.tokens if tokens is None else tokens
-    indices = layouts.needed(manifest, tokens)
+    refs = [manifest.chunks[i] for i in layouts.needed(manifest, tokens)]
+    predictor = read_predictor(manifest.predictor.id, source, predictors) if manifest.predictor else None
     tensors = _allocate(manifest.layout, stop, room)
+    # Predictive chunks of a block are coded one against the other; all else is independent.
+    tasks = [list(g) for _, g in groupby(refs, lambda r: r.block)] if predictor else [[ref] for ref in refs]
 
-    def one(index: int) -> None:
-        ref = manifest.chunks[index]
-        _decode_into(manifest, ref, source(ref.id), tensors)
+    def several(refs: list[ChunkRef]) -> None:
+        earlier: Layers = {}
+        for ref in refs:
+            _decode_into(manifest, ref, source(ref.id), tensors, predictor, earlier)
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, "kvswap-load") as pool:
-        for _ in pool.map(one, indices):
+        for _ in pool.map(several, tasks):
             pass
     return tensors
 
 
-def _decode_into(manifest: Manifest, ref: ChunkRef, wire: bytes, tensors: list[LayerTensors]) -> None:
+def _decode_into(
+    manifest: Manifest,
+    ref: ChunkRef,
+    wire: bytes,
+    tensors: list[LayerTensors],
+    predictor: Predictor | None,
+    earlier: Layers,
+) -> None:
     if len(wire) != ref.length or Cid.of(wire) != ref.id:
         raise IntegrityError(
             f"chunk {ref.id} (block {ref.block}) does not have its digest",
@@ -150,7 +208,9 @@ def _decode_into(manifest: Manifest, ref: ChunkRef, wire: bytes, tensors: list[L
                 scratch = np.empty((place.shape[0], last - first, place.shape[2]), place.dtype)
                 whole.append(scratch)
                 keep.append((place, scratch[:, low - first :]))
-    codecs.decode(ref.codec, wire, whole, layout.dtype)
+    run = layout.runs[ref.run]
+    begin, _ = layouts.stored_span(layout.layers[run[0]], start, stop)
+    codecs.decode(ref.codec, wire, whole, layout.dtype, context_of(predictor, run, begin, earlier))
     if digest_parts(whole) != ref.raw:
         raise IntegrityError(
             f"chunk {ref.id} (block {ref.block}) decodes to other bytes than were signed",
@@ -158,6 +218,8 @@ def _decode_into(manifest: Manifest, ref: ChunkRef, wire: bytes, tensors: list[L
         )
     for place, rest in keep:
         place[...] = rest
+    if predictor is not None:
+        earlier.update(zip(run, zip(whole[::2], whole[1::2], strict=True), strict=True))
 
 
 def verify_tensors(manifest: Manifest, tensors: Sequence[LayerTensors]) -> None:

@@ -33,6 +33,7 @@ VERBS = {
     "trust": ("trust", "Publishers whose artifacts this node uses."),
     "id": ("id", "This node's ids and addresses."),
     "model": ("model", "Models: list, pull."),
+    "codec": ("codec", "Train the predictive codec for a model."),
     "manifest": ("manifest", "Judge a manifest file."),
     "events": ("events", "What the node did and does."),
     "doctor": ("doctor", "Check this machine and this installation."),

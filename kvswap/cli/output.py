@@ -81,6 +81,8 @@ class Progress:
         kind = event["event"]
         if kind == "prefill":
             self._advance("prefill", event["block"], event["blocks"], f"{event['tokens']} tokens")
+        elif kind == "train":
+            self._advance("train", min(event["tokens"], event["of"]), event["of"], f"{event['tokens']} tokens")
         elif kind == "transfer":
             whole = event["bytes"] == event["total_bytes"]
             rate = event["bytes"] / max(event["seconds"], 1e-3) if whole else event["rate"]

@@ -12,7 +12,7 @@ from kvswap.cli.output import Output, read_document, size, verb
 @click.command("publish", help="Prefill FILE and offer its KV cache.  The cache reveals the text.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", help="Model to prefill with (default: the daemon's).")
-@click.option("--codec", help="Codec of the chunks (default: planes).")
+@click.option("--codec", help="Codec of the chunks: planes (default), predictive, raw.")
 @click.option("--truncate", is_flag=True, help="Publish the longest whole-block prefix that the model can read.")
 @click.option("--source", help="URL the document came from, for the manifest.")
 @verb

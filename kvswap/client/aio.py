@@ -92,6 +92,11 @@ class AsyncClient:
     ) -> dict[str, Any]:
         return await self._do(calls.publish(text, model, codec, truncate, source), on_event)
 
+    async def train(
+        self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
+    ) -> dict[str, Any]:
+        return await self._do(calls.train(corpus, model, tokens), on_event)
+
     async def fetch(
         self, ref: str, *, force: bool = False, tofu: bool = False, on_event: OnEvent | None = None
     ) -> AsyncArtifact:

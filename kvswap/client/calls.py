@@ -77,6 +77,10 @@ def publish(text: str, model: str | None, codec: str | None, truncate: bool, sou
     return _long("/v1/publish", text=text, model=model, codec=codec, truncate=truncate, source=source)
 
 
+def train(corpus: str, model: str | None, tokens: int) -> Call:
+    return _long("/v1/codec/train", corpus=corpus, model=model, tokens=tokens)
+
+
 def fetch(ref: str, force: bool, tofu: bool) -> Call:
     return _long("/v1/fetch", ref=ref, force=force, tofu=tofu)
 

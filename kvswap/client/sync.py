@@ -102,6 +102,12 @@ class Client:
         """Prefill and publish a document's text.  A KV cache reveals its text: publish public documents."""
         return self._do(calls.publish(text, model, codec, truncate, source), on_event)
 
+    def train(
+        self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
+    ) -> dict[str, Any]:
+        """Train the predictive codec on the text files below a directory of the daemon's machine."""
+        return self._do(calls.train(corpus, model, tokens), on_event)
+
     def fetch(self, ref: str, *, force: bool = False, tofu: bool = False, on_event: OnEvent | None = None) -> Artifact:
         """Make an artifact local and verified.
 

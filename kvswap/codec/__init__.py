@@ -11,9 +11,11 @@ True
 
 from kvswap.codec.base import Codec, Part, decode, encode, get, names, raw_length, register
 from kvswap.codec.planes import Planes
+from kvswap.codec.predictive import Context, Predictive, Predictor
 from kvswap.codec.raw import Raw
 
 register(Raw())
 register(Planes())
+register(Predictive())
 
-__all__ = ["Codec", "Part", "decode", "encode", "get", "names", "raw_length", "register"]
+__all__ = ["Codec", "Context", "Part", "Predictor", "decode", "encode", "get", "names", "raw_length", "register"]

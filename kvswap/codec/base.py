@@ -17,12 +17,15 @@ Contract of a codec:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kvswap.core.errors import Incompatible, IntegrityError
+
+if TYPE_CHECKING:
+    from kvswap.codec.predictive import Context
 
 Part = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -39,13 +42,16 @@ class Codec(Protocol):
     id: str
     exact: bool
 
-    def encode(self, parts: Sequence[Part], dtype: str) -> bytes:
+    def encode(self, parts: Sequence[Part], dtype: str, context: Context | None = None) -> bytes:
         """The wire bytes of these parts."""
 
-    def decode(self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str) -> None:
+    def decode(
+        self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: Context | None = None
+    ) -> None:
         """Fill the parts.  Raises `IntegrityError`."""
 
 
+_PLANES_MAY_BE_BETTER = 0.6  # of the raw size
 _REGISTRY: dict[str, Codec] = {}
 
 
@@ -79,19 +85,32 @@ def raw_length(parts: Sequence[Part]) -> int:
     return sum(part.nbytes for part in parts)
 
 
-def encode(parts: Sequence[Part], dtype: str, name: str) -> tuple[str, bytes]:
-    """Encode with the named codec, or `raw` where that does not help.  Returns (id used, bytes)."""
+def encode(parts: Sequence[Part], dtype: str, name: str, context: Context | None = None) -> tuple[str, bytes]:
+    """Encode with the named codec, or a plainer one where that does not help.  Returns (id used, bytes).
+
+    `predictive` needs a context; where there is none for these layers, and where prediction gains little,
+    it is `planes` that has to do better than.
+    """
     check_parts(parts, dtype)
+    raw = raw_length(parts)
+    if name == "predictive":
+        wire = get(name).encode(parts, dtype, context) if context is not None else None
+        if wire is None or len(wire) > _PLANES_MAY_BE_BETTER * raw:
+            plainer, other = encode(parts, dtype, "planes")
+            return (plainer, other) if wire is None or len(other) <= len(wire) else (name, wire)
+        return name, wire
     wire = get(name).encode(parts, dtype)
-    if name != "raw" and len(wire) >= raw_length(parts):
+    if name != "raw" and len(wire) >= raw:
         return "raw", get("raw").encode(parts, dtype)
     return name, wire
 
 
-def decode(name: str, wire: bytes | memoryview, parts: Sequence[Part], dtype: str) -> None:
+def decode(
+    name: str, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: Context | None = None
+) -> None:
     """Decode into `parts`.  Raises `Incompatible` (unknown codec) or `IntegrityError`."""
     check_parts(parts, dtype)
-    get(name).decode(wire, parts, dtype)
+    get(name).decode(wire, parts, dtype, context)
 
 
 def check_parts(parts: Sequence[Part], dtype: str) -> None:

@@ -91,7 +91,7 @@ class Planes:
     id = "planes"
     exact = True
 
-    def encode(self, parts: Sequence[Part], dtype: str) -> bytes:
+    def encode(self, parts: Sequence[Part], dtype: str, context: object = None) -> bytes:
         width = parts[0].itemsize
         bits = 8 * width
         tokens = parts[0].shape[1]
@@ -125,7 +125,7 @@ class Planes:
         header = _HEADER.pack(_VERSION, width, flags, 0, channels, tokens, len(frame))
         return b"".join([header, order.astype(_order_type(channels)).tobytes(), frame, *planes])
 
-    def decode(self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str) -> None:
+    def decode(self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: object = None) -> None:
         width = parts[0].itemsize
         bits = 8 * width
         tokens = parts[0].shape[1]

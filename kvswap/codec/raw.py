@@ -16,10 +16,10 @@ class Raw:
     id = "raw"
     exact = True
 
-    def encode(self, parts: Sequence[Part], dtype: str) -> bytes:
+    def encode(self, parts: Sequence[Part], dtype: str, context: object = None) -> bytes:
         return b"".join(np.ascontiguousarray(p, dtype=p.dtype.newbyteorder("<")).tobytes() for p in parts)
 
-    def decode(self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str) -> None:
+    def decode(self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: object = None) -> None:
         if len(wire) != raw_length(parts):
             raise IntegrityError(f"raw chunk has {len(wire)} bytes where {raw_length(parts)} were signed")
         offset = 0

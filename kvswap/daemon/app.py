@@ -22,6 +22,7 @@ from kvswap.daemon.supervisor import ModelProcess
 from kvswap.exchange import Node
 from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
+from kvswap.exchange.predictors import train
 from kvswap.exchange.prefix import fetch_beginning, longest_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.publish import publish
@@ -72,6 +73,7 @@ class Api:
                 web.post("/v1/artifacts/{ref}/unpin", self.pin),
                 web.get("/v1/chunks/{cid}", self.chunk),
                 web.post("/v1/publish", self.publish),
+                web.post("/v1/codec/train", self.train),
                 web.post("/v1/fetch", self.fetch),
                 web.post("/v1/beginning", self.beginning),
                 web.post("/v1/plan", self.plan),
@@ -258,6 +260,19 @@ class Api:
                 media_type=_optional(body, "media_type") or "text/plain",
                 source=_optional(body, "source"),
                 progress=progress,
+            )
+
+        return await _stream(request, work)
+
+    async def train(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request)
+        tokens = body.get("tokens")
+        if not isinstance(tokens, int) or not 1_000 <= tokens <= 1_000_000:
+            raise UsageError("tokens is a number from 1000 to 1000000")
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            return await train(
+                self._node, _text(body, "corpus"), progress, model=_optional(body, "model"), tokens=tokens
             )
 
         return await _stream(request, work)

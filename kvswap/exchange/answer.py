@@ -82,7 +82,7 @@ async def answer(
         arguments |= {"envelope": statement.envelope, "chunks": str(node.store.chunks_directory)}
         if got.tokens is not None:  # only a beginning is from there: the rest of the text is prefilled
             arguments |= {"text": text, "tokens": got.tokens}
-        with node.store.lease([c.id for c in statement.manifest.chunks]):
+        with node.store.lease([f.id for f in statement.manifest.files]):
             made = await node.model.run(choice, "answer", on_event, **arguments)
         chunks = [statement.manifest.chunks[i] for i in needed(statement.manifest, got.tokens)]
         node.calibration.add_load(sum(c.raw_length for c in chunks), made["load_us"] / 1e6)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from kvswap.artifact.layout import needed
+from kvswap.artifact.layout import needed_files
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
 from kvswap.exchange.node import Node
@@ -76,7 +76,7 @@ async def fetch(
         node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
         raise not_worth_it(str(statement.artifact), chosen)
     rest = None if force else await judge(node, statement.manifest)
-    transfer = await bring(node, statement, needed(statement.manifest), resolved.peers, progress, rest)
+    transfer = await bring(node, statement, needed_files(statement.manifest), resolved.peers, progress, rest)
     wire_bytes, peers = transfer.received, tuple(transfer.served_bytes)
     seconds = time.perf_counter() - began
     node.counters.fetched += 1

@@ -90,11 +90,11 @@ class Node:
         return load_or_create(directory / "node.key"), load_or_create(directory / "publisher.key")
 
     def _chunk_list(self, artifact: str) -> list[Cid]:
-        """The chunks of an artifact in the store, in the manifest's order.  Raises `NotFound`."""
+        """The files of an artifact in the store, in the manifest's order.  Raises `NotFound`."""
         envelope = self.store.envelope(artifact)
         if envelope is None:
             raise NotFound(f"artifact {artifact} is not here")
-        return [chunk.id for chunk in read_statement(envelope).manifest.chunks]
+        return [file.id for file in read_statement(envelope).manifest.files]
 
     def record(self, peer: str) -> PeerRecord:
         """What is known of a peer; changes to it are kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from kvswap.artifact.layout import needed
+from kvswap.artifact.layout import needed, needed_files
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import PlanSaysPrefill
 from kvswap.cost import Link, Plan, PrefillCurve, Prices, decide
@@ -17,22 +17,22 @@ from kvswap.exchange.resolve import Resolved, own_model
 async def plan(node: Node, resolved: Resolved) -> Plan:
     """Fetch or prefill, for an artifact already judged usable.  Measures prefill once per model."""
     manifest = resolved.statement.manifest
-    return (await plan_chunks(node, manifest, needed(manifest), resolved.peers, manifest.prefix.tokens))[0]
+    return (await plan_chunks(node, manifest, needed_files(manifest), resolved.peers, manifest.prefix.tokens))[0]
 
 
 async def plan_chunks(
     node: Node, manifest: Manifest, indices: Sequence[int], peers: tuple[str, ...], tokens: int
 ) -> tuple[Plan, int]:
-    """The plan for the chunks that `tokens` tokens need, and how many of their bytes are not here."""
-    chunks = [manifest.chunks[i] for i in indices]
-    missing = set(await asyncio.to_thread(node.store.missing, [c.id for c in chunks]))
-    missing_bytes = sum(c.length for c in chunks if c.id in missing)
+    """The plan for the files that `tokens` tokens need, and how many of their bytes are not here."""
+    files = [manifest.files[i] for i in indices]
+    missing = set(await asyncio.to_thread(node.store.missing, [f.id for f in files]))
+    missing_bytes = sum(f.length for f in files if f.id in missing)
     choice = await own_model(node)
     curve = None
     if choice is not None:
         known = node.calibration.curve(choice.calibration_key, manifest.prefix.block_tokens)
         curve = known if known or not missing_bytes else await calibrate(node, choice, manifest.prefix.block_tokens)
-    raw_bytes = sum(c.raw_length for c in chunks)
+    raw_bytes = sum(f.raw_length for f in files)
     return decide_here(node, tokens, raw_bytes, missing_bytes, curve, best_link(node, peers)), missing_bytes
 
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvswap.artifact.layout import needed
+from kvswap.artifact.layout import needed_files
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
@@ -41,7 +41,7 @@ class Beginning:
     @property
     def chunks(self) -> list[int]:
         """Indices of the chunks to resume after those tokens."""
-        return needed(self.statement.manifest, self.tokens)
+        return needed_files(self.statement.manifest, self.tokens)
 
 
 async def longest_beginning(

@@ -18,15 +18,17 @@ from kvswap.artifact.manifest import (
     Manifest,
     ModelIdentity,
     Numerics,
+    PredictorRef,
     Prefix,
     Probe,
     TensorDigests,
 )
 from kvswap.core import wire
 from kvswap.core.documents import check_document
-from kvswap.core.ids import document_digest
+from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
+from kvswap.exchange.predictors import own as own_predictor
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement, read_statement
 
@@ -57,12 +59,16 @@ async def publish(
     text = check_document(data)
     codec = codec or node.settings.codec
     choice = await node.model.choose(model)
+    predictor = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
     reused = await asyncio.to_thread(_own, node, document_digest(data), choice, codec)
     if reused is not None:
         return _result(reused, time.perf_counter() - began, reused=True)
 
     refs: list[ChunkRef] = []
-    with node.store.lease() as hold:
+    cid = Cid.of(predictor) if predictor is not None else None
+    with node.store.lease([cid] if cid else []) as hold:
+        if predictor is not None:
+            await asyncio.to_thread(node.store.put_chunk, predictor, cid)
 
         async def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "chunk":
@@ -81,11 +87,15 @@ async def publish(
             block_tokens=node.settings.block_tokens,
             codec=codec,
             truncate=truncate,
+            predictor=str(cid) if cid else None,
+            chunks=str(node.store.chunks_directory),
         )
         document = DocumentRef(
             sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source
         )
-        statement = _sign(node, made, refs, document)
+        used = predictor is not None and any(ref.codec == "predictive" for ref in refs)
+        ref = PredictorRef(cid=bytes(cid), length=len(predictor)) if used and cid and predictor else None
+        statement = _sign(node, made, refs, document, ref)
         await asyncio.to_thread(list_artifact, node, statement)
     node.learn_prefill(choice, made["samples"])
     node.counters.published += 1
@@ -97,7 +107,9 @@ async def publish(
     return _result(statement, time.perf_counter() - began, reused=False)
 
 
-def _sign(node: Node, made: dict[str, Any], refs: list[ChunkRef], document: DocumentRef) -> Statement:
+def _sign(
+    node: Node, made: dict[str, Any], refs: list[ChunkRef], document: DocumentRef, predictor: PredictorRef | None
+) -> Statement:
     now = int(time.time())
     manifest = Manifest(
         version=VERSION,
@@ -109,6 +121,7 @@ def _sign(node: Node, made: dict[str, Any], refs: list[ChunkRef], document: Docu
         tensors=wire.convert(made["tensors"], list[TensorDigests]),
         chunks=sorted(refs, key=lambda r: (r.block, r.run)),
         probe=wire.convert(made["probe"], Probe),
+        predictor=predictor,
         life=Life(issued=now, expires=now + node.settings.artifact_days * 86_400, sequence=now),
         publisher=str(node.publisher.peer_id),
     )
@@ -136,8 +149,9 @@ def list_artifact(node: Node, statement: Statement) -> bool:
         pinned=False,
         complete=False,
     )
-    needed = {manifest.chunks[i].id for i in layout.needed(manifest)}
-    others = [c.id for c in manifest.chunks if c.id not in needed]
+    files = manifest.files
+    needed = {files[i].id for i in layout.needed_files(manifest)}
+    others = [f.id for f in files if f.id not in needed]
     return node.store.put_artifact(row, statement.envelope, needed, others, manifest.prefix.chain)
 
 
@@ -153,6 +167,8 @@ def _own(node: Node, document: str, choice: ModelChoice, codec: str) -> Statemen
 
 
 def _made_alike(manifest: Manifest, codec: str, block_tokens: int) -> bool:
+    if manifest.predictor is not None:
+        return codec == "predictive" and manifest.prefix.block_tokens == block_tokens
     codecs = {c.codec for c in manifest.chunks} - {"raw"} or {"raw"}
     return codecs == {codec} and manifest.prefix.block_tokens == block_tokens
 

@@ -30,7 +30,8 @@ async def verify_artifact(node: Node, reference: str | Cid) -> dict[str, Any]:
         report["trusted"] = True
     except KvswapError:
         report["trusted"] = False
-    needed = {statement.manifest.chunks[i].id for i in layout.needed(statement.manifest)}
+    files = statement.manifest.files
+    needed = {files[i].id for i in layout.needed_files(statement.manifest)}
     absent = await asyncio.to_thread(node.store.missing, needed)
     if absent:
         raise NotFound(f"{len(absent)} of {len(needed)} chunks of {row.id} are not here", hint=f"kvswap fetch {row.id}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ class Jobs:
         self._send = send
         self._cancelled = cancelled
         self._loaded: Any = None
+        self._predictors: Any = OrderedDict()
 
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Do one job by name; raises `KvswapError`."""
@@ -95,14 +97,23 @@ class Jobs:
                 self._check_cancelled()
         return {"samples": _micro(samples)}
 
-    def do_publish(self, text: str, block_tokens: int, codec: str, truncate: bool) -> dict[str, Any]:
+    def do_publish(
+        self,
+        text: str,
+        block_tokens: int,
+        codec: str,
+        truncate: bool,
+        predictor: str | None = None,
+        chunks: str | None = None,
+    ) -> dict[str, Any]:
         """Prefill, encode, send chunks as events; the result is all the manifest needs."""
         from kvswap import codec as codecs
-        from kvswap.artifact.tensors import digest_layer
+        from kvswap.artifact.tensors import digest_layer, read_predictor
         from kvswap.model.cache import held_tensors, layer_specs, new_cache
         from kvswap.model.prefill import PROBE_STEPS, canonical_prefill, check_length, greedy
 
         codecs.get(codec)
+        known = read_predictor(Cid.parse(predictor), _files(str(chunks)), self._predictors) if predictor else None
         loaded = self.loaded
         ids = loaded.tokenize(text)
         probe_ids = loaded.tokenize_continuation(_PROBE_TEXT)
@@ -127,7 +138,7 @@ class Jobs:
                     samples.append([block.start, block.stop - block.start, block.seconds])
                     gate.acquire()
                     tensors = self._capture(cache, specs, runs, block.start, block.stop)
-                    pending.append(pool.submit(self._encode, tensors, block.index, codec, gate))
+                    pending.append(pool.submit(self._encode, tensors, runs, block, codec, known, specs, gate))
                     self._event("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
                     while pending and pending[0].done():
                         pending.pop(0).result()
@@ -168,20 +179,49 @@ class Jobs:
 
         return [capture_block(cache, specs, run, start, stop) for run in runs]
 
-    def _encode(self, tensors: list[list[Any]], block: int, codec: str, gate: threading.BoundedSemaphore) -> None:
-        from kvswap.artifact.tensors import as_part, encode_chunk
+    def _encode(
+        self,
+        tensors: list[list[Any]],
+        runs: Sequence[Sequence[int]],
+        block: Any,
+        codec: str,
+        predictor: Any,
+        specs: Sequence[LayerSpec],
+        gate: threading.BoundedSemaphore,
+    ) -> None:
+        from kvswap.artifact.tensors import Layers, as_part, context_of, encode_chunk
 
         try:
             dtype = self.loaded.dtype
+            earlier: Layers = {}
             for run, parts in enumerate(tensors):
                 views = [as_part(t) for t in parts]
                 if not sum(v.size for v in views):
                     continue
-                chunk = encode_chunk(views, dtype, codec, block, run)
+                first, _ = layout.stored_span(specs[runs[run][0]], block.start, block.stop)
+                context = context_of(predictor, runs[run], first, earlier)
+                chunk = encode_chunk(views, dtype, codec, block.index, run, context)
+                if predictor is not None:
+                    earlier.update(zip(runs[run], zip(views[::2], views[1::2], strict=True), strict=True))
                 parts.clear()
                 self._event("chunk", ref=wire.plain(chunk.ref), data=chunk.wire)
         finally:
             gate.release()
+
+    def do_train(self, corpus: str, tokens: int, block_tokens: int) -> dict[str, Any]:
+        """Train a predictor on the texts below a directory; it leaves as an event."""
+        from kvswap.worker.training import make
+
+        data, done = make(
+            self.loaded,
+            Path(corpus),
+            tokens,
+            block_tokens,
+            lambda done: self._event("train", tokens=done, of=tokens),
+            self._check_cancelled,
+        )
+        self._event("predictor", data=data)
+        return {"tokens": done}
 
     def do_answer(
         self,
@@ -259,7 +299,7 @@ class Jobs:
         manifest = read_statement(envelope).manifest
         layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
         stop = manifest.prefix.tokens if tokens is None else tokens
-        tensors = load(manifest, _files(chunks), tokens=tokens, room=room)
+        tensors = load(manifest, _files(chunks), tokens=tokens, room=room, predictors=self._predictors)
         self._event("loaded", tokens=stop)
         return build_cache(loaded.model.config, tensors, stop, loaded.device), stop
 
@@ -273,7 +313,9 @@ class Jobs:
         manifest = read_statement(envelope).manifest
         layout.check_compatible(manifest, self.loaded.identity.digest, self.loaded.dtype)
         probe = manifest.probe
-        tensors = load(manifest, _files(chunks), room=len(probe.question) + len(probe.tokens))
+        tensors = load(
+            manifest, _files(chunks), room=len(probe.question) + len(probe.tokens), predictors=self._predictors
+        )
         verify_tensors(manifest, tensors)
         cache = build_cache(self.loaded.model.config, tensors, manifest.prefix.tokens, self.loaded.device)
         made = greedy(self.loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))

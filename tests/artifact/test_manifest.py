@@ -14,7 +14,7 @@ from kvswap.core.errors import MalformedManifest
 from tests.support import make_artifact
 
 MADE = make_artifact(now=1_700_000_000)
-PLAIN: dict[str, Any] = wire.plain(MADE.manifest)
+PLAIN: dict[str, Any] = wire.parse(MADE.manifest.encode())
 
 
 @settings(max_examples=30, deadline=None)

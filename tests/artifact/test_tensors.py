@@ -5,7 +5,7 @@ import pytest
 
 from kvswap.artifact import layout, tensors
 from kvswap.artifact.manifest import LayerSpec
-from kvswap.core.errors import IntegrityError
+from kvswap.core.errors import IntegrityError, MalformedManifest
 from tests.support import FULL, SLIDING, Made, make_artifact
 
 WIDE = LayerSpec(kind="sliding", heads=1, k_dim=4, v_dim=4, window=19)  # wider than a block of 8
@@ -32,6 +32,36 @@ def test_a_loaded_cache_is_the_published_one(dtype: str, codec: str, tokens: int
     tensors.verify_tensors(made.manifest, tensors.load(made.manifest, made.chunks.__getitem__, room=3))
     for stop in range(8, tokens, 8):
         check(made, stop, 2)
+
+
+def deep(dtype: str = "bfloat16", **options: object) -> Made:
+    """Predictive chunks of two runs, the second coded against the first, and a sliding layer between them."""
+    specs = (FULL, FULL, SLIDING, FULL, FULL, FULL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "plan_runs", lambda *_: [[0, 1], [2], [3, 4, 5]])
+        return make_artifact(tokens=700, block_tokens=256, specs=specs, dtype=dtype, codec="predictive", **options)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_predictive_chunks_are_decoded_one_against_the_other(dtype: str) -> None:
+    made = deep(dtype)
+    assert {c.codec for c in made.manifest.chunks if c.run != 1} == {"predictive"}
+    assert "predictive" not in {c.codec for c in made.manifest.chunks if c.run == 1}  # sliding layers are not predicted
+    for stop in (None, 256, 512):
+        check(made, stop, 3)
+
+
+def test_a_predictor_that_is_not_the_signed_one_is_an_integrity_error() -> None:
+    made = deep()
+    assert made.manifest.predictor is not None
+    cid = made.manifest.predictor.id
+    good = made.chunks[cid]
+    for bad in (good[:-1] + b"\xff", b"", made.chunks[made.manifest.chunks[0].id]):
+        with pytest.raises(IntegrityError):
+            tensors.load(made.manifest, {**made.chunks, cid: bad}.__getitem__)
+    tensors.load(made.manifest, made.chunks.__getitem__)
+    with pytest.raises(MalformedManifest):
+        deep(predictor=None)
 
 
 def test_every_kind_of_damage_is_an_integrity_error() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from kvswap.core.errors import Incompatible, Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
+from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.store.files import chunk_path
 from kvswap.worker.jobs import Jobs
 from tests.support import DOCUMENT, publish_ids, until
 
@@ -47,6 +49,48 @@ def test_publishing_keeps_a_bounded_number_of_blocks(tiny_models: dict[str, Path
     thread.join(60)
     assert done.is_set()
     assert seen.count("chunk") >= seen.count("prefill") > 2 * LIMITS.blocks_in_flight
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_predictor_is_trained_and_publishing_with_it_is_exact(
+    tiny_models: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    from kvswap.codec import predictive
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    text = DOCUMENT.read_text()
+    for number in range(3):
+        (corpus / f"{number}.txt").write_text(text[3000 + 2000 * number : 5000 + 2000 * number])
+    (corpus / "binary").write_bytes(bytes(5000))
+    seen: list[dict[str, Any]] = []
+    made = jobs(tiny_models[kind], seen.append)
+    result = made.run({"job": "train", "corpus": str(corpus), "tokens": 100_000, "block_tokens": 32})
+    assert result["tokens"] > 300
+    (data,) = (m["data"] for m in seen if m["event"] == "predictor")
+    predictor = predictive.load(data)
+    assert predictor.stacks
+    cid = Cid.of(data)
+    chunk_path(tmp_path, cid).parent.mkdir()
+    chunk_path(tmp_path, cid).write_bytes(data)
+
+    def publish(**options: Any) -> dict[str, Any]:
+        seen.clear()
+        return made.run({"job": "publish", "text": TEXT, "block_tokens": 32, "truncate": False, **options})
+
+    publish(codec="planes")
+    raw = [m["ref"]["raw"] for m in seen if m["event"] == "chunk"]
+    publish(codec="predictive", predictor=str(cid), chunks=str(tmp_path))
+    refs = [m["ref"] for m in seen if m["event"] == "chunk"]
+    assert [r["raw"] for r in refs] == raw  # of the same tensors
+    assert "predictive" in {r["codec"] for r in refs}
+
+
+def test_a_corpus_without_text_is_refused(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    made = jobs(tiny_models["llama"])
+    for corpus in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError):
+            made.run({"job": "train", "corpus": str(corpus), "tokens": 1000, "block_tokens": 32})
 
 
 def test_a_cancelled_job_stops_at_the_next_block(tiny_models: dict[str, Path]) -> None:

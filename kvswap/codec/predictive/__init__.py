@@ -11,8 +11,8 @@ write those; `codec` walks through the layers.  `plain` is each step in numpy, `
 where that was built; `train` makes predictors and `serial` reads and writes them.
 """
 
-from kvswap.codec.predictive.codec import BACKENDS, Context, decode, encode
+from kvswap.codec.predictive.codec import BACKENDS, Context, Predictive, decode, encode
 from kvswap.codec.predictive.predictor import Predictor, Stack
 from kvswap.codec.predictive.serial import dump, load
 
-__all__ = ["BACKENDS", "Context", "Predictor", "Stack", "decode", "dump", "encode", "load"]
+__all__ = ["BACKENDS", "Context", "Predictive", "Predictor", "Stack", "decode", "dump", "encode", "load"]

@@ -16,20 +16,21 @@ from kvswap.trust import Statement
 async def bring(
     node: Node,
     statement: Statement,
-    chunks: Sequence[int],
+    wanted: Sequence[int],
     peers: Sequence[str],
     progress: Progress,
     rest: Judge | None = None,
 ) -> Transfer:
-    """Fetch the chunks of these indices that are not here; the artifact is listed, complete or not.
+    """Fetch the files of these indices that are not here; the artifact is listed, complete or not.
 
     Raises what `Transfer.run` does, and `NotFound` when the store could not keep them.
     """
     manifest = statement.manifest
-    cids = [manifest.chunks[i].id for i in chunks]
+    files = manifest.files
+    cids = [files[i].id for i in wanted]
     with node.store.lease(cids):
         await asyncio.to_thread(list_artifact, node, statement)
-        transfer = Transfer(node, manifest, str(statement.artifact), chunks, progress, rest)
+        transfer = Transfer(node, manifest, str(statement.artifact), wanted, progress, rest)
         await transfer.run(peers)
         await asyncio.to_thread(list_artifact, node, statement)
         lost = await asyncio.to_thread(node.store.missing, cids)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvswap.artifact.manifest import ChunkRef, Manifest
+from kvswap.artifact.manifest import ChunkRef, Manifest, PredictorRef
 from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.find import find
@@ -58,14 +58,14 @@ class Transfer:
     node: Node
     manifest: Manifest
     artifact: str
-    wanted: Sequence[int]  # indices of chunks
+    wanted: Sequence[int]  # indices of files
     progress: Progress
     rest: Judge | None
     received: int = 0  # bytes verified and stored
     served_bytes: dict[str, int] = field(default_factory=dict)
     _planes: set[str] = field(default_factory=set)
     _began: float = field(default_factory=time.monotonic)
-    _refs: list[ChunkRef] = field(default_factory=list)
+    _refs: list[ChunkRef | PredictorRef] = field(default_factory=list)
     _index: dict[int, int] = field(default_factory=dict)  # chunk of the manifest -> number in the schedule
     _schedule: Schedule = field(default_factory=lambda: Schedule([]))
     _peers: dict[str, _Known] = field(default_factory=dict)
@@ -79,10 +79,11 @@ class Transfer:
 
     async def run(self, peers: Sequence[str]) -> None:
         """Until every chunk is stored, or no peer is left to ask."""
-        cids = [self.manifest.chunks[i].id for i in self.wanted]
+        files = self.manifest.files
+        cids = [files[i].id for i in self.wanted]
         missing = set(await asyncio.to_thread(self.node.store.missing, cids))
         for index in self.wanted:
-            ref = self.manifest.chunks[index]
+            ref = files[index]
             if ref.id in missing:
                 missing.discard(ref.id)  # one chunk may stand at two places
                 self._index[index] = len(self._refs)
@@ -172,7 +173,7 @@ class Transfer:
     async def _peer(self, known: _Known) -> None:
         """One peer, from dialling it until nothing more is to be had from it."""
         peer = known.address.peer
-        source = Source(self.node, peer, self.artifact, len(self.manifest.chunks))
+        source = Source(self.node, peer, self.artifact, len(self.manifest.files))
         refresh: asyncio.Task[None] | None = None
         try:
             await source.open(known.address)
@@ -216,7 +217,7 @@ class Transfer:
 
     async def _refresh(self, source: Source) -> None:
         while True:
-            complete = len(source.has) == len(self.manifest.chunks)
+            complete = len(source.has) == len(self.manifest.files)
             await asyncio.sleep(_REFRESH_COMPLETE_SECONDS if complete else _REFRESH_SECONDS)
             await source.refresh()
             self._hold(source)
