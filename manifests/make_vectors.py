@@ -125,7 +125,9 @@ def predictor_liars() -> None:
     tree = wire.parse(plain.manifest.encode()) | {"predictor": {"cid": bytes(cid), "length": 5}}
     write("hostile", "predictor-unused", sealed(tree), 7, "a predictor that no chunk is coded against")
     data = made.chunks[cid]
-    lie("predictor-changed", "a file of another digest", lambda tree: None, {**made.chunks, cid: data[:-1] + b"\xff"}, 6)
+    lie(
+        "predictor-changed", "a file of another digest", lambda tree: None, {**made.chunks, cid: data[:-1] + b"\xff"}, 6
+    )
     for name, why, bad in (
         ("predictor-noise", "a signed predictor that is none", b"\x80" + bytes(100)),
         ("predictor-cut", "a signed predictor that ends early", data[:-1]),

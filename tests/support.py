@@ -403,7 +403,7 @@ def kvswap(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
     return subprocess.run(
-        [sys.executable, "-m", "kvswap", arguments[0], "--home", str(home), *arguments[1:]],
+        [sys.executable, "-m", "kvswap", "--home", str(home), *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,

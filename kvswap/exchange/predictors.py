@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kvswap.codec import predictive
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import Cid
 from kvswap.exchange.model_port import ModelChoice, OnEvent
@@ -64,6 +63,8 @@ async def train(
 
 
 def _keep(path: Path, data: bytes) -> None:
+    from kvswap.codec import predictive  # numpy, which this process has no other use for
+
     predictive.load(data)  # what readers will do with it
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".new")

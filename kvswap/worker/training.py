@@ -17,7 +17,7 @@ _FILES = 20_000  # looked at
 _FILE_BYTES = 64 * 1024  # read of one
 _DOCUMENT_TOKENS = 1_536
 _SHORTEST = 128  # tokens
-_BEFORE = 2  # layers that a prediction looks back
+BEFORE = 2  # layers that a prediction looks back
 
 
 def texts(corpus: Path) -> Iterator[str]:
@@ -60,7 +60,7 @@ def make(
                     stacks.setdefault(spec, []).append(index)
             turns = rope.powers(_frequencies(loaded))
             trainers = [
-                train.Trainer(layers, _fitting(turns, spec), _BEFORE, loaded.dtype) for spec, layers in stacks.items()
+                train.Trainer(layers, _fitting(turns, spec), BEFORE, loaded.dtype) for spec, layers in stacks.items()
             ]
         held = held_tensors(cache, specs, len(ids))
         for trainer, layers in zip(trainers, stacks.values(), strict=True):

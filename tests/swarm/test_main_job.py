@@ -84,6 +84,33 @@ def test_other_architectures_256_steps(daemon: Start, tiny_models: dict[str, Pat
     check_main_job(a, b, document, 256)
 
 
+@pytest.mark.parametrize("kind,block", [("qwen3", "64"), ("gemma3", "32")])
+def test_predictive_artifacts_256_steps(
+    daemon: Start, tiny_models: dict[str, Path], tmp_path: Path, kind: str, block: str
+) -> None:
+    """Trained on one node, published with its predictor, fetched and continued from on another."""
+    document = tmp_path / "document.txt"
+    document.write_text(DOCUMENT.read_text()[:1500])
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(2):
+        (corpus / f"{number}.txt").write_text(DOCUMENT.read_text()[2000 + 1500 * number : 3500 + 1500 * number])
+    flags = ("--model", str(tiny_models[kind]), "--dtype", "bfloat16")
+    a, b = pair(daemon, *flags, KVSWAP_BLOCK_TOKENS=block, KVSWAP_CODEC="predictive")
+    refused = kvswap(a.home, "publish", str(document))
+    assert refused.returncode == 2 and "codec train" in refused.stderr
+    trained = kvswap(a.home, "codec", "train", "--corpus", str(corpus), "--tokens", "1000", "--json")
+    assert trained.returncode == 0, trained.stderr
+    check_main_job(a, b, document, 256)
+    shown = a.client.show(digest_of(document))["manifest"]
+    assert shown["predictor"]["cid"] == last_json(trained)["predictor"]
+    assert "predictive" in {c["codec"] for c in shown["chunks"]}
+    again = last_json(kvswap(a.home, "publish", str(document), "--json"))
+    assert again["reused"]
+    assert kvswap(b.home, "gc").returncode == 0  # the predictor belongs to the artifact, and stays with it
+    assert kvswap(b.home, "verify", again["artifact"]).returncode == 0
+
+
 def small(tmp_path: Path, name: str = "document.txt", size: int = 1500) -> Path:
     path = tmp_path / name
     path.write_text(DOCUMENT.read_text()[:size] + f"\n{name}\n")
