@@ -21,11 +21,14 @@ def test_help_imports_neither_torch_nor_libp2p() -> None:
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
+GROUPS = ("trust", "model", "manifest", "codec")  # verbs that have verbs
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_takes_the_common_options(verb: str) -> None:
     done = CliRunner().invoke(cli, [verb, "--help"])
     assert done.exit_code == 0, done.output
-    if verb not in ("trust", "model", "manifest"):
+    if verb not in GROUPS:
         for option in ("--json", "--home", "--quiet", "--no-color"):
             assert option in done.output, (verb, option)
 
@@ -78,7 +81,7 @@ def test_every_command_in_the_documents_exists() -> None:
             words = line.split("#")[0].split()
             assert words[0] in VERBS, (path, line)
             arguments = [words[0]]
-            if words[0] in ("trust", "model", "manifest") and len(words) > 1:
+            if words[0] in GROUPS and len(words) > 1:
                 arguments.append(words[1])
             output = CliRunner().invoke(cli, [*arguments, "--help"]).output
             for option in re.findall(r"(?<!\S)(--[a-z-]+)", line.split("#")[0]):
