@@ -76,6 +76,18 @@ class Made:
         return str(self.statement.artifact)
 
 
+class HeldChunk:
+    """A chunk in memory, where a server expects an open file."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.length = data, len(data)
+
+    def read_into(self, into: memoryview, at: int) -> int:
+        piece = self._data[at : at + len(into)]
+        into[: len(piece)] = piece
+        return len(piece)
+
+
 def plain_predictor(specs: Sequence[LayerSpec]) -> Predictor:
     """By hand, so that its bytes are the same everywhere: expects values around 0, as wide as 1, of full layers."""
     stacks: dict[LayerSpec, list[int]] = {}

@@ -93,9 +93,10 @@ async def publish(
         document = DocumentRef(
             sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source
         )
-        used = predictor is not None and any(ref.codec == "predictive" for ref in refs)
-        ref = PredictorRef(cid=bytes(cid), length=len(predictor)) if used and cid and predictor else None
-        statement = _sign(node, made, refs, document, ref)
+        named = None  # where prediction helped nowhere, every chunk is of another codec
+        if cid and predictor and any(ref.codec == "predictive" for ref in refs):
+            named = PredictorRef(cid=bytes(cid), length=len(predictor))
+        statement = _sign(node, made, refs, document, named)
         await asyncio.to_thread(list_artifact, node, statement)
     node.learn_prefill(choice, made["samples"])
     node.counters.published += 1

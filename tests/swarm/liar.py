@@ -19,22 +19,11 @@ from kvswap.exchange.serving import uploads
 from kvswap.net.bulk import BulkIdentity, Tokens
 from kvswap.net.bulk import server as bulk_server
 from kvswap.trust import Key
+from tests.support import HeldChunk
 
 Uploads = uploads.Uploads
 honest_take, honest_open = Uploads.take, Uploads.open
 honest_issue, honest_record = Tokens.issue, BulkIdentity.record
-
-
-class Forged:
-    """What goes out in the place of an open chunk."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self.length = data, len(data)
-
-    def read_into(self, into: memoryview, at: int) -> int:
-        piece = self._data[at : at + len(into)]
-        into[: len(piece)] = piece
-        return len(piece)
 
 
 def flip(uploads: Any, cid: Cid, data: bytes) -> bytes:
@@ -66,9 +55,9 @@ def forging(forge: Any) -> None:
         return forge(self, cid, data), size
 
     @contextmanager
-    def open_forged(self: Any, peer: str, cid: Cid) -> Iterator[Forged]:
+    def open_forged(self: Any, peer: str, cid: Cid) -> Iterator[HeldChunk]:
         with honest_open(self, peer, cid) as chunk:
-            yield Forged(forge(self, cid, chunk.read()))
+            yield HeldChunk(forge(self, cid, chunk.read()))
 
     Uploads.take, Uploads.open = take, open_forged
 
@@ -80,9 +69,9 @@ async def silent(self: Any, peer: str, cid: Cid) -> tuple[bytes, int]:
 
 
 @contextmanager
-def silent_open(self: Any, peer: str, cid: Cid) -> Iterator[Forged]:
+def silent_open(self: Any, peer: str, cid: Cid) -> Iterator[HeldChunk]:
     time.sleep(3600)
-    yield Forged(b"")
+    yield HeldChunk(b"")
 
 
 async def trickle(self: Any, peer: str, size: int) -> None:

@@ -68,6 +68,11 @@ class Bits:
 
     def finish(self) -> None:
         """Raises unless all was read: what is left is less than a byte, and zero."""
-        rest = np.unpackbits(self._bytes[self._at >> 3 : -8], bitorder="little")[self._at & 7 :]
-        if len(rest) > 7 or rest.any():
+        if not all_read(self._bytes, self._at):
             raise IntegrityError("a predictive chunk has bits that nobody reads")
+
+
+def all_read(padded: Array, at: int) -> bool:
+    """Whether less than a byte is left, and zero, of bits that 8 bytes of padding follow."""
+    rest = np.unpackbits(padded[at >> 3 : -8], bitorder="little")[at & 7 :]
+    return len(rest) <= 7 and not rest.any()

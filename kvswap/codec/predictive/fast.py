@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvswap.codec.predictive import plain, rans
+from kvswap.codec.predictive.bits import all_read
 from kvswap.codec.predictive.buckets import FORMATS, Format
 from kvswap.codec.predictive.predictor import Tensor, Turns
 from kvswap.codec.predictive.rans import Tables
@@ -154,8 +155,5 @@ class Decoder:
     def finish(self) -> None:
         words, runs, bits = self._at
         whole = words == len(self._words) and (self._state == 1 << 16).all()
-        for at, data in ((runs, self._runs), (bits, self._plain)):
-            rest = np.unpackbits(data[at >> 3 : -8], bitorder="little")[at & 7 :]
-            whole = whole and len(rest) <= 7 and not rest.any()
-        if not whole:
+        if not (whole and all_read(self._runs, runs) and all_read(self._plain, bits)):
             raise IntegrityError("a predictive chunk's coder does not end where it began")

@@ -46,7 +46,6 @@ class Trainer:
         self._layers = tuple(layers)
         self._turns = turns
         self._before = before
-        self._dtype = dtype
         self._form = buckets.FORMATS[dtype]
         self._first: list[list[Part]] = []
         self._kept: list[list[Part]] = []
@@ -54,12 +53,11 @@ class Trainer:
         self._spread: list[Floats] = []
         self._products: list[Floats | None] = [None] * (2 * len(self._layers))
         self._heads = 0
-        self.tokens = 0
+        self._gathered = 0  # documents
 
     def add(self, parts: Sequence[Part]) -> None:
         """K, V of each layer of one document, from position 0."""
-        self._heads, tokens, _ = parts[0].shape
-        self.tokens += tokens
+        self._heads = parts[0].shape[0]
         if not self._tensors:
             self._first.append([p.copy() for p in parts])
             if len(self._first) == _SCALING:
@@ -129,8 +127,8 @@ class Trainer:
             product = (given.T @ both).astype(np.float64)
             sums = self._products[number]
             self._products[number] = product if sums is None else sums + product
-        self._count = getattr(self, "_count", 0) + 1
-        if self._count % 5 == 1:
+        self._gathered += 1
+        if self._gathered % 5 == 1:
             self._kept.append([p[:, :_MEASURING_TOKENS].copy() for p in parts])
 
     def finish(self) -> tuple[Stack, Array]:
@@ -142,8 +140,9 @@ class Trainer:
         for number, product in enumerate(self._products):
             if product is not None:
                 self._set_weights(number, product)
-        self._set_error_scales()
-        self._set_token_factors()
+        deviations = self._deviations()  # of what is expected: what follows says only how far off it is
+        self._set_error_scales(deviations)
+        self._set_token_factors(deviations)
         counts = np.zeros((buckets.CONTEXTS, rans.SYMBOLS))
         for number, words, mu, factor in self._measure():
             tensor = self._tensors[number]
@@ -187,8 +186,8 @@ class Trainer:
             rows[number].append(plain.units(words, self._form, self._tensors[number].unit) - mu)
         return [np.concatenate(r) for r in rows]
 
-    def _set_error_scales(self) -> None:
-        for number, rows in enumerate(self._deviations()):
+    def _set_error_scales(self, deviations: Sequence[Array]) -> None:
+        for number, rows in enumerate(deviations):
             size = np.abs(rows).astype(np.float64)
             sigma = np.minimum(size, _OUTLIER * (np.median(size, axis=0) + 1)).mean(0) * np.sqrt(np.pi / 2)
             sigma = np.maximum(sigma, 0.5)
@@ -198,10 +197,10 @@ class Trainer:
                 inverse=_positive(65536 * WRONG / sigma),
             )
 
-    def _set_token_factors(self) -> None:
+    def _set_token_factors(self, deviations: Sequence[Array]) -> None:
         wrong = [
             plain.wrongness(rows, tensor).astype(np.float64)
-            for rows, tensor in zip(self._deviations(), self._tensors, strict=True)
+            for rows, tensor in zip(deviations, self._tensors, strict=True)
         ]
         usual = [round(float(np.median(w))) for w in wrong]
         for number in range(len(self._tensors)):

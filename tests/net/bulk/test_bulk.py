@@ -23,34 +23,24 @@ from kvswap.core.limits import LIMITS
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, BulkTarget, Tokens, check_record
 from kvswap.net.bulk.client import BulkUnreachable
 from kvswap.net.bulk.server import byte_range
-from tests.support import key, run
+from tests.support import HeldChunk, key, run
 
 DATA = os.urandom(3_000_017)
 CID = Cid.of(DATA)
-
-
-class Body:
-    def __init__(self, data: bytes) -> None:
-        self._data, self.length = data, len(data)
-
-    def read_into(self, into: memoryview, at: int) -> int:
-        piece = self._data[at : at + len(into)]
-        into[: len(piece)] = piece
-        return len(piece)
 
 
 class Chunks:
     """Serves one chunk, or what a test wants."""
 
     def __init__(self) -> None:
-        self.body = Body(DATA)
+        self.body = HeldChunk(DATA)
         self.error: KvswapError | None = None
         self.sent: list[tuple[str, int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
     @contextmanager
-    def open(self, peer: str, cid: Cid) -> Iterator[Body]:
+    def open(self, peer: str, cid: Cid) -> Iterator[HeldChunk]:
         if self.error is not None:
             raise self.error
         if cid != CID:
