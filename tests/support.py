@@ -120,6 +120,8 @@ def plain_predictor(specs: Sequence[LayerSpec]) -> Predictor:
                 np.empty((0, 24, 2), np.int32),
                 tuple(tensor(k, n, 5 if n else 1) for n in before),
                 tuple(tensor(v, n + k, 7 if n else 3) for n in before),
+                np.empty((0, k + v), np.int16),
+                (0, 0),
             )
         )
     near = [1 + 32 * max(0, 11 - abs(symbol - 64)) for symbol in range(127)]

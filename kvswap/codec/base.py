@@ -113,6 +113,33 @@ def decode(
     get(name).decode(wire, parts, dtype, context)
 
 
+def narrowed(parts: Sequence[Part], narrow: str) -> list[Part] | None:
+    """float32 parts as bfloat16 or float16; None unless every bit comes back from `widened`."""
+    out: list[Part] = []
+    words: npt.NDArray[Any]
+    for part in parts:
+        if narrow == "bfloat16":
+            words = (part >> 16).astype(np.uint16)
+        else:
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                words = part.view(np.float32).astype(np.float16).view(np.uint16)
+        if not np.array_equal(widened(words, narrow), part):
+            return None
+        out.append(words)
+    return out
+
+
+def widened(words: npt.NDArray[Any], narrow: str) -> Part:
+    """Bit patterns of bfloat16 or float16 as those of float32."""
+    out: Part
+    if narrow == "bfloat16":
+        out = np.left_shift(words, 16, dtype=np.uint32)
+    else:
+        with np.errstate(invalid="ignore"):
+            out = np.ascontiguousarray(words).view(np.float16).astype(np.float32).view(np.uint32)
+    return out
+
+
 def check_parts(parts: Sequence[Part], dtype: str) -> None:
     """Refuse a dtype or a shape that no codec is specified for."""
     word = WORD.get(dtype)

@@ -24,6 +24,7 @@ class Limits:
     manifest_blocks: int = 65_536
     manifest_layers: int = 512
     predictor_bytes: int = 64 * MIB
+    predictor_raw_bytes: int = 256 * MIB  # its weights, uncompressed
     block_tokens: int = 8_192
     chunk_bytes: int = 64 * MIB  # raw length of one chunk; wire length never exceeds raw + header
     chunk_target_bytes: int = 4 * MIB  # raw length the writer aims at from below

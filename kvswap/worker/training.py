@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,18 @@ import numpy as np
 
 from kvswap.artifact.manifest import LayerSpec
 from kvswap.codec.predictive import dump, rope, train
+from kvswap.codec.predictive.train import COARSENESS
 from kvswap.core.errors import UsageError
+from kvswap.core.limits import LIMITS
 
 _FILES = 20_000  # looked at
 _FILE_BYTES = 64 * 1024  # read of one
 _DOCUMENT_TOKENS = 1_536
 _SHORTEST = 128  # tokens
-BEFORE = 2  # layers that a prediction looks back
+_BEFORE = 4  # layers that a prediction looks back, unless that makes too many weights
+_WEIGHTS = 32 << 20
+BY_HEART = 4_096  # tokens
+_COUNTED = 300_000  # tokens, to find the frequent ones
 
 
 def texts(corpus: Path) -> Iterator[str]:
@@ -35,13 +42,26 @@ def texts(corpus: Path) -> Iterator[str]:
             yield data.decode(errors="ignore")
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a predictor: what it costs against what it saves."""
+
+    before: int | None = None  # layers that a prediction looks back; None: as many as seems worth it
+    by_heart: int = BY_HEART
+    coarseness: float = COARSENESS  # see `train.Trainer`
+
+
 def make(
-    loaded: Any, corpus: Path, tokens: int, block_tokens: int, told: Callable[[int], None], check: Callable[[], None]
+    loaded: Any,
+    corpus: Path,
+    tokens: int,
+    block_tokens: int,
+    told: Callable[[int], None],
+    check: Callable[[], None],
+    size: Size = Size(),
 ) -> tuple[bytes, int]:
     """The predictor's bytes and how many tokens it was trained on.  Raises `UsageError` without enough text."""
     from kvswap.artifact.tensors import as_part
-    from kvswap.model.cache import held_tensors, layer_specs, new_cache
-    from kvswap.model.prefill import canonical_prefill
 
     stacks: dict[LayerSpec, list[int]] = {}
     trainers: list[train.Trainer] = []
@@ -50,19 +70,22 @@ def make(
         ids = loaded.tokenize(text)[: min(_DOCUMENT_TOKENS, loaded.context)] if text.strip() else []
         if len(ids) < _SHORTEST:
             continue
-        cache = new_cache(loaded.model.config, len(ids))
-        for _ in canonical_prefill(loaded, cache, ids, block_tokens):
-            check()
-        specs = layer_specs(cache)
+        held, specs = _prefill(loaded, ids, block_tokens, check)
         if not trainers:
             for index, spec in enumerate(specs):
                 if spec.kind == "full":  # a sliding layer has forgotten most of a document at its end
                     stacks.setdefault(spec, []).append(index)
             turns = rope.powers(_frequencies(loaded))
-            trainers = [
-                train.Trainer(layers, _fitting(turns, spec), BEFORE, loaded.dtype) for spec, layers in stacks.items()
+            frequent = frequent_tokens(loaded.tokenize, corpus, size.by_heart) if specs[0].kind == "full" else []
+            first = [
+                _prefill(loaded, frequent[at : at + _DOCUMENT_TOKENS], block_tokens, check)[0][0]
+                for at in range(0, len(frequent), _DOCUMENT_TOKENS)
             ]
-        held = held_tensors(cache, specs, len(ids))
+            for spec, layers in stacks.items():
+                known = [(as_part(t.k).copy(), as_part(t.v).copy()) for t in first] if 0 in layers else []
+                before = size.before or worthwhile(spec, len(layers))
+                turned = _fitting(turns, spec)
+                trainers.append(train.Trainer(layers, turned, before, loaded.dtype, known, size.coarseness))
         for trainer, layers in zip(trainers, stacks.values(), strict=True):
             trainer.add([as_part(t) for i in layers for t in (held[i].k, held[i].v)])
             check()
@@ -74,8 +97,42 @@ def make(
         raise UsageError(
             f"{corpus} has no text of {_SHORTEST} tokens or more", cause="no text files, or only short ones"
         )
-    finished = [trainer.finish() for trainer in trainers]
-    return dump(train.predictor([s for s, _ in finished], [c for _, c in finished])), done
+    while True:
+        finished = [trainer.finish() for trainer in trainers]
+        data = dump(train.predictor([s for s, _ in finished], [c for _, c in finished]))
+        if len(data) <= LIMITS.predictor_bytes:
+            return data, done
+        check()
+        for trainer in trainers:
+            trainer.coarseness *= 2
+
+
+def _prefill(loaded: Any, ids: list[int], block_tokens: int, check: Callable[[], None]) -> Any:
+    """What the layers hold after these tokens, and what kind they are."""
+    from kvswap.model.cache import held_tensors, layer_specs, new_cache
+    from kvswap.model.prefill import canonical_prefill
+
+    cache = new_cache(loaded.model.config, len(ids))
+    for _ in canonical_prefill(loaded, cache, ids, block_tokens):
+        check()
+    specs = layer_specs(cache)
+    return held_tensors(cache, specs, len(ids)), specs
+
+
+def frequent_tokens(tokenize: Callable[[str], list[int]], corpus: Path, most: int) -> list[int]:
+    """Those that the corpus repeats, the most frequent first."""
+    counted: Counter[int] = Counter()
+    for text in texts(corpus) if most else ():
+        counted.update(tokenize(text))
+        if counted.total() > _COUNTED:
+            break
+    return [token for token, times in counted.most_common(most) if times > 1]
+
+
+def worthwhile(spec: LayerSpec, layers: int) -> int:
+    """How many layers to look back on: `_BEFORE`, fewer where that makes too many weights."""
+    k, v = spec.heads * spec.k_dim, spec.heads * spec.v_dim
+    return next((b for b in range(_BEFORE, 1, -1) if layers * (b * (k + v) * (k + v) + k * v) <= _WEIGHTS), 1)
 
 
 def _frequencies(loaded: Any) -> Any:

@@ -7,14 +7,16 @@ on the same integers, so they predict the same, whatever machine, thread count o
 Wire layout (little endian):
 
     u8   version, 1
-    u8   bytes a word, 2 or 4
-    u16  0
+    u8   format of the values: 0 bfloat16, 1 float16, 2 float32
+    u16  tokens with an entry of the memory, or without: all of them, or 0 where there is no memory
     u32  words, u32 bytes of runs, u32 bytes of plain bits
+    u16 * tokens   entries, from 1; 0 for none
     u32 * 128   states of the coder
     u16 * words
     runs, then plain bits
 
-Tensors in the order K, V of each layer; values in the order token, head, dim.
+Tensors in the order K, V of each layer; values in the order token, head, dim.  Tensors of float32
+whose values, and those that they are coded against, are all bfloat16 or all float16 are coded as such.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvswap.codec.base import Part
-from kvswap.codec.predictive import fast, plain
+from kvswap.codec.base import Part, narrowed, widened
+from kvswap.codec.predictive import fast, memory, plain
 from kvswap.codec.predictive.buckets import FORMATS, Format
 from kvswap.codec.predictive.predictor import Predictor, Stack, Tensor, Turns
-from kvswap.core.errors import Incompatible
+from kvswap.core.errors import Incompatible, IntegrityError
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -65,8 +67,20 @@ def flat(part: Part) -> Array:
     return np.ascontiguousarray(part.transpose(1, 0, 2)).reshape(part.shape[1], -1)
 
 
-def walk(engine: Any, context: Context, heads: int, tokens: int, form: Format, layers: int, code: Coder) -> None:
-    """Through the layers before a chunk and those of it; `code` takes or gives the words of each tensor."""
+def walk(
+    engine: Any,
+    context: Context,
+    shape: tuple[int, int],
+    form: Format,
+    layers: int,
+    code: Coder,
+    entries: Array | None = None,
+) -> None:
+    """Through the layers before a chunk and those of it; `code` takes or gives the words of each tensor.
+
+    `shape` is heads and tokens; `entries` of the memory are given where the chunk begins with the first layer.
+    """
+    heads, tokens = shape
     stack = context.stack
     turns = Turns.of(stack, context.start, tokens)
     straight = turns.none()
@@ -77,12 +91,18 @@ def walk(engine: Any, context: Context, heads: int, tokens: int, form: Format, l
     ) -> tuple[Array, Ints | None]:
         # Of the first layers given as context not all is known that they were predicted from: then how wrong
         # their prediction would have been says nothing.
-        whole = sum(i.shape[1] for i in inputs) == len(tensor.weights)
-        sums = engine.sums(tensor, inputs) if whole and inputs else None
-        mu = engine.expected(tensor, sums, by, heads)
+        place = context.place + number // 2
+        if recalls(stack, place):
+            whole, inputs = entries is not None, []
+        else:
+            whole = sum(i.shape[1] for i in inputs) == len(tensor.weights)
         said = [w for w in wrong if w is not None]
         told = whole and 2 * len(said) + 1 == len(tensor.token)
         factor = tensor.token_factor(said, tokens) if told else np.zeros(tokens, np.int16)
+        sums: Array | None = engine.sums(tensor, inputs) if whole and inputs else None
+        if entries is not None and recalls(stack, place):
+            sums, factor = memory.rows(stack, entries, number), memory.unsure(stack, entries, number)
+        mu = engine.expected(tensor, sums, by, heads)
         words = code(number, tensor, mu, factor)
         features, found = engine.known(tensor, words, mu, by, heads, form)
         return features, found if whole else None
@@ -97,40 +117,73 @@ def walk(engine: Any, context: Context, heads: int, tokens: int, form: Format, l
         known.append(_Known(k, v, (wrong_k, wrong_v)))
 
 
+def recalls(stack: Stack, place: int) -> bool:
+    """Whether a layer is known by its tokens."""
+    return place == 0 and len(stack.memory) > 0
+
+
 def encode(context: Context, parts: Sequence[Part], dtype: str, engine: Any = BEST) -> bytes:
     """The wire bytes of K, V, K, V ...  Raises `Incompatible` when the predictor is not for these parts."""
-    form, layers = FORMATS[dtype], _check(context, parts)
+    layers = _check(context, parts)
+    dtype, (before, parts) = _narrowest(dtype, context.before, parts)
+    form = FORMATS[dtype]
+    words = [flat(part) for part in parts]
+    by_heart = recalls(context.stack, context.place)
+    entries = memory.find(context.stack, words[1], form) if by_heart else None
     encoder = engine.Encoder(context.predictor.tables, form)
 
     def code(number: int, tensor: Tensor, mu: Array, factor: Array) -> Array:
         if number < 0:
-            return flat(context.before[number])
-        words = flat(parts[number])
-        encoder.put(words, mu, tensor, factor)
-        return words
+            return flat(before[number])
+        encoder.put(words[number], mu, tensor, factor)
+        return words[number]
 
     heads, tokens, _ = parts[0].shape
-    walk(engine, context, heads, tokens, form, layers, code)
-    wire: bytes = encoder.finish()
+    walk(engine, context, (heads, tokens), form, layers, code, entries)
+    wire: bytes = encoder.finish(entries)
     return wire
 
 
 def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, engine: Any = BEST) -> None:
     """Fill the parts.  Raises `IntegrityError`, or `Incompatible` as `encode` does."""
-    form, layers = FORMATS[dtype], _check(context, parts)
-    decoder = engine.Decoder(memoryview(wire), context.predictor.tables, form)
+    layers = _check(context, parts)
+    stream = plain.parse(memoryview(wire))
+    heads, tokens, _ = parts[0].shape
+    if len(stream.entries) != (tokens if recalls(context.stack, context.place) else 0):
+        raise IntegrityError("a predictive chunk does not say which of its tokens the memory holds")
+    entries = stream.entries if len(stream.entries) else None
+    if entries is not None and int(entries.max()) > len(context.stack.memory):
+        raise IntegrityError("a predictive chunk names an entry that the memory does not have")
+    coded = stream.dtype
+    if coded != dtype and dtype != "float32":
+        raise IntegrityError("a predictive chunk is of another dtype")
+    known = narrowed(context.before, coded) if coded != dtype else context.before
+    if known is None:
+        raise IntegrityError("a predictive chunk is coded against values of another format than it is of")
+    before: Sequence[Part] = known
+    form = FORMATS[coded]
+    decoder = engine.Decoder(stream, context.predictor.tables, form)
 
     def code(number: int, tensor: Tensor, mu: Array, factor: Array) -> Array:
         if number < 0:
-            return flat(context.before[number])
+            return flat(before[number])
         words: Array = decoder.get(mu, tensor, factor)
         part = parts[number]
-        part[...] = words.reshape(part.shape[1], part.shape[0], part.shape[2]).transpose(1, 0, 2)
+        shaped = words.reshape(part.shape[1], part.shape[0], part.shape[2]).transpose(1, 0, 2)
+        part[...] = shaped if coded == dtype else widened(shaped, coded)
         return words
 
-    heads, tokens, _ = parts[0].shape
-    walk(engine, context, heads, tokens, form, layers, code)
+    walk(engine, context, (heads, tokens), form, layers, code, entries)
     decoder.finish()
+
+
+def _narrowest(dtype: str, *several: Sequence[Part]) -> tuple[str, Sequence[Sequence[Part]]]:
+    """The narrowest format that holds every value of the parts, and the parts in it."""
+    for narrow in ("bfloat16", "float16") if dtype == "float32" else ():
+        found = [narrowed(parts, narrow) for parts in several]
+        if all(parts is not None for parts in found):
+            return narrow, [parts for parts in found if parts is not None]
+    return dtype, several
 
 
 def _check(context: Context, parts: Sequence[Part]) -> int:

@@ -96,15 +96,14 @@ class Encoder:
         self._contexts.append(contexts)
         self._symbols.append(symbols)
 
-    def finish(self) -> bytes:
+    def finish(self, entries: Array | None) -> bytes:
         contexts, symbols = np.concatenate(self._contexts), np.concatenate(self._symbols)
         lengths = np.array([len(s) for s in self._symbols], np.uint64)
         states = np.full(rans.LANES, 1 << 16, np.uint32)
         words = np.empty(len(symbols) + rans.LANES, np.uint16)  # a symbol takes 12 bits at most
         at = _fast.encode(states, words, contexts, symbols, lengths, self._tables.start, self._tables.frequency)
         runs, bits = self._runs.finish(), self._plain.finish()
-        header = plain.HEADER.pack(plain.VERSION, self._form.bits // 8, 0, len(words) - at, len(runs), len(bits))
-        return b"".join([header, states.tobytes(), words[at:].tobytes(), runs, bits])
+        return plain.wire_of(self._form, entries, states, words[at:], runs, bits)
 
 
 class _Sink:
@@ -126,14 +125,13 @@ class _Sink:
 class Decoder:
     """See `plain.Decoder`."""
 
-    def __init__(self, wire: memoryview, tables: Tables, form: Format) -> None:
-        states, words, runs, bits = plain.parse(wire, form)
-        if (states < 1 << 16).any():
+    def __init__(self, stream: plain.Stream, tables: Tables, form: Format) -> None:
+        if (stream.states < 1 << 16).any():
             raise IntegrityError("a predictive chunk's coder starts in no state of its own")
-        self._state = states.astype(np.uint32)
-        self._words = words
+        self._state = stream.states.astype(np.uint32)
+        self._words = stream.words
         self._padded = np.empty(0, np.uint16)
-        self._runs, self._plain = (np.frombuffer(bytes(b) + bytes(8), np.uint8) for b in (runs, bits))
+        self._runs, self._plain = (np.frombuffer(bytes(b) + bytes(8), np.uint8) for b in (stream.runs, stream.plain))
         self._at = (0, 0, 0)
         self._tables = tables
         self._form = form

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kvswap.codec.predictive import bits, buckets, rans, rope
-from kvswap.codec.predictive.buckets import Format, length
+from kvswap.codec.predictive.buckets import FORMATS, Format, length
 from kvswap.codec.predictive.predictor import (
     CAP,
+    EXACT_PRODUCTS,
     FAR,
     FEATURE,
     FEATURE_SHIFT,
@@ -42,11 +45,15 @@ def units(words: Array, form: Format, unit: int) -> Ints:
 
 
 def sums(tensor: Tensor, inputs: list[Array]) -> Array:
-    """Features times weights, int32 [tokens, channels]: integers below 2^24, so float32 holds each of them exactly."""
+    """Features times weights, int32 [tokens, channels]: in pieces below 2^24, which float32 holds exactly."""
     given = np.concatenate(inputs, axis=1).astype(np.float32)
     if "matrix" not in tensor.prepared:
         tensor.prepared["matrix"] = tensor.weights.astype(np.float32)
-    out: Array = (given @ tensor.prepared["matrix"]).astype(np.int32)
+    matrix = tensor.prepared["matrix"]
+    out = np.zeros((len(given), matrix.shape[1]), np.int32)
+    for at in range(0, len(matrix), EXACT_PRODUCTS):
+        piece = slice(at, at + EXACT_PRODUCTS)
+        out += (given[:, piece] @ matrix[piece]).astype(np.int32)
     return out
 
 
@@ -117,37 +124,60 @@ class Encoder:
         self._runs.append(bits.pack_runs(value.run[value.run >= 0]))
         self._plain.append(bits.pack_plain(value.plain.reshape(-1), value.count.reshape(-1)))
 
-    def finish(self) -> bytes:
+    def finish(self, entries: Array | None) -> bytes:
         """The wire bytes."""
         states, words = rans.encode(self._segments, self._tables)
         runs, plain = (np.packbits(np.concatenate(b), bitorder="little") for b in (self._runs, self._plain))
-        header = HEADER.pack(VERSION, self._form.bits // 8, 0, len(words), len(runs), len(plain))
-        arrays = (states.astype("<u4"), words.astype("<u2"), runs, plain)
-        return b"".join([header, *(a.tobytes() for a in arrays)])
+        return wire_of(self._form, entries, states, words, runs.tobytes(), plain.tobytes())
 
 
-def parse(wire: memoryview, form: Format) -> tuple[Array, Array, memoryview, memoryview]:
-    """States, words, runs and plain bits.  Raises `IntegrityError` unless every length agrees."""
+def wire_of(form: Format, entries: Array | None, states: Array, words: Array, runs: bytes, plain: bytes) -> bytes:
+    """The layout that `codec` states."""
+    entries = np.empty(0, np.uint16) if entries is None else entries
+    kind = list(FORMATS.values()).index(form)
+    header = HEADER.pack(VERSION, kind, len(entries), len(words), len(runs), len(plain))
+    arrays = (entries.astype("<u2"), states.astype("<u4"), words.astype("<u2"))
+    return b"".join([header, *(a.tobytes() for a in arrays), runs, plain])
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A chunk's wire bytes, taken apart."""
+
+    dtype: str
+    entries: Array
+    states: Array
+    words: Array
+    runs: memoryview
+    plain: memoryview
+
+
+def parse(wire: memoryview) -> Stream:
+    """Raises `IntegrityError` unless every length agrees."""
     if len(wire) < HEADER.size:
         raise IntegrityError("a predictive chunk is shorter than its header")
-    version, width, zero, words, runs, plain = HEADER.unpack_from(wire)
-    if version != VERSION or zero or 8 * width != form.bits:
-        raise IntegrityError("a predictive chunk has an unknown version, or is of another dtype")
-    at = HEADER.size + 4 * rans.LANES
-    ends = [at + 2 * words, at + 2 * words + runs, at + 2 * words + runs + plain]
+    version, kind, entries, words, runs, plain = HEADER.unpack_from(wire)
+    if version != VERSION or kind >= len(FORMATS):
+        raise IntegrityError("a predictive chunk has an unknown version or format")
+    ends = list(accumulate((2 * entries, 4 * rans.LANES, 2 * words, runs, plain), initial=HEADER.size))
     if len(wire) != ends[-1]:
         raise IntegrityError("a predictive chunk has a wrong length")
-    states = np.frombuffer(wire, "<u4", rans.LANES, HEADER.size)
-    return states, np.frombuffer(wire, "<u2", words, at), wire[ends[0] : ends[1]], wire[ends[1] :]
+    return Stream(
+        list(FORMATS)[kind],
+        np.frombuffer(wire, "<u2", entries, ends[0]),
+        np.frombuffer(wire, "<u4", rans.LANES, ends[1]),
+        np.frombuffer(wire, "<u2", words, ends[2]),
+        wire[ends[3] : ends[4]],
+        wire[ends[4] :],
+    )
 
 
 class Decoder:
     """The same tensors in the same order, then `finish`.  Raises `IntegrityError`."""
 
-    def __init__(self, wire: memoryview, tables: Tables, form: Format) -> None:
-        states, words, runs, plain = parse(wire, form)
-        self._coder = rans.Decoder(states, words, tables)
-        self._runs, self._plain = bits.Bits(runs), bits.Bits(plain)
+    def __init__(self, stream: Stream, tables: Tables, form: Format) -> None:
+        self._coder = rans.Decoder(stream.states, stream.words, tables)
+        self._runs, self._plain = bits.Bits(stream.runs), bits.Bits(stream.plain)
         self._form = form
 
     def get(self, mu: Array, tensor: Tensor, token: Array) -> Array:

@@ -1,9 +1,10 @@
 """The predictor of a model: integer weights that say what a layer's K and V will be, from the layers before.
 
 A *stack* is the layers of one kind and shape, in order.  K of a layer is predicted from K and V of the
-one or more layers before it in the stack, without its rotary turn; V from those and from K.  A tensor
-goes in as int8 features, one scale a channel; weights are int8; sums stay below 2^24, so that even a
-float32 matrix product of these integers is exact in any order and on any machine.  How wrong the
+one or more layers before it in the stack, without its rotary turn; V from those and from K; the first
+layer of a model from the token (`memory`).  A tensor goes in as int8 features, one scale a channel;
+weights are int8; sums of 1,040 products stay below 2^24, so that even a float32 matrix product of
+these integers is exact in any order and on any machine.  How wrong the
 prediction is likely to be, sigma, is a constant of the channel times a factor of the token, which
 follows from how wrong it was in what has been decoded of that token already.
 """
@@ -24,6 +25,7 @@ Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 FEATURE = 127  # largest
+EXACT_PRODUCTS = 1_040  # 1,040 * 127 * 127 < 2^24
 SHIFT = 24  # of the factor from sums to units
 FEATURE_SHIFT = 16  # of the factor from units to features
 LARGEST = 1 << 26  # units; beyond that a value only feeds saturated features
@@ -41,7 +43,7 @@ class Tensor:
     mean: Array  # int32 [channels], in units, without the turn
     factor: Array  # int32 [channels]: units to features, FEATURE_SHIFT bits after the point
     weights: Array  # int8 [features, channels]
-    scale: Array  # int32 [channels]: sums to units, SHIFT bits after the point
+    scale: Array  # int32 [channels]: sums, or steps of the memory, to units, SHIFT bits after the point
     log_sigma: Array  # int16 [channels], in quarter octaves, with the turn
     inverse: Array  # int32 [channels]: what a deviation of one unit counts, 16 bits after the point
     token: Array  # int16: of each earlier wrongness its weight in sixteenths and its usual value; then a constant
@@ -65,6 +67,8 @@ class Stack:
     turns: Array  # int32 [pairs, bits, 2], see `rope.powers`
     k: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
+    memory: Array  # int16 [entries, channels of K and V]: of the first layer; no entries where there is none
+    missing: tuple[int, int]  # of K and V: quarter octaves that sigma is wider for tokens without an entry
 
 
 @dataclass(frozen=True, slots=True)

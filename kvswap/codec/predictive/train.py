@@ -1,4 +1,4 @@
-"""Training a predictor: least squares on integer features, then how wrong it is on documents kept apart.
+"""Training a predictor: least squares on integer features, then how wrong it is on parts of the documents.
 
 `Trainer` is fed documents of one stack, in any number: the first few set the scales, all of them the
 weights, and every fifth, in part, the scales of error and the tables.  Memory does not grow with the
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvswap.codec.base import Part
-from kvswap.codec.predictive import buckets, codec, plain, rans
+from kvswap.codec.predictive import buckets, codec, memory, plain, rans
 from kvswap.codec.predictive.predictor import (
     FEATURE,
     FEATURE_SHIFT,
@@ -25,6 +25,7 @@ from kvswap.codec.predictive.predictor import (
     Tensor,
     Turns,
 )
+from kvswap.codec.predictive.quantize import LARGEST, quantize
 from kvswap.core.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -34,6 +35,7 @@ _SCALING = 6  # documents that set the scales
 _MEASURING_TOKENS = 768  # of every fifth document
 _SPREAD = 5.0  # standard deviations that a feature spans
 _RIDGE = 1e-4
+COARSENESS = 0.05
 _OUTLIER = 8.0  # deviations beyond count as so many
 _LARGEST = 2**31 - 1
 
@@ -41,8 +43,18 @@ _LARGEST = 2**31 - 1
 class Trainer:
     """For one stack.  `add` documents, then `finish`."""
 
-    def __init__(self, layers: Sequence[int], turns: Array, before: int, dtype: str) -> None:
-        """`turns`: see `rope.powers`."""
+    def __init__(
+        self,
+        layers: Sequence[int],
+        turns: Array,
+        before: int,
+        dtype: str,
+        known: Sequence[tuple[Part, Part]] = (),
+        coarseness: float = COARSENESS,
+    ) -> None:
+        """`turns`: see `rope.powers`; `known`: the first layer's K and V of tokens to know by heart, each from
+        position 0; `coarseness`: a feature's usual value moves a prediction by so much of its usual error.
+        """
         self._layers = tuple(layers)
         self._turns = turns
         self._before = before
@@ -51,7 +63,15 @@ class Trainer:
         self._kept: list[list[Part]] = []
         self._tensors: list[Tensor] = []
         self._spread: list[Floats] = []
-        self._products: list[Floats | None] = [None] * (2 * len(self._layers))
+        self._known = known
+        self.coarseness = coarseness
+        self._memory, self._missing = np.empty((0, 0), np.int16), (0, 0)
+        # By tensor: products of its features with those of the tensors just before it and its own, of what it is
+        # predicted from with what is to be said, and of that with itself.
+        self._squares: list[Any] = [0.0] * (2 * len(self._layers))
+        self._products: list[Any] = [0.0] * (2 * len(self._layers))
+        self._energy: list[Any] = [0.0] * (2 * len(self._layers))
+        self._tokens = 0
         self._heads = 0
         self._gathered = 0  # documents
 
@@ -67,18 +87,20 @@ class Trainer:
 
     def _begin(self) -> None:
         self._set_scales()
+        if self._known:
+            self._memorize()
         for parts in self._first:
             self._gather(parts)
         self._first.clear()
 
     def _stack(self) -> Stack:
-        return Stack(self._layers, self._before, self._turns, tuple(self._tensors[::2]), tuple(self._tensors[1::2]))
+        k, v = tuple(self._tensors[::2]), tuple(self._tensors[1::2])
+        return Stack(self._layers, self._before, self._turns, k, v, self._memory, self._missing)
 
     def _straight(self, number: int, part: Part, unit: int) -> Array:
         """Whole units without the turn."""
         tokens = part.shape[1]
-        stack = Stack(self._layers, self._before, self._turns, (), ())
-        turns = Turns.of(stack, 0, tokens)
+        turns = Turns.of(self._stack(), 0, tokens)
         values = plain.units(codec.flat(part), self._form, unit)
         return values if number % 2 else plain.turn(values, turns, self._heads, back=True)
 
@@ -102,8 +124,19 @@ class Trainer:
                 )
             )
 
+    def _memorize(self) -> None:
+        columns = []
+        for number in (0, 1):
+            tensor = self._tensors[number]
+            rows = [self._straight(number, pair[number], tensor.unit) for pair in self._known]
+            columns.append(memory.entries(tensor, np.concatenate(rows)))
+            self._replace(number, scale=memory.recall_scale(tensor.factor))
+        self._memory = np.concatenate(columns, axis=1)
+
     def _inputs(self, number: int) -> list[int]:
         """The tensors that one is predicted from, in the codec's order."""
+        if number < 2 and self._known:
+            return []
         layer = number // 2
         seen = [2 * (layer - b) + i for b in range(1, self._before + 1) if layer >= b for i in (0, 1)]
         return [*seen, number - 1] if number % 2 else seen
@@ -116,20 +149,40 @@ class Trainer:
         for number, (tensor, part) in enumerate(zip(self._tensors, parts, strict=True)):
             by = turns.none() if number % 2 else turns
             nothing = np.zeros((tokens, len(tensor.mean)), np.int32)
-            features.append(codec.BEST.known(tensor, codec.flat(part), nothing, by, self._heads, self._form)[0])
-            inputs = self._inputs(number)
-            if not inputs:
-                continue
-            target = self._straight(number, part, tensor.unit) - tensor.mean
+            found, _ = codec.BEST.known(tensor, codec.flat(part), nothing, by, self._heads, self._form)
+            features.append(found.astype(np.float32))
+            target = (self._straight(number, part, tensor.unit) - tensor.mean).astype(np.float64)
             limit = _OUTLIER * self._spread[number] * 2.0**tensor.unit
-            given = np.concatenate([features[i] for i in inputs], axis=1).astype(np.float32)
-            both = np.concatenate([given, np.clip(target, -limit, limit).astype(np.float32)], axis=1)
-            product = (given.T @ both).astype(np.float64)
-            sums = self._products[number]
-            self._products[number] = product if sums is None else sums + product
+            np.clip(target, -limit, limit, out=target)
+            recent = np.concatenate(features[self._first_of(number) :], axis=1)
+            self._squares[number] += (recent.T @ features[number]).astype(np.float64)
+            self._energy[number] += np.square(target).sum(axis=0)
+            inputs = self._inputs(number)
+            if inputs:
+                seen = np.concatenate([features[i] for i in inputs], axis=1)
+                self._products[number] += (seen.T @ target.astype(np.float32)).astype(np.float64)
+        self._tokens += tokens
         self._gathered += 1
         if self._gathered % 5 == 1:
             self._kept.append([p[:, :_MEASURING_TOKENS].copy() for p in parts])
+
+    def _first_of(self, number: int) -> int:
+        """The first tensor that is an input wherever this one is the last."""
+        return max(0, number - 2 * self._before)
+
+    def _square(self, inputs: Sequence[int]) -> Floats:
+        """Products of the inputs' features with each other, summed."""
+        widths = [len(t.mean) for t in self._tensors]
+        ends = np.cumsum([0, *(widths[i] for i in inputs)])
+        out = np.zeros((ends[-1], ends[-1]))
+        for a, i in enumerate(inputs):
+            for b, j in enumerate(inputs):
+                if j <= i:
+                    row = sum(widths[self._first_of(i) : j])
+                    block = self._squares[i][row : row + widths[j]]
+                    out[ends[b] : ends[b + 1], ends[a] : ends[a + 1]] = block
+                    out[ends[a] : ends[a + 1], ends[b] : ends[b + 1]] = block.T
+        return out
 
     def finish(self) -> tuple[Stack, Array]:
         """The stack, and counts of symbols by context for the tables.  Raises `UsageError` without documents."""
@@ -137,9 +190,9 @@ class Trainer:
             if not self._first:
                 raise UsageError("there is nothing to train on", cause="the corpus has no text", hint="--corpus DIR")
             self._begin()
-        for number, product in enumerate(self._products):
-            if product is not None:
-                self._set_weights(number, product)
+        for number in range(len(self._tensors)):
+            if self._inputs(number):
+                self._set_weights(number)
         deviations = self._deviations()  # of what is expected: what follows says only how far off it is
         self._set_error_scales(deviations)
         self._set_token_factors(deviations)
@@ -152,24 +205,31 @@ class Trainer:
             np.add.at(counts, (frame.context.reshape(-1), symbol.reshape(-1)), 1)
         return self._stack(), counts
 
-    def _set_weights(self, number: int, product: Floats) -> None:
-        size = len(product)
-        square = product[:, :size] + np.eye(size) * (np.trace(product[:, :size]) / size * _RIDGE + 1e-9)
-        weights = np.linalg.solve(square, product[:, size:])
-        step = np.maximum(np.abs(weights).max(0), 1e-12) / 127
-        self._replace(number, weights=np.rint(weights / step).astype(np.int8), scale=_positive(step * 2.0**SHIFT))
+    def _set_weights(self, number: int) -> None:
+        square = self._square(self._inputs(number))
+        square += np.eye(len(square)) * (np.trace(square) / len(square) * _RIDGE + 1e-9)
+        product = self._products[number]
+        weights = np.linalg.solve(square, product)
+        error = np.sqrt(np.maximum(self._energy[number] - (weights * product).sum(0), 1.0) / self._tokens)
+        step = np.maximum(self.coarseness * error * _SPREAD / FEATURE, np.abs(weights).max(0) / LARGEST)
+        step = np.maximum(step, 1e-12)
+        self._replace(number, weights=quantize(square, weights, step), scale=_positive(step * 2.0**SHIFT))
 
     def _replace(self, number: int, **fields: Array) -> None:
         tensor = self._tensors[number]
         names = ("unit", "mean", "factor", "weights", "scale", "log_sigma", "inverse", "token")
         self._tensors[number] = Tensor(**{name: fields.get(name, getattr(tensor, name)) for name in names})
 
+    def _entries(self) -> list[Array | None]:
+        """Of each document kept, which of its tokens are known by heart."""
+        return [memory.find(self._stack(), codec.flat(d[1]), self._form) if self._known else None for d in self._kept]
+
     def _measure(self) -> list[tuple[int, Array, Array, Array]]:
         """(number, words, mu, token factor) of every tensor of the documents kept."""
         out: list[tuple[int, Array, Array, Array]] = []
         stack = self._stack()
         nothing = Predictor((stack,), rans.Tables.flat(buckets.CONTEXTS))
-        for parts in self._kept:
+        for parts, entries in zip(self._kept, self._entries(), strict=True):
 
             def code(number: int, tensor: Tensor, mu: Array, factor: Array, parts: list[Part] = parts) -> Array:
                 words = codec.flat(parts[number])
@@ -177,7 +237,8 @@ class Trainer:
                 return words
 
             context = codec.Context(nothing, stack, 0, [], 0)
-            codec.walk(codec.BEST, context, self._heads, parts[0].shape[1], self._form, len(self._layers), code)
+            shape = (self._heads, parts[0].shape[1])
+            codec.walk(codec.BEST, context, shape, self._form, len(self._layers), code, entries)
         return out
 
     def _deviations(self) -> list[Array]:
@@ -187,15 +248,20 @@ class Trainer:
         return [np.concatenate(r) for r in rows]
 
     def _set_error_scales(self, deviations: Sequence[Array]) -> None:
+        held = np.concatenate([e > 0 for e in self._entries() if e is not None]) if self._known else np.empty(0, bool)
+        missing = [0, 0]
         for number, rows in enumerate(deviations):
-            size = np.abs(rows).astype(np.float64)
-            sigma = np.minimum(size, _OUTLIER * (np.median(size, axis=0) + 1)).mean(0) * np.sqrt(np.pi / 2)
-            sigma = np.maximum(sigma, 0.5)
+            sigma = _usual(rows)
+            if number < 2 and held.any():
+                sigma = _usual(rows[held])
+                if not held.all():
+                    missing[number] = round(4 * float(np.log2(_usual(rows[~held]) / sigma).mean()))
             self._replace(
                 number,
                 log_sigma=np.floor(4 * (np.log2(sigma) - self._tensors[number].unit) + 0.5).astype(np.int16),
                 inverse=_positive(65536 * WRONG / sigma),
             )
+        self._missing = (missing[0], missing[1])
 
     def _set_token_factors(self, deviations: Sequence[Array]) -> None:
         wrong = [
@@ -206,6 +272,8 @@ class Trainer:
         for number in range(len(self._tensors)):
             layer = number // 2
             by = ([number - 1] if number % 2 else []) + ([2 * layer - 2, 2 * layer - 1] if layer else [])
+            if number < 2 and self._known:
+                continue
             if not by:
                 continue
             columns = np.stack([*(wrong[i] - usual[i] for i in by), np.ones(len(wrong[number]))], axis=1)
@@ -213,6 +281,14 @@ class Trainer:
             weights = np.linalg.solve(columns.T @ columns + np.eye(columns.shape[1]), columns.T @ target)
             pairs = [x for i, w in zip(by, weights, strict=False) for x in (round(16 * w), usual[i])]
             self._replace(number, token=np.array([*pairs, round(16 * weights[-1])], np.int16))
+
+
+def _usual(deviations: Array) -> Floats:
+    """[channels]: sigma of what is about normal, with a few far off."""
+    size = np.abs(deviations).astype(np.float64)
+    sigma = np.minimum(size, _OUTLIER * (np.median(size, axis=0) + 1)).mean(0) * np.sqrt(np.pi / 2)
+    out: Floats = np.maximum(sigma, 0.5)
+    return out
 
 
 def _positive(values: Floats) -> Array:

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvswap.codec.base import widened
 from kvswap.codec.predictive import BACKENDS, Context, Predictor, decode, dump, encode, fast, load, plain, rope, train
 from kvswap.codec.predictive.buckets import CONTEXTS, FORMATS
 from kvswap.codec.predictive.rans import Tables
 from kvswap.core.errors import Incompatible, IntegrityError, UsageError
+from kvswap.core.limits import LIMITS
 
 LAYERS, HEADS, DIM = 4, 2, 8
 WORD = {"bfloat16": np.uint16, "float16": np.uint16, "float32": np.uint32}
@@ -55,6 +58,40 @@ def predictor() -> Predictor:
         trainer.add(document(seed, 300))
     stack, counts = trainer.finish()
     return train.predictor([stack], [counts])
+
+
+TOKENS = 40  # that the first layer of `spoken` tells apart
+
+
+def spoken(seed: int, tokens: int, start: int = 0, only: int = TOKENS) -> list[Any]:
+    """As `document`, with a first layer that says nothing but the token."""
+    table = np.random.default_rng(1).normal(size=(TOKENS, 2, HEADS * DIM))
+    ids = np.random.default_rng(seed).integers(0, only, tokens)
+    return _first_layer(table[ids], start) + document(seed, tokens, start=start)[2:]
+
+
+def _first_layer(rows: Any, start: int = 0) -> list[Any]:
+    turns = rope.powers(1.0 / 100.0 ** (np.arange(DIM // 2) / (DIM // 2)))
+    cos, sin = rope.tables(turns, np.arange(start, start + len(rows), dtype=np.int64))
+    out = []
+    for kind in range(2):
+        whole = np.rint(rows[:, kind] * 2**16).astype(np.int64).reshape(len(rows), HEADS, DIM)
+        whole = whole if kind else rope.turn(whole, cos, sin, back=False)
+        out.append(np.ascontiguousarray(as_words(whole / 2**16, "bfloat16").transpose(1, 0, 2)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def by_heart() -> Predictor:
+    """Knows the first 30 of the 40 tokens."""
+    turns = rope.powers(1.0 / 100.0 ** (np.arange(DIM // 2) / (DIM // 2)))
+    table = np.random.default_rng(1).normal(size=(TOKENS, 2, HEADS * DIM))
+    k, v = _first_layer(table[:30])
+    trainer = train.Trainer(range(LAYERS), turns, 2, "bfloat16", [(k, v)])
+    for seed in range(8):
+        trainer.add(spoken(seed, 300))
+    stack, counts = trainer.finish()
+    return load(dump(train.predictor([stack], [counts])))
 
 
 def context(predictor: Predictor, start: int = 0, place: int = 0, before: Any = ()) -> Context:
@@ -119,6 +156,53 @@ def test_adversarial_tensors(predictor: Predictor, dtype: str, tokens: int, star
             p[:, 0] = as_words(np.full(p[:, 0].shape, 300.0), dtype)
             p[..., 3] = as_words(np.full(p[..., 3].shape, -40.0), dtype)
     round_trip(context(predictor, start), parts, dtype)
+
+
+def test_tokens_known_by_heart(by_heart: Predictor) -> None:
+    """The first layer costs nearly nothing where its tokens are known, and is right where they are not."""
+    first = [round_trip(context(by_heart, 70), spoken(50, 256, 70, only)[:2], "bfloat16") for only in (30, TOKENS)]
+    raw = 2 * 256 * HEADS * DIM * 2
+    assert len(first[0]) - 1100 < 0.4 * raw  # 1,100: header, entries and the coder's states
+    assert len(first[0]) + 0.1 * raw < len(first[1])
+    round_trip(context(by_heart, 70), spoken(51, 256, 70), "bfloat16")
+    round_trip(context(by_heart, 0, 2, spoken(52, 64)[:4]), spoken(52, 64)[4:], "bfloat16")
+    round_trip(context(by_heart, 0, 1, spoken(52, 64)[:2]), spoken(52, 64)[2:], "bfloat16")
+    round_trip(context(by_heart), document(53, 64), "bfloat16")
+
+
+def test_entries_that_the_memory_does_not_have_are_refused(by_heart: Predictor, predictor: Predictor) -> None:
+    parts = spoken(3, 16)
+    wire = bytearray(encode(context(by_heart), parts, "bfloat16"))
+    out = [np.zeros_like(p) for p in parts]
+    wire[plain.HEADER.size : plain.HEADER.size + 2] = (31).to_bytes(2, "little")
+    with pytest.raises(IntegrityError, match="entry"):
+        decode(context(by_heart), bytes(wire), out, "bfloat16")
+    with pytest.raises(IntegrityError, match="which of its tokens"):
+        decode(context(predictor), bytes(wire), out, "bfloat16")
+
+
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
+def test_wide_words_with_narrow_values_cost_nothing_more(predictor: Predictor, narrow: str) -> None:
+    parts = document(12, 128, narrow)
+    wide = [widened(p, narrow) for p in parts]
+    wire = round_trip(context(predictor), wide, "float32")
+    assert wire == round_trip(context(predictor), parts, narrow)
+    later = round_trip(context(predictor, 0, 2, wide[:4]), wide[4:], "float32")
+    assert later == round_trip(context(predictor, 0, 2, parts[:4]), parts[4:], narrow)
+    wide[5][0, 0, 0] ^= 1  # a single other bit, and nothing is narrow any more
+    assert len(round_trip(context(predictor), wide, "float32")) > 1.4 * len(wire)
+    with pytest.raises(IntegrityError):
+        out = [np.zeros_like(p) for p in parts[4:]]
+        decode(context(predictor, 0, 2, parts[:4]), later, out, "float16" if narrow == "bfloat16" else "bfloat16")
+
+
+def test_a_narrow_chunk_is_not_coded_against_wide_values(predictor: Predictor) -> None:
+    parts = document(12, 32, "float32")
+    parts[4:] = [widened((p >> 16).astype(np.uint16), "bfloat16") for p in parts[4:]]
+    wire = bytearray(round_trip(context(predictor, 0, 2, parts[:4]), parts[4:], "float32"))
+    wire[1] = 0
+    with pytest.raises(IntegrityError):
+        decode(context(predictor, 0, 2, parts[:4]), bytes(wire), [np.zeros_like(p) for p in parts[4:]], "float32")
 
 
 def test_a_chunk_of_later_layers_is_coded_against_those_before_it(predictor: Predictor) -> None:
@@ -243,7 +327,9 @@ def test_a_changed_predictor_is_refused_or_harmless(predictor: Predictor, data: 
         return
 
 
-@pytest.mark.parametrize("what", ["before", "weights", "unit", "version", "layers", "token", "tables"])
+@pytest.mark.parametrize(
+    "what", ["before", "weights", "bomb", "memory", "missing", "unit", "version", "layers", "token", "tables"]
+)
 def test_a_predictor_out_of_bounds_is_refused(predictor: Predictor, what: str) -> None:
     from kvswap.core import wire
 
@@ -252,7 +338,14 @@ def test_a_predictor_out_of_bounds_is_refused(predictor: Predictor, what: str) -
     if what == "before":
         stack["before"] = 9
     elif what == "weights":
-        stack["k"][1]["weights"] = b"\x80" + stack["k"][1]["weights"][1:]
+        raw = zstandard.decompress(stack["k"][1]["weights"])
+        stack["k"][1]["weights"] = zstandard.compress(b"\x80" + raw[1:])
+    elif what == "bomb":
+        stack["k"][1]["weights"] = zstandard.compress(bytes(LIMITS.predictor_raw_bytes + 1))
+    elif what == "memory":
+        stack["memory"] = zstandard.compress(bytes(6))
+    elif what == "missing":
+        stack["missing"] = [0, 1 << 40]
     elif what == "unit":
         stack["v"][0]["unit"] = 25
     elif what == "version":

@@ -1,0 +1,69 @@
+"""What the first layer holds for frequent tokens, known by heart.
+
+K and V of a model's first layer depend on the token alone, but for the rotary turn.  So the predictor
+keeps them for the tokens that texts use most, and a chunk says of each of its tokens which entry it
+is; 0 stands for none.  The writer finds entries by what V looks like: it needs no text for that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvswap.codec.predictive import plain
+from kvswap.codec.predictive.buckets import Format
+from kvswap.codec.predictive.predictor import FEATURE, FEATURE_SHIFT, SHIFT, Stack, Tensor
+
+Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+FINER = 4  # steps a feature
+_COMPARED = 64  # channels: products of int8 numbers sum up below 2^24, exact in float32
+
+
+def recall_scale(factor: Array) -> Array:
+    """int32 [channels]: steps to units, SHIFT bits after the point; `factor`: units to features."""
+    exact = 2.0 ** (FEATURE_SHIFT + SHIFT) / (FINER * factor.astype(np.float64))
+    out: Array = np.clip(np.rint(exact), 1, 2**31 - 1).astype(np.int32)
+    return out
+
+
+def entries(tensor: Tensor, straight: Ints) -> Array:
+    """int16 [tokens, channels], in steps, of whole units without the turn."""
+    scaled = (straight - tensor.mean) * tensor.factor * FINER + (1 << (FEATURE_SHIFT - 1)) >> FEATURE_SHIFT
+    out: Array = np.clip(scaled, -(1 << 15) + 1, (1 << 15) - 1).astype(np.int16)
+    return out
+
+
+def find(stack: Stack, words: Array, form: Format) -> Array:
+    """uint16 [tokens]: the entry, from 1, that each token of the first layer's V is; 0 where it is none."""
+    tensor = stack.v[0]
+    seen = _likeness(entries(tensor, plain.units(words, form, tensor.unit)))
+    held = _likeness(stack.memory[:, -len(tensor.mean) :])
+    # The nearest has the largest of this; both halves are whole numbers below 2^24.
+    near = seen @ held.T - (np.square(held).sum(1) // 2)
+    best = near.argmax(axis=1)
+    off = np.square(seen - held[best]).sum(1)
+    return np.where(16 * off <= np.square(seen).sum(1), best + 1, 0).astype(np.uint16)
+
+
+def _likeness(steps: Array) -> Array:
+    out: Array = np.clip(steps[:, :_COMPARED] // FINER, -FEATURE, FEATURE).astype(np.float32)
+    return out
+
+
+def rows(stack: Stack, found: Array, number: int) -> Array:
+    """Of K (0) or V (1), int32 [tokens, channels]: what the entries say, in steps from the mean; zeros for 0."""
+    split = len(stack.k[0].mean)
+    columns = stack.memory[:, split:] if number else stack.memory[:, :split]
+    out = np.zeros((len(found), columns.shape[1]), np.int32)
+    hit = found > 0
+    out[hit] = columns[found[hit].astype(np.int64) - 1]
+    return out
+
+
+def unsure(stack: Stack, found: Array, number: int) -> Array:
+    """Of K (0) or V (1), int16 [tokens]: how much wider sigma is, in quarter octaves."""
+    return np.where(found > 0, 0, stack.missing[number]).astype(np.int16)
