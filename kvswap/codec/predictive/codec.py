@@ -129,7 +129,7 @@ def encode(context: Context, parts: Sequence[Part], dtype: str, engine: Any = BE
     form = FORMATS[dtype]
     words = [flat(part) for part in parts]
     by_heart = recalls(context.stack, context.place)
-    entries = memory.find(context.stack, words[1], form) if by_heart else None
+    entries = memory.find(context.stack, words[1], form, engine) if by_heart else None
     encoder = engine.Encoder(context.predictor.tables, form)
 
     def code(number: int, tensor: Tensor, mu: Array, factor: Array) -> Array:

@@ -7,6 +7,7 @@ is; 0 stands for none.  The writer finds entries by what V looks like: it needs 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 FINER = 4  # steps a feature
-_COMPARED = 64  # channels: products of int8 numbers sum up below 2^24, exact in float32
+_COMPARED = 64  # channels
 
 
 def recall_scale(factor: Array) -> Array:
@@ -37,20 +38,24 @@ def entries(tensor: Tensor, straight: Ints) -> Array:
     return out
 
 
-def find(stack: Stack, words: Array, form: Format) -> Array:
+def find(stack: Stack, words: Array, form: Format, engine: Any) -> Array:
     """uint16 [tokens]: the entry, from 1, that each token of the first layer's V is; 0 where it is none."""
     tensor = stack.v[0]
     seen = _likeness(entries(tensor, plain.units(words, form, tensor.unit)))
-    held = _likeness(stack.memory[:, -len(tensor.mean) :])
-    # The nearest has the largest of this; both halves are whole numbers below 2^24.
-    near = seen @ held.T - (np.square(held).sum(1) // 2)
-    best = near.argmax(axis=1)
-    off = np.square(seen - held[best]).sum(1)
-    return np.where(16 * off <= np.square(seen).sum(1), best + 1, 0).astype(np.uint16)
+    if "held" not in stack.prepared:
+        held = _likeness(stack.memory[:, -len(tensor.mean) :])
+        size = np.square(held.astype(np.int32)).sum(axis=1)
+        stack.prepared["held"] = replace(tensor, weights=np.ascontiguousarray(held.T), prepared={}), held, size // 2
+    compared, held, half = stack.prepared["held"]
+    best = (engine.sums(compared, [seen])[:, : len(held)] - half).argmax(axis=1)  # the nearest
+    off, whole = (
+        np.square(x, dtype=np.int32).sum(axis=1) for x in (np.subtract(seen, held[best], dtype=np.int32), seen)
+    )
+    return np.where(16 * off <= whole, best + 1, 0).astype(np.uint16)
 
 
 def _likeness(steps: Array) -> Array:
-    out: Array = np.clip(steps[:, :_COMPARED] // FINER, -FEATURE, FEATURE).astype(np.float32)
+    out: Array = np.clip(steps[:, :_COMPARED] // FINER, -FEATURE, FEATURE).astype(np.int8)
     return out
 
 

@@ -69,6 +69,7 @@ class Stack:
     v: tuple[Tensor, ...]
     memory: Array  # int16 [entries, channels of K and V]: of the first layer; no entries where there is none
     missing: tuple[int, int]  # of K and V: quarter octaves that sigma is wider for tokens without an entry
+    prepared: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

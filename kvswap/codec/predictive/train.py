@@ -222,7 +222,10 @@ class Trainer:
 
     def _entries(self) -> list[Array | None]:
         """Of each document kept, which of its tokens are known by heart."""
-        return [memory.find(self._stack(), codec.flat(d[1]), self._form) if self._known else None for d in self._kept]
+        return [
+            memory.find(self._stack(), codec.flat(d[1]), self._form, codec.BEST) if self._known else None
+            for d in self._kept
+        ]
 
     def _measure(self) -> list[tuple[int, Array, Array, Array]]:
         """(number, words, mu, token factor) of every tensor of the documents kept."""
