@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kvswap.artifact import dsse  # noqa: E402
-from kvswap.artifact.manifest import LayerSpec  # noqa: E402
+from kvswap.artifact.manifest import Divergence, LayerSpec  # noqa: E402
 from kvswap.codec import planes  # noqa: E402
 from kvswap.core import wire  # noqa: E402
 from kvswap.core.ids import Cid  # noqa: E402
@@ -59,6 +59,7 @@ def valid() -> None:
             good(f"{dtype}-{codec}", f"{dtype} chunks in codec {codec}", True, dtype=dtype, codec=codec, tokens=40)
     good("one-token", "a document of one token", True, tokens=1)
     good("predictive", "chunks coded against a predictor, which is a file beside them", True, **PREDICTIVE)
+    good("int8", "an inexact artifact, which says so", True, **INEXACT)
     good("whole-blocks", "the last block is full", True, tokens=16)
     good(
         "sliding",
@@ -101,6 +102,29 @@ def sealed(tree: Any, number: int = 1) -> bytes:
 
 
 PREDICTIVE: dict[str, Any] = {"tokens": 300, "block_tokens": 256, "specs": (FULL, FULL), "codec": "predictive"}
+
+
+INEXACT: dict[str, Any] = {
+    "tokens": 40,
+    "codec": "int8",
+    "divergence": Divergence(steps=32, equal=16, first=9, kl=1234),
+}
+
+
+def divergence_liars() -> None:
+    made = make_artifact(now=NOW, **INEXACT)
+    exact = make_artifact(now=NOW)
+
+    def lie(name: str, why: str, change: dict[str, Any], of: Any = made) -> None:
+        tree = {k: v for k, v in (wire.parse(of.manifest.encode()) | change).items() if v != "absent"}
+        write("hostile", name, sealed(tree), 7, why)
+
+    told = wire.plain(INEXACT["divergence"])
+    lie("divergence-missing", "inexact chunks that nobody owns up to", {"divergence": "absent"})
+    lie("divergence-null", "a divergence that is null", {"divergence": None})
+    lie("divergence-unused", "exact chunks with a divergence", {"divergence": told}, exact)
+    lie("divergence-over", "more equal tokens than there are", {"divergence": told | {"equal": 33}})
+    lie("divergence-steps", "a divergence over more tokens than the cap", {"divergence": told | {"steps": 65}})
 
 
 def predictor_liars() -> None:
@@ -284,6 +308,7 @@ def hostile() -> None:
     write("hostile", "future", make_artifact(now=NOW + 10**6).statement.envelope, 4, "issued in the future")
     chunk_liars(made)
     predictor_liars()
+    divergence_liars()
 
 
 def chunk_liars(made: Made) -> None:

@@ -217,6 +217,11 @@ def make_artifact(
         fields["predictor"] = PredictorRef(cid=bytes(Cid.of(data)), length=len(data))
     fields.update(changes)
     manifest = Manifest(**fields)
+    if not manifest.exact:  # what is signed is what comes back
+        from kvswap.artifact.tensors import load
+
+        fields["tensors"] = [digest_layer(held) for held in load(manifest, chunks.__getitem__)]
+        manifest = Manifest(**fields)
     envelope = dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)
     return Made(read_statement(envelope), chunks, layers)
 
@@ -242,7 +247,7 @@ def stock(home: Path, *made: Made, only: Any = None) -> None:
     """Put artifacts into the store of a node that is not running; `only`: these chunks of them."""
     from types import SimpleNamespace
 
-    from kvswap.exchange.publish import list_artifact
+    from kvswap.exchange.statement import list_artifact
     from kvswap.store import Store
 
     store = Store.open(home / "store")

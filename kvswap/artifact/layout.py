@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvswap.artifact.manifest import AXES, CLAIMS, ITEM_BYTES, LayerSpec, Layout, Manifest
+from kvswap.artifact.manifest import AXES, CLAIMS, INEXACT, ITEM_BYTES, LayerSpec, Layout, Manifest
 from kvswap.core.errors import Incompatible, MalformedManifest, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
@@ -144,6 +144,7 @@ def check(manifest: Manifest) -> None:
             raise MalformedManifest(f"{where}: {error.message}", field=where) from error
     _require(next(expected, None) is None, "chunks", "chunks are missing")
     _check_predictor(manifest)
+    _check_divergence(manifest)
     _require(life.issued < life.expires, "life", "it expires before it is issued")
     _require(life.expires - life.issued <= LIMITS.life_seconds, "life", "the life is over the cap")
     try:
@@ -163,6 +164,15 @@ def _check_predictor(manifest: Manifest) -> None:
             Cid.from_bytes(manifest.predictor.cid)
         except UsageError as error:
             raise MalformedManifest(error.message, field="predictor") from error
+
+
+def _check_divergence(manifest: Manifest) -> None:
+    inexact = any(chunk.codec in INEXACT for chunk in manifest.chunks)
+    told = manifest.divergence
+    _require(inexact == (told is not None), "divergence", "inexact chunks, and they alone, come with their divergence")
+    if told is not None:
+        within = told.steps <= LIMITS.probe_tokens and told.equal <= told.steps and told.first <= told.steps
+        _require(within, "divergence", "it counts more tokens than there are")
 
 
 def _check_layout(layout: Layout) -> None:

@@ -7,6 +7,7 @@ consistent; nothing downstream checks shapes again.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any
 
 import msgspec
@@ -20,6 +21,7 @@ from kvswap.core.limits import LIMITS
 VERSION = 1
 AXES = "layer,kv,head,token,dim"
 CLAIMS = ("bitwise", "token-verified", "tolerance")
+INEXACT = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -162,6 +164,20 @@ class Probe(_Strict):
     logits: Digest
 
 
+class Divergence(_Strict):
+    """How an inexact cache answers after the probe's question, beside the exact one it was made from.
+
+    Of `steps` greedy tokens `equal` are the same in the same place, the first that differs is number `first`
+    (from 0; `steps` without one).  `kl`: mean Kullback-Leibler divergence of the next token's distribution,
+    exact from inexact, over the exact tokens, in millionths of a nat.
+    """
+
+    steps: Positive
+    equal: Count
+    first: Count
+    kl: Count
+
+
 class Life(_Strict):
     """Unix seconds, and the place in the publisher's sequence."""
 
@@ -186,13 +202,15 @@ class Manifest(_Strict):
     publisher: Annotated[str, Meta(max_length=64)]
     document: DocumentRef | None = None
     predictor: PredictorRef | None = None
+    divergence: Divergence | None = None
     extensions: Annotated[list[Text], Meta(max_length=16)] = []
 
     def encode(self) -> bytes:
         """The payload bytes to sign."""
         fields = wire.plain(self)
-        if self.predictor is None:
-            del fields["predictor"]  # absent, not null: one spelling
+        for name in _ABSENT:
+            if fields[name] is None:
+                del fields[name]  # absent, not null: one spelling
         return wire.pack(fields)
 
     @classmethod
@@ -209,8 +227,9 @@ class Manifest(_Strict):
             raise MalformedManifest(
                 f"manifest version {str(value.get('version'))[:20]} is not {VERSION}", field="version"
             )
-        if "predictor" in value and value["predictor"] is None:
-            raise MalformedManifest("a predictor is there or absent, never null", field="predictor")
+        for name in _ABSENT:
+            if name in value and value[name] is None:
+                raise MalformedManifest(f"{name} is there or absent, never null", field=name)
         manifest = wire.convert(_without_extensions(value), cls)
         layout.check(manifest)
         return manifest
@@ -219,6 +238,16 @@ class Manifest(_Strict):
     def files(self) -> list[ChunkRef | PredictorRef]:
         """All that is stored and sent: the chunks, in order, and the predictor after them."""
         return [*self.chunks, *([self.predictor] if self.predictor else [])]
+
+    @property
+    def codecs(self) -> list[str]:
+        """Names, the one with the most chunks first."""
+        return [name for name, _ in Counter(c.codec for c in self.chunks).most_common()]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the model's own bits come back."""
+        return self.divergence is None
 
     @property
     def raw_bytes(self) -> int:
@@ -241,6 +270,7 @@ class Manifest(_Strict):
         return out
 
 
+_ABSENT = ("predictor", "divergence")
 _KNOWN = frozenset(Manifest.__struct_fields__)
 
 

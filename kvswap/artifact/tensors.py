@@ -9,6 +9,7 @@ anything is returned: the caller either gets a whole verified cache or an error.
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ class EncodedChunk:
 
     ref: ChunkRef
     wire: bytes
+    seconds: float  # of encoding
 
 
 @dataclass(slots=True)
@@ -78,8 +80,13 @@ def digest_layer(tensors: LayerTensors) -> TensorDigests:
 def encode_chunk(
     parts: Sequence[Part], dtype: str, codec: str, block: int, run: int, context: Context | None = None
 ) -> EncodedChunk:
-    """Encode one block of one run and describe it."""
+    """Encode one block of one run and describe it: of an inexact codec, what a reader will get."""
+    began = time.perf_counter()
     used, wire = codecs.encode(parts, dtype, codec, context)
+    seconds = time.perf_counter() - began
+    if not codecs.get(used).exact:
+        parts = [np.empty(part.shape, part.dtype) for part in parts]
+        codecs.decode(used, wire, parts, dtype, context)
     ref = ChunkRef(
         block=block,
         run=run,
@@ -89,7 +96,7 @@ def encode_chunk(
         raw=digest_parts(parts),
         raw_length=codecs.raw_length(parts),
     )
-    return EncodedChunk(ref, wire)
+    return EncodedChunk(ref, wire, seconds)
 
 
 Layers = dict[int, tuple[Part, Part]]
@@ -178,6 +185,33 @@ def load(
     return tensors
 
 
+def decode_chunk(
+    manifest: Manifest, ref: ChunkRef, wire: bytes, parts: list[Part], predictor: Predictor | None, earlier: Layers
+) -> None:
+    """Fill the parts of one block of one run, checked before and after; `earlier` layers of the block grow by them.
+
+    Raises `IntegrityError` naming the chunk.
+    """
+    if len(wire) != ref.length or Cid.of(wire) != ref.id:
+        raise IntegrityError(
+            f"chunk {ref.id} (block {ref.block}) does not have its digest",
+            cause="the file was changed on disk",
+            hint="kvswap verify --store",
+        )
+    layout, prefix = manifest.layout, manifest.prefix
+    run = layout.runs[ref.run]
+    span = layouts.block_span(prefix.tokens, prefix.block_tokens, ref.block)
+    begin, _ = layouts.stored_span(layout.layers[run[0]], *span)
+    codecs.decode(ref.codec, wire, parts, layout.dtype, context_of(predictor, run, begin, earlier))
+    if digest_parts(parts) != ref.raw:
+        raise IntegrityError(
+            f"chunk {ref.id} (block {ref.block}) decodes to other bytes than were signed",
+            cause="a fault in the codec, or a publisher that signed a wrong digest",
+        )
+    if predictor is not None:
+        earlier.update(zip(run, zip(parts[::2], parts[1::2], strict=True), strict=True))
+
+
 def _decode_into(
     manifest: Manifest,
     ref: ChunkRef,
@@ -186,12 +220,6 @@ def _decode_into(
     predictor: Predictor | None,
     earlier: Layers,
 ) -> None:
-    if len(wire) != ref.length or Cid.of(wire) != ref.id:
-        raise IntegrityError(
-            f"chunk {ref.id} (block {ref.block}) does not have its digest",
-            cause="the file was changed on disk",
-            hint="kvswap verify --store",
-        )
     layout, prefix = manifest.layout, manifest.prefix
     start, stop = layouts.block_span(prefix.tokens, prefix.block_tokens, ref.block)
     whole: list[Part] = []  # what the chunk holds
@@ -208,18 +236,9 @@ def _decode_into(
                 scratch = np.empty((place.shape[0], last - first, place.shape[2]), place.dtype)
                 whole.append(scratch)
                 keep.append((place, scratch[:, low - first :]))
-    run = layout.runs[ref.run]
-    begin, _ = layouts.stored_span(layout.layers[run[0]], start, stop)
-    codecs.decode(ref.codec, wire, whole, layout.dtype, context_of(predictor, run, begin, earlier))
-    if digest_parts(whole) != ref.raw:
-        raise IntegrityError(
-            f"chunk {ref.id} (block {ref.block}) decodes to other bytes than were signed",
-            cause="a fault in the codec, or a publisher that signed a wrong digest",
-        )
+    decode_chunk(manifest, ref, wire, whole, predictor, earlier)
     for place, rest in keep:
         place[...] = rest
-    if predictor is not None:
-        earlier.update(zip(run, zip(whole[::2], whole[1::2], strict=True), strict=True))
 
 
 def verify_tensors(manifest: Manifest, tensors: Sequence[LayerTensors]) -> None:

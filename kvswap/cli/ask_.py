@@ -17,10 +17,19 @@ from kvswap.cli.output import Output, reference, verb
 @click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust the publisher from now on, if not known yet.")
+@click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
 @click.option("--ignore-eos", is_flag=True, help="Make exactly --max-tokens tokens.")
 @verb
 def ask_command(
-    output: Output, ref: str, question: str, max_tokens: int, prefill: bool, force: bool, tofu: bool, ignore_eos: bool
+    output: Output,
+    ref: str,
+    question: str,
+    max_tokens: int,
+    prefill: bool,
+    force: bool,
+    tofu: bool,
+    inexact: bool,
+    ignore_eos: bool,
 ) -> None:
     name, text = reference(ref)
     with output.progress() as progress:
@@ -37,6 +46,7 @@ def ask_command(
             prefill=prefill,
             force=force,
             tofu=tofu,
+            inexact=inexact,
             ignore_eos=ignore_eos,
             on_event=show,
         )

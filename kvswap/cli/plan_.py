@@ -19,8 +19,10 @@ def plan_command(output: Output, ref: str) -> None:
         if (option := plan[name])
     ]
 
+    of = f" ({plan['codec']}{'' if plan['exact'] else ', INEXACT'})" if plan.get("codec") else ""
+
     def text() -> str:
-        lines = [f"{plan['action']}: {plan['reason']}", output.table(("option", "seconds", "dollars"), rows)]
+        lines = [f"{plan['action']}{of}: {plan['reason']}", output.table(("option", "seconds", "dollars"), rows)]
         if shared := plan.get("shared_prefix"):
             lines.append(
                 f"the first {shared['tokens']} of {shared['of']} tokens are those of {shared['artifact']}: "

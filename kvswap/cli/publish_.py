@@ -12,7 +12,7 @@ from kvswap.cli.output import Output, read_document, size, verb
 @click.command("publish", help="Prefill FILE and offer its KV cache.  The cache reveals the text.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", help="Model to prefill with (default: the daemon's).")
-@click.option("--codec", help="Codec of the chunks: planes (default), predictive, raw.")
+@click.option("--codec", help="Codec: planes (default), predictive, raw; int8 and int8-channel are inexact.")
 @click.option("--truncate", is_flag=True, help="Publish the longest whole-block prefix that the model can read.")
 @click.option("--source", help="URL the document came from, for the manifest.")
 @verb
@@ -31,4 +31,9 @@ def publish_command(
         f"{size(done['wire_bytes'])} ({ratio:.2f}x), {done['seconds']:.1f} s"
         + (", already published" if done["reused"] else ""),
     )
+    if told := done["divergence"]:
+        output.note(
+            f"INEXACT: {told['equal']} of {told['steps']} greedy tokens are the model's own, the first other one is "
+            f"number {told['first'] + 1}; divergence {told['kl'] / 1e6:.6f} nats a token.  Readers need --inexact."
+        )
     output.note(f"others may now:  kvswap fetch {done['document']}")

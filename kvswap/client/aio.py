@@ -98,9 +98,15 @@ class AsyncClient:
         return await self._do(calls.train(corpus, model, tokens), on_event)
 
     async def fetch(
-        self, ref: str, *, force: bool = False, tofu: bool = False, on_event: OnEvent | None = None
+        self,
+        ref: str,
+        *,
+        force: bool = False,
+        tofu: bool = False,
+        inexact: bool = False,
+        on_event: OnEvent | None = None,
     ) -> AsyncArtifact:
-        report = await self._do(calls.fetch(ref, force, tofu), on_event)
+        report = await self._do(calls.fetch(ref, force, tofu, inexact), on_event)
         return AsyncArtifact(report["artifact"], report, lambda: self.show(report["artifact"]))
 
     async def plan(self, ref: str, *, text: str | None = None, on_event: OnEvent | None = None) -> dict[str, Any]:
@@ -119,10 +125,13 @@ class AsyncClient:
         prefill: bool = False,
         force: bool = False,
         tofu: bool = False,
+        inexact: bool = False,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return await self._do(calls.ask(ref, question, max_tokens, text, prefill, force, tofu, ignore_eos), on_event)
+        return await self._do(
+            calls.ask(ref, question, max_tokens, text, prefill, force, tofu, inexact, ignore_eos), on_event
+        )
 
     async def remove(self, ref: str) -> dict[str, Any]:
         return await self._do(calls.remove(ref))

@@ -81,8 +81,8 @@ def train(corpus: str, model: str | None, tokens: int) -> Call:
     return _long("/v1/codec/train", corpus=corpus, model=model, tokens=tokens)
 
 
-def fetch(ref: str, force: bool, tofu: bool) -> Call:
-    return _long("/v1/fetch", ref=ref, force=force, tofu=tofu)
+def fetch(ref: str, force: bool, tofu: bool, inexact: bool) -> Call:
+    return _long("/v1/fetch", ref=ref, force=force, tofu=tofu, inexact=inexact)
 
 
 def beginning(asked: dict[str, Any], tofu: bool) -> Call:
@@ -105,6 +105,7 @@ def ask(
     prefill: bool,
     force: bool,
     tofu: bool,
+    inexact: bool,
     ignore_eos: bool,
 ) -> Call:
     return _long(
@@ -116,5 +117,6 @@ def ask(
         prefill=prefill,
         force=force,
         tofu=tofu,
+        inexact=inexact,
         ignore_eos=ignore_eos,
     )

@@ -108,12 +108,20 @@ class Client:
         """Train the predictive codec on the text files below a directory of the daemon's machine."""
         return self._do(calls.train(corpus, model, tokens), on_event)
 
-    def fetch(self, ref: str, *, force: bool = False, tofu: bool = False, on_event: OnEvent | None = None) -> Artifact:
+    def fetch(
+        self,
+        ref: str,
+        *,
+        force: bool = False,
+        tofu: bool = False,
+        inexact: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> Artifact:
         """Make an artifact local and verified.
 
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
-        report = self._do(calls.fetch(ref, force, tofu), on_event)
+        report = self._do(calls.fetch(ref, force, tofu, inexact), on_event)
         return Artifact(report["artifact"], report, lambda: self.show(report["artifact"]))
 
     def plan(self, ref: str, *, text: str | None = None, on_event: OnEvent | None = None) -> dict[str, Any]:
@@ -133,11 +141,12 @@ class Client:
         prefill: bool = False,
         force: bool = False,
         tofu: bool = False,
+        inexact: bool = False,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Answer from a document's cache, in the node's model process."""
-        return self._do(calls.ask(ref, question, max_tokens, text, prefill, force, tofu, ignore_eos), on_event)
+        return self._do(calls.ask(ref, question, max_tokens, text, prefill, force, tofu, inexact, ignore_eos), on_event)
 
     def remove(self, ref: str) -> dict[str, Any]:
         return self._do(calls.remove(ref))

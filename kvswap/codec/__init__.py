@@ -10,6 +10,7 @@ True
 """
 
 from kvswap.codec.base import Codec, Part, decode, encode, get, names, raw_length, register
+from kvswap.codec.int8 import Int8
 from kvswap.codec.planes import Planes
 from kvswap.codec.predictive import Context, Predictive, Predictor
 from kvswap.codec.raw import Raw
@@ -17,5 +18,7 @@ from kvswap.codec.raw import Raw
 register(Raw())
 register(Planes())
 register(Predictive())
+register(Int8(by_channel=False))
+register(Int8(by_channel=True))
 
 __all__ = ["Codec", "Context", "Part", "Predictor", "decode", "encode", "get", "names", "raw_length", "register"]

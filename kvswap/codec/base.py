@@ -6,8 +6,9 @@ a chunk have the same number of tokens; heads and dim may differ between K and V
 patterns, never floats, which is what makes "exact" mean every NaN payload, -0 and denormal.
 
 Contract of a codec:
-* `encode` may return anything of any length; the registry stores the chunk as `raw` when that is
-  not shorter than the raw bytes.
+* `encode` may return anything of any length, or None; the registry stores the chunk as `raw` when
+  that is not shorter than the raw bytes.
+* `decode` of an exact codec gives every bit back; that of another gives the same bits to everybody.
 * `decode` writes into the given arrays, which may be strided views of a larger cache, and must
   raise `IntegrityError` when the wire bytes do not describe exactly these parts.  It checks every
   declared size against the parts before it allocates, so memory is bounded by the parts' own size.
@@ -42,8 +43,8 @@ class Codec(Protocol):
     id: str
     exact: bool
 
-    def encode(self, parts: Sequence[Part], dtype: str, context: Context | None = None) -> bytes:
-        """The wire bytes of these parts."""
+    def encode(self, parts: Sequence[Part], dtype: str, context: Context | None = None) -> bytes | None:
+        """The wire bytes of these parts; None where this codec has none for them."""
 
     def decode(
         self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: Context | None = None
@@ -100,8 +101,9 @@ def encode(parts: Sequence[Part], dtype: str, name: str, context: Context | None
             return (plainer, other) if wire is None or len(other) <= len(wire) else (name, wire)
         return name, wire
     wire = get(name).encode(parts, dtype)
-    if name != "raw" and len(wire) >= raw:
-        return "raw", get("raw").encode(parts, dtype)
+    if wire is None or (name != "raw" and len(wire) >= raw):
+        name, wire = "raw", get("raw").encode(parts, dtype)
+    assert wire is not None  # noqa: S101 - `raw` takes everything
     return name, wire
 
 

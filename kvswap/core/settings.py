@@ -52,6 +52,7 @@ class Settings:
     threads: int = 0  # 0: as many as torch chooses
     block_tokens: int = 256
     codec: str = "planes"
+    also_codec: str = "predictive"  # published beside it, in the background, where there is a predictor; "": nothing
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     bootstrap: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()

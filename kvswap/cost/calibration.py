@@ -1,4 +1,4 @@
-"""What was measured on this machine, kept in `calibration.json`: prefill per model, links per peer.
+"""What was measured on this machine, kept in `calibration.json`: prefill per model, links per peer, rates per codec.
 
 Everything here is a cache of measurements: a lost or damaged file costs a new measurement, nothing
 else, so reading it never raises.
@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from kvswap.cost.estimate import Link, PrefillCurve
 _SAMPLES_KEPT = 256
 _PEERS_KEPT = 1_024
 _WEIGHT = 0.3  # of a new measurement in the running mean
-LOAD_BYTES_PER_SECOND = 0.4e9  # until this machine's own load was measured
+# Raw bytes a second of verifying, decoding and loading, until this machine's own were measured.
+LOAD_BYTES_PER_SECOND = {"raw": 0.8e9, "planes": 0.4e9, "predictive": 0.1e9, "int8": 0.4e9, "int8-channel": 0.4e9}
 
 
 class Calibration:
@@ -28,15 +29,13 @@ class Calibration:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._data: dict[str, Any] = {"prefill": {}, "peers": {}, "load": None}
+        self._data: dict[str, Any] = {"prefill": {}, "peers": {}, "codecs": {}}
         try:
             if path.stat().st_size <= LIMITS.config_bytes:
                 read = json.loads(path.read_text())
-                for part in ("prefill", "peers"):
+                for part in self._data:
                     if isinstance(read.get(part), dict):
                         self._data[part] = read[part]
-                if isinstance(read.get("load"), int | float):
-                    self._data["load"] = read["load"]
         except (OSError, ValueError, AttributeError):
             pass
 
@@ -98,14 +97,35 @@ class Calibration:
         """What is known of a peer, for showing."""
         return dict(self._data["peers"].get(peer, {}))
 
-    # -- loading ---------------------------------------------------------------------------------
+    # -- codecs ----------------------------------------------------------------------------------
 
-    def add_load(self, raw_bytes: int, seconds: float) -> None:
-        """Verify, decode and load of an artifact from the local store."""
-        if seconds > 0 and raw_bytes > 1_000_000:
-            rate, old = raw_bytes / seconds, self._data["load"]
-            self._data["load"] = rate if old is None else old + _WEIGHT * (rate - old)
+    def add_load(self, raw: Mapping[str, int], seconds: float) -> None:
+        """Verify, decode and load from the local store, of so many raw bytes by codec."""
+        codec, most = max(raw.items(), key=lambda item: item[1], default=("", 0))
+        if seconds > 0 and most > 1_000_000 and most > 0.9 * sum(raw.values()):
+            self._rate(codec, "load", most / seconds)
 
-    @property
-    def load_bytes_per_second(self) -> float:
-        return float(self._data["load"] or LOAD_BYTES_PER_SECOND)
+    def add_encode(self, codec: str, raw_bytes: int, wire_bytes: int, seconds: float) -> None:
+        """Encoding of so many bytes, by one thread."""
+        if seconds > 0 and raw_bytes > 1_000_000 and wire_bytes > 0:
+            self._rate(codec, "encode", raw_bytes / seconds)
+            self._rate(codec, "ratio", raw_bytes / wire_bytes)
+
+    def _rate(self, codec: str, field: str, value: float) -> None:
+        row = self._data["codecs"].setdefault(codec, {})
+        old = row.get(field)
+        row[field] = value if old is None else old + _WEIGHT * (value - old)
+
+    def load_seconds(self, raw: Mapping[str, int]) -> float:
+        """For so many raw bytes by codec."""
+        return sum(size / self._load_rate(codec) for codec, size in raw.items())
+
+    def _load_rate(self, codec: str) -> float:
+        known = self._data["codecs"].get(codec, {})
+        rate = known.get("load") if isinstance(known, dict) else None
+        usual = LOAD_BYTES_PER_SECOND.get(codec, 0.1e9)
+        return float(rate) if isinstance(rate, int | float) and rate > 0 else usual
+
+    def codecs(self) -> dict[str, dict[str, float]]:
+        """What is known of each, for showing: `load` and `encode` in bytes a second, `ratio`."""
+        return {name: dict(row) for name, row in self._data["codecs"].items() if isinstance(row, dict)}

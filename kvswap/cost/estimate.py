@@ -1,7 +1,7 @@
 """The plan: a pure function of measured rates, sizes and prices.
 
     seconds(prefill) = sum over blocks of (a + b * tokens before the block), scaled by block length
-    seconds(fetch)   = 2 * latency + missing wire bytes / link rate + raw bytes / load rate
+    seconds(fetch)   = 2 * latency + missing wire bytes / link rate + seconds of loading
     dollars(prefill) = seconds * price per second of this machine
     dollars(fetch)   = missing wire bytes * price per byte
     score            = dollars + seconds * what a second of waiting is worth
@@ -9,8 +9,8 @@
 The lower score wins; at equal scores prefill does, because it needs nobody.
 
 >>> curve = PrefillCurve(a=0.5, b=0.0001, block_tokens=256)
->>> plan = decide(tokens=1024, raw_bytes=24_000_000, missing_bytes=16_000_000,
-...               curve=curve, link=Link(12.5e6, 0.01), load_bytes_per_second=0.5e9, prices=Prices())
+>>> plan = decide(tokens=1024, load_seconds=0.05, missing_bytes=16_000_000,
+...               curve=curve, link=Link(12.5e6, 0.01), prices=Prices())
 >>> plan.action
 'fetch'
 """
@@ -100,23 +100,25 @@ class Plan:
 def decide(
     *,
     tokens: int,
-    raw_bytes: int,
+    load_seconds: float,
     missing_bytes: int,
     curve: PrefillCurve | None,
     link: Link | None,
-    load_bytes_per_second: float,
     prices: Prices,
 ) -> Plan:
-    """Choose.  `curve` None: this node cannot prefill; `link` None: nobody to fetch from."""
+    """Choose.  `curve` None: this node cannot prefill; `link` None: nobody to fetch from.
+
+    `load_seconds`: verifying, decoding and loading what is here then.
+    """
     prefill = None
     if curve is not None:
         seconds = curve.seconds(tokens)
         prefill = Option(seconds, seconds * prices.per_second)
     fetch = None
     if missing_bytes == 0:
-        fetch = Option(raw_bytes / load_bytes_per_second, 0.0)
+        fetch = Option(load_seconds, 0.0)
     elif link is not None:
-        seconds = 2 * link.latency + missing_bytes / link.bytes_per_second + raw_bytes / load_bytes_per_second
+        seconds = 2 * link.latency + missing_bytes / link.bytes_per_second + load_seconds
         fetch = Option(seconds, missing_bytes / 1e9 * prices.per_gb)
     if prefill is None and fetch is None:
         return Plan("none", 0.0, 0.0, "neither a model to prefill with nor a peer to fetch from", None, None)

@@ -26,13 +26,13 @@ from kvswap.exchange.predictors import train
 from kvswap.exchange.prefix import fetch_beginning, longest_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.publish import publish
+from kvswap.exchange.request import Progress, Terms
 from kvswap.exchange.resolve import Wanted
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.store import PeerRecord
 from kvswap.trust import read_statement
 
-Progress = Callable[[dict[str, Any]], Awaitable[None]]
 Work = Callable[[Progress], Awaitable[dict[str, Any]]]
 
 
@@ -285,9 +285,8 @@ class Api:
             done = await fetch(
                 self._node,
                 reference,
-                force=bool(body.get("force")),
-                trust_on_first_use=bool(body.get("tofu")),
-                progress=progress,
+                _terms(body),
+                progress,
             )
             return done.to_json()
 
@@ -306,8 +305,7 @@ class Api:
             raise UsageError("a beginning is asked for by chain, model, dtype and block_tokens")
 
         async def work(progress: Progress) -> dict[str, Any]:
-            tofu = bool(body.get("tofu"))
-            found = await longest_beginning(self._node, wanted, digests, block_tokens, trust_on_first_use=tofu)
+            found = await longest_beginning(self._node, wanted, digests, block_tokens, _terms(body))
             if found is None:
                 raise NotFound("nobody offers a document with the same beginning")
             chosen = await fetch_beginning(self._node, found, progress=progress)
@@ -343,8 +341,7 @@ class Api:
                 steps=steps,
                 text=_optional(body, "text"),
                 prefill=bool(body.get("prefill")),
-                force=bool(body.get("force")),
-                trust_on_first_use=bool(body.get("tofu")),
+                terms=_terms(body),
                 ignore_eos=bool(body.get("ignore_eos")),
                 progress=progress,
             )
@@ -398,6 +395,10 @@ def _text(body: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"the request needs a text {name!r}")
     return value
+
+
+def _terms(body: dict[str, Any]) -> Terms:
+    return Terms(bool(body.get("force")), bool(body.get("tofu")), bool(body.get("inexact")))
 
 
 def _optional(body: dict[str, Any], name: str) -> str | None:

@@ -21,8 +21,9 @@ from kvswap.cost import Plan
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
+from kvswap.exchange.plan import raw_by_codec
 from kvswap.exchange.prefix import beginning_of, fetch_beginning
-from kvswap.exchange.publish import Progress, silent
+from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.trust import Statement
 
 
@@ -34,8 +35,7 @@ async def answer(
     steps: int,
     text: str | None = None,
     prefill: bool = False,
-    force: bool = False,
-    trust_on_first_use: bool = False,
+    terms: Terms = STRICT,
     ignore_eos: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -66,7 +66,7 @@ async def answer(
 
     got = _Obtained(None, Plan("prefill", 0.0, 0.0, "asked for", None, None))
     if not prefill:
-        got = await _obtain(node, choice, reference, text, force, trust_on_first_use, progress)
+        got = await _obtain(node, choice, reference, text, terms, progress)
     statement, plan = got.statement, got.plan
     arguments: dict[str, Any] = {
         "question": question.strip(),
@@ -85,7 +85,7 @@ async def answer(
         with node.store.lease([f.id for f in statement.manifest.files]):
             made = await node.model.run(choice, "answer", on_event, **arguments)
         chunks = [statement.manifest.chunks[i] for i in needed(statement.manifest, got.tokens)]
-        node.calibration.add_load(sum(c.raw_length for c in chunks), made["load_us"] / 1e6)
+        node.calibration.add_load(raw_by_codec(chunks), made["load_us"] / 1e6)
     return {
         "text": made["text"].strip(),
         "token_ids": made["token_ids"],
@@ -115,12 +115,11 @@ async def _obtain(
     choice: ModelChoice,
     reference: str | Cid,
     text: str | None,
-    force: bool,
-    tofu: bool,
+    terms: Terms,
     progress: Progress,
 ) -> _Obtained:
     try:
-        fetched = await fetch(node, reference, force=force, trust_on_first_use=tofu, progress=progress)
+        fetched = await fetch(node, reference, terms, progress)
         return _Obtained(fetched.statement, fetched.plan)
     except PlanSaysPrefill as error:
         if text is None:
@@ -132,18 +131,18 @@ async def _obtain(
         if text is None:
             raise
         nobody = error.message
-    return await _beginning(node, choice, text, nobody, force, tofu, progress)
+    return await _beginning(node, choice, text, nobody, terms, progress)
 
 
 async def _beginning(
-    node: Node, choice: ModelChoice, text: str, nobody: str, force: bool, tofu: bool, progress: Progress
+    node: Node, choice: ModelChoice, text: str, nobody: str, terms: Terms, progress: Progress
 ) -> _Obtained:
     """Nobody offers the document: what it has in common with one that somebody does offer."""
-    tokens, found = await beginning_of(node, choice, text, trust_on_first_use=tofu)
+    tokens, found = await beginning_of(node, choice, text, terms)
     if found is None:
         return _Obtained(None, Plan("prefill", 0.0, 0.0, nobody, None, None))
     try:
-        plan = await fetch_beginning(node, found, force=force, progress=progress)
+        plan = await fetch_beginning(node, found, terms, progress)
     except (PlanSaysPrefill, PeerError, NotFound, IntegrityError) as error:
         return _Obtained(None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None))
     if found.tokens == tokens == found.statement.manifest.prefix.tokens:

@@ -15,9 +15,8 @@ from kvswap.artifact.layout import needed_files
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
 from kvswap.exchange.node import Node
-from kvswap.exchange.plan import judge, not_worth_it
-from kvswap.exchange.plan import plan as make_plan
-from kvswap.exchange.publish import Progress, silent
+from kvswap.exchange.plan import best, judge, not_worth_it
+from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.resolve import resolve
 from kvswap.exchange.transfer.bring import bring
 from kvswap.trust import Statement
@@ -45,6 +44,8 @@ class Fetched:
                 "reason": chosen.reason,
             },
             "tokens": self.statement.manifest.prefix.tokens,
+            "codec": self.statement.manifest.codecs[0],
+            "exact": self.statement.manifest.exact,
             "wire_bytes": self.wire_bytes,
             "raw_bytes": self.statement.manifest.raw_bytes,
             "from": list(self.peers),
@@ -56,26 +57,23 @@ class Fetched:
 async def fetch(
     node: Node,
     reference: str | Cid,
-    *,
-    force: bool = False,
-    trust_on_first_use: bool = False,
+    terms: Terms = STRICT,
     progress: Progress = silent,
 ) -> Fetched:
     """Make an artifact complete in the store.  Raises `PlanSaysPrefill` when that is not worth it."""
     began = time.perf_counter()
-    resolved = await resolve(node, reference, trust_on_first_use=trust_on_first_use)
+    resolved, chosen = await best(node, await resolve(node, reference, terms))
     statement = resolved.statement
     await progress({"event": "found", "artifact": str(statement.artifact), "peers": list(resolved.peers)})
-    chosen = await make_plan(node, resolved)
     await progress({"event": "plan", **chosen.to_json()})
     if resolved.local:
         await asyncio.to_thread(node.store.touch, str(statement.artifact))
         return Fetched(statement, chosen, 0, (), time.perf_counter() - began)
-    if chosen.action != "fetch" and not force:
+    if chosen.action != "fetch" and not terms.force:
         node.counters.plans_prefill += 1
         node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
         raise not_worth_it(str(statement.artifact), chosen)
-    rest = None if force else await judge(node, statement.manifest)
+    rest = None if terms.force else await judge(node, statement.manifest)
     transfer = await bring(node, statement, needed_files(statement.manifest), resolved.peers, progress, rest)
     wire_bytes, peers = transfer.received, tuple(transfer.served_bytes)
     seconds = time.perf_counter() - began

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kvswap.artifact.layout import needed, needed_files
-from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.manifest import ChunkRef, Manifest, PredictorRef
 from kvswap.core.errors import PlanSaysPrefill
 from kvswap.cost import Link, Plan, PrefillCurve, Prices, decide
+from kvswap.exchange import predictors
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.exchange.resolve import Resolved, own_model
 
 
-async def plan(node: Node, resolved: Resolved) -> Plan:
-    """Fetch or prefill, for an artifact already judged usable.  Measures prefill once per model."""
-    manifest = resolved.statement.manifest
-    return (await plan_chunks(node, manifest, needed_files(manifest), resolved.peers, manifest.prefix.tokens))[0]
+async def best(node: Node, usable: Sequence[Resolved]) -> tuple[Resolved, Plan]:
+    """Of artifacts judged usable the one that costs least to have, and whether to fetch it.  Measures prefill once."""
+    plans: list[tuple[Resolved, Plan]] = []
+    for resolved in usable:
+        manifest = resolved.statement.manifest
+        tokens = manifest.prefix.tokens
+        plan, _ = await plan_chunks(node, manifest, needed_files(manifest), resolved.peers, tokens)
+        plans.append((resolved, plan))
+    return min(plans, key=lambda pair: pair[1].fetch.score(prices(node)) if pair[1].fetch else math.inf)
+
+
+def raw_by_codec(files: Iterable[ChunkRef | PredictorRef]) -> dict[str, int]:
+    """Raw bytes that each codec has to decode."""
+    raw: dict[str, int] = {}
+    for file in files:
+        if isinstance(file, ChunkRef):
+            raw[file.codec] = raw.get(file.codec, 0) + file.raw_length
+    return raw
 
 
 async def plan_chunks(
     node: Node, manifest: Manifest, indices: Sequence[int], peers: tuple[str, ...], tokens: int
 ) -> tuple[Plan, int]:
     """The plan for the files that `tokens` tokens need, and how many of their bytes are not here."""
+    await asyncio.to_thread(predictors.supply, node, manifest)
     files = [manifest.files[i] for i in indices]
     missing = set(await asyncio.to_thread(node.store.missing, [f.id for f in files]))
     missing_bytes = sum(f.length for f in files if f.id in missing)
@@ -32,21 +49,19 @@ async def plan_chunks(
     if choice is not None:
         known = node.calibration.curve(choice.calibration_key, manifest.prefix.block_tokens)
         curve = known if known or not missing_bytes else await calibrate(node, choice, manifest.prefix.block_tokens)
-    raw_bytes = sum(f.raw_length for f in files)
-    return decide_here(node, tokens, raw_bytes, missing_bytes, curve, best_link(node, peers)), missing_bytes
+    return decide_here(node, tokens, raw_by_codec(files), missing_bytes, curve, best_link(node, peers)), missing_bytes
 
 
 def decide_here(
-    node: Node, tokens: int, raw_bytes: int, missing_bytes: int, curve: PrefillCurve | None, link: Link | None
+    node: Node, tokens: int, raw: Mapping[str, int], missing_bytes: int, curve: PrefillCurve | None, link: Link | None
 ) -> Plan:
-    """`cost.decide` with this node's measured load rate and its prices."""
+    """`cost.decide` with this node's measured load rates and its prices; `raw`: bytes by codec."""
     return decide(
         tokens=tokens,
-        raw_bytes=raw_bytes,
         missing_bytes=missing_bytes,
         curve=curve,
         link=link,
-        load_bytes_per_second=node.calibration.load_bytes_per_second,
+        load_seconds=node.calibration.load_seconds(raw),
         prices=prices(node),
     )
 
@@ -72,7 +87,7 @@ async def judge(node: Node, manifest: Manifest) -> Judge | None:
     curve = node.calibration.curve(choice.calibration_key, manifest.prefix.block_tokens) if choice else None
     if curve is None:
         return None
-    raw = sum(manifest.chunks[i].raw_length for i in needed(manifest))
+    raw = raw_by_codec(manifest.chunks[i] for i in needed(manifest))
 
     def rest(bytes_per_second: float, missing_bytes: int) -> Plan:
         return decide_here(node, manifest.prefix.tokens, raw, missing_bytes, curve, Link(bytes_per_second, 0.0))
@@ -94,6 +109,11 @@ def best_link(node: Node, peers: tuple[str, ...]) -> Link | None:
 async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> PrefillCurve | None:
     """Measure a few blocks on this machine and keep the result."""
     node.events.add("calibrating", model=choice.name)
-    made = await node.model.run(choice, "calibrate", block_tokens=block_tokens)
+    known = predictors.path(node, choice)
+    predictor = str(known) if known is not None else None
+    made = await node.model.run(choice, "calibrate", block_tokens=block_tokens, predictor=predictor)
+    for codec, (raw, coded, encode, load) in made["codecs"].items():
+        node.calibration.add_encode(codec, raw, coded, encode / 1e6)
+        node.calibration.add_load({codec: raw}, load / 1e6)
     node.learn_prefill(choice, made["samples"])
     return node.calibration.curve(choice.calibration_key, block_tokens)

@@ -1,7 +1,8 @@
-"""The predictors of this node: one for each model, trained here, referred to by what it publishes.
+"""The predictors of this node: one for each model, trained here or shipped, referred to by what it publishes.
 
-A file for each model identity in the node's home.  Publishing puts it into the store, as a file of the
-artifact like its chunks; readers fetch it once, and what they fetch stays with the artifacts that need it.
+A file for each model identity in the node's home, or beside the model catalogue.  Publishing puts it
+into the store, as a file of the artifact like its chunks; readers fetch it once, and what they fetch
+stays with the artifacts that need it.
 """
 
 from __future__ import annotations
@@ -11,28 +12,47 @@ import os
 from pathlib import Path
 from typing import Any
 
+import kvswap.model
+from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import Cid
 from kvswap.exchange.model_port import ModelChoice, OnEvent
 from kvswap.exchange.node import Node
 
 TOKENS = 40_000
+SHIPPED = Path(kvswap.model.__file__).parent / "predictors"  # by model identity
 
 
-def _path(node: Node, choice: ModelChoice) -> Path:
+def _trained(node: Node, choice: ModelChoice) -> Path:
     return node.settings.home / "predictors" / choice.identity.digest.hex()
 
 
+def path(node: Node, choice: ModelChoice) -> Path | None:
+    """The file of a model's predictor: one trained here, or the one that comes with kvswap; None without either."""
+    shipped = SHIPPED / choice.identity.digest.hex()
+    return next((p for p in (_trained(node, choice), shipped) if p.is_file()), None)
+
+
 def own(node: Node, choice: ModelChoice) -> bytes:
-    """The predictor for a model.  Raises `UsageError` when none was trained here."""
-    try:
-        return _path(node, choice).read_bytes()
-    except FileNotFoundError:
+    """The predictor for a model.  Raises `UsageError` when there is none here."""
+    found = path(node, choice)
+    if found is None:
         raise UsageError(
             f"this node has no predictor for {choice.identity.label}",
             cause="it was never trained",
             hint="kvswap codec train --corpus DIR",
-        ) from None
+        )
+    return found.read_bytes()
+
+
+def supply(node: Node, manifest: Manifest) -> None:
+    """Put the predictor that an artifact refers to into the store, when it is the one that comes with kvswap."""
+    wanted = manifest.predictor
+    file = SHIPPED / manifest.model.digest.hex()
+    if wanted is not None and file.is_file() and node.store.missing([wanted.id]):
+        data = file.read_bytes()
+        if Cid.of(data) == wanted.id:
+            node.store.put_chunk(data, wanted.id)
 
 
 async def train(
@@ -52,7 +72,7 @@ async def train(
         choice, "train", on_event, corpus=corpus, tokens=tokens, block_tokens=node.settings.block_tokens
     )
     (data,) = made
-    await asyncio.to_thread(_keep, _path(node, choice), data)
+    await asyncio.to_thread(_keep, _trained(node, choice), data)
     node.events.add("trained", model=choice.identity.label, tokens=done["tokens"], bytes=len(data))
     return {
         "model": choice.identity.label,

@@ -20,7 +20,7 @@ from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.plan import plan_chunks
-from kvswap.exchange.publish import Progress, silent
+from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.resolve import Wanted, judge_envelope, manifest_from
 from kvswap.exchange.transfer.bring import bring
 from kvswap.net import PeerAddress, messages
@@ -45,7 +45,7 @@ class Beginning:
 
 
 async def longest_beginning(
-    node: Node, wanted: Wanted, chain: Sequence[bytes], block_tokens: int, *, trust_on_first_use: bool = False
+    node: Node, wanted: Wanted, chain: Sequence[bytes], block_tokens: int, terms: Terms = STRICT
 ) -> Beginning | None:
     """The longest usable beginning in our store and at all peers; None without one."""
     chain = list(chain[: LIMITS.chain_digests])
@@ -66,7 +66,7 @@ async def longest_beginning(
     for artifact, (_, holders) in ranked[:_CANDIDATES]:
         try:
             envelope = await manifest_from(node, artifact, holders)
-            statement = judge_envelope(node, envelope, wanted, trust_on_first_use)
+            statement = judge_envelope(node, envelope, wanted, terms)
         except KvswapError as error:
             node.events.add("beginning_refused", artifact=artifact, reason=error.message)
             continue
@@ -79,14 +79,12 @@ async def longest_beginning(
 
 
 async def beginning_of(
-    node: Node, choice: ModelChoice, text: str, *, trust_on_first_use: bool = False
+    node: Node, choice: ModelChoice, text: str, terms: Terms = STRICT
 ) -> tuple[int, Beginning | None]:
     """How many tokens a text has for this model, and the longest usable beginning of it."""
     block_tokens = node.settings.block_tokens
     made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
-    found = await longest_beginning(
-        node, Wanted.of(choice), made["chain"], block_tokens, trust_on_first_use=trust_on_first_use
-    )
+    found = await longest_beginning(node, Wanted.of(choice), made["chain"], block_tokens, terms)
     return made["tokens"], found
 
 
@@ -95,15 +93,13 @@ async def plan_beginning(node: Node, beginning: Beginning) -> tuple[Plan, int]:
     return await plan_chunks(node, beginning.statement.manifest, beginning.chunks, beginning.peers, beginning.tokens)
 
 
-async def fetch_beginning(
-    node: Node, beginning: Beginning, *, force: bool = False, progress: Progress = silent
-) -> Plan:
+async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, progress: Progress = silent) -> Plan:
     """Make the chunks of a beginning local.  Raises `PlanSaysPrefill` when prefilling them is better."""
     statement = beginning.statement
     artifact = str(statement.artifact)
     chosen, missing = await plan_beginning(node, beginning)
     await progress({"event": "plan", **chosen.to_json()})
-    if chosen.action != "fetch" and not (force and (beginning.peers or not missing)):
+    if chosen.action != "fetch" and not (terms.force and (beginning.peers or not missing)):
         raise PlanSaysPrefill(
             f"using the first {beginning.tokens} tokens of {artifact} is not worth it: {chosen.reason}",
             plan=chosen.to_json(),

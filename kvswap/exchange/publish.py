@@ -1,20 +1,27 @@
-"""Publishing: text -> model process -> chunks into the store -> signed manifest -> announcement."""
+"""Publishing: text -> model process -> chunks into the store -> signed manifest -> announcement.
+
+A document that this node holds already, in another codec, is not prefilled again but recoded; an
+inexact codec always is, so that its answers can be compared with the exact ones.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from kvswap.artifact import dsse, layout
+import msgspec
+
 from kvswap.artifact.manifest import (
+    INEXACT,
     VERSION,
     ChunkRef,
+    Divergence,
     DocumentRef,
     Layout,
-    Life,
     Manifest,
     ModelIdentity,
     Numerics,
@@ -25,19 +32,16 @@ from kvswap.artifact.manifest import (
 )
 from kvswap.core import wire
 from kvswap.core.documents import check_document
+from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.exchange.predictors import own as own_predictor
-from kvswap.store import ArtifactRow
+from kvswap.exchange.request import Progress, silent
+from kvswap.exchange.statement import list_artifact, new_life, sign
 from kvswap.trust import Statement, read_statement
 
-Progress = Callable[[dict[str, Any]], Awaitable[None]]
 _RENEW_SECONDS = 86_400  # an own artifact with less life than this is made again
-
-
-async def silent(event: dict[str, Any]) -> None:
-    """A progress callback that shows nothing."""
 
 
 async def publish(
@@ -59,16 +63,102 @@ async def publish(
     text = check_document(data)
     codec = codec or node.settings.codec
     choice = await node.model.choose(model)
-    predictor = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
-    reused = await asyncio.to_thread(_own, node, document_digest(data), choice, codec)
-    if reused is not None:
-        return _result(reused, time.perf_counter() - began, reused=True)
+    document = DocumentRef(sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source)
+    own = await asyncio.to_thread(_own, node, document_digest(data), choice)
+    alike = next((s for s in own if _made_with(s.manifest, codec)), None)
+    if alike is not None:
+        return _result(alike, time.perf_counter() - began, reused=True)
+    exact = next((s for s in own if s.manifest.exact and _whole(node, s.manifest)), None)
+    if exact is None:
+        first = "planes" if codec in INEXACT else codec
+        exact = await _prefilled(node, choice, text, document, first, truncate, progress)
+        statement = exact if first == codec else await recoded(node, choice, exact, codec, progress)
+    else:
+        statement = await recoded(node, choice, exact, codec, progress)
+    if node.settings.also_codec not in ("", codec) and statement.manifest.exact:
+        node.spawn(_also(node, choice, statement))
+    return _result(statement, time.perf_counter() - began, reused=False)
 
+
+async def _also(node: Node, choice: ModelChoice, statement: Statement) -> None:
+    """The same in the other codec, for readers whom that serves better.  Nothing without a predictor."""
+    try:
+        await recoded(node, choice, statement, node.settings.also_codec, silent)
+    except KvswapError as error:
+        node.events.add("not_recoded", artifact=str(statement.artifact), reason=error.message)
+
+
+async def _prefilled(
+    node: Node,
+    choice: ModelChoice,
+    text: str,
+    document: DocumentRef,
+    codec: str,
+    truncate: bool,
+    progress: Progress,
+) -> Statement:
+    def manifest(made: _Made) -> Manifest:
+        node.learn_prefill(choice, made.result["samples"])
+        return Manifest(
+            version=VERSION,
+            model=wire.convert(made.result["model"], ModelIdentity),
+            document=document,
+            prefix=wire.convert(made.result["prefix"], Prefix),
+            layout=wire.convert(made.result["layout"], Layout),
+            numerics=wire.convert(made.result["numerics"], Numerics),
+            tensors=wire.convert(made.result["tensors"], list[TensorDigests]),
+            chunks=made.refs,
+            probe=wire.convert(made.result["probe"], Probe),
+            predictor=made.predictor,
+            life=new_life(node),
+            publisher=str(node.publisher.peer_id),
+        )
+
+    arguments = {"text": text, "block_tokens": node.settings.block_tokens, "truncate": truncate}
+    return await _make(node, choice, "publish", codec, progress, arguments, manifest)
+
+
+async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str, progress: Progress) -> Statement:
+    """An own exact artifact again in another codec.  Raises `UsageError` when that needs a predictor and has none."""
+
+    def manifest(made: _Made) -> Manifest:
+        same = msgspec.structs.replace(exact.manifest, chunks=made.refs, predictor=made.predictor, life=new_life(node))
+        if not any(ref.codec in INEXACT for ref in made.refs):
+            return same
+        return msgspec.structs.replace(
+            same,
+            divergence=wire.convert(made.result["divergence"], Divergence),
+            probe=wire.convert(made.result["probe"], Probe),
+            tensors=wire.convert(made.result["tensors"], list[TensorDigests]),
+        )
+
+    with node.store.lease([f.id for f in exact.manifest.files]):
+        return await _make(node, choice, "recode", codec, progress, {"envelope": exact.envelope}, manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    result: dict[str, Any]
+    refs: list[ChunkRef]
+    predictor: PredictorRef | None
+
+
+async def _make(
+    node: Node,
+    choice: ModelChoice,
+    job: str,
+    codec: str,
+    progress: Progress,
+    arguments: dict[str, Any],
+    manifest: Callable[[_Made], Manifest],
+) -> Statement:
+    """Run a job that makes chunks, keep them, sign what `manifest` says of them, and offer it."""
+    data = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
+    cid = Cid.of(data) if data is not None else None
     refs: list[ChunkRef] = []
-    cid = Cid.of(predictor) if predictor is not None else None
     with node.store.lease([cid] if cid else []) as hold:
-        if predictor is not None:
-            await asyncio.to_thread(node.store.put_chunk, predictor, cid)
+        if data is not None:
+            await asyncio.to_thread(node.store.put_chunk, data, cid)
 
         async def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "chunk":
@@ -76,102 +166,57 @@ async def publish(
                 hold(ref.id)
                 await asyncio.to_thread(node.store.put_chunk, event["data"], ref.id)
                 refs.append(ref)
+                coded[ref.codec] = _sum(coded.get(ref.codec, (0, 0, 0)), (ref.raw_length, ref.length, event["us"]))
             else:
                 await progress(event)
 
-        made = await node.model.run(
-            choice,
-            "publish",
-            on_event,
-            text=text,
-            block_tokens=node.settings.block_tokens,
-            codec=codec,
-            truncate=truncate,
-            predictor=str(cid) if cid else None,
-            chunks=str(node.store.chunks_directory),
-        )
-        document = DocumentRef(
-            sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source
-        )
+        coded: dict[str, tuple[int, int, int]] = {}
+        arguments |= {"codec": codec, "predictor": str(cid) if cid else None}
+        result = await node.model.run(choice, job, on_event, chunks=str(node.store.chunks_directory), **arguments)
+        for name, (raw, coded_bytes, micro) in coded.items():
+            node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
         named = None  # where prediction helped nowhere, every chunk is of another codec
-        if cid and predictor and any(ref.codec == "predictive" for ref in refs):
-            named = PredictorRef(cid=bytes(cid), length=len(predictor))
-        statement = _sign(node, made, refs, document, named)
+        if cid and data and any(ref.codec == "predictive" for ref in refs):
+            named = PredictorRef(cid=bytes(cid), length=len(data))
+        statement = sign(node, manifest(_Made(result, sorted(refs, key=lambda r: (r.block, r.run)), named)))
         await asyncio.to_thread(list_artifact, node, statement)
-    node.learn_prefill(choice, made["samples"])
     node.counters.published += 1
     row = statement.manifest
+    document = row.document.reference if row.document else None
     node.events.add(
-        "published", artifact=str(statement.artifact), document=document.reference, tokens=row.prefix.tokens
+        "published", artifact=str(statement.artifact), document=document, tokens=row.prefix.tokens, codecs=row.codecs
     )
-    node.spawn(node.announce(str(statement.artifact), document.reference))
-    return _result(statement, time.perf_counter() - began, reused=False)
+    node.spawn(node.announce(str(statement.artifact), document))
+    return statement
 
 
-def _sign(
-    node: Node, made: dict[str, Any], refs: list[ChunkRef], document: DocumentRef, predictor: PredictorRef | None
-) -> Statement:
-    now = int(time.time())
-    manifest = Manifest(
-        version=VERSION,
-        model=wire.convert(made["model"], ModelIdentity),
-        document=document,
-        prefix=wire.convert(made["prefix"], Prefix),
-        layout=wire.convert(made["layout"], Layout),
-        numerics=wire.convert(made["numerics"], Numerics),
-        tensors=wire.convert(made["tensors"], list[TensorDigests]),
-        chunks=sorted(refs, key=lambda r: (r.block, r.run)),
-        probe=wire.convert(made["probe"], Probe),
-        predictor=predictor,
-        life=Life(issued=now, expires=now + node.settings.artifact_days * 86_400, sequence=now),
-        publisher=str(node.publisher.peer_id),
-    )
-    envelope = dsse.seal(manifest.encode(), manifest.publisher, node.publisher.sign)
-    return read_statement(envelope)  # what we sign must pass the checks that everybody makes
+def _sum(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
 
-def list_artifact(node: Node, statement: Statement) -> bool:
-    """Index an artifact under its document and chain digests; True when what a reader needs is here."""
-    manifest = statement.manifest
-    now = time.time()
-    row = ArtifactRow(
-        id=str(statement.artifact),
-        document=manifest.document.reference if manifest.document else None,
-        model=manifest.model.digest,
-        label=manifest.model.label,
-        dtype=manifest.layout.dtype,
-        tokens=manifest.prefix.tokens,
-        raw_bytes=manifest.raw_bytes,
-        wire_bytes=manifest.wire_bytes,
-        publisher=manifest.publisher,
-        expires=manifest.life.expires,
-        added=now,
-        used=now,
-        pinned=False,
-        complete=False,
-    )
-    files = manifest.files
-    needed = {files[i].id for i in layout.needed_files(manifest)}
-    others = [f.id for f in files if f.id not in needed]
-    return node.store.put_artifact(row, statement.envelope, needed, others, manifest.prefix.chain)
-
-
-def _own(node: Node, document: str, choice: ModelChoice, codec: str) -> Statement | None:
+def _own(node: Node, document: str, choice: ModelChoice) -> list[Statement]:
+    """What this node published of a document with this model, complete and with some life left."""
+    out: list[Statement] = []
     for row in node.store.artifacts(document):
         same = row.complete and row.dtype == choice.dtype and row.model == choice.identity.digest
         if same and row.publisher == str(node.publisher.peer_id) and row.expires > time.time() + _RENEW_SECONDS:
             envelope = node.store.envelope(row.id)
             statement = read_statement(envelope) if envelope else None
-            if statement and _made_alike(statement.manifest, codec, node.settings.block_tokens):
-                return statement
-    return None
+            if statement and statement.manifest.prefix.block_tokens == node.settings.block_tokens:
+                out.append(statement)
+    return out
 
 
-def _made_alike(manifest: Manifest, codec: str, block_tokens: int) -> bool:
+def _made_with(manifest: Manifest, codec: str) -> bool:
+    """Whether asking for `codec` gives this again; a chunk that it does not help is of a plainer one."""
     if manifest.predictor is not None:
-        return codec == "predictive" and manifest.prefix.block_tokens == block_tokens
-    codecs = {c.codec for c in manifest.chunks} - {"raw"} or {"raw"}
-    return codecs == {codec} and manifest.prefix.block_tokens == block_tokens
+        return codec == "predictive"
+    codecs = set(manifest.codecs) - {"raw"} or {"raw"}
+    return codecs == {codec}
+
+
+def _whole(node: Node, manifest: Manifest) -> bool:
+    return not node.store.missing([f.id for f in manifest.files])
 
 
 def _result(statement: Statement, seconds: float, *, reused: bool) -> dict[str, Any]:
@@ -183,6 +228,9 @@ def _result(statement: Statement, seconds: float, *, reused: bool) -> dict[str, 
         "tokens": manifest.prefix.tokens,
         "raw_bytes": manifest.raw_bytes,
         "wire_bytes": manifest.wire_bytes,
+        "codec": manifest.codecs[0],
+        "exact": manifest.exact,
+        "divergence": wire.plain(manifest.divergence) if manifest.divergence else None,
         "seconds": round(seconds, 3),
         "reused": reused,
     }

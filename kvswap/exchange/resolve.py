@@ -1,7 +1,8 @@
-"""From a reference to one artifact that may be used: found, well-formed, signed, trusted, compatible.
+"""From a reference to the artifacts that may be used: found, well-formed, signed, trusted, compatible.
 
-Local artifacts come first.  All of it happens before a byte of a chunk is asked for; what is wrong
-with the candidates that were refused becomes the error when none is left.
+A document may be offered in several codecs, each an artifact of its own: which is best to fetch is the
+plan's to say.  What is here already comes before anything elsewhere.  All of it happens before a byte
+of a chunk is asked for; what is wrong with the candidates that were refused becomes the error when none is left.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvswap.artifact.layout import check_compatible
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, PeerError, Untrusted
@@ -17,8 +18,11 @@ from kvswap.core.ids import Cid
 from kvswap.exchange.find import Offer, find
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
+from kvswap.exchange.request import STRICT, Terms
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Statement, require_trust, verify_envelope
+
+_USABLE = 3  # artifacts of one document that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +54,19 @@ async def own_model(node: Node) -> ModelChoice | None:
         return None
 
 
-async def resolve(node: Node, reference: str | Cid, *, trust_on_first_use: bool = False) -> Resolved:
-    """Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most."""
+async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> list[Resolved]:
+    """At least one.  Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most."""
     choice = await own_model(node)
     wanted = Wanted.of(choice) if choice is not None else None
+    usable: list[Resolved] = []
     errors: list[KvswapError] = []
     for envelope in await asyncio.to_thread(_complete_here, node, reference):
         try:
-            return Resolved(judge_envelope(node, envelope, wanted, trust_on_first_use), (), True)
+            usable.append(Resolved(judge_envelope(node, envelope, wanted, terms), (), True))
         except KvswapError as error:
             errors.append(error)
+    if usable:
+        return usable
     by_id = isinstance(reference, Cid)
     query = messages.Find(
         AGENT,
@@ -73,12 +80,18 @@ async def resolve(node: Node, reference: str | Cid, *, trust_on_first_use: bool 
         try:
             inline = next((o.found.envelope for o in offers if o.found.artifact == artifact and o.found.envelope), None)
             envelope = inline if inline is not None else await manifest_from(node, artifact, peers)
-            statement = judge_envelope(node, envelope, wanted, trust_on_first_use)
+            statement = judge_envelope(node, envelope, wanted, terms)
             _check_answers(statement, artifact, reference)
-            return Resolved(statement, tuple(peers), False)
+            usable.append(Resolved(statement, tuple(peers), False))
         except KvswapError as error:
             errors.append(error)
-    raise _most_telling(node, reference, errors)
+        if len(usable) == _USABLE:
+            break
+        if usable:
+            terms = replace(terms, trust_on_first_use=False)  # one stranger at a time
+    if not usable:
+        raise _most_telling(node, reference, errors)
+    return usable
 
 
 def _complete_here(node: Node, reference: str | Cid) -> list[bytes]:
@@ -87,13 +100,22 @@ def _complete_here(node: Node, reference: str | Cid) -> list[bytes]:
     return [envelope for r in rows if r.complete and (envelope := node.store.envelope(r.id)) is not None]
 
 
-def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, trust_on_first_use: bool) -> Statement:
-    """Signature, life, model and dtype, trust.  Raises what is wrong with it."""
+def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Terms = STRICT) -> Statement:
+    """Signature, life, model and dtype, exactness, trust.  Raises what is wrong with it."""
     statement = verify_envelope(envelope, int(time.time()))
     publisher = statement.manifest.publisher
     if wanted is not None:
         check_compatible(statement.manifest, wanted.model, wanted.dtype)
-    if trust_on_first_use and not node.policy.policy.trusts(publisher):
+    if statement.manifest.divergence is not None and not terms.inexact:
+        told = statement.manifest.divergence
+        raise Incompatible(
+            f"artifact {statement.artifact} is inexact ({', '.join(statement.manifest.codecs)}): "
+            f"{told.equal} of {told.steps} tokens were the model's own when it was published",
+            cause="its publisher chose size over exactness",
+            hint="kvswap fetch --inexact takes it all the same",
+            field="codec",
+        )
+    if terms.trust_on_first_use and not node.policy.policy.trusts(publisher):
         node.policy.add(publisher, "first use", how="first-use")
         node.events.add("trusted", publisher=publisher, how="first-use")
     require_trust(statement, node.policy.policy)

@@ -97,9 +97,14 @@ def greedy(
     *,
     stop_ids: frozenset[int] = frozenset(),
     on_token: Callable[[int], None] | None = None,
+    on_logits: Callable[[torch.Tensor], None] | None = None,
+    follow: Sequence[int] = (),
     cancelled: Callable[[], bool] | None = None,
 ) -> Continuation:
-    """Put `ids` in at `position`, then `steps` greedy tokens one by one (fewer at a stop id)."""
+    """Put `ids` in at `position`, then `steps` greedy tokens one by one (fewer at a stop id).
+
+    `follow`: tokens to go on with instead of those that were made, as far as they reach.
+    """
     began = time.perf_counter()
     hasher = blake3()
     made: list[int] = []
@@ -107,6 +112,8 @@ def greedy(
     following = list(ids)
     while len(made) < steps:
         logits = forward(loaded, cache, following, position)
+        if on_logits is not None:
+            on_logits(logits)
         hasher.update(logits.numpy().astype("<f4", copy=False).data.cast("B"))
         position += len(following)
         token = int(logits.argmax())
@@ -118,7 +125,7 @@ def greedy(
             break
         if cancelled is not None and cancelled():
             raise Interrupted("stopped")
-        following = [token]
+        following = [follow[len(made) - 1] if len(made) <= len(follow) else token]
     return Continuation(made, "blake3:" + hasher.hexdigest(), first, time.perf_counter() - began)
 
 

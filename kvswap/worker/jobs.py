@@ -47,6 +47,9 @@ class Jobs:
     def _event(self, kind: str, **values: Any) -> None:
         self._send({"event": kind, **values})
 
+    def _chunk(self, chunk: Any) -> None:
+        self._event("chunk", ref=wire.plain(chunk.ref), data=chunk.wire, us=int(chunk.seconds * 1e6))
+
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise Interrupted("stopped", cause="the caller went away")
@@ -80,10 +83,11 @@ class Jobs:
             "chain": chain.chain_digests(self.loaded.identity.digest, ids, block_tokens),
         }
 
-    def do_calibrate(self, block_tokens: int, blocks: int = 3) -> dict[str, Any]:
-        """Seconds a block takes, for a few blocks after a warm-up: [tokens before it, tokens, seconds]."""
+    def do_calibrate(self, block_tokens: int, predictor: str | None = None, blocks: int = 3) -> dict[str, Any]:
+        """For a few blocks after a warm-up, [tokens before it, tokens, seconds]; and what codecs take for them."""
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill
+        from kvswap.worker.calibrating import codec_rates
 
         usable = max(1, min(blocks, self.loaded.context // block_tokens))
         vocabulary = int(self.loaded.model.config.get_text_config(decoder=True).vocab_size)
@@ -95,7 +99,9 @@ class Jobs:
             for block in canonical_prefill(self.loaded, cache, ids[: take * block_tokens], block_tokens):
                 samples.append([block.start, block.stop - block.start, block.seconds])
                 self._check_cancelled()
-        return {"samples": _micro(samples)}
+        known = Path(predictor) if predictor else None
+        rates = codec_rates(self.loaded, cache, usable * block_tokens, block_tokens, known)
+        return {"samples": _micro(samples), "codecs": rates}
 
     def do_publish(
         self,
@@ -204,9 +210,45 @@ class Jobs:
                 if predictor is not None:
                     earlier.update(zip(runs[run], zip(views[::2], views[1::2], strict=True), strict=True))
                 parts.clear()
-                self._event("chunk", ref=wire.plain(chunk.ref), data=chunk.wire)
+                self._chunk(chunk)
         finally:
             gate.release()
+
+    def do_recode(self, envelope: bytes, codec: str, chunks: str, predictor: str | None = None) -> dict[str, Any]:
+        """An artifact's chunks in another codec, as events; of an inexact one, what it does to the answers."""
+        import msgspec
+
+        from kvswap import codec as codecs
+        from kvswap.artifact.recode import recode
+        from kvswap.artifact.tensors import digest_layer, load, read_predictor
+        from kvswap.model.cache import build_cache
+        from kvswap.trust import read_statement
+        from kvswap.worker.comparing import compare
+
+        loaded, source = self.loaded, _files(chunks)
+        manifest = read_statement(envelope).manifest
+        layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
+        known = read_predictor(Cid.parse(predictor), source, self._predictors) if predictor else None
+        exact = codecs.get(codec).exact
+        refs: list[Any] = []
+        wires: dict[Cid, bytes] = {}
+        for chunk in recode(manifest, source, codec, known, self._predictors):
+            self._check_cancelled()
+            refs.append(chunk.ref)
+            if not exact:
+                wires[chunk.ref.id] = chunk.wire
+            self._chunk(chunk)
+        if exact:
+            return {}
+        made = msgspec.structs.replace(manifest, chunks=refs, predictor=None)
+        position = manifest.prefix.tokens
+
+        def cache(of: Any, read: Any) -> Callable[[int], Any]:
+            return lambda room: build_cache(loaded.model.config, load(of, read, room=room), position, loaded.device)
+
+        told, probe = compare(loaded, cache(manifest, source), cache(made, wires.__getitem__), position, manifest.probe)
+        tensors = [digest_layer(held) for held in load(made, wires.__getitem__)]
+        return {"divergence": wire.plain(told), "probe": wire.plain(probe), "tensors": wire.plain(tensors)}
 
     def do_train(self, corpus: str, tokens: int, block_tokens: int) -> dict[str, Any]:
         """Train a predictor on the texts below a directory; it leaves as an event."""

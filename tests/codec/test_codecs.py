@@ -13,7 +13,9 @@ from kvswap.codec import planes
 from kvswap.core.errors import Incompatible, IntegrityError
 
 WORDS = {"bfloat16": np.uint16, "float16": np.uint16, "float32": np.uint32}
-EVERY = [(name, dtype) for name in codec.names() for dtype in WORDS]
+EXACT = [name for name in codec.names() if codec.get(name).exact]
+INEXACT = [name for name in codec.names() if not codec.get(name).exact]
+EVERY = [(name, dtype) for name in EXACT for dtype in WORDS]
 
 
 def round_trip(parts: list[np.ndarray], dtype: str, name: str) -> None:
@@ -44,7 +46,7 @@ def test_every_codec_returns_every_bit(name: str, dtype: str, data: st.DataObjec
     round_trip(parts, dtype, name)
 
 
-@pytest.mark.parametrize("name", codec.names())
+@pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_all_sixteen_bit_patterns(name: str, dtype: str) -> None:
     every = np.arange(1 << 16, dtype=np.uint16)  # NaN payloads, -0, denormals, infinities
@@ -52,7 +54,7 @@ def test_all_sixteen_bit_patterns(name: str, dtype: str) -> None:
     round_trip([every[::-1].reshape(1, 1, 1 << 16).copy()], dtype, name)
 
 
-@pytest.mark.parametrize("name", codec.names())
+@pytest.mark.parametrize("name", EXACT)
 def test_special_float32_patterns(name: str) -> None:
     special = np.array(
         [0, 0x80000000, 1, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0x7FC00000, 0xFFFFFFFF, 0x3F800000],

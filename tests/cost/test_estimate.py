@@ -43,11 +43,10 @@ def test_cases_worked_by_hand(
 ) -> None:
     plan = decide(
         tokens=250,
-        raw_bytes=10_000_000,
+        load_seconds=0.1,
         missing_bytes=missing,
         curve=curve,
         link=link,
-        load_bytes_per_second=100e6,
         prices=prices,
     )
     assert plan.action == action, case
@@ -60,11 +59,10 @@ def test_equal_scores_prefill_because_it_needs_nobody() -> None:
     flat = PrefillCurve(a=1.0, b=0.0, block_tokens=100)
     plan = decide(
         tokens=100,
-        raw_bytes=0,
+        load_seconds=0.0,
         missing_bytes=10,
         curve=flat,
         link=Link(10.0, 0.0),
-        load_bytes_per_second=1.0,
         prices=Prices(),
     )
     assert plan.action == "prefill"
@@ -94,18 +92,31 @@ def test_measurements_are_kept_and_damage_is_forgiven(tmp_path) -> None:  # type
     calibration.add_rate("p", 10e6)
     calibration.add_rate("p", 20e6)
     calibration.add_latency("p", 0.01)
-    calibration.add_load(10**9, 2.0)
+    calibration.add_load({"planes": 10**9, "raw": 10**6}, 2.0)
+    calibration.add_load({"planes": 10**9, "raw": 10**9}, 2.0)  # of which it was says nothing
+    calibration.add_encode("predictive", 10**8, 5 * 10**7, 2.0)
     calibration.save()
     again = Calibration(path)
     assert again.curve("m", 100) == PrefillCurve(pytest.approx(0.5), pytest.approx(0.001), 100)
     assert again.link("p", 1.0) == Link(pytest.approx(13e6), 0.01, True)
     assert again.link("q", 5.0).measured is False
-    assert again.load_bytes_per_second == 0.5e9
-    for damage in ("", "[]", "{broken", '{"prefill": {"m": 5}}', '{"peers": []}'):
+    assert again.load_seconds({"planes": 10**9}) == 2.0
+    assert again.load_seconds({"raw": 10**9}) == pytest.approx(1.25)  # nothing measured: the usual
+    assert again.codecs()["predictive"] == {"encode": 5e7, "ratio": 2.0}
+    for damage in (
+        "",
+        "[]",
+        "{broken",
+        '{"prefill": {"m": 5}}',
+        '{"peers": []}',
+        '{"codecs": {"planes": {"load": "x"}, "raw": 1}}',
+    ):
         path.write_text(damage)
         broken = Calibration(path)
         assert broken.curve("m", 100) is None
         assert broken.link("p", 5.0).bytes_per_second == 5.0
+        assert broken.load_seconds({"planes": 10**9, "raw": 8 * 10**8}) == pytest.approx(3.5)
+        assert broken.codecs().get("raw") is None
 
 
 def test_a_short_run_does_not_replace_a_long_one(tmp_path) -> None:  # type: ignore[no-untyped-def]

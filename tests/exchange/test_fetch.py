@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kvswap.artifact.layout import needed
+from kvswap.artifact.manifest import Divergence
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -29,8 +30,9 @@ from kvswap.exchange import Node
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.publish import list_artifact
+from kvswap.exchange.request import Terms
 from kvswap.exchange.serving import answers as serving
+from kvswap.exchange.statement import list_artifact
 from kvswap.net import PeerAddress, messages
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
 from kvswap.net.server import Held
@@ -245,8 +247,49 @@ def test_trust_is_decided_before_a_byte_of_a_chunk(tmp_path: Path) -> None:
                 await fetch(b, DOCUMENT)
             assert caught.value.hint == f"kvswap trust add {made.manifest.publisher}"
             assert a.counters.bytes_out == 0 and b.store.artifacts() == []
-            await fetch(b, DOCUMENT, trust_on_first_use=True)
+            await fetch(b, DOCUMENT, Terms(trust_on_first_use=True))
             assert b.policy.rows()[0]["how"] == "first-use"
+
+    run(body())
+
+
+def test_of_several_codecs_the_one_that_is_here_soonest_is_fetched(tmp_path: Path) -> None:
+    """A slow link asks for the small one, a fast link for the one that is loaded fast."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            small = make_artifact(tokens=400, codec="planes")
+            fast = make_artifact(tokens=400, codec="raw")
+            assert needed_bytes(small) < 0.9 * needed_bytes(fast)
+            a = await w.node()
+            w.give(a, small)
+            w.give(a, fast)
+            for rate, wanted in ((1e5, small), (1e12, fast)):
+                b = await w.node()
+                b.calibration.add_rate(a.transport.peer, rate)  # type: ignore[union-attr]
+                done = await fetch(b, DOCUMENT, Terms(force=True))
+                assert str(done.statement.artifact) == wanted.id
+                assert done.to_json()["codec"] == wanted.manifest.codecs[0]
+
+    run(body())
+
+
+def test_an_inexact_artifact_is_only_for_who_asks_for_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=400, codec="int8", divergence=Divergence(steps=32, equal=16, first=9, kl=5))
+            a, b = await w.node(), await w.node()
+            w.give(a, made)
+            for reference in (DOCUMENT, Cid.parse(made.id)):
+                with pytest.raises(Incompatible, match="16 of 32") as caught:
+                    await fetch(b, reference)
+                assert caught.value.details["field"] == "codec"
+            done = await fetch(b, DOCUMENT, Terms(inexact=True))
+            assert not done.to_json()["exact"]
+            with pytest.raises(Incompatible):
+                await fetch(b, DOCUMENT)  # that it is here already changes nothing
+            w.give(a, exact := make_artifact(tokens=400))
+            assert str((await fetch(b, DOCUMENT)).statement.artifact) == exact.id
 
     run(body())
 
@@ -311,7 +354,7 @@ def test_the_plan_is_obeyed_unless_forced(tmp_path: Path) -> None:
             figures = caught.value.details["plan"]
             assert figures["action"] == "prefill" and figures["fetch"]["seconds"] > figures["prefill"]["seconds"]
             assert a.counters.bytes_out == 0
-            done = await fetch(b, DOCUMENT, force=True)
+            done = await fetch(b, DOCUMENT, Terms(force=True))
             assert done.plan.action == "prefill" and done.wire_bytes > 0
 
     run(body())
@@ -346,7 +389,7 @@ def test_a_link_that_turns_out_slow_is_given_up(tmp_path: Path, monkeypatch: pyt
                 await fetch(b, DOCUMENT)
             assert a.counters.bytes_out - given <= made.manifest.raw_bytes / 10
             monkeypatch.setattr(serving, "_chunk", true_chunk)
-            done = await fetch(b, DOCUMENT, force=True)
+            done = await fetch(b, DOCUMENT, Terms(force=True))
             assert done.wire_bytes < needed_bytes(made) and b.store.verify().clean
 
     run(body())

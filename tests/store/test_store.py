@@ -13,7 +13,7 @@ import pytest
 
 from kvswap.core.errors import Incompatible, IntegrityError, NotFound, StoreFull, StoreLocked
 from kvswap.core.ids import Cid
-from kvswap.exchange.publish import list_artifact
+from kvswap.exchange.statement import list_artifact
 from kvswap.store import Store
 from kvswap.store.index import MIGRATIONS
 from tests.support import Made, make_artifact

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvswap.artifact import dsse
+from kvswap.core import wire
 from kvswap.core.errors import Incompatible, Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
@@ -86,6 +89,46 @@ def test_a_predictor_is_trained_and_publishing_with_it_is_exact(
     assert "predictive" in {r["codec"] for r in refs}
 
 
+def test_an_inexact_artifact_says_what_it_does_to_the_answers(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    from kvswap.artifact.manifest import Manifest
+    from tests.support import key
+
+    seen: list[dict[str, Any]] = []
+    made = jobs(tiny_models["gemma3"], seen.append)
+
+    def take(result: dict[str, Any], fields: dict[str, Any]) -> Manifest:
+        for message in (m for m in seen if m["event"] == "chunk"):
+            path = chunk_path(tmp_path, Cid.of(message["data"]))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(message["data"])
+        refs = sorted((m["ref"] for m in seen if m["event"] == "chunk"), key=lambda r: (r["block"], r["run"]))
+        seen.clear()
+        now = int(time.time())
+        fields |= {k: v for k, v in result.items() if k in ("probe", "tensors", "divergence")} | {"chunks": refs}
+        life = {"issued": now, "expires": now + 1000, "sequence": 1, "supersedes": None}
+        return Manifest.parse(wire.pack(fields | {"version": 1, "life": life, "publisher": str(key().peer_id)}))
+
+    def sealed(manifest: Manifest) -> bytes:
+        return dsse.seal(manifest.encode(), manifest.publisher, key().sign)
+
+    result = made.run({"job": "publish", "text": TEXT, "block_tokens": 32, "codec": "planes", "truncate": False})
+    names = ("model", "prefix", "layout", "numerics", "tensors", "probe")
+    exact = take(result, {name: result[name] for name in names} | {"extensions": []})
+    for codec in ("int8", "int8-channel"):
+        told = made.run({"job": "recode", "envelope": sealed(exact), "codec": codec, "chunks": str(tmp_path)})
+        fields = {name: result[name] for name in names} | {"extensions": []}
+        inexact = take(told, fields)
+        assert inexact.codecs == [codec] and inexact.divergence is not None
+        assert inexact.divergence.steps == 32 and inexact.divergence.equal <= 32 and inexact.divergence.kl >= 0
+        assert inexact.tensors != exact.tensors
+        # Its own digests and its own probe hold, as those of an exact one do.
+        report = made.run({"job": "verify", "envelope": sealed(inexact), "chunks": str(tmp_path)})
+        assert report["probe_tokens_equal"] and report["probe_logits_equal"]
+    plain = made.run({"job": "recode", "envelope": sealed(exact), "codec": "raw", "chunks": str(tmp_path)})
+    assert plain == {}
+    assert [m["ref"]["raw"] for m in seen] == [c.raw for c in exact.chunks]
+
+
 def test_a_corpus_without_text_is_refused(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     made = jobs(tiny_models["llama"])
     for corpus in (tmp_path, tmp_path / "nowhere"):
@@ -127,13 +170,12 @@ def test_answers_from_a_partial_artifact_equal_those_of_a_whole_prefill(
     fields["model"] = loaded.identity
     manifest = type(published.manifest)(**fields)
     layout.check(manifest)
-    from kvswap.artifact import dsse
     from tests.support import key
 
     envelope = dsse.seal(manifest.encode(), manifest.publisher, key().sign)
     files = ChunkFiles(tmp_path)
-    for cid, wire in published.chunks.items():
-        files.write(cid, wire)
+    for cid, data in published.chunks.items():
+        files.write(cid, data)
     common: dict[str, Any] = {"job": "answer", "question": "What?", "steps": 12, "block_tokens": 32, "ignore_eos": True}
     whole = made.run({**common, "text": TEXT})
     for tokens in (32, 128, 256):

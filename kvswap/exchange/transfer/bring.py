@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from kvswap.core.errors import NotFound
 from kvswap.exchange.node import Node
 from kvswap.exchange.plan import Judge
-from kvswap.exchange.publish import Progress, list_artifact
+from kvswap.exchange.request import Progress
+from kvswap.exchange.statement import list_artifact
 from kvswap.exchange.transfer.engine import Transfer
 from kvswap.trust import Statement
 

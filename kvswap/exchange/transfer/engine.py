@@ -19,7 +19,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.find import find
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.plan import Judge, not_worth_it
-from kvswap.exchange.publish import Progress
+from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
 from kvswap.net import PeerAddress, messages

@@ -1,0 +1,52 @@
+"""The same cache in another codec: block by block, decoded and checked, then encoded.  No model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import numpy as np
+
+from kvswap.artifact import layout as layouts
+from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.tensors import (
+    ChunkSource,
+    EncodedChunk,
+    Layers,
+    Predictors,
+    context_of,
+    decode_chunk,
+    encode_chunk,
+    read_predictor,
+)
+from kvswap.codec import Part, Predictor
+from kvswap.codec.base import WORD
+
+
+def recode(
+    manifest: Manifest, source: ChunkSource, codec: str, predictor: Predictor | None, known: Predictors | None = None
+) -> Iterator[EncodedChunk]:
+    """Every chunk of an artifact in another codec, in order; `predictor` is for `predictive` ones.
+
+    `source` must have all chunks, those included that a reader of the whole document does not need.
+    Raises `IntegrityError` naming a damaged chunk.
+    """
+    layout, prefix = manifest.layout, manifest.prefix
+    own = read_predictor(manifest.predictor.id, source, known) if manifest.predictor else None
+    for block, refs in groupby(manifest.chunks, lambda ref: ref.block):
+        span = layouts.block_span(prefix.tokens, prefix.block_tokens, block)
+        read: Layers = {}
+        written: Layers = {}
+        for ref in refs:
+            run = layout.runs[ref.run]
+            first, last = layouts.stored_span(layout.layers[run[0]], *span)
+            parts: list[Part] = []
+            for index in run:
+                layer = layout.layers[index]
+                for dim in (layer.k_dim, layer.v_dim):
+                    parts.append(np.empty((layer.heads, last - first, dim), WORD[layout.dtype]))
+            decode_chunk(manifest, ref, source(ref.id), parts, own, read)
+            context = context_of(predictor, run, first, written)
+            yield encode_chunk(parts, layout.dtype, codec, block, ref.run, context)
+            if predictor is not None:
+                written.update(zip(run, zip(parts[::2], parts[1::2], strict=True), strict=True))

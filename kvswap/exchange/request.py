@@ -1,0 +1,25 @@
+"""What comes with a request to the exchange: what the caller accepts, and where to tell of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+Progress = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+async def silent(event: dict[str, Any]) -> None:
+    """A progress callback that shows nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the caller accepts beyond what is safe by itself."""
+
+    force: bool = False  # fetch although the plan says that prefilling is better
+    trust_on_first_use: bool = False  # trust the publisher from now on, if not known yet
+    inexact: bool = False  # take a cache that is not the model's own to the bit
+
+
+STRICT = Terms()

@@ -1,0 +1,49 @@
+"""Signing what was made here, and listing what is known, in the store."""
+
+from __future__ import annotations
+
+import time
+
+from kvswap.artifact import dsse, layout
+from kvswap.artifact.manifest import Life, Manifest
+from kvswap.exchange.node import Node
+from kvswap.store import ArtifactRow
+from kvswap.trust import Statement, read_statement
+
+
+def new_life(node: Node) -> Life:
+    """From now, for as long as this node's artifacts hold."""
+    now = int(time.time())
+    return Life(issued=now, expires=now + node.settings.artifact_days * 86_400, sequence=now)
+
+
+def sign(node: Node, manifest: Manifest) -> Statement:
+    """By this node's publisher key."""
+    envelope = dsse.seal(manifest.encode(), manifest.publisher, node.publisher.sign)
+    return read_statement(envelope)  # what we sign must pass the checks that everybody makes
+
+
+def list_artifact(node: Node, statement: Statement) -> bool:
+    """Index an artifact under its document and chain digests; True when what a reader needs is here."""
+    manifest = statement.manifest
+    now = time.time()
+    row = ArtifactRow(
+        id=str(statement.artifact),
+        document=manifest.document.reference if manifest.document else None,
+        model=manifest.model.digest,
+        label=manifest.model.label,
+        dtype=manifest.layout.dtype,
+        tokens=manifest.prefix.tokens,
+        raw_bytes=manifest.raw_bytes,
+        wire_bytes=manifest.wire_bytes,
+        publisher=manifest.publisher,
+        expires=manifest.life.expires,
+        added=now,
+        used=now,
+        pinned=False,
+        complete=False,
+    )
+    files = manifest.files
+    needed = {files[i].id for i in layout.needed_files(manifest)}
+    others = [f.id for f in files if f.id not in needed]
+    return node.store.put_artifact(row, statement.envelope, needed, others, manifest.prefix.chain)

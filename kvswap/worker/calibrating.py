@@ -1,0 +1,64 @@
+"""How fast this machine encodes and loads each codec, measured on keys and values of its own making."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+
+def codec_rates(
+    loaded: Any, cache: Any, tokens: int, block_tokens: int, predictor: Path | None
+) -> dict[str, list[int]]:
+    """By codec: raw bytes, wire bytes, microseconds of encoding in one thread, and of loading.
+
+    Loading has a thread for each processor and is what `artifact.tensors.load` does with a chunk: digest,
+    decode, digest.
+    """
+    from kvswap import codec as codecs
+    from kvswap.artifact import layout
+    from kvswap.artifact.manifest import ITEM_BYTES
+    from kvswap.artifact.tensors import Layers, as_part, context_of, digest_parts, encode_chunk
+    from kvswap.codec import predictive
+    from kvswap.model.cache import capture_block, layer_specs
+
+    specs = layer_specs(cache)
+    runs = layout.plan_runs(specs, block_tokens, ITEM_BYTES[loaded.dtype])
+    known = predictive.load(predictor.read_bytes()) if predictor is not None else None
+    blocks = [
+        [[as_part(t) for t in capture_block(cache, specs, run, at, min(at + block_tokens, tokens))] for run in runs]
+        for at in range(0, tokens, block_tokens)
+    ]
+    out: dict[str, list[int]] = {}
+    for name in ("raw", "planes", *(["predictive"] if known is not None else [])):
+        encoded: list[list[tuple[Any, Any, Any]]] = []
+        for number, block in enumerate(blocks):
+            earlier: Layers = {}
+            chunks: list[tuple[Any, Any, Any]] = []
+            for run, parts in enumerate(block):
+                context = context_of(known, runs[run], number * block_tokens, earlier) if name == "predictive" else None
+                chunks.append((encode_chunk(parts, loaded.dtype, name, number, run, context), context, parts))
+                earlier.update(zip(runs[run], zip(parts[::2], parts[1::2], strict=True), strict=True))
+            encoded.append(chunks)
+
+        def load(chunks: list[tuple[Any, Any, Any]]) -> None:
+            for chunk, context, parts in chunks:
+                blake3(chunk.wire).digest()
+                made = [np.empty(p.shape, p.dtype) for p in parts]
+                codecs.decode(chunk.ref.codec, chunk.wire, made, loaded.dtype, context)
+                digest_parts(made)
+
+        load(encoded[0])  # tables and kernels are made ready once
+        began = time.perf_counter()
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(load, encoded))
+        seconds = time.perf_counter() - began
+        every = [chunk for chunks in encoded for chunk, *_ in chunks]
+        sizes = [sum(c.ref.raw_length for c in every), sum(c.ref.length for c in every)]
+        out[name] = [*sizes, int(sum(c.seconds for c in every) * 1e6), int(seconds * 1e6)]
+    return out
