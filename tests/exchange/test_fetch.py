@@ -169,7 +169,7 @@ def test_partial_holders_together_make_a_whole(tmp_path: Path) -> None:
 LIES = {
     "flips a bit": lambda data, made: bytes([data[0] ^ 1]) + data[1:],
     "cuts": lambda data, made: data[:-1],
-    "swaps": lambda data, made: next(w for w in made.chunks.values() if w != data),
+    "swaps": lambda data, made: next(w for w in made.chunks.values() if w != data and len(w) <= len(data) + 200),
     "empties": lambda data, made: b"",
 }
 

@@ -1,0 +1,56 @@
+"""Real keys and values, in blocks as they are stored: a block of tokens, all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import BLOCK, DOCUMENT, ROOT
+
+TOKENS = 2_048
+
+
+@dataclass
+class Block:
+    """One block; `context` is for the predictive codec."""
+
+    parts: list[np.ndarray]
+    context: Any = None
+    raw: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.raw = b"".join(p.tobytes() for p in self.parts)
+
+
+def documents(given: list[Path]) -> dict[str, str]:
+    """Four kinds of text that the shipped predictor was not trained on, or the files given."""
+    if given:
+        return {path.name: path.read_text(errors="ignore") for path in given}
+    code = "".join(p.read_text() for p in sorted((ROOT / "kvswap" / "exchange").glob("*.py")))
+    return {
+        "manual": DOCUMENT.read_text(),
+        "prose": (ROOT / "docs" / "protocol.md").read_text(),
+        "code": code,
+        "data": (ROOT / "manifests" / "manifest.schema.json").read_text()
+        + (ROOT / "manifests" / "vectors" / "index.json").read_text(),
+    }
+
+
+def blocks_of(loaded: Any, ids: list[int], predictor: Any) -> Iterator[Block]:
+    """Blocks of these tokens; the context is None where no stack fits all layers."""
+    from kvswap.artifact.tensors import context_of
+    from kvswap.model.cache import new_cache
+    from tests.support import captured
+
+    cache = new_cache(loaded.model.config, len(ids))
+    held: dict[int, list[np.ndarray]] = {}
+    members: dict[int, list[int]] = {}
+    for block, run, parts, _, runs in captured(loaded, cache, ids, BLOCK):
+        held.setdefault(block, []).extend(p.copy() for p in parts)
+        members.setdefault(block, []).extend(runs[run])
+    for block, parts in held.items():
+        yield Block(parts, context_of(predictor, members[block], block * BLOCK, {}))
