@@ -44,7 +44,7 @@ static inline uint32_t word_at(const void *words, int width, size_t i) {
 
 enum { COLUMNS = 256 };
 typedef struct {
-    int64_t base[COLUMNS];
+    int32_t base[COLUMNS]; /* below 2^25: a bucket is no finer than the last place */
     int32_t log_width[COLUMNS];
     uint8_t context[COLUMNS];
 } Frames;
@@ -67,7 +67,7 @@ WIDE static void frames_of(Frames *r, Form f, const int32_t *mu, const int16_t *
         int64_t shift = width + unit + 4, ratio = sigma - 4 * width;
         shift = shift > 62 ? 62 : shift;
         ratio = ratio < FINEST ? FINEST : ratio > COARSEST ? COARSEST : ratio;
-        r->base[i] = (size << 4) >> shift;
+        r->base[i] = (int32_t)((size << 4) >> shift);
         r->log_width[i] = (int32_t)width;
         r->context[i] = (uint8_t)((ratio - FINEST) * 4 + (((size << 6) >> shift) & 3));
     }
@@ -173,6 +173,118 @@ static int decode_segment(const Segment *s, uint32_t *state, const uint16_t *wor
     return position > end;
 }
 
+/* -- the same for 16-bit formats, sixteen values at a time ----------------------------------------- */
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <immintrin.h>
+#define HAVE_KERNELS 1
+#define SIXTEEN "avx512f,avx512bw,avx512vl,avx512cd,avx512dq,popcnt,bmi"
+
+/* Of a group's symbols: the states move on, `words` gives what they lack.  `table` has for each slot of each
+ * context symbol, place within the symbol, and frequency, in 7, 12 and 13 bits. */
+__attribute__((target(SIXTEEN))) static inline __m512i next_symbols(uint32_t *state, const uint16_t *words,
+                                                                    size_t *position, const uint32_t *table,
+                                                                    const uint8_t *context) {
+    __m512i x = _mm512_loadu_si512(state);
+    __m512i row = _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)context)), 12);
+    __m512i slot = _mm512_and_si512(x, _mm512_set1_epi32(SLOTS - 1));
+    __m512i entry = _mm512_i32gather_epi32(_mm512_or_si512(row, slot), table, 4);
+    __m512i place = _mm512_and_si512(_mm512_srli_epi32(entry, 7), _mm512_set1_epi32(SLOTS - 1));
+    x = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srli_epi32(entry, 19), _mm512_srli_epi32(x, 12)), place);
+    __mmask16 low = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(LOW));
+    __m512i more = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(words + *position)));
+    __m512i longer = _mm512_or_si512(_mm512_slli_epi32(x, 16), _mm512_maskz_expand_epi32(low, more));
+    *position += (size_t)__builtin_popcount(low);
+    _mm512_storeu_si512(state, _mm512_mask_mov_epi32(x, low, longer));
+    return _mm512_and_si512(entry, _mm512_set1_epi32(127));
+}
+
+/* Exclusive sums. */
+__attribute__((target(SIXTEEN))) static inline __m512i before_each(__m512i counts) {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i s = counts;
+    s = _mm512_add_epi32(s, _mm512_alignr_epi32(s, zero, 15));
+    s = _mm512_add_epi32(s, _mm512_alignr_epi32(s, zero, 14));
+    s = _mm512_add_epi32(s, _mm512_alignr_epi32(s, zero, 12));
+    s = _mm512_add_epi32(s, _mm512_alignr_epi32(s, zero, 8));
+    return _mm512_sub_epi32(s, counts);
+}
+
+__attribute__((target(SIXTEEN))) static int decode_sixteens(const Segment *s, uint32_t *state, const uint16_t *words,
+                                                            size_t *at, size_t end, const uint32_t *table,
+                                                            Reader *runs, Reader *plain, uint16_t *out) {
+    const Form f = s->form;
+    const __m512i one = _mm512_set1_epi32(1), mask = _mm512_set1_epi32((1 << f.mantissa) - 1);
+    const __m512i mantissa = _mm512_set1_epi32(f.mantissa), bias = _mm512_set1_epi32(f.bias);
+    size_t lane = 0, position = *at;
+    Frames r;
+    for (size_t t = 0; t < s->tokens; t++) {
+        if (position > end) return 1;
+        for (size_t c = 0; c < s->channels; c += 16) {
+            size_t i = t * s->channels + c, k = c % COLUMNS;
+            if (!k) {
+                size_t n = s->channels - c < COLUMNS ? s->channels - c : COLUMNS;
+                frames_of(&r, f, s->mu + i, s->log_sigma + c, s->token[t], s->unit, n);
+            }
+            __m512i symbol = next_symbols(state + lane, words, &position, table, r.context + k);
+            lane = (lane + 16) & (LANES - 1);
+            __mmask16 escaped = _mm512_cmpeq_epi32_mask(symbol, _mm512_set1_epi32(ESCAPE));
+            __m512i bucket = _mm512_add_epi32(_mm512_sub_epi32(symbol, _mm512_set1_epi32(MIDDLE)),
+                                              _mm512_loadu_si512(r.base + k));
+            __mmask16 below = _mm512_movepi32_mask(bucket);
+            __mmask16 negative = below ^ _mm512_movepi32_mask(_mm512_loadu_si512(s->mu + i));
+            __m512i steps = _mm512_mask_xor_epi32(bucket, below, bucket, _mm512_set1_epi32(-1));
+            __mmask16 touching = _mm512_cmpeq_epi32_mask(steps, _mm512_setzero_si512()) & ~escaped;
+            __m512i octave = _mm512_sub_epi32(_mm512_set1_epi32(31), _mm512_lzcnt_epi32(steps));
+            __m512i over = _mm512_sub_epi32(mantissa, octave), width = _mm512_loadu_si512(r.log_width + k);
+            __m512i shorter = _mm512_max_epi32(over, _mm512_setzero_si512());
+            __m512i exponent = _mm512_add_epi32(_mm512_add_epi32(_mm512_sub_epi32(width, over), mantissa), bias);
+            __m512i count = _mm512_mask_mov_epi32(shorter, touching, mantissa);
+            count = _mm512_mask_mov_epi32(count, escaped, _mm512_set1_epi32(16));
+            __m512i first = before_each(count);
+            uint64_t total = (uint64_t)(uint32_t)_mm512_reduce_add_epi32(count);
+            if (plain->at + total > plain->end) return 2;
+            __m512i bit = _mm512_add_epi32(first, _mm512_set1_epi32((int)(plain->at & 7)));
+            __m512i bits = _mm512_i32gather_epi32(_mm512_srli_epi32(bit, 3), plain->data + (plain->at >> 3), 1);
+            bits = _mm512_srlv_epi32(bits, _mm512_and_si512(bit, _mm512_set1_epi32(7)));
+            bits = _mm512_and_si512(bits, _mm512_sub_epi32(_mm512_sllv_epi32(one, count), one));
+            plain->at += total;
+            __m512i longer = _mm512_srlv_epi32(steps, _mm512_max_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), over),
+                                                                       _mm512_setzero_si512()));
+            __m512i fraction = _mm512_or_si512(_mm512_sllv_epi32(longer, shorter), bits);
+            if (touching) {
+                int32_t run[16];
+                for (uint32_t left = touching; left; left &= left - 1) {
+                    uint64_t w = window(runs);
+                    if (!w) return 3;
+                    int n = __builtin_ctzll(w);
+                    runs->at += n + 1;
+                    if (n > LONGEST_RUN || runs->at > runs->end) return 3;
+                    run[__builtin_ctz(left)] = n;
+                }
+                __m512i small = _mm512_sub_epi32(_mm512_sub_epi32(width, one), _mm512_maskz_loadu_epi32(touching, run));
+                exponent = _mm512_mask_add_epi32(exponent, touching, small, bias);
+                fraction = _mm512_mask_mov_epi32(fraction, touching, bits);
+            }
+            __m512i word = _mm512_sllv_epi32(_mm512_and_si512(exponent, _mm512_set1_epi32(f.exponents)), mantissa);
+            word = _mm512_or_si512(word, _mm512_and_si512(fraction, mask));
+            word = _mm512_mask_or_epi32(word, negative, word, _mm512_set1_epi32(0x8000));
+            word = _mm512_mask_mov_epi32(word, escaped, bits);
+            _mm256_storeu_si256((__m256i *)(out + i), _mm512_cvtepi32_epi16(word));
+        }
+    }
+    *at = position;
+    return position > end;
+}
+
+static int has_sixteens(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi");
+}
+#endif
+
 static int split_segment(const Segment *s, const void *words, const uint16_t *frequencies, uint8_t *contexts,
                          uint8_t *symbols, Writer *runs, Writer *plain) {
     const Form f = s->form;
@@ -227,10 +339,7 @@ static int split_segment(const Segment *s, const void *words, const uint16_t *fr
  * Integers, so any order gives the same sums: at most 1,040 products of 127 * 127 stay below 2^24.
  * Weights are packed by four features of one channel (VNNI), or by two, widened (AVX2). */
 
-#if defined(__GNUC__) && defined(__x86_64__)
-#include <immintrin.h>
-#define HAVE_KERNELS 1
-
+#ifdef HAVE_KERNELS
 __attribute__((target("avx512f,avx512bw,avx512vnni"))) static void sums_of_fours(
     int32_t *out, const int8_t *x, const int8_t *w, const int32_t *correction, size_t tokens, size_t fours, size_t channels) {
     const __m512i flip = _mm512_set1_epi32((int)0x80808080u); /* x + 128 is what the instruction wants */
@@ -460,19 +569,19 @@ static PyObject *py_known(PyObject *self, PyObject *args) {
 }
 
 static PyObject *py_decode(PyObject *self, PyObject *args) {
-    Py_buffer out, state, words, runs, plain, mu, log_sigma, token, symbols, starts, frequencies;
+    Py_buffer out, state, words, runs, plain, mu, log_sigma, token, symbols, starts, frequencies, table;
     Py_ssize_t tokens, channels, at, runs_at, plain_at;
-    int kind, unit;
-    if (!PyArg_ParseTuple(args, "w*w*y*y*y*y*y*y*y*y*y*nnnnnii", &out, &state, &words, &runs, &plain, &mu, &log_sigma,
-                          &token, &symbols, &starts, &frequencies, &tokens, &channels, &at, &runs_at, &plain_at, &kind,
-                          &unit))
+    int kind, unit, wide;
+    if (!PyArg_ParseTuple(args, "w*w*y*y*y*y*y*y*y*y*y*y*nnnnniii", &out, &state, &words, &runs, &plain, &mu,
+                          &log_sigma, &token, &symbols, &starts, &frequencies, &table, &tokens, &channels, &at,
+                          &runs_at, &plain_at, &kind, &unit, &wide))
         return NULL;
     size_t n = (size_t)tokens * channels, all = 4 * (COARSEST - FINEST + 1);
     int good = tokens >= 0 && channels > 0 && kind >= 0 && kind <= 2 && unit >= 0 && unit <= 24 &&
-               has(&out, n, kind == 2 ? 4 : 2) && has(&state, LANES, 4) && words.len % 2 == 0 && words.len / 2 >= channels &&
-               at <= words.len / 2 - channels && runs.len >= 8 && plain.len >= 8 && has(&mu, n, 4) && has(&log_sigma, channels, 2) && has(&token, tokens, 2) &&
+               has(&out, n, kind == 2 ? 4 : 2) && has(&state, LANES, 4) && words.len % 2 == 0 && words.len / 2 >= channels + 16 &&
+               at <= words.len / 2 - channels - 16 && runs.len >= 8 && plain.len >= 8 && has(&mu, n, 4) && has(&log_sigma, channels, 2) && has(&token, tokens, 2) &&
                has(&symbols, all * SLOTS, 1) && has(&starts, all * 128, 2) && has(&frequencies, all * 128, 2) &&
-               at >= 0 && runs_at >= 0 && plain_at >= 0 && runs_at <= 8 * (runs.len - 8) &&
+               has(&table, all * SLOTS, 4) && at >= 0 && runs_at >= 0 && plain_at >= 0 && runs_at <= 8 * (runs.len - 8) &&
                plain_at <= 8 * (plain.len - 8);
     int failed = 0;
     size_t position = (size_t)at;
@@ -480,14 +589,20 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
     Reader p = {plain.buf, (uint64_t)plain_at, 8 * (uint64_t)(plain.len - 8)};
     if (good) {
         Segment s = {form_of(kind), kind == 2 ? 4 : 2, unit, tokens, channels, mu.buf, log_sigma.buf, token.buf};
+        size_t end = words.len / 2 - channels - 16;
         Py_BEGIN_ALLOW_THREADS
-        failed = decode_segment(&s, state.buf, words.buf, &position, words.len / 2 - channels, symbols.buf, starts.buf,
-                                frequencies.buf, &r, &p, out.buf);
+#ifdef HAVE_KERNELS
+        if (wide && kind != 2 && channels % 16 == 0 && has_sixteens())
+            failed = decode_sixteens(&s, state.buf, words.buf, &position, end, table.buf, &r, &p, out.buf);
+        else
+#endif
+            failed = decode_segment(&s, state.buf, words.buf, &position, end, symbols.buf, starts.buf, frequencies.buf,
+                                    &r, &p, out.buf);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&out); PyBuffer_Release(&state); PyBuffer_Release(&words); PyBuffer_Release(&runs);
     PyBuffer_Release(&plain); PyBuffer_Release(&mu); PyBuffer_Release(&log_sigma); PyBuffer_Release(&token);
-    PyBuffer_Release(&symbols); PyBuffer_Release(&starts); PyBuffer_Release(&frequencies);
+    PyBuffer_Release(&symbols); PyBuffer_Release(&starts); PyBuffer_Release(&frequencies); PyBuffer_Release(&table);
     if (!good) return FAIL("lengths do not agree");
     if (failed) return FAIL(failed == 1 ? "words end early" : failed == 2 ? "bits end early" : "runs end early");
     return Py_BuildValue("nKK", (Py_ssize_t)position, (unsigned long long)r.at, (unsigned long long)p.at);

@@ -25,6 +25,7 @@ AVAILABLE: bool = _fast is not None and sys.byteorder == "little"
 _KIND = {form: kind for kind, form in enumerate(FORMATS.values())}
 _NOTHING = np.empty(0, np.int32)
 _BY = {"fours": 4, "twos": 2}.get(_fast.kernel(), 0) if AVAILABLE else 0
+_SIXTEENS = True  # sixteen values at a time, where the processor can
 _ROUND = 64  # channels, for the kernels
 
 
@@ -140,12 +141,14 @@ class Decoder:
         tokens, channels = mu.shape
         out = np.empty(mu.shape, np.uint16 if self._form.bits == 16 else np.uint32)
         tables = self._tables
-        if len(self._padded) != len(self._words) + channels:  # so much the module may read behind the end
-            self._padded = np.concatenate([self._words, np.zeros(channels, np.uint16)])
+        room = channels + 16  # so much the module may read behind the end
+        if len(self._padded) != len(self._words) + room:
+            self._padded = np.concatenate([self._words, np.zeros(room, np.uint16)])
         streams = (out, self._state, self._padded, self._runs, self._plain)
-        given = (mu, tensor.log_sigma, token, tables.symbol, tables.start, tables.frequency)
+        given = (mu, tensor.log_sigma, token, tables.symbol, tables.start, tables.frequency, tables.slots)
+        sizes = (tokens, channels, *self._at, _KIND[self._form], tensor.unit, _SIXTEENS)
         try:
-            self._at = _fast.decode(*streams, *given, tokens, channels, *self._at, _KIND[self._form], tensor.unit)
+            self._at = _fast.decode(*streams, *given, *sizes)
         except ValueError as error:
             raise IntegrityError(f"a predictive chunk is damaged: {error}") from None
         return out

@@ -8,6 +8,7 @@ if not before.  This is the plain form, in numpy; `_fast.c` does the same in one
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,14 @@ class Tables:
         self.start = (ends - self.frequency).astype(np.uint16)
         symbols = np.arange(SYMBOLS, dtype=np.uint8)
         self.symbol = np.stack([np.repeat(symbols, row) for row in self.frequency])  # by slot
+
+    @cached_property
+    def slots(self) -> Array:
+        """uint32 [contexts, 4096]: symbol, place within it and frequency, in 7, 12 and 13 bits."""
+        rows = np.arange(len(self.symbol))[:, None]
+        place = np.arange(1 << BITS, dtype=np.uint32) - self.start[rows, self.symbol]
+        out: Array = self.symbol | place << 7 | self.frequency[rows, self.symbol].astype(np.uint32) << 19
+        return out
 
     @classmethod
     def flat(cls, contexts: int) -> Tables:

@@ -252,6 +252,24 @@ def test_every_kernel_sums_alike(predictor: Predictor, by: int, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not fast.AVAILABLE, reason="the C module was not built")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_one_at_a_time_decodes_as_sixteen_do(predictor: Predictor, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With values of every kind in every place of a group."""
+    parts = document(21, 200, dtype)
+    rng = np.random.default_rng(3)
+    for part in parts:
+        part[rng.random(part.shape) < 0.05] = 0
+        part[rng.random(part.shape) < 0.05] = 0x7FFF
+        part[rng.random(part.shape) < 0.1] >>= 3
+    wire = encode(context(predictor), parts, dtype)
+    for sixteens in (True, False):
+        monkeypatch.setattr(fast, "_SIXTEENS", sixteens)
+        out = [np.zeros_like(p) for p in parts]
+        decode(context(predictor), wire, out, dtype)
+        assert all((a == b).all() for a, b in zip(out, parts, strict=True))
+
+
+@pytest.mark.skipif(not fast.AVAILABLE, reason="the C module was not built")
 def test_the_c_module_trusts_no_length(predictor: Predictor) -> None:
     tensor = predictor.stacks[0].k[0]
     mu = np.zeros((4, HEADS * DIM), np.int32)
