@@ -20,10 +20,11 @@ def ls_command(output: Output) -> None:
                 r["label"],
                 r["tokens"],
                 size(r["wire_bytes"]),
+                f"{r['raw_bytes'] / r['wire_bytes']:.2f}x",
                 ("complete" if r["complete"] else "partial") + (", pinned" if r["pinned"] else ""),
             )
             for r in rows
         ]
-        return output.table(("ARTIFACT", "DOCUMENT", "MODEL", "TOKENS", "SIZE", "STATE"), cells)
+        return output.table(("ARTIFACT", "DOCUMENT", "MODEL", "TOKENS", "SIZE", "RATIO", "STATE"), cells)
 
     output.result({"artifacts": rows}, text)

@@ -198,18 +198,18 @@ class Api:
         rows = await asyncio.to_thread(self._node.store.artifacts, request.query.get("document"))
         return web.json_response({"artifacts": [row.to_json() for row in rows]})
 
-    async def _row(self, reference: str) -> Any:
+    async def _rows(self, reference: str) -> list[Any]:
+        """An artifact, or all those of a document: it may be here in several codecs."""
         rows = await asyncio.to_thread(self._node.store.lookup, parse_reference(reference))
-        row = next(iter(rows), None)
-        if row is None:
+        if not rows:
             raise NotFound(f"{reference} is not in the store", hint="kvswap ls")
-        return row
+        return list(rows)
 
     async def artifact(self, request: web.Request) -> web.Response:
         """The manifest, the envelope in base64, and where the chunk files are."""
         import base64
 
-        row = await self._row(request.match_info["ref"])
+        row = (await self._rows(request.match_info["ref"]))[0]
         envelope = self._node.store.envelope(row.id) or b""
         manifest = read_statement(envelope).manifest
         return web.json_response(
@@ -222,16 +222,18 @@ class Api:
         )
 
     async def remove(self, request: web.Request) -> web.Response:
-        row = await self._row(request.match_info["ref"])
-        await asyncio.to_thread(self._node.store.remove, row.id)
+        rows = await self._rows(request.match_info["ref"])
+        for row in rows:
+            await asyncio.to_thread(self._node.store.remove, row.id)
         freed = await asyncio.to_thread(self._node.store.collect)
-        return web.json_response({"removed": row.id, "freed_bytes": freed})
+        return web.json_response({"removed": rows[0].id, "artifacts": [r.id for r in rows], "freed_bytes": freed})
 
     async def pin(self, request: web.Request) -> web.Response:
-        row = await self._row(request.match_info["ref"])
+        rows = await self._rows(request.match_info["ref"])
         pinned = request.path.endswith("/pin")
-        await asyncio.to_thread(self._node.store.pin, row.id, pinned)
-        return web.json_response({"artifact": row.id, "pinned": pinned})
+        for row in rows:
+            await asyncio.to_thread(self._node.store.pin, row.id, pinned)
+        return web.json_response({"artifact": rows[0].id, "artifacts": [r.id for r in rows], "pinned": pinned})
 
     async def chunk(self, request: web.Request) -> web.Response:
         cid = Cid.parse(request.match_info["cid"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvswap.artifact.layout import needed
 from kvswap.core.errors import (
+    Incompatible,
     IntegrityError,
     InvalidDocument,
     NotFound,
@@ -127,7 +128,7 @@ async def _obtain(
         figures = error.details.get("plan", {})
         seconds, dollars = figures.get("seconds", 0.0), figures.get("dollars", 0.0)
         return _Obtained(None, Plan("prefill", seconds, dollars, error.message, None, None))
-    except NotFound as error:
+    except (NotFound, Incompatible) as error:  # what others offer is not for this reader: as good as nothing
         if text is None:
             raise
         nobody = error.message

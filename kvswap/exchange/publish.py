@@ -37,6 +37,7 @@ from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.exchange.predictors import own as own_predictor
+from kvswap.exchange.predictors import path as predictor_path
 from kvswap.exchange.request import Progress, silent
 from kvswap.exchange.statement import list_artifact, new_life, sign
 from kvswap.trust import Statement, read_statement
@@ -66,26 +67,37 @@ async def publish(
     document = DocumentRef(sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source)
     own = await asyncio.to_thread(_own, node, document_digest(data), choice)
     alike = next((s for s in own if _made_with(s.manifest, codec)), None)
-    if alike is not None:
-        return _result(alike, time.perf_counter() - began, reused=True)
     exact = next((s for s in own if s.manifest.exact and _whole(node, s.manifest)), None)
+    other = await asyncio.to_thread(_other_codec, node, choice, codec, own)
+    if alike is not None:
+        if other and exact:
+            node.spawn(_also(node, choice, exact, other))
+        return _result(alike, time.perf_counter() - began, reused=True)
     if exact is None:
         first = "planes" if codec in INEXACT else codec
         exact = await _prefilled(node, choice, text, document, first, truncate, progress)
         statement = exact if first == codec else await recoded(node, choice, exact, codec, progress)
     else:
         statement = await recoded(node, choice, exact, codec, progress)
-    if node.settings.also_codec not in ("", codec) and statement.manifest.exact:
-        node.spawn(_also(node, choice, statement))
+    if other:
+        node.spawn(_also(node, choice, exact, other))
     return _result(statement, time.perf_counter() - began, reused=False)
 
 
-async def _also(node: Node, choice: ModelChoice, statement: Statement) -> None:
-    """The same in the other codec, for readers whom that serves better.  Nothing without a predictor."""
+def _other_codec(node: Node, choice: ModelChoice, codec: str, own: list[Statement]) -> str | None:
+    """What to publish beside `codec`; None: nothing, or it is there already."""
+    other = node.settings.also_codec
+    able = other != "predictive" or predictor_path(node, choice) is not None
+    wanted = other not in ("", codec) and other not in INEXACT and codec not in INEXACT and able
+    return other if wanted and not any(_made_with(s.manifest, other) for s in own) else None
+
+
+async def _also(node: Node, choice: ModelChoice, exact: Statement, codec: str) -> None:
+    """The same in the other codec, for readers whom that serves better."""
     try:
-        await recoded(node, choice, statement, node.settings.also_codec, silent)
+        await recoded(node, choice, exact, codec, silent)
     except KvswapError as error:
-        node.events.add("not_recoded", artifact=str(statement.artifact), reason=error.message)
+        node.events.add("not_recoded", artifact=str(exact.artifact), codec=codec, reason=error.message)
 
 
 async def _prefilled(

@@ -111,6 +111,59 @@ def test_predictive_artifacts_256_steps(
     assert kvswap(b.home, "verify", again["artifact"]).returncode == 0
 
 
+def test_a_second_codec_is_published_in_the_background_and_chosen_by_the_link(
+    daemon: Start, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    document = small(tmp_path, size=3000)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "text").write_text(DOCUMENT.read_text()[4000:9000])
+    flags = tiny_flags(tiny_models, "qwen3")
+    a = daemon("a", *flags)
+    assert kvswap(a.home, "codec", "train", "--corpus", str(corpus), "--tokens", "1000").returncode == 0
+    published = last_json(kvswap(a.home, "publish", str(document), "--json"))
+    assert published["codec"] == "planes" and published["exact"]
+    until(lambda: len(a.client.artifacts()) == 2, what="the second artifact")
+    small_one = next(r for r in a.client.artifacts() if r["artifact"] != published["artifact"])
+    assert small_one["wire_bytes"] < published["wire_bytes"]
+    slow = daemon("slow", "--bootstrap", a.address, *flags, KVSWAP_ASSUMED_LINK_BYTES_PER_SECOND="1000")
+    slow.client.trust_add(a.publisher)
+    until(lambda: slow.client.status()["peers"], what="the reader to meet A")
+    plan = last_json(kvswap(slow.home, "plan", digest_of(document), "--json"))
+    assert plan["artifact"] == small_one["artifact"] and plan["exact"]
+    done = last_json(kvswap(slow.home, "fetch", digest_of(document), "--force", "--json"))
+    assert done["artifact"] == small_one["artifact"]
+    # Both are pinned, and both go, by the document's name.
+    assert len(a.client.pin(digest_of(document))["artifacts"]) == 2
+    assert len(a.client.remove(digest_of(document))["artifacts"]) == 2
+    assert a.client.artifacts() == []
+
+
+def test_an_inexact_artifact_says_so_everywhere(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    document = small(tmp_path)
+    flags = tiny_flags(tiny_models)
+    a = daemon("a", *flags)
+    done = kvswap(a.home, "publish", str(document), "--codec", "int8")
+    assert done.returncode == 0 and "INEXACT" in done.stdout + done.stderr
+    published = last_json(kvswap(a.home, "publish", str(document), "--codec", "int8", "--json"))
+    assert published["reused"] and not published["exact"] and published["divergence"]["steps"] == 32
+    exact = next(r["artifact"] for r in a.client.artifacts() if r["artifact"] != published["artifact"])
+    assert kvswap(a.home, "rm", "-y", exact).returncode == 0
+    b = daemon("b", "--bootstrap", a.address, *flags)
+    b.client.trust_add(a.publisher)
+    until(lambda: b.client.status()["peers"], what="B to meet A")
+    refused = kvswap(b.home, "fetch", digest_of(document))
+    assert refused.returncode == 7 and "--inexact" in refused.stderr
+    taken = kvswap(b.home, "fetch", digest_of(document), "--inexact", "--force")
+    assert taken.returncode == 0 and "INEXACT" in taken.stdout
+    assert kvswap(b.home, "fetch", digest_of(document)).returncode == 7  # although it is here
+    assert kvswap(b.home, "verify", published["artifact"]).returncode == 0
+    answer = last_json(kvswap(b.home, "ask", str(document), "What?", "--inexact", "--max-tokens", "4", "--json"))
+    assert answer["artifact"] == published["artifact"]
+    answer = last_json(kvswap(b.home, "ask", str(document), "What?", "--max-tokens", "4", "--json"))
+    assert answer["artifact"] is None
+
+
 def small(tmp_path: Path, name: str = "document.txt", size: int = 1500) -> Path:
     path = tmp_path / name
     path.write_text(DOCUMENT.read_text()[:size] + f"\n{name}\n")
