@@ -16,7 +16,7 @@ class Anchor:
 
     name: str
     encode: Callable[[Any], Any]
-    decode: Callable[[Any, Any], bytes]
+    decode: Callable[[Any, Any], Any]
     exact: bool = True
 
 
@@ -138,16 +138,20 @@ def ours(dtype: str) -> list[Anchor]:
     from kvswap import codec as codecs
 
     def make(name: str) -> Anchor:
-        def decode(wire: tuple[str, bytes], block: Any) -> bytes:
-            out = [np.empty_like(p) for p in block.parts]
-            codecs.decode(wire[0], wire[1], out, dtype, block.context)
-            return b"".join(p.tobytes() for p in out)
+        def decode(wire: tuple[str, bytes], block: Any) -> Any:
+            codecs.decode(wire[0], wire[1], block.scratch, dtype, block.context)  # as the loader does: in place
+            return block.scratch
 
         return Anchor(
             name, lambda block: codecs.encode(block.parts, dtype, name, block.context), decode, codecs.get(name).exact
         )
 
     return [make(name) for name in codecs.names()]
+
+
+def joined(decoded: Any) -> bytes:
+    """The bytes of what `decode` gave."""
+    return b"".join(p.tobytes() for p in decoded) if isinstance(decoded, list) else bytes(decoded)
 
 
 def size(wire: Any) -> int:

@@ -21,8 +21,10 @@ class Block:
     parts: list[np.ndarray]
     context: Any = None
     raw: bytes = field(init=False)
+    scratch: list[np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.scratch = [np.zeros_like(p) for p in self.parts]
         self.raw = b"".join(p.tobytes() for p in self.parts)
 
 

@@ -57,7 +57,7 @@ def _measure(blocks: list[Block], dtype: str, label: list[Any], speeds: bool = T
     raw = sum(len(b.raw) for b in blocks)
     for anchor in [*anchors.others(dtype), *anchors.ours(dtype)]:
         wires = [anchor.encode(b) for b in blocks]
-        back = [anchor.decode(w, b) for w, b in zip(wires, blocks, strict=True)]
+        back = [anchors.joined(anchor.decode(w, b)) for w, b in zip(wires, blocks, strict=True)]
         same = all(blake3(x).digest() == blake3(b.raw).digest() for x, b in zip(back, blocks, strict=True))
         assert same or not anchor.exact, f"{anchor.name} is not exact"
         coded = sum(anchors.size(w) for w in wires)
