@@ -23,6 +23,13 @@ def status_command(output: Output) -> None:
             f"model      {model['default']} {model['dtype']} on {model['device']}, {loaded}",
             f"traffic    {size(s['bytes_in'])} in, {size(s['bytes_out'])} out",
         ]
+        lines += [f"codec      {name}: {_rates(row)}" for name, row in s["codecs"].items()]
         return "\n".join(lines + [f"degraded   {part}: {why}" for part, why in s["degraded"].items()])
 
     output.result(s, text)
+
+
+def _rates(row: dict[str, float]) -> str:
+    said = [f"{row['ratio']:.2f}x"] if "ratio" in row else []
+    said += [f"{verb} {size(int(row[verb]))}/s" for verb in ("encode", "load") if verb in row]
+    return ", ".join(said)

@@ -113,6 +113,7 @@ class Api:
                 "peers": len(connected),
                 "degraded": node.problems,
                 "artifacts": len(rows),
+                "codecs": node.calibration.codecs(),
                 "store_bytes": node.store.used_bytes,
                 "quota_bytes": node.store.quota_bytes,
                 "model": {

@@ -81,6 +81,8 @@ class Node:
         self._bulk_server: BulkServer | None = None
         self._referrals: OrderedDict[str, dict[str, tuple[str, ...]]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        # publishing
+        self.recoding = asyncio.Lock()  # one document at a time in the background, and each once
 
     @staticmethod
     def keys(home: Path) -> tuple[Key, Key]:

@@ -93,11 +93,16 @@ def _other_codec(node: Node, choice: ModelChoice, codec: str, own: list[Statemen
 
 
 async def _also(node: Node, choice: ModelChoice, exact: Statement, codec: str) -> None:
-    """The same in the other codec, for readers whom that serves better."""
-    try:
-        await recoded(node, choice, exact, codec, silent)
-    except KvswapError as error:
-        node.events.add("not_recoded", artifact=str(exact.artifact), codec=codec, reason=error.message)
+    """The same in the other codec, for readers whom that serves better; unless somebody else was faster."""
+    document = exact.manifest.document.reference if exact.manifest.document else ""
+    async with node.recoding:
+        own = await asyncio.to_thread(_own, node, document, choice)
+        if any(_made_with(s.manifest, codec) for s in own):
+            return
+        try:
+            await recoded(node, choice, exact, codec, silent)
+        except KvswapError as error:
+            node.events.add("not_recoded", artifact=str(exact.artifact), codec=codec, reason=error.message)
 
 
 async def _prefilled(
@@ -168,6 +173,7 @@ async def _make(
     data = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
     cid = Cid.of(data) if data is not None else None
     refs: list[ChunkRef] = []
+    coded: dict[str, list[int]] = {}  # by codec: raw bytes, wire bytes, microseconds
     with node.store.lease([cid] if cid else []) as hold:
         if data is not None:
             await asyncio.to_thread(node.store.put_chunk, data, cid)
@@ -178,11 +184,12 @@ async def _make(
                 hold(ref.id)
                 await asyncio.to_thread(node.store.put_chunk, event["data"], ref.id)
                 refs.append(ref)
-                coded[ref.codec] = _sum(coded.get(ref.codec, (0, 0, 0)), (ref.raw_length, ref.length, event["us"]))
+                sums = coded.setdefault(ref.codec, [0, 0, 0])
+                for index, value in enumerate((ref.raw_length, ref.length, event["us"])):
+                    sums[index] += value
             else:
                 await progress(event)
 
-        coded: dict[str, tuple[int, int, int]] = {}
         arguments |= {"codec": codec, "predictor": str(cid) if cid else None}
         result = await node.model.run(choice, job, on_event, chunks=str(node.store.chunks_directory), **arguments)
         for name, (raw, coded_bytes, micro) in coded.items():
@@ -200,10 +207,6 @@ async def _make(
     )
     node.spawn(node.announce(str(statement.artifact), document))
     return statement
-
-
-def _sum(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
 
 def _own(node: Node, document: str, choice: ModelChoice) -> list[Statement]:
