@@ -34,6 +34,7 @@ VERBS = {
     "id": ("id", "This node's ids and addresses."),
     "model": ("model", "Models: list, pull."),
     "codec": ("codec", "Train the predictive codec for a model."),
+    "economics": ("economics", "What prefilling, hosting and shipping cost, after the paper."),
     "manifest": ("manifest", "Judge a manifest file."),
     "events": ("events", "What the node did and does."),
     "doctor": ("doctor", "Check this machine and this installation."),
