@@ -15,8 +15,9 @@ from kvswap.core.version import __version__
 if TYPE_CHECKING:
     from kvswap.client import AsyncClient, Client
     from kvswap.core.errors import KvswapError
+    from kvswap.cost import Objective
 
-__all__ = ["AsyncClient", "Client", "KvswapError", "__version__"]
+__all__ = ["AsyncClient", "Client", "KvswapError", "Objective", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from kvswap import client
 
         return getattr(client, name)
+    if name == "Objective":
+        from kvswap.cost import Objective
+
+        return Objective
     if name == "KvswapError":
         from kvswap.core.errors import KvswapError
 

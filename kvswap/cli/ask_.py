@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from kvswap.cli.objective import plan_options
 from kvswap.cli.output import Output, reference, verb
+from kvswap.cost import Objective
 
 
 @click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
@@ -19,6 +21,7 @@ from kvswap.cli.output import Output, reference, verb
 @click.option("--tofu", is_flag=True, help="Trust the publisher from now on, if not known yet.")
 @click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
 @click.option("--ignore-eos", is_flag=True, help="Make exactly --max-tokens tokens.")
+@plan_options
 @verb
 def ask_command(
     output: Output,
@@ -30,6 +33,7 @@ def ask_command(
     tofu: bool,
     inexact: bool,
     ignore_eos: bool,
+    objective: Objective,
 ) -> None:
     name, text = reference(ref)
     with output.progress() as progress:
@@ -47,6 +51,7 @@ def ask_command(
             force=force,
             tofu=tofu,
             inexact=inexact,
+            objective=objective,
             ignore_eos=ignore_eos,
             on_event=show,
         )

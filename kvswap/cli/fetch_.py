@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from kvswap.cli.objective import plan_options
 from kvswap.cli.output import Output, reference, size, verb
+from kvswap.cost import Objective
 
 
 @click.command("fetch", help="Fetch the cache of REF: an artifact id, sha256:<hex>, or a text file.")
@@ -12,11 +14,14 @@ from kvswap.cli.output import Output, reference, size, verb
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust this artifact's publisher from now on, if not known yet.")
 @click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
+@plan_options
 @verb
-def fetch_command(output: Output, ref: str, force: bool, tofu: bool, inexact: bool) -> None:
+def fetch_command(output: Output, ref: str, force: bool, tofu: bool, inexact: bool, objective: Objective) -> None:
+    name, _ = reference(ref)
     with output.progress() as progress:
-        artifact = output.client.fetch(reference(ref)[0], force=force, tofu=tofu, inexact=inexact, on_event=progress)
-        report = artifact.report
+        report = output.client.fetch(
+            name, force=force, tofu=tofu, inexact=inexact, objective=objective, on_event=progress
+        ).report
     where = f"from {len(report['from'])} peer(s)" if report["from"] else "already here"
     output.result(
         report,

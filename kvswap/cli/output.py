@@ -144,6 +144,13 @@ def verb(function: F) -> F:
     return cast(F, wrapped)
 
 
+def rates(row: dict[str, float]) -> str:
+    """What was measured of a codec."""
+    said = [f"{row['ratio']:.2f}x"] if "ratio" in row else []
+    said += [f"{verb} {size(int(row[verb]))}/s" for verb in ("encode", "load") if verb in row]
+    return ", ".join(said)
+
+
 def size(value: float) -> str:
     """Bytes for people, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):

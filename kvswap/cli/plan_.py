@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from kvswap.cli.output import Output, reference, verb
+from kvswap.cli.objective import plan_options
+from kvswap.cli.output import Output, rates, reference, size, verb
+from kvswap.cost import Objective
 
 
 @click.command("plan", help="Fetch or prefill REF?  Prints seconds, dollars and the reason; transfers nothing.")
 @click.argument("ref")
+@click.option("--inexact", is_flag=True, help="Count a cache that is not the model's own to the bit.")
+@click.option("--explain", is_flag=True, help="Also what it was calculated with.")
+@plan_options
 @verb
-def plan_command(output: Output, ref: str) -> None:
+def plan_command(output: Output, ref: str, inexact: bool, explain: bool, objective: Objective) -> None:
     name, document = reference(ref)
-    plan = output.client.plan(name, text=document)
+    plan = output.client.plan(name, text=document, inexact=inexact, objective=objective)
     rows = [
         (name, f"{option['seconds']:.2f} s", f"${option['dollars']:.6f}")
         for name in ("fetch", "prefill")
@@ -28,6 +35,28 @@ def plan_command(output: Output, ref: str) -> None:
                 f"the first {shared['tokens']} of {shared['of']} tokens are those of {shared['artifact']}: "
                 f"{shared['action']} them ({shared['reason']})"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(_explained(plan["basis"]) if explain else [])])
 
     output.result(plan, text)
+
+
+def _explained(basis: dict[str, Any]) -> list[str]:
+    curve, prices = basis["prefill"], basis["prices"]
+    lines = ["", "prefill  not measured on this machine yet"]
+    if curve:
+        lines = [
+            "",
+            f"prefill  a block of {curve['block_tokens']} tokens takes {curve['a']:.3f} s, and "
+            f"{1e6 * curve['b']:.1f} us more for each token before it",
+        ]
+    for peer, link in basis["links"].items():
+        kind = "measured" if link["measured"] else "assumed"
+        lines.append(
+            f"link     {peer}: {size(int(link['bytes_per_second']))}/s ({kind}), {1e3 * link['latency']:.0f} ms"
+        )
+    lines += [f"codec    {name}: {rates(row)}" for name, row in basis["codecs"].items()]
+    lines.append(
+        f"prices   ${prices['per_gb']:g} a GB, ${prices['per_second']:g} a second of prefill, "
+        f"${prices['value_per_second']:g} a second of waiting"
+    )
+    return lines

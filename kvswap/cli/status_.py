@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kvswap.cli.output import Output, size, verb
+from kvswap.cli.output import Output, rates, size, verb
 
 
 @click.command("status", help="State of the running node.")
@@ -23,13 +23,7 @@ def status_command(output: Output) -> None:
             f"model      {model['default']} {model['dtype']} on {model['device']}, {loaded}",
             f"traffic    {size(s['bytes_in'])} in, {size(s['bytes_out'])} out",
         ]
-        lines += [f"codec      {name}: {_rates(row)}" for name, row in s["codecs"].items()]
+        lines += [f"codec      {name}: {rates(row)}" for name, row in s["codecs"].items()]
         return "\n".join(lines + [f"degraded   {part}: {why}" for part, why in s["degraded"].items()])
 
     output.result(s, text)
-
-
-def _rates(row: dict[str, float]) -> str:
-    said = [f"{row['ratio']:.2f}x"] if "ratio" in row else []
-    said += [f"{verb} {size(int(row[verb]))}/s" for verb in ("encode", "load") if verb in row]
-    return ", ".join(said)

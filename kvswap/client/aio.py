@@ -17,6 +17,7 @@ from kvswap.core.errors import Incompatible, KvswapError, NotFound, PeerError, P
 from kvswap.core.ids import document_digest
 from kvswap.core.runfile import RunFile, not_running
 from kvswap.core.settings import home_directory
+from kvswap.cost import MIX, Objective
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -104,13 +105,22 @@ class AsyncClient:
         force: bool = False,
         tofu: bool = False,
         inexact: bool = False,
+        objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> AsyncArtifact:
-        report = await self._do(calls.fetch(ref, force, tofu, inexact), on_event)
+        report = await self._do(calls.fetch(ref, force, tofu, inexact, objective), on_event)
         return AsyncArtifact(report["artifact"], report, lambda: self.show(report["artifact"]))
 
-    async def plan(self, ref: str, *, text: str | None = None, on_event: OnEvent | None = None) -> dict[str, Any]:
-        return await self._do(calls.plan(ref, text), on_event)
+    async def plan(
+        self,
+        ref: str,
+        *,
+        text: str | None = None,
+        inexact: bool = False,
+        objective: Objective = MIX,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        return await self._do(calls.plan(ref, text, inexact, objective), on_event)
 
     async def verify(self, ref: str | None = None, *, store: bool = False) -> dict[str, Any]:
         return await self._do(calls.verify(ref, store))
@@ -126,11 +136,12 @@ class AsyncClient:
         force: bool = False,
         tofu: bool = False,
         inexact: bool = False,
+        objective: Objective = MIX,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         return await self._do(
-            calls.ask(ref, question, max_tokens, text, prefill, force, tofu, inexact, ignore_eos), on_event
+            calls.ask(ref, question, max_tokens, text, prefill, force, tofu, inexact, objective, ignore_eos), on_event
         )
 
     async def remove(self, ref: str) -> dict[str, Any]:

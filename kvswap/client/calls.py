@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
+
+from kvswap.cost import Objective
 
 LONG_SECONDS = 3600.0  # publish, fetch, ask: their own time-outs are in the daemon
 SHORT_SECONDS = 30.0
@@ -23,6 +25,10 @@ class Call:
 
 def _long(path: str, **body: Any) -> Call:
     return Call("POST", path, {k: v for k, v in body.items() if v is not None}, True, LONG_SECONDS)
+
+
+def _wish(objective: Objective) -> dict[str, Any]:
+    return {("objective" if name == "by" else name): value for name, value in asdict(objective).items()}
 
 
 def status() -> Call:
@@ -81,16 +87,16 @@ def train(corpus: str, model: str | None, tokens: int) -> Call:
     return _long("/v1/codec/train", corpus=corpus, model=model, tokens=tokens)
 
 
-def fetch(ref: str, force: bool, tofu: bool, inexact: bool) -> Call:
-    return _long("/v1/fetch", ref=ref, force=force, tofu=tofu, inexact=inexact)
+def fetch(ref: str, force: bool, tofu: bool, inexact: bool, objective: Objective) -> Call:
+    return _long("/v1/fetch", ref=ref, force=force, tofu=tofu, inexact=inexact, **_wish(objective))
 
 
 def beginning(asked: dict[str, Any], tofu: bool) -> Call:
     return _long("/v1/beginning", **asked, tofu=tofu)
 
 
-def plan(ref: str, text: str | None) -> Call:
-    return _long("/v1/plan", ref=ref, text=text)
+def plan(ref: str, text: str | None, inexact: bool, objective: Objective) -> Call:
+    return _long("/v1/plan", ref=ref, text=text, inexact=inexact, **_wish(objective))
 
 
 def verify(ref: str | None, store: bool) -> Call:
@@ -106,6 +112,7 @@ def ask(
     force: bool,
     tofu: bool,
     inexact: bool,
+    objective: Objective,
     ignore_eos: bool,
 ) -> Call:
     return _long(
@@ -119,4 +126,5 @@ def ask(
         tofu=tofu,
         inexact=inexact,
         ignore_eos=ignore_eos,
+        **_wish(objective),
     )

@@ -18,6 +18,7 @@ from kvswap.core.errors import Incompatible, KvswapError, NotFound, PeerError, P
 from kvswap.core.ids import document_digest
 from kvswap.core.runfile import RunFile, not_running
 from kvswap.core.settings import home_directory
+from kvswap.cost import MIX, Objective
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -115,17 +116,26 @@ class Client:
         force: bool = False,
         tofu: bool = False,
         inexact: bool = False,
+        objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> Artifact:
         """Make an artifact local and verified.
 
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
-        report = self._do(calls.fetch(ref, force, tofu, inexact), on_event)
+        report = self._do(calls.fetch(ref, force, tofu, inexact, objective), on_event)
         return Artifact(report["artifact"], report, lambda: self.show(report["artifact"]))
 
-    def plan(self, ref: str, *, text: str | None = None, on_event: OnEvent | None = None) -> dict[str, Any]:
-        return self._do(calls.plan(ref, text), on_event)
+    def plan(
+        self,
+        ref: str,
+        *,
+        text: str | None = None,
+        inexact: bool = False,
+        objective: Objective = MIX,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        return self._do(calls.plan(ref, text, inexact, objective), on_event)
 
     def verify(self, ref: str | None = None, *, store: bool = False) -> dict[str, Any]:
         """Check an artifact, or with `store` every file of the store."""
@@ -142,11 +152,14 @@ class Client:
         force: bool = False,
         tofu: bool = False,
         inexact: bool = False,
+        objective: Objective = MIX,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Answer from a document's cache, in the node's model process."""
-        return self._do(calls.ask(ref, question, max_tokens, text, prefill, force, tofu, inexact, ignore_eos), on_event)
+        return self._do(
+            calls.ask(ref, question, max_tokens, text, prefill, force, tofu, inexact, objective, ignore_eos), on_event
+        )
 
     def remove(self, ref: str) -> dict[str, Any]:
         return self._do(calls.remove(ref))

@@ -6,7 +6,8 @@
     dollars(fetch)   = missing wire bytes * price per byte
     score            = dollars + seconds * what a second of waiting is worth
 
-The lower score wins; at equal scores prefill does, because it needs nobody.
+The lower score wins; at equal scores prefill does, because it needs nobody.  An objective may count
+time or money alone, the other deciding between equals, and an option over a budget is none.
 
 >>> curve = PrefillCurve(a=0.5, b=0.0001, block_tokens=256)
 >>> plan = decide(tokens=1024, load_seconds=0.05, missing_bytes=16_000_000,
@@ -72,14 +73,45 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
+class Objective:
+    """What the caller minds, `time`, `money` or the `mix` of both at the price of a second; and budgets."""
+
+    by: str = "mix"
+    max_seconds: float | None = None
+    max_dollars: float | None = None
+    max_bytes: int | None = None  # to be fetched
+
+
+MIX = Objective()
+OBJECTIVES = ("mix", "time", "money")
+
+
+@dataclass(frozen=True, slots=True)
 class Option:
     """One way of getting the cache."""
 
     seconds: float
     dollars: float
+    bytes: int = 0  # to be fetched
 
-    def score(self, prices: Prices) -> float:
-        return self.dollars + self.seconds * prices.value_per_second
+    def score(self, prices: Prices, objective: Objective = MIX) -> tuple[float, float]:
+        """The lower the better."""
+        if objective.by == "time":
+            return self.seconds, self.dollars
+        if objective.by == "money":
+            return self.dollars, self.seconds
+        return self.dollars + self.seconds * prices.value_per_second, 0.0
+
+    def over(self, objective: Objective) -> str | None:
+        """Which budget it breaks."""
+        for what, amount, most in (
+            ("seconds", self.seconds, objective.max_seconds),
+            ("dollars", self.dollars, objective.max_dollars),
+            ("bytes", self.bytes, objective.max_bytes),
+        ):
+            if most is not None and amount > most:
+                return f"{amount:.6g} {what}, over the budget of {most:.6g}"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +137,7 @@ def decide(
     curve: PrefillCurve | None,
     link: Link | None,
     prices: Prices,
+    objective: Objective = MIX,
 ) -> Plan:
     """Choose.  `curve` None: this node cannot prefill; `link` None: nobody to fetch from.
 
@@ -119,18 +152,35 @@ def decide(
         fetch = Option(load_seconds, 0.0)
     elif link is not None:
         seconds = 2 * link.latency + missing_bytes / link.bytes_per_second + load_seconds
-        fetch = Option(seconds, missing_bytes / 1e9 * prices.per_gb)
+        fetch = Option(seconds, missing_bytes / 1e9 * prices.per_gb, missing_bytes)
     if prefill is None and fetch is None:
         return Plan("none", 0.0, 0.0, "neither a model to prefill with nor a peer to fetch from", None, None)
+    too_much = {
+        name: why
+        for name, option in (("fetch", fetch), ("prefill", prefill))
+        if option is not None and (why := option.over(objective)) is not None
+    }
+    if too_much:
+        return _within(too_much, prefill, fetch)
     if fetch is None:
         assert prefill is not None  # noqa: S101 - one of the two is there
         return Plan("prefill", prefill.seconds, prefill.dollars, "nobody offers it", prefill, None)
     if prefill is None:
         return Plan("fetch", fetch.seconds, fetch.dollars, "this node cannot prefill", None, fetch)
-    better = fetch.score(prices) < prefill.score(prices)
+    better = fetch.score(prices, objective) < prefill.score(prices, objective)
     reason = _reason(better, prefill, fetch, missing_bytes, link)
     chosen = fetch if better else prefill
     return Plan("fetch" if better else "prefill", chosen.seconds, chosen.dollars, reason, prefill, fetch)
+
+
+def _within(too_much: dict[str, str], prefill: Option | None, fetch: Option | None) -> Plan:
+    """What is left when options break a budget."""
+    why = "; ".join(f"{name} takes {what}" for name, what in too_much.items())
+    if fetch is not None and "fetch" not in too_much:
+        return Plan("fetch", fetch.seconds, fetch.dollars, why, prefill, fetch)
+    if prefill is not None and "prefill" not in too_much:
+        return Plan("prefill", prefill.seconds, prefill.dollars, why, prefill, fetch)
+    return Plan("none", 0.0, 0.0, why, prefill, fetch)
 
 
 def _reason(better: bool, prefill: Option, fetch: Option, missing: int, link: Link | None) -> str:

@@ -16,6 +16,7 @@ from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.ids import Cid, PeerId, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
+from kvswap.cost import OBJECTIVES, Objective
 from kvswap.daemon import metrics
 from kvswap.daemon.guard import Handler, guard
 from kvswap.daemon.supervisor import ModelProcess
@@ -325,7 +326,7 @@ class Api:
         reference = parse_reference(_text(body, "ref"))
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await plan_reference(self._node, reference, _optional(body, "text"))
+            return await plan_reference(self._node, reference, _optional(body, "text"), _terms(body))
 
         return await _stream(request, work)
 
@@ -401,7 +402,15 @@ def _text(body: dict[str, Any], name: str) -> str:
 
 
 def _terms(body: dict[str, Any]) -> Terms:
-    return Terms(bool(body.get("force")), bool(body.get("tofu")), bool(body.get("inexact")))
+    by = body.get("objective") or "mix"
+    most = {name: body.get(name) for name in ("max_seconds", "max_dollars", "max_bytes")}
+    if by not in OBJECTIVES:
+        raise UsageError(f"objective is one of {', '.join(OBJECTIVES)}")
+    for name, value in most.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise UsageError(f"{name} is a number that is not negative")
+    objective = Objective(by, most["max_seconds"], most["max_dollars"], most["max_bytes"])
+    return Terms(bool(body.get("force")), bool(body.get("tofu")), bool(body.get("inexact")), objective)
 
 
 def _optional(body: dict[str, Any], name: str) -> str | None:

@@ -123,9 +123,9 @@ async def _obtain(
         fetched = await fetch(node, reference, terms, progress)
         return _Obtained(fetched.statement, fetched.plan)
     except PlanSaysPrefill as error:
-        if text is None:
-            raise
         figures = error.details.get("plan", {})
+        if text is None or figures.get("action") == "none":  # prefilling is over a budget as well
+            raise
         seconds, dollars = figures.get("seconds", 0.0), figures.get("dollars", 0.0)
         return _Obtained(None, Plan("prefill", seconds, dollars, error.message, None, None))
     except (NotFound, Incompatible) as error:  # what others offer is not for this reader: as good as nothing

@@ -62,7 +62,7 @@ async def fetch(
 ) -> Fetched:
     """Make an artifact complete in the store.  Raises `PlanSaysPrefill` when that is not worth it."""
     began = time.perf_counter()
-    resolved, chosen = await best(node, await resolve(node, reference, terms))
+    resolved, chosen = await best(node, await resolve(node, reference, terms), terms.objective)
     statement = resolved.statement
     await progress({"event": "found", "artifact": str(statement.artifact), "peers": list(resolved.peers)})
     await progress({"event": "plan", **chosen.to_json()})
@@ -73,7 +73,7 @@ async def fetch(
         node.counters.plans_prefill += 1
         node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
         raise not_worth_it(str(statement.artifact), chosen)
-    rest = None if terms.force else await judge(node, statement.manifest)
+    rest = None if terms.force else await judge(node, statement.manifest, terms.objective)
     transfer = await bring(node, statement, needed_files(statement.manifest), resolved.peers, progress, rest)
     wire_bytes, peers = transfer.received, tuple(transfer.served_bytes)
     seconds = time.perf_counter() - began

@@ -9,22 +9,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from kvswap.artifact.layout import needed, needed_files
 from kvswap.artifact.manifest import ChunkRef, Manifest, PredictorRef
 from kvswap.core.errors import PlanSaysPrefill
-from kvswap.cost import Link, Plan, PrefillCurve, Prices, decide
+from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, decide
 from kvswap.exchange import predictors
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.exchange.resolve import Resolved, own_model
 
 
-async def best(node: Node, usable: Sequence[Resolved]) -> tuple[Resolved, Plan]:
+async def best(node: Node, usable: Sequence[Resolved], objective: Objective) -> tuple[Resolved, Plan]:
     """Of artifacts judged usable the one that costs least to have, and whether to fetch it.  Measures prefill once."""
     plans: list[tuple[Resolved, Plan]] = []
     for resolved in usable:
         manifest = resolved.statement.manifest
         tokens = manifest.prefix.tokens
-        plan, _ = await plan_chunks(node, manifest, needed_files(manifest), resolved.peers, tokens)
+        plan, _ = await plan_chunks(node, manifest, needed_files(manifest), resolved.peers, tokens, objective)
         plans.append((resolved, plan))
-    return min(plans, key=lambda pair: pair[1].fetch.score(prices(node)) if pair[1].fetch else math.inf)
+
+    def rank(pair: tuple[Resolved, Plan]) -> tuple[bool, tuple[float, float]]:
+        fetch = pair[1].fetch
+        if fetch is None:
+            return True, (math.inf, math.inf)
+        return fetch.over(objective) is not None, fetch.score(prices(node), objective)
+
+    return min(plans, key=rank)
 
 
 def raw_by_codec(files: Iterable[ChunkRef | PredictorRef]) -> dict[str, int]:
@@ -37,7 +44,12 @@ def raw_by_codec(files: Iterable[ChunkRef | PredictorRef]) -> dict[str, int]:
 
 
 async def plan_chunks(
-    node: Node, manifest: Manifest, indices: Sequence[int], peers: tuple[str, ...], tokens: int
+    node: Node,
+    manifest: Manifest,
+    indices: Sequence[int],
+    peers: tuple[str, ...],
+    tokens: int,
+    objective: Objective,
 ) -> tuple[Plan, int]:
     """The plan for the files that `tokens` tokens need, and how many of their bytes are not here."""
     await asyncio.to_thread(predictors.supply, node, manifest)
@@ -49,11 +61,18 @@ async def plan_chunks(
     if choice is not None:
         known = node.calibration.curve(choice.calibration_key, manifest.prefix.block_tokens)
         curve = known if known or not missing_bytes else await calibrate(node, choice, manifest.prefix.block_tokens)
-    return decide_here(node, tokens, raw_by_codec(files), missing_bytes, curve, best_link(node, peers)), missing_bytes
+    link = best_link(node, peers)
+    return decide_here(node, tokens, raw_by_codec(files), missing_bytes, curve, link, objective), missing_bytes
 
 
 def decide_here(
-    node: Node, tokens: int, raw: Mapping[str, int], missing_bytes: int, curve: PrefillCurve | None, link: Link | None
+    node: Node,
+    tokens: int,
+    raw: Mapping[str, int],
+    missing_bytes: int,
+    curve: PrefillCurve | None,
+    link: Link | None,
+    objective: Objective,
 ) -> Plan:
     """`cost.decide` with this node's measured load rates and its prices; `raw`: bytes by codec."""
     return decide(
@@ -63,11 +82,12 @@ def decide_here(
         link=link,
         load_seconds=node.calibration.load_seconds(raw),
         prices=prices(node),
+        objective=objective,
     )
 
 
 def not_worth_it(artifact: str, chosen: Plan) -> PlanSaysPrefill:
-    """Exit 8, with the figures."""
+    """Exit 8, with the figures: prefilling is better, or a budget is broken."""
     return PlanSaysPrefill(
         f"fetching {artifact} is not worth it: {chosen.reason}",
         hint="kvswap fetch --force fetches all the same",
@@ -78,7 +98,7 @@ def not_worth_it(artifact: str, chosen: Plan) -> PlanSaysPrefill:
 Judge = Callable[[float, int], Plan]
 
 
-async def judge(node: Node, manifest: Manifest) -> Judge | None:
+async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge | None:
     """For a fetch under way: (bytes per second seen, bytes missing) -> the plan for the rest.
 
     None when this node cannot prefill or was never measured.
@@ -90,7 +110,8 @@ async def judge(node: Node, manifest: Manifest) -> Judge | None:
     raw = raw_by_codec(manifest.chunks[i] for i in needed(manifest))
 
     def rest(bytes_per_second: float, missing_bytes: int) -> Plan:
-        return decide_here(node, manifest.prefix.tokens, raw, missing_bytes, curve, Link(bytes_per_second, 0.0))
+        link = Link(bytes_per_second, 0.0)
+        return decide_here(node, manifest.prefix.tokens, raw, missing_bytes, curve, link, objective)
 
     return rest
 

@@ -88,16 +88,17 @@ async def beginning_of(
     return made["tokens"], found
 
 
-async def plan_beginning(node: Node, beginning: Beginning) -> tuple[Plan, int]:
+async def plan_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT) -> tuple[Plan, int]:
     """Fetch or prefill these first tokens, and how many bytes of them are not here."""
-    return await plan_chunks(node, beginning.statement.manifest, beginning.chunks, beginning.peers, beginning.tokens)
+    manifest = beginning.statement.manifest
+    return await plan_chunks(node, manifest, beginning.chunks, beginning.peers, beginning.tokens, terms.objective)
 
 
 async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, progress: Progress = silent) -> Plan:
     """Make the chunks of a beginning local.  Raises `PlanSaysPrefill` when prefilling them is better."""
     statement = beginning.statement
     artifact = str(statement.artifact)
-    chosen, missing = await plan_beginning(node, beginning)
+    chosen, missing = await plan_beginning(node, beginning, terms)
     await progress({"event": "plan", **chosen.to_json()})
     if chosen.action != "fetch" and not (terms.force and (beginning.peers or not missing)):
         raise PlanSaysPrefill(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange.node import Node
-from kvswap.exchange.plan import best, calibrate, decide_here
+from kvswap.exchange.plan import best, calibrate, decide_here, prices
 from kvswap.exchange.prefix import beginning_of, plan_beginning
 from kvswap.exchange.request import STRICT, Terms
-from kvswap.exchange.resolve import resolve
+from kvswap.exchange.resolve import own_model, resolve
 
 
 async def plan_reference(
@@ -26,8 +27,8 @@ async def plan_reference(
     except NotFound:
         if text is None:
             raise
-        return await _plan_unpublished(node, text)
-    resolved, chosen = await best(node, usable)
+        return await _plan_unpublished(node, text, terms)
+    resolved, chosen = await best(node, usable, terms.objective)
     manifest = resolved.statement.manifest
     return {
         "artifact": str(resolved.statement.artifact),
@@ -35,19 +36,32 @@ async def plan_reference(
         "codec": manifest.codecs[0],
         "exact": manifest.exact,
         **chosen.to_json(),
+        "basis": await basis(node, manifest.prefix.block_tokens, resolved.peers),
     }
 
 
-async def _plan_unpublished(node: Node, text: str) -> dict[str, Any]:
+async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> dict[str, Any]:
+    """What the plan was calculated with: this machine's prefill, links, codecs, and prices."""
+    choice = await own_model(node)
+    curve = node.calibration.curve(choice.calibration_key, block_tokens) if choice else None
+    return {
+        "prefill": asdict(curve) if curve else None,
+        "links": {p: asdict(node.calibration.link(p, node.settings.assumed_link_bytes_per_second)) for p in peers},
+        "codecs": node.calibration.codecs(),
+        "prices": asdict(prices(node)),
+    }
+
+
+async def _plan_unpublished(node: Node, text: str, terms: Terms) -> dict[str, Any]:
     choice = await node.model.choose()
     block_tokens = node.settings.block_tokens
-    tokens, beginning = await beginning_of(node, choice, text)
+    tokens, beginning = await beginning_of(node, choice, text, terms)
     curve = node.calibration.curve(choice.calibration_key, block_tokens) or await calibrate(node, choice, block_tokens)
     # Something is missing and there is no link to get it over: how large it would be does not matter.
-    whole = decide_here(node, tokens, raw={}, missing_bytes=1, curve=curve, link=None)
+    whole = decide_here(node, tokens, raw={}, missing_bytes=1, curve=curve, link=None, objective=terms.objective)
     shared = None
     if beginning is not None:
-        part, missing = await plan_beginning(node, beginning)
+        part, missing = await plan_beginning(node, beginning, terms)
         shared = {
             "artifact": str(beginning.statement.artifact),
             "tokens": beginning.tokens,
@@ -57,4 +71,10 @@ async def _plan_unpublished(node: Node, text: str) -> dict[str, Any]:
             "action": part.action,
             "reason": part.reason,
         }
-    return {"artifact": None, "from": [], "shared_prefix": shared, **whole.to_json()}
+    return {
+        "artifact": None,
+        "from": [],
+        "shared_prefix": shared,
+        **whole.to_json(),
+        "basis": await basis(node, block_tokens, ()),
+    }

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kvswap.cost import MIX, Objective
+
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -20,6 +22,7 @@ class Terms:
     force: bool = False  # fetch although the plan says that prefilling is better
     trust_on_first_use: bool = False  # trust the publisher from now on, if not known yet
     inexact: bool = False  # take a cache that is not the model's own to the bit
+    objective: Objective = MIX
 
 
 STRICT = Terms()

@@ -321,6 +321,13 @@ def test_a_plan_that_says_prefill_is_exit_8_with_the_figures(
     b.client.trust_add(a.publisher)
     until(lambda: b.client.status()["peers"], what="B to meet A")
     plan = last_json(kvswap(b.home, "plan", digest_of(document), "--json"))
+    assert plan["basis"]["prefill"]["a"] > 0 and plan["basis"]["prices"]["value_per_second"] > 0
+    explained = kvswap(b.home, "plan", digest_of(document), "--explain").stdout
+    assert "1.0 kB/s (assumed)" in explained and "a second of waiting" in explained
+    # Budgets: what breaks one is not done, whatever else is said of it.
+    assert kvswap(b.home, "fetch", digest_of(document), "--max-bytes", "10").returncode == 8
+    assert kvswap(b.home, "ask", str(document), "What?", "--max-seconds", "0").returncode == 8
+    assert kvswap(b.home, "plan", digest_of(document), "--max-dollars", "-1").returncode == 2
     assert plan["action"] == "prefill" and plan["fetch"]["seconds"] > plan["prefill"]["seconds"]
     done = kvswap(b.home, "fetch", digest_of(document), "--json")
     assert done.returncode == 8

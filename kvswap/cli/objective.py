@@ -1,0 +1,34 @@
+"""The options with which a plan is told what to mind; for the verbs that plan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import click
+
+from kvswap.cost import OBJECTIVES, Objective
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def plan_options(function: F) -> F:
+    """Adds the options; the function gets `objective`."""
+
+    @click.option("--objective", type=click.Choice(OBJECTIVES), default="mix", help="What to save (default: both).")
+    @click.option("--max-seconds", type=click.FloatRange(min=0), help="Nothing that takes longer.")
+    @click.option("--max-dollars", type=click.FloatRange(min=0), help="Nothing that costs more.")
+    @click.option("--max-bytes", type=click.IntRange(min=0), help="Nothing that fetches more.")
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        objective: str,
+        max_seconds: float | None,
+        max_dollars: float | None,
+        max_bytes: int | None,
+        **more: Any,
+    ) -> Any:
+        return function(*args, objective=Objective(objective, max_seconds, max_dollars, max_bytes), **more)
+
+    return cast(F, wrapped)
