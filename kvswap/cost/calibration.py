@@ -105,11 +105,12 @@ class Calibration:
         if seconds > 0 and most > 1_000_000 and most > 0.9 * sum(raw.values()):
             self._rate(codec, "load", most / seconds)
 
-    def add_encode(self, codec: str, raw_bytes: int, wire_bytes: int, seconds: float) -> None:
-        """Encoding of so many bytes, by one thread."""
-        if seconds > 0 and raw_bytes > 1_000_000 and wire_bytes > 0:
+    def add_encode(self, codec: str, raw_bytes: int, wire_bytes: int | None, seconds: float) -> None:
+        """Encoding of so many bytes, by one thread; `wire_bytes` None: of no real text, whose ratio says nothing."""
+        if seconds > 0 and raw_bytes > 1_000_000:
             self._rate(codec, "encode", raw_bytes / seconds)
-            self._rate(codec, "ratio", raw_bytes / wire_bytes)
+            if wire_bytes:
+                self._rate(codec, "ratio", raw_bytes / wire_bytes)
 
     def _rate(self, codec: str, field: str, value: float) -> None:
         row = self._data["codecs"].setdefault(codec, {})

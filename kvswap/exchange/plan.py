@@ -133,8 +133,8 @@ async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> Prefi
     known = predictors.path(node, choice)
     predictor = str(known) if known is not None else None
     made = await node.model.run(choice, "calibrate", block_tokens=block_tokens, predictor=predictor)
-    for codec, (raw, coded, encode, load) in made["codecs"].items():
-        node.calibration.add_encode(codec, raw, coded, encode / 1e6)
+    for codec, (raw, encode, load) in made["codecs"].items():
+        node.calibration.add_encode(codec, raw, None, encode / 1e6)
         node.calibration.add_load({codec: raw}, load / 1e6)
     node.learn_prefill(choice, made["samples"])
     return node.calibration.curve(choice.calibration_key, block_tokens)

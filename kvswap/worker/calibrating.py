@@ -15,7 +15,7 @@ from blake3 import blake3
 def codec_rates(
     loaded: Any, cache: Any, tokens: int, block_tokens: int, predictor: Path | None
 ) -> dict[str, list[int]]:
-    """By codec: raw bytes, wire bytes, microseconds of encoding in one thread, and of loading.
+    """By codec: raw bytes, microseconds of encoding in one thread, and of loading.
 
     Loading has a thread for each processor and is what `artifact.tensors.load` does with a chunk: digest,
     decode, digest.
@@ -59,6 +59,6 @@ def codec_rates(
             list(pool.map(load, encoded))
         seconds = time.perf_counter() - began
         every = [chunk for chunks in encoded for chunk, *_ in chunks]
-        sizes = [sum(c.ref.raw_length for c in every), sum(c.ref.length for c in every)]
-        out[name] = [*sizes, int(sum(c.seconds for c in every) * 1e6), int(seconds * 1e6)]
+        raw = sum(c.ref.raw_length for c in every)
+        out[name] = [raw, int(sum(c.seconds for c in every) * 1e6), int(seconds * 1e6)]
     return out

@@ -95,6 +95,7 @@ def test_measurements_are_kept_and_damage_is_forgiven(tmp_path) -> None:  # type
     calibration.add_load({"planes": 10**9, "raw": 10**6}, 2.0)
     calibration.add_load({"planes": 10**9, "raw": 10**9}, 2.0)  # of which it was says nothing
     calibration.add_encode("predictive", 10**8, 5 * 10**7, 2.0)
+    calibration.add_encode("predictive", 10**8, None, 2.0)
     calibration.save()
     again = Calibration(path)
     assert again.curve("m", 100) == PrefillCurve(pytest.approx(0.5), pytest.approx(0.001), 100)
