@@ -6,8 +6,6 @@ No decision is taken here.  When the caller goes away, the use case is cancelled
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -16,9 +14,9 @@ from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.ids import Cid, PeerId, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
-from kvswap.cost import OBJECTIVES, Objective
 from kvswap.daemon import metrics
 from kvswap.daemon.guard import Handler, guard
+from kvswap.daemon.requests import body_of, optional_of, send_line, start_lines, stream, terms_of, text_of
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.exchange import Node
 from kvswap.exchange.answer import answer
@@ -27,14 +25,12 @@ from kvswap.exchange.predictors import train
 from kvswap.exchange.prefix import fetch_beginning, longest_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.publish import publish
-from kvswap.exchange.request import Progress, Terms
+from kvswap.exchange.request import Progress
 from kvswap.exchange.resolve import Wanted
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.store import PeerRecord
 from kvswap.trust import read_statement
-
-Work = Callable[[Progress], Awaitable[dict[str, Any]]]
 
 
 @web.middleware
@@ -185,12 +181,12 @@ class Api:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """JSON lines: the recent events, then new ones as they happen (`?follow=0`: only the recent)."""
-        response = await _lines(request)
+        response = await start_lines(request)
         for event in self._node.events.recent():
-            await _line(response, event)
+            await send_line(response, event)
         if request.query.get("follow", "1") != "0":
             async for event in self._node.events.follow():
-                await _line(response, event)
+                await send_line(response, event)
         await response.write_eof()
         return response
 
@@ -242,7 +238,7 @@ class Api:
         return web.Response(body=await asyncio.to_thread(self._node.store.get_chunk, cid))
 
     async def collect(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await body_of(request)
         target = body.get("target_bytes")
         if target is not None and (not isinstance(target, int) or target < 0):
             raise UsageError("target_bytes is a number of bytes")
@@ -252,64 +248,64 @@ class Api:
     # -- use cases -------------------------------------------------------------------------------
 
     async def publish(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request)
+        body = await body_of(request)
 
         async def work(progress: Progress) -> dict[str, Any]:
             return await publish(
                 self._node,
-                _text(body, "text").encode(),
-                model=_optional(body, "model"),
-                codec=_optional(body, "codec"),
+                text_of(body, "text").encode(),
+                model=optional_of(body, "model"),
+                codec=optional_of(body, "codec"),
                 truncate=bool(body.get("truncate")),
-                media_type=_optional(body, "media_type") or "text/plain",
-                source=_optional(body, "source"),
+                media_type=optional_of(body, "media_type") or "text/plain",
+                source=optional_of(body, "source"),
                 progress=progress,
             )
 
-        return await _stream(request, work)
+        return await stream(request, work)
 
     async def train(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request)
+        body = await body_of(request)
         tokens = body.get("tokens")
         if not isinstance(tokens, int) or not 1_000 <= tokens <= 1_000_000:
             raise UsageError("tokens is a number from 1000 to 1000000")
 
         async def work(progress: Progress) -> dict[str, Any]:
             return await train(
-                self._node, _text(body, "corpus"), progress, model=_optional(body, "model"), tokens=tokens
+                self._node, text_of(body, "corpus"), progress, model=optional_of(body, "model"), tokens=tokens
             )
 
-        return await _stream(request, work)
+        return await stream(request, work)
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request)
-        reference = parse_reference(_text(body, "ref"))
+        body = await body_of(request)
+        reference = parse_reference(text_of(body, "ref"))
 
         async def work(progress: Progress) -> dict[str, Any]:
             done = await fetch(
                 self._node,
                 reference,
-                _terms(body),
+                terms_of(body),
                 progress,
             )
             return done.to_json()
 
-        return await _stream(request, work)
+        return await stream(request, work)
 
     async def beginning(self, request: web.Request) -> web.StreamResponse:
         """The longest published beginning of a document given by its chain digests, made local."""
-        body = await _body(request)
+        body = await body_of(request)
         chain, block_tokens = body.get("chain"), body.get("block_tokens")
         try:
             digests = [bytes.fromhex(d) for d in chain] if isinstance(chain, list) else []
-            wanted = Wanted(bytes.fromhex(_text(body, "model")), _text(body, "dtype"))
+            wanted = Wanted(bytes.fromhex(text_of(body, "model")), text_of(body, "dtype"))
         except (TypeError, ValueError) as error:
             raise UsageError("chain and model are digests in hex") from error
         if not digests or any(len(d) != 32 for d in (*digests, wanted.model)) or not isinstance(block_tokens, int):
             raise UsageError("a beginning is asked for by chain, model, dtype and block_tokens")
 
         async def work(progress: Progress) -> dict[str, Any]:
-            found = await longest_beginning(self._node, wanted, digests, block_tokens, _terms(body))
+            found = await longest_beginning(self._node, wanted, digests, block_tokens, terms_of(body))
             if found is None:
                 raise NotFound("nobody offers a document with the same beginning")
             chosen = await fetch_beginning(self._node, found, progress=progress)
@@ -319,20 +315,20 @@ class Api:
                 "plan": {"action": chosen.action, "seconds": chosen.seconds, "reason": chosen.reason},
             }
 
-        return await _stream(request, work)
+        return await stream(request, work)
 
     async def plan(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request)
-        reference = parse_reference(_text(body, "ref"))
+        body = await body_of(request)
+        reference = parse_reference(text_of(body, "ref"))
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await plan_reference(self._node, reference, _optional(body, "text"), _terms(body))
+            return await plan_reference(self._node, reference, optional_of(body, "text"), terms_of(body))
 
-        return await _stream(request, work)
+        return await stream(request, work)
 
     async def ask(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request)
-        reference = parse_reference(_text(body, "ref"))
+        body = await body_of(request)
+        reference = parse_reference(text_of(body, "ref"))
         steps = body.get("max_tokens", 64)
         if not isinstance(steps, int):
             raise UsageError("max_tokens is a number")
@@ -341,27 +337,27 @@ class Api:
             return await answer(
                 self._node,
                 reference,
-                _text(body, "question"),
+                text_of(body, "question"),
                 steps=steps,
-                text=_optional(body, "text"),
+                text=optional_of(body, "text"),
                 prefill=bool(body.get("prefill")),
-                terms=_terms(body),
+                terms=terms_of(body),
                 ignore_eos=bool(body.get("ignore_eos")),
                 progress=progress,
             )
 
-        return await _stream(request, work)
+        return await stream(request, work)
 
     async def verify(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request)
+        body = await body_of(request)
 
         async def work(progress: Progress) -> dict[str, Any]:
             if body.get("store"):
                 report = await asyncio.to_thread(self._node.store.verify)
                 return {n: getattr(report, n) for n in report.__slots__} | {"clean": report.clean}
-            return await verify_artifact(self._node, parse_reference(_text(body, "ref")))
+            return await verify_artifact(self._node, parse_reference(text_of(body, "ref")))
 
-        return await _stream(request, work)
+        return await stream(request, work)
 
     # -- trust -----------------------------------------------------------------------------------
 
@@ -369,8 +365,8 @@ class Api:
         return web.json_response({"own": str(self._node.publisher.peer_id), "publishers": self._node.policy.rows()})
 
     async def trust_add(self, request: web.Request) -> web.Response:
-        body = await _body(request)
-        row = self._node.policy.add(_text(body, "peer"), _optional(body, "label") or "")
+        body = await body_of(request)
+        row = self._node.policy.add(text_of(body, "peer"), optional_of(body, "label") or "")
         self._node.events.add("trusted", publisher=row.peer, how=row.how)
         return web.json_response({"peer": row.peer, "label": row.label, "added": row.added, "how": row.how})
 
@@ -379,72 +375,3 @@ class Api:
         if not self._node.policy.remove(peer):
             raise NotFound(f"{peer} is not on the trust list", hint="kvswap trust ls")
         return web.json_response({"peer": peer, "removed": True})
-
-
-# -- plumbing --------------------------------------------------------------------------------------
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    try:
-        body = json.loads(await request.read() or b"{}")
-    except ValueError as error:
-        raise UsageError("the request's body is not JSON") from error
-    if not isinstance(body, dict):
-        raise UsageError("the request's body is not a JSON object")
-    return body
-
-
-def _text(body: dict[str, Any], name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str):
-        raise UsageError(f"the request needs a text {name!r}")
-    return value
-
-
-def _terms(body: dict[str, Any]) -> Terms:
-    by = body.get("objective") or "mix"
-    most = {name: body.get(name) for name in ("max_seconds", "max_dollars", "max_bytes")}
-    if by not in OBJECTIVES:
-        raise UsageError(f"objective is one of {', '.join(OBJECTIVES)}")
-    for name, value in most.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise UsageError(f"{name} is a number that is not negative")
-    objective = Objective(by, most["max_seconds"], most["max_dollars"], most["max_bytes"])
-    return Terms(bool(body.get("force")), bool(body.get("tofu")), bool(body.get("inexact")), objective)
-
-
-def _optional(body: dict[str, Any], name: str) -> str | None:
-    return _text(body, name) if body.get(name) is not None else None
-
-
-async def _lines(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
-    await response.prepare(request)
-    return response
-
-
-async def _line(response: web.StreamResponse, value: dict[str, Any]) -> None:
-    await response.write(json.dumps(value).encode() + b"\n")
-
-
-async def _stream(request: web.Request, work: Work) -> web.StreamResponse:
-    """Run a use case and send its events as they come."""
-    response = await _lines(request)
-
-    async def progress(event: dict[str, Any]) -> None:
-        await _line(response, event)
-
-    try:
-        await _line(response, {"result": await work(progress)})
-    except KvswapError as error:
-        await _line(response, {"error": error.to_dict()})
-    except ConnectionResetError:
-        return response  # the caller went away
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        failure = KvswapError(f"the daemon failed: {type(error).__name__}: {str(error)[:300]}")
-        await _line(response, {"error": failure.to_dict()})
-        raise
-    await response.write_eof()
-    return response
