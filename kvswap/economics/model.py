@@ -8,8 +8,8 @@ with beta the price of moving a byte, sigma of keeping one, s the size, T the ti
 
 >>> round(shared(prefill=1.0, readers=10, load=0.01, move=0.02, keep=0.5), 3)
 0.18
->>> break_even_readers(prefill=1.0, load=0.01, move=0.02, keep=0.0)
-1.0309278350515463
+>>> round(break_even_readers(prefill=1.0, load=0.01, move=0.02, keep=0.0), 6)
+1.030928
 >>> break_even_readers(prefill=1.0, load=0.5, move=0.6) is None
 True
 """
