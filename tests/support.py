@@ -146,7 +146,7 @@ def make_artifact(
     """Random tensors through the real chunk writer, a manifest around them, signed.  `changes` replace fields."""
     import torch
 
-    from kvswap.artifact.tensors import Layers, LayerTensors, context_of, digest_layer, encode_chunk
+    from kvswap.artifact.tensors import Layers, LayerTensors, by_layer, context_of, digest_layer, encode_chunk
 
     signer = signer or key()
     now = int(time.time()) if now is None else now
@@ -180,7 +180,7 @@ def make_artifact(
             with mock.patch.object(base, "_PLANES_MAY_BE_BETTER", 9.0):  # nothing here can be predicted
                 context = context_of(predictor, members, begin, earlier)
                 chunk = encode_chunk(parts, dtype, codec, block, run, context)
-            earlier.update(zip(members, zip(parts[::2], parts[1::2], strict=True), strict=True))
+            earlier |= by_layer(members, parts)
             refs.append(chunk.ref)
             chunks[chunk.ref.id] = chunk.wire
     digests: list[TensorDigests] = []

@@ -14,6 +14,7 @@ from kvswap.artifact.tensors import (
     EncodedChunk,
     Layers,
     Predictors,
+    by_layer,
     context_of,
     decode_chunk,
     encode_chunk,
@@ -49,4 +50,4 @@ def recode(
             context = context_of(predictor, run, first, written)
             yield encode_chunk(parts, layout.dtype, codec, block, ref.run, context)
             if predictor is not None:
-                written.update(zip(run, zip(parts[::2], parts[1::2], strict=True), strict=True))
+                written |= by_layer(run, parts)

@@ -102,6 +102,11 @@ def encode_chunk(
 Layers = dict[int, tuple[Part, Part]]
 
 
+def by_layer(run: Sequence[int], parts: Sequence[Part]) -> Layers:
+    """K and V of each layer of a run, of its parts in order."""
+    return dict(zip(run, zip(parts[::2], parts[1::2], strict=True), strict=True))
+
+
 def context_of(predictor: Predictor | None, layers: Sequence[int], start: int, earlier: Layers) -> Context | None:
     """What a run of layers is coded against: `earlier` layers of the same block, whose first token is at `start`."""
     if predictor is None:
@@ -209,7 +214,7 @@ def decode_chunk(
             cause="a fault in the codec, or a publisher that signed a wrong digest",
         )
     if predictor is not None:
-        earlier.update(zip(run, zip(parts[::2], parts[1::2], strict=True), strict=True))
+        earlier |= by_layer(run, parts)
 
 
 def _decode_into(

@@ -81,8 +81,7 @@ class Calibration:
     def _mean(self, peer: str, field: str, value: float) -> None:
         peers = self._data["peers"]
         row = peers.pop(peer, {})
-        old = row.get(field)
-        row[field] = value if old is None else old + _WEIGHT * (value - old)
+        _blend(row, field, value)
         row["at"] = int(time.time())
         peers[peer] = row  # last in order of use
         while len(peers) > _PEERS_KEPT:
@@ -113,9 +112,7 @@ class Calibration:
                 self._rate(codec, "ratio", raw_bytes / wire_bytes)
 
     def _rate(self, codec: str, field: str, value: float) -> None:
-        row = self._data["codecs"].setdefault(codec, {})
-        old = row.get(field)
-        row[field] = value if old is None else old + _WEIGHT * (value - old)
+        _blend(self._data["codecs"].setdefault(codec, {}), field, value)
 
     def load_seconds(self, raw: Mapping[str, int]) -> float:
         """For so many raw bytes by codec."""
@@ -130,3 +127,9 @@ class Calibration:
     def codecs(self) -> dict[str, dict[str, float]]:
         """What is known of each, for showing: `load` and `encode` in bytes a second, `ratio`."""
         return {name: dict(row) for name, row in self._data["codecs"].items() if isinstance(row, dict)}
+
+
+def _blend(row: dict[str, Any], field: str, value: float) -> None:
+    """A running mean, to which a new measurement gives its weight."""
+    old = row.get(field)
+    row[field] = value if old is None else old + _WEIGHT * (value - old)

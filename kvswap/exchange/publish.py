@@ -73,12 +73,11 @@ async def publish(
         if other and exact:
             node.spawn(_also(node, choice, exact, other))
         return _result(alike, time.perf_counter() - began, reused=True)
+    made = None
     if exact is None:
-        first = "planes" if codec in INEXACT else codec
-        exact = await _prefilled(node, choice, text, document, first, truncate, progress)
-        statement = exact if first == codec else await recoded(node, choice, exact, codec, progress)
-    else:
-        statement = await recoded(node, choice, exact, codec, progress)
+        made = "planes" if codec in INEXACT else codec
+        exact = await _prefilled(node, choice, text, document, made, truncate, progress)
+    statement = exact if made == codec else await recoded(node, choice, exact, codec, progress)
     if other:
         node.spawn(_also(node, choice, exact, other))
     return _result(statement, time.perf_counter() - began, reused=False)

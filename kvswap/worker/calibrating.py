@@ -23,7 +23,7 @@ def codec_rates(
     from kvswap import codec as codecs
     from kvswap.artifact import layout
     from kvswap.artifact.manifest import ITEM_BYTES
-    from kvswap.artifact.tensors import Layers, as_part, context_of, digest_parts, encode_chunk
+    from kvswap.artifact.tensors import Layers, as_part, by_layer, context_of, digest_parts, encode_chunk
     from kvswap.codec import predictive
     from kvswap.model.cache import capture_block, layer_specs
 
@@ -43,7 +43,7 @@ def codec_rates(
             for run, parts in enumerate(block):
                 context = context_of(known, runs[run], number * block_tokens, earlier) if name == "predictive" else None
                 chunks.append((encode_chunk(parts, loaded.dtype, name, number, run, context), context, parts))
-                earlier.update(zip(runs[run], zip(parts[::2], parts[1::2], strict=True), strict=True))
+                earlier |= by_layer(runs[run], parts)
             encoded.append(chunks)
 
         def load(chunks: list[tuple[Any, Any, Any]]) -> None:

@@ -195,7 +195,7 @@ class Jobs:
         specs: Sequence[LayerSpec],
         gate: threading.BoundedSemaphore,
     ) -> None:
-        from kvswap.artifact.tensors import Layers, as_part, context_of, encode_chunk
+        from kvswap.artifact.tensors import Layers, as_part, by_layer, context_of, encode_chunk
 
         try:
             dtype = self.loaded.dtype
@@ -208,7 +208,7 @@ class Jobs:
                 context = context_of(predictor, runs[run], first, earlier)
                 chunk = encode_chunk(views, dtype, codec, block.index, run, context)
                 if predictor is not None:
-                    earlier.update(zip(runs[run], zip(views[::2], views[1::2], strict=True), strict=True))
+                    earlier |= by_layer(runs[run], views)
                 parts.clear()
                 self._chunk(chunk)
         finally:

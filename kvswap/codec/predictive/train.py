@@ -61,6 +61,7 @@ class Trainer:
         self._form = buckets.FORMATS[dtype]
         self._first: list[list[Part]] = []
         self._kept: list[list[Part]] = []
+        self._entries: list[Array | None] = []  # of each document kept, which of its tokens are known by heart
         self._tensors: list[Tensor] = []
         self._spread: list[Floats] = []
         self._known = known
@@ -164,7 +165,10 @@ class Trainer:
         self._tokens += tokens
         self._gathered += 1
         if self._gathered % 5 == 1:
-            self._kept.append([p[:, :_MEASURING_TOKENS].copy() for p in parts])
+            kept = [p[:, :_MEASURING_TOKENS].copy() for p in parts]
+            entries = memory.find(self._stack(), codec.flat(kept[1]), self._form, codec.BEST) if self._known else None
+            self._kept.append(kept)
+            self._entries.append(entries)
 
     def _first_of(self, number: int) -> int:
         """The first tensor that is an input wherever this one is the last."""
@@ -220,19 +224,12 @@ class Trainer:
         names = ("unit", "mean", "factor", "weights", "scale", "log_sigma", "inverse", "token")
         self._tensors[number] = Tensor(**{name: fields.get(name, getattr(tensor, name)) for name in names})
 
-    def _entries(self) -> list[Array | None]:
-        """Of each document kept, which of its tokens are known by heart."""
-        return [
-            memory.find(self._stack(), codec.flat(d[1]), self._form, codec.BEST) if self._known else None
-            for d in self._kept
-        ]
-
     def _measure(self) -> list[tuple[int, Array, Array, Array]]:
         """(number, words, mu, token factor) of every tensor of the documents kept."""
         out: list[tuple[int, Array, Array, Array]] = []
         stack = self._stack()
         nothing = Predictor((stack,), rans.Tables.flat(buckets.CONTEXTS))
-        for parts, entries in zip(self._kept, self._entries(), strict=True):
+        for parts, entries in zip(self._kept, self._entries, strict=True):
 
             def code(number: int, tensor: Tensor, mu: Array, factor: Array, parts: list[Part] = parts) -> Array:
                 words = codec.flat(parts[number])
@@ -251,7 +248,7 @@ class Trainer:
         return [np.concatenate(r) for r in rows]
 
     def _set_error_scales(self, deviations: Sequence[Array]) -> None:
-        held = np.concatenate([e > 0 for e in self._entries() if e is not None]) if self._known else np.empty(0, bool)
+        held = np.concatenate([e > 0 for e in self._entries if e is not None]) if self._known else np.empty(0, bool)
         missing = [0, 0]
         for number, rows in enumerate(deviations):
             sigma = _usual(rows)
