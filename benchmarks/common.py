@@ -58,10 +58,28 @@ def once(function: Callable[[], Any]) -> tuple[float, Any]:
 
 def table(headers: list[str], rows: list[list[Any]]) -> None:
     """A Markdown table, ready for the README."""
-    print("| " + " | ".join(headers) + " |")
-    print("|" + "---|" * len(headers))
-    for row in rows:
-        print("| " + " | ".join(str(c) for c in row) + " |")
+    print(text_table(headers, rows))
+
+
+def text_table(headers: list[str], rows: list[list[Any]]) -> str:
+    lines = ["| " + " | ".join(headers) + " |", "|" + "---|" * len(headers)]
+    return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows])
+
+
+def text_of(tokens: int) -> str:
+    """A text of so many tokens for the default model, of prose and code; no two lengths begin alike."""
+    from tokenizers import Tokenizer
+
+    from kvswap.core.settings import models_directory
+    from kvswap.model.pull import pull
+
+    tokenizer = Tokenizer.from_file(str(pull("smollm2-135m", models_directory()) / "tokenizer.json"))
+    sources = [DOCUMENT, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "kvswap" / "codec").glob("*.py"))]
+    text = f"Document of {tokens} tokens.\n\n" + "\n\n".join(path.read_text() for path in sources)
+    ends = tokenizer.encode(text, add_special_tokens=False).offsets
+    if len(ends) < tokens:
+        raise SystemExit(f"the sources have only {len(ends)} tokens")
+    return text[: ends[tokens - 1][1]]
 
 
 def load_default(dtype: str = "bfloat16") -> Any:

@@ -103,8 +103,17 @@ class Network:
 
     def sent(self, name: str) -> int:
         """Bytes that have left a node's link, headers included."""
-        number = list(self._up).index(name)
-        return int(Path(f"/sys/class/net/{self._tag}v{number}/statistics/rx_bytes").read_text())
+        return int(Path(f"/sys/class/net/{self._outside(name)}/statistics/rx_bytes").read_text())
+
+    def cut(self, name: str) -> None:
+        """Nothing reaches a node any more, nor does anything leave it, and nobody is told."""
+        _ip("link", "set", self._outside(name), "down")
+
+    def mend(self, name: str) -> None:
+        _ip("link", "set", self._outside(name), "up")
+
+    def _outside(self, name: str) -> str:
+        return f"{self._tag}v{list(self._up).index(name)}"
 
     def stop(self, *nodes: Daemon) -> None:
         for node in nodes:

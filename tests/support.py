@@ -218,7 +218,7 @@ def make_artifact(
     fields.update(changes)
     manifest = Manifest(**fields)
     if not manifest.exact:  # what is signed is what comes back
-        from kvswap.artifact.tensors import load
+        from kvswap.artifact.assembly import load
 
         fields["tensors"] = [digest_layer(held) for held in load(manifest, chunks.__getitem__)]
         manifest = Manifest(**fields)

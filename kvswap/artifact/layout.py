@@ -8,6 +8,7 @@ what a reader needs to resume at that block's end - and nothing that a reader co
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from kvswap.artifact.manifest import AXES, CLAIMS, INEXACT, ITEM_BYTES, LayerSpec, Layout, Manifest
 from kvswap.core.errors import Incompatible, MalformedManifest, UsageError
@@ -209,3 +210,35 @@ def check_compatible(manifest: Manifest, identity: bytes, dtype: str) -> None:
             hint=f"kvswap daemon --dtype {manifest.layout.dtype}",
             field="dtype",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is computed or fetched as a whole: a block, or one run of its layers."""
+
+    block: int
+    layers: tuple[int, ...]  # of the model, in order
+    chunks: tuple[int, ...]  # of the manifest, that a reader of the document's end needs of them
+
+
+def units(manifest: Manifest, tokens: int | None = None, *, by_run: bool = True) -> list[Unit]:
+    """The first `tokens` tokens in the order of computing: block by block, and where layers allow it run by run.
+
+    Layers are computed in order, so a run can be a unit only where runs are neighbouring layers that
+    keep every token: what a sliding layer keeps depends on where the reader goes on.
+    """
+    prefix, layout = manifest.prefix, manifest.layout
+    stop = prefix.tokens if tokens is None else tokens
+    in_order = [layer for run in layout.runs for layer in run] == list(range(len(layout.layers)))
+    full = all(layer.window is None for layer in layout.layers)
+    parts = layout.runs if by_run and in_order and full else [list(range(len(layout.layers)))]
+    chunks: dict[tuple[int, int], list[int]] = {}
+    for index in needed(manifest, tokens):
+        chunk = manifest.chunks[index]
+        part = chunk.run if len(parts) > 1 else 0
+        chunks.setdefault((chunk.block, part), []).append(index)
+    return [
+        Unit(block, tuple(layers), tuple(chunks.get((block, part), ())))
+        for block in range(block_count(stop, prefix.block_tokens))
+        for part, layers in enumerate(parts)
+    ]

@@ -8,18 +8,9 @@ from itertools import groupby
 import numpy as np
 
 from kvswap.artifact import layout as layouts
+from kvswap.artifact.assembly import ChunkSource, Predictors, read_predictor
 from kvswap.artifact.manifest import Manifest
-from kvswap.artifact.tensors import (
-    ChunkSource,
-    EncodedChunk,
-    Layers,
-    Predictors,
-    by_layer,
-    context_of,
-    decode_chunk,
-    encode_chunk,
-    read_predictor,
-)
+from kvswap.artifact.tensors import EncodedChunk, Layers, by_layer, context_of, decode_chunk, encode_chunk
 from kvswap.codec import Part, Predictor
 from kvswap.codec.base import WORD
 

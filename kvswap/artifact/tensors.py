@@ -1,20 +1,13 @@
-"""Bytes <-> tensors: one block of one run, and whole caches.  The only torch in this room.
+"""Bytes <-> tensors, one block of one run at a time.  With `assembly` the only torch in this room.
 
-`encode_chunk` is the publisher's step, `load` the reader's.  `load` allocates the tensors the model
-will use once, with room for what follows, and decodes every chunk straight into its place, chunks in
-parallel.  Every wire digest is checked before its chunk is decoded and every raw digest before
-anything is returned: the caller either gets a whole verified cache or an error.
+`encode_chunk` is the publisher's step, `decode_chunk` the reader's: wire digest, decoding, raw digest.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -23,17 +16,13 @@ from blake3 import blake3
 from kvswap import codec as codecs
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.manifest import ITEM_BYTES, ChunkRef, Layout, Manifest, TensorDigests
-from kvswap.codec import Context, Part, Predictor, predictive
+from kvswap.codec import Context, Part, Predictor
 from kvswap.core.errors import IntegrityError
 from kvswap.core.ids import Cid
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _SIGNED = {2: torch.int16, 4: torch.int32}
 _WORD = {2: np.uint16, 4: np.uint32}
-
-_PREDICTORS_KEPT = 4
-
-ChunkSource = Callable[[Cid], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,71 +114,6 @@ def context_of(predictor: Predictor | None, layers: Sequence[int], start: int, e
     return Context(predictor, stack, place, before, start)
 
 
-Predictors = OrderedDict[Cid, Predictor]
-"""Those read lately, kept by whoever loads many artifacts."""
-
-
-def read_predictor(cid: Cid, source: ChunkSource, kept: Predictors | None = None) -> Predictor:
-    """Checked.  Raises `IntegrityError`."""
-    kept = OrderedDict() if kept is None else kept
-    known = kept.pop(cid, None)
-    if known is None:
-        data = source(cid)
-        if Cid.of(data) != cid:
-            raise IntegrityError(f"predictor {cid} does not have its digest", hint="kvswap verify --store")
-        known = predictive.load(data)
-    kept[cid] = known
-    while len(kept) > _PREDICTORS_KEPT:
-        kept.popitem(last=False)
-    return known
-
-
-def _allocate(layout: Layout, tokens: int, room: int) -> list[LayerTensors]:
-    dtype = DTYPES[layout.dtype]
-    out = []
-    for layer in layout.layers:
-        first, stop = layouts.held_span(layer, tokens)
-        extra = room if layer.window is None else 0
-        k, v = (
-            torch.empty((layer.heads, stop - first + extra, dim), dtype=dtype) for dim in (layer.k_dim, layer.v_dim)
-        )
-        out.append(LayerTensors(k, v, first, stop - first))
-    return out
-
-
-def load(
-    manifest: Manifest,
-    source: ChunkSource,
-    *,
-    tokens: int | None = None,
-    room: int = 0,
-    workers: int | None = None,
-    predictors: Predictors | None = None,
-) -> list[LayerTensors]:
-    """A verified cache for the first `tokens` tokens (a block's end; default all), on the CPU.
-
-    `room` tokens are left free behind full layers, so that what follows needs no copy.  `source`
-    returns a chunk's wire bytes and is called from several threads.  Raises `IntegrityError` naming
-    the chunk; memory is the cache plus one chunk a worker.
-    """
-    stop = manifest.prefix.tokens if tokens is None else tokens
-    refs = [manifest.chunks[i] for i in layouts.needed(manifest, tokens)]
-    predictor = read_predictor(manifest.predictor.id, source, predictors) if manifest.predictor else None
-    tensors = _allocate(manifest.layout, stop, room)
-    # Predictive chunks of a block are coded one against the other; all else is independent.
-    tasks = [list(g) for _, g in groupby(refs, lambda r: r.block)] if predictor else [[ref] for ref in refs]
-
-    def several(refs: list[ChunkRef]) -> None:
-        earlier: Layers = {}
-        for ref in refs:
-            _decode_into(manifest, ref, source(ref.id), tensors, predictor, earlier)
-
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1, "kvswap-load") as pool:
-        for _ in pool.map(several, tasks):
-            pass
-    return tensors
-
-
 def decode_chunk(
     manifest: Manifest, ref: ChunkRef, wire: bytes, parts: list[Part], predictor: Predictor | None, earlier: Layers
 ) -> None:
@@ -215,35 +139,6 @@ def decode_chunk(
         )
     if predictor is not None:
         earlier |= by_layer(run, parts)
-
-
-def _decode_into(
-    manifest: Manifest,
-    ref: ChunkRef,
-    wire: bytes,
-    tensors: list[LayerTensors],
-    predictor: Predictor | None,
-    earlier: Layers,
-) -> None:
-    layout, prefix = manifest.layout, manifest.prefix
-    start, stop = layouts.block_span(prefix.tokens, prefix.block_tokens, ref.block)
-    whole: list[Part] = []  # what the chunk holds
-    keep: list[tuple[Part, Part]] = []  # (place in the cache, what of a scratch part goes there)
-    for index in layout.runs[ref.run]:
-        held = tensors[index]
-        first, last = layouts.stored_span(layout.layers[index], start, stop)
-        for tensor in (held.k, held.v):
-            low = max(first, held.first)
-            place = as_part(tensor)[:, low - held.first : last - held.first]
-            if low == first:
-                whole.append(place)
-            else:  # the window has moved past a part of this block
-                scratch = np.empty((place.shape[0], last - first, place.shape[2]), place.dtype)
-                whole.append(scratch)
-                keep.append((place, scratch[:, low - first :]))
-    decode_chunk(manifest, ref, wire, whole, predictor, earlier)
-    for place, rest in keep:
-        place[...] = rest
 
 
 def verify_tensors(manifest: Manifest, tensors: Sequence[LayerTensors]) -> None:

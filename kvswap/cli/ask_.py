@@ -57,7 +57,11 @@ def ask_command(
         )
     output.result(answer, answer["text"])
     if not output.as_json and not output.quiet:
-        how = "from a published cache" if answer["artifact"] else "prefilled here"
+        computed = answer["computed_tokens"]
+        how = "prefilled here"
+        if answer["artifact"]:
+            how = f"{answer['fetched_tokens']} tokens of a published cache, {computed} computed here"
+            how = how if computed else "from a published cache"
         print(
             f"({how}: {answer['tokens']} tokens, first token after {answer['ttft_seconds']:.2f} s; "
             f"{answer['plan']['reason']})",

@@ -35,6 +35,7 @@ VERBS = {
     "model": ("model", "Models: list, pull."),
     "codec": ("codec", "Train the predictive codec for a model."),
     "economics": ("economics", "What prefilling, hosting and shipping cost, after the paper."),
+    "bench": ("bench", "The paper's experiment on this machine."),
     "manifest": ("manifest", "Judge a manifest file."),
     "events": ("events", "What the node did and does."),
     "doctor": ("doctor", "Check this machine and this installation."),

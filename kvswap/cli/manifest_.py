@@ -38,7 +38,8 @@ def check(output: Output, file: Path, at: int | None, chunks: Path | None) -> No
     manifest = statement.manifest
     checked = 0
     if chunks is not None:
-        from kvswap.artifact.tensors import load, verify_tensors
+        from kvswap.artifact.assembly import load
+        from kvswap.artifact.tensors import verify_tensors
 
         tensors = load(manifest, lambda cid: (chunks / str(cid)).read_bytes())
         verify_tensors(manifest, tensors)

@@ -22,8 +22,8 @@ def plan_command(output: Output, ref: str, inexact: bool, explain: bool, objecti
     plan = output.client.plan(name, text=document, inexact=inexact, objective=objective)
     rows = [
         (name, f"{option['seconds']:.2f} s", f"${option['dollars']:.6f}")
-        for name in ("fetch", "prefill")
-        if (option := plan[name])
+        for name in ("fetch", "prefill", "hybrid")
+        if (option := plan.get(name))
     ]
 
     of = f" ({plan['codec']}{'' if plan['exact'] else ', INEXACT'})" if plan.get("codec") else ""
@@ -53,10 +53,24 @@ def _explained(basis: dict[str, Any]) -> list[str]:
         kind = "measured" if link["measured"] else "assumed"
         lines.append(
             f"link     {peer}: {size(int(link['bytes_per_second']))}/s ({kind}), {1e3 * link['latency']:.0f} ms"
+            + (f", {1e3 * link['start']:.0f} ms beside the bytes of a fetch" if link["start"] is not None else "")
+            + (f", give or take {link['spread']:.0%}" if link["measured"] else "")
+            + (f", measured {_ago(link['age'])}" if link["measured"] else "")
+            + (f", asks ${link['per_gb']:g} a GB" if link["per_gb"] else "")
         )
+    if curve and basis["under_way"] != 1:
+        lines.append(f"hybrid   a block takes {basis['under_way']:.2f} times as long while chunks arrive")
     lines += [f"codec    {name}: {rates(row)}" for name, row in basis["codecs"].items()]
     lines.append(
         f"prices   ${prices['per_gb']:g} a GB, ${prices['per_second']:g} a second of prefill, "
-        f"${prices['value_per_second']:g} a second of waiting"
+        + (f"${prices['per_million_tokens']:g} a million tokens, " if prices["per_million_tokens"] else "")
+        + f"${prices['value_per_second']:g} a second of waiting"
     )
     return lines
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"

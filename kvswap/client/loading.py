@@ -19,8 +19,8 @@ _identities: weakref.WeakKeyDictionary[Any, bytes] = weakref.WeakKeyDictionary()
 
 def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
     """A `DynamicCache` from `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
+    from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
-    from kvswap.artifact.tensors import load
     from kvswap.model.cache import build_cache
     from kvswap.store.files import chunk_path
     from kvswap.trust import read_statement

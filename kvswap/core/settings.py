@@ -69,7 +69,9 @@ class Settings:
     idle_unload_seconds: float = 600.0
     artifact_days: int = 30
     price_per_gb: float = 0.0  # what a fetched gigabyte costs this node
+    asks_per_gb: float = 0.0  # what this node tells others that a gigabyte from it costs
     price_per_second: float = 0.0  # what a second of this machine's prefill costs
+    price_per_million_tokens: float = 0.0  # of prefill, where that is bought by the token
     value_per_second: float = 0.0005  # what a second of waiting is worth (1.80 an hour)
     assumed_link_bytes_per_second: float = 12.5e6  # until a peer was measured: 100 Mbit/s
 

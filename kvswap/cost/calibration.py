@@ -7,6 +7,7 @@ else, so reading it never raises.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -19,7 +20,10 @@ from kvswap.cost.estimate import Link, PrefillCurve
 
 _SAMPLES_KEPT = 256
 _PEERS_KEPT = 1_024
-_WEIGHT = 0.3  # of a new measurement in the running mean
+_WEIGHT = 0.3  # of a new measurement in the running mean, when the last one is recent
+_DAY = 86_400.0  # seconds after which what was known weighs little against a new measurement
+_PACE_SECONDS = 900.0  # for which the pace of the last blocks says something of this machine's load
+_UNDER_WAY = 1.1  # prefill takes so much longer while chunks arrive, until measured
 # Raw bytes a second of verifying, decoding and loading, until this machine's own were measured.
 LOAD_BYTES_PER_SECOND = {"raw": 0.8e9, "planes": 0.4e9, "predictive": 0.1e9, "int8": 0.4e9, "int8-channel": 0.4e9}
 
@@ -57,17 +61,55 @@ class Calibration:
         A longer run replaces a shorter one: it says more about the slope.
         """
         rows = [[int(a), int(b), float(c)] for a, b, c in samples][:_SAMPLES_KEPT]
-        old = self._data["prefill"].get(key, {}).get("samples", [])
-        if rows and (len(rows) >= min(len(old), 8)):
-            self._data["prefill"][key] = {"samples": rows, "at": int(time.time())}
-            self.save()
+        if not rows:
+            return
+        known = self._data["prefill"].setdefault(key, {})
+        if len(rows) >= min(len(known.get("samples", [])), 8):
+            known |= {"samples": rows, "at": int(time.time())}
+            known.pop("pace", None)
+        elif (pace := self._pace(key, samples)) is not None:
+            known |= {"pace": pace, "paced": int(time.time())}  # the machine is busier now, or less
+        self.save()
 
-    def curve(self, key: str, block_tokens: int) -> PrefillCurve | None:
+    def add_hybrid(self, key: str, samples: Sequence[tuple[int, int, float]]) -> None:
+        """Block times while chunks were arriving, which takes something from computing."""
+        pace = self._pace(key, samples)
+        if pace is not None:
+            _blend(self._data["prefill"][key], "under_way", max(1.0, pace / self.pace(key)))
+
+    def _pace(self, key: str, samples: Sequence[tuple[int, int, float]]) -> float | None:
+        """What these blocks took against what the curve says."""
+        expected = 0.0
+        for at, tokens, _ in samples:
+            curve = self._fit(key, tokens)
+            expected += curve.seconds(at + tokens, at) if curve else 0.0
+        return sum(seconds for *_, seconds in samples) / expected if expected > 0 else None
+
+    def _fit(self, key: str, block_tokens: int) -> PrefillCurve | None:
         try:
             rows = self._data["prefill"][key]["samples"]
             return PrefillCurve.fit([(int(a), int(b), float(c)) for a, b, c in rows], block_tokens)
         except (KeyError, ValueError, TypeError):
             return None
+
+    def pace(self, key: str) -> float:
+        """How much slower than the curve the last blocks were; soon forgotten, as load comes and goes."""
+        known = self._data["prefill"].get(key, {})
+        age = time.time() - _number(known.get("paced"), 0.0)
+        fresh = math.exp(-max(0.0, age) / _PACE_SECONDS)
+        return 1 + fresh * (_number(known.get("pace"), 1.0) - 1)
+
+    def under_way(self, key: str) -> float:
+        """How much longer a block takes while chunks arrive."""
+        return _number(self._data["prefill"].get(key, {}).get("under_way"), _UNDER_WAY)
+
+    def curve(self, key: str, block_tokens: int) -> PrefillCurve | None:
+        """Seconds of a block by where it begins, at this machine's present pace."""
+        curve = self._fit(key, block_tokens)
+        if curve is None:
+            return None
+        pace = self.pace(key)
+        return PrefillCurve(curve.a * pace, curve.b * pace, block_tokens)
 
     # -- links -----------------------------------------------------------------------------------
 
@@ -78,10 +120,16 @@ class Calibration:
         """Goodput of a transfer, as the reader saw it."""
         self._mean(peer, "rate", bytes_per_second)
 
+    def add_start(self, peer: str, seconds: float) -> None:
+        """What a fetch takes beside its bytes: looking up, joining, the last check and write."""
+        self._mean(peer, "start", seconds)
+
     def _mean(self, peer: str, field: str, value: float) -> None:
         peers = self._data["peers"]
         row = peers.pop(peer, {})
-        _blend(row, field, value)
+        if field == "rate" and (old := _number(row.get("rate"), 0.0)) > 0:
+            _blend(row, "spread", abs(value - old) / old)
+        _blend(row, field, value, _age(row))
         row["at"] = int(time.time())
         peers[peer] = row  # last in order of use
         while len(peers) > _PEERS_KEPT:
@@ -90,7 +138,14 @@ class Calibration:
     def link(self, peer: str, assumed_rate: float) -> Link:
         row = self._data["peers"].get(peer, {})
         rate = row.get("rate")
-        return Link(rate or assumed_rate, row.get("latency", 0.05), rate is not None)
+        return Link(
+            rate or assumed_rate,
+            row.get("latency", 0.05),
+            rate is not None,
+            row.get("start"),
+            row.get("spread", 0.0),
+            _age(row),
+        )
 
     def peer(self, peer: str) -> dict[str, Any]:
         """What is known of a peer, for showing."""
@@ -112,7 +167,9 @@ class Calibration:
                 self._rate(codec, "ratio", raw_bytes / wire_bytes)
 
     def _rate(self, codec: str, field: str, value: float) -> None:
-        _blend(self._data["codecs"].setdefault(codec, {}), field, value)
+        row = self._data["codecs"].setdefault(codec, {})
+        _blend(row, field, value, _age(row))
+        row["at"] = int(time.time())
 
     def load_seconds(self, raw: Mapping[str, int]) -> float:
         """For so many raw bytes by codec."""
@@ -126,10 +183,26 @@ class Calibration:
 
     def codecs(self) -> dict[str, dict[str, float]]:
         """What is known of each, for showing: `load` and `encode` in bytes a second, `ratio`."""
-        return {name: dict(row) for name, row in self._data["codecs"].items() if isinstance(row, dict)}
+        kept = ("load", "encode", "ratio")
+        return {
+            name: {field: row[field] for field in kept if field in row}
+            for name, row in self._data["codecs"].items()
+            if isinstance(row, dict)
+        }
 
 
-def _blend(row: dict[str, Any], field: str, value: float) -> None:
-    """A running mean, to which a new measurement gives its weight."""
+def _blend(row: dict[str, Any], field: str, value: float, age: float = 0.0) -> None:
+    """A running mean, in which a new measurement weighs the more the older the last one is."""
     old = row.get(field)
-    row[field] = value if old is None else old + _WEIGHT * (value - old)
+    weight = 1 - (1 - _WEIGHT) * math.exp(-max(0.0, age) / _DAY)
+    row[field] = value if old is None else old + weight * (value - old)
+
+
+def _age(row: Mapping[str, Any]) -> float:
+    """Seconds since a row was last measured."""
+    at = row.get("at")
+    return max(0.0, time.time() - at) if isinstance(at, int | float) else 0.0
+
+
+def _number(value: Any, otherwise: float) -> float:
+    return float(value) if isinstance(value, int | float) else otherwise

@@ -1,7 +1,10 @@
 """The plan: a pure function of measured rates, sizes and prices.
 
     seconds(prefill) = sum over blocks of (a + b * tokens before the block), scaled by block length
-    seconds(fetch)   = 2 * latency + missing wire bytes / link rate + seconds of loading
+    seconds(fetch)   = start + missing wire bytes / link rate + seconds of loading
+    seconds(hybrid)  = start + the best meeting of both, see `split`
+
+`start` is what does not depend on the size: looking up, joining, the last write; two round trips until measured.
     dollars(prefill) = seconds * price per second of this machine
     dollars(fetch)   = missing wire bytes * price per byte
     score            = dollars + seconds * what a second of waiting is worth
@@ -19,8 +22,14 @@ time or money alone, the other deciding between equals, and an option over a bud
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from kvswap.cost.split import Work, meetings
+
+_HYBRID_GAIN = 0.97  # of the better of the two others: doing both is worth no less than this
+_GUESSED_FLOPS = 1e11  # a second, of a machine that was never measured: two cores
+_MEETINGS = 256  # that are weighed, of a document of many more units
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,11 @@ class PrefillCurve:
         slope = max(0.0, slope)  # noise over few blocks may point downwards; work never shrinks
         return cls(max(1e-6, mean_y - slope * mean_x), slope, block_tokens)
 
+    @classmethod
+    def guess(cls, parameters: int, block_tokens: int) -> PrefillCurve:
+        """What a machine that was never measured may need: a guess that is corrected by the first block."""
+        return cls(2 * parameters * block_tokens / _GUESSED_FLOPS, 0.0, block_tokens)
+
     def seconds(self, tokens: int, start: int = 0) -> float:
         """Prefill of tokens [start, tokens) on the canonical schedule."""
         total = 0.0
@@ -61,15 +75,30 @@ class Link:
     bytes_per_second: float
     latency: float
     measured: bool = True
+    start: float | None = None  # seconds of a fetch that do not depend on its size
+    spread: float = 0.0  # how far rates measured lately were from their mean, as a part of it
+    age: float = 0.0  # seconds since the last measurement
+    per_gb: float = 0.0  # US dollars that the peer asks, on top of what any gigabyte costs here
+
+    @property
+    def start_seconds(self) -> float:
+        return 2 * self.latency if self.start is None else self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """US dollars: per fetched gigabyte, per second of prefill, per second of waiting."""
+    """US dollars: per fetched gigabyte, per second and per million tokens of prefill, per second of waiting."""
 
     per_gb: float = 0.0
     per_second: float = 0.0
     value_per_second: float = 0.0005
+    per_million_tokens: float = 0.0
+
+    def prefill(self, seconds: float, tokens: float) -> float:
+        return seconds * self.per_second + tokens / 1e6 * self.per_million_tokens
+
+    def fetch(self, size: int, link: Link) -> float:
+        return size / 1e9 * (self.per_gb + link.per_gb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +145,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, what it costs, why, and what the other way would cost (None: not possible)."""
+    """What to do, what it costs, why, and what the other ways would cost (None: not possible)."""
 
     action: str
     seconds: float
@@ -124,6 +153,7 @@ class Plan:
     reason: str
     prefill: Option | None
     fetch: Option | None
+    hybrid: Option | None = None  # the first part computed while the last is fetched
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,23 +168,73 @@ def decide(
     link: Link | None,
     prices: Prices,
     objective: Objective = MIX,
+    work: Work | None = None,
 ) -> Plan:
     """Choose.  `curve` None: this node cannot prefill; `link` None: nobody to fetch from.
 
-    `load_seconds`: verifying, decoding and loading what is here then.
+    `load_seconds`: verifying, decoding and loading what is here then.  `work`: the document's units, where
+    computing and fetching at once is possible; then loading goes on while the rest arrives.
     """
-    prefill = None
+    prefill = hybrid = None
     if curve is not None:
         seconds = curve.seconds(tokens)
-        prefill = Option(seconds, seconds * prices.per_second)
+        prefill = Option(seconds, prices.prefill(seconds, tokens))
     fetch = None
     if missing_bytes == 0:
         fetch = Option(load_seconds, 0.0)
     elif link is not None:
-        seconds = 2 * link.latency + missing_bytes / link.bytes_per_second + load_seconds
-        fetch = Option(seconds, missing_bytes / 1e9 * prices.per_gb, missing_bytes)
+        seconds = link.start_seconds + missing_bytes / link.bytes_per_second + load_seconds
+        fetch = Option(seconds, prices.fetch(missing_bytes, link), missing_bytes)
+    if work is not None and curve is not None and link is not None and missing_bytes:
+        fetch, hybrid = _together(work, tokens, link, prices, objective)
     if prefill is None and fetch is None:
         return Plan("none", 0.0, 0.0, "neither a model to prefill with nor a peer to fetch from", None, None)
+    plan = _one_of(prefill, fetch, missing_bytes, link, prices, objective)
+    if hybrid is None:
+        return plan
+    plan = replace(plan, hybrid=hybrid)
+    rival = {"fetch": fetch, "prefill": prefill}.get(plan.action)
+    if rival is not None:
+        theirs, ours = rival.score(prices, objective), hybrid.score(prices, objective)
+        if ours[0] >= _HYBRID_GAIN * theirs[0]:
+            return plan
+    reason = f"computing the first part while the last arrives takes {hybrid.seconds:.2f} s; {plan.reason}"
+    return replace(plan, action="hybrid", seconds=hybrid.seconds, dollars=hybrid.dollars, reason=reason)
+
+
+def _together(
+    work: Work, tokens: int, link: Link, prices: Prices, objective: Objective
+) -> tuple[Option, Option | None]:
+    """Fetching all while loading what is here, and the best way of computing a part; None: over a budget."""
+    whole: Option | None = None
+    best: Option | None = None
+    every = -(-len(work) // _MEETINGS)
+    computing = 0.0
+    for meeting in meetings(work, link.bytes_per_second):
+        seconds = link.start_seconds + meeting.seconds
+        dollars = prices.prefill(computing, tokens * meeting.at / len(work)) + prices.fetch(meeting.bytes, link)
+        option = Option(seconds, dollars, meeting.bytes)
+        if meeting.at < len(work):
+            computing += work.compute[meeting.at]
+        if whole is None:
+            whole = option
+            continue
+        able = meeting.bytes and meeting.at % every == 0 and option.over(objective) is None
+        if able and (best is None or option.score(prices, objective) < best.score(prices, objective)):
+            best = option
+    assert whole is not None  # noqa: S101 - the first meeting is one of all units
+    return whole, best
+
+
+def _one_of(
+    prefill: Option | None,
+    fetch: Option | None,
+    missing_bytes: int,
+    link: Link | None,
+    prices: Prices,
+    objective: Objective,
+) -> Plan:
+    """Either or, within the budgets."""
     too_much = {
         name: why
         for name, option in (("fetch", fetch), ("prefill", prefill))

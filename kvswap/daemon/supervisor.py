@@ -7,6 +7,7 @@ that does not is killed, because a worker that ignores its node is of no use to 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ from kvswap.core import wire
 from kvswap.core.errors import KvswapError, MalformedMessage, WorkerFailed
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
-from kvswap.exchange.model_port import ModelChoice, OnEvent
+from kvswap.exchange.model_port import ModelChoice, OnEvent, Tell
 from kvswap.model import catalogue
 from kvswap.model.identity import directory_identity
 from kvswap.worker import protocol
@@ -73,12 +74,17 @@ class ModelProcess:
             self._used = time.monotonic()
 
     async def run(
-        self, choice: ModelChoice, job: str, on_event: OnEvent | None = None, **arguments: Any
+        self,
+        choice: ModelChoice,
+        job: str,
+        on_event: OnEvent | None = None,
+        tell: Tell | None = None,
+        **arguments: Any,
     ) -> dict[str, Any]:
         async with self._lock:
             await self._ensure(choice)
             try:
-                return await self._job({"job": job, **arguments}, on_event)
+                return await self._job({"job": job, **arguments}, on_event, tell)
             finally:
                 self._used = time.monotonic()
 
@@ -121,13 +127,16 @@ class ModelProcess:
             raise
         self._open = choice
 
-    async def _job(self, request: dict[str, Any], on_event: OnEvent | None) -> dict[str, Any]:
+    async def _job(self, request: dict[str, Any], on_event: OnEvent | None, tell: Tell | None = None) -> dict[str, Any]:
         process = self._process
         assert process is not None and process.stdin is not None  # noqa: S101 - _ensure made it
         answered = False
+        telling: asyncio.Task[None] | None = None
         try:
             process.stdin.write(protocol.frame(request))
             await process.stdin.drain()
+            if tell is not None:
+                telling = asyncio.create_task(_pass_on(tell, process.stdin))
             while True:
                 message = await self._receive(process)
                 if "event" in message:
@@ -151,6 +160,9 @@ class ModelProcess:
             if self.pid is not None and not answered and request["job"] != "open":
                 await asyncio.shield(self._settle(process))
             raise
+        finally:
+            if telling is not None:
+                telling.cancel()
 
     async def _receive(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
         assert process.stdout is not None  # noqa: S101 - made with a pipe
@@ -202,3 +214,11 @@ class ModelProcess:
             if self.pid is not None and not self._lock.locked() and time.monotonic() - self._used > idle:
                 async with self._lock:
                     await self._end()
+
+
+async def _pass_on(tell: Tell, stdin: asyncio.StreamWriter) -> None:
+    """Until cancelled; a process that is gone is noticed by whoever waits for its answer."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while True:
+            stdin.write(protocol.frame({"tell": await tell.get()}))
+            await stdin.drain()

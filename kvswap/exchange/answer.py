@@ -1,31 +1,21 @@
-"""Answering a question from a document's cache: fetched when that is worth it, prefilled otherwise."""
+"""Answering a question from a document's cache: fetched, prefilled, or both at once, whichever is first."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from kvswap.artifact.layout import needed
-from kvswap.core.errors import (
-    Incompatible,
-    IntegrityError,
-    InvalidDocument,
-    NotFound,
-    PeerError,
-    PlanSaysPrefill,
-    UsageError,
-)
+from kvswap.core.errors import Incompatible, InvalidDocument, NotFound, PlanSaysPrefill, UsageError
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
-from kvswap.exchange.fetch import fetch
+from kvswap.exchange.fetch import choose
+from kvswap.exchange.hybrid import Source, learned, run_from
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
-from kvswap.exchange.plan import raw_by_codec
-from kvswap.exchange.prefix import beginning_of, fetch_beginning
+from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.trust import Statement
 
 
 async def answer(
@@ -65,88 +55,89 @@ async def answer(
             first.append(time.perf_counter() - began)
         await progress(event)
 
-    got = _Obtained(None, Plan("prefill", 0.0, 0.0, "asked for", None, None))
+    source, plan = None, Plan("prefill", 0.0, 0.0, "asked for", None, None)
     if not prefill:
-        got = await _obtain(node, choice, reference, text, terms, progress)
-    statement, plan = got.statement, got.plan
+        source, plan = await _source(node, choice, reference, text, terms, progress, began)
     arguments: dict[str, Any] = {
         "question": question.strip(),
         "steps": steps,
         "block_tokens": node.settings.block_tokens,
         "ignore_eos": ignore_eos,
+        "text": text,
     }
-    if statement is None:
-        arguments["text"] = text
+    transfer = None
+    if source is None:
         made = await node.model.run(choice, "answer", on_event, **arguments)
+    else:
+        made, transfer = await run_from(node, choice, source, terms, on_event, progress, arguments)
+        learned(node, source, made)
+    if transfer is None:
         node.learn_prefill(choice, made["samples"])
     else:
-        arguments |= {"envelope": statement.envelope, "chunks": str(node.store.chunks_directory)}
-        if got.tokens is not None:  # only a beginning is from there: the rest of the text is prefilled
-            arguments |= {"text": text, "tokens": got.tokens}
-        with node.store.lease([f.id for f in statement.manifest.files]):
-            made = await node.model.run(choice, "answer", on_event, **arguments)
-        chunks = [statement.manifest.chunks[i] for i in needed(statement.manifest, got.tokens)]
-        node.calibration.add_load(raw_by_codec(chunks), made["load_us"] / 1e6)
+        node.learn_hybrid(choice, made["samples"])
+    statement = source.statement if source else None
     return {
         "text": made["text"].strip(),
         "token_ids": made["token_ids"],
         "plan": {"action": plan.action, "seconds": plan.seconds, "dollars": plan.dollars, "reason": plan.reason},
         "ttft_seconds": round(first[0], 4) if first else None,
         "logits_digest": made["logits_digest"],
+        "claim": made["claim"],
         "tokens": made["tokens"],
         "artifact": str(statement.artifact) if statement else None,
-        "fetched_tokens": (got.tokens or statement.manifest.prefix.tokens) if statement else 0,
+        "fetched_tokens": made["tokens"] - made["computed"],
+        "computed_tokens": made["computed"],
+        "wire_bytes": transfer.received if transfer else 0,
+        "from": list(transfer.served_bytes) if transfer else [],
+        "ready_seconds": round(first[0] - (made["first_us"] - made["ready_us"]) / 1e6, 4) if first else None,
         "load_seconds": made["load_us"] / 1e6,
         "prefill_seconds": made["prefill_us"] / 1e6,
         "seconds": round(time.perf_counter() - began, 4),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Obtained:
-    """What is used: an artifact, or its first `tokens` tokens; None: nothing, prefill."""
-
-    statement: Statement | None
-    plan: Plan
-    tokens: int | None = None
-
-
-async def _obtain(
+async def _source(
     node: Node,
     choice: ModelChoice,
     reference: str | Cid,
     text: str | None,
     terms: Terms,
     progress: Progress,
-) -> _Obtained:
+    began: float,
+) -> tuple[Source | None, Plan]:
+    """The artifact to answer from, or a document's beginning; None: prefill."""
     try:
-        fetched = await fetch(node, reference, terms, progress)
-        return _Obtained(fetched.statement, fetched.plan)
+        resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
+        return Source(resolved.statement, None, planned, began), planned.plan
     except PlanSaysPrefill as error:
         figures = error.details.get("plan", {})
         if text is None or figures.get("action") == "none":  # prefilling is over a budget as well
             raise
         seconds, dollars = figures.get("seconds", 0.0), figures.get("dollars", 0.0)
-        return _Obtained(None, Plan("prefill", seconds, dollars, error.message, None, None))
+        return None, Plan("prefill", seconds, dollars, error.message, None, None)
     except (NotFound, Incompatible) as error:  # what others offer is not for this reader: as good as nothing
         if text is None:
             raise
         nobody = error.message
-    return await _beginning(node, choice, text, nobody, terms, progress)
+    return await _beginning(node, choice, text, nobody, terms, progress, began)
 
 
 async def _beginning(
-    node: Node, choice: ModelChoice, text: str, nobody: str, terms: Terms, progress: Progress
-) -> _Obtained:
+    node: Node, choice: ModelChoice, text: str, nobody: str, terms: Terms, progress: Progress, began: float
+) -> tuple[Source | None, Plan]:
     """Nobody offers the document: what it has in common with one that somebody does offer."""
     tokens, found = await beginning_of(node, choice, text, terms)
     if found is None:
-        return _Obtained(None, Plan("prefill", 0.0, 0.0, nobody, None, None))
+        return None, Plan("prefill", 0.0, 0.0, nobody, None, None)
+    planned = await plan_beginning(node, found, terms, hybrid=True)
+    plan = planned.plan
+    await progress({"event": "plan", **plan.to_json()})
     try:
-        plan = await fetch_beginning(node, found, terms, progress)
-    except (PlanSaysPrefill, PeerError, NotFound, IntegrityError) as error:
-        return _Obtained(None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None))
-    if found.tokens == tokens == found.statement.manifest.prefix.tokens:
-        return _Obtained(found.statement, plan)
-    reason = f"the first {found.tokens} of {tokens} tokens are published ({plan.reason}); the rest is prefilled"
-    return _Obtained(found.statement, replace(plan, reason=reason), found.tokens)
+        check_beginning(found, planned, terms)
+    except PlanSaysPrefill as error:
+        return None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None)
+    whole = found.tokens == tokens == found.statement.manifest.prefix.tokens
+    if not whole:
+        reason = f"the first {found.tokens} of {tokens} tokens are published ({plan.reason}); the rest is prefilled"
+        plan = replace(plan, reason=reason)
+    return Source(found.statement, None if whole else found.tokens, planned, began), plan

@@ -15,10 +15,11 @@ from kvswap.artifact.layout import needed_files
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
 from kvswap.exchange.node import Node
-from kvswap.exchange.plan import best, judge, not_worth_it
+from kvswap.exchange.plan import Planned, best, judge, measure_beside, not_worth_it
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.resolve import resolve
+from kvswap.exchange.resolve import Resolved, own_model, resolve
 from kvswap.exchange.transfer.bring import bring
+from kvswap.exchange.transfer.engine import Transfer
 from kvswap.trust import Statement
 
 
@@ -62,25 +63,48 @@ async def fetch(
 ) -> Fetched:
     """Make an artifact complete in the store.  Raises `PlanSaysPrefill` when that is not worth it."""
     began = time.perf_counter()
-    resolved, chosen = await best(node, await resolve(node, reference, terms), terms.objective)
-    statement = resolved.statement
+    resolved, planned = await choose(node, reference, terms, progress)
+    statement, chosen = resolved.statement, planned.plan
+    if resolved.local:
+        return Fetched(statement, chosen, 0, (), time.perf_counter() - began)
+    rest = None if terms.force else await judge(node, statement.manifest, terms.objective)
+    files = needed_files(statement.manifest)
+    transfer = await bring(node, statement, files, planned.peers, progress, rest, planned.most_per_gb)
+    seconds = time.perf_counter() - began
+    transfer.learn_start(seconds)
+    if (choice := await own_model(node)) is not None:
+        measure_beside(node, choice, statement.manifest.prefix.block_tokens)  # for the next plan
+    note_fetched(node, statement, transfer, seconds)
+    return Fetched(statement, chosen, transfer.received, tuple(transfer.served_bytes), seconds)
+
+
+async def choose(
+    node: Node, reference: str | Cid, terms: Terms, progress: Progress, *, hybrid: bool = False
+) -> tuple[Resolved, Planned]:
+    """The artifact to have.  Raises `PlanSaysPrefill` when that is not worth it, and what `resolve` does."""
+    usable = await resolve(node, reference, terms)
+    resolved, planned = await best(node, usable, terms.objective, hybrid=hybrid)
+    statement, chosen = resolved.statement, planned.plan
     await progress({"event": "found", "artifact": str(statement.artifact), "peers": list(resolved.peers)})
     await progress({"event": "plan", **chosen.to_json()})
     if resolved.local:
         await asyncio.to_thread(node.store.touch, str(statement.artifact))
-        return Fetched(statement, chosen, 0, (), time.perf_counter() - began)
-    if chosen.action != "fetch" and not terms.force:
+    elif chosen.action not in ("fetch", "hybrid") and not terms.force:
         node.counters.plans_prefill += 1
         node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
         raise not_worth_it(str(statement.artifact), chosen)
-    rest = None if terms.force else await judge(node, statement.manifest, terms.objective)
-    transfer = await bring(node, statement, needed_files(statement.manifest), resolved.peers, progress, rest)
-    wire_bytes, peers = transfer.received, tuple(transfer.served_bytes)
-    seconds = time.perf_counter() - began
+    return resolved, planned
+
+
+def note_fetched(node: Node, statement: Statement, transfer: Transfer, seconds: float) -> None:
+    """An artifact is complete in the store: tell of it."""
     node.counters.fetched += 1
     node.events.add(
-        "fetched", artifact=str(statement.artifact), bytes=wire_bytes, peers=list(peers), seconds=round(seconds, 3)
+        "fetched",
+        artifact=str(statement.artifact),
+        bytes=transfer.received,
+        peers=list(transfer.served_bytes),
+        seconds=round(seconds, 3),
     )
     document = statement.manifest.document
     node.spawn(node.announce(str(statement.artifact), document.reference if document else None))
-    return Fetched(statement, chosen, wire_bytes, peers, seconds)

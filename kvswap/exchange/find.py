@@ -147,6 +147,7 @@ class _Lookup:
                 reply = await self._node.ask(address, self._query, messages.FindReply)
                 self._node.calibration.add_latency(peer, time.perf_counter() - began)
                 self._node.record(peer).publisher = reply.publisher
+                self._node.offered(peer, reply.asks / 1e6)
         except (KvswapError, TimeoutError) as error:
             self._node.failed(peer, str(error) or type(error).__name__)
             return

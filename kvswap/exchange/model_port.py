@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvswap.artifact.manifest import ModelIdentity
 
+Tell = asyncio.Queue[dict[str, Any]]
 OnEvent = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -36,9 +38,16 @@ class ModelPort(Protocol):
         """
 
     async def run(
-        self, choice: ModelChoice, job: str, on_event: OnEvent | None = None, **arguments: Any
+        self,
+        choice: ModelChoice,
+        job: str,
+        on_event: OnEvent | None = None,
+        tell: Tell | None = None,
+        **arguments: Any,
     ) -> dict[str, Any]:
         """Run a job, loading the model first if needed.  Jobs run one at a time, in order.
+
+        What is put into `tell` reaches the job while it runs.
 
         Cancelling stops the job at the next block or token.  Raises the job's own error, or
         `WorkerFailed` when the process died.

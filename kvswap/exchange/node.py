@@ -71,6 +71,7 @@ class Node:
         self.bulk = BulkClient()
         self.without_bulk: dict[str, float] = {}  # peers whose HTTPS port was not reached, until when (monotonic)
         self.catalogues = Catalogues()
+        self._offers: OrderedDict[str, float] = OrderedDict()  # US dollars a gigabyte, as last asked for
         # serving
         self.tokens = Tokens()
         self.swarms = Swarms()
@@ -81,6 +82,7 @@ class Node:
         self._bulk_server: BulkServer | None = None
         self._referrals: OrderedDict[str, dict[str, tuple[str, ...]]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.measuring = False  # prefill of the model, in the background
         # publishing
         self.recoding = asyncio.Lock()  # one document at a time in the background, and each once
 
@@ -138,6 +140,17 @@ class Node:
             return float("inf")
         return self.ledger.resting(peer, LIMITS.backoff_seconds, LIMITS.lie_seconds)
 
+    def offered(self, peer: str, per_gb: float) -> None:
+        """A peer said what it wants for a gigabyte."""
+        self._offers.pop(peer, None)
+        self._offers[peer] = per_gb
+        while len(self._offers) > _REFERRALS_KEPT:
+            self._offers.popitem(last=False)
+
+    def asks(self, peer: str) -> float:
+        """US dollars for a gigabyte from a peer, as far as known."""
+        return self._offers.get(peer, 0.0)
+
     def block(self, peer: str, blocked: bool) -> None:
         """Neither serve nor ask a peer; or do so again, its past forgiven."""
         record = self.record(str(PeerId.parse(peer)))
@@ -155,6 +168,11 @@ class Node:
         """Keep the block times of a prefill just done: [tokens before, tokens, microseconds] from the model process."""
         seconds = [(before, tokens, micros / 1e6) for before, tokens, micros in samples]
         self.calibration.add_prefill(choice.calibration_key, seconds)
+
+    def learn_hybrid(self, choice: ModelChoice, samples: list[list[int]]) -> None:
+        """The same of a prefill while chunks arrived, which says what that costs."""
+        seconds = [(before, tokens, micros / 1e6) for before, tokens, micros in samples]
+        self.calibration.add_hybrid(choice.calibration_key, seconds)
 
     async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> T:
         """One request to a peer and its answer.  Raises `NotFound` or `PeerError`."""

@@ -4,34 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from kvswap.artifact.layout import needed, needed_files
+from kvswap.artifact.layout import block_span, needed, needed_files, units
 from kvswap.artifact.manifest import ChunkRef, Manifest, PredictorRef
-from kvswap.core.errors import PlanSaysPrefill
-from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, decide
+from kvswap.core.errors import KvswapError, PlanSaysPrefill
+from kvswap.core.ids import Cid
+from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, Work, decide
 from kvswap.exchange import predictors
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.exchange.resolve import Resolved, own_model
 
 
-async def best(node: Node, usable: Sequence[Resolved], objective: Objective) -> tuple[Resolved, Plan]:
-    """Of artifacts judged usable the one that costs least to have, and whether to fetch it.  Measures prefill once."""
-    plans: list[tuple[Resolved, Plan]] = []
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan with what it is about."""
+
+    plan: Plan
+    missing_bytes: int
+    work: Work  # of the artifact's units
+    link: Link | None
+    peers: tuple[str, ...]  # to fetch from: none asks for more than the plan counts with
+
+    @property
+    def most_per_gb(self) -> float:
+        return self.link.per_gb if self.link else math.inf
+
+
+async def best(
+    node: Node, usable: Sequence[Resolved], objective: Objective, *, hybrid: bool = False, measure: bool = False
+) -> tuple[Resolved, Planned]:
+    """Of artifacts judged usable the one that costs least to have, and whether to fetch it.
+
+    `hybrid`: whether the first part may be computed while the last arrives.  `measure`: measure prefill first
+    if that was never done, which takes seconds; otherwise what was never measured is not held against a fetch.
+    """
+    plans: list[tuple[Resolved, Planned]] = []
     for resolved in usable:
         manifest = resolved.statement.manifest
-        tokens = manifest.prefix.tokens
-        plan, _ = await plan_chunks(node, manifest, needed_files(manifest), resolved.peers, tokens, objective)
-        plans.append((resolved, plan))
+        planned = await plan_chunks(node, manifest, None, resolved.peers, objective, hybrid=hybrid, measure=measure)
+        plans.append((resolved, planned))
 
-    def rank(pair: tuple[Resolved, Plan]) -> tuple[bool, tuple[float, float]]:
-        fetch = pair[1].fetch
-        if fetch is None:
-            return True, (math.inf, math.inf)
-        return fetch.over(objective) is not None, fetch.score(prices(node), objective)
+    return min(plans, key=lambda pair: _rank(node, pair[1].plan, objective))
 
-    return min(plans, key=rank)
+
+def _rank(node: Node, plan: Plan, objective: Objective) -> tuple[bool, tuple[float, float]]:
+    """The lower, the better to have from elsewhere."""
+    ways = [way for way in (plan.fetch, plan.hybrid) if way is not None]
+    able = [way for way in ways if way.over(objective) is None]
+    best = min((way.score(prices(node), objective) for way in able or ways), default=(math.inf, math.inf))
+    return not able, best
 
 
 def raw_by_codec(files: Iterable[ChunkRef | PredictorRef]) -> dict[str, int]:
@@ -46,23 +70,66 @@ def raw_by_codec(files: Iterable[ChunkRef | PredictorRef]) -> dict[str, int]:
 async def plan_chunks(
     node: Node,
     manifest: Manifest,
-    indices: Sequence[int],
+    tokens: int | None,
     peers: tuple[str, ...],
-    tokens: int,
     objective: Objective,
-) -> tuple[Plan, int]:
-    """The plan for the files that `tokens` tokens need, and how many of their bytes are not here."""
+    *,
+    hybrid: bool = False,
+    measure: bool = False,
+) -> Planned:
+    """The plan for the files that the first `tokens` tokens need (None: all), by which of them are not here."""
     await asyncio.to_thread(predictors.supply, node, manifest)
-    files = [manifest.files[i] for i in indices]
+    files = [manifest.files[i] for i in needed_files(manifest, tokens)]
     missing = set(await asyncio.to_thread(node.store.missing, [f.id for f in files]))
     missing_bytes = sum(f.length for f in files if f.id in missing)
     choice = await own_model(node)
-    curve = None
-    if choice is not None:
-        known = node.calibration.curve(choice.calibration_key, manifest.prefix.block_tokens)
-        curve = known if known or not missing_bytes else await calibrate(node, choice, manifest.prefix.block_tokens)
-    link = best_link(node, peers)
-    return decide_here(node, tokens, raw_by_codec(files), missing_bytes, curve, link, objective), missing_bytes
+    block_tokens = manifest.prefix.block_tokens
+    curve = node.calibration.curve(choice.calibration_key, block_tokens) if choice else None
+    if choice is not None and curve is None and missing_bytes and measure:
+        curve = await calibrate(node, choice, block_tokens)
+    by_run = choice is None or choice.device == "cpu"
+    pace = node.calibration.under_way(choice.calibration_key) if choice else 1.0
+    expected = curve or PrefillCurve.guess(manifest.model.parameters, block_tokens)
+    work = work_of(node, manifest, tokens, missing, expected, pace, by_run=by_run)
+    count = manifest.prefix.tokens if tokens is None else tokens
+    raw = raw_by_codec(files)
+
+    def planned(link: Link | None, peers: tuple[str, ...]) -> Planned:
+        plan = decide_here(node, count, raw, missing_bytes, curve, link, objective, work if hybrid else None)
+        return Planned(plan, missing_bytes, work, link, peers)
+
+    # The cheapest peers alone, or dearer ones with them: all are counted at what the dearest asks.
+    levels = sorted({node.asks(peer) for peer in peers})
+    groups = [tuple(p for p in peers if node.asks(p) <= level) for level in levels]
+    every = [planned(best_link(node, group), group) for group in groups] or [planned(None, peers)]
+    return min(every, key=lambda p: _rank(node, p.plan, objective))
+
+
+def work_of(
+    node: Node,
+    manifest: Manifest,
+    tokens: int | None,
+    missing: Collection[Cid],
+    curve: PrefillCurve,
+    pace: float,
+    *,
+    by_run: bool,
+) -> Work:
+    """What each unit costs to compute here, to fetch and to load.  A predictor comes with the last unit.
+
+    `pace`: how much longer computing takes while the rest arrives.
+    """
+    prefix, layers = manifest.prefix, len(manifest.layout.layers)
+    compute, wire, load = [], [], []
+    for unit in units(manifest, tokens, by_run=by_run):
+        start, stop = block_span(prefix.tokens, prefix.block_tokens, unit.block)
+        compute.append(pace * curve.seconds(stop, start) * len(unit.layers) / layers)
+        chunks = [manifest.chunks[i] for i in unit.chunks]
+        wire.append(sum(c.length for c in chunks if c.id in missing))
+        load.append(node.calibration.load_seconds(raw_by_codec(chunks)))
+    if manifest.predictor is not None and manifest.predictor.id in missing:
+        wire[-1] += manifest.predictor.length
+    return Work(compute, wire, load)
 
 
 def decide_here(
@@ -73,6 +140,7 @@ def decide_here(
     curve: PrefillCurve | None,
     link: Link | None,
     objective: Objective,
+    work: Work | None = None,
 ) -> Plan:
     """`cost.decide` with this node's measured load rates and its prices; `raw`: bytes by codec."""
     return decide(
@@ -83,6 +151,7 @@ def decide_here(
         load_seconds=node.calibration.load_seconds(raw),
         prices=prices(node),
         objective=objective,
+        work=work,
     )
 
 
@@ -101,16 +170,19 @@ Judge = Callable[[float, int], Plan]
 async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge | None:
     """For a fetch under way: (bytes per second seen, bytes missing) -> the plan for the rest.
 
-    None when this node cannot prefill or was never measured.
+    None when this node cannot prefill.  One that was never measured is, now that there is time.
     """
     choice = await own_model(node)
-    curve = node.calibration.curve(choice.calibration_key, manifest.prefix.block_tokens) if choice else None
-    if curve is None:
+    if choice is None:
         return None
+    block_tokens = manifest.prefix.block_tokens
     raw = raw_by_codec(manifest.chunks[i] for i in needed(manifest))
 
     def rest(bytes_per_second: float, missing_bytes: int) -> Plan:
         link = Link(bytes_per_second, 0.0)
+        curve = node.calibration.curve(choice.calibration_key, block_tokens)
+        if curve is None:
+            measure_beside(node, choice, block_tokens)
         return decide_here(node, manifest.prefix.tokens, raw, missing_bytes, curve, link, objective)
 
     return rest
@@ -118,13 +190,31 @@ async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge |
 
 def prices(node: Node) -> Prices:
     s = node.settings
-    return Prices(per_gb=s.price_per_gb, per_second=s.price_per_second, value_per_second=s.value_per_second)
+    return Prices(s.price_per_gb, s.price_per_second, s.value_per_second, s.price_per_million_tokens)
 
 
 def best_link(node: Node, peers: tuple[str, ...]) -> Link | None:
     """The fastest of these peers; a lower bound on what several together reach."""
     links = [node.calibration.link(p, node.settings.assumed_link_bytes_per_second) for p in peers]
-    return max(links, key=lambda link: link.bytes_per_second, default=None)
+    fastest = max(links, key=lambda link: link.bytes_per_second, default=None)
+    return replace(fastest, per_gb=max(node.asks(p) for p in peers)) if fastest else None
+
+
+def measure_beside(node: Node, choice: ModelChoice, block_tokens: int) -> None:
+    """Measure prefill in the background, unless it is known or being measured.  Best effort."""
+    if node.measuring or node.calibration.curve(choice.calibration_key, block_tokens) is not None:
+        return
+    node.measuring = True
+
+    async def measure() -> None:
+        try:
+            await calibrate(node, choice, block_tokens)
+        except KvswapError as error:
+            node.events.add("not_calibrated", model=choice.name, reason=error.message)
+        finally:
+            node.measuring = False
+
+    node.spawn(measure())
 
 
 async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> PrefillCurve | None:

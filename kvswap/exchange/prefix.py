@@ -19,7 +19,7 @@ from kvswap.cost import Plan
 from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
-from kvswap.exchange.plan import plan_chunks
+from kvswap.exchange.plan import Planned, plan_chunks
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.resolve import Wanted, judge_envelope, manifest_from
 from kvswap.exchange.transfer.bring import bring
@@ -88,25 +88,24 @@ async def beginning_of(
     return made["tokens"], found
 
 
-async def plan_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT) -> tuple[Plan, int]:
-    """Fetch or prefill these first tokens, and how many bytes of them are not here."""
+async def plan_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, *, hybrid: bool = False) -> Planned:
+    """Fetch or prefill these first tokens."""
     manifest = beginning.statement.manifest
-    return await plan_chunks(node, manifest, beginning.chunks, beginning.peers, beginning.tokens, terms.objective)
+    return await plan_chunks(node, manifest, beginning.tokens, beginning.peers, terms.objective, hybrid=hybrid)
 
 
 async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, progress: Progress = silent) -> Plan:
     """Make the chunks of a beginning local.  Raises `PlanSaysPrefill` when prefilling them is better."""
     statement = beginning.statement
     artifact = str(statement.artifact)
-    chosen, missing = await plan_beginning(node, beginning, terms)
+    planned = await plan_beginning(node, beginning, terms)
+    chosen = planned.plan
     await progress({"event": "plan", **chosen.to_json()})
-    if chosen.action != "fetch" and not (terms.force and (beginning.peers or not missing)):
-        raise PlanSaysPrefill(
-            f"using the first {beginning.tokens} tokens of {artifact} is not worth it: {chosen.reason}",
-            plan=chosen.to_json(),
+    check_beginning(beginning, planned, terms)
+    if planned.missing_bytes:
+        transfer = await bring(
+            node, statement, beginning.chunks, planned.peers, progress, most_per_gb=planned.most_per_gb
         )
-    if missing:
-        transfer = await bring(node, statement, beginning.chunks, beginning.peers, progress)
         node.events.add(
             "fetched_beginning",
             artifact=artifact,
@@ -116,6 +115,18 @@ async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRIC
         )
     await asyncio.to_thread(node.store.touch, artifact)
     return chosen
+
+
+def check_beginning(beginning: Beginning, planned: Planned, terms: Terms) -> None:
+    """Raise `PlanSaysPrefill` when these first tokens are not worth having."""
+    chosen = planned.plan
+    forced = terms.force and (beginning.peers or not planned.missing_bytes)
+    if chosen.action not in ("fetch", "hybrid") and not forced:
+        raise PlanSaysPrefill(
+            f"using the first {beginning.tokens} tokens of {beginning.statement.artifact} is not worth it: "
+            f"{chosen.reason}",
+            plan=chosen.to_json(),
+        )
 
 
 async def _refresh_catalogues(node: Node) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange.node import Node
-from kvswap.exchange.plan import best, calibrate, decide_here, prices
+from kvswap.exchange.plan import best, best_link, calibrate, decide_here, prices
 from kvswap.exchange.prefix import beginning_of, plan_beginning
 from kvswap.exchange.request import STRICT, Terms
 from kvswap.exchange.resolve import own_model, resolve
@@ -28,7 +28,8 @@ async def plan_reference(
         if text is None:
             raise
         return await _plan_unpublished(node, text, terms)
-    resolved, chosen = await best(node, usable, terms.objective)
+    resolved, planned = await best(node, usable, terms.objective, hybrid=text is not None, measure=True)
+    chosen = planned.plan
     manifest = resolved.statement.manifest
     return {
         "artifact": str(resolved.statement.artifact),
@@ -46,7 +47,8 @@ async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> dict[s
     curve = node.calibration.curve(choice.calibration_key, block_tokens) if choice else None
     return {
         "prefill": asdict(curve) if curve else None,
-        "links": {p: asdict(node.calibration.link(p, node.settings.assumed_link_bytes_per_second)) for p in peers},
+        "under_way": node.calibration.under_way(choice.calibration_key) if choice else 1.0,
+        "links": {peer: asdict(link) for peer in peers if (link := best_link(node, (peer,)))},
         "codecs": node.calibration.codecs(),
         "prices": asdict(prices(node)),
     }
@@ -61,12 +63,13 @@ async def _plan_unpublished(node: Node, text: str, terms: Terms) -> dict[str, An
     whole = decide_here(node, tokens, raw={}, missing_bytes=1, curve=curve, link=None, objective=terms.objective)
     shared = None
     if beginning is not None:
-        part, missing = await plan_beginning(node, beginning, terms)
+        planned = await plan_beginning(node, beginning, terms, hybrid=True)
+        part = planned.plan
         shared = {
             "artifact": str(beginning.statement.artifact),
             "tokens": beginning.tokens,
             "of": tokens,
-            "missing_bytes": missing,
+            "missing_bytes": planned.missing_bytes,
             "from": list(beginning.peers),
             "action": part.action,
             "reason": part.reason,

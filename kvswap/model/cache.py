@@ -7,7 +7,7 @@ to the stock layer (tested), and falls back to it when the space is used up or t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     def _owns(self, view: Any, base: torch.Tensor) -> bool:
         return (
             isinstance(view, torch.Tensor)
-            and view.data_ptr() == base.data_ptr()
+            # not `data_ptr`, which is 0 for a view of no tokens
+            and view.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
+            and view.storage_offset() == base.storage_offset()
             and view.shape[0] == base.shape[0]
             and view.stride() == base.stride()
         )
@@ -65,9 +67,35 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = k[:, :, : have + new], v[:, :, : have + new]
         return self.keys, self.values
 
+    def reach(self, tokens: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Show the first `tokens` tokens, all computed or in k and v [head, room, dim], which may be our own memory."""
+        if self._k is None or self._v is None:
+            raise ValueError("the layer was edited")
+        have = self.keys.shape[2]
+        for own, given in ((self._k, k), (self._v, v)):
+            if own.data_ptr() != given.data_ptr():
+                own[0, :, have:tokens] = given[:, have:tokens].to(own.device)
+        self.keys, self.values = self._k[:, :, :tokens], self._v[:, :, :tokens]
+
     def reset(self) -> None:
         self._k = self._v = None
         super().reset()
+
+
+class StoppableCache(DynamicCache):  # type: ignore[misc]
+    """A `DynamicCache` that says when a layer is about to take what a forward pass computed.
+
+    `before` may raise, which ends the forward pass before layer `index` has taken anything.
+    """
+
+    before: Callable[[int], None] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.before is not None:
+            self.before(layer_idx)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 def new_cache(config: Any, room: int) -> DynamicCache:
@@ -76,6 +104,42 @@ def new_cache(config: Any, room: int) -> DynamicCache:
     check_layers(cache)
     cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def cache_over(config: Any, tensors: Sequence[LayerTensors], tokens: int, device: str | torch.device) -> StoppableCache:
+    """A cache for computing a document into tensors whose first `tokens` tokens are there, of full layers only.
+
+    On the CPU it computes into the tensors' own memory.  `close_over` ends it.
+    """
+    cache = StoppableCache(config=config)
+    check_layers(cache)
+    cache.layers = [
+        RoomyLayer.filled(held.k.to(device), held.v.to(device), tokens) if type(layer) is DynamicLayer else layer
+        for layer, held in zip(cache.layers, tensors, strict=True)
+    ]
+    return cache
+
+
+def close_over(cache: StoppableCache, tensors: Sequence[LayerTensors], computed: int, tokens: int) -> None:
+    """Join what was computed, the first `computed` tokens, with what the tensors hold of the rest up to `tokens`."""
+    cache.before = None
+    for layer, held in zip(cache.layers, tensors, strict=True):
+        if isinstance(layer, RoomyLayer):
+            layer.reach(tokens, held.k, held.v)
+        elif computed < tokens:
+            own = computed - held.first  # tokens of its window that were computed
+            if own > 0:
+                held.k[:, :own], held.v[:, :own] = (t[0, :, -own:].cpu() for t in (layer.keys, layer.values))
+            device = layer.keys.device if layer.is_initialized else held.k.device
+            _fill_sliding(layer, held.k.to(device), held.v.to(device), tokens)
+
+
+def _fill_sliding(layer: Any, k: torch.Tensor, v: torch.Tensor, tokens: int) -> None:
+    if not layer.is_initialized:
+        layer.lazy_initialization(k[None], v[None])
+    layer.keys, layer.values = k[None], v[None]
+    # `update` would count only what is stored; positions and masks need what was seen.
+    layer.cumulative_length = tokens
 
 
 def check_layers(cache: Any) -> None:
@@ -153,10 +217,7 @@ def build_cache(
     for layer, held in zip(cache.layers, tensors, strict=True):
         k, v = held.k.to(device), held.v.to(device)
         if isinstance(layer, DynamicSlidingWindowLayer):
-            layer.lazy_initialization(k[None], v[None])
-            layer.keys, layer.values = k[None], v[None]
-            # `update` would count only what is stored; positions and masks need what was seen.
-            layer.cumulative_length = tokens
+            _fill_sliding(layer, k, v, tokens)
             built.append(layer)
         else:
             built.append(RoomyLayer.filled(k, v, held.tokens))

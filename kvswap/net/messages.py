@@ -111,10 +111,13 @@ class Found(_Message):
 
 
 class FindReply(_Message):
+    """`asks`: what the answering peer wants for a gigabyte, in millionths of a US dollar."""
+
     agent: AgentText
     publisher: PeerText
     found: Annotated[list[Found], Meta(max_length=LIMITS.find_results)]
     providers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
+    asks: Size = 0
 
 
 class BulkRecord(_Message):

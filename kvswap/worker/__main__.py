@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from kvswap.core.errors import KvswapError, WorkerFailed
 from kvswap.worker import protocol
 from kvswap.worker.jobs import Jobs
+from kvswap.worker.told import Told
 
 
 def main() -> int:
@@ -22,6 +23,7 @@ def main() -> int:
     inbox: queue.Queue[dict[str, Any] | None] = queue.Queue(16)
     cancelled = threading.Event()
     lock = threading.Lock()
+    told = Told()
 
     def send(value: dict[str, Any]) -> None:
         data = memoryview(protocol.frame(value))
@@ -33,12 +35,15 @@ def main() -> int:
         while (message := protocol.read(stream)) is not None:
             if message.get("cancel"):
                 cancelled.set()
+            elif "tell" in message:
+                told.put(message["tell"])
             else:
+                told.clear()
                 inbox.put(message)
         os._exit(0)  # the node is gone: nobody will read a result
 
     threading.Thread(target=listen, args=(sys.stdin.buffer,), daemon=True).start()
-    jobs = Jobs(send, cancelled)
+    jobs = Jobs(send, cancelled, told)
     while (message := inbox.get()) is not None:
         cancelled.clear()
         try:

@@ -21,6 +21,7 @@ from kvswap.core import wire
 from kvswap.core.errors import Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.worker.told import Told
 
 Send = Callable[[dict[str, Any]], None]
 _PROBE_TEXT = "\n\nIn summary,"
@@ -29,9 +30,10 @@ _PROBE_TEXT = "\n\nIn summary,"
 class Jobs:
     """The jobs of one process.  Holds at most one model."""
 
-    def __init__(self, send: Send, cancelled: threading.Event) -> None:
+    def __init__(self, send: Send, cancelled: threading.Event, told: Told | None = None) -> None:
         self._send = send
         self._cancelled = cancelled
+        self._told = told or Told()
         self._loaded: Any = None
         self._predictors: Any = OrderedDict()
 
@@ -114,7 +116,8 @@ class Jobs:
     ) -> dict[str, Any]:
         """Prefill, encode, send chunks as events; the result is all the manifest needs."""
         from kvswap import codec as codecs
-        from kvswap.artifact.tensors import digest_layer, read_predictor
+        from kvswap.artifact.assembly import read_predictor
+        from kvswap.artifact.tensors import digest_layer
         from kvswap.model.cache import held_tensors, layer_specs, new_cache
         from kvswap.model.prefill import PROBE_STEPS, canonical_prefill, check_length, greedy
 
@@ -219,8 +222,9 @@ class Jobs:
         import msgspec
 
         from kvswap import codec as codecs
+        from kvswap.artifact.assembly import load, read_predictor
         from kvswap.artifact.recode import recode
-        from kvswap.artifact.tensors import digest_layer, load, read_predictor
+        from kvswap.artifact.tensors import digest_layer
         from kvswap.model.cache import build_cache
         from kvswap.trust import read_statement
         from kvswap.worker.comparing import compare
@@ -274,16 +278,19 @@ class Jobs:
         envelope: bytes | None = None,
         chunks: str | None = None,
         tokens: int | None = None,
+        work: dict[str, Any] | None = None,
         ignore_eos: bool = False,
     ) -> dict[str, Any]:
         """Continue greedily with `question`, from an artifact's cache, or after prefilling `text`.
 
-        With both, the artifact covers the first `tokens` tokens and the rest of `text` is prefilled
-        on the canonical schedule, which gives the same bits as prefilling all of it.
+        With both, the artifact covers the first `tokens` tokens and the rest of `text` is prefilled on the
+        canonical schedule, which gives the same bits as prefilling all of it.  `work` says what of the
+        artifact is still to come and what each part would cost: see `hybrid`.
         """
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill, check_length, greedy, stop_ids
         from kvswap.model.question import question_text
+        from kvswap.worker.hybrid import Filled
 
         loaded = self.loaded
         began = time.perf_counter()
@@ -292,16 +299,18 @@ class Jobs:
             raise InvalidDocument("the question is empty")
         ids = loaded.tokenize(text) if text is not None else None
         room = len(following) + steps
-        load_seconds = prefill_seconds = 0.0
         position = 0
-        samples: list[list[float]] = []
+        filled = Filled()
+        claim = "bitwise"
         if envelope is not None:
-            cache, position = self._load(envelope, str(chunks), tokens, room + (len(ids or [])), loaded)
-            load_seconds = time.perf_counter() - began
+            cache, position, filled, claim = self._fill(envelope, str(chunks), tokens, room, ids, work)
+            if tokens is None:
+                ids = None  # the artifact is all of it, or as much as fits the model
         else:
             cache = new_cache(loaded.model.config, len(ids or []) + room)
         total = len(ids) if ids is not None else position
         check_length(loaded, total + room)
+        samples, prefill_seconds = filled.samples, filled.compute_seconds
         if ids is not None and position < len(ids):
             start = time.perf_counter()
             blocks = layout.block_count(len(ids), block_tokens)
@@ -309,7 +318,7 @@ class Jobs:
                 samples.append([block.start, block.stop - block.start, block.seconds])
                 self._event("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
                 self._check_cancelled()
-            prefill_seconds = time.perf_counter() - start
+            prefill_seconds += time.perf_counter() - start
         before = time.perf_counter() - began
         answer = greedy(
             loaded,
@@ -326,28 +335,68 @@ class Jobs:
             "token_ids": answer.ids,
             "logits_digest": answer.logits_digest,
             "tokens": total,
-            "load_us": int(load_seconds * 1e6),
+            "computed": filled.computed + total - position,
+            "claim": claim,
+            "load_us": int(filled.load_seconds * 1e6),
             "prefill_us": int(prefill_seconds * 1e6),
+            "ready_us": int(before * 1e6),
             "first_us": int((before + answer.first_seconds) * 1e6),
             "total_us": int((before + answer.seconds) * 1e6),
             "samples": _micro(samples),
         }
 
-    def _load(self, envelope: bytes, chunks: str, tokens: int | None, room: int, loaded: Any) -> tuple[Any, int]:
-        from kvswap.artifact.tensors import load
-        from kvswap.model.cache import build_cache
-        from kvswap.trust import read_statement
+    def _fill(
+        self,
+        envelope: bytes,
+        chunks: str,
+        tokens: int | None,
+        room: int,
+        ids: list[int] | None,
+        work: dict[str, Any] | None,
+    ) -> tuple[Any, int, Any, str]:
+        """A cache of an artifact's first `tokens` tokens: loaded, or in parts computed while the others arrive.
 
+        Returns it with its length, how it came about, and what can be claimed of it.
+        """
+        from kvswap.artifact.assembly import Assembly
+        from kvswap.model.prefill import check_length
+        from kvswap.trust import read_statement
+        from kvswap.worker.hybrid import Hybrid, probed, split_of
+
+        loaded = self.loaded
         manifest = read_statement(envelope).manifest
         layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
-        stop = manifest.prefix.tokens if tokens is None else tokens
-        tensors = load(manifest, _files(chunks), tokens=tokens, room=room, predictors=self._predictors)
-        self._event("loaded", tokens=stop)
-        return build_cache(loaded.model.config, tensors, stop, loaded.device), stop
+        prefix, probe = manifest.prefix, manifest.probe
+        stop = prefix.tokens if tokens is None else tokens
+        check_length(loaded, (stop if tokens is None or ids is None else len(ids)) + room)
+        # What is computed has to be the artifact's own tokens, whatever it says of its document.
+        own = chain.chain_digests(loaded.identity.digest, (ids or [])[:stop], prefix.block_tokens)
+        of_text = ids is not None and len(ids) >= stop and own == prefix.chain[: len(own)]
+        units = layout.units(manifest, tokens, by_run=loaded.device == "cpu")
+        split = split_of(units, work, of_text, all(layer.window is None for layer in manifest.layout.layers))
+        after = max(room, len(probe.question) + len(probe.tokens)) + (len(ids) - stop if of_text and ids else 0)
+        with Assembly(manifest, _files(chunks), tokens=tokens, room=after, predictors=self._predictors) as assembly:
+            hybrid = Hybrid(
+                loaded,
+                assembly,
+                units,
+                split,
+                self._told,
+                ids if of_text else None,
+                lambda unit: self._event("claim", unit=unit),
+                self._check_cancelled,
+            )
+            cache = hybrid.run()
+        self._event("filled", tokens=stop, computed=hybrid.filled.computed)
+        claim = manifest.numerics.claim
+        if hybrid.filled.computed and loaded.numerics().environment != manifest.numerics.environment:
+            claim = "token-verified" if stop == prefix.tokens and probed(loaded, cache, manifest) else "tolerance"
+        return cache, stop, hybrid.filled, claim
 
     def do_verify(self, envelope: bytes, chunks: str) -> dict[str, Any]:
         """Decode everything, check every digest, and run the probe."""
-        from kvswap.artifact.tensors import load, verify_tensors
+        from kvswap.artifact.assembly import load
+        from kvswap.artifact.tensors import verify_tensors
         from kvswap.model.cache import build_cache
         from kvswap.model.prefill import greedy
         from kvswap.trust import read_statement

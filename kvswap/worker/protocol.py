@@ -1,8 +1,8 @@
 """Frames on the pipe between node and model process.
 
 A frame is a big-endian u32 length and that many bytes of msgpack.  The node sends
-`{"job": name, ...}` or `{"cancel": true}`; the process answers with any number of
-`{"event": ...}` frames and one `{"result": ...}` or `{"error": ...}`.
+`{"job": name, ...}`, `{"tell": ...}` to the job that is running, or `{"cancel": true}`; the process answers
+with any number of `{"event": ...}` frames and one `{"result": ...}` or `{"error": ...}`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvswap.artifact import layout, tensors
+from kvswap.artifact import assembly, layout, tensors
 from kvswap.artifact.manifest import LayerSpec
 from kvswap.core.errors import IntegrityError, MalformedManifest
 from tests.support import FULL, SLIDING, Made, make_artifact
@@ -12,7 +12,7 @@ WIDE = LayerSpec(kind="sliding", heads=1, k_dim=4, v_dim=4, window=19)  # wider 
 
 
 def check(made: Made, tokens: int | None, room: int) -> None:
-    loaded = tensors.load(made.manifest, made.chunks.__getitem__, tokens=tokens, room=room)
+    loaded = assembly.load(made.manifest, made.chunks.__getitem__, tokens=tokens, room=room)
     stop = tokens or made.manifest.prefix.tokens
     for spec, held, (k, v) in zip(made.manifest.layout.layers, loaded, made.layers, strict=True):
         first, last = layout.held_span(spec, stop)
@@ -29,7 +29,7 @@ def test_a_loaded_cache_is_the_published_one(dtype: str, codec: str, tokens: int
     made = make_artifact(tokens=tokens, block_tokens=8, specs=(FULL, SLIDING, FULL, WIDE), dtype=dtype, codec=codec)
     check(made, None, 0)
     check(made, None, 5)
-    tensors.verify_tensors(made.manifest, tensors.load(made.manifest, made.chunks.__getitem__, room=3))
+    tensors.verify_tensors(made.manifest, assembly.load(made.manifest, made.chunks.__getitem__, room=3))
     for stop in range(8, tokens, 8):
         check(made, stop, 2)
 
@@ -58,8 +58,8 @@ def test_a_predictor_that_is_not_the_signed_one_is_an_integrity_error() -> None:
     good = made.chunks[cid]
     for bad in (good[:-1] + b"\xff", b"", made.chunks[made.manifest.chunks[0].id]):
         with pytest.raises(IntegrityError):
-            tensors.load(made.manifest, {**made.chunks, cid: bad}.__getitem__)
-    tensors.load(made.manifest, made.chunks.__getitem__)
+            assembly.load(made.manifest, {**made.chunks, cid: bad}.__getitem__)
+    assembly.load(made.manifest, made.chunks.__getitem__)
     with pytest.raises(MalformedManifest):
         deep(predictor=None)
 
@@ -76,7 +76,7 @@ def test_every_kind_of_damage_is_an_integrity_error() -> None:
     ):
         broken = {**made.chunks, victim: damage(made.chunks[victim])}
         with pytest.raises(IntegrityError):
-            tensors.load(made.manifest, broken.__getitem__)
+            assembly.load(made.manifest, broken.__getitem__)
 
 
 def test_a_raw_digest_that_does_not_hold_is_an_integrity_error() -> None:
@@ -86,12 +86,12 @@ def test_a_raw_digest_that_does_not_hold_is_an_integrity_error() -> None:
     chunks[0] = type(first)(**{n: getattr(first, n) for n in first.__struct_fields__} | {"raw": b"\7" * 32})
     lying = make_artifact(tokens=10, block_tokens=8, chunks=chunks)
     with pytest.raises(IntegrityError, match="other bytes"):
-        tensors.load(lying.manifest, made.chunks.__getitem__)
+        assembly.load(lying.manifest, made.chunks.__getitem__)
 
 
 def test_tensor_digests_are_checked() -> None:
     made = make_artifact(tokens=10)
-    loaded = tensors.load(made.manifest, made.chunks.__getitem__)
+    loaded = assembly.load(made.manifest, made.chunks.__getitem__)
     loaded[1].v[0, 3, 2] += 1
     with pytest.raises(IntegrityError, match="layer 1"):
         tensors.verify_tensors(made.manifest, loaded)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kvswap.cost import Calibration, Link, PrefillCurve, Prices, decide
@@ -99,11 +101,15 @@ def test_measurements_are_kept_and_damage_is_forgiven(tmp_path) -> None:  # type
     calibration.save()
     again = Calibration(path)
     assert again.curve("m", 100) == PrefillCurve(pytest.approx(0.5), pytest.approx(0.001), 100)
-    assert again.link("p", 1.0) == Link(pytest.approx(13e6), 0.01, True)
+    link = again.link("p", 1.0)
+    assert (link.bytes_per_second, link.latency, link.measured) == (pytest.approx(13e6, rel=1e-3), 0.01, True)
+    assert link.spread == 1.0 and link.age < 60 and link.start_seconds == 0.02
+    again.add_start("p", 0.3)
+    assert again.link("p", 1.0).start_seconds == 0.3
     assert again.link("q", 5.0).measured is False
     assert again.load_seconds({"planes": 10**9}) == 2.0
     assert again.load_seconds({"raw": 10**9}) == pytest.approx(1.25)  # nothing measured: the usual
-    assert again.codecs()["predictive"] == {"encode": 5e7, "ratio": 2.0}
+    assert again.codecs()["predictive"] == {"encode": pytest.approx(5e7), "ratio": 2.0}
     for damage in (
         "",
         "[]",
@@ -120,8 +126,34 @@ def test_measurements_are_kept_and_damage_is_forgiven(tmp_path) -> None:  # type
         assert broken.codecs().get("raw") is None
 
 
+def test_what_was_measured_long_ago_weighs_little(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    calibration = Calibration(tmp_path / "c.json")
+    calibration.add_rate("p", 10e6)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 5 * 86_400)
+    assert calibration.link("p", 1.0).age == pytest.approx(5 * 86_400, abs=5)
+    calibration.add_rate("p", 20e6)
+    assert calibration.link("p", 1.0).bytes_per_second > 19.9e6
+
+
+def test_the_present_load_is_counted_and_forgotten(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    calibration = Calibration(tmp_path / "c.json")
+    calibration.add_prefill("m", [(n * 100, 100, 1.0) for n in range(20)])
+    assert calibration.pace("m") == 1.0
+    calibration.add_prefill("m", [(0, 100, 3.0), (100, 100, 3.0)])  # few blocks, on a machine that is busy
+    assert calibration.curve("m", 100).a == pytest.approx(3.0, rel=0.01)  # type: ignore[union-attr]
+    calibration.add_hybrid("m", [(0, 100, 3.6)])
+    assert calibration.under_way("m") == pytest.approx(1.2, rel=0.01)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 7_200)
+    assert calibration.curve("m", 100).a == pytest.approx(1.0, rel=0.01)  # type: ignore[union-attr]
+    calibration.add_hybrid("other", [(0, 100, 3.6)])  # never measured: says nothing
+    assert calibration.under_way("other") == 1.1
+
+
 def test_a_short_run_does_not_replace_a_long_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
     calibration = Calibration(tmp_path / "c.json")
     calibration.add_prefill("m", [(n * 100, 100, 1.0 + n) for n in range(20)])
     calibration.add_prefill("m", [(0, 100, 9.0)])
-    assert calibration.curve("m", 100).a == pytest.approx(1.0)  # type: ignore[union-attr]
+    now = calibration.curve("m", 100)
+    assert now is not None and now.b / now.a == pytest.approx(0.01)  # its slope is still the long one's

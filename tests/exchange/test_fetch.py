@@ -25,12 +25,14 @@ from kvswap.core.errors import (
 )
 from kvswap.core.ids import Cid
 from kvswap.core.settings import Settings
-from kvswap.cost import Calibration
+from kvswap.cost import Calibration, Objective
 from kvswap.exchange import Node
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.plan import best
 from kvswap.exchange.request import Terms
+from kvswap.exchange.resolve import resolve
 from kvswap.exchange.serving import answers as serving
 from kvswap.exchange.statement import list_artifact
 from kvswap.net import PeerAddress, messages
@@ -149,6 +151,34 @@ def test_several_peers_serve_one_fetch(tmp_path: Path) -> None:
             assert len(done.peers) >= 1
 
     run(body())
+
+
+def test_what_peers_ask_for_decides_from_whom_it_is_fetched(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        made = make_artifact(tokens=40, model=identity())
+        async with world(tmp_path) as w:
+            dear = await w.node(asks_per_gb=5.0)
+            cheap = await w.node(asks_per_gb=0.25)
+            for node in (dear, cheap):
+                w.give(node, made)
+            reader = await w.node(model=SlowModel(), price_per_second=1.0)
+            reader.calibration.add_prefill((await reader.model.choose()).calibration_key, [(0, 8, 9.0)])
+            peers = [node.transport.peer for node in (dear, cheap)]  # type: ignore[union-attr]
+            for peer, rate in zip(peers, (1e9, 1e4), strict=True):
+                reader.calibration.add_rate(peer, rate)
+            usable = await resolve(reader, DOCUMENT)
+            chosen = {}
+            for by in ("money", "time"):
+                _, planned = await best(reader, usable, Objective(by))
+                fetching = planned.plan.fetch
+                assert fetching is not None
+                chosen[by] = (set(planned.peers), fetching.dollars / fetching.bytes * 1e9)
+            assert chosen["money"] == ({peers[1]}, pytest.approx(0.25))
+            assert chosen["time"] == (set(peers), pytest.approx(5.0))
+            terms = Terms(objective=Objective("money"))
+            assert (await fetch(reader, DOCUMENT, terms)).peers == (peers[1],)
+
+    run(scenario())
 
 
 def test_partial_holders_together_make_a_whole(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from kvswap.artifact import tensors
+from kvswap.artifact import assembly, tensors
 from kvswap.cli.main import main
 from kvswap.core.errors import KvswapError
 from kvswap.trust import verify_envelope
@@ -66,7 +66,7 @@ def test_valid_ones_are_stable(entry: dict[str, Any]) -> None:
 
         assert dsse.open_envelope(statement.envelope).payload == statement.manifest.encode()
     if "chunks" in entry:
-        loaded = tensors.load(statement.manifest, lambda cid: (VECTORS / entry["chunks"] / str(cid)).read_bytes())
+        loaded = assembly.load(statement.manifest, lambda cid: (VECTORS / entry["chunks"] / str(cid)).read_bytes())
         tensors.verify_tensors(statement.manifest, loaded)
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from kvswap.artifact.assembly import load
 from kvswap.artifact.manifest import Manifest
-from kvswap.artifact.tensors import load, verify_tensors
+from kvswap.artifact.tensors import verify_tensors
 from kvswap.core.errors import Incompatible, InvalidDocument
 from kvswap.core.ids import Cid
 from kvswap.model.cache import (

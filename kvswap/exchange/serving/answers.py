@@ -102,7 +102,8 @@ async def _find(node: Node, request: messages.Find) -> messages.FindReply:
     if envelope is not None and len(envelope) > LIMITS.inline_envelope_bytes:
         envelope = None
     found = [_found(row, blocks, envelope if row.id == fitting else None) for row, blocks in pairs]
-    return messages.FindReply(AGENT, str(node.publisher.peer_id), found, providers[: LIMITS.find_results])
+    asks = int(node.settings.asks_per_gb * 1e6)
+    return messages.FindReply(AGENT, str(node.publisher.peer_id), found, providers[: LIMITS.find_results], asks)
 
 
 async def _prepare(node: Node, artifact: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from kvswap.core.errors import NotFound
 from kvswap.exchange.node import Node
@@ -21,20 +22,26 @@ async def bring(
     peers: Sequence[str],
     progress: Progress,
     rest: Judge | None = None,
+    most_per_gb: float = math.inf,
+    begin: Callable[[Transfer], None] | None = None,
 ) -> Transfer:
     """Fetch the files of these indices that are not here; the artifact is listed, complete or not.
 
-    Raises what `Transfer.run` does, and `NotFound` when the store could not keep them.
+    `begin` is called with the transfer before it starts, by who wants to follow or change it.  Raises what
+    `Transfer.run` does, and `NotFound` when the store could not keep them.
     """
     manifest = statement.manifest
     files = manifest.files
     cids = [files[i].id for i in wanted]
     with node.store.lease(cids):
         await asyncio.to_thread(list_artifact, node, statement)
-        transfer = Transfer(node, manifest, str(statement.artifact), wanted, progress, rest)
+        transfer = Transfer(node, manifest, str(statement.artifact), wanted, progress, rest, most_per_gb)
+        if begin is not None:
+            begin(transfer)
         await transfer.run(peers)
         await asyncio.to_thread(list_artifact, node, statement)
-        lost = await asyncio.to_thread(node.store.missing, cids)
+        kept = [files[i].id for i in wanted if i not in transfer.skipped]
+        lost = await asyncio.to_thread(node.store.missing, kept)
     if lost:
         raise NotFound(
             f"artifact {statement.artifact} was fetched, but part of it was removed meanwhile",

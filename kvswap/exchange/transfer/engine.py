@@ -8,6 +8,7 @@ in.  Beside all this a watch compares what is left, at the rate seen, with prefi
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -61,12 +62,19 @@ class Transfer:
     wanted: Sequence[int]  # indices of files
     progress: Progress
     rest: Judge | None
+    most_per_gb: float = math.inf  # a peer that asks for more is left alone
+    wave: int = 64  # chunks among which the rarest goes first; 1: strictly in the order wanted
+    stored: Callable[[int], None] | None = None  # called with the index of each file that is in the store now
+    skipped: set[int] = field(default_factory=set)  # indices of files not wanted any more
     received: int = 0  # bytes verified and stored
+    seen_bytes: int = 0  # all that came, also what was not needed in the end
     served_bytes: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)  # of peers that are done, bytes a second
     _planes: set[str] = field(default_factory=set)
     _began: float = field(default_factory=time.monotonic)
     _refs: list[ChunkRef | PredictorRef] = field(default_factory=list)
     _index: dict[int, int] = field(default_factory=dict)  # chunk of the manifest -> number in the schedule
+    _file: list[int] = field(default_factory=list)  # and the other way round
     _schedule: Schedule = field(default_factory=lambda: Schedule([]))
     _peers: dict[str, _Known] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -87,10 +95,15 @@ class Transfer:
             if ref.id in missing:
                 missing.discard(ref.id)  # one chunk may stand at two places
                 self._index[index] = len(self._refs)
+                self._file.append(index)
                 self._refs.append(ref)
         if not self._refs:
             return
-        self._schedule = Schedule([ref.length for ref in self._refs])
+        self._schedule = Schedule([ref.length for ref in self._refs], wave=self.wave)
+        for index in self.skipped:
+            self._skip(index)
+        if self._schedule.complete:
+            return
         self._consider(PeerAddress(peer) for peer in peers)
         helpers = [self._watch(), self._show(), self._look_again()]
         work = asyncio.create_task(self._supervise())
@@ -104,6 +117,32 @@ class Transfer:
             await _stop([*tasks, *self._tasks.values()])
             if not self.node.buffers.used_bytes:
                 self.node.buffers.drop_free()  # no other transfer is under way
+
+    def skip(self, indices: Iterable[int]) -> None:
+        """These files are not wanted any more."""
+        for index in set(indices) - self.skipped:
+            self.skipped.add(index)
+            self._skip(index)
+
+    def _skip(self, index: int) -> None:
+        number = self._index.get(index)
+        if number is None:
+            return
+        for loser in self._schedule.skip(number):
+            self._flights[loser, number].cancel()
+        if self._schedule.complete:
+            self._end()
+        self._notify()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that is wanted is in the store."""
+        return bool(self._refs) and self._schedule.complete
+
+    @property
+    def arriving_bytes(self) -> int:
+        """What has come of chunks under way."""
+        return self._schedule.arriving()
 
     def _notify(self) -> None:
         """There may be something to give out again: wake the peers."""
@@ -126,7 +165,7 @@ class Transfer:
         """Peers that may be asked.  Bounded: those that were tried in vain make room for others."""
         me = self.node.transport.peer if self.node.transport else ""
         for address in addresses:
-            if address.peer == me or address.peer in self._peers:
+            if address.peer == me or address.peer in self._peers or self.node.asks(address.peer) > self.most_per_gb:
                 continue
             if len(self._peers) >= _KNOWN:
                 spent = (p for p, k in self._peers.items() if k.tries >= _TRIES and p not in self._tasks)
@@ -267,6 +306,7 @@ class Transfer:
         peer, ref = source.peer, self._refs[number]
 
         def on_bytes(size: int) -> None:
+            self.seen_bytes += size
             self._schedule.progress(peer, number, size, time.monotonic())
 
         stored = False
@@ -300,6 +340,8 @@ class Transfer:
         if self._schedule.complete:
             self._end()
         self.received += ref.length
+        if self.stored is not None:
+            self.stored(self._file[number])
         self._planes.add(source.kind)
         self.served_bytes[peer] = self.served_bytes.get(peer, 0) + ref.length
         record = self.node.record(peer)
@@ -309,9 +351,16 @@ class Transfer:
 
     def _rate(self, peer: str) -> None:
         """Remember the goodput of what this peer gave; a few small chunks say nothing."""
-        rate = self._schedule.rate(peer)
+        rate = self._schedule.mean_rate(peer)
         if rate is not None and self.served_bytes.get(peer, 0) > 1_000_000:
+            self.rates[peer] = rate
             self.node.calibration.add_rate(peer, rate)
+
+    def learn_start(self, seconds: float) -> None:
+        """From a whole fetch that took so long: what of it was not the link, but asking, checking and writing."""
+        if len(self.served_bytes) == len(self.rates) == 1:
+            ((peer, rate),) = self.rates.items()
+            self.node.calibration.add_start(peer, max(0.0, seconds - self.received / rate))
 
     # -- beside it -------------------------------------------------------------------------------
 

@@ -57,6 +57,10 @@ class _Peer:
     rate: float | None = None  # bytes per second, all its flights together
     window_bytes: int = 0
     window_began: float = 0.0
+    last: float = 0.0  # when something came
+    measured_bytes: int = 0  # all that came after something else, and the seconds in between
+    measured_seconds: float = 0.0
+    idle: bool = True  # until the first byte of what was asked for after a pause: waiting for it is no transfer
     given: int = 0
 
 
@@ -93,6 +97,13 @@ class Schedule:
         """Bytes per second, or None while unknown."""
         known = self._peers.get(peer)
         return known.rate if known else None
+
+    def mean_rate(self, peer: str) -> float | None:
+        """Bytes per second over all the time in which it was sending; None: too short to tell."""
+        known = self._peers.get(peer)
+        if known is None or known.measured_seconds <= 0:
+            return None
+        return known.measured_bytes / known.measured_seconds
 
     def total_rate(self) -> float:
         return sum(p.rate or 0.0 for p in self._peers.values())
@@ -142,7 +153,7 @@ class Schedule:
             return None
         self._chunks[index].flights[peer] = _Flight(now, 0, now)
         if not known.flights:
-            known.window_began, known.window_bytes = now, 0
+            known.window_began, known.window_bytes, known.idle = now, 0, True
         known.flights.add(index)
         return index
 
@@ -223,9 +234,19 @@ class Schedule:
             return
         flight.received += size
         flight.last = now
+        if size and not known.idle:
+            known.measured_bytes += size
+            known.measured_seconds += now - known.last
+        known.last = now
+        if known.idle and size:
+            known.idle = False
+            if flight.received < self._chunks[chunk].length:  # else all came at once, and only the asking took time
+                known.window_began, size = now, 0
         known.window_bytes += size
         known.given += size
         elapsed = now - known.window_began
+        if not known.window_bytes:
+            return
         if elapsed >= _MEASURE_SECONDS or (known.rate is None and flight.received >= self._chunks[chunk].length):
             rate = known.window_bytes / max(elapsed, 1e-4)
             known.rate = rate if known.rate is None else known.rate + _WEIGHT * (rate - known.rate)
@@ -252,6 +273,17 @@ class Schedule:
             self._unfinished.discard(chunk)
             self.left_bytes -= self._chunks[chunk].length
         self._chunks[chunk].state = "done"
+
+    def skip(self, chunk: int) -> list[str]:
+        """A chunk is not wanted any more.  Returns the peers whose flights for it are now useless."""
+        state = self._chunks[chunk]
+        if state.state != "wanted":
+            return []
+        losers = list(state.flights)
+        for loser in losers:
+            self._land(chunk, loser)
+        self.done(chunk)
+        return losers
 
     def failed(self, peer: str, chunk: int) -> None:
         """A flight ended without the chunk, or with a wrong one: it is wanted again."""

@@ -199,6 +199,7 @@ class BulkClient:
         held: list[_Connection] = []
         work = self._threads.submit(self._get, target, cid, into, tell, held)
         ended = asyncio.wrap_future(work)
+        ended.add_done_callback(_seen)
         try:
             return Cid(await asyncio.shield(ended))
         except asyncio.CancelledError:
@@ -208,8 +209,6 @@ class BulkClient:
                     for connection in list(held):
                         connection.abort()
                     await asyncio.wait([ended], timeout=0.05)
-            if ended.done() and not ended.cancelled():
-                ended.exception()
             raise
 
     def _get(self, target: BulkTarget, cid: Cid, into: memoryview, tell: OnBytes, held: list[_Connection]) -> bytes:
@@ -254,3 +253,9 @@ class BulkClient:
                 self._idle.append(connection)
             while len(self._idle) > _KEPT:
                 self._idle.pop(0).close()
+
+
+def _seen(future: asyncio.Future[bytes]) -> None:
+    """Its error is its caller's, unless that one was cancelled meanwhile."""
+    if not future.cancelled():
+        future.exception()

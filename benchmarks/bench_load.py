@@ -1,10 +1,10 @@
-"""The paper's table with what it leaves out: verification, decoding and loading are inside the time.
+"""Loading in one process: verification and decoding, without daemon or network (`kvswap bench paper` has these).
 
 For each length: prefill (one shot, and on the canonical schedule), seconds from the artifact in the
 local store to a cache the model can use, one resident step, and first token of a 12-token question
 either way.  Also peak memory of loading, in a process of its own.
 
-    python benchmarks/bench_paper.py [bfloat16|float32] [--quick]
+    python benchmarks/bench_load.py [bfloat16|float32] [--quick]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEMORY = """
 import sys, re
 from pathlib import Path
 import torch
-from kvswap.artifact.tensors import load
+from kvswap.artifact.assembly import load
 from kvswap.store.files import chunk_path
 from kvswap.trust import read_statement
 root = Path(sys.argv[1])
@@ -37,7 +37,7 @@ print((status("VmHWM") - before) / manifest.raw_bytes)
 
 
 def main() -> None:
-    from kvswap.artifact.tensors import load
+    from kvswap.artifact.assembly import load
     from kvswap.model.cache import build_cache
     from kvswap.model.prefill import forward, prefill
 

@@ -1,0 +1,162 @@
+"""A document's K and V in memory, put together from chunks: the reader's side.
+
+The tensors that the model will use are allocated once, with room for what follows, and every chunk is
+decoded straight into its place, chunks in parallel and in any order.  Every wire digest is checked before
+its chunk is decoded and every raw digest before `wait` returns: the caller either gets a verified cache
+or an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from kvswap.artifact import layout as layouts
+from kvswap.artifact.manifest import ChunkRef, Layout, Manifest
+from kvswap.artifact.tensors import DTYPES, Layers, LayerTensors, as_part, by_layer, decode_chunk
+from kvswap.codec import Part, Predictor, predictive
+from kvswap.core.errors import IntegrityError
+from kvswap.core.ids import Cid
+
+_PREDICTORS_KEPT = 4
+
+ChunkSource = Callable[[Cid], bytes]
+
+Predictors = OrderedDict[Cid, Predictor]
+"""Those read lately, kept by whoever loads many artifacts."""
+
+
+def read_predictor(cid: Cid, source: ChunkSource, kept: Predictors | None = None) -> Predictor:
+    """Checked.  Raises `IntegrityError`."""
+    kept = OrderedDict() if kept is None else kept
+    known = kept.pop(cid, None)
+    if known is None:
+        data = source(cid)
+        if Cid.of(data) != cid:
+            raise IntegrityError(f"predictor {cid} does not have its digest", hint="kvswap verify --store")
+        known = predictive.load(data)
+    kept[cid] = known
+    while len(kept) > _PREDICTORS_KEPT:
+        kept.popitem(last=False)
+    return known
+
+
+class Assembly:
+    """The first `tokens` tokens (a block's end; default all) of an artifact, on the CPU.
+
+    `room` tokens are left free behind full layers, so that what follows needs no copy.  `source` returns
+    a chunk's wire bytes and is called from several threads.  Memory is the cache plus one chunk a worker.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        source: ChunkSource,
+        *,
+        tokens: int | None = None,
+        room: int = 0,
+        workers: int | None = None,
+        predictors: Predictors | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.tokens = manifest.prefix.tokens if tokens is None else tokens
+        self.tensors = _allocate(manifest.layout, self.tokens, room)
+        self._source = source
+        self._predictors = predictors
+        self._predictor: Predictor | None = None
+        self.workers = workers or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self.workers, "kvswap-load")
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> Assembly:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def fill(self, chunks: Iterable[int], computed: Sequence[int] = ()) -> None:
+        """Begin to decode these chunks of the manifest, all those of a block at once.
+
+        `computed`: the layers of that block that are in their place already, not from a chunk.
+        """
+        refs = [self.manifest.chunks[i] for i in chunks]
+        if refs and self.manifest.predictor and self._predictor is None:
+            self._predictor = read_predictor(self.manifest.predictor.id, self._source, self._predictors)
+        # Predictive chunks of a block are coded one against the other; all else is independent.
+        tasks = [list(g) for _, g in groupby(refs, lambda r: r.block)] if self._predictor else [[ref] for ref in refs]
+        self._pending += [self._pool.submit(self._several, task, computed) for task in tasks]
+
+    def wait(self) -> None:
+        """Until all is decoded and checked.  Raises `IntegrityError` naming the chunk."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def _several(self, refs: Sequence[ChunkRef], computed: Sequence[int]) -> None:
+        earlier: Layers = {}
+        if computed:
+            parts = [place for index in computed for place, _ in self._places(index, refs[0].block)]
+            earlier = by_layer(computed, parts)
+        for ref in refs:
+            self._decode(ref, self._source(ref.id), earlier)
+
+    def _places(self, index: int, block: int) -> list[tuple[Part, int]]:
+        """Where K and V of a layer's part of a block go, and from which of its tokens on."""
+        manifest, held = self.manifest, self.tensors[index]
+        span = layouts.block_span(manifest.prefix.tokens, manifest.prefix.block_tokens, block)
+        first, last = layouts.stored_span(manifest.layout.layers[index], *span)
+        low = max(first, held.first)  # the window may have moved past a part of this block
+        return [(as_part(t)[:, low - held.first : last - held.first], low - first) for t in (held.k, held.v)]
+
+    def _decode(self, ref: ChunkRef, wire: bytes, earlier: Layers) -> None:
+        whole: list[Part] = []  # what the chunk holds
+        keep: list[tuple[Part, Part]] = []  # (place in the cache, what of a scratch part goes there)
+        for index in self.manifest.layout.runs[ref.run]:
+            for place, skipped in self._places(index, ref.block):
+                if not skipped:
+                    whole.append(place)
+                    continue
+                heads, tokens, dim = place.shape
+                whole.append(np.empty((heads, tokens + skipped, dim), place.dtype))
+                keep.append((place, whole[-1][:, skipped:]))
+        decode_chunk(self.manifest, ref, wire, whole, self._predictor, earlier)
+        for place, rest in keep:
+            place[...] = rest
+
+
+def load(
+    manifest: Manifest,
+    source: ChunkSource,
+    *,
+    tokens: int | None = None,
+    room: int = 0,
+    workers: int | None = None,
+    predictors: Predictors | None = None,
+) -> list[LayerTensors]:
+    """The tensors of an artifact whose chunks are all here.  See `Assembly`."""
+    with Assembly(manifest, source, tokens=tokens, room=room, workers=workers, predictors=predictors) as assembly:
+        assembly.fill(layouts.needed(manifest, tokens))
+        assembly.wait()
+        return assembly.tensors
+
+
+def _allocate(layout: Layout, tokens: int, room: int) -> list[LayerTensors]:
+    dtype = DTYPES[layout.dtype]
+    out = []
+    for layer in layout.layers:
+        first, stop = layouts.held_span(layer, tokens)
+        extra = room if layer.window is None else 0
+        k, v = (
+            torch.empty((layer.heads, stop - first + extra, dim), dtype=dtype) for dim in (layer.k_dim, layer.v_dim)
+        )
+        out.append(LayerTensors(k, v, first, stop - first))
+    return out

@@ -1,0 +1,165 @@
+"""Computing from the front while fetching from the back: where the two meet.
+
+A prefill can only begin at the first token, chunks can come in any order, so both go at once and every
+part is made by whoever gets to it first (Cake, arXiv 2410.03065).  The parts are `units`: a block, or a
+run of layers of a block.  Where they meet is not settled beforehand: before each unit is computed,
+`Split` says from what was measured so far whether that still pays, or waiting for the link does.
+
+    seconds(m) = max(compute of units before m + loading of the others, bytes from m on / rate + loading of one)
+
+and the best meeting is the m with the least of it.  Pure: the clock is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+_RATE_SECONDS = 1.5  # time constant of the mean rate
+_GRACE_SECONDS = 1.0  # before the first byte: looking up, joining, the first round trips
+_NEVER = 1 << 60  # bytes of a unit that nobody is asked for
+_WORTH = 0.95  # of the seconds of waiting: what computing has to get below
+_PACE_WEIGHT = 0.5  # of the newest unit in how fast computing goes against what was expected
+
+Step = Literal["compute", "wait", "met", "stuck"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What each unit costs, in the order of computing: seconds here, bytes still to come, seconds of loading."""
+
+    compute: Sequence[float]
+    wire: Sequence[int]
+    load: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.compute)
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Units before `at` are computed, the others fetched; `seconds` until all are there."""
+
+    at: int
+    seconds: float
+    bytes: int
+
+
+def meetings(
+    work: Work, rate: float, *, front: int = 0, back: int | None = None, arriving: int = 0, pace: float = 1.0
+) -> Iterable[Meeting]:
+    """Each possible meeting in [front, back], first that where all is fetched.
+
+    `rate`: bytes a second; `arriving`: bytes of what is wanted that are here already; `pace`: seconds of
+    computing for each that `work` says.
+    """
+    back = len(work) if back is None else back
+    wire = list(accumulate(work.wire[front:back], initial=0))
+    load = list(accumulate(work.load[front:back], initial=0.0))
+    one = max(work.load, default=0.0)
+    computing = 0.0
+    for at in range(front, back + 1):
+        left = wire[-1] - wire[at - front]
+        coming = max(0, left - arriving)
+        fetching = (coming / rate + one if rate > 0 else math.inf) if coming else (one if at < back else 0.0)
+        yield Meeting(at, max(computing + load[-1] - load[at - front], fetching), left)
+        if at < back:
+            computing += work.compute[at] * pace
+
+
+class Split:
+    """One document under way.  `front`: the next unit to compute; `back`: all from there on are here."""
+
+    def __init__(
+        self,
+        work: Work,
+        rate: float,
+        now: float,
+        *,
+        front: int = 0,
+        computes: bool = True,
+        eager: bool = True,
+        lowest: int = 0,
+    ) -> None:
+        """`rate`: what is expected of the link, bytes a second; `computes`: whether computing is an option, and
+        unless `eager` the last one; `lowest`: units before it are not fetched, whatever happens."""
+        wire = [_NEVER if bytes_ and unit < lowest else bytes_ for unit, bytes_ in enumerate(work.wire)]
+        self._work = Work(work.compute, wire, work.load)
+        self._computes = computes
+        self._eager = eager
+        self._rate = rate
+        self._began = self._last = now
+        self._got = 0  # bytes, as last heard
+        self._arriving = 0  # of these, of units that are under way
+        self._pace = 1.0
+        self._ended = False
+        self.front = front
+        self.back = len(work)
+        self._meet()
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second, as of what was last heard."""
+        return 0.0 if self._ended else self._rate
+
+    # -- what happened ---------------------------------------------------------------------------
+
+    def arrived(self, unit: int) -> None:
+        """A unit is here, whole and checked."""
+        self._work.wire[unit] = 0  # type: ignore[index]  # our own list
+        self._meet()
+
+    def _meet(self) -> None:
+        while self.back > self.front and not self._work.wire[self.back - 1]:
+            self.back -= 1
+
+    def got(self, total: int, arriving: int, now: float) -> None:
+        """So many bytes came since the beginning, some of them of units under way; told also when nothing came."""
+        self._arriving = arriving
+        elapsed = now - self._last
+        if elapsed <= 0 or (not total and now - self._began < _GRACE_SECONDS):
+            return
+        weight = 1 - math.exp(-elapsed / _RATE_SECONDS)
+        self._rate += weight * ((total - self._got) / elapsed - self._rate)
+        self._got, self._last = total, now
+
+    def ended(self) -> None:
+        """Nobody sends any more."""
+        self._ended = True
+
+    def computed(self, seconds: float) -> None:
+        """The unit at the front was computed."""
+        expected = self._work.compute[self.front]
+        if expected > 0:
+            self._pace += _PACE_WEIGHT * (seconds / expected - self._pace)
+        self.front += 1
+
+    # -- what to do ------------------------------------------------------------------------------
+
+    def step(self) -> Step:
+        """What the front does next; `stuck`: nobody sends and nobody computes."""
+        if self.front >= self.back:
+            return "met"
+        if not self._computes:
+            return "stuck" if self._ended else "wait"
+        if not self._eager and not self._ended:
+            return "wait"
+        return "compute" if self.meeting().at > self.front else "wait"
+
+    def meeting(self) -> Meeting:
+        """The best meeting from here on: computing has to gain something over waiting for all that is left."""
+        options = iter(
+            meetings(self._work, self.rate, front=self.front, back=self.back, arriving=self._arriving, pace=self._pace)
+        )
+        waiting = best = next(options)
+        for option in options:
+            if option.seconds > _WORTH * waiting.seconds:
+                continue
+            if option.seconds < best.seconds:
+                best = option
+            elif option.seconds > 2 * best.seconds:
+                break  # from here on it is computing that takes longer
+        return best

@@ -1,0 +1,5 @@
+"""What reports are made of."""
+
+from kvswap.report.html import bars, document, figure, lines, rate, table
+
+__all__ = ["bars", "document", "figure", "lines", "rate", "table"]

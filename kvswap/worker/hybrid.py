@@ -1,0 +1,250 @@
+"""Filling a cache from both ends: blocks are computed from the front while chunks arrive from the back.
+
+With everything in the store this is loading, with nothing to come it is prefilling, and in between both
+go at once until they meet: `cost.split` says before every unit whether to compute it or to wait for it.
+Chunks are decoded between two units when computing is done on the CPU, which has nothing to spare, and
+beside it otherwise.  Blocks from elsewhere are verified as ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvswap.artifact.assembly import Assembly
+from kvswap.artifact.layout import Unit, block_span
+from kvswap.artifact.manifest import Manifest
+from kvswap.core.errors import IntegrityError, PeerError
+from kvswap.cost import Split, Work
+from kvswap.worker.told import Told
+
+_LISTEN_SECONDS = 0.05
+
+
+@dataclass(slots=True)
+class Filled:
+    """How the cache came about."""
+
+    computed: int = 0  # tokens, of blocks that were computed whole
+    load_seconds: float = 0.0  # spent on verifying and decoding
+    compute_seconds: float = 0.0
+    samples: list[list[float]] = field(default_factory=list)  # [tokens before, tokens, seconds] of whole blocks
+
+
+class _Met(Exception):
+    """All layers from here on are there."""
+
+
+class Hybrid:
+    """One document.  `run` once."""
+
+    def __init__(
+        self,
+        loaded: Any,
+        assembly: Assembly,
+        units: Sequence[Unit],
+        split: Split,
+        told: Told,
+        ids: Sequence[int] | None,
+        claim: Callable[[int], None],
+        check_cancelled: Callable[[], None],
+    ) -> None:
+        """`ids`: the document's, None when it can only be loaded; `claim`: told of each unit before it is computed."""
+        self._loaded, self._assembly, self._units, self._split = loaded, assembly, units, split
+        self._told, self._ids, self._claim, self._check = told, ids, claim, check_cancelled
+        self._cache: Any = None
+        self._loading = len(units)  # those from here on are loaded, or on their way
+        self._beside = not str(loaded.device).startswith("cpu")
+        self.filled = Filled()
+
+    def run(self) -> Any:
+        """A cache of the assembly's tokens.  Raises `IntegrityError`, or `PeerError` when nothing more comes."""
+        from kvswap.model.cache import build_cache, close_over
+
+        first = self._split.front
+        self._load(0, first)
+        self._assembly.wait()  # what is computed builds on it
+        while self._go():
+            self._compute(self._units[self._split.front].block)
+        self._rest()
+        config, tokens = self._loaded.model.config, self._assembly.tokens
+        if self._cache is None:
+            return build_cache(config, self._assembly.tensors, tokens, self._loaded.device)
+        close_over(self._cache, self._assembly.tensors, self.filled.computed, tokens)
+        return self._cache
+
+    # -- the front -------------------------------------------------------------------------------
+
+    def _go(self) -> bool:
+        """Wait until it is clear whether the unit at the front is to be computed, or is not needed any more."""
+        while True:
+            self._check()
+            self._hear(0.0)
+            step = self._split.step()
+            if step == "met":
+                return False
+            if step == "stuck":
+                raise PeerError("the rest of the artifact does not come", cause="the peers went away")
+            self._load_back(busy=step == "compute" and not self._beside)
+            if step == "compute":
+                self._claim(self._split.front)
+                return True
+            self._hear(_LISTEN_SECONDS)
+
+    def _compute(self, block: int) -> None:
+        """Units of a block from the front on; stops between two of them when the rest is there."""
+        from kvswap.model.cache import cache_over
+        from kvswap.model.prefill import forward
+
+        assembly, ids = self._assembly, self._ids
+        assert ids is not None  # noqa: S101 - the split never computes without them
+        prefix = assembly.manifest.prefix
+        start, stop = block_span(prefix.tokens, prefix.block_tokens, block)
+        if self._cache is None:
+            self._cache = cache_over(self._loaded.model.config, assembly.tensors, start, self._loaded.device)
+        spent = 0.0
+        began = time.perf_counter()
+
+        def computed() -> None:
+            nonlocal spent, began
+            seconds = time.perf_counter() - began
+            spent += seconds
+            self._split.computed(seconds)
+
+        def before(layer: int) -> None:
+            nonlocal began
+            front = self._split.front + 1
+            here = front < len(self._units) and self._units[front].block == block
+            if here and layer == self._units[front].layers[0]:
+                computed()
+                if not self._go():
+                    raise _Met
+                began = time.perf_counter()
+
+        self._cache.before = before
+        try:
+            forward(self._loaded, self._cache, ids[start:stop], start)
+        except _Met:
+            pass
+        else:
+            if self._beside:
+                _settle(self._loaded.device)
+            computed()
+            self.filled.computed = stop
+            self.filled.samples.append([start, stop - start, spent])
+        self.filled.compute_seconds += spent
+
+    # -- the back --------------------------------------------------------------------------------
+
+    def _hear(self, seconds: float) -> None:
+        came = None
+        for message in self._told.take(seconds):
+            came = message if "bytes" in message else came
+            if (unit := message.get("unit")) is not None:
+                self._split.arrived(unit)
+            elif "ended" in message:
+                self._split.ended()
+        if came is not None:  # the last: those before it were told while we were busy
+            self._split.got(came["bytes"], came["arriving"], time.monotonic())
+
+    def _load_back(self, busy: bool) -> None:
+        """Decode what is whole, from the end; while `busy` with something else, as many blocks as go at once."""
+        units, back = self._units, self._split.back
+        while 0 < back < len(units) and units[back].block == units[back - 1].block:
+            back += 1  # a block is decoded when all of it is here
+        blocks = {units[i].block for i in range(back, self._loading)}
+        if blocks and (not busy or len(blocks) >= self._assembly.workers):
+            self._load(back, self._loading)
+            self._loading = back
+
+    def _load(self, first: int, last: int, computed: Sequence[int] = ()) -> None:
+        began = time.perf_counter()
+        self._assembly.fill([chunk for unit in self._units[first:last] for chunk in unit.chunks], computed)
+        if not self._beside:
+            self._assembly.wait()
+        self.filled.load_seconds += time.perf_counter() - began
+
+    def _rest(self) -> None:
+        """What arrived last, and of the block in which both met the layers that were not computed."""
+        units, front = self._units, self._split.front
+        self._load(until := self._whole(front), self._loading)
+        self._loading = until
+        if front < until:
+            block = units[front].block
+            computed = [layer for unit in units[:front] if unit.block == block for layer in unit.layers]
+            try:
+                self._load(front, until, computed)
+                self._assembly.wait()
+            except IntegrityError:
+                if not computed or self._assembly.manifest.predictor is None:
+                    raise
+                # These chunks are coded against layers that were computed here, and here is another class of
+                # machine than the publisher's: the bits differ.  Then the block is computed whole.
+                self._again(block)
+        began = time.perf_counter()
+        self._assembly.wait()
+        self.filled.load_seconds += time.perf_counter() - began
+
+    def _whole(self, front: int) -> int:
+        """The first unit from the front on that begins a block."""
+        units = self._units
+        while 0 < front < len(units) and units[front].block == units[front - 1].block:
+            front += 1
+        return front
+
+    def _again(self, block: int) -> None:
+        from kvswap.model.prefill import forward
+
+        prefix = self._assembly.manifest.prefix
+        start, stop = block_span(prefix.tokens, prefix.block_tokens, block)
+        self._cache.before = None
+        for layer, held in zip(self._cache.layers, self._assembly.tensors, strict=True):
+            layer.reach(start, held.k, held.v)
+        assert self._ids is not None  # noqa: S101 - a part of the block was computed
+        forward(self._loaded, self._cache, self._ids[start:stop], start)
+        self.filled.computed = stop
+
+
+def _settle(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def split_of(units: Sequence[Unit], work: dict[str, Any] | None, computes: bool, full: bool) -> Split:
+    """The split that the node's figures make; without any, everything is in the store.
+
+    `computes`: the document's text is here; `full`: no layer is a sliding one.
+    """
+    work = work or {}
+    wire = list(work.get("wire") or [0] * len(units))
+    compute, load = ([us / 1e6 for us in work.get(part) or [0] * len(units)] for part in ("compute", "load"))
+    front = next((i for i, size in enumerate(wire) if size), 0)  # what is here at the front is not computed again
+    while front and units[front].block == units[front - 1].block:
+        front -= 1
+    return Split(
+        Work(compute, wire, load),
+        float(work.get("rate", 0)),
+        time.monotonic(),
+        front=front if full else 0,
+        computes=computes and bool(work.get("computes")),
+        eager=bool(work.get("eager", True)),
+        lowest=int(work.get("lowest", 0)),
+    )
+
+
+def probed(loaded: Any, cache: Any, manifest: Manifest) -> bool:
+    """Whether the cache goes on as the publisher said, by the tokens of the probe; leaves it as it was."""
+    from kvswap.model.prefill import greedy
+
+    probe = manifest.probe
+    kept = [(layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in cache.layers]
+    made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
+    for layer, (keys, values, seen) in zip(cache.layers, kept, strict=True):
+        layer.keys, layer.values = keys, values
+        if seen is not None:
+            layer.cumulative_length = seen
+    return made.ids == list(probe.tokens)
