@@ -22,7 +22,7 @@ from typing import Any
 
 from kvswap.bench.nodes import BenchNode
 from kvswap.bench.texts import Cutter
-from kvswap.core.errors import Incompatible, InvalidDocument
+from kvswap.core.errors import InvalidDocument, UsageError
 from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
 
@@ -232,7 +232,7 @@ def _sizes(publisher: BenchNode, cutter: Cutter, texts: Sequence[tuple[str, str]
     for codec in CODECS:
         try:
             made = publisher.client.publish(text, codec=codec)
-        except Incompatible:  # no predictor for this model
+        except UsageError:  # no predictor for this model
             continue
         sizes[codec], tokens = made["wire_bytes"], made["tokens"]
     return sizes, tokens

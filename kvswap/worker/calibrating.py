@@ -17,7 +17,7 @@ def codec_rates(
 ) -> dict[str, list[int]]:
     """By codec: raw bytes, microseconds of encoding in one thread, and of loading.
 
-    Loading has a thread for each processor and is what `artifact.tensors.load` does with a chunk: digest,
+    Loading has a thread for each processor and is what `artifact.assembly.load` does with a chunk: digest,
     decode, digest.
     """
     from kvswap import codec as codecs
