@@ -70,4 +70,4 @@ def test_the_experiment_and_its_report(tiny_models: dict[str, Path], texts: Path
 
 def test_a_model_that_is_not_here_is_said() -> None:
     done = kvswap(Path("/nonexistent"), "bench", "paper", "--model", "no-such-model")
-    assert done.returncode == 5 and "no-such-model" in done.stderr
+    assert done.returncode == 2 and "no-such-model" in done.stderr
