@@ -151,8 +151,8 @@ def meeting(root: Path, link: float, models: dict[str, str]) -> Iterator[Cell]:
 
 
 def report(cells: list[dict[str, Any]], kills: list[dict[str, Any]]) -> str:
-    lines = [f"{machine()}, default model, bfloat16\n"]
-    lines.append(
+    said = [f"{machine()}, default model, bfloat16\n"]
+    said.append(
         text_table(
             [
                 "tokens",
@@ -189,19 +189,36 @@ def report(cells: list[dict[str, Any]], kills: list[dict[str, Any]]) -> str:
     within = sum(c["chosen"] <= 1.10 * best(c) for c in cells)
     predicted = sum(abs(c["predicted"] - c["chosen"]) <= 0.2 * c["chosen"] for c in cells)
     long = [c for c in cells if min(c["prefill"], c["fetch"]) > 2]
-    lines.append(f"\nchosen within 10% of the best of the three: {within} of {count} cells")
-    lines.append(f"worst: {max(c['chosen'] / best(c) for c in cells):.2f}x of the best")
-    lines.append(f"predicted within 20% of measured: {predicted} of {count}")
+    said.append(f"\nchosen within 10% of the best of the three: {within} of {count} cells")
+    said.append(f"worst: {max(c['chosen'] / best(c) for c in cells):.2f}x of the best")
+    said.append(f"predicted within 20% of measured: {predicted} of {count}")
     if long:
         worst = max(c["hybrid"] / both(c) for c in long)
         near = sum(c["hybrid"] <= 1.1 * both(c) for c in long)
-        lines.append(
+        said.append(
             f"hybrid against 1/(1/prefill + 1/fetch), where both take over 2 s: "
             f"within 1.1x in {near} of {len(long)}, worst {worst:.2f}x"
         )
+    fast = [c for c in cells if c["link"] == max(c["link"] for c in cells)]
+    said.append(f"\nfirst token of an answer from a peer at {fast[0]['link']:g} Mbit/s\n")
+    said.append(
+        text_table(
+            ["tokens", "wire MB", "first token s", "1.15 x wire / link + 0.2 s", "faster than prefill"],
+            [
+                [
+                    c["tokens"],
+                    f"{c['fetched_bytes'] / 1e6:.1f}",
+                    f"{c['first_token']['fetch']:.3f}",
+                    f"{1.15 * c['fetched_bytes'] * 8 / 1e6 / c['link'] + 0.2:.3f}",
+                    f"{c['first_token']['prefill'] / c['first_token']['fetch']:.1f}x",
+                ]
+                for c in fast
+            ],
+        )
+    )
     if kills:
-        lines.append(f"\nlink cut at a random moment, {kills[0]['tokens']} tokens at {kills[0]['link']} Mbit/s\n")
-        lines.append(
+        said.append(f"\nlink cut at a random moment, {kills[0]['tokens']} tokens at {kills[0]['link']} Mbit/s\n")
+        said.append(
             text_table(
                 ["cut after s", "ready after s", "computed tokens", "prefill s", "against prefill"],
                 [
@@ -216,7 +233,7 @@ def report(cells: list[dict[str, Any]], kills: list[dict[str, Any]]) -> str:
                 ],
             )
         )
-    return "\n".join(lines)
+    return "\n".join(said)
 
 
 def picture(cells: list[dict[str, Any]]) -> str:

@@ -84,12 +84,16 @@ class _Feed:
             self._files[-1].insert(0, len(manifest.chunks))
         self._given_up: set[int] = set()  # chunks
         self._lacking: list[set[Cid]] = []  # of each unit
+        self._waiting: dict[Cid, list[int]] = {}  # units that lack a file: one may stand at several places
 
     async def run(self, arguments: dict[str, Any], on_event: OnEvent) -> tuple[dict[str, Any], Transfer | None]:
         planned, files = self._source.planned, self._source.statement.manifest.files
         every = [files[i].id for unit in self._files for i in unit]
         missing = set(await asyncio.to_thread(self._node.store.missing, every))
         self._lacking = [{files[i].id for i in unit} & missing for unit in self._files]
+        for number, lacking in enumerate(self._lacking):
+            for cid in lacking:
+                self._waiting.setdefault(cid, []).append(number)
         per_gb = prices(self._node).per_gb + (planned.link.per_gb if planned.link else 0.0)
         lowest = lowest_unit(planned.work, self._terms.objective, per_gb)
         work = {
@@ -158,6 +162,7 @@ class _Feed:
             transfer = await bring(
                 node, statement, wanted, planned.peers, self._progress, rest, planned.most_per_gb, begin
             )
+            self._tell.put_nowait({"ended": "all that was wanted is here"})
             if not transfer.skipped and self._source.tokens is None:
                 note_fetched(node, statement, transfer, time.perf_counter() - began)
         except KvswapError as error:
@@ -174,12 +179,11 @@ class _Feed:
         return 1 + int(link.bytes_per_second * _WAVE_SECONDS / mean) if link else 1
 
     def _stored(self, index: int) -> None:
-        cid = self._source.statement.manifest.files[index].id  # one chunk may stand at several places
-        for number, lacking in enumerate(self._lacking):
-            if cid in lacking:
-                lacking.discard(cid)
-                if not lacking:
-                    self._tell.put_nowait({"unit": number})
+        cid = self._source.statement.manifest.files[index].id
+        for number in self._waiting.pop(cid, ()):
+            self._lacking[number].discard(cid)
+            if not self._lacking[number]:
+                self._tell.put_nowait({"unit": number})
 
     async def _tell_rate(self, transfer: Transfer) -> None:
         while True:

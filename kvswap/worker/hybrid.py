@@ -55,6 +55,7 @@ class Hybrid:
         self._loaded, self._assembly, self._units, self._split = loaded, assembly, units, split
         self._told, self._ids, self._claim, self._check = told, ids, claim, check_cancelled
         self._cache: Any = None
+        self._reached = 0  # tokens at the front that are in the cache being computed
         self._loading = len(units)  # those from here on are loaded, or on their way
         self._beside = not str(loaded.device).startswith("cpu")
         self.filled = Filled()
@@ -72,7 +73,7 @@ class Hybrid:
         config, tokens = self._loaded.model.config, self._assembly.tokens
         if self._cache is None:
             return build_cache(config, self._assembly.tensors, tokens, self._loaded.device)
-        close_over(self._cache, self._assembly.tensors, self.filled.computed, tokens)
+        close_over(self._cache, self._assembly.tensors, self._reached, tokens)
         return self._cache
 
     # -- the front -------------------------------------------------------------------------------
@@ -132,7 +133,8 @@ class Hybrid:
             if self._beside:
                 _settle(self._loaded.device)
             computed()
-            self.filled.computed = stop
+            self._reached = stop
+            self.filled.computed += stop - start
             self.filled.samples.append([start, stop - start, spent])
         self.filled.compute_seconds += spent
 
@@ -204,7 +206,8 @@ class Hybrid:
             layer.reach(start, held.k, held.v)
         assert self._ids is not None  # noqa: S101 - a part of the block was computed
         forward(self._loaded, self._cache, self._ids[start:stop], start)
-        self.filled.computed = stop
+        self._reached = stop
+        self.filled.computed += stop - start
 
 
 def _settle(device: str) -> None:

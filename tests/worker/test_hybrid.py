@@ -155,6 +155,7 @@ def test_a_beginning_in_the_store_is_not_computed(tiny_models: dict[str, Path], 
     got = feeder.run(work=work | {"wire": [0] * here + work["wire"][here:]})
     assert got["logits_digest"] == whole["logits_digest"]
     assert feeder.claimed[0] == 6
+    assert got["computed"] <= whole["tokens"] - 2 * BLOCK
 
 
 def test_the_first_tokens_of_a_longer_text(tiny_models: dict[str, Path], tmp_path: Path, by_layer: None) -> None:
