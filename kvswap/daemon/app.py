@@ -149,9 +149,7 @@ class Api:
                     "peer": peer,
                     "publisher": record.publisher or None,
                     "connected": peer in connected,
-                    "relayed": peer in connected
-                    and node.transport is not None
-                    and node.transport.host_of(peer) is None,
+                    "relayed": peer in connected and self._relayed(peer),
                     "bytes_in": record.bytes_in,
                     "bytes_out": record.bytes_out,
                     "rate": known.get("rate"),

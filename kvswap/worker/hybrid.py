@@ -9,16 +9,17 @@ beside it otherwise.  Blocks from elsewhere are verified as ever.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvswap.artifact.assembly import Assembly
+from kvswap.artifact import chain, layout
+from kvswap.artifact.assembly import Assembly, ChunkSource, Predictors
 from kvswap.artifact.layout import Unit, block_span
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, PeerError
 from kvswap.cost import Split, Work
-from kvswap.worker.told import Told
+from kvswap.worker.told import Talk
 
 _LISTEN_SECONDS = 0.05
 
@@ -37,6 +38,45 @@ class _Met(Exception):
     """All layers from here on are there."""
 
 
+def fill(
+    loaded: Any,
+    envelope: bytes,
+    source: ChunkSource,
+    tokens: int | None,
+    room: int,
+    ids: Sequence[int] | None,
+    work: dict[str, Any] | None,
+    predictors: Predictors,
+    talk: Talk,
+) -> tuple[Any, int, Filled, str]:
+    """A cache of an artifact's first `tokens` tokens: loaded, or in parts computed while the others arrive.
+
+    Returns it with its length, how it came about, and what can be claimed of it.
+    """
+    from kvswap.model.prefill import check_length
+    from kvswap.trust import read_statement
+
+    manifest = read_statement(envelope).manifest
+    layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
+    prefix, probe = manifest.prefix, manifest.probe
+    stop = prefix.tokens if tokens is None else tokens
+    check_length(loaded, (stop if tokens is None or ids is None else len(ids)) + room)
+    # What is computed has to be the artifact's own tokens, whatever it says of its document.
+    own = chain.chain_digests(loaded.identity.digest, (ids or [])[:stop], prefix.block_tokens)
+    known = ids if ids is not None and len(ids) >= stop and own == prefix.chain[: len(own)] else None
+    units = layout.units(manifest, tokens, by_run=loaded.device == "cpu")
+    split = split_of(units, work, known is not None, all(layer.window is None for layer in manifest.layout.layers))
+    after = max(room, len(probe.question) + len(probe.tokens)) + (len(known) - stop if known else 0)
+    with Assembly(manifest, source, tokens=tokens, room=after, predictors=predictors) as assembly:
+        hybrid = Hybrid(loaded, assembly, units, split, known, talk)
+        cache = hybrid.run()
+    talk.say("filled", tokens=stop, computed=hybrid.filled.computed)
+    claim = manifest.numerics.claim
+    if hybrid.filled.computed and loaded.numerics().environment != manifest.numerics.environment:
+        claim = "token-verified" if stop == prefix.tokens and probed(loaded, cache, manifest) else "tolerance"
+    return cache, stop, hybrid.filled, claim
+
+
 class Hybrid:
     """One document.  `run` once."""
 
@@ -46,14 +86,12 @@ class Hybrid:
         assembly: Assembly,
         units: Sequence[Unit],
         split: Split,
-        told: Told,
         ids: Sequence[int] | None,
-        claim: Callable[[int], None],
-        check_cancelled: Callable[[], None],
+        talk: Talk,
     ) -> None:
-        """`ids`: the document's, None when it can only be loaded; `claim`: told of each unit before it is computed."""
+        """`ids`: the document's, None when it can only be loaded."""
         self._loaded, self._assembly, self._units, self._split = loaded, assembly, units, split
-        self._told, self._ids, self._claim, self._check = told, ids, claim, check_cancelled
+        self._ids, self._talk = ids, talk
         self._cache: Any = None
         self._reached = 0  # tokens at the front that are in the cache being computed
         self._loading = len(units)  # those from here on are loaded, or on their way
@@ -81,7 +119,7 @@ class Hybrid:
     def _go(self) -> bool:
         """Wait until it is clear whether the unit at the front is to be computed, or is not needed any more."""
         while True:
-            self._check()
+            self._talk.check()
             self._hear(0.0)
             step = self._split.step()
             if step == "met":
@@ -90,7 +128,7 @@ class Hybrid:
                 raise PeerError("the rest of the artifact does not come", cause="the peers went away")
             self._load_back(busy=step == "compute" and not self._beside)
             if step == "compute":
-                self._claim(self._split.front)
+                self._talk.say("claim", unit=self._split.front)
                 return True
             self._hear(_LISTEN_SECONDS)
 
@@ -142,7 +180,7 @@ class Hybrid:
 
     def _hear(self, seconds: float) -> None:
         came = None
-        for message in self._told.take(seconds):
+        for message in self._talk.told.take(seconds):
             came = message if "bytes" in message else came
             if (unit := message.get("unit")) is not None:
                 self._split.arrived(unit)

@@ -21,7 +21,7 @@ from kvswap.core import wire
 from kvswap.core.errors import Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.worker.told import Told
+from kvswap.worker.told import Talk, Told
 
 Send = Callable[[dict[str, Any]], None]
 _PROBE_TEXT = "\n\nIn summary,"
@@ -55,6 +55,9 @@ class Jobs:
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise Interrupted("stopped", cause="the caller went away")
+
+    def _talk(self) -> Talk:
+        return Talk(self._told, self._event, self._check_cancelled)
 
     @property
     def loaded(self) -> Any:
@@ -290,7 +293,7 @@ class Jobs:
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill, check_length, greedy, stop_ids
         from kvswap.model.question import question_text
-        from kvswap.worker.hybrid import Filled
+        from kvswap.worker.hybrid import Filled, fill
 
         loaded = self.loaded
         began = time.perf_counter()
@@ -303,7 +306,10 @@ class Jobs:
         filled = Filled()
         claim = "bitwise"
         if envelope is not None:
-            cache, position, filled, claim = self._fill(envelope, str(chunks), tokens, room, ids, work)
+            assembled = fill(
+                loaded, envelope, _files(str(chunks)), tokens, room, ids, work, self._predictors, self._talk()
+            )
+            cache, position, filled, claim = assembled
             if tokens is None:
                 ids = None  # the artifact is all of it, or as much as fits the model
         else:
@@ -344,54 +350,6 @@ class Jobs:
             "total_us": int((before + answer.seconds) * 1e6),
             "samples": _micro(samples),
         }
-
-    def _fill(
-        self,
-        envelope: bytes,
-        chunks: str,
-        tokens: int | None,
-        room: int,
-        ids: list[int] | None,
-        work: dict[str, Any] | None,
-    ) -> tuple[Any, int, Any, str]:
-        """A cache of an artifact's first `tokens` tokens: loaded, or in parts computed while the others arrive.
-
-        Returns it with its length, how it came about, and what can be claimed of it.
-        """
-        from kvswap.artifact.assembly import Assembly
-        from kvswap.model.prefill import check_length
-        from kvswap.trust import read_statement
-        from kvswap.worker.hybrid import Hybrid, probed, split_of
-
-        loaded = self.loaded
-        manifest = read_statement(envelope).manifest
-        layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
-        prefix, probe = manifest.prefix, manifest.probe
-        stop = prefix.tokens if tokens is None else tokens
-        check_length(loaded, (stop if tokens is None or ids is None else len(ids)) + room)
-        # What is computed has to be the artifact's own tokens, whatever it says of its document.
-        own = chain.chain_digests(loaded.identity.digest, (ids or [])[:stop], prefix.block_tokens)
-        of_text = ids is not None and len(ids) >= stop and own == prefix.chain[: len(own)]
-        units = layout.units(manifest, tokens, by_run=loaded.device == "cpu")
-        split = split_of(units, work, of_text, all(layer.window is None for layer in manifest.layout.layers))
-        after = max(room, len(probe.question) + len(probe.tokens)) + (len(ids) - stop if of_text and ids else 0)
-        with Assembly(manifest, _files(chunks), tokens=tokens, room=after, predictors=self._predictors) as assembly:
-            hybrid = Hybrid(
-                loaded,
-                assembly,
-                units,
-                split,
-                self._told,
-                ids if of_text else None,
-                lambda unit: self._event("claim", unit=unit),
-                self._check_cancelled,
-            )
-            cache = hybrid.run()
-        self._event("filled", tokens=stop, computed=hybrid.filled.computed)
-        claim = manifest.numerics.claim
-        if hybrid.filled.computed and loaded.numerics().environment != manifest.numerics.environment:
-            claim = "token-verified" if stop == prefix.tokens and probed(loaded, cache, manifest) else "tolerance"
-        return cache, stop, hybrid.filled, claim
 
     def do_verify(self, envelope: bytes, chunks: str) -> dict[str, Any]:
         """Decode everything, check every digest, and run the probe."""

@@ -1,9 +1,11 @@
-"""What the node says to a job while it runs."""
+"""What the node and a job say to each other while it runs."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -32,3 +34,12 @@ class Told:
             taken = list(self._messages)
             self._messages.clear()
             return taken
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A job's side of it: what it is told, how it says something, and whether it is to stop (raises `Interrupted`)."""
+
+    told: Told
+    say: Callable[..., None]
+    check: Callable[[], None]

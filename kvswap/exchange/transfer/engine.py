@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kvswap.artifact.manifest import ChunkRef, Manifest, PredictorRef
 from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerBusy, PeerError
@@ -23,6 +22,7 @@ from kvswap.exchange.plan import Judge, not_worth_it
 from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
+from kvswap.exchange.transfer.tasks import seen, stop, whole
 from kvswap.net import PeerAddress, messages
 
 _TICK_SECONDS = 0.1  # how often hedging and silence are looked at
@@ -114,7 +114,7 @@ class Transfer:
             for task in done:
                 await task
         finally:
-            await _stop([*tasks, *self._tasks.values()])
+            await stop([*tasks, *self._tasks.values()])
             if not self.node.buffers.used_bytes:
                 self.node.buffers.drop_free()  # no other transfer is under way
 
@@ -241,7 +241,7 @@ class Transfer:
             known.source = None
             mine = [task for (name, _), task in self._flights.items() if name == peer]
             try:
-                await _stop([*mine, *([refresh] if refresh else [])])
+                await stop([*mine, *([refresh] if refresh else [])])
                 await source.close()
             finally:
                 self._tasks.pop(peer, None)
@@ -271,7 +271,7 @@ class Transfer:
             now = time.monotonic()
             while now >= hold_until and (number := self._schedule.next(peer, now)) is not None:
                 task = asyncio.create_task(self._flight(source, number))
-                task.add_done_callback(_seen)
+                task.add_done_callback(seen)
                 self._flights[peer, number] = task
                 mine.add(task)
             await asyncio.wait(
@@ -321,7 +321,7 @@ class Transfer:
                 for loser in losers:
                     self._flights[loser, number].cancel()
                 self._notify()  # the link is free again, while this one is checked and written
-                await _whole(self.node.store.put_chunk, view, ref.id, memory, arrived)
+                await whole(self.node.store.put_chunk, view, ref.id, memory, arrived)
                 stored = True
         except NotFound:
             self._schedule.lacks(peer, number)
@@ -424,26 +424,3 @@ class Transfer:
             cause="the peers went away",
             hint=f"kvswap fetch {self.artifact}  resumes",
         )
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    """Its error is looked at by the peer's task, unless that one is ending for another one."""
-    if not task.cancelled():
-        task.exception()
-
-
-async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _whole(function: Callable[..., Any], *arguments: Any) -> None:
-    """Run in a thread and await its end even when cancelled: it still uses our memory."""
-    work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        work.exception()  # seen; what counts now is that we were cancelled
-        raise
