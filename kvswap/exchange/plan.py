@@ -39,7 +39,8 @@ async def best(
     """Of artifacts judged usable the one that costs least to have, and whether to fetch it.
 
     `hybrid`: whether the first part may be computed while the last arrives.  `measure`: measure prefill first
-    if that was never done, which takes seconds; otherwise what was never measured is not held against a fetch.
+    if that was never done, which takes seconds; otherwise what was never measured is not held against a fetch,
+    unless that costs money.
     """
     plans: list[tuple[Resolved, Planned]] = []
     for resolved in usable:
@@ -85,7 +86,8 @@ async def plan_chunks(
     choice = await own_model(node)
     block_tokens = manifest.prefix.block_tokens
     curve = node.calibration.curve(choice.calibration_key, block_tokens) if choice else None
-    if choice is not None and curve is None and missing_bytes and measure:
+    paid = prices(node).per_gb > 0 or any(node.asks(peer) > 0 for peer in peers)
+    if choice is not None and curve is None and missing_bytes and (measure or paid):
         curve = await calibrate(node, choice, block_tokens)
     by_run = choice is None or choice.device == "cpu"
     pace = node.calibration.under_way(choice.calibration_key) if choice else 1.0
