@@ -127,7 +127,7 @@ def run(
             note(f"{length} tokens are left out: {error.message}")
     one_shot: dict[int, Answered] = {}
     with BenchNode(**settings, block_tokens=LIMITS.block_tokens) as node:
-        answer(node, cuts[min(cuts)], prefill=True)  # the model is loaded, and its kernels are warm
+        answer(node, cuts[min(cuts)], prefill=True, steps=1)  # the model is loaded, and its kernels are warm
         for length, text in cuts.items():
             note(f"prefill of {length} tokens in one shot")
             one_shot[length] = answer(node, text, prefill=True)
@@ -135,7 +135,7 @@ def run(
         publisher = stack.enter_context(BenchNode(**settings, idle_unload_seconds=5))
         reader = stack.enter_context(BenchNode("--bootstrap", publisher.address, **settings))
         reader.meet(publisher)
-        answer(reader, cuts[min(cuts)], prefill=True)
+        answer(reader, cuts[min(cuts)], prefill=True, steps=1)
         rows = []
         for length, text in cuts.items():
             note(f"{length} tokens: published, fetched, loaded, prefilled in blocks")
@@ -193,7 +193,7 @@ def _row(publisher: BenchNode, reader: BenchNode, text: str, one_shot: Answered)
     firsts = _median([answer(reader, text, force=True, steps=1) for _ in range(_REPEATS)])
     whole = answer(reader, text, force=True)
     stored = replace(firsts, seconds=whole.seconds | firsts.seconds)
-    blocks = answer(reader, text, prefill=True)
+    blocks = answer(reader, text, prefill=True, steps=1)
     return Row(
         tokens=stored.tokens,
         raw_bytes=got["raw_bytes"],
