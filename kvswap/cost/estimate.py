@@ -2,7 +2,7 @@
 
     seconds(prefill) = sum over blocks of (a + b * tokens before the block), scaled by block length
     seconds(fetch)   = start + missing wire bytes / link rate + seconds of loading
-    seconds(hybrid)  = start + the best meeting of both, see `split`
+    seconds(hybrid)  = those of the best meeting of both, see `split`
 
 `start` is what does not depend on the size: looking up, joining, the last write; two round trips until measured.
     dollars(prefill) = seconds * price per second of this machine
@@ -210,10 +210,9 @@ def _together(
     best: Option | None = None
     every = -(-len(work) // _MEETINGS)
     computing = 0.0
-    for meeting in meetings(work, link.bytes_per_second):
-        seconds = link.start_seconds + meeting.seconds
+    for meeting in meetings(work, link.bytes_per_second, start=link.start_seconds):
         dollars = prices.prefill(computing, tokens * meeting.at / len(work)) + prices.fetch(meeting.bytes, link)
-        option = Option(seconds, dollars, meeting.bytes)
+        option = Option(meeting.seconds, dollars, meeting.bytes)
         if meeting.at < len(work):
             computing += work.compute[meeting.at]
         if whole is None:

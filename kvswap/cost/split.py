@@ -5,7 +5,7 @@ part is made by whoever gets to it first (Cake, arXiv 2410.03065).  The parts ar
 run of layers of a block.  Where they meet is not settled beforehand: before each unit is computed,
 `Split` says from what was measured so far whether that still pays, or waiting for the link does.
 
-    seconds(m) = max(compute of units before m + loading of the others, bytes from m on / rate + loading of one)
+    seconds(m) = max(compute of units before m + loading of the others, bytes from m on / rate + loading of the last)
 
 and the best meeting is the m with the least of it.  Pure: the clock is given.
 """
@@ -29,11 +29,15 @@ Step = Literal["compute", "wait", "met", "stuck"]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What each unit costs, in the order of computing: seconds here, bytes still to come, seconds of loading."""
+    """What each unit costs, in the order of computing: seconds here, bytes still to come, seconds of loading.
+
+    `last`: seconds of loading the block that comes last, by itself: nothing overlaps with it.
+    """
 
     compute: Sequence[float]
     wire: Sequence[int]
     load: Sequence[float]
+    last: float = 0.0
 
     def __len__(self) -> int:
         return len(self.compute)
@@ -49,22 +53,29 @@ class Meeting:
 
 
 def meetings(
-    work: Work, rate: float, *, front: int = 0, back: int | None = None, arriving: int = 0, pace: float = 1.0
+    work: Work,
+    rate: float,
+    *,
+    front: int = 0,
+    back: int | None = None,
+    arriving: int = 0,
+    pace: float = 1.0,
+    start: float = 0.0,
 ) -> Iterable[Meeting]:
     """Each possible meeting in [front, back], first that where all is fetched.
 
     `rate`: bytes a second; `arriving`: bytes of what is wanted that are here already; `pace`: seconds of
-    computing for each that `work` says.
+    computing for each that `work` says; `start`: seconds before bytes come, in which computing goes on already.
     """
     back = len(work) if back is None else back
     wire = list(accumulate(work.wire[front:back], initial=0))
     load = list(accumulate(work.load[front:back], initial=0.0))
-    one = max(work.load, default=0.0)
     computing = 0.0
     for at in range(front, back + 1):
         left = wire[-1] - wire[at - front]
         coming = max(0, left - arriving)
-        fetching = (coming / rate + one if rate > 0 else math.inf) if coming else (one if at < back else 0.0)
+        fetching = (start + coming / rate if rate > 0 else math.inf) if coming else 0.0
+        fetching += work.last if at < back else 0.0
         yield Meeting(at, max(computing + load[-1] - load[at - front], fetching), left)
         if at < back:
             computing += work.compute[at] * pace
@@ -87,7 +98,7 @@ class Split:
         """`rate`: what is expected of the link, bytes a second; `computes`: whether computing is an option, and
         unless `eager` the last one; `lowest`: units before it are not fetched, whatever happens."""
         wire = [_NEVER if bytes_ and unit < lowest else bytes_ for unit, bytes_ in enumerate(work.wire)]
-        self._work = Work(work.compute, wire, work.load)
+        self._work = Work(work.compute, wire, work.load, work.last)
         self._computes = computes
         self._eager = eager
         self._rate = rate

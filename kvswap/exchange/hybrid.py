@@ -100,6 +100,7 @@ class _Feed:
             "compute": [_micro(seconds) if self._computes else 0 for seconds in planned.work.compute],
             "wire": [sum(files[i].length for i in unit if files[i].id in missing) for unit in self._files],
             "load": [_micro(seconds) for seconds in planned.work.load],
+            "last": _micro(planned.work.last),
             "rate": int(planned.link.bytes_per_second) if planned.link else 0,
             "computes": self._computes,
             "eager": planned.plan.action == "hybrid" or self._terms.objective.by != "money",

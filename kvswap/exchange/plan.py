@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvswap.artifact.layout import block_span, needed, needed_files, units
+from kvswap.artifact.layout import block_count, block_span, needed, needed_files, units
 from kvswap.artifact.manifest import ChunkRef, Manifest, PredictorRef
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.ids import Cid
@@ -131,7 +132,10 @@ def work_of(
         load.append(node.calibration.load_seconds(raw_by_codec(chunks)))
     if manifest.predictor is not None and manifest.predictor.id in missing:
         wire[-1] += manifest.predictor.length
-    return Work(compute, wire, load)
+    # Chunks of a predictive block are decoded one after the other, whatever the number of processors.
+    alone = (os.cpu_count() or 1) if manifest.predictor is not None else 1
+    blocks = block_count(prefix.tokens if tokens is None else tokens, prefix.block_tokens)
+    return Work(compute, wire, load, alone * sum(load) / blocks)
 
 
 def decide_here(

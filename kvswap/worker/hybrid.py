@@ -267,7 +267,7 @@ def split_of(units: Sequence[Unit], work: dict[str, Any] | None, computes: bool,
     while front and units[front].block == units[front - 1].block:
         front -= 1
     return Split(
-        Work(compute, wire, load),
+        Work(compute, wire, load, int(work.get("last", 0)) / 1e6),
         float(work.get("rate", 0)),
         time.monotonic(),
         front=front if full else 0,
