@@ -63,7 +63,7 @@ class Calibration:
         rows = [[int(a), int(b), float(c)] for a, b, c in samples][:_SAMPLES_KEPT]
         if not rows:
             return
-        known = self._data["prefill"].setdefault(key, {})
+        known = self._data["prefill"][key] = self._prefill(key)
         if len(rows) >= min(len(known.get("samples", [])), 8):
             known |= {"samples": rows, "at": int(time.time())}
             known.pop("pace", None)
@@ -85,6 +85,11 @@ class Calibration:
             expected += curve.seconds(at + tokens, at) if curve else 0.0
         return sum(seconds for *_, seconds in samples) / expected if expected > 0 else None
 
+    def _prefill(self, key: str) -> dict[str, Any]:
+        """What is known of a model; a damaged row is as good as none."""
+        row = self._data["prefill"].get(key)
+        return row if isinstance(row, dict) else {}
+
     def _fit(self, key: str, block_tokens: int) -> PrefillCurve | None:
         try:
             rows = self._data["prefill"][key]["samples"]
@@ -94,14 +99,14 @@ class Calibration:
 
     def pace(self, key: str) -> float:
         """How much slower than the curve the last blocks were; soon forgotten, as load comes and goes."""
-        known = self._data["prefill"].get(key, {})
+        known = self._prefill(key)
         age = time.time() - _number(known.get("paced"), 0.0)
         fresh = math.exp(-max(0.0, age) / _PACE_SECONDS)
         return 1 + fresh * (_number(known.get("pace"), 1.0) - 1)
 
     def under_way(self, key: str) -> float:
         """How much longer a block takes while chunks arrive."""
-        return _number(self._data["prefill"].get(key, {}).get("under_way"), _UNDER_WAY)
+        return _number(self._prefill(key).get("under_way"), _UNDER_WAY)
 
     def curve(self, key: str, block_tokens: int) -> PrefillCurve | None:
         """Seconds of a block by where it begins, at this machine's present pace."""

@@ -166,13 +166,11 @@ class Node:
 
     def learn_prefill(self, choice: ModelChoice, samples: list[list[int]]) -> None:
         """Keep the block times of a prefill just done: [tokens before, tokens, microseconds] from the model process."""
-        seconds = [(before, tokens, micros / 1e6) for before, tokens, micros in samples]
-        self.calibration.add_prefill(choice.calibration_key, seconds)
+        self.calibration.add_prefill(choice.calibration_key, _seconds(samples))
 
     def learn_hybrid(self, choice: ModelChoice, samples: list[list[int]]) -> None:
         """The same of a prefill while chunks arrived, which says what that costs."""
-        seconds = [(before, tokens, micros / 1e6) for before, tokens, micros in samples]
-        self.calibration.add_hybrid(choice.calibration_key, seconds)
+        self.calibration.add_hybrid(choice.calibration_key, _seconds(samples))
 
     async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> T:
         """One request to a peer and its answer.  Raises `NotFound` or `PeerError`."""
@@ -335,6 +333,10 @@ def peer_of(address: str) -> str:
     if not found:
         raise UsageError(f"the address {address!r} has no /p2p/ part", hint="kvswap id  prints whole addresses")
     return str(PeerId.parse(peer))
+
+
+def _seconds(samples: list[list[int]]) -> list[tuple[int, int, float]]:
+    return [(before, tokens, micros / 1e6) for before, tokens, micros in samples]
 
 
 def document_key(document: str) -> bytes:

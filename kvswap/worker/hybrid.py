@@ -191,10 +191,8 @@ class Hybrid:
 
     def _load_back(self, busy: bool) -> None:
         """Decode what is whole, from the end; while `busy` with something else, as many blocks as go at once."""
-        units, back = self._units, self._split.back
-        while 0 < back < len(units) and units[back].block == units[back - 1].block:
-            back += 1  # a block is decoded when all of it is here
-        blocks = {units[i].block for i in range(back, self._loading)}
+        back = self._whole(self._split.back)  # a block is decoded when all of it is here
+        blocks = {self._units[i].block for i in range(back, self._loading)}
         if blocks and (not busy or len(blocks) >= self._assembly.workers):
             self._load(back, self._loading)
             self._loading = back
@@ -227,12 +225,12 @@ class Hybrid:
         self._assembly.wait()
         self.filled.load_seconds += time.perf_counter() - began
 
-    def _whole(self, front: int) -> int:
-        """The first unit from the front on that begins a block."""
+    def _whole(self, unit: int) -> int:
+        """The first unit from this one on that begins a block."""
         units = self._units
-        while 0 < front < len(units) and units[front].block == units[front - 1].block:
-            front += 1
-        return front
+        while 0 < unit < len(units) and units[unit].block == units[unit - 1].block:
+            unit += 1
+        return unit
 
     def _again(self, block: int) -> None:
         from kvswap.model.prefill import forward

@@ -121,6 +121,7 @@ def test_measurements_are_kept_and_damage_is_forgiven(tmp_path) -> None:  # type
         path.write_text(damage)
         broken = Calibration(path)
         assert broken.curve("m", 100) is None
+        assert (broken.pace("m"), broken.under_way("m")) == (1.0, 1.1)
         assert broken.link("p", 5.0).bytes_per_second == 5.0
         assert broken.load_seconds({"planes": 10**9, "raw": 8 * 10**8}) == pytest.approx(3.5)
         assert broken.codecs().get("raw") is None
