@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kvswap.artifact.manifest import AXES, CLAIMS, INEXACT, ITEM_BYTES, LayerSpec, Layout, Manifest
+from kvswap.artifact.manifest import AXES, CLAIMS, INEXACT, ITEM_BYTES, FileRef, LayerSpec, Layout, Manifest
 from kvswap.core.errors import Incompatible, MalformedManifest, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
+
+FINGERPRINT_TOKENS = 64
+FINGERPRINT_WIDTH = 8
 
 
 def block_span(tokens: int, block_tokens: int, block: int) -> tuple[int, int]:
@@ -146,6 +149,7 @@ def check(manifest: Manifest) -> None:
     _require(next(expected, None) is None, "chunks", "chunks are missing")
     _check_predictor(manifest)
     _check_divergence(manifest)
+    _check_fingerprint(manifest)
     _require(life.issued < life.expires, "life", "it expires before it is issued")
     _require(life.expires - life.issued <= LIMITS.life_seconds, "life", "the life is over the cap")
     try:
@@ -161,10 +165,29 @@ def _check_predictor(manifest: Manifest) -> None:
     _require(predictive == (manifest.predictor is not None), "predictor", "predictive chunks, and they alone, have one")
     if manifest.predictor is not None:
         _require(manifest.predictor.length <= LIMITS.predictor_bytes, "predictor", "the predictor is over the cap")
-        try:
-            Cid.from_bytes(manifest.predictor.cid)
-        except UsageError as error:
-            raise MalformedManifest(error.message, field="predictor") from error
+        _check_file(manifest.predictor, "predictor")
+
+
+def _check_fingerprint(manifest: Manifest) -> None:
+    if manifest.fingerprint is not None:
+        wanted = fingerprint_length(manifest)
+        _require(
+            manifest.fingerprint.length == wanted, "fingerprint", f"a fingerprint of this layout has {wanted} bytes"
+        )
+        _check_file(manifest.fingerprint, "fingerprint")
+
+
+def _check_file(file: FileRef, field: str) -> None:
+    try:
+        Cid.from_bytes(file.cid)
+    except UsageError as error:
+        raise MalformedManifest(error.message, field=field) from error
+
+
+def fingerprint_length(manifest: Manifest) -> int:
+    """Bytes of a fingerprint: for each 64 tokens, layer, and K or V, eight float16."""
+    parts = -(-manifest.prefix.tokens // FINGERPRINT_TOKENS)
+    return parts * len(manifest.layout.layers) * 2 * FINGERPRINT_WIDTH * 2
 
 
 def _check_divergence(manifest: Manifest) -> None:

@@ -140,8 +140,8 @@ class ChunkRef(_Strict):
         return Cid.from_bytes(self.cid)
 
 
-class PredictorRef(_Strict):
-    """The predictor that `predictive` chunks are coded with: a content-addressed file, fetched like a chunk."""
+class FileRef(_Strict):
+    """A content-addressed file that is fetched like a chunk and is no part of the cache."""
 
     cid: CidBytes
     length: Positive
@@ -152,7 +152,7 @@ class PredictorRef(_Strict):
 
     @property
     def raw_length(self) -> int:
-        """None of it is part of the cache."""
+        """What of the cache is in it."""
         return 0
 
 
@@ -201,8 +201,9 @@ class Manifest(_Strict):
     life: Life
     publisher: Annotated[str, Meta(max_length=64)]
     document: DocumentRef | None = None
-    predictor: PredictorRef | None = None
+    predictor: FileRef | None = None  # what `predictive` chunks are coded with
     divergence: Divergence | None = None
+    fingerprint: FileRef | None = None  # what independent publishers are compared by
     extensions: Annotated[list[Text], Meta(max_length=16)] = []
 
     def encode(self) -> bytes:
@@ -235,9 +236,9 @@ class Manifest(_Strict):
         return manifest
 
     @property
-    def files(self) -> list[ChunkRef | PredictorRef]:
-        """All that is stored and sent: the chunks, in order, and the predictor after them."""
-        return [*self.chunks, *([self.predictor] if self.predictor else [])]
+    def files(self) -> list[ChunkRef | FileRef]:
+        """All that is stored and sent: the chunks, in order, and after them predictor and fingerprint."""
+        return [*self.chunks, *(file for file in (self.predictor, self.fingerprint) if file)]
 
     @property
     def codecs(self) -> list[str]:
@@ -263,14 +264,15 @@ class Manifest(_Strict):
         for shown, chunk in zip(out["chunks"], self.chunks, strict=True):
             shown["cid"] = str(chunk.id)
         out["model"]["identity"] = self.model.digest.hex()
-        if self.predictor:
-            out["predictor"]["cid"] = str(self.predictor.id)
+        for name in ("predictor", "fingerprint"):
+            if (file := getattr(self, name)) is not None:
+                out[name]["cid"] = str(file.id)
         if self.life.supersedes:
             out["life"]["supersedes"] = str(Cid.from_bytes(self.life.supersedes))
         return out
 
 
-_ABSENT = ("predictor", "divergence")
+_ABSENT = ("predictor", "divergence", "fingerprint")
 _KNOWN = frozenset(Manifest.__struct_fields__)
 
 

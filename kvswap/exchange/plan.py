@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kvswap.artifact.layout import block_count, block_span, needed, needed_files, units
-from kvswap.artifact.manifest import ChunkRef, Manifest, PredictorRef
+from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.ids import Cid
 from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, Work, decide
@@ -60,7 +60,7 @@ def _rank(node: Node, plan: Plan, objective: Objective) -> tuple[bool, tuple[flo
     return not able, best
 
 
-def raw_by_codec(files: Iterable[ChunkRef | PredictorRef]) -> dict[str, int]:
+def raw_by_codec(files: Iterable[ChunkRef | FileRef]) -> dict[str, int]:
     """Raw bytes that each codec has to decode."""
     raw: dict[str, int] = {}
     for file in files:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from kvswap.artifact.manifest import ChunkRef, Manifest, PredictorRef
+from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.find import find
@@ -72,7 +72,7 @@ class Transfer:
     rates: dict[str, float] = field(default_factory=dict)  # of peers that are done, bytes a second
     _planes: set[str] = field(default_factory=set)
     _began: float = field(default_factory=time.monotonic)
-    _refs: list[ChunkRef | PredictorRef] = field(default_factory=list)
+    _refs: list[ChunkRef | FileRef] = field(default_factory=list)
     _index: dict[int, int] = field(default_factory=dict)  # chunk of the manifest -> number in the schedule
     _file: list[int] = field(default_factory=list)  # and the other way round
     _schedule: Schedule = field(default_factory=lambda: Schedule([]))

@@ -1,0 +1,52 @@
+"""A cache in a thousandth of its size: what independent publishers can be compared by.
+
+For every 64 tokens and every layer's K and V a random projection to 8 numbers: signs from a fixed seed, sums
+over every eighth channel (a count sketch; Charikar, Chen and Farach-Colton 2002).  It keeps distances: the
+difference of two fingerprints is as large, give or take a half, as that of the tensors.  The signs are
+public: it tells a cache from another one, not from one that was made to look alike on purpose; see
+`docs/security.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from blake3 import blake3
+from torch.nn.functional import pad
+
+from kvswap.artifact.layout import FINGERPRINT_TOKENS, FINGERPRINT_WIDTH
+from kvswap.artifact.tensors import LayerTensors
+
+_LARGEST = 65_504.0  # of a float16
+
+
+@lru_cache(maxsize=2048)
+def _signs(layer: int, kind: int, heads: int, dim: int) -> torch.Tensor:
+    """+1 and -1, [head, FINGERPRINT_TOKENS, dim], int8."""
+    count = heads * FINGERPRINT_TOKENS * dim
+    digest = blake3(b"kvswap fingerprint v1 %d %d" % (layer, kind)).digest(length=-(-count // 8))
+    bits = np.unpackbits(np.frombuffer(digest, np.uint8), bitorder="little")[:count]
+    return torch.from_numpy(bits.astype(np.int8) * 2 - 1).reshape(heads, FINGERPRINT_TOKENS, dim)
+
+
+def fingerprint(tensors: Sequence[LayerTensors]) -> bytes:
+    """Of a whole document: float16, little endian, [64 tokens, layer, K or V, 8]; a sliding layer's part is 0."""
+    tokens = max(held.first + held.tokens for held in tensors)
+    parts = -(-tokens // FINGERPRINT_TOKENS)
+    out = torch.zeros(parts, len(tensors), 2, FINGERPRINT_WIDTH)
+    for layer, held in enumerate(tensors):
+        if held.first:
+            continue
+        for kind, tensor in enumerate((held.k, held.v)):
+            heads, _, dim = tensor.shape
+            signs = _signs(layer, kind, heads, dim)
+            for part in range(parts):
+                start, stop = part * FINGERPRINT_TOKENS, min((part + 1) * FINGERPRINT_TOKENS, tokens)
+                mixed = tensor[:, start:stop].float() * signs[:, : stop - start]
+                flat = pad(mixed.reshape(-1), (0, -mixed.numel() % FINGERPRINT_WIDTH))
+                out[part, layer, kind] = flat.reshape(-1, FINGERPRINT_WIDTH).sum(0)
+    data: bytes = out.clamp(-_LARGEST, _LARGEST).numpy().astype("<f2").tobytes()
+    return data

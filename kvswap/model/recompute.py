@@ -1,0 +1,127 @@
+"""Parts of a cache computed again, to compare with what somebody else says they are.
+
+`first_layer` needs nothing but the tokens: K and V of layer 0 come from a token and its position alone.
+`at_positions` computes a few positions of every layer on top of a supplied cache, all in one forward
+pass: each attends to the supplied tokens before it and to itself.  Both stop as soon as the last K and V
+they are after is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from kvswap.artifact.tensors import LayerTensors
+from kvswap.core.errors import Incompatible
+from kvswap.model.load import LoadedModel
+
+
+class _Taken(Exception):
+    """The last K and V that were wanted are there."""
+
+
+class _FirstLayer(DynamicCache):  # type: ignore[misc]
+    taken: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        self.taken = (key_states[0], value_states[0])
+        raise _Taken
+
+
+class _Supplied(DynamicCache):  # type: ignore[misc]
+    """Shows every layer the supplied tokens and behind them what is computed now; keeps how far the two differ."""
+
+    def __init__(self, config: Any, tensors: Sequence[LayerTensors], tokens: int, positions: torch.Tensor) -> None:
+        super().__init__(config=config)
+        self._tensors, self._tokens, self._positions = tensors, tokens, positions
+        self.errors = torch.zeros(len(positions), len(tensors), 2)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        held = self._tensors[layer_idx]
+        shown = []
+        for kind, (supplied, computed) in enumerate(((held.k, key_states[0]), (held.v, value_states[0]))):
+            before = supplied[:, : self._tokens]
+            self.errors[:, layer_idx, kind] = relative(before[:, self._positions], computed.cpu())
+            shown.append(torch.cat([before.to(computed.device), computed], dim=1)[None])
+        if layer_idx == len(self._tensors) - 1:
+            raise _Taken
+        return tuple(shown)
+
+
+def relative(supplied: torch.Tensor, computed: torch.Tensor) -> torch.Tensor:
+    """|supplied - computed| / |computed| for each token of [head, token, dim], norms over heads and dims, float32.
+
+    What is not a finite number is infinitely far away.
+    """
+    wanted = computed.float()
+    far = (supplied.float() - wanted).square().sum((0, 2)).sqrt()
+    near = wanted.square().sum((0, 2)).sqrt().clamp_min(1e-12)
+    return (far / near).nan_to_num(torch.inf, torch.inf, torch.inf)
+
+
+def first_layer(loaded: LoadedModel, ids: Sequence[int], block_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """K (after RoPE) and V of layer 0, [head, token, dim], on the CPU.
+
+    In the canonical schedule's blocks, so that on one class of machine the bits are the publisher's.
+    """
+    keys, values = [], []
+    for start in range(0, len(ids), block_tokens):
+        cache = _FirstLayer(config=loaded.model.config)
+        _run(loaded, cache, ids[start : start + block_tokens], range(start, min(start + block_tokens, len(ids))))
+        if cache.taken is None:
+            raise Incompatible("the model fills no cache", field="layout")
+        keys.append(cache.taken[0].cpu())
+        values.append(cache.taken[1].cpu())
+    return torch.cat(keys, 1), torch.cat(values, 1)
+
+
+def at_positions(
+    loaded: LoadedModel, tensors: Sequence[LayerTensors], tokens: int, ids: Sequence[int], positions: Sequence[int]
+) -> torch.Tensor:
+    """How far a supplied cache of `tokens` tokens is from the model at these positions, [position, layer, K or V].
+
+    `ids`: those of all tokens.  For models of full-attention layers: a sliding layer's end does not hold
+    what positions before it attended to.  Raises `Incompatible`.
+    """
+    if any(held.first for held in tensors):
+        raise Incompatible("sliding layers keep too little to compute a position again", field="layout")
+    where = torch.tensor(list(positions))
+    cache = _Supplied(loaded.model.config, tensors, tokens, where)
+    count = len(positions)
+    mask = torch.full((count, tokens + count), torch.finfo(loaded.model.dtype).min, dtype=loaded.model.dtype)
+    mask[:, :tokens].masked_fill_(torch.arange(tokens) < where[:, None], 0)
+    mask[:, tokens:].fill_diagonal_(0)
+    _run(loaded, cache, [ids[p] for p in positions], positions, mask[None, None].to(loaded.device))
+    return cache.errors
+
+
+def _run(
+    loaded: LoadedModel, cache: Any, ids: Sequence[int], positions: Sequence[int], mask: torch.Tensor | None = None
+) -> None:
+    tokens = torch.tensor([list(ids)], device=loaded.device)
+    where = torch.tensor([list(positions)], device=loaded.device)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            loaded.model(
+                input_ids=tokens,
+                past_key_values=cache,
+                position_ids=where,
+                attention_mask=mask,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+    except _Taken:
+        return
+
+
+def differences(supplied: Sequence[LayerTensors], computed: Sequence[LayerTensors]) -> torch.Tensor:
+    """How far two caches are from each other at each token, [token, layer, K or V]; 0 where a layer keeps nothing."""
+    tokens = max(held.first + held.tokens for held in computed)
+    out = torch.zeros(tokens, len(computed), 2)
+    for layer, (one, other) in enumerate(zip(supplied, computed, strict=True)):
+        for kind, (a, b) in enumerate(((one.k, other.k), (one.v, other.v))):
+            out[other.first :, layer, kind] = relative(a[:, : other.tokens], b[:, : other.tokens])
+    return out
