@@ -30,6 +30,13 @@ class Limits:
     chunk_target_bytes: int = 4 * MIB  # raw length the writer aims at from below
     probe_tokens: int = 64
     life_seconds: int = 366 * 86_400
+    audit_bytes: int = 4 * KIB
+    audit_samples: int = 4_096
+    audits_told: int = 8  # in one answer
+    head_bytes: int = 128 * KIB
+    head_withdrawn: int = 1_000
+    head_seconds: int = 48 * 3_600
+    heads_told: int = 4  # to one reader
     clock_skew_seconds: int = 300
     # files we parse
     json_bytes: int = 64 * MIB  # tokenizer.json of large vocabularies has tens of MB

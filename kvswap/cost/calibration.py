@@ -33,7 +33,7 @@ class Calibration:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._data: dict[str, Any] = {"prefill": {}, "peers": {}, "codecs": {}}
+        self._data: dict[str, Any] = {"prefill": {}, "peers": {}, "codecs": {}, "noise": {}}
         try:
             if path.stat().st_size <= LIMITS.config_bytes:
                 read = json.loads(path.read_text())
@@ -115,6 +115,17 @@ class Calibration:
             return None
         pace = self.pace(key)
         return PrefillCurve(curve.a * pace, curve.b * pace, block_tokens)
+
+    # -- honest noise ----------------------------------------------------------------------------
+
+    def add_noise(self, key: str, value: dict[str, Any]) -> None:
+        """How far apart right caches of a model are here, as `trust.noise.Noise.of` reads it."""
+        self._data["noise"][key] = value
+        self.save()
+
+    def noise(self, key: str) -> dict[str, Any] | None:
+        row = self._data["noise"].get(key)
+        return row if isinstance(row, dict) else None
 
     # -- links -----------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,29 @@ class Publisher:
 
 
 @dataclass(frozen=True, slots=True)
+class Caught:
+    """A publisher one of whose artifacts was proved wrong: since when, why, and the audit that shows it."""
+
+    peer: str
+    since: int = 0
+    why: str = ""
+    artifact: str = ""
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """Own artifacts and those of listed publishers are trusted; nobody else's."""
+    """Own artifacts and those of listed publishers are trusted; nobody else's, nor those of one who was caught."""
 
     own: str
     publishers: dict[str, Publisher] = field(default_factory=dict)
+    distrusted: dict[str, Caught] = field(default_factory=dict)
 
     def trusts(self, peer: str) -> bool:
-        return peer == self.own or peer in self.publishers
+        return peer == self.own or (peer in self.publishers and peer not in self.distrusted)
+
+    def caught(self, peer: str) -> Caught | None:
+        return None if peer == self.own else self.distrusted.get(peer)
 
 
 class PolicyFile:
@@ -44,34 +59,43 @@ class PolicyFile:
 
     def __init__(self, path: Path, own: PeerId) -> None:
         self._path = path
-        self.policy = Policy(str(own), self._read())
+        self.policy = Policy(str(own), *self._read())
 
-    def _read(self) -> dict[str, Publisher]:
+    def _read(self) -> tuple[dict[str, Publisher], dict[str, Caught]]:
         if not self._path.exists():
-            return {}
+            return {}, {}
         try:
             if self._path.stat().st_size > LIMITS.config_bytes:
                 raise ValueError("the file is too large")
-            rows = json.loads(self._path.read_text())["publishers"]
-            read = [Publisher(**{k: row[k] for k in ("peer", "label", "added", "how")}) for row in rows]
+            data = json.loads(self._path.read_text())
+            read = [Publisher(**{k: row[k] for k in ("peer", "label", "added", "how")}) for row in data["publishers"]]
+            names = ("peer", "since", "why", "artifact", "evidence")
+            caught = [Caught(**{k: row[k] for k in names}) for row in data.get("distrusted", [])]
         except (ValueError, KeyError, TypeError) as error:
             # Never fall back to an empty or open list: an unreadable policy is an error.
             raise UsageError(f"cannot read the trust list {self._path}: {error}") from error
-        return {p.peer: p for p in read}
+        return {p.peer: p for p in read}, {c.peer: c for c in caught}
 
     def add(self, peer: str, label: str = "", how: str = "added") -> Publisher:
-        """Trust a publisher from now on."""
+        """Trust a publisher from now on, whatever it did before."""
         PeerId.parse(peer)
         row = Publisher(peer, label[:200], int(time.time()), how)
-        self._write({**self.policy.publishers, peer: row})
+        rest = {k: v for k, v in self.policy.distrusted.items() if k != peer}
+        self._write({**self.policy.publishers, peer: row}, rest)
         return row
+
+    def distrust(self, peer: str, why: str, artifact: str, evidence: str) -> None:
+        """Never act on anything of this publisher again, unless somebody says `trust add`."""
+        if peer != self.policy.own:
+            row = Caught(peer, int(time.time()), why[:500], artifact, evidence)
+            self._write(self.policy.publishers, {**self.policy.distrusted, peer: row})
 
     def remove(self, peer: str) -> bool:
         """Stop trusting a publisher.  False when it was not on the list."""
         rest = {k: v for k, v in self.policy.publishers.items() if k != peer}
         changed = len(rest) != len(self.policy.publishers)
         if changed:
-            self._write(rest)
+            self._write(rest, self.policy.distrusted)
         return changed
 
     def rows(self) -> list[dict[str, Any]]:
@@ -80,11 +104,14 @@ class PolicyFile:
             for p in sorted(self.policy.publishers.values(), key=lambda p: p.added)
         ]
 
-    def _write(self, publishers: dict[str, Publisher]) -> None:
-        self.policy = Policy(self.policy.own, publishers)
+    def caught(self) -> list[dict[str, Any]]:
+        return [asdict(c) for c in sorted(self.policy.distrusted.values(), key=lambda c: c.since)]
+
+    def _write(self, publishers: dict[str, Publisher], distrusted: dict[str, Caught]) -> None:
+        self.policy = Policy(self.policy.own, publishers, distrusted)
         descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".trust-")
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"publishers": self.rows()}, file, indent=1)
+            json.dump({"publishers": self.rows(), "distrusted": self.caught()}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self._path)

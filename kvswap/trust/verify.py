@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvswap.artifact import dsse
 from kvswap.artifact.manifest import Manifest
-from kvswap.core.errors import IntegrityError, MalformedManifest, Untrusted, UsageError
-from kvswap.core.ids import Cid, PeerId
+from kvswap.core.errors import IntegrityError, Untrusted
+from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.trust.keys import check_signature
+from kvswap.trust.envelopes import open_signed
 from kvswap.trust.policy import Policy
 
 
@@ -31,20 +30,14 @@ class Statement:
 
 def read_statement(data: bytes) -> Statement:
     """Check envelope, signature and payload.  Raises `MalformedManifest` or `IntegrityError`."""
-    envelope = dsse.open_envelope(data)
-    signature = envelope.signatures[0]
-    try:
-        signer = PeerId.parse(signature.keyid)
-    except UsageError as error:
-        raise MalformedManifest("the signature names no Ed25519 key", field="keyid") from error
-    check_signature(signer.public_key, signature.sig, dsse.pae(envelope.payload_type, envelope.payload))
-    manifest = Manifest.parse(envelope.payload)
-    if manifest.publisher != str(signer):
+    signer, payload = open_signed(data)
+    manifest = Manifest.parse(payload)
+    if manifest.publisher != signer:
         raise IntegrityError(
             f"signed by {signer}, but the publisher it names is {manifest.publisher}",
             cause="somebody signed another publisher's manifest",
         )
-    return Statement(Cid.of(envelope.payload), manifest, data)
+    return Statement(Cid.of(payload), manifest, data)
 
 
 def verify_envelope(data: bytes, now: int) -> Statement:
@@ -65,13 +58,23 @@ def verify_envelope(data: bytes, now: int) -> Statement:
     return statement
 
 
-def require_trust(statement: Statement, policy: Policy) -> None:
-    """Raise `Untrusted`, with the command that would trust, unless the policy allows the publisher."""
+def require_trust(statement: Statement, policy: Policy, *, strangers: bool = False) -> None:
+    """Raise `Untrusted`, with the command that would trust, unless the policy allows the publisher.
+
+    `strangers`: what it makes is going to be verified instead; nobody who was caught gets that.
+    """
     publisher = statement.manifest.publisher
-    if not policy.trusts(publisher):
+    if (caught := policy.caught(publisher)) is not None:
+        raise Untrusted(
+            f"artifact {statement.artifact} is signed by {publisher}, who was caught: {caught.why}",
+            cause=f"audit {caught.evidence}" if caught.evidence else "this node's own check",
+            hint=f"kvswap trust audits {publisher}",
+            publisher=publisher,
+        )
+    if not strangers and not policy.trusts(publisher):
         raise Untrusted(
             f"artifact {statement.artifact} is signed by {publisher}, whom this node does not trust",
-            cause="publishers are trusted one by one",
+            cause="publishers are trusted one by one; with --strangers what one of them made is verified instead",
             hint=f"kvswap trust add {publisher}",
             publisher=publisher,
         )

@@ -120,6 +120,7 @@ class Jobs:
         """Prefill, encode, send chunks as events; the result is all the manifest needs."""
         from kvswap import codec as codecs
         from kvswap.artifact.assembly import read_predictor
+        from kvswap.artifact.fingerprint import fingerprint
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.cache import held_tensors, layer_specs, new_cache
         from kvswap.model.prefill import PROBE_STEPS, canonical_prefill, check_length, greedy
@@ -159,7 +160,9 @@ class Jobs:
                     future.cancel()
                 raise
             prefill_seconds = time.perf_counter() - began
-            tensors_digests = [digest_layer(held) for held in held_tensors(cache, specs, len(ids))]
+            held = held_tensors(cache, specs, len(ids))
+            tensors_digests = [digest_layer(layer) for layer in held]
+            self._event("fingerprint", data=fingerprint(held))
             for future in pending:
                 future.result()
         probe = greedy(loaded, cache, len(ids), probe_ids, PROBE_STEPS)
@@ -283,17 +286,20 @@ class Jobs:
         tokens: int | None = None,
         work: dict[str, Any] | None = None,
         ignore_eos: bool = False,
+        check: bool = False,
     ) -> dict[str, Any]:
         """Continue greedily with `question`, from an artifact's cache, or after prefilling `text`.
 
         With both, the artifact covers the first `tokens` tokens and the rest of `text` is prefilled on the
         canonical schedule, which gives the same bits as prefilling all of it.  `work` says what of the
-        artifact is still to come and what each part would cost: see `hybrid`.
+        artifact is still to come and what each part would cost: see `hybrid`.  `check`: layer 0 of what was loaded
+        has to be that of the text's tokens (V3); raises `IntegrityError`.
         """
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill, check_length, greedy, stop_ids
         from kvswap.model.question import question_text
         from kvswap.worker.hybrid import Filled, fill
+        from kvswap.worker.verifying import check_first_layer
 
         loaded = self.loaded
         began = time.perf_counter()
@@ -310,6 +316,8 @@ class Jobs:
                 loaded, envelope, _files(str(chunks)), tokens, room, ids, work, self._predictors, self._talk()
             )
             cache, position, filled, claim = assembled
+            if check and ids is not None:
+                check_first_layer(loaded, cache, ids[:position], block_tokens)
             if tokens is None:
                 ids = None  # the artifact is all of it, or as much as fits the model
         else:
@@ -351,28 +359,48 @@ class Jobs:
             "samples": _micro(samples),
         }
 
-    def do_verify(self, envelope: bytes, chunks: str) -> dict[str, Any]:
-        """Decode everything, check every digest, and run the probe."""
-        from kvswap.artifact.assembly import load
-        from kvswap.artifact.tensors import verify_tensors
-        from kvswap.model.cache import build_cache
-        from kvswap.model.prefill import greedy
+    def do_verify(
+        self,
+        envelope: bytes,
+        chunks: str,
+        levels: list[int],
+        samples: int,
+        seed: bytes,
+        text: str | None = None,
+        noise: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Steps of the ladder; see `verifying`.  `positions` and `worst` are of the last that compared some."""
         from kvswap.trust import read_statement
+        from kvswap.trust.audit import micro
+        from kvswap.trust.ladder import Level, to_pipe
+        from kvswap.trust.noise import Noise
+        from kvswap.worker.verifying import Checks
 
-        manifest = read_statement(envelope).manifest
-        layout.check_compatible(manifest, self.loaded.identity.digest, self.loaded.dtype)
-        probe = manifest.probe
-        tensors = load(
-            manifest, _files(chunks), room=len(probe.question) + len(probe.tokens), predictors=self._predictors
+        checks = Checks(
+            self.loaded,
+            read_statement(envelope),
+            _files(chunks),
+            self._predictors,
+            text=text,
+            noise=Noise.of(noise) if noise is not None else None,
+            samples=samples,
+            seed=seed,
+            say=self._event,
+            check=self._check_cancelled,
         )
-        verify_tensors(manifest, tensors)
-        cache = build_cache(self.loaded.model.config, tensors, manifest.prefix.tokens, self.loaded.device)
-        made = greedy(self.loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
+        steps = checks.run([Level(level) for level in levels])
         return {
-            "probe_tokens_equal": made.ids == list(probe.tokens),
-            "probe_logits_equal": made.logits_digest == "blake3:" + probe.logits.hex(),
-            "same_environment": self.loaded.numerics().environment == manifest.numerics.environment,
+            "steps": to_pipe(steps),
+            "positions": checks.positions,
+            "worst": micro(checks.worst),
+            "fingerprint": checks.fingerprint() if Level.AGREEMENT in levels else b"",
         }
+
+    def do_noise(self) -> dict[str, Any]:
+        """How far apart right caches of this model are on this machine."""
+        from kvswap.worker.noise import measure
+
+        return measure(self.loaded, self._check_cancelled).plain()
 
 
 def _files(chunks: str) -> Callable[[Cid], bytes]:

@@ -1,0 +1,127 @@
+"""Audit statements: what one reader found when it computed an artifact, or samples of it, again.
+
+    manifest, step, positions, worst difference, verdict, by whom, in which environment
+
+Signed by the auditor's publisher key.  A node counts the statements of auditors whom it trusts, with the
+positions they looked at; what somebody else says decides nothing.  The positions follow from the seed, so
+that an auditor who had chosen them to its liking would have had to choose the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from kvswap.artifact.manifest import CidBytes, Count, Digest, Positive, Text
+from kvswap.core import wire
+from kvswap.core.errors import IntegrityError, MalformedManifest
+from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
+from kvswap.trust.envelopes import open_signed, sign
+from kvswap.trust.keys import Key
+from kvswap.trust.ladder import Level
+from kvswap.trust.noise import MICRO
+from kvswap.trust.sampling import coverage, draw
+
+KIND = "application/vnd.kvswap.audit.v1+msgpack"
+PASSED, FAILED = "passed", "failed"
+_LEVELS = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
+
+
+class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`worst`: largest difference that was seen, in millionths of honest noise; `samples`: 0 for all positions."""
+
+    version: int
+    artifact: CidBytes
+    publisher: Annotated[str, Meta(max_length=64)]
+    auditor: Annotated[str, Meta(max_length=64)]
+    level: Count
+    tokens: Positive
+    samples: Count
+    seed: Digest
+    worst: Count
+    verdict: Annotated[str, Meta(max_length=16)]
+    why: Text
+    environment: Annotated[list[Text], Meta(max_length=16)]
+    issued: Count
+
+    @property
+    def failed(self) -> bool:
+        return self.verdict == FAILED
+
+    @property
+    def positions(self) -> list[int]:
+        """Those that were looked at; empty for all of them."""
+        return draw(self.seed, self.artifact, self.tokens, self.samples) if self.samples else []
+
+    @property
+    def cid(self) -> Cid:
+        return Cid.from_bytes(self.artifact)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedAudit:
+    """With its envelope, and the digest of its payload as its id."""
+
+    id: str
+    audit: Audit
+    envelope: bytes
+
+
+def sign_audit(audit: Audit, key: Key) -> SignedAudit:
+    """By the auditor's key."""
+    return read_audit(sign(wire.pack(wire.plain(audit)), key, KIND))
+
+
+def read_audit(data: bytes) -> SignedAudit:
+    """Checked.  Raises `MalformedManifest` or `IntegrityError`."""
+    signer, payload = open_signed(data, KIND, LIMITS.audit_bytes)
+    audit = wire.unpack(payload, Audit)
+    if audit.version != 1 or audit.verdict not in (PASSED, FAILED) or audit.level not in _LEVELS:
+        raise MalformedManifest("not an audit of version 1", field="version")
+    if audit.samples > LIMITS.audit_samples or audit.tokens > LIMITS.manifest_blocks * LIMITS.block_tokens:
+        raise MalformedManifest("more samples than the cap", field="samples")
+    if audit.auditor != signer:
+        raise IntegrityError(f"signed by {signer}, but the auditor it names is {audit.auditor}")
+    Cid.from_bytes(audit.artifact)
+    return SignedAudit(str(Cid.of(payload)), audit, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What several audits say together of one artifact."""
+
+    readers: int
+    positions: int  # different ones
+    tokens: int
+    one: float  # least chance that a single changed position would have been seen,
+    span: float  # and a changed span of 64 tokens
+
+    def to_json(self) -> dict[str, float | int]:
+        out: dict[str, float | int] = {"readers": self.readers, "positions": self.positions, "tokens": self.tokens}
+        return out | {"one_position": round(self.one, 4), "span_of_64": round(self.span, 4)}
+
+
+def covered(audits: Iterable[Audit]) -> Coverage | None:
+    """Of audits that passed, of one artifact, by auditors one trusts."""
+    passed = [a for a in audits if not a.failed and a.level != Level.TOKENS]
+    if not passed:
+        return None
+    tokens = passed[0].tokens
+    if any(not a.samples for a in passed):
+        return Coverage(len(passed), tokens, tokens, 1.0, 1.0)
+    seen = {p for a in passed for p in a.positions}
+    one = span = 1.0
+    for a in passed:
+        one *= 1 - coverage(tokens, a.samples, 1)
+        span *= 1 - coverage(tokens, a.samples, min(64, tokens))
+    return Coverage(len(passed), len(seen), tokens, 1 - one, 1 - span)
+
+
+def micro(ratio: float) -> int:
+    """A ratio to honest noise as an audit holds it."""
+    return int(min(ratio, 1e6) * MICRO)

@@ -1,0 +1,30 @@
+"""Signed statements of any kind: envelope, signature by the key it names, payload."""
+
+from __future__ import annotations
+
+from kvswap.artifact import dsse
+from kvswap.core.errors import MalformedManifest, UsageError
+from kvswap.core.ids import PeerId
+from kvswap.trust.keys import Key, check_signature
+
+
+def open_signed(data: bytes, kind: str = dsse.PAYLOAD_TYPE, most: int | None = None) -> tuple[str, bytes]:
+    """(signer, payload), the signature checked.  Raises `MalformedManifest` or `IntegrityError`.
+
+    The caller still has to compare the signer with whom the payload says it is by.
+    """
+    if most is not None and len(data) > most:
+        raise MalformedManifest(f"a statement of {len(data)} bytes is over the cap of {most}")
+    envelope = dsse.open_envelope(data, kind)
+    signature = envelope.signatures[0]
+    try:
+        signer = PeerId.parse(signature.keyid)
+    except UsageError as error:
+        raise MalformedManifest("the signature names no Ed25519 key", field="keyid") from error
+    check_signature(signer.public_key, signature.sig, dsse.pae(envelope.payload_type, envelope.payload))
+    return str(signer), envelope.payload
+
+
+def sign(payload: bytes, key: Key, kind: str) -> bytes:
+    """The envelope."""
+    return dsse.seal(payload, str(key.peer_id), key.sign, kind)
