@@ -25,13 +25,13 @@ from kvswap.artifact.manifest import (
     ITEM_BYTES,
     ChunkRef,
     DocumentRef,
+    FileRef,
     LayerSpec,
     Layout,
     Life,
     Manifest,
     ModelIdentity,
     Numerics,
-    PredictorRef,
     Prefix,
     Probe,
     TensorDigests,
@@ -214,7 +214,7 @@ def make_artifact(
     if predictor is not None:
         data = predictive.dump(predictor)
         chunks[Cid.of(data)] = data
-        fields["predictor"] = PredictorRef(cid=bytes(Cid.of(data)), length=len(data))
+        fields["predictor"] = FileRef(cid=bytes(Cid.of(data)), length=len(data))
     fields.update(changes)
     manifest = Manifest(**fields)
     if not manifest.exact:  # what is signed is what comes back

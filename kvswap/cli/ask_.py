@@ -19,6 +19,7 @@ from kvswap.cost import Objective
 @click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust the publisher from now on, if not known yet.")
+@click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
 @click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
 @click.option("--ignore-eos", is_flag=True, help="Make exactly --max-tokens tokens.")
 @plan_options
@@ -31,6 +32,7 @@ def ask_command(
     prefill: bool,
     force: bool,
     tofu: bool,
+    strangers: bool,
     inexact: bool,
     ignore_eos: bool,
     objective: Objective,
@@ -50,6 +52,7 @@ def ask_command(
             prefill=prefill,
             force=force,
             tofu=tofu,
+            strangers=strangers,
             inexact=inexact,
             objective=objective,
             ignore_eos=ignore_eos,

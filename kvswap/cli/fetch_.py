@@ -13,18 +13,41 @@ from kvswap.cost import Objective
 @click.argument("ref")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust this artifact's publisher from now on, if not known yet.")
+@click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
+@click.option("--samples", type=click.IntRange(1, 4096), default=32, show_default=True, help="Positions for that.")
 @click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
 @plan_options
 @verb
-def fetch_command(output: Output, ref: str, force: bool, tofu: bool, inexact: bool, objective: Objective) -> None:
-    name, _ = reference(ref)
+def fetch_command(
+    output: Output,
+    ref: str,
+    force: bool,
+    tofu: bool,
+    strangers: bool,
+    samples: int,
+    inexact: bool,
+    objective: Objective,
+) -> None:
+    name, text = reference(ref)
     with output.progress() as progress:
         report = output.client.fetch(
-            name, force=force, tofu=tofu, inexact=inexact, objective=objective, on_event=progress
+            name,
+            force=force,
+            tofu=tofu,
+            strangers=strangers,
+            samples=samples,
+            inexact=inexact,
+            text=text if strangers else None,
+            objective=objective,
+            on_event=progress,
         ).report
     where = f"from {len(report['from'])} peer(s)" if report["from"] else "already here"
     output.result(
         report,
         f"{report['artifact']}\n  {report['tokens']} tokens, {size(report['wire_bytes'])} fetched {where}, "
-        f"{report['seconds']:.2f} s, {report['codec']}, verified" + ("" if report["exact"] else ", INEXACT"),
+        f"{report['seconds']:.2f} s, {report['codec']}, verified {', '.join(report['verification']['passed'])}"
+        + ("" if report["exact"] else ", INEXACT"),
     )
+    left = list(report["verification"]["unchecked"])
+    if left:
+        output.note(f"not checked: {', '.join(left)} (kvswap verify {report['artifact']} --level N)")

@@ -17,7 +17,29 @@ def trust_command() -> None:
 def ls(output: Output) -> None:
     found = output.client.trust_list()
     rows = [(p["peer"], p["how"], p["label"]) for p in found["publishers"]]
+    rows += [(p["peer"], "CAUGHT", p["why"]) for p in found["distrusted"]]
     output.result(found, lambda: output.table(("PUBLISHER", "HOW", "LABEL"), [(found["own"], "own", ""), *rows]))
+
+
+@trust_command.command("audits", help="What verifying found, here or by auditors that are trusted.")
+@click.argument("peerid", required=False)
+@verb
+def audits(output: Output, peerid: str | None) -> None:
+    found = output.client.audits(peerid)
+    rows = [
+        (
+            a["verdict"],
+            a["step"],
+            f"{a['samples']}/{a['tokens']}",
+            f"{a['worst']:.2f}",
+            a["artifact"],
+            a["auditor"],
+            a["why"],
+        )
+        for a in found
+    ]
+    headers = ("VERDICT", "STEP", "POSITIONS", "WORST", "ARTIFACT", "AUDITOR", "WHY")
+    output.result({"audits": found}, lambda: output.table(headers, rows))
 
 
 @trust_command.command("add", help="Trust the publisher PEERID from now on.")

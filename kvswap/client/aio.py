@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from kvswap.client import calls
-from kvswap.client.calls import Call
+from kvswap.client.calls import Accept, Call
 from kvswap.client.values import AsyncArtifact, error_of, report
-from kvswap.core.errors import Incompatible, KvswapError, NotFound, PeerError, PlanSaysPrefill, Untrusted
+from kvswap.core.errors import (
+    Incompatible,
+    IntegrityError,
+    KvswapError,
+    NotFound,
+    PeerError,
+    PlanSaysPrefill,
+    Untrusted,
+)
 from kvswap.core.ids import document_digest
 from kvswap.core.runfile import RunFile, not_running
 from kvswap.core.settings import home_directory
@@ -105,10 +113,15 @@ class AsyncClient:
         force: bool = False,
         tofu: bool = False,
         inexact: bool = False,
+        strangers: bool = False,
+        samples: int = 32,
+        text: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> AsyncArtifact:
-        report = await self._do(calls.fetch(ref, force, tofu, inexact, objective), on_event)
+        report = await self._do(
+            calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples), objective), on_event
+        )
         return AsyncArtifact(report["artifact"], report, lambda: self.show(report["artifact"]))
 
     async def plan(
@@ -122,8 +135,23 @@ class AsyncClient:
     ) -> dict[str, Any]:
         return await self._do(calls.plan(ref, text, inexact, objective), on_event)
 
-    async def verify(self, ref: str | None = None, *, store: bool = False) -> dict[str, Any]:
-        return await self._do(calls.verify(ref, store))
+    async def verify(
+        self,
+        ref: str | None = None,
+        *,
+        store: bool = False,
+        level: int | None = None,
+        samples: int = 32,
+        text: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        return await self._do(calls.verify(ref, store, level, samples, text), on_event)
+
+    async def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
+        return await self._do(calls.withdraw(ref, why))
+
+    async def audits(self, publisher: str | None = None) -> list[dict[str, Any]]:
+        return list((await self._do(calls.audits(publisher)))["audits"])
 
     async def ask(
         self,
@@ -136,13 +164,15 @@ class AsyncClient:
         force: bool = False,
         tofu: bool = False,
         inexact: bool = False,
+        strangers: bool = False,
+        samples: int = 32,
         objective: Objective = MIX,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return await self._do(
-            calls.ask(ref, question, max_tokens, text, prefill, force, tofu, inexact, objective, ignore_eos), on_event
-        )
+        accept = Accept(force, tofu, inexact, strangers, samples)
+        call = calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos)
+        return await self._do(call, on_event)
 
     async def remove(self, ref: str) -> dict[str, Any]:
         return await self._do(calls.remove(ref))
@@ -168,17 +198,24 @@ class AsyncClient:
             yield event
 
     async def prefix(
-        self, text: str, model: Any, tokenizer: Any, *, block_tokens: int = 256, room: int = 1024, tofu: bool = False
+        self,
+        text: str,
+        model: Any,
+        tokenizer: Any,
+        *,
+        block_tokens: int = 256,
+        room: int = 1024,
+        tofu: bool = False,
+        strangers: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
-        from kvswap.client.loading import LocalPrefill, check_tokens, load_artifact
+        from kvswap.client.loading import LocalPrefill, load_for
 
         began = time.perf_counter()
         try:
-            artifact = await self.fetch(document_digest(text.encode()), tofu=tofu)
+            artifact = await self.fetch(document_digest(text.encode()), tofu=tofu, strangers=strangers, text=text)
             details = await self.show(artifact.id)
-            check_tokens(details, text, tokenizer)
-            cache = await asyncio.to_thread(load_artifact, details, model, room=room)
-        except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, PeerError) as error:
+            cache = await asyncio.to_thread(load_for, text, details, model, tokenizer, room)
+        except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             local = await asyncio.to_thread(LocalPrefill, text, model, tokenizer, block_tokens)
             begun: dict[str, Any] = {"artifact": None, "tokens": 0}
             with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):

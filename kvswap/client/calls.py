@@ -23,6 +23,17 @@ class Call:
     seconds: float = SHORT_SECONDS
 
 
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """What a caller takes beyond what is safe by itself."""
+
+    force: bool = False  # fetch although the plan says that prefilling is better
+    tofu: bool = False  # trust the publisher from now on, if it is not known yet
+    inexact: bool = False  # a cache that is not the model's own to the bit
+    strangers: bool = False  # of publishers that are not listed, once it is verified by recomputing
+    samples: int = 32  # so many positions
+
+
 def _long(path: str, **body: Any) -> Call:
     return Call("POST", path, {k: v for k, v in body.items() if v is not None}, True, LONG_SECONDS)
 
@@ -87,8 +98,16 @@ def train(corpus: str, model: str | None, tokens: int) -> Call:
     return _long("/v1/codec/train", corpus=corpus, model=model, tokens=tokens)
 
 
-def fetch(ref: str, force: bool, tofu: bool, inexact: bool, objective: Objective) -> Call:
-    return _long("/v1/fetch", ref=ref, force=force, tofu=tofu, inexact=inexact, **_wish(objective))
+def fetch(ref: str, text: str | None, accept: Accept, objective: Objective) -> Call:
+    return _long("/v1/fetch", ref=ref, text=text, **asdict(accept), **_wish(objective))
+
+
+def withdraw(ref: str, why: str) -> Call:
+    return Call("POST", f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", {"why": why})
+
+
+def audits(publisher: str | None) -> Call:
+    return Call("GET", "/v1/audits" + (f"?publisher={quote(publisher)}" if publisher else ""))
 
 
 def beginning(asked: dict[str, Any], tofu: bool) -> Call:
@@ -99,8 +118,8 @@ def plan(ref: str, text: str | None, inexact: bool, objective: Objective) -> Cal
     return _long("/v1/plan", ref=ref, text=text, inexact=inexact, **_wish(objective))
 
 
-def verify(ref: str | None, store: bool) -> Call:
-    return _long("/v1/verify", ref=ref, store=store)
+def verify(ref: str | None, store: bool, level: int | None, samples: int, text: str | None) -> Call:
+    return _long("/v1/verify", ref=ref, store=store, level=level, samples=samples, text=text)
 
 
 def ask(
@@ -109,9 +128,7 @@ def ask(
     max_tokens: int,
     text: str | None,
     prefill: bool,
-    force: bool,
-    tofu: bool,
-    inexact: bool,
+    accept: Accept,
     objective: Objective,
     ignore_eos: bool,
 ) -> Call:
@@ -122,9 +139,7 @@ def ask(
         max_tokens=max_tokens,
         text=text,
         prefill=prefill,
-        force=force,
-        tofu=tofu,
-        inexact=inexact,
         ignore_eos=ignore_eos,
+        **asdict(accept),
         **_wish(objective),
     )

@@ -128,10 +128,20 @@ class LocalPrefill:
         return cache
 
 
-def check_tokens(details: dict[str, Any], text: str, tokenizer: Any) -> None:
-    """Raise `Incompatible` unless the artifact's token digest is that of `text` under `tokenizer`."""
-    from kvswap.artifact.chain import token_digest
+def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, room: int) -> Any:
+    """The cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
 
+    Raises `Incompatible` or `IntegrityError`.
+    """
+    from kvswap.artifact.chain import token_digest
+    from kvswap.model.load import LoadedModel
+    from kvswap.worker.verifying import check_first_layer
+
+    prefix = details["manifest"]["prefix"]
     ids = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
-    if token_digest(ids).hex() != details["manifest"]["prefix"]["token_digest"]:
+    if token_digest(ids).hex() != prefix["token_digest"]:
         raise Incompatible("the artifact's tokens are not those of this text", field="prefix.token_digest")
+    cache = load_artifact(details, model, room=room)
+    loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
+    check_first_layer(loaded, cache, ids, prefix["block_tokens"])
+    return cache

@@ -12,9 +12,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kvswap.client import calls
-from kvswap.client.calls import Call
+from kvswap.client.calls import Accept, Call
 from kvswap.client.values import Artifact, error_of, report
-from kvswap.core.errors import Incompatible, KvswapError, NotFound, PeerError, PlanSaysPrefill, Untrusted
+from kvswap.core.errors import (
+    Incompatible,
+    IntegrityError,
+    KvswapError,
+    NotFound,
+    PeerError,
+    PlanSaysPrefill,
+    Untrusted,
+)
 from kvswap.core.ids import document_digest
 from kvswap.core.runfile import RunFile, not_running
 from kvswap.core.settings import home_directory
@@ -116,14 +124,19 @@ class Client:
         force: bool = False,
         tofu: bool = False,
         inexact: bool = False,
+        strangers: bool = False,
+        samples: int = 32,
+        text: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> Artifact:
-        """Make an artifact local and verified.
+        """Make an artifact local and verified.  The report's `verification` says what nobody looked at.
 
+        `strangers`: take what a publisher made who is not on the allow-list, once `samples` positions were computed
+        again (V5); with the document's `text`, or else by reading the tokens back from the cache.
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
-        report = self._do(calls.fetch(ref, force, tofu, inexact, objective), on_event)
+        report = self._do(calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples), objective), on_event)
         return Artifact(report["artifact"], report, lambda: self.show(report["artifact"]))
 
     def plan(
@@ -137,9 +150,26 @@ class Client:
     ) -> dict[str, Any]:
         return self._do(calls.plan(ref, text, inexact, objective), on_event)
 
-    def verify(self, ref: str | None = None, *, store: bool = False) -> dict[str, Any]:
-        """Check an artifact, or with `store` every file of the store."""
-        return self._do(calls.verify(ref, store))
+    def verify(
+        self,
+        ref: str | None = None,
+        *,
+        store: bool = False,
+        level: int | None = None,
+        samples: int = 32,
+        text: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        """Check an artifact up to a step of the ladder (0 to 7), or with `store` every file of the store."""
+        return self._do(calls.verify(ref, store, level, samples, text), on_event)
+
+    def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
+        """Take back own artifacts: who hears of it uses and serves them no more."""
+        return self._do(calls.withdraw(ref, why))
+
+    def audits(self, publisher: str | None = None) -> list[dict[str, Any]]:
+        """What was found by verifying: here, and by auditors whom this node trusts."""
+        return list(self._do(calls.audits(publisher))["audits"])
 
     def ask(
         self,
@@ -152,14 +182,15 @@ class Client:
         force: bool = False,
         tofu: bool = False,
         inexact: bool = False,
+        strangers: bool = False,
+        samples: int = 32,
         objective: Objective = MIX,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Answer from a document's cache, in the node's model process."""
-        return self._do(
-            calls.ask(ref, question, max_tokens, text, prefill, force, tofu, inexact, objective, ignore_eos), on_event
-        )
+        accept = Accept(force, tofu, inexact, strangers, samples)
+        return self._do(calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos), on_event)
 
     def remove(self, ref: str) -> dict[str, Any]:
         return self._do(calls.remove(ref))
@@ -191,22 +222,28 @@ class Client:
             connection.close()
 
     def prefix(
-        self, text: str, model: Any, tokenizer: Any, *, block_tokens: int = 256, room: int = 1024, tofu: bool = False
+        self,
+        text: str,
+        model: Any,
+        tokenizer: Any,
+        *,
+        block_tokens: int = 256,
+        room: int = 1024,
+        tofu: bool = False,
+        strangers: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
         """A cache of `text` for this model: fetched where that is possible and worth it, else prefilled here.
 
         Of a document that nobody published, the beginning that it shares with a published one is fetched.
         Returns the cache and a report: `action`, `reason`, `seconds`, `tokens`, `fetched_tokens`, `artifact`.
         """
-        from kvswap.client.loading import LocalPrefill, check_tokens, load_artifact
+        from kvswap.client.loading import LocalPrefill, load_for
 
         began = time.perf_counter()
         try:
-            artifact = self.fetch(document_digest(text.encode()), tofu=tofu)
-            details = self.show(artifact.id)
-            check_tokens(details, text, tokenizer)
-            cache = load_artifact(details, model, room=room)
-        except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, PeerError) as error:
+            artifact = self.fetch(document_digest(text.encode()), tofu=tofu, strangers=strangers, text=text)
+            cache = load_for(text, self.show(artifact.id), model, tokenizer, room)
+        except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             local = LocalPrefill(text, model, tokenizer, block_tokens)
             begun: dict[str, Any] = {"artifact": None, "tokens": 0}
             with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):

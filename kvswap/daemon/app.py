@@ -16,11 +16,12 @@ from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
 from kvswap.daemon import metrics
 from kvswap.daemon.guard import Handler, guard
-from kvswap.daemon.requests import body_of, optional_of, send_line, start_lines, stream, terms_of, text_of
+from kvswap.daemon.requests import body_of, optional_of, samples_of, send_line, start_lines, stream, terms_of, text_of
 from kvswap.daemon.supervisor import ModelProcess
-from kvswap.exchange import Node
+from kvswap.exchange import Node, audits
 from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
+from kvswap.exchange.heads import withdraw
 from kvswap.exchange.predictors import train
 from kvswap.exchange.prefix import fetch_beginning, longest_beginning
 from kvswap.exchange.preview import plan_reference
@@ -31,6 +32,7 @@ from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.store import PeerRecord
 from kvswap.trust import read_statement
+from kvswap.trust.ladder import LAST, up_to
 
 
 @web.middleware
@@ -77,6 +79,8 @@ class Api:
                 web.post("/v1/ask", self.ask),
                 web.post("/v1/verify", self.verify),
                 web.post("/v1/gc", self.collect),
+                web.post("/v1/artifacts/{ref}/withdraw", self.withdraw),
+                web.get("/v1/audits", self.audits),
                 web.get("/v1/trust", self.trust_list),
                 web.post("/v1/trust", self.trust_add),
                 web.delete("/v1/trust/{peer}", self.trust_remove),
@@ -280,12 +284,7 @@ class Api:
         reference = parse_reference(text_of(body, "ref"))
 
         async def work(progress: Progress) -> dict[str, Any]:
-            done = await fetch(
-                self._node,
-                reference,
-                terms_of(body),
-                progress,
-            )
+            done = await fetch(self._node, reference, terms_of(body), progress, text=optional_of(body, "text"))
             return done.to_json()
 
         return await stream(request, work)
@@ -353,14 +352,34 @@ class Api:
             if body.get("store"):
                 report = await asyncio.to_thread(self._node.store.verify)
                 return {n: getattr(report, n) for n in report.__slots__} | {"clean": report.clean}
-            return await verify_artifact(self._node, parse_reference(text_of(body, "ref")))
+            level = body.get("level")
+            if level is not None and level not in range(LAST + 1):
+                raise UsageError(f"level is a number from 0 to {int(LAST)}")
+            return await verify_artifact(
+                self._node,
+                parse_reference(text_of(body, "ref")),
+                levels=up_to(level) if level is not None else None,
+                samples=samples_of(body),
+                text=optional_of(body, "text"),
+                progress=progress,
+            )
 
         return await stream(request, work)
 
     # -- trust -----------------------------------------------------------------------------------
 
     async def trust_list(self, request: web.Request) -> web.Response:
-        return web.json_response({"own": str(self._node.publisher.peer_id), "publishers": self._node.policy.rows()})
+        policy = self._node.policy
+        own = str(self._node.publisher.peer_id)
+        return web.json_response({"own": own, "publishers": policy.rows(), "distrusted": policy.caught()})
+
+    async def audits(self, request: web.Request) -> web.Response:
+        return web.json_response({"audits": audits.listed(self._node, request.query.get("publisher"))})
+
+    async def withdraw(self, request: web.Request) -> web.Response:
+        body = await body_of(request)
+        reference = parse_reference(request.match_info["ref"])
+        return web.json_response(await withdraw(self._node, reference, (optional_of(body, "why") or "")[:256]))
 
     async def trust_add(self, request: web.Request) -> web.Response:
         body = await body_of(request)

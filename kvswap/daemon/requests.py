@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from kvswap.core.errors import KvswapError, UsageError
+from kvswap.core.limits import LIMITS
 from kvswap.cost import OBJECTIVES, Objective
 from kvswap.exchange.request import Progress, Terms
 
@@ -45,7 +46,16 @@ def terms_of(body: dict[str, Any]) -> Terms:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
             raise UsageError(f"{name} is a number that is not negative")
     objective = Objective(by, most["max_seconds"], most["max_dollars"], most["max_bytes"])
-    return Terms(bool(body.get("force")), bool(body.get("tofu")), bool(body.get("inexact")), objective)
+    force, tofu, inexact, strangers = (bool(body.get(name)) for name in ("force", "tofu", "inexact", "strangers"))
+    return Terms(force, tofu, inexact, strangers, samples_of(body), objective)
+
+
+def samples_of(body: dict[str, Any]) -> int:
+    """Positions to compute again.  Raises `UsageError`."""
+    samples = body.get("samples", 32)
+    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= LIMITS.audit_samples:
+        raise UsageError(f"samples is a number from 1 to {LIMITS.audit_samples}")
+    return samples
 
 
 def optional_of(body: dict[str, Any], name: str) -> str | None:

@@ -6,16 +6,18 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from kvswap.core.errors import Incompatible, InvalidDocument, NotFound, PlanSaysPrefill, UsageError
+from kvswap.core.errors import Incompatible, IntegrityError, InvalidDocument, NotFound, PlanSaysPrefill, UsageError
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
-from kvswap.exchange.fetch import choose
+from kvswap.exchange.fetch import choose, fetch
 from kvswap.exchange.hybrid import Source, learned, run_from
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
+from kvswap.exchange.verify import caught, settled
+from kvswap.trust.ladder import Level
 
 
 async def answer(
@@ -69,7 +71,15 @@ async def answer(
     if source is None:
         made = await node.model.run(choice, "answer", on_event, **arguments)
     else:
-        made, transfer = await run_from(node, choice, source, terms, on_event, progress, arguments)
+        arguments["check"] = text is not None and not _checked(node, source)
+        try:
+            made, transfer = await run_from(node, choice, source, terms, on_event, progress, arguments)
+        except IntegrityError as error:
+            if (step := error.details.get("step")) is not None:
+                caught(node, source.statement, f"{step}: {error.message}")
+            raise
+        if arguments["check"] and source.tokens is None:
+            node.records.add_checks(str(source.statement.artifact), [int(Level.TOKENS)])
         learned(node, source, made)
     if transfer is None:
         node.learn_prefill(choice, made["samples"])
@@ -96,6 +106,13 @@ async def answer(
     }
 
 
+def _checked(node: Node, source: Source) -> bool:
+    """Whether layer 0 was compared with the tokens before, or is our own doing."""
+    statement = source.statement
+    own = statement.manifest.publisher == str(node.publisher.peer_id)
+    return own or int(Level.TOKENS) in node.records.checks(str(statement.artifact))
+
+
 async def _source(
     node: Node,
     choice: ModelChoice,
@@ -108,6 +125,10 @@ async def _source(
     """The artifact to answer from, or a document's beginning; None: prefill."""
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
+        if not settled(node, resolved.statement):  # a stranger's is verified whole before any of it is used
+            artifact = resolved.statement.artifact
+            await fetch(node, artifact, terms, progress, text=text)
+            resolved, planned = await choose(node, artifact, terms, progress)
         return Source(resolved.statement, None, planned, began), planned.plan
     except PlanSaysPrefill as error:
         figures = error.details.get("plan", {})

@@ -14,4 +14,5 @@ class Counters:
     bytes_in: int = 0
     bytes_out: int = 0
     rejected_chunks: int = 0
+    publishers_caught: int = 0
     started: float = field(default_factory=time.time)

@@ -20,6 +20,7 @@ from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.resolve import Resolved, own_model, resolve
 from kvswap.exchange.transfer.bring import bring
 from kvswap.exchange.transfer.engine import Transfer
+from kvswap.exchange.verify import settle, verification
 from kvswap.trust import Statement
 
 
@@ -32,6 +33,7 @@ class Fetched:
     wire_bytes: int  # fetched now, not what was here before
     peers: tuple[str, ...]
     seconds: float
+    verification: dict[str, Any]  # which steps of the ladder it passed, and what nobody looked at
 
     def to_json(self) -> dict[str, Any]:
         """The JSON contract of `kvswap fetch`."""
@@ -52,6 +54,7 @@ class Fetched:
             "from": list(self.peers),
             "seconds": round(self.seconds, 4),
             "verified": True,
+            "verification": self.verification,
         }
 
 
@@ -60,13 +63,19 @@ async def fetch(
     reference: str | Cid,
     terms: Terms = STRICT,
     progress: Progress = silent,
+    *,
+    text: str | None = None,
 ) -> Fetched:
-    """Make an artifact complete in the store.  Raises `PlanSaysPrefill` when that is not worth it."""
+    """Make an artifact complete in the store.  Raises `PlanSaysPrefill` when that is not worth it.
+
+    A stranger's is verified before it counts (see `verify.settle`); `text` is the document, where it is at hand.
+    """
     began = time.perf_counter()
     resolved, planned = await choose(node, reference, terms, progress)
     statement, chosen = resolved.statement, planned.plan
     if resolved.local:
-        return Fetched(statement, chosen, 0, (), time.perf_counter() - began)
+        said = await _verified(node, statement, terms, text, progress)
+        return Fetched(statement, chosen, 0, (), time.perf_counter() - began, said)
     rest = None if terms.force else await judge(node, statement.manifest, terms.objective)
     files = needed_files(statement.manifest)
     transfer = await bring(node, statement, files, planned.peers, progress, rest, planned.most_per_gb)
@@ -74,8 +83,17 @@ async def fetch(
     transfer.learn_start(seconds)
     if (choice := await own_model(node)) is not None:
         measure_beside(node, choice, statement.manifest.prefix.block_tokens)  # for the next plan
+    said = await _verified(node, statement, terms, text, progress)
     note_fetched(node, statement, transfer, seconds)
-    return Fetched(statement, chosen, transfer.received, tuple(transfer.served_bytes), seconds)
+    seconds = time.perf_counter() - began
+    return Fetched(statement, chosen, transfer.received, tuple(transfer.served_bytes), seconds, said)
+
+
+async def _verified(
+    node: Node, statement: Statement, terms: Terms, text: str | None, progress: Progress
+) -> dict[str, Any]:
+    ladder = await settle(node, statement, text, terms.samples, progress)
+    return verification(node, statement, ladder)
 
 
 async def choose(

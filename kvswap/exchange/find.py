@@ -17,6 +17,8 @@ from typing import Any
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.exchange.audits import hear_audits
+from kvswap.exchange.heads import hear_heads
 from kvswap.exchange.node import Node, document_key
 from kvswap.net import PeerAddress, messages
 
@@ -151,6 +153,8 @@ class _Lookup:
         except (KvswapError, TimeoutError) as error:
             self._node.failed(peer, str(error) or type(error).__name__)
             return
+        hear_heads(self._node, reply.heads, peer)
+        hear_audits(self._node, reply.audits, peer, self._query.document)
         self._offers += [Offer(peer, found) for found in reply.found]
         for provider in reply.providers[: LIMITS.find_results] if self._only is None else ():
             self._consider(PeerAddress(provider.peer, tuple(provider.addresses)))

@@ -27,8 +27,9 @@ from kvswap.net import Announcement, PeerAddress, Transport, messages
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
 from kvswap.net.client import Sessions
 from kvswap.net.server import Server
-from kvswap.store import Ledger, PeerRecord, Store
+from kvswap.store import Ledger, PeerRecord, Records, Store
 from kvswap.trust import Key, PolicyFile, load_or_create, read_statement
+from kvswap.trust.head import SignedHead
 
 T = TypeVar("T")
 AGENT = f"kvswap/{__version__}"
@@ -64,6 +65,7 @@ class Node:
         self.events = EventLog()
         self.counters = Counters()
         self.ledger = Ledger(settings.home / "peers.sqlite3")
+        self.records = Records(settings.home / "trust.sqlite3")
         self.problems: dict[str, str] = {}  # what is degraded, by part
         # fetching
         self.buffers = Buffers()
@@ -79,9 +81,11 @@ class Node:
         self.uploads = Uploads(store, self.ledger, self.counters, settings.upload_bytes_per_second)
         self.catalogue = OwnCatalogue(store)
         self.chunk_list = lru_cache(_CHUNK_LISTS)(self._chunk_list)  # readers ask again and again
+        self.head: tuple[int, SignedHead | None] = (-1, None)  # our own, and the store's generation it was signed at
         self._bulk_server: BulkServer | None = None
         self._referrals: OrderedDict[str, dict[str, tuple[str, ...]]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asking = False  # a publisher for its head record
         self.measuring = False  # prefill of the model, in the background
         # publishing
         self.recoding = asyncio.Lock()  # one document at a time in the background, and each once
@@ -248,6 +252,7 @@ class Node:
             await self.transport.stop()
         self.calibration.save()
         await asyncio.to_thread(self.ledger.close)
+        await asyncio.to_thread(self.records.close)
 
     async def _keep_bootstrapped(self) -> None:
         assert self.transport is not None  # noqa: S101 - started only with one
@@ -312,6 +317,19 @@ class Node:
         if heard.document is not None:
             self.refer(heard.document, heard.provider)
         self.events.add("heard", artifact=heard.artifact, document=heard.document, peer=heard.provider.peer)
+        row = self.store.get_artifact(heard.artifact)
+        if row is not None and row.publisher == self.record(announcement.origin).publisher and not self._asking:
+            self._asking = True
+            self.spawn(self._ask_again(heard.artifact, announcement.origin))
+
+    async def _ask_again(self, artifact: str, peer: str) -> None:
+        """Its publisher speaks of an artifact that we hold: its head record says whether it still stands by it."""
+        from kvswap.exchange.find import find
+
+        try:
+            await find(self, messages.Find(AGENT, artifact=artifact), only=[peer])
+        finally:
+            self._asking = False
 
     def refer(self, reference: str, provider: messages.Provider) -> None:
         """Remember that a peer may have this; bounded, oldest forgotten."""

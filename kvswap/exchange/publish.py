@@ -21,11 +21,11 @@ from kvswap.artifact.manifest import (
     ChunkRef,
     Divergence,
     DocumentRef,
+    FileRef,
     Layout,
     Manifest,
     ModelIdentity,
     Numerics,
-    PredictorRef,
     Prefix,
     Probe,
     TensorDigests,
@@ -126,6 +126,7 @@ async def _prefilled(
             chunks=made.refs,
             probe=wire.convert(made.result["probe"], Probe),
             predictor=made.predictor,
+            fingerprint=made.fingerprint,
             life=new_life(node),
             publisher=str(node.publisher.peer_id),
         )
@@ -146,6 +147,7 @@ async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str,
             divergence=wire.convert(made.result["divergence"], Divergence),
             probe=wire.convert(made.result["probe"], Probe),
             tensors=wire.convert(made.result["tensors"], list[TensorDigests]),
+            fingerprint=None,  # that of the exact cache
         )
 
     with node.store.lease([f.id for f in exact.manifest.files]):
@@ -156,7 +158,8 @@ async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str,
 class _Made:
     result: dict[str, Any]
     refs: list[ChunkRef]
-    predictor: PredictorRef | None
+    predictor: FileRef | None
+    fingerprint: FileRef | None
 
 
 async def _make(
@@ -172,13 +175,20 @@ async def _make(
     data = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
     cid = Cid.of(data) if data is not None else None
     refs: list[ChunkRef] = []
+    fingerprint: FileRef | None = None
     coded: dict[str, list[int]] = {}  # by codec: raw bytes, wire bytes, microseconds
     with node.store.lease([cid] if cid else []) as hold:
         if data is not None:
             await asyncio.to_thread(node.store.put_chunk, data, cid)
 
         async def on_event(event: dict[str, Any]) -> None:
-            if event["event"] == "chunk":
+            nonlocal fingerprint
+            if event["event"] == "fingerprint":
+                made = Cid.of(event["data"])
+                hold(made)
+                await asyncio.to_thread(node.store.put_chunk, event["data"], made)
+                fingerprint = FileRef(cid=bytes(made), length=len(event["data"]))
+            elif event["event"] == "chunk":
                 ref = wire.convert(event["ref"], ChunkRef)
                 hold(ref.id)
                 await asyncio.to_thread(node.store.put_chunk, event["data"], ref.id)
@@ -195,8 +205,9 @@ async def _make(
             node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
         named = None  # where prediction helped nowhere, every chunk is of another codec
         if cid and data and any(ref.codec == "predictive" for ref in refs):
-            named = PredictorRef(cid=bytes(cid), length=len(data))
-        statement = sign(node, manifest(_Made(result, sorted(refs, key=lambda r: (r.block, r.run)), named)))
+            named = FileRef(cid=bytes(cid), length=len(data))
+        ordered = sorted(refs, key=lambda r: (r.block, r.run))
+        statement = sign(node, manifest(_Made(result, ordered, named, fingerprint)))
         await asyncio.to_thread(list_artifact, node, statement)
     node.counters.published += 1
     row = statement.manifest

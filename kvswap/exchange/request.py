@@ -22,6 +22,8 @@ class Terms:
     force: bool = False  # fetch although the plan says that prefilling is better
     trust_on_first_use: bool = False  # trust the publisher from now on, if not known yet
     inexact: bool = False  # take a cache that is not the model's own to the bit
+    strangers: bool = False  # take what a publisher made who is not listed, once it is verified
+    samples: int = 32  # positions that are computed again for that
     objective: Objective = MIX
 
 

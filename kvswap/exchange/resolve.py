@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from kvswap.artifact.layout import check_compatible
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, PeerError, Untrusted
 from kvswap.core.ids import Cid
+from kvswap.exchange.audits import refuse_if_failed
 from kvswap.exchange.find import Offer, find
+from kvswap.exchange.heads import require_current
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.request import STRICT, Terms
@@ -88,7 +90,7 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
         if len(usable) == _USABLE:
             break
         if usable:
-            terms = replace(terms, trust_on_first_use=False)  # one stranger at a time
+            terms = replace(terms, trust_on_first_use=False)  # one new publisher at a time
     if not usable:
         raise _most_telling(node, reference, errors)
     return usable
@@ -115,10 +117,13 @@ def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Te
             hint="kvswap fetch --inexact takes it all the same",
             field="codec",
         )
-    if terms.trust_on_first_use and not node.policy.policy.trusts(publisher):
+    policy = node.policy.policy
+    if terms.trust_on_first_use and not policy.trusts(publisher) and policy.caught(publisher) is None:
         node.policy.add(publisher, "first use", how="first-use")
         node.events.add("trusted", publisher=publisher, how="first-use")
-    require_trust(statement, node.policy.policy)
+    require_trust(statement, node.policy.policy, strangers=terms.strangers)
+    require_current(node, statement)
+    refuse_if_failed(node, statement)
     return statement
 
 

@@ -1,63 +1,336 @@
-"""Verifying an artifact that is in the store: signature, life, trust, every chunk, every tensor, the probe."""
+"""Going up the ladder with an artifact that is in the store (see `trust.ladder`).
+
+Who fetches from a stranger goes as far as V5 before the artifact counts as there; what was found is kept,
+as is the proof against a publisher that was caught.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from kvswap.artifact import layout
-from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound
+from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
-from kvswap.exchange.node import Node
-from kvswap.trust import require_trust, verify_envelope
+from kvswap.exchange import audits, heads
+from kvswap.exchange.find import find
+from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.node import AGENT, Node
+from kvswap.exchange.request import Progress, silent
+from kvswap.net import PeerAddress, messages
+from kvswap.trust import Statement, verify_envelope
+from kvswap.trust.agreement import compare
+from kvswap.trust.ladder import STRANGER, Ladder, Level, Step, due, from_pipe
+from kvswap.trust.noise import MARGIN, Noise
+from kvswap.trust.sampling import new_seed
+
+SAMPLES = 32
+_OTHERS = 8  # publishers whose fingerprints are asked for
+_PROVES = (Level.STRUCTURE, Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)  # a failure there is the publisher's doing
+_COMPARES = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
+_NEED_NOISE = (Level.SAMPLES, Level.AGREEMENT, Level.RECOMPUTE)
 
 
-async def verify_artifact(node: Node, reference: str | Cid) -> dict[str, Any]:
-    """A report by step.  Raises for what must not be used: a bad signature, digest, or chunk.
+async def verify_artifact(
+    node: Node,
+    reference: str | Cid,
+    *,
+    levels: Sequence[Level] | None = None,
+    samples: int = SAMPLES,
+    text: str | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """A report by step.  Raises for what must not be used: a bad signature, digest or chunk, a step that failed.
 
-    With the model here, the cache is decoded, its tensor digests are checked and the probe is run;
-    the probe shows incompatibility, it is no proof that the cache belongs to the text.
+    `levels` None: what the publisher's standing asks for, and the probe.
     """
     row = next(iter(node.store.lookup(reference)), None)
     envelope = node.store.envelope(row.id) if row is not None else None
     if row is None or envelope is None:
         raise NotFound(f"{reference} is not in the store", hint=f"kvswap fetch {reference}")
     statement = verify_envelope(envelope, int(time.time()))
-    report: dict[str, Any] = {"artifact": row.id, "signature": True, "publisher": statement.manifest.publisher}
-    try:
-        require_trust(statement, node.policy.policy)
-        report["trusted"] = True
-    except KvswapError:
-        report["trusted"] = False
-    files = statement.manifest.files
-    needed = {files[i].id for i in layout.needed_files(statement.manifest)}
-    absent = await asyncio.to_thread(node.store.missing, needed)
-    if absent:
-        raise NotFound(f"{len(absent)} of {len(needed)} chunks of {row.id} are not here", hint=f"kvswap fetch {row.id}")
-    cids = list(needed)
-
-    def check() -> int:
-        for cid in cids:
-            node.store.check_chunk(cid)
-        return len(cids)
-
-    report["chunks"] = await asyncio.to_thread(check)
-    try:
-        choice = await node.model.choose()
-        made = await node.model.run(choice, "verify", envelope=envelope, chunks=str(node.store.chunks_directory))
-    except (NotFound, Incompatible) as error:
-        report |= {"tensors": None, "probe": None, "skipped": error.message}
-        return {**report, "verified": True}
-    report |= {
-        "tensors": len(statement.manifest.tensors),
-        "probe": made["probe_tokens_equal"],
-        "probe_bitwise": made["probe_logits_equal"],
-        "same_environment": made["same_environment"],
-    }
+    publisher = statement.manifest.publisher
+    trusted = node.policy.policy.trusts(publisher)
+    wanted = sorted({*due(listed=trusted), Level.PROBE}) if levels is None else levels
+    ladder = await climb(node, statement, wanted, samples=samples, text=text, progress=progress)
+    raise_for(node, statement, ladder)
+    probe = next((s for s in ladder.steps if s.level == Level.PROBE and s.verdict != "skipped"), None)
     # On another class of machine honest numerics may tip a close token: told, not judged.
-    if made["same_environment"] and not made["probe_tokens_equal"]:
+    if probe and probe.verdict == "failed" and probe.figures["same_environment"]:
         raise IntegrityError(
             f"artifact {row.id} does not continue as its probe says", cause="another model, or damaged tensors"
         )
-    return {**report, "verified": True}
+    coverage = audits.coverage(node, row.id)
+    return {
+        "artifact": row.id,
+        "verified": True,
+        "publisher": publisher,
+        "trusted": trusted,
+        "signature": True,
+        "chunks": len({statement.manifest.files[i].id for i in layout.needed_files(statement.manifest)}),
+        "tensors": len(statement.manifest.tensors) if ladder.passed(Level.STRUCTURE) else None,
+        "probe": probe.figures["tokens_equal"] if probe else None,
+        "probe_bitwise": probe.figures["logits_equal"] if probe else None,
+        "same_environment": probe.figures["same_environment"] if probe else None,
+        "coverage": coverage.to_json() if coverage else None,
+        **ladder.to_json(),
+    }
+
+
+async def climb(
+    node: Node,
+    statement: Statement,
+    levels: Sequence[Level],
+    *,
+    samples: int = SAMPLES,
+    text: str | None = None,
+    progress: Progress = silent,
+) -> Ladder:
+    """Do these steps, as far as they can be done here; stops at the first that finds something wrong.
+
+    Raises `IntegrityError` for chunks that are not what was signed, `NotFound` for those that are not here.
+    """
+    manifest = statement.manifest
+    steps: list[Step] = []
+    if Level.POLICY in levels:
+        steps.append(_policy(node, statement))
+    files = {manifest.files[i].id for i in layout.needed_files(manifest)}
+    absent = await asyncio.to_thread(node.store.missing, files)
+    if absent:
+        artifact = statement.artifact
+        raise NotFound(
+            f"{len(absent)} of {len(files)} chunks of {artifact} are not here", hint=f"kvswap fetch {artifact}"
+        )
+    with node.store.lease(files):
+        if Level.DIGESTS in levels:
+            began = time.perf_counter()
+            for cid in files:
+                await asyncio.to_thread(node.store.check_chunk, cid)
+            steps.append(Step(Level.DIGESTS, "passed", time.perf_counter() - began, figures={"files": len(files)}))
+        model = [level for level in levels if level > Level.DIGESTS]
+        if model:
+            steps += await _with_model(node, statement, model, samples, text, progress)
+    ladder = Ladder(tuple(steps))
+    node.records.add_checks(str(statement.artifact), [int(s.level) for s in steps if s.verdict == "passed"])
+    return ladder
+
+
+def _policy(node: Node, statement: Statement) -> Step:
+    publisher = statement.manifest.publisher
+    stale = heads.freshness(node, publisher)
+    figures = {"publisher": publisher, "withdrawals": stale or "none"}
+    try:
+        heads.require_current(node, statement)
+        audits.refuse_if_failed(node, statement)
+    except Untrusted as error:
+        return Step(Level.POLICY, "failed", why=error.message, figures=figures)
+    if node.policy.policy.trusts(publisher):
+        return Step(Level.POLICY, "passed", figures=figures)
+    return Step(Level.POLICY, "skipped", why=f"{publisher} is not on the allow-list", figures=figures)
+
+
+async def _with_model(
+    node: Node, statement: Statement, levels: Sequence[Level], samples: int, text: str | None, progress: Progress
+) -> list[Step]:
+    seed = new_seed()  # only now: the manifest and every chunk are fixed
+    try:
+        choice = await node.model.choose()
+        noise = await noise_of(node, choice, progress) if set(levels) & set(_NEED_NOISE) else None
+        made = await node.model.run(
+            choice,
+            "verify",
+            progress,
+            envelope=statement.envelope,
+            chunks=str(node.store.chunks_directory),
+            levels=[int(level) for level in levels],
+            samples=samples,
+            seed=seed,
+            text=text,
+            noise=noise,
+        )
+    except (NotFound, Incompatible) as error:
+        return [Step(level, "skipped", why=error.message) for level in levels]
+    steps = from_pipe(made["steps"])
+    if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in steps):
+        steps.append(await _agreement(node, statement, made["fingerprint"], Noise.of(noise)))
+    for step in steps:
+        failed = step.verdict == "failed"
+        signed = None
+        if step.level in _COMPARES and step.verdict != "skipped" and (failed or step.level != Level.TOKENS):
+            signed = audits.record(node, statement, choice, step, samples, seed, made["worst"])
+        if failed and step.level in _PROVES:
+            caught(node, statement, f"V{int(step.level)}: {step.why}", signed.id if signed else "")
+    return sorted(steps, key=lambda s: s.level)
+
+
+def caught(node: Node, statement: Statement, why: str, evidence: str = "") -> None:
+    """An artifact was proved wrong: not to be used, offered or asked for again, nor anything of its publisher."""
+    publisher, artifact = statement.manifest.publisher, str(statement.artifact)
+    if publisher == str(node.publisher.peer_id):
+        return
+    node.store.remove(artifact)
+    audits.distrust(node, publisher, artifact, why, evidence, by=str(node.publisher.peer_id))
+
+
+async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent) -> dict[str, Any]:
+    """Honest noise of the model on this machine, measured once."""
+    known = node.calibration.noise(choice.calibration_key)
+    if known is None:
+        await progress({"event": "noise", "model": choice.name})
+        node.events.add("measuring_noise", model=choice.name)
+        known = await node.model.run(choice, "noise")
+        Noise.of(known)
+        node.calibration.add_noise(choice.calibration_key, known)
+    return known
+
+
+# -- V6 ----------------------------------------------------------------------------------------------
+
+
+async def _agreement(node: Node, statement: Statement, own: bytes, noise: Noise) -> Step:
+    """Fingerprints of other publishers of the same tokens and model, beside that of the tensors at hand."""
+    began = time.perf_counter()
+    others = await _fingerprints(node, statement) if statement.manifest.exact else {}
+    if not others:
+        return Step(Level.AGREEMENT, "skipped", why="no other publisher of the same tokens was found")
+    agreement = compare(own, others, noise.fingerprints)
+    figures = {
+        "publishers": len(others),
+        "agreeing": agreement.agreeing,
+        "worst": round(max(agreement.scores.values()), 2),
+        "margin": MARGIN,
+    }
+    seconds = time.perf_counter() - began
+    if agreement.holds:
+        return Step(Level.AGREEMENT, "passed", seconds, figures=figures)
+    why = f"{len(others) - agreement.agreeing} of {len(others)} other publishers made something else of the same tokens"
+    return Step(Level.AGREEMENT, "failed", seconds, why, figures)
+
+
+async def _fingerprints(node: Node, statement: Statement) -> dict[str, bytes]:
+    """By publisher: one each, not the artifact's own, nobody who was caught."""
+    manifest = statement.manifest
+    candidates: dict[str, tuple[Statement, str | None]] = {}
+
+    def consider(envelope: bytes, peer: str | None) -> None:
+        try:
+            other = verify_envelope(envelope, int(time.time()))
+        except KvswapError:
+            return
+        theirs = other.manifest
+        same = (
+            theirs.model == manifest.model
+            and theirs.prefix.token_digest == manifest.prefix.token_digest
+            and theirs.layout == manifest.layout
+            and theirs.fingerprint is not None
+        )
+        unknown = theirs.publisher not in (manifest.publisher, *candidates)
+        if same and unknown and node.policy.policy.caught(theirs.publisher) is None and len(candidates) < _OTHERS:
+            candidates[theirs.publisher] = (other, peer)
+
+    document = manifest.document.reference if manifest.document else None
+    if document is None:
+        return {}
+    for row in await asyncio.to_thread(node.store.artifacts, document):
+        if (held := node.store.envelope(row.id)) is not None:
+            consider(held, None)
+    query = messages.Find(AGENT, document=document, model=manifest.model.digest, dtype=manifest.layout.dtype)
+    for offer in await find(node, query):
+        if offer.found.publisher in (manifest.publisher, *candidates):
+            continue
+        try:
+            told = offer.found.envelope
+            if told is None:
+                told = await node.ask(PeerAddress(offer.peer), messages.GetManifest(offer.found.artifact), bytes)
+            consider(told, offer.peer)
+        except KvswapError:
+            continue
+    out = {}
+    for publisher, (other, peer) in candidates.items():
+        file = other.manifest.fingerprint
+        assert file is not None  # noqa: S101 - considered
+        try:
+            if await asyncio.to_thread(node.store.has_chunk, file.id):
+                data = await asyncio.to_thread(node.store.get_chunk, file.id)
+            elif peer is not None:
+                data = await node.ask(PeerAddress(peer), messages.GetChunk(str(file.id)), bytes)
+            else:
+                continue
+        except KvswapError:
+            continue
+        if Cid.of(data) == file.id and len(data) == file.length:
+            out[publisher] = data
+        elif peer is not None:
+            node.lied(peer, "a fingerprint that is not what was signed")
+    return out
+
+
+# -- strangers ---------------------------------------------------------------------------------------
+
+
+def settled(node: Node, statement: Statement) -> bool:
+    """Whether nothing is left to verify: a trusted publisher's, or gone through V5 here before."""
+    if node.policy.policy.trusts(statement.manifest.publisher):
+        return True
+    return {int(level) for level in STRANGER if level not in (Level.POLICY, Level.AGREEMENT)} <= node.records.checks(
+        str(statement.artifact)
+    )
+
+
+async def settle(node: Node, statement: Statement, text: str | None, samples: int, progress: Progress) -> Ladder | None:
+    """Verify what a stranger made, before anything of it is used.  None: there was nothing to do.
+
+    Raises `IntegrityError` for what is wrong, `Untrusted` naming what could not be checked.
+    """
+    if settled(node, statement):
+        return None
+    ladder = await climb(node, statement, due(listed=False), samples=samples, text=text, progress=progress)
+    raise_for(node, statement, ladder)
+    lacking = ladder.lacking([level for level in due(listed=False) if level != Level.POLICY])
+    if lacking:
+        unchecked = ladder.unchecked
+        named = "; ".join(f"V{int(level)}: {unchecked.get(f'V{int(level)}', '')}" for level in lacking)
+        raise Untrusted(
+            f"artifact {statement.artifact} is a stranger's and could not be verified ({named})",
+            cause="a signature does not say that a cache belongs to its text",
+            hint="give the document's file instead of its digest; or kvswap trust add " + statement.manifest.publisher,
+            unchecked=unchecked,
+        )
+    return ladder
+
+
+def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
+    """Raise `IntegrityError`, or `Untrusted`, for a step that found something wrong."""
+    step = ladder.failed
+    if step is None:
+        return
+    if step.level == Level.POLICY:
+        raise Untrusted(f"artifact {statement.artifact} is not to be used: {step.why}")
+    publisher = statement.manifest.publisher
+    own = publisher == str(node.publisher.peer_id)
+    proved = step.level in _PROVES and not own
+    raise IntegrityError(
+        f"artifact {statement.artifact} failed V{int(step.level)}: {step.why}",
+        cause=f"{publisher} signed a cache that is not the model's own"
+        if step.level in _PROVES
+        else "somebody is wrong",
+        hint=f"kvswap trust audits {publisher}" if proved else f"kvswap verify {statement.artifact} --level 7",
+        step=f"V{int(step.level)}",
+        publisher=publisher,
+    )
+
+
+def verification(node: Node, statement: Statement, ladder: Ladder | None) -> dict[str, Any]:
+    """What a fetch says of how far an artifact was verified."""
+    if ladder is not None:
+        return {k: v for k, v in ladder.to_json().items() if k != "steps"}
+    before = node.records.checks(str(statement.artifact)) | {int(Level.POLICY), int(Level.DIGESTS)}
+    if statement.manifest.publisher == str(node.publisher.peer_id):
+        return {"passed": ["V0", "V1"], "unchecked": {}, "own": True}
+    why = "its publisher is trusted; kvswap verify --level N checks it"
+    return {
+        "passed": [f"V{level}" for level in sorted(before)],
+        "unchecked": {f"V{int(level)}": why for level in Level if int(level) not in before},
+    }

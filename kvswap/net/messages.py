@@ -25,7 +25,7 @@ from kvswap.core import wire
 from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
 
-PROTOCOL = "/kvswap/exchange/2.0.0"
+PROTOCOL = "/kvswap/exchange/3.0.0"
 TOPIC = "/kvswap/artifacts/1"
 
 AgentText = Annotated[str, Meta(max_length=64)]
@@ -38,6 +38,8 @@ PeerText = Annotated[str, Meta(max_length=64)]
 AddressText = Annotated[str, Meta(max_length=256)]
 TokenText = Annotated[str, Meta(max_length=512)]
 Bitmap = Annotated[bytes, Meta(max_length=-(-LIMITS.manifest_chunks // 8))]
+AuditBytes = Annotated[bytes, Meta(max_length=LIMITS.audit_bytes)]
+HeadBytes = Annotated[bytes, Meta(max_length=LIMITS.head_bytes)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -111,13 +113,19 @@ class Found(_Message):
 
 
 class FindReply(_Message):
-    """`asks`: what the answering peer wants for a gigabyte, in millionths of a US dollar."""
+    """`asks`: what the answering peer wants for a gigabyte, in millionths of a US dollar.
+
+    `heads`: head records, of the answering node's publisher and of those of what it found.  `audits`: signed
+    statements of who verified what was asked for, or found it wrong: the answering node need not have it any more.
+    """
 
     agent: AgentText
     publisher: PeerText
     found: Annotated[list[Found], Meta(max_length=LIMITS.find_results)]
     providers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
     asks: Size = 0
+    heads: Annotated[list[HeadBytes], Meta(max_length=LIMITS.heads_told)] = []
+    audits: Annotated[list[AuditBytes], Meta(max_length=LIMITS.audits_told)] = []
 
 
 class BulkRecord(_Message):

@@ -11,6 +11,8 @@ from typing import Any
 from kvswap.core.errors import KvswapError, NotFound, PeerBusy, UsageError
 from kvswap.core.ids import Cid, parse_document
 from kvswap.core.limits import LIMITS
+from kvswap.exchange.audits import audits_of
+from kvswap.exchange.heads import heads_of
 from kvswap.exchange.node import AGENT, Node
 from kvswap.net import messages
 from kvswap.net.client import bitmap
@@ -102,8 +104,11 @@ async def _find(node: Node, request: messages.Find) -> messages.FindReply:
     if envelope is not None and len(envelope) > LIMITS.inline_envelope_bytes:
         envelope = None
     found = [_found(row, blocks, envelope if row.id == fitting else None) for row, blocks in pairs]
+    own = str(node.publisher.peer_id)
+    said = heads_of(node, [own, *(row.publisher for row, _ in pairs)])
     asks = int(node.settings.asks_per_gb * 1e6)
-    return messages.FindReply(AGENT, str(node.publisher.peer_id), found, providers[: LIMITS.find_results], asks)
+    told = audits_of(node, request.artifact, request.document) if request.chain is None else []
+    return messages.FindReply(AGENT, own, found, providers[: LIMITS.find_results], asks, said, told)
 
 
 async def _prepare(node: Node, artifact: str) -> None:

@@ -1,0 +1,16 @@
+"""`kvswap withdraw`."""
+
+from __future__ import annotations
+
+import click
+
+from kvswap.cli.output import Output, reference, verb
+
+
+@click.command("withdraw", help="Take back what this node published of REF: nobody who hears of it uses it any more.")
+@click.argument("ref")
+@click.option("--why", default="", help="For those who had it.")
+@verb
+def withdraw_command(output: Output, ref: str, why: str) -> None:
+    done = output.client.withdraw(reference(ref)[0], why)
+    output.result(done, f"withdrawn: {', '.join(done['withdrawn'])}")

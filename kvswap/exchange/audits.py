@@ -1,0 +1,125 @@
+"""Audits: made of what was verified here, given to readers, taken from auditors whom this node trusts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kvswap.core.errors import KvswapError, Untrusted
+from kvswap.core.limits import LIMITS
+from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.node import Node
+from kvswap.store import AuditRow
+from kvswap.trust import Statement
+from kvswap.trust.audit import FAILED, PASSED, Audit, Coverage, SignedAudit, covered, read_audit, sign_audit
+from kvswap.trust.ladder import Level, Step
+
+
+def record(
+    node: Node, statement: Statement, choice: ModelChoice, step: Step, samples: int, seed: bytes, worst: int
+) -> SignedAudit:
+    """Sign and keep what a step that compares with the model found."""
+    manifest = statement.manifest
+    sampled = step.level == Level.SAMPLES
+    signed = sign_audit(
+        Audit(
+            version=1,
+            artifact=bytes(statement.artifact),
+            publisher=manifest.publisher,
+            auditor=str(node.publisher.peer_id),
+            level=int(step.level),
+            tokens=manifest.prefix.tokens,
+            samples=min(samples, manifest.prefix.tokens) if sampled else 0,
+            seed=seed,
+            worst=worst,
+            verdict=FAILED if step.verdict == "failed" else PASSED,
+            why=step.why[:256],
+            environment=[choice.dtype, choice.device, str(choice.threads)],
+            issued=int(time.time()),
+        ),
+        node.publisher,
+    )
+    _keep(node, signed, manifest.document.reference if manifest.document else None)
+    return signed
+
+
+def _keep(node: Node, signed: SignedAudit, document: str | None) -> bool:
+    audit = signed.audit
+    row = AuditRow(signed.id, str(audit.cid), document, audit.publisher, audit.auditor, audit.failed, signed.envelope)
+    return node.records.add_audit(row)
+
+
+def audits_of(node: Node, artifact: str | None, document: str | None) -> list[bytes]:
+    """What a reader is told who asks for an artifact or a document: failures first."""
+    return [row.envelope for row in node.records.audits(artifact=artifact, document=document)][: LIMITS.audits_told]
+
+
+def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str | None) -> None:
+    """Keep those by auditors whom we trust; the others count for nothing, whatever they say.
+
+    A publisher whom a trusted auditor caught is distrusted here as well.
+    """
+    for data in list(envelopes)[: LIMITS.audits_told]:
+        try:
+            signed = read_audit(data)
+        except KvswapError as error:
+            node.lied(peer, f"an audit: {error.message}")
+            return
+        audit = signed.audit
+        if audit.auditor == audit.publisher or not node.policy.policy.trusts(audit.auditor):
+            continue
+        if audit.auditor == str(node.publisher.peer_id) or not _keep(node, signed, document):
+            continue
+        if audit.failed:
+            distrust(node, audit.publisher, str(audit.cid), audit.why, signed.id, by=audit.auditor)
+
+
+def distrust(node: Node, publisher: str, artifact: str, why: str, evidence: str, *, by: str) -> None:
+    """A publisher was caught: nothing of it is used any more, and what shows it is kept."""
+    if publisher == str(node.publisher.peer_id) or node.policy.policy.caught(publisher) is not None:
+        return
+    node.policy.distrust(publisher, why, artifact, evidence)
+    node.counters.publishers_caught += 1
+    node.events.add("publisher_caught", publisher=publisher, artifact=artifact, reason=why, audit=evidence, by=by)
+
+
+def coverage(node: Node, artifact: str) -> Coverage | None:
+    """What this node and auditors it trusts have looked at."""
+    return covered(signed.audit for signed in _read(node, artifact) if node.policy.policy.trusts(signed.audit.auditor))
+
+
+def refuse_if_failed(node: Node, statement: Statement) -> None:
+    """Raise `Untrusted` for an artifact that a trusted auditor, or this node, found wrong."""
+    artifact = str(statement.artifact)
+    for signed in _read(node, artifact):
+        if signed.audit.failed and node.policy.policy.trusts(signed.audit.auditor):
+            raise Untrusted(
+                f"artifact {artifact} failed an audit by {signed.audit.auditor}: {signed.audit.why}",
+                cause=f"audit {signed.id}",
+                hint=f"kvswap trust audits {signed.audit.publisher}",
+            )
+
+
+def _read(node: Node, artifact: str) -> Sequence[SignedAudit]:
+    return [read_audit(row.envelope) for row in node.records.audits(artifact=artifact)]
+
+
+def listed(node: Node, publisher: str | None) -> list[dict[str, Any]]:
+    """For people: all that is kept, or what is about one publisher."""
+    return [
+        {
+            "audit": row.id,
+            "artifact": row.artifact,
+            "publisher": row.publisher,
+            "auditor": row.auditor,
+            "step": f"V{(audit := read_audit(row.envelope).audit).level}",
+            "verdict": audit.verdict,
+            "samples": audit.samples or audit.tokens,
+            "tokens": audit.tokens,
+            "worst": audit.worst / 1e6,
+            "why": audit.why,
+            "issued": audit.issued,
+        }
+        for row in node.records.audits(publisher=publisher)
+    ]

@@ -1,0 +1,152 @@
+"""Heads of publishers: our own is signed and given out, those of others are kept and obeyed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from kvswap.core.errors import KvswapError, NotFound, Untrusted, UsageError
+from kvswap.core.limits import LIMITS
+from kvswap.exchange.node import Node
+from kvswap.trust import Statement
+from kvswap.trust.head import Head, SignedHead, accept, catalogue_root, make_head, read_head
+from kvswap.trust.keys import Key
+
+_RENEW_SECONDS = LIMITS.head_seconds // 2
+
+
+def own_head(node: Node) -> SignedHead | None:
+    """Of what this node published and still holds to; signed anew when that changed, or half its life is over.
+
+    None when it never published anything.  On the event loop only: a sequence is signed once.
+    """
+    own = str(node.publisher.peer_id)
+    now = int(time.time())
+    generation, signed = node.head
+    if generation == node.store.generation and signed is not None and now < signed.head.issued + _RENEW_SECONDS:
+        return signed
+    withdrawn = node.records.withdrawn_by(own)
+    holding = [r.id for r in node.store.artifacts() if r.publisher == own and r.expires > now and r.id not in withdrawn]
+    known = _known(node, own)
+    if known is None and not holding:
+        return None
+    if known is None or not _still_says(known.head, holding, withdrawn, now):
+        known = _sign(node, holding, withdrawn)
+    node.head = (node.store.generation, known)
+    return known
+
+
+def _still_says(head: Head, holding: list[str], withdrawn: dict[str, str], now: int) -> bool:
+    same = head.catalogue == catalogue_root(holding) and head.reasons == withdrawn
+    return same and now < head.issued + _RENEW_SECONDS
+
+
+def _sign(node: Node, holding: list[str], withdrawn: dict[str, str], next_key: Key | None = None) -> SignedHead:
+    own = str(node.publisher.peer_id)
+    known = node.records.head(own)
+    sequence = known[0] + 1 if known else 1
+    made = make_head(node.publisher, sequence, int(time.time()), holding, withdrawn, next_key)
+    node.records.put_head(own, sequence, made.envelope, withdrawn)
+    node.head = (node.store.generation, made)
+    return made
+
+
+def _known(node: Node, publisher: str) -> SignedHead | None:
+    row = node.records.head(publisher)
+    return read_head(row[1]) if row else None
+
+
+def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
+    """Those that are known and have not expired, for a reader; our own first."""
+    now = time.time()
+    out = []
+    for publisher in dict.fromkeys(publishers):
+        signed = own_head(node) if publisher == str(node.publisher.peer_id) else _known(node, publisher)
+        if signed is not None and signed.head.expires > now:
+            out.append(signed.envelope)
+    return out[: LIMITS.heads_told]
+
+
+def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
+    """Keep what is newer than what we have; a peer that passes on a forged one is not asked for a while."""
+    for data in list(envelopes)[: LIMITS.heads_told]:
+        try:
+            signed = read_head(data)
+        except KvswapError as error:
+            node.lied(peer, f"a head record: {error.message}")
+            return
+        head = signed.head
+        if head.publisher == str(node.publisher.peer_id):
+            continue
+        try:
+            known = _known(node, head.publisher)
+            if not accept(head, known.head if known else None, int(time.time())):
+                continue
+        except Untrusted as error:
+            node.events.add("head_refused", publisher=head.publisher, peer=peer, reason=error.message)
+            continue
+        node.records.put_head(head.publisher, head.sequence, data, head.reasons)
+        for artifact, why in head.reasons.items():
+            row = node.store.get_artifact(artifact)
+            if row is not None and row.publisher == head.publisher:
+                node.store.remove(artifact)
+                node.events.add("withdrawn", artifact=artifact, publisher=head.publisher, reason=why)
+        _follow(node, head)
+
+
+def _follow(node: Node, head: Head) -> None:
+    """Who is trusted goes on being trusted by the key that it names, and that has signed as well."""
+    policy, then = node.policy.policy, head.successor
+    if then is None or head.publisher not in policy.publishers or not policy.trusts(head.publisher):
+        return
+    if policy.caught(then.peer) is None and not policy.trusts(then.peer):
+        node.policy.add(then.peer, policy.publishers[head.publisher].label, how=f"after {head.publisher}")
+        node.events.add("trusted", publisher=then.peer, how=f"the successor of {head.publisher}")
+
+
+def require_current(node: Node, statement: Statement) -> None:
+    """Raise `Untrusted` for what its publisher has withdrawn."""
+    artifact, publisher = str(statement.artifact), statement.manifest.publisher
+    why = node.records.withdrawn(artifact, publisher)
+    if why is not None:
+        raise Untrusted(
+            f"artifact {artifact} was withdrawn by its publisher: {why}", cause="it is not to be used any more"
+        )
+
+
+def freshness(node: Node, publisher: str) -> str:
+    """What is known of a publisher's withdrawals, for people."""
+    known = _known(node, publisher)
+    if known is None:
+        return "no head record of the publisher is known: it may have been withdrawn"
+    late = int(time.time()) - known.head.expires
+    return f"the publisher's last head record expired {late // 3600} hours ago" if late > 0 else ""
+
+
+async def withdraw(node: Node, reference: str | Any, why: str) -> dict[str, Any]:
+    """Take back own artifacts: not used, offered or served any more, here and by whoever hears of it.
+
+    Raises `NotFound`, or `UsageError` for somebody else's.
+    """
+    own = str(node.publisher.peer_id)
+    rows = await asyncio.to_thread(node.store.lookup, reference)
+    if not rows:
+        raise NotFound(f"{reference} is not in the store", hint="kvswap ls")
+    mine = [row for row in rows if row.publisher == own]
+    if not mine:
+        raise UsageError(f"{reference} was published by {rows[0].publisher}: only it can withdraw that")
+    withdrawn = node.records.withdrawn_by(own) | {row.id: why for row in mine}
+    if len(withdrawn) > LIMITS.head_withdrawn:
+        raise UsageError(
+            f"a publisher can have {LIMITS.head_withdrawn} withdrawn artifacts", hint="kvswap trust rotate  begins anew"
+        )
+    for row in mine:
+        await asyncio.to_thread(node.store.remove, row.id)
+        node.events.add("withdrawn", artifact=row.id, publisher=own, reason=why)
+    holding = [r.id for r in node.store.artifacts() if r.publisher == own]
+    signed = _sign(node, holding, withdrawn)
+    for row in mine:
+        await node.announce(row.id, row.document)  # who holds it looks it up here, and hears
+    return {"withdrawn": [row.id for row in mine], "why": why, "sequence": signed.head.sequence}

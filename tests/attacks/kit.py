@@ -1,0 +1,338 @@
+"""Artifacts that are wrong and well signed: what somebody can offer whose signature is valid.
+
+Every attack takes a `Scene` - a model, a text's tokens, their right cache - and gives tensors (or tokens)
+of a lie about it.  `forge` makes a whole artifact of that: chunks, digests, probe and fingerprint are
+those of the lie, so nothing but the model itself can tell.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from kvswap.artifact import chain, dsse, layout
+from kvswap.artifact.manifest import (
+    AXES,
+    ITEM_BYTES,
+    ChunkRef,
+    DocumentRef,
+    FileRef,
+    Layout,
+    Life,
+    Manifest,
+    Prefix,
+    Probe,
+)
+from kvswap.artifact.tensors import LayerTensors
+from kvswap.core.ids import Cid
+from kvswap.trust import Key, read_statement
+from tests.support import Made, key
+
+NOW = 1_700_000_000
+MALLORY = key(66)
+
+
+def computed(loaded: Any, ids: list[int], block_tokens: int) -> list[LayerTensors]:
+    """The cache of these ids on the canonical schedule, as tensors of its own."""
+    from kvswap.model.cache import held_tensors, layer_specs
+    from kvswap.model.prefill import prefill
+
+    cache = prefill(loaded, ids, block_tokens)
+    return _own(held_tensors(cache, layer_specs(cache), len(ids)))
+
+
+def _own(tensors: list[LayerTensors]) -> list[LayerTensors]:
+    return [LayerTensors(h.k.clone(), h.v.clone(), h.first, h.tokens) for h in tensors]
+
+
+@dataclass
+class Scene:
+    """A text, its right cache, and another text of the same length."""
+
+    loaded: Any
+    text: str
+    ids: list[int]
+    other: list[int]
+    block_tokens: int
+
+    @cached_property
+    def right(self) -> list[LayerTensors]:
+        return self.compute(self.ids)
+
+    @cached_property
+    def elsewhere(self) -> list[LayerTensors]:
+        return self.compute(self.other)
+
+    def compute(self, ids: list[int], loaded: Any = None) -> list[LayerTensors]:
+        return computed(loaded or self.loaded, ids, self.block_tokens)
+
+    def copy(self) -> list[LayerTensors]:
+        return _own(self.right)
+
+    def pasted(self, start: int, stop: int, source: list[LayerTensors], first_layer: int = 0) -> list[LayerTensors]:
+        """The right cache with tokens [start, stop) of another one, from a layer on."""
+        out = self.copy()
+        for held, other in list(zip(out, source, strict=True))[first_layer:]:
+            held.k[:, start:stop] = other.k[:, start:stop]
+            held.v[:, start:stop] = other.v[:, start:stop]
+        return out
+
+    def random(self, seed: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+
+Tensors = list[LayerTensors]
+ATTACKS: dict[str, Callable[[Scene], Tensors]] = {}
+
+
+def attack(name: str) -> Callable[[Callable[[Scene], Tensors]], Callable[[Scene], Tensors]]:
+    def add(function: Callable[[Scene], Tensors]) -> Callable[[Scene], Tensors]:
+        ATTACKS[name] = function
+        return function
+
+    return add
+
+
+@attack("swapped span")
+def swapped_span(scene: Scene) -> Tensors:
+    """A quarter of the cache is of another text."""
+    tokens = len(scene.ids)
+    return scene.pasted(tokens // 4, tokens // 2, scene.elsewhere)
+
+
+@attack("swapped history")
+def swapped_history(scene: Scene) -> Tensors:
+    """The second half was computed after another first half: its layer 0 is right."""
+    half = len(scene.ids) // 2
+    return scene.pasted(half, len(scene.ids), scene.compute(scene.other[:half] + scene.ids[half:]))
+
+
+@attack("foreign context, 64 tokens")
+def foreign_context(scene: Scene) -> Tensors:
+    """64 tokens that were computed in another text, as chunk-reuse systems paste them (HijackKV)."""
+    start = len(scene.ids) // 2
+    stop = start + 64
+    return scene.pasted(start, stop, scene.compute(scene.other[:start] + scene.ids[start:stop] + scene.other[stop:]))
+
+
+@attack("one poisoned position")
+def poisoned(scene: Scene) -> Tensors:
+    """Above layer 0 one position holds another text's keys and values."""
+    at = 3 * len(scene.ids) // 5
+    return scene.pasted(at, at + 1, scene.elsewhere, first_layer=1)
+
+
+def _perturbed(scene: Scene, strength: float) -> Tensors:
+    out, random = scene.copy(), scene.random()
+    for held in out[1:]:
+        noise = torch.randn(held.k.shape, generator=random)
+        held.k.copy_((held.k.float() * (1 + strength * noise)).to(held.k.dtype))
+    return out
+
+
+@attack("perturbed keys, 10%")
+def perturbed_strongly(scene: Scene) -> Tensors:
+    return _perturbed(scene, 0.10)
+
+
+@attack("perturbed keys, 1%")
+def perturbed(scene: Scene) -> Tensors:
+    """As much as rounding does: not to be told from another machine."""
+    return _perturbed(scene, 0.01)
+
+
+def flipped(scene: Scene, bit: int) -> Tensors:
+    """One bit place of one key in 64, in a layer in the middle."""
+    out = scene.copy()
+    held = out[len(out) // 2]
+    size = held.k.element_size()
+    words = held.k.view({2: torch.int16, 4: torch.int32}[size])
+    place = bit + 8 * (size - 2)  # the upper 16 bits of a float32 are its bfloat16
+    value = 1 << place if place < 8 * size - 1 else -(1 << place)
+    flat = words.reshape(-1)
+    flat[::64] ^= value
+    words.copy_(flat.reshape(words.shape))
+    return out
+
+
+for _bit in range(16):
+    ATTACKS[f"bit {_bit} flipped"] = lambda scene, bit=_bit: flipped(scene, bit)  # type: ignore[misc]
+
+
+@attack("other weights, 2% on one layer")
+def other_weights(scene: Scene) -> Tensors:
+    """A fine-tuned or damaged model: one decoder layer's weights are 2% off."""
+    loaded = copy.copy(scene.loaded)
+    loaded.model = copy.deepcopy(scene.loaded.model)
+    layers = loaded.model.get_decoder().layers
+    random = scene.random()
+    with torch.no_grad():
+        for parameter in layers[len(layers) // 3].parameters():
+            noise = torch.randn(parameter.shape, generator=random)
+            parameter.copy_((parameter.float() * (1 + 0.02 * noise)).to(parameter.dtype))
+    return scene.compute(scene.ids, loaded)
+
+
+@attack("int8 as exact")
+def int8_as_exact(scene: Scene) -> Tensors:
+    """Rounded to eight bits a channel and published as exact, which saves half the upload."""
+    out = scene.copy()
+    for held in out:
+        for tensor in (held.k, held.v):
+            scale = tensor.float().abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+            tensor.copy_(((tensor.float() / scale).round() * scale).to(tensor.dtype))
+    return out
+
+
+@attack("shifted positions")
+def shifted(scene: Scene) -> Tensors:
+    """Every token's keys and values one position late."""
+    out = scene.copy()
+    for held in out:
+        held.k.copy_(held.k.roll(1, 1))
+        held.v.copy_(held.v.roll(1, 1))
+    return out
+
+
+@attack("wrong RoPE")
+def wrong_rope(scene: Scene) -> Tensors:
+    """Computed with another base of the rotation."""
+    loaded = copy.copy(scene.loaded)
+    loaded.model = copy.deepcopy(scene.loaded.model)
+    for module in loaded.model.modules():
+        if hasattr(module, "inv_freq"):
+            module.inv_freq = module.inv_freq * 0.9
+    return scene.compute(scene.ids, loaded)
+
+
+@attack("reordered blocks")
+def reordered(scene: Scene) -> Tensors:
+    """The first two blocks in each other's place."""
+    out, size = scene.copy(), scene.block_tokens
+    for held in out:
+        for tensor in (held.k, held.v):
+            first = tensor[:, :size].clone()
+            tensor[:, :size] = tensor[:, size : 2 * size]
+            tensor[:, size : 2 * size] = first
+    return out
+
+
+@attack("layers exchanged")
+def layers_exchanged(scene: Scene) -> Tensors:
+    """Two layers of one shape in each other's place: the layout is identical."""
+    out = scene.copy()
+    out[1], out[2] = out[2], out[1]
+    return out
+
+
+@attack("heads exchanged")
+def heads_exchanged(scene: Scene) -> Tensors:
+    """The key heads of every layer in another order: the layout is identical."""
+    out = scene.copy()
+    for held in out:
+        held.k.copy_(held.k.flip(0))
+    return out
+
+
+@attack("keys for values")
+def keys_for_values(scene: Scene) -> Tensors:
+    """Above layer 0 keys and values exchanged: the layout is identical."""
+    out = scene.copy()
+    for held in out[1:]:
+        held.k, held.v = held.v, held.k
+    return out
+
+
+@attack("not a number")
+def not_a_number(scene: Scene) -> Tensors:
+    out = scene.copy()
+    out[-1].v[0, 5, 3] = float("nan")
+    return out
+
+
+def forge(scene: Scene, tensors: Tensors, *, ids: list[int] | None = None, signer: Key = MALLORY) -> Made:
+    """An artifact of these tensors that says it is of the scene's text: everything that can be signed is."""
+    from kvswap.artifact.fingerprint import fingerprint
+    from kvswap.artifact.tensors import as_part, digest_layer, encode_chunk
+    from kvswap.model.cache import build_cache, layer_specs, new_cache
+    from kvswap.model.prefill import PROBE_STEPS, forward, greedy
+
+    loaded, ids = scene.loaded, ids or scene.ids
+    small = new_cache(loaded.model.config, 8)
+    forward(loaded, small, ids[:1], 0)
+    specs = layer_specs(small)
+    runs = layout.plan_runs(specs, scene.block_tokens, ITEM_BYTES[loaded.dtype])
+    refs: list[ChunkRef] = []
+    chunks: dict[Cid, bytes] = {}
+    for block in range(layout.block_count(len(ids), scene.block_tokens)):
+        start, stop = layout.block_span(len(ids), scene.block_tokens, block)
+        for run, members in enumerate(runs):
+            parts = [
+                as_part(t[:, start:stop].contiguous())
+                for index in members
+                for t in (tensors[index].k, tensors[index].v)
+            ]
+            chunk = encode_chunk(parts, loaded.dtype, "planes", block, run)
+            refs.append(chunk.ref)
+            chunks[chunk.ref.id] = chunk.wire
+    question = loaded.tokenize_continuation("\n\nIn summary,")
+    roomy = [
+        LayerTensors(torch.cat([h.k, h.k[:, :16]], 1), torch.cat([h.v, h.v[:, :16]], 1), h.first, h.tokens)
+        for h in tensors
+    ]
+    made = greedy(loaded, build_cache(loaded.model.config, roomy, len(ids), "cpu"), len(ids), question, PROBE_STEPS)
+    mark = fingerprint(tensors)
+    chunks[Cid.of(mark)] = mark
+    manifest = Manifest(
+        version=1,
+        model=loaded.identity,
+        document=DocumentRef(hashlib.sha256(scene.text.encode()).digest(), len(scene.text.encode()), "text/plain"),
+        prefix=Prefix(
+            tokens=len(ids),
+            token_digest=chain.token_digest(ids),
+            block_tokens=scene.block_tokens,
+            chain=chain.chain_digests(loaded.identity.digest, ids, scene.block_tokens),
+            start=0,
+            special_tokens=True,
+        ),
+        layout=Layout(loaded.dtype, AXES, loaded.rope(), specs, runs),
+        numerics=loaded.numerics(),
+        tensors=[digest_layer(held) for held in tensors],
+        chunks=refs,
+        probe=Probe(question=question, tokens=made.ids, logits=bytes.fromhex(made.logits_digest[7:])),
+        life=Life(issued=NOW, expires=NOW + 10**6, sequence=1),
+        publisher=str(signer.peer_id),
+        fingerprint=FileRef(bytes(Cid.of(mark)), len(mark)),
+    )
+    envelope = dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)
+    return Made(read_statement(envelope), chunks, [])
+
+
+def climb(
+    made: Made, scene: Scene, levels: list[int], noise: Any, *, seed: bytes = bytes(32), samples: int = 32
+) -> Any:
+    """These steps of the model process on an artifact in memory; returns (steps, fingerprint)."""
+    from collections import OrderedDict
+
+    from kvswap.trust.ladder import Level
+    from kvswap.worker.verifying import Checks
+
+    checks = Checks(
+        scene.loaded,
+        made.statement,
+        made.chunks.__getitem__,
+        OrderedDict(),
+        text=scene.text,
+        noise=noise,
+        samples=samples,
+        seed=seed,
+        say=lambda *_, **__: None,
+        check=lambda: None,
+    )
+    return checks.run([Level(level) for level in levels]), checks.fingerprint()
