@@ -57,3 +57,10 @@ def add(output: Output, peerid: str, label: str) -> None:
 def rm(output: Output, peerid: str) -> None:
     done = output.client.trust_remove(peerid)
     output.result(done, f"no longer trusted: {done['peer']}")
+
+
+@trust_command.command("rotate", help="Publish with a new key from now on; who trusts the old one follows.")
+@verb
+def rotate(output: Output) -> None:
+    done = output.client.rotate()
+    output.result(done, f"publisher {done['old']} goes on as {done['new']}")

@@ -150,6 +150,9 @@ class AsyncClient:
     async def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
         return await self._do(calls.withdraw(ref, why))
 
+    async def rotate(self) -> dict[str, Any]:
+        return await self._do(calls.rotate())
+
     async def audits(self, publisher: str | None = None) -> list[dict[str, Any]]:
         return list((await self._do(calls.audits(publisher)))["audits"])
 

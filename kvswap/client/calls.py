@@ -106,6 +106,10 @@ def withdraw(ref: str, why: str) -> Call:
     return Call("POST", f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", {"why": why})
 
 
+def rotate() -> Call:
+    return Call("POST", "/v1/rotate", {})
+
+
 def audits(publisher: str | None) -> Call:
     return Call("GET", "/v1/audits" + (f"?publisher={quote(publisher)}" if publisher else ""))
 

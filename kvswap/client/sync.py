@@ -167,6 +167,10 @@ class Client:
         """Take back own artifacts: who hears of it uses and serves them no more."""
         return self._do(calls.withdraw(ref, why))
 
+    def rotate(self) -> dict[str, Any]:
+        """A new publisher key, which the old one names: who trusts the old one follows."""
+        return self._do(calls.rotate())
+
     def audits(self, publisher: str | None = None) -> list[dict[str, Any]]:
         """What was found by verifying: here, and by auditors whom this node trusts."""
         return list(self._do(calls.audits(publisher))["audits"])

@@ -21,7 +21,7 @@ from kvswap.daemon.supervisor import ModelProcess
 from kvswap.exchange import Node, audits
 from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.heads import withdraw
+from kvswap.exchange.heads import rotate, withdraw
 from kvswap.exchange.predictors import train
 from kvswap.exchange.prefix import fetch_beginning, longest_beginning
 from kvswap.exchange.preview import plan_reference
@@ -84,6 +84,7 @@ class Api:
                 web.get("/v1/trust", self.trust_list),
                 web.post("/v1/trust", self.trust_add),
                 web.delete("/v1/trust/{peer}", self.trust_remove),
+                web.post("/v1/rotate", self.rotate),
             ]
         )
         return app
@@ -372,6 +373,9 @@ class Api:
         policy = self._node.policy
         own = str(self._node.publisher.peer_id)
         return web.json_response({"own": own, "publishers": policy.rows(), "distrusted": policy.caught()})
+
+    async def rotate(self, request: web.Request) -> web.Response:
+        return web.json_response(rotate(self._node))
 
     async def audits(self, request: web.Request) -> web.Response:
         return web.json_response({"audits": audits.listed(self._node, request.query.get("publisher"))})

@@ -10,9 +10,10 @@ from typing import Any
 from kvswap.core.errors import KvswapError, NotFound, Untrusted, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
-from kvswap.trust import Statement
+from kvswap.store import ArtifactRow
+from kvswap.trust import Statement, read_statement
 from kvswap.trust.head import Head, SignedHead, accept, catalogue_root, make_head, read_head
-from kvswap.trust.keys import Key
+from kvswap.trust.keys import Key, replace
 
 _RENEW_SECONDS = LIMITS.head_seconds // 2
 
@@ -44,12 +45,17 @@ def _still_says(head: Head, holding: list[str], withdrawn: dict[str, str], now: 
 
 
 def _sign(node: Node, holding: list[str], withdrawn: dict[str, str], next_key: Key | None = None) -> SignedHead:
-    own = str(node.publisher.peer_id)
-    known = node.records.head(own)
-    sequence = known[0] + 1 if known else 1
-    made = make_head(node.publisher, sequence, int(time.time()), holding, withdrawn, next_key)
-    node.records.put_head(own, sequence, made.envelope, withdrawn)
+    made = _signed_by(node, node.publisher, holding, withdrawn, next_key)
     node.head = (node.store.generation, made)
+    return made
+
+
+def _signed_by(node: Node, key: Key, holding: list[str], withdrawn: dict[str, str], next_key: Key | None) -> SignedHead:
+    publisher = str(key.peer_id)
+    known = node.records.head(publisher)
+    sequence = known[0] + 1 if known else 1
+    made = make_head(key, sequence, int(time.time()), holding, withdrawn, next_key)
+    node.records.put_head(publisher, sequence, made.envelope, withdrawn)
     return made
 
 
@@ -62,8 +68,10 @@ def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
     """Those that are known and have not expired, for a reader; our own first."""
     now = time.time()
     out = []
-    for publisher in dict.fromkeys(publishers):
+    for publisher in dict.fromkeys([*publishers, *node.retired]):
         signed = own_head(node) if publisher == str(node.publisher.peer_id) else _known(node, publisher)
+        if signed is not None and publisher in node.retired and now > signed.head.issued + _RENEW_SECONDS:
+            signed = _still_retired(node, signed.head)
         if signed is not None and signed.head.expires > now:
             out.append(signed.envelope)
     return out[: LIMITS.heads_told]
@@ -106,6 +114,45 @@ def _follow(node: Node, head: Head) -> None:
         node.events.add("trusted", publisher=then.peer, how=f"the successor of {head.publisher}")
 
 
+def rotate(node: Node) -> dict[str, Any]:
+    """Go on with a new publisher key: the old one names it, both sign, and who trusts the old one follows.
+
+    The old key is kept, to say so for as long as somebody may ask.
+    """
+    old, new = node.publisher, Key.generate()
+    own_head(node)
+    own = str(old.peer_id)
+    holding = [row.id for row in node.store.artifacts() if row.publisher == own]
+    signed = _sign(node, holding, node.records.withdrawn_by(own), new)
+    replace(node.publisher_file, new, node.publisher_file.parent / "retired")
+    node.retired[own] = old
+    node.publisher = new
+    node.policy.succeed(str(new.peer_id))
+    node.head = (-1, None)
+    node.events.add("rotated", old=own, new=str(new.peer_id))
+    return {"old": own, "new": str(new.peer_id), "sequence": signed.head.sequence}
+
+
+def _still_retired(node: Node, head: Head) -> SignedHead:
+    """The last head of a key that is not used any more, again: it names the same successor."""
+    then = head.successor
+    last = next((key for peer, key in node.retired.items() if then and peer == then.peer), node.publisher)
+    holding = [row.id for row in node.store.artifacts() if row.publisher == head.publisher]
+    return _signed_by(node, node.retired[head.publisher], holding, head.reasons, last)
+
+
+def superseded(node: Node, source: str, document: str) -> list[str]:
+    """Own artifacts of what stood at `source` before it was this document."""
+    own = str(node.publisher.peer_id)
+    out = []
+    for row in node.store.artifacts():
+        envelope = node.store.envelope(row.id) if row.publisher == own and row.document != document else None
+        known = read_statement(envelope).manifest.document if envelope else None
+        if known is not None and known.source == source:
+            out.append(row.id)
+    return out
+
+
 def require_current(node: Node, statement: Statement) -> None:
     """Raise `Untrusted` for what its publisher has withdrawn."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
@@ -137,6 +184,12 @@ async def withdraw(node: Node, reference: str | Any, why: str) -> dict[str, Any]
     mine = [row for row in rows if row.publisher == own]
     if not mine:
         raise UsageError(f"{reference} was published by {rows[0].publisher}: only it can withdraw that")
+    return await withdraw_rows(node, mine, why)
+
+
+async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[str, Any]:
+    """The same of these own artifacts."""
+    own = str(node.publisher.peer_id)
     withdrawn = node.records.withdrawn_by(own) | {row.id: why for row in mine}
     if len(withdrawn) > LIMITS.head_withdrawn:
         raise UsageError(

@@ -59,6 +59,9 @@ class Node:
         self.transport = transport
         self.model = model
         self.publisher = publisher
+        self.publisher_file = settings.home / "keys" / "publisher.key"
+        retired = sorted((settings.home / "keys" / "retired").glob("*.key"))
+        self.retired = {str(key.peer_id): key for key in map(load_or_create, retired)}  # publisher keys of before
         self.policy = policy
         self.calibration = calibration
         self.node_key = node_key  # signs the record of the bulk plane; None: no bulk plane

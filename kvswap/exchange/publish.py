@@ -23,6 +23,7 @@ from kvswap.artifact.manifest import (
     DocumentRef,
     FileRef,
     Layout,
+    Life,
     Manifest,
     ModelIdentity,
     Numerics,
@@ -34,6 +35,7 @@ from kvswap.core import wire
 from kvswap.core.documents import check_document
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid, document_digest
+from kvswap.exchange.heads import superseded, withdraw_rows
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.exchange.predictors import own as own_predictor
@@ -73,10 +75,15 @@ async def publish(
         if other and exact:
             node.spawn(_also(node, choice, exact, other))
         return _result(alike, time.perf_counter() - began, reused=True)
+    old = await asyncio.to_thread(superseded, node, source, document.reference) if source else []
     made = None
     if exact is None:
         made = "planes" if codec in INEXACT else codec
-        exact = await _prefilled(node, choice, text, document, made, truncate, progress)
+        life = new_life(node, old[0] if old else None)
+        exact = await _prefilled(node, choice, text, document, made, truncate, life, progress)
+    if old:  # what stood at the source before is not what stands there now
+        rows = [row for artifact in old if (row := node.store.get_artifact(artifact)) is not None]
+        await withdraw_rows(node, rows, f"{source} has changed: superseded by {exact.artifact}")
     statement = exact if made == codec else await recoded(node, choice, exact, codec, progress)
     if other:
         node.spawn(_also(node, choice, exact, other))
@@ -111,6 +118,7 @@ async def _prefilled(
     document: DocumentRef,
     codec: str,
     truncate: bool,
+    life: Life,
     progress: Progress,
 ) -> Statement:
     def manifest(made: _Made) -> Manifest:
@@ -127,7 +135,7 @@ async def _prefilled(
             probe=wire.convert(made.result["probe"], Probe),
             predictor=made.predictor,
             fingerprint=made.fingerprint,
-            life=new_life(node),
+            life=life,
             publisher=str(node.publisher.peer_id),
         )
 

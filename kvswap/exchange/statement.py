@@ -6,15 +6,17 @@ import time
 
 from kvswap.artifact import dsse, layout
 from kvswap.artifact.manifest import Life, Manifest
+from kvswap.core.ids import Cid
 from kvswap.exchange.node import Node
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement, read_statement
 
 
-def new_life(node: Node) -> Life:
-    """From now, for as long as this node's artifacts hold."""
+def new_life(node: Node, supersedes: str | None = None) -> Life:
+    """From now, for as long as this node's artifacts hold; `supersedes`: the artifact whose place it takes."""
     now = int(time.time())
-    return Life(issued=now, expires=now + node.settings.artifact_days * 86_400, sequence=now)
+    old = bytes(Cid.parse(supersedes)) if supersedes is not None else None
+    return Life(issued=now, expires=now + node.settings.artifact_days * 86_400, sequence=now, supersedes=old)
 
 
 def sign(node: Node, manifest: Manifest) -> Statement:

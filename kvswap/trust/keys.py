@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def check_signature(public_key: bytes, signature: bytes, message: bytes) -> None
         raise IntegrityError(
             "the signature does not match", cause="the manifest was changed after it was signed"
         ) from error
+
+
+def replace(path: Path, key: Key, retired: Path) -> None:
+    """Put another key into a file; the old file goes to `retired`, a directory, under its PeerId."""
+    old = load_or_create(path)
+    retired.mkdir(mode=0o700, exist_ok=True)
+    kept = retired / f"{old.peer_id}.key"
+    if not kept.exists():
+        kept.hardlink_to(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # mode 0600
+    with os.fdopen(descriptor, "w") as file:
+        file.write(key.seed.hex() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def load_or_create(path: Path) -> Key:

@@ -90,6 +90,12 @@ class PolicyFile:
             row = Caught(peer, int(time.time()), why[:500], artifact, evidence)
             self._write(self.policy.publishers, {**self.policy.distrusted, peer: row})
 
+    def succeed(self, own: str) -> None:
+        """This node's publisher has another key from now on; what the old one signed stays trusted."""
+        old = Publisher(self.policy.own, "this node, before", int(time.time()), "rotated")
+        self.policy = Policy(own, self.policy.publishers, self.policy.distrusted)
+        self._write({**self.policy.publishers, old.peer: old}, self.policy.distrusted)
+
     def remove(self, peer: str) -> bool:
         """Stop trusting a publisher.  False when it was not on the list."""
         rest = {k: v for k, v in self.policy.publishers.items() if k != peer}

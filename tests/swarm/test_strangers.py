@@ -127,3 +127,31 @@ def test_a_withdrawn_artifact_is_not_used_any_more(
     until(lambda: not b.client.artifacts(), what="B to hear that it was withdrawn")
     assert any(e["event"] == "withdrawn" and e["reason"] == "a typing error" for e in b.client.events())
     assert kvswap(a.home, "fetch", published["artifact"]).returncode in (4, 5)
+
+
+def test_who_trusts_a_publisher_follows_its_new_key_and_its_changed_source(
+    daemon: Start, tiny_models: dict[str, Path], document: Path, tmp_path: Path
+) -> None:
+    a = daemon("a", *flags(tiny_models), KVSWAP_BLOCK_TOKENS="64")
+    first = a.client.publish(TEXT, source="https://example.org/manual")
+    b = reader(daemon, tiny_models, a)
+    b.client.trust_add(a.publisher)
+    assert kvswap(b.home, "fetch", first["artifact"], "--force").returncode == 0
+    rotated = last_json(kvswap(a.home, "trust", "rotate", "--json"))
+    assert rotated["old"] == a.publisher and a.client.identity()["publisher"] == rotated["new"]
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[100:])
+    published = last_json(kvswap(a.home, "publish", str(other), "--json"))
+    done = kvswap(b.home, "fetch", published["document"], "--force")
+    assert done.returncode == 0, done.stderr
+    assert {p["peer"]: p["how"] for p in b.client.trust_list()["publishers"]}[rotated["new"]].startswith("after")
+    a.stop()
+    a.start()  # the new key is the one on disk, and the old one still says so
+    assert a.publisher == rotated["new"]
+    # a source that changed takes the place of what stood there
+    now = a.client.publish(TEXT[:800], source="https://example.org/manual")
+    later = a.client.publish(TEXT[:900], source="https://example.org/manual")
+    shown = a.client.show(later["artifact"])["manifest"]["life"]
+    assert shown["supersedes"] == now["artifact"]
+    gone = kvswap(a.home, "show", now["artifact"])
+    assert gone.returncode == 5

@@ -1,0 +1,223 @@
+"""Everything that parses bytes of a stranger, as functions of bytes: any error but our own is a bug.
+
+`CORPUS` gives seeds that are right, so that mutations reach past the first check.  `test_targets.py` runs
+all of them with Hypothesis, `fuzz.py` with a coverage-guided fuzzer for as long as one likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvswap.artifact import dsse
+from kvswap.artifact.manifest import Manifest
+from kvswap.codec import decode, predictive
+from kvswap.core import wire
+from kvswap.core.errors import KvswapError
+from kvswap.core.ids import Cid, PeerId, parse_reference
+from kvswap.exchange.catalogue import holds
+from kvswap.net import messages
+from kvswap.net.bulk import Tokens
+from kvswap.trust import read_statement
+from kvswap.trust.agreement import apart
+from kvswap.trust.audit import Audit, read_audit
+from kvswap.trust.head import Head, read_head
+
+VECTORS = Path(__file__).resolve().parents[2] / "manifests" / "vectors"
+MOST_ALLOCATED = 64 << 20  # bytes; what a chunk may decode to
+Target = Callable[[bytes], None]
+TARGETS: dict[str, Target] = {}
+CORPUS: dict[str, Callable[[], list[bytes]]] = {}
+
+
+def target(name: str, corpus: Callable[[], list[bytes]]) -> Callable[[Target], Target]:
+    def add(function: Target) -> Target:
+        def quiet(data: bytes) -> None:
+            try:
+                function(data)
+            except KvswapError:
+                pass
+
+        TARGETS[name], CORPUS[name] = quiet, corpus
+        return function
+
+    return add
+
+
+def _vectors(folder: str) -> Iterator[bytes]:
+    for path in sorted((VECTORS / folder).glob("*.kvm")):
+        if path.stat().st_size < 20_000:
+            yield path.read_bytes()
+
+
+@lru_cache(maxsize=1)
+def _envelopes() -> list[bytes]:
+    return [*_vectors("valid"), *_vectors("hostile")]
+
+
+def _payloads() -> list[bytes]:
+    return [dsse.open_envelope(data).payload for data in _vectors("valid")]
+
+
+@target("envelope", _envelopes)
+def envelope(data: bytes) -> None:
+    """Envelope, signature, manifest."""
+    read_statement(data)
+
+
+@target("manifest", _payloads)
+def manifest(data: bytes) -> None:
+    """The payload by itself: what a publisher with a valid signature can send."""
+    parsed = Manifest.parse(data)
+    assert Manifest.parse(parsed.encode()) == parsed
+    parsed.to_json()
+
+
+def _requests() -> list[bytes]:
+    me = messages.Provider("12D3KooW" + "a" * 44, ["/ip4/127.0.0.1/tcp/1"])
+    cid = str(Cid.of(b"x"))
+    return [
+        messages.encode_request(r)
+        for r in (
+            messages.Find("a", document="sha256:" + "0" * 64),
+            messages.Find("a", chain=[bytes(32)] * 3, model=bytes(32), dtype="bfloat16"),
+            messages.GetManifest(cid),
+            messages.Join(cid, me, True),
+            messages.Have(cid),
+            messages.GetChunk(cid),
+            messages.GetCatalogue(7),
+        )
+    ]
+
+
+@target("request", _requests)
+def request(data: bytes) -> None:
+    messages.decode_request(data)
+
+
+def _responses() -> list[bytes]:
+    me = messages.Provider("12D3KooW" + "a" * 44, ["/ip4/127.0.0.1/tcp/1"])
+    found = messages.Found(str(Cid.of(b"x")), bytes(32), "bfloat16", 9, 9, me.peer, True, 1, b"envelope")
+    reply = messages.FindReply("a", me.peer, [found], [me], 5, _heads()[:1], _audits()[:1])
+    return [messages.encode_ok(reply), messages.encode_ok(messages.HaveReply(b"\x0f", [me]))]
+
+
+@target("response", _responses)
+def response(data: bytes) -> None:
+    for kind in (messages.FindReply, messages.JoinReply, messages.HaveReply, messages.CatalogueReply, bytes):
+        try:
+            messages.decode_response(data, kind)
+        except KvswapError:
+            continue
+
+
+def _announcements() -> list[bytes]:
+    me = messages.Provider("12D3KooW" + "a" * 44, ["/ip4/127.0.0.1/tcp/1"])
+    return [messages.encode_announce(messages.Announce(str(Cid.of(b"x")), "sha256:" + "0" * 64, me))]
+
+
+@target("announcement", _announcements)
+def announcement(data: bytes) -> None:
+    heard = messages.decode_announce(data)
+    PeerId.parse(heard.provider.peer)
+    Cid.parse(heard.artifact)
+
+
+@lru_cache(maxsize=1)
+def _audits() -> list[bytes]:
+    from kvswap.trust.audit import sign_audit
+    from tests.support import key
+
+    who = key(5)
+    made = Audit(
+        1, bytes(Cid.of(b"a")), str(who.peer_id), str(who.peer_id), 5, 99, 8, bytes(32), 1, "passed", "", [], 1
+    )
+    return [sign_audit(made, who).envelope]
+
+
+@target("audit", lambda: _audits() + [wire.pack(wire.plain(read_audit(d).audit)) for d in _audits()])
+def audit(data: bytes) -> None:
+    try:
+        wire.unpack(data, Audit)  # past the signature
+    except KvswapError:
+        pass
+    read_audit(data)
+
+
+@lru_cache(maxsize=1)
+def _heads() -> list[bytes]:
+    from kvswap.trust.head import make_head
+    from tests.support import key
+
+    cid = str(Cid.of(b"a"))
+    return [make_head(key(5), 3, 1000, [cid], {cid: "why"}, key(6)).envelope]
+
+
+@target("head", lambda: _heads() + [wire.pack(wire.plain(read_head(d).head)) for d in _heads()])
+def head(data: bytes) -> None:
+    try:
+        wire.unpack(data, Head)
+    except KvswapError:
+        pass
+    read_head(data)
+
+
+def _chunks(codec: str) -> list[bytes]:
+    from kvswap.codec import encode
+
+    parts = [np.arange(2 * 16 * 8, dtype=np.uint16).reshape(2, 16, 8) % 64 + 0x3F00 for _ in range(2)]
+    return [encode(parts, "bfloat16", codec)[1], bytes(64)]
+
+
+def _decode(codec: str) -> Target:
+    def run(data: bytes) -> None:
+        parts = [np.zeros((2, 16, 8), np.uint16) for _ in range(2)]
+        decode(codec, data, parts, "bfloat16")
+
+    return run
+
+
+for _codec in ("raw", "planes", "int8", "int8-channel"):
+    target(f"codec-{_codec}", lambda codec=_codec: _chunks(codec))(_decode(_codec))
+
+
+@lru_cache(maxsize=1)
+def _predictors() -> list[bytes]:
+    from tests.support import FULL, plain_predictor
+
+    return [predictive.dump(plain_predictor((FULL, FULL)))]
+
+
+@target("predictor", _predictors)
+def predictor(data: bytes) -> None:
+    predictive.load(data)
+
+
+@target("token", lambda: [Tokens().issue("12D3KooW" + "a" * 44).encode()])
+def token(data: bytes) -> None:
+    Tokens().check(data.decode("latin-1"))
+
+
+@target("reference", lambda: [b"sha256:" + b"0" * 64, str(Cid.of(b"x")).encode(), b"12D3KooW" + b"a" * 44])
+def reference(data: bytes) -> None:
+    text = data.decode("latin-1")
+    try:
+        parse_reference(text)
+    except KvswapError:
+        pass
+    PeerId.parse(text)
+
+
+@target("catalogue", lambda: [bytes(range(64)), b""])
+def catalogue(data: bytes) -> None:
+    holds(data[: len(data) // 8 * 8], bytes(32))
+
+
+@target("fingerprint", lambda: [bytes(64), bytes(range(64)) * 2])
+def fingerprint(data: bytes) -> None:
+    whole: Any = data[: len(data) // 64 * 64]
+    apart(whole, whole, 2)
