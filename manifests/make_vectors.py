@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kvswap.artifact import dsse  # noqa: E402
-from kvswap.artifact.manifest import Divergence, LayerSpec  # noqa: E402
+from kvswap.artifact.manifest import Divergence, FileRef, LayerSpec  # noqa: E402
 from kvswap.codec import planes  # noqa: E402
 from kvswap.core import wire  # noqa: E402
 from kvswap.core.ids import Cid  # noqa: E402
@@ -34,12 +34,20 @@ WIDE = LayerSpec(kind="sliding", heads=1, k_dim=4, v_dim=4, window=19)
 
 
 def write(
-    folder: str, name: str, data: bytes, exit_code: int, why: str, chunks: dict[Cid, bytes] | None = None
+    folder: str,
+    name: str,
+    data: bytes,
+    exit_code: int,
+    why: str,
+    chunks: dict[Cid, bytes] | None = None,
+    kind: str = "manifest",
 ) -> None:
     path = OUT / folder / f"{name}.kvm"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     entry: dict[str, Any] = {"file": f"{folder}/{name}.kvm", "at": AT, "exit": exit_code, "why": why}
+    if kind != "manifest":
+        entry["kind"] = kind
     if chunks is not None:
         directory = OUT / folder / f"{name}.chunks"
         directory.mkdir()
@@ -309,6 +317,87 @@ def hostile() -> None:
     chunk_liars(made)
     predictor_liars()
     divergence_liars()
+    fingerprints()
+    statements()
+
+
+def fingerprints() -> None:
+    """A fingerprint sums float32 in a fixed order over few numbers: its bytes are the same everywhere."""
+    from kvswap.artifact.assembly import load
+    from kvswap.artifact.fingerprint import fingerprint
+
+    shape: dict[str, Any] = {"specs": (FULL, FULL), "tokens": 70, "block_tokens": 32}
+    plain = make_artifact(now=NOW, **shape)
+    right = fingerprint(load(plain.manifest, plain.chunks.__getitem__))
+
+    def marked(name: str, why: str, exit_code: int, chunks: dict[Cid, bytes] | None, **changes: Any) -> None:
+        file = {"cid": bytes(Cid.of(right)), "length": len(right)} | changes
+        tree = wire.parse(plain.manifest.encode()) | {"fingerprint": file}
+        write("hostile", name, sealed(tree), exit_code, why, chunks)
+
+    with_it = {**plain.chunks, Cid.of(right): right}
+    good = make_artifact(now=NOW, fingerprint=FileRef(bytes(Cid.of(right)), len(right)), **shape)
+    why = "with a fingerprint, which is a file beside the chunks"
+    write("valid", "fingerprint", good.statement.envelope, 0, why, with_it)
+    marked("fingerprint-length", "a fingerprint that is longer than the layout says", 7, None, length=len(right) + 16)
+    marked("fingerprint-cid", "a fingerprint without a digest", 7, None, cid=bytes(36))
+    other = bytes(len(right))
+    lied = {**plain.chunks, Cid.of(other): other}
+    marked("fingerprint-other", "a signed fingerprint of other tensors", 6, lied, cid=bytes(Cid.of(other)))
+    tree = wire.parse(plain.manifest.encode()) | {"fingerprint": None}
+    write("hostile", "fingerprint-null", sealed(tree), 7, "a fingerprint that is null")
+
+
+def statements() -> None:
+    """Head records and audits."""
+    from kvswap.trust import audit, head
+    from kvswap.trust.envelopes import sign
+
+    signer, auditor = key(), key(5)
+    artifact = str(Cid.of(b"an artifact"))
+    made = head.make_head(signer, 7, NOW, [artifact], {str(Cid.of(b"withdrawn")): "a typing error"}, key(6))
+    write("valid", "head", made.envelope, 0, "a head record with a withdrawal and a successor", kind="head")
+    told = wire.plain(made.head)
+
+    def headed(name: str, why: str, exit_code: int, by: Any = signer, **changes: Any) -> None:
+        write("hostile", name, sign(wire.pack(told | changes), by, head.KIND), exit_code, why, kind="head")
+
+    headed("head-expired", "a head record of last week", 4, issued=NOW - 700_000, expires=NOW - 600_000)
+    headed("head-future", "a head record of tomorrow", 4, issued=NOW + 80_000, expires=NOW + 90_000)
+    headed("head-long", "a head record that lives for a week", 7, expires=NOW + 604_800)
+    headed("head-version", "a head record of version 2", 7, version=2)
+    headed("head-unknown", "a head record with a field of tomorrow", 7, note="")
+    headed("head-signer", "somebody signs for another publisher", 6, by=key(9))
+    headed("head-successor", "a successor that did not sign", 6, successor=told["successor"] | {"sig": bytes(64)})
+    headed("head-withdrawn", "a withdrawal of what is no CID", 7, withdrawn=[{"artifact": bytes(36), "why": ""}])
+    fields = {
+        "version": 1,
+        "artifact": bytes(Cid.of(b"an artifact")),
+        "publisher": str(signer.peer_id),
+        "auditor": str(auditor.peer_id),
+        "level": 5,
+        "tokens": 1024,
+        "samples": 32,
+        "seed": bytes(range(32)),
+        "worst": 900_000,
+        "verdict": "passed",
+        "why": "",
+        "environment": ["bfloat16", "cpu"],
+        "issued": NOW,
+    }
+
+    def audited(name: str, why: str, exit_code: int, by: Any = auditor, kind: str = audit.KIND, **changes: Any) -> None:
+        folder = "valid" if exit_code == 0 else "hostile"
+        write(folder, name, sign(wire.pack(fields | changes), by, kind), exit_code, why, kind="audit")
+
+    audited("audit", "an audit that found nothing wrong", 0)
+    audited("audit-failed", "an audit that found something wrong", 0, verdict="failed")
+    audited("audit-signer", "somebody signs for another auditor", 6, by=signer)
+    audited("audit-verdict", "a verdict that is none", 7, verdict="perhaps")
+    audited("audit-level", "an audit of the probe, which proves nothing", 7, level=4)
+    audited("audit-samples", "more samples than the cap", 7, samples=1 << 40)
+    audited("audit-artifact", "an audit of what is no CID", 7, artifact=bytes(36))
+    audited("audit-type", "an audit in a manifest's envelope", 7, kind=dsse.PAYLOAD_TYPE)
 
 
 def chunk_liars(made: Made) -> None:

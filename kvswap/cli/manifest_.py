@@ -1,4 +1,4 @@
-"""`kvswap manifest check`: judge a manifest file; needs neither daemon nor network."""
+"""`kvswap manifest check`: judge a manifest, a head record or an audit in a file; needs neither daemon nor network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvswap.core.errors import MalformedManifest
 from kvswap.core.limits import LIMITS
 
 
-@click.group("manifest", help="Judge a manifest file.")
+@click.group("manifest", help="Judge a manifest file, a head record or an audit.")
 def manifest_command() -> None:
     pass
 
@@ -30,19 +30,41 @@ def manifest_command() -> None:
 )
 @verb
 def check(output: Output, file: Path, at: int | None, chunks: Path | None) -> None:
-    from kvswap.trust import verify_envelope
+    from kvswap.core import wire
+    from kvswap.trust import audit, head, verify_envelope
+    from kvswap.trust.envelopes import kind_of
 
     if file.stat().st_size > LIMITS.manifest_bytes:
         raise MalformedManifest(f"{file} has {file.stat().st_size} bytes, over the cap of {LIMITS.manifest_bytes}")
-    statement = verify_envelope(file.read_bytes(), int(time.time()) if at is None else at)
+    data, now = file.read_bytes(), int(time.time()) if at is None else at
+    kind = kind_of(data)
+    if kind == head.KIND:
+        record = head.read_head(data).head
+        head.check_life(record, now)
+        output.result(
+            {"valid": True, "head": wire.jsonable(wire.plain(record))},
+            f"valid: head {record.sequence} of {record.publisher}, {len(record.withdrawn)} withdrawn",
+        )
+        return
+    if kind == audit.KIND:
+        found = audit.read_audit(data).audit
+        shown = wire.jsonable(wire.plain(found)) | {"artifact": str(found.cid), "positions": found.positions}
+        output.result(
+            {"valid": True, "audit": shown}, f"valid: V{found.level} of {found.cid} {found.verdict}, by {found.auditor}"
+        )
+        return
+    statement = verify_envelope(data, now)
     manifest = statement.manifest
     checked = 0
     if chunks is not None:
         from kvswap.artifact.assembly import load
+        from kvswap.artifact.fingerprint import check_fingerprint
         from kvswap.artifact.tensors import verify_tensors
 
         tensors = load(manifest, lambda cid: (chunks / str(cid)).read_bytes())
         verify_tensors(manifest, tensors)
+        if manifest.fingerprint is not None:
+            check_fingerprint(manifest, tensors, (chunks / str(manifest.fingerprint.id)).read_bytes())
         checked = len(manifest.chunks)
     output.result(
         {"valid": True, "artifact": str(statement.artifact), "chunks_checked": checked, "manifest": manifest.to_json()},

@@ -21,7 +21,7 @@ from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, MalformedManifest
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.trust.envelopes import open_signed, sign
+from kvswap.trust.envelopes import check_cid, open_signed, sign
 from kvswap.trust.keys import Key
 from kvswap.trust.ladder import Level
 from kvswap.trust.noise import MICRO
@@ -87,7 +87,7 @@ def read_audit(data: bytes) -> SignedAudit:
         raise MalformedManifest("more samples than the cap", field="samples")
     if audit.auditor != signer:
         raise IntegrityError(f"signed by {signer}, but the auditor it names is {audit.auditor}")
-    Cid.from_bytes(audit.artifact)
+    check_cid(audit.artifact, "artifact")
     return SignedAudit(str(Cid.of(payload)), audit, data)
 
 

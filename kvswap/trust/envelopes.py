@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from kvswap.artifact import dsse
+from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, UsageError
-from kvswap.core.ids import PeerId
+from kvswap.core.ids import Cid, PeerId
+from kvswap.core.limits import LIMITS
 from kvswap.trust.keys import Key, check_signature
 
 
@@ -23,6 +25,21 @@ def open_signed(data: bytes, kind: str = dsse.PAYLOAD_TYPE, most: int | None = N
         raise MalformedManifest("the signature names no Ed25519 key", field="keyid") from error
     check_signature(signer.public_key, signature.sig, dsse.pae(envelope.payload_type, envelope.payload))
     return str(signer), envelope.payload
+
+
+def kind_of(data: bytes) -> str:
+    """The payload type that an envelope names, nothing else of it checked.  Raises `MalformedManifest`."""
+    if len(data) > LIMITS.manifest_bytes:
+        raise MalformedManifest(f"a statement of {len(data)} bytes is over the cap of {LIMITS.manifest_bytes}")
+    return wire.unpack(data, dsse.Envelope).payload_type
+
+
+def check_cid(raw: bytes, field: str) -> None:
+    """Raise `MalformedManifest` for bytes that are no CID of ours."""
+    try:
+        Cid.from_bytes(raw)
+    except UsageError as error:
+        raise MalformedManifest(f"{field}: {error.message}", field=field) from error
 
 
 def sign(payload: bytes, key: Key, kind: str) -> bytes:

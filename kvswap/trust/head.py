@@ -21,7 +21,7 @@ from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, MalformedManifest, Untrusted
 from kvswap.core.ids import Cid, PeerId, blake3_digest
 from kvswap.core.limits import LIMITS
-from kvswap.trust.envelopes import open_signed, sign
+from kvswap.trust.envelopes import check_cid, open_signed, sign
 from kvswap.trust.keys import Key, check_signature
 
 KIND = "application/vnd.kvswap.head.v1+msgpack"
@@ -108,7 +108,7 @@ def read_head(data: bytes) -> SignedHead:
     if not head.issued < head.expires <= head.issued + LIMITS.head_seconds:
         raise MalformedManifest("a head record lives for 48 hours at most", field="expires")
     for one in head.withdrawn:
-        Cid.from_bytes(one.artifact)
+        check_cid(one.artifact, "withdrawn")
     if (then := head.successor) is not None:
         key = PeerId.parse(then.peer).public_key
         check_signature(key, then.sig, _succession(head.publisher, then.peer))
@@ -119,15 +119,22 @@ def _succession(old: str, new: str) -> bytes:
     return b"kvswap successor v1 " + old.encode() + b" " + new.encode()
 
 
+def check_life(head: Head, now: int) -> None:
+    """Raise `Untrusted` for a head that has expired, or is from the future."""
+    if head.issued > now + LIMITS.clock_skew_seconds:
+        raise Untrusted(f"a head of {head.publisher} is issued in the future", cause="a clock is wrong")
+    if now >= head.expires:
+        raise Untrusted(f"a head of {head.publisher} expired at {head.expires} (now {now})")
+
+
 def accept(head: Head, known: Head | None, now: int) -> bool:
     """Whether `head` takes the place of the `known` one.  Raises `Untrusted` for what cannot be honest.
 
     An older head than the known one is not an error: somebody has not heard yet.
     """
-    if head.issued > now + LIMITS.clock_skew_seconds:
-        raise Untrusted(f"a head of {head.publisher} is issued in the future", cause="a clock is wrong")
     if now >= head.expires:
         return False
+    check_life(head, now)
     if known is None:
         return True
     if head.sequence > known.sequence + _JUMP:

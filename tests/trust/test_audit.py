@@ -44,7 +44,7 @@ def test_what_is_signed_comes_back_with_its_positions() -> None:
 )
 def test_what_is_no_audit_is_refused(changes: dict[str, object]) -> None:
     payload = wire.pack(wire.plain(audit(**changes)))
-    with pytest.raises((MalformedManifest, IntegrityError, Exception)):
+    with pytest.raises(MalformedManifest):
         read_audit(sign(payload, AUDITOR, KIND))
 
 
