@@ -39,7 +39,8 @@ def fingerprint(tensors: Sequence[LayerTensors]) -> bytes:
     """Of a whole document: float16, little endian, [64 tokens, layer, K or V, 8]; a sliding layer's part is 0."""
     tokens = max(held.first + held.tokens for held in tensors)
     parts = -(-tokens // FINGERPRINT_TOKENS)
-    out = torch.zeros(parts, len(tensors), 2, FINGERPRINT_WIDTH)
+    # In double precision, so that the order of a sum does not show in what is left of it.
+    out = torch.zeros(parts, len(tensors), 2, FINGERPRINT_WIDTH, dtype=torch.float64)
     for layer, held in enumerate(tensors):
         if held.first:
             continue
@@ -48,7 +49,7 @@ def fingerprint(tensors: Sequence[LayerTensors]) -> bytes:
             signs = _signs(layer, kind, heads, dim)
             for part in range(parts):
                 start, stop = part * FINGERPRINT_TOKENS, min((part + 1) * FINGERPRINT_TOKENS, tokens)
-                mixed = tensor[:, start:stop].float() * signs[:, : stop - start]
+                mixed = tensor[:, start:stop].double() * signs[:, : stop - start]
                 flat = pad(mixed.reshape(-1), (0, -mixed.numel() % FINGERPRINT_WIDTH))
                 out[part, layer, kind] = flat.reshape(-1, FINGERPRINT_WIDTH).sum(0)
     data: bytes = out.clamp(-_LARGEST, _LARGEST).numpy().astype("<f2").tobytes()
