@@ -93,6 +93,8 @@ class Progress:
                 planes = ", ".join(sorted({peer["kind"] for peer in event["peers"]}))
                 detail += f" from {len(event['peers'])} peer(s) over {planes}"
             self._advance("transfer", event["bytes"] + event["arriving"], event["total_bytes"], detail)
+        elif kind == "noise":
+            output.note(f"measuring how far apart right caches of {event['model']} are on this machine (once) ...")
         elif kind == "found" and event.get("peers"):
             output.note(f"found {event['artifact']} at {len(event['peers'])} peer(s)")
         elif kind == "plan":

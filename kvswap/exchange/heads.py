@@ -55,7 +55,7 @@ def _signed_by(node: Node, key: Key, holding: list[str], withdrawn: dict[str, st
     known = node.records.head(publisher)
     sequence = known[0] + 1 if known else 1
     made = make_head(key, sequence, int(time.time()), holding, withdrawn, next_key)
-    node.records.put_head(publisher, sequence, made.envelope, withdrawn)
+    node.records.put_head(publisher, sequence, made.envelope, withdrawn, kept=True)
     return made
 
 
@@ -95,7 +95,8 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
         except Untrusted as error:
             node.events.add("head_refused", publisher=head.publisher, peer=peer, reason=error.message)
             continue
-        node.records.put_head(head.publisher, head.sequence, data, head.reasons)
+        trusted = node.policy.policy.trusts(head.publisher)
+        node.records.put_head(head.publisher, head.sequence, data, head.reasons, kept=trusted)
         for artifact, why in head.reasons.items():
             row = node.store.get_artifact(artifact)
             if row is not None and row.publisher == head.publisher:

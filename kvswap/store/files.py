@@ -141,3 +141,10 @@ class ChunkFiles:
                     yield Cid.parse(path.name)
                 except UsageError:
                     continue
+
+
+def set_aside(database: Path) -> None:
+    """A damaged SQLite file, out of the way of a new one."""
+    os.replace(database, database.with_suffix(".damaged"))
+    for suffix in ("-wal", "-shm"):
+        Path(f"{database}{suffix}").unlink(missing_ok=True)

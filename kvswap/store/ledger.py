@@ -7,13 +7,14 @@ costs the history, nothing else: it is moved aside.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from kvswap.store.files import set_aside
 
 _KEPT = 4_096
 _FAILURE_SECONDS = 2.0  # first pause after a failure; doubled with each more
@@ -72,9 +73,7 @@ class Ledger:
             self._db = self._open()
             self._read()
         except sqlite3.DatabaseError:
-            os.replace(path, path.with_suffix(".damaged"))
-            for suffix in ("-wal", "-shm"):
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            set_aside(path)
             self._records.clear()
             self._db = self._open()
 

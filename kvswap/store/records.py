@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvswap.store.files import set_aside
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS checks (
     artifact TEXT NOT NULL, level INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (artifact, level)
@@ -22,7 +24,8 @@ CREATE TABLE IF NOT EXISTS audits (
 CREATE INDEX IF NOT EXISTS audits_artifact ON audits (artifact);
 CREATE INDEX IF NOT EXISTS audits_document ON audits (document);
 CREATE TABLE IF NOT EXISTS heads (
-    publisher TEXT PRIMARY KEY, sequence INTEGER NOT NULL, at REAL NOT NULL, envelope BLOB NOT NULL
+    publisher TEXT PRIMARY KEY, sequence INTEGER NOT NULL, at REAL NOT NULL, kept INTEGER NOT NULL,
+    envelope BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS withdrawn (
     artifact TEXT NOT NULL, publisher TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY (artifact, publisher)
@@ -31,7 +34,7 @@ CREATE TABLE IF NOT EXISTS withdrawn (
 _AUDITS_KEPT = 20_000
 _OF_ONE_ARTIFACT = 64
 _CHECKS_KEPT = 100_000
-_HEADS_KEPT = 4_096
+_HEADS_KEPT = 256  # of publishers who are not trusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,13 @@ class Records:
     """May be used from several threads."""
 
     def __init__(self, path: Path) -> None:
+        """A damaged file is moved aside: whom this node distrusts is in `trust.json`, the rest is heard again."""
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
-        self._db.row_factory = sqlite3.Row
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
-            self._db.execute(f"PRAGMA {pragma}")
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db = _open(path)
+        except sqlite3.DatabaseError:
+            set_aside(path)
+            self._db = _open(path)
 
     def close(self) -> None:
         with self._lock:
@@ -104,19 +108,28 @@ class Records:
         rows = self._rows("SELECT sequence, envelope FROM heads WHERE publisher = ?", publisher)
         return (int(rows[0]["sequence"]), bytes(rows[0]["envelope"])) if rows else None
 
-    def put_head(self, publisher: str, sequence: int, envelope: bytes, withdrawn: dict[str, str]) -> None:
-        """Replaces what was there; what was once withdrawn stays so."""
+    def put_head(
+        self, publisher: str, sequence: int, envelope: bytes, withdrawn: dict[str, str], *, kept: bool
+    ) -> None:
+        """Replaces what was there; what was once withdrawn stays so.
+
+        `kept`: of a publisher whom we trust, to be forgotten for no stranger's sake.
+        """
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
-                "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", (publisher, sequence, time.time(), envelope)
+                "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?)",
+                (publisher, sequence, time.time(), kept, envelope),
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO withdrawn VALUES (?, ?, ?)",
                 [(artifact, publisher, why) for artifact, why in withdrawn.items()],
             )
+            strangers = "SELECT publisher FROM heads WHERE kept = 0 ORDER BY at DESC LIMIT -1 OFFSET ?"
+            gone = [(row["publisher"],) for row in self._db.execute(strangers, (_HEADS_KEPT,)).fetchall()]
+            for table in ("heads", "withdrawn"):
+                self._db.executemany(f"DELETE FROM {table} WHERE publisher = ?", gone)
             self._db.execute("COMMIT")
-        self._trim("heads", _HEADS_KEPT)
 
     def withdrawn(self, artifact: str, publisher: str) -> str | None:
         """Why its publisher withdrew an artifact; None when it did not."""
@@ -132,3 +145,12 @@ class Records:
         if count["n"] > kept:
             (cut,) = self._rows(f"SELECT at FROM {table} ORDER BY at DESC LIMIT 1 OFFSET ?", kept)
             self._rows(f"DELETE FROM {table} WHERE at <= ?", cut["at"])
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+    db.row_factory = sqlite3.Row
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
+        db.execute(f"PRAGMA {pragma}")
+    db.executescript(_SCHEMA)
+    return db

@@ -49,7 +49,7 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
     return Noise(
         Spread.measure(samples, dtype) if full else None,
         Spread.measure(recompute, dtype),
-        Spread.measure(fingerprints, dtype),
+        Spread.measure(fingerprints, "float16" if dtype == "float32" else dtype),  # its numbers are float16
     )
 
 

@@ -73,6 +73,7 @@ def test_an_honest_stranger_is_verified_with_the_text_and_without(
     assert set(report["passed"]) >= {"V1", "V2", "V3", "V4", "V5", "V7"} and report["coverage"]["one_position"] == 1.0
 
 
+@pytest.mark.faults
 def test_a_liar_is_caught_its_lie_removed_and_nothing_of_it_used_again(
     daemon: Start, tiny_models: dict[str, Path], document: Path, tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_liar_is_caught_its_lie_removed_and_nothing_of_it_used_again(
     assert "CAUGHT" in kvswap(b.home, "trust", "ls").stdout
 
 
+@pytest.mark.faults
 def test_an_auditor_one_trusts_warns_of_a_liar(
     daemon: Start, tiny_models: dict[str, Path], document: Path, tmp_path: Path
 ) -> None:
