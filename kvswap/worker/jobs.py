@@ -1,8 +1,6 @@
 """What the model process does: load, tokenise, publish, answer, verify, calibrate.
 
-Publishing streams: while a block is computed, earlier blocks are encoded by a thread and leave
-through the pipe, which the node empties into its store.  At most `LIMITS.blocks_in_flight` encoded
-or waiting blocks exist at a time.
+A job is a method; what is more than a few lines has a module of its own beside this one.
 """
 
 from __future__ import annotations
@@ -10,21 +8,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kvswap.artifact import chain, layout
-from kvswap.artifact.manifest import AXES, ITEM_BYTES, LayerSpec, Layout, Probe
 from kvswap.core import wire
 from kvswap.core.errors import Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
-from kvswap.core.limits import LIMITS
+from kvswap.worker.publishing import Publishing, micro, send
 from kvswap.worker.told import Talk, Told
 
 Send = Callable[[dict[str, Any]], None]
-_PROBE_TEXT = "\n\nIn summary,"
 
 
 class Jobs:
@@ -48,9 +43,6 @@ class Jobs:
 
     def _event(self, kind: str, **values: Any) -> None:
         self._send({"event": kind, **values})
-
-    def _chunk(self, chunk: Any) -> None:
-        self._event("chunk", ref=wire.plain(chunk.ref), data=chunk.wire, us=int(chunk.seconds * 1e6))
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -106,7 +98,7 @@ class Jobs:
                 self._check_cancelled()
         known = Path(predictor) if predictor else None
         rates = codec_rates(self.loaded, cache, usable * block_tokens, block_tokens, known)
-        return {"samples": _micro(samples), "codecs": rates}
+        return {"samples": micro(samples), "codecs": rates}
 
     def do_publish(
         self,
@@ -120,108 +112,12 @@ class Jobs:
         """Prefill, encode, send chunks as events; the result is all the manifest needs."""
         from kvswap import codec as codecs
         from kvswap.artifact.assembly import read_predictor
-        from kvswap.artifact.fingerprint import fingerprint
-        from kvswap.artifact.tensors import digest_layer
-        from kvswap.model.cache import held_tensors, layer_specs, new_cache
-        from kvswap.model.prefill import PROBE_STEPS, canonical_prefill, check_length, greedy
 
         codecs.get(codec)
         known = read_predictor(Cid.parse(predictor), _files(str(chunks)), self._predictors) if predictor else None
-        loaded = self.loaded
-        ids = loaded.tokenize(text)
-        probe_ids = loaded.tokenize_continuation(_PROBE_TEXT)
-        if truncate:
-            ids = _whole_blocks(ids, loaded.context - len(probe_ids) - PROBE_STEPS, block_tokens)
-        check_length(loaded, len(ids))
-        cache = new_cache(loaded.model.config, len(ids) + len(probe_ids) + PROBE_STEPS)
-        blocks = layout.block_count(len(ids), block_tokens)
-        began = time.perf_counter()
-        samples: list[list[float]] = []
-        specs: list[LayerSpec] = []
-        runs: list[list[int]] = []
-        gate = threading.BoundedSemaphore(LIMITS.blocks_in_flight)
-        pending: list[Future[None]] = []
-        with ThreadPoolExecutor(1, "kvswap-encode") as pool:
-            try:
-                for block in canonical_prefill(loaded, cache, ids, block_tokens):
-                    self._check_cancelled()
-                    if not specs:
-                        specs = layer_specs(cache)
-                        runs = layout.plan_runs(specs, block_tokens, ITEM_BYTES[loaded.dtype])
-                    samples.append([block.start, block.stop - block.start, block.seconds])
-                    gate.acquire()
-                    tensors = self._capture(cache, specs, runs, block.start, block.stop)
-                    pending.append(pool.submit(self._encode, tensors, runs, block, codec, known, specs, gate))
-                    self._event("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
-                    while pending and pending[0].done():
-                        pending.pop(0).result()
-            except BaseException:
-                for future in pending:
-                    future.cancel()
-                raise
-            prefill_seconds = time.perf_counter() - began
-            held = held_tensors(cache, specs, len(ids))
-            tensors_digests = [digest_layer(layer) for layer in held]
-            self._event("fingerprint", data=fingerprint(held))
-            for future in pending:
-                future.result()
-        probe = greedy(loaded, cache, len(ids), probe_ids, PROBE_STEPS)
-        return {
-            "model": wire.plain(loaded.identity),
-            "prefix": {
-                "tokens": len(ids),
-                "token_digest": chain.token_digest(ids),
-                "block_tokens": block_tokens,
-                "chain": chain.chain_digests(loaded.identity.digest, ids, block_tokens),
-                "start": 0,
-                "special_tokens": True,
-                "template": None,
-            },
-            "layout": wire.plain(Layout(dtype=loaded.dtype, axes=AXES, rope=loaded.rope(), layers=specs, runs=runs)),
-            "numerics": wire.plain(loaded.numerics()),
-            "tensors": wire.plain(tensors_digests),
-            "probe": wire.plain(
-                Probe(question=probe_ids, tokens=probe.ids, logits=bytes.fromhex(probe.logits_digest[7:]))
-            ),
-            "samples": _micro(samples),
-            "prefill_us": int(prefill_seconds * 1e6),
-        }
-
-    def _capture(
-        self, cache: Any, specs: Sequence[LayerSpec], runs: Sequence[Sequence[int]], start: int, stop: int
-    ) -> list[list[Any]]:
-        from kvswap.model.cache import capture_block
-
-        return [capture_block(cache, specs, run, start, stop) for run in runs]
-
-    def _encode(
-        self,
-        tensors: list[list[Any]],
-        runs: Sequence[Sequence[int]],
-        block: Any,
-        codec: str,
-        predictor: Any,
-        specs: Sequence[LayerSpec],
-        gate: threading.BoundedSemaphore,
-    ) -> None:
-        from kvswap.artifact.tensors import Layers, as_part, by_layer, context_of, encode_chunk
-
-        try:
-            dtype = self.loaded.dtype
-            earlier: Layers = {}
-            for run, parts in enumerate(tensors):
-                views = [as_part(t) for t in parts]
-                if not sum(v.size for v in views):
-                    continue
-                first, _ = layout.stored_span(specs[runs[run][0]], block.start, block.stop)
-                context = context_of(predictor, runs[run], first, earlier)
-                chunk = encode_chunk(views, dtype, codec, block.index, run, context)
-                if predictor is not None:
-                    earlier |= by_layer(runs[run], views)
-                parts.clear()
-                self._chunk(chunk)
-        finally:
-            gate.release()
+        return Publishing(self.loaded, codec, known, self._event, self._check_cancelled).run(
+            text, block_tokens, truncate
+        )
 
     def do_recode(self, envelope: bytes, codec: str, chunks: str, predictor: str | None = None) -> dict[str, Any]:
         """An artifact's chunks in another codec, as events; of an inexact one, what it does to the answers."""
@@ -247,7 +143,7 @@ class Jobs:
             refs.append(chunk.ref)
             if not exact:
                 wires[chunk.ref.id] = chunk.wire
-            self._chunk(chunk)
+            send(chunk, self._event)
         if exact:
             return {}
         made = msgspec.structs.replace(manifest, chunks=refs, predictor=None)
@@ -356,7 +252,7 @@ class Jobs:
             "ready_us": int(before * 1e6),
             "first_us": int((before + answer.first_seconds) * 1e6),
             "total_us": int((before + answer.seconds) * 1e6),
-            "samples": _micro(samples),
+            "samples": micro(samples),
         }
 
     def do_verify(
@@ -371,7 +267,7 @@ class Jobs:
     ) -> dict[str, Any]:
         """Steps of the ladder; see `verifying`.  `positions` and `worst` are of the last that compared some."""
         from kvswap.trust import read_statement
-        from kvswap.trust.audit import micro
+        from kvswap.trust.audit import micro as worst_of
         from kvswap.trust.ladder import Level, to_pipe
         from kvswap.trust.noise import Noise
         from kvswap.worker.verifying import Checks
@@ -392,7 +288,7 @@ class Jobs:
         return {
             "steps": to_pipe(steps),
             "positions": checks.positions,
-            "worst": micro(checks.worst),
+            "worst": worst_of(checks.worst),
             "fingerprint": checks.fingerprint() if Level.AGREEMENT in levels else b"",
         }
 
@@ -413,14 +309,3 @@ def _files(chunks: str) -> Callable[[Cid], bytes]:
             raise NotFound(f"chunk {cid} is not in the store", hint="kvswap verify --store") from None
 
     return read
-
-
-def _whole_blocks(ids: list[int], room: int, block_tokens: int) -> list[int]:
-    if len(ids) <= room:
-        return ids
-    return ids[: room // block_tokens * block_tokens]
-
-
-def _micro(samples: list[list[float]]) -> list[list[int]]:
-    """[position, tokens, microseconds]: the pipe, like the format, carries no floats."""
-    return [[int(at), int(tokens), int(seconds * 1e6)] for at, tokens, seconds in samples]

@@ -1,0 +1,145 @@
+"""Publishing in the model process: prefill, and encoding beside it.
+
+While a block is computed, earlier blocks are encoded by a thread and leave through the pipe, which the node
+empties into its store.  At most `LIMITS.blocks_in_flight` encoded or waiting blocks exist at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from kvswap.artifact import chain, layout
+from kvswap.artifact.manifest import AXES, ITEM_BYTES, LayerSpec, Layout, Probe
+from kvswap.core import wire
+from kvswap.core.limits import LIMITS
+
+_PROBE_TEXT = "\n\nIn summary,"
+
+
+class Publishing:
+    """One document in one codec.  `run` once."""
+
+    def __init__(
+        self, loaded: Any, codec: str, predictor: Any, say: Callable[..., None], check: Callable[[], None]
+    ) -> None:
+        """`say` sends an event, `check` raises when the job is to stop."""
+        self._loaded, self._codec, self._predictor = loaded, codec, predictor
+        self._say, self._check = say, check
+        self._gate = threading.BoundedSemaphore(LIMITS.blocks_in_flight)
+        self._specs: list[LayerSpec] = []
+        self._runs: list[list[int]] = []
+
+    def run(self, text: str, block_tokens: int, truncate: bool) -> dict[str, Any]:
+        """Chunks and the fingerprint leave as events; the result is all else that the manifest needs."""
+        from kvswap.artifact.fingerprint import fingerprint
+        from kvswap.artifact.tensors import digest_layer
+        from kvswap.model.cache import held_tensors, new_cache
+        from kvswap.model.prefill import PROBE_STEPS, check_length, greedy
+
+        loaded = self._loaded
+        ids = loaded.tokenize(text)
+        question = loaded.tokenize_continuation(_PROBE_TEXT)
+        if truncate:
+            ids = _whole_blocks(ids, loaded.context - len(question) - PROBE_STEPS, block_tokens)
+        check_length(loaded, len(ids))
+        cache = new_cache(loaded.model.config, len(ids) + len(question) + PROBE_STEPS)
+        began = time.perf_counter()
+        pending: list[Future[None]] = []
+        with ThreadPoolExecutor(1, "kvswap-encode") as pool:
+            try:
+                samples = self._prefill(cache, ids, block_tokens, pool, pending)
+            except BaseException:
+                for future in pending:
+                    future.cancel()
+                raise
+            prefill_seconds = time.perf_counter() - began
+            held = held_tensors(cache, self._specs, len(ids))
+            digests = [digest_layer(layer) for layer in held]
+            self._say("fingerprint", data=fingerprint(held))
+            for future in pending:
+                future.result()
+        probe = greedy(loaded, cache, len(ids), question, PROBE_STEPS)
+        shape = Layout(dtype=loaded.dtype, axes=AXES, rope=loaded.rope(), layers=self._specs, runs=self._runs)
+        return {
+            "model": wire.plain(loaded.identity),
+            "prefix": {
+                "tokens": len(ids),
+                "token_digest": chain.token_digest(ids),
+                "block_tokens": block_tokens,
+                "chain": chain.chain_digests(loaded.identity.digest, ids, block_tokens),
+                "start": 0,
+                "special_tokens": True,
+                "template": None,
+            },
+            "layout": wire.plain(shape),
+            "numerics": wire.plain(loaded.numerics()),
+            "tensors": wire.plain(digests),
+            "probe": wire.plain(
+                Probe(question=question, tokens=probe.ids, logits=bytes.fromhex(probe.logits_digest[7:]))
+            ),
+            "samples": micro(samples),
+            "prefill_us": int(prefill_seconds * 1e6),
+        }
+
+    def _prefill(
+        self, cache: Any, ids: Sequence[int], block_tokens: int, pool: ThreadPoolExecutor, pending: list[Future[None]]
+    ) -> list[list[float]]:
+        """[tokens before, tokens, seconds] of each block; what is being encoded is in `pending`."""
+        from kvswap.model.cache import capture_block, layer_specs
+        from kvswap.model.prefill import canonical_prefill
+
+        samples: list[list[float]] = []
+        blocks = layout.block_count(len(ids), block_tokens)
+        for block in canonical_prefill(self._loaded, cache, ids, block_tokens):
+            self._check()
+            if not self._specs:
+                self._specs = layer_specs(cache)
+                self._runs = layout.plan_runs(self._specs, block_tokens, ITEM_BYTES[self._loaded.dtype])
+            samples.append([block.start, block.stop - block.start, block.seconds])
+            self._gate.acquire()
+            tensors = [capture_block(cache, self._specs, run, block.start, block.stop) for run in self._runs]
+            pending.append(pool.submit(self._encode, tensors, block))
+            self._say("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
+            while pending and pending[0].done():
+                pending.pop(0).result()
+        return samples
+
+    def _encode(self, tensors: list[list[Any]], block: Any) -> None:
+        from kvswap.artifact.tensors import Layers, as_part, by_layer, context_of, encode_chunk
+
+        try:
+            earlier: Layers = {}
+            for run, parts in enumerate(tensors):
+                views = [as_part(t) for t in parts]
+                if not sum(v.size for v in views):
+                    continue
+                members = self._runs[run]
+                first, _ = layout.stored_span(self._specs[members[0]], block.start, block.stop)
+                context = context_of(self._predictor, members, first, earlier)
+                chunk = encode_chunk(views, self._loaded.dtype, self._codec, block.index, run, context)
+                if self._predictor is not None:
+                    earlier |= by_layer(members, views)
+                parts.clear()
+                send(chunk, self._say)
+        finally:
+            self._gate.release()
+
+
+def send(chunk: Any, say: Callable[..., None]) -> None:
+    """An encoded chunk, as an event."""
+    say("chunk", ref=wire.plain(chunk.ref), data=chunk.wire, us=int(chunk.seconds * 1e6))
+
+
+def micro(samples: list[list[float]]) -> list[list[int]]:
+    """[position, tokens, microseconds]: the pipe, like the format, carries no floats."""
+    return [[int(at), int(tokens), int(seconds * 1e6)] for at, tokens, seconds in samples]
+
+
+def _whole_blocks(ids: list[int], room: int, block_tokens: int) -> list[int]:
+    if len(ids) <= room:
+        return ids
+    return ids[: room // block_tokens * block_tokens]
