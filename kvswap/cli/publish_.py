@@ -36,4 +36,5 @@ def publish_command(
             f"INEXACT: {told['equal']} of {told['steps']} greedy tokens are the model's own, the first other one is "
             f"number {told['first'] + 1}; divergence {told['kl'] / 1e6:.6f} nats a token.  Readers need --inexact."
         )
+    output.note("a KV cache reveals its text: whoever reaches this node can read it.  kvswap withdraw takes it back")
     output.note(f"others may now:  kvswap fetch {done['document']}")

@@ -16,7 +16,7 @@ from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.verify import caught, settled
+from kvswap.exchange.verify import caught, is_own, settled
 from kvswap.trust.ladder import Level
 
 
@@ -109,8 +109,7 @@ async def answer(
 def _checked(node: Node, source: Source) -> bool:
     """Whether layer 0 was compared with the tokens before, or is our own doing."""
     statement = source.statement
-    own = statement.manifest.publisher == str(node.publisher.peer_id)
-    return own or int(Level.TOKENS) in node.records.checks(str(statement.artifact))
+    return is_own(node, statement) or int(Level.TOKENS) in node.records.checks(str(statement.artifact))
 
 
 async def _source(

@@ -12,13 +12,11 @@ from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.store import AuditRow
 from kvswap.trust import Statement
-from kvswap.trust.audit import FAILED, PASSED, Audit, Coverage, SignedAudit, covered, read_audit, sign_audit
+from kvswap.trust.audit import FAILED, PASSED, Audit, Coverage, SignedAudit, covered, micro, read_audit, sign_audit
 from kvswap.trust.ladder import Level, Step
 
 
-def record(
-    node: Node, statement: Statement, choice: ModelChoice, step: Step, samples: int, seed: bytes, worst: int
-) -> SignedAudit:
+def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, samples: int, seed: bytes) -> SignedAudit:
     """Sign and keep what a step that compares with the model found."""
     manifest = statement.manifest
     sampled = step.level == Level.SAMPLES
@@ -32,7 +30,7 @@ def record(
             tokens=manifest.prefix.tokens,
             samples=min(samples, manifest.prefix.tokens) if sampled else 0,
             seed=seed,
-            worst=worst,
+            worst=micro(step.figures.get("worst", 0.0)),
             verdict=FAILED if step.verdict == "failed" else PASSED,
             why=step.why[:256],
             environment=[choice.dtype, choice.device, str(choice.threads)],

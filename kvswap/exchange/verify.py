@@ -88,7 +88,7 @@ async def climb(
     text: str | None = None,
     progress: Progress = silent,
 ) -> Ladder:
-    """Do these steps, as far as they can be done here; stops at the first that finds something wrong.
+    """Do these steps, as far as they can be done here; what finds something wrong is signed and kept.
 
     Raises `IntegrityError` for chunks that are not what was signed, `NotFound` for those that are not here.
     """
@@ -152,26 +152,32 @@ async def _with_model(
         )
     except (NotFound, Incompatible) as error:
         return [Step(level, "skipped", why=error.message) for level in levels]
+    except IntegrityError:
+        if not is_own(node, statement):
+            node.store.remove(str(statement.artifact))  # its chunks do not decode to what was signed with them
+        raise
     steps = from_pipe(made["steps"])
     if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in steps):
         steps.append(await _agreement(node, statement, made["fingerprint"], Noise.of(noise)))
-    own = statement.manifest.publisher == str(node.publisher.peer_id)
-    for step in steps:
+    for step in steps if not is_own(node, statement) else ():  # nobody audits himself
         failed = step.verdict == "failed"
         signed = None
-        if own:
-            continue  # nobody audits himself
         if step.level in _COMPARES and step.verdict != "skipped" and (failed or step.level != Level.TOKENS):
-            signed = audits.record(node, statement, choice, step, samples, seed, made["worst"])
+            signed = audits.record(node, statement, choice, step, samples, seed)
         if failed and step.level in _PROVES:
             caught(node, statement, f"V{int(step.level)}: {step.why}", signed.id if signed else "")
     return sorted(steps, key=lambda s: s.level)
 
 
+def is_own(node: Node, statement: Statement) -> bool:
+    """Whether this node signed it, with the key it has now."""
+    return statement.manifest.publisher == str(node.publisher.peer_id)
+
+
 def caught(node: Node, statement: Statement, why: str, evidence: str = "") -> None:
     """An artifact was proved wrong: not to be used, offered or asked for again, nor anything of its publisher."""
     publisher, artifact = statement.manifest.publisher, str(statement.artifact)
-    if publisher == str(node.publisher.peer_id):
+    if is_own(node, statement):
         return
     node.store.remove(artifact)
     audits.distrust(node, publisher, artifact, why, evidence, by=str(node.publisher.peer_id))
@@ -312,8 +318,7 @@ def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
     if step.level == Level.POLICY:
         raise Untrusted(f"artifact {statement.artifact} is not to be used: {step.why}")
     publisher = statement.manifest.publisher
-    own = publisher == str(node.publisher.peer_id)
-    proved = step.level in _PROVES and not own
+    proved = step.level in _PROVES and not is_own(node, statement)
     raise IntegrityError(
         f"artifact {statement.artifact} failed V{int(step.level)}: {step.why}",
         cause=f"{publisher} signed a cache that is not the model's own"
@@ -330,7 +335,7 @@ def verification(node: Node, statement: Statement, ladder: Ladder | None) -> dic
     if ladder is not None:
         return {k: v for k, v in ladder.to_json().items() if k != "steps"}
     before = node.records.checks(str(statement.artifact)) | {int(Level.POLICY), int(Level.DIGESTS)}
-    if statement.manifest.publisher == str(node.publisher.peer_id):
+    if is_own(node, statement):
         return {"passed": ["V0", "V1"], "unchecked": {}, "own": True}
     why = "its publisher is trusted; kvswap verify --level N checks it"
     return {

@@ -265,9 +265,8 @@ class Jobs:
         text: str | None = None,
         noise: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Steps of the ladder; see `verifying`.  `positions` and `worst` are of the last that compared some."""
+        """Steps of the ladder; see `verifying`."""
         from kvswap.trust import read_statement
-        from kvswap.trust.audit import micro as worst_of
         from kvswap.trust.ladder import Level, to_pipe
         from kvswap.trust.noise import Noise
         from kvswap.worker.verifying import Checks
@@ -285,12 +284,8 @@ class Jobs:
             check=self._check_cancelled,
         )
         steps = checks.run([Level(level) for level in levels])
-        return {
-            "steps": to_pipe(steps),
-            "positions": checks.positions,
-            "worst": worst_of(checks.worst),
-            "fingerprint": checks.fingerprint() if Level.AGREEMENT in levels else b"",
-        }
+        mark = checks.fingerprint() if Level.AGREEMENT in levels else b""
+        return {"steps": to_pipe(steps), "fingerprint": mark}
 
     def do_noise(self) -> dict[str, Any]:
         """How far apart right caches of this model are on this machine."""

@@ -59,8 +59,6 @@ class Checks:
         verify_tensors(manifest, self._tensors)
         self._loading = time.perf_counter() - began
         self._same = loaded.numerics().environment == manifest.numerics.environment
-        self.worst = 0.0  # in multiples of the most that honest caches show
-        self.positions: list[int] = []
 
     def run(self, levels: Sequence[Level]) -> list[Step]:
         """These steps, in order."""
@@ -161,9 +159,9 @@ class Checks:
         if noise.samples is None or any(held.first for held in self._tensors):
             return Step(Level.SAMPLES, "skipped", why="sliding layers keep too little of the text; V7 checks them")
         tokens = self._manifest.prefix.tokens
-        self.positions = draw(self._seed, self._id, tokens, self._samples)
-        errors = at_positions(self._loaded, self._tensors, tokens, ids, self.positions)
-        return self._judged(Level.SAMPLES, errors, self.positions, noise.samples)
+        positions = draw(self._seed, self._id, tokens, self._samples)
+        errors = at_positions(self._loaded, self._tensors, tokens, ids, positions)
+        return self._judged(Level.SAMPLES, errors, positions, noise.samples)
 
     def _recompute(self) -> Step:
         from kvswap.artifact.tensors import digest_layer
@@ -182,8 +180,7 @@ class Checks:
             self._check()
         computed = held_tensors(cache, layer_specs(cache), len(ids))
         bitwise = all(digest_layer(c) == told for c, told in zip(computed, manifest.tensors, strict=True))
-        self.positions = list(range(len(ids)))
-        step = self._judged(Level.RECOMPUTE, differences(self._tensors, computed), self.positions, noise.recompute)
+        step = self._judged(Level.RECOMPUTE, differences(self._tensors, computed), range(len(ids)), noise.recompute)
         why = step.why
         if not (why or bitwise) and self._same and manifest.exact:
             why = "within honest noise but not the same bits, although the environment is said to be the same"
@@ -192,7 +189,6 @@ class Checks:
     def _judged(self, level: Level, errors: Any, positions: Sequence[int], spread: Spread) -> Step:
         """By [position, layer, K or V]."""
         score = spread.score(errors.numpy())
-        self.worst = score.worst
         wrong = score.wrong
         figures = {"positions": len(positions), "wrong": len(wrong), "worst": round(score.worst, 2), "margin": MARGIN}
         if score.honest:
