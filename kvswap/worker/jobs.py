@@ -204,6 +204,7 @@ class Jobs:
             raise InvalidDocument("the question is empty")
         ids = loaded.tokenize(text) if text is not None else None
         room = len(following) + steps
+        known = ids if check else None
         position = 0
         filled = Filled()
         claim = "bitwise"
@@ -212,8 +213,7 @@ class Jobs:
                 loaded, envelope, _files(str(chunks)), tokens, room, ids, work, self._predictors, self._talk()
             )
             cache, position, filled, claim = assembled
-            if check and ids is not None:
-                check_first_layer(loaded, cache, ids[:position], block_tokens)
+            known = known[:position] if known is not None else None
             if tokens is None:
                 ids = None  # the artifact is all of it, or as much as fits the model
         else:
@@ -240,6 +240,8 @@ class Jobs:
             on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
             cancelled=self._cancelled.is_set,
         )
+        if known is not None:
+            check_first_layer(loaded, cache, known, block_tokens)  # when the first token is out: it is no part of it
         return {
             "text": loaded.tokenizer.decode(answer.ids, skip_special_tokens=True),
             "token_ids": answer.ids,

@@ -22,8 +22,8 @@ def document(tmp_path: Path) -> Path:
     return path
 
 
-def flags(tiny_models: dict[str, Path]) -> tuple[str, ...]:
-    return ("--model", str(tiny_models["llama"]), "--dtype", "float32")
+def flags(tiny_models: dict[str, Path], kind: str = "llama") -> tuple[str, ...]:
+    return ("--model", str(tiny_models[kind]), "--dtype", "float32")
 
 
 def liar(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path, attack: str) -> tuple[Daemon, str]:
@@ -44,9 +44,11 @@ def liar(daemon: Start, tiny_models: dict[str, Path], tmp_path: Path, attack: st
     return daemon("liar", *flags(tiny_models), KVSWAP_BLOCK_TOKENS="64"), made.id
 
 
-def reader(daemon: Start, tiny_models: dict[str, Path], *peers: Daemon, name: str = "reader") -> Daemon:
+def reader(
+    daemon: Start, tiny_models: dict[str, Path], *peers: Daemon, name: str = "reader", kind: str = "llama"
+) -> Daemon:
     bootstrap = [part for peer in peers for part in ("--bootstrap", peer.address)]
-    node = daemon(name, *bootstrap, *flags(tiny_models), KVSWAP_BLOCK_TOKENS="64")
+    node = daemon(name, *bootstrap, *flags(tiny_models, kind), KVSWAP_BLOCK_TOKENS="64")
     until(lambda: node.client.status()["peers"] >= len(peers), what="the reader to meet its peers")
     return node
 
@@ -71,6 +73,21 @@ def test_an_honest_stranger_is_verified_with_the_text_and_without(
     assert len(b.client.audits()) == 1  # verified once
     report = last_json(kvswap(b.home, "verify", str(document), "--level", "7", "--json"))
     assert set(report["passed"]) >= {"V1", "V2", "V3", "V4", "V5", "V7"} and report["coverage"]["one_position"] == 1.0
+
+
+def test_what_cannot_be_verified_is_refused_with_the_step_that_is_lacking(
+    daemon: Start, tiny_models: dict[str, Path], document: Path
+) -> None:
+    """Sliding layers keep too little of the text for V5: a stranger's artifact of such a model is not used."""
+    a = daemon("a", *flags(tiny_models, "gemma3"), KVSWAP_BLOCK_TOKENS="64")
+    published = last_json(kvswap(a.home, "publish", str(document), "--json"))
+    b = reader(daemon, tiny_models, a, kind="gemma3")
+    done = kvswap(b.home, "fetch", str(document), "--force", "--strangers")
+    assert done.returncode == 4 and "V5" in done.stderr and "sliding" in done.stderr, done.stderr
+    assert b.client.audits() == [] and b.client.trust_list()["distrusted"] == []
+    b.client.trust_add(a.publisher)
+    report = last_json(kvswap(b.home, "verify", published["artifact"], "--level", "7", "--json"))
+    assert "V7" in report["passed"] and "V5" in report["unchecked"]
 
 
 @pytest.mark.faults
