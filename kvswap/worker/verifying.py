@@ -222,7 +222,7 @@ def first_layer_step(loaded: Any, k: Any, v: Any, ids: Sequence[int], first: int
 
 
 def check_first_layer(loaded: Any, cache: Any, ids: Sequence[int], block_tokens: int) -> None:
-    """V3 of the beginning of a cache; where the first layer has forgotten some of it, nothing.  Raises `IntegrityError`."""
+    """V3 of the beginning of a cache, if its first layer keeps all of it.  Raises `IntegrityError`."""
     layer = cache.layers[0]
     if layer.keys.shape[2] < len(ids):
         return
