@@ -86,7 +86,8 @@ def test_what_cannot_be_verified_is_refused_with_the_step_that_is_lacking(
     assert done.returncode == 4 and "V5" in done.stderr and "sliding" in done.stderr, done.stderr
     assert b.client.audits() == [] and b.client.trust_list()["distrusted"] == []
     b.client.trust_add(a.publisher)
-    report = last_json(kvswap(b.home, "verify", published["artifact"], "--level", "7", "--json"))
+    report = last_json(kvswap(b.home, "verify", str(document), "--level", "7", "--json"))
+    assert report["artifact"] == published["artifact"]
     assert "V7" in report["passed"] and "V5" in report["unchecked"]
 
 
