@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kvswap.core.errors import KvswapError, Untrusted
+from kvswap.core.errors import Untrusted
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
+from kvswap.exchange.statement import told
 from kvswap.store import AuditRow
 from kvswap.trust import Statement
 from kvswap.trust.audit import FAILED, PASSED, Audit, Coverage, SignedAudit, covered, micro, read_audit, sign_audit
@@ -58,12 +59,7 @@ def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str
 
     A publisher whom a trusted auditor caught is distrusted here as well.
     """
-    for data in list(envelopes)[: LIMITS.audits_told]:
-        try:
-            signed = read_audit(data)
-        except KvswapError as error:
-            node.lied(peer, f"an audit: {error.message}")
-            return
+    for signed in told(node, peer, "an audit", envelopes, LIMITS.audits_told, read_audit):
         audit = signed.audit
         if audit.auditor == audit.publisher or not node.policy.policy.trusts(audit.auditor):
             continue

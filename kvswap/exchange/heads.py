@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from kvswap.core.errors import KvswapError, NotFound, Untrusted, UsageError
+from kvswap.core.errors import NotFound, Untrusted, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
+from kvswap.exchange.statement import told
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement, read_statement
 from kvswap.trust.head import Head, SignedHead, accept, catalogue_root, make_head, read_head
@@ -29,7 +30,7 @@ def own_head(node: Node) -> SignedHead | None:
     if generation == node.store.generation and signed is not None and now < signed.head.issued + _RENEW_SECONDS:
         return signed
     withdrawn = node.records.withdrawn_by(own)
-    holding = [r.id for r in node.store.artifacts() if r.publisher == own and r.expires > now and r.id not in withdrawn]
+    holding = [r.id for r in node.store.artifacts(publisher=own) if r.expires > now and r.id not in withdrawn]
     known = _known(node, own)
     if known is None and not holding:
         return None
@@ -79,12 +80,7 @@ def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
 
 def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
     """Keep what is newer than what we have; a peer that passes on a forged one is not asked for a while."""
-    for data in list(envelopes)[: LIMITS.heads_told]:
-        try:
-            signed = read_head(data)
-        except KvswapError as error:
-            node.lied(peer, f"a head record: {error.message}")
-            return
+    for signed in told(node, peer, "a head record", envelopes, LIMITS.heads_told, read_head):
         head = signed.head
         if head.publisher == str(node.publisher.peer_id):
             continue
@@ -96,7 +92,7 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
             node.events.add("head_refused", publisher=head.publisher, peer=peer, reason=error.message)
             continue
         trusted = node.policy.policy.trusts(head.publisher)
-        node.records.put_head(head.publisher, head.sequence, data, head.reasons, kept=trusted)
+        node.records.put_head(head.publisher, head.sequence, signed.envelope, head.reasons, kept=trusted)
         for artifact, why in head.reasons.items():
             row = node.store.get_artifact(artifact)
             if row is not None and row.publisher == head.publisher:
@@ -123,7 +119,7 @@ def rotate(node: Node) -> dict[str, Any]:
     old, new = node.publisher, Key.generate()
     own_head(node)
     own = str(old.peer_id)
-    holding = [row.id for row in node.store.artifacts() if row.publisher == own]
+    holding = [row.id for row in node.store.artifacts(publisher=own)]
     signed = _sign(node, holding, node.records.withdrawn_by(own), new)
     replace(node.publisher_file, new, node.publisher_file.parent / "retired")
     node.retired[own] = old
@@ -138,7 +134,7 @@ def _still_retired(node: Node, head: Head) -> SignedHead:
     """The last head of a key that is not used any more, again: it names the same successor."""
     then = head.successor
     last = next((key for peer, key in node.retired.items() if then and peer == then.peer), node.publisher)
-    holding = [row.id for row in node.store.artifacts() if row.publisher == head.publisher]
+    holding = [row.id for row in node.store.artifacts(publisher=head.publisher)]
     return _signed_by(node, node.retired[head.publisher], holding, head.reasons, last)
 
 
@@ -146,8 +142,8 @@ def superseded(node: Node, source: str, document: str) -> list[str]:
     """Own artifacts of what stood at `source` before it was this document."""
     own = str(node.publisher.peer_id)
     out = []
-    for row in node.store.artifacts():
-        envelope = node.store.envelope(row.id) if row.publisher == own and row.document != document else None
+    for row in node.store.artifacts(publisher=own):
+        envelope = node.store.envelope(row.id) if row.document != document else None
         known = read_statement(envelope).manifest.document if envelope else None
         if known is not None and known.source == source:
             out.append(row.id)
@@ -199,7 +195,7 @@ async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[s
     for row in mine:
         await asyncio.to_thread(node.store.remove, row.id)
         node.events.add("withdrawn", artifact=row.id, publisher=own, reason=why)
-    holding = [r.id for r in node.store.artifacts() if r.publisher == own]
+    holding = [row.id for row in node.store.artifacts(publisher=own)]
     signed = _sign(node, holding, withdrawn)
     for row in mine:
         await node.announce(row.id, row.document)  # who holds it looks it up here, and hears

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 from kvswap.artifact import dsse, layout
 from kvswap.artifact.manifest import Life, Manifest
+from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
 from kvswap.exchange.node import Node
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement, read_statement
+
+T = TypeVar("T")
+
+
+def told(
+    node: Node, peer: str, what: str, envelopes: Iterable[bytes], most: int, read: Callable[[bytes], T]
+) -> Iterator[T]:
+    """Statements that came with a peer's answer, checked; a forged one ends them, and is a lie of that peer."""
+    for data in islice(envelopes, most):
+        try:
+            signed = read(data)
+        except KvswapError as error:
+            node.lied(peer, f"{what}: {error.message}")
+            return
+        yield signed
 
 
 def new_life(node: Node, supersedes: str | None = None) -> Life:

@@ -43,6 +43,9 @@ MIGRATIONS = (
     """
     CREATE INDEX prefixes_artifact ON prefixes (artifact);
     """,
+    """
+    CREATE INDEX artifacts_publisher ON artifacts (publisher);
+    """,
 )
 
 

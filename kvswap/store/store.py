@@ -324,11 +324,13 @@ class Store:
         rows = self._index.rows("SELECT envelope FROM artifacts WHERE id = ?", artifact)
         return bytes(rows[0]["envelope"]) if rows else None
 
-    def artifacts(self, document: str | None = None) -> list[ArtifactRow]:
-        """All, newest first; or those of one document."""
-        where, arguments = ("WHERE document = ?", (document,)) if document else ("", ())
-        query = f"SELECT {_COLUMNS} FROM artifacts {where} ORDER BY added DESC"
-        return [_row(r) for r in self._index.rows(query, *arguments)]
+    def artifacts(self, document: str | None = None, publisher: str | None = None) -> list[ArtifactRow]:
+        """All, newest first; or those of one document, or of one publisher."""
+        wanted = {"document": document, "publisher": publisher}
+        given = {name: value for name, value in wanted.items() if value}
+        where = " AND ".join(f"{name} = ?" for name in given) or "1"
+        query = f"SELECT {_COLUMNS} FROM artifacts WHERE {where} ORDER BY added DESC"
+        return [_row(r) for r in self._index.rows(query, *given.values())]
 
     def longest_prefix(self, chain: Sequence[bytes]) -> list[tuple[ArtifactRow, int]]:
         """Complete artifacts that share a beginning with `chain`, as (artifact, shared blocks), longest first.
