@@ -142,6 +142,7 @@ def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, roo
     if token_digest(ids).hex() != prefix["token_digest"]:
         raise Incompatible("the artifact's tokens are not those of this text", field="prefix.token_digest")
     cache = load_artifact(details, model, room=room)
-    loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
-    check_first_layer(loaded, cache, ids, prefix["block_tokens"])
+    if details["manifest"].get("divergence") is None:  # an inexact one says itself that it is not the model's
+        loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
+        check_first_layer(loaded, cache, ids, prefix["block_tokens"])
     return cache

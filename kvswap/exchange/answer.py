@@ -107,8 +107,10 @@ async def answer(
 
 
 def _checked(node: Node, source: Source) -> bool:
-    """Whether layer 0 was compared with the tokens before, or is our own doing."""
+    """Whether layer 0 was compared with the tokens before, is our own doing, or not the model's by its own word."""
     statement = source.statement
+    if not statement.manifest.exact:
+        return True
     return is_own(node, statement) or int(Level.TOKENS) in node.records.checks(str(statement.artifact))
 
 

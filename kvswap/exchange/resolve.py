@@ -21,6 +21,7 @@ from kvswap.exchange.heads import require_current
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.request import STRICT, Terms
+from kvswap.exchange.verify import settled
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Statement, require_trust, verify_envelope
 
@@ -121,7 +122,7 @@ def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Te
     if terms.trust_on_first_use and not policy.trusts(publisher) and policy.caught(publisher) is None:
         node.policy.add(publisher, "first use", how="first-use")
         node.events.add("trusted", publisher=publisher, how="first-use")
-    require_trust(statement, node.policy.policy, strangers=terms.strangers)
+    require_trust(statement, node.policy.policy, strangers=terms.strangers or settled(node, statement))
     require_current(node, statement)
     refuse_if_failed(node, statement)
     return statement

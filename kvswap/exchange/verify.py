@@ -280,7 +280,7 @@ async def _fingerprints(node: Node, statement: Statement) -> dict[str, bytes]:
 
 
 def settled(node: Node, statement: Statement) -> bool:
-    """Whether nothing is left to verify: a trusted publisher's, or gone through V5 here before."""
+    """Whether nothing is left to verify: a trusted publisher's, or what went through V5 here before."""
     if node.policy.policy.trusts(statement.manifest.publisher):
         return True
     return {int(level) for level in STRANGER if level not in (Level.POLICY, Level.AGREEMENT)} <= node.records.checks(

@@ -25,6 +25,7 @@ from kvswap.net.bulk import Tokens
 from kvswap.trust import read_statement
 from kvswap.trust.agreement import apart
 from kvswap.trust.audit import Audit, read_audit
+from kvswap.trust.envelopes import kind_of
 from kvswap.trust.head import Head, read_head
 
 VECTORS = Path(__file__).resolve().parents[2] / "manifests" / "vectors"
@@ -60,7 +61,8 @@ def _envelopes() -> list[bytes]:
 
 
 def _payloads() -> list[bytes]:
-    return [dsse.open_envelope(data).payload for data in _vectors("valid")]
+    of_manifests = [data for data in _vectors("valid") if kind_of(data) == dsse.PAYLOAD_TYPE]
+    return [dsse.open_envelope(data).payload for data in of_manifests]
 
 
 @target("envelope", _envelopes)

@@ -71,10 +71,12 @@ def test_an_honest_stranger_is_verified_with_the_text_and_without(
     assert asked.returncode == 0, asked.stderr
     assert last_json(asked)["artifact"] == published["artifact"]
     assert len(b.client.audits()) == 1  # verified once
+    assert kvswap(b.home, "fetch", published["artifact"]).returncode == 0  # and that is as good as trust in it
     report = last_json(kvswap(b.home, "verify", str(document), "--level", "7", "--json"))
     assert set(report["passed"]) >= {"V1", "V2", "V3", "V4", "V5", "V7"} and report["coverage"]["one_position"] == 1.0
 
 
+@pytest.mark.faults
 def test_what_cannot_be_verified_is_refused_with_the_step_that_is_lacking(
     daemon: Start, tiny_models: dict[str, Path], document: Path
 ) -> None:
@@ -133,6 +135,7 @@ def test_an_auditor_one_trusts_warns_of_a_liar(
     assert kvswap(d.home, "fetch", str(document), "--force").returncode == 0
 
 
+@pytest.mark.faults
 def test_a_withdrawn_artifact_is_not_used_any_more(
     daemon: Start, tiny_models: dict[str, Path], document: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +152,7 @@ def test_a_withdrawn_artifact_is_not_used_any_more(
     assert kvswap(a.home, "fetch", published["artifact"]).returncode in (4, 5)
 
 
+@pytest.mark.faults
 def test_who_trusts_a_publisher_follows_its_new_key_and_its_changed_source(
     daemon: Start, tiny_models: dict[str, Path], document: Path, tmp_path: Path
 ) -> None:
