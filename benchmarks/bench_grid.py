@@ -6,8 +6,8 @@ Two nodes with the default model, each in a network namespace, their links shape
 one document and one link, and everything in it is measured one after the other on the same nodes:
 `ask --prefill`, `ask --force` by digest (all of it fetched), `ask --force` with the text (both at once), and
 plain `ask` with the text (what the planner chooses).  Seconds are until the cache is ready for the question,
-look-up included; between two measurements the artifact is removed from the reader's store.  Where fetching takes less than 3 s, medians of three rounds.  `--kills` then
-cuts the link at random moments of further runs, each beside a prefill of its own.  `--write` keeps
+look-up included; between two measurements the artifact is removed from the reader's store.  Where fetching takes
+less than 3 s, medians of three rounds.  `--kills` then cuts the link at random moments of further runs, each beside a prefill of its own.  `--write` keeps
 grid.md, grid.json and a picture for each link there.
 """
 

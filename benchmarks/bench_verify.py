@@ -14,13 +14,12 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import DOCUMENT, machine, text_table
+from benchmarks.common import DOCUMENT, machine, once, seconds, text_table
 from kvswap.bench.texts import Cutter, read_texts
 from kvswap.core.settings import models_directory
 from kvswap.report import lines
@@ -87,15 +86,6 @@ def scene_of(loaded: Any, text: str, other: str) -> Scene:
     return Scene(loaded, text, ids, loaded.tokenize(other)[: len(ids)], BLOCK)
 
 
-def median(function: Any, repeat: int = 5) -> float:
-    samples = []
-    for _ in range(repeat):
-        began = time.perf_counter()
-        function()
-        samples.append(time.perf_counter() - began)
-    return statistics.median(samples)
-
-
 def costs(directory: Path, tokens: int) -> dict[str, Any]:
     """Seconds of V3, V5 and a fingerprint beside one prefill on the schedule and one in a single pass."""
     from kvswap.artifact.fingerprint import fingerprint
@@ -109,14 +99,14 @@ def costs(directory: Path, tokens: int) -> dict[str, Any]:
     # Both sides of a ratio in turn, so that a machine that slows down slows both.
     rows = []
     for _ in range(3):
-        blocks = median(lambda: prefill(loaded, ids, BLOCK), 1)
-        whole = median(lambda: prefill(loaded, ids, tokens), 1)
-        layer0 = median(lambda: first_layer(loaded, ids, BLOCK), 3)
+        blocks, _ = once(lambda: prefill(loaded, ids, BLOCK))
+        whole, _ = once(lambda: prefill(loaded, ids, tokens))
+        layer0 = seconds(lambda: first_layer(loaded, ids, BLOCK), 3)
         sampled = {
-            k: median(lambda k=k: at_positions(loaded, right, tokens, ids, draw(new_seed(), b"a", tokens, k)), 3)
+            k: seconds(lambda k=k: at_positions(loaded, right, tokens, ids, draw(new_seed(), b"a", tokens, k)), 3)
             for k in (8, 32, 64)
         }
-        rows.append((blocks, whole, layer0, sampled, median(lambda: fingerprint(right), 2)))
+        rows.append((blocks, whole, layer0, sampled, seconds(lambda: fingerprint(right), 2)))
     blocks, whole, layer0 = (statistics.median(r[i] for r in rows) for i in range(3))
     return {
         "prefill": blocks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kvswap.cli.objective import plan_options
+from kvswap.cli.objective import plan_options, samples_option
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.cost import Objective
 
@@ -14,7 +14,7 @@ from kvswap.cost import Objective
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust this artifact's publisher from now on, if not known yet.")
 @click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
-@click.option("--samples", type=click.IntRange(1, 4096), default=32, show_default=True, help="Positions for that.")
+@samples_option("Positions for that.")
 @click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
 @plan_options
 @verb

@@ -1,4 +1,4 @@
-"""The options with which a plan is told what to mind; for the verbs that plan."""
+"""Options that several verbs share: what a plan is to mind, and how much to verify."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from kvswap.core.limits import LIMITS
 from kvswap.cost import OBJECTIVES, Objective
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,3 +33,9 @@ def plan_options(function: F) -> F:
         return function(*args, objective=Objective(objective, max_seconds, max_dollars, max_bytes), **more)
 
     return cast(F, wrapped)
+
+
+def samples_option(text: str) -> Callable[[F], F]:
+    """`--samples`: positions that are computed again."""
+    kind = click.IntRange(1, LIMITS.audit_samples)
+    return click.option("--samples", type=kind, default=LIMITS.usual_samples, show_default=True, help=text)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kvswap.cli.objective import samples_option
 from kvswap.cli.output import Output, reference, verb
 from kvswap.core.errors import IntegrityError, UsageError
 
@@ -19,7 +20,7 @@ from kvswap.core.errors import IntegrityError, UsageError
     help="0 signature, 1 chunks, 2 structure, 3 layer 0 of every token, 4 probe, 5 sampled positions of every layer, "
     "6 other publishers, 7 everything.  Default: 4, and 6 for strangers.",
 )
-@click.option("--samples", type=click.IntRange(1, 4096), default=32, show_default=True, help="Positions for level 5.")
+@samples_option("Positions for level 5.")
 @verb
 def verify_command(output: Output, ref: str | None, store: bool, level: int | None, samples: int) -> None:
     if (ref is None) == (not store):

@@ -23,6 +23,7 @@ from kvswap.core.errors import (
     Untrusted,
 )
 from kvswap.core.ids import document_digest
+from kvswap.core.limits import LIMITS
 from kvswap.core.runfile import RunFile, not_running
 from kvswap.core.settings import home_directory
 from kvswap.cost import MIX, Objective
@@ -114,7 +115,7 @@ class AsyncClient:
         tofu: bool = False,
         inexact: bool = False,
         strangers: bool = False,
-        samples: int = 32,
+        samples: int = LIMITS.usual_samples,
         text: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
@@ -141,7 +142,7 @@ class AsyncClient:
         *,
         store: bool = False,
         level: int | None = None,
-        samples: int = 32,
+        samples: int = LIMITS.usual_samples,
         text: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class AsyncClient:
         tofu: bool = False,
         inexact: bool = False,
         strangers: bool = False,
-        samples: int = 32,
+        samples: int = LIMITS.usual_samples,
         objective: Objective = MIX,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,

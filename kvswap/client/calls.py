@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
+from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
 LONG_SECONDS = 3600.0  # publish, fetch, ask: their own time-outs are in the daemon
@@ -31,7 +32,7 @@ class Accept:
     tofu: bool = False  # trust the publisher from now on, if it is not known yet
     inexact: bool = False  # a cache that is not the model's own to the bit
     strangers: bool = False  # of publishers that are not listed, once it is verified by recomputing
-    samples: int = 32  # so many positions
+    samples: int = LIMITS.usual_samples  # so many positions
 
 
 def _long(path: str, **body: Any) -> Call:

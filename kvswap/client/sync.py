@@ -24,6 +24,7 @@ from kvswap.core.errors import (
     Untrusted,
 )
 from kvswap.core.ids import document_digest
+from kvswap.core.limits import LIMITS
 from kvswap.core.runfile import RunFile, not_running
 from kvswap.core.settings import home_directory
 from kvswap.cost import MIX, Objective
@@ -125,7 +126,7 @@ class Client:
         tofu: bool = False,
         inexact: bool = False,
         strangers: bool = False,
-        samples: int = 32,
+        samples: int = LIMITS.usual_samples,
         text: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
@@ -156,7 +157,7 @@ class Client:
         *,
         store: bool = False,
         level: int | None = None,
-        samples: int = 32,
+        samples: int = LIMITS.usual_samples,
         text: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
@@ -187,7 +188,7 @@ class Client:
         tofu: bool = False,
         inexact: bool = False,
         strangers: bool = False,
-        samples: int = 32,
+        samples: int = LIMITS.usual_samples,
         objective: Objective = MIX,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,

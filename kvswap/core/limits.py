@@ -32,6 +32,7 @@ class Limits:
     life_seconds: int = 366 * 86_400
     audit_bytes: int = 4 * KIB
     audit_samples: int = 4_096
+    usual_samples: int = 32  # positions that are computed again, unless told otherwise
     audits_told: int = 8  # in one answer
     head_bytes: int = 128 * KIB
     head_withdrawn: int = 1_000

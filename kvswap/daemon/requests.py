@@ -52,7 +52,7 @@ def terms_of(body: dict[str, Any]) -> Terms:
 
 def samples_of(body: dict[str, Any]) -> int:
     """Positions to compute again.  Raises `UsageError`."""
-    samples = body.get("samples", 32)
+    samples = body.get("samples", LIMITS.usual_samples)
     if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= LIMITS.audit_samples:
         raise UsageError(f"samples is a number from 1 to {LIMITS.audit_samples}")
     return samples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from kvswap.core.errors import Untrusted
@@ -80,23 +80,20 @@ def distrust(node: Node, publisher: str, artifact: str, why: str, evidence: str,
 
 def coverage(node: Node, artifact: str) -> Coverage | None:
     """What this node and auditors it trusts have looked at."""
-    return covered(signed.audit for signed in _read(node, artifact) if node.policy.policy.trusts(signed.audit.auditor))
+    rows = node.records.audits(artifact=artifact)
+    return covered(read_audit(row.envelope).audit for row in rows if node.policy.policy.trusts(row.auditor))
 
 
 def refuse_if_failed(node: Node, statement: Statement) -> None:
     """Raise `Untrusted` for an artifact that a trusted auditor, or this node, found wrong."""
     artifact = str(statement.artifact)
-    for signed in _read(node, artifact):
-        if signed.audit.failed and node.policy.policy.trusts(signed.audit.auditor):
+    for row in node.records.audits(artifact=artifact):
+        if row.failed and node.policy.policy.trusts(row.auditor):
             raise Untrusted(
-                f"artifact {artifact} failed an audit by {signed.audit.auditor}: {signed.audit.why}",
-                cause=f"audit {signed.id}",
-                hint=f"kvswap trust audits {signed.audit.publisher}",
+                f"artifact {artifact} failed an audit by {row.auditor}: {read_audit(row.envelope).audit.why}",
+                cause=f"audit {row.id}",
+                hint=f"kvswap trust audits {row.publisher}",
             )
-
-
-def _read(node: Node, artifact: str) -> Sequence[SignedAudit]:
-    return [read_audit(row.envelope) for row in node.records.audits(artifact=artifact)]
 
 
 def listed(node: Node, publisher: str | None) -> list[dict[str, Any]]:

@@ -68,14 +68,16 @@ def _known(node: Node, publisher: str) -> SignedHead | None:
 def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
     """Those that are known and have not expired, for a reader; our own first."""
     now = time.time()
-    out = []
+    out: list[bytes] = []
     for publisher in dict.fromkeys([*publishers, *node.retired]):
+        if len(out) == LIMITS.heads_told:
+            break
         signed = own_head(node) if publisher == str(node.publisher.peer_id) else _known(node, publisher)
         if signed is not None and publisher in node.retired and now > signed.head.issued + _RENEW_SECONDS:
             signed = _still_retired(node, signed.head)
         if signed is not None and signed.head.expires > now:
             out.append(signed.envelope)
-    return out[: LIMITS.heads_told]
+    return out
 
 
 def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kvswap.core.limits import LIMITS
 from kvswap.cost import MIX, Objective
 
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
@@ -23,7 +24,7 @@ class Terms:
     trust_on_first_use: bool = False  # trust the publisher from now on, if not known yet
     inexact: bool = False  # take a cache that is not the model's own to the bit
     strangers: bool = False  # take what a publisher made who is not listed, once it is verified
-    samples: int = 32  # positions that are computed again for that
+    samples: int = LIMITS.usual_samples  # positions that are computed again for that
     objective: Objective = MIX
 
 

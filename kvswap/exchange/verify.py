@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvswap.artifact import layout
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.exchange import audits, heads
 from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
@@ -26,7 +27,6 @@ from kvswap.trust.ladder import STRANGER, Ladder, Level, Step, due, from_pipe
 from kvswap.trust.noise import MARGIN, Noise
 from kvswap.trust.sampling import new_seed
 
-SAMPLES = 32
 _OTHERS = 8  # publishers whose fingerprints are asked for
 _PROVES = (Level.STRUCTURE, Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)  # a failure there is the publisher's doing
 _COMPARES = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
@@ -38,7 +38,7 @@ async def verify_artifact(
     reference: str | Cid,
     *,
     levels: Sequence[Level] | None = None,
-    samples: int = SAMPLES,
+    samples: int = LIMITS.usual_samples,
     text: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -84,7 +84,7 @@ async def climb(
     statement: Statement,
     levels: Sequence[Level],
     *,
-    samples: int = SAMPLES,
+    samples: int = LIMITS.usual_samples,
     text: str | None = None,
     progress: Progress = silent,
 ) -> Ladder:
@@ -106,8 +106,7 @@ async def climb(
     with node.store.lease(files):
         if Level.DIGESTS in levels:
             began = time.perf_counter()
-            for cid in files:
-                await asyncio.to_thread(node.store.check_chunk, cid)
+            await asyncio.to_thread(_check_chunks, node, files)
             steps.append(Step(Level.DIGESTS, "passed", time.perf_counter() - began, figures={"files": len(files)}))
         model = [level for level in levels if level > Level.DIGESTS]
         if model:
@@ -115,6 +114,11 @@ async def climb(
     ladder = Ladder(tuple(steps))
     node.records.add_checks(str(statement.artifact), [int(s.level) for s in steps if s.verdict == "passed"])
     return ladder
+
+
+def _check_chunks(node: Node, cids: Iterable[Cid]) -> None:
+    for cid in cids:
+        node.store.check_chunk(cid)
 
 
 def _policy(node: Node, statement: Statement) -> Step:

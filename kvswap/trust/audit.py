@@ -18,10 +18,10 @@ from msgspec import Meta
 
 from kvswap.artifact.manifest import CidBytes, Count, Digest, Positive, Text
 from kvswap.core import wire
-from kvswap.core.errors import IntegrityError, MalformedManifest
+from kvswap.core.errors import MalformedManifest
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.trust.envelopes import check_cid, open_signed, sign
+from kvswap.trust.envelopes import check_cid, open_signed, require_signer, sign
 from kvswap.trust.keys import Key
 from kvswap.trust.ladder import Level
 from kvswap.trust.noise import MICRO
@@ -85,8 +85,7 @@ def read_audit(data: bytes) -> SignedAudit:
         raise MalformedManifest("not an audit of version 1", field="version")
     if audit.samples > LIMITS.audit_samples or audit.tokens > LIMITS.manifest_blocks * LIMITS.block_tokens:
         raise MalformedManifest("more samples than the cap", field="samples")
-    if audit.auditor != signer:
-        raise IntegrityError(f"signed by {signer}, but the auditor it names is {audit.auditor}")
+    require_signer(signer, audit.auditor, "auditor")
     check_cid(audit.artifact, "artifact")
     return SignedAudit(str(Cid.of(payload)), audit, data)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvswap.artifact import dsse
 from kvswap.core import wire
-from kvswap.core.errors import MalformedManifest, UsageError
+from kvswap.core.errors import IntegrityError, MalformedManifest, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.trust.keys import Key, check_signature
@@ -25,6 +25,15 @@ def open_signed(data: bytes, kind: str = dsse.PAYLOAD_TYPE, most: int | None = N
         raise MalformedManifest("the signature names no Ed25519 key", field="keyid") from error
     check_signature(signer.public_key, signature.sig, dsse.pae(envelope.payload_type, envelope.payload))
     return str(signer), envelope.payload
+
+
+def require_signer(signer: str, named: str, role: str) -> None:
+    """Raise `IntegrityError` unless who signed is who the payload says it is by."""
+    if signer != named:
+        raise IntegrityError(
+            f"signed by {signer}, but the {role} it names is {named}",
+            cause=f"somebody signed another {role}'s statement",
+        )
 
 
 def kind_of(data: bytes) -> str:

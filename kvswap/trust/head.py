@@ -18,10 +18,10 @@ from msgspec import Meta
 
 from kvswap.artifact.manifest import CidBytes, Count, Digest, Text
 from kvswap.core import wire
-from kvswap.core.errors import IntegrityError, MalformedManifest, Untrusted
+from kvswap.core.errors import MalformedManifest, Untrusted
 from kvswap.core.ids import Cid, PeerId, blake3_digest
 from kvswap.core.limits import LIMITS
-from kvswap.trust.envelopes import check_cid, open_signed, sign
+from kvswap.trust.envelopes import check_cid, open_signed, require_signer, sign
 from kvswap.trust.keys import Key, check_signature
 
 KIND = "application/vnd.kvswap.head.v1+msgpack"
@@ -103,8 +103,7 @@ def read_head(data: bytes) -> SignedHead:
     head = wire.unpack(payload, Head)
     if head.version != 1:
         raise MalformedManifest("not a head record of version 1", field="version")
-    if head.publisher != signer:
-        raise IntegrityError(f"signed by {signer}, but the publisher it names is {head.publisher}")
+    require_signer(signer, head.publisher, "publisher")
     if not head.issued < head.expires <= head.issued + LIMITS.head_seconds:
         raise MalformedManifest("a head record lives for 48 hours at most", field="expires")
     for one in head.withdrawn:

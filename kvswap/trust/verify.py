@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvswap.artifact.manifest import Manifest
-from kvswap.core.errors import IntegrityError, Untrusted
+from kvswap.core.errors import Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.trust.envelopes import open_signed
+from kvswap.trust.envelopes import open_signed, require_signer
 from kvswap.trust.policy import Policy
 
 
@@ -32,11 +32,7 @@ def read_statement(data: bytes) -> Statement:
     """Check envelope, signature and payload.  Raises `MalformedManifest` or `IntegrityError`."""
     signer, payload = open_signed(data)
     manifest = Manifest.parse(payload)
-    if manifest.publisher != signer:
-        raise IntegrityError(
-            f"signed by {signer}, but the publisher it names is {manifest.publisher}",
-            cause="somebody signed another publisher's manifest",
-        )
+    require_signer(signer, manifest.publisher, "publisher")
     return Statement(Cid.of(payload), manifest, data)
 
 
