@@ -24,6 +24,7 @@ from kvswap.artifact.manifest import Divergence, FileRef, LayerSpec  # noqa: E40
 from kvswap.codec import planes  # noqa: E402
 from kvswap.core import wire  # noqa: E402
 from kvswap.core.ids import Cid  # noqa: E402
+from manifests.sealed_vectors import sealed_vectors  # noqa: E402
 from tests.support import FULL, SLIDING, Made, key, make_artifact  # noqa: E402
 
 NOW = 1_760_000_000
@@ -41,6 +42,7 @@ def write(
     why: str,
     chunks: dict[Cid, bytes] | None = None,
     kind: str = "manifest",
+    group: str | None = None,
 ) -> None:
     path = OUT / folder / f"{name}.kvm"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,8 @@ def write(
     entry: dict[str, Any] = {"file": f"{folder}/{name}.kvm", "at": AT, "exit": exit_code, "why": why}
     if kind != "manifest":
         entry["kind"] = kind
+    if group is not None:
+        entry["group"] = group
     if chunks is not None:
         directory = OUT / folder / f"{name}.chunks"
         directory.mkdir()
@@ -449,6 +453,7 @@ if __name__ == "__main__":
         shutil.rmtree(OUT / folder, ignore_errors=True)
     valid()
     hostile()
+    sealed_vectors(OUT, write)
     (OUT / "index.json").write_text(json.dumps(INDEX, indent=1) + "\n")
     counts = {f: sum(e["file"].startswith(f) for e in INDEX) for f in ("valid", "hostile")}
     print(counts)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import msgspec
 import numpy as np
 
 from kvswap import Client
@@ -36,12 +37,14 @@ from kvswap.artifact.manifest import (
     Probe,
     TensorDigests,
 )
+from kvswap.artifact.sealing import FINGERPRINT, KIND, PREDICTOR, Place, chunk_place
 from kvswap.codec import Predictor, base, predictive
 from kvswap.codec.predictive.predictor import Stack, Tensor
 from kvswap.codec.predictive.rans import Tables
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid
-from kvswap.trust import Key, Statement, read_statement
+from kvswap.trust import Group, Key, Statement, read_statement
+from kvswap.trust.groups import Sealing
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "examples" / "documents" / "python-special-methods.txt"
@@ -224,6 +227,34 @@ def make_artifact(
         manifest = Manifest(**fields)
     envelope = dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)
     return Made(read_statement(envelope), chunks, layers)
+
+
+def group(name: str = "team", number: int = 1) -> Group:
+    """A group with a deterministic key."""
+    return Group(name, hashlib.sha256(b"test group %d" % number).digest())
+
+
+def seal_for(made: Made, readers: Group, signer: Key | None = None, salt: bytes | None = None, **changes: Any) -> Made:
+    """The same artifact for a group; `changes` replace fields of its manifest, also so that it is wrong."""
+    signer = signer or key()
+    sealing = Sealing.new(readers) if salt is None else Sealing(readers, salt, readers.seal(salt))
+    chunks: dict[Cid, bytes] = {}
+
+    def close(place: Place, file: Any) -> Any:
+        data = sealing.seal.close(place, made.chunks[file.id])
+        chunks[Cid.of(data)] = data
+        return msgspec.structs.replace(file, cid=bytes(Cid.of(data)), length=len(data))
+
+    old = made.manifest
+    fields: dict[str, Any] = {"chunks": [close(chunk_place(ref), ref) for ref in old.chunks]}
+    if old.predictor is not None:
+        fields["predictor"] = close(PREDICTOR, old.predictor)
+    if old.fingerprint is not None:
+        fields["fingerprint"] = close(FINGERPRINT, old.fingerprint)
+    manifest = msgspec.structs.replace(old, **(fields | changes))
+    envelope = dsse.seal(sealing.payload(manifest), str(signer.peer_id), signer.sign, KIND)
+    statement = Statement(Cid.of(sealing.payload(manifest)), manifest, envelope, sealing.seal, readers)
+    return Made(statement, chunks, made.layers)
 
 
 def captured(loaded: Any, cache: Any, ids: list[int], block_tokens: int) -> Any:
@@ -418,7 +449,7 @@ class Daemon:
 
 
 def kvswap(
-    home: Path, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
+    home: Path, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240, typed: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
     return subprocess.run(
@@ -426,6 +457,7 @@ def kvswap(
         capture_output=True,
         text=True,
         timeout=timeout,
+        input=typed,
         env={**os.environ, **(env or {})},
     )
 

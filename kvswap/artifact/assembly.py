@@ -20,6 +20,7 @@ import torch
 
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.manifest import ChunkRef, Layout, Manifest
+from kvswap.artifact.sealing import PREDICTOR, Seal
 from kvswap.artifact.tensors import DTYPES, Layers, LayerTensors, as_part, by_layer, decode_chunk
 from kvswap.codec import Part, Predictor, predictive
 from kvswap.core.errors import IntegrityError
@@ -33,7 +34,9 @@ Predictors = OrderedDict[Cid, Predictor]
 """Those read lately, kept by whoever loads many artifacts."""
 
 
-def read_predictor(cid: Cid, source: ChunkSource, kept: Predictors | None = None) -> Predictor:
+def read_predictor(
+    cid: Cid, source: ChunkSource, kept: Predictors | None = None, seal: Seal | None = None
+) -> Predictor:
     """Checked.  Raises `IntegrityError`."""
     kept = OrderedDict() if kept is None else kept
     known = kept.pop(cid, None)
@@ -41,7 +44,7 @@ def read_predictor(cid: Cid, source: ChunkSource, kept: Predictors | None = None
         data = source(cid)
         if Cid.of(data) != cid:
             raise IntegrityError(f"predictor {cid} does not have its digest", hint="kvswap verify --store")
-        known = predictive.load(data)
+        known = predictive.load(seal.open(PREDICTOR, data) if seal is not None else data)
     kept[cid] = known
     while len(kept) > _PREDICTORS_KEPT:
         kept.popitem(last=False)
@@ -52,7 +55,8 @@ class Assembly:
     """The first `tokens` tokens (a block's end; default all) of an artifact, on the CPU.
 
     `room` tokens are left free behind full layers, so that what follows needs no copy.  `source` returns
-    a chunk's wire bytes and is called from several threads.  Memory is the cache plus one chunk a worker.
+    a chunk's wire bytes and is called from several threads; `seal` opens them where they are sealed.  Memory
+    is the cache plus one chunk a worker.
     """
 
     def __init__(
@@ -64,8 +68,10 @@ class Assembly:
         room: int = 0,
         workers: int | None = None,
         predictors: Predictors | None = None,
+        seal: Seal | None = None,
     ) -> None:
         self.manifest = manifest
+        self._seal = seal
         self.tokens = manifest.prefix.tokens if tokens is None else tokens
         self.tensors = _allocate(manifest.layout, self.tokens, room)
         self._source = source
@@ -90,7 +96,7 @@ class Assembly:
         """
         refs = [self.manifest.chunks[i] for i in chunks]
         if refs and self.manifest.predictor and self._predictor is None:
-            self._predictor = read_predictor(self.manifest.predictor.id, self._source, self._predictors)
+            self._predictor = read_predictor(self.manifest.predictor.id, self._source, self._predictors, self._seal)
         # Predictive chunks of a block are coded one against the other; all else is independent.
         tasks = [list(g) for _, g in groupby(refs, lambda r: r.block)] if self._predictor else [[ref] for ref in refs]
         self._pending += [self._pool.submit(self._several, task, computed) for task in tasks]
@@ -128,7 +134,7 @@ class Assembly:
                 heads, tokens, dim = place.shape
                 whole.append(np.empty((heads, tokens + skipped, dim), place.dtype))
                 keep.append((place, whole[-1][:, skipped:]))
-        decode_chunk(self.manifest, ref, wire, whole, self._predictor, earlier)
+        decode_chunk(self.manifest, ref, wire, whole, self._predictor, earlier, self._seal)
         for place, rest in keep:
             place[...] = rest
 
@@ -141,9 +147,12 @@ def load(
     room: int = 0,
     workers: int | None = None,
     predictors: Predictors | None = None,
+    seal: Seal | None = None,
 ) -> list[LayerTensors]:
     """The tensors of an artifact whose chunks are all here.  See `Assembly`."""
-    with Assembly(manifest, source, tokens=tokens, room=room, workers=workers, predictors=predictors) as assembly:
+    with Assembly(
+        manifest, source, tokens=tokens, room=room, workers=workers, predictors=predictors, seal=seal
+    ) as assembly:
         assembly.fill(layouts.needed(manifest, tokens))
         assembly.wait()
         return assembly.tensors

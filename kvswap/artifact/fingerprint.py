@@ -18,10 +18,10 @@ from blake3 import blake3
 from torch.nn.functional import pad
 
 from kvswap.artifact.layout import FINGERPRINT_TOKENS, FINGERPRINT_WIDTH
-from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.manifest import FileRef
+from kvswap.artifact.sealing import FINGERPRINT, Seal, open_file
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError
-from kvswap.core.ids import Cid
 
 _LARGEST = 65_504.0  # of a float16
 
@@ -56,10 +56,7 @@ def fingerprint(tensors: Sequence[LayerTensors]) -> bytes:
     return data
 
 
-def check_fingerprint(manifest: Manifest, tensors: Sequence[LayerTensors], data: bytes) -> None:
-    """Raise `IntegrityError` unless `data` is the manifest's fingerprint, and that of these tensors."""
-    file = manifest.fingerprint
-    if file is None or Cid.of(data) != file.id:
-        raise IntegrityError("the fingerprint does not have its digest")
-    if fingerprint(tensors) != data:
+def check_fingerprint(file: FileRef, tensors: Sequence[LayerTensors], data: bytes, seal: Seal | None = None) -> None:
+    """Raise `IntegrityError` unless `data` is that file, and the fingerprint of these tensors."""
+    if fingerprint(tensors) != open_file(file, FINGERPRINT, data, seal):
         raise IntegrityError("the fingerprint is not that of the tensors", cause="the publisher signed another one")

@@ -117,8 +117,11 @@ def _require(condition: bool, field: str, message: str) -> None:
         raise MalformedManifest(message, field=field)
 
 
-def check(manifest: Manifest) -> None:
-    """Raise `MalformedManifest` unless every field agrees with every other.  Pure; linear time."""
+def check(manifest: Manifest, added: int = 0) -> None:
+    """Raise `MalformedManifest` unless every field agrees with every other.  Pure; linear time.
+
+    `added`: bytes by which every file is longer than its codec made it (see `sealing`).
+    """
     prefix, layout, life = manifest.prefix, manifest.layout, manifest.life
     _require(prefix.start == 0, "prefix.start", "only prefixes that start at position 0 are exchanged")
     _require(prefix.block_tokens <= LIMITS.block_tokens, "prefix.block_tokens", "the block is over the cap")
@@ -140,8 +143,9 @@ def check(manifest: Manifest) -> None:
             f"where the layout needs {wanted}",
         )
         _require(chunk.raw_length <= LIMITS.chunk_bytes, where, "the chunk is over the cap")
-        _require(chunk.length <= chunk.raw_length, where, "wire bytes exceed raw bytes")
-        _require(chunk.codec != "raw" or chunk.length == chunk.raw_length, where, "a raw chunk has its raw length")
+        coded = chunk.length - added
+        _require(0 < coded <= chunk.raw_length, where, "wire bytes exceed raw bytes, or there are none")
+        _require(chunk.codec != "raw" or coded == chunk.raw_length, where, "a raw chunk has its raw length")
         try:
             Cid.from_bytes(chunk.cid)
         except UsageError as error:
@@ -149,7 +153,7 @@ def check(manifest: Manifest) -> None:
     _require(next(expected, None) is None, "chunks", "chunks are missing")
     _check_predictor(manifest)
     _check_divergence(manifest)
-    _check_fingerprint(manifest)
+    _check_fingerprint(manifest, added)
     _require(life.issued < life.expires, "life", "it expires before it is issued")
     _require(life.expires - life.issued <= LIMITS.life_seconds, "life", "the life is over the cap")
     try:
@@ -168,9 +172,9 @@ def _check_predictor(manifest: Manifest) -> None:
         _check_file(manifest.predictor, "predictor")
 
 
-def _check_fingerprint(manifest: Manifest) -> None:
+def _check_fingerprint(manifest: Manifest, added: int) -> None:
     if manifest.fingerprint is not None:
-        wanted = fingerprint_length(manifest)
+        wanted = fingerprint_length(manifest) + added
         _require(
             manifest.fingerprint.length == wanted, "fingerprint", f"a fingerprint of this layout has {wanted} bytes"
         )

@@ -215,8 +215,11 @@ class Manifest(_Strict):
         return wire.pack(fields)
 
     @classmethod
-    def parse(cls, payload: bytes) -> Manifest:
-        """Read and check a payload.  Raises `MalformedManifest` naming the field."""
+    def parse(cls, payload: bytes, added: int = 0) -> Manifest:
+        """Read and check a payload.  Raises `MalformedManifest` naming the field.
+
+        `added`: bytes by which every file is longer than its codec made it, where it is sealed.
+        """
         from kvswap.artifact import layout
 
         if len(payload) > LIMITS.manifest_bytes:
@@ -232,7 +235,7 @@ class Manifest(_Strict):
             if name in value and value[name] is None:
                 raise MalformedManifest(f"{name} is there or absent, never null", field=name)
         manifest = wire.convert(_without_extensions(value), cls)
-        layout.check(manifest)
+        layout.check(manifest, added)
         return manifest
 
     @property

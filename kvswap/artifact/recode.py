@@ -10,21 +10,27 @@ import numpy as np
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.assembly import ChunkSource, Predictors, read_predictor
 from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.sealing import Seal
 from kvswap.artifact.tensors import EncodedChunk, Layers, by_layer, context_of, decode_chunk, encode_chunk
 from kvswap.codec import Part, Predictor
 from kvswap.codec.base import WORD
 
 
 def recode(
-    manifest: Manifest, source: ChunkSource, codec: str, predictor: Predictor | None, known: Predictors | None = None
+    manifest: Manifest,
+    source: ChunkSource,
+    codec: str,
+    predictor: Predictor | None,
+    known: Predictors | None = None,
+    seal: Seal | None = None,
 ) -> Iterator[EncodedChunk]:
-    """Every chunk of an artifact in another codec, in order; `predictor` is for `predictive` ones.
+    """Every chunk of an artifact in another codec, in order, not sealed; `predictor` is for `predictive` ones.
 
     `source` must have all chunks, those included that a reader of the whole document does not need.
     Raises `IntegrityError` naming a damaged chunk.
     """
     layout, prefix = manifest.layout, manifest.prefix
-    own = read_predictor(manifest.predictor.id, source, known) if manifest.predictor else None
+    own = read_predictor(manifest.predictor.id, source, known, seal) if manifest.predictor else None
     for block, refs in groupby(manifest.chunks, lambda ref: ref.block):
         span = layouts.block_span(prefix.tokens, prefix.block_tokens, block)
         read: Layers = {}
@@ -37,7 +43,7 @@ def recode(
                 layer = layout.layers[index]
                 for dim in (layer.k_dim, layer.v_dim):
                     parts.append(np.empty((layer.heads, last - first, dim), WORD[layout.dtype]))
-            decode_chunk(manifest, ref, source(ref.id), parts, own, read)
+            decode_chunk(manifest, ref, source(ref.id), parts, own, read, seal)
             context = context_of(predictor, run, first, written)
             yield encode_chunk(parts, layout.dtype, codec, block, ref.run, context)
             if predictor is not None:

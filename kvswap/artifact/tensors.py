@@ -16,6 +16,7 @@ from blake3 import blake3
 from kvswap import codec as codecs
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.manifest import ITEM_BYTES, ChunkRef, Layout, Manifest, TensorDigests
+from kvswap.artifact.sealing import Seal, chunk_place, open_file
 from kvswap.codec import Context, Part, Predictor
 from kvswap.core.errors import IntegrityError
 from kvswap.core.ids import Cid
@@ -115,23 +116,24 @@ def context_of(predictor: Predictor | None, layers: Sequence[int], start: int, e
 
 
 def decode_chunk(
-    manifest: Manifest, ref: ChunkRef, wire: bytes, parts: list[Part], predictor: Predictor | None, earlier: Layers
+    manifest: Manifest,
+    ref: ChunkRef,
+    wire: bytes,
+    parts: list[Part],
+    predictor: Predictor | None,
+    earlier: Layers,
+    seal: Seal | None = None,
 ) -> None:
     """Fill the parts of one block of one run, checked before and after; `earlier` layers of the block grow by them.
 
     Raises `IntegrityError` naming the chunk.
     """
-    if len(wire) != ref.length or Cid.of(wire) != ref.id:
-        raise IntegrityError(
-            f"chunk {ref.id} (block {ref.block}) does not have its digest",
-            cause="the file was changed on disk",
-            hint="kvswap verify --store",
-        )
+    coded = open_file(ref, chunk_place(ref), wire, seal)
     layout, prefix = manifest.layout, manifest.prefix
     run = layout.runs[ref.run]
     span = layouts.block_span(prefix.tokens, prefix.block_tokens, ref.block)
     begin, _ = layouts.stored_span(layout.layers[run[0]], *span)
-    codecs.decode(ref.codec, wire, parts, layout.dtype, context_of(predictor, run, begin, earlier))
+    codecs.decode(ref.codec, coded, parts, layout.dtype, context_of(predictor, run, begin, earlier))
     if digest_parts(parts) != ref.raw:
         raise IntegrityError(
             f"chunk {ref.id} (block {ref.block}) decodes to other bytes than were signed",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kvswap.cli.objective import plan_options
+from kvswap.cli.objective import group_option, plan_options
 from kvswap.cli.output import Output, reference, verb
 from kvswap.cost import Objective
 
@@ -22,6 +22,7 @@ from kvswap.cost import Objective
 @click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
 @click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
 @click.option("--ignore-eos", is_flag=True, help="Make exactly --max-tokens tokens.")
+@group_option()
 @plan_options
 @verb
 def ask_command(
@@ -35,6 +36,7 @@ def ask_command(
     strangers: bool,
     inexact: bool,
     ignore_eos: bool,
+    group: str | None,
     objective: Objective,
 ) -> None:
     name, text = reference(ref)
@@ -54,6 +56,7 @@ def ask_command(
             tofu=tofu,
             strangers=strangers,
             inexact=inexact,
+            group=group,
             objective=objective,
             ignore_eos=ignore_eos,
             on_event=show,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kvswap.cli.objective import plan_options, samples_option
+from kvswap.cli.objective import group_option, plan_options, samples_option
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.cost import Objective
 
@@ -16,6 +16,7 @@ from kvswap.cost import Objective
 @click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
 @samples_option("Positions for that.")
 @click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
+@group_option()
 @plan_options
 @verb
 def fetch_command(
@@ -26,6 +27,7 @@ def fetch_command(
     strangers: bool,
     samples: int,
     inexact: bool,
+    group: str | None,
     objective: Objective,
 ) -> None:
     name, text = reference(ref)
@@ -37,6 +39,7 @@ def fetch_command(
             strangers=strangers,
             samples=samples,
             inexact=inexact,
+            group=group,
             text=text if strangers else None,
             objective=objective,
             on_event=progress,

@@ -20,8 +20,10 @@ def ls_command(output: Output) -> None:
                 r["label"],
                 r["tokens"],
                 size(r["wire_bytes"]),
-                f"{r['raw_bytes'] / r['wire_bytes']:.2f}x",
-                ("complete" if r["complete"] else "partial") + (", pinned" if r["pinned"] else ""),
+                f"{r['raw_bytes'] / r['wire_bytes']:.2f}x" if r["raw_bytes"] else "",
+                ("complete" if r["complete"] else "partial")
+                + (", pinned" if r["pinned"] else "")
+                + (f", for {r['group']}" if r["group"] else ""),
             )
             for r in rows
         ]

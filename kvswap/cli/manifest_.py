@@ -28,11 +28,17 @@ def manifest_command() -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory with chunk files named by CID: check and decode them as well.",
 )
+@click.option(
+    "--group",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the key of the group that a sealed manifest is for.",
+)
 @verb
-def check(output: Output, file: Path, at: int | None, chunks: Path | None) -> None:
+def check(output: Output, file: Path, at: int | None, chunks: Path | None, group: Path | None) -> None:
     from kvswap.core import wire
-    from kvswap.trust import audit, head, verify_envelope
+    from kvswap.trust import Group, audit, head, verify_envelope
     from kvswap.trust.envelopes import kind_of
+    from kvswap.trust.groups import keys_of
 
     if file.stat().st_size > LIMITS.manifest_bytes:
         raise MalformedManifest(f"{file} has {file.stat().st_size} bytes, over the cap of {LIMITS.manifest_bytes}")
@@ -53,7 +59,8 @@ def check(output: Output, file: Path, at: int | None, chunks: Path | None) -> No
             {"valid": True, "audit": shown}, f"valid: V{found.level} of {found.cid} {found.verdict}, by {found.auditor}"
         )
         return
-    statement = verify_envelope(data, now)
+    member = Group.from_text(group.read_text()[:1024]) if group is not None else None
+    statement = verify_envelope(data, now, keys_of([member] if member is not None else []))
     manifest = statement.manifest
     checked = 0
     if chunks is not None:
@@ -61,10 +68,10 @@ def check(output: Output, file: Path, at: int | None, chunks: Path | None) -> No
         from kvswap.artifact.fingerprint import check_fingerprint
         from kvswap.artifact.tensors import verify_tensors
 
-        tensors = load(manifest, lambda cid: (chunks / str(cid)).read_bytes())
+        tensors = load(manifest, lambda cid: (chunks / str(cid)).read_bytes(), seal=statement.seal)
         verify_tensors(manifest, tensors)
-        if manifest.fingerprint is not None:
-            check_fingerprint(manifest, tensors, (chunks / str(manifest.fingerprint.id)).read_bytes())
+        if (mark := manifest.fingerprint) is not None:
+            check_fingerprint(mark, tensors, (chunks / str(mark.id)).read_bytes(), statement.seal)
         checked = len(manifest.chunks)
     output.result(
         {"valid": True, "artifact": str(statement.artifact), "chunks_checked": checked, "manifest": manifest.to_json()},

@@ -35,6 +35,11 @@ def plan_options(function: F) -> F:
     return cast(F, wrapped)
 
 
+def group_option(text: str = "Look only among what is sealed for this group.") -> Callable[[F], F]:
+    """`--group`."""
+    return click.option("--group", metavar="NAME", help=text)
+
+
 def samples_option(text: str) -> Callable[[F], F]:
     """`--samples`: positions that are computed again."""
     kind = click.IntRange(1, LIMITS.audit_samples)

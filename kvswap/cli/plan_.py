@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kvswap.cli.objective import plan_options
+from kvswap.cli.objective import group_option, plan_options
 from kvswap.cli.output import Output, rates, reference, size, verb
 from kvswap.cost import Objective
 
@@ -15,11 +15,14 @@ from kvswap.cost import Objective
 @click.argument("ref")
 @click.option("--inexact", is_flag=True, help="Count a cache that is not the model's own to the bit.")
 @click.option("--explain", is_flag=True, help="Also what it was calculated with.")
+@group_option()
 @plan_options
 @verb
-def plan_command(output: Output, ref: str, inexact: bool, explain: bool, objective: Objective) -> None:
+def plan_command(
+    output: Output, ref: str, inexact: bool, explain: bool, group: str | None, objective: Objective
+) -> None:
     name, document = reference(ref)
-    plan = output.client.plan(name, text=document, inexact=inexact, objective=objective)
+    plan = output.client.plan(name, text=document, inexact=inexact, group=group, objective=objective)
     rows = [
         (name, f"{option['seconds']:.2f} s", f"${option['dollars']:.6f}")
         for name in ("fetch", "prefill", "hybrid")

@@ -25,6 +25,7 @@ def show_command(output: Output, ref: str) -> None:
             "size": f"{size(row['raw_bytes'])} raw, {size(row['wire_bytes'])} in {len(manifest['chunks'])} chunks",
             "numerics": f"{numerics['device']} {numerics['isa']}, torch {numerics['torch']}, claim {numerics['claim']}",
             "publisher": manifest["publisher"],
+            "readers": f"group {row['group']}" if row["group"] else "everybody",
             "expires": f"{manifest['life']['expires']} (Unix time)",
             "state": ("complete" if row["complete"] else "incomplete") + (", pinned" if row["pinned"] else ""),
         }

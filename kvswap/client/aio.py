@@ -90,6 +90,9 @@ class AsyncClient:
     async def show(self, ref: str) -> dict[str, Any]:
         return await self._do(calls.show(ref))
 
+    async def _details(self, ref: str) -> dict[str, Any]:
+        return await self._do(calls.show(ref, key=True))
+
     async def publish(
         self,
         text: str,
@@ -98,9 +101,10 @@ class AsyncClient:
         codec: str | None = None,
         truncate: bool = False,
         source: str | None = None,
+        group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return await self._do(calls.publish(text, model, codec, truncate, source), on_event)
+        return await self._do(calls.publish(text, model, codec, truncate, source, group), on_event)
 
     async def train(
         self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
@@ -116,14 +120,15 @@ class AsyncClient:
         inexact: bool = False,
         strangers: bool = False,
         samples: int = LIMITS.usual_samples,
+        group: str | None = None,
         text: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> AsyncArtifact:
         report = await self._do(
-            calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples), objective), on_event
+            calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples, group), objective), on_event
         )
-        return AsyncArtifact(report["artifact"], report, lambda: self.show(report["artifact"]))
+        return AsyncArtifact(report["artifact"], report, lambda: self._details(report["artifact"]))
 
     async def plan(
         self,
@@ -131,10 +136,11 @@ class AsyncClient:
         *,
         text: str | None = None,
         inexact: bool = False,
+        group: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return await self._do(calls.plan(ref, text, inexact, objective), on_event)
+        return await self._do(calls.plan(ref, text, inexact, group, objective), on_event)
 
     async def verify(
         self,
@@ -150,6 +156,26 @@ class AsyncClient:
 
     async def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
         return await self._do(calls.withdraw(ref, why))
+
+    async def groups(self) -> list[dict[str, Any]]:
+        """The groups this node is in: `{"name", "mark"}`, no secrets."""
+        return list((await self._do(calls.groups()))["groups"])
+
+    async def group_new(self, name: str) -> dict[str, Any]:
+        """A group with a key of its own; who is given the key is a member."""
+        return await self._do(calls.group_add(name, None))
+
+    async def group_import(self, key: str, name: str | None = None) -> dict[str, Any]:
+        """Join the group of this key, which `group_export` of another member gave."""
+        return await self._do(calls.group_add(name, key))
+
+    async def group_export(self, name: str) -> dict[str, Any]:
+        """`{"name", "key"}`: a secret."""
+        return await self._do(calls.group_export(name))
+
+    async def group_remove(self, name: str) -> dict[str, Any]:
+        """Forget a group's key."""
+        return await self._do(calls.group_remove(name))
 
     async def rotate(self) -> dict[str, Any]:
         return await self._do(calls.rotate())
@@ -170,11 +196,12 @@ class AsyncClient:
         inexact: bool = False,
         strangers: bool = False,
         samples: int = LIMITS.usual_samples,
+        group: str | None = None,
         objective: Objective = MIX,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        accept = Accept(force, tofu, inexact, strangers, samples)
+        accept = Accept(force, tofu, inexact, strangers, samples, group)
         call = calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos)
         return await self._do(call, on_event)
 
@@ -211,21 +238,24 @@ class AsyncClient:
         room: int = 1024,
         tofu: bool = False,
         strangers: bool = False,
+        group: str | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         from kvswap.client.loading import LocalPrefill, load_for
 
         began = time.perf_counter()
         try:
-            artifact = await self.fetch(document_digest(text.encode()), tofu=tofu, strangers=strangers, text=text)
-            details = await self.show(artifact.id)
+            artifact = await self.fetch(
+                document_digest(text.encode()), tofu=tofu, strangers=strangers, group=group, text=text
+            )
+            details = await self._details(artifact.id)
             cache = await asyncio.to_thread(load_for, text, details, model, tokenizer, room)
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             local = await asyncio.to_thread(LocalPrefill, text, model, tokenizer, block_tokens)
             begun: dict[str, Any] = {"artifact": None, "tokens": 0}
             with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
                 if isinstance(error, NotFound):
-                    begun = await self._do(calls.beginning(await asyncio.to_thread(local.beginning), tofu))
-            shared = await self.show(begun["artifact"]) if begun["tokens"] else None
+                    begun = await self._do(calls.beginning(await asyncio.to_thread(local.beginning), tofu, group))
+            shared = await self._details(begun["artifact"]) if begun["tokens"] else None
             cache = await asyncio.to_thread(local.cache, room, shared, begun["tokens"])
             return cache, report("prefill", error.message, began, local.tokens, begun["tokens"], begun["artifact"])
         reason = artifact.report["plan"]["reason"]

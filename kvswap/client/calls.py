@@ -33,6 +33,7 @@ class Accept:
     inexact: bool = False  # a cache that is not the model's own to the bit
     strangers: bool = False  # of publishers that are not listed, once it is verified by recomputing
     samples: int = LIMITS.usual_samples  # so many positions
+    group: str | None = None  # look only among what is sealed for this group
 
 
 def _long(path: str, **body: Any) -> Call:
@@ -63,8 +64,8 @@ def artifacts() -> Call:
     return Call("GET", "/v1/artifacts")
 
 
-def show(ref: str) -> Call:
-    return Call("GET", f"/v1/artifacts/{quote(ref, safe=':')}")
+def show(ref: str, key: bool = False) -> Call:
+    return Call("GET", f"/v1/artifacts/{quote(ref, safe=':')}" + ("?key=1" if key else ""))
 
 
 def remove(ref: str) -> Call:
@@ -91,8 +92,26 @@ def trust_remove(peer: str) -> Call:
     return Call("DELETE", f"/v1/trust/{quote(peer)}")
 
 
-def publish(text: str, model: str | None, codec: str | None, truncate: bool, source: str | None) -> Call:
-    return _long("/v1/publish", text=text, model=model, codec=codec, truncate=truncate, source=source)
+def groups() -> Call:
+    return Call("GET", "/v1/groups")
+
+
+def group_add(name: str | None, key: str | None) -> Call:
+    return Call("POST", "/v1/groups", {k: v for k, v in (("name", name), ("key", key)) if v is not None})
+
+
+def group_export(name: str) -> Call:
+    return Call("POST", f"/v1/groups/{quote(name, safe='')}/export")
+
+
+def group_remove(name: str) -> Call:
+    return Call("DELETE", f"/v1/groups/{quote(name, safe='')}")
+
+
+def publish(
+    text: str, model: str | None, codec: str | None, truncate: bool, source: str | None, group: str | None
+) -> Call:
+    return _long("/v1/publish", text=text, model=model, codec=codec, truncate=truncate, source=source, group=group)
 
 
 def train(corpus: str, model: str | None, tokens: int) -> Call:
@@ -115,12 +134,12 @@ def audits(publisher: str | None) -> Call:
     return Call("GET", "/v1/audits" + (f"?publisher={quote(publisher)}" if publisher else ""))
 
 
-def beginning(asked: dict[str, Any], tofu: bool) -> Call:
-    return _long("/v1/beginning", **asked, tofu=tofu)
+def beginning(asked: dict[str, Any], tofu: bool, group: str | None) -> Call:
+    return _long("/v1/beginning", **asked, tofu=tofu, group=group)
 
 
-def plan(ref: str, text: str | None, inexact: bool, objective: Objective) -> Call:
-    return _long("/v1/plan", ref=ref, text=text, inexact=inexact, **_wish(objective))
+def plan(ref: str, text: str | None, inexact: bool, group: str | None, objective: Objective) -> Call:
+    return _long("/v1/plan", ref=ref, text=text, inexact=inexact, group=group, **_wish(objective))
 
 
 def verify(ref: str | None, store: bool, level: int | None, samples: int, text: str | None) -> Call:

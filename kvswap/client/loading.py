@@ -23,9 +23,10 @@ def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = N
     from kvswap.artifact.layout import check_compatible
     from kvswap.model.cache import build_cache
     from kvswap.store.files import chunk_path
-    from kvswap.trust import read_statement
+    from kvswap.trust import one_key, read_statement
 
-    statement = read_statement(base64.b64decode(details["envelope"]))
+    key = bytes.fromhex(details["key"]) if "key" in details else None
+    statement = read_statement(base64.b64decode(details["envelope"]), one_key(key))
     if str(statement.artifact) != details["artifact"]:
         raise IntegrityError(f"the daemon answered another artifact than {details['artifact']}")
     manifest = statement.manifest
@@ -43,7 +44,7 @@ def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = N
             ) from None
 
     stop = manifest.prefix.tokens if tokens is None else tokens
-    tensors = load(manifest, read, tokens=tokens, room=room)
+    tensors = load(manifest, read, tokens=tokens, room=room, seal=statement.seal)
     return build_cache(model.config, tensors, stop, model.device)
 
 

@@ -99,6 +99,10 @@ class Client:
         """An artifact in the store: its index row, manifest and envelope."""
         return self._do(calls.show(ref))
 
+    def _details(self, ref: str) -> dict[str, Any]:
+        """The same, and what opens its files where they are sealed."""
+        return self._do(calls.show(ref, key=True))
+
     def publish(
         self,
         text: str,
@@ -107,10 +111,14 @@ class Client:
         codec: str | None = None,
         truncate: bool = False,
         source: str | None = None,
+        group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """Prefill and publish a document's text.  A KV cache reveals its text: publish public documents."""
-        return self._do(calls.publish(text, model, codec, truncate, source), on_event)
+        """Prefill and publish a document's text.  A KV cache reveals its text: publish public documents.
+
+        `group`: sealed for the members of this group instead.
+        """
+        return self._do(calls.publish(text, model, codec, truncate, source, group), on_event)
 
     def train(
         self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
@@ -127,6 +135,7 @@ class Client:
         inexact: bool = False,
         strangers: bool = False,
         samples: int = LIMITS.usual_samples,
+        group: str | None = None,
         text: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
@@ -137,8 +146,10 @@ class Client:
         again (V5); with the document's `text`, or else by reading the tokens back from the cache.
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
-        report = self._do(calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples), objective), on_event)
-        return Artifact(report["artifact"], report, lambda: self.show(report["artifact"]))
+        report = self._do(
+            calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples, group), objective), on_event
+        )
+        return Artifact(report["artifact"], report, lambda: self._details(report["artifact"]))
 
     def plan(
         self,
@@ -146,10 +157,11 @@ class Client:
         *,
         text: str | None = None,
         inexact: bool = False,
+        group: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return self._do(calls.plan(ref, text, inexact, objective), on_event)
+        return self._do(calls.plan(ref, text, inexact, group, objective), on_event)
 
     def verify(
         self,
@@ -167,6 +179,26 @@ class Client:
     def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
         """Take back own artifacts: who hears of it uses and serves them no more."""
         return self._do(calls.withdraw(ref, why))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups this node is in: `{"name", "mark"}`, no secrets."""
+        return list((self._do(calls.groups()))["groups"])
+
+    def group_new(self, name: str) -> dict[str, Any]:
+        """A group with a key of its own; who is given the key is a member."""
+        return self._do(calls.group_add(name, None))
+
+    def group_import(self, key: str, name: str | None = None) -> dict[str, Any]:
+        """Join the group of this key, which `group_export` of another member gave."""
+        return self._do(calls.group_add(name, key))
+
+    def group_export(self, name: str) -> dict[str, Any]:
+        """`{"name", "key"}`: a secret."""
+        return self._do(calls.group_export(name))
+
+    def group_remove(self, name: str) -> dict[str, Any]:
+        """Forget a group's key."""
+        return self._do(calls.group_remove(name))
 
     def rotate(self) -> dict[str, Any]:
         """A new publisher key, which the old one names: who trusts the old one follows."""
@@ -189,12 +221,13 @@ class Client:
         inexact: bool = False,
         strangers: bool = False,
         samples: int = LIMITS.usual_samples,
+        group: str | None = None,
         objective: Objective = MIX,
         ignore_eos: bool = False,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Answer from a document's cache, in the node's model process."""
-        accept = Accept(force, tofu, inexact, strangers, samples)
+        accept = Accept(force, tofu, inexact, strangers, samples, group)
         return self._do(calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos), on_event)
 
     def remove(self, ref: str) -> dict[str, Any]:
@@ -236,6 +269,7 @@ class Client:
         room: int = 1024,
         tofu: bool = False,
         strangers: bool = False,
+        group: str | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """A cache of `text` for this model: fetched where that is possible and worth it, else prefilled here.
 
@@ -246,15 +280,17 @@ class Client:
 
         began = time.perf_counter()
         try:
-            artifact = self.fetch(document_digest(text.encode()), tofu=tofu, strangers=strangers, text=text)
-            cache = load_for(text, self.show(artifact.id), model, tokenizer, room)
+            artifact = self.fetch(
+                document_digest(text.encode()), tofu=tofu, strangers=strangers, group=group, text=text
+            )
+            cache = load_for(text, self._details(artifact.id), model, tokenizer, room)
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             local = LocalPrefill(text, model, tokenizer, block_tokens)
             begun: dict[str, Any] = {"artifact": None, "tokens": 0}
             with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
                 if isinstance(error, NotFound):
-                    begun = self._do(calls.beginning(local.beginning(), tofu))
-            shared = self.show(begun["artifact"]) if begun["tokens"] else None
+                    begun = self._do(calls.beginning(local.beginning(), tofu, group))
+            shared = self._details(begun["artifact"]) if begun["tokens"] else None
             cache = local.cache(room, shared, begun["tokens"])
             return cache, report("prefill", error.message, began, local.tokens, begun["tokens"], begun["artifact"])
         reason = artifact.report["plan"]["reason"]

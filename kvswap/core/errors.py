@@ -85,6 +85,12 @@ class Untrusted(KvswapError):
     http_status = 403
 
 
+class NotAMember(Untrusted):
+    """The artifact is sealed for a group whose key this node does not have."""
+
+    code = "not_a_member"
+
+
 class NotFound(KvswapError):
     """Nothing here, or at any reachable peer, answers to this reference."""
 

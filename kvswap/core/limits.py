@@ -38,6 +38,7 @@ class Limits:
     head_withdrawn: int = 1_000
     head_seconds: int = 48 * 3_600
     heads_told: int = 4  # to one reader
+    groups: int = 64  # that one node is in: a look-up asks under the names of each
     clock_skew_seconds: int = 300
     # files we parse
     json_bytes: int = 64 * MIB  # tokenizer.json of large vocabularies has tens of MB

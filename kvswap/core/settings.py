@@ -53,6 +53,7 @@ class Settings:
     block_tokens: int = 256
     codec: str = "planes"
     also_codec: str = "predictive"  # published beside it, in the background, where there is a predictor; "": nothing
+    group: str = ""  # for which to publish, and in which to look, unless a request names another; "": openly
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     bootstrap: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()

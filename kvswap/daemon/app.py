@@ -6,22 +6,23 @@ No decision is taken here.  When the caller goes away, the use case is cancelled
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 
 from kvswap.core.errors import KvswapError, NotFound, UsageError
-from kvswap.core.ids import Cid, PeerId, parse_reference
+from kvswap.core.ids import Cid, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
 from kvswap.daemon import metrics
 from kvswap.daemon.guard import Handler, guard
 from kvswap.daemon.requests import body_of, optional_of, samples_of, send_line, start_lines, stream, terms_of, text_of
 from kvswap.daemon.supervisor import ModelProcess
-from kvswap.exchange import Node, audits
+from kvswap.daemon.trust_api import TrustApi
+from kvswap.exchange import Node
 from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.heads import rotate, withdraw
 from kvswap.exchange.predictors import train
 from kvswap.exchange.prefix import fetch_beginning, longest_beginning
 from kvswap.exchange.preview import plan_reference
@@ -30,8 +31,9 @@ from kvswap.exchange.request import Progress
 from kvswap.exchange.resolve import Wanted
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
-from kvswap.store import PeerRecord
-from kvswap.trust import read_statement
+from kvswap.store import ArtifactRow, PeerRecord
+from kvswap.trust import Group, Statement
+from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.ladder import LAST, up_to
 
 
@@ -42,6 +44,20 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except KvswapError as error:
         return web.json_response({"error": error.to_dict()}, status=error.http_status)
+
+
+def _opened(statement: Statement) -> dict[str, Any]:
+    """What members read in the place of what the index says of a sealed artifact."""
+    manifest = statement.manifest
+    return {
+        "document": manifest.document.reference if manifest.document else None,
+        "model": manifest.model.digest.hex(),
+        "label": manifest.model.label,
+        "dtype": manifest.layout.dtype,
+        "tokens": manifest.prefix.tokens,
+        "raw_bytes": manifest.raw_bytes,
+        "group": statement.names.name if isinstance(statement.names, Group) else None,
+    }
 
 
 class Api:
@@ -79,12 +95,7 @@ class Api:
                 web.post("/v1/ask", self.ask),
                 web.post("/v1/verify", self.verify),
                 web.post("/v1/gc", self.collect),
-                web.post("/v1/artifacts/{ref}/withdraw", self.withdraw),
-                web.get("/v1/audits", self.audits),
-                web.get("/v1/trust", self.trust_list),
-                web.post("/v1/trust", self.trust_add),
-                web.delete("/v1/trust/{peer}", self.trust_remove),
-                web.post("/v1/rotate", self.rotate),
+                *TrustApi(self._node).routes(),
             ]
         )
         return app
@@ -197,30 +208,44 @@ class Api:
 
     async def artifacts(self, request: web.Request) -> web.Response:
         rows = await asyncio.to_thread(self._node.store.artifacts, request.query.get("document"))
-        return web.json_response({"artifacts": [row.to_json() for row in rows]})
+        return web.json_response({"artifacts": await asyncio.to_thread(self._shown, rows)})
+
+    def _shown(self, rows: Sequence[ArtifactRow]) -> list[dict[str, Any]]:
+        """Rows as people read them: the index knows no more of what is sealed than everybody may."""
+        out = []
+        for row in rows:
+            shown = row.to_json() | {"group": None}
+            if row.dtype == SEALED_DTYPE:
+                try:
+                    shown |= _opened(self._node.read(self._node.store.envelope(row.id) or b""))
+                except KvswapError:
+                    shown |= {"label": "(sealed)", "group": "?"}
+            out.append(shown)
+        return out
 
     async def _rows(self, reference: str) -> list[Any]:
         """An artifact, or all those of a document: it may be here in several codecs."""
-        rows = await asyncio.to_thread(self._node.store.lookup, parse_reference(reference))
+        rows = await asyncio.to_thread(self._node.lookup, parse_reference(reference))
         if not rows:
             raise NotFound(f"{reference} is not in the store", hint="kvswap ls")
         return list(rows)
 
     async def artifact(self, request: web.Request) -> web.Response:
-        """The manifest, the envelope in base64, and where the chunk files are."""
+        """The manifest, the envelope in base64, and where the chunk files are; with `?key=1` what opens them."""
         import base64
 
         row = (await self._rows(request.match_info["ref"]))[0]
         envelope = self._node.store.envelope(row.id) or b""
-        manifest = read_statement(envelope).manifest
-        return web.json_response(
-            {
-                **row.to_json(),
-                "manifest": manifest.to_json(),
-                "envelope": base64.b64encode(envelope).decode(),
-                "chunks_directory": str(self._node.store.chunks_directory),
-            }
-        )
+        statement = self._node.read(envelope)
+        body = {
+            **self._shown([row])[0],
+            "manifest": statement.manifest.to_json(),
+            "envelope": base64.b64encode(envelope).decode(),
+            "chunks_directory": str(self._node.store.chunks_directory),
+        }
+        if statement.key is not None and request.query.get("key") == "1":
+            body["key"] = statement.key.hex()
+        return web.json_response(body)
 
     async def remove(self, request: web.Request) -> web.Response:
         rows = await self._rows(request.match_info["ref"])
@@ -262,6 +287,7 @@ class Api:
                 truncate=bool(body.get("truncate")),
                 media_type=optional_of(body, "media_type") or "text/plain",
                 source=optional_of(body, "source"),
+                group=optional_of(body, "group"),
                 progress=progress,
             )
 
@@ -366,33 +392,3 @@ class Api:
             )
 
         return await stream(request, work)
-
-    # -- trust -----------------------------------------------------------------------------------
-
-    async def trust_list(self, request: web.Request) -> web.Response:
-        policy = self._node.policy
-        own = str(self._node.publisher.peer_id)
-        return web.json_response({"own": own, "publishers": policy.rows(), "distrusted": policy.caught()})
-
-    async def rotate(self, request: web.Request) -> web.Response:
-        return web.json_response(rotate(self._node))
-
-    async def audits(self, request: web.Request) -> web.Response:
-        return web.json_response({"audits": audits.listed(self._node, request.query.get("publisher"))})
-
-    async def withdraw(self, request: web.Request) -> web.Response:
-        body = await body_of(request)
-        reference = parse_reference(request.match_info["ref"])
-        return web.json_response(await withdraw(self._node, reference, (optional_of(body, "why") or "")[:256]))
-
-    async def trust_add(self, request: web.Request) -> web.Response:
-        body = await body_of(request)
-        row = self._node.policy.add(text_of(body, "peer"), optional_of(body, "label") or "")
-        self._node.events.add("trusted", publisher=row.peer, how=row.how)
-        return web.json_response({"peer": row.peer, "label": row.label, "added": row.added, "how": row.how})
-
-    async def trust_remove(self, request: web.Request) -> web.Response:
-        peer = str(PeerId.parse(request.match_info["peer"]))
-        if not self._node.policy.remove(peer):
-            raise NotFound(f"{peer} is not on the trust list", hint="kvswap trust ls")
-        return web.json_response({"peer": peer, "removed": True})

@@ -47,7 +47,7 @@ def terms_of(body: dict[str, Any]) -> Terms:
             raise UsageError(f"{name} is a number that is not negative")
     objective = Objective(by, most["max_seconds"], most["max_dollars"], most["max_bytes"])
     force, tofu, inexact, strangers = (bool(body.get(name)) for name in ("force", "tofu", "inexact", "strangers"))
-    return Terms(force, tofu, inexact, strangers, samples_of(body), objective)
+    return Terms(force, tofu, inexact, strangers, samples_of(body), optional_of(body, "group"), objective)
 
 
 def samples_of(body: dict[str, Any]) -> int:

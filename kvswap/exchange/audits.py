@@ -39,7 +39,7 @@ def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, sa
         ),
         node.publisher,
     )
-    _keep(node, signed, manifest.document.reference if manifest.document else None)
+    _keep(node, signed, statement.reference)
     return signed
 
 

@@ -124,5 +124,4 @@ def note_fetched(node: Node, statement: Statement, transfer: Transfer, seconds: 
         peers=list(transfer.served_bytes),
         seconds=round(seconds, 3),
     )
-    document = statement.manifest.document
-    node.spawn(node.announce(str(statement.artifact), document.reference if document else None))
+    node.spawn(node.announce(str(statement.artifact), statement.reference))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from kvswap.core.errors import NotFound, Untrusted, UsageError
+from kvswap.core.errors import NotAMember, NotFound, Untrusted, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
 from kvswap.exchange.statement import told
 from kvswap.store import ArtifactRow
-from kvswap.trust import Statement, read_statement
+from kvswap.trust import Statement
 from kvswap.trust.head import Head, SignedHead, accept, catalogue_root, make_head, read_head
 from kvswap.trust.keys import Key, replace
 
@@ -140,15 +141,17 @@ def _still_retired(node: Node, head: Head) -> SignedHead:
     return _signed_by(node, node.retired[head.publisher], holding, head.reasons, last)
 
 
-def superseded(node: Node, source: str, document: str) -> list[str]:
+def superseded(node: Node, source: str, document: str) -> list[Statement]:
     """Own artifacts of what stood at `source` before it was this document."""
     own = str(node.publisher.peer_id)
     out = []
     for row in node.store.artifacts(publisher=own):
         envelope = node.store.envelope(row.id) if row.document != document else None
-        known = read_statement(envelope).manifest.document if envelope else None
-        if known is not None and known.source == source:
-            out.append(row.id)
+        with contextlib.suppress(NotAMember):  # of a group whose key is not here any more
+            statement = node.read(envelope) if envelope else None
+            known = statement.manifest.document if statement else None
+            if statement and known and known.source == source and known.reference != document:
+                out.append(statement)
     return out
 
 
@@ -177,7 +180,7 @@ async def withdraw(node: Node, reference: str | Any, why: str) -> dict[str, Any]
     Raises `NotFound`, or `UsageError` for somebody else's.
     """
     own = str(node.publisher.peer_id)
-    rows = await asyncio.to_thread(node.store.lookup, reference)
+    rows = await asyncio.to_thread(node.lookup, reference)
     if not rows:
         raise NotFound(f"{reference} is not in the store", hint="kvswap ls")
     mine = [row for row in rows if row.publisher == own]

@@ -55,6 +55,7 @@ async def run_from(
     manifest = source.statement.manifest
     arguments = arguments | {
         "envelope": source.statement.envelope,
+        "key": source.statement.key,
         "chunks": str(node.store.chunks_directory),
         "tokens": source.tokens,
     }

@@ -27,8 +27,8 @@ from kvswap.net import Announcement, PeerAddress, Transport, messages
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
 from kvswap.net.client import Sessions
 from kvswap.net.server import Server
-from kvswap.store import Ledger, PeerRecord, Records, Store
-from kvswap.trust import Key, PolicyFile, load_or_create, read_statement
+from kvswap.store import ArtifactRow, Ledger, PeerRecord, Records, Store
+from kvswap.trust import Groups, Key, Names, PolicyFile, Statement, load_or_create, read_statement
 from kvswap.trust.head import SignedHead
 
 T = TypeVar("T")
@@ -62,6 +62,7 @@ class Node:
         self.publisher_file = settings.home / "keys" / "publisher.key"
         retired = sorted((settings.home / "keys" / "retired").glob("*.key"))
         self.retired = {str(key.peer_id): key for key in map(load_or_create, retired)}  # publisher keys of before
+        self.groups = Groups(settings.home / "keys" / "groups")
         self.policy = policy
         self.calibration = calibration
         self.node_key = node_key  # signs the record of the bulk plane; None: no bulk plane
@@ -105,7 +106,21 @@ class Node:
         envelope = self.store.envelope(artifact)
         if envelope is None:
             raise NotFound(f"artifact {artifact} is not here")
-        return [file.id for file in read_statement(envelope).manifest.files]
+        return [file.id for file in self.read(envelope).manifest.files]
+
+    def read(self, envelope: bytes) -> Statement:
+        """A statement from our own store.  Raises `NotAMember` for one that is sealed for others."""
+        return read_statement(envelope, self.groups.keys)
+
+    def names(self, group: str | None) -> list[Names]:
+        """Under which names to look something up, in this order.  Raises `NotFound` for a group we are not in."""
+        return self.groups.names(group or self.settings.group or None)
+
+    def lookup(self, reference: str | Cid, group: str | None = None) -> list[ArtifactRow]:
+        """Artifacts in the store, newest first: this one, or those of a document under every name it has."""
+        if isinstance(reference, Cid):
+            return self.store.lookup(reference)
+        return [row for names in self.names(group) for row in self.store.lookup(names.document(reference))]
 
     def record(self, peer: str) -> PeerRecord:
         """What is known of a peer; changes to it are kept."""

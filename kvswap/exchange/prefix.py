@@ -52,12 +52,17 @@ async def longest_beginning(
     if not chain:
         return None
     candidates: dict[str, tuple[int, list[str]]] = {}
-    for row, blocks in await asyncio.to_thread(node.store.longest_prefix, chain):
-        candidates[row.id] = (blocks, [])
+    called = [(names, names.chain(chain)) for names in node.names(terms.group)]
+    for _, told in called:
+        for row, blocks in await asyncio.to_thread(node.store.longest_prefix, told):
+            candidates[row.id] = (blocks, [])
     await _refresh_catalogues(node)
-    most, peers = node.catalogues.best(chain)
-    if most >= max((blocks for blocks, _ in candidates.values()), default=1):
-        query = messages.Find(AGENT, chain=[chain[most - 1]], model=wanted.model, dtype=wanted.dtype)
+    for names, told in called:
+        most, peers = node.catalogues.best(told)
+        if most < max((blocks for blocks, _ in candidates.values()), default=1):
+            continue
+        model, dtype = names.model(wanted.model, wanted.dtype)
+        query = messages.Find(AGENT, chain=[told[most - 1]], model=model, dtype=dtype)
         for offer in await find(node, query, seconds=LIMITS.lookup_seconds / 5, only=peers):
             _, known = candidates.setdefault(offer.found.artifact, (most, []))
             known.append(offer.peer)

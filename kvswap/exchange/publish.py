@@ -31,6 +31,7 @@ from kvswap.artifact.manifest import (
     Probe,
     TensorDigests,
 )
+from kvswap.artifact.sealing import FINGERPRINT, PREDICTOR, Place, chunk_place, open_file
 from kvswap.core import wire
 from kvswap.core.documents import check_document
 from kvswap.core.errors import KvswapError
@@ -42,7 +43,8 @@ from kvswap.exchange.predictors import own as own_predictor
 from kvswap.exchange.predictors import path as predictor_path
 from kvswap.exchange.request import Progress, silent
 from kvswap.exchange.statement import list_artifact, new_life, sign
-from kvswap.trust import Statement, read_statement
+from kvswap.trust import Group, Names, Statement
+from kvswap.trust.groups import OPEN, Sealing
 
 _RENEW_SECONDS = 86_400  # an own artifact with less life than this is made again
 
@@ -56,18 +58,22 @@ async def publish(
     truncate: bool = False,
     media_type: str = "text/plain",
     source: str | None = None,
+    group: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Publish a document and return the JSON contract's fields.
 
-    An artifact that this node already published for the same document, model and codec is reused.
+    An artifact that this node already published for the same document, model, codec and readers is reused.
+    `group`: for the holders of this group's key alone.
     """
     began = time.perf_counter()
     text = check_document(data)
     codec = codec or node.settings.codec
+    name = group or node.settings.group
+    readers = node.groups.get(name) if name else None
     choice = await node.model.choose(model)
     document = DocumentRef(sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source)
-    own = await asyncio.to_thread(_own, node, document_digest(data), choice)
+    own = await asyncio.to_thread(_own, node, document_digest(data), choice, readers or OPEN)
     alike = next((s for s in own if _made_with(s.manifest, codec)), None)
     exact = next((s for s in own if s.manifest.exact and _whole(node, s.manifest)), None)
     other = await asyncio.to_thread(_other_codec, node, choice, codec, own)
@@ -79,11 +85,13 @@ async def publish(
     made = None
     if exact is None:
         made = "planes" if codec in INEXACT else codec
-        life = new_life(node, old[0] if old else None)
-        exact = await _prefilled(node, choice, text, document, made, truncate, life, progress)
-    if old:  # what stood at the source before is not what stands there now
-        rows = [row for artifact in old if (row := node.store.get_artifact(artifact)) is not None]
-        await withdraw_rows(node, rows, f"{source} has changed: superseded by {exact.artifact}")
+        life = new_life(node, old[0].artifact if old else None)
+        exact = await _prefilled(node, choice, text, document, made, truncate, life, readers, progress)
+    for statement in old:  # what stood at the source before is not what stands there now
+        row = node.store.get_artifact(str(statement.artifact))
+        what = source if statement.seal is None else "its source"  # everybody is told why
+        if row is not None:
+            await withdraw_rows(node, [row], f"{what} has changed: superseded by {exact.artifact}")
     statement = exact if made == codec else await recoded(node, choice, exact, codec, progress)
     if other:
         node.spawn(_also(node, choice, exact, other))
@@ -102,7 +110,7 @@ async def _also(node: Node, choice: ModelChoice, exact: Statement, codec: str) -
     """The same in the other codec, for readers whom that serves better; unless somebody else was faster."""
     document = exact.manifest.document.reference if exact.manifest.document else ""
     async with node.recoding:
-        own = await asyncio.to_thread(_own, node, document, choice)
+        own = await asyncio.to_thread(_own, node, document, choice, exact.names)
         if any(_made_with(s.manifest, codec) for s in own):
             return
         try:
@@ -119,6 +127,7 @@ async def _prefilled(
     codec: str,
     truncate: bool,
     life: Life,
+    readers: Group | None,
     progress: Progress,
 ) -> Statement:
     def manifest(made: _Made) -> Manifest:
@@ -140,14 +149,20 @@ async def _prefilled(
         )
 
     arguments = {"text": text, "block_tokens": node.settings.block_tokens, "truncate": truncate}
-    return await _make(node, choice, "publish", codec, progress, arguments, manifest)
+    return await _make(node, choice, "publish", codec, progress, arguments, manifest, readers)
 
 
 async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str, progress: Progress) -> Statement:
     """An own exact artifact again in another codec.  Raises `UsageError` when that needs a predictor and has none."""
 
     def manifest(made: _Made) -> Manifest:
-        same = msgspec.structs.replace(exact.manifest, chunks=made.refs, predictor=made.predictor, life=new_life(node))
+        same = msgspec.structs.replace(
+            exact.manifest,
+            chunks=made.refs,
+            predictor=made.predictor,
+            fingerprint=made.fingerprint,
+            life=new_life(node),
+        )
         if not any(ref.codec in INEXACT for ref in made.refs):
             return same
         return msgspec.structs.replace(
@@ -155,11 +170,15 @@ async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str,
             divergence=wire.convert(made.result["divergence"], Divergence),
             probe=wire.convert(made.result["probe"], Probe),
             tensors=wire.convert(made.result["tensors"], list[TensorDigests]),
-            fingerprint=None,  # that of the exact cache
         )
 
+    readers = exact.names if isinstance(exact.names, Group) else None
+    arguments = {"envelope": exact.envelope, "key": exact.key}
     with node.store.lease([f.id for f in exact.manifest.files]):
-        return await _make(node, choice, "recode", codec, progress, {"envelope": exact.envelope}, manifest)
+        file = None if codec in INEXACT else exact.manifest.fingerprint  # which is of the exact cache
+        data = await asyncio.to_thread(node.store.get_chunk, file.id) if file is not None else None
+        mark = open_file(file, FINGERPRINT, data, exact.seal) if file is not None and data is not None else None
+        return await _make(node, choice, "recode", codec, progress, arguments, manifest, readers, mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,29 +197,38 @@ async def _make(
     progress: Progress,
     arguments: dict[str, Any],
     manifest: Callable[[_Made], Manifest],
+    readers: Group | None,
+    mark: bytes | None = None,
 ) -> Statement:
-    """Run a job that makes chunks, keep them, sign what `manifest` says of them, and offer it."""
+    """Run a job that makes chunks, keep them, sign what `manifest` says of them, and offer it.
+
+    With `readers` nothing that is kept can be read by others.  `mark`: the fingerprint, unless the job makes it.
+    """
+    sealing = Sealing.new(readers) if readers is not None else None
     data = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
     cid = Cid.of(data) if data is not None else None
     refs: list[ChunkRef] = []
-    fingerprint: FileRef | None = None
     coded: dict[str, list[int]] = {}  # by codec: raw bytes, wire bytes, microseconds
     with node.store.lease([cid] if cid else []) as hold:
         if data is not None:
             await asyncio.to_thread(node.store.put_chunk, data, cid)
 
+        async def keep(place: Place, held: bytes) -> FileRef:
+            if sealing is not None:
+                held = await asyncio.to_thread(sealing.seal.close, place, held)
+            made = Cid.of(held)
+            hold(made)
+            await asyncio.to_thread(node.store.put_chunk, held, made)
+            return FileRef(cid=bytes(made), length=len(held))
+
         async def on_event(event: dict[str, Any]) -> None:
-            nonlocal fingerprint
+            nonlocal mark
             if event["event"] == "fingerprint":
-                made = Cid.of(event["data"])
-                hold(made)
-                await asyncio.to_thread(node.store.put_chunk, event["data"], made)
-                fingerprint = FileRef(cid=bytes(made), length=len(event["data"]))
+                mark = event["data"]
             elif event["event"] == "chunk":
                 ref = wire.convert(event["ref"], ChunkRef)
-                hold(ref.id)
-                await asyncio.to_thread(node.store.put_chunk, event["data"], ref.id)
-                refs.append(ref)
+                file = await keep(chunk_place(ref), event["data"])
+                refs.append(msgspec.structs.replace(ref, cid=file.cid, length=file.length))
                 sums = coded.setdefault(ref.codec, [0, 0, 0])
                 for index, value in enumerate((ref.raw_length, ref.length, event["us"])):
                     sums[index] += value
@@ -213,9 +241,10 @@ async def _make(
             node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
         named = None  # where prediction helped nowhere, every chunk is of another codec
         if cid and data and any(ref.codec == "predictive" for ref in refs):
-            named = FileRef(cid=bytes(cid), length=len(data))
+            named = await keep(PREDICTOR, data)
+        fingerprint = await keep(FINGERPRINT, mark) if mark is not None else None
         ordered = sorted(refs, key=lambda r: (r.block, r.run))
-        statement = sign(node, manifest(_Made(result, ordered, named, fingerprint)))
+        statement = sign(node, manifest(_Made(result, ordered, named, fingerprint)), sealing)
         await asyncio.to_thread(list_artifact, node, statement)
     node.counters.published += 1
     row = statement.manifest
@@ -223,18 +252,19 @@ async def _make(
     node.events.add(
         "published", artifact=str(statement.artifact), document=document, tokens=row.prefix.tokens, codecs=row.codecs
     )
-    node.spawn(node.announce(str(statement.artifact), document))
+    node.spawn(node.announce(str(statement.artifact), statement.reference))
     return statement
 
 
-def _own(node: Node, document: str, choice: ModelChoice) -> list[Statement]:
-    """What this node published of a document with this model, complete and with some life left."""
+def _own(node: Node, document: str, choice: ModelChoice, names: Names) -> list[Statement]:
+    """What this node published of a document with this model for the same readers, complete and with some life left."""
     out: list[Statement] = []
-    for row in node.store.artifacts(document):
-        same = row.complete and row.dtype == choice.dtype and row.model == choice.identity.digest
+    wanted = names.model(choice.identity.digest, choice.dtype)
+    for row in node.store.artifacts(names.document(document)):
+        same = row.complete and (row.model, row.dtype) == wanted
         if same and row.publisher == str(node.publisher.peer_id) and row.expires > time.time() + _RENEW_SECONDS:
             envelope = node.store.envelope(row.id)
-            statement = read_statement(envelope) if envelope else None
+            statement = node.read(envelope) if envelope else None
             if statement and statement.manifest.prefix.block_tokens == node.settings.block_tokens:
                 out.append(statement)
     return out
@@ -257,6 +287,7 @@ def _result(statement: Statement, seconds: float, *, reused: bool) -> dict[str, 
     return {
         "artifact": str(statement.artifact),
         "document": manifest.document.reference if manifest.document else None,
+        "group": statement.names.name if isinstance(statement.names, Group) else None,
         "model": manifest.model.label,
         "tokens": manifest.prefix.tokens,
         "raw_bytes": manifest.raw_bytes,

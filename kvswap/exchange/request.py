@@ -25,6 +25,7 @@ class Terms:
     inexact: bool = False  # take a cache that is not the model's own to the bit
     strangers: bool = False  # take what a publisher made who is not listed, once it is verified
     samples: int = LIMITS.usual_samples  # positions that are computed again for that
+    group: str | None = None  # look only among what is sealed for this group
     objective: Objective = MIX
 
 

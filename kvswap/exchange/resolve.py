@@ -23,7 +23,8 @@ from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.request import STRICT, Terms
 from kvswap.exchange.verify import settled
 from kvswap.net import PeerAddress, messages
-from kvswap.trust import Statement, require_trust, verify_envelope
+from kvswap.trust import Names, Statement, require_trust, verify_envelope
+from kvswap.trust.groups import OPEN
 
 _USABLE = 3  # artifacts of one document that are looked at
 
@@ -63,23 +64,37 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     wanted = Wanted.of(choice) if choice is not None else None
     usable: list[Resolved] = []
     errors: list[KvswapError] = []
-    for envelope in await asyncio.to_thread(_complete_here, node, reference):
+    for envelope in await asyncio.to_thread(_complete_here, node, reference, terms.group):
         try:
             usable.append(Resolved(judge_envelope(node, envelope, wanted, terms), (), True))
         except KvswapError as error:
             errors.append(error)
     if usable:
         return usable
+    # An id is the same under all names; a document is asked for openly only when no group has it.
+    for names in [OPEN] if isinstance(reference, Cid) else node.names(terms.group):
+        usable = await _offered(node, reference, names, wanted, terms, errors)
+        if usable:
+            return usable
+    raise _most_telling(node, reference, errors)
+
+
+async def _offered(
+    node: Node, reference: str | Cid, names: Names, wanted: Wanted | None, terms: Terms, errors: list[KvswapError]
+) -> list[Resolved]:
+    """What peers offer under these names and may be used; what is wrong with the rest is added to `errors`."""
     by_id = isinstance(reference, Cid)
+    model, dtype = names.model(wanted.model, wanted.dtype) if wanted is not None else (None, None)
     query = messages.Find(
         AGENT,
-        document=None if by_id else str(reference),
+        document=None if by_id else names.document(str(reference)),
         artifact=str(reference) if by_id else None,
-        model=wanted.model if wanted else None,
-        dtype=wanted.dtype if wanted else None,
+        model=model,
+        dtype=dtype,
     )
     offers = await find(node, query)
-    for artifact, peers in _ranked(offers, wanted):
+    usable: list[Resolved] = []
+    for artifact, peers in _ranked(offers, model, dtype):
         try:
             inline = next((o.found.envelope for o in offers if o.found.artifact == artifact and o.found.envelope), None)
             envelope = inline if inline is not None else await manifest_from(node, artifact, peers)
@@ -92,20 +107,18 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
             break
         if usable:
             terms = replace(terms, trust_on_first_use=False)  # one new publisher at a time
-    if not usable:
-        raise _most_telling(node, reference, errors)
     return usable
 
 
-def _complete_here(node: Node, reference: str | Cid) -> list[bytes]:
+def _complete_here(node: Node, reference: str | Cid, group: str | None) -> list[bytes]:
     """Envelopes of complete artifacts in our own store, newest first."""
-    rows = node.store.lookup(reference)
+    rows = node.lookup(reference, group)
     return [envelope for r in rows if r.complete and (envelope := node.store.envelope(r.id)) is not None]
 
 
 def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Terms = STRICT) -> Statement:
     """Signature, life, model and dtype, exactness, trust.  Raises what is wrong with it."""
-    statement = verify_envelope(envelope, int(time.time()))
+    statement = verify_envelope(envelope, int(time.time()), node.groups.keys)
     publisher = statement.manifest.publisher
     if wanted is not None:
         check_compatible(statement.manifest, wanted.model, wanted.dtype)
@@ -136,8 +149,8 @@ def _check_answers(statement: Statement, artifact: str, reference: str | Cid) ->
         raise IntegrityError(f"artifact {artifact} is not of the document {reference}", cause="a lying peer")
 
 
-def _ranked(offers: list[Offer], wanted: Wanted | None) -> list[tuple[str, list[str]]]:
-    """Artifacts with their peers; those that say to be of our model and dtype, and more widely held, first.
+def _ranked(offers: list[Offer], model: bytes | None, dtype: str | None) -> list[tuple[str, list[str]]]:
+    """Artifacts with their peers; those that say to be of this model and dtype, and more widely held, first.
 
     Peers that are still fetching an artifact themselves come after those that have it.
     """
@@ -148,7 +161,7 @@ def _ranked(offers: list[Offer], wanted: Wanted | None) -> list[tuple[str, list[
         found = offer.found
         if offer.peer not in peers[found.artifact]:
             peers[found.artifact].append(offer.peer)
-        alike = wanted is None or (found.model == wanted.model and found.dtype == wanted.dtype)
+        alike = model is None or (found.model == model and found.dtype == dtype)
         fits[found.artifact] = fits.get(found.artifact, False) or alike
     return sorted(peers.items(), key=lambda item: (not fits[item[0]], -len(item[1])))
 

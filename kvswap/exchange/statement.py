@@ -9,11 +9,13 @@ from typing import TypeVar
 
 from kvswap.artifact import dsse, layout
 from kvswap.artifact.manifest import Life, Manifest
+from kvswap.artifact.sealing import KIND
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
 from kvswap.exchange.node import Node
 from kvswap.store import ArtifactRow
-from kvswap.trust import Statement, read_statement
+from kvswap.trust import Statement
+from kvswap.trust.groups import Sealing
 
 T = TypeVar("T")
 
@@ -31,31 +33,36 @@ def told(
         yield signed
 
 
-def new_life(node: Node, supersedes: str | None = None) -> Life:
+def new_life(node: Node, supersedes: Cid | None = None) -> Life:
     """From now, for as long as this node's artifacts hold; `supersedes`: the artifact whose place it takes."""
     now = int(time.time())
-    old = bytes(Cid.parse(supersedes)) if supersedes is not None else None
+    old = bytes(supersedes) if supersedes is not None else None
     return Life(issued=now, expires=now + node.settings.artifact_days * 86_400, sequence=now, supersedes=old)
 
 
-def sign(node: Node, manifest: Manifest) -> Statement:
-    """By this node's publisher key."""
-    envelope = dsse.seal(manifest.encode(), manifest.publisher, node.publisher.sign)
-    return read_statement(envelope)  # what we sign must pass the checks that everybody makes
+def sign(node: Node, manifest: Manifest, sealing: Sealing | None = None) -> Statement:
+    """By this node's publisher key; `sealing`: for the members of a group, its files are sealed already."""
+    if sealing is None:
+        envelope = dsse.seal(manifest.encode(), manifest.publisher, node.publisher.sign)
+    else:
+        envelope = dsse.seal(sealing.payload(manifest), manifest.publisher, node.publisher.sign, KIND)
+    return node.read(envelope)  # what we sign must pass the checks that everybody makes
 
 
 def list_artifact(node: Node, statement: Statement) -> bool:
     """Index an artifact under its document and chain digests; True when what a reader needs is here."""
-    manifest = statement.manifest
+    manifest, names = statement.manifest, statement.names
     now = time.time()
+    model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)
+    told = statement.seal is None  # the index holds what peers are told: of a sealed artifact nothing but its size
     row = ArtifactRow(
         id=str(statement.artifact),
-        document=manifest.document.reference if manifest.document else None,
-        model=manifest.model.digest,
-        label=manifest.model.label,
-        dtype=manifest.layout.dtype,
-        tokens=manifest.prefix.tokens,
-        raw_bytes=manifest.raw_bytes,
+        document=statement.reference,
+        model=model,
+        label=manifest.model.label if told else "",
+        dtype=dtype,
+        tokens=manifest.prefix.tokens if told else 0,
+        raw_bytes=manifest.raw_bytes if told else 0,
         wire_bytes=manifest.wire_bytes,
         publisher=manifest.publisher,
         expires=manifest.life.expires,
@@ -67,4 +74,4 @@ def list_artifact(node: Node, statement: Statement) -> bool:
     files = manifest.files
     needed = {files[i].id for i in layout.needed_files(manifest)}
     others = [f.id for f in files if f.id not in needed]
-    return node.store.put_artifact(row, statement.envelope, needed, others, manifest.prefix.chain)
+    return node.store.put_artifact(row, statement.envelope, needed, others, names.chain(manifest.prefix.chain))

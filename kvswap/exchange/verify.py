@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvswap.artifact import layout
+from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
@@ -46,11 +47,11 @@ async def verify_artifact(
 
     `levels` None: what the publisher's standing asks for, and the probe.
     """
-    row = next(iter(node.store.lookup(reference)), None)
+    row = next(iter(node.lookup(reference)), None)
     envelope = node.store.envelope(row.id) if row is not None else None
     if row is None or envelope is None:
         raise NotFound(f"{reference} is not in the store", hint=f"kvswap fetch {reference}")
-    statement = verify_envelope(envelope, int(time.time()))
+    statement = verify_envelope(envelope, int(time.time()), node.groups.keys)
     publisher = statement.manifest.publisher
     trusted = node.policy.policy.trusts(publisher)
     wanted = sorted({*due(listed=trusted), Level.PROBE}) if levels is None else levels
@@ -147,6 +148,7 @@ async def _with_model(
             "verify",
             progress,
             envelope=statement.envelope,
+            key=statement.key,
             chunks=str(node.store.chunks_directory),
             levels=[int(level) for level in levels],
             samples=samples,
@@ -229,7 +231,7 @@ async def _fingerprints(node: Node, statement: Statement) -> dict[str, bytes]:
 
     def consider(envelope: bytes, peer: str | None) -> None:
         try:
-            other = verify_envelope(envelope, int(time.time()))
+            other = verify_envelope(envelope, int(time.time()), node.groups.keys)
         except KvswapError:
             return
         theirs = other.manifest
@@ -243,13 +245,14 @@ async def _fingerprints(node: Node, statement: Statement) -> dict[str, bytes]:
         if same and unknown and node.policy.policy.caught(theirs.publisher) is None and len(candidates) < _OTHERS:
             candidates[theirs.publisher] = (other, peer)
 
-    document = manifest.document.reference if manifest.document else None
+    document = statement.reference  # of a sealed artifact: by the name in its group, and in no other
     if document is None:
         return {}
     for row in await asyncio.to_thread(node.store.artifacts, document):
         if (held := node.store.envelope(row.id)) is not None:
             consider(held, None)
-    query = messages.Find(AGENT, document=document, model=manifest.model.digest, dtype=manifest.layout.dtype)
+    model, dtype = statement.names.model(manifest.model.digest, manifest.layout.dtype)
+    query = messages.Find(AGENT, document=document, model=model, dtype=dtype)
     for offer in await find(node, query):
         if offer.found.publisher in (manifest.publisher, *candidates):
             continue
@@ -273,10 +276,11 @@ async def _fingerprints(node: Node, statement: Statement) -> dict[str, bytes]:
                 continue
         except KvswapError:
             continue
-        if Cid.of(data) == file.id and len(data) == file.length:
-            out[publisher] = data
-        elif peer is not None:
-            node.lied(peer, "a fingerprint that is not what was signed")
+        try:
+            out[publisher] = open_file(file, FINGERPRINT, data, other.seal)
+        except IntegrityError:
+            if peer is not None:
+                node.lied(peer, "a fingerprint that is not what was signed")
     return out
 
 

@@ -83,12 +83,25 @@ def replace(path: Path, key: Key, retired: Path) -> None:
     kept = retired / f"{old.peer_id}.key"
     if not kept.exists():
         kept.hardlink_to(path)
+    write_private(path, key.seed.hex() + "\n")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file that only its owner may read."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # mode 0600
     with os.fdopen(descriptor, "w") as file:
-        file.write(key.seed.hex() + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def private_text(path: Path) -> str:
+    """What is in a file that only its owner may read.  Raises `UsageError` when others may."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise UsageError(f"the key file {path} has mode {mode:o}: others may read it", hint=f"chmod 600 {path}")
+    return path.read_text().strip()
 
 
 def load_or_create(path: Path) -> Key:
@@ -96,12 +109,7 @@ def load_or_create(path: Path) -> Key:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            raise UsageError(
-                f"the key file {path} has mode {mode:o}: others may read it", hint=f"chmod 600 {path}"
-            ) from None
-        text = path.read_text().strip()
+        text = private_text(path)
         try:
             return Key.from_seed(bytes.fromhex(text))
         except ValueError as error:

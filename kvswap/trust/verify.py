@@ -1,7 +1,7 @@
 """The order of checks between received bytes and a manifest one may act on.
 
-    size cap -> envelope -> signature by the named key -> payload parsed -> that key is the publisher
-    -> every field consistent -> life -> policy
+    size cap -> envelope -> signature by the named key -> opened, where sealed -> payload parsed
+    -> that key is the publisher -> every field consistent -> life -> policy
 
 `read_statement` does everything that depends on the bytes alone, `verify_envelope` adds the clock,
 `require_trust` the policy.  All before a single chunk is asked for.
@@ -11,34 +11,71 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvswap.artifact import sealing
 from kvswap.artifact.manifest import Manifest
-from kvswap.core.errors import Untrusted
+from kvswap.artifact.sealing import Seal, Sealed
+from kvswap.core.errors import NotAMember, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.trust.envelopes import open_signed, require_signer
+from kvswap.trust.envelopes import kind_of, open_signed, require_signer
+from kvswap.trust.groups import OPEN, Keys, Names, no_keys
 from kvswap.trust.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A manifest whose signature is that of its publisher."""
+    """A manifest whose signature is that of its publisher.
+
+    `seal`: what opens its files, where it is sealed for a group; `names` are then those of the group.
+    """
 
     artifact: Cid
     manifest: Manifest
     envelope: bytes
+    seal: Seal | None = None
+    names: Names = OPEN
+
+    @property
+    def reference(self) -> str | None:
+        """The document, by the name that peers are told."""
+        document = self.manifest.document
+        return self.names.document(document.reference) if document is not None else None
+
+    @property
+    def key(self) -> bytes | None:
+        """What a process that is to read this artifact, and no other, needs to be given."""
+        return self.seal.key if self.seal is not None else None
 
 
-def read_statement(data: bytes) -> Statement:
-    """Check envelope, signature and payload.  Raises `MalformedManifest` or `IntegrityError`."""
-    signer, payload = open_signed(data)
-    manifest = Manifest.parse(payload)
+def read_statement(data: bytes, keys: Keys = no_keys) -> Statement:
+    """Check envelope, signature and payload.
+
+    Raises `MalformedManifest`, `IntegrityError`, or `NotAMember` for one that is sealed and that `keys` do not open.
+    """
+    if kind_of(data) != sealing.KIND:
+        signer, payload = open_signed(data)
+        manifest = Manifest.parse(payload)
+        require_signer(signer, manifest.publisher, "publisher")
+        return Statement(Cid.of(payload), manifest, data)
+    signer, payload = open_signed(data, sealing.KIND)
+    sealed = Sealed.parse(payload)
+    artifact = Cid.of(payload)
+    opened = keys(sealed.salt, sealed.mark)
+    if opened is None:
+        raise NotAMember(
+            f"artifact {artifact} by {signer} is sealed for a group that this node is not in",
+            cause="who published it shares it with the holders of a key",
+            hint="kvswap group import, with the key from a member",
+        )
+    seal, names = opened
+    manifest = seal.open_manifest(sealed)
     require_signer(signer, manifest.publisher, "publisher")
-    return Statement(Cid.of(payload), manifest, data)
+    return Statement(artifact, manifest, data, seal, names)
 
 
-def verify_envelope(data: bytes, now: int) -> Statement:
+def verify_envelope(data: bytes, now: int, keys: Keys = no_keys) -> Statement:
     """`read_statement`, and the statement's life.  Raises `Untrusted` outside it."""
-    statement = read_statement(data)
+    statement = read_statement(data, keys)
     life = statement.manifest.life
     if now >= life.expires:
         raise Untrusted(

@@ -19,6 +19,7 @@ from kvswap.artifact.layout import Unit, block_span
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, PeerError
 from kvswap.cost import Split, Work
+from kvswap.trust import Statement
 from kvswap.worker.told import Talk
 
 _LISTEN_SECONDS = 0.05
@@ -40,7 +41,7 @@ class _Met(Exception):
 
 def fill(
     loaded: Any,
-    envelope: bytes,
+    statement: Statement,
     source: ChunkSource,
     tokens: int | None,
     room: int,
@@ -54,9 +55,8 @@ def fill(
     Returns it with its length, how it came about, and what can be claimed of it.
     """
     from kvswap.model.prefill import check_length
-    from kvswap.trust import read_statement
 
-    manifest = read_statement(envelope).manifest
+    manifest = statement.manifest
     layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
     prefix, probe = manifest.prefix, manifest.probe
     stop = prefix.tokens if tokens is None else tokens
@@ -67,7 +67,7 @@ def fill(
     units = layout.units(manifest, tokens, by_run=loaded.device == "cpu")
     split = split_of(units, work, known is not None, all(layer.window is None for layer in manifest.layout.layers))
     after = max(room, len(probe.question) + len(probe.tokens)) + (len(known) - stop if known else 0)
-    with Assembly(manifest, source, tokens=tokens, room=after, predictors=predictors) as assembly:
+    with Assembly(manifest, source, tokens=tokens, room=after, predictors=predictors, seal=statement.seal) as assembly:
         hybrid = Hybrid(loaded, assembly, units, split, known, talk)
         cache = hybrid.run()
     talk.say("filled", tokens=stop, computed=hybrid.filled.computed)

@@ -119,8 +119,13 @@ class Jobs:
             text, block_tokens, truncate
         )
 
-    def do_recode(self, envelope: bytes, codec: str, chunks: str, predictor: str | None = None) -> dict[str, Any]:
-        """An artifact's chunks in another codec, as events; of an inexact one, what it does to the answers."""
+    def do_recode(
+        self, envelope: bytes, codec: str, chunks: str, predictor: str | None = None, key: bytes | None = None
+    ) -> dict[str, Any]:
+        """An artifact's chunks in another codec, as events; of an inexact one, what it does to the answers.
+
+        `key` opens it, here and below, where it is sealed; what is sent is not.
+        """
         import msgspec
 
         from kvswap import codec as codecs
@@ -128,17 +133,18 @@ class Jobs:
         from kvswap.artifact.recode import recode
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.cache import build_cache
-        from kvswap.trust import read_statement
+        from kvswap.trust import one_key, read_statement
         from kvswap.worker.comparing import compare
 
         loaded, source = self.loaded, _files(chunks)
-        manifest = read_statement(envelope).manifest
+        statement = read_statement(envelope, one_key(key))
+        manifest = statement.manifest
         layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
         known = read_predictor(Cid.parse(predictor), source, self._predictors) if predictor else None
         exact = codecs.get(codec).exact
         refs: list[Any] = []
         wires: dict[Cid, bytes] = {}
-        for chunk in recode(manifest, source, codec, known, self._predictors):
+        for chunk in recode(manifest, source, codec, known, self._predictors, statement.seal):
             self._check_cancelled()
             refs.append(chunk.ref)
             if not exact:
@@ -149,10 +155,13 @@ class Jobs:
         made = msgspec.structs.replace(manifest, chunks=refs, predictor=None)
         position = manifest.prefix.tokens
 
-        def cache(of: Any, read: Any) -> Callable[[int], Any]:
-            return lambda room: build_cache(loaded.model.config, load(of, read, room=room), position, loaded.device)
+        def cache(of: Any, read: Any, seal: Any) -> Callable[[int], Any]:
+            return lambda room: build_cache(
+                loaded.model.config, load(of, read, room=room, seal=seal), position, loaded.device
+            )
 
-        told, probe = compare(loaded, cache(manifest, source), cache(made, wires.__getitem__), position, manifest.probe)
+        right, other = cache(manifest, source, statement.seal), cache(made, wires.__getitem__, None)
+        told, probe = compare(loaded, right, other, position, manifest.probe)
         tensors = [digest_layer(held) for held in load(made, wires.__getitem__)]
         return {"divergence": wire.plain(told), "probe": wire.plain(probe), "tensors": wire.plain(tensors)}
 
@@ -178,6 +187,7 @@ class Jobs:
         block_tokens: int,
         text: str | None = None,
         envelope: bytes | None = None,
+        key: bytes | None = None,
         chunks: str | None = None,
         tokens: int | None = None,
         work: dict[str, Any] | None = None,
@@ -194,6 +204,7 @@ class Jobs:
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill, check_length, greedy, stop_ids
         from kvswap.model.question import question_text
+        from kvswap.trust import one_key, read_statement
         from kvswap.worker.hybrid import Filled, fill
         from kvswap.worker.verifying import check_first_layer
 
@@ -209,8 +220,9 @@ class Jobs:
         filled = Filled()
         claim = "bitwise"
         if envelope is not None:
+            statement = read_statement(envelope, one_key(key))
             assembled = fill(
-                loaded, envelope, _files(str(chunks)), tokens, room, ids, work, self._predictors, self._talk()
+                loaded, statement, _files(str(chunks)), tokens, room, ids, work, self._predictors, self._talk()
             )
             cache, position, filled, claim = assembled
             known = known[:position] if known is not None else None
@@ -264,18 +276,19 @@ class Jobs:
         levels: list[int],
         samples: int,
         seed: bytes,
+        key: bytes | None = None,
         text: str | None = None,
         noise: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Steps of the ladder; see `verifying`."""
-        from kvswap.trust import read_statement
+        from kvswap.trust import one_key, read_statement
         from kvswap.trust.ladder import Level, to_pipe
         from kvswap.trust.noise import Noise
         from kvswap.worker.verifying import Checks
 
         checks = Checks(
             self.loaded,
-            read_statement(envelope),
+            read_statement(envelope, one_key(key)),
             _files(chunks),
             self._predictors,
             text=text,

@@ -55,7 +55,7 @@ class Checks:
         began = time.perf_counter()
         probe = manifest.probe
         room = len(probe.question) + len(probe.tokens)
-        self._tensors = load(manifest, source, room=room, predictors=predictors)
+        self._tensors = load(manifest, source, room=room, predictors=predictors, seal=statement.seal)
         verify_tensors(manifest, self._tensors)
         self._loading = time.perf_counter() - began
         self._same = loaded.numerics().environment == manifest.numerics.environment

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kvswap.artifact import dsse
+from kvswap.artifact import dsse, sealing
 from kvswap.artifact.manifest import Manifest
 from kvswap.codec import decode, predictive
 from kvswap.core import wire
@@ -22,11 +22,13 @@ from kvswap.core.ids import Cid, PeerId, parse_reference
 from kvswap.exchange.catalogue import holds
 from kvswap.net import messages
 from kvswap.net.bulk import Tokens
-from kvswap.trust import read_statement
+from kvswap.trust import Group, read_statement
 from kvswap.trust.agreement import apart
 from kvswap.trust.audit import Audit, read_audit
 from kvswap.trust.envelopes import kind_of
+from kvswap.trust.groups import keys_of
 from kvswap.trust.head import Head, read_head
+from tests.support import group
 
 VECTORS = Path(__file__).resolve().parents[2] / "manifests" / "vectors"
 MOST_ALLOCATED = 64 << 20  # bytes; what a chunk may decode to
@@ -67,8 +69,26 @@ def _payloads() -> list[bytes]:
 
 @target("envelope", _envelopes)
 def envelope(data: bytes) -> None:
-    """Envelope, signature, manifest."""
-    read_statement(data)
+    """Envelope, signature, what is sealed, manifest."""
+    read_statement(data, keys_of([group()]))
+
+
+def _sealed() -> list[bytes]:
+    of_groups = [data for data in _vectors("valid") if kind_of(data) == sealing.KIND]
+    return [dsse.open_envelope(data, sealing.KIND).payload for data in of_groups]
+
+
+@target("sealed", _sealed)
+def sealed(data: bytes) -> None:
+    """The payload of a sealed artifact by itself."""
+    parsed = sealing.Sealed.parse(data)
+    group("vectors").seal(parsed.salt).open_manifest(parsed)
+
+
+@target("group", lambda: [group().to_text().encode()])
+def group_key(data: bytes) -> None:
+    """A key that somebody sent."""
+    assert Group.from_text(data.decode(errors="replace")).key
 
 
 @target("manifest", _payloads)

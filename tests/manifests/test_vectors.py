@@ -13,12 +13,18 @@ import pytest
 from kvswap.artifact import assembly, tensors
 from kvswap.cli.main import main
 from kvswap.core.errors import KvswapError
-from kvswap.trust import verify_envelope
+from kvswap.trust import Group, Statement, verify_envelope
+from kvswap.trust.groups import keys_of
 from tests.support import ROOT
 
 VECTORS = ROOT / "manifests" / "vectors"
 INDEX: list[dict[str, Any]] = json.loads((VECTORS / "index.json").read_text())
 IDS = [entry["file"] for entry in INDEX]
+
+
+def judged(entry: dict[str, Any]) -> Statement:
+    groups = [Group.from_text((VECTORS / entry["group"]).read_text())] if "group" in entry else []
+    return verify_envelope((VECTORS / entry["file"]).read_bytes(), entry["at"], keys_of(groups))
 
 
 def test_there_are_enough_of_them_and_all_are_listed() -> None:
@@ -33,6 +39,8 @@ def test_each_is_judged_rightly_by_the_command_line(entry: dict[str, Any], capsy
     arguments = ["manifest", "check", str(VECTORS / entry["file"]), "--at", str(entry["at"]), "--json"]
     if "chunks" in entry:
         arguments += ["--chunks", str(VECTORS / entry["chunks"])]
+    if "group" in entry:
+        arguments += ["--group", str(VECTORS / entry["group"])]
     code = main(arguments)
     out = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert code == entry["exit"], (entry["why"], out)
@@ -64,13 +72,22 @@ def test_the_command_itself_returns_the_exit_codes() -> None:
 )
 def test_valid_ones_are_stable(entry: dict[str, Any]) -> None:
     """Re-encoding a parsed payload gives the signed bytes: the writer has not drifted from the format."""
-    statement = verify_envelope((VECTORS / entry["file"]).read_bytes(), entry["at"])
+    statement = judged(entry)
     if not statement.manifest.extensions:
-        from kvswap.artifact import dsse
+        from kvswap.artifact import dsse, sealing
 
-        assert dsse.open_envelope(statement.envelope).payload == statement.manifest.encode()
+        signed = statement.manifest.encode()
+        if statement.seal is not None:
+            sealed = sealing.Sealed.parse(dsse.open_envelope(statement.envelope, sealing.KIND).payload)
+            assert statement.seal.close(sealing.MANIFEST, signed) == sealed.body
+        else:
+            assert dsse.open_envelope(statement.envelope).payload == signed
     if "chunks" in entry:
-        loaded = assembly.load(statement.manifest, lambda cid: (VECTORS / entry["chunks"] / str(cid)).read_bytes())
+        loaded = assembly.load(
+            statement.manifest,
+            lambda cid: (VECTORS / entry["chunks"] / str(cid)).read_bytes(),
+            seal=statement.seal,
+        )
         tensors.verify_tensors(statement.manifest, loaded)
 
 
@@ -78,4 +95,4 @@ def test_no_hostile_one_gets_past_the_reader() -> None:
     for entry in INDEX:
         if entry["exit"] != 0 and "chunks" not in entry:
             with pytest.raises(KvswapError):
-                verify_envelope((VECTORS / entry["file"]).read_bytes(), entry["at"])
+                judged(entry)

@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import psutil
 import pytest
 
 from kvswap.core.errors import KvswapError, TokenRefused
 from kvswap.core.limits import LIMITS
-from kvswap.core.settings import Settings
 from kvswap.exchange.node import peer_of
-from kvswap.net import PeerAddress, Stream, Transport, messages
+from kvswap.net import PeerAddress, Transport, messages
 from kvswap.net.bulk import BulkClient, BulkTarget
 from kvswap.net.client import Session, session
-from kvswap.net.libp2p.transport import Libp2pTransport
 from tests.support import Daemon, Made, kvswap, run, until
+from tests.swarm.bare import stranger
 from tests.swarm.test_faults import Start, check_complete, fetch, made, nodes  # noqa: F401 - fixtures
 
 pytestmark = [pytest.mark.swarm, pytest.mark.faults, pytest.mark.timeout(240)]
 MEMORY = 300e6  # above idle
-
-
-@asynccontextmanager
-async def stranger(victim: Daemon) -> AsyncIterator[Transport]:
-    """A bare transport of this process, connected to the victim."""
-
-    async def ignore(stream: Stream) -> None:
-        await stream.reset()
-
-    transport = Libp2pTransport(os.urandom(32), Settings(home=Path("/"), models=Path("/"), mdns=False))
-    await transport.start(ignore, lambda announcement: None)
-    try:
-        await transport.connect(PeerAddress(peer_of(victim.address), (victim.address,)))
-        yield transport
-    finally:
-        await transport.stop()
 
 
 def rss(node: Daemon) -> int:

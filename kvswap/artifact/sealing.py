@@ -1,0 +1,99 @@
+"""Sealed artifacts: a manifest and its files, encrypted for those who hold a group's key.
+
+What is signed and given to anybody is a salt, a tag and a ciphertext.  Under the *artifact key*, derived from
+the group's key and the salt (`trust.groups`), the ciphertext is the payload of an ordinary manifest, whose
+`cid` and `length` are those of the sealed files.  ChaCha20-Poly1305 (RFC 8439); as a key serves one artifact,
+a nonce is the place of what it is used for, and no place is used twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from msgspec import Meta
+
+from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
+from kvswap.core import wire
+from kvswap.core.errors import IntegrityError, MalformedManifest
+from kvswap.core.ids import Cid
+
+KIND = "application/vnd.kvswap.sealed.v1+msgpack"
+VERSION = 1
+SALT_BYTES = 32
+MARK_BYTES = 16
+TAG_BYTES = 16  # of Poly1305: what sealing adds to a file
+
+Place = tuple[int, int, int]
+MANIFEST: Place = (0, 0, 0)
+PREDICTOR: Place = (2, 0, 0)
+FINGERPRINT: Place = (3, 0, 0)
+
+
+def chunk_place(ref: ChunkRef) -> Place:
+    return (1, ref.block, ref.run)
+
+
+class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The payload that is signed.  `mark` tells members which of their groups it is for, and others nothing."""
+
+    version: int
+    salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
+    mark: Annotated[bytes, Meta(min_length=MARK_BYTES, max_length=MARK_BYTES)]
+    body: bytes
+
+    def encode(self) -> bytes:
+        return wire.pack(wire.plain(self))
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Sealed:
+        """Raises `MalformedManifest`."""
+        sealed = wire.unpack(payload, cls)
+        if sealed.version != VERSION:
+            raise MalformedManifest(f"sealed artifact version {sealed.version} is not {VERSION}", field="version")
+        return sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The key of one artifact, 32 bytes."""
+
+    key: bytes = field(repr=False)
+
+    def close(self, place: Place, data: bytes) -> bytes:
+        """Encrypt what belongs at a place; for each place once."""
+        return ChaCha20Poly1305(self.key).encrypt(struct.pack(">III", *place), data, None)
+
+    def open(self, place: Place, data: bytes) -> bytes:
+        """Raises `IntegrityError`."""
+        try:
+            return ChaCha20Poly1305(self.key).decrypt(struct.pack(">III", *place), data, None)
+        except InvalidTag:
+            raise IntegrityError(
+                "what is sealed does not open with its group's key", cause="it was sealed wrongly, or for another place"
+            ) from None
+
+    def close_manifest(self, manifest: Manifest, salt: bytes, mark: bytes) -> bytes:
+        """The payload to sign."""
+        return Sealed(VERSION, salt, mark, self.close(MANIFEST, manifest.encode())).encode()
+
+    def open_manifest(self, sealed: Sealed) -> Manifest:
+        """Raises `IntegrityError` or `MalformedManifest`."""
+        return Manifest.parse(self.open(MANIFEST, sealed.body), added=TAG_BYTES)
+
+
+def open_file(file: ChunkRef | FileRef, place: Place, data: bytes, seal: Seal | None) -> bytes:
+    """What a file of an artifact holds, from its wire bytes: checked against the manifest, opened where sealed.
+
+    Raises `IntegrityError` naming the file.
+    """
+    if len(data) != file.length or Cid.of(data) != file.id:
+        what = f"chunk {file.id} (block {file.block})" if isinstance(file, ChunkRef) else f"file {file.id}"
+        raise IntegrityError(
+            f"{what} does not have its digest", cause="the file was changed on disk", hint="kvswap verify --store"
+        )
+    return seal.open(place, data) if seal is not None else data

@@ -1,0 +1,57 @@
+"""`kvswap group new|import|export|ls|rm`."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+import click
+
+from kvswap.cli.output import Output, verb
+
+
+@click.group("group", help="Groups: what is published for one can be found and read by the holders of its key alone.")
+def group_command() -> None:
+    pass
+
+
+@group_command.command("new", help="Make a group called NAME, and its key.")
+@click.argument("name")
+@verb
+def new(output: Output, name: str) -> None:
+    done = output.client.group_new(name)
+    output.result(done, f"group {done['name']}")
+    output.note(f"kvswap group export {name}  prints the key: whoever has it is a member, for ever")
+    output.note(f"kvswap publish FILE --group {name}")
+
+
+@group_command.command("import", help="Join the group whose key is in FILE (default: standard input).")
+@click.argument("file", type=click.File(), default="-")
+@click.option("--name", help="What to call it here (default: as its maker does).")
+@verb
+def import_(output: Output, file: TextIO, name: str | None) -> None:
+    done = output.client.group_import(file.read(1024), name)
+    output.result(done, f"joined group {done['name']}")
+
+
+@group_command.command("export", help="Print the key of NAME, which is a secret, for a new member to import.")
+@click.argument("name")
+@verb
+def export(output: Output, name: str) -> None:
+    done = output.client.group_export(name)
+    output.result(done, done["key"])
+
+
+@group_command.command("ls", help="List the groups this node is in.")
+@verb
+def ls(output: Output) -> None:
+    found = output.client.groups()
+    rows = [(g["name"], g["mark"]) for g in found]
+    output.result({"groups": found}, lambda: output.table(("GROUP", "MARK"), rows))
+
+
+@group_command.command("rm", help="Forget the key of NAME: what is sealed for it cannot be read here any more.")
+@click.argument("name")
+@verb
+def rm(output: Output, name: str) -> None:
+    done = output.client.group_remove(name)
+    output.result(done, f"left group {done['name']}")

@@ -1,0 +1,86 @@
+"""HTTP to what this node believes, and whom it shares with: publishers, audits, its own key, groups."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from kvswap.core.errors import NotFound
+from kvswap.core.ids import PeerId, parse_reference
+from kvswap.daemon.requests import body_of, optional_of, text_of
+from kvswap.exchange import Node, audits
+from kvswap.exchange.heads import rotate, withdraw
+from kvswap.trust import Group
+
+
+class TrustApi:
+    """The handlers of one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/artifacts/{ref}/withdraw", self.withdraw),
+            web.get("/v1/audits", self.audits),
+            web.get("/v1/trust", self.publishers),
+            web.post("/v1/trust", self.add),
+            web.delete("/v1/trust/{peer}", self.remove),
+            web.post("/v1/rotate", self.rotate),
+            web.get("/v1/groups", self.groups),
+            web.post("/v1/groups", self.join),
+            web.post("/v1/groups/{name}/export", self.export),
+            web.delete("/v1/groups/{name}", self.leave),
+        ]
+
+    async def publishers(self, request: web.Request) -> web.Response:
+        policy = self._node.policy
+        own = str(self._node.publisher.peer_id)
+        return web.json_response({"own": own, "publishers": policy.rows(), "distrusted": policy.caught()})
+
+    async def add(self, request: web.Request) -> web.Response:
+        body = await body_of(request)
+        row = self._node.policy.add(text_of(body, "peer"), optional_of(body, "label") or "")
+        self._node.events.add("trusted", publisher=row.peer, how=row.how)
+        return web.json_response({"peer": row.peer, "label": row.label, "added": row.added, "how": row.how})
+
+    async def remove(self, request: web.Request) -> web.Response:
+        peer = str(PeerId.parse(request.match_info["peer"]))
+        if not self._node.policy.remove(peer):
+            raise NotFound(f"{peer} is not on the trust list", hint="kvswap trust ls")
+        return web.json_response({"peer": peer, "removed": True})
+
+    async def rotate(self, request: web.Request) -> web.Response:
+        return web.json_response(rotate(self._node))
+
+    async def audits(self, request: web.Request) -> web.Response:
+        return web.json_response({"audits": audits.listed(self._node, request.query.get("publisher"))})
+
+    async def withdraw(self, request: web.Request) -> web.Response:
+        body = await body_of(request)
+        reference = parse_reference(request.match_info["ref"])
+        return web.json_response(await withdraw(self._node, reference, (optional_of(body, "why") or "")[:256]))
+
+    # -- groups ----------------------------------------------------------------------------------
+
+    async def groups(self, request: web.Request) -> web.Response:
+        return web.json_response({"groups": self._node.groups.rows(), "default": self._node.settings.group or None})
+
+    async def join(self, request: web.Request) -> web.Response:
+        """A new group of this name, or with `key` the one that somebody else made."""
+        body = await body_of(request)
+        name, key = optional_of(body, "name"), optional_of(body, "key")
+        groups = self._node.groups
+        group = groups.new(text_of(body, "name")) if key is None else groups.add(Group.from_text(key, name))
+        self._node.events.add("group", name=group.name, how="new" if key is None else "imported")
+        return web.json_response({"name": group.name})
+
+    async def export(self, request: web.Request) -> web.Response:
+        """The secret itself."""
+        group = self._node.groups.get(request.match_info["name"])
+        self._node.events.add("group", name=group.name, how="exported")
+        return web.json_response({"name": group.name, "key": group.to_text()})
+
+    async def leave(self, request: web.Request) -> web.Response:
+        group = self._node.groups.remove(request.match_info["name"])
+        self._node.events.add("group", name=group.name, how="left")
+        return web.json_response({"name": group.name, "removed": True})
