@@ -90,7 +90,7 @@ class AsyncClient:
     async def show(self, ref: str) -> dict[str, Any]:
         return await self._do(calls.show(ref))
 
-    async def _details(self, ref: str) -> dict[str, Any]:
+    async def details(self, ref: str) -> dict[str, Any]:
         return await self._do(calls.show(ref, key=True))
 
     async def publish(
@@ -128,7 +128,7 @@ class AsyncClient:
         report = await self._do(
             calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples, group), objective), on_event
         )
-        return AsyncArtifact(report["artifact"], report, lambda: self._details(report["artifact"]))
+        return AsyncArtifact(report["artifact"], report, lambda: self.details(report["artifact"]))
 
     async def plan(
         self,
@@ -205,6 +205,22 @@ class AsyncClient:
         call = calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos)
         return await self._do(call, on_event)
 
+    async def beginning(
+        self,
+        ids: bytes,
+        *,
+        model: bytes,
+        dtype: str,
+        block_tokens: int = 256,
+        parts: bool = True,
+        curve: tuple[float, float] | None = None,
+        seconds: float | None = None,
+        group: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, group)
+        return await self._do(call, on_event)
+
     async def remove(self, ref: str) -> dict[str, Any]:
         return await self._do(calls.remove(ref))
 
@@ -247,7 +263,7 @@ class AsyncClient:
             artifact = await self.fetch(
                 document_digest(text.encode()), tofu=tofu, strangers=strangers, group=group, text=text
             )
-            details = await self._details(artifact.id)
+            details = await self.details(artifact.id)
             cache = await asyncio.to_thread(load_for, text, details, model, tokenizer, room)
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             local = await asyncio.to_thread(LocalPrefill, text, model, tokenizer, block_tokens)
@@ -255,7 +271,7 @@ class AsyncClient:
             with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
                 if isinstance(error, NotFound):
                     begun = await self._do(calls.beginning(await asyncio.to_thread(local.beginning), tofu, group))
-            shared = await self._details(begun["artifact"]) if begun["tokens"] else None
+            shared = await self.details(begun["artifact"]) if begun["tokens"] else None
             cache = await asyncio.to_thread(local.cache, room, shared, begun["tokens"])
             return cache, report("prefill", error.message, began, local.tokens, begun["tokens"], begun["artifact"])
         reason = artifact.report["plan"]["reason"]

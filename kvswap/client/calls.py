@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
@@ -136,6 +137,20 @@ def audits(publisher: str | None) -> Call:
 
 def beginning(asked: dict[str, Any], tofu: bool, group: str | None) -> Call:
     return _long("/v1/beginning", **asked, tofu=tofu, group=group)
+
+
+def beginning_of_ids(
+    ids: bytes,
+    model: bytes,
+    dtype: str,
+    block_tokens: int,
+    parts: bool,
+    curve: tuple[float, float] | None,
+    seconds: float | None,
+    group: str | None,
+) -> Call:
+    asked = {"ids": base64.b64encode(ids).decode(), "model": model.hex(), "dtype": dtype, "block_tokens": block_tokens}
+    return beginning(asked | {"parts": parts, "curve": curve, "seconds": seconds}, False, group)
 
 
 def plan(ref: str, text: str | None, inexact: bool, group: str | None, objective: Objective) -> Call:

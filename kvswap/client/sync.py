@@ -99,8 +99,8 @@ class Client:
         """An artifact in the store: its index row, manifest and envelope."""
         return self._do(calls.show(ref))
 
-    def _details(self, ref: str) -> dict[str, Any]:
-        """The same, and what opens its files where they are sealed."""
+    def details(self, ref: str) -> dict[str, Any]:
+        """The same, and what opens its files where they are sealed: all that a process needs to read it."""
         return self._do(calls.show(ref, key=True))
 
     def publish(
@@ -149,7 +149,7 @@ class Client:
         report = self._do(
             calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples, group), objective), on_event
         )
-        return Artifact(report["artifact"], report, lambda: self._details(report["artifact"]))
+        return Artifact(report["artifact"], report, lambda: self.details(report["artifact"]))
 
     def plan(
         self,
@@ -230,6 +230,29 @@ class Client:
         accept = Accept(force, tofu, inexact, strangers, samples, group)
         return self._do(calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos), on_event)
 
+    def beginning(
+        self,
+        ids: bytes,
+        *,
+        model: bytes,
+        dtype: str,
+        block_tokens: int = 256,
+        parts: bool = True,
+        curve: tuple[float, float] | None = None,
+        seconds: float | None = None,
+        group: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        """The longest published beginning of token ids (u32, little endian), made local.
+
+        Returns `{"artifact", "tokens", "whole", "plan"}`.  For engines that know ids and no text.  `parts`: also a
+        part of a block, where the document ends there.  `curve`: seconds that a block, and each token before it,
+        cost to prefill there.  `seconds`: the longest to wait for peers to say what they have.  Raises `NotFound`,
+        `PlanSaysPrefill` and what `fetch` does.
+        """
+        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, group)
+        return self._do(call, on_event)
+
     def remove(self, ref: str) -> dict[str, Any]:
         return self._do(calls.remove(ref))
 
@@ -283,14 +306,14 @@ class Client:
             artifact = self.fetch(
                 document_digest(text.encode()), tofu=tofu, strangers=strangers, group=group, text=text
             )
-            cache = load_for(text, self._details(artifact.id), model, tokenizer, room)
+            cache = load_for(text, self.details(artifact.id), model, tokenizer, room)
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             local = LocalPrefill(text, model, tokenizer, block_tokens)
             begun: dict[str, Any] = {"artifact": None, "tokens": 0}
             with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
                 if isinstance(error, NotFound):
                     begun = self._do(calls.beginning(local.beginning(), tofu, group))
-            shared = self._details(begun["artifact"]) if begun["tokens"] else None
+            shared = self.details(begun["artifact"]) if begun["tokens"] else None
             cache = local.cache(room, shared, begun["tokens"])
             return cache, report("prefill", error.message, began, local.tokens, begun["tokens"], begun["artifact"])
         reason = artifact.report["plan"]["reason"]

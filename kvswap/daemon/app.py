@@ -17,7 +17,17 @@ from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
 from kvswap.daemon import metrics
 from kvswap.daemon.guard import Handler, guard
-from kvswap.daemon.requests import body_of, optional_of, samples_of, send_line, start_lines, stream, terms_of, text_of
+from kvswap.daemon.requests import (
+    beginning_of,
+    body_of,
+    optional_of,
+    samples_of,
+    send_line,
+    start_lines,
+    stream,
+    terms_of,
+    text_of,
+)
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.trust_api import TrustApi
 from kvswap.exchange import Node
@@ -28,7 +38,6 @@ from kvswap.exchange.prefix import fetch_beginning, longest_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Progress
-from kvswap.exchange.resolve import Wanted
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.store import ArtifactRow, PeerRecord
@@ -317,25 +326,21 @@ class Api:
         return await stream(request, work)
 
     async def beginning(self, request: web.Request) -> web.StreamResponse:
-        """The longest published beginning of a document given by its chain digests, made local."""
+        """The longest published beginning of a document given by its ids, or their chain digests, made local."""
         body = await body_of(request)
-        chain, block_tokens = body.get("chain"), body.get("block_tokens")
-        try:
-            digests = [bytes.fromhex(d) for d in chain] if isinstance(chain, list) else []
-            wanted = Wanted(bytes.fromhex(text_of(body, "model")), text_of(body, "dtype"))
-        except (TypeError, ValueError) as error:
-            raise UsageError("chain and model are digests in hex") from error
-        if not digests or any(len(d) != 32 for d in (*digests, wanted.model)) or not isinstance(block_tokens, int):
-            raise UsageError("a beginning is asked for by chain, model, dtype and block_tokens")
+        asked = beginning_of(body)
 
         async def work(progress: Progress) -> dict[str, Any]:
-            found = await longest_beginning(self._node, wanted, digests, block_tokens, terms_of(body))
+            found = await longest_beginning(
+                self._node, asked.wanted, asked.chain, asked.block_tokens, asked.terms, asked.ids
+            )
             if found is None:
                 raise NotFound("nobody offers a document with the same beginning")
-            chosen = await fetch_beginning(self._node, found, progress=progress)
+            chosen = await fetch_beginning(self._node, found, asked.terms, progress)
             return {
                 "artifact": str(found.statement.artifact),
                 "tokens": found.tokens,
+                "whole": found.tokens == found.statement.manifest.prefix.tokens,
                 "plan": {"action": chosen.action, "seconds": chosen.seconds, "reason": chosen.reason},
             }
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-from collections.abc import Awaitable, Callable
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
 
 from kvswap.core.errors import KvswapError, UsageError
 from kvswap.core.limits import LIMITS
-from kvswap.cost import OBJECTIVES, Objective
+from kvswap.cost import OBJECTIVES, Objective, PrefillCurve
 from kvswap.exchange.request import Progress, Terms
+from kvswap.exchange.resolve import Wanted
 
 Work = Callable[[Progress], Awaitable[dict[str, Any]]]
 
@@ -48,6 +52,50 @@ def terms_of(body: dict[str, Any]) -> Terms:
     objective = Objective(by, most["max_seconds"], most["max_dollars"], most["max_bytes"])
     force, tofu, inexact, strangers = (bool(body.get(name)) for name in ("force", "tofu", "inexact", "strangers"))
     return Terms(force, tofu, inexact, strangers, samples_of(body), optional_of(body, "group"), objective)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A document whose published beginning is wanted; `ids` only where a part of a block is of use."""
+
+    wanted: Wanted
+    chain: list[bytes]
+    block_tokens: int
+    terms: Terms
+    ids: Sequence[int] | None
+
+
+def beginning_of(body: dict[str, Any]) -> Asked:
+    """By `ids` (u32, little endian, in base64) or `chain` (digests in hex), with model, dtype and block size.
+
+    `parts`: a document that ends within a block is of use to its end.  `curve`: what a block costs to prefill who
+    asks, and each token before it.  `seconds`: the longest to wait for peers.  Raises `UsageError`.
+    """
+    from kvswap.artifact.chain import chain_digests  # numpy, which most requests have no use for
+
+    ids: list[int] | None = None
+    chain, block_tokens = body.get("chain"), body.get("block_tokens")
+    curve, seconds = body.get("curve"), body.get("seconds")
+    if not isinstance(block_tokens, int) or not 1 <= block_tokens <= LIMITS.block_tokens:
+        raise UsageError(f"block_tokens is a number from 1 to {LIMITS.block_tokens}")
+    try:
+        wanted = Wanted(bytes.fromhex(text_of(body, "model")), text_of(body, "dtype"))
+        if "ids" in body:
+            packed = base64.b64decode(text_of(body, "ids"), validate=True)
+            ids = [i for (i,) in struct.iter_unpack("<I", packed)]
+            if not body.get("parts"):
+                ids = ids[: len(ids) // block_tokens * block_tokens]
+            digests = chain_digests(wanted.model, ids, block_tokens)
+        else:
+            digests = [bytes.fromhex(d) for d in chain] if isinstance(chain, list) else []
+        fitted = PrefillCurve(float(curve[0]), float(curve[1]), block_tokens) if curve is not None else None
+        wait = float(seconds) if seconds is not None else None
+    except (TypeError, ValueError, LookupError, struct.error) as error:
+        raise UsageError("a beginning is asked for by ids or chain, model, dtype and block_tokens") from error
+    if any(len(d) != 32 for d in (*digests, wanted.model)):
+        raise UsageError("chain and model are digests of 32 bytes")
+    terms = replace(terms_of(body), curve=fitted, lookup_seconds=wait)
+    return Asked(wanted, digests, block_tokens, terms, ids if body.get("parts") else None)
 
 
 def samples_of(body: dict[str, Any]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, P2pDown, UsageError
 from kvswap.core.ids import Cid, PeerId
@@ -77,6 +78,8 @@ class Node:
         self.bulk = BulkClient()
         self.without_bulk: dict[str, float] = {}  # peers whose HTTPS port was not reached, until when (monotonic)
         self.catalogues = Catalogues()
+        self.pulling: dict[str, asyncio.Task[None]] = {}  # catalogues of peers, on their way
+        self.bringing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # artifacts being fetched
         self._offers: OrderedDict[str, float] = OrderedDict()  # US dollars a gigabyte, as last asked for
         # serving
         self.tokens = Tokens()

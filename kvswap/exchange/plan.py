@@ -78,15 +78,20 @@ async def plan_chunks(
     *,
     hybrid: bool = False,
     measure: bool = False,
+    curve: PrefillCurve | None = None,
 ) -> Planned:
-    """The plan for the files that the first `tokens` tokens need (None: all), by which of them are not here."""
+    """The plan for the files that the first `tokens` tokens need (None: all), by which of them are not here.
+
+    `curve`: what prefilling costs who asks, where that is not this node's own model process.
+    """
     await asyncio.to_thread(predictors.supply, node, manifest)
     files = [manifest.files[i] for i in needed_files(manifest, tokens)]
     missing = set(await asyncio.to_thread(node.store.missing, [f.id for f in files]))
     missing_bytes = sum(f.length for f in files if f.id in missing)
     choice = await own_model(node)
     block_tokens = manifest.prefix.block_tokens
-    curve = node.calibration.curve(choice.calibration_key, block_tokens) if choice else None
+    if curve is None and choice is not None:
+        curve = node.calibration.curve(choice.calibration_key, block_tokens)
     paid = prices(node).per_gb > 0 or any(node.asks(peer) > 0 for peer in peers)
     if choice is not None and curve is None and missing_bytes and (measure or paid):
         curve = await calibrate(node, choice, block_tokens)

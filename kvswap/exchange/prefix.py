@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvswap.artifact.chain import token_digest
 from kvswap.artifact.layout import needed_files
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.limits import LIMITS
@@ -45,9 +46,17 @@ class Beginning:
 
 
 async def longest_beginning(
-    node: Node, wanted: Wanted, chain: Sequence[bytes], block_tokens: int, terms: Terms = STRICT
+    node: Node,
+    wanted: Wanted,
+    chain: Sequence[bytes],
+    block_tokens: int,
+    terms: Terms = STRICT,
+    ids: Sequence[int] | None = None,
 ) -> Beginning | None:
-    """The longest usable beginning in our store and at all peers; None without one."""
+    """The longest usable beginning in our store and at all peers; None without one.
+
+    With the `ids` themselves a document that ends within a block is used to its end.
+    """
     chain = list(chain[: LIMITS.chain_digests])
     if not chain:
         return None
@@ -56,7 +65,7 @@ async def longest_beginning(
     for _, told in called:
         for row, blocks in await asyncio.to_thread(node.store.longest_prefix, told):
             candidates[row.id] = (blocks, [])
-    await _refresh_catalogues(node)
+    await _refresh_catalogues(node, terms.lookup_seconds or _CATALOGUE_SECONDS)
     for names, told in called:
         most, peers = node.catalogues.best(told)
         if most < max((blocks for blocks, _ in candidates.values()), default=1):
@@ -79,7 +88,11 @@ async def longest_beginning(
         alike = next((i for i, (a, b) in enumerate(zip(prefix.chain, chain, strict=False)) if a != b), None)
         blocks = alike if alike is not None else min(len(prefix.chain), len(chain))
         if blocks and prefix.block_tokens == block_tokens and str(statement.artifact) == artifact:
-            return Beginning(statement, min(blocks * block_tokens, prefix.tokens), tuple(holders))
+            tokens = min(blocks * block_tokens, prefix.tokens)
+            if ids is not None and tokens < prefix.tokens <= len(ids):
+                whole = token_digest(ids[: prefix.tokens]) == prefix.token_digest
+                tokens = prefix.tokens if whole else tokens
+            return Beginning(statement, tokens, tuple(holders))
     return None
 
 
@@ -96,7 +109,8 @@ async def beginning_of(
 async def plan_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, *, hybrid: bool = False) -> Planned:
     """Fetch or prefill these first tokens."""
     manifest = beginning.statement.manifest
-    return await plan_chunks(node, manifest, beginning.tokens, beginning.peers, terms.objective, hybrid=hybrid)
+    tokens, peers = beginning.tokens, beginning.peers
+    return await plan_chunks(node, manifest, tokens, peers, terms.objective, hybrid=hybrid, curve=terms.curve)
 
 
 async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, progress: Progress = silent) -> Plan:
@@ -134,18 +148,25 @@ def check_beginning(beginning: Beginning, planned: Planned, terms: Terms) -> Non
         )
 
 
-async def _refresh_catalogues(node: Node) -> None:
-    """Pull those of connected peers that are not fresh, all at once."""
+async def _refresh_catalogues(node: Node, seconds: float) -> None:
+    """Pull those of connected peers that are not fresh, all at once; who waits no longer leaves them on their way."""
     if node.transport is None or not node.p2p:
         return
     stale = [p for p in node.transport.connected() if node.catalogues.stale(p) and not node.resting(p)]
-    await asyncio.gather(*(_pull(node, peer) for peer in stale[: LIMITS.find_results]))
+    for peer in stale[: LIMITS.find_results]:
+        if peer not in node.pulling:
+            node.pulling[peer] = node.spawn(_pull(node, peer))
+    if node.pulling:
+        await asyncio.wait(list(node.pulling.values()), timeout=seconds)
 
 
 async def _pull(node: Node, peer: str) -> None:
+    """One of them."""
     try:
         async with asyncio.timeout(_CATALOGUE_SECONDS):
             ask = messages.GetCatalogue(node.catalogues.version(peer))
             node.catalogues.put(peer, await node.ask(PeerAddress(peer), ask, messages.CatalogueReply))
     except (KvswapError, TimeoutError) as error:
         node.failed(peer, str(error) or "no catalogue in time")
+    finally:
+        node.pulling.pop(peer, None)

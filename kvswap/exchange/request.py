@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvswap.core.limits import LIMITS
-from kvswap.cost import MIX, Objective
+from kvswap.cost import MIX, Objective, PrefillCurve
 
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -27,6 +27,8 @@ class Terms:
     samples: int = LIMITS.usual_samples  # positions that are computed again for that
     group: str | None = None  # look only among what is sealed for this group
     objective: Objective = MIX
+    curve: PrefillCurve | None = None  # what prefilling costs whoever asks, unless it is this node's own model process
+    lookup_seconds: float | None = None  # wait no longer for peers to say what they have
 
 
 STRICT = Terms()

@@ -33,12 +33,15 @@ async def bring(
     manifest = statement.manifest
     files = manifest.files
     cids = [files[i].id for i in wanted]
+    # Whoever wants the same at the same time waits, and then finds it here.
+    one_at_a_time = node.bringing.setdefault(str(statement.artifact), asyncio.Lock())
     with node.store.lease(cids):
         await asyncio.to_thread(list_artifact, node, statement)
         transfer = Transfer(node, manifest, str(statement.artifact), wanted, progress, rest, most_per_gb)
         if begin is not None:
             begin(transfer)
-        await transfer.run(peers)
+        async with one_at_a_time:
+            await transfer.run(peers)
         await asyncio.to_thread(list_artifact, node, statement)
         kept = [files[i].id for i in wanted if i not in transfer.skipped]
         lost = await asyncio.to_thread(node.store.missing, kept)

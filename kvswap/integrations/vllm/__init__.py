@@ -1,0 +1,13 @@
+"""kvswap inside vLLM: published prefixes are loaded into the paged cache instead of being prefilled.
+
+    vllm serve MODEL --kv-transfer-config '{"kv_connector": "KvswapConnector",
+        "kv_connector_module_path": "kvswap.integrations.vllm", "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute"}'
+
+A node (`kvswap daemon`) runs beside the engine; this package talks to it and reads its chunk files.  `engine`
+says what is supported, `scheduler` decides what to load, `worker` loads it, `paged` knows vLLM's blocks.
+"""
+
+from kvswap.integrations.vllm.connector import KvswapConnector
+
+__all__ = ["KvswapConnector"]

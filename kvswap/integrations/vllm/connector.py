@@ -1,0 +1,150 @@
+"""`KvswapConnector`: vLLM's interface (KVConnectorBase_V1), and nothing else; the work is in its two halves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+    SupportsHMA,
+)
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from kvswap.core.errors import UsageError
+from kvswap.integrations.vllm.engine import engine_of
+from kvswap.integrations.vllm.node import Node
+from kvswap.integrations.vllm.scheduler import Load, SchedulerSide
+from kvswap.integrations.vllm.worker import WorkerSide
+
+_SETTINGS = {"home": str, "group": str, "block_tokens": int, "min_tokens": int}
+
+
+@dataclass
+class KvswapMetadata(KVConnectorMetadata):
+    """From scheduler to worker, once a step."""
+
+    loads: list[Load] = field(default_factory=list)
+    idle: bool = False  # nothing runs in this step
+
+
+def settings_of(extra: dict[str, Any]) -> dict[str, Any]:
+    """`kv_connector_extra_config`, checked.  Raises `UsageError` naming the key."""
+    for name, value in extra.items():
+        kind = _SETTINGS.get(name)
+        if kind is None:
+            raise UsageError(
+                f"unknown key {name!r} in kv_connector_extra_config", hint=f"one of {', '.join(_SETTINGS)}"
+            )
+        right = isinstance(value, kind) and not isinstance(value, bool)
+        if not right or (isinstance(value, int) and value <= 0):
+            raise UsageError(f"{name} in kv_connector_extra_config is a {kind.__name__}, not {value!r}")
+    return {"home": None, "group": None, "block_tokens": 256, "min_tokens": 256} | extra
+
+
+class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
+    """Loads published prefixes.  See the package's text for how to name it in vLLM's configuration."""
+
+    _cache_hit_source = CacheHitSource.P2P
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        transfer = self._kv_transfer_config
+        if transfer.kv_load_failure_policy != "recompute":
+            raise UsageError(
+                "with kvswap a load that fails must not fail the request",
+                hint='"kv_load_failure_policy": "recompute" in --kv-transfer-config',
+            )
+        settings = settings_of(transfer.kv_connector_extra_config)
+        engine = engine_of(vllm_config, kv_cache_config)
+        self._scheduler: SchedulerSide | None = None
+        self._worker: WorkerSide | None = None
+        self._node: Node | None = None
+        if role == KVConnectorRole.SCHEDULER:
+            self._node = Node(engine, settings["home"], settings["block_tokens"], settings["group"])
+            self._scheduler = SchedulerSide(engine, self._node, settings["min_tokens"])
+        else:
+            self._worker = WorkerSide(engine)
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A cache that is not published is no loss."""
+        return False
+
+    def shutdown(self) -> None:
+        if self._node is not None:
+            self._node.close()
+        if self._worker is not None:
+            self._worker.close()
+
+    # -- worker ----------------------------------------------------------------------------------
+
+    @property
+    def _loads(self) -> WorkerSide:
+        assert self._worker is not None  # noqa: S101 - of the worker's role
+        return self._worker
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        layers = self._vllm_config.compilation_config.static_forward_context
+        self._loads.register(kv_caches, layers)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, KvswapMetadata)  # noqa: S101 - our own scheduler's
+        for load in metadata.loads:
+            self._loads.start(load)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing: requests wait for their loads before they run."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Nothing: blocks are read when a prefix is complete."""
+
+    def wait_for_save(self) -> None:
+        """Nothing is saved while a request runs."""
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, KvswapMetadata)  # noqa: S101 - our own scheduler's
+        if metadata.idle:
+            self._loads.wait()
+        finished, failed = self._loads.finished()
+        return KVConnectorTransferResults(finished_recving=finished, failed_recving=failed)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._loads.invalid()
+
+    # -- scheduler -------------------------------------------------------------------------------
+
+    @property
+    def _requests(self) -> SchedulerSide:
+        assert self._scheduler is not None  # noqa: S101 - of the scheduler's role
+        return self._scheduler
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        return self._requests.matched(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        self._requests.allocated(request, blocks, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        self._requests.stepped(scheduler_output)
+        return KvswapMetadata(self._requests.take(), scheduler_output.total_num_scheduled_tokens == 0)
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        output = connector_output
+        self._requests.heard(output.finished_recving or set(), output.failed_recving, output.invalid_block_ids)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        self._requests.forget(request.request_id)
+        return False, None
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        self._requests.forget(request.request_id)
+        return False, None

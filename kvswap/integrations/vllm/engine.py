@@ -1,0 +1,134 @@
+"""What an engine is to kvswap: its model's identity, its dtype, and how its layers are cut into paged blocks.
+
+What is not supported is refused by name when the engine starts, not when a request fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvswap.artifact.manifest import LayerSpec, Manifest, ModelIdentity
+from kvswap.core.errors import Incompatible
+from kvswap.model.identity import directory_identity
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Layers that share block tables.  `names` and `layers` go together; `window` None: full attention."""
+
+    names: tuple[str, ...]
+    layers: tuple[int, ...]  # of the model, from 0
+    block_tokens: int
+    heads: int
+    k_dim: int
+    v_dim: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The model as this engine runs it."""
+
+    identity: ModelIdentity
+    dtype: str
+    groups: tuple[Group, ...]
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether some layers keep a window of tokens only: then a load ends where a published block does."""
+        return any(group.window is not None for group in self.groups)
+
+    @property
+    def block_tokens(self) -> int:
+        """A load ends at a multiple of this, in vLLM's blocks."""
+        return max(group.block_tokens for group in self.groups)
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise `Incompatible` unless an artifact's layers are those of this engine."""
+        layers = manifest.layout.layers
+        for group in self.groups:
+            for index in group.layers:
+                wanted = LayerSpec(
+                    kind="full" if group.window is None else "sliding",
+                    heads=group.heads,
+                    k_dim=group.k_dim,
+                    v_dim=group.v_dim,
+                    window=group.window,
+                )
+                if index >= len(layers) or layers[index] != wanted:
+                    have = layers[index] if index < len(layers) else None
+                    raise Incompatible(f"layer {index} is {have}, the engine's is {wanted}", field="layout")
+        if len(layers) != sum(len(group.layers) for group in self.groups):
+            raise Incompatible(f"the artifact has {len(layers)} layers, the engine other ones", field="layout")
+
+
+def _require(condition: bool, what: str, hint: str | None = None) -> None:
+    if not condition:
+        raise Incompatible(f"kvswap does not work in an engine with {what}", hint=hint, field="engine")
+
+
+def engine_of(config: Any, cache: Any) -> Engine:
+    """From vLLM's configuration and its KV cache configuration.  Raises `Incompatible` naming what is not supported."""
+    model, parallel = config.model_config, config.parallel_config
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "decode_context_parallel_size"):
+        _require(getattr(parallel, name, 1) == 1, f"{name} above 1")
+    _require(config.speculative_config is None, "speculative decoding")
+    _require(model.quantization is None, f"quantised weights ({model.quantization})")
+    _require(config.lora_config is None, "LoRA adapters")
+    dtype = str(model.dtype).removeprefix("torch.")
+    groups = tuple(_group(group, dtype) for group in cache.kv_cache_groups)
+    flat = sorted(index for group in groups for index in group.layers)
+    _require(flat == list(range(len(flat))), "layers without a cache of their own, or shared ones")
+    windows = {getattr(g.kv_cache_spec, "sliding_window", None) for g in cache.kv_cache_groups}
+    managed = not config.scheduler_config.disable_hybrid_kv_cache_manager
+    # Without it a block of a sliding layer that was not loaded would be taken for a cached one.
+    _require(managed or windows == {None}, "sliding layers and --disable-hybrid-kv-cache-manager")
+    directory = model_directory(str(model.model), model.revision)
+    return Engine(directory_identity(directory, directory.name), dtype, groups)
+
+
+def _group(group: Any, dtype: str) -> Group:
+    from vllm.model_executor.models.utils import extract_layer_index
+    from vllm.v1.kv_cache_interface import (
+        FullAttentionSpec,
+        MLAAttentionSpec,
+        SlidingWindowSpec,
+        UniformTypeKVCacheSpecs,
+    )
+
+    spec = group.kv_cache_spec
+    kind = type(spec).__name__
+    _require(not isinstance(spec, MLAAttentionSpec | UniformTypeKVCacheSpecs), f"a cache of kind {kind}")
+    _require(isinstance(spec, FullAttentionSpec | SlidingWindowSpec), f"a cache of kind {kind}")
+    _require(not group.is_eagle_group, "draft layers")
+    _require(getattr(spec, "attention_chunk_size", None) is None, "chunked attention")
+    held = str(spec.dtype).removeprefix("torch.")
+    _require(held == dtype, f"a cache in {held} of a model in {dtype}", "--kv-cache-dtype auto")
+    return Group(
+        names=tuple(group.layer_names),
+        layers=tuple(extract_layer_index(name) for name in group.layer_names),
+        block_tokens=spec.block_size,
+        heads=spec.num_kv_heads,
+        k_dim=spec.head_size,
+        v_dim=spec.head_size_v,
+        window=spec.sliding_window,
+    )
+
+
+def model_directory(name: str, revision: str | None) -> Path:
+    """Where the model's files are; nothing is downloaded.  Raises `Incompatible`."""
+    path = Path(name)
+    if not path.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise Incompatible(
+                f"the files of {name!r} are not on this machine",
+                cause="kvswap knows a model by its files",
+                field="model",
+            ) from error
+    return path

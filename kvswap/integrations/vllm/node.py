@@ -1,0 +1,163 @@
+"""The node beside the engine, as the scheduler sees it: threads that ask it, and answers that nobody waits for.
+
+Whatever the node does, the engine goes on: no answer in time, an error, no daemon at all are as good as nothing found.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvswap.artifact import chain
+from kvswap.client import Client
+from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PlanSaysPrefill
+from kvswap.cost.estimate import PrefillCurve
+from kvswap.integrations.vllm.engine import Engine
+
+logger = logging.getLogger("vllm.kvswap")
+
+_THREADS = 8
+_DETAILS_KEPT = 32
+_REST_SECONDS = 5.0  # after the daemon was not reached
+_PATIENCE_SECONDS = 30.0  # for a fetch, where the plan says nothing of prefilling
+_SAMPLES = 64
+_READS = ("artifact", "envelope", "chunks_directory", "key")  # of the daemon's answer
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An artifact in the node's store that a prompt begins with, for `tokens` tokens."""
+
+    artifact: str
+    tokens: int
+    whole: bool  # these are all of the artifact
+    details: dict[str, Any] = field(repr=False)  # what a process needs to read it
+
+
+@dataclass(slots=True)
+class Search:
+    """One look-up.  `match` once it is `done`; `planned` once there is something and it is being fetched."""
+
+    began: float = field(default_factory=time.monotonic)
+    done: bool = False
+    planned: float | None = None  # seconds that it may take from then on
+    match: Match | None = None
+    why: str = ""
+
+    def overdue(self, budget: float) -> bool:
+        """Whether waiting any longer costs more than it may."""
+        waited = time.monotonic() - self.began
+        return waited > (budget if self.planned is None else self.planned)
+
+
+class Node:
+    """Asks the daemon of a home directory."""
+
+    def __init__(self, engine: Engine, home: str | None, block_tokens: int, group: str | None) -> None:
+        self._engine, self._block_tokens, self._group = engine, block_tokens, group
+        self._client = Client(home)
+        self._pool = ThreadPoolExecutor(_THREADS, "kvswap-node")
+        self._details: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._resting_until = 0.0
+        self._samples: list[tuple[int, int, float]] = []
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- what the engine itself takes ------------------------------------------------------------
+
+    def learn(self, before: int, tokens: int, seconds: float) -> None:
+        """A prefill of `tokens` tokens after `before` others took so long."""
+        self._samples = [*self._samples[-_SAMPLES:], (before, tokens, seconds)]
+
+    @property
+    def curve(self) -> PrefillCurve | None:
+        """What prefilling costs this engine; None until it has been seen."""
+        return PrefillCurve.fit(self._samples, self._block_tokens) if self._samples else None
+
+    def prefill_seconds(self, tokens: int) -> float | None:
+        curve = self.curve
+        return curve.seconds(tokens) if curve is not None else None
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    def search(self, ids: Sequence[int], budget: float) -> Search:
+        """Begin to look for the longest published beginning of these ids."""
+        search = Search()
+        if time.monotonic() < self._resting_until:
+            search.done, search.why = True, "the daemon was not reached"
+        else:
+            self._pool.submit(self._run, search, list(ids), budget)
+        return search
+
+    def _run(self, search: Search, ids: list[int], budget: float) -> None:
+        try:
+            search.match = self._find(search, ids, budget)
+        except (NotFound, PlanSaysPrefill) as error:
+            search.why = error.message
+        except KvswapError as error:
+            search.why = error.message
+            if error.code == "daemon_not_running":
+                self._resting_until = time.monotonic() + _REST_SECONDS
+            logger.warning("kvswap: %s", error.message)
+        except Exception as error:
+            search.why = f"{type(error).__name__}: {error}"
+            logger.exception("kvswap: looking for a prefix failed")
+        search.done = True
+
+    def _find(self, search: Search, ids: list[int], budget: float) -> Match:
+        def hear(event: dict[str, Any]) -> None:
+            if event["event"] == "plan":
+                prefill = event.get("prefill") or {}
+                seconds = float(prefill.get("seconds") or 0.0) or self.prefill_seconds(len(ids)) or _PATIENCE_SECONDS
+                search.planned = time.monotonic() - search.began + seconds
+
+        curve = self.curve
+        found = self._client.beginning(
+            chain.pack_ids(ids),
+            model=self._engine.identity.digest,
+            dtype=self._engine.dtype,
+            block_tokens=self._block_tokens,
+            parts=not self._engine.hybrid,
+            curve=(curve.a, curve.b) if curve is not None else None,
+            seconds=budget,
+            group=self._group,
+            on_event=hear,
+        )
+        return Match(found["artifact"], found["tokens"], found["whole"], self._read(found["artifact"]))
+
+    def _read(self, artifact: str) -> dict[str, Any]:
+        with self._lock:
+            known = self._details.get(artifact)
+            if known is not None:
+                self._details.move_to_end(artifact)
+                return known
+        shown = self._client.details(artifact)
+        details: dict[str, Any] = {name: shown[name] for name in _READS if name in shown}
+        with self._lock:
+            self._details[artifact] = details
+            while len(self._details) > _DETAILS_KEPT:
+                self._details.popitem(last=False)
+        return details
+
+    def doubt(self, artifact: str) -> None:
+        """Its files did not load: let the node look at them again, and fetch anew what is wrong."""
+
+        def work() -> None:
+            with self._lock:
+                self._details.pop(artifact, None)
+            try:
+                self._client.verify(artifact, level=1)
+            except IntegrityError as error:
+                logger.warning("kvswap: %s", error.message)
+            except KvswapError as error:
+                logger.debug("kvswap: %s", error.message)
+
+        self._pool.submit(work)

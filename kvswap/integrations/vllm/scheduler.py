@@ -1,0 +1,186 @@
+"""The scheduler's half: which requests wait for a published prefix, and which blocks it goes into.
+
+A request is asked about again and again until it runs.  The first time a look-up begins; until that ends, or has
+taken more of the request's time than it may, the answer is "later".  Of several requests that begin with the
+same artifact one loads it; the others wait and then find it in vLLM's own prefix cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from kvswap.integrations.vllm.engine import Engine
+from kvswap.integrations.vllm.node import Match, Node, Search
+
+logger = logging.getLogger("vllm.kvswap")
+
+_SHORTEST_BUDGET = 0.003
+_FIRST_BUDGET = 0.25  # for a look-up, until it is known what prefilling takes
+_SHARE = 0.02  # of the prefill that a look-up may take of it
+_FORGIVEN_SECONDS = 10.0  # for which an artifact that failed to load is not tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Tokens [first, stop) of an artifact into these blocks, one list for each group of layers."""
+
+    request: str
+    match: Match
+    first: int
+    stop: int
+    blocks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """A request that has not run yet."""
+
+    search: Search
+    budget: float
+    given_up: bool = False
+    load: Load | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of requests, for the log."""
+
+    loads: int = 0
+    tokens: int = 0
+    failures: int = 0
+    late: int = 0
+    misses: int = 0
+
+
+@dataclass(slots=True)
+class _Step:
+    began: float
+    before: int
+    tokens: int
+
+
+class SchedulerSide:
+    """Of one engine.  Called from the scheduler's thread alone."""
+
+    def __init__(self, engine: Engine, node: Node, shortest: int) -> None:
+        self._engine, self._node, self._shortest = engine, node, shortest
+        self._wanted: dict[str, _Wanted] = {}
+        self._loading: dict[str, str] = {}  # artifact -> the request that loads it
+        self._pending: list[Load] = []
+        self._failed: dict[str, float] = {}
+        self._step: _Step | None = None
+        self.counts = Counts()
+
+    # -- before a request runs -------------------------------------------------------------------
+
+    def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """See `KVConnectorBase_V1.get_num_new_matched_tokens`."""
+        ids = request.prompt_token_ids
+        if ids is None or len(ids) - 1 - computed < self._shortest or not _plain(request):
+            return 0, False
+        wanted = self._wanted.get(request.request_id)
+        if wanted is None:
+            budget = self._budget(len(ids) - computed)
+            # The last token is always computed: its logits are wanted.
+            wanted = _Wanted(self._node.search(ids[:-1], budget), budget)
+            self._wanted[request.request_id] = wanted
+        if wanted.given_up:
+            return 0, False
+        search = wanted.search
+        if not search.done:
+            if not search.overdue(wanted.budget):
+                return None, False
+            self.counts.late += 1
+            return self._give_up(wanted, "no answer in time")
+        if search.match is None:
+            self.counts.misses += 1
+            return self._give_up(wanted, search.why)
+        match = search.match
+        if self._failed.get(match.artifact, 0.0) > time.monotonic():
+            return self._give_up(wanted, "it failed to load")
+        if self._loading.get(match.artifact, request.request_id) != request.request_id:
+            return None, False  # somebody else's load is going to be a local hit
+        stop = match.tokens - match.tokens % self._engine.block_tokens
+        if stop - computed < self._engine.block_tokens:
+            return self._give_up(wanted, "it is here already")
+        return stop - computed, True
+
+    def _budget(self, tokens: int) -> float:
+        seconds = self._node.prefill_seconds(tokens)
+        return _FIRST_BUDGET if seconds is None else max(_SHORTEST_BUDGET, _SHARE * seconds)
+
+    def _give_up(self, wanted: _Wanted, why: str) -> tuple[int, bool]:
+        wanted.given_up = True
+        logger.debug("kvswap: prefilling: %s", why)
+        return 0, False
+
+    def allocated(self, request: Any, blocks: Any, tokens: int) -> None:
+        """See `update_state_after_alloc`."""
+        wanted = self._wanted.get(request.request_id)
+        if tokens <= 0 or wanted is None or wanted.search.match is None or wanted.load is not None:
+            return
+        match = wanted.search.match
+        stop = match.tokens - match.tokens % self._engine.block_tokens
+        held = tuple(tuple(group) for group in blocks.get_block_ids())
+        wanted.load = Load(request.request_id, match, stop - tokens, stop, held)
+        self._loading[match.artifact] = request.request_id
+        self._pending.append(wanted.load)
+
+    def take(self) -> list[Load]:
+        """What is to be loaded from now on."""
+        pending, self._pending = self._pending, []
+        return pending
+
+    # -- afterwards ------------------------------------------------------------------------------
+
+    def heard(self, finished: set[str], failed: set[str], invalid: set[int]) -> None:
+        """These requests' loads have ended; these of them failed, or these blocks were not filled."""
+        for name in finished:
+            wanted = self._wanted.get(name)
+            load = wanted.load if wanted is not None else None
+            if wanted is None or load is None:
+                continue
+            self._end(load)
+            wanted.given_up = True
+            if name in failed or any(invalid.intersection(blocks) for blocks in load.blocks):
+                self.counts.failures += 1
+                self._failed[load.match.artifact] = time.monotonic() + _FORGIVEN_SECONDS
+                self._node.doubt(load.match.artifact)
+            else:
+                self.counts.loads += 1
+                self.counts.tokens += load.stop - load.first
+                logger.info("kvswap: loaded %d tokens of %s", load.stop - load.first, load.match.artifact)
+
+    def _end(self, load: Load) -> None:
+        if self._loading.get(load.match.artifact) == load.request:
+            del self._loading[load.match.artifact]
+
+    def forget(self, name: str) -> None:
+        """This request is over."""
+        wanted = self._wanted.pop(name, None)
+        if wanted is not None and wanted.load is not None:
+            self._end(wanted.load)
+
+    # -- what prefilling takes -------------------------------------------------------------------
+
+    def stepped(self, output: Any) -> None:
+        """A step is scheduled: the one before it is over, and if it was a prefill, says what prefilling takes."""
+        now = time.monotonic()
+        step, self._step = self._step, None
+        if step is not None:
+            self._node.learn(step.before, step.tokens, now - step.began)
+        prefills = [
+            (new.num_computed_tokens, output.num_scheduled_tokens[new.req_id])
+            for new in output.scheduled_new_reqs
+            if output.num_scheduled_tokens.get(new.req_id, 0) >= self._shortest
+        ]
+        if len(prefills) == 1 and output.total_num_scheduled_tokens < 1.1 * prefills[0][1]:
+            self._step = _Step(now, *prefills[0])
+
+
+def _plain(request: Any) -> bool:
+    """Whether its tokens alone say what its cache is."""
+    return not (request.mm_features or request.lora_request or getattr(request, "prompt_embeds", None) is not None)

@@ -1,0 +1,138 @@
+"""The worker's half: chunk files to paged blocks, in threads, while other requests run.
+
+Every signature and digest is checked here again.  Tensors are put together and verified whole before a byte
+goes into a block; what does not load is reported, and vLLM computes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvswap.artifact.assembly import load as load_tensors
+from kvswap.artifact.layout import check_compatible
+from kvswap.artifact.tensors import LayerTensors
+from kvswap.core.errors import IntegrityError, NotFound
+from kvswap.core.ids import Cid
+from kvswap.integrations.vllm.engine import Engine
+from kvswap.integrations.vllm.paged import PagedLayer, slots
+from kvswap.integrations.vllm.scheduler import Load
+from kvswap.store.files import chunk_path
+from kvswap.trust import one_key, read_statement
+
+logger = logging.getLogger("vllm.kvswap")
+
+_MOMENT = 0.003
+_LOADS = 2  # at a time; each decodes with several threads
+
+
+class WorkerSide:
+    """Of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._layers: dict[int, PagedLayer] = {}
+        self._pool = ThreadPoolExecutor(_LOADS, "kvswap-load")
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._finished: set[str] = set()
+        self._failed: set[str] = set()
+        self._invalid: set[int] = set()
+
+    def register(self, caches: Mapping[str, torch.Tensor], layers: Mapping[str, Any]) -> None:
+        """The engine's cache tensors and attention layers, by layer name.  Raises `Incompatible`."""
+        for group in self._engine.groups:
+            for name, index in zip(group.names, group.layers, strict=True):
+                self._layers[index] = PagedLayer(layers[name], caches[name], group)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, load: Load) -> None:
+        """Begin a load; `finished` tells of its end."""
+        self._pool.submit(self._run, load)
+
+    def wait(self) -> None:
+        """Until a load ends, or for a moment: an engine that only waits asks again at once, and would take the
+        interpreter from the threads that it waits for."""
+        self._ended.wait(_MOMENT)
+
+    def finished(self) -> tuple[set[str], set[str]]:
+        """(requests whose loads have ended since the last call, those of them that failed)."""
+        with self._lock:
+            self._ended.clear()
+            finished, self._finished = self._finished, set()
+            failed, self._failed = self._failed, set()
+        return finished, failed
+
+    def invalid(self) -> set[int]:
+        """Blocks that were not filled; known before their request is among the finished."""
+        with self._lock:
+            blocks, self._invalid = self._invalid, set()
+        return blocks
+
+    def _run(self, load: Load) -> None:
+        failed = False
+        try:
+            self._load(load)
+        except Exception as error:  # noqa: BLE001 - whatever it is, vLLM computes these blocks itself
+            logger.warning("kvswap: %s not loaded: %s", load.match.artifact, error)
+            failed = True
+        with self._lock:
+            self._finished.add(load.request)
+            self._ended.set()
+            if not failed:
+                return
+            if len(self._engine.groups) > 1:  # numbers of blocks say nothing there: the whole request is computed
+                self._failed.add(load.request)
+            else:
+                size = self._engine.groups[0].block_tokens
+                self._invalid.update(load.blocks[0][load.first // size : load.stop // size])
+
+    def _load(self, load: Load) -> None:
+        match, details = load.match, load.match.details
+        key = bytes.fromhex(details["key"]) if "key" in details else None
+        statement = read_statement(base64.b64decode(details["envelope"]), one_key(key))
+        if str(statement.artifact) != match.artifact:
+            raise IntegrityError(f"the daemon answered another artifact than {match.artifact}")
+        manifest = statement.manifest
+        check_compatible(manifest, self._engine.identity.digest, self._engine.dtype)
+        self._engine.check(manifest)
+        tensors = load_tensors(
+            manifest,
+            _reader(Path(details["chunks_directory"])),
+            tokens=None if match.whole else match.tokens,
+            seal=statement.seal,
+        )
+        for group, blocks in zip(self._engine.groups, load.blocks, strict=True):
+            for index in group.layers:
+                self._put(self._layers[index], tensors[index], group, blocks, load)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+
+    def _put(self, layer: PagedLayer, held: LayerTensors, group: Any, blocks: tuple[int, ...], load: Load) -> None:
+        slot, token = slots(group, blocks, max(load.first, held.first), min(load.stop, held.first + held.tokens))
+        if not len(slot):
+            return
+        low, high = int(token[0]) - held.first, int(token[-1]) - held.first + 1
+        k, v = held.k[:, low:high], held.v[:, low:high]
+        if high - low != len(token):  # null blocks between: none that matter, but none to write either
+            k, v = (t[:, token - token[0]] for t in (k, v))
+        layer.put(k, v, slot)
+
+
+def _reader(directory: Path) -> Callable[[Cid], bytes]:
+    def read(cid: Cid) -> bytes:
+        try:
+            return chunk_path(directory, cid).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"chunk {cid} is not in the store any more", cause="it was removed meanwhile") from None
+
+    return read
