@@ -2,16 +2,18 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-faults lint setup model bench clean help
+.PHONY: demo test test-faults test-vllm lint setup model bench clean help
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
 	@echo "make test   linters, types, and the tests (about 14 minutes)"
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood (about 8 minutes)"
+	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 6 minutes and set-up)"
 	@echo "make bench  the figures of the README (about 90 minutes; bench_swarm and bench_grid need Linux and root)"
 	@echo "make clean  remove the virtual environment and the demo's homes"
 
@@ -43,8 +45,15 @@ test: setup lint model
 test-faults: setup
 	$(BIN)/python -m pytest -m faults tests/swarm
 
+$(VLLM_VENV)/.ready: pyproject.toml .ci/setup-vllm
+	@echo "setting up $(VLLM_VENV) (once, a few minutes)"
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh .ci/setup-vllm $(VLLM_VENV)
+
+test-vllm: $(VLLM_VENV)/.ready
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm
+
 bench: setup model
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) $(VLLM_VENV) .demo

@@ -329,7 +329,7 @@ class NoModel:
 # -- tiny models -------------------------------------------------------------------------------------
 
 
-def tiny_model(directory: Path, kind: str, seed: int = 0) -> Path:
+def tiny_model(directory: Path, kind: str, seed: int = 0, head_dim: int = 16) -> Path:
     """A randomly initialised model of a real architecture with a real tokenizer, as a directory."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -347,7 +347,7 @@ def tiny_model(directory: Path, kind: str, seed: int = 0) -> Path:
         "intermediate_size": 128,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 16,
+        "head_dim": head_dim,
         "max_position_embeddings": 2048,
         "bos_token_id": 1,
         "eos_token_id": 2,

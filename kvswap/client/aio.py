@@ -215,10 +215,11 @@ class AsyncClient:
         parts: bool = True,
         curve: tuple[float, float] | None = None,
         seconds: float | None = None,
+        force: bool = False,
         group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, group)
+        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, group)
         return await self._do(call, on_event)
 
     async def remove(self, ref: str) -> dict[str, Any]:

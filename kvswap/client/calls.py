@@ -147,10 +147,11 @@ def beginning_of_ids(
     parts: bool,
     curve: tuple[float, float] | None,
     seconds: float | None,
+    force: bool,
     group: str | None,
 ) -> Call:
     asked = {"ids": base64.b64encode(ids).decode(), "model": model.hex(), "dtype": dtype, "block_tokens": block_tokens}
-    return beginning(asked | {"parts": parts, "curve": curve, "seconds": seconds}, False, group)
+    return beginning(asked | {"parts": parts, "curve": curve, "seconds": seconds, "force": force}, False, group)
 
 
 def plan(ref: str, text: str | None, inexact: bool, group: str | None, objective: Objective) -> Call:

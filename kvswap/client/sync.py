@@ -240,6 +240,7 @@ class Client:
         parts: bool = True,
         curve: tuple[float, float] | None = None,
         seconds: float | None = None,
+        force: bool = False,
         group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
@@ -250,7 +251,7 @@ class Client:
         cost to prefill there.  `seconds`: the longest to wait for peers to say what they have.  Raises `NotFound`,
         `PlanSaysPrefill` and what `fetch` does.
         """
-        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, group)
+        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, group)
         return self._do(call, on_event)
 
     def remove(self, ref: str) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from kvswap.core.errors import UsageError
 from kvswap.integrations.vllm.engine import engine_of
 from kvswap.integrations.vllm.node import Node
 from kvswap.integrations.vllm.scheduler import Load, SchedulerSide
+from kvswap.integrations.vllm.settings import Settings
 from kvswap.integrations.vllm.worker import WorkerSide
-
-_SETTINGS = {"home": str, "group": str, "block_tokens": int, "min_tokens": int}
 
 
 @dataclass
@@ -30,20 +29,6 @@ class KvswapMetadata(KVConnectorMetadata):
 
     loads: list[Load] = field(default_factory=list)
     idle: bool = False  # nothing runs in this step
-
-
-def settings_of(extra: dict[str, Any]) -> dict[str, Any]:
-    """`kv_connector_extra_config`, checked.  Raises `UsageError` naming the key."""
-    for name, value in extra.items():
-        kind = _SETTINGS.get(name)
-        if kind is None:
-            raise UsageError(
-                f"unknown key {name!r} in kv_connector_extra_config", hint=f"one of {', '.join(_SETTINGS)}"
-            )
-        right = isinstance(value, kind) and not isinstance(value, bool)
-        if not right or (isinstance(value, int) and value <= 0):
-            raise UsageError(f"{name} in kv_connector_extra_config is a {kind.__name__}, not {value!r}")
-    return {"home": None, "group": None, "block_tokens": 256, "min_tokens": 256} | extra
 
 
 class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
@@ -59,14 +44,14 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
                 "with kvswap a load that fails must not fail the request",
                 hint='"kv_load_failure_policy": "recompute" in --kv-transfer-config',
             )
-        settings = settings_of(transfer.kv_connector_extra_config)
+        settings = Settings.of(transfer.kv_connector_extra_config)
         engine = engine_of(vllm_config, kv_cache_config)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._node: Node | None = None
         if role == KVConnectorRole.SCHEDULER:
-            self._node = Node(engine, settings["home"], settings["block_tokens"], settings["group"])
-            self._scheduler = SchedulerSide(engine, self._node, settings["min_tokens"])
+            self._node = Node(engine, settings)
+            self._scheduler = SchedulerSide(engine, self._node, settings)
         else:
             self._worker = WorkerSide(engine)
 

@@ -19,6 +19,7 @@ from kvswap.client import Client
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PlanSaysPrefill
 from kvswap.cost.estimate import PrefillCurve
 from kvswap.integrations.vllm.engine import Engine
+from kvswap.integrations.vllm.settings import Settings
 
 logger = logging.getLogger("vllm.kvswap")
 
@@ -59,9 +60,9 @@ class Search:
 class Node:
     """Asks the daemon of a home directory."""
 
-    def __init__(self, engine: Engine, home: str | None, block_tokens: int, group: str | None) -> None:
-        self._engine, self._block_tokens, self._group = engine, block_tokens, group
-        self._client = Client(home)
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine, self._settings = engine, settings
+        self._client = Client(settings.home)
         self._pool = ThreadPoolExecutor(_THREADS, "kvswap-node")
         self._details: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
@@ -80,7 +81,7 @@ class Node:
     @property
     def curve(self) -> PrefillCurve | None:
         """What prefilling costs this engine; None until it has been seen."""
-        return PrefillCurve.fit(self._samples, self._block_tokens) if self._samples else None
+        return PrefillCurve.fit(self._samples, self._settings.block_tokens) if self._samples else None
 
     def prefill_seconds(self, tokens: int) -> float | None:
         curve = self.curve
@@ -115,23 +116,29 @@ class Node:
     def _find(self, search: Search, ids: list[int], budget: float) -> Match:
         def hear(event: dict[str, Any]) -> None:
             if event["event"] == "plan":
-                prefill = event.get("prefill") or {}
-                seconds = float(prefill.get("seconds") or 0.0) or self.prefill_seconds(len(ids)) or _PATIENCE_SECONDS
-                search.planned = time.monotonic() - search.began + seconds
+                search.planned = time.monotonic() - search.began + self._patience(event, len(ids))
 
         curve = self.curve
         found = self._client.beginning(
             chain.pack_ids(ids),
             model=self._engine.identity.digest,
             dtype=self._engine.dtype,
-            block_tokens=self._block_tokens,
+            block_tokens=self._settings.block_tokens,
             parts=not self._engine.hybrid,
             curve=(curve.a, curve.b) if curve is not None else None,
             seconds=budget,
-            group=self._group,
+            force=self._settings.force,
+            group=self._settings.group,
             on_event=hear,
         )
         return Match(found["artifact"], found["tokens"], found["whole"], self._read(found["artifact"]))
+
+    def _patience(self, plan: dict[str, Any], tokens: int) -> float:
+        """How long something that was found may take: no longer than prefilling would have."""
+        if self._settings.force:
+            return _PATIENCE_SECONDS
+        prefill = (plan.get("prefill") or {}).get("seconds")
+        return prefill or self.prefill_seconds(tokens) or _PATIENCE_SECONDS
 
     def _read(self, artifact: str) -> dict[str, Any]:
         with self._lock:

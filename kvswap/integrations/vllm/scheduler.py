@@ -14,6 +14,7 @@ from typing import Any
 
 from kvswap.integrations.vllm.engine import Engine
 from kvswap.integrations.vllm.node import Match, Node, Search
+from kvswap.integrations.vllm.settings import Settings
 
 logger = logging.getLogger("vllm.kvswap")
 
@@ -65,8 +66,9 @@ class _Step:
 class SchedulerSide:
     """Of one engine.  Called from the scheduler's thread alone."""
 
-    def __init__(self, engine: Engine, node: Node, shortest: int) -> None:
-        self._engine, self._node, self._shortest = engine, node, shortest
+    def __init__(self, engine: Engine, node: Node, settings: Settings) -> None:
+        self._engine, self._node, self._shortest = engine, node, settings.min_tokens
+        self._most = settings.lookup_seconds
         self._wanted: dict[str, _Wanted] = {}
         self._loading: dict[str, str] = {}  # artifact -> the request that loads it
         self._pending: list[Load] = []
@@ -109,6 +111,8 @@ class SchedulerSide:
         return stop - computed, True
 
     def _budget(self, tokens: int) -> float:
+        if self._most is not None:
+            return self._most
         seconds = self._node.prefill_seconds(tokens)
         return _FIRST_BUDGET if seconds is None else max(_SHORTEST_BUDGET, _SHARE * seconds)
 

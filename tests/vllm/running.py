@@ -1,0 +1,77 @@
+"""A vLLM engine as a process of its own, as tests and benchmarks use it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support import ROOT
+
+
+@dataclass(frozen=True)
+class Output:
+    """Of one prompt: ids and their log probabilities, tokens that were not computed, seconds to the first one."""
+
+    ids: list[int]
+    scores: list[float]
+    cached: int
+    first: float
+
+
+class Engine:
+    """`python -m tests.vllm.engine`; ends with `stop`."""
+
+    def __init__(self, log: Path, **config: Any) -> None:
+        self._log = log
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.vllm.engine", json.dumps(config)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            text=True,
+            cwd=ROOT,
+        )
+        if not self._answer().get("ready"):
+            raise AssertionError("the engine is not ready")
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise AssertionError(f"the engine ended:\n{self.log[-3000:]}")
+        return dict(json.loads(line))
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def loads(self) -> int:
+        """How many prefixes were loaded so far."""
+        return self.log.count("kvswap: loaded")
+
+    def ask(self, prompts: Sequence[Sequence[int]], tokens: int = 8, **more: Any) -> None:
+        """Without waiting for the answer."""
+        assert self._process.stdin is not None
+        request = {"prompts": [list(ids) for ids in prompts], "max_tokens": tokens, **more}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> tuple[list[Output], float]:
+        """Of the oldest `ask`: outputs, and seconds in all."""
+        answer = self._answer()
+        return [Output(**output) for output in answer["outputs"]], float(answer["seconds"])
+
+    def run(self, *prompts: Sequence[int], tokens: int = 8, **more: Any) -> list[Output]:
+        self.ask(prompts, tokens, **more)
+        return self.answer()[0]
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
