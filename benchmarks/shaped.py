@@ -78,14 +78,18 @@ class Network:
             home,
             ["--listen", listen, *flags],
             {"KVSWAP_MODELS": str(home / "none"), "KVSWAP_QUOTA_BYTES": str(10**11), **env},
-            wrapper=("ip", "netns", "exec", self._ns(name)),
+            wrapper=self.wrapper(name),
         ).start()
         self._nodes.append(node)
         return node
 
+    def wrapper(self, name: str) -> tuple[str, ...]:
+        """What runs a command in a node's namespace."""
+        return ("ip", "netns", "exec", self._ns(name))
+
     def run(self, name: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
         """`kvswap …` in a node's namespace, with --json."""
-        command = ["ip", "netns", "exec", self._ns(name), sys.executable, "-m", "kvswap", *arguments]
+        command = [*self.wrapper(name), sys.executable, "-m", "kvswap", *arguments]
         command += ["--home", str(home), "--json"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 

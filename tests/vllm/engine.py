@@ -43,7 +43,7 @@ def main(config: dict[str, Any]) -> None:
             made["cache_salt"] = salt
         return made
 
-    home, extra = config.pop("home"), config.pop("extra", {})
+    home, extra = config.pop("home", ""), config.pop("extra", {})
     if home:
         config["kv_transfer_config"] = transfer(home, **extra)
     llm = LLM(enforce_eager=True, skip_tokenizer_init=True, disable_log_stats=False, **config)

@@ -26,10 +26,11 @@ class Output:
 class Engine:
     """`python -m tests.vllm.engine`; ends with `stop`."""
 
-    def __init__(self, log: Path, **config: Any) -> None:
+    def __init__(self, log: Path, wrapper: Sequence[str] = (), **config: Any) -> None:
+        """`config` as `tests.vllm.engine` takes it; `wrapper`: a command that runs it."""
         self._log = log
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.vllm.engine", json.dumps(config)],
+            [*wrapper, sys.executable, "-m", "tests.vllm.engine", json.dumps(config)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("w"),

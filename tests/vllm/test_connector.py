@@ -125,11 +125,11 @@ def test_a_published_document_is_loaded_and_gives_the_same_tokens(scene: Scene) 
     expected = scene.cold(prompt)
     published = scene.publish(text)
     (output,) = scene.engine.run(prompt, reset=True)
-    whole = published["tokens"] // (BLOCK if hybrid(scene) else PAGE) * (BLOCK if hybrid(scene) else PAGE)
+    whole = published["tokens"] // BLOCK * BLOCK if hybrid(scene) else published["tokens"]
     assert output.cached == whole and alike(output, expected)
     assert scene.node.client.show(published["artifact"])["artifact"] == published["artifact"]
-    (again,) = scene.engine.run(prompt)  # from vLLM's own cache
-    assert again.cached >= whole and alike(again, expected)
+    (again,) = scene.engine.run(prompt)  # from vLLM's own cache, which keeps whole blocks
+    assert again.cached >= whole // PAGE * PAGE and alike(again, expected)
     (local,) = scene.engine.run(prompt, reset=True)  # from the node's store
     assert local.cached == whole and alike(local, expected)
 

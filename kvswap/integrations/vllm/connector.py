@@ -118,7 +118,13 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         self._requests.stepped(scheduler_output)
-        return KvswapMetadata(self._requests.take(), scheduler_output.total_num_scheduled_tokens == 0)
+        idle = scheduler_output.total_num_scheduled_tokens == 0
+        if idle:
+            self._requests.pause()
+        return KvswapMetadata(self._requests.take(), idle)
+
+    def on_new_request(self, request: Any) -> None:
+        self._requests.added(request)
 
     def update_connector_output(self, connector_output: Any) -> None:
         output = connector_output

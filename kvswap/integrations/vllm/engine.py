@@ -42,8 +42,12 @@ class Engine:
 
     @property
     def block_tokens(self) -> int:
-        """A load ends at a multiple of this, in vLLM's blocks."""
+        """Tokens of the largest of vLLM's blocks."""
         return max(group.block_tokens for group in self.groups)
+
+    def usable(self, tokens: int) -> int:
+        """How much of a published beginning can be loaded: what layers with windows hold fits whole blocks alone."""
+        return tokens - tokens % self.block_tokens if self.hybrid else tokens
 
     def check(self, manifest: Manifest) -> None:
         """Raise `Incompatible` unless an artifact's layers are those of this engine."""

@@ -23,7 +23,7 @@ from kvswap.integrations.vllm.settings import Settings
 
 logger = logging.getLogger("vllm.kvswap")
 
-_THREADS = 8
+_THREADS = 64  # each waits for one look-up
 _DETAILS_KEPT = 32
 _REST_SECONDS = 5.0  # after the daemon was not reached
 _PATIENCE_SECONDS = 30.0  # for a fetch, where the plan says nothing of prefilling
@@ -43,10 +43,10 @@ class Match:
 
 @dataclass(slots=True)
 class Search:
-    """One look-up.  `match` once it is `done`; `planned` once there is something and it is being fetched."""
+    """One look-up.  `match` once it has `ended`; `planned` once there is something and it is being fetched."""
 
     began: float = field(default_factory=time.monotonic)
-    done: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
     planned: float | None = None  # seconds that it may take from then on
     match: Match | None = None
     why: str = ""
@@ -66,6 +66,7 @@ class Node:
         self._pool = ThreadPoolExecutor(_THREADS, "kvswap-node")
         self._details: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
+        self.news = threading.Event()  # some look-up has ended
         self._resting_until = 0.0
         self._samples: list[tuple[int, int, float]] = []
 
@@ -93,7 +94,8 @@ class Node:
         """Begin to look for the longest published beginning of these ids."""
         search = Search()
         if time.monotonic() < self._resting_until:
-            search.done, search.why = True, "the daemon was not reached"
+            search.why = "the daemon was not reached"
+            search.ended.set()
         else:
             self._pool.submit(self._run, search, list(ids), budget)
         return search
@@ -111,7 +113,8 @@ class Node:
         except Exception as error:
             search.why = f"{type(error).__name__}: {error}"
             logger.exception("kvswap: looking for a prefix failed")
-        search.done = True
+        search.ended.set()
+        self.news.set()
 
     def _find(self, search: Search, ids: list[int], budget: float) -> Match:
         def hear(event: dict[str, Any]) -> None:

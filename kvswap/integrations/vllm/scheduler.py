@@ -1,7 +1,7 @@
 """The scheduler's half: which requests wait for a published prefix, and which blocks it goes into.
 
-A request is asked about again and again until it runs.  The first time a look-up begins; until that ends, or has
-taken more of the request's time than it may, the answer is "later".  Of several requests that begin with the
+With a request its look-up begins.  Then it is asked about again and again until it runs; until the look-up ends,
+or has taken more of the request's time than it may, the answer is "later".  Of several requests that begin with the
 same artifact one loads it; the others wait and then find it in vLLM's own prefix cache.
 """
 
@@ -18,6 +18,9 @@ from kvswap.integrations.vllm.settings import Settings
 
 logger = logging.getLogger("vllm.kvswap")
 
+_AT_ONCE = 0.005  # seconds that a step waits for a look-up
+_PAUSE = 0.02
+_LEAST = 16  # tokens that are worth a load
 _SHORTEST_BUDGET = 0.003
 _FIRST_BUDGET = 0.25  # for a look-up, until it is known what prefilling takes
 _SHARE = 0.02  # of the prefill that a look-up may take of it
@@ -41,6 +44,7 @@ class _Wanted:
 
     search: Search
     budget: float
+    asked: bool = False
     given_up: bool = False
     load: Load | None = None
 
@@ -78,21 +82,25 @@ class SchedulerSide:
 
     # -- before a request runs -------------------------------------------------------------------
 
+    def added(self, request: Any) -> None:
+        """See `on_new_request`."""
+        ids = request.prompt_token_ids
+        if ids is None or len(ids) - 1 < self._shortest or not _plain(request):
+            return
+        budget = self._budget(len(ids))
+        # The last token is always computed: its logits are wanted.
+        self._wanted[request.request_id] = _Wanted(self._node.search(ids[:-1], budget), budget)
+
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """See `KVConnectorBase_V1.get_num_new_matched_tokens`."""
-        ids = request.prompt_token_ids
-        if ids is None or len(ids) - 1 - computed < self._shortest or not _plain(request):
-            return 0, False
         wanted = self._wanted.get(request.request_id)
-        if wanted is None:
-            budget = self._budget(len(ids) - computed)
-            # The last token is always computed: its logits are wanted.
-            wanted = _Wanted(self._node.search(ids[:-1], budget), budget)
-            self._wanted[request.request_id] = wanted
-        if wanted.given_up:
+        if wanted is None or wanted.given_up:
             return 0, False
         search = wanted.search
-        if not search.done:
+        if not wanted.asked:
+            wanted.asked = True
+            search.ended.wait(min(_AT_ONCE, wanted.budget))  # most have ended by then
+        if not search.ended.is_set():
             if not search.overdue(wanted.budget):
                 return None, False
             self.counts.late += 1
@@ -103,12 +111,13 @@ class SchedulerSide:
         match = search.match
         if self._failed.get(match.artifact, 0.0) > time.monotonic():
             return self._give_up(wanted, "it failed to load")
-        if self._loading.get(match.artifact, request.request_id) != request.request_id:
-            return None, False  # somebody else's load is going to be a local hit
-        stop = match.tokens - match.tokens % self._engine.block_tokens
-        if stop - computed < self._engine.block_tokens:
+        more = self._engine.usable(match.tokens) - computed
+        if more < _LEAST:
             return self._give_up(wanted, "it is here already")
-        return stop - computed, True
+        loader = self._loading.get(match.artifact, request.request_id)
+        if loader != request.request_id and more > self._engine.block_tokens:
+            return None, False  # somebody else's load is going to be a local hit, but for its last block
+        return more, True
 
     def _budget(self, tokens: int) -> float:
         if self._most is not None:
@@ -127,16 +136,25 @@ class SchedulerSide:
         if tokens <= 0 or wanted is None or wanted.search.match is None or wanted.load is not None:
             return
         match = wanted.search.match
-        stop = match.tokens - match.tokens % self._engine.block_tokens
+        stop = self._engine.usable(match.tokens)
         held = tuple(tuple(group) for group in blocks.get_block_ids())
         wanted.load = Load(request.request_id, match, stop - tokens, stop, held)
-        self._loading[match.artifact] = request.request_id
+        self._loading.setdefault(match.artifact, request.request_id)
         self._pending.append(wanted.load)
 
     def take(self) -> list[Load]:
         """What is to be loaded from now on."""
         pending, self._pending = self._pending, []
         return pending
+
+    def pause(self) -> None:
+        """Where there is nothing to do but to wait for look-ups: until one ends, or for a moment.
+
+        An engine that only waits asks again at once, and would take the interpreter from the threads it waits for.
+        """
+        if any(not w.given_up and not w.search.ended.is_set() for w in self._wanted.values()):
+            self._node.news.wait(_PAUSE)
+        self._node.news.clear()
 
     # -- afterwards ------------------------------------------------------------------------------
 

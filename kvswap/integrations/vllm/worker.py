@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from kvswap.artifact.assembly import load as load_tensors
-from kvswap.artifact.layout import check_compatible
+from kvswap.artifact.assembly import Assembly
+from kvswap.artifact.layout import check_compatible, needed
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError, NotFound
 from kvswap.core.ids import Cid
@@ -29,7 +29,7 @@ from kvswap.trust import one_key, read_statement
 
 logger = logging.getLogger("vllm.kvswap")
 
-_MOMENT = 0.003
+_PAUSE = 0.02
 _LOADS = 2  # at a time; each decodes with several threads
 
 
@@ -42,6 +42,7 @@ class WorkerSide:
         self._pool = ThreadPoolExecutor(_LOADS, "kvswap-load")
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._under_way = 0
         self._finished: set[str] = set()
         self._failed: set[str] = set()
         self._invalid: set[int] = set()
@@ -57,12 +58,14 @@ class WorkerSide:
 
     def start(self, load: Load) -> None:
         """Begin a load; `finished` tells of its end."""
+        with self._lock:
+            self._under_way += 1
         self._pool.submit(self._run, load)
 
     def wait(self) -> None:
-        """Until a load ends, or for a moment: an engine that only waits asks again at once, and would take the
-        interpreter from the threads that it waits for."""
-        self._ended.wait(_MOMENT)
+        """Where nothing runs: until a load ends, or for a moment (see `SchedulerSide.pause`)."""
+        if self._under_way:
+            self._ended.wait(_PAUSE)
 
     def finished(self) -> tuple[set[str], set[str]]:
         """(requests whose loads have ended since the last call, those of them that failed)."""
@@ -86,6 +89,7 @@ class WorkerSide:
             logger.warning("kvswap: %s not loaded: %s", load.match.artifact, error)
             failed = True
         with self._lock:
+            self._under_way -= 1
             self._finished.add(load.request)
             self._ended.set()
             if not failed:
@@ -94,7 +98,7 @@ class WorkerSide:
                 self._failed.add(load.request)
             else:
                 size = self._engine.groups[0].block_tokens
-                self._invalid.update(load.blocks[0][load.first // size : load.stop // size])
+                self._invalid.update(load.blocks[0][load.first // size : -(-load.stop // size)])
 
     def _load(self, load: Load) -> None:
         match, details = load.match, load.match.details
@@ -105,15 +109,16 @@ class WorkerSide:
         manifest = statement.manifest
         check_compatible(manifest, self._engine.identity.digest, self._engine.dtype)
         self._engine.check(manifest)
-        tensors = load_tensors(
-            manifest,
-            _reader(Path(details["chunks_directory"])),
-            tokens=None if match.whole else match.tokens,
-            seal=statement.seal,
-        )
+        tokens = None if match.whole else match.tokens
+        read = _reader(Path(details["chunks_directory"]))
+        with Assembly(manifest, read, tokens=tokens, seal=statement.seal) as assembly:
+            # What vLLM has already is left out; of layers with windows all is needed.
+            size, skipped = manifest.prefix.block_tokens, 0 if self._engine.hybrid else load.first
+            assembly.fill(i for i in needed(manifest, tokens) if (manifest.chunks[i].block + 1) * size > skipped)
+            assembly.wait()
         for group, blocks in zip(self._engine.groups, load.blocks, strict=True):
             for index in group.layers:
-                self._put(self._layers[index], tensors[index], group, blocks, load)
+                self._put(self._layers[index], assembly.tensors[index], group, blocks, load)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
 

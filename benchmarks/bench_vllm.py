@@ -1,0 +1,212 @@
+"""What vLLM gains: time to first token, requests that hit nothing, many requests at once, and the same tokens or not.
+
+    sudo .venv-vllm/bin/python benchmarks/bench_vllm.py [--documents 20] [--write docs/results]
+
+Two nodes in network namespaces, 1 Gbit/s between them; the first publishes (transformers), the second stands
+beside the engines.  Three engines with the default model: without a connector, with kvswap's, and with vLLM's own example
+that keeps KV in files.  All is measured in one run, engines taking turns; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import machine, text_of, text_table
+from benchmarks.shaped import Network
+from kvswap.core.settings import models_directory
+from kvswap.model.pull import pull
+from tests.support import until
+from tests.vllm.running import Engine, Output
+
+TOKENS = 3_774
+LINK = 1_000
+ROUNDS = 3
+MISS_ROUNDS = 7
+MISSES = (300, 1_000, 2_000)
+REQUESTS = 16
+DOCUMENT_TOKENS = 1_024
+STEPS = 256
+QUESTION = "\n\nQuestion: what does this text describe?\nAnswer:"
+
+
+class Bench:
+    """The network, its nodes and engines."""
+
+    def __init__(self, network: Network, root: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.model = pull("smollm2-135m", models_directory())
+        self.tokenizer = Tokenizer.from_file(str(self.model / "tokenizer.json"))
+        models = {"KVSWAP_MODELS": str(models_directory()), "KVSWAP_ALSO_CODEC": ""}
+        self.publisher = network.daemon("publisher", root / "publisher", **models)
+        self.node = network.daemon("reader", root / "reader", "--bootstrap", self.publisher.address)
+        self._network, self._homes = network, {"publisher": root / "publisher", "reader": root / "reader"}
+        self.kv("reader", "trust", "add", self.publisher.publisher)
+        common = {"model": str(self.model), "dtype": "bfloat16", "max_model_len": 8192}
+        wrapper = network.wrapper("reader")
+        example = {
+            "kv_connector": "ExampleConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": {"shared_storage_path": str(root / "example")},
+        }
+        self.plain = Engine(root / "plain.log", wrapper, **common)
+        self.kvswap = Engine(root / "kvswap.log", wrapper, home=str(root / "reader"), **common)
+        self.example = Engine(root / "example.log", wrapper, kv_transfer_config=example, **common)
+
+    def stop(self) -> None:
+        for engine in (self.plain, self.kvswap, self.example):
+            engine.stop()
+
+    def kv(self, name: str, *arguments: str) -> Any:
+        """A verb on a node, in its namespace."""
+        return self._network.ask(name, self._homes[name], *arguments)
+
+    def publish(self, text: str, root: Path) -> dict[str, Any]:
+        path = root / "document.txt"
+        path.write_text(text)
+        return dict(self.kv("publisher", "publish", str(path)))
+
+    def ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=True).ids)
+
+    def first(self, engine: Engine, prompt: Sequence[int], reset: bool = True) -> tuple[float, int]:
+        """Seconds for one token, and how many tokens of the prompt were not computed."""
+        engine.ask([prompt], 1, reset=reset)
+        (output,), seconds = engine.answer()
+        return seconds, output.cached
+
+    def forget(self) -> None:
+        for row in self.kv("reader", "ls")["artifacts"]:
+            self.kv("reader", "rm", "-y", row["artifact"])
+
+
+def first_tokens(bench: Bench, root: Path) -> list[list[Any]]:
+    text = text_of(TOKENS)
+    bench.publish(text, root)
+    prompt = bench.ids(text + QUESTION)
+    bench.first(bench.example, prompt)  # it saves
+    until(lambda: bench.first(bench.kvswap, prompt)[1] > 0, 60, "the node to hear of the document")
+    took: dict[str, list[tuple[float, int]]] = {}
+    for _ in range(ROUNDS):
+        took.setdefault("cold prefill", []).append(bench.first(bench.plain, prompt))
+        took.setdefault("vLLM's own prefix cache", []).append(bench.first(bench.plain, prompt, reset=False))
+        took.setdefault("ExampleConnector, from files", []).append(bench.first(bench.example, prompt))
+        took.setdefault("kvswap, in the node's store", []).append(bench.first(bench.kvswap, prompt))
+        bench.forget()
+        took.setdefault(f"kvswap, over {LINK} Mbit/s", []).append(bench.first(bench.kvswap, prompt))
+    cold = statistics.median(seconds for seconds, _ in took["cold prefill"])
+    rows = []
+    for name, runs in took.items():
+        median = statistics.median(seconds for seconds, _ in runs)
+        rows.append([name, f"{median:.2f}", f"{cold / median:.1f}x", runs[-1][1]])
+    return rows
+
+
+def misses(bench: Bench) -> list[list[Any]]:
+    """Prompts that nobody published, each other ones, in turns."""
+    rows = []
+    number = 0
+    for tokens in MISSES:
+        took: dict[str, list[float]] = {"without": [], "with": []}
+        for _ in range(MISS_ROUNDS):
+            number += 1
+            prompt = [(number * 7_919 + i * 104_729) % 40_000 + 100 for i in range(tokens)]
+            order = (("without", bench.plain), ("with", bench.kvswap))
+            for name, engine in order if number % 2 else order[::-1]:
+                took[name].append(bench.first(engine, prompt)[0])
+        without, beside = (statistics.median(took[name]) for name in ("without", "with"))
+        rows.append([tokens, f"{without:.3f}", f"{beside:.3f}", f"{100 * (beside / without - 1):+.1f}%"])
+    return rows
+
+
+def together(bench: Bench) -> list[list[Any]]:
+    """So many questions on one document at once, nothing of it in the engine."""
+    text = text_of(TOKENS)
+    prompts = [bench.ids(text + f"\n\nQuestion {n}: what does this text describe?\nAnswer:") for n in range(REQUESTS)]
+    rows = []
+    cold = 0.0
+    for name, engine in (("cold prefill", bench.plain), ("kvswap", bench.kvswap)):
+        bench.forget()
+        served = bench.kv("publisher", "status")["bytes_out"]
+        engine.ask(prompts, 16, reset=True)
+        _, seconds = engine.answer()
+        cold = cold or seconds
+        fetched = (bench.kv("publisher", "status")["bytes_out"] - served) / 1e6
+        rows.append(
+            [name, f"{seconds:.2f}", f"{REQUESTS / seconds:.2f}", f"{cold / seconds:.1f}x", f"{fetched:.1f} MB"]
+        )
+    return rows
+
+
+def divergence(bench: Bench, root: Path, count: int) -> dict[str, Any]:
+    """Greedy tokens from a cache that transformers made, beside those after vLLM's own prefill."""
+    text = text_of(TOKENS + count * 200)
+    documents = [text[200 * 4 * n :][: DOCUMENT_TOKENS * 4] for n in range(count)]
+    prompts = [bench.ids(d)[:DOCUMENT_TOKENS] + bench.ids(QUESTION) for d in documents]
+    bench.plain.ask(prompts, STEPS, reset=True)
+    own, _ = bench.plain.answer()
+    bench.plain.ask(prompts, STEPS)
+    again, _ = bench.plain.answer()
+    for document in documents:
+        bench.publish(document, root)
+    until(lambda: bench.first(bench.kvswap, prompts[-1])[1] > 0, 60, "the node to hear of the documents")
+    bench.kvswap.ask(prompts, STEPS, reset=True)
+    loaded, _ = bench.kvswap.answer()
+
+    def firsts(others: Sequence[Output]) -> list[int]:
+        return [
+            next((i for i, (a, b) in enumerate(zip(x.ids, y.ids, strict=True)) if a != b), STEPS)
+            for x, y in zip(own, others, strict=True)
+        ]
+
+    return {
+        "documents": count,
+        "steps": STEPS,
+        "loaded_tokens": [output.cached for output in loaded],
+        "first_other_token_from_transformers_cache": sorted(firsts(loaded)),
+        "first_other_token_from_vllm_prefix_cache": sorted(firsts(again)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--write", type=Path)
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory, Network({"publisher": LINK, "reader": LINK}) as network:
+        root = Path(directory)
+        bench = Bench(network, root)
+        try:
+            parts = [machine()]
+            rows = first_tokens(bench, root)
+            headers = [f"{TOKENS} tokens and a question", "first token, s", "of cold", "tokens not computed"]
+            parts.append(text_table(headers, rows))
+            print(parts[-1], flush=True)
+            rows = together(bench)
+            parts.append(
+                text_table([f"{REQUESTS} requests at once, 16 tokens each", "s", "a second", "", "fetched"], rows)
+            )
+            print(parts[-1], flush=True)
+            rows = misses(bench)
+            parts.append(text_table(["tokens, nothing published", "without, s", "with kvswap, s", ""], rows))
+            print(parts[-1], flush=True)
+            told = divergence(bench, root, wanted.documents) if wanted.documents else {}
+            parts.append("```\n" + json.dumps(told) + "\n```")
+            print(parts[-1], flush=True)
+        finally:
+            bench.stop()
+    if wanted.write:
+        (wanted.write / "vllm.md").write_text("\n\n".join(["# kvswap inside vLLM", *parts]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
