@@ -51,7 +51,7 @@ class WorkerSide:
         """The engine's cache tensors and attention layers, by layer name.  Raises `Incompatible`."""
         for group in self._engine.groups:
             for name, index in zip(group.names, group.layers, strict=True):
-                self._layers[index] = PagedLayer(layers[name], caches[name], group)
+                self._layers[index] = PagedLayer(layers[name], caches[name])
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,129 @@
+"""The connector's parts by themselves: what it is told, what it refuses, which slots a load goes into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, SlidingWindowSpec
+
+from kvswap.core.errors import Incompatible, UsageError
+from kvswap.integrations.vllm.engine import Group, engine_of
+from kvswap.integrations.vllm.paged import PagedLayer, slots
+from kvswap.integrations.vllm.settings import Settings
+from tests.support import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("parts") / "llama", "llama", head_dim=32)
+
+
+def full(dtype: torch.dtype = torch.float32, **more: Any) -> FullAttentionSpec:
+    return FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=32, dtype=dtype, **more)
+
+
+def configured(directory: Path, specs: list[Any] | None = None, **changes: Any) -> tuple[Any, Any]:
+    parts = {
+        "model_config": {"model": str(directory), "revision": None, "quantization": None, "dtype": torch.float32},
+        "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1},
+        "scheduler_config": {"disable_hybrid_kv_cache_manager": False},
+    }
+    for name, value in changes.items():
+        for part in parts.values():
+            if name in part:
+                part[name] = value
+    config = SimpleNamespace(
+        **{name: SimpleNamespace(**part) for name, part in parts.items()},
+        speculative_config=changes.get("speculative_config"),
+        lora_config=changes.get("lora_config"),
+    )
+    groups = [
+        KVCacheGroupSpec([f"model.layers.{2 * i + n}.self_attn.attn" for i in range(2)], spec)
+        for n, spec in enumerate(specs or [full()])
+    ]
+    if len(groups) == 1:
+        groups[0].layer_names = [f"model.layers.{i}.self_attn.attn" for i in range(3)]
+    return config, SimpleNamespace(kv_cache_groups=groups)
+
+
+def test_an_engine_is_known_by_its_model_and_layers(model: Path) -> None:
+    engine = engine_of(*configured(model))
+    assert engine.dtype == "float32" and not engine.hybrid and engine.usable(100) == 100
+    assert engine.groups == (
+        Group(
+            ("model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn", "model.layers.2.self_attn.attn"),
+            (0, 1, 2),
+            32,
+            2,
+            32,
+            32,
+            None,
+        ),
+    )
+    window = SlidingWindowSpec(block_size=32, num_kv_heads=2, head_size=32, dtype=torch.float32, sliding_window=24)
+    hybrid = engine_of(*configured(model, [full(), window]))
+    assert hybrid.hybrid and hybrid.usable(100) == 96
+    assert [group.layers for group in hybrid.groups] == [(0, 2), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    "changes,what",
+    [
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size"),
+        ({"quantization": "awq"}, "awq"),
+        ({"lora_config": object()}, "LoRA"),
+        ({"speculative_config": object()}, "speculative"),
+        ({"specs": [full(torch.float8_e4m3fn)]}, "float8"),
+        ({"specs": [full(attention_chunk_size=64)]}, "chunked"),
+        ({"model": "no/such-model"}, "not on this machine"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(model: Path, changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(Incompatible, match=what):
+        engine_of(*configured(model, **changes))
+
+
+def test_windows_without_the_hybrid_manager_are_refused(model: Path) -> None:
+    config, cache = configured(model, [full(sliding_window=24)], disable_hybrid_kv_cache_manager=True)
+    with pytest.raises(Incompatible, match="hybrid"):
+        engine_of(config, cache)
+
+
+def test_settings_name_the_key_that_is_wrong() -> None:
+    assert Settings.of({"home": "/x", "min_tokens": 64, "lookup_seconds": 1}) == Settings("/x", None, 256, 64, 1)
+    for extra, key in (
+        ({"hoem": "/x"}, "hoem"),
+        ({"min_tokens": 0}, "min_tokens"),
+        ({"min_tokens": True}, "min_tokens"),
+        ({"force": 1}, "force"),
+        ({"lookup_seconds": "1"}, "lookup_seconds"),
+    ):
+        with pytest.raises(UsageError, match=key):
+            Settings.of(extra)
+
+
+def test_slots_leave_null_blocks_out() -> None:
+    group = Group(("x",), (0,), 4, 1, 8, 8, 6)
+    slot, token = slots(group, [0, 7, 3], 2, 11)
+    assert token.tolist() == [4, 5, 6, 7, 8, 9, 10]
+    assert slot.tolist() == [28, 29, 30, 31, 12, 13, 14]
+    assert not len(slots(group, [0, 0, 3], 0, 8)[0])
+
+
+def test_a_layer_is_written_token_by_token_and_one_without_a_writer_refused() -> None:
+    seen: list[Any] = []
+    impl = SimpleNamespace(do_kv_cache_update=lambda *arguments: seen.append(arguments))
+    cache = torch.zeros(8, 2, 4, 16)
+    layer = PagedLayer(SimpleNamespace(impl=impl), cache)
+    k, v = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    layer.put(k, v, torch.arange(5))
+    _, key, value, into, slot = seen[0]
+    assert torch.equal(key, k.transpose(0, 1)) and torch.equal(value, v.transpose(0, 1)) and key.is_contiguous()
+    assert into is cache and slot.tolist() == list(range(5))
+    with pytest.raises(Incompatible, match="SimpleNamespace"):
+        PagedLayer(SimpleNamespace(impl=SimpleNamespace()), cache)
