@@ -47,14 +47,26 @@ class Search:
 
     began: float = field(default_factory=time.monotonic)
     ended: threading.Event = field(default_factory=threading.Event)
-    planned: float | None = None  # seconds that it may take from then on
+    planned: float | None = None  # seconds that it may take in all
     match: Match | None = None
     why: str = ""
+    leader: Search | None = None  # one that was under way for the same beginning: this one starts when it has ended
+    ended_at: float = 0.0
 
     def overdue(self, budget: float) -> bool:
         """Whether waiting any longer costs more than it may."""
-        waited = time.monotonic() - self.began
-        return waited > (budget if self.planned is None else self.planned)
+        if self.leader is not None and not self.leader.ended.is_set():
+            return self.leader.overdue(budget)
+        return self.waited > (budget if self.planned is None else self.planned)
+
+    @property
+    def waited(self) -> float:
+        """Seconds since it could begin."""
+        return time.monotonic() - (max(self.began, self.leader.ended_at) if self.leader is not None else self.began)
+
+    def end(self) -> None:
+        self.ended_at = time.monotonic()
+        self.ended.set()
 
 
 class Node:
@@ -64,6 +76,7 @@ class Node:
         self._engine, self._settings = engine, settings
         self._client = Client(settings.home)
         self._pool = ThreadPoolExecutor(_THREADS, "kvswap-node")
+        self._leaders: dict[bytes, Search] = {}  # by their first block of ids
         self._details: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
         self.news = threading.Event()  # some look-up has ended
@@ -95,12 +108,19 @@ class Node:
         search = Search()
         if time.monotonic() < self._resting_until:
             search.why = "the daemon was not reached"
-            search.ended.set()
-        else:
-            self._pool.submit(self._run, search, list(ids), budget)
+            search.end()
+            return search
+        beginning = chain.pack_ids(ids[: self._settings.block_tokens])
+        with self._lock:
+            search.leader = self._leaders.setdefault(beginning, search)
+        if search.leader is search:
+            search.leader = None
+        self._pool.submit(self._run, search, beginning, list(ids), budget)
         return search
 
-    def _run(self, search: Search, ids: list[int], budget: float) -> None:
+    def _run(self, search: Search, beginning: bytes, ids: list[int], budget: float) -> None:
+        if search.leader is not None:
+            search.leader.ended.wait(_PATIENCE_SECONDS)
         try:
             search.match = self._find(search, ids, budget)
         except (NotFound, PlanSaysPrefill) as error:
@@ -113,13 +133,16 @@ class Node:
         except Exception as error:
             search.why = f"{type(error).__name__}: {error}"
             logger.exception("kvswap: looking for a prefix failed")
-        search.ended.set()
+        with self._lock:
+            if self._leaders.get(beginning) is search:
+                del self._leaders[beginning]
+        search.end()
         self.news.set()
 
     def _find(self, search: Search, ids: list[int], budget: float) -> Match:
         def hear(event: dict[str, Any]) -> None:
             if event["event"] == "plan":
-                search.planned = time.monotonic() - search.began + self._patience(event, len(ids))
+                search.planned = search.waited + self._patience(event, len(ids))
 
         curve = self.curve
         found = self._client.beginning(

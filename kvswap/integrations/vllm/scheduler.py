@@ -50,17 +50,6 @@ class _Wanted:
 
 
 @dataclass(slots=True)
-class Counts:
-    """What became of requests, for the log."""
-
-    loads: int = 0
-    tokens: int = 0
-    failures: int = 0
-    late: int = 0
-    misses: int = 0
-
-
-@dataclass(slots=True)
 class _Step:
     began: float
     before: int
@@ -78,7 +67,6 @@ class SchedulerSide:
         self._pending: list[Load] = []
         self._failed: dict[str, float] = {}
         self._step: _Step | None = None
-        self.counts = Counts()
 
     # -- before a request runs -------------------------------------------------------------------
 
@@ -103,10 +91,8 @@ class SchedulerSide:
         if not search.ended.is_set():
             if not search.overdue(wanted.budget):
                 return None, False
-            self.counts.late += 1
             return self._give_up(wanted, "no answer in time")
         if search.match is None:
-            self.counts.misses += 1
             return self._give_up(wanted, search.why)
         match = search.match
         if self._failed.get(match.artifact, 0.0) > time.monotonic():
@@ -168,12 +154,11 @@ class SchedulerSide:
             self._end(load)
             wanted.given_up = True
             if name in failed or any(invalid.intersection(blocks) for blocks in load.blocks):
-                self.counts.failures += 1
-                self._failed[load.match.artifact] = time.monotonic() + _FORGIVEN_SECONDS
+                now = time.monotonic()
+                self._failed = {a: until for a, until in self._failed.items() if until > now}
+                self._failed[load.match.artifact] = now + _FORGIVEN_SECONDS
                 self._node.doubt(load.match.artifact)
             else:
-                self.counts.loads += 1
-                self.counts.tokens += load.stop - load.first
                 logger.info("kvswap: loaded %d tokens of %s", load.stop - load.first, load.match.artifact)
 
     def _end(self, load: Load) -> None:

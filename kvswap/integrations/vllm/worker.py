@@ -43,8 +43,7 @@ class WorkerSide:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._under_way = 0
-        self._finished: set[str] = set()
-        self._failed: set[str] = set()
+        self._results: dict[str, set[int] | None] = {}  # by request: blocks that were not filled; None: of them all
         self._invalid: set[int] = set()
 
     def register(self, caches: Mapping[str, torch.Tensor], layers: Mapping[str, Any]) -> None:
@@ -71,34 +70,29 @@ class WorkerSide:
         """(requests whose loads have ended since the last call, those of them that failed)."""
         with self._lock:
             self._ended.clear()
-            finished, self._finished = self._finished, set()
-            failed, self._failed = self._failed, set()
-        return finished, failed
+            results, self._results = self._results, {}
+        self._invalid.update(*(blocks for blocks in results.values() if blocks))
+        return set(results), {request for request, blocks in results.items() if blocks is None}
 
     def invalid(self) -> set[int]:
-        """Blocks that were not filled; known before their request is among the finished."""
-        with self._lock:
-            blocks, self._invalid = self._invalid, set()
+        """Blocks of the requests just told of that were not filled."""
+        blocks, self._invalid = self._invalid, set()
         return blocks
 
     def _run(self, load: Load) -> None:
-        failed = False
+        failed: set[int] | None = set()
         try:
             self._load(load)
         except Exception as error:  # noqa: BLE001 - whatever it is, vLLM computes these blocks itself
             logger.warning("kvswap: %s not loaded: %s", load.match.artifact, error)
-            failed = True
+            size = self._engine.groups[0].block_tokens
+            failed = set(load.blocks[0][load.first // size : -(-load.stop // size)])
+            if len(self._engine.groups) > 1:
+                failed = None  # numbers of blocks say nothing across groups
         with self._lock:
             self._under_way -= 1
-            self._finished.add(load.request)
+            self._results[load.request] = failed
             self._ended.set()
-            if not failed:
-                return
-            if len(self._engine.groups) > 1:  # numbers of blocks say nothing there: the whole request is computed
-                self._failed.add(load.request)
-            else:
-                size = self._engine.groups[0].block_tokens
-                self._invalid.update(load.blocks[0][load.first // size : -(-load.stop // size)])
 
     def _load(self, load: Load) -> None:
         match, details = load.match, load.match.details
