@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,9 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, Slid
 
 from kvswap.core.errors import Incompatible, UsageError
 from kvswap.integrations.vllm.engine import Group, engine_of
+from kvswap.integrations.vllm.node import Match, Search
 from kvswap.integrations.vllm.paged import PagedLayer, slots
+from kvswap.integrations.vllm.scheduler import SchedulerSide
 from kvswap.integrations.vllm.settings import Settings
 from tests.support import tiny_model
 
@@ -127,3 +131,148 @@ def test_a_layer_is_written_token_by_token_and_one_without_a_writer_refused() ->
     assert into is cache and slot.tolist() == list(range(5))
     with pytest.raises(Incompatible, match="SimpleNamespace"):
         PagedLayer(SimpleNamespace(impl=SimpleNamespace()), cache)
+
+
+class Desk:
+    """Where the scheduler's half asks: look-ups end when the test says so."""
+
+    def __init__(self, seconds: float | None = 10.0) -> None:
+        self.news = threading.Event()
+        self.seconds = seconds
+        self.searches: list[Search] = []
+        self.doubted: list[str] = []
+
+    def search(self, ids: Any, budget: float) -> Search:
+        self.searches.append(Search())
+        return self.searches[-1]
+
+    def prefill_seconds(self, tokens: int) -> float | None:
+        return self.seconds
+
+    def learn(self, *sample: Any) -> None:
+        pass
+
+    def doubt(self, artifact: str) -> None:
+        self.doubted.append(artifact)
+
+
+class Blocks:
+    def get_block_ids(self) -> tuple[list[int], ...]:
+        return ([1, 2, 3, 4],)
+
+
+def request(name: str, tokens: int = 100) -> Any:
+    return SimpleNamespace(
+        request_id=name, prompt_token_ids=list(range(tokens)), mm_features=[], lora_request=None, prompt_embeds=None
+    )
+
+
+def side(model: Path, desk: Desk) -> SchedulerSide:
+    return SchedulerSide(engine_of(*configured(model)), desk, Settings(min_tokens=32))  # type: ignore[arg-type]
+
+
+def found(search: Search, tokens: int, artifact: str = "a") -> None:
+    search.match = Match(artifact, tokens, True, {})
+    search.end()
+
+
+def test_a_request_waits_for_its_look_up_and_then_loads(model: Path) -> None:
+    desk = Desk()
+    requests = side(model, desk)
+    requests.added(one := request("one"))
+    assert requests.matched(one, 0) == (None, False)
+    found(desk.searches[0], 90)
+    assert requests.matched(one, 0) == (90, True)
+    assert requests.matched(one, 32) == (58, True)  # some of it is in vLLM's own cache by now
+    requests.allocated(one, Blocks(), 58)
+    (load,) = requests.take()
+    assert (load.first, load.stop, load.blocks) == (32, 90, ((1, 2, 3, 4),)) and requests.take() == []
+    requests.allocated(one, Blocks(), 0)
+    requests.heard({"one"}, set(), set())
+    assert requests.matched(one, 0) == (0, False)
+
+
+def test_others_wait_for_a_load_of_the_same_and_top_up(model: Path) -> None:
+    desk = Desk()
+    requests = side(model, desk)
+    for name in ("one", "two"):
+        requests.added(request(name))
+        found(desk.searches[-1], 90)
+    assert requests.matched(request("one"), 0) == (90, True)
+    requests.allocated(request("one"), Blocks(), 90)
+    assert requests.matched(request("two"), 0) == (None, False)
+    assert requests.matched(request("two"), 64) == (26, True)  # its last block alone
+    requests.heard({"one"}, set(), set())
+    assert requests.matched(request("two"), 0) == (90, True)
+    requests.forget("one")
+    requests.forget("two")
+
+
+def test_what_failed_is_computed_and_not_tried_again_at_once(model: Path) -> None:
+    for failed, invalid in (({"one"}, set()), (set(), {2})):
+        desk = Desk()
+        requests = side(model, desk)
+        requests.added(request("one"))
+        found(desk.searches[0], 90)
+        requests.matched(request("one"), 0)
+        requests.allocated(request("one"), Blocks(), 90)
+        requests.heard({"one"}, failed, invalid)
+        assert desk.doubted == ["a"] and requests.matched(request("one"), 0) == (0, False)
+        requests.added(request("two"))
+        found(desk.searches[1], 90)
+        assert requests.matched(request("two"), 0) == (0, False)
+
+
+def test_a_look_up_may_cost_a_fiftieth_of_the_prefill_and_no_more(model: Path, monkeypatch: Any) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    desk = Desk(seconds=10.0)  # a fiftieth: 0.2 s
+    requests = side(model, desk)
+    desk.news.set()
+    requests.added(request("one"))
+
+    def idles(seconds: float) -> tuple[int | None, bool]:
+        desk.news.set()
+        requests.pause(idle=True)
+        now[0] += seconds
+        desk.news.set()
+        requests.pause(idle=True)
+        return requests.matched(request("one"), 0)
+
+    assert requests.matched(request("one"), 0) == (None, False)
+    assert idles(0.15) == (None, False)
+    requests.pause(idle=False)
+    now[0] += 1.0  # others run: that costs nothing
+    requests.pause(idle=False)
+    assert requests.matched(request("one"), 0) == (None, False)
+    assert idles(0.06) == (0, False)
+    requests.forget("one")
+    now[0] += 3600.0  # nothing to do for an hour: nobody waited
+    requests.added(request("one"))
+    assert requests.matched(request("one"), 0) == (None, False)
+    requests.added(request("two"))  # one more that waits: twice as much may be waited
+    assert idles(0.3) == (None, False) and idles(0.2) == (0, False)
+
+
+def test_what_is_being_fetched_may_take_what_was_planned(model: Path, monkeypatch: Any) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    desk = Desk()
+    requests = side(model, desk)
+    requests.added(request("one"))
+    desk.searches[0].planned = 5.0
+    now[0] += 4.0
+    assert requests.matched(request("one"), 0) == (None, False)
+    now[0] += 2.0
+    assert requests.matched(request("one"), 0) == (0, False)
+
+
+def test_who_begins_alike_waits_for_the_first(model: Path, monkeypatch: Any) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    leader, follower = Search(), Search()
+    follower.leader = leader
+    assert follower.under_way is leader
+    now[0] += 50.0
+    leader.end()
+    assert follower.under_way is follower and follower.waited == 0.0

@@ -119,8 +119,7 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         self._requests.stepped(scheduler_output)
         idle = scheduler_output.total_num_scheduled_tokens == 0
-        if idle:
-            self._requests.pause()
+        self._requests.pause(idle)
         return KvswapMetadata(self._requests.take(), idle)
 
     def on_new_request(self, request: Any) -> None:

@@ -45,7 +45,7 @@ class Match:
 class Search:
     """One look-up.  `match` once it has `ended`; `planned` once there is something and it is being fetched."""
 
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
     ended: threading.Event = field(default_factory=threading.Event)
     planned: float | None = None  # seconds that it may take in all
     match: Match | None = None
@@ -53,11 +53,10 @@ class Search:
     leader: Search | None = None  # one that was under way for the same beginning: this one starts when it has ended
     ended_at: float = 0.0
 
-    def overdue(self, budget: float) -> bool:
-        """Whether waiting any longer costs more than it may."""
-        if self.leader is not None and not self.leader.ended.is_set():
-            return self.leader.overdue(budget)
-        return self.waited > (budget if self.planned is None else self.planned)
+    @property
+    def under_way(self) -> Search:
+        """The one that is waited for: the leader, and then this."""
+        return self.leader if self.leader is not None and not self.leader.ended.is_set() else self
 
     @property
     def waited(self) -> float:

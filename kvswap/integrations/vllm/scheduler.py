@@ -1,7 +1,7 @@
 """The scheduler's half: which requests wait for a published prefix, and which blocks it goes into.
 
 With a request its look-up begins.  Then it is asked about again and again until it runs; until the look-up ends,
-or has taken more of the request's time than it may, the answer is "later".  Of several requests that begin with the
+or has cost more than it may, the answer is "later".  Of several requests that begin with the
 same artifact one loads it; the others wait and then find it in vLLM's own prefix cache.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ _LEAST = 16  # tokens that are worth a load
 _SHORTEST_BUDGET = 0.003
 _FIRST_BUDGET = 0.25  # for a look-up, until it is known what prefilling takes
 _SHARE = 0.02  # of the prefill that a look-up may take of it
+_BUSY = 10.0  # times that, while the engine has other things to do
 _FORGIVEN_SECONDS = 10.0  # for which an artifact that failed to load is not tried again
 
 
@@ -43,8 +45,10 @@ class _Wanted:
     """A request that has not run yet."""
 
     search: Search
-    budget: float
+    budget: float  # seconds for which the engine may idle for it
     asked: bool = False
+    waits_for: Search | None = None
+    idle_before: float = 0.0  # the engine's idle time when that began
     given_up: bool = False
     load: Load | None = None
 
@@ -67,6 +71,8 @@ class SchedulerSide:
         self._pending: list[Load] = []
         self._failed: dict[str, float] = {}
         self._step: _Step | None = None
+        self._idle = 0.0  # seconds in which nothing ran and something was waited for
+        self._idle_since: float | None = None
 
     # -- before a request runs -------------------------------------------------------------------
 
@@ -75,6 +81,8 @@ class SchedulerSide:
         ids = request.prompt_token_ids
         if ids is None or len(ids) - 1 < self._shortest or not _plain(request):
             return
+        if not any(True for _ in self._open()):
+            self._idle_since = None  # the engine was not waiting for anybody
         budget = self._budget(len(ids))
         # The last token is always computed: its logits are wanted.
         self._wanted[request.request_id] = _Wanted(self._node.search(ids[:-1], budget), budget)
@@ -89,7 +97,7 @@ class SchedulerSide:
             wanted.asked = True
             search.ended.wait(min(_AT_ONCE, wanted.budget))  # most have ended by then
         if not search.ended.is_set():
-            if not search.overdue(wanted.budget):
+            if not self._overdue(wanted):
                 return None, False
             return self._give_up(wanted, "no answer in time")
         if search.match is None:
@@ -104,6 +112,19 @@ class SchedulerSide:
         if loader != request.request_id and more > self._engine.block_tokens:
             return None, False  # somebody else's load is going to be a local hit, but for its last block
         return more, True
+
+    def _overdue(self, wanted: _Wanted) -> bool:
+        """Whether waiting any longer costs more than it may.
+
+        What counts is time in which the engine had nothing else to do, and that is shared by all that it waits for.
+        """
+        search = wanted.search.under_way
+        if search is not wanted.waits_for:
+            wanted.waits_for, wanted.idle_before = search, self._idle
+        if search.planned is not None:
+            return search.waited > search.planned
+        shared = sum(w.budget for w in self._open())
+        return self._idle - wanted.idle_before > shared or search.waited > _BUSY * wanted.budget
 
     def _budget(self, tokens: int) -> float:
         if self._most is not None:
@@ -133,14 +154,23 @@ class SchedulerSide:
         pending, self._pending = self._pending, []
         return pending
 
-    def pause(self) -> None:
-        """Where there is nothing to do but to wait for look-ups: until one ends, or for a moment.
+    def pause(self, idle: bool) -> None:
+        """A step in which nothing runs waits for look-ups: until one ends, or for a moment.
 
         An engine that only waits asks again at once, and would take the interpreter from the threads it waits for.
         """
-        if any(not w.given_up and not w.search.ended.is_set() for w in self._wanted.values()):
+        now = time.monotonic()
+        if self._idle_since is not None:
+            self._idle += now - self._idle_since
+        waits = idle and any(True for _ in self._open())
+        self._idle_since = now if waits else None
+        if waits:
             self._node.news.wait(_PAUSE)
         self._node.news.clear()
+
+    def _open(self) -> Iterator[_Wanted]:
+        """Requests whose look-ups are under way."""
+        return (w for w in self._wanted.values() if not w.given_up and not w.search.ended.is_set())
 
     # -- afterwards ------------------------------------------------------------------------------
 
