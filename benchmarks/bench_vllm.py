@@ -1,6 +1,6 @@
 """What vLLM gains: time to first token, requests that hit nothing, many requests at once, and the same tokens or not.
 
-    sudo .venv-vllm/bin/python benchmarks/bench_vllm.py [--documents 20] [--write docs/results]
+    sudo .venv-vllm/bin/python benchmarks/bench_vllm.py [--documents 20] [--no-timings] [--write docs/results]
 
 Two nodes in network namespaces, 1 Gbit/s between them; the first publishes (transformers), the second stands
 beside the engines.  Three engines with the default model: without a connector, with kvswap's, and with vLLM's own example
@@ -30,7 +30,7 @@ from tests.vllm.running import Engine, Output
 TOKENS = 3_774
 LINK = 1_000
 ROUNDS = 3
-MISS_ROUNDS = 7
+MISS_ROUNDS = 11
 MISSES = (300, 1_000, 2_000)
 REQUESTS = 16
 DOCUMENT_TOKENS = 1_024
@@ -129,20 +129,29 @@ def misses(bench: Bench) -> list[list[Any]]:
 
 
 def together(bench: Bench) -> list[list[Any]]:
-    """So many questions on one document at once, nothing of it in the engine."""
+    """So many questions on one document at once, nothing of it in the engine.
+
+    vLLM shares what it computes among its requests; "one alone" is what a request costs that shares nothing.
+    """
     text = text_of(TOKENS)
     prompts = [bench.ids(text + f"\n\nQuestion {n}: what does this text describe?\nAnswer:") for n in range(REQUESTS)]
-    rows = []
-    cold = 0.0
-    for name, engine in (("cold prefill", bench.plain), ("kvswap", bench.kvswap)):
+    bench.plain.ask(prompts[:1], 16, reset=True)
+    _, cold = bench.plain.answer()
+    rows = [["one alone, cold", f"{cold:.2f}", f"{1 / cold:.2f}", "1.0x", ""]]
+    for name, engine in (("cold, shared within vLLM", bench.plain), ("kvswap", bench.kvswap)):
         bench.forget()
         served = bench.kv("publisher", "status")["bytes_out"]
         engine.ask(prompts, 16, reset=True)
         _, seconds = engine.answer()
-        cold = cold or seconds
         fetched = (bench.kv("publisher", "status")["bytes_out"] - served) / 1e6
         rows.append(
-            [name, f"{seconds:.2f}", f"{REQUESTS / seconds:.2f}", f"{cold / seconds:.1f}x", f"{fetched:.1f} MB"]
+            [
+                name,
+                f"{seconds:.2f}",
+                f"{REQUESTS / seconds:.2f}",
+                f"{REQUESTS * cold / seconds:.1f}x",
+                f"{fetched:.1f} MB",
+            ]
         )
     return rows
 
@@ -168,18 +177,37 @@ def divergence(bench: Bench, root: Path, count: int) -> dict[str, Any]:
             for x, y in zip(own, others, strict=True)
         ]
 
+    def apart(others: Sequence[Output]) -> list[float]:
+        """Nats between the log probabilities of the first token."""
+        pairs = [(x.scores[0], y.scores[0]) for x, y in zip(own, others, strict=True) if x.ids[0] == y.ids[0]]
+        return sorted(round(abs(a - b), 4) for a, b in pairs)
+
     return {
         "documents": count,
         "steps": STEPS,
         "loaded_tokens": [output.cached for output in loaded],
         "first_other_token_from_transformers_cache": sorted(firsts(loaded)),
         "first_other_token_from_vllm_prefix_cache": sorted(firsts(again)),
+        "nats_at_the_first_token_from_transformers_cache": apart(loaded),
+        "nats_at_the_first_token_from_vllm_prefix_cache": apart(again),
     }
+
+
+def timings(bench: Bench, root: Path) -> list[str]:
+    tables = [
+        ([f"{TOKENS} tokens and a question", "first token, s", "of cold", "not computed"], first_tokens(bench, root)),
+        ([f"{REQUESTS} requests at once, 16 tokens each", "s", "a second", "", "fetched"], together(bench)),
+        (["tokens, nothing published", "without, s", "with kvswap, s", ""], misses(bench)),
+    ]
+    texts = [text_table(headers, rows) for headers, rows in tables]
+    print("\n\n".join(texts), flush=True)
+    return texts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--no-timings", action="store_true", help="only the tokens")
     parser.add_argument("--write", type=Path)
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, Network({"publisher": LINK, "reader": LINK}) as network:
@@ -187,21 +215,11 @@ def main() -> None:
         bench = Bench(network, root)
         try:
             parts = [machine()]
-            rows = first_tokens(bench, root)
-            headers = [f"{TOKENS} tokens and a question", "first token, s", "of cold", "tokens not computed"]
-            parts.append(text_table(headers, rows))
-            print(parts[-1], flush=True)
-            rows = together(bench)
-            parts.append(
-                text_table([f"{REQUESTS} requests at once, 16 tokens each", "s", "a second", "", "fetched"], rows)
-            )
-            print(parts[-1], flush=True)
-            rows = misses(bench)
-            parts.append(text_table(["tokens, nothing published", "without, s", "with kvswap, s", ""], rows))
-            print(parts[-1], flush=True)
-            told = divergence(bench, root, wanted.documents) if wanted.documents else {}
-            parts.append("```\n" + json.dumps(told) + "\n```")
-            print(parts[-1], flush=True)
+            if not wanted.no_timings:
+                parts += timings(bench, root)
+            if wanted.documents:
+                parts.append("```\n" + json.dumps(divergence(bench, root, wanted.documents), indent=1) + "\n```")
+                print(parts[-1], flush=True)
         finally:
             bench.stop()
     if wanted.write:
