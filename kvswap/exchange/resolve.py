@@ -72,29 +72,41 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     if usable:
         return usable
     # An id is the same under all names; a document is asked for openly only when no group has it.
-    for names in [OPEN] if isinstance(reference, Cid) else node.names(terms.group):
-        usable = await _offered(node, reference, names, wanted, terms, errors)
-        if usable:
-            return usable
+    every = [OPEN] if isinstance(reference, Cid) else node.names(terms.group)
+    for together in ([names for names in every if names is not OPEN], [names for names in every if names is OPEN]):
+        queries = [_query(reference, names, wanted) for names in together]
+        found = await asyncio.gather(*(find(node, query) for query in queries))
+        for query, offers in zip(queries, found, strict=True):
+            usable = await _usable(node, reference, query, offers, wanted, terms, errors)
+            if usable:
+                return usable
     raise _most_telling(node, reference, errors)
 
 
-async def _offered(
-    node: Node, reference: str | Cid, names: Names, wanted: Wanted | None, terms: Terms, errors: list[KvswapError]
-) -> list[Resolved]:
-    """What peers offer under these names and may be used; what is wrong with the rest is added to `errors`."""
+def _query(reference: str | Cid, names: Names, wanted: Wanted | None) -> messages.Find:
     by_id = isinstance(reference, Cid)
     model, dtype = names.model(wanted.model, wanted.dtype) if wanted is not None else (None, None)
-    query = messages.Find(
+    return messages.Find(
         AGENT,
         document=None if by_id else names.document(str(reference)),
         artifact=str(reference) if by_id else None,
         model=model,
         dtype=dtype,
     )
-    offers = await find(node, query)
+
+
+async def _usable(
+    node: Node,
+    reference: str | Cid,
+    query: messages.Find,
+    offers: list[Offer],
+    wanted: Wanted | None,
+    terms: Terms,
+    errors: list[KvswapError],
+) -> list[Resolved]:
+    """Of what peers offer, what may be used; what is wrong with the rest is added to `errors`."""
     usable: list[Resolved] = []
-    for artifact, peers in _ranked(offers, model, dtype):
+    for artifact, peers in _ranked(offers, query.model, query.dtype):
         try:
             inline = next((o.found.envelope for o in offers if o.found.artifact == artifact and o.found.envelope), None)
             envelope = inline if inline is not None else await manifest_from(node, artifact, peers)
