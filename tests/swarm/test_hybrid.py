@@ -78,6 +78,7 @@ def test_both_at_once_and_what_came_is_kept(pair: tuple[Daemon, Daemon, Path, st
     assert again["logits_digest"] == expected and again["computed_tokens"] == 0
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("chunks", [0, 2])
 def test_a_peer_that_goes_away_costs_only_computing_the_rest(

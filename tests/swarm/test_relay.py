@@ -56,6 +56,7 @@ def test_a_relayed_connection_becomes_a_direct_one_and_chunks_go_over_https(node
     check_complete(reader, made)
 
 
+@pytest.mark.faults
 def test_a_node_gets_its_reservation_again_when_the_relay_comes_back(nodes: Start) -> None:  # noqa: F811
     relay = nodes("relay", KVSWAP_RELAY="true", KVSWAP_LISTEN="/ip4/127.0.0.1/tcp/0")
     port = relay.address.split("/")[4]
