@@ -9,12 +9,25 @@ from __future__ import annotations
 import base64
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvswap.core.errors import Incompatible, IntegrityError, NotFound
-from kvswap.core.ids import Cid
+from kvswap.core.errors import Incompatible, IntegrityError
+
+if TYPE_CHECKING:
+    from kvswap.trust import Statement
 
 _identities: weakref.WeakKeyDictionary[Any, bytes] = weakref.WeakKeyDictionary()
+
+
+def statement_of(details: dict[str, Any]) -> Statement:
+    """What was signed, from `Client.details`, checked again here.  Raises `IntegrityError`."""
+    from kvswap.trust import one_key, read_statement
+
+    key = bytes.fromhex(details["key"]) if "key" in details else None
+    statement = read_statement(base64.b64decode(details["envelope"]), one_key(key))
+    if str(statement.artifact) != details["artifact"]:
+        raise IntegrityError(f"the daemon answered another artifact than {details['artifact']}")
+    return statement
 
 
 def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
@@ -22,27 +35,12 @@ def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = N
     from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
     from kvswap.model.cache import build_cache
-    from kvswap.store.files import chunk_path
-    from kvswap.trust import one_key, read_statement
+    from kvswap.store.files import chunk_reader
 
-    key = bytes.fromhex(details["key"]) if "key" in details else None
-    statement = read_statement(base64.b64decode(details["envelope"]), one_key(key))
-    if str(statement.artifact) != details["artifact"]:
-        raise IntegrityError(f"the daemon answered another artifact than {details['artifact']}")
+    statement = statement_of(details)
     manifest = statement.manifest
     check_compatible(manifest, live_identity(model), str(model.dtype).removeprefix("torch."))
-    directory = Path(details["chunks_directory"])
-
-    def read(cid: Cid) -> bytes:
-        try:
-            return chunk_path(directory, cid).read_bytes()
-        except FileNotFoundError:
-            raise NotFound(
-                f"chunk {cid} of {statement.artifact} is not in the store any more",
-                cause="it was removed after it was fetched",
-                hint=f"kvswap fetch {statement.artifact}",
-            ) from None
-
+    read = chunk_reader(Path(details["chunks_directory"]))
     stop = manifest.prefix.tokens if tokens is None else tokens
     tensors = load(manifest, read, tokens=tokens, room=room, seal=statement.seal)
     return build_cache(model.config, tensors, stop, model.device)

@@ -13,12 +13,12 @@ import errno
 import itertools
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
 
-from kvswap.core.errors import StoreFull, UsageError
+from kvswap.core.errors import NotFound, StoreFull, UsageError
 from kvswap.core.ids import Cid
 from kvswap.store import direct
 
@@ -29,6 +29,23 @@ def chunk_path(chunks: Path, cid: Cid) -> Path:
     """Where a chunk is below the `chunks` directory; readers of other processes use it too."""
     name = str(cid)
     return chunks / name[-2:] / name
+
+
+def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
+    """What reads chunks below that directory in another process than the node's; whoever reads checks.
+
+    It raises `NotFound`.
+    """
+
+    def read(cid: Cid) -> bytes:
+        try:
+            return chunk_path(chunks, cid).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(
+                f"chunk {cid} is not in the store any more", cause="it was removed meanwhile", hint="kvswap fetch"
+            ) from None
+
+    return read
 
 
 class ChunkFile:

@@ -14,7 +14,7 @@ from typing import Any
 
 from kvswap.artifact import chain, layout
 from kvswap.core import wire
-from kvswap.core.errors import Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
+from kvswap.core.errors import Interrupted, InvalidDocument, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
 from kvswap.worker.publishing import Publishing, micro, send
 from kvswap.worker.told import Talk, Told
@@ -310,12 +310,6 @@ class Jobs:
 
 
 def _files(chunks: str) -> Callable[[Cid], bytes]:
-    from kvswap.store.files import chunk_path
+    from kvswap.store.files import chunk_reader
 
-    def read(cid: Cid) -> bytes:
-        try:
-            return chunk_path(Path(chunks), cid).read_bytes()
-        except FileNotFoundError:
-            raise NotFound(f"chunk {cid} is not in the store", hint="kvswap verify --store") from None
-
-    return read
+    return chunk_reader(Path(chunks))

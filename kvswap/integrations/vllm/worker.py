@@ -6,10 +6,9 @@ goes into a block; what does not load is reported, and vLLM computes it.
 
 from __future__ import annotations
 
-import base64
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ import torch
 from kvswap.artifact.assembly import Assembly
 from kvswap.artifact.layout import check_compatible, needed
 from kvswap.artifact.tensors import LayerTensors
-from kvswap.core.errors import IntegrityError, NotFound
-from kvswap.core.ids import Cid
+from kvswap.client.loading import statement_of
 from kvswap.integrations.vllm.engine import Engine
 from kvswap.integrations.vllm.paged import PagedLayer, slots
 from kvswap.integrations.vllm.scheduler import Load
-from kvswap.store.files import chunk_path
-from kvswap.trust import one_key, read_statement
+from kvswap.store.files import chunk_reader
 
 logger = logging.getLogger("vllm.kvswap")
 
@@ -96,15 +93,12 @@ class WorkerSide:
 
     def _load(self, load: Load) -> None:
         match, details = load.match, load.match.details
-        key = bytes.fromhex(details["key"]) if "key" in details else None
-        statement = read_statement(base64.b64decode(details["envelope"]), one_key(key))
-        if str(statement.artifact) != match.artifact:
-            raise IntegrityError(f"the daemon answered another artifact than {match.artifact}")
+        statement = statement_of(details)
         manifest = statement.manifest
         check_compatible(manifest, self._engine.identity.digest, self._engine.dtype)
         self._engine.check(manifest)
         tokens = None if match.whole else match.tokens
-        read = _reader(Path(details["chunks_directory"]))
+        read = chunk_reader(Path(details["chunks_directory"]))
         with Assembly(manifest, read, tokens=tokens, seal=statement.seal) as assembly:
             # What vLLM has already is left out; of layers with windows all is needed.
             size, skipped = manifest.prefix.block_tokens, 0 if self._engine.hybrid else load.first
@@ -125,13 +119,3 @@ class WorkerSide:
         if high - low != len(token):  # null blocks between: none that matter, but none to write either
             k, v = (t[:, token - token[0]] for t in (k, v))
         layer.put(k, v, slot)
-
-
-def _reader(directory: Path) -> Callable[[Cid], bytes]:
-    def read(cid: Cid) -> bytes:
-        try:
-            return chunk_path(directory, cid).read_bytes()
-        except FileNotFoundError:
-            raise NotFound(f"chunk {cid} is not in the store any more", cause="it was removed meanwhile") from None
-
-    return read
