@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,17 @@ from kvswap.cost import MIX, Objective
 OnEvent = Callable[[dict[str, Any]], None]
 
 
+def _body(call: Call) -> dict[str, Any]:
+    if call.frames is None:
+        return {"json": call.body}
+
+    async def pieces(frames: Iterable[bytes]) -> AsyncIterator[bytes]:
+        for frame in frames:
+            yield frame
+
+    return {"data": pieces(call.frames)}
+
+
 class AsyncClient:
     """See `kvswap.client.sync.Client`; every verb is a coroutine."""
 
@@ -46,7 +57,7 @@ class AsyncClient:
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=1 << 20) as session,
-                session.request(call.method, run.url + call.path, json=call.body) as response,
+                session.request(call.method, run.url + call.path, **_body(call)) as response,
             ):
                 if response.status != 200:
                     raise error_of(await response.json(content_type=None), response.status)
@@ -221,6 +232,9 @@ class AsyncClient:
     ) -> dict[str, Any]:
         call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, group)
         return await self._do(call, on_event)
+
+    async def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:
+        return await self._do(calls.computed(frames), on_event)
 
     async def remove(self, ref: str) -> dict[str, Any]:
         return await self._do(calls.remove(ref))

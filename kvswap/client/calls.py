@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +24,7 @@ class Call:
     body: dict[str, Any] | None = None
     lines: bool = False
     seconds: float = SHORT_SECONDS
+    frames: Iterable[bytes] | None = None  # the body, where it is not JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,10 @@ def beginning_of_ids(
 ) -> Call:
     asked = {"ids": base64.b64encode(ids).decode(), "model": model.hex(), "dtype": dtype, "block_tokens": block_tokens}
     return beginning(asked | {"parts": parts, "curve": curve, "seconds": seconds, "force": force}, False, group)
+
+
+def computed(frames: Iterable[bytes]) -> Call:
+    return Call("POST", "/v1/computed", lines=True, seconds=LONG_SECONDS, frames=frames)
 
 
 def plan(ref: str, text: str | None, inexact: bool, group: str | None, objective: Objective) -> Call:

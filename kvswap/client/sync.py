@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,8 +44,11 @@ class Client:
         run = RunFile.read(self.home)
         url = urlsplit(run.url)
         connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=call.seconds)
-        body = None if call.body is None else json.dumps(call.body).encode()
-        headers = {"Authorization": f"Bearer {run.token}", "Content-Type": "application/json"}
+        body: bytes | Iterable[bytes] | None = call.frames  # http.client sends those one by one
+        headers = {"Authorization": f"Bearer {run.token}"}
+        if call.body is not None:
+            body = json.dumps(call.body).encode()
+            headers["Content-Type"] = "application/json"
         try:
             connection.request(call.method, call.path, body, headers)
             return connection, connection.getresponse()
@@ -253,6 +256,10 @@ class Client:
         """
         call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, group)
         return self._do(call, on_event)
+
+    def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:
+        """Publish what an engine computed, by the frames of `POST /v1/computed` (`docs/extending.md`)."""
+        return self._do(calls.computed(frames), on_event)
 
     def remove(self, ref: str) -> dict[str, Any]:
         return self._do(calls.remove(ref))

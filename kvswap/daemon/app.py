@@ -16,9 +16,9 @@ from kvswap.core.ids import Cid, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
 from kvswap.daemon import metrics
+from kvswap.daemon.engine_api import EngineApi
 from kvswap.daemon.guard import Handler, guard
 from kvswap.daemon.requests import (
-    beginning_of,
     body_of,
     optional_of,
     samples_of,
@@ -34,7 +34,6 @@ from kvswap.exchange import Node
 from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.predictors import train
-from kvswap.exchange.prefix import fetch_beginning, longest_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Progress
@@ -99,11 +98,11 @@ class Api:
                 web.post("/v1/publish", self.publish),
                 web.post("/v1/codec/train", self.train),
                 web.post("/v1/fetch", self.fetch),
-                web.post("/v1/beginning", self.beginning),
                 web.post("/v1/plan", self.plan),
                 web.post("/v1/ask", self.ask),
                 web.post("/v1/verify", self.verify),
                 web.post("/v1/gc", self.collect),
+                *EngineApi(self._node).routes(),
                 *TrustApi(self._node).routes(),
             ]
         )
@@ -322,27 +321,6 @@ class Api:
         async def work(progress: Progress) -> dict[str, Any]:
             done = await fetch(self._node, reference, terms_of(body), progress, text=optional_of(body, "text"))
             return done.to_json()
-
-        return await stream(request, work)
-
-    async def beginning(self, request: web.Request) -> web.StreamResponse:
-        """The longest published beginning of a document given by its ids, or their chain digests, made local."""
-        body = await body_of(request)
-        asked = beginning_of(body)
-
-        async def work(progress: Progress) -> dict[str, Any]:
-            found = await longest_beginning(
-                self._node, asked.wanted, asked.chain, asked.block_tokens, asked.terms, asked.ids
-            )
-            if found is None:
-                raise NotFound("nobody offers a document with the same beginning")
-            chosen = await fetch_beginning(self._node, found, asked.terms, progress)
-            return {
-                "artifact": str(found.statement.artifact),
-                "tokens": found.tokens,
-                "whole": found.tokens == found.statement.manifest.prefix.tokens,
-                "plan": {"action": chosen.action, "seconds": chosen.seconds, "reason": chosen.reason},
-            }
 
         return await stream(request, work)
 

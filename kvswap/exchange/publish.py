@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,10 +16,8 @@ import msgspec
 from kvswap.artifact.manifest import (
     INEXACT,
     VERSION,
-    ChunkRef,
     Divergence,
     DocumentRef,
-    FileRef,
     Layout,
     Life,
     Manifest,
@@ -31,22 +27,21 @@ from kvswap.artifact.manifest import (
     Probe,
     TensorDigests,
 )
-from kvswap.artifact.sealing import FINGERPRINT, PREDICTOR, Place, chunk_place, open_file
+from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core import wire
 from kvswap.core.documents import check_document
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange.heads import superseded, withdraw_rows
-from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.making import Made, Run, make
+from kvswap.exchange.model_port import ModelChoice, OnEvent
 from kvswap.exchange.node import Node
 from kvswap.exchange.predictors import own as own_predictor
 from kvswap.exchange.predictors import path as predictor_path
 from kvswap.exchange.request import Progress, silent
-from kvswap.exchange.statement import list_artifact, new_life, sign
+from kvswap.exchange.statement import RENEW_SECONDS, new_life
 from kvswap.trust import Group, Names, Statement
-from kvswap.trust.groups import OPEN, Sealing
-
-_RENEW_SECONDS = 86_400  # an own artifact with less life than this is made again
+from kvswap.trust.groups import OPEN
 
 
 async def publish(
@@ -130,7 +125,7 @@ async def _prefilled(
     readers: Group | None,
     progress: Progress,
 ) -> Statement:
-    def manifest(made: _Made) -> Manifest:
+    async def manifest(made: Made) -> Manifest:
         node.learn_prefill(choice, made.result["samples"])
         return Manifest(
             version=VERSION,
@@ -149,13 +144,31 @@ async def _prefilled(
         )
 
     arguments = {"text": text, "block_tokens": node.settings.block_tokens, "truncate": truncate}
-    return await _make(node, choice, "publish", codec, progress, arguments, manifest, readers)
+    run, predictor = await _job(node, choice, "publish", codec, arguments)
+    return await make(node, run, progress, manifest, readers, predictor=predictor)
+
+
+async def _job(
+    node: Node, choice: ModelChoice, job: str, codec: str, arguments: dict[str, Any]
+) -> tuple[Run, bytes | None]:
+    """A job of the model process that makes chunks in a codec, and the predictor that it codes them with."""
+    predictor = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
+    arguments |= {
+        "codec": codec,
+        "predictor": str(Cid.of(predictor)) if predictor is not None else None,
+        "chunks": str(node.store.chunks_directory),
+    }
+
+    async def run(on_event: OnEvent) -> dict[str, Any]:
+        return await node.model.run(choice, job, on_event, **arguments)
+
+    return run, predictor
 
 
 async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str, progress: Progress) -> Statement:
     """An own exact artifact again in another codec.  Raises `UsageError` when that needs a predictor and has none."""
 
-    def manifest(made: _Made) -> Manifest:
+    async def manifest(made: Made) -> Manifest:
         same = msgspec.structs.replace(
             exact.manifest,
             chunks=made.refs,
@@ -178,82 +191,8 @@ async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str,
         file = None if codec in INEXACT else exact.manifest.fingerprint  # which is of the exact cache
         data = await asyncio.to_thread(node.store.get_chunk, file.id) if file is not None else None
         mark = open_file(file, FINGERPRINT, data, exact.seal) if file is not None and data is not None else None
-        return await _make(node, choice, "recode", codec, progress, arguments, manifest, readers, mark)
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    result: dict[str, Any]
-    refs: list[ChunkRef]
-    predictor: FileRef | None
-    fingerprint: FileRef | None
-
-
-async def _make(
-    node: Node,
-    choice: ModelChoice,
-    job: str,
-    codec: str,
-    progress: Progress,
-    arguments: dict[str, Any],
-    manifest: Callable[[_Made], Manifest],
-    readers: Group | None,
-    mark: bytes | None = None,
-) -> Statement:
-    """Run a job that makes chunks, keep them, sign what `manifest` says of them, and offer it.
-
-    With `readers` nothing that is kept can be read by others.  `mark`: the fingerprint, unless the job makes it.
-    """
-    sealing = Sealing.new(readers) if readers is not None else None
-    data = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
-    cid = Cid.of(data) if data is not None else None
-    refs: list[ChunkRef] = []
-    coded: dict[str, list[int]] = {}  # by codec: raw bytes, wire bytes, microseconds
-    with node.store.lease([cid] if cid else []) as hold:
-        if data is not None:
-            await asyncio.to_thread(node.store.put_chunk, data, cid)
-
-        async def keep(place: Place, held: bytes) -> FileRef:
-            if sealing is not None:
-                held = await asyncio.to_thread(sealing.seal.close, place, held)
-            made = Cid.of(held)
-            hold(made)
-            await asyncio.to_thread(node.store.put_chunk, held, made)
-            return FileRef(cid=bytes(made), length=len(held))
-
-        async def on_event(event: dict[str, Any]) -> None:
-            nonlocal mark
-            if event["event"] == "fingerprint":
-                mark = event["data"]
-            elif event["event"] == "chunk":
-                ref = wire.convert(event["ref"], ChunkRef)
-                file = await keep(chunk_place(ref), event["data"])
-                refs.append(msgspec.structs.replace(ref, cid=file.cid, length=file.length))
-                sums = coded.setdefault(ref.codec, [0, 0, 0])
-                for index, value in enumerate((ref.raw_length, ref.length, event["us"])):
-                    sums[index] += value
-            else:
-                await progress(event)
-
-        arguments |= {"codec": codec, "predictor": str(cid) if cid else None}
-        result = await node.model.run(choice, job, on_event, chunks=str(node.store.chunks_directory), **arguments)
-        for name, (raw, coded_bytes, micro) in coded.items():
-            node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
-        named = None  # where prediction helped nowhere, every chunk is of another codec
-        if cid and data and any(ref.codec == "predictive" for ref in refs):
-            named = await keep(PREDICTOR, data)
-        fingerprint = await keep(FINGERPRINT, mark) if mark is not None else None
-        ordered = sorted(refs, key=lambda r: (r.block, r.run))
-        statement = sign(node, manifest(_Made(result, ordered, named, fingerprint)), sealing)
-        await asyncio.to_thread(list_artifact, node, statement)
-    node.counters.published += 1
-    row = statement.manifest
-    document = row.document.reference if row.document else None
-    node.events.add(
-        "published", artifact=str(statement.artifact), document=document, tokens=row.prefix.tokens, codecs=row.codecs
-    )
-    node.spawn(node.announce(str(statement.artifact), statement.reference))
-    return statement
+        run, predictor = await _job(node, choice, "recode", codec, arguments)
+        return await make(node, run, progress, manifest, readers, predictor=predictor, mark=mark)
 
 
 def _own(node: Node, document: str, choice: ModelChoice, names: Names) -> list[Statement]:
@@ -262,10 +201,13 @@ def _own(node: Node, document: str, choice: ModelChoice, names: Names) -> list[S
     wanted = names.model(choice.identity.digest, choice.dtype)
     for row in node.store.artifacts(names.document(document)):
         same = row.complete and (row.model, row.dtype) == wanted
-        if same and row.publisher == str(node.publisher.peer_id) and row.expires > time.time() + _RENEW_SECONDS:
+        if same and row.publisher == str(node.publisher.peer_id) and row.expires > time.time() + RENEW_SECONDS:
             envelope = node.store.envelope(row.id)
             statement = node.read(envelope) if envelope else None
-            if statement and statement.manifest.prefix.block_tokens == node.settings.block_tokens:
+            bitwise = (
+                statement is not None and statement.manifest.numerics.claim == "bitwise"
+            )  # not what an engine made
+            if statement and bitwise and statement.manifest.prefix.block_tokens == node.settings.block_tokens:
                 out.append(statement)
     return out
 

@@ -18,6 +18,7 @@ from kvswap.trust import Statement
 from kvswap.trust.groups import Sealing
 
 T = TypeVar("T")
+RENEW_SECONDS = 86_400  # an own artifact with less life than this is made again
 
 
 def told(

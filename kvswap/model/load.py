@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from dataclasses import dataclass
@@ -62,10 +63,12 @@ class LoadedModel:
 
     def rope(self) -> str:
         """RoPE parameters as canonical JSON text."""
-        import json
+        return rope_text(self.model.config.get_text_config(decoder=True))
 
-        config = self.model.config.get_text_config(decoder=True)
-        return json.dumps(getattr(config, "rope_parameters", None), sort_keys=True, separators=(",", ":"))
+
+def rope_text(config: Any) -> str:
+    """RoPE parameters of a text configuration as canonical JSON text."""
+    return json.dumps(getattr(config, "rope_parameters", None), sort_keys=True, separators=(",", ":"))
 
 
 def _device_name(device: str) -> str:

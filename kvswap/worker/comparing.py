@@ -1,8 +1,8 @@
-"""What an inexact cache does to the answers: measured beside the exact one when it is published."""
+"""What a cache that is not the model's own to the bit does to the answers: measured beside one that is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvswap.artifact.manifest import Divergence, Probe
@@ -11,12 +11,12 @@ STEPS = 32
 
 
 def compare(
-    loaded: Any, exact: Callable[[int], Any], inexact: Callable[[int], Any], position: int, probe: Probe
+    loaded: Any, exact: Callable[[int], Any], inexact: Callable[[int], Any], position: int, question: Sequence[int]
 ) -> Any:
-    """(divergence, probe of the inexact cache).  `exact` and `inexact` make a fresh cache with so much room."""
+    """(divergence, probe of the inexact cache) after `question`, ids.  Both make a fresh cache with so much room."""
     from kvswap.model.prefill import PROBE_STEPS, greedy
 
-    question, room = probe.question, len(probe.question) + STEPS
+    room = len(question) + STEPS
     right: list[Any] = []
     followed: list[Any] = []
     wanted = greedy(loaded, exact(room), position, question, STEPS, on_logits=right.append)
@@ -30,7 +30,7 @@ def compare(
         first=same.index(False) if False in same else STEPS,
         kl=round(1e6 * sum(_divergence(a, b) for a, b in zip(right, followed, strict=True)) / STEPS),
     )
-    return divergence, Probe(question=question, tokens=shown.ids, logits=bytes.fromhex(shown.logits_digest[7:]))
+    return divergence, Probe(question=list(question), tokens=shown.ids, logits=bytes.fromhex(shown.logits_digest[7:]))
 
 
 def _divergence(right: Any, other: Any) -> float:

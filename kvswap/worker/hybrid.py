@@ -73,7 +73,8 @@ def fill(
     talk.say("filled", tokens=stop, computed=hybrid.filled.computed)
     claim = manifest.numerics.claim
     if hybrid.filled.computed and loaded.numerics().environment != manifest.numerics.environment:
-        claim = "token-verified" if stop == prefix.tokens and probed(loaded, cache, manifest) else "tolerance"
+        verified = claim != "tolerance" and stop == prefix.tokens and probed(loaded, cache, manifest)
+        claim = "token-verified" if verified else "tolerance"
     return cache, stop, hybrid.filled, claim
 
 
@@ -280,6 +281,8 @@ def probed(loaded: Any, cache: Any, manifest: Manifest) -> bool:
     from kvswap.model.prefill import greedy
 
     probe = manifest.probe
+    if not probe.tokens:
+        return False
     kept = [(layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in cache.layers]
     made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
     for layer, (keys, values, seen) in zip(cache.layers, kept, strict=True):

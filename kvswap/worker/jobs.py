@@ -16,7 +16,7 @@ from kvswap.artifact import chain, layout
 from kvswap.core import wire
 from kvswap.core.errors import Interrupted, InvalidDocument, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
-from kvswap.worker.publishing import Publishing, micro, send
+from kvswap.worker.publishing import PROBE_TEXT, Publishing, micro, send
 from kvswap.worker.told import Talk, Told
 
 Send = Callable[[dict[str, Any]], None]
@@ -161,9 +161,43 @@ class Jobs:
             )
 
         right, other = cache(manifest, source, statement.seal), cache(made, wires.__getitem__, None)
-        told, probe = compare(loaded, right, other, position, manifest.probe)
+        question = manifest.probe.question or loaded.tokenize_continuation(PROBE_TEXT)
+        told, probe = compare(loaded, right, other, position, question)
         tensors = [digest_layer(held) for held in load(made, wires.__getitem__)]
         return {"divergence": wire.plain(told), "probe": wire.plain(probe), "tensors": wire.plain(tensors)}
+
+    def do_compare(self, manifest: bytes, chunks: str, ids: list[int], key: bytes | None = None) -> dict[str, Any]:
+        """How a cache that an engine made of `ids` answers beside one computed here; the probe of it.
+
+        `manifest` is not signed yet; `key` opens the chunks where they are sealed.
+        """
+        from kvswap.artifact.assembly import load
+        from kvswap.artifact.manifest import Manifest
+        from kvswap.artifact.sealing import TAG_BYTES, Seal
+        from kvswap.model.cache import build_cache, new_cache
+        from kvswap.model.prefill import canonical_prefill, check_length
+        from kvswap.worker.comparing import STEPS, compare
+
+        loaded, source = self.loaded, _files(chunks)
+        seal = Seal(key) if key is not None else None
+        made = Manifest.parse(manifest, added=TAG_BYTES if seal is not None else 0)
+        layout.check_compatible(made, loaded.identity.digest, loaded.dtype)
+        question, position = loaded.tokenize_continuation(PROBE_TEXT), made.prefix.tokens
+        check_length(loaded, position + len(question) + STEPS)
+        computed = new_cache(loaded.model.config, position + len(question) + STEPS)
+        for block in canonical_prefill(loaded, computed, ids, made.prefix.block_tokens):
+            self._event("prefill", block=block.index + 1, tokens=block.stop)
+            self._check_cancelled()
+        told, probe = compare(
+            loaded,
+            lambda room: computed,
+            lambda room: build_cache(
+                loaded.model.config, load(made, source, room=room, seal=seal), position, loaded.device
+            ),
+            position,
+            question,
+        )
+        return {"divergence": wire.plain(told), "probe": wire.plain(probe)}
 
     def do_train(self, corpus: str, tokens: int, block_tokens: int) -> dict[str, Any]:
         """Train a predictor on the texts below a directory; it leaves as an event."""

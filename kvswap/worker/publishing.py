@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from kvswap.artifact import chain, layout
+from kvswap.artifact import layout
 from kvswap.artifact.manifest import AXES, ITEM_BYTES, LayerSpec, Layout, Probe
 from kvswap.core import wire
 from kvswap.core.limits import LIMITS
 
-_PROBE_TEXT = "\n\nIn summary,"
+PROBE_TEXT = "\n\nIn summary,"
 
 
 class Publishing:
@@ -37,12 +37,13 @@ class Publishing:
         """Chunks and the fingerprint leave as events; the result is all else that the manifest needs."""
         from kvswap.artifact.fingerprint import fingerprint
         from kvswap.artifact.tensors import digest_layer
+        from kvswap.artifact.writing import prefix_of
         from kvswap.model.cache import held_tensors, new_cache
         from kvswap.model.prefill import PROBE_STEPS, check_length, greedy
 
         loaded = self._loaded
         ids = loaded.tokenize(text)
-        question = loaded.tokenize_continuation(_PROBE_TEXT)
+        question = loaded.tokenize_continuation(PROBE_TEXT)
         if truncate:
             ids = _whole_blocks(ids, loaded.context - len(question) - PROBE_STEPS, block_tokens)
         check_length(loaded, len(ids))
@@ -66,15 +67,7 @@ class Publishing:
         shape = Layout(dtype=loaded.dtype, axes=AXES, rope=loaded.rope(), layers=self._specs, runs=self._runs)
         return {
             "model": wire.plain(loaded.identity),
-            "prefix": {
-                "tokens": len(ids),
-                "token_digest": chain.token_digest(ids),
-                "block_tokens": block_tokens,
-                "chain": chain.chain_digests(loaded.identity.digest, ids, block_tokens),
-                "start": 0,
-                "special_tokens": True,
-                "template": None,
-            },
+            "prefix": wire.plain(prefix_of(loaded.identity.digest, ids, block_tokens)),
             "layout": wire.plain(shape),
             "numerics": wire.plain(loaded.numerics()),
             "tensors": wire.plain(digests),

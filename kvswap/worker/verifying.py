@@ -137,6 +137,8 @@ class Checks:
         from kvswap.model.prefill import greedy
 
         manifest, loaded, probe = self._manifest, self._loaded, self._manifest.probe
+        if not probe.tokens:
+            return Step(Level.PROBE, "skipped", why="its publisher had no model to make a probe with")
         cache = build_cache(loaded.model.config, self._tensors, manifest.prefix.tokens, loaded.device)
         made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
         figures = {

@@ -17,6 +17,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvswap.core.errors import UsageError
 from kvswap.integrations.vllm.engine import engine_of
+from kvswap.integrations.vllm.marks import Save
 from kvswap.integrations.vllm.node import Node
 from kvswap.integrations.vllm.scheduler import Load, SchedulerSide
 from kvswap.integrations.vllm.settings import Settings
@@ -29,10 +30,12 @@ class KvswapMetadata(KVConnectorMetadata):
 
     loads: list[Load] = field(default_factory=list)
     idle: bool = False  # nothing runs in this step
+    saves: list[Save] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # requests whose saves end in the middle
 
 
 class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
-    """Loads published prefixes.  See the package's text for how to name it in vLLM's configuration."""
+    """Loads published prefixes, and publishes.  See the package's text for how to name it in vLLM's configuration."""
 
     _cache_hit_source = CacheHitSource.P2P
 
@@ -53,7 +56,7 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
             self._node = Node(engine, settings)
             self._scheduler = SchedulerSide(engine, self._node, settings)
         else:
-            self._worker = WorkerSide(engine)
+            self._worker = WorkerSide(engine, settings)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -69,39 +72,41 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
     # -- worker ----------------------------------------------------------------------------------
 
     @property
-    def _loads(self) -> WorkerSide:
+    def _work(self) -> WorkerSide:
         assert self._worker is not None  # noqa: S101 - of the worker's role
         return self._worker
 
-    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        layers = self._vllm_config.compilation_config.static_forward_context
-        self._loads.register(kv_caches, layers)
-
-    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+    @property
+    def _step(self) -> KvswapMetadata:
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, KvswapMetadata)  # noqa: S101 - our own scheduler's
-        for load in metadata.loads:
-            self._loads.start(load)
+        return metadata
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        layers = self._vllm_config.compilation_config.static_forward_context
+        self._work.register(kv_caches, layers)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        for load in self._step.loads:
+            self._work.start(load)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing: requests wait for their loads before they run."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing: blocks are read when a prefix is complete."""
+        """Nothing: what is to be published is read when the whole step has run."""
 
     def wait_for_save(self) -> None:
-        """Nothing is saved while a request runs."""
+        self._work.save(self._step.saves, self._step.dropped)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        metadata = self._get_connector_metadata()
-        assert isinstance(metadata, KvswapMetadata)  # noqa: S101 - our own scheduler's
-        if metadata.idle:
-            self._loads.wait()
-        finished, failed = self._loads.finished()
+        if self._step.idle:
+            self._work.wait()
+        finished, failed = self._work.finished()
         return KVConnectorTransferResults(finished_recving=finished, failed_recving=failed)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        return self._loads.invalid()
+        return self._work.invalid()
 
     # -- scheduler -------------------------------------------------------------------------------
 
@@ -120,7 +125,7 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
         self._requests.stepped(scheduler_output)
         idle = scheduler_output.total_num_scheduled_tokens == 0
         self._requests.pause(idle)
-        return KvswapMetadata(self._requests.take(), idle)
+        return KvswapMetadata(self._requests.take(), idle, *self._requests.saves(scheduler_output))
 
     def on_new_request(self, request: Any) -> None:
         self._requests.added(request)

@@ -12,6 +12,7 @@ from typing import Any
 from kvswap.artifact.manifest import LayerSpec, Manifest, ModelIdentity
 from kvswap.core.errors import Incompatible
 from kvswap.model.identity import directory_identity
+from kvswap.model.load import rope_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Engine:
     identity: ModelIdentity
     dtype: str
     groups: tuple[Group, ...]
+    rope: str = "null"  # its parameters, as manifests have them
 
     @property
     def hybrid(self) -> bool:
@@ -49,23 +51,30 @@ class Engine:
         """How much of a published beginning can be loaded: what layers with windows hold fits whole blocks alone."""
         return tokens - tokens % self.block_tokens if self.hybrid else tokens
 
+    @property
+    def layers(self) -> list[LayerSpec]:
+        """Its layers, as manifests describe them."""
+        specs = {
+            index: LayerSpec(
+                kind="full" if group.window is None else "sliding",
+                heads=group.heads,
+                k_dim=group.k_dim,
+                v_dim=group.v_dim,
+                window=group.window,
+            )
+            for group in self.groups
+            for index in group.layers
+        }
+        return [specs[index] for index in sorted(specs)]
+
     def check(self, manifest: Manifest) -> None:
         """Raise `Incompatible` unless an artifact's layers are those of this engine."""
-        layers = manifest.layout.layers
-        for group in self.groups:
-            for index in group.layers:
-                wanted = LayerSpec(
-                    kind="full" if group.window is None else "sliding",
-                    heads=group.heads,
-                    k_dim=group.k_dim,
-                    v_dim=group.v_dim,
-                    window=group.window,
-                )
-                if index >= len(layers) or layers[index] != wanted:
-                    have = layers[index] if index < len(layers) else None
-                    raise Incompatible(f"layer {index} is {have}, the engine's is {wanted}", field="layout")
-        if len(layers) != sum(len(group.layers) for group in self.groups):
-            raise Incompatible(f"the artifact has {len(layers)} layers, the engine other ones", field="layout")
+        theirs, own = manifest.layout.layers, self.layers
+        for index, (have, wanted) in enumerate(zip(theirs, own, strict=False)):
+            if have != wanted:
+                raise Incompatible(f"layer {index} is {have}, the engine's is {wanted}", field="layout")
+        if len(theirs) != len(own):
+            raise Incompatible(f"the artifact has {len(theirs)} layers, the engine {len(own)}", field="layout")
 
 
 def _require(condition: bool, what: str, hint: str | None = None) -> None:
@@ -90,7 +99,8 @@ def engine_of(config: Any, cache: Any) -> Engine:
     # Without it a block of a sliding layer that was not loaded would be taken for a cached one.
     _require(managed or windows == {None}, "sliding layers and --disable-hybrid-kv-cache-manager")
     directory = model_directory(str(model.model), model.revision)
-    return Engine(directory_identity(directory, directory.name), dtype, groups)
+    rope = rope_text(model.hf_text_config) if hasattr(model, "hf_text_config") else "null"
+    return Engine(directory_identity(directory, directory.name), dtype, groups, rope)
 
 
 def _group(group: Any, dtype: str) -> Group:

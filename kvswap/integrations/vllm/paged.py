@@ -1,7 +1,8 @@
-"""vLLM's paged cache of one layer: tokens go in as the engine's own writer puts them.
+"""vLLM's paged cache of one layer: tokens go in as the engine's own writer puts them, and come out again.
 
 How a backend lays out a block is its own affair (packed for AMX, transposed, interleaved).  What it writes with
-every backend has under the same name, so loading calls just that.
+every backend has under the same name, so loading calls just that.  For reading there is no such call: where the
+writer puts each number is learned by having it write a block of numbered places.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 
 from kvswap.core.errors import Incompatible
 from kvswap.integrations.vllm.engine import Group
+
+_DIGIT = 8  # bits that every dtype holds exactly
 
 
 def slots(group: Group, blocks: Sequence[int], first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,9 +38,72 @@ class PagedLayer:
                 field="engine",
             )
         self._layer, self._cache, self._write = layer, cache, write
+        self._places: torch.Tensor | None = None  # where in a block each number is, [2 * head * token * dim]
 
     def put(self, k: torch.Tensor, v: torch.Tensor, slot: torch.Tensor) -> None:
         """K and V, [head, token, dim], into these slots."""
         device = self._cache.device
         key, value = (t.transpose(0, 1).contiguous().to(device) for t in (k, v))
         self._write(self._layer, key, value, self._cache, slot.to(device))
+
+    def learn(self, group: Group) -> None:
+        """Find out how a block is laid out, so that it can be read.  Raises `Incompatible` where that fails."""
+        shape = (group.block_tokens, group.heads)
+        count = group.block_tokens * group.heads * (group.k_dim + group.v_dim)
+        middle = group.block_tokens * group.heads * group.k_dim
+        found = torch.zeros(self._cache[0].numel(), dtype=torch.int64)
+        digits = range(0, count.bit_length(), _DIGIT)
+        numbers = torch.arange(1, count + 1, dtype=torch.int64)  # 0: nothing was written there
+        for shift in digits:
+            digit = (numbers >> shift) & ((1 << _DIGIT) - 1)
+            k, v = digit[:middle], digit[middle:]
+            written = self._written(k.view(*shape, group.k_dim), v.view(*shape, group.v_dim))
+            found |= written.to(torch.int64) << shift
+        places = torch.full((count,), -1)
+        inside = (found >= 1) & (found <= count)
+        places[found[inside] - 1] = inside.nonzero().flatten()
+        self._places = places.to(self._cache.device)
+        if not self._reads_back(group):
+            raise Incompatible(
+                f"kvswap cannot read the cache of the attention backend {type(self._layer.impl).__name__}",
+                cause="it does not keep K and V as they are, in blocks of their own",
+                hint='"publish": "never" in kv_connector_extra_config',
+                field="engine",
+            )
+
+    def _written(self, k: torch.Tensor, v: torch.Tensor, block: int = 0) -> torch.Tensor:
+        """A block as the engine's writer leaves it, flat; K and V, [token, head, dim], any numbers the dtype has."""
+        scratch = torch.zeros((block + 1, *self._cache.shape[1:]), dtype=self._cache.dtype, device=self._cache.device)
+        slot = torch.arange(block * len(k), (block + 1) * len(k), device=scratch.device)
+        k, v = (t.to(scratch.dtype).contiguous().to(scratch.device) for t in (k, v))
+        self._write(self._layer, k, v, scratch, slot)
+        return scratch[block].reshape(-1).cpu()
+
+    def _reads_back(self, group: Group) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        shape = (group.block_tokens, group.heads)
+        k, v = (
+            torch.randn(*shape, dim, generator=generator).to(self._cache.dtype) for dim in (group.k_dim, group.v_dim)
+        )
+        raw = self._written(k, v, 1)
+        assert self._places is not None  # noqa: S101 - just learned
+        if int(self._places.min()) < 0 or int(self._places.max()) >= len(raw):
+            return False
+        read_k, read_v = self._shaped(raw[self._places.cpu()][None], group)
+        return torch.equal(read_k, k.transpose(0, 1)) and torch.equal(read_v, v.transpose(0, 1))
+
+    def get(self, blocks: Sequence[int], group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of these blocks, [head, token, dim], on the CPU.  `learn` first."""
+        assert self._places is not None  # noqa: S101
+        raw = self._cache[torch.tensor(blocks, device=self._cache.device)].reshape(len(blocks), -1)
+        return self._shaped(raw[:, self._places].cpu(), group)
+
+    def _shaped(self, numbers: torch.Tensor, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+        """[block, place] to K and V."""
+        size, heads = group.block_tokens, group.heads
+        middle = size * heads * group.k_dim
+        k, v = (
+            part.reshape(len(numbers) * size, heads, dim).transpose(0, 1)
+            for part, dim in ((numbers[:, :middle], group.k_dim), (numbers[:, middle:], group.v_dim))
+        )
+        return k, v

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvswap.integrations.vllm.engine import Engine
+from kvswap.integrations.vllm.marks import Marks, Save
 from kvswap.integrations.vllm.node import Match, Node, Search
 from kvswap.integrations.vllm.settings import Settings
 
@@ -66,6 +67,7 @@ class SchedulerSide:
     def __init__(self, engine: Engine, node: Node, settings: Settings) -> None:
         self._engine, self._node, self._shortest = engine, node, settings.min_tokens
         self._most = settings.lookup_seconds
+        self._marks = Marks(engine, settings) if settings.publish != "never" else None
         self._wanted: dict[str, _Wanted] = {}
         self._loading: dict[str, str] = {}  # artifact -> the request that loads it
         self._pending: list[Load] = []
@@ -81,6 +83,8 @@ class SchedulerSide:
         ids = request.prompt_token_ids
         if ids is None or len(ids) - 1 < self._shortest or not _plain(request):
             return
+        if self._marks is not None:
+            self._marks.added(request)
         if not any(True for _ in self._open()):
             self._idle_since = None  # the engine was not waiting for anybody
         budget = self._budget(len(ids))
@@ -148,6 +152,8 @@ class SchedulerSide:
         wanted.load = Load(request.request_id, match, stop - tokens, stop, held)
         self._loading.setdefault(match.artifact, request.request_id)
         self._pending.append(wanted.load)
+        if self._marks is not None:
+            self._marks.loaded(request, wanted.load.first, stop)
 
     def take(self) -> list[Load]:
         """What is to be loaded from now on."""
@@ -200,6 +206,20 @@ class SchedulerSide:
         wanted = self._wanted.pop(name, None)
         if wanted is not None and wanted.load is not None:
             self._end(wanted.load)
+        if self._marks is not None:
+            self._marks.forget(name)
+
+    # -- publishing ------------------------------------------------------------------------------
+
+    def saves(self, output: Any) -> tuple[list[Save], list[str]]:
+        """What this step completes of what is to be published; requests of which no more will come."""
+        return (self._marks.step(output, self._published), self._marks.dropped()) if self._marks else ([], [])
+
+    def _published(self, name: str) -> int:
+        """How many of a request's tokens are known to be published."""
+        wanted = self._wanted.get(name)
+        match = wanted.search.match if wanted is not None and wanted.search.ended.is_set() else None
+        return match.tokens if match is not None else 0
 
     # -- what prefilling takes -------------------------------------------------------------------
 

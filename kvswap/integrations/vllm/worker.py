@@ -1,4 +1,4 @@
-"""The worker's half: chunk files to paged blocks, in threads, while other requests run.
+"""The worker's half: chunk files to paged blocks, in threads, while other requests run; and blocks to the node.
 
 Every signature and digest is checked here again.  Tensors are put together and verified whole before a byte
 goes into a block; what does not load is reported, and vLLM computes it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from kvswap.artifact.assembly import Assembly
 from kvswap.artifact.layout import check_compatible, needed
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.client.loading import statement_of
+from kvswap.integrations.vllm.capture import Captures
 from kvswap.integrations.vllm.engine import Engine
+from kvswap.integrations.vllm.marks import Save
 from kvswap.integrations.vllm.paged import PagedLayer, slots
 from kvswap.integrations.vllm.scheduler import Load
+from kvswap.integrations.vllm.settings import Settings
 from kvswap.store.files import chunk_reader
 
 logger = logging.getLogger("vllm.kvswap")
@@ -33,8 +36,9 @@ _LOADS = 2  # at a time; each decodes with several threads
 class WorkerSide:
     """Of one engine."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine, self._settings = engine, settings
+        self._captures: Captures | None = None  # where publishing is allowed
         self._layers: dict[int, PagedLayer] = {}
         self._pool = ThreadPoolExecutor(_LOADS, "kvswap-load")
         self._lock = threading.Lock()
@@ -48,9 +52,22 @@ class WorkerSide:
         for group in self._engine.groups:
             for name, index in zip(group.names, group.layers, strict=True):
                 self._layers[index] = PagedLayer(layers[name], caches[name])
+        if self._settings.publish != "never":
+            attention = type(layers[self._engine.groups[0].names[0]].impl).__name__
+            self._captures = Captures(self._engine, self._layers, attention, self._settings)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._captures is not None:
+            self._captures.close()
+
+    def save(self, saves: Sequence[Save], dropped: Sequence[str]) -> None:
+        """Copy what the step that just ran has completed."""
+        if self._captures is not None:
+            for request in dropped:
+                self._captures.drop(request)
+            for save in saves:
+                self._captures.save(save)
 
     def start(self, load: Load) -> None:
         """Begin a load; `finished` tells of its end."""

@@ -1,0 +1,38 @@
+"""What is in memory already to chunks: the publisher's side, for a cache that some engine computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kvswap.artifact import chain
+from kvswap.artifact import layout as layouts
+from kvswap.artifact.manifest import Layout, Prefix
+from kvswap.artifact.tensors import EncodedChunk, LayerTensors, as_part, encode_chunk
+
+
+def prefix_of(identity: bytes, ids: Sequence[int], block_tokens: int) -> Prefix:
+    """What a manifest says of the token ids."""
+    return Prefix(
+        tokens=len(ids),
+        token_digest=chain.token_digest(ids),
+        block_tokens=block_tokens,
+        chain=chain.chain_digests(identity, ids, block_tokens),
+        start=0,
+        special_tokens=True,
+        template=None,
+    )
+
+
+def write(
+    layout: Layout, tensors: Sequence[LayerTensors], tokens: int, block_tokens: int, codec: str
+) -> Iterator[EncodedChunk]:
+    """Every chunk, in order; layers keep all tokens.  `codec` needs no predictor."""
+    for block in range(layouts.block_count(tokens, block_tokens)):
+        start, stop = layouts.block_span(tokens, block_tokens, block)
+        for run, members in enumerate(layout.runs):
+            parts = [
+                as_part(tensor[:, start:stop].contiguous())
+                for index in members
+                for tensor in (tensors[index].k, tensors[index].v)
+            ]
+            yield encode_chunk(parts, layout.dtype, codec, block, run)

@@ -1,0 +1,125 @@
+"""HTTP to what a serving engine beside this node wants: the longest beginning of a prompt, and publishing one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from aiohttp import web
+
+from kvswap.artifact.manifest import ModelIdentity, Numerics
+from kvswap.core import wire
+from kvswap.core.errors import MalformedMessage, NotFound, UsageError
+from kvswap.core.limits import LIMITS
+from kvswap.daemon.requests import beginning_of, body_of, stream
+from kvswap.exchange import Node
+from kvswap.exchange.engines import Computed, publish_computed
+from kvswap.exchange.model_port import OnEvent
+from kvswap.exchange.prefix import fetch_beginning, longest_beginning
+from kvswap.exchange.request import Progress
+from kvswap.worker import protocol
+
+
+class EngineApi:
+    """The handlers of one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post("/v1/beginning", self.beginning), web.post("/v1/computed", self.computed)]
+
+    async def beginning(self, request: web.Request) -> web.StreamResponse:
+        """The longest published beginning of a document given by its ids, or their chain digests, made local."""
+        body = await body_of(request)
+        asked = beginning_of(body)
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            found = await longest_beginning(
+                self._node, asked.wanted, asked.chain, asked.block_tokens, asked.terms, asked.ids
+            )
+            if found is None:
+                raise NotFound("nobody offers a document with the same beginning")
+            chosen = await fetch_beginning(self._node, found, asked.terms, progress)
+            return {
+                "artifact": str(found.statement.artifact),
+                "tokens": found.tokens,
+                "whole": found.tokens == found.statement.manifest.prefix.tokens,
+                "plan": {"action": chosen.action, "seconds": chosen.seconds, "reason": chosen.reason},
+            }
+
+        return await stream(request, work)
+
+    async def computed(self, request: web.Request) -> web.StreamResponse:
+        """Publish what an engine computed.
+
+        The body is frames as between node and model process: what it is about, events, and one `result`.
+        """
+        frames = Frames(request.content)
+
+        async def run(on_event: OnEvent) -> dict[str, Any]:
+            while "event" in (message := await frames.next()):
+                await on_event(message)
+            result = message.get("result")
+            if not isinstance(result, dict):
+                raise MalformedMessage("the frames end without a result")
+            return result
+
+        async def work(progress: Progress) -> dict[str, Any]:
+            try:
+                return await publish_computed(self._node, computed_of(await frames.next()), run, progress)
+            finally:
+                with contextlib.suppress(TimeoutError, ConnectionError, web.HTTPException):
+                    await frames.drain()
+
+        return await stream(request, work)
+
+
+class Frames:
+    """Of a request's body, each under its cap, and in time."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    async def next(self) -> dict[str, Any]:
+        """Raises `MalformedMessage` where there is none."""
+        try:
+            async with asyncio.timeout(LIMITS.chunk_seconds):
+                length = protocol.check_length(await self._content.readexactly(protocol.HEADER.size))
+                data = await self._content.readexactly(length)
+        except (TimeoutError, asyncio.IncompleteReadError) as error:
+            raise MalformedMessage("a frame is missing", cause="the engine stopped in the middle") from error
+        value = await asyncio.to_thread(wire.parse, data, MalformedMessage)
+        if not isinstance(value, dict):
+            raise MalformedMessage("a frame is not a map")
+        return value
+
+    async def drain(self) -> None:
+        """What was sent in vain, so that the sender gets to reading its answer."""
+        async with asyncio.timeout(LIMITS.chunk_seconds):
+            async for _ in self._content.iter_chunked(1 << 20):
+                pass
+
+
+def computed_of(head: dict[str, Any]) -> Computed:
+    """Raises `UsageError`."""
+    try:
+        ids = tuple(int(i) for i in head["ids"])
+        block_tokens, group = int(head["block_tokens"]), head.get("group")
+        made = Computed(
+            model=wire.convert(head["model"], ModelIdentity),
+            dtype=str(head["dtype"]),
+            ids=ids,
+            block_tokens=block_tokens,
+            numerics=wire.convert(head["numerics"], Numerics),
+            group=str(group) if group is not None else None,
+            compare=bool(head.get("compare", True)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError("what an engine publishes begins with model, dtype, ids, block_tokens and numerics") from error
+    if not 1 <= block_tokens <= LIMITS.block_tokens:
+        raise UsageError(f"block_tokens is a number from 1 to {LIMITS.block_tokens}")
+    if not ids or not all(0 <= i < 1 << 32 for i in ids) or len(ids) > LIMITS.manifest_blocks * block_tokens:
+        raise UsageError("ids are a document's token ids")
+    return made

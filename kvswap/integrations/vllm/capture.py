@@ -1,0 +1,159 @@
+"""Blocks as vLLM computed them, to the node, which signs and offers them: the worker's half of publishing.
+
+A part is copied at the end of the step that completes it: afterwards vLLM may give its blocks to others.  Encoding
+and sending go on in a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+import vllm
+
+from kvswap.artifact import layout as layouts
+from kvswap.artifact.fingerprint import fingerprint
+from kvswap.artifact.manifest import AXES, ITEM_BYTES, Layout, Numerics
+from kvswap.artifact.tensors import DTYPES, LayerTensors, digest_layer
+from kvswap.artifact.writing import write
+from kvswap.client import Client
+from kvswap.core import wire
+from kvswap.core.errors import Incompatible, KvswapError
+from kvswap.integrations.vllm.engine import Engine
+from kvswap.integrations.vllm.marks import Save
+from kvswap.integrations.vllm.paged import PagedLayer
+from kvswap.integrations.vllm.settings import Settings
+from kvswap.worker.protocol import frame
+
+logger = logging.getLogger("vllm.kvswap")
+
+_MOST_BYTES = 2 << 30  # of what is being captured and sent
+
+
+@dataclass(slots=True)
+class _Captured:
+    ids: list[int]
+    tensors: list[LayerTensors]
+    size: int
+
+
+class Captures:
+    """Of one engine, which has layers that keep all tokens, and no others."""
+
+    def __init__(self, engine: Engine, layers: Mapping[int, PagedLayer], attention: str, settings: Settings) -> None:
+        """Raises `Incompatible` where layers cannot be read."""
+        if engine.hybrid:
+            raise Incompatible(
+                "kvswap does not publish from an engine with sliding layers",
+                cause="vLLM has given up what lies outside their window when a prompt is done",
+                hint='"publish": "never" in kv_connector_extra_config',
+                field="engine",
+            )
+        self._engine, self._layers, self._settings, self._attention = engine, layers, settings, attention
+        for group in engine.groups:
+            for index in group.layers:
+                layers[index].learn(group)
+        self._client = Client(settings.home)
+        self._pool = ThreadPoolExecutor(1, "kvswap-publish")
+        self._open: dict[str, _Captured] = {}
+        self._bytes = 0
+
+    def close(self) -> None:
+        """What is on its way is finished first."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def drop(self, request: str) -> None:
+        """No more of it will come."""
+        captured = self._open.pop(request, None)
+        if captured is not None:
+            self._bytes -= captured.size
+
+    def save(self, save: Save) -> None:
+        """Copy what a step has completed; with the last part, send it."""
+        captured = self._begin(save) if save.first == 0 else self._open.get(save.request)
+        if captured is None:
+            return
+        for group, blocks in zip(self._engine.groups, save.blocks, strict=True):
+            skipped = save.first % group.block_tokens
+            for index in group.layers:
+                held = captured.tensors[index]
+                read = self._layers[index].get(blocks, group)
+                for into, tensor in zip((held.k, held.v), read, strict=True):
+                    into[:, save.first : save.stop] = tensor[:, skipped : skipped + save.stop - save.first]
+        if save.stop == save.tokens:
+            del self._open[save.request]
+            self._pool.submit(self._send, captured)
+
+    def _begin(self, save: Save) -> _Captured | None:
+        specs, dtype = self._engine.layers, self._engine.dtype
+        size = save.tokens * sum(s.heads * (s.k_dim + s.v_dim) for s in specs) * ITEM_BYTES[dtype]
+        if self._bytes + size > _MOST_BYTES:
+            logger.warning("kvswap: %d tokens not published: the node does not keep up", save.tokens)
+            return None
+        self._bytes += size
+
+        def room(heads: int, dim: int) -> torch.Tensor:
+            return torch.empty(heads, save.tokens, dim, dtype=DTYPES[dtype])
+
+        tensors = [LayerTensors(room(s.heads, s.k_dim), room(s.heads, s.v_dim), 0, save.tokens) for s in specs]
+        ids = np.frombuffer(save.ids, "<u4").tolist()
+        captured = self._open[save.request] = _Captured(ids, tensors, size)
+        return captured
+
+    def _send(self, captured: _Captured) -> None:
+        try:
+            done = self._client.publish_computed(self._frames(captured))
+            again = " again" if done["reused"] else ""
+            logger.info(
+                "kvswap: published%s %d tokens as %s (%s)", again, done["tokens"], done["artifact"], done["claim"]
+            )
+        except KvswapError as error:
+            logger.warning("kvswap: %d tokens not published: %s", len(captured.ids), error.message)
+        except Exception:
+            logger.exception("kvswap: publishing failed")
+        finally:
+            self._bytes -= captured.size
+
+    def _frames(self, captured: _Captured) -> Iterator[bytes]:
+        """What `POST /v1/computed` takes."""
+        engine, size = self._engine, self._settings.block_tokens
+        runs = layouts.plan_runs(engine.layers, size, ITEM_BYTES[engine.dtype])
+        shape = Layout(dtype=engine.dtype, axes=AXES, rope=engine.rope, layers=engine.layers, runs=runs)
+        head = {
+            "model": wire.plain(engine.identity),
+            "dtype": engine.dtype,
+            "ids": captured.ids,
+            "block_tokens": size,
+            "numerics": wire.plain(self._numerics()),
+            "group": self._settings.group,
+            "compare": self._settings.compare,
+        }
+        yield frame(head)
+        for chunk in write(shape, captured.tensors, len(captured.ids), size, self._settings.codec):
+            data = {"event": "chunk", "ref": wire.plain(chunk.ref), "data": chunk.wire, "us": int(chunk.seconds * 1e6)}
+            yield frame(data)
+        yield frame({"event": "fingerprint", "data": fingerprint(captured.tensors)})
+        tensors = wire.plain([digest_layer(held) for held in captured.tensors])
+        yield frame({"result": {"layout": wire.plain(shape), "tensors": tensors}})
+
+    def _numerics(self) -> Numerics:
+        return Numerics(
+            schedule=f"vllm {vllm.__version__}",
+            attention=self._attention,
+            compute_dtype=self._engine.dtype,
+            torch=str(torch.__version__),
+            transformers=version("transformers"),
+            device="cpu" if _cpu() else f"cuda:{torch.cuda.get_device_name()}",
+            isa=torch.backends.cpu.get_cpu_capability() if _cpu() else "",
+            threads=torch.get_num_threads(),
+            claim="tolerance",
+        )
+
+
+def _cpu() -> bool:
+    return not torch.cuda.is_available()
