@@ -86,7 +86,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def whole(ids: list[int]) -> list[int]:
-    return ids[: len(ids) // BLOCK * BLOCK]
+    """What vLLM's own prefix cache has of a prompt."""
+    return ids[: len(ids) // PAGE * PAGE]
 
 
 def test_what_a_request_marks_is_published_and_loads_in_transformers(scene: Scene) -> None:
@@ -100,7 +101,7 @@ def test_what_a_request_marks_is_published_and_loads_in_transformers(scene: Scen
     assert manifest["numerics"]["claim"] == "token-verified"  # measured: the node has the model
     assert manifest["probe"]["tokens"]
     cache, report = scene.reader.client.prefix(text, scene.model, scene.tokenizer, block_tokens=BLOCK)
-    assert (report["artifact"], report["fetched_tokens"]) == (shown["artifact"], len(whole(ids)))
+    assert (report["artifact"], report["fetched_tokens"]) == (shown["artifact"], len(ids) // BLOCK * BLOCK)
     with torch.no_grad():
         own = scene.model(torch.tensor([ids])).past_key_values
     for layer, wanted in zip(cache.layers, own.layers, strict=True):
@@ -180,7 +181,7 @@ def test_a_group_s_engine_publishes_for_the_group_alone(scene: Scene, tmp_path: 
     engine = scene.start(tmp_path / "group.log", str(scene.node.home), group="lab", publish="repeated")
     try:
         shared, one, other = scene.ids(scene.text()), scene.ids(scene.text(200)), scene.ids(scene.text(200))
-        shared = whole(shared)
+        shared = shared[: len(shared) // BLOCK * BLOCK]
         engine.run(shared + one)
         engine.run(shared + other)
         shown = scene.published(shared)

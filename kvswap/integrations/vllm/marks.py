@@ -1,8 +1,8 @@
 """Which beginnings are to be published, and what of them each step computes: the scheduler's half of publishing.
 
 A KV cache reveals its text, so nothing is published unless the operator allows it (`publish`) and a request asks:
-`{"kvswap": {"publish": true}}` in its `kv_transfer_params` for the prompt's whole blocks, `{"publish": {"tokens": n}}`
-for its first n tokens.  With `repeated` what two prompts began with is published as well: for a group alone, since a
+`{"kvswap": {"publish": true}}` in its `kv_transfer_params` for what vLLM's own prefix cache keeps of the prompt,
+`{"publish": {"tokens": n}}` for its first n tokens.  With `repeated` what two prompts began with is published as well: for a group alone, since a
 conversation repeats its own beginning.
 """
 
@@ -93,10 +93,10 @@ class Marks:
         return chain.chain_digests(self._engine.identity.digest, ids, size)
 
     def _asked(self, wish: Any, tokens: int) -> int:
-        size = self._settings.block_tokens
+        whole = tokens - tokens % self._engine.block_tokens  # what vLLM's own prefix cache would have of it
         if wish is True:
-            return tokens - tokens % size
-        asked = wish.get("tokens", tokens - tokens % size) if isinstance(wish, dict) else None
+            return whole
+        asked = wish.get("tokens", whole) if isinstance(wish, dict) else None
         if isinstance(asked, bool) or not isinstance(asked, int) or not 0 < asked <= tokens:
             logger.warning('kvswap: "publish" is true, or {"tokens": of the prompt}; not %.80r', wish)
             return 0
