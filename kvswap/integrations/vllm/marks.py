@@ -2,8 +2,8 @@
 
 A KV cache reveals its text, so nothing is published unless the operator allows it (`publish`) and a request asks:
 `{"kvswap": {"publish": true}}` in its `kv_transfer_params` for what vLLM's own prefix cache keeps of the prompt,
-`{"publish": {"tokens": n}}` for its first n tokens.  With `repeated` what two prompts began with is published as well: for a group alone, since a
-conversation repeats its own beginning.
+`{"publish": {"tokens": n}}` for its first n tokens.  With `repeated` what two prompts began with is published as
+well: for a group alone, since a conversation repeats its own beginning.
 """
 
 from __future__ import annotations
