@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kvswap.cli.objective import group_option, plan_options
+from kvswap.cli.objective import group_option, host_option, plan_options
 from kvswap.cli.output import Output, reference, verb
 from kvswap.cost import Objective
 
@@ -22,6 +22,7 @@ from kvswap.cost import Objective
 @click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
 @click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
 @click.option("--ignore-eos", is_flag=True, help="Make exactly --max-tokens tokens.")
+@host_option()
 @group_option()
 @plan_options
 @verb
@@ -36,6 +37,7 @@ def ask_command(
     strangers: bool,
     inexact: bool,
     ignore_eos: bool,
+    host: str | None,
     group: str | None,
     objective: Objective,
 ) -> None:
@@ -57,6 +59,7 @@ def ask_command(
             strangers=strangers,
             inexact=inexact,
             group=group,
+            host=host,
             objective=objective,
             ignore_eos=ignore_eos,
             on_event=show,
@@ -65,6 +68,10 @@ def ask_command(
     if not output.as_json and not output.quiet:
         computed = answer["computed_tokens"]
         how = "prefilled here"
+        if told := answer.get("host"):
+            how = f"the host {told['peer']} read {told['cached_tokens']} tokens for ${told['dollars'] or 0:.6f}"
+            if told["problem"]:
+                how = f"{how}; ITS BILL IS WRONG: {told['problem']}"
         if answer["artifact"]:
             how = f"{answer['fetched_tokens']} tokens of a published cache, {computed} computed here"
             how = how if computed else "from a published cache"

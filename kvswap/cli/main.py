@@ -32,6 +32,7 @@ VERBS = {
     "block": ("block", "Neither serve nor ask a peer."),
     "unblock": ("block", "Serve and ask a peer again."),
     "trust": ("trust", "Publishers whose artifacts this node uses."),
+    "host": ("host", "Answer others from hosted documents; or ask who does."),
     "group": ("group", "Groups, for which documents can be sealed."),
     "id": ("id", "This node's ids and addresses."),
     "model": ("model", "Models: list, pull."),

@@ -40,6 +40,12 @@ def group_option(text: str = "Look only among what is sealed for this group.") -
     return click.option("--group", metavar="NAME", help=text)
 
 
+def host_option() -> Callable[[F], F]:
+    """`--host`."""
+    text = "Let this host answer; auto: the best of those known, where the plan says so.  It learns the question."
+    return click.option("--host", metavar="PEER|auto", help=text)
+
+
 def samples_option(text: str) -> Callable[[F], F]:
     """`--samples`: positions that are computed again."""
     kind = click.IntRange(1, LIMITS.audit_samples)

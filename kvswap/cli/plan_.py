@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kvswap.cli.objective import group_option, plan_options
+from kvswap.cli.objective import group_option, host_option, plan_options
 from kvswap.cli.output import Output, rates, reference, size, verb
 from kvswap.cost import Objective
 
@@ -15,17 +15,18 @@ from kvswap.cost import Objective
 @click.argument("ref")
 @click.option("--inexact", is_flag=True, help="Count a cache that is not the model's own to the bit.")
 @click.option("--explain", is_flag=True, help="Also what it was calculated with.")
+@host_option()
 @group_option()
 @plan_options
 @verb
 def plan_command(
-    output: Output, ref: str, inexact: bool, explain: bool, group: str | None, objective: Objective
+    output: Output, ref: str, inexact: bool, explain: bool, host: str | None, group: str | None, objective: Objective
 ) -> None:
     name, document = reference(ref)
-    plan = output.client.plan(name, text=document, inexact=inexact, group=group, objective=objective)
+    plan = output.client.plan(name, text=document, inexact=inexact, group=group, host=host, objective=objective)
     rows = [
         (name, f"{option['seconds']:.2f} s", f"${option['dollars']:.6f}")
-        for name in ("fetch", "prefill", "hybrid")
+        for name in ("fetch", "prefill", "hybrid", "host")
         if (option := plan.get(name))
     ]
 

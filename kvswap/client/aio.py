@@ -148,10 +148,11 @@ class AsyncClient:
         text: str | None = None,
         inexact: bool = False,
         group: str | None = None,
+        host: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return await self._do(calls.plan(ref, text, inexact, group, objective), on_event)
+        return await self._do(calls.plan(ref, text, inexact, group, objective, host), on_event)
 
     async def verify(
         self,
@@ -188,6 +189,18 @@ class AsyncClient:
         """Forget a group's key."""
         return await self._do(calls.group_remove(name))
 
+    async def hosts(self) -> list[dict[str, Any]]:
+        """The hosts that invited this node, each with its offer or its `problem`."""
+        return list((await self._do(calls.hosts()))["hosts"])
+
+    async def host_join(self, invitation: str) -> dict[str, Any]:
+        """Accept the invitation of a host, as `kvswap host invite` printed it."""
+        return await self._do(calls.host_join(invitation))
+
+    async def host_leave(self, peer: str) -> dict[str, Any]:
+        """Forget a host."""
+        return await self._do(calls.host_leave(peer))
+
     async def rotate(self) -> dict[str, Any]:
         return await self._do(calls.rotate())
 
@@ -210,10 +223,11 @@ class AsyncClient:
         group: str | None = None,
         objective: Objective = MIX,
         ignore_eos: bool = False,
+        host: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         accept = Accept(force, tofu, inexact, strangers, samples, group)
-        call = calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos)
+        call = calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos, host)
         return await self._do(call, on_event)
 
     async def beginning(
@@ -227,10 +241,11 @@ class AsyncClient:
         curve: tuple[float, float] | None = None,
         seconds: float | None = None,
         force: bool = False,
+        local: bool = False,
         group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, group)
+        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, local, group)
         return await self._do(call, on_event)
 
     async def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:

@@ -150,18 +150,33 @@ def beginning_of_ids(
     curve: tuple[float, float] | None,
     seconds: float | None,
     force: bool,
+    local: bool,
     group: str | None,
 ) -> Call:
     asked = {"ids": base64.b64encode(ids).decode(), "model": model.hex(), "dtype": dtype, "block_tokens": block_tokens}
-    return beginning(asked | {"parts": parts, "curve": curve, "seconds": seconds, "force": force}, False, group)
+    return beginning(
+        asked | {"parts": parts, "curve": curve, "seconds": seconds, "force": force, "local": local}, False, group
+    )
 
 
 def computed(frames: Iterable[bytes]) -> Call:
     return Call("POST", "/v1/computed", lines=True, seconds=LONG_SECONDS, frames=frames)
 
 
-def plan(ref: str, text: str | None, inexact: bool, group: str | None, objective: Objective) -> Call:
-    return _long("/v1/plan", ref=ref, text=text, inexact=inexact, group=group, **_wish(objective))
+def plan(ref: str, text: str | None, inexact: bool, group: str | None, objective: Objective, host: str | None) -> Call:
+    return _long("/v1/plan", ref=ref, text=text, inexact=inexact, group=group, host=host, **_wish(objective))
+
+
+def hosts() -> Call:
+    return Call("GET", "/v1/hosts")
+
+
+def host_join(invitation: str) -> Call:
+    return Call("POST", "/v1/hosts", {"invitation": invitation})
+
+
+def host_leave(peer: str) -> Call:
+    return Call("DELETE", f"/v1/hosts/{quote(peer)}")
 
 
 def verify(ref: str | None, store: bool, level: int | None, samples: int, text: str | None) -> Call:
@@ -177,9 +192,11 @@ def ask(
     accept: Accept,
     objective: Objective,
     ignore_eos: bool,
+    host: str | None,
 ) -> Call:
     return _long(
         "/v1/ask",
+        host=host,
         ref=ref,
         question=question,
         max_tokens=max_tokens,

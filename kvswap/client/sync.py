@@ -161,10 +161,11 @@ class Client:
         text: str | None = None,
         inexact: bool = False,
         group: str | None = None,
+        host: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return self._do(calls.plan(ref, text, inexact, group, objective), on_event)
+        return self._do(calls.plan(ref, text, inexact, group, objective, host), on_event)
 
     def verify(
         self,
@@ -203,6 +204,18 @@ class Client:
         """Forget a group's key."""
         return self._do(calls.group_remove(name))
 
+    def hosts(self) -> list[dict[str, Any]]:
+        """The hosts that invited this node, each with its offer or its `problem`."""
+        return list((self._do(calls.hosts()))["hosts"])
+
+    def host_join(self, invitation: str) -> dict[str, Any]:
+        """Accept the invitation of a host, as `kvswap host invite` printed it."""
+        return self._do(calls.host_join(invitation))
+
+    def host_leave(self, peer: str) -> dict[str, Any]:
+        """Forget a host."""
+        return self._do(calls.host_leave(peer))
+
     def rotate(self) -> dict[str, Any]:
         """A new publisher key, which the old one names: who trusts the old one follows."""
         return self._do(calls.rotate())
@@ -227,11 +240,18 @@ class Client:
         group: str | None = None,
         objective: Objective = MIX,
         ignore_eos: bool = False,
+        host: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """Answer from a document's cache, in the node's model process."""
+        """Answer from a document's cache, in the node's model process.
+
+        `host`: ask the host with this PeerId, or with `auto` the best of those known where the plan says so.  A host
+        gets to know the question.
+        """
         accept = Accept(force, tofu, inexact, strangers, samples, group)
-        return self._do(calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos), on_event)
+        return self._do(
+            calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos, host), on_event
+        )
 
     def beginning(
         self,
@@ -244,6 +264,7 @@ class Client:
         curve: tuple[float, float] | None = None,
         seconds: float | None = None,
         force: bool = False,
+        local: bool = False,
         group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
@@ -251,10 +272,10 @@ class Client:
 
         Returns `{"artifact", "tokens", "whole", "plan"}`.  For engines that know ids and no text.  `parts`: also a
         part of a block, where the document ends there.  `curve`: seconds that a block, and each token before it,
-        cost to prefill there.  `seconds`: the longest to wait for peers to say what they have.  Raises `NotFound`,
-        `PlanSaysPrefill` and what `fetch` does.
+        cost to prefill there.  `seconds`: the longest to wait for peers to say what they have; `local`: ask none.
+        Raises `NotFound`, `PlanSaysPrefill` and what `fetch` does.
         """
-        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, group)
+        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, local, group)
         return self._do(call, on_event)
 
     def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:

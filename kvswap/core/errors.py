@@ -165,6 +165,13 @@ class TokenRefused(PeerError):
     http_status = 401
 
 
+class QuotaExceeded(PeerError):
+    """A host answers no more for now; `details['retry_after']`: seconds."""
+
+    code = "quota"
+    http_status = 429
+
+
 class P2pDown(PeerError):
     """The peer-to-peer part of this node is not running; the local store still works."""
 

@@ -40,6 +40,15 @@ class Limits:
     heads_told: int = 4  # to one reader
     groups: int = 64  # that one node is in: a look-up asks under the names of each
     clock_skew_seconds: int = 300
+    statement_bytes: int = 8 * KIB  # an offer, or the record of a read
+    # hosted reads
+    host_clients: int = 10_000
+    host_request_bytes: int = 1 * MIB
+    host_tokens: int = 4_096  # of one answer
+    host_answer_bytes: int = 4 * MIB  # as a reader takes it
+    host_seconds: float = 600.0  # of one answer,
+    host_first_seconds: float = 120.0  # and of waiting for anything of it
+    hosts: int = 64  # that one node knows
     # files we parse
     json_bytes: int = 64 * MIB  # tokenizer.json of large vocabularies has tens of MB
     safetensors_header_bytes: int = 100 * MIB

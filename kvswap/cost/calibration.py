@@ -33,7 +33,7 @@ class Calibration:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._data: dict[str, Any] = {"prefill": {}, "peers": {}, "codecs": {}, "noise": {}}
+        self._data: dict[str, Any] = {"prefill": {}, "peers": {}, "codecs": {}, "noise": {}, "hosts": {}}
         try:
             if path.stat().st_size <= LIMITS.config_bytes:
                 read = json.loads(path.read_text())
@@ -115,6 +115,21 @@ class Calibration:
             return None
         pace = self.pace(key)
         return PrefillCurve(curve.a * pace, curve.b * pace, block_tokens)
+
+    # -- hosts -----------------------------------------------------------------------------------
+
+    def add_host(self, peer: str, seconds: float) -> None:
+        """A host's first token came after so long."""
+        _blend(self._data["hosts"].setdefault(peer, {}), "first", seconds)
+        while len(self._data["hosts"]) > _PEERS_KEPT:
+            self._data["hosts"].pop(next(iter(self._data["hosts"])))
+        self.save()
+
+    def host_seconds(self, peer: str) -> float | None:
+        """To a host's first token, as experienced; None before that."""
+        row = self._data["hosts"].get(peer)
+        seconds = _number(row.get("first") if isinstance(row, dict) else None, 0.0)
+        return seconds or None
 
     # -- honest noise ----------------------------------------------------------------------------
 

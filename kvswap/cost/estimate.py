@@ -154,6 +154,7 @@ class Plan:
     prefill: Option | None
     fetch: Option | None
     hybrid: Option | None = None  # the first part computed while the last is fetched
+    host: Option | None = None  # the question asked of somebody who has the cache
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -200,6 +201,21 @@ def decide(
             return plan
     reason = f"computing the first part while the last arrives takes {hybrid.seconds:.2f} s; {plan.reason}"
     return replace(plan, action="hybrid", seconds=hybrid.seconds, dollars=hybrid.dollars, reason=reason)
+
+
+def beside_host(plan: Plan, host: Option, prices: Prices, objective: Objective = MIX) -> Plan:
+    """A plan with asking a host as one more way, taken where it scores lower than what was chosen.
+
+    `host`: seconds to its first token, and what it charges for all of the answer.
+    """
+    plan = replace(plan, host=host)
+    if host.over(objective) is not None:
+        return plan
+    own: Option | None = getattr(plan, plan.action, None) if plan.action != "none" else None
+    if own is not None and own.score(prices, objective) <= host.score(prices, objective):
+        return plan
+    reason = f"a host answers after {host.seconds:.2f} s for ${host.dollars:.6f}; {plan.reason}"
+    return replace(plan, action="host", seconds=host.seconds, dollars=host.dollars, reason=reason)
 
 
 def _together(

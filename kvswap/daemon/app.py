@@ -18,6 +18,7 @@ from kvswap.core.version import __version__
 from kvswap.daemon import metrics
 from kvswap.daemon.engine_api import EngineApi
 from kvswap.daemon.guard import Handler, guard
+from kvswap.daemon.hosts_api import HostsApi
 from kvswap.daemon.requests import (
     body_of,
     optional_of,
@@ -68,6 +69,13 @@ def _opened(statement: Statement) -> dict[str, Any]:
     }
 
 
+def _steps(body: dict[str, Any]) -> int:
+    steps = body.get("max_tokens", 64)
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise UsageError("max_tokens is a number")
+    return steps
+
+
 class Api:
     """The handlers of one node."""
 
@@ -103,6 +111,7 @@ class Api:
                 web.post("/v1/verify", self.verify),
                 web.post("/v1/gc", self.collect),
                 *EngineApi(self._node).routes(),
+                *HostsApi(self._node).routes(),
                 *TrustApi(self._node).routes(),
             ]
         )
@@ -329,16 +338,22 @@ class Api:
         reference = parse_reference(text_of(body, "ref"))
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await plan_reference(self._node, reference, optional_of(body, "text"), terms_of(body))
+            return await plan_reference(
+                self._node,
+                reference,
+                optional_of(body, "text"),
+                terms_of(body),
+                host=optional_of(body, "host"),
+                question=optional_of(body, "question") or "",
+                steps=_steps(body),
+            )
 
         return await stream(request, work)
 
     async def ask(self, request: web.Request) -> web.StreamResponse:
         body = await body_of(request)
         reference = parse_reference(text_of(body, "ref"))
-        steps = body.get("max_tokens", 64)
-        if not isinstance(steps, int):
-            raise UsageError("max_tokens is a number")
+        steps = _steps(body)
 
         async def work(progress: Progress) -> dict[str, Any]:
             return await answer(
@@ -350,6 +365,7 @@ class Api:
                 prefill=bool(body.get("prefill")),
                 terms=terms_of(body),
                 ignore_eos=bool(body.get("ignore_eos")),
+                host=optional_of(body, "host"),
                 progress=progress,
             )
 

@@ -69,7 +69,7 @@ def beginning_of(body: dict[str, Any]) -> Asked:
     """By `ids` (u32, little endian, in base64) or `chain` (digests in hex), with model, dtype and block size.
 
     `parts`: a document that ends within a block is of use to its end.  `curve`: what a block costs to prefill who
-    asks, and each token before it.  `seconds`: the longest to wait for peers.  Raises `UsageError`.
+    asks, and each token before it.  `seconds`: the longest to wait for peers; `local`: ask none.  Raises `UsageError`.
     """
     from kvswap.artifact.chain import chain_digests  # numpy, which most requests have no use for
 
@@ -94,7 +94,7 @@ def beginning_of(body: dict[str, Any]) -> Asked:
         raise UsageError("a beginning is asked for by ids or chain, model, dtype and block_tokens") from error
     if any(len(d) != 32 for d in (*digests, wanted.model)):
         raise UsageError("chain and model are digests of 32 bytes")
-    terms = replace(terms_of(body), curve=fitted, lookup_seconds=wait)
+    terms = replace(terms_of(body), curve=fitted, lookup_seconds=wait, local=bool(body.get("local")))
     return Asked(wanted, digests, block_tokens, terms, ids if body.get("parts") else None)
 
 

@@ -11,13 +11,17 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
 from kvswap.exchange.fetch import choose, fetch
+from kvswap.exchange.hosts import AUTO, ask_host, hosted
 from kvswap.exchange.hybrid import Source, learned, run_from
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
 from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
+from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.verify import caught, is_own, settled
 from kvswap.trust.ladder import Level
+
+_PLAN = ("action", "seconds", "dollars", "reason")
 
 
 async def answer(
@@ -30,9 +34,12 @@ async def answer(
     prefill: bool = False,
     terms: Terms = STRICT,
     ignore_eos: bool = False,
+    host: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """The JSON contract of `kvswap ask`.
+
+    `host`: let that host answer, or with `auto` the best of those known, where the plan says so.
 
     `text` is the document, when the caller has it: then a missing artifact, or one that is not worth
     fetching, means prefilling here.  `prefill` asks for that without looking.
@@ -47,6 +54,10 @@ async def answer(
         raise UsageError("between 1 and 4096 tokens can be asked for")
     if prefill and text is None:
         raise UsageError("prefilling needs the text", hint="pass the document's path instead of its digest")
+    if host is not None:
+        answered = await _from_host(node, host, reference, question.strip(), steps, text, terms, ignore_eos, progress)
+        if answered is not None:
+            return answered
     choice = await node.model.choose()
     await node.model.warm(choice)
     began = time.perf_counter()
@@ -104,6 +115,41 @@ async def answer(
         "prefill_seconds": made["prefill_us"] / 1e6,
         "seconds": round(time.perf_counter() - began, 4),
     }
+
+
+async def _from_host(
+    node: Node,
+    host: str,
+    reference: str | Cid,
+    question: str,
+    steps: int,
+    text: str | None,
+    terms: Terms,
+    ignore_eos: bool,
+    progress: Progress,
+) -> dict[str, Any] | None:
+    """What a host says; None where the plan says that answering here is better.
+
+    One that was named is asked in any case.  Raises `PlanSaysPrefill` where that breaks a budget.
+    """
+    if host == AUTO:
+        planned = await plan_reference(
+            node, reference, text, terms, host=host, question=question, steps=steps, measure=False
+        )
+        await progress({"event": "plan", **{name: planned[name] for name in _PLAN}})
+        if planned["action"] != "host":
+            return None
+        host, plan = planned["hosts"][0]["peer"], {name: planned[name] for name in _PLAN}
+    else:
+        plan = {}
+    (chosen,) = await hosted(node, host, reference, question, steps, terms.objective)
+    if why := chosen.option.over(terms.objective):
+        raise PlanSaysPrefill(f"asking the host {host} takes {why}", plan={"action": "none", "reason": why})
+    option = chosen.option
+    plan = plan or {"action": "host", "seconds": option.seconds, "dollars": option.dollars, "reason": "asked for"}
+    return await ask_host(
+        node, chosen, reference, question, steps=steps, ignore_eos=ignore_eos, plan=plan, progress=progress
+    )
 
 
 def _checked(node: Node, source: Source) -> bool:

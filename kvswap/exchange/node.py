@@ -27,6 +27,7 @@ from kvswap.exchange.transfer.buffers import Buffers
 from kvswap.net import Announcement, PeerAddress, Transport, messages
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
 from kvswap.net.client import Sessions
+from kvswap.net.hosts import Hosts
 from kvswap.net.server import Server
 from kvswap.store import ArtifactRow, Ledger, PeerRecord, Records, Store
 from kvswap.trust import Groups, Key, Names, PolicyFile, Statement, load_or_create, read_statement
@@ -64,6 +65,7 @@ class Node:
         retired = sorted((settings.home / "keys" / "retired").glob("*.key"))
         self.retired = {str(key.peer_id): key for key in map(load_or_create, retired)}  # publisher keys of before
         self.groups = Groups(settings.home / "keys" / "groups")
+        self.hosts = Hosts(settings.home / "keys" / "hosts")
         self.policy = policy
         self.calibration = calibration
         self.node_key = node_key  # signs the record of the bulk plane; None: no bulk plane

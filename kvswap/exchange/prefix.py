@@ -65,8 +65,9 @@ async def longest_beginning(
     for _, told in called:
         for row, blocks in await asyncio.to_thread(node.store.longest_prefix, told):
             candidates[row.id] = (blocks, [])
-    await _refresh_catalogues(node, terms.lookup_seconds or _CATALOGUE_SECONDS)
-    for names, told in called:
+    if not terms.local:
+        await _refresh_catalogues(node, terms.lookup_seconds or _CATALOGUE_SECONDS)
+    for names, told in called if not terms.local else ():
         most, peers = node.catalogues.best(told)
         if most < max((blocks for blocks, _ in candidates.values()), default=1):
             continue

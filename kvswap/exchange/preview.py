@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from kvswap.core.errors import NotFound
+from kvswap.core.errors import Incompatible, NotFound, Untrusted
 from kvswap.core.ids import Cid
+from kvswap.cost import Plan, beside_host
+from kvswap.exchange.hosts import hosted
 from kvswap.exchange.node import Node
 from kvswap.exchange.plan import best, best_link, calibrate, decide_here, prices
 from kvswap.exchange.prefix import beginning_of, plan_beginning
@@ -15,28 +17,53 @@ from kvswap.exchange.resolve import own_model, resolve
 
 
 async def plan_reference(
-    node: Node, reference: str | Cid, text: str | None = None, terms: Terms = STRICT
+    node: Node,
+    reference: str | Cid,
+    text: str | None = None,
+    terms: Terms = STRICT,
+    *,
+    host: str | None = None,
+    question: str = "",
+    steps: int = 64,
+    measure: bool = True,
 ) -> dict[str, Any]:
     """The plan for a reference, as JSON.  Transfers no chunk.
 
     With the document's `text`, a document that nobody offers is planned too: which published artifact
     shares the longest beginning with it, whether that is worth fetching, and prefill of the rest.
+    `host`: also what asking that host, or with `auto` the best of those known, would cost for so many `steps`.
+    `measure`: measure prefill first if that was never done, which takes seconds.
     """
+    hosts = await hosted(node, host, reference, question, steps, terms.objective) if host is not None else []
+    try:
+        chosen, told = await _own_plan(node, reference, text, terms, measure)
+    except (NotFound, Incompatible, Untrusted) as error:
+        if not hosts:
+            raise
+        chosen = Plan("none", 0.0, 0.0, error.message, None, None)
+        told = {"artifact": None, "from": [], "basis": await basis(node, node.settings.block_tokens, ())}
+    if hosts:
+        chosen = beside_host(chosen, hosts[0].option, prices(node), terms.objective)
+    return {**told, **chosen.to_json(), "hosts": [h.to_json() for h in hosts]}
+
+
+async def _own_plan(
+    node: Node, reference: str | Cid, text: str | None, terms: Terms, measure: bool
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan without hosts, and what it is about."""
     try:
         usable = await resolve(node, reference, terms)
     except NotFound:
         if text is None:
             raise
         return await _plan_unpublished(node, text, terms)
-    resolved, planned = await best(node, usable, terms.objective, hybrid=text is not None, measure=True)
-    chosen = planned.plan
+    resolved, planned = await best(node, usable, terms.objective, hybrid=text is not None, measure=measure)
     manifest = resolved.statement.manifest
-    return {
+    return planned.plan, {
         "artifact": str(resolved.statement.artifact),
         "from": list(resolved.peers),
         "codec": manifest.codecs[0],
         "exact": manifest.exact,
-        **chosen.to_json(),
         "basis": await basis(node, manifest.prefix.block_tokens, resolved.peers),
     }
 
@@ -54,7 +81,7 @@ async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> dict[s
     }
 
 
-async def _plan_unpublished(node: Node, text: str, terms: Terms) -> dict[str, Any]:
+async def _plan_unpublished(node: Node, text: str, terms: Terms) -> tuple[Plan, dict[str, Any]]:
     choice = await node.model.choose()
     block_tokens = node.settings.block_tokens
     tokens, beginning = await beginning_of(node, choice, text, terms)
@@ -74,10 +101,10 @@ async def _plan_unpublished(node: Node, text: str, terms: Terms) -> dict[str, An
             "action": part.action,
             "reason": part.reason,
         }
-    return {
+    told: dict[str, Any] = {
         "artifact": None,
         "from": [],
         "shared_prefix": shared,
-        **whole.to_json(),
         "basis": await basis(node, block_tokens, ()),
     }
+    return whole, told

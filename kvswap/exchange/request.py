@@ -29,6 +29,7 @@ class Terms:
     objective: Objective = MIX
     curve: PrefillCurve | None = None  # what prefilling costs whoever asks, unless it is this node's own model process
     lookup_seconds: float | None = None  # wait no longer for peers to say what they have
+    local: bool = False  # look only into the own store
 
 
 STRICT = Terms()

@@ -33,16 +33,12 @@ class LoadedModel:
         return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a document: from position 0, with the tokenizer's own special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
-        if not ids:
-            raise InvalidDocument("the document has no tokens")
-        return ids
+        """See `document_ids`."""
+        return document_ids(self.tokenizer, text)
 
     def tokenize_continuation(self, text: str) -> list[int]:
-        """Ids of what follows a document: no special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        """See `continuation_ids`."""
+        return continuation_ids(self.tokenizer, text)
 
     def numerics(self) -> Numerics:
         """What a bitwise claim is bound to."""
@@ -87,6 +83,28 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer alone, where another process has the model."""
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def document_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a document: from position 0, with the tokenizer's own special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+    if not ids:
+        raise InvalidDocument("the document has no tokens")
+    return ids
+
+
+def continuation_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of what follows a document: no special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
 
 
 def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", threads: int = 0) -> LoadedModel:

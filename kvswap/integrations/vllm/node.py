@@ -153,6 +153,7 @@ class Node:
             curve=(curve.a, curve.b) if curve is not None else None,
             seconds=budget,
             force=self._settings.force,
+            local=self._settings.local,
             group=self._settings.group,
             on_event=hear,
         )

@@ -14,6 +14,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "min_tokens": (int,),
     "lookup_seconds": (int, float),
     "force": (bool,),
+    "local": (bool,),
     "publish": (str,),
     "codec": (str,),
     "compare": (bool,),
@@ -31,6 +32,7 @@ class Settings:
     min_tokens: int = 256  # shorter prompts are neither looked up nor published
     lookup_seconds: float | None = None  # what a look-up may take; None: a fiftieth of the prompt's prefill
     force: bool = False  # load whatever is found, also where the plan says that prefilling is better
+    local: bool = False  # look only into the node's own store, and tell no peer what prompts begin with
     publish: str = "never"  # "asked": what a request marks; "repeated": also what two requests began with
     codec: str = "planes"  # of what is published
     compare: bool = True  # what is published with what the node's own model process computes, where there is one

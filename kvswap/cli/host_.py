@@ -1,0 +1,196 @@
+"""`kvswap host`: answer others from hosted documents; `kvswap host join` and what follows: ask those who do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from kvswap.cli.output import Output, read_document, reference, verb
+from kvswap.core.settings import Settings, home_directory
+
+if TYPE_CHECKING:
+    from kvswap.host.journal import Journal
+
+
+def _home(output: Output) -> Path:
+    return home_directory(output.home)
+
+
+def _journal(output: Output) -> Journal:
+    from kvswap.host.run import journal_of
+
+    return journal_of(_home(output))
+
+
+@click.group("host", invoke_without_command=True, help="Answer questions about hosted documents; or ask who does.")
+@click.option("--model", default="smollm2-135m", show_default=True, help="Name or directory of the model.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
+@click.option(
+    "--engine", metavar="URL", help="Front this vLLM server (default: start one, from KVSWAP's own environment)."
+)
+@click.option("--engine-key", envvar="KVSWAP_ENGINE_KEY", default="", help="Its --api-key.")
+@click.option("--engine-arg", "engine_arguments", multiple=True, metavar="ARG", help="For the vLLM that is started.")
+@click.option("--listen", default="127.0.0.1:8100", show_default=True, help="Address and port; HTTPS beyond loopback.")
+@click.option("--url", help="Under which clients reach it (default: the address listened on).")
+@click.option("--plain", is_flag=True, help="HTTP beyond loopback too: behind something that does TLS.")
+@click.option("--read-price", type=click.FloatRange(0, 1e6), default=0.0, help="Dollars a million tokens of the cache.")
+@click.option("--prefill-price", type=click.FloatRange(0, 1e6), default=0.0, help="... that had to be computed.")
+@click.option("--make-price", type=click.FloatRange(0, 1e6), default=0.0, help="... of answers.")
+@click.option("--concurrent", type=click.IntRange(1, 4096), default=64, show_default=True, help="Requests at a time.")
+@click.option(
+    "--warm-seconds", type=click.FloatRange(1), default=300.0, show_default=True, help="Between looks at a document."
+)
+@verb
+def host_command(output: Output, read_price: float, prefill_price: float, make_price: float, **flags: Any) -> None:
+    if click.get_current_context().invoked_subcommand is not None:
+        return
+    from kvswap.host.run import HostOptions, main
+    from kvswap.trust.hosting import Tariff
+
+    tariff = Tariff.of_dollars(read_price, prefill_price, make_price)
+    settings = Settings.load(output.home)
+    options = HostOptions(home=settings.home, block_tokens=settings.block_tokens, tariff=tariff, **flags)
+
+    def ready(info: dict[str, Any]) -> None:
+        shown = f"kvswap host is ready at {info['url']} (home {options.home})\n  host {info['host']}, {info['model']}"
+        output.result({"ready": True, **info}, shown)
+        output.note("kvswap host add FILE      offer a document")
+        output.note("kvswap host invite NAME   let somebody ask")
+
+    main(options, ready)
+
+
+# -- of one's own host -------------------------------------------------------------------------------
+
+
+@host_command.command("add", help="Let clients ask about FILE: its cache is fetched or published, and pinned.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@verb
+def add(output: Output, file: Path) -> None:
+    from kvswap.host.documents import add as add_document
+
+    text = read_document(file).decode()
+    document, published = add_document(output.client, _journal(output), text, file.name)
+    done = {"document": document.document, "artifact": document.artifact, "published": published}
+    output.result(done, f"{document.document}  {file.name}")
+
+
+@host_command.command("ls", help="List the documents that clients can ask about.")
+@verb
+def ls(output: Output) -> None:
+    found = [{"document": d.document, "name": d.name, "artifact": d.artifact} for d in _journal(output).documents()]
+    rows = [(d["document"], d["name"], d["artifact"]) for d in found]
+    output.result({"documents": found}, lambda: output.table(("DOCUMENT", "NAME", "ARTIFACT"), rows))
+
+
+@host_command.command("rm", help="No more questions about REF; its cache is no longer pinned.")
+@click.argument("ref")
+@verb
+def rm(output: Output, ref: str) -> None:
+    from kvswap.host.documents import remove
+
+    name, _ = reference(ref)
+    remove(output.client, _journal(output), name)
+    output.result({"document": name, "removed": True}, f"{name} is not hosted any more")
+
+
+@host_command.command("invite", help="Let a client called NAME ask.  Prints its invitation, which is a secret, once.")
+@click.argument("name")
+@click.option("--daily-tokens", type=click.IntRange(min=0), default=0, help="Read and made, a day (0: no bound).")
+@click.option("--concurrent", type=click.IntRange(min=0), default=0, help="Requests at a time (0: no bound).")
+@verb
+def invite(output: Output, name: str, daily_tokens: int, concurrent: int) -> None:
+    from kvswap.host.run import host_key, written_url
+    from kvswap.net.reads import Invitation
+
+    url, peer = written_url(_home(output)), str(host_key(_home(output)).peer_id)
+    token = _journal(output).invite(name, daily_tokens, concurrent)
+    invitation = Invitation(url, peer, token).to_text()
+    output.result({"client": name, "url": url, "host": peer, "token": token, "invitation": invitation}, invitation)
+    output.note("kvswap host join   takes it, on the client's machine; for other programs, the token is in --json")
+
+
+@host_command.command("clients", help="List who was invited, and what they used today.")
+@verb
+def clients(output: Output) -> None:
+    from kvswap.host.journal import today
+
+    journal = _journal(output)
+    found = [
+        {
+            "name": c.name,
+            "daily_tokens": c.daily_tokens,
+            "concurrent": c.concurrent,
+            "used": journal.used(c.name, today()),
+        }
+        for c in journal.clients()
+    ]
+    rows = [(c["name"], c["used"], c["daily_tokens"] or "-", c["concurrent"] or "-") for c in found]
+    output.result({"clients": found}, lambda: output.table(("CLIENT", "TODAY", "A DAY", "AT A TIME"), rows))
+
+
+@host_command.command("revoke", help="The client NAME may ask no more.")
+@click.argument("name")
+@verb
+def revoke(output: Output, name: str) -> None:
+    _journal(output).revoke(name)
+    output.result({"client": name, "revoked": True}, f"{name} may ask no more")
+
+
+@host_command.command("log", help="List the signed records of reads, all of them checked.")
+@click.option("--client", help="Of this client alone.")
+@click.option("--last", type=click.IntRange(1, 1000), default=20, show_default=True)
+@verb
+def log(output: Output, client: str | None, last: int) -> None:
+    journal = _journal(output)
+    count = journal.check()
+    reads = [signed.read for signed in journal.reads(client, after=0 if client else max(0, count - last))][-last:]
+    rows = [
+        (
+            r.number,
+            r.client,
+            (r.document or b"").hex()[:12] or "-",
+            r.read,
+            r.prefilled,
+            r.made,
+            f"${r.picodollars / 1e12:.9f}",
+        )
+        for r in reads
+    ]
+    headers = ("NUMBER", "CLIENT", "DOCUMENT", "READ", "PREFILLED", "MADE", "DOLLARS")
+    output.result({"records": count, "reads": [r.to_json() for r in reads]}, lambda: output.table(headers, rows))
+    output.note(f"{count} records: every signature, the chain and every price are right")
+
+
+# -- of others ---------------------------------------------------------------------------------------
+
+
+@host_command.command("join", help="Accept the invitation in FILE (default: standard input).")
+@click.argument("file", type=click.File(), default="-")
+@verb
+def join(output: Output, file: TextIO) -> None:
+    done = output.client.host_join(file.read(4096))
+    output.result(done, f"joined {done['peer']} at {done['url']}")
+    output.note(f'kvswap ask REF "QUESTION" --host {done["peer"]}   or --host auto, which asks where that is best')
+
+
+@host_command.command("known", help="List the hosts that invited this node, and what they ask for.")
+@verb
+def known(output: Output) -> None:
+    found = output.client.hosts()
+    rows = [
+        (h["peer"], h.get("model", ""), *(f"${p:g}" for p in h["tariff"].values()), "") if h["problem"] is None
+        else (h["peer"], "", "", "", "", h["problem"])
+        for h in found
+    ]  # fmt: skip
+    headers = ("HOST", "MODEL", "READ", "PREFILL", "MAKE", "")
+    output.result({"hosts": found}, lambda: output.table(headers, rows))
+
+
+@host_command.command("leave", help="Forget the host PEER.")
+@click.argument("peer")
+@verb
+def leave(output: Output, peer: str) -> None:
+    output.result(output.client.host_leave(peer), f"left {peer}")

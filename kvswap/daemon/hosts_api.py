@@ -1,0 +1,50 @@
+"""HTTP to the hosts that invited this node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from kvswap.core.errors import KvswapError
+from kvswap.daemon.requests import body_of, text_of
+from kvswap.exchange import Node
+
+
+class HostsApi:
+    """The handlers of one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/hosts", self.hosts),
+            web.post("/v1/hosts", self.join),
+            web.delete("/v1/hosts/{peer}", self.leave),
+        ]
+
+    async def hosts(self, request: web.Request) -> web.Response:
+        """Each with its offer, or why there is none."""
+        rows = []
+        for invitation in self._node.hosts.all():
+            seconds = self._node.calibration.host_seconds(invitation.peer)
+            row: dict[str, Any] = {"peer": invitation.peer, "url": invitation.url, "seconds": seconds}
+            try:
+                offer = (await self._node.hosts.offer(invitation.peer)).offer
+                row |= {"model": offer.label, "dtype": offer.dtype, "tariff": offer.tariff.to_json(), "problem": None}
+            except KvswapError as error:
+                row |= {"problem": error.message}
+            rows.append(row)
+        return web.json_response({"hosts": rows})
+
+    async def join(self, request: web.Request) -> web.Response:
+        invitation = self._node.hosts.add(text_of(await body_of(request), "invitation"))
+        self._node.events.add("host", peer=invitation.peer, how="joined")
+        return web.json_response({"peer": invitation.peer, "url": invitation.url})
+
+    async def leave(self, request: web.Request) -> web.Response:
+        peer = request.match_info["peer"]
+        self._node.hosts.remove(peer)
+        self._node.events.add("host", peer=peer, how="left")
+        return web.json_response({"peer": peer, "removed": True})

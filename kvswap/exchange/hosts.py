@@ -1,0 +1,202 @@
+"""Hosts that this node was invited by: what they offer, what asking them would cost, and asking.
+
+A host gets to know the question, and its answer is its word: nothing of it can be checked here but what it charges.
+So a host is asked only where the caller says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from kvswap.core.errors import KvswapError, NotFound, PeerError, UsageError
+from kvswap.core.ids import Cid, PeerId
+from kvswap.cost import Objective, Option
+from kvswap.exchange.node import Node
+from kvswap.exchange.plan import prices
+from kvswap.exchange.request import Progress
+from kvswap.exchange.resolve import own_model
+from kvswap.trust.hosting import PICO, SignedOffer, SignedRead, check_price, read_read
+
+AUTO = "auto"
+_UNKNOWN_SECONDS = 5.0  # to the first token of a host that has not said, and was never asked
+_QUESTION_TOKENS = 64  # beside its text: what a chat template adds
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A host that has a document, and what asking it costs."""
+
+    peer: str
+    offer: SignedOffer
+    tokens: int
+    option: Option
+
+    def to_json(self) -> dict[str, Any]:
+        offer = self.offer.offer
+        return {
+            "peer": self.peer,
+            "model": offer.label,
+            "tokens": self.tokens,
+            "seconds": round(self.option.seconds, 4),
+            "dollars": self.option.dollars,
+            "tariff": offer.tariff.to_json(),
+        }
+
+
+def document_of(node: Node, reference: str | Cid) -> str:
+    """Hosts know documents by their text's digest.  Raises `UsageError`."""
+    if not isinstance(reference, Cid):
+        return reference
+    row = next(iter(node.store.lookup(reference)), None)
+    if row is None or row.document is None:
+        raise UsageError(f"hosts do not know {reference}", hint="name the document: its file, or sha256:<hex>")
+    return str(row.document)
+
+
+async def hosted(
+    node: Node, host: str, reference: str | Cid, question: str, steps: int, objective: Objective
+) -> list[Hosted]:
+    """Hosts that have a document, the best first: one by its PeerId, or with `auto` all that run the node's model.
+
+    Raises what one that was named answers; with `auto` those that fail are left out.
+    """
+    document = document_of(node, reference)
+    if host != AUTO:
+        PeerId.parse(host)
+        return [await _hosted(node, host, document, question, steps)]
+    asked = [_hosted(node, i.peer, document, question, steps) for i in node.hosts.all()]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    choice = await own_model(node)
+    found = []
+    for answer in answers:
+        if isinstance(answer, KvswapError):
+            if not isinstance(answer, NotFound):
+                node.events.add("host_failed", reason=answer.message)
+        elif isinstance(answer, BaseException):
+            raise answer
+        elif choice is None or answer.offer.offer.model == choice.identity.digest:
+            found.append(answer)
+    return sorted(found, key=lambda h: h.option.score(prices(node), objective))
+
+
+async def _hosted(node: Node, peer: str, document: str, question: str, steps: int) -> Hosted:
+    connection = node.hosts.connection(peer)
+    offer, shown = await asyncio.gather(node.hosts.offer(peer), connection.document(document))
+    try:
+        tokens, first = int(shown["tokens"]), shown.get("first_seconds")
+        told = float(first) if first else _UNKNOWN_SECONDS
+    except (LookupError, TypeError, ValueError) as error:
+        raise PeerError(f"the host {peer} says nothing of {document}") from error
+    following = _QUESTION_TOKENS + len(question.encode()) // 3
+    charged = offer.offer.tariff.picodollars(max(0, tokens), following, steps) / PICO
+    return Hosted(peer, offer, tokens, Option(node.calibration.host_seconds(peer) or told, charged))
+
+
+async def ask_host(
+    node: Node,
+    chosen: Hosted,
+    reference: str | Cid,
+    question: str,
+    *,
+    steps: int,
+    ignore_eos: bool,
+    plan: dict[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """The JSON contract of `kvswap ask`, answered by a host."""
+    document, peer = document_of(node, reference), chosen.peer
+    body = {
+        "document": document,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": steps,
+        "temperature": 0,
+        "ignore_eos": ignore_eos,
+    }
+    began = time.perf_counter()
+    first: float | None = None
+    texts: list[str] = []
+    ids: list[int] = []
+    usage: dict[str, Any] = {}
+    async for chunk in node.hosts.connection(peer).ask(body):
+        usage = chunk.get("usage") or usage
+        for choice in (chunk.get("choices") or [])[:1]:
+            text, made = _piece(peer, choice)
+            if first is None and (text or made):
+                first = time.perf_counter() - began
+                node.calibration.add_host(peer, first)
+            texts.append(text)
+            ids += made
+            await progress({"event": "token", "text": text})
+    seconds = time.perf_counter() - began
+    signed, problem = await _checked(node, chosen, document, usage, len(ids))
+    node.events.add("asked_host", peer=peer, document=document, dollars=_dollars(signed), problem=problem)
+    read = signed.read if signed is not None else None
+    return {
+        "text": "".join(texts).strip(),
+        "token_ids": ids,
+        "plan": plan,
+        "ttft_seconds": round(first, 4) if first is not None else None,
+        "logits_digest": None,
+        "claim": "the host's word",
+        "tokens": chosen.tokens,
+        "artifact": None,
+        "fetched_tokens": 0,
+        "computed_tokens": 0,
+        "wire_bytes": 0,
+        "from": [],
+        "seconds": round(seconds, 4),
+        "host": {
+            "peer": peer,
+            "model": chosen.offer.offer.label,
+            "cached_tokens": read.read if read else None,
+            "prefilled_tokens": read.prefilled if read else None,
+            "made_tokens": read.made if read else None,
+            "dollars": _dollars(signed),
+            "receipt": base64.b64encode(signed.envelope).decode() if signed else None,
+            "problem": problem,
+        },
+    }
+
+
+def _piece(peer: str, choice: Any) -> tuple[str, list[int]]:
+    try:
+        text, ids = choice["delta"].get("content") or "", choice.get("token_ids") or []
+    except (LookupError, TypeError, AttributeError) as error:
+        raise PeerError(f"the host {peer} answered in another format") from error
+    if not isinstance(text, str) or not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+        raise PeerError(f"the host {peer} answered in another format")
+    return text, ids
+
+
+def _dollars(signed: SignedRead | None) -> float | None:
+    return signed.read.picodollars / PICO if signed is not None else None
+
+
+async def _checked(
+    node: Node, chosen: Hosted, document: str, usage: dict[str, Any], made: int
+) -> tuple[SignedRead | None, str | None]:
+    """The record that the host signed, and what is wrong with it."""
+    try:
+        signed = read_read(base64.b64decode(str(usage["kvswap"]["receipt"]), validate=True))
+    except (LookupError, TypeError, binascii.Error, KvswapError):
+        return None, "the host gave no record of the read"
+    read, offer = signed.read, chosen.offer
+    try:
+        if read.offer != offer.digest:  # it was renewed between asking and answering
+            renewed = await node.hosts.offer(chosen.peer, fresh=True)
+            if renewed.offer.tariff != offer.offer.tariff:
+                return signed, "the host's prices are not those that were planned with"
+            offer = renewed
+        check_price(read, offer)
+    except KvswapError as error:
+        return signed, error.message
+    if read.host != chosen.peer or (read.document or b"").hex() != document.removeprefix("sha256:"):
+        return signed, "the record is of another read"
+    if made and read.made > made:
+        return signed, f"the record charges {read.made} tokens, {made} came"
+    return signed, None

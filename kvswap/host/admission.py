@@ -1,0 +1,59 @@
+"""Who may ask, and how much.  What a request may take at most is reserved before it runs, and what it took is kept."""
+
+from __future__ import annotations
+
+import hmac
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kvswap.core.errors import QuotaExceeded, TokenRefused
+from kvswap.host.journal import HostClient, Journal, today, until_tomorrow
+
+
+class Admission:
+    """Of one host process.  `concurrent`: requests at a time, of all clients together."""
+
+    def __init__(self, journal: Journal, secret: bytes, concurrent: int) -> None:
+        self._journal, self._secret, self._concurrent = journal, secret, concurrent
+        self._running: Counter[str] = Counter()
+        self._reserved: Counter[str] = Counter()
+
+    def client(self, authorization: str) -> HostClient:
+        """Of an `Authorization` header.  Raises `TokenRefused`."""
+        scheme, _, token = authorization.partition(" ")
+        found = self._journal.client(token.strip()) if scheme.lower() == "bearer" and len(token) <= 256 else None
+        if found is None:
+            raise TokenRefused(
+                "the token is missing, revoked, or not of this host",
+                cause="a host answers to those whom it has invited",
+                hint="kvswap host join INVITATION",
+            )
+        return found
+
+    def salt(self, client: HostClient) -> str:
+        """What keeps a client's cache apart from all others'; the host's own secret, which no client can choose."""
+        return hmac.digest(self._secret, client.name.encode(), "sha256").hex()
+
+    @contextmanager
+    def admit(self, client: HostClient, tokens: int) -> Iterator[None]:
+        """While a request runs that takes `tokens` at most.  Raises `QuotaExceeded`."""
+        name = client.name
+        if self._running.total() >= self._concurrent:
+            raise QuotaExceeded("the host answers as many requests as it can", retry_after=1.0)
+        if client.concurrent and self._running[name] >= client.concurrent:
+            raise QuotaExceeded(f"{client.concurrent} requests of yours are under way", retry_after=1.0)
+        if client.daily_tokens:
+            used = self._journal.used(name, today()) + self._reserved[name]
+            if used + tokens > client.daily_tokens:
+                raise QuotaExceeded(
+                    f"this needs up to {tokens} tokens, and of {client.daily_tokens} a day {used} are used or reserved",
+                    retry_after=until_tomorrow(),
+                )
+        self._running[name] += 1
+        self._reserved[name] += tokens
+        try:
+            yield
+        finally:
+            self._running[name] -= 1
+            self._reserved[name] -= tokens

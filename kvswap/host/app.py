@@ -1,0 +1,280 @@
+"""HTTP of a host: OpenAI's completions for whom it has invited, and what they may know of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from kvswap.core.errors import KvswapError, QuotaExceeded, UsageError
+from kvswap.core.limits import LIMITS
+from kvswap.host.admission import Admission
+from kvswap.host.answers import Answer, error_event
+from kvswap.host.engine import Engine, Piece
+from kvswap.host.journal import HostClient, Journal
+from kvswap.host.prompts import Asked, Prompts
+from kvswap.trust.hosting import VERSION, Offer, Read, SignedOffer, SignedRead, Tariff, sign_offer
+from kvswap.trust.keys import Key
+
+logger = logging.getLogger("kvswap.host")
+
+_CLIENT = web.RequestKey("client", HostClient)
+_OFFER_SECONDS = 3_600
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a host serves."""
+
+    label: str
+    identity: bytes
+    dtype: str
+    tariff: Tariff
+
+
+@dataclass(slots=True)
+class Warmth:
+    """What the host itself saw of a document lately: seconds to the first token, and tokens from the cache."""
+
+    seconds: float
+    cached: int
+    at: float = field(default_factory=time.time)
+
+
+class HostApi:
+    """The handlers of one host."""
+
+    def __init__(
+        self, served: Served, key: Key, journal: Journal, admission: Admission, prompts: Prompts, engine: Engine
+    ) -> None:
+        self._served, self._key, self._journal = served, key, journal
+        self._admission, self._prompts, self._engine = admission, prompts, engine
+        self._offer: SignedOffer | None = None
+        self.warmth: dict[str, Warmth] = {}
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard], client_max_size=LIMITS.host_request_bytes)
+        app.add_routes(
+            [
+                web.get("/healthz", self.healthz),
+                web.get("/v1/models", self.models),
+                web.get("/v1/offer", self.offer),
+                web.get("/v1/documents", self.documents),
+                web.get("/v1/documents/{document}", self.document),
+                web.get("/v1/usage", self.usage),
+                web.post("/v1/chat/completions", self.chat),
+                web.post("/v1/completions", self.completion),
+            ]
+        )
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """First in line: who asks; and the one place where an exception becomes a response."""
+        try:
+            if request.path != "/healthz":
+                if "Origin" in request.headers:
+                    raise UsageError("this host does not answer web pages")
+                request[_CLIENT] = await asyncio.to_thread(
+                    self._admission.client, request.headers.get("Authorization", "")
+                )
+            return await handler(request)
+        except KvswapError as error:
+            headers = {}
+            if isinstance(error, QuotaExceeded):
+                headers["Retry-After"] = str(int(error.details.get("retry_after", 1)) + 1)
+            return web.json_response({"error": error.to_dict()}, status=error.http_status, headers=headers)
+
+    # -- what is here ----------------------------------------------------------------------------
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        return web.json_response({"ok": True})
+
+    async def models(self, request: web.Request) -> web.Response:
+        row = {"id": self._served.label, "object": "model", "created": 0, "owned_by": "kvswap"}
+        return web.json_response({"object": "list", "data": [row]})
+
+    def current_offer(self) -> SignedOffer:
+        """Signed anew when half of its time is over."""
+        now = int(time.time())
+        if self._offer is None or self._offer.offer.expires - now < _OFFER_SECONDS // 2:
+            served = self._served
+            offer = Offer(
+                version=VERSION,
+                host=str(self._key.peer_id),
+                model=served.identity,
+                label=served.label,
+                dtype=served.dtype,
+                tariff=served.tariff,
+                issued=now,
+                expires=now + _OFFER_SECONDS,
+            )
+            self._offer = sign_offer(offer, self._key)
+            self._journal.add_offer(self._offer)
+        return self._offer
+
+    async def offer(self, request: web.Request) -> web.Response:
+        signed = await asyncio.to_thread(self.current_offer)
+        return web.json_response({"offer": base64.b64encode(signed.envelope).decode()})
+
+    async def documents(self, request: web.Request) -> web.Response:
+        rows = await asyncio.to_thread(self._journal.documents)
+        return web.json_response({"documents": [await asyncio.to_thread(self._shown, d.document) for d in rows]})
+
+    async def document(self, request: web.Request) -> web.Response:
+        return web.json_response(await asyncio.to_thread(self._shown, request.match_info["document"]))
+
+    def _shown(self, reference: str) -> dict[str, Any]:
+        document, tokens = self._journal.document(reference), len(self._prompts.document(reference))
+        warm = self.warmth.get(reference)
+        return {
+            "document": reference,
+            "name": document.name,
+            "artifact": document.artifact,
+            "tokens": tokens,
+            "cached_tokens": warm.cached if warm else None,
+            "first_seconds": round(warm.seconds, 4) if warm else None,
+        }
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """A client's own reads, from the one numbered `?after=` on."""
+        try:
+            after = int(request.query.get("after", "0"))
+        except ValueError:
+            raise UsageError("after is the number of a read") from None
+        reads = await asyncio.to_thread(self._journal.reads, request[_CLIENT].name, after, 100)
+        return web.json_response({"reads": [_receipt(read) | read.read.to_json() for read in reads]})
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, self._prompts.chat, chat=True)
+
+    async def completion(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, self._prompts.completion, chat=False)
+
+    async def _answer(
+        self, request: web.Request, parse: Callable[[dict[str, Any]], Asked], *, chat: bool
+    ) -> web.StreamResponse:
+        client = request[_CLIENT]
+        try:
+            body = json.loads(await request.read())
+        except ValueError as error:
+            raise UsageError("the request's body is not JSON") from error
+        if not isinstance(body, dict):
+            raise UsageError("the request's body is not a JSON object")
+        asked = await asyncio.to_thread(parse, body)
+        with self._admission.admit(client, len(asked.ids) + asked.most):
+            reading = Reading(self, client, asked)
+            answer = Answer(self._served.label, chat=chat)
+            if asked.stream:
+                return await self._stream(request, reading, answer)
+            async for _ in reading.pieces():
+                pass
+            usage = await reading.settle()
+            return web.json_response(answer.whole("".join(reading.texts), reading.ids, reading.finish, usage))
+
+    async def _stream(self, request: web.Request, reading: Reading, answer: Answer) -> web.StreamResponse:
+        pieces = reading.pieces()
+        first = await anext(pieces, None)  # what the engine refuses is an error with a status of its own
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        await response.prepare(request)
+        try:
+            if first is not None:
+                await response.write(answer.piece(first.text, first.ids, first.finish))
+            async for piece in pieces:
+                await response.write(answer.piece(piece.text, piece.ids, piece.finish))
+            usage = await reading.settle()
+            await response.write(answer.end(usage if reading.asked.usage else None))
+        except KvswapError as error:
+            await response.write(error_event(error.to_dict()))
+        finally:
+            await pieces.aclose()
+        await response.write_eof()
+        return response
+
+    async def record(self, client: HostClient, asked: Asked, cached: int, made: int) -> SignedRead:
+        """Sign and keep what a request took."""
+        served, offer = self._served, await asyncio.to_thread(self.current_offer)
+        prefilled = len(asked.ids) - cached
+        read = Read(
+            version=VERSION,
+            host=str(self._key.peer_id),
+            number=0,
+            previous=bytes(32),
+            client=client.name,
+            document=bytes.fromhex(asked.document.removeprefix("sha256:")) if asked.document else None,
+            model=served.identity,
+            offer=offer.digest,
+            read=cached,
+            prefilled=prefilled,
+            made=made,
+            picodollars=served.tariff.picodollars(cached, prefilled, made),
+            ended=int(time.time()),
+        )
+        return await asyncio.to_thread(self._journal.add_read, read, self._key)
+
+    def complete(self, client: HostClient, asked: Asked) -> Any:
+        return self._engine.complete(asked.ids, asked.options, self._admission.salt(client))
+
+
+class Reading:
+    """One request on its way through the engine: what it has given, and its record, which is made in any case."""
+
+    def __init__(self, api: HostApi, client: HostClient, asked: Asked) -> None:
+        self._api, self._client, self.asked = api, client, asked
+        self.texts: list[str] = []
+        self.ids: list[int] = []
+        self.finish: str | None = None
+        self._usage: tuple[int, int, int] | None = None
+        self._settled: asyncio.Task[SignedRead] | None = None
+
+    async def pieces(self) -> Any:
+        """The engine's pieces.  Whoever stops listening is charged for what was made until then."""
+        began = False
+        try:
+            async for piece in self._api.complete(self._client, self.asked):
+                began = True
+                self._note(piece)
+                if piece.text or piece.ids or piece.finish:
+                    yield piece
+        finally:
+            if began:
+                await asyncio.shield(self._record())
+
+    def _note(self, piece: Piece) -> None:
+        self.texts.append(piece.text)
+        self.ids += piece.ids
+        self.finish = piece.finish or self.finish
+        self._usage = piece.usage or self._usage
+
+    def _record(self) -> asyncio.Task[SignedRead]:
+        if self._settled is None:
+            # Cut off before the engine has told: the document was in the cache, that is what is offered.
+            told = self._usage or (len(self.asked.ids), self.asked.document_tokens, len(self.ids))
+            self._settled = asyncio.create_task(self._api.record(self._client, self.asked, told[1], told[2]))
+        return self._settled
+
+    async def settle(self) -> dict[str, Any]:
+        """OpenAI's usage, with the record."""
+        signed = await asyncio.shield(self._record())
+        read = signed.read
+        return {
+            "prompt_tokens": read.read + read.prefilled,
+            "completion_tokens": read.made,
+            "total_tokens": read.read + read.prefilled + read.made,
+            "prompt_tokens_details": {"cached_tokens": read.read},
+            "kvswap": _receipt(signed) | {"number": read.number, "dollars": read.to_json()["dollars"]},
+        }
+
+
+def _receipt(signed: SignedRead) -> dict[str, Any]:
+    return {"receipt": base64.b64encode(signed.envelope).decode()}

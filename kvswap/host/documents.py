@@ -1,0 +1,85 @@
+"""Documents of a host: made local, pinned, and read now and then, so that a client finds them warm."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from kvswap.client import AsyncClient, Client
+from kvswap.core.errors import KvswapError, NotFound
+from kvswap.core.ids import document_digest
+from kvswap.host.app import HostApi, Warmth
+from kvswap.host.engine import Engine
+from kvswap.host.journal import Document, Journal
+from kvswap.host.prompts import Prompts
+
+logger = logging.getLogger("kvswap.host")
+
+
+def add(client: Client, journal: Journal, text: str, name: str) -> tuple[Document, bool]:
+    """Fetch a document's cache, or publish it where nobody has; pin it, and let clients ask about it.
+
+    The flag: it was published here.
+    """
+    reference, published = document_digest(text.encode()), False
+    try:
+        artifact = client.fetch(reference, text=text, force=True).id
+    except NotFound:
+        artifact, published = client.publish(text)["artifact"], True
+    client.pin(artifact)
+    document = Document(reference, name, text, artifact)
+    journal.add_document(document)
+    return document, published
+
+
+def remove(client: Client, journal: Journal, reference: str) -> None:
+    """No more questions about it, and its cache may go.  Raises `NotFound`."""
+    document = journal.document(reference)
+    journal.remove_document(reference)
+    try:
+        client.pin(document.artifact, False)
+    except NotFound:
+        logger.info("%s was not in the store any more", document.artifact)
+
+
+async def keep_warm(
+    api: HostApi, client: AsyncClient, journal: Journal, prompts: Prompts, engine: Engine, seconds: float
+) -> None:
+    """For ever: look after each document, at once when it is new, and again after so many seconds."""
+    while True:
+        for document in await asyncio.to_thread(journal.documents):
+            known = api.warmth.get(document.document)
+            if known is not None and time.time() - known.at < seconds:
+                continue
+            try:
+                await _look_after(client, document)
+                api.warmth[document.document] = await _read(prompts, engine, document)
+            except KvswapError as error:
+                logger.warning("%s is not warm: %s", document.document, error.message)
+                api.warmth[document.document] = Warmth(0.0, 0)
+        await asyncio.sleep(min(1.0, seconds))
+
+
+async def _look_after(client: AsyncClient, document: Document) -> None:
+    """Its artifact is in the store, whole and pinned; what went missing is fetched again."""
+    await client.fetch(document.artifact, text=document.text, force=True)
+    await client.pin(document.artifact)
+
+
+async def _read(prompts: Prompts, engine: Engine, document: Document) -> Warmth:
+    """As a client that reads it for the first time would."""
+    ids = await asyncio.to_thread(prompts.document, document.document)
+    began, first, cached = time.monotonic(), 0.0, 0
+    salt = f"kvswap-warm-{time.monotonic_ns()}"  # of its own: not from the engine's prefix cache, but the node's store
+    async for piece in engine.complete([*ids, ids[-1]], {"max_tokens": 1}, salt):
+        first = first or time.monotonic() - began
+        cached = piece.usage[1] if piece.usage is not None else cached
+    if cached < len(ids) // 2:
+        logger.warning(
+            "%s: %d of %d tokens came from the cache; is its artifact of this model?",
+            document.document,
+            cached,
+            len(ids),
+        )
+    return Warmth(first, cached)

