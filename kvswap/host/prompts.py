@@ -117,10 +117,11 @@ class Prompts:
                 options[name] = body[name]
         if body.get("stop") is not None:
             options["stop"] = _stops(body["stop"])
-        most = body.get("max_completion_tokens") or body.get("max_tokens") or _DEFAULT_TOKENS
+        told = (body.get("max_completion_tokens"), body.get("max_tokens"), _DEFAULT_TOKENS)
+        most = next(value for value in told if value is not None)
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= LIMITS.host_tokens:
             raise UsageError(f"max_tokens is a number from 1 to {LIMITS.host_tokens}")
-        told = body.get("stream_options")
+        streaming = body.get("stream_options")
         return Asked(
             ids=[*before, *following],
             document=reference,
@@ -128,7 +129,7 @@ class Prompts:
             options=options | {"max_tokens": most},
             most=most,
             stream=bool(body.get("stream")),
-            usage=bool(told.get("include_usage")) if isinstance(told, dict) else False,
+            usage=bool(streaming.get("include_usage")) if isinstance(streaming, dict) else False,
         )
 
 

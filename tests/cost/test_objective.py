@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, decide
+from kvswap.cost import Link, Objective, Option, Plan, PrefillCurve, Prices, beside_host, decide
 
 CURVE = PrefillCurve(a=1.0, b=0.0, block_tokens=100)
 PRICES = Prices(per_gb=1.0, per_second=0.001, value_per_second=0.0005)
@@ -75,3 +75,26 @@ def test_what_is_chosen_is_within_the_budget_and_the_best_of_what_is(
         assert chosen.action == "none"
     else:
         assert chosen.action == min(allowed, key=lambda name: allowed[name].score(PRICES, objective))
+
+
+@pytest.mark.parametrize(
+    ("by", "host", "action"),
+    [
+        ("time", Option(1.0, 1.0), "host"),
+        ("time", Option(3.0, 0.0), "fetch"),
+        ("money", Option(60.0, 0.001), "host"),
+        ("money", Option(0.1, 0.5), "prefill"),
+        ("mix", Option(5.0, 0.001), "host"),
+        ("mix", Option(5.0, 0.1), "prefill"),
+    ],
+)
+def test_a_host_is_one_more_way(by: str, host: Option, action: str) -> None:
+    beside = beside_host(plan(Objective(by)), host, PRICES, Objective(by))
+    assert (beside.action, beside.host) == (action, host)
+    assert beside.action != "host" or (beside.seconds, beside.dollars) == (host.seconds, host.dollars)
+
+
+def test_a_host_over_a_budget_is_none_and_where_all_else_is_it_is_the_only_one() -> None:
+    poor = Objective(max_dollars=0.001)
+    assert beside_host(plan(poor), Option(1.0, 0.002), PRICES, poor).action == "none"
+    assert beside_host(plan(poor), Option(1.0, 0.0005), PRICES, poor).action == "host"

@@ -22,13 +22,16 @@ from kvswap.core.ids import Cid, PeerId, parse_reference
 from kvswap.exchange.catalogue import holds
 from kvswap.net import messages
 from kvswap.net.bulk import Tokens
+from kvswap.net.reads import Invitation
 from kvswap.trust import Group, read_statement
 from kvswap.trust.agreement import apart
 from kvswap.trust.audit import Audit, read_audit
 from kvswap.trust.envelopes import kind_of
 from kvswap.trust.groups import keys_of
 from kvswap.trust.head import Head, read_head
+from kvswap.trust.hosting import read_offer, read_read, sign_offer, sign_read
 from tests.support import group
+from tests.trust.test_hosting import HOST, offer, read
 
 VECTORS = Path(__file__).resolve().parents[2] / "manifests" / "vectors"
 MOST_ALLOCATED = 64 << 20  # bytes; what a chunk may decode to
@@ -71,6 +74,31 @@ def _payloads() -> list[bytes]:
 def envelope(data: bytes) -> None:
     """Envelope, signature, what is sealed, manifest."""
     read_statement(data, keys_of([group()]))
+
+
+def _hosting() -> list[bytes]:
+    signed = sign_offer(offer(), HOST)
+    return [signed.envelope, sign_read(read(signed), HOST).envelope]
+
+
+@target("hosting", _hosting)
+def hosting(data: bytes) -> None:
+    """What a host signs."""
+    for parse in (read_offer, read_read):
+        try:
+            parse(data)
+        except KvswapError:
+            pass
+
+
+def _invitations() -> list[bytes]:
+    return [Invitation("https://example.org", str(HOST.peer_id), "token").to_text().encode()]
+
+
+@target("invitation", _invitations)
+def invitation(data: bytes) -> None:
+    """Of a host, as somebody pasted it."""
+    Invitation.from_text(data.decode("utf-8", "replace"))
 
 
 def _sealed() -> list[bytes]:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import sqlite3
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvswap.core.errors import IntegrityError, NotFound, QuotaExceeded, TokenRefused, UsageError
+from kvswap.host.admission import Admission
+from kvswap.host.journal import Document, Journal, today
+from kvswap.trust.hosting import sign_offer
+from tests.trust.test_hosting import HOST, TARIFF, offer, read
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "host.sqlite3")
+
+
+def filled(journal: Journal, count: int = 5) -> None:
+    signed = sign_offer(offer(), HOST)
+    journal.add_offer(signed)
+    for _ in range(count):
+        journal.add_read(read(signed), HOST)
+
+
+def test_reads_are_numbered_and_chained_and_survive(journal: Journal, tmp_path: Path) -> None:
+    filled(journal)
+    reads = journal.reads()
+    assert [r.read.number for r in reads] == [1, 2, 3, 4, 5]
+    assert [r.read.previous for r in reads[1:]] == [r.digest for r in reads[:-1]]
+    again = Journal(tmp_path / "host.sqlite3")
+    assert again.check() == 5
+    filled(again, 1)
+    assert journal.check() == 6
+    assert [r.read.number for r in journal.reads("alice", after=4)] == [5, 6] and not journal.reads("bob")
+    assert stat.S_IMODE((tmp_path / "host.sqlite3").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "DELETE FROM reads WHERE number = 3",
+        "UPDATE reads SET envelope = (SELECT envelope FROM reads WHERE number = 2) WHERE number = 3",
+        "UPDATE reads SET number = number + 1 WHERE number = 5",
+        "DELETE FROM offers",
+    ],
+)
+def test_an_edited_journal_shows(journal: Journal, tmp_path: Path, edit: str) -> None:
+    filled(journal)
+    with sqlite3.connect(tmp_path / "host.sqlite3") as other:
+        other.execute(edit)
+    with pytest.raises(IntegrityError):
+        journal.check()
+
+
+def test_a_dearer_record_shows(journal: Journal) -> None:
+    signed = sign_offer(offer(), HOST)
+    journal.add_offer(signed)
+    dear: Any = msgspec.structs.replace(read(signed), picodollars=TARIFF.picodollars(3_774, 20, 64) + 1)
+    journal.add_read(dear, HOST)
+    with pytest.raises(IntegrityError, match="by the offer"):
+        journal.check()
+
+
+def test_a_client_is_known_by_a_token_that_is_not_kept(journal: Journal, tmp_path: Path) -> None:
+    token = journal.invite("alice", 1_000, 2)
+    assert journal.client(token) == journal.clients()[0]
+    assert journal.client(token + "x") is None
+    assert token.encode() not in b"".join(p.read_bytes() for p in tmp_path.iterdir())
+    for name in ("alice", "", "x" * 65, "a\nb"):
+        with pytest.raises(UsageError):
+            journal.invite(name)
+    journal.revoke("alice")
+    assert journal.client(token) is None
+    with pytest.raises(NotFound):
+        journal.revoke("alice")
+
+
+def test_documents_come_and_go(journal: Journal) -> None:
+    document = Document("sha256:" + "0" * 64, "a", "text", "bafk")
+    journal.add_document(document)
+    journal.add_document(document)
+    assert journal.documents() == [document] == [journal.document(document.document)]
+    journal.remove_document(document.document)
+    for absent in (journal.document, journal.remove_document):
+        with pytest.raises(NotFound):
+            absent(document.document)
+
+
+def test_admission_reserves_counts_and_gives_back(journal: Journal) -> None:
+    token = journal.invite("alice", daily_tokens=8_000, concurrent=2)
+    admission = Admission(journal, b"secret", concurrent=3)
+    alice = admission.client(f"Bearer {token}")
+    with admission.admit(alice, 5_000):
+        with pytest.raises(QuotaExceeded, match="a day"), admission.admit(alice, 3_001):
+            pass
+        with admission.admit(alice, 3_000), pytest.raises(QuotaExceeded, match="under way"):
+            with admission.admit(alice, 0):
+                pass
+    signed = sign_offer(offer(), HOST)
+    journal.add_offer(signed)
+    journal.add_read(msgspec.structs.replace(read(signed), ended=int(time.time())), HOST)
+    assert journal.used("alice", today()) == 3_774 + 20 + 64
+    with pytest.raises(QuotaExceeded) as raised, admission.admit(alice, 5_000):
+        pass
+    assert 0 < raised.value.details["retry_after"] <= 86_400
+
+
+def test_admission_of_all_together_and_of_nobody(journal: Journal) -> None:
+    admission = Admission(journal, b"secret", concurrent=1)
+    alice, bob = (admission.client(f"Bearer {journal.invite(name)}") for name in ("alice", "bob"))
+    with admission.admit(alice, 10**9), pytest.raises(QuotaExceeded, match="as many"), admission.admit(bob, 1):
+        pass
+    for header in ("", "Bearer", "Bearer ", "Basic x", "Bearer " + "x" * 300):
+        with pytest.raises(TokenRefused):
+            admission.client(header)
+    assert admission.salt(alice) != admission.salt(bob)
+    assert admission.salt(alice) != Admission(journal, b"other", 1).salt(alice)
