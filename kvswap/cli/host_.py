@@ -27,9 +27,7 @@ def _journal(output: Output) -> Journal:
 @click.group("host", invoke_without_command=True, help="Answer questions about hosted documents; or ask who does.")
 @click.option("--model", default="smollm2-135m", show_default=True, help="Name or directory of the model.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
-@click.option(
-    "--engine", metavar="URL", help="Front this vLLM server (default: start one, from KVSWAP's own environment)."
-)
+@click.option("--engine", metavar="URL", help="Front this vLLM server (default: start one).")
 @click.option("--engine-key", envvar="KVSWAP_ENGINE_KEY", default="", help="Its --api-key.")
 @click.option("--engine-arg", "engine_arguments", multiple=True, metavar="ARG", help="For the vLLM that is started.")
 @click.option("--listen", default="127.0.0.1:8100", show_default=True, help="Address and port; HTTPS beyond loopback.")

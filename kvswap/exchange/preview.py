@@ -40,8 +40,7 @@ async def plan_reference(
     except (NotFound, Incompatible, Untrusted) as error:
         if not hosts:
             raise
-        chosen = Plan("none", 0.0, 0.0, error.message, None, None)
-        told = {"artifact": None, "from": [], "basis": await basis(node, node.settings.block_tokens, ())}
+        chosen, told = await _without_cache(node, text, terms, error.message)
     if hosts:
         chosen = beside_host(chosen, hosts[0].option, prices(node), terms.objective)
     return {**told, **chosen.to_json(), "hosts": [h.to_json() for h in hosts]}
@@ -66,6 +65,14 @@ async def _own_plan(
         "exact": manifest.exact,
         "basis": await basis(node, manifest.prefix.block_tokens, resolved.peers),
     }
+
+
+async def _without_cache(node: Node, text: str | None, terms: Terms, why: str) -> tuple[Plan, dict[str, Any]]:
+    """Nothing published is usable: prefilling, where that is possible."""
+    if text is not None and await own_model(node) is not None:
+        return await _plan_unpublished(node, text, terms)
+    told: dict[str, Any] = {"artifact": None, "from": []}
+    return Plan("none", 0.0, 0.0, why, None, None), told | {"basis": await basis(node, node.settings.block_tokens, ())}
 
 
 async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> dict[str, Any]:
