@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kvswap.artifact.manifest import Prefix
 from kvswap.core.ids import blake3_digest
 
 
@@ -32,3 +33,16 @@ def chain_digests(identity: bytes, ids: Sequence[int], block_tokens: int) -> lis
         previous = blake3_digest(previous + pack_ids(ids[start : start + block_tokens]))
         digests.append(previous)
     return digests
+
+
+def prefix_of(identity: bytes, ids: Sequence[int], block_tokens: int) -> Prefix:
+    """What a manifest says of the token ids."""
+    return Prefix(
+        tokens=len(ids),
+        token_digest=token_digest(ids),
+        block_tokens=block_tokens,
+        chain=chain_digests(identity, ids, block_tokens),
+        start=0,
+        special_tokens=True,
+        template=None,
+    )

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvswap.artifact import chain
 from kvswap.artifact import layout as layouts
-from kvswap.artifact.manifest import Layout, Prefix
+from kvswap.artifact.manifest import Layout
 from kvswap.artifact.tensors import EncodedChunk, LayerTensors, as_part, encode_chunk
-
-
-def prefix_of(identity: bytes, ids: Sequence[int], block_tokens: int) -> Prefix:
-    """What a manifest says of the token ids."""
-    return Prefix(
-        tokens=len(ids),
-        token_digest=chain.token_digest(ids),
-        block_tokens=block_tokens,
-        chain=chain.chain_digests(identity, ids, block_tokens),
-        start=0,
-        special_tokens=True,
-        template=None,
-    )
 
 
 def write(

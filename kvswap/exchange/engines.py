@@ -24,7 +24,6 @@ from kvswap.artifact.manifest import (
     Probe,
     TensorDigests,
 )
-from kvswap.artifact.writing import prefix_of
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
@@ -54,6 +53,8 @@ class Computed:
 
     @property
     def prefix(self) -> Prefix:
+        from kvswap.artifact.chain import prefix_of  # numpy, which most nodes have no use for
+
         return prefix_of(self.model.digest, self.ids, self.block_tokens)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from kvswap.artifact import layout
+from kvswap.artifact import chain, layout
 from kvswap.artifact.manifest import AXES, ITEM_BYTES, LayerSpec, Layout, Probe
 from kvswap.core import wire
 from kvswap.core.limits import LIMITS
@@ -37,7 +37,6 @@ class Publishing:
         """Chunks and the fingerprint leave as events; the result is all else that the manifest needs."""
         from kvswap.artifact.fingerprint import fingerprint
         from kvswap.artifact.tensors import digest_layer
-        from kvswap.artifact.writing import prefix_of
         from kvswap.model.cache import held_tensors, new_cache
         from kvswap.model.prefill import PROBE_STEPS, check_length, greedy
 
@@ -67,7 +66,7 @@ class Publishing:
         shape = Layout(dtype=loaded.dtype, axes=AXES, rope=loaded.rope(), layers=self._specs, runs=self._runs)
         return {
             "model": wire.plain(loaded.identity),
-            "prefix": wire.plain(prefix_of(loaded.identity.digest, ids, block_tokens)),
+            "prefix": wire.plain(chain.prefix_of(loaded.identity.digest, ids, block_tokens)),
             "layout": wire.plain(shape),
             "numerics": wire.plain(loaded.numerics()),
             "tensors": wire.plain(digests),
