@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import ROOT
+from tests.vllm.engine import ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,37 @@ class Engine:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(60)
+
+
+class Host:
+    """`kvswap host` for a node's home, with a vLLM of its own; `wrapper`: a command that runs it."""
+
+    def __init__(self, home: Path, *flags: str, wrapper: Sequence[str] = (), **env: str) -> None:
+        self.home, self._wrapper = home, wrapper
+        self._log = home / "host.log"
+        self._process = subprocess.Popen(
+            [*wrapper, *self._command(), *flags],
+            stdout=subprocess.PIPE,
+            stderr=self._log.open("w"),
+            text=True,
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT | env,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        self.info = json.loads(line or "{}")
+        assert self.info.get("ready"), self._log.read_text()[-4000:]
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "kvswap", "--json", "--home", str(self.home), "host"]
+
+    def run(self, *arguments: str) -> dict[str, Any]:
+        """A command on the host's machine."""
+        command = [*self._wrapper, *self._command(), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        assert self._process.wait(60) == 0, self._log.read_text()[-4000:]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,49 +17,14 @@ from kvswap.core.ids import document_digest
 from kvswap.cost import Objective
 from kvswap.host.journal import Journal
 from kvswap.trust.hosting import check_price, read_offer, read_read
-from tests.support import DOCUMENT, ROOT, Daemon, tiny_model, until
-from tests.vllm.engine import ENVIRONMENT
+from tests.support import DOCUMENT, Daemon, tiny_model, until
+from tests.vllm.running import Host
 
 pytestmark = [pytest.mark.timeout(600)]
 BLOCK, PAGE = 64, 32
 PRICES = {"read": 0.03, "prefill": 0.3, "make": 0.6}
 TEXT = DOCUMENT.read_text()[:2400]
 REFERENCE = document_digest(TEXT.encode())
-
-
-class Host:
-    """`kvswap host`, with a vLLM of its own."""
-
-    def __init__(self, home: Path, model: Path, *flags: str) -> None:
-        self.home = home
-        prices = [f"--{name}-price={price}" for name, price in PRICES.items()]
-        command = [sys.executable, "-m", "kvswap", "--json", "--home", str(home), "host", "--model", str(model)]
-        engine = [f"--engine-arg={a}" for a in ("--enforce-eager", "--max-model-len=2048", f"--block-size={PAGE}")]
-        self._log = (home / "host.log").open("w")
-        self._process = subprocess.Popen(
-            [*command, "--dtype", "float32", *prices, *engine, *flags],
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | ENVIRONMENT | {"KVSWAP_BLOCK_TOKENS": str(BLOCK)},
-        )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, (home / "host.log").read_text()[-4000:]
-        self.info = json.loads(line)
-        assert self.info.get("ready"), (home / "host.log").read_text()[-4000:]
-
-    def run(self, *arguments: str, **more: Any) -> dict[str, Any]:
-        """A command on the host's machine."""
-        command = [sys.executable, "-m", "kvswap", "--json", "--home", str(self.home), "host", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **more)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-
-    def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(60) == 0, (self.home / "host.log").read_text()[-4000:]
 
 
 class Scene:
@@ -78,7 +39,13 @@ class Scene:
         self.poor = Daemon(root / "poor", [], env | {"KVSWAP_MODELS": str(root / "none")}).start()
         (root / "manual.txt").write_text(TEXT)
         self.file = root / "manual.txt"
-        self.host = Host(self.node.home, self.model, "--warm-seconds=5")
+        prices = [f"--{name}-price={price}" for name, price in PRICES.items()]
+        engine = [f"--engine-arg={a}" for a in ("--enforce-eager", "--max-model-len=2048", f"--block-size={PAGE}")]
+        self.host = Host(
+            self.node.home,
+            *("--model", str(self.model), "--dtype", "float32", "--warm-seconds=5", *prices, *engine),
+            KVSWAP_BLOCK_TOKENS=str(BLOCK),
+        )
         self.added = self.host.run("add", str(self.file))
         self.invited = self.host.run("invite", "reader")
         for node in (self.reader, self.poor):
