@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import zstandard
+from msgspec import structs
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kvswap.artifact import dsse  # noqa: E402
-from kvswap.artifact.manifest import Divergence, FileRef, LayerSpec  # noqa: E402
+from kvswap.artifact.manifest import Divergence, FileRef, LayerSpec, Probe  # noqa: E402
 from kvswap.codec import planes  # noqa: E402
 from kvswap.core import wire  # noqa: E402
-from kvswap.core.ids import Cid  # noqa: E402
+from kvswap.core.ids import Cid, blake3_digest  # noqa: E402
 from manifests.sealed_vectors import sealed_vectors  # noqa: E402
 from tests.support import FULL, SLIDING, Made, key, make_artifact  # noqa: E402
 
@@ -84,6 +85,8 @@ def valid() -> None:
     good("private", "a private document: no reference to its text", document=None)
     good("tolerance", "a claim weaker than bitwise", numerics=with_claim("tolerance"))
     good("other-publisher", "signed by another key", signer=key(7))
+    engine = Probe(question=[], tokens=[], logits=blake3_digest(b""))
+    good("engine", "made by an engine: no document, and no probe", document=None, probe=engine, **of_engine())
     life = make_artifact(now=NOW).manifest.life
     good(
         "supersedes",
@@ -99,6 +102,10 @@ def valid() -> None:
         0,
         "a declared extension is ignored by readers that do not know it",
     )
+
+
+def of_engine() -> dict[str, Any]:
+    return {"numerics": structs.replace(with_claim("tolerance"), schedule="vllm 0.32.0")}
 
 
 def with_claim(claim: str) -> Any:
@@ -323,6 +330,7 @@ def hostile() -> None:
     divergence_liars()
     fingerprints()
     statements()
+    hosting_statements()
 
 
 def fingerprints() -> None:
@@ -402,6 +410,62 @@ def statements() -> None:
     audited("audit-samples", "more samples than the cap", 7, samples=1 << 40)
     audited("audit-artifact", "an audit of what is no CID", 7, artifact=bytes(36))
     audited("audit-type", "an audit in a manifest's envelope", 7, kind=dsse.PAYLOAD_TYPE)
+
+
+def hosting_statements() -> None:
+    """Offers and reads of a host."""
+    from kvswap.trust import hosting
+    from kvswap.trust.envelopes import sign
+
+    host = key(8)
+    tariff = hosting.Tariff.of_dollars(0.03, 0.3, 0.6)
+    made = hosting.Offer(
+        version=1,
+        host=str(host.peer_id),
+        model=bytes(range(32)),
+        label="smollm2-135m",
+        dtype="bfloat16",
+        tariff=tariff,
+        issued=NOW,
+        expires=NOW + 3_600,
+    )
+    offer = hosting.sign_offer(made, host)
+    read = hosting.Read(
+        version=1,
+        host=str(host.peer_id),
+        number=1,
+        previous=hosting.NOTHING,
+        client="alice",
+        document=bytes(range(32)),
+        model=bytes(range(32)),
+        offer=offer.digest,
+        read=3_774,
+        prefilled=20,
+        made=64,
+        picodollars=tariff.picodollars(3_774, 20, 64),
+        ended=NOW,
+    )
+
+    def told(kind: str, name: str, why: str, exit_code: int, by: Any = host, **changes: Any) -> None:
+        fields, form = (made, hosting.OFFER) if kind == "offer" else (read, hosting.READ)
+        folder = "valid" if exit_code == 0 else "hostile"
+        data = sign(wire.pack(wire.plain(fields) | changes), by, form)
+        write(folder, name, data, exit_code, why, kind=kind)
+
+    told("offer", "offer", "a host's offer", 0)
+    told("offer", "offer-expired", "an offer of yesterday", 4, issued=NOW - 90_000, expires=NOW - 86_400)
+    told("offer", "offer-future", "an offer of tomorrow", 4, issued=NOW + 86_400, expires=NOW + 90_000)
+    told("offer", "offer-backwards", "an offer that ends before it begins", 7, expires=NOW)
+    told("offer", "offer-version", "an offer of version 2", 7, version=2)
+    told("offer", "offer-price", "a price below nothing", 7, tariff={"read": -1, "prefill": 0, "make": 0})
+    told("offer", "offer-float", "a price that is no whole number", 7, tariff={"read": 0.5, "prefill": 0, "make": 0})
+    told("offer", "offer-signer", "somebody signs for another host", 6, by=key(9))
+    told("read", "read", "the record of a read", 0)
+    told("read", "read-plain", "of a read without a document", 0, document=None)
+    told("read", "read-signer", "somebody signs for another host", 6, by=key(9))
+    told("read", "read-negative", "tokens below nothing", 7, made=-1)
+    told("read", "read-unknown", "a record with a field of tomorrow", 7, note="")
+    told("read", "read-document", "a digest that is none", 7, document=b"short")
 
 
 def chunk_liars(made: Made) -> None:

@@ -78,7 +78,11 @@ def add(output: Output, file: Path) -> None:
 @host_command.command("ls", help="List the documents that clients can ask about.")
 @verb
 def ls(output: Output) -> None:
-    found = [{"document": d.document, "name": d.name, "artifact": d.artifact} for d in _journal(output).documents()]
+    journal = _journal(output)
+    found = [
+        {"document": d.document, "name": d.name, "artifact": d.artifact}
+        for d in map(journal.document, journal.references())
+    ]
     rows = [(d["document"], d["name"], d["artifact"]) for d in found]
     output.result({"documents": found}, lambda: output.table(("DOCUMENT", "NAME", "ARTIFACT"), rows))
 
@@ -144,7 +148,7 @@ def revoke(output: Output, name: str) -> None:
 def log(output: Output, client: str | None, last: int) -> None:
     journal = _journal(output)
     count = journal.check()
-    reads = [signed.read for signed in journal.reads(client, after=0 if client else max(0, count - last))][-last:]
+    reads = [signed.read for signed in journal.last_reads(client, last)]
     rows = [
         (
             r.number,

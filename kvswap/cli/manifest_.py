@@ -36,7 +36,7 @@ def manifest_command() -> None:
 @verb
 def check(output: Output, file: Path, at: int | None, chunks: Path | None, group: Path | None) -> None:
     from kvswap.core import wire
-    from kvswap.trust import Group, audit, head, verify_envelope
+    from kvswap.trust import Group, audit, head, hosting, verify_envelope
     from kvswap.trust.envelopes import kind_of
     from kvswap.trust.groups import keys_of
 
@@ -58,6 +58,16 @@ def check(output: Output, file: Path, at: int | None, chunks: Path | None, group
         output.result(
             {"valid": True, "audit": shown}, f"valid: V{found.level} of {found.cid} {found.verdict}, by {found.auditor}"
         )
+        return
+    if kind == hosting.OFFER:
+        offer = hosting.read_offer(data).offer
+        hosting.check_life(offer, now)
+        shown = wire.jsonable(wire.plain(offer))
+        output.result({"valid": True, "offer": shown}, f"valid: {offer.host} offers {offer.label} ({offer.dtype})")
+        return
+    if kind == hosting.READ:
+        read = hosting.read_read(data).read
+        output.result({"valid": True, "read": read.to_json()}, f"valid: read {read.number} of {read.host}")
         return
     member = Group.from_text(group.read_text()[:1024]) if group is not None else None
     statement = verify_envelope(data, now, keys_of([member] if member is not None else []))

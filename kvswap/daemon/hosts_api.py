@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from aiohttp import web
@@ -9,6 +10,7 @@ from aiohttp import web
 from kvswap.core.errors import KvswapError
 from kvswap.daemon.requests import body_of, text_of
 from kvswap.exchange import Node
+from kvswap.net.reads import Invitation
 
 
 class HostsApi:
@@ -26,17 +28,16 @@ class HostsApi:
 
     async def hosts(self, request: web.Request) -> web.Response:
         """Each with its offer, or why there is none."""
-        rows = []
-        for invitation in self._node.hosts.all():
-            seconds = self._node.calibration.host_seconds(invitation.peer)
-            row: dict[str, Any] = {"peer": invitation.peer, "url": invitation.url, "seconds": seconds}
-            try:
-                offer = (await self._node.hosts.offer(invitation.peer)).offer
-                row |= {"model": offer.label, "dtype": offer.dtype, "tariff": offer.tariff.to_json(), "problem": None}
-            except KvswapError as error:
-                row |= {"problem": error.message}
-            rows.append(row)
-        return web.json_response({"hosts": rows})
+        return web.json_response({"hosts": await asyncio.gather(*map(self._row, self._node.hosts.all()))})
+
+    async def _row(self, invitation: Invitation) -> dict[str, Any]:
+        seconds = self._node.calibration.host_seconds(invitation.peer)
+        row: dict[str, Any] = {"peer": invitation.peer, "url": invitation.url, "seconds": seconds}
+        try:
+            offer = (await self._node.hosts.offer(invitation.peer)).offer
+        except KvswapError as error:
+            return row | {"problem": error.message}
+        return row | {"model": offer.label, "dtype": offer.dtype, "tariff": offer.tariff.to_json(), "problem": None}
 
     async def join(self, request: web.Request) -> web.Response:
         invitation = self._node.hosts.add(text_of(await body_of(request), "invitation"))

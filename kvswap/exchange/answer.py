@@ -54,6 +54,8 @@ async def answer(
         raise UsageError("between 1 and 4096 tokens can be asked for")
     if prefill and text is None:
         raise UsageError("prefilling needs the text", hint="pass the document's path instead of its digest")
+    if host is not None and prefill:
+        raise UsageError("either prefill here or let a host answer")
     if host is not None:
         answered = await _from_host(node, host, reference, question.strip(), steps, text, terms, ignore_eos, progress)
         if answered is not None:

@@ -25,7 +25,7 @@ from kvswap.artifact.manifest import (
     TensorDigests,
 )
 from kvswap.core import wire
-from kvswap.core.errors import KvswapError, UsageError
+from kvswap.core.errors import IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
 from kvswap.exchange.making import Made, Run, make
 from kvswap.exchange.node import Node
@@ -111,6 +111,8 @@ async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Ma
             ids=list(computed.ids),
             key=made.seal.key if made.seal is not None else None,
         )
+    except IntegrityError:
+        raise  # what it sent is not what it says
     except KvswapError as error:
         node.events.add("not_compared", tokens=manifest.prefix.tokens, reason=error.message)
         return None

@@ -15,6 +15,7 @@ from typing import Any
 
 from kvswap.core.errors import KvswapError, NotFound, PeerError, UsageError
 from kvswap.core.ids import Cid, PeerId
+from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective, Option
 from kvswap.exchange.node import Node
 from kvswap.exchange.plan import prices
@@ -88,12 +89,14 @@ async def _hosted(node: Node, peer: str, document: str, question: str, steps: in
     connection = node.hosts.connection(peer)
     offer, shown = await asyncio.gather(node.hosts.offer(peer), connection.document(document))
     try:
-        tokens, first = int(shown["tokens"]), shown.get("first_seconds")
-        told = float(first) if first else _UNKNOWN_SECONDS
-    except (LookupError, TypeError, ValueError) as error:
+        tokens, first = int(shown["tokens"]), float(shown.get("first_seconds") or 0.0)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise PeerError(f"the host {peer} says nothing of {document}") from error
-    following = _QUESTION_TOKENS + len(question.encode()) // 3
-    charged = offer.offer.tariff.picodollars(max(0, tokens), following, steps) / PICO
+    if not 0 < tokens <= LIMITS.manifest_blocks * LIMITS.block_tokens:
+        raise PeerError(f"the host {peer} says that {document} has {tokens} tokens")
+    told = first if 0 < first < LIMITS.host_seconds else _UNKNOWN_SECONDS
+    following = _QUESTION_TOKENS + len(question.encode()) // 3  # usual; at most one a byte
+    charged = offer.offer.tariff.picodollars(tokens, following, steps) / PICO
     return Hosted(peer, offer, tokens, Option(node.calibration.host_seconds(peer) or told, charged))
 
 
@@ -133,7 +136,8 @@ async def ask_host(
             ids += made
             await progress({"event": "token", "text": text})
     seconds = time.perf_counter() - began
-    signed, problem = await _checked(node, chosen, document, usage, len(ids))
+    most = (chosen.tokens + _QUESTION_TOKENS + len(question.encode()), min(steps, len(ids) or steps))
+    signed, problem = await _checked(node, chosen, document, usage, *most)
     node.events.add("asked_host", peer=peer, document=document, dollars=_dollars(signed), problem=problem)
     read = signed.read if signed is not None else None
     return {
@@ -149,6 +153,9 @@ async def ask_host(
         "computed_tokens": 0,
         "wire_bytes": 0,
         "from": [],
+        "ready_seconds": None,
+        "load_seconds": 0.0,
+        "prefill_seconds": 0.0,
         "seconds": round(seconds, 4),
         "host": {
             "peer": peer,
@@ -178,9 +185,9 @@ def _dollars(signed: SignedRead | None) -> float | None:
 
 
 async def _checked(
-    node: Node, chosen: Hosted, document: str, usage: dict[str, Any], made: int
+    node: Node, chosen: Hosted, document: str, usage: dict[str, Any], asked: int, made: int
 ) -> tuple[SignedRead | None, str | None]:
-    """The record that the host signed, and what is wrong with it."""
+    """The record that the host signed, and what is wrong with it: it is of `asked` and `made` tokens at most."""
     try:
         signed = read_read(base64.b64decode(str(usage["kvswap"]["receipt"]), validate=True))
     except (LookupError, TypeError, binascii.Error, KvswapError):
@@ -197,6 +204,6 @@ async def _checked(
         return signed, error.message
     if read.host != chosen.peer or (read.document or b"").hex() != document.removeprefix("sha256:"):
         return signed, "the record is of another read"
-    if made and read.made > made:
-        return signed, f"the record charges {read.made} tokens, {made} came"
+    if read.made > made or read.read + read.prefilled > asked:
+        return signed, f"the record charges {read.read + read.prefilled} and {read.made} tokens, not {asked} and {made}"
     return signed, None

@@ -6,9 +6,24 @@ import hmac
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from kvswap.core.errors import QuotaExceeded, TokenRefused
 from kvswap.host.journal import HostClient, Journal, today, until_tomorrow
+
+
+@dataclass(slots=True)
+class Admitted:
+    """One request."""
+
+    admission: Admission
+    client: HostClient
+    tokens: int = 0
+
+    def reserve(self, tokens: int) -> None:
+        """What it may take at most, before anything is computed.  Raises `QuotaExceeded`."""
+        self.admission.reserve(self.client, tokens)
+        self.tokens += tokens
 
 
 class Admission:
@@ -36,24 +51,28 @@ class Admission:
         return hmac.digest(self._secret, client.name.encode(), "sha256").hex()
 
     @contextmanager
-    def admit(self, client: HostClient, tokens: int) -> Iterator[None]:
-        """While a request runs that takes `tokens` at most.  Raises `QuotaExceeded`."""
+    def admit(self, client: HostClient) -> Iterator[Admitted]:
+        """While a request is looked at and runs.  Raises `QuotaExceeded`."""
         name = client.name
         if self._running.total() >= self._concurrent:
             raise QuotaExceeded("the host answers as many requests as it can", retry_after=1.0)
         if client.concurrent and self._running[name] >= client.concurrent:
             raise QuotaExceeded(f"{client.concurrent} requests of yours are under way", retry_after=1.0)
+        admitted = Admitted(self, client)
+        self._running[name] += 1
+        try:
+            yield admitted
+        finally:
+            self._running[name] -= 1
+            self._reserved[name] -= admitted.tokens
+
+    def reserve(self, client: HostClient, tokens: int) -> None:
+        """See `Admitted.reserve`."""
         if client.daily_tokens:
-            used = self._journal.used(name, today()) + self._reserved[name]
+            used = self._journal.used(client.name, today()) + self._reserved[client.name]
             if used + tokens > client.daily_tokens:
                 raise QuotaExceeded(
                     f"this needs up to {tokens} tokens, and of {client.daily_tokens} a day {used} are used or reserved",
                     retry_after=until_tomorrow(),
                 )
-        self._running[name] += 1
-        self._reserved[name] += tokens
-        try:
-            yield
-        finally:
-            self._running[name] -= 1
-            self._reserved[name] -= tokens
+        self._reserved[client.name] += tokens

@@ -17,7 +17,7 @@ from kvswap.core.errors import KvswapError, QuotaExceeded, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.host.admission import Admission
 from kvswap.host.answers import Answer, error_event
-from kvswap.host.engine import Engine, Piece
+from kvswap.host.engine import Engine, EngineFailed, Piece
 from kvswap.host.journal import HostClient, Journal
 from kvswap.host.prompts import Asked, Prompts
 from kvswap.trust.hosting import VERSION, Offer, Read, SignedOffer, SignedRead, Tariff, sign_offer
@@ -126,14 +126,14 @@ class HostApi:
         return web.json_response({"offer": base64.b64encode(signed.envelope).decode()})
 
     async def documents(self, request: web.Request) -> web.Response:
-        rows = await asyncio.to_thread(self._journal.documents)
-        return web.json_response({"documents": [await asyncio.to_thread(self._shown, d.document) for d in rows]})
+        references = await asyncio.to_thread(self._journal.references)
+        return web.json_response({"documents": [await asyncio.to_thread(self._shown, ref) for ref in references]})
 
     async def document(self, request: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(self._shown, request.match_info["document"]))
 
     def _shown(self, reference: str) -> dict[str, Any]:
-        document, tokens = self._journal.document(reference), len(self._prompts.document(reference))
+        document, tokens = self._journal.document(reference), self._prompts.tokens(reference)
         warm = self.warmth.get(reference)
         return {
             "document": reference,
@@ -165,14 +165,9 @@ class HostApi:
         self, request: web.Request, parse: Callable[[dict[str, Any]], Asked], *, chat: bool
     ) -> web.StreamResponse:
         client = request[_CLIENT]
-        try:
-            body = json.loads(await request.read())
-        except ValueError as error:
-            raise UsageError("the request's body is not JSON") from error
-        if not isinstance(body, dict):
-            raise UsageError("the request's body is not a JSON object")
-        asked = await asyncio.to_thread(parse, body)
-        with self._admission.admit(client, len(asked.ids) + asked.most):
+        with self._admission.admit(client) as admitted:
+            asked = await asyncio.to_thread(parse, await _body(request))
+            admitted.reserve(len(asked.ids) + asked.most)
             reading = Reading(self, client, asked)
             answer = Answer(self._served.label, chat=chat)
             if asked.stream:
@@ -226,6 +221,19 @@ class HostApi:
         return self._engine.complete(asked.ids, asked.options, self._admission.salt(client))
 
 
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(LIMITS.request_seconds):
+            body = json.loads(await request.read())
+    except TimeoutError:
+        raise UsageError("the request's body did not arrive in time") from None
+    except ValueError as error:
+        raise UsageError("the request's body is not JSON") from error
+    if not isinstance(body, dict):
+        raise UsageError("the request's body is not a JSON object")
+    return body
+
+
 class Reading:
     """One request on its way through the engine: what it has given, and its record, which is made in any case."""
 
@@ -238,7 +246,8 @@ class Reading:
         self._settled: asyncio.Task[SignedRead] | None = None
 
     async def pieces(self) -> Any:
-        """The engine's pieces.  Whoever stops listening is charged for what was made until then."""
+        """The engine's pieces.  Whoever stops listening is charged for what was made until then; of an engine that
+        fails, nobody."""
         began = False
         try:
             async for piece in self._api.complete(self._client, self.asked):
@@ -246,6 +255,9 @@ class Reading:
                 self._note(piece)
                 if piece.text or piece.ids or piece.finish:
                     yield piece
+        except EngineFailed:
+            began = False
+            raise
         finally:
             if began:
                 await asyncio.shield(self._record())

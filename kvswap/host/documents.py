@@ -48,16 +48,17 @@ async def keep_warm(
 ) -> None:
     """For ever: look after each document, at once when it is new, and again after so many seconds."""
     while True:
-        for document in await asyncio.to_thread(journal.documents):
-            known = api.warmth.get(document.document)
+        for reference in await asyncio.to_thread(journal.references):
+            known = api.warmth.get(reference)
             if known is not None and time.time() - known.at < seconds:
                 continue
             try:
+                document = await asyncio.to_thread(journal.document, reference)
                 await _look_after(client, document)
-                api.warmth[document.document] = await _read(prompts, engine, document)
+                api.warmth[reference] = await _read(prompts, engine, document)
             except KvswapError as error:
-                logger.warning("%s is not warm: %s", document.document, error.message)
-                api.warmth[document.document] = Warmth(0.0, 0)
+                logger.warning("%s is not warm: %s", reference, error.message)
+                api.warmth[reference] = Warmth(0.0, 0)
         await asyncio.sleep(min(1.0, seconds))
 
 

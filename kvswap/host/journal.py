@@ -170,8 +170,9 @@ class Journal:
             raise NotFound(f"{document[:80]} is not hosted here", cause="the host has not added it")
         return _document(rows[0])
 
-    def documents(self) -> list[Document]:
-        return [_document(row) for row in self._rows("SELECT * FROM documents ORDER BY added")]
+    def references(self) -> list[str]:
+        """Of all documents, oldest first; their texts may be large."""
+        return [str(row["document"]) for row in self._rows("SELECT document FROM documents ORDER BY added")]
 
     # -- reads -----------------------------------------------------------------------------------
 
@@ -196,6 +197,12 @@ class Journal:
         where, arguments = ("AND client = ?", (client,)) if client is not None else ("", ())
         query = f"SELECT envelope FROM reads WHERE number > ? {where} ORDER BY number LIMIT ?"
         return [read_read(row["envelope"]) for row in self._rows(query, after, *arguments, most)]
+
+    def last_reads(self, client: str | None, most: int) -> list[SignedRead]:
+        """The newest, in order."""
+        where, arguments = ("WHERE client = ?", (client,)) if client is not None else ("", ())
+        query = f"SELECT envelope FROM reads {where} ORDER BY number DESC LIMIT ?"
+        return [read_read(row["envelope"]) for row in self._rows(query, *arguments, most)][::-1]
 
     def check(self) -> int:
         """Check every record: signature, number, chain, price.  Returns how many; raises `IntegrityError`."""

@@ -6,6 +6,7 @@ conversation goes on from there, as `kvswap ask` does it.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,17 +51,30 @@ class Prompts:
     def __init__(self, tokenizer: Any, model: str, find: Callable[[str], Document]) -> None:
         self._tokenizer, self._model, self._find = tokenizer, model, find
         self._ids: OrderedDict[str, list[int]] = OrderedDict()
+        self._counts: dict[str, int] = {}
+        self._lock = threading.Lock()  # tokenizers are not made for several threads
+
+    def tokens(self, reference: str) -> int:
+        """How many a document has.  Raises `NotFound`."""
+        count = self._counts.get(reference)
+        return count if count is not None else len(self.document(reference))
 
     def document(self, reference: str) -> list[int]:
         """A document's token ids.  Raises `NotFound`."""
         document = self._find(reference)
-        ids = self._ids.pop(reference, None)
-        if ids is None:
-            ids = document_ids(self._tokenizer, document.text)
-        self._ids[reference] = ids
-        while len(self._ids) > _DOCUMENTS_KEPT:
-            self._ids.popitem(last=False)
+        with self._lock:
+            ids = self._ids.pop(reference, None)
+            if ids is None:
+                ids = document_ids(self._tokenizer, document.text)
+            self._ids[reference] = ids
+            self._counts[reference] = len(ids)
+            while len(self._ids) > _DOCUMENTS_KEPT:
+                self._ids.popitem(last=False)
         return ids
+
+    def _continuation(self, text: str) -> list[int]:
+        with self._lock:
+            return continuation_ids(self._tokenizer, text)
 
     def chat(self, body: dict[str, Any]) -> Asked:
         """Of `/v1/chat/completions`.  Raises `UsageError`, `NotFound`."""
@@ -72,23 +86,24 @@ class Prompts:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-            return self._asked(body, None, continuation_ids(self._tokenizer, rendered))
+            return self._asked(body, None, self._continuation(rendered))
         if turns[0][0] == "system" or turns[-1][0] != "user":
             raise UsageError(
                 "after a document come turns of user and assistant, the last of them the user's",
                 cause="the document stands at the very beginning, where a system message would be",
             )
-        return self._asked(
-            body, reference, continuation_ids(self._tokenizer, conversation_text(self._tokenizer, turns))
-        )
+        return self._asked(body, reference, self._continuation(conversation_text(self._tokenizer, turns)))
 
     def completion(self, body: dict[str, Any]) -> Asked:
         """Of `/v1/completions`.  Raises `UsageError`, `NotFound`."""
         prompt, reference = body.get("prompt"), self._named(body)
         if not isinstance(prompt, str) or not prompt:
             raise UsageError("prompt is a text")
-        tokenize = document_ids if reference is None else continuation_ids
-        return self._asked(body, reference, tokenize(self._tokenizer, prompt))
+        if reference is not None:
+            return self._asked(body, reference, self._continuation(prompt))
+        with self._lock:
+            ids = document_ids(self._tokenizer, prompt)
+        return self._asked(body, None, ids)
 
     def _named(self, body: dict[str, Any]) -> str | None:
         for name in body:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from kvswap.core.errors import IntegrityError, NotFound, PeerError, UsageError
+from kvswap.core.errors import IntegrityError, NotFound, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.net.reads import HostConnection, Invitation
-from kvswap.trust.hosting import SignedOffer, read_offer
+from kvswap.trust.hosting import SignedOffer, check_life, read_offer
 from kvswap.trust.keys import private_text, write_private
 
 
@@ -63,13 +63,12 @@ class Hosts:
         return self._connections.setdefault(peer, HostConnection(invitation))
 
     async def offer(self, peer: str, *, fresh: bool = False) -> SignedOffer:
-        """What a host offers, while that holds.  Raises `PeerError`, `IntegrityError`."""
+        """What a host offers, while that holds.  Raises `PeerError`, `IntegrityError`, `Untrusted`."""
         known = self._offers.get(peer)
         if fresh or known is None or known.offer.expires < time.time():
             known = read_offer(await self.connection(peer).offer())
             if known.offer.host != peer:
                 raise IntegrityError(f"{peer} gave the offer of {known.offer.host}", cause="a lying host")
-            if known.offer.expires < time.time() - LIMITS.clock_skew_seconds:
-                raise PeerError(f"the offer of {peer} has expired", cause="a clock is wrong")
+            check_life(known.offer, time.time())
             self._offers[peer] = known
         return known

@@ -153,6 +153,8 @@ class HostConnection:
             raise PeerError(
                 f"the host {self.peer} was not reached: {type(error).__name__}", cause="it is down, or elsewhere now"
             ) from error
+        except ValueError as error:  # of aiohttp, for a line without an end
+            raise PeerError(f"the host {self.peer} answered in another format") from error
 
     async def _pinned(self) -> aiohttp.Fingerprint | bool:
         """The certificate that the host shows, if it is of the host's own key; nothing is sent before that is known."""

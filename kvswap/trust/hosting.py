@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from kvswap.artifact.manifest import Count, Digest, Text
 from kvswap.core import wire
-from kvswap.core.errors import IntegrityError, MalformedManifest
+from kvswap.core.errors import IntegrityError, MalformedManifest, Untrusted
 from kvswap.core.ids import blake3_digest
 from kvswap.core.limits import LIMITS
 from kvswap.trust.envelopes import open_signed, require_signer, sign
@@ -117,6 +117,12 @@ def read_offer(data: bytes) -> SignedOffer:
         raise MalformedManifest("not an offer of version 1", field="version")
     require_signer(signer, offer.host, "host")
     return SignedOffer(blake3_digest(payload), offer, data)
+
+
+def check_life(offer: Offer, now: float) -> None:
+    """Raise `Untrusted` for an offer that does not hold now."""
+    if now > offer.expires + LIMITS.clock_skew_seconds or now < offer.issued - LIMITS.clock_skew_seconds:
+        raise Untrusted(f"the offer of {offer.host} has expired, or is of tomorrow", cause="a clock is wrong")
 
 
 def sign_read(read: Read, key: Key) -> SignedRead:

@@ -36,6 +36,8 @@ def test_reads_are_numbered_and_chained_and_survive(journal: Journal, tmp_path: 
     again = Journal(tmp_path / "host.sqlite3")
     assert again.check() == 5
     filled(again, 1)
+    assert [r.read.number for r in again.last_reads(None, 2)] == [5, 6]
+    assert [r.read.number for r in again.last_reads("alice", 1)] == [6] and not again.last_reads("bob", 9)
     assert journal.check() == 6
     assert [r.read.number for r in journal.reads("alice", after=4)] == [5, 6] and not journal.reads("bob")
     assert stat.S_IMODE((tmp_path / "host.sqlite3").stat().st_mode) == 0o600
@@ -85,7 +87,7 @@ def test_documents_come_and_go(journal: Journal) -> None:
     document = Document("sha256:" + "0" * 64, "a", "text", "bafk")
     journal.add_document(document)
     journal.add_document(document)
-    assert journal.documents() == [document] == [journal.document(document.document)]
+    assert journal.references() == [document.document] and journal.document(document.document) == document
     journal.remove_document(document.document)
     for absent in (journal.document, journal.remove_document):
         with pytest.raises(NotFound):
@@ -96,26 +98,30 @@ def test_admission_reserves_counts_and_gives_back(journal: Journal) -> None:
     token = journal.invite("alice", daily_tokens=8_000, concurrent=2)
     admission = Admission(journal, b"secret", concurrent=3)
     alice = admission.client(f"Bearer {token}")
-    with admission.admit(alice, 5_000):
-        with pytest.raises(QuotaExceeded, match="a day"), admission.admit(alice, 3_001):
-            pass
-        with admission.admit(alice, 3_000), pytest.raises(QuotaExceeded, match="under way"):
-            with admission.admit(alice, 0):
+    with admission.admit(alice) as one:
+        one.reserve(5_000)
+        with admission.admit(alice) as two:
+            with pytest.raises(QuotaExceeded, match="a day"):
+                two.reserve(3_001)
+            two.reserve(3_000)
+            with pytest.raises(QuotaExceeded, match="under way"), admission.admit(alice):
                 pass
     signed = sign_offer(offer(), HOST)
     journal.add_offer(signed)
     journal.add_read(msgspec.structs.replace(read(signed), ended=int(time.time())), HOST)
     assert journal.used("alice", today()) == 3_774 + 20 + 64
-    with pytest.raises(QuotaExceeded) as raised, admission.admit(alice, 5_000):
-        pass
+    with admission.admit(alice) as three, pytest.raises(QuotaExceeded) as raised:
+        three.reserve(5_000)
     assert 0 < raised.value.details["retry_after"] <= 86_400
 
 
 def test_admission_of_all_together_and_of_nobody(journal: Journal) -> None:
     admission = Admission(journal, b"secret", concurrent=1)
     alice, bob = (admission.client(f"Bearer {journal.invite(name)}") for name in ("alice", "bob"))
-    with admission.admit(alice, 10**9), pytest.raises(QuotaExceeded, match="as many"), admission.admit(bob, 1):
-        pass
+    with admission.admit(alice) as one:
+        one.reserve(10**9)  # without a quota
+        with pytest.raises(QuotaExceeded, match="as many"), admission.admit(bob):
+            pass
     for header in ("", "Bearer", "Bearer ", "Basic x", "Bearer " + "x" * 300):
         with pytest.raises(TokenRefused):
             admission.client(header)

@@ -52,15 +52,27 @@ def test_both_units_are_of_one_user_and_home() -> None:
         assert f"${{{name}}}" in engine["ExecStart"] or f"${name}" in engine["ExecStart"]
 
 
+def test_the_host_s_unit_says_what_the_command_takes() -> None:
+    from kvswap.cli.host_ import host_command
+
+    service = unit("kvswap-host.service")["Service"]
+    given = variables("kvswap-host.env")
+    for name in given:
+        assert f"${{{name}}}" in service["ExecStart"] or f"${name}" in service["ExecStart"]
+    words = service["ExecStart"].split()
+    known = {option for parameter in host_command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
-@pytest.mark.parametrize("name", ["kvswap.service", "vllm.service"])
+@pytest.mark.parametrize("name", ["kvswap.service", "vllm.service", "kvswap-host.service"])
 def test_systemd_takes_the_units(name: str, tmp_path: Path) -> None:
     text = (
         (FILES / name)
         .read_text()
         .replace("/opt/kvswap/bin/kvswap", "/bin/true")
-        .replace("/opt/kvswap/bin/vllm", "/bin/true")
+        .replace("/opt/kvswap/bin/python", "/bin/true")
     )
-    (tmp_path / name).write_text(text.replace("Wants=kvswap.service\n", ""))
+    (tmp_path / name).write_text(text.replace("Wants=kvswap.service\n", "").replace("Requires=kvswap.service\n", ""))
     done = subprocess.run(["systemd-analyze", "verify", str(tmp_path / name)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

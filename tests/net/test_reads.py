@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PeerError, QuotaExceeded, TokenRefused, UsageError
+from kvswap.core.errors import (
+    IntegrityError,
+    KvswapError,
+    NotFound,
+    PeerError,
+    QuotaExceeded,
+    TokenRefused,
+    Untrusted,
+    UsageError,
+)
 from kvswap.core.limits import LIMITS
 from kvswap.net.bulk.identity import BulkIdentity
 from kvswap.net.hosts import Hosts
@@ -156,7 +165,7 @@ def test_an_offer_is_the_host_s_own_and_in_time(tmp_path: Any) -> None:
 
     assert over_https(handler, use).offer == made
     made = offer()  # of long ago
-    with pytest.raises(PeerError, match="expired"):
+    with pytest.raises(Untrusted, match="expired"):
         over_https(handler, use)
     signer, made = key(9), offer(host=str(key(9).peer_id), issued=now, expires=now + 60)
     with pytest.raises(IntegrityError):

@@ -276,3 +276,12 @@ def test_who_begins_alike_waits_for_the_first(model: Path, monkeypatch: Any) -> 
     now[0] += 50.0
     leader.end()
     assert follower.under_way is follower and follower.waited == 0.0
+
+
+def test_a_request_may_say_that_it_is_not_to_be_looked_up(model: Path) -> None:
+    desk = Desk()
+    requests = side(model, desk)
+    asked = request("one")
+    asked.kv_transfer_params = {"kvswap": {"lookup": False}}
+    requests.added(asked)
+    assert not desk.searches and requests.matched(asked, 0) == (0, False)

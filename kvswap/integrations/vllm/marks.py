@@ -77,7 +77,7 @@ class Marks:
         ids = request.prompt_token_ids
         if getattr(request, "cache_salt", None) is not None:
             return  # its cache is nobody else's
-        wish = _wish(request)
+        wish = wish_of(request, "publish")
         stop = self._asked(wish, len(ids)) if wish is not None else 0
         if self._settings.publish == "repeated":
             stop = stop or self._repeated(ids)
@@ -161,7 +161,8 @@ class Marks:
         return names
 
 
-def _wish(request: Any) -> Any:
+def wish_of(request: Any, name: str) -> Any:
+    """What a request says to kvswap, in its `kv_transfer_params`; None: nothing."""
     params = getattr(request, "kv_transfer_params", None)
     asked = params.get("kvswap") if isinstance(params, dict) else None
-    return asked.get("publish") if isinstance(asked, dict) else None
+    return asked.get(name) if isinstance(asked, dict) else None

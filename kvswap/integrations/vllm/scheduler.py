@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvswap.integrations.vllm.engine import Engine
-from kvswap.integrations.vllm.marks import Marks, Save
+from kvswap.integrations.vllm.marks import Marks, Save, wish_of
 from kvswap.integrations.vllm.node import Match, Node, Search
 from kvswap.integrations.vllm.settings import Settings
 
@@ -85,6 +85,8 @@ class SchedulerSide:
             return
         if self._marks is not None:
             self._marks.added(request)
+        if wish_of(request, "lookup") is False:
+            return
         if not any(True for _ in self._open()):
             self._idle_since = None  # the engine was not waiting for anybody
         budget = self._budget(len(ids))
