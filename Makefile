@@ -13,7 +13,7 @@ help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
 	@echo "make test   linters, types, and the tests (about 13 minutes)"
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood (about 10 minutes)"
-	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 6 minutes and set-up)"
+	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 9 minutes and set-up)"
 	@echo "make bench  the figures of the README (about 90 minutes; bench_swarm and bench_grid need Linux and root)"
 	@echo "make clean  remove the virtual environment and the demo's homes"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +44,17 @@ class Engine:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(headers=self._headers, read_bufsize=1 << 20)
+            connector = aiohttp.TCPConnector(limit=0)  # how many requests run is for admission to say
+            self._session = aiohttp.ClientSession(headers=self._headers, read_bufsize=1 << 20, connector=connector)
         return self._session
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
-    async def ready(self, seconds: float = _READY_SECONDS, alive: Any = None) -> None:
+    async def ready(self, alive: Callable[[], bool]) -> None:
         """Wait for it, and learn its model's name.  `alive`: whether waiting is of use.  Raises `EngineFailed`."""
-        deadline = asyncio.get_running_loop().time() + seconds
+        deadline = asyncio.get_running_loop().time() + _READY_SECONDS
         while True:
             try:
                 async with self._open().get(f"{self._url}/v1/models", timeout=_SHORT) as response:
@@ -64,7 +65,7 @@ class Engine:
                         return
             except (aiohttp.ClientError, TimeoutError, LookupError, ValueError):
                 pass
-            if asyncio.get_running_loop().time() > deadline or (alive is not None and not alive()):
+            if asyncio.get_running_loop().time() > deadline or not alive():
                 raise EngineFailed(
                     f"no vLLM server answers at {self._url}", cause="it did not start, or is somewhere else"
                 )

@@ -176,7 +176,12 @@ async def serve(options: HostOptions, ready: Ready) -> None:
     try:
         if process is not None:
             await process.start()
-        await engine.ready(alive=process.alive if process is not None else None)
+        try:
+            await engine.ready(alive=lambda: not stop.is_set() and (process is None or process.alive()))
+        except EngineFailed:
+            if stop.is_set():
+                return
+            raise
         await engine.check()
         prompts = Prompts(tokenizer, directory.name, journal.document)
         admission = Admission(journal, _salts(options.home), options.concurrent)
