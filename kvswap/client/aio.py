@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import time
@@ -247,6 +248,10 @@ class AsyncClient:
     ) -> dict[str, Any]:
         call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, local, group)
         return await self._do(call, on_event)
+
+    async def beginnings(self, version: str = "", wait: float = 0.0) -> tuple[str, bytes | None]:
+        told = await self._do(calls.beginnings(version, wait))
+        return str(told["version"]), base64.b64decode(told["keys"]) if told["keys"] is not None else None
 
     async def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:
         return await self._do(calls.computed(frames), on_event)

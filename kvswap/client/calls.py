@@ -159,6 +159,11 @@ def beginning_of_ids(
     )
 
 
+def beginnings(version: str, wait: float) -> Call:
+    path = f"/v1/beginnings?version={quote(version, safe='')}&wait={wait:g}"
+    return Call("GET", path, seconds=wait + SHORT_SECONDS)
+
+
 def computed(frames: Iterable[bytes]) -> Call:
     return Call("POST", "/v1/computed", lines=True, seconds=LONG_SECONDS, frames=frames)
 

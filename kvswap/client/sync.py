@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -277,6 +278,14 @@ class Client:
         """
         call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, local, group)
         return self._do(call, on_event)
+
+    def beginnings(self, version: str = "", wait: float = 0.0) -> tuple[str, bytes | None]:
+        """Keys of all beginnings that a look-up could find, 8 bytes each; None: ask for each.
+
+        Returns `(version, keys)`, at once when the version is another one, else after `wait` seconds.
+        """
+        told = self._do(calls.beginnings(version, wait))
+        return str(told["version"]), base64.b64decode(told["keys"]) if told["keys"] is not None else None
 
     def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:
         """Publish what an engine computed, by the frames of `POST /v1/computed` (`docs/extending.md`)."""

@@ -61,6 +61,7 @@ class Limits:
     chain_digests: int = 4_096
     inline_envelope_bytes: int = 64 * KIB  # a find answers with the manifest itself up to this size
     catalogue_bytes: int = 1 * MIB  # keys of one peer's catalogue, 8 bytes each
+    known_bytes: int = 16 * MIB  # keys of all catalogues together, for one engine
     pipelined_requests: int = 16  # one stream: requests a peer may have unanswered
     streams_per_peer: int = 32
     streams: int = 512  # of all peers together

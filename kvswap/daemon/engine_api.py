@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from typing import Any
 
@@ -16,7 +17,7 @@ from kvswap.daemon.requests import beginning_of, body_of, stream
 from kvswap.exchange import Node
 from kvswap.exchange.engines import Computed, publish_computed
 from kvswap.exchange.model_port import OnEvent
-from kvswap.exchange.prefix import fetch_beginning, longest_beginning
+from kvswap.exchange.prefix import fetch_beginning, known_beginnings, longest_beginning
 from kvswap.exchange.request import Progress
 from kvswap.worker import protocol
 
@@ -28,7 +29,11 @@ class EngineApi:
         self._node = node
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.post("/v1/beginning", self.beginning), web.post("/v1/computed", self.computed)]
+        return [
+            web.post("/v1/beginning", self.beginning),
+            web.get("/v1/beginnings", self.beginnings),
+            web.post("/v1/computed", self.computed),
+        ]
 
     async def beginning(self, request: web.Request) -> web.StreamResponse:
         """The longest published beginning of a document given by its ids, or their chain digests, made local."""
@@ -50,6 +55,18 @@ class EngineApi:
             }
 
         return await stream(request, work)
+
+    async def beginnings(self, request: web.Request) -> web.Response:
+        """Keys of all that `beginning` could find, once that is not `?version=`, or after `?wait=` seconds."""
+        try:
+            wait = float(request.query.get("wait", "0"))
+        except ValueError:
+            raise UsageError("wait is a number of seconds") from None
+        if not 0 <= wait <= LIMITS.api_seconds:
+            raise UsageError(f"wait is a number from 0 to {LIMITS.api_seconds:g}")
+        version, keys = await known_beginnings(self._node, request.query.get("version", ""), wait)
+        packed = base64.b64encode(keys).decode() if keys is not None else None
+        return web.json_response({"version": version, "keys": packed})
 
     async def computed(self, request: web.Request) -> web.StreamResponse:
         """Publish what an engine computed.

@@ -66,6 +66,7 @@ class Catalogues:
 
     def __init__(self) -> None:
         self._held: OrderedDict[str, tuple[int, bytes, float]] = OrderedDict()
+        self.generation = 0  # another one: something was heard that was not known
 
     def version(self, peer: str) -> int:
         return self._held[peer][0] if peer in self._held else 0
@@ -80,11 +81,17 @@ class Catalogues:
             self._held[peer] = (version, keys, -_FRESH_SECONDS)
 
     def put(self, peer: str, reply: messages.CatalogueReply) -> None:
-        keys = reply.keys if reply.keys is not None else self._held.get(peer, (0, b"", 0.0))[1]
+        before = self._held.get(peer, (0, b"", 0.0))[1]
+        keys = reply.keys if reply.keys is not None else before
+        self.generation += keys != before
         self._held[peer] = (reply.version, keys, time.monotonic())
         self._held.move_to_end(peer)
         while len(self._held) > _KEPT:
             self._held.popitem(last=False)
+
+    def packed(self) -> bytes:
+        """The keys of all, not sorted."""
+        return b"".join(keys for _, keys, _ in self._held.values())
 
     def best(self, chain: Sequence[bytes]) -> tuple[int, list[str]]:
         """(blocks, peers) of the longest match; 0 and none without one."""

@@ -9,6 +9,7 @@ comparing our own chain with the signed one - never by what a catalogue or a pee
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from kvswap.net import PeerAddress, messages
 from kvswap.trust import Statement
 
 _CATALOGUE_SECONDS = 2.0
+_WATCH_SECONDS = 0.2
 _CANDIDATES = 4
 
 
@@ -95,6 +97,28 @@ async def longest_beginning(
                 tokens = prefix.tokens if whole else tokens
             return Beginning(statement, tokens, tuple(holders))
     return None
+
+
+async def known_beginnings(node: Node, version: str, seconds: float) -> tuple[str, bytes | None]:
+    """Keys of all beginnings that a look-up could find, and their version; at once, unless that is `version` still.
+
+    For who looks up so often that most look-ups, which find nothing, are better answered without asking.  None: there
+    are too many, or some have other names than their own (`groups`): ask.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        await _refresh_catalogues(node, min(_CATALOGUE_SECONDS, max(0.0, deadline - time.monotonic())))
+        present = f"{node.store.generation}.{node.catalogues.generation}.{len(node.groups.all())}"
+        if present != version:
+            break
+        if time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(_WATCH_SECONDS)
+    if node.groups.all() or node.settings.group:
+        return present, None
+    own = await asyncio.to_thread(node.catalogue.reply, 0)
+    keys = (own.keys or b"") + node.catalogues.packed()
+    return present, keys if len(keys) <= LIMITS.known_bytes else None
 
 
 async def beginning_of(

@@ -19,6 +19,7 @@ from kvswap.client import Client
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PlanSaysPrefill
 from kvswap.cost.estimate import PrefillCurve
 from kvswap.integrations.vllm.engine import Engine
+from kvswap.integrations.vllm.known import Known
 from kvswap.integrations.vllm.settings import Settings
 
 logger = logging.getLogger("vllm.kvswap")
@@ -80,10 +81,15 @@ class Node:
         self._lock = threading.Lock()
         self.news = threading.Event()  # some look-up has ended
         self._resting_until = 0.0
+        # Who says how long a look-up may take wants it made.
+        asks = settings.lookup_seconds is not None or settings.group is not None
+        self._known = None if asks else Known(self._client)
         self._samples: list[tuple[int, int, float]] = []
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._known is not None:
+            self._known.close()
 
     # -- what the engine itself takes ------------------------------------------------------------
 
@@ -109,7 +115,14 @@ class Node:
             search.why = "the daemon was not reached"
             search.end()
             return search
-        beginning = chain.pack_ids(ids[: self._settings.block_tokens])
+        first = ids[: self._settings.block_tokens]
+        if self._known is not None:
+            (digest,) = chain.chain_digests(self._engine.identity.digest, first, len(first))
+            if not self._known.may_have(digest):
+                search.why = "nothing that is published begins so"
+                search.end()
+                return search
+        beginning = chain.pack_ids(first)
         with self._lock:
             search.leader = self._leaders.setdefault(beginning, search)
         if search.leader is search:
