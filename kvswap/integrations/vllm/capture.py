@@ -7,6 +7,7 @@ and sending go on in a thread.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class Captures:
         self._client = Client(settings.home)
         self._pool = ThreadPoolExecutor(1, "kvswap-publish")
         self._open: dict[str, _Captured] = {}
+        self._lock = threading.Lock()
         self._bytes = 0
 
     def close(self) -> None:
@@ -71,7 +73,15 @@ class Captures:
         """No more of it will come."""
         captured = self._open.pop(request, None)
         if captured is not None:
-            self._bytes -= captured.size
+            self._take(-captured.size)
+
+    def _take(self, size: int) -> bool:
+        """Count memory, unless that is too much; what is given back is negative."""
+        with self._lock:
+            if size > 0 and self._bytes + size > _MOST_BYTES:
+                return False
+            self._bytes += size
+            return True
 
     def save(self, save: Save) -> None:
         """Copy what a step has completed; with the last part, send it."""
@@ -92,10 +102,9 @@ class Captures:
     def _begin(self, save: Save) -> _Captured | None:
         specs, dtype = self._engine.layers, self._engine.dtype
         size = save.tokens * sum(s.heads * (s.k_dim + s.v_dim) for s in specs) * ITEM_BYTES[dtype]
-        if self._bytes + size > _MOST_BYTES:
+        if not self._take(size):
             logger.warning("kvswap: %d tokens not published: the node does not keep up", save.tokens)
             return None
-        self._bytes += size
 
         def room(heads: int, dim: int) -> torch.Tensor:
             return torch.empty(heads, save.tokens, dim, dtype=DTYPES[dtype])
@@ -117,7 +126,7 @@ class Captures:
         except Exception:
             logger.exception("kvswap: publishing failed")
         finally:
-            self._bytes -= captured.size
+            self._take(-captured.size)
 
     def _frames(self, captured: _Captured) -> Iterator[bytes]:
         """What `POST /v1/computed` takes."""

@@ -67,7 +67,11 @@ class WorkerSide:
             for request in dropped:
                 self._captures.drop(request)
             for save in saves:
-                self._captures.save(save)
+                try:
+                    self._captures.save(save)
+                except Exception:  # the engine goes on, whatever it is
+                    logger.exception("kvswap: a prompt is not published")
+                    self._captures.drop(save.request)
 
     def start(self, load: Load) -> None:
         """Begin a load; `finished` tells of its end."""
