@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from kvswap.core.errors import Incompatible, IntegrityError, NotFound, UsageError
+from kvswap.core.errors import IntegrityError, NotFound, UsageError
 from kvswap.core.limits import LIMITS
+from kvswap.store.index import Index
 from kvswap.trust.hosting import NOTHING, Read, SignedOffer, SignedRead, check_price, read_offer, read_read, sign_read
 from kvswap.trust.keys import Key
 
@@ -79,38 +77,10 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
-        self._db.row_factory = sqlite3.Row
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
-            self._db.execute(f"PRAGMA {pragma}")
-        with self._transaction() as db:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version > len(_MIGRATIONS):
-                raise Incompatible(f"{path} has schema {version}", cause="a newer kvswap wrote it", field="journal")
-            for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
-                for statement in script.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version={number}")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def _rows(self, query: str, *arguments: object) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._db.execute(query, arguments).fetchall()
+        self._index = Index(path, _MIGRATIONS, "FULL")
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._index.close()
 
     # -- clients ---------------------------------------------------------------------------------
 
@@ -120,7 +90,7 @@ class Journal:
             raise UsageError(f"{name[:80]!r} is no name for a client")
         token = secrets.token_urlsafe(32)
         try:
-            with self._transaction() as db:
+            with self._index.transaction() as db:
                 (count,) = db.execute("SELECT COUNT(*) FROM clients").fetchone()
                 if count >= LIMITS.host_clients:
                     raise UsageError(f"a host has {LIMITS.host_clients} clients at most", hint="kvswap host revoke")
@@ -132,21 +102,23 @@ class Journal:
 
     def revoke(self, name: str) -> None:
         """Raises `NotFound`."""
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             if not db.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount:
                 raise NotFound(f"there is no client {name[:80]!r}", hint="kvswap host clients")
 
     def client(self, token: str) -> HostClient | None:
         """Who has this token.  Looked up by its digest, which tells nothing by the time it takes."""
-        rows = self._rows("SELECT * FROM clients WHERE token = ?", _digest(token))
+        rows = self._index.rows("SELECT * FROM clients WHERE token = ?", _digest(token))
         return _client(rows[0]) if rows else None
 
     def clients(self) -> list[HostClient]:
-        return [_client(row) for row in self._rows("SELECT * FROM clients ORDER BY name")]
+        return [_client(row) for row in self._index.rows("SELECT * FROM clients ORDER BY name")]
 
     def used(self, name: str, day: int) -> int:
         """Tokens that a client has read and made on a day."""
-        (row,) = self._rows("SELECT COALESCE(SUM(tokens), 0) n FROM reads WHERE client = ? AND day = ?", name, day)
+        (row,) = self._index.rows(
+            "SELECT COALESCE(SUM(tokens), 0) n FROM reads WHERE client = ? AND day = ?", name, day
+        )
         return int(row["n"])
 
     # -- documents -------------------------------------------------------------------------------
@@ -154,36 +126,36 @@ class Journal:
     def add_document(self, document: Document) -> None:
         """Or replace what is known of it."""
         row = (document.document, document.name, document.text, document.artifact, time.time())
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             db.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)", row)
 
     def remove_document(self, document: str) -> None:
         """Raises `NotFound`."""
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             if not db.execute("DELETE FROM documents WHERE document = ?", (document,)).rowcount:
                 raise NotFound(f"{document[:80]} is not hosted here", hint="kvswap host ls")
 
     def document(self, document: str) -> Document:
         """Raises `NotFound`."""
-        rows = self._rows("SELECT * FROM documents WHERE document = ?", document)
+        rows = self._index.rows("SELECT * FROM documents WHERE document = ?", document)
         if not rows:
             raise NotFound(f"{document[:80]} is not hosted here", cause="the host has not added it")
         return _document(rows[0])
 
     def references(self) -> list[str]:
         """Of all documents, oldest first; their texts may be large."""
-        return [str(row["document"]) for row in self._rows("SELECT document FROM documents ORDER BY added")]
+        return [str(row["document"]) for row in self._index.rows("SELECT document FROM documents ORDER BY added")]
 
     # -- reads -----------------------------------------------------------------------------------
 
     def add_offer(self, offer: SignedOffer) -> None:
         """Kept for as long as there are reads at its prices."""
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             db.execute("INSERT OR IGNORE INTO offers VALUES (?, ?)", (offer.digest, offer.envelope))
 
     def add_read(self, read: Read, key: Key) -> SignedRead:
         """Number it, sign it, and keep it; it is on disk when this returns.  `number` and `previous` are filled in."""
-        with self._transaction() as db:
+        with self._index.transaction() as db:
             last = db.execute("SELECT number, envelope FROM reads ORDER BY number DESC LIMIT 1").fetchone()
             number, previous = (last["number"] + 1, read_read(last["envelope"]).digest) if last else (1, NOTHING)
             signed = sign_read(msgspec.structs.replace(read, number=number, previous=previous), key)
@@ -196,17 +168,17 @@ class Journal:
         """In order, from the one numbered `after` on."""
         where, arguments = ("AND client = ?", (client,)) if client is not None else ("", ())
         query = f"SELECT envelope FROM reads WHERE number > ? {where} ORDER BY number LIMIT ?"
-        return [read_read(row["envelope"]) for row in self._rows(query, after, *arguments, most)]
+        return [read_read(row["envelope"]) for row in self._index.rows(query, after, *arguments, most)]
 
     def last_reads(self, client: str | None, most: int) -> list[SignedRead]:
         """The newest, in order."""
         where, arguments = ("WHERE client = ?", (client,)) if client is not None else ("", ())
         query = f"SELECT envelope FROM reads {where} ORDER BY number DESC LIMIT ?"
-        return [read_read(row["envelope"]) for row in self._rows(query, *arguments, most)][::-1]
+        return [read_read(row["envelope"]) for row in self._index.rows(query, *arguments, most)][::-1]
 
     def check(self) -> int:
         """Check every record: signature, number, chain, price.  Returns how many; raises `IntegrityError`."""
-        offers = {bytes(row["digest"]): read_offer(row["envelope"]) for row in self._rows("SELECT * FROM offers")}
+        offers = {bytes(row["digest"]): read_offer(row["envelope"]) for row in self._index.rows("SELECT * FROM offers")}
         number, previous = 0, NOTHING
         while reads := self.reads(after=number):
             for signed in reads:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,23 +52,27 @@ MIGRATIONS = (
 class Index:
     """Serialised access to the database.  Safe to use from several threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS, synchronous: str = "NORMAL") -> None:
+        """`synchronous`: SQLite's; with FULL what is committed survives the loss of power."""
         self._lock = threading.RLock()
-        self._db = _connect(path)
-        self._migrate(path)
+        self._db = _connect(path, synchronous)
+        self._migrate(path, migrations)
         self._reading = threading.Lock()
-        self._reader = _connect(path)
+        self._reader = _connect(path, synchronous)
 
-    def _migrate(self, path: Path) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise Incompatible(
-                f"the store {path} has schema {version}, this kvswap knows {len(MIGRATIONS)}",
-                cause="a newer kvswap wrote it",
-                field="store",
-            )
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-            self._db.executescript(f"BEGIN; {script}; PRAGMA user_version={number}; COMMIT;")
+    def _migrate(self, path: Path, migrations: Sequence[str]) -> None:
+        with self.transaction() as db:  # another process may be opening it too
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version > len(migrations):
+                raise Incompatible(
+                    f"{path} has schema {version}, this kvswap knows {len(migrations)}",
+                    cause="a newer kvswap wrote it",
+                    field="store",
+                )
+            for number, script in enumerate(migrations[version:], start=version + 1):
+                for statement in script.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version={number}")
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -93,9 +97,9 @@ class Index:
             self._db.close()
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
     db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
     db.row_factory = sqlite3.Row
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
+    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "busy_timeout=10000"):
         db.execute(f"PRAGMA {pragma}")
     return db
