@@ -446,17 +446,24 @@ class Store:
         listed = {Cid(bytes(r["cid"])) for r in self._index.rows("SELECT cid FROM chunks")}
         checked = adopted = quarantined = missing = 0
         for cid in self._files.all():
-            with self._files.open(cid) as file:
-                found, length = file.id(), file.length
+            try:
+                with self._files.open(cid) as file:
+                    found, length = file.id(), file.length
+            except FileNotFoundError:
+                continue  # collected since the files were listed
             if found != cid:
                 self._forget(cid)
                 self._files.set_aside(cid)
                 quarantined += 1
             elif cid not in listed:
                 with self._guard, self._index.transaction() as db:
-                    db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (cid.digest, length, time.time()))
-                    self._used += length
-                adopted += 1
+                    if not self._files.path(cid).exists():
+                        continue  # or since it was read
+                    values = (cid.digest, length, time.time())
+                    # Listed since the index was read: then it is counted already.
+                    added = db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", values).rowcount
+                    self._used += length if added else 0
+                adopted += added
             checked += 1
         for cid in listed:
             if self.has_chunk(cid) and not self._files.path(cid).exists():

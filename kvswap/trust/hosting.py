@@ -21,8 +21,8 @@ from kvswap.core.limits import LIMITS
 from kvswap.trust.envelopes import open_signed, require_signer, sign
 from kvswap.trust.keys import Key
 
-OFFER = "application/vnd.kvswap.offer.v1+msgpack"
-READ = "application/vnd.kvswap.read.v1+msgpack"
+OFFER = "application/vnd.kvswap.host-offer.v1+msgpack"
+READ = "application/vnd.kvswap.host-read.v1+msgpack"
 VERSION = 1
 PICO = 1e12
 NOTHING = bytes(32)  # before the first record

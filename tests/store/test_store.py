@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from kvswap.core.errors import Incompatible, IntegrityError, NotFound, StoreFull
 from kvswap.core.ids import Cid
 from kvswap.exchange.statement import list_artifact
 from kvswap.store import Store
+from kvswap.store.files import ChunkFile
 from kvswap.store.index import MIGRATIONS
 from tests.support import Made, make_artifact
 
@@ -326,3 +329,36 @@ def test_what_a_crash_left_in_tmp_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "tmp" / "half").write_bytes(b"x")
     Store.open(tmp_path).close()
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_what_comes_and_goes_while_it_is_verified_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading the index and looking at the files, one chunk is put and another collected."""
+    store = Store.open(tmp_path)
+    going = store.put_chunk(b"an orphan of some length")
+    listed = store._files.all
+
+    def meanwhile() -> list[Cid]:
+        names = list(listed())
+        names.append(store.put_chunk(b"comes"))
+        return names
+
+    monkeypatch.setattr(store._files, "all", meanwhile)
+    assert store.verify().adopted == 0
+    assert store.used_bytes == len(b"an orphan of some length") + len(b"comes")
+    opened = store._files.open
+
+    @contextlib.contextmanager
+    def and_gone(cid: Cid) -> Iterator[ChunkFile]:
+        with opened(cid) as file:
+            if cid == going:
+                store.collect()
+            yield file
+
+    monkeypatch.setattr(store._files, "all", lambda: list(listed()))
+    monkeypatch.setattr(store._files, "open", and_gone)
+    with store.lease([Cid.of(b"comes")]):
+        assert store.verify().adopted == 0
+    assert store.used_bytes == len(b"comes")
+    assert not store.has_chunk(going)
