@@ -20,6 +20,7 @@ from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.resolve import Resolved, own_model, resolve
 from kvswap.exchange.transfer.bring import bring
 from kvswap.exchange.transfer.engine import Transfer
+from kvswap.exchange.transfer.sources import approach
 from kvswap.exchange.verify import settle, verification
 from kvswap.trust import Statement
 
@@ -101,6 +102,8 @@ async def choose(
 ) -> tuple[Resolved, Planned]:
     """The artifact to have.  Raises `PlanSaysPrefill` when that is not worth it, and what `resolve` does."""
     usable = await resolve(node, reference, terms)
+    for found in usable:
+        approach(node, found.peers, str(found.statement.artifact))
     resolved, planned = await best(node, usable, terms.objective, hybrid=hybrid)
     statement, chosen = resolved.statement, planned.plan
     await progress({"event": "found", "artifact": str(statement.artifact), "peers": list(resolved.peers)})

@@ -155,6 +155,8 @@ class _Lookup:
             return
         hear_heads(self._node, reply.heads, peer)
         hear_audits(self._node, reply.audits, peer, self._query.document)
+        if reply.grant is not None:
+            self._node.grants.put(peer, reply.grant, [found.artifact for found in reply.found if found.complete])
         self._offers += [Offer(peer, found) for found in reply.found]
         for provider in reply.providers[: LIMITS.find_results] if self._only is None else ():
             self._consider(PeerAddress(provider.peer, tuple(provider.addresses)))

@@ -24,6 +24,7 @@ from kvswap.exchange.model_port import ModelChoice, ModelPort
 from kvswap.exchange.serving.swarms import Swarms
 from kvswap.exchange.serving.uploads import Uploads
 from kvswap.exchange.transfer.buffers import Buffers
+from kvswap.exchange.transfer.grants import Grants
 from kvswap.net import Announcement, PeerAddress, Transport, messages
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
 from kvswap.net.client import Sessions
@@ -78,6 +79,7 @@ class Node:
         self.buffers = Buffers()
         self.sessions = Sessions(transport) if transport is not None else None
         self.bulk = BulkClient()
+        self.grants = Grants()
         self.without_bulk: dict[str, float] = {}  # peers whose HTTPS port was not reached, until when (monotonic)
         self.catalogues = Catalogues()
         self.pulling: dict[str, asyncio.Task[None]] = {}  # catalogues of peers, on their way

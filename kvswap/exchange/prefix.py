@@ -63,6 +63,7 @@ async def longest_beginning(
     if not chain:
         return None
     candidates: dict[str, tuple[int, list[str]]] = {}
+    inline: dict[str, bytes] = {}
     called = [(names, names.chain(chain)) for names in node.names(terms.group)]
     for _, told in called:
         for row, blocks in await asyncio.to_thread(node.store.longest_prefix, told):
@@ -74,15 +75,17 @@ async def longest_beginning(
         if most < max((blocks for blocks, _ in candidates.values()), default=1):
             continue
         model, dtype = names.model(wanted.model, wanted.dtype)
-        query = messages.Find(AGENT, chain=[told[most - 1]], model=model, dtype=dtype)
+        query = messages.Find(AGENT, chain=[told[most - 1]], model=model, dtype=dtype, bulk=node.settings.bulk)
         for offer in await find(node, query, seconds=LIMITS.lookup_seconds / 5, only=peers):
             _, known = candidates.setdefault(offer.found.artifact, (most, []))
             known.append(offer.peer)
+            if offer.found.envelope is not None:
+                inline.setdefault(offer.found.artifact, offer.found.envelope)
     # The longest first; of equals, what is here before what is elsewhere.
     ranked = sorted(candidates.items(), key=lambda item: (-item[1][0], bool(item[1][1])))
     for artifact, (_, holders) in ranked[:_CANDIDATES]:
         try:
-            envelope = await manifest_from(node, artifact, holders)
+            envelope = inline.get(artifact) or await manifest_from(node, artifact, holders)
             statement = judge_envelope(node, envelope, wanted, terms)
         except KvswapError as error:
             node.events.add("beginning_refused", artifact=artifact, reason=error.message)

@@ -74,7 +74,7 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     # An id is the same under all names; a document is asked for openly only when no group has it.
     every = [OPEN] if isinstance(reference, Cid) else node.names(terms.group)
     for together in ([names for names in every if names is not OPEN], [names for names in every if names is OPEN]):
-        queries = [_query(reference, names, wanted) for names in together]
+        queries = [_query(reference, names, wanted, bulk=node.settings.bulk) for names in together]
         found = await asyncio.gather(*(find(node, query) for query in queries))
         for query, offers in zip(queries, found, strict=True):
             usable = await _usable(node, reference, query, offers, wanted, terms, errors)
@@ -83,7 +83,7 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     raise _most_telling(node, reference, errors)
 
 
-def _query(reference: str | Cid, names: Names, wanted: Wanted | None) -> messages.Find:
+def _query(reference: str | Cid, names: Names, wanted: Wanted | None, *, bulk: bool) -> messages.Find:
     by_id = isinstance(reference, Cid)
     model, dtype = names.model(wanted.model, wanted.dtype) if wanted is not None else (None, None)
     return messages.Find(
@@ -92,6 +92,7 @@ def _query(reference: str | Cid, names: Names, wanted: Wanted | None) -> message
         artifact=str(reference) if by_id else None,
         model=model,
         dtype=dtype,
+        bulk=bulk,
     )
 
 

@@ -6,7 +6,7 @@ refused: a change of meaning is a new protocol id, never a new key.
 
 | request   | asks                                                         | answer           |
 |-----------|--------------------------------------------------------------|------------------|
-| find      | artifacts by document, by id, or by chain digests            | `FindReply`      |
+| find      | artifacts by document, by id, or by chain digests; a token   | `FindReply`      |
 | manifest  | the signed envelope of an artifact                           | bytes            |
 | join      | to fetch an artifact: what is here, who else is at it, a token | `JoinReply`    |
 | have      | the first two of these again                                 | `HaveReply`      |
@@ -25,7 +25,7 @@ from kvswap.core import wire
 from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
 
-PROTOCOL = "/kvswap/exchange/3.0.0"
+PROTOCOL = "/kvswap/exchange/4.0.0"
 TOPIC = "/kvswap/artifacts/1"
 
 AgentText = Annotated[str, Meta(max_length=64)]
@@ -58,7 +58,8 @@ class Provider(_Message):
 class Find(_Message, tag="find", tag_field="kind"):
     """Exactly one of document, artifact and chain is given.
 
-    With the reader's `model` and `dtype` the first artifact that fits comes with its manifest.
+    With the reader's `model` and `dtype` the first artifact that fits comes with its manifest, without a `model` the
+    first.  `bulk` asks for a token: who has an artifact whole can be fetched from at once, and be joined later.
     """
 
     agent: AgentText
@@ -67,6 +68,7 @@ class Find(_Message, tag="find", tag_field="kind"):
     chain: Annotated[list[Digest], Meta(max_length=LIMITS.chain_digests)] | None = None
     model: Digest | None = None
     dtype: DtypeText | None = None
+    bulk: bool = False
 
 
 class GetManifest(_Message, tag="manifest", tag_field="kind"):
@@ -112,22 +114,6 @@ class Found(_Message):
     envelope: Annotated[bytes, Meta(max_length=LIMITS.inline_envelope_bytes)] | None = None
 
 
-class FindReply(_Message):
-    """`asks`: what the answering peer wants for a gigabyte, in millionths of a US dollar.
-
-    `heads`: head records, of the answering node's publisher and of those of what it found.  `audits`: signed
-    statements of who verified what was asked for, or found it wrong: the answering node need not have it any more.
-    """
-
-    agent: AgentText
-    publisher: PeerText
-    found: Annotated[list[Found], Meta(max_length=LIMITS.find_results)]
-    providers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
-    asks: Size = 0
-    heads: Annotated[list[HeadBytes], Meta(max_length=LIMITS.heads_told)] = []
-    audits: Annotated[list[AuditBytes], Meta(max_length=LIMITS.audits_told)] = []
-
-
 class BulkRecord(_Message):
     """Where and as whom `peer` serves HTTPS: signed by its node key (see `net.bulk.record`)."""
 
@@ -144,6 +130,24 @@ class Grant(_Message):
     token: TokenText
     seconds: Size
     record: BulkRecord
+
+
+class FindReply(_Message):
+    """`asks`: what the answering peer wants for a gigabyte, in millionths of a US dollar.
+
+    `heads`: head records, of the answering node's publisher and of those of what it found.  `audits`: signed
+    statements of who verified what was asked for, or found it wrong: the answering node need not have it any more.
+    `grant`: where a token was asked for, and something found is here whole.
+    """
+
+    agent: AgentText
+    publisher: PeerText
+    found: Annotated[list[Found], Meta(max_length=LIMITS.find_results)]
+    providers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
+    asks: Size = 0
+    heads: Annotated[list[HeadBytes], Meta(max_length=LIMITS.heads_told)] = []
+    audits: Annotated[list[AuditBytes], Meta(max_length=LIMITS.audits_told)] = []
+    grant: Grant | None = None
 
 
 class JoinReply(_Message):

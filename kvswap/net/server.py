@@ -32,6 +32,8 @@ class Caller:
 
     peer: str
     ending: ExitStack = field(default_factory=ExitStack)
+    token: str | None = None  # for the bulk plane, the last that was handed over on this stream,
+    token_until: float = 0.0  # and until when it is good enough to be handed over again (monotonic)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kvswap.core.errors import (
     PeerError,
     PlanSaysPrefill,
     StoreFull,
+    TokenRefused,
     Untrusted,
 )
 from kvswap.core.ids import Cid
@@ -35,7 +37,9 @@ from kvswap.exchange.request import Terms
 from kvswap.exchange.resolve import resolve
 from kvswap.exchange.serving import answers as serving
 from kvswap.exchange.statement import list_artifact
+from kvswap.exchange.transfer import engine
 from kvswap.net import PeerAddress, messages
+from kvswap.net.client import session
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
 from kvswap.net.server import Held
 from kvswap.store import Store
@@ -70,7 +74,12 @@ class World:
         self.network = MemoryNetwork()
         self.nodes: list[Node] = []
 
-    async def node(self, *, model: Any = None, trust: bool = True, quota: int = 10**9, **settings: Any) -> Node:
+    async def node(
+        self, *, model: Any = None, trust: bool = True, quota: int = 10**9, bulk: bool = False, **settings: Any
+    ) -> Node:
+        """`bulk`: with a real HTTPS port on loopback."""
+        if bulk:
+            settings["listen"] = ("/ip4/127.0.0.1/tcp/0",)
         number = len(self.nodes)
         home = self.root / str(number)
         publisher = key(1000 + number)
@@ -86,6 +95,7 @@ class World:
             publisher,
             policy,
             Calibration(home / "calibration.json"),
+            key(2000 + number) if bulk else None,
         )
         await node.start()
         for other in [n for n in self.nodes if n.p2p]:
@@ -464,16 +474,120 @@ def test_a_peer_that_claims_and_has_not(tmp_path: Path) -> None:
     run(body())
 
 
-def test_manifests_that_are_not_what_was_asked_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("inline", [True, False])
+def test_manifests_that_are_not_what_was_asked_for_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: bool
+) -> None:
+    """Whether they come with the answer to the look-up, or by themselves."""
+
     async def body() -> None:
         async with world(tmp_path) as w:
             wanted, other = make_artifact(seed=1), make_artifact(seed=2, text=b"another text")
             a, b = await w.node(), await w.node()
             w.give(a, wanted)
-            monkeypatch.setattr(serving, "_envelope", lambda node, artifact: other.statement.envelope)
+            if inline:
+                monkeypatch.setattr(a.store, "envelope", lambda artifact: other.statement.envelope)
+            else:
+                monkeypatch.setattr(serving, "LIMITS", replace(serving.LIMITS, inline_envelope_bytes=0))
+                monkeypatch.setattr(serving, "_envelope", lambda node, artifact: other.statement.envelope)
             with pytest.raises(IntegrityError):
                 await fetch(b, DOCUMENT)
             assert b.store.artifacts() == []
+
+    run(body())
+
+
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kinds of requests that nodes are asked from now on."""
+    kinds: list[str] = []
+    right = serving.answer
+
+    async def answer(node: Node, caller: Any, request: messages.Request) -> Any:
+        kinds.append(type(request).__name__)
+        return await right(node, caller, request)
+
+    monkeypatch.setattr(serving, "answer", answer)
+    return kinds
+
+
+def test_who_has_it_whole_is_asked_for_chunks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question, then chunks: nothing else stands before them."""
+
+    async def body() -> None:
+        kinds = heard(monkeypatch)
+        monkeypatch.setattr(engine, "_JOIN_SECONDS", 60.0)
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=100)
+            a, b = await w.node(bulk=True), await w.node(bulk=True)
+            w.give(a, made)
+            for reference in (DOCUMENT, Cid.parse(made.id)):
+                kinds.clear()
+                done = await fetch(b, reference)
+                assert done.peers == (a.transport.peer,)  # type: ignore[union-attr]
+                assert kinds == ["Find"]
+                b.store.remove(made.id)
+                b.store.collect()
+            assert not [e for e in b.events.recent() if e["event"] == "without_bulk"]
+
+    run(body())
+
+
+def test_who_has_a_part_is_joined_and_so_is_whoever_refuses_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        kinds = heard(monkeypatch)
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=100)
+            a, b = await w.node(bulk=True), await w.node(bulk=True)
+            w.give(a, made, only=set(list(made.chunks)[:3]))
+            with pytest.raises(PeerError):
+                await fetch(b, DOCUMENT)
+            assert "Join" in kinds
+            w.give(a, made)
+            right = b.grants.put
+
+            def put(peer: str, grant: messages.Grant, artifacts: Any) -> None:
+                a.tokens.revoke(grant.token)  # as when it had restarted meanwhile
+                right(peer, grant, artifacts)
+
+            monkeypatch.setattr(b.grants, "put", put)
+            kinds.clear()
+            b.record(a.transport.peer).worked()  # type: ignore[union-attr]
+            assert (await fetch(b, DOCUMENT)).wire_bytes > 0
+            assert kinds[0] == "Find" and "Join" in kinds
+            assert b.store.verify().clean
+
+    run(body())
+
+
+def test_a_stream_has_one_token_until_half_of_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact()
+            a, b = await w.node(bulk=True), await w.node(bulk=True)
+            w.give(a, made)
+            address = a.transport.peer  # type: ignore[union-attr]
+            find_ = messages.Find("test", document=DOCUMENT, bulk=True)
+            async with session(b.transport, address) as talk:  # type: ignore[arg-type]
+
+                async def token(request: messages.Find = find_) -> str | None:
+                    reply = await talk.ask(request, messages.FindReply)
+                    return reply.grant.token if reply.grant is not None else None
+
+                first = await token()
+                assert first is not None and a.tokens.check(first) == b.transport.peer  # type: ignore[union-attr]
+                assert await token() == first
+                assert await token(messages.Find("test", document=DOCUMENT)) is None
+                assert await token(messages.Find("test", document="sha256:" + "0" * 64, bulk=True)) is None
+            async with asyncio.timeout(5):
+                while a.tokens._live:  # the stream has ended
+                    await asyncio.sleep(0.01)
+            with pytest.raises(TokenRefused):
+                a.tokens.check(first)
+            monkeypatch.setattr(serving, "LIMITS", replace(serving.LIMITS, token_seconds=0.0))
+            async with session(b.transport, address) as talk:  # type: ignore[arg-type]
+                assert await token() != await token()
 
     run(body())
 

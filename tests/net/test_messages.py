@@ -12,7 +12,7 @@ from kvswap.net.client import bitmap, from_bitmap
 REQUESTS = [
     messages.Find("kvswap/1", document="sha256:" + "a" * 64),
     messages.Find("kvswap/1", artifact="bafkr4i", model=b"\2" * 32, dtype="bfloat16"),
-    messages.Find("kvswap/1", chain=[b"\0" * 32, b"\1" * 32]),
+    messages.Find("kvswap/1", chain=[b"\0" * 32, b"\1" * 32], bulk=True),
     messages.GetManifest("bafkr4i"),
     messages.Join("bafkr4i", messages.Provider("12D3KooW", ["/ip4/127.0.0.1/tcp/1"]), True),
     messages.Have("bafkr4i"),

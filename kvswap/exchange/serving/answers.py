@@ -23,7 +23,7 @@ from kvswap.store import ArtifactRow
 async def answer(node: Node, caller: Caller, request: messages.Request) -> Any:
     """The body of the answer.  Raises `NotFound`, `PeerBusy` or `UsageError`, which the peer is told."""
     if isinstance(request, messages.Find):
-        return await _find(node, request)
+        return await _find(node, caller, request)
     if isinstance(request, messages.GetManifest):
         return await asyncio.to_thread(_envelope, node, request.artifact)
     if isinstance(request, messages.Join):
@@ -59,15 +59,19 @@ async def _join(node: Node, caller: Caller, request: messages.Join) -> messages.
 
 
 def _grant(node: Node, caller: Caller) -> messages.Grant | None:
-    record = node.bulk_record
+    """A token of this stream: the one it has for half of its life, then another."""
+    record, now = node.bulk_record, time.monotonic()
     if record is None:
         return None
-    try:
-        token = node.tokens.issue(caller.peer)
-    except PeerBusy:
-        return None  # this stream still serves
-    caller.ending.callback(node.tokens.revoke, token)
-    return messages.Grant(token, int(LIMITS.token_seconds), record)
+    if caller.token is None or now > caller.token_until:
+        try:
+            caller.token = node.tokens.issue(caller.peer)
+        except PeerBusy:
+            return None  # this stream still serves
+        caller.token_until = now + LIMITS.token_seconds / 2
+        caller.ending.callback(node.tokens.revoke, caller.token)
+    left = caller.token_until + LIMITS.token_seconds / 2 - now
+    return messages.Grant(caller.token, int(left), record)
 
 
 def _others(node: Node, peer: str, artifact: str) -> list[messages.Provider]:
@@ -84,7 +88,7 @@ def _have(node: Node, artifact: str) -> bytes:
     return bitmap([c not in missing for c in cids])
 
 
-async def _find(node: Node, request: messages.Find) -> messages.FindReply:
+async def _find(node: Node, caller: Caller, request: messages.Find) -> messages.FindReply:
     given = [v for v in (request.document, request.artifact, request.chain) if v is not None]
     if len(given) != 1:
         raise UsageError("a find names exactly one of document, artifact, chain")
@@ -97,7 +101,8 @@ async def _find(node: Node, request: messages.Find) -> messages.FindReply:
         pairs = [(row, 0) for row in await asyncio.to_thread(node.store.lookup, reference)]
         providers = [messages.Provider(p.peer, list(p.addresses[:8])) for p in node.referrals(str(reference))]
     pairs = _fresh(pairs)
-    fitting = next((row.id for row, _ in pairs if row.model == request.model and row.dtype == request.dtype), None)
+    wanted = (request.model, request.dtype)
+    fitting = next((row.id for row, _ in pairs if request.model is None or (row.model, row.dtype) == wanted), None)
     envelope = await asyncio.to_thread(node.store.envelope, fitting) if fitting else None
     if len(pairs) == 1 and request.chain is None:
         node.spawn(_prepare(node, pairs[0][0].id))
@@ -108,7 +113,8 @@ async def _find(node: Node, request: messages.Find) -> messages.FindReply:
     said = heads_of(node, [own, *(row.publisher for row, _ in pairs)])
     asks = int(node.settings.asks_per_gb * 1e6)
     told = audits_of(node, request.artifact, request.document) if request.chain is None else []
-    return messages.FindReply(AGENT, own, found, providers[: LIMITS.find_results], asks, said, told)
+    grant = _grant(node, caller) if request.bulk and any(row.complete for row, _ in pairs) else None
+    return messages.FindReply(AGENT, own, found, providers[: LIMITS.find_results], asks, said, told, grant)
 
 
 async def _prepare(node: Node, artifact: str) -> None:

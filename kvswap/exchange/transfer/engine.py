@@ -27,6 +27,7 @@ from kvswap.net import PeerAddress, messages
 
 _TICK_SECONDS = 0.1  # how often hedging and silence are looked at
 _SHOW_SECONDS = 0.25
+_JOIN_SECONDS = 0.1  # a peer that may be asked without joining it is joined after
 _REFRESH_SECONDS = 0.4  # of what an incomplete peer has
 _REFRESH_COMPLETE_SECONDS = 3.0
 _STARVED_SECONDS = 12.0  # nothing under way and nobody to ask: the transfer is given up
@@ -257,7 +258,8 @@ class Transfer:
     async def _refresh(self, source: Source) -> None:
         while True:
             complete = len(source.has) == len(self.manifest.files)
-            await asyncio.sleep(_REFRESH_COMPLETE_SECONDS if complete else _REFRESH_SECONDS)
+            often = _REFRESH_COMPLETE_SECONDS if complete else _REFRESH_SECONDS
+            await asyncio.sleep(often if source.joined else _JOIN_SECONDS)
             await source.refresh()
             self._hold(source)
 

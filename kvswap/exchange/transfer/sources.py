@@ -1,18 +1,20 @@
 """One peer as a source of chunks: over HTTPS where its bulk plane is reached, over libp2p streams where not.
 
 The choice makes itself.  A peer is joined on a libp2p stream, which stays open: it carries the token,
-and says from time to time what the peer has by now and who else is fetching.  Chunks then go to the
+and says from time to time what the peer has by now and who else is fetching.  Chunks then come from the
 peer's HTTPS port at the address of that very connection; when no connection comes about there, or it
-is a relayed peer, each chunk in flight has a libp2p stream of its own.
+is a relayed peer, each chunk in flight has a libp2p stream of its own.  A peer where the artifact was
+found just now, whole, handed over a token with its answer, and is joined while its chunks come already.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from kvswap.core.errors import IntegrityError, KvswapError, PeerBusy, PeerError, TokenRefused
+from kvswap.core.errors import IntegrityError, KvswapError, PeerBusy, TokenRefused
 from kvswap.core.ids import Cid
 from kvswap.exchange.node import Node
 from kvswap.net import PeerAddress, Stream, messages
@@ -21,7 +23,25 @@ from kvswap.net.bulk.client import BulkUnreachable
 from kvswap.net.client import Session, from_bitmap
 
 _WITHOUT_BULK_SECONDS = 600.0
+_APPROACHED = 4  # peers
 OnBytes = Callable[[int], None]
+
+
+def approach(node: Node, peers: Sequence[str], artifact: str) -> None:
+    """Connect to peers that may be asked in a moment, while it is decided whether they are.  Best effort."""
+    for peer in peers[:_APPROACHED]:
+        with contextlib.suppress(KvswapError):
+            if (target := _aim(node, peer, node.grants.of(peer, artifact))) is not None:
+                node.bulk.approach(target)
+
+
+def _aim(node: Node, peer: str, grant: messages.Grant | None) -> BulkTarget | None:
+    """Where its chunks are had over HTTPS.  Raises `IntegrityError` for a forged record."""
+    host = node.transport.host_of(peer) if node.transport is not None else None
+    if grant is None or host is None:
+        return None
+    check_record(grant.record, peer)
+    return BulkTarget(peer, host, grant.record.port, grant.record.certificate, grant.token)
 
 
 class Source:
@@ -46,28 +66,37 @@ class Source:
         """How chunks come: "https" or "libp2p"."""
         return "https" if self._target is not None else "libp2p"
 
+    @property
+    def joined(self) -> bool:
+        """Whether this reader is a member of the artifact's swarm there; `refresh` makes it one."""
+        return self._control is not None
+
     async def open(self, address: PeerAddress) -> None:
-        """Connect and join.  Raises `PeerError`, `NotFound`, `IntegrityError` for a forged record."""
-        await self._join(address)
+        """Connect and join, if that is needed for asking.
+
+        Raises `PeerError`, `NotFound`, `IntegrityError` for a forged record.
+        """
+        if self._wants_bulk:
+            self._target = _aim(self._node, self.peer, self._node.grants.of(self.peer, self._artifact))
+        if self._target is not None:
+            self.has = set(range(self._count))
+        else:
+            await self._join(address)
+
+    @property
+    def _wants_bulk(self) -> bool:
+        return self._node.settings.bulk and self._node.without_bulk.get(self.peer, 0.0) < time.monotonic()
 
     async def _join(self, address: PeerAddress) -> None:
         assert self._node.sessions is not None  # noqa: S101 - there is a transport
         if self._control is not None:
             await self._control.stream.reset()
             self._control = None
-        bulk = self._node.settings.bulk and self._node.without_bulk.get(self.peer, 0.0) < time.monotonic()
         me = messages.Provider(self._transport.peer, self._transport.addresses()[:8])
-        join = messages.Join(self._artifact, me, bulk)
+        join = messages.Join(self._artifact, me, self._wants_bulk)
         self._control, reply = await self._node.sessions.begin(address, join, messages.JoinReply)
-        self._target = self._aim(reply.grant)
+        self._target = _aim(self._node, self.peer, reply.grant)
         self._heard(reply.have, reply.peers)
-
-    def _aim(self, grant: messages.Grant | None) -> BulkTarget | None:
-        host = self._transport.host_of(self.peer)
-        if grant is None or host is None:
-            return None
-        check_record(grant.record, self.peer)
-        return BulkTarget(self.peer, host, grant.record.port, grant.record.certificate, grant.token)
 
     def _heard(self, have: bytes, peers: list[messages.Provider]) -> None:
         self.has = {i for i, here in enumerate(from_bitmap(have, self._count)) if here}
@@ -75,10 +104,11 @@ class Source:
         self.others = [PeerAddress(p.peer, tuple(p.addresses)) for p in peers if p.peer not in (me, self.peer)]
 
     async def refresh(self) -> None:
-        """What it has, and who else is at it, by now.  Raises `PeerError`."""
+        """What it has, and who else is at it, by now.  Raises as `open` does."""
         async with self._asking:
             if self._control is None:
-                raise PeerError(f"{self.peer} is not joined")
+                await self._join(PeerAddress(self.peer))
+                return
             reply = await self._control.ask(messages.Have(self._artifact), messages.HaveReply)
         self._heard(reply.have, reply.peers)
 
@@ -105,14 +135,14 @@ class Source:
 
     def _without_bulk(self, target: BulkTarget, error: KvswapError) -> None:
         """From now on over libp2p, and so for a while with this peer."""
-        if self._target is target:
+        if self._target is not None and self._target.endpoint == target.endpoint:
             self._target = None
             self._node.without_bulk[self.peer] = time.monotonic() + _WITHOUT_BULK_SECONDS
             self._node.events.add("without_bulk", peer=self.peer, reason=error.message)
 
     async def _renew(self, refused: BulkTarget) -> None:
         async with self._asking:
-            if self._target is refused:  # others may have renewed it meanwhile
+            if self._target == refused:  # others may have renewed it meanwhile
                 await self._join(PeerAddress(self.peer))
 
     async def _streamed(self, cid: Cid, into: memoryview, on_bytes: OnBytes) -> None:

@@ -16,6 +16,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _TELL_BYTES = 1024 * 1024
 _TELL_SECONDS = 0.1
 _HASH_BYTES = 128 * 1024
 _KEPT = 64  # idle connections
+_APPROACH = 2  # connections to a peer that is going to be asked: as many chunks as it is asked for at first
 _REFUSALS: dict[int, type[KvswapError]] = {401: TokenRefused, 404: NotFound, 503: PeerBusy}
 OnBytes = Callable[[int], None]
 
@@ -106,6 +108,7 @@ class _Connection:
                 f"{self._target.peer}: its HTTPS port shows another certificate than it signed for",
                 cause="another program has the port, or somebody is in between",
             )
+        self.used_at = time.monotonic()
 
     def get(self, token: str, cid: Cid, into: memoryview, tell: OnBytes) -> bytes:
         """One request and its body; the body's digest.  After an error the connection is of no more use."""
@@ -151,6 +154,10 @@ class _Connection:
         return hasher.digest()
 
     @property
+    def connected(self) -> bool:
+        return self._tls is not None
+
+    @property
     def usable(self) -> bool:
         return self._tls is not None and time.monotonic() - self.used_at < LIMITS.bulk_idle_seconds / 2
 
@@ -174,6 +181,7 @@ class BulkClient:
         self._context = _context()
         self._threads = ThreadPoolExecutor(_THREADS, "kvswap-bulk")
         self._idle: list[_Connection] = []
+        self._approaching: Counter[tuple[str, int, bytes]] = Counter()
         self._lock = threading.Lock()
 
     async def close(self) -> None:
@@ -211,12 +219,35 @@ class BulkClient:
                     await asyncio.wait([ended], timeout=0.05)
             raise
 
+    def approach(self, target: BulkTarget) -> None:
+        """Open connections that will be asked for chunks in a moment; nothing is said of those that fail."""
+        with self._lock:
+            ready = sum(c.endpoint == target.endpoint and c.usable for c in self._idle)
+            ready += self._approaching[target.endpoint]
+            wanted = max(0, _APPROACH - ready)
+            self._approaching[target.endpoint] += wanted
+        for _ in range(wanted):
+            self._threads.submit(self._open, target)
+
+    def _open(self, target: BulkTarget) -> None:
+        connection = _Connection(target, self._context)
+        try:
+            connection.connect()
+            connection.fresh = False  # by the time it is used the other side may have closed it
+            self._give(connection)
+        except KvswapError:
+            pass
+        finally:
+            with self._lock:
+                self._approaching[target.endpoint] -= 1
+                self._approaching += Counter()
+
     def _get(self, target: BulkTarget, cid: Cid, into: memoryview, tell: OnBytes, held: list[_Connection]) -> bytes:
         while True:
             connection = self._take(target)
             held.append(connection)
             try:
-                if connection.fresh:
+                if not connection.connected:
                     connection.connect()
                 digest = connection.get(target.token, cid, into, tell)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
