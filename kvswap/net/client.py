@@ -37,8 +37,10 @@ class Session:
         return messages.decode_response(await self.stream.receive(limit, seconds), kind)
 
     async def ask(self, request: messages.Request, kind: type[T]) -> T:
-        await self.send(request)
-        return await self.answer(kind)
+        frame = await self.stream.exchange(
+            messages.encode_request(request), LIMITS.message_bytes, LIMITS.request_seconds
+        )
+        return messages.decode_response(frame, kind)
 
     async def chunk(self, cid: str, length: int) -> bytes:
         """One chunk, whose signed wire length is `length`."""
@@ -83,8 +85,7 @@ class Sessions:
                     await self._transport.connect(address)
                 stream = await self._transport.open(address.peer)
             try:
-                await stream.send(data, LIMITS.request_seconds)
-                return stream, await stream.receive(LIMITS.message_bytes, LIMITS.request_seconds)
+                return stream, await stream.exchange(data, LIMITS.message_bytes, LIMITS.request_seconds)
             except PeerError as error:
                 await stream.reset()
                 if not reused or isinstance(error, NetworkTimeout):

@@ -66,6 +66,10 @@ class MemoryStream:
             raise PeerError(f"{self._peer} sent a frame of {len(frame)} bytes where {limit} are allowed")
         return frame
 
+    async def exchange(self, frame: bytes, limit: int, seconds: float) -> bytes:
+        await self.send(frame, seconds)
+        return await self.receive(limit, seconds)
+
     async def close(self) -> None:
         if not self._closed:
             self._closed = True

@@ -55,6 +55,9 @@ class Stream(Protocol):
     async def receive(self, limit: int, seconds: float) -> bytes:
         """The next frame of at most `limit` bytes.  Raises `StreamClosed`, `NetworkTimeout`, `PeerError`."""
 
+    async def exchange(self, frame: bytes, limit: int, seconds: float) -> bytes:
+        """`send`, then `receive`, together in `seconds`.  Raises what they do."""
+
     async def close(self) -> None:
         """End our side; never raises."""
 

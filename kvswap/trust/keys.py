@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -38,7 +39,7 @@ def is_small_order(public_key: bytes) -> bool:
     return int.from_bytes(public_key, "little") & ((1 << 255) - 1) in _SMALL_ORDER_Y
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Key:
     """A private key.  `seed` is what libp2p and the PEM file hold as well."""
 
@@ -56,7 +57,7 @@ class Key:
     def seed(self) -> bytes:
         return self._private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
 
-    @property
+    @cached_property
     def peer_id(self) -> PeerId:
         return PeerId(self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
 

@@ -92,6 +92,26 @@ def test_frames_of_all_sizes_arrive_whole_and_in_order(kind: str) -> None:
 
 
 @KINDS
+def test_an_exchange_is_a_frame_and_the_next_one_that_comes(kind: str) -> None:
+    async def body() -> None:
+        async with network(kind) as net:
+            a, b = await net.node(), await net.node()
+            await link(a, b)
+            stream = await a.open(b.peer)
+            for size in (0, 5, 65_537, 400_000):
+                frame = os.urandom(size)
+                assert await stream.exchange(frame, 1 << 20, 30) == frame
+            await stream.send(b"ahead", 10)
+            assert await stream.exchange(b"behind", 100, 10) == b"ahead"
+            assert await stream.receive(100, 10) == b"behind"
+            with pytest.raises(PeerError):
+                await stream.exchange(b"x" * 101, 100, 10)
+            await stream.reset()
+
+    run(body())
+
+
+@KINDS
 def test_the_other_side_knows_who_asks(kind: str) -> None:
     async def body() -> None:
         async def tell(stream: Stream) -> None:

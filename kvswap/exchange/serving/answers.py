@@ -93,21 +93,14 @@ async def _find(node: Node, caller: Caller, request: messages.Find) -> messages.
     if len(given) != 1:
         raise UsageError("a find names exactly one of document, artifact, chain")
     providers: list[messages.Provider] = []
-    if request.chain is not None:
-        pairs = await asyncio.to_thread(node.store.longest_prefix, request.chain)
-    else:
+    reference: str | Cid | None = None
+    if request.chain is None:
         by_document = request.document is not None
         reference = parse_document(str(request.document)) if by_document else Cid.parse(str(request.artifact))
-        pairs = [(row, 0) for row in await asyncio.to_thread(node.store.lookup, reference)]
         providers = [messages.Provider(p.peer, list(p.addresses[:8])) for p in node.referrals(str(reference))]
-    pairs = _fresh(pairs)
-    wanted = (request.model, request.dtype)
-    fitting = next((row.id for row, _ in pairs if request.model is None or (row.model, row.dtype) == wanted), None)
-    envelope = await asyncio.to_thread(node.store.envelope, fitting) if fitting else None
+    pairs, fitting, envelope = await asyncio.to_thread(_looked_up, node, request, reference)
     if len(pairs) == 1 and request.chain is None:
         node.spawn(_prepare(node, pairs[0][0].id))
-    if envelope is not None and len(envelope) > LIMITS.inline_envelope_bytes:
-        envelope = None
     found = [_found(row, blocks, envelope if row.id == fitting else None) for row, blocks in pairs]
     own = str(node.publisher.peer_id)
     said = heads_of(node, [own, *(row.publisher for row, _ in pairs)])
@@ -115,6 +108,23 @@ async def _find(node: Node, caller: Caller, request: messages.Find) -> messages.
     told = audits_of(node, request.artifact, request.document) if request.chain is None else []
     grant = _grant(node, caller) if request.bulk and any(row.complete for row, _ in pairs) else None
     return messages.FindReply(AGENT, own, found, providers[: LIMITS.find_results], asks, said, told, grant)
+
+
+def _looked_up(
+    node: Node, request: messages.Find, reference: str | Cid | None
+) -> tuple[list[tuple[ArtifactRow, int]], str | None, bytes | None]:
+    """What is here, with the blocks shared; which of it fits the reader; and its envelope, where it may come along."""
+    if reference is None:
+        pairs = node.store.longest_prefix(request.chain or [])
+    else:
+        pairs = [(row, 0) for row in node.store.lookup(reference)]
+    pairs = _fresh(pairs)
+    wanted = (request.model, request.dtype)
+    fitting = next((row.id for row, _ in pairs if request.model is None or (row.model, row.dtype) == wanted), None)
+    envelope = node.store.envelope(fitting) if fitting else None
+    if envelope is not None and len(envelope) > LIMITS.inline_envelope_bytes:
+        envelope = None
+    return pairs, fitting, envelope
 
 
 async def _prepare(node: Node, artifact: str) -> None:

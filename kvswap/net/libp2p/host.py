@@ -3,7 +3,7 @@
 Pitfalls of py-libp2p 0.8.1 that this file is shaped by (measured; `docs/adr/0004-libp2p.md`):
 * `new_host()` would also offer plaintext and TLS, with which one can impersonate a peer: Noise only.
 * A stopped peer blocks a read for ever: every await has its own time-out (in the bridge).
-* `read(n)` is partial and truncation looks like an end: frames carry their length.
+* `read(n)` is partial and truncation looks like an end: frames carry their length (`frames`).
 * A writer gives up after 5 s without window: readers drain to memory first.
 * ADD_PROVIDER is limited to 10 in 10 s for a sender: provider records are paced.
 * GossipSub's heartbeat defaults to 120 s.
@@ -41,17 +41,16 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 
-from kvswap.core.errors import NetworkTimeout, P2pDown, PeerError
+from kvswap.core.errors import P2pDown, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.net.libp2p.relay import Relays, is_circuit, is_relayed
 from kvswap.net.messages import PROTOCOL, TOPIC
-from kvswap.net.transport import PeerAddress, StreamClosed
+from kvswap.net.transport import PeerAddress
 
 _GOSSIP = TProtocol("/meshsub/1.1.0")
 _MDNS_NETWORK = "kvswap"  # our own service name: other libp2p applications are not dialled
 _PROVIDE_EVERY_SECONDS = 1.2  # the receiving side allows 10 records in 10 s
 _MDNS_CLEAN_SECONDS = 120
-_READ = 1 << 20
 _KNOWN_PEERS = 1_024
 
 
@@ -292,45 +291,3 @@ class TrioHost:
 def _transport_part(address: str) -> multiaddr.Multiaddr:
     """A multiaddr without its /p2p/ part."""
     return multiaddr.Multiaddr(address.split("/p2p/")[0])
-
-
-async def send_frame(stream: Any, frame: bytes) -> None:
-    """Length and frame; two writes, so that a large frame is not copied."""
-    await stream.write(len(frame).to_bytes(4, "big"))
-    await stream.write(frame)
-
-
-async def receive_frame(stream: Any, limit: int) -> bytes:
-    """The next whole frame.  Raises `StreamClosed` at a clean end, `PeerError` otherwise."""
-    header = await _read_exactly(stream, 4, clean_end=True)
-    length = int.from_bytes(header, "big")
-    if length > limit:
-        raise PeerError(f"a frame of {length} bytes where {limit} are allowed")
-    return await _read_exactly(stream, length, clean_end=False)
-
-
-async def _read_exactly(stream: Any, length: int, clean_end: bool) -> bytes:
-    pieces: list[bytes] = []
-    have = 0
-    while have < length:
-        try:
-            # Waiting for a frame is the caller's time-out; inside one, silence is a fault of its own.
-            with trio.fail_after(LIMITS.stall_seconds if not clean_end else math.inf):
-                piece = await stream.read(min(length - have, _READ))
-        except (trio.Cancelled, NetworkTimeout):
-            raise
-        except trio.TooSlowError:
-            raise NetworkTimeout(f"nothing came for {LIMITS.stall_seconds:g} s, {have} of {length} bytes in") from None
-        except Exception as error:
-            piece = b""
-            ended = "EOF" in type(error).__name__ or "Closed" in type(error).__name__
-            if clean_end and not have and ended:
-                raise StreamClosed("the peer ended the stream") from error
-            raise PeerError(f"the stream broke after {have} of {length} bytes ({type(error).__name__})") from error
-        if not piece:
-            if clean_end and not have:
-                raise StreamClosed("the peer ended the stream")
-            raise PeerError(f"the stream ended after {have} of {length} bytes")
-        pieces.append(piece)
-        have += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -11,7 +11,8 @@ from kvswap.core.errors import KvswapError, P2pDown, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
 from kvswap.net.libp2p.bridge import TrioThread, innermost
-from kvswap.net.libp2p.host import TrioHost, receive_frame, send_frame
+from kvswap.net.libp2p.frames import Frames
+from kvswap.net.libp2p.host import TrioHost
 from kvswap.net.transport import (
     Announcement,
     AnnouncementHandler,
@@ -29,7 +30,7 @@ class Libp2pStream:
 
     def __init__(self, bridge: TrioThread, raw: Any, peer: str) -> None:
         self._bridge = bridge
-        self._raw = raw
+        self._frames = Frames(raw)
         self._peer = peer
 
     @property
@@ -37,16 +38,19 @@ class Libp2pStream:
         return self._peer
 
     async def send(self, frame: bytes, seconds: float) -> None:
-        await _call(self._bridge, self._peer, send_frame, self._raw, frame, seconds=seconds)
+        await _call(self._bridge, self._peer, self._frames.send, frame, seconds=seconds)
 
     async def receive(self, limit: int, seconds: float) -> bytes:
-        return await _call(self._bridge, self._peer, receive_frame, self._raw, limit, seconds=seconds)
+        return await _call(self._bridge, self._peer, self._frames.receive, limit, seconds=seconds)
+
+    async def exchange(self, frame: bytes, limit: int, seconds: float) -> bytes:
+        return await _call(self._bridge, self._peer, self._frames.exchange, frame, limit, seconds=seconds)
 
     async def close(self) -> None:
-        await self._end(self._raw.close)
+        await self._end(self._frames.close)
 
     async def reset(self) -> None:
-        await self._end(self._raw.reset)
+        await self._end(self._frames.reset)
 
     async def _end(self, function: Callable[[], Awaitable[None]]) -> None:
         with contextlib.suppress(P2pDown):
