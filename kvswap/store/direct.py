@@ -25,13 +25,14 @@ def aligned(length: int) -> mmap.mmap:
     return mmap.mmap(-1, max(1, -(-length // _PAGE)) * _PAGE)
 
 
-def write(descriptor: int, data: bytes | memoryview, owner: mmap.mmap | None = None) -> None:
+def write(descriptor: int, data: bytes | memoryview, owner: mmap.mmap | None = None, *, cached: bool = False) -> None:
     """Write `data` at the start of an empty file and cut it to that length.
 
+    `cached`: through the page cache after all, for who reads it soon.
     `owner` is the `aligned` memory that `data` is the beginning of, if it is: then nothing is copied.
     Raises `OSError`.
     """
-    if len(data) >= _WORTH_IT and hasattr(os, "O_DIRECT") and _direct(descriptor, True):
+    if not cached and len(data) >= _WORTH_IT and hasattr(os, "O_DIRECT") and _direct(descriptor, True):
         try:
             whole = -(-len(data) // _PAGE) * _PAGE
             _write_all(descriptor, memoryview(owner if owner is not None else _copied(data))[:whole])

@@ -1,9 +1,9 @@
 """Chunk files: `chunks/<last two characters>/<cid>`, written whole or not at all.
 
-A file appears under its name only after its bytes are on disk (temp, fsync, rename).  The rename
-itself may be lost with the power: then a listed file is missing, which every reader notices, and it
-is fetched again - cheaper than a flush of the directory for each chunk.  The name is the digest, so a
-reader can always tell a right file from a wrong one.
+A file appears under its name only when it is written whole (temp, rename), and synced before that unless the
+caller does so later.  The rename itself may be lost with the power: then a listed file is missing, which every
+reader notices, and it is fetched again - cheaper than a flush of the directory for each chunk.  The name is the
+digest, so a reader can always tell a right file from a wrong one.
 """
 
 from __future__ import annotations
@@ -96,18 +96,27 @@ class ChunkFiles:
     def directory(self) -> Path:
         return self._root
 
-    def write(self, cid: Cid, data: bytes | memoryview, owner: mmap.mmap | None = None) -> None:
+    def write(
+        self,
+        cid: Cid,
+        data: bytes | memoryview,
+        owner: mmap.mmap | None = None,
+        *,
+        synced: bool = True,
+        cached: bool = False,
+    ) -> None:
         """Store the bytes under their name.  Raises `StoreFull`; the store stays as it was.
 
-        `owner`: see `direct.write`.
+        `owner` and `cached`: see `direct.write`.  Unless `synced` it is the caller's to `sync` the file later.
         """
         target = self.path(cid)
         temporary: Path | None = self._temporary / f"{os.getpid()}-{next(self._numbers)}"
         try:
             descriptor = os.open(str(temporary), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                direct.write(descriptor, data, owner)
-                os.fsync(descriptor)
+                direct.write(descriptor, data, owner, cached=cached)
+                if synced:
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             try:
@@ -127,6 +136,14 @@ class ChunkFiles:
         finally:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
+
+    def sync(self, cid: Cid) -> None:
+        """Make a file durable.  Raises `OSError`."""
+        descriptor = os.open(self.path(cid), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def open(self, cid: Cid) -> Iterator[ChunkFile]:

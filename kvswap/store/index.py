@@ -46,6 +46,10 @@ MIGRATIONS = (
     """
     CREATE INDEX artifacts_publisher ON artifacts (publisher);
     """,
+    """
+    ALTER TABLE chunks ADD COLUMN synced INTEGER NOT NULL DEFAULT 1;
+    CREATE INDEX chunks_unsynced ON chunks (cid) WHERE NOT synced;
+    """,
 )
 
 

@@ -1,7 +1,8 @@
 """The store: chunks, artifacts, pins, quota, garbage collection, repair.
 
 Guarantees:
-* A chunk is listed only after its bytes, checked against their CID, are on disk.
+* A chunk is listed only after its bytes, checked against their CID, are written whole: synced as well, or marked
+  as not synced yet, and then checked again when the store is opened after a crash (`behind`).
 * An artifact is *complete* only when every chunk that a reader of the whole document needs is listed.
 * One process holds a store (`StoreLocked` for the second).
 * What is pinned, held by a lease, or belongs to a complete unpinned artifact that still fits the
@@ -26,6 +27,7 @@ from typing import Any
 
 from kvswap.core.errors import IntegrityError, NotFound, StoreFull, StoreLocked
 from kvswap.core.ids import Cid
+from kvswap.store.behind import Behind
 from kvswap.store.files import ChunkFile, ChunkFiles
 from kvswap.store.index import Index
 
@@ -97,6 +99,8 @@ class Store:
         self._reserved = 0  # bytes of writes under way
         (row,) = self._index.rows("SELECT COALESCE(SUM(length), 0) AS total FROM chunks")
         self._used = int(row["total"])
+        self._behind = Behind(self._sync, self._synced)
+        self._check_unsynced()
         self.generation = int(time.time() * 1000)  # grows with every change of what is here
 
     @classmethod
@@ -120,6 +124,7 @@ class Store:
             raise
 
     def close(self) -> None:
+        self._behind.close()
         self._index.close()
         os.close(self._lock)
 
@@ -140,9 +145,11 @@ class Store:
         cid: Cid | None = None,
         owner: mmap.mmap | None = None,
         arrived: Cid | None = None,
+        behind: bool = False,
     ) -> Cid:
         """Store bytes; `cid`, when given, is what they must be.  Idempotent.
 
+        `behind`: listed when they are written and synced soon after, for what can be had again.
         `owner` is the aligned memory that `data` lies at the beginning of, if it does (`store.direct`);
         `arrived` is the id of these very bytes, when the caller has computed it: then they are not hashed again.
         Raises `IntegrityError` before anything is written, `StoreFull` when the quota or the disk
@@ -155,18 +162,49 @@ class Store:
             return actual
         self._reserve(len(data))
         try:
-            self._files.write(actual, data, owner)
+            cached = behind and self._behind.cached
+            self._files.write(actual, data, owner, synced=not behind, cached=cached)
             with self._guard, self._index.transaction() as db:
                 if not self._files.path(actual).exists():  # a collection may have taken an old orphan of this name
-                    self._files.write(actual, data, owner)
-                added = db.execute(
-                    "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", (actual.digest, len(data), time.time())
-                ).rowcount
+                    self._files.write(actual, data, owner, synced=not behind, cached=cached)
+                added = _list_chunk(db, actual, len(data), synced=not behind)
                 self._used += len(data) if added else 0
+            if behind and added:
+                self._behind.add(actual, len(data))
         finally:
             with self._guard:
                 self._reserved -= len(data)
         return actual
+
+    def _sync(self, cid: Cid) -> None:
+        try:
+            self._files.sync(cid)
+        except FileNotFoundError:
+            pass  # collected meanwhile
+        except OSError:  # only now the disk says that it did not keep it
+            self._forget(cid)
+            self._files.remove(cid)
+
+    def _synced(self, cids: Sequence[Cid]) -> None:
+        with self._index.transaction() as db:
+            db.executemany("UPDATE chunks SET synced = 1 WHERE cid = ?", [(cid.digest,) for cid in cids])
+
+    def _check_unsynced(self) -> None:
+        """What a crash left unsynced is here, or it is not: after a loss of power a file may be empty."""
+        cids = [Cid(bytes(r["cid"])) for r in self._index.rows("SELECT cid FROM chunks WHERE NOT synced")]
+        for cid in cids:
+            try:
+                with self._files.open(cid) as file:
+                    right = file.id() == cid
+            except FileNotFoundError:
+                right = False
+            if right:
+                self._sync(cid)
+            else:
+                self._forget(cid)
+                self._files.remove(cid)
+        if cids:
+            self._synced(cids)
 
     def has_chunk(self, cid: Cid) -> bool:
         return bool(self._index.rows("SELECT 1 FROM chunks WHERE cid = ?", cid.digest))
@@ -459,10 +497,11 @@ class Store:
                 with self._guard, self._index.transaction() as db:
                     if not self._files.path(cid).exists():
                         continue  # or since it was read
-                    values = (cid.digest, length, time.time())
                     # Listed since the index was read: then it is counted already.
-                    added = db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", values).rowcount
+                    added = _list_chunk(db, cid, length, synced=False)
                     self._used += length if added else 0
+                if added:
+                    self._behind.add(cid, length)
                 adopted += added
             checked += 1
         for cid in listed:
@@ -479,6 +518,12 @@ class Store:
                 "UPDATE artifacts SET complete = NOT EXISTS (SELECT 1 FROM artifact_chunks a "
                 "LEFT JOIN chunks c ON c.cid = a.cid WHERE a.artifact = artifacts.id AND a.needed AND c.cid IS NULL)"
             )
+
+
+def _list_chunk(db: sqlite3.Connection, cid: Cid, length: int, *, synced: bool) -> int:
+    """1, or 0 when it was listed already."""
+    values = (cid.digest, length, time.time(), synced)
+    return db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", values).rowcount
 
 
 def _row(row: sqlite3.Row) -> ArtifactRow:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from kvswap.core.errors import NotFound
+from kvswap.core.ids import Cid
 from kvswap.exchange.node import Node
 from kvswap.exchange.plan import Judge
 from kvswap.exchange.request import Progress
@@ -42,9 +43,8 @@ async def bring(
             begin(transfer)
         async with one_at_a_time:
             await transfer.run(peers)
-        await asyncio.to_thread(list_artifact, node, statement)
         kept = [files[i].id for i in wanted if i not in transfer.skipped]
-        lost = await asyncio.to_thread(node.store.missing, kept)
+        lost = await asyncio.to_thread(_listed, node, statement, kept)
     if lost:
         raise NotFound(
             f"artifact {statement.artifact} was fetched, but part of it was removed meanwhile",
@@ -52,3 +52,8 @@ async def bring(
             hint="kvswap gc, or KVSWAP_QUOTA_BYTES",
         )
     return transfer
+
+
+def _listed(node: Node, statement: Statement, kept: Sequence[Cid]) -> list[Cid]:
+    """Note what is here now; those of `kept` that are not."""
+    return [] if list_artifact(node, statement) else node.store.missing(kept)

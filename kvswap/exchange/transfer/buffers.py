@@ -15,6 +15,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.store.direct import aligned
 
 _KEPT = 16
+_IDLE_SECONDS = 2.0  # after which memory that no transfer uses is given back
 
 
 class Buffers:
@@ -25,6 +26,7 @@ class Buffers:
         self._used = 0
         self._free: list[mmap.mmap] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._dropping: asyncio.TimerHandle | None = None
 
     @property
     def used_bytes(self) -> int:
@@ -65,6 +67,13 @@ class Buffers:
             if not turn.done():
                 turn.set_result(None)
 
-    def drop_free(self) -> None:
-        """Give unused memory back; called when no transfer is left."""
-        self._free.clear()
+    def drop_free_soon(self) -> None:
+        """Give unused memory back unless somebody asks for it again; the end of a transfer does not wait for that."""
+        if self._dropping is not None:
+            self._dropping.cancel()
+        self._dropping = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._drop_free)
+
+    def _drop_free(self) -> None:
+        self._dropping = None
+        if not self._used:
+            self._free.clear()

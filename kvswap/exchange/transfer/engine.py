@@ -116,8 +116,7 @@ class Transfer:
                 await task
         finally:
             await stop([*tasks, *self._tasks.values()])
-            if not self.node.buffers.used_bytes:
-                self.node.buffers.drop_free()  # no other transfer is under way
+            self.node.buffers.drop_free_soon()
 
     def skip(self, indices: Iterable[int]) -> None:
         """These files are not wanted any more."""
@@ -323,7 +322,7 @@ class Transfer:
                 for loser in losers:
                     self._flights[loser, number].cancel()
                 self._notify()  # the link is free again, while this one is checked and written
-                await whole(self.node.store.put_chunk, view, ref.id, memory, arrived)
+                await whole(self.node.store.put_chunk, view, ref.id, memory, arrived, True)
                 stored = True
         except NotFound:
             self._schedule.lacks(peer, number)

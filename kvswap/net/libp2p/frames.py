@@ -54,7 +54,7 @@ class Frames:
         await self._stream.reset()
 
     async def _exactly(self, length: int, between: bool = False) -> bytes:
-        """`between` frames the stream may end, and how long to wait is the caller's to say; elsewhere silence is a fault."""
+        """`between` frames the stream may end, and how long to wait is the caller's; elsewhere silence is a fault."""
         pieces: list[bytes] = []
         have = 0
         while have < length:
