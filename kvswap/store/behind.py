@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from kvswap.core.ids import Cid
 
 _WAITING_BYTES = 256 << 20  # more than this is not left to the power: who writes waits
-_CACHED_BYTES = 64 << 20  # while less than this waits, writes go through the page cache, where a reader finds them
 _BATCH = 64
 
 
@@ -31,11 +30,6 @@ class Behind:
         self._closing = False
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-
-    @property
-    def cached(self) -> bool:
-        """Whether the disk keeps up, so that what is written next may go through the page cache."""
-        return self._bytes < _CACHED_BYTES
 
     def add(self, cid: Cid, size: int) -> None:
         """To be synced; waits while too much is already."""

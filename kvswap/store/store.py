@@ -146,10 +146,12 @@ class Store:
         owner: mmap.mmap | None = None,
         arrived: Cid | None = None,
         behind: bool = False,
+        cached: bool = False,
     ) -> Cid:
         """Store bytes; `cid`, when given, is what they must be.  Idempotent.
 
-        `behind`: listed when they are written and synced soon after, for what can be had again.
+        `behind`: listed when they are written and synced soon after, for what can be had again; `cached`: through the
+        page cache, for what is read soon.
         `owner` is the aligned memory that `data` lies at the beginning of, if it does (`store.direct`);
         `arrived` is the id of these very bytes, when the caller has computed it: then they are not hashed again.
         Raises `IntegrityError` before anything is written, `StoreFull` when the quota or the disk
@@ -162,7 +164,6 @@ class Store:
             return actual
         self._reserve(len(data))
         try:
-            cached = behind and self._behind.cached
             self._files.write(actual, data, owner, synced=not behind, cached=cached)
             with self._guard, self._index.transaction() as db:
                 if not self._files.path(actual).exists():  # a collection may have taken an old orphan of this name

@@ -56,7 +56,6 @@ def test_all_are_synced_oldest_first_and_then_told_of() -> None:
 
 def test_who_writes_faster_than_the_disk_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(behind, "_WAITING_BYTES", 30)
-    monkeypatch.setattr(behind, "_CACHED_BYTES", 15)
     go, full, through = threading.Event(), threading.Event(), threading.Event()
     queue = Behind(lambda cid: go.wait(30) and None, lambda cids: None)
 
@@ -67,15 +66,13 @@ def test_who_writes_faster_than_the_disk_waits_for_it(monkeypatch: pytest.Monkey
         queue.add(CIDS[3], 10)
         through.set()
 
-    assert queue.cached
     thread = threading.Thread(target=write)
     thread.start()
-    assert full.wait(30) and not queue.cached and not through.is_set()
+    assert full.wait(30) and not through.is_set()
     go.set()
     assert through.wait(30)
     thread.join()
     queue.close()
-    assert queue.cached
 
 
 def test_what_cannot_be_told_of_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,16 +97,14 @@ def test_fetched_chunks_are_synced_soon_and_others_at_once(tmp_path: Path) -> No
     assert unsynced(again) == set() and again.missing([own, fetched]) == []
 
 
-@pytest.mark.parametrize("size", [1000, 600_001])  # through the page cache; and past it, where a file system can
-def test_what_the_power_took_is_not_listed_any_more(
-    tmp_path: Path, never: None, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    monkeypatch.setattr(Behind, "cached", size < 10_000)
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_the_power_took_is_not_listed_any_more(tmp_path: Path, never: None, cached: bool) -> None:
+    size = 600_001  # a file system that can writes so much directly
     store = Store.open(tmp_path)
     made = make_artifact()
     put(store, made)
     bodies = [os.urandom(size) for _ in range(4)]
-    whole, emptied, gone, wrong = (store.put_chunk(body, behind=True) for body in bodies)
+    whole, emptied, gone, wrong = (store.put_chunk(body, behind=True, cached=cached) for body in bodies)
     lost = made.manifest.chunks[0].id
     store._forget(lost)
     store.put_chunk(made.chunks[lost], lost, behind=True)

@@ -40,6 +40,7 @@ _KNOWN = 4 * LIMITS.peers_per_transfer  # peers kept in mind
 _REFERRED = 16  # peers that one peer may name at a time: it must not fill the list with inventions
 _JUDGE_EVERY_SECONDS = 0.25
 _JUDGE_AFTER_SECONDS = 1.5
+_CACHED_BYTES = 96 << 20  # a transfer of at most so much goes through the page cache, where its reader finds it
 _SUNK = 1.25  # the rest must cost so much more than prefilling before a fetch under way is given up
 
 
@@ -133,6 +134,10 @@ class Transfer:
         if self._schedule.complete:
             self._end()
         self._notify()
+
+    @property
+    def _cached(self) -> bool:
+        return self.received + self._schedule.left_bytes <= _CACHED_BYTES
 
     @property
     def complete(self) -> bool:
@@ -322,7 +327,7 @@ class Transfer:
                 for loser in losers:
                     self._flights[loser, number].cancel()
                 self._notify()  # the link is free again, while this one is checked and written
-                await whole(self.node.store.put_chunk, view, ref.id, memory, arrived, True)
+                await whole(self.node.store.put_chunk, view, ref.id, memory, arrived, True, self._cached)
                 stored = True
         except NotFound:
             self._schedule.lacks(peer, number)
