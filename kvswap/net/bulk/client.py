@@ -95,7 +95,6 @@ class _Connection:
         seconds = LIMITS.bulk_connect_seconds
         try:
             sock = socket.create_connection((self._target.host, self._target.port), seconds)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._tls = self._http.sock = TlsSocket(sock, self._context)
             self._tls.handshake(seconds)
         except OSError as error:

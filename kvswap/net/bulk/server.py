@@ -42,6 +42,7 @@ from kvswap.core.errors import (
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.net.bulk.identity import BulkIdentity
+from kvswap.net.bulk.tls import TlsSocket
 from kvswap.net.bulk.tokens import Tokens
 from kvswap.net.messages import BulkRecord
 
@@ -192,19 +193,16 @@ class _Connection(threading.Thread):
         super().__init__(name="kvswap-serve", daemon=True)
         self.host = host
         self._server = server
-        self._sock = sock
+        self._sock = TlsSocket(sock, server.identity.context, server=True)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
         self._piece: memoryview | None = None
 
     def abort(self) -> None:
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+        self._sock.abort()
 
     def run(self) -> None:
         try:
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._sock.settimeout(_HANDSHAKE_SECONDS)
-            self._sock = self._server.identity.context.wrap_socket(self._sock, server_side=True)
+            self._sock.handshake(_HANDSHAKE_SECONDS)
             self._serve()
         except OSError:  # the peer went away, was too slow, or speaks no TLS; `ssl.SSLError` is one as well
             pass
@@ -233,8 +231,7 @@ class _Connection(threading.Thread):
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
-                self._sock.settimeout(max(0.001, deadline - time.monotonic()))
-                self._http.receive_data(self._sock.recv(_HEAD_BYTES))
+                self._http.receive_data(self._sock.recv(_HEAD_BYTES, deadline - time.monotonic()))
             elif isinstance(event, h11.Request):
                 request = event
             elif isinstance(event, h11.EndOfMessage):
@@ -292,12 +289,7 @@ class _Connection(threading.Thread):
             start += size
 
     def _send(self, data: Any) -> None:
-        view, deadline = memoryview(data), time.monotonic() + LIMITS.upload_piece_seconds
-        self._sock.settimeout(LIMITS.upload_piece_seconds)
-        while view:
-            view = view[self._sock.send(view) :]  # a TLS record at a time
-            if time.monotonic() > deadline:
-                raise TimeoutError("too slow")
+        self._sock.sendall(data, LIMITS.upload_piece_seconds)
 
     def _head(self, status: int, headers: list[tuple[str, str]]) -> None:
         self._send(self._http.send(h11.Response(status_code=status, headers=headers)) or b"")

@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,8 +22,11 @@ from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotF
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, BulkTarget, Tokens, check_record
+from kvswap.net.bulk import client as bulk_client
+from kvswap.net.bulk import server as bulk_server
 from kvswap.net.bulk.client import BulkUnreachable
 from kvswap.net.bulk.server import byte_range
+from kvswap.net.bulk.tls import TlsSocket
 from tests.support import HeldChunk, key, run
 
 DATA = os.urandom(3_000_017)
@@ -352,6 +356,66 @@ def test_silent_and_too_many_connections_are_closed() -> None:
         run(body())
     finally:
         object.__setattr__(LIMITS, "bulk_idle_seconds", before)
+
+
+@pytest.mark.parametrize("how", ["a handshake", "a request"])
+def test_a_peer_that_drips_is_ended_when_its_time_is_over(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte of a record that never becomes whole restarts no clock."""
+    monkeypatch.setattr(bulk_server, "_HANDSHAKE_SECONDS", 0.5)
+
+    async def body() -> None:
+        async with plane() as p:
+            reader, writer = await asyncio.open_connection("127.0.0.1", p.server.port)
+            if how == "a request":
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                into, out = ssl.MemoryBIO(), ssl.MemoryBIO()
+                tls = context.wrap_bio(into, out)
+                while True:
+                    try:
+                        tls.do_handshake()
+                        break
+                    except ssl.SSLWantReadError:
+                        writer.write(out.read())
+                        into.write(await reader.read(65_536))
+                writer.write(out.read())
+                tls.write(b"GET /v1/chunks/" + b"x" * 4000)
+                drip = out.read()
+            else:
+                drip = b"\x16\x03\x01\x02\x00" + bytes(512)  # the beginning of a ClientHello
+            async with asyncio.timeout(20):
+                while p.server.connections == 0:
+                    await asyncio.sleep(0.01)
+                for byte in drip[:-8]:
+                    writer.write(bytes([byte]))
+                    await asyncio.sleep(0.005)
+                    if not p.server.connections:
+                        break
+                assert not p.server.connections
+            writer.close()
+
+    before = LIMITS.bulk_idle_seconds
+    try:
+        object.__setattr__(LIMITS, "bulk_idle_seconds", 0.5)
+        run(body())
+    finally:
+        object.__setattr__(LIMITS, "bulk_idle_seconds", before)
+
+
+def test_a_reader_that_takes_too_little_is_dropped() -> None:
+    """Half a minute for a piece, whatever becomes of its parts."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        tls = TlsSocket(here, BulkIdentity.create(key()).context, server=True)
+        client = TlsSocket(there, bulk_client._context())
+        with ThreadPoolExecutor(1) as other:
+            done = other.submit(client.handshake, 10)
+            tls.handshake(10)
+            done.result()
+        with pytest.raises(TimeoutError):
+            tls.sendall(bytes(1 << 20), 0.2)
 
 
 @given(
