@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import machine, table
+from benchmarks.common import machine, nginx, table
 from kvswap.artifact.manifest import LayerSpec
 from tests.support import Daemon, Made, key, make_artifact, stock, until
 
@@ -87,27 +87,8 @@ class Aria2:
             (root / folder).mkdir(parents=True)
         (root / "data" / "file").write_bytes(os.urandom(size))
         self._size = size
-        run = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        run += [
-            "-keyout",
-            str(root / "key.pem"),
-            "-out",
-            str(root / "cert.pem"),
-            "-days",
-            "3",
-            "-subj",
-            "/CN=localhost",
-        ]
-        subprocess.run(run, check=True, capture_output=True)
         self._port = 30_000 + os.getpid() % 20_000
-        (root / "nginx.conf").write_text(
-            f"worker_processes auto; daemon off; pid {root}/pid; error_log {root}/error.log; user root;\n"
-            "events { worker_connections 256; }\n"
-            f"http {{ access_log off; sendfile on; server {{ listen 127.0.0.1:{self._port} ssl; root {root}/data; "
-            f"ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem; }} }}\n"
-        )
-        self._nginx = subprocess.Popen(["nginx", "-c", str(root / "nginx.conf")])
-        time.sleep(1)
+        self._nginx = nginx(root, f"127.0.0.1:{self._port}")
 
     def round(self) -> Sample:
         shutil.rmtree(self._root / "out")

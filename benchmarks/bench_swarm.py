@@ -5,11 +5,16 @@
 Every node is a process in a network namespace of its own; links are shaped with `tc tbf`.  Rates are
 wire bytes of chunks over the seconds of `kvswap fetch`, look-up included.  A link carries 1,448 bytes
 of TCP in 1,514 of Ethernet and 22 bytes of TLS in 16 KiB: 95.5% is the most that any transfer reaches.
+Beside it, in turns, `curl` fetches as many bytes from nginx over HTTPS to a file, without look-up or digests.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -21,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psutil
 
-from benchmarks.common import machine, table
+from benchmarks.common import machine, nginx, table
 from benchmarks.shaped import Network, answer
 from kvswap.artifact.manifest import LayerSpec
 from tests.support import Daemon, Made, key, make_artifact, stock
@@ -53,18 +58,21 @@ def links(root: Path) -> None:
     print(f"\nOne provider, shaped link, medians of {ROUNDS}\n")
     rows = []
     warm = artifact(4, seed=99)
+    beside = shutil.which("nginx") and shutil.which("curl")
     for mbit, sizes in ((100, (20, 60, 200)), (1000, (20, 60, 200, 600))):
         mades = [artifact(size, seed=mbit) for size in sizes]
         stock(root / f"server{mbit}", warm, *mades)
         with Network({"server": mbit, "reader": mbit}) as network:
             server = network.daemon("server", root / f"server{mbit}")
+            web = Web(network, root / f"web{mbit}", [made.manifest.wire_bytes for made in mades]) if beside else None
             for number, made in enumerate(mades):
-                reports = []
+                reports, curl = [], []
                 for attempt in range(ROUNDS):
                     home = root / f"reader{mbit}-{number}-{attempt}"
                     node = reader(network, "reader", home, [server], warm)
                     reports.append(network.ask("reader", home, "fetch", made.id, "--force"))
                     network.stop(node)
+                    curl += [web.seconds(made.manifest.wire_bytes)] if web else []
                 best = sorted(reports, key=lambda r: r["seconds"])[len(reports) // 2]
                 rate = best["wire_bytes"] * 8 / 1e6 / best["seconds"]
                 rows.append(
@@ -74,9 +82,34 @@ def links(root: Path) -> None:
                         f"{best['seconds']:.3f}",
                         f"{rate:.1f}",
                         f"{rate / mbit:.1%}",
+                        f"{best['wire_bytes'] * 8 / 1e6 / statistics.median(curl) / mbit:.1%}" if curl else "",
+                        f"{statistics.median(curl) / best['seconds']:.2f}" if curl else "",
                     ]
                 )
-    table(["link", "MB", "seconds", "Mbit/s", "of the link"], rows)
+            if web:
+                web.close()
+    table(["link", "MB", "seconds", "Mbit/s", "of the link", "curl, of the link", "kvswap / curl"], rows)
+
+
+class Web:
+    """nginx in the server's namespace, with a file of each size; `curl` in the reader's."""
+
+    def __init__(self, network: Network, root: Path, sizes: list[int]) -> None:
+        (root / "data").mkdir(parents=True)
+        for size in sizes:
+            (root / "data" / str(size)).write_bytes(os.urandom(size))
+        self._network, self._root = network, root
+        self._address = f"{network.address['server']}:8443"
+        self._nginx = nginx(root, self._address, network.wrapper("server"))
+
+    def seconds(self, size: int) -> float:
+        command = [*self._network.wrapper("reader"), "curl", "-sSfk", "-o", str(self._root / "out")]
+        command += ["-w", "%{time_total}", f"https://{self._address}/{size}"]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    def close(self) -> None:
+        self._nginx.terminate()
+        self._nginx.wait()
 
 
 def _providers(root: Path, name: str, rates: list[float], made: Made, warm: Made, kill: bool = False) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -54,6 +55,22 @@ def once(function: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
     value = function()
     return time.perf_counter() - began, value
+
+
+def nginx(root: Path, listen: str, wrapper: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    """nginx with a certificate of its own, in `root`, that serves what is below `root/data` over HTTPS."""
+    run = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    run += ["-keyout", str(root / "key.pem"), "-out", str(root / "cert.pem"), "-days", "3", "-subj", "/CN=localhost"]
+    subprocess.run(run, check=True, capture_output=True)
+    (root / "nginx.conf").write_text(
+        f"worker_processes auto; daemon off; pid {root}/pid; error_log {root}/error.log; user root;\n"
+        "events { worker_connections 256; }\n"
+        f"http {{ access_log off; sendfile on; server {{ listen {listen} ssl; root {root}/data; "
+        f"ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem; }} }}\n"
+    )
+    process = subprocess.Popen([*wrapper, "nginx", "-c", str(root / "nginx.conf")])
+    time.sleep(1)
+    return process
 
 
 def table(headers: list[str], rows: list[list[Any]]) -> None:
