@@ -71,7 +71,7 @@ def check_main_job(a: Daemon, b: Daemon, document: Path, steps: int) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_default_model_256_steps(daemon: Start, smollm: Path, tmp_path: Path, dtype: str) -> None:
     document = tmp_path / "document.txt"
-    document.write_text(DOCUMENT.read_text()[:4000])
+    document.write_text(DOCUMENT.read_text()[:2500])
     a, b = pair(daemon, "--model", "smollm2-135m", "--dtype", dtype)
     check_main_job(a, b, document, 256)
 

@@ -63,7 +63,7 @@ def _grant(node: Node, caller: Caller) -> messages.Grant | None:
     record, now = node.bulk_record, time.monotonic()
     if record is None:
         return None
-    if caller.token is None or now > caller.token_until:
+    if caller.token is None or now > caller.token_until or not node.tokens.holds(caller.token):
         try:
             caller.token = node.tokens.issue(caller.peer)
         except PeerBusy:

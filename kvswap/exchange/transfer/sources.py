@@ -95,7 +95,8 @@ class Source:
         me = messages.Provider(self._transport.peer, self._transport.addresses()[:8])
         join = messages.Join(self._artifact, me, self._wants_bulk)
         self._control, reply = await self._node.sessions.begin(address, join, messages.JoinReply)
-        self._target = _aim(self._node, self.peer, reply.grant)
+        # Meanwhile its bulk plane may have turned out to be of no use.
+        self._target = _aim(self._node, self.peer, reply.grant) if self._wants_bulk else None
         self._heard(reply.have, reply.peers)
 
     def _heard(self, have: bytes, peers: list[messages.Provider]) -> None:

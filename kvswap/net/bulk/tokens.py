@@ -56,6 +56,14 @@ class Tokens:
             raise TokenRefused("the token is revoked: the stream it was handed over on has ended")
         return held[0]
 
+    def holds(self, token: str) -> bool:
+        """Whether `check` would take it."""
+        try:
+            self.check(token)
+        except TokenRefused:
+            return False
+        return True
+
     def revoke(self, token: str) -> None:
         """Idempotent."""
         try:
