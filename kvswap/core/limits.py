@@ -65,7 +65,8 @@ class Limits:
     pipelined_requests: int = 16  # one stream: requests a peer may have unanswered
     streams_per_peer: int = 32
     streams: int = 512  # of all peers together
-    offences_per_second: float = 4.0  # streams beyond the cap, answers left unread; twice that at once
+    offences_per_second: float = 1.0  # streams beyond the cap, answers left unread,
+    offences_at_once: float = 8.0  # which a peer that only froze does not reach
     shun_seconds: float = 60.0  # for which a peer that flooded is not served
     requests_per_second: int = 200  # of one peer, answered at once; more have to wait
     dial_seconds: float = 10.0

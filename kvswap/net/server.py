@@ -53,10 +53,11 @@ def _nothing() -> None:
 
 
 class Buckets:
-    """A token bucket for each peer: `rate` a second, twice that at once."""
+    """A token bucket for each peer: `rate` a second, and so many `at_once`, or twice as many as in a second."""
 
-    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rate: float, at_once: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
+        self._ahead = (at_once if at_once is not None else 2 * rate) / rate  # seconds
         self._clock = clock
         self._due: OrderedDict[str, float] = OrderedDict()  # when the bucket will be full again
 
@@ -67,7 +68,7 @@ class Buckets:
         self._due[peer] = full_at
         while len(self._due) > _BUCKETS_KEPT:
             self._due.popitem(last=False)
-        return max(0.0, full_at - now - 2.0)
+        return max(0.0, full_at - now - self._ahead)
 
 
 class Server:
@@ -82,7 +83,7 @@ class Server:
         self._answer = answer
         self._refuse = refuse
         self._flooded = flooded
-        self._offences = Buckets(LIMITS.offences_per_second)
+        self._offences = Buckets(LIMITS.offences_per_second, LIMITS.offences_at_once)
         self._streams: Counter[str] = Counter()
         self._buckets = Buckets(LIMITS.requests_per_second)
 
