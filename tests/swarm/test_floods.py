@@ -40,11 +40,13 @@ def test_a_flood_of_requests_costs_bounded_memory_is_hung_up_on_and_keeps_nobody
 
     async def flood(transport: Transport) -> None:
         """Asks for chunks and bitmaps on many streams, reading nothing back, and comes again when cut off."""
+        dialling = asyncio.Lock()
 
         async def one() -> None:
             while True:
                 try:
-                    await transport.connect(PeerAddress(peer, (server.address,)))
+                    async with dialling:  # one connection for all: as many at a time may end one another
+                        await transport.connect(PeerAddress(peer, (server.address,)))
                     stream = await transport.open(peer)
                     while True:
                         for request in (messages.GetChunk(str(largest.id)), messages.Have(made.id)):
