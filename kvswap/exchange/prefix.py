@@ -68,6 +68,7 @@ async def longest_beginning(
     for _, told in called:
         for row, blocks in await asyncio.to_thread(node.store.longest_prefix, told):
             candidates[row.id] = (blocks, [])
+    here = frozenset(candidates)  # no peer's word stands before our own copy
     if not terms.local:
         await _refresh_catalogues(node, terms.lookup_seconds or _CATALOGUE_SECONDS)
     for names, told in called if not terms.local else ():
@@ -79,7 +80,7 @@ async def longest_beginning(
         for offer in await find(node, query, seconds=LIMITS.lookup_seconds / 5, only=peers):
             _, known = candidates.setdefault(offer.found.artifact, (most, []))
             known.append(offer.peer)
-            if offer.found.envelope is not None:
+            if offer.found.envelope is not None and offer.found.artifact not in here:
                 inline.setdefault(offer.found.artifact, offer.found.envelope)
     # The longest first; of equals, what is here before what is elsewhere.
     ranked = sorted(candidates.items(), key=lambda item: (-item[1][0], bool(item[1][1])))
