@@ -43,7 +43,7 @@ test: setup lint model
 	$(BIN)/python -m pytest -m "not faults"
 
 test-faults: setup
-	$(BIN)/python -m pytest -m faults tests/swarm
+	$(BIN)/python -m pytest -m faults
 
 $(VLLM_VENV)/.ready: pyproject.toml .ci/setup-vllm
 	@echo "setting up $(VLLM_VENV) (once, a few minutes)"
