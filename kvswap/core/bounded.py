@@ -1,0 +1,355 @@
+"""Tables that others' words fill, bounded in entries and in bytes.
+
+Who fills a table with words alone must not push out what is worth keeping.  So every entry has a *teller*:
+whoever is answerable for it, usually the peer that said it.  A teller has a share, and beyond it pushes out only
+what it told itself.  When the table is full, the teller that fills most of it gives way - the new entry's, if
+nobody fills more - and of what it told what was used longest ago.  What is *kept* - held with `keep`, or named so
+by the table's own rule - gives way to nothing that is new and not kept itself.  `core.rows` makes rows of this.
+
+>>> heard = Table[str, bytes]("heard", entries=3, per_teller=2)
+>>> for name in "abc":
+...     _ = heard.put(name, b"", "loud")
+>>> _ = heard.put("d", b"", "quiet")
+>>> _ = heard.put("e", b"", "another")
+>>> list(heard)
+['c', 'd', 'e']
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+_LOOKS = 32  # kept entries that are looked at again, at most, to find room for one more
+_ENTRY_BYTES = 256  # of the tables' own book-keeping, about
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How full a table is.  Bytes are an estimate of memory; `refused` and `evicted` count since the start."""
+
+    name: str
+    entries: int
+    most_entries: int
+    bytes: int
+    most_bytes: int
+    refused: int = 0
+    evicted: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of `kvswap status --json`."""
+        return dataclasses.asdict(self)
+
+
+class Bounded(Protocol):
+    """A table that can say how full it is."""
+
+    def filling(self) -> Filling:
+        """Say how full it is; from any thread, without waiting."""
+
+
+class Tables:
+    """The bounded tables of one node, for `status`."""
+
+    def __init__(self) -> None:
+        self._tables: list[Bounded] = []
+
+    def add(self, *tables: Bounded) -> None:
+        """List these tables from now on."""
+        self._tables += tables
+
+    def fillings(self) -> list[Filling]:
+        """Say how full each table is, in the order of their names."""
+        return sorted((table.filling() for table in self._tables), key=lambda filling: filling.name)
+
+
+def weigh(value: object) -> int:
+    """Estimate the memory of a value in bytes: of what it holds too, where it is made of containers and structs."""
+    total, todo = 0, [value]
+    while todo:
+        item = todo.pop()
+        total += sys.getsizeof(item, 64)
+        if isinstance(item, dict):
+            todo += [*item.keys(), *item.values()]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            todo += item
+        elif isinstance(item, msgspec.Struct):
+            todo += [getattr(item, name) for name in item.__struct_fields__]
+        elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+            todo += [getattr(item, field.name) for field in dataclasses.fields(item)]
+    return total
+
+
+class _Entry(Generic[V]):
+    __slots__ = ("value", "teller", "size", "held", "kept")
+
+    def __init__(self, value: V, teller: str, size: int, held: bool) -> None:
+        self.value = value
+        self.teller = teller
+        self.size = size
+        self.held = held  # by `keep`, until `release`
+        self.kept = False  # counted apart from its teller's
+
+
+class Table(Generic[K, V]):
+    """A mapping bounded in entries and bytes, with a share for each teller.  For one thread, but for `filling`."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        entries: int,
+        nbytes: int | None = None,
+        per_teller: int | None = None,
+        bytes_per_teller: int | None = None,
+        keep: Callable[[K, V], bool] | None = None,
+        size: Callable[[K, V], int] | None = None,
+        removed: Callable[[K, V], None] | None = None,
+    ) -> None:
+        """Make an empty table.
+
+        `entries` and `nbytes` bound the whole (`nbytes` None: 4 KiB for each entry), `per_teller` and
+        `bytes_per_teller` what one teller fills (None: all of it).  `keep(key, value)` says what must not give way to
+        what is new.  `size(key, value)` estimates bytes; `weigh` without it.  `removed` is called with what gave way.
+        """
+        self.name = name
+        self.most_entries = entries
+        self.most_bytes = nbytes if nbytes is not None else entries * 4096
+        self._per_teller = per_teller or entries
+        self._bytes_per_teller = bytes_per_teller or self.most_bytes
+        self._rule = keep
+        self._size = size
+        self._removed = removed
+        self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()  # the least recently used first
+        self._kept: OrderedDict[K, None] = OrderedDict()
+        self._told: dict[str, OrderedDict[K, None]] = {}  # what may give way, by teller
+        self._told_bytes: dict[str, int] = {}
+        self._ranks: dict[int, OrderedDict[str, None]] = {}  # tellers by how many entries of theirs may give way
+        self._most = 0
+        self._bytes = 0
+        self._refused = 0
+        self._evicted = 0
+
+    # -- as a mapping ------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(list(self._entries))
+
+    def items(self) -> list[tuple[K, V]]:
+        """Return what is here, the least recently used first."""
+        return [(key, entry.value) for key, entry in self._entries.items()]
+
+    def values(self) -> list[V]:
+        """Return the values, the least recently used first."""
+        return [entry.value for entry in self._entries.values()]
+
+    def get(self, key: K) -> V | None:
+        """Return the value of a key and count that as a use; None where it is not here."""
+        if (entry := self._entries.get(key)) is None:
+            return None
+        self._used(key, entry)
+        return entry.value
+
+    def peek(self, key: K) -> V | None:
+        """Return the value of a key without counting that as a use; None where it is not here."""
+        entry = self._entries.get(key)
+        return entry.value if entry is not None else None
+
+    def teller(self, key: K) -> str | None:
+        """Return who told an entry; None where it is not here."""
+        entry = self._entries.get(key)
+        return entry.teller if entry is not None else None
+
+    def told(self, teller: str) -> int:
+        """Count a teller's entries, but for those that are kept."""
+        return len(self._told.get(teller, ()))
+
+    # -- in and out --------------------------------------------------------------------------------
+
+    def put(self, key: K, value: V, teller: str = "", *, held: bool = False) -> bool:
+        """Add or replace an entry; False, and nothing changed but what gave way, where there is no room for it.
+
+        With `held` it is kept until `release`.  A key that was held stays so.
+        """
+        size = (self._size(key, value) if self._size is not None else weigh(key) + weigh(value)) + _ENTRY_BYTES
+        known = self._entries.get(key)
+        entry = _Entry(value, teller, size, held or (known is not None and known.held))
+        entry.kept = entry.held or (self._rule is not None and self._rule(key, value))
+        if size > self.most_bytes or (not entry.kept and size > self._bytes_per_teller):
+            return self.refuse()
+        if known is not None:
+            self._out(key, known)
+        if not entry.kept:
+            self._keep_share(teller, size)
+        while len(self._entries) >= self.most_entries or self._bytes + size > self.most_bytes:
+            victim = self._victim(entry)
+            if victim is None:
+                if known is not None and self._removed is not None:
+                    self._removed(key, known.value)
+                return self.refuse()
+            self.evict(victim)
+        self._in(key, entry)
+        return True
+
+    def pop(self, key: K) -> V | None:
+        """Remove an entry and return its value; None where it is not here."""
+        if (entry := self._entries.get(key)) is None:
+            return None
+        self._out(key, entry)
+        return entry.value
+
+    def clear(self) -> None:
+        """Remove everything; what was held too."""
+        for key, entry in list(self._entries.items()):
+            self._out(key, entry)
+
+    def keep(self, key: K) -> None:
+        """Hold an entry until `release`: nothing that is new and not kept pushes it out."""
+        if (entry := self._entries.get(key)) is not None:
+            entry.held = True
+            self._set_kept(key, entry, True)
+
+    def release(self, key: K) -> None:
+        """End a `keep`; the table's own rule still holds."""
+        if (entry := self._entries.get(key)) is not None:
+            entry.held = False
+            self._set_kept(key, entry, self._keeps(key, entry))
+
+    def kept(self, key: K) -> bool:
+        """Whether an entry that is here is held, or kept by the table's rule."""
+        return self._keeps(key, self._entries[key])
+
+    def refuse(self) -> bool:
+        """Count something that its owner did not let in; False."""
+        self._refused += 1
+        return False
+
+    def evict(self, key: K) -> None:
+        """Remove an entry that is here as one that gives way."""
+        entry = self._entries[key]
+        self._out(key, entry)
+        self._evicted += 1
+        if self._removed is not None:
+            self._removed(key, entry.value)
+
+    def filling(self) -> Filling:
+        """Say how full it is; from any thread, without waiting."""
+        counted = (len(self._entries), self.most_entries, self._bytes, self.most_bytes)
+        return Filling(self.name, *counted, self._refused, self._evicted)
+
+    # -- who gives way -----------------------------------------------------------------------------
+
+    def _keeps(self, key: K, entry: _Entry[V]) -> bool:
+        return entry.held or (self._rule is not None and self._rule(key, entry.value))
+
+    def _keep_share(self, teller: str, size: int) -> None:
+        """Make room within a teller's own share."""
+        while teller in self._told and (
+            len(self._told[teller]) >= self._per_teller or self._told_bytes[teller] + size > self._bytes_per_teller
+        ):
+            key = next(iter(self._told[teller]))
+            entry = self._entries[key]
+            if self._keeps(key, entry):
+                self._set_kept(key, entry, True)
+            else:
+                self.evict(key)
+
+    def _victim(self, new: _Entry[V]) -> K | None:
+        """The key that gives way to one more; each entry that turns out to be kept is passed over once."""
+        for key in list(islice(self._kept, 2)):  # some are kept no longer
+            self._look_again(key)
+        while self._most:
+            most = self._ranks[self._most]
+            teller = new.teller if new.teller in most else next(iter(most))
+            key = next(iter(self._told[teller]))
+            entry = self._entries[key]
+            if not self._keeps(key, entry):
+                return key
+            self._set_kept(key, entry, True)
+        for key in list(islice(self._kept, _LOOKS)):
+            if not self._look_again(key):
+                return key
+        if not new.kept:
+            return None
+        looked = list(islice(self._kept, _LOOKS))
+        return next((key for key in looked if not self._entries[key].held), looked[0] if looked else None)
+
+    def _look_again(self, key: K) -> bool:
+        """Whether an entry is to be kept still; it comes last in turn then."""
+        entry = self._entries[key]
+        if self._keeps(key, entry):
+            self._kept.move_to_end(key)
+            return True
+        self._set_kept(key, entry, False)
+        return False
+
+    # -- book-keeping ------------------------------------------------------------------------------
+
+    def _in(self, key: K, entry: _Entry[V]) -> None:
+        self._entries[key] = entry
+        self._bytes += entry.size
+        self._enlist(key, entry)
+
+    def _out(self, key: K, entry: _Entry[V]) -> None:
+        del self._entries[key]
+        self._bytes -= entry.size
+        self._delist(key, entry)
+
+    def _set_kept(self, key: K, entry: _Entry[V], kept: bool) -> None:
+        if kept != entry.kept:
+            self._delist(key, entry)
+            entry.kept = kept
+            self._enlist(key, entry)
+
+    def _used(self, key: K, entry: _Entry[V]) -> None:
+        self._entries.move_to_end(key)
+        if not entry.kept:
+            told = self._told[entry.teller]
+            told.move_to_end(key)
+            self._ranks[len(told)].move_to_end(entry.teller)
+
+    def _enlist(self, key: K, entry: _Entry[V]) -> None:
+        if entry.kept:
+            self._kept[key] = None
+            return
+        told = self._told.setdefault(entry.teller, OrderedDict())
+        self._rank(entry.teller, len(told), len(told) + 1)
+        told[key] = None
+        self._told_bytes[entry.teller] = self._told_bytes.get(entry.teller, 0) + entry.size
+
+    def _delist(self, key: K, entry: _Entry[V]) -> None:
+        if entry.kept:
+            del self._kept[key]
+            return
+        told = self._told[entry.teller]
+        self._rank(entry.teller, len(told), len(told) - 1)
+        del told[key]
+        self._told_bytes[entry.teller] -= entry.size
+        if not told:
+            del self._told[entry.teller], self._told_bytes[entry.teller]
+
+    def _rank(self, teller: str, before: int, after: int) -> None:
+        if before:
+            del self._ranks[before][teller]
+            if not self._ranks[before]:
+                del self._ranks[before]
+        if after:
+            self._ranks.setdefault(after, OrderedDict())[teller] = None
+        self._most = max(self._most, after)
+        while self._most and self._most not in self._ranks:
+            self._most -= 1

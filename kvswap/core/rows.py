@@ -1,0 +1,122 @@
+"""Bounded tables of rows: what several tellers say of each of many things (`core.bounded` has the rules)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from kvswap.core.bounded import Filling, Table
+
+V = TypeVar("V")
+
+
+class Rows(Generic[V]):
+    """A bounded table of rows: each row maps columns to values and is bounded itself, as is a teller's part of it.
+
+    `put`, `get`, `pop`, `keep` and `release` take a row's name and a column.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        entries: int,
+        per_row: int,
+        per_teller_in_row: int | None = None,
+        nbytes: int | None = None,
+        per_teller: int | None = None,
+        bytes_per_teller: int | None = None,
+        keep: Callable[[tuple[Any, str], V], bool] | None = None,
+        size: Callable[[tuple[Any, str], V], int] | None = None,
+    ) -> None:
+        """Make an empty table of at most `entries` values, `per_row` in a row.  The rest is as in `Table`."""
+        self._per_row = per_row
+        self._per_teller_in_row = per_teller_in_row or per_row
+        self._rows: dict[Any, OrderedDict[str, None]] = {}
+        self.table: Table[tuple[Any, str], V] = Table(
+            name,
+            entries=entries,
+            nbytes=nbytes,
+            per_teller=per_teller,
+            bytes_per_teller=bytes_per_teller,
+            keep=keep,
+            size=size,
+            removed=self._removed,
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __contains__(self, row: object) -> bool:
+        return row in self._rows
+
+    def names(self) -> list[Any]:
+        """Return the rows' names."""
+        return list(self._rows)
+
+    def row(self, row: Any) -> dict[str, V]:
+        """Return what a row holds, what was put first coming first."""
+        values = ((column, self.table.peek((row, column))) for column in self._rows.get(row, ()))
+        return {column: value for column, value in values if value is not None}
+
+    def get(self, row: Any, column: str) -> V | None:
+        """Return a value and count that as a use; None where it is not here."""
+        return self.table.get((row, column))
+
+    def put(self, row: Any, column: str, value: V, teller: str = "", *, held: bool = False) -> bool:
+        """Add or replace a value; False where there is no room for it."""
+        columns = self._rows.get(row, OrderedDict())
+        if column not in columns and not self._make_room(row, columns, teller, held):
+            return self.table.refuse()
+        added = self.table.put((row, column), value, teller, held=held)
+        if added:
+            columns = self._rows.setdefault(row, OrderedDict())
+            columns[column] = None
+            columns.move_to_end(column)
+        return added
+
+    def pop(self, row: Any, column: str) -> V | None:
+        """Remove a value and return it; None where it is not here."""
+        value = self.table.pop((row, column))
+        if value is not None:
+            self._removed((row, column), value)
+        return value
+
+    def keep(self, row: Any, column: str) -> None:
+        """Hold a value until `release`."""
+        self.table.keep((row, column))
+
+    def release(self, row: Any, column: str) -> None:
+        """End a `keep`."""
+        self.table.release((row, column))
+
+    def filling(self) -> Filling:
+        """Say how full it is; from any thread, without waiting."""
+        return self.table.filling()
+
+    def _make_room(self, row: Any, columns: OrderedDict[str, None], teller: str, held: bool) -> bool:
+        """Let go of one in a full row: of the teller's own beyond its share, else of whoever tells most of the row."""
+        by_teller: dict[str, list[str]] = {}
+        for column in columns:
+            if not self.table.kept((row, column)):
+                by_teller.setdefault(self.table.teller((row, column)) or "", []).append(column)
+        if len(by_teller.get(teller, ())) >= self._per_teller_in_row:
+            self.table.evict((row, by_teller[teller][0]))
+        elif len(columns) >= self._per_row:
+            if by_teller:
+                most = max(by_teller, key=lambda name: (len(by_teller[name]), name == teller))
+                self.table.evict((row, by_teller[most][0]))
+            elif held:
+                self.table.evict((row, next(iter(columns))))
+            else:
+                return False
+        return True
+
+    def _removed(self, key: tuple[Any, str], value: V) -> None:
+        row, column = key
+        columns = self._rows.get(row)
+        if columns is not None:
+            columns.pop(column, None)
+            if not columns:
+                del self._rows[row]
