@@ -1,0 +1,109 @@
+"""Answers of JSON lines: a long silence is broken by heartbeats, so that a client can tell work from a frozen daemon."""
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from kvswap.core.errors import NotFound
+from kvswap.daemon import requests
+from tests.support import run
+
+
+async def lines(work, most=None):
+    """The lines of an answer to `work`; only the first `most`."""
+    got = []
+
+    async def handler(request):
+        return await requests.stream(request, work)
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with TestClient(TestServer(app)) as client:
+        async with client.get("/") as response:
+            async for line in response.content:
+                got.append(json.loads(line))
+                if len(got) == most:
+                    break
+    return got
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch):
+    monkeypatch.setattr(requests, "_HEARTBEAT_SECONDS", 0.01)
+
+
+def test_work_that_says_nothing_is_heard_of():
+    async def main():
+        beats = asyncio.Event()
+
+        async def work(progress):
+            await beats.wait()
+            return {"done": 1}
+
+        async def begin():
+            async def handler(request):
+                return await requests.stream(request, work)
+
+            app = web.Application()
+            app.router.add_get("/", handler)
+            got = []
+            async with TestClient(TestServer(app)) as client:
+                async with client.get("/") as response:
+                    async for line in response.content:
+                        got.append(json.loads(line))
+                        if len(got) == 3:
+                            beats.set()
+            return got
+
+        got = await begin()
+        assert got[:3] == [{"event": "heartbeat"}] * 3
+        assert got[-1] == {"result": {"done": 1}}
+
+    run(main())
+
+
+def test_after_the_answer_there_is_nothing_more():
+    async def work(progress):
+        await progress({"event": "one"})
+        raise NotFound("not here")
+
+    got = run(lines(work))
+    assert [line for line in got if line != {"event": "heartbeat"}] == [
+        {"event": "one"},
+        {"error": NotFound("not here").to_dict()},
+    ]
+    assert "error" in got[-1]
+
+
+def test_a_caller_that_left_ends_the_work():
+    async def main():
+        ended = asyncio.Event()
+
+        async def work(progress):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        async def handler(request):
+            return await requests.stream(request, work)
+
+        app = web.Application()
+        app.router.add_get("/", handler)
+        runner = web.AppRunner(app, handler_cancellation=True)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        while b"heartbeat" not in await reader.readline():
+            pass
+        writer.transport.abort()
+        await ended.wait()
+        await runner.cleanup()
+
+    run(main())
