@@ -75,7 +75,7 @@ class AsyncClient:
     async def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
         async for message in self._lines(call):
             if "event" in message:
-                if on_event is not None:
+                if on_event is not None and message["event"] != "heartbeat":
                     on_event(message)
             elif "error" in message:
                 raise KvswapError.from_dict(message["error"])

@@ -68,7 +68,7 @@ class Client:
             for line in response:
                 message = json.loads(line)
                 if "event" in message:
-                    if on_event is not None:
+                    if on_event is not None and message["event"] != "heartbeat":
                         on_event(message)
                 elif "error" in message:
                     raise KvswapError.from_dict(message["error"])

@@ -108,6 +108,7 @@ class Limits:
     # local API
     api_body_bytes: int = 40 * MIB  # a document, JSON-escaped, and its question
     api_seconds: float = 30.0
+    heartbeat_seconds: float = 3.0  # an answer of lines, and the model process, are heard of this often
     events_kept: int = 1_024
 
 

@@ -21,6 +21,7 @@ from kvswap.daemon.guard import Handler, guard
 from kvswap.daemon.hosts_api import HostsApi
 from kvswap.daemon.requests import (
     body_of,
+    heartbeats,
     optional_of,
     samples_of,
     send_line,
@@ -211,13 +212,17 @@ class Api:
         return web.json_response({"models": rows})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """JSON lines: the recent events, then new ones as they happen (`?follow=0`: only the recent)."""
+        """JSON lines: the recent events, then new ones as they happen (`?follow=0`: only the recent).
+
+        With `?heartbeat=1` a line says every few seconds that the daemon lives.
+        """
         response = await start_lines(request)
         for event in self._node.events.recent():
             await send_line(response, event)
         if request.query.get("follow", "1") != "0":
-            async for event in self._node.events.follow():
-                await send_line(response, event)
+            async with heartbeats(response, wanted=request.query.get("heartbeat") == "1"):
+                async for event in self._node.events.follow():
+                    await send_line(response, event)
         await response.write_eof()
         return response
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,9 @@ from kvswap.exchange.request import Progress, Terms
 from kvswap.exchange.resolve import Wanted
 
 Work = Callable[[Progress], Awaitable[dict[str, Any]]]
+
+HEARTBEAT = {"event": "heartbeat"}
+_HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
 
 async def body_of(request: web.Request) -> dict[str, Any]:
@@ -123,15 +127,41 @@ async def send_line(response: web.StreamResponse, value: dict[str, Any]) -> None
     await response.write(json.dumps(value).encode() + b"\n")
 
 
+@contextlib.asynccontextmanager
+async def heartbeats(response: web.StreamResponse, wanted: bool = True) -> AsyncIterator[None]:
+    """Send a line every few seconds while this is open: it carries nothing, but says that the daemon lives.
+
+    A client that hears none for many times as long may take the daemon for frozen, however long the work takes.
+    """
+
+    async def beat() -> None:
+        with contextlib.suppress(ConnectionError):  # the caller went away: whoever works for it is told
+            while True:
+                await asyncio.sleep(_HEARTBEAT_SECONDS)
+                await send_line(response, HEARTBEAT)
+
+    if not wanted:
+        yield
+        return
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.wait([beating])
+
+
 async def stream(request: web.Request, work: Work) -> web.StreamResponse:
-    """Run a use case and send its events as they come."""
+    """Run a use case and send its events as they come, with heartbeats between them."""
     response = await start_lines(request)
 
     async def progress(event: dict[str, Any]) -> None:
         await send_line(response, event)
 
     try:
-        await send_line(response, {"result": await work(progress)})
+        async with heartbeats(response):
+            done = await work(progress)
+        await send_line(response, {"result": done})
     except KvswapError as error:
         await send_line(response, {"error": error.to_dict()})
     except ConnectionResetError:
