@@ -37,6 +37,7 @@ class KvswapError(Exception):
         self.cause = cause
         self.hint = hint
         self.details = details
+        self.origin: BaseException | None = None  # what `core.failures` made this of
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as the API sends it."""
@@ -75,6 +76,12 @@ class InvalidDocument(UsageError):
     """The document is empty, not UTF-8 text, too large, or longer than the model's context."""
 
     code = "invalid_document"
+
+
+class InvalidSettings(UsageError):
+    """Settings are unknown or have values that cannot be; `details['faults']` names each with its place."""
+
+    code = "invalid_settings"
 
 
 class Untrusted(KvswapError):
@@ -187,6 +194,14 @@ class DaemonNotRunning(KvswapError):
     http_status = 503
 
 
+class DaemonSilent(DaemonNotRunning):
+    """A daemon is there, and does not answer."""
+
+    code = "daemon_silent"
+    http_status = 504
+    retryable = True
+
+
 class StoreLocked(KvswapError):
     """Another process holds this home directory."""
 
@@ -207,6 +222,26 @@ class WorkerFailed(KvswapError):
 
     code = "worker_failed"
     retryable = True
+
+
+class LocalFault(KvswapError):
+    """This machine refused: a permission, a read-only or failing disk, no memory, no file handles."""
+
+    code = "local"
+
+
+class TookTooLong(KvswapError):
+    """Something on this machine did not end in its time."""
+
+    code = "took_too_long"
+    http_status = 504
+    retryable = True
+
+
+class Unexpected(KvswapError):
+    """A fault of kvswap's own; its traceback is in the log."""
+
+    code = "internal"
 
 
 class Interrupted(KvswapError):
