@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +29,7 @@ from kvswap.net.bulk.server import byte_range
 from kvswap.net.bulk.tls import TlsSocket
 from tests.support import HeldChunk, key, run
 
-DATA = os.urandom(3_000_017)
+DATA = random.Random(0).randbytes(3_000_017)
 CID = Cid.of(DATA)
 
 
