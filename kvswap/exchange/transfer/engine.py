@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
+from kvswap.core.tasks import end
 from kvswap.exchange.find import find
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.plan import Judge, not_worth_it
 from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
-from kvswap.exchange.transfer.tasks import seen, stop, whole
+from kvswap.exchange.transfer.tasks import seen, whole
 from kvswap.net import PeerAddress, messages
 
 _TICK_SECONDS = 0.1  # how often hedging and silence are looked at
@@ -116,7 +117,7 @@ class Transfer:
             for task in done:
                 await task
         finally:
-            await stop([*tasks, *self._tasks.values()])
+            await end([*tasks, *self._tasks.values()])
             self.node.buffers.drop_free_soon()
 
     def skip(self, indices: Iterable[int]) -> None:
@@ -246,11 +247,11 @@ class Transfer:
             known.source = None
             mine = [task for (name, _), task in self._flights.items() if name == peer]
             try:
-                await stop([*mine, *([refresh] if refresh else [])])
-                await source.close()
+                await end([*mine, *([refresh] if refresh else [])])
             finally:
                 self._tasks.pop(peer, None)
                 self._notify()
+                await source.close()
 
     def _hold(self, source: Source) -> None:
         has = {self._index[i] for i in source.has if i in self._index}
@@ -276,10 +277,7 @@ class Transfer:
         while not self._schedule.complete:
             now = time.monotonic()
             while now >= hold_until and (number := self._schedule.next(peer, now)) is not None:
-                task = asyncio.create_task(self._flight(source, number))
-                task.add_done_callback(seen)
-                self._flights[peer, number] = task
-                mine.add(task)
+                mine.add(self._start(source, number))
             await asyncio.wait(
                 {*mine, refresh, self._pulse}, timeout=_TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
@@ -307,6 +305,21 @@ class Transfer:
                 raise PeerError(f"{peer} sends less than {LIMITS.slowest_bytes_per_second} bytes a second")
 
     # -- chunks ----------------------------------------------------------------------------------
+
+    def _start(self, source: Source, number: int) -> asyncio.Task[None]:
+        """A flight as a task.  One that is cancelled before it began has run nothing, not even its end."""
+        task = asyncio.create_task(self._flight(source, number))
+
+        def landed(task: asyncio.Task[None]) -> None:
+            seen(task)
+            if self._flights.get((source.peer, number)) is task:
+                self._flights.pop((source.peer, number))
+                self._schedule.failed(source.peer, number)
+                self._notify()
+
+        task.add_done_callback(landed)
+        self._flights[source.peer, number] = task
+        return task
 
     async def _flight(self, source: Source, number: int) -> None:
         peer, ref = source.peer, self._refs[number]

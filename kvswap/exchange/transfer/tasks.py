@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
+
+from kvswap.core.tasks import until_done
 
 
 def seen(task: asyncio.Task[None]) -> None:
@@ -13,18 +15,13 @@ def seen(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-async def stop(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def whole(function: Callable[..., Any], *arguments: Any) -> None:
-    """Run in a thread and await its end even when cancelled: it still uses our memory."""
+    """Run in a thread and await its end however often this is cancelled: it still uses our memory."""
     work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     try:
-        await asyncio.shield(work)
+        await until_done([work])
     except asyncio.CancelledError:
-        await asyncio.wait([work])
-        work.exception()  # seen; what counts now is that we were cancelled
+        if not work.cancelled():
+            work.exception()  # seen; what counts now is that we were cancelled
         raise
+    work.result()

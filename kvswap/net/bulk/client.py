@@ -34,6 +34,7 @@ from kvswap.core.errors import (
 )
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.core.tasks import until_done
 from kvswap.net.bulk.tls import TlsSocket
 
 _THREADS = 48
@@ -211,11 +212,13 @@ class BulkClient:
             return Cid(await asyncio.shield(ended))
         except asyncio.CancelledError:
             # The thread writes to the caller's memory: nobody goes on before it has ended, or never began.
+            def abort() -> None:
+                for connection in list(held):
+                    connection.abort()
+
             if not work.cancel():
-                while not work.done():  # it may be about to take a connection: again, until it is over
-                    for connection in list(held):
-                        connection.abort()
-                    await asyncio.wait([ended], timeout=0.05)
+                abort()
+                await until_done([ended], abort, 0.05)  # it may be about to take a connection: again, until it is over
             raise
 
     def approach(self, target: BulkTarget) -> None:

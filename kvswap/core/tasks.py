@@ -1,0 +1,47 @@
+"""Waiting for the end of what must end: no cancellation, and no second one, cuts it short."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+async def until_done(
+    futures: Iterable[asyncio.Future[Any]],
+    again: Callable[[], object] | None = None,
+    every: float | None = None,
+) -> None:
+    """Wait until all futures are done, however often the caller is cancelled meanwhile.
+
+    Neither cancels them nor looks at their outcome.  A cancellation is raised once all are done.  `again` is called
+    every `every` seconds and after each cancellation, for what has to be told to stop more than once.
+    """
+    pending = {future for future in futures if not future.done()}
+    cancelled: asyncio.CancelledError | None = None
+    while pending:
+        try:
+            _, pending = await asyncio.wait(pending, timeout=every)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            pending = {future for future in pending if not future.done()}
+        if pending and again is not None:
+            again()
+    if cancelled is not None:
+        raise cancelled
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel each task once and wait until all are done, however often the caller is cancelled meanwhile.
+
+    Their errors count as seen: whoever ends them wants nothing of them any more.
+    """
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    try:
+        await until_done(tasks)
+    finally:
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.exception()
