@@ -12,6 +12,7 @@ from typing import Any
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core.errors import Incompatible, InvalidDocument, UsageError
 from kvswap.model.identity import directory_identity
+from kvswap.model.settle import settle
 
 SCHEDULE = "blocks"  # prefill in blocks of a fixed number of tokens, one forward each, from position 0
 
@@ -112,6 +113,7 @@ def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", thr
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    settle()
     quiet_transformers()
     if dtype not in ("bfloat16", "float16", "float32"):
         raise UsageError(f"unknown dtype {dtype!r}", hint="bfloat16, float16 or float32")

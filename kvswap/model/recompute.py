@@ -17,6 +17,9 @@ from transformers.cache_utils import DynamicCache
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.model.load import LoadedModel
+from kvswap.model.settle import settle
+
+settle()  # whoever computes imports this
 
 
 class _Taken(Exception):

@@ -1,0 +1,29 @@
+"""The first computation of a process, on one thread, before anything parallel.
+
+MKL keeps which kernels the processor has in two steps without a lock.  A thread that computes its first cos or sin
+between them takes other kernels, which are less accurate (https://github.com/pytorch/pytorch/issues/188792): half of
+the first rotary table of a process was wrong, and so was the cache that was signed.  What is computed here first, by
+one thread, makes both steps.  Importing this module imports nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+
+_lock = threading.Lock()
+_settled = False
+
+
+def settle() -> None:
+    """Compute one value of each function that MKL's vector kernels serve.  Costs a millisecond once, then nothing."""
+    global _settled
+    with _lock:
+        if _settled:
+            return
+        import torch
+
+        for dtype in (torch.float32, torch.float64):
+            value = torch.ones(1, dtype=dtype)
+            for name in ("cos", "sin", "exp", "log", "sqrt", "rsqrt", "tanh", "erf", "erfc", "expm1", "log1p", "tan"):
+                getattr(torch, name)(value)
+        _settled = True
