@@ -23,8 +23,10 @@ class Limits:
     manifest_chunks: int = 100_000
     manifest_blocks: int = 65_536
     manifest_layers: int = 512
+    manifest_items: int = 16 * manifest_chunks + manifest_blocks + 64 * manifest_layers + 4_096  # of msgpack
     predictor_bytes: int = 64 * MIB
     predictor_raw_bytes: int = 256 * MIB  # its weights, uncompressed
+    predictor_items: int = 64 * manifest_layers
     block_tokens: int = 8_192
     chunk_bytes: int = 64 * MIB  # raw length of one chunk; wire length never exceeds raw + header
     chunk_target_bytes: int = 4 * MIB  # raw length the writer aims at from below
@@ -36,6 +38,7 @@ class Limits:
     audits_told: int = 8  # in one answer
     head_bytes: int = 128 * KIB
     head_withdrawn: int = 1_000
+    head_items: int = 5 * head_withdrawn + 256
     head_seconds: int = 48 * 3_600
     heads_told: int = 4  # to one reader
     groups: int = 64  # that one node is in: a look-up asks under the names of each
@@ -54,11 +57,20 @@ class Limits:
     safetensors_header_bytes: int = 100 * MIB
     config_bytes: int = 1 * MIB
     # network
-    message_bytes: int = 16 * MIB + 64 * KIB  # a frame that is not a chunk
+    message_bytes: int = 16 * MIB + 64 * KIB  # the answer that is a manifest: no other frame but a chunk is larger
+    message_items: int = 1_024  # of msgpack, in what has no cap of its own
+    message_depth: int = 32
+    message_fields: int = 64  # of a map that is read field by field
     chunk_frame_bytes: int = 64 * MIB + 64 * KIB
-    request_bytes: int = 256 * KIB
     find_results: int = 64
     chain_digests: int = 4_096
+    request_bytes: int = 36 * chain_digests + 4 * KIB  # a find with a chain,
+    short_request_bytes: int = 4 * KIB  # and every other request
+    request_items: int = chain_digests + 64
+    reply_items: int = 64 * find_results + 256  # of an answer to find, join or have
+    find_reply_bytes: int = 1 * MIB
+    join_reply_bytes: int = 256 * KIB
+    error_bytes: int = 4 * KIB
     inline_envelope_bytes: int = 64 * KIB  # a find answers with the manifest itself up to this size
     catalogue_bytes: int = 1 * MIB  # keys of one peer's catalogue, 8 bytes each
     known_bytes: int = 16 * MIB  # keys of all catalogues together, for one engine
@@ -104,6 +116,7 @@ class Limits:
     upload_piece_seconds: float = 30.0  # a peer that takes less than a piece in this time is dropped
     # worker process
     worker_start_seconds: float = 120.0
+    pipe_items: int = 16 * MIB + 64 * KIB  # of one frame: the ids of the largest document, a byte each
     blocks_in_flight: int = 4  # encoded blocks between prefill and store
     # local API
     api_body_bytes: int = 40 * MIB  # a document, JSON-escaped, and its question

@@ -1,20 +1,29 @@
 """Strict msgpack: one way in, one way out.
 
-Decoding happens in two steps.  `msgpack` parses with duplicate keys refused; `msgspec` then converts
-to a typed struct and refuses unknown keys, missing keys, floats where integers belong, and anything
-else of another type.  The caller caps the size before calling.
+What comes in is checked before it is built.  `scan` goes over the bytes once: it counts items and depth against caps
+that go by the kind of message, and refuses duplicate keys and extension types.  `msgspec` then decodes straight into
+the type, and refuses unknown keys, missing keys, floats where integers belong, and anything else of another type at
+the first byte of it.  The caller caps the size before calling.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar, cast
 
 import msgpack
 import msgspec
+from msgspec import Meta
 
 from kvswap.core.errors import KvswapError, MalformedManifest
+from kvswap.core.limits import LIMITS
+from kvswap.core.scan import scan, starts
 
 T = TypeVar("T")
+
+_FIELDS = Annotated[dict[str, msgspec.Raw], Meta(max_length=LIMITS.message_fields)]
 
 
 def pack(value: Any) -> bytes:
@@ -23,28 +32,26 @@ def pack(value: Any) -> bytes:
     return packed
 
 
-def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key appears twice")
-    return out
-
-
-def _no_extension(code: int, data: bytes) -> Any:
-    raise ValueError("msgpack extension types are not used")
-
-
-def parse(data: bytes, error_type: type[KvswapError] = MalformedManifest) -> Any:
-    """Plain values from msgpack bytes.  Raises `error_type`."""
+def check(
+    data: Any,
+    error_type: type[KvswapError] = MalformedManifest,
+    *,
+    items: int = LIMITS.message_items,
+    depth: int = LIMITS.message_depth,
+) -> None:
+    """Raise `error_type` unless `data` is one well-formed value of at most so many items.  Builds nothing."""
     try:
-        return msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            object_pairs_hook=_no_duplicates,
-            ext_hook=_no_extension,
-        )
-    except (ValueError, msgpack.exceptions.UnpackException, UnicodeDecodeError, RecursionError) as error:
+        scan(data, items, depth)
+    except ValueError as error:
+        raise error_type(f"not well-formed msgpack: {error}", cause="truncated or not a kvswap file") from error
+
+
+def parse(data: bytes, error_type: type[KvswapError] = MalformedManifest, *, items: int = LIMITS.message_items) -> Any:
+    """Build plain values from msgpack bytes of at most so many items.  Raises `error_type`."""
+    check(data, error_type, items=items)
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise error_type(f"not well-formed msgpack: {reason[:120]}", cause="truncated or not a kvswap file") from error
 
@@ -55,14 +62,72 @@ def convert(value: Any, kind: type[T], error_type: type[KvswapError] = Malformed
         # bytes are native here: otherwise msgspec would take base64 text for them
         return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
-        field = str(error).rpartition("at `$")[2].rstrip("`").lstrip(".") or "unknown"
-        name = getattr(kind, "__name__", "message").lower()
-        raise error_type(f"not a valid {name}: {error}", field=field) from error
+        raise _invalid(error, kind, error_type) from error
 
 
-def unpack(data: bytes, kind: type[T], error_type: type[KvswapError] = MalformedManifest) -> T:
-    """`parse`, then `convert`."""
-    return convert(parse(data, error_type), kind, error_type)
+def unpack(
+    data: bytes,
+    kind: type[T],
+    error_type: type[KvswapError] = MalformedManifest,
+    *,
+    items: int = LIMITS.message_items,
+) -> T:
+    """Decode bytes of at most so many items straight into a type.  Raises `error_type` naming the field."""
+    check(data, error_type, items=items)
+    return decode(data, kind, error_type)
+
+
+def decode(data: Any, kind: type[T], error_type: type[KvswapError] = MalformedManifest, at: str = "") -> T:
+    """Decode bytes that `check` has passed; `at` names the field they are of.  Raises `error_type`."""
+    try:
+        decoded: T = _decoder(cast(Any, kind)).decode(data)
+        return decoded
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid(error, kind, error_type, at) from error
+
+
+def fields(
+    data: bytes, error_type: type[KvswapError] = MalformedManifest, *, items: int = LIMITS.message_items
+) -> dict[str, msgspec.Raw]:
+    """Split a map into its fields, each still as bytes.  Raises `error_type`."""
+    check(data, error_type, items=items)
+    return decode(data, _FIELDS, error_type)
+
+
+def pieces(
+    data: Any, each: int, most: int, error_type: type[KvswapError] = MalformedManifest, at: str = ""
+) -> Iterator[bytes]:
+    """Cut an array that `check` has passed into arrays of `each` elements; `at` names the field it is of.
+
+    Raises `error_type` for what is no array, or one of more than about `most` elements.
+    """
+    try:
+        found = starts(data, each)
+    except ValueError as error:
+        raise error_type(f"not a valid {at or 'array'}: {error}", field=at) from error
+    if len(found) - 2 > most // each:
+        raise error_type(f"{at} has more than {most} elements", field=at)
+    view = memoryview(data)
+    for start, stop in pairwise(found):
+        count = each if stop != found[-1] else _elements(view) - each * (len(found) - 2)
+        yield b"\xdd" + count.to_bytes(4, "big") + view[start:stop]
+
+
+def _elements(array: memoryview) -> int:
+    """How many elements an array has, by its head."""
+    width = {0xDC: 2, 0xDD: 4}.get(array[0], 0)
+    return int.from_bytes(array[1 : 1 + width], "big") if width else array[0] & 15
+
+
+@lru_cache(maxsize=256)
+def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind, strict=True)
+
+
+def _invalid(error: Exception, kind: Any, error_type: type[KvswapError], at: str = "") -> KvswapError:
+    field = (at + str(error).partition("at `$")[2].rstrip("`")).lstrip(".") or "unknown"
+    name = getattr(kind, "__name__", "message").lower()
+    return error_type(f"not a valid {name}: {error}", field=field)
 
 
 def plain(value: Any) -> Any:

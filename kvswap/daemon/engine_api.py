@@ -107,7 +107,7 @@ class Frames:
                 data = await self._content.readexactly(length)
         except (TimeoutError, asyncio.IncompleteReadError) as error:
             raise MalformedMessage("a frame is missing", cause="the engine stopped in the middle") from error
-        value = await asyncio.to_thread(wire.parse, data, MalformedMessage)
+        value = await asyncio.to_thread(wire.parse, data, MalformedMessage, items=LIMITS.pipe_items)
         if not isinstance(value, dict):
             raise MalformedMessage("a frame is not a map")
         return value

@@ -167,7 +167,7 @@ class ModelProcess:
     async def _receive(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
         assert process.stdout is not None  # noqa: S101 - made with a pipe
         length = protocol.check_length(await process.stdout.readexactly(protocol.HEADER.size))
-        message = wire.parse(await process.stdout.readexactly(length), MalformedMessage)
+        message = wire.parse(await process.stdout.readexactly(length), MalformedMessage, items=LIMITS.pipe_items)
         if not isinstance(message, dict):
             raise MalformedMessage("the model process sent something else than a map")
         return message

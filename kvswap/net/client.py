@@ -30,22 +30,21 @@ class Session:
         """Send without waiting for the answer; at most `LIMITS.pipelined_requests` may be open."""
         await self.stream.send(messages.encode_request(request), LIMITS.request_seconds)
 
-    async def answer(
-        self, kind: type[T], *, limit: int = LIMITS.message_bytes, seconds: float = LIMITS.request_seconds
-    ) -> T:
-        """The answer to the oldest open request.  Raises `NotFound` or `PeerError`."""
-        return messages.decode_response(await self.stream.receive(limit, seconds), kind)
+    async def answer(self, kind: type[T], *, limit: int | None = None, seconds: float = LIMITS.request_seconds) -> T:
+        """The answer to the oldest open request, of `limit` bytes at most.  Raises `NotFound` or `PeerError`."""
+        most = messages.cap_of(kind).size if limit is None else limit
+        return messages.decode_response(await self.stream.receive(most, seconds), kind)
 
     async def ask(self, request: messages.Request, kind: type[T]) -> T:
         frame = await self.stream.exchange(
-            messages.encode_request(request), LIMITS.message_bytes, LIMITS.request_seconds
+            messages.encode_request(request), messages.cap_of(kind).size, LIMITS.request_seconds
         )
         return messages.decode_response(frame, kind)
 
     async def chunk(self, cid: str, length: int) -> bytes:
         """One chunk, whose signed wire length is `length`."""
         await self.send(messages.GetChunk(cid))
-        return await self.answer(bytes, limit=length + 256, seconds=LIMITS.chunk_seconds)
+        return await self.answer(bytes, limit=max(length + 256, LIMITS.error_bytes), seconds=LIMITS.chunk_seconds)
 
 
 class Sessions:
@@ -62,20 +61,20 @@ class Sessions:
 
     async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> T:
         """One request and its answer.  Raises `NotFound` or `PeerError`."""
-        stream, frame = await self._exchange(address, request)
+        stream, frame = await self._exchange(address, request, messages.cap_of(kind).size)
         self._give(stream)
         return messages.decode_response(frame, kind)
 
     async def begin(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> tuple[Session, T]:
         """The same, and the stream is the caller's from then on."""
-        stream, frame = await self._exchange(address, request)
+        stream, frame = await self._exchange(address, request, messages.cap_of(kind).size)
         try:
             return Session(stream), messages.decode_response(frame, kind)
         except BaseException:
             self._give(stream)
             raise
 
-    async def _exchange(self, address: PeerAddress, request: messages.Request) -> tuple[Stream, bytes]:
+    async def _exchange(self, address: PeerAddress, request: messages.Request, most: int) -> tuple[Stream, bytes]:
         data = messages.encode_request(request)
         while True:
             stream = self._take(address.peer)
@@ -85,7 +84,7 @@ class Sessions:
                     await self._transport.connect(address)
                 stream = await self._transport.open(address.peer)
             try:
-                return stream, await stream.exchange(data, LIMITS.message_bytes, LIMITS.request_seconds)
+                return stream, await stream.exchange(data, most, LIMITS.request_seconds)
             except PeerError as error:
                 await stream.reset()
                 if not reused or isinstance(error, NetworkTimeout):

@@ -16,7 +16,9 @@ refused: a change of meaning is a new protocol id, never a new key.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
@@ -186,34 +188,72 @@ def encode_request(request: Request) -> bytes:
 
 
 def decode_request(frame: bytes) -> Request:
-    """Raises `MalformedMessage`."""
+    """Read a request.  Raises `MalformedMessage` for what is none, or is larger than its kind may be."""
     if len(frame) > LIMITS.request_bytes:
         raise MalformedMessage(f"a request of {len(frame)} bytes is over the cap")
-    request: Request = wire.unpack(frame, Request, MalformedMessage)  # type: ignore[arg-type]
+    request: Request = wire.unpack(frame, Request, MalformedMessage, items=LIMITS.request_items)  # type: ignore[arg-type]
+    if len(frame) > LIMITS.short_request_bytes and not (isinstance(request, Find) and request.chain):
+        raise MalformedMessage(f"a request of {len(frame)} bytes is over the cap of its kind")
     return request
 
 
 def encode_ok(body: Any) -> bytes:
+    """The bytes of an answer."""
     return wire.pack({"ok": wire.plain(body)})
 
 
 def encode_error(error: KvswapError) -> bytes:
+    """The bytes of an answer that says why there is none."""
     return wire.pack({"error": {"code": error.code, "message": error.message[:500]}})
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """An error, as a peer tells it; what else it says is skipped."""
+
+    code: Annotated[str, Meta(max_length=64)] = ""
+    message: Annotated[str, Meta(max_length=2_000)] = ""
+
+
+@lru_cache(maxsize=32)
+def _response(kind: Any) -> Any:
+    unset = msgspec.UNSET
+    fields = [("ok", kind | msgspec.UnsetType, unset), ("error", _Told | msgspec.UnsetType, unset)]
+    return msgspec.defstruct("Response", fields, frozen=True, forbid_unknown_fields=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """How large an answer may be, in bytes and in items of msgpack."""
+
+    size: int
+    items: int = LIMITS.message_items
+
+
+_CAPS: dict[Any, Cap] = {
+    FindReply: Cap(LIMITS.find_reply_bytes, LIMITS.reply_items),
+    JoinReply: Cap(LIMITS.join_reply_bytes, LIMITS.reply_items),
+    HaveReply: Cap(LIMITS.join_reply_bytes, LIMITS.reply_items),
+    CatalogueReply: Cap(LIMITS.catalogue_bytes + LIMITS.error_bytes),
+    bytes: Cap(LIMITS.message_bytes),  # an envelope; a chunk's own length is known
+}
+
+
+def cap_of(kind: Any) -> Cap:
+    """How large an answer of this type may be.  A frame that is longer is not even read."""
+    return _CAPS[kind]
 
 
 def decode_response(frame: bytes, kind: type[T]) -> T:
     """The body of an answer.  Raises the peer's error, `NotFound`, `PeerBusy` or `PeerError`, or `MalformedMessage`."""
-    value = wire.parse(frame, MalformedMessage)
-    if not isinstance(value, dict) or len(value) != 1:
-        raise MalformedMessage("a response is a map of one key")
-    if "error" in value:
-        error = value["error"] if isinstance(value["error"], dict) else {}
-        message = f"the peer answered: {str(error.get('message'))[:500]}"
-        told = {NotFound.code: NotFound, PeerBusy.code: PeerBusy}
-        raise told.get(str(error.get("code")), PeerError)(message)
-    if "ok" not in value:
+    answer = wire.unpack(frame, _response(cast(Any, kind)), MalformedMessage, items=cap_of(kind).items)
+    if (answer.ok is msgspec.UNSET) == (answer.error is msgspec.UNSET):
         raise MalformedMessage("a response is ok or error")
-    return wire.convert(value["ok"], kind, MalformedMessage)
+    if answer.error is not msgspec.UNSET:
+        message = f"the peer answered: {answer.error.message[:500]}"
+        told = {NotFound.code: NotFound, PeerBusy.code: PeerBusy}
+        raise told.get(answer.error.code, PeerError)(message)
+    body: T = answer.ok
+    return body
 
 
 def encode_announce(announce: Announce) -> bytes:
@@ -224,4 +264,4 @@ def decode_announce(data: bytes) -> Announce:
     """Raises `MalformedMessage`."""
     if len(data) > 8192:
         raise MalformedMessage("an announcement is over the cap")
-    return wire.unpack(data, Announce, MalformedMessage)
+    return wire.unpack(data, Announce, MalformedMessage, items=64)

@@ -100,7 +100,7 @@ def make_head(
 def read_head(data: bytes) -> SignedHead:
     """What depends on the bytes alone.  Raises `MalformedManifest` or `IntegrityError`."""
     signer, payload = open_signed(data, KIND, LIMITS.head_bytes)
-    head = wire.unpack(payload, Head)
+    head = wire.unpack(payload, Head, items=LIMITS.head_items)
     if head.version != 1:
         raise MalformedManifest("not a head record of version 1", field="version")
     require_signer(signer, head.publisher, "publisher")

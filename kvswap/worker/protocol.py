@@ -40,7 +40,7 @@ def read(stream: BinaryIO) -> dict[str, Any] | None:
     body = stream.read(length)
     if len(body) < length:
         return None
-    value = wire.parse(body, MalformedMessage)
+    value = wire.parse(body, MalformedMessage, items=LIMITS.pipe_items)
     if not isinstance(value, dict):
         raise MalformedMessage("a frame is not a map")
     return value

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvswap.core import scan
+from kvswap.core import scan, wire
 
 FORMS = [scan.plain] + ([scan.fast] if scan.fast is not None else [])
 Form = Callable[[Any, int, int], int]
@@ -143,3 +143,22 @@ def test_depth_is_held_however_deep_it_goes(form: Form) -> None:
             data = opening * deep + closing
             with pytest.raises(ValueError, match="deep"):
                 form(data, 1 << 30, min(deep - 1, 256))
+
+
+@pytest.mark.parametrize("form", [scan.plain_starts] + ([scan.fast_starts] if scan.fast_starts else []))
+@MANY
+@given(value=st.lists(VALUES, max_size=20), every=st.integers(1, 7))
+def test_an_array_is_cut_where_its_elements_begin(
+    form: Callable[[Any, int], list[int]], value: Any, every: int
+) -> None:
+    data = msgpack.packb(value)
+    wanted, at = [], 1 if len(value) < 16 else 3
+    for number, element in enumerate(value):
+        if number % every == 0:
+            wanted.append(at)
+        at += len(msgpack.packb(element))
+    assert form(data, every) == [*wanted, len(data)]
+    assert [x for part in wire.pieces(data, every, 100) for x in msgpack.unpackb(part)] == value
+    for other in (b"\x80", b"\x01", b"\xa0"):
+        with pytest.raises(ValueError, match="no array"):
+            form(other, every)

@@ -18,11 +18,13 @@ compared with the digests its publisher signed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import zstandard
+from msgspec import Meta
 
 from kvswap.codec.predictive import rope
 from kvswap.codec.predictive.buckets import CONTEXTS
@@ -38,6 +40,7 @@ VERSION = 1
 MOST_FEATURES = 16_384  # so many products of 127 * 127 fit int32 eight times
 _MOST_LOG_SIGMA = 400
 _LEVEL = 19  # of zstd
+_LAYERS = Meta(min_length=1, max_length=LIMITS.manifest_layers)
 _KINDS = {
     "mean": "<i4",
     "factor": "<i4",
@@ -83,8 +86,7 @@ class _Room:
     def __init__(self) -> None:
         self._left = LIMITS.predictor_raw_bytes
 
-    def take(self, frame: Any) -> bytes:
-        _require(isinstance(frame, bytes), "holds something else than bytes")
+    def take(self, frame: bytes) -> bytes:
         # zstandard does not hold a frame to max_output_size when it declares its size.
         size = zstandard.get_frame_parameters(frame).content_size
         _require(0 <= size <= self._left, "holds more than its cap, or does not say how much")
@@ -94,19 +96,47 @@ class _Room:
         return data
 
 
+class _TensorFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    unit: Annotated[int, Meta(ge=0, le=24)]
+    mean: bytes
+    factor: bytes
+    weights: bytes
+    scale: bytes
+    log_sigma: bytes
+    inverse: bytes
+    token: bytes
+
+
+class _StackFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    layers: Annotated[list[Annotated[int, Meta(ge=0, lt=LIMITS.manifest_layers)]], _LAYERS]
+    before: Annotated[int, Meta(ge=1, le=8)]
+    turns: bytes
+    k: Annotated[list[_TensorFields], _LAYERS]
+    v: Annotated[list[_TensorFields], _LAYERS]
+    memory: bytes
+    missing: Annotated[
+        list[Annotated[int, Meta(ge=-_MOST_LOG_SIGMA, le=_MOST_LOG_SIGMA)]], Meta(min_length=2, max_length=2)
+    ]
+
+
+class _Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    stacks: Annotated[list[_StackFields], _LAYERS]
+    tables: bytes
+
+
 def load(data: bytes | memoryview) -> Predictor:
     """Raises `IntegrityError` naming what is wrong."""
     _require(len(data) <= LIMITS.predictor_bytes, f"of {len(data)} bytes is over the cap")
     try:
-        value = wire.parse(bytes(data))
-        _require(isinstance(value, dict) and set(value) == {"version", "stacks", "tables"}, "is no map of its fields")
-        _require(value["version"] == VERSION, "has an unknown version")
-        tables = Tables(_array(value["tables"], "<u2", CONTEXTS, SYMBOLS))
+        fields = wire.unpack(bytes(data), _Fields, IntegrityError, items=LIMITS.predictor_items)
+        _require(fields.version == VERSION, "has an unknown version")
+        tables = Tables(_array(fields.tables, "<u2", CONTEXTS, SYMBOLS))
         room = _Room()
-        stacks = tuple(_stack(s, room) for s in _list(value["stacks"], LIMITS.manifest_layers))
+        stacks = tuple(_stack(s, room) for s in fields.stacks)
     except IntegrityError:
         raise
-    except (KvswapError, KeyError, TypeError, ValueError, AttributeError, zstandard.ZstdError) as error:
+    except (KvswapError, TypeError, ValueError, zstandard.ZstdError) as error:
         raise IntegrityError(f"a predictor is malformed: {error}") from error
     layers = [layer for stack in stacks for layer in stack.layers]
     _require(len(set(layers)) == len(layers), "names a layer twice")
@@ -118,38 +148,27 @@ def _require(condition: bool, what: str) -> None:
         raise IntegrityError(f"a predictor {what}")
 
 
-def _list(value: Any, most: int) -> list[Any]:
-    _require(isinstance(value, list) and 0 < len(value) <= most, "has no layers, or too many")
-    return list(value)
-
-
-def _array(data: Any, kind: str, *shape: int) -> Array:
+def _array(data: bytes, kind: str, *shape: int) -> Array:
     """A copy in native order; -1 stands for what the length says."""
-    _require(isinstance(data, bytes), "holds something else than bytes")
     flat = np.frombuffer(data, kind)
     return np.ascontiguousarray(flat.reshape(shape), flat.dtype.newbyteorder("="))
 
 
-def _stack(value: Any, room: _Room) -> Stack:
-    layers = tuple(_list(value["layers"], LIMITS.manifest_layers))
-    _require(all(isinstance(i, int) and 0 <= i < LIMITS.manifest_layers for i in layers), "names no layer")
-    _require(list(layers) == sorted(layers), "has its layers out of order")
-    before = value["before"]
-    _require(isinstance(before, int) and 1 <= before <= 8, "looks back too far")
-    turns = _array(value["turns"], "<i4", -1, rope.BITS, 2)
+def _stack(value: _StackFields, room: _Room) -> Stack:
+    layers = tuple(value.layers)
+    _require(value.layers == sorted(layers), "has its layers out of order")
+    turns = _array(value.turns, "<i4", -1, rope.BITS, 2)
     _require(bool((np.abs(turns.astype(np.int64)) <= 1 << 30).all()), "turns by more than one")
-    pairs = [(_tensor(k, room), _tensor(v, room)) for k, v in zip(value["k"], value["v"], strict=True)]
-    _require(len(pairs) == len(layers), "has not one pair of tensors a layer")
-    halves = np.frombuffer(room.take(value["memory"]), np.uint8).reshape(2, -1)
+    _require(len(value.k) == len(value.v) == len(layers), "has not one pair of tensors a layer")
+    pairs = [(_tensor(k, room), _tensor(v, room)) for k, v in zip(value.k, value.v, strict=True)]
+    halves = np.frombuffer(room.take(value.memory), np.uint8).reshape(2, -1)
     width = sum(len(t.mean) for t in pairs[0])
     memory = np.ascontiguousarray(halves.T).view("<i2").reshape(-1, width).astype(np.int16)
     _require(len(memory) < 1 << 16, "knows too many tokens by heart")
-    missing = tuple(_list(value["missing"], 2))
-    _require(
-        len(missing) == 2 and all(isinstance(m, int) and abs(m) <= _MOST_LOG_SIGMA for m in missing), "has no sigma"
-    )
-    _check_widths(pairs, before, len(memory) > 0)
-    return Stack(layers, before, turns, tuple(k for k, _ in pairs), tuple(v for _, v in pairs), memory, missing)
+    _check_widths(pairs, value.before, len(memory) > 0)
+    missing = (value.missing[0], value.missing[1])
+    keys, values = tuple(k for k, _ in pairs), tuple(v for _, v in pairs)
+    return Stack(layers, value.before, turns, keys, values, memory, missing)
 
 
 def _check_widths(pairs: Sequence[tuple[Tensor, Tensor]], before: int, by_heart: bool) -> None:
@@ -160,19 +179,16 @@ def _check_widths(pairs: Sequence[tuple[Tensor, Tensor]], before: int, by_heart:
         _require(len(k.weights) == given and len(v.weights) == given + more, "has weights of another shape")
 
 
-def _tensor(value: Any, room: _Room) -> Tensor:
-    _require(isinstance(value, dict) and set(value) == {"unit", *_KINDS}, "has a tensor without its fields")
-    unit = value["unit"]
-    _require(isinstance(unit, int) and 0 <= unit <= 24, "has a unit out of range")
-    mean = _array(value["mean"], _KINDS["mean"], -1)
+def _tensor(value: _TensorFields, room: _Room) -> Tensor:
+    mean = _array(value.mean, _KINDS["mean"], -1)
     channels = len(mean)
     _require(0 < channels <= 1 << 16, "has a tensor without channels, or with too many")
-    rows = {n: _array(value[n], _KINDS[n], channels) for n in ("factor", "scale", "log_sigma", "inverse")}
-    weights = _array(room.take(value["weights"]), _KINDS["weights"], -1, channels)
-    token = _array(value["token"], _KINDS["token"], -1)
+    rows = {n: _array(getattr(value, n), _KINDS[n], channels) for n in ("factor", "scale", "log_sigma", "inverse")}
+    weights = _array(room.take(value.weights), _KINDS["weights"], -1, channels)
+    token = _array(value.token, _KINDS["token"], -1)
     _require(len(weights) <= MOST_FEATURES and bool((weights >= -127).all()), "has sums that are too large")
     _require(bool((np.abs(mean.astype(np.int64)) <= FAR).all()), "has a mean out of range")
     _require(all(bool((rows[n] >= 0).all()) for n in ("factor", "scale", "inverse")), "has a negative scale")
     _require(bool((np.abs(rows["log_sigma"].astype(np.int64)) <= _MOST_LOG_SIGMA).all()), "has a sigma out of range")
     _require(len(token) in (1, 3, 5, 7), "has token weights of another shape")
-    return Tensor(unit, mean, rows["factor"], weights, rows["scale"], rows["log_sigma"], rows["inverse"], token)
+    return Tensor(value.unit, mean, rows["factor"], weights, rows["scale"], rows["log_sigma"], rows["inverse"], token)
