@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,75 @@ def test_a_withdrawn_artifact_goes_and_stays_away(tmp_path: Path) -> None:
             with pytest.raises(Untrusted, match="an error"):
                 await fetch(b, Cid.parse(made.id))
             assert len(heads_of(b, [made.manifest.publisher])) == 1  # which it passes on
+
+    run(body())
+
+
+@pytest.mark.parametrize("when", ["fetched", "refused", "heard first"])
+def test_no_flood_of_heads_undoes_a_withdrawal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Heard while the publisher was a stranger, it still holds when the user comes to trust it."""
+    monkeypatch.setattr("kvswap.store.records._HEADS_KEPT", 64)
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            a, b = await w.node(), await w.node(trust=when == "fetched")
+            w.give(a, made)
+            if when == "fetched":
+                await fetch(b, Cid.parse(made.id))
+                b.policy.remove(made.manifest.publisher)
+            elif when == "refused":
+                with pytest.raises(Untrusted):
+                    await fetch(b, Cid.parse(made.id))
+            hear_heads(b, [head(7, {made.id: "an error"})], PEER)
+            if when == "heard first":
+                with pytest.raises(Untrusted):
+                    await fetch(b, Cid.parse(made.id))
+            for number in range(100):
+                forged = make_head(key(5000 + number), 1, int(time.time()), [], {}).envelope
+                hear_heads(b, [forged], str(key(4000 + number).peer_id))
+            b.policy.add(made.manifest.publisher)
+            with pytest.raises(Untrusted, match="an error"):
+                await fetch(b, Cid.parse(made.id))
+
+    run(body())
+
+
+def test_a_withdrawal_that_comes_during_the_transfer_ends_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=100)
+            a, b = await w.node(upload_bytes_per_second=40_000), await w.node()
+            w.give(a, made)
+            fetching = asyncio.create_task(fetch(b, Cid.parse(made.id)))
+            while not b.store.used_bytes:
+                await asyncio.sleep(0.005)
+            hear_heads(b, [head(7, {made.id: "an error"})], PEER)
+            with pytest.raises(Untrusted, match="an error"):
+                await fetching
+            assert b.store.artifacts() == []
+            with pytest.raises(Untrusted, match="an error"):
+                await fetch(b, Cid.parse(made.id))
+
+    run(body())
+
+
+def test_a_head_from_the_future_is_signed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours, signed while our clock was ahead: no reader would take it until then."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            a, b = await w.node(), await w.node()
+            right = time.time
+            with monkeypatch.context() as ahead:
+                ahead.setattr(time, "time", lambda: right() + 10 * 365 * 86_400)
+                w.give(a, make_artifact(key(1000), tokens=40))
+                (early,) = heads_of(a, [str(key(1000).peer_id)])
+            hear_heads(b, [early], PEER)
+            assert b.records.head(str(key(1000).peer_id)) is None
+            (now,) = heads_of(a, [str(key(1000).peer_id)])
+            hear_heads(b, [now], PEER)
+            assert b.records.head(str(key(1000).peer_id)) is not None
 
     run(body())
 

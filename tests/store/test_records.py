@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,16 +34,128 @@ def test_one_artifact_fills_nothing_but_its_own_room(records: Records) -> None:
     assert len(records.audits(artifact="a")) == 64
 
 
-def test_a_flood_of_heads_forgets_strangers_and_nobody_trusted(
-    records: Records, monkeypatch: pytest.MonkeyPatch
+def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: set[str]) -> Records:
+    monkeypatch.setattr(module, "_HEADS_KEPT", 8)
+    monkeypatch.setattr(module, "_HEADS_OF_A_TELLER", 3)
+    return Records(tmp_path / "crowded.sqlite3", trusted.__contains__)
+
+
+def test_a_flood_of_heads_forgets_strangers_and_nobody_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trusted: set[str] = set()
+    records = crowded(tmp_path, monkeypatch, trusted)
+    records.put_head("own", 7, b"t", {"x": "why"}, kept=True)
+    records.put_head("later trusted", 7, b"t", {"x": "why"}, teller="somebody")
+    records.put_head("stranger", 1, b"s", {"y": "because"}, teller="quiet")
+    trusted.add("later trusted")  # after it was heard
+    for number in range(50):
+        records.put_head(f"flood {number}", 1, b"s", {"y": "because"}, teller=f"liar {number % 10}")
+    assert records.head("own") == (7, b"t") and records.withdrawn("x", "own") == "why"
+    assert records.head("later trusted") == (7, b"t") and records.withdrawn("x", "later trusted") == "why"
+    assert records.head("flood 0") is None and records.withdrawn("y", "flood 0") is None
+    assert records.head("flood 49") is not None
+    records.close()
+
+
+def test_one_teller_pushes_out_what_it_told_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = crowded(tmp_path, monkeypatch, set())
+    records.put_head("honest", 1, b"s", {"y": "because"}, teller="honest peer")
+    for number in range(50):
+        records.put_head(f"flood {number}", 1, b"s", {}, teller=f"liar {number % 3}")
+    assert records.head("honest") == (1, b"s")
+    assert sum(records.head(f"flood {number}") is not None for number in range(50)) <= 8
+    records.close()
+
+
+@pytest.mark.parametrize("when", ["held", "asked before", "asked after"])
+def test_a_withdrawal_of_what_was_held_or_asked_for_outlives_every_flood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    monkeypatch.setattr(module, "_HEADS_KEPT", 5)
-    records.put_head("trusted", 7, b"t", {"x": "why"}, kept=True)
-    for number in range(20):
-        records.put_head(f"stranger {number}", 1, b"s", {"y": "because"}, kept=False)
-    assert records.head("trusted") == (7, b"t") and records.withdrawn("x", "trusted") == "why"
-    assert records.head("stranger 0") is None and records.withdrawn("y", "stranger 0") is None
-    assert records.head("stranger 19") is not None
+    records = crowded(tmp_path, monkeypatch, set())
+    if when == "asked before":
+        records.ask("x")
+    records.put_head(
+        "publisher", 3, b"h", {"x": "why", "z": "other"}, teller="peer", held=["x"] if when == "held" else []
+    )
+    if when == "asked after":
+        records.ask("x")
+    for number in range(50):
+        records.put_head(f"flood {number}", 1, b"s", {}, teller=f"liar {number}")
+    assert records.head("publisher") is None and records.withdrawn("z", "publisher") is None
+    assert records.withdrawn("x", "publisher") == "why"
+    records.close()
+    again = Records(tmp_path / "crowded.sqlite3")
+    assert again.withdrawn("x", "publisher") == "why"
+    again.close()
+
+
+def test_what_goes_wrong_in_the_middle_leaves_nothing_open(tmp_path: Path) -> None:
+    records = Records(tmp_path / "t.sqlite3")
+    with pytest.raises(Exception):  # noqa: B017 - whatever SQLite makes of it
+        records.put_head("p", 1, b"one", {"x": object()})  # type: ignore[dict-item]
+    records.put_head("p", 2, b"two", {"x": "why"})
+    records.add_checks("a", [1, 5])
+    records.close()
+    again = Records(tmp_path / "t.sqlite3")
+    assert again.head("p") == (2, b"two") and again.checks("a") == {1, 5} and again.withdrawn("x", "p") == "why"
+    again.close()
+
+
+def test_outcomes_are_remembered_and_the_last_one_counts(tmp_path: Path) -> None:
+    from kvswap.store import Outcome
+
+    path = tmp_path / "t.sqlite3"
+    records = Records(path)
+    first = Outcome("a", "p", "disputed", 2, (1, 2, 3, 5), ("b", "c"), "they differ")
+    records.put_outcome(first)
+    records.put_outcome(Outcome("b", "p", "passed", 2, (1, 2, 3, 5, 7)))
+    assert records.outcome("a") == first and records.withheld() == ["a"]
+    records.close()
+    again = Records(path)
+    assert again.outcome("a") == first and again.withheld() == ["a"]
+    again.put_outcome(Outcome("a", "p", "passed", 2))
+    assert again.withheld() == [] and again.outcomes(["a", "b", "none"]).keys() == {"a", "b"}
+    with pytest.raises(ValueError, match="outcome"):
+        again.put_outcome(Outcome("a", "p", "fine", 2))  # type: ignore[arg-type]
+    again.close()
+
+
+_SCHEMA_2B501D5 = """
+CREATE TABLE checks (
+    artifact TEXT NOT NULL, level INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (artifact, level)
+) WITHOUT ROWID;
+CREATE TABLE audits (
+    id TEXT PRIMARY KEY, artifact TEXT NOT NULL, document TEXT, publisher TEXT NOT NULL, auditor TEXT NOT NULL,
+    failed INTEGER NOT NULL, at REAL NOT NULL, envelope BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX audits_artifact ON audits (artifact);
+CREATE INDEX audits_document ON audits (document);
+CREATE TABLE heads (
+    publisher TEXT PRIMARY KEY, sequence INTEGER NOT NULL, at REAL NOT NULL, kept INTEGER NOT NULL,
+    envelope BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE withdrawn (
+    artifact TEXT NOT NULL, publisher TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY (artifact, publisher)
+) WITHOUT ROWID;
+INSERT INTO checks VALUES ('a', 5, 1.0);
+INSERT INTO audits VALUES ('audit', 'a', NULL, 'p', 'q', 1, 1.0, X'00');
+INSERT INTO heads VALUES ('p', 4, 1.0, 0, X'01'), ('t', 9, 1.0, 1, X'02');
+INSERT INTO withdrawn VALUES ('x', 'p', 'why'), ('y', 't', 'because');
+"""
+
+
+def test_a_file_of_2b501d5_is_opened_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "trust.sqlite3"
+    old = sqlite3.connect(path)
+    old.executescript(_SCHEMA_2B501D5)
+    old.close()
+    for _ in range(2):
+        records = Records(path)
+        assert records.checks("a") == {5} and [r.id for r in records.audits()] == ["audit"]
+        assert records.head("p") == (4, b"\1") and records.head("t") == (9, b"\2")
+        assert records.withdrawn("x", "p") == "why" and records.withdrawn_by("t") == {"y": "because"}
+        assert records.outcome("a") is None
+        records.close()
+    assert not path.with_suffix(".damaged").exists()
 
 
 def test_what_was_withdrawn_stays_so_and_only_by_its_publisher(records: Records) -> None:
