@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from kvswap.core.limits import LIMITS
+from kvswap.exchange.serving.permission import Permission
 from kvswap.net import messages
 from kvswap.store import Store
 
@@ -44,20 +45,26 @@ def longest(keys: bytes, chain: Sequence[bytes]) -> int:
 
 
 class OwnCatalogue:
-    """This node's, made anew when the store has changed.  Blocks; call in a thread."""
+    """This node's, made anew when what it may offer has changed.  Blocks; call in a thread."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, permission: Permission | None = None) -> None:
         self._store = store
+        self._permission = permission
         self._lock = threading.Lock()
         self._version = 0
         self._keys = b""
+        self._stamp: tuple[object, ...] = ()
+        self._until = 0.0  # when something in it expires
 
     def reply(self, version: int) -> messages.CatalogueReply:
+        """Return the keys and their version; the version alone where the reader has it."""
         with self._lock:
-            present = self._store.generation
-            if present != self._version:
-                digests = self._store.chain_digests(LIMITS.catalogue_bytes // KEY_BYTES)
-                self._keys, self._version = pack_keys(digests), present
+            stamp = self._permission.stamp if self._permission is not None else (self._store.generation,)
+            if stamp != self._stamp or time.time() >= self._until:
+                withheld = self._permission.withheld() if self._permission is not None else ((), ())
+                digests, self._until = self._store.chain_digests(LIMITS.catalogue_bytes // KEY_BYTES, *withheld)
+                self._keys, self._stamp = pack_keys(digests), stamp
+                self._version = max(self._version + 1, self._store.generation)
             return messages.CatalogueReply(self._version, None if version == self._version else self._keys)
 
 

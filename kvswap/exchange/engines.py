@@ -8,7 +8,6 @@ anything else leaves it at `tolerance`.
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,7 @@ from kvswap.exchange.making import Made, Run, make
 from kvswap.exchange.node import Node
 from kvswap.exchange.request import Progress, silent
 from kvswap.exchange.resolve import own_model
-from kvswap.exchange.statement import RENEW_SECONDS, new_life
+from kvswap.exchange.statement import new_life, reusable
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import OPEN
 
@@ -123,11 +122,7 @@ def _own(node: Node, computed: Computed, prefix: Prefix, readers: Group | None) 
     names = readers or OPEN
     wanted = names.model(computed.model.digest, computed.dtype)
     for row, _ in node.store.longest_prefix(names.chain(prefix.chain)[-1:]):
-        own = row.publisher == str(node.publisher.peer_id) and row.expires > time.time() + RENEW_SECONDS
-        if not own or (row.model, row.dtype) != wanted:
-            continue
-        envelope = node.store.envelope(row.id)
-        statement = node.read(envelope) if envelope else None
+        statement = reusable(node, row) if (row.model, row.dtype) == wanted else None
         if statement is None or statement.manifest.prefix.token_digest != prefix.token_digest:
             continue
         if statement.manifest.numerics.environment == computed.numerics.environment:

@@ -27,28 +27,40 @@ def own_head(node: Node) -> SignedHead | None:
     """
     own = str(node.publisher.peer_id)
     now = int(time.time())
-    generation, signed = node.head
-    if generation == node.store.generation and signed is not None and now < signed.head.issued + _RENEW_SECONDS:
+    stamp, signed = node.head
+    if stamp == node.permission.stamp and signed is not None and _fresh(signed.head, now):
         return signed
+    stamp = node.permission.stamp  # of before what is read now
     withdrawn = node.records.withdrawn_by(own)
-    holding = [r.id for r in node.store.artifacts(publisher=own) if r.expires > now and r.id not in withdrawn]
+    holding = _holding(node, own)
     known = _known(node, own)
     if known is None and not holding:
         return None
     if known is None or not _still_says(known.head, holding, withdrawn, now):
         known = _sign(node, holding, withdrawn)
-    node.head = (node.store.generation, known)
+        stamp = node.permission.stamp  # keeping it is a change as well
+    node.head = (stamp, known)
     return known
 
 
+def _holding(node: Node, publisher: str) -> list[str]:
+    """What a publisher whose key is here stands by."""
+    rows = node.store.artifacts(publisher=publisher)
+    return [row.id for row, standing in zip(rows, node.standings.of_all(rows), strict=True) if standing.offered]
+
+
+def _fresh(head: Head, now: int) -> bool:
+    """Whether a head need not be signed again for its age.  One from the future helps nobody: readers refuse it."""
+    return head.issued - LIMITS.clock_skew_seconds <= now < head.issued + _RENEW_SECONDS
+
+
 def _still_says(head: Head, holding: list[str], withdrawn: dict[str, str], now: int) -> bool:
-    same = head.catalogue == catalogue_root(holding) and head.reasons == withdrawn
-    return same and now < head.issued + _RENEW_SECONDS
+    return head.catalogue == catalogue_root(holding) and head.reasons == withdrawn and _fresh(head, now)
 
 
 def _sign(node: Node, holding: list[str], withdrawn: dict[str, str], next_key: Key | None = None) -> SignedHead:
     made = _signed_by(node, node.publisher, holding, withdrawn, next_key)
-    node.head = (node.store.generation, made)
+    node.head = ((), None)  # read again at the next look
     return made
 
 
@@ -57,7 +69,7 @@ def _signed_by(node: Node, key: Key, holding: list[str], withdrawn: dict[str, st
     known = node.records.head(publisher)
     sequence = known[0] + 1 if known else 1
     made = make_head(key, sequence, int(time.time()), holding, withdrawn, next_key)
-    node.records.put_head(publisher, sequence, made.envelope, withdrawn, kept=True)
+    node.records.put_head(publisher, sequence, made.envelope, withdrawn, held=withdrawn, kept=True)
     return made
 
 
@@ -74,7 +86,7 @@ def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
         if len(out) == LIMITS.heads_told:
             break
         signed = own_head(node) if publisher == str(node.publisher.peer_id) else _known(node, publisher)
-        if signed is not None and publisher in node.retired and now > signed.head.issued + _RENEW_SECONDS:
+        if signed is not None and publisher in node.retired and not _fresh(signed.head, int(now)):
             signed = _still_retired(node, signed.head)
         if signed is not None and signed.head.expires > now:
             out.append(signed.envelope)
@@ -94,14 +106,21 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
         except Untrusted as error:
             node.events.add("head_refused", publisher=head.publisher, peer=peer, reason=error.message)
             continue
-        trusted = node.policy.policy.trusts(head.publisher)
-        node.records.put_head(head.publisher, head.sequence, signed.envelope, head.reasons, kept=trusted)
-        for artifact, why in head.reasons.items():
-            row = node.store.get_artifact(artifact)
-            if row is not None and row.publisher == head.publisher:
+        reasons = head.reasons
+        here = {row.id for row in node.store.artifacts(publisher=head.publisher)} if reasons else set()
+        node.records.put_head(head.publisher, head.sequence, signed.envelope, reasons, teller=peer, held=here)
+        for artifact in sorted(here & reasons.keys()):
+            with contextlib.suppress(NotFound):  # collected meanwhile
                 node.store.remove(artifact)
-                node.events.add("withdrawn", artifact=artifact, publisher=head.publisher, reason=why)
+            node.events.add("withdrawn", artifact=artifact, publisher=head.publisher, reason=reasons[artifact])
+        if here & reasons.keys():
+            node.spawn(_collect(node))
         _follow(node, head)
+
+
+async def _collect(node: Node) -> None:
+    """Delete the chunks that belong to nothing any more."""
+    await asyncio.to_thread(node.store.collect)
 
 
 def _follow(node: Node, head: Head) -> None:
@@ -122,13 +141,12 @@ def rotate(node: Node) -> dict[str, Any]:
     old, new = node.publisher, Key.generate()
     own_head(node)
     own = str(old.peer_id)
-    holding = [row.id for row in node.store.artifacts(publisher=own)]
-    signed = _sign(node, holding, node.records.withdrawn_by(own), new)
+    signed = _sign(node, _holding(node, own), node.records.withdrawn_by(own), new)
     replace(node.publisher_file, new, node.publisher_file.parent / "retired")
     node.retired[own] = old
     node.publisher = new
     node.policy.succeed(str(new.peer_id))
-    node.head = (-1, None)
+    node.head = ((), None)
     node.events.add("rotated", old=own, new=str(new.peer_id))
     return {"old": own, "new": str(new.peer_id), "sequence": signed.head.sequence}
 
@@ -137,8 +155,7 @@ def _still_retired(node: Node, head: Head) -> SignedHead:
     """The last head of a key that is not used any more, again: it names the same successor."""
     then = head.successor
     last = next((key for peer, key in node.retired.items() if then and peer == then.peer), node.publisher)
-    holding = [row.id for row in node.store.artifacts(publisher=head.publisher)]
-    return _signed_by(node, node.retired[head.publisher], holding, head.reasons, last)
+    return _signed_by(node, node.retired[head.publisher], _holding(node, head.publisher), head.reasons, last)
 
 
 def superseded(node: Node, source: str, document: str) -> list[Statement]:
@@ -197,11 +214,12 @@ async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[s
         raise UsageError(
             f"a publisher can have {LIMITS.head_withdrawn} withdrawn artifacts", hint="kvswap trust rotate  begins anew"
         )
+    signed = _sign(node, [name for name in _holding(node, own) if name not in withdrawn], withdrawn)
     for row in mine:
-        await asyncio.to_thread(node.store.remove, row.id)
+        with contextlib.suppress(NotFound):  # removed by hand in the same moment
+            await asyncio.to_thread(node.store.remove, row.id)
         node.events.add("withdrawn", artifact=row.id, publisher=own, reason=why)
-    holding = [row.id for row in node.store.artifacts(publisher=own)]
-    signed = _sign(node, holding, withdrawn)
+    await _collect(node)
     for row in mine:
-        await node.announce(row.id, row.document)  # who holds it looks it up here, and hears
+        node.spawn(node.announce(row.id, row.document))  # who holds it looks it up here, and hears
     return {"withdrawn": [row.id for row in mine], "why": why, "sequence": signed.head.sequence}

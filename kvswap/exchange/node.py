@@ -21,8 +21,10 @@ from kvswap.exchange.catalogue import Catalogues, OwnCatalogue
 from kvswap.exchange.counters import Counters
 from kvswap.exchange.events import EventLog
 from kvswap.exchange.model_port import ModelChoice, ModelPort
+from kvswap.exchange.serving.permission import Permission
 from kvswap.exchange.serving.swarms import Swarms
 from kvswap.exchange.serving.uploads import Uploads
+from kvswap.exchange.standing import Standings
 from kvswap.exchange.transfer.buffers import Buffers
 from kvswap.exchange.transfer.grants import Grants
 from kvswap.net import Announcement, PeerAddress, Transport, messages
@@ -73,7 +75,8 @@ class Node:
         self.events = EventLog()
         self.counters = Counters()
         self.ledger = Ledger(settings.home / "peers.sqlite3")
-        self.records = Records(settings.home / "trust.sqlite3")
+        self.records = Records(settings.home / "trust.sqlite3", lambda publisher: self.policy.policy.trusts(publisher))
+        self.standings = Standings(self.records, policy)
         self.problems: dict[str, str] = {}  # what is degraded, by part
         # fetching
         self.buffers = Buffers()
@@ -89,10 +92,11 @@ class Node:
         self.tokens = Tokens()
         self.swarms = Swarms()
         self._shunned_until: dict[str, float] = {}  # monotonic
-        self.uploads = Uploads(store, self.ledger, self.counters, settings.upload_bytes_per_second)
-        self.catalogue = OwnCatalogue(store)
+        self.permission = Permission(store, self.standings, self._unwelcome)
+        self.uploads = Uploads(store, self.permission, self.ledger, self.counters, settings.upload_bytes_per_second)
+        self.catalogue = OwnCatalogue(store, self.permission)
         self.chunk_list = lru_cache(_CHUNK_LISTS)(self._chunk_list)  # readers ask again and again
-        self.head: tuple[int, SignedHead | None] = (-1, None)  # our own, and the store's generation it was signed at
+        self.head: tuple[tuple[object, ...], SignedHead | None] = ((), None)  # our own, and for what it was signed
         self._bulk_server: BulkServer | None = None
         self._referrals: OrderedDict[str, dict[str, tuple[str, ...]]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,7 +158,14 @@ class Node:
         }
         self.record(peer).failed(time.time())
         self.events.add("peer_flooded", peer=peer, reason=f"it {how}; not served for {LIMITS.shun_seconds:g} s")
-        if self.transport is not None:
+        self._cut_off(peer)
+
+    def _cut_off(self, peer: str) -> None:
+        """End what is under way to a peer, on both planes."""
+        self.tokens.revoke_all(peer)
+        if self._bulk_server is not None:
+            self._bulk_server.hang_up(peer)
+        if self.transport is not None and self.p2p:
             self.spawn(self.transport.disconnect(peer))
 
     def _shunned(self, peer: str) -> bool:
@@ -181,10 +192,16 @@ class Node:
         return self._offers.get(peer, 0.0)
 
     def block(self, peer: str, blocked: bool) -> None:
-        """Neither serve nor ask a peer; or do so again, its past forgiven."""
-        record = self.record(str(PeerId.parse(peer)))
+        """Neither serve nor ask a peer, from now on; or do so again, its past forgiven.  On the event loop.
+
+        What is under way to it ends at once.
+        """
+        peer = str(PeerId.parse(peer))
+        record = self.record(peer)
         record.blocked = blocked
-        if not blocked:
+        if blocked:
+            self._cut_off(peer)
+        else:
             record.in_a_row, record.lied_at = 0, 0.0
         self.events.add("blocked" if blocked else "unblocked", peer=peer)
 
@@ -310,7 +327,7 @@ class Node:
             if connected - met:
                 await asyncio.sleep(1.0)  # let the handshakes of GossipSub and Kademlia settle
                 rows = await asyncio.to_thread(self.store.artifacts)
-                for row in [r for r in rows if r.complete][:_ANNOUNCED_PER_ROUND]:
+                for row in [r for r in rows if r.complete and self.permission.offered(r)][:_ANNOUNCED_PER_ROUND]:
                     await self.announce(row.id, row.document)
             met = connected
             await asyncio.sleep(1.0)
@@ -318,6 +335,9 @@ class Node:
     async def announce(self, artifact: str, document: str | None) -> None:
         """Gossip an artifact and give provider records for it and its document.  Best effort."""
         if not self.p2p or self.transport is None:
+            return
+        row = self.store.get_artifact(artifact)
+        if row is not None and not self.permission.offered(row):
             return
         mine = messages.Provider(self.transport.peer, self.transport.addresses()[:8])
         try:

@@ -39,7 +39,7 @@ from kvswap.exchange.node import Node
 from kvswap.exchange.predictors import own as own_predictor
 from kvswap.exchange.predictors import path as predictor_path
 from kvswap.exchange.request import Progress, silent
-from kvswap.exchange.statement import RENEW_SECONDS, new_life
+from kvswap.exchange.statement import new_life, reusable
 from kvswap.trust import Group, Names, Statement
 from kvswap.trust.groups import OPEN
 
@@ -201,14 +201,11 @@ def _own(node: Node, document: str, choice: ModelChoice, names: Names) -> list[S
     wanted = names.model(choice.identity.digest, choice.dtype)
     for row in node.store.artifacts(names.document(document)):
         same = row.complete and (row.model, row.dtype) == wanted
-        if same and row.publisher == str(node.publisher.peer_id) and row.expires > time.time() + RENEW_SECONDS:
-            envelope = node.store.envelope(row.id)
-            statement = node.read(envelope) if envelope else None
-            bitwise = (
-                statement is not None and statement.manifest.numerics.claim == "bitwise"
-            )  # not what an engine made
-            if statement and bitwise and statement.manifest.prefix.block_tokens == node.settings.block_tokens:
-                out.append(statement)
+        statement = reusable(node, row) if same else None
+        if statement is None or statement.manifest.numerics.claim != "bitwise":  # not what an engine made
+            continue
+        if statement.manifest.prefix.block_tokens == node.settings.block_tokens:
+            out.append(statement)
     return out
 
 

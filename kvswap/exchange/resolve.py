@@ -133,6 +133,7 @@ def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Te
     """Signature, life, model and dtype, exactness, trust.  Raises what is wrong with it."""
     statement = verify_envelope(envelope, int(time.time()), node.groups.keys)
     publisher = statement.manifest.publisher
+    node.records.ask(str(statement.artifact))
     if wanted is not None:
         check_compatible(statement.manifest, wanted.model, wanted.dtype)
     if statement.manifest.divergence is not None and not terms.inexact:

@@ -12,6 +12,7 @@ from kvswap.artifact.manifest import Life, Manifest
 from kvswap.artifact.sealing import KIND
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement
@@ -48,6 +49,22 @@ def sign(node: Node, manifest: Manifest, sealing: Sealing | None = None) -> Stat
     else:
         envelope = dsse.seal(sealing.payload(manifest), manifest.publisher, node.publisher.sign, KIND)
     return node.read(envelope)  # what we sign must pass the checks that everybody makes
+
+
+def reusable(node: Node, row: ArtifactRow) -> Statement | None:
+    """Return an own statement that need not be made again; None where it is another's, or must be.
+
+    It must be when it has less than a day to live, was issued later than now (a clock was ahead), or is not to be
+    offered.
+    """
+    now = time.time()
+    if row.publisher != str(node.publisher.peer_id) or row.expires <= now + RENEW_SECONDS:
+        return None
+    envelope = node.store.envelope(row.id) if node.permission.offered(row) else None
+    statement = node.read(envelope) if envelope else None
+    if statement is None or statement.manifest.life.issued > now + LIMITS.clock_skew_seconds:
+        return None
+    return statement
 
 
 def list_artifact(node: Node, statement: Statement) -> bool:

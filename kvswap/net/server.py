@@ -36,20 +36,30 @@ class Caller:
     token_until: float = 0.0  # and until when it is good enough to be handed over again (monotonic)
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A body that something is reserved for until it is sent, or will not be."""
+    """A body that something is reserved for until it is sent, or will not be.
+
+    `permit` is called right before it is sent, and raises what the peer is told in its place.
+    """
 
     body: Any
     release: Callable[[], None]
+    permit: Callable[[], None] = _nothing
 
 
 Answer = Callable[[Caller, messages.Request], Awaitable[Any]]
-_Prepared = tuple[bytes, Callable[[], None]]
 
 
-def _nothing() -> None:
-    pass
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    frame: bytes
+    release: Callable[[], None] = _nothing
+    permit: Callable[[], None] = _nothing
 
 
 class Buckets:
@@ -123,23 +133,23 @@ class Server:
         reader = asyncio.create_task(self._read(stream, caller, answers, unsent))
         try:
             while (prepared := await answers.get()) is not None:
-                frame, release = await asyncio.shield(prepared)
+                ready = await asyncio.shield(prepared)
                 unsent.discard(prepared)
                 try:
-                    await stream.send(frame, LIMITS.chunk_seconds)
+                    await stream.send(self._checked(stream.peer, ready), LIMITS.chunk_seconds)
                 except PeerError:
                     self._offence(stream.peer, "leaves answers unread")
                     raise
                 finally:
-                    release()
+                    ready.release()
             await reader
         finally:
             for task in (reader, *unsent):
                 task.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             for done in await asyncio.gather(*unsent, return_exceptions=True):
-                if isinstance(done, tuple):
-                    done[1]()
+                if isinstance(done, _Prepared):
+                    done.release()
 
     async def _read(
         self,
@@ -172,7 +182,17 @@ class Server:
                 raise PeerBusy("this node does not serve you")
             body = await self._answer(caller, request)
             if isinstance(body, Held):
-                return messages.encode_ok(body.body), body.release
-            return messages.encode_ok(body), _nothing
+                return _Prepared(messages.encode_ok(body.body), body.release, body.permit)
+            return _Prepared(messages.encode_ok(body))
         except KvswapError as error:
-            return messages.encode_error(error), _nothing
+            return _Prepared(messages.encode_error(error))
+
+    def _checked(self, peer: str, ready: _Prepared) -> bytes:
+        """What goes out now of an answer that was prepared a while ago: itself, or why it may not any more."""
+        try:
+            if self._refuse(peer):
+                raise PeerBusy("this node does not serve you")
+            ready.permit()
+        except KvswapError as error:
+            return messages.encode_error(error)
+        return ready.frame

@@ -10,7 +10,7 @@ b'some encoded keys and values'
 
 from kvswap.store.files import ChunkFile
 from kvswap.store.ledger import Ledger, PeerRecord
-from kvswap.store.records import AuditRow, Records
+from kvswap.store.records import AuditRow, Outcome, Records
 from kvswap.store.store import ArtifactRow, Store, StoreReport
 
-__all__ = ["ArtifactRow", "AuditRow", "ChunkFile", "Ledger", "PeerRecord", "Records", "Store", "StoreReport"]
+__all__ = ["ArtifactRow", "AuditRow", "ChunkFile", "Ledger", "Outcome", "PeerRecord", "Records", "Store", "StoreReport"]

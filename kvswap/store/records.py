@@ -1,6 +1,7 @@
-"""What this node found out of artifacts and publishers, or was told: own checks, audits, head records.
+"""What this node found out of artifacts and publishers, or was told: own checks and outcomes, audits, head records.
 
-In `trust.sqlite3`.  Who may be believed is not decided here; what is kept is bounded, the oldest goes first.
+In `trust.sqlite3`.  Who may be believed is not decided here; what is kept is bounded.  What strangers tell gives way
+first, and of that what one teller told most of; a withdrawal of something that was held or asked for never does.
 """
 
 from __future__ import annotations
@@ -8,33 +9,65 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
+from kvswap.core.bounded import Table
+from kvswap.core.errors import StoreFull
 from kvswap.store.files import set_aside
+from kvswap.store.index import Index
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS checks (
-    artifact TEXT NOT NULL, level INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (artifact, level)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS audits (
-    id TEXT PRIMARY KEY, artifact TEXT NOT NULL, document TEXT, publisher TEXT NOT NULL, auditor TEXT NOT NULL,
-    failed INTEGER NOT NULL, at REAL NOT NULL, envelope BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS audits_artifact ON audits (artifact);
-CREATE INDEX IF NOT EXISTS audits_document ON audits (document);
-CREATE TABLE IF NOT EXISTS heads (
-    publisher TEXT PRIMARY KEY, sequence INTEGER NOT NULL, at REAL NOT NULL, kept INTEGER NOT NULL,
-    envelope BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS withdrawn (
-    artifact TEXT NOT NULL, publisher TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY (artifact, publisher)
-) WITHOUT ROWID;
-"""
+# Append only, as those of the index.  The first is what was there before there were migrations.
+MIGRATIONS = (
+    """
+    CREATE TABLE IF NOT EXISTS checks (
+        artifact TEXT NOT NULL, level INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (artifact, level)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS audits (
+        id TEXT PRIMARY KEY, artifact TEXT NOT NULL, document TEXT, publisher TEXT NOT NULL, auditor TEXT NOT NULL,
+        failed INTEGER NOT NULL, at REAL NOT NULL, envelope BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS audits_artifact ON audits (artifact);
+    CREATE INDEX IF NOT EXISTS audits_document ON audits (document);
+    CREATE TABLE IF NOT EXISTS heads (
+        publisher TEXT PRIMARY KEY, sequence INTEGER NOT NULL, at REAL NOT NULL, kept INTEGER NOT NULL,
+        envelope BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS withdrawn (
+        artifact TEXT NOT NULL, publisher TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY (artifact, publisher)
+    ) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE outcomes (
+        artifact TEXT PRIMARY KEY, publisher TEXT NOT NULL, verdict TEXT NOT NULL, rules INTEGER NOT NULL,
+        levels TEXT NOT NULL, others TEXT NOT NULL, why TEXT NOT NULL, at REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE asked (artifact TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+    ALTER TABLE heads ADD COLUMN teller TEXT NOT NULL DEFAULT '';
+    ALTER TABLE withdrawn ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE withdrawn ADD COLUMN at REAL NOT NULL DEFAULT 0;
+    UPDATE withdrawn SET kept = 1;
+    CREATE INDEX withdrawn_publisher ON withdrawn (publisher);
+    """,
+)
 _AUDITS_KEPT = 20_000
 _OF_ONE_ARTIFACT = 64
 _CHECKS_KEPT = 100_000
-_HEADS_KEPT = 256  # of publishers who are not trusted
+_OUTCOMES_KEPT = 100_000
+_ASKED_KEPT = 100_000
+_WITHDRAWN_KEPT = 100_000  # whose head records are gone
+_BATCH = 500
+_HEADS_KEPT = 1_024
+_HEADS_OF_A_TELLER = 32
+_HEADS_BYTES = 64 << 20
+_WITHDRAWN_BYTES = 512  # a row of `withdrawn`, about
+
+Verdict = Literal["passed", "disputed", "undecided", "wrong"]
+_WITHHELD = ("disputed", "wrong")
+CANNOT_WRITE = (sqlite3.OperationalError, StoreFull)  # a disk that is full or read-only: reading goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,51 +83,168 @@ class AuditRow:
     envelope: bytes
 
 
-class Records:
-    """May be used from several threads."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a whole climb for an artifact ended, by which version of the rules, and which steps had passed.
 
-    def __init__(self, path: Path) -> None:
-        """A damaged file is moved aside: whom this node distrusts is in `trust.json`, the rest is heard again."""
-        self._lock = threading.Lock()
+    *disputed*: it disagrees with `others` (artifact ids), and nothing has said who is right.  *undecided*: a step that
+    was due could not be done.  *wrong*: its own publisher, this node, found it wrong.
+    """
+
+    artifact: str
+    publisher: str
+    verdict: Verdict
+    rules: int
+    levels: tuple[int, ...] = ()
+    others: tuple[str, ...] = ()
+    why: str = ""
+
+
+def nobody(publisher: str) -> bool:
+    """Hold no publisher's head record against others: the rule of who trusts nobody."""
+    return False
+
+
+class Records:
+    """Own findings and what others said.  May be used from several threads."""
+
+    def __init__(self, path: Path, keeps: Callable[[str], bool] = nobody) -> None:
+        """Open or create the file.
+
+        `keeps(publisher)` is asked when room is needed: whose head records give way to no stranger's.  A damaged file
+        is moved aside: whom this node distrusts is in `trust.json`, the rest is heard again.
+        """
+        self._lock = threading.RLock()
         try:
-            self._db = _open(path)
+            self._db = Index(path, MIGRATIONS)
         except sqlite3.DatabaseError:
             set_aside(path)
-            self._db = _open(path)
+            self._db = Index(path, MIGRATIONS)
+        self.generation = 0  # grows when something that was said of an artifact changes
+        self._asked: set[str] = set()  # those noted since the start
+        self._withheld = self._read_withheld()
+        self._gone: list[str] = []
+        self.heads: Table[str, int] = Table(
+            "heads",
+            entries=_HEADS_KEPT,
+            nbytes=_HEADS_BYTES,
+            per_teller=_HEADS_OF_A_TELLER,
+            keep=lambda publisher, _: keeps(publisher),
+            size=lambda _, size: size,
+            removed=lambda publisher, _: self._gone.append(publisher),
+        )
+        query = (
+            "SELECT publisher, teller, kept, LENGTH(envelope) AS size, "
+            "(SELECT COUNT(*) FROM withdrawn w WHERE w.publisher = h.publisher) AS lines FROM heads h ORDER BY at"
+        )
+        for row in self._rows(query):
+            size = int(row["size"]) + int(row["lines"]) * _WITHDRAWN_BYTES
+            self.heads.put(row["publisher"], size, row["teller"], held=bool(row["kept"]) and not row["teller"])
+        with self._writing() as db:
+            self._forget_heads(db)
 
     def close(self) -> None:
+        """Close the file."""
         with self._lock:
             self._db.close()
 
     def _rows(self, query: str, *arguments: object) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._db.execute(query, arguments).fetchall()
+        return self._db.rows(query, *arguments)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction, rolled back on any exception, and one at a time."""
+        with self._lock, self._db.transaction() as db:
+            yield db
 
     # -- own checks ------------------------------------------------------------------------------
 
     def add_checks(self, artifact: str, levels: list[int]) -> None:
-        """These steps of the ladder passed here."""
-        for level in levels:
-            self._rows("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", artifact, level, time.time())
-        self._trim("checks", _CHECKS_KEPT)
+        """Note that these steps of the ladder passed here; where it cannot be noted, they are done again one day."""
+        now = time.time()
+        with suppress(*CANNOT_WRITE), self._writing() as db:
+            db.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", [(artifact, n, now) for n in levels])
+            _trim(db, "checks", _CHECKS_KEPT)
 
     def checks(self, artifact: str) -> set[int]:
+        """Return the steps that passed here."""
         return {int(r["level"]) for r in self._rows("SELECT level FROM checks WHERE artifact = ?", artifact)}
+
+    # -- outcomes --------------------------------------------------------------------------------
+
+    def put_outcome(self, outcome: Outcome) -> None:
+        """Keep how a whole climb ended; what was kept of the artifact before is replaced.
+
+        Where it cannot be written it holds until the end of the process.
+        """
+        if outcome.verdict not in get_args(Verdict):
+            raise ValueError(f"no outcome: {outcome.verdict}")
+        levels = " ".join(str(level) for level in sorted(outcome.levels))
+        others = " ".join(outcome.others)
+        values = (outcome.artifact, outcome.publisher, outcome.verdict, outcome.rules, levels, others, outcome.why)
+        with suppress(*CANNOT_WRITE), self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, time.time()))
+            marks = ", ".join("?" * len(_WITHHELD))  # what must not be used is not pushed out by what may
+            for where in (f"verdict NOT IN ({marks})", f"verdict IN ({marks})"):
+                _trim(db, "outcomes", _OUTCOMES_KEPT, where, _WITHHELD)
+        with self._lock:
+            if outcome.verdict in _WITHHELD:
+                self._withheld[outcome.artifact] = outcome
+            else:
+                self._withheld.pop(outcome.artifact, None)
+            self.generation += 1
+
+    def outcome(self, artifact: str) -> Outcome | None:
+        """Return how the last whole climb ended; None where there was none."""
+        return self.outcomes([artifact]).get(artifact)
+
+    def outcomes(self, artifacts: Sequence[str]) -> dict[str, Outcome]:
+        """Return how the last whole climbs ended, by artifact."""
+        found = {row["artifact"]: _outcome(row) for row in self._of("SELECT * FROM outcomes", artifacts)}
+        with self._lock:
+            return found | {name: self._withheld[name] for name in artifacts if name in self._withheld}
+
+    def _of(self, query: str, artifacts: Sequence[str]) -> Iterator[sqlite3.Row]:
+        """The rows of these artifacts."""
+        for start in range(0, len(artifacts), _BATCH):
+            piece = artifacts[start : start + _BATCH]
+            yield from self._rows(f"{query} WHERE artifact IN ({', '.join('?' * len(piece))})", *piece)
+
+    def forget_outcome(self, artifact: str) -> None:
+        """Judge an artifact anew when it is next asked for."""
+        with self._writing() as db:
+            db.execute("DELETE FROM outcomes WHERE artifact = ?", (artifact,))
+        with self._lock:
+            self._withheld.pop(artifact, None)
+            self.generation += 1
+
+    def withheld(self) -> list[str]:
+        """Name the artifacts that are disputed or wrong; without a look at the disk."""
+        with self._lock:
+            return list(self._withheld)
+
+    def _read_withheld(self) -> dict[str, Outcome]:
+        marks = ", ".join("?" * len(_WITHHELD))
+        rows = self._rows(f"SELECT * FROM outcomes WHERE verdict IN ({marks})", *_WITHHELD)
+        return {row["artifact"]: _outcome(row) for row in rows}
 
     # -- audits ----------------------------------------------------------------------------------
 
     def add_audit(self, row: AuditRow) -> bool:
-        """False when it was known, or when an artifact has as many as are kept of one."""
-        (count,) = self._rows("SELECT COUNT(*) AS n FROM audits WHERE artifact = ?", row.artifact)
-        if count["n"] >= _OF_ONE_ARTIFACT:
-            return False
+        """Keep an audit; False when it was known, or when an artifact has as many as are kept of one."""
         values = (row.id, row.artifact, row.document, row.publisher, row.auditor, row.failed, time.time(), row.envelope)
-        added = self._rows("INSERT OR IGNORE INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id", *values)
-        self._trim("audits", _AUDITS_KEPT)
+        with self._writing() as db:
+            (count,) = db.execute("SELECT COUNT(*) FROM audits WHERE artifact = ?", (row.artifact,)).fetchone()
+            if count >= _OF_ONE_ARTIFACT:
+                return False
+            added = db.execute("INSERT OR IGNORE INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values).rowcount
+            _trim(db, "audits", _AUDITS_KEPT)
+        with self._lock:
+            self.generation += 1
         return bool(added)
 
     def audits(self, **wanted: str | None) -> list[AuditRow]:
-        """Of an `artifact`, of a `document`, about a `publisher`, or all; failures first, then the newest."""
+        """Return those of an `artifact`, a `document`, about a `publisher`, or all; failures first, then the newest."""
         given = {name: value for name, value in wanted.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in given) or "1"
         columns = ", ".join(AuditRow.__slots__)
@@ -104,53 +254,94 @@ class Records:
     # -- head records ----------------------------------------------------------------------------
 
     def head(self, publisher: str) -> tuple[int, bytes] | None:
-        """(sequence, envelope) of the newest head of a publisher that was seen."""
+        """Return (sequence, envelope) of the newest head of a publisher that was seen."""
         rows = self._rows("SELECT sequence, envelope FROM heads WHERE publisher = ?", publisher)
         return (int(rows[0]["sequence"]), bytes(rows[0]["envelope"])) if rows else None
 
     def put_head(
-        self, publisher: str, sequence: int, envelope: bytes, withdrawn: dict[str, str], *, kept: bool
+        self,
+        publisher: str,
+        sequence: int,
+        envelope: bytes,
+        withdrawn: dict[str, str],
+        *,
+        teller: str = "",
+        held: Collection[str] = (),
+        kept: bool = False,
     ) -> None:
-        """Replaces what was there; what was once withdrawn stays so.
+        """Replace what was there of a publisher; what was once withdrawn stays so.
 
-        `kept`: of a publisher whom we trust, to be forgotten for no stranger's sake.
+        `teller`: the peer that told it.  `held`: artifacts that are here; their withdrawal is remembered whatever
+        happens to the head, as is that of what was `asked` for.  `kept`: give way to nobody's.
         """
+        now = time.time()
+        with self._writing() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO heads (publisher, sequence, at, kept, envelope, teller) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (publisher, sequence, now, kept, envelope, teller),
+            )
+            db.executemany(
+                "INSERT INTO withdrawn (artifact, publisher, why, kept, at) VALUES (?, ?, ?, "
+                "MAX(?, EXISTS (SELECT 1 FROM asked WHERE artifact = ?)), ?) "
+                "ON CONFLICT DO UPDATE SET why = excluded.why, kept = MAX(kept, excluded.kept)",
+                [(name, publisher, why, name in held, name, now) for name, why in withdrawn.items()],
+            )
+            size = len(envelope) + len(withdrawn) * _WITHDRAWN_BYTES
+            if not self.heads.put(publisher, size, teller, held=kept):
+                self._gone.append(publisher)
+            self._forget_heads(db)
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(
-                "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?)",
-                (publisher, sequence, time.time(), kept, envelope),
-            )
-            self._db.executemany(
-                "INSERT OR REPLACE INTO withdrawn VALUES (?, ?, ?)",
-                [(artifact, publisher, why) for artifact, why in withdrawn.items()],
-            )
-            strangers = "SELECT publisher FROM heads WHERE kept = 0 ORDER BY at DESC LIMIT -1 OFFSET ?"
-            gone = [(row["publisher"],) for row in self._db.execute(strangers, (_HEADS_KEPT,)).fetchall()]
-            for table in ("heads", "withdrawn"):
-                self._db.executemany(f"DELETE FROM {table} WHERE publisher = ?", gone)
-            self._db.execute("COMMIT")
+            self.generation += 1
+
+    def _forget_heads(self, db: sqlite3.Connection) -> None:
+        """Drop what gave way, and the withdrawals that came with it and concern nothing that was ever here."""
+        gone = [(publisher,) for publisher in self._gone]
+        self._gone.clear()
+        db.executemany("DELETE FROM heads WHERE publisher = ?", gone)
+        db.executemany("DELETE FROM withdrawn WHERE publisher = ? AND NOT kept", gone)
+        if gone:
+            orphans = "kept AND NOT EXISTS (SELECT 1 FROM heads h WHERE h.publisher = withdrawn.publisher)"
+            _trim(db, "withdrawn", _WITHDRAWN_KEPT, orphans)
+
+    def ask(self, artifact: str) -> None:
+        """Note that the user asked for an artifact: a withdrawal of it is never forgotten, heard before or after."""
+        if artifact in self._asked:
+            return
+        with suppress(*CANNOT_WRITE), self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (artifact, time.time()))
+            db.execute("UPDATE withdrawn SET kept = 1 WHERE artifact = ?", (artifact,))
+            _trim(db, "asked", _ASKED_KEPT)
+        with self._lock:
+            if len(self._asked) >= _ASKED_KEPT:
+                self._asked.clear()
+            self._asked.add(artifact)
 
     def withdrawn(self, artifact: str, publisher: str) -> str | None:
-        """Why its publisher withdrew an artifact; None when it did not."""
+        """Say why its publisher withdrew an artifact; None when it did not."""
         rows = self._rows("SELECT why FROM withdrawn WHERE artifact = ? AND publisher = ?", artifact, publisher)
         return str(rows[0]["why"]) if rows else None
 
+    def withdrawn_of(self, artifacts: Sequence[str]) -> dict[tuple[str, str], str]:
+        """Return why artifacts were withdrawn, by artifact and publisher: only its own publisher's word counts."""
+        return {(r["artifact"], r["publisher"]): str(r["why"]) for r in self._of("SELECT * FROM withdrawn", artifacts)}
+
     def withdrawn_by(self, publisher: str) -> dict[str, str]:
+        """Return what a publisher has withdrawn, and why, by artifact."""
         rows = self._rows("SELECT artifact, why FROM withdrawn WHERE publisher = ? ORDER BY artifact", publisher)
         return {r["artifact"]: r["why"] for r in rows}
 
-    def _trim(self, table: str, kept: int) -> None:
-        (count,) = self._rows(f"SELECT COUNT(*) AS n FROM {table}")
-        if count["n"] > kept:
-            (cut,) = self._rows(f"SELECT at FROM {table} ORDER BY at DESC LIMIT 1 OFFSET ?", kept)
-            self._rows(f"DELETE FROM {table} WHERE at <= ?", cut["at"])
+
+def _outcome(row: sqlite3.Row) -> Outcome:
+    levels = tuple(int(level) for level in row["levels"].split())
+    others = tuple(row["others"].split())
+    return Outcome(row["artifact"], row["publisher"], row["verdict"], int(row["rules"]), levels, others, row["why"])
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
-    db.row_factory = sqlite3.Row
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
-        db.execute(f"PRAGMA {pragma}")
-    db.executescript(_SCHEMA)
-    return db
+def _trim(db: sqlite3.Connection, table: str, kept: int, where: str = "1", values: Iterable[str] = ()) -> None:
+    """Delete the oldest rows of a table, or of a part of it, beyond so many."""
+    given = tuple(values)
+    (count,) = db.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}", given).fetchone()
+    if count > kept:
+        cut = db.execute(f"SELECT at FROM {table} WHERE {where} ORDER BY at DESC LIMIT 1 OFFSET ?", (*given, kept))
+        db.execute(f"DELETE FROM {table} WHERE at <= ? AND ({where})", (cut.fetchone()["at"], *given))

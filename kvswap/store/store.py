@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import mmap
 import os
 import sqlite3
@@ -27,6 +28,7 @@ from typing import Any
 
 from kvswap.core.errors import IntegrityError, NotFound, StoreFull, StoreLocked
 from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.store.behind import Behind
 from kvswap.store.files import ChunkFile, ChunkFiles
 from kvswap.store.index import Index
@@ -386,13 +388,30 @@ class Store:
         found = [(row, blocks) for name, blocks in best.items() if (row := self.get_artifact(name)) and row.complete]
         return sorted(found, key=lambda pair: -pair[1])
 
-    def chain_digests(self, limit: int) -> list[bytes]:
-        """Chain digests of complete artifacts that have not expired, the newest artifacts' first."""
+    def artifacts_with(self, cid: Cid) -> list[ArtifactRow]:
+        """Return the artifacts that a chunk belongs to."""
+        query = f"SELECT {_COLUMNS} FROM artifacts WHERE id IN (SELECT artifact FROM artifact_chunks WHERE cid = ?)"
+        return [_row(r) for r in self._index.rows(query, cid.digest)]
+
+    def chain_digests(
+        self, limit: int, without: Collection[str] = (), publishers: Collection[str] = ()
+    ) -> tuple[list[bytes], float]:
+        """Return chain digests of complete artifacts that have not expired, the newest artifacts' first, and until
+        when (Unix seconds) none of them expires.
+
+        Left out are the artifacts `without`, all of the `publishers`, and what was added later than now.
+        """
+        now = time.time()
         query = (
-            "SELECT p.chain FROM artifacts a JOIN prefixes p ON p.artifact = a.id "
-            "WHERE a.complete AND a.expires > ? ORDER BY a.added DESC LIMIT ?"
+            "SELECT a.id, a.publisher, a.expires, p.chain FROM artifacts a JOIN prefixes p ON p.artifact = a.id "
+            "WHERE a.complete AND a.expires > ? AND a.added <= ? ORDER BY a.added DESC LIMIT ?"
         )
-        return [bytes(r["chain"]) for r in self._index.rows(query, time.time(), limit)]
+        digests, until = [], math.inf
+        for row in self._index.rows(query, now, now + LIMITS.clock_skew_seconds, limit):
+            if row["id"] not in without and row["publisher"] not in publishers:
+                digests.append(bytes(row["chain"]))
+                until = min(until, row["expires"])
+        return digests, until
 
     def touch(self, artifact: str) -> None:
         with self._index.transaction() as db:

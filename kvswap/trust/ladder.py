@@ -42,6 +42,7 @@ class Level(IntEnum):
 ALWAYS = (Level.POLICY, Level.DIGESTS, Level.STRUCTURE, Level.TOKENS)
 STRANGER = (*ALWAYS, Level.SAMPLES, Level.AGREEMENT)
 LAST = Level.RECOMPUTE
+RULES = 2  # the version of what the steps look at and of what follows: what older rules settled is judged again
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Answering peers from the store.  What is expired is not offered; what is offered is checked as it is read."""
+"""Answering peers from the store: of what may be offered (`permission`), checked as it is read."""
 
 from __future__ import annotations
 
@@ -37,12 +37,21 @@ async def answer(node: Node, caller: Caller, request: messages.Request) -> Any:
 
 
 async def _chunk(node: Node, peer: str, text: str) -> Held:
-    data, size = await node.uploads.take(peer, Cid.parse(text))
-    return Held(data, partial(node.uploads.give_back, peer, size))
+    cid = Cid.parse(text)
+    data, size = await node.uploads.take(peer, cid)
+    return Held(data, partial(node.uploads.give_back, peer, size), partial(node.uploads.permit, peer, cid))
+
+
+def _require_offered(node: Node, artifact: str) -> str:
+    """The id of an artifact that peers may have.  Raises `NotFound`."""
+    row = node.store.get_artifact(str(Cid.parse(artifact)))
+    if row is None or not node.permission.offered(row):
+        raise NotFound(f"artifact {artifact} is not here")
+    return row.id
 
 
 def _envelope(node: Node, artifact: str) -> bytes:
-    envelope = node.store.envelope(str(Cid.parse(artifact)))
+    envelope = node.store.envelope(_require_offered(node, artifact))
     if envelope is None:
         raise NotFound(f"artifact {artifact} is not here")
     return envelope
@@ -55,21 +64,23 @@ async def _join(node: Node, caller: Caller, request: messages.Join) -> messages.
     others = _others(node, caller.peer, request.artifact)
     node.swarms.join(request.artifact, request.me)
     caller.ending.callback(node.swarms.leave, request.artifact, caller.peer)
-    return messages.JoinReply(have, others, _grant(node, caller) if request.bulk else None)
+    return messages.JoinReply(have, others, _grant(node, caller, [request.artifact]) if request.bulk else None)
 
 
-def _grant(node: Node, caller: Caller) -> messages.Grant | None:
-    """A token of this stream: the one it has for half of its life, then another."""
+def _grant(node: Node, caller: Caller, artifacts: list[str]) -> messages.Grant | None:
+    """A token of this stream, which opens these artifacts too: the one it has for half of its life, then another."""
     record, now = node.bulk_record, time.monotonic()
     if record is None:
         return None
     if caller.token is None or now > caller.token_until or not node.tokens.holds(caller.token):
         try:
-            caller.token = node.tokens.issue(caller.peer)
+            caller.token = node.tokens.issue(caller.peer, artifacts=artifacts)
         except PeerBusy:
             return None  # this stream still serves
         caller.token_until = now + LIMITS.token_seconds / 2
         caller.ending.callback(node.tokens.revoke, caller.token)
+    else:
+        node.tokens.extend(caller.token, artifacts)
     left = caller.token_until + LIMITS.token_seconds / 2 - now
     return messages.Grant(caller.token, int(left), record)
 
@@ -83,7 +94,7 @@ def _others(node: Node, peer: str, artifact: str) -> list[messages.Provider]:
 
 
 def _have(node: Node, artifact: str) -> bytes:
-    cids = node.chunk_list(str(Cid.parse(artifact)))
+    cids = node.chunk_list(_require_offered(node, artifact))
     missing = set(node.store.missing(cids))
     return bitmap([c not in missing for c in cids])
 
@@ -106,7 +117,8 @@ async def _find(node: Node, caller: Caller, request: messages.Find) -> messages.
     said = heads_of(node, [own, *(row.publisher for row, _ in pairs)])
     asks = int(node.settings.asks_per_gb * 1e6)
     told = audits_of(node, request.artifact, request.document) if request.chain is None else []
-    grant = _grant(node, caller) if request.bulk and any(row.complete for row, _ in pairs) else None
+    whole = [row.id for row, _ in pairs if row.complete]
+    grant = _grant(node, caller, whole) if request.bulk and whole else None
     return messages.FindReply(AGENT, own, found, providers[: LIMITS.find_results], asks, said, told, grant)
 
 
@@ -118,7 +130,7 @@ def _looked_up(
         pairs = node.store.longest_prefix(request.chain or [])
     else:
         pairs = [(row, 0) for row in node.store.lookup(reference)]
-    pairs = _fresh(pairs)
+    pairs = [(row, blocks) for row, blocks in pairs if node.permission.offered(row)][: LIMITS.find_results]
     wanted = (request.model, request.dtype)
     fitting = next((row.id for row, _ in pairs if request.model is None or (row.model, row.dtype) == wanted), None)
     envelope = node.store.envelope(fitting) if fitting else None
@@ -131,11 +143,6 @@ async def _prepare(node: Node, artifact: str) -> None:
     """Who asked for one artifact is going to join it: have its chunks ready."""
     with contextlib.suppress(KvswapError):
         await asyncio.to_thread(node.chunk_list, artifact)
-
-
-def _fresh(pairs: list[tuple[ArtifactRow, int]]) -> list[tuple[ArtifactRow, int]]:
-    now = time.time()
-    return [(row, blocks) for row, blocks in pairs if row.expires > now][: LIMITS.find_results]
 
 
 def _found(row: ArtifactRow, shared: int, envelope: bytes | None) -> messages.Found:

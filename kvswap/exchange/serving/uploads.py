@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from kvswap.core.errors import PeerBusy
@@ -17,14 +17,16 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.counters import Counters
 from kvswap.exchange.serving.fair import Pacer, Room
+from kvswap.exchange.serving.permission import Permission
 from kvswap.store import ChunkFile, Ledger, Store
 
 
 class Uploads:
     """Implements `net.bulk.Chunks`; libp2p answers go through it as well."""
 
-    def __init__(self, store: Store, ledger: Ledger, counters: Counters, rate: int) -> None:
+    def __init__(self, store: Store, permission: Permission, ledger: Ledger, counters: Counters, rate: int) -> None:
         self._store = store
+        self._permission = permission
         self._ledger = ledger
         self._counters = counters
         self._room = Room(LIMITS.upload_bytes, LIMITS.upload_bytes_per_peer, LIMITS.uploads_waiting_per_peer)
@@ -33,11 +35,16 @@ class Uploads:
         self._open: Counter[str] = Counter()
         self.paced = rate > 0
 
+    def permit(self, peer: str, cid: Cid, artifacts: Collection[str] | None = None) -> None:
+        """Raise `PeerBusy` or `NotFound` unless this peer may be given this chunk now: one of these artifacts'."""
+        self._permission.refuse_chunk(peer, cid, artifacts)
+
     # -- in pieces, from any thread ----------------------------------------------------------------
 
     @contextmanager
     def open(self, peer: str, cid: Cid) -> Iterator[ChunkFile]:
-        """Raises `NotFound`, `IntegrityError`, `PeerBusy`."""
+        """Open a chunk for a peer.  Raises `NotFound`, `IntegrityError`, `PeerBusy`."""
+        self.permit(peer, cid)
         with self._lock:
             if self._open[peer] >= LIMITS.uploads_per_peer:
                 raise PeerBusy(f"{LIMITS.uploads_per_peer} chunks are on their way to you")
@@ -63,12 +70,14 @@ class Uploads:
     # -- whole -------------------------------------------------------------------------------------
 
     async def take(self, peer: str, cid: Cid) -> tuple[bytes, int]:
-        """The bytes and the room they take, until `give_back`.  Raises as `open` does."""
+        """Return the bytes and the room they take, until `give_back`.  Raises as `open` does."""
+        self.permit(peer, cid)
         size = self._store.chunk_length(cid)  # one look-up in memory-mapped pages: not worth a thread
         await self._room.acquire(peer, size)
         try:
             data = await asyncio.to_thread(self._store.get_chunk, cid)
             await self.turn(peer, len(data))
+            self.permit(peer, cid)  # it may have waited for long
         except BaseException:
             self._room.release(peer, size)
             raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
+from kvswap.exchange.heads import require_current
 from kvswap.exchange.node import Node
 from kvswap.exchange.plan import Judge
 from kvswap.exchange.request import Progress
@@ -43,6 +44,7 @@ async def bring(
             begin(transfer)
         async with one_at_a_time:
             await transfer.run(peers)
+        require_current(node, statement)  # it may have been withdrawn meanwhile, and is not to be listed again
         kept = [files[i].id for i in wanted if i not in transfer.skipped]
         lost = await asyncio.to_thread(_listed, node, statement, kept)
     if lost:

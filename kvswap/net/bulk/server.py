@@ -4,13 +4,14 @@
 |---|---|
 | 200, 206 | the wire bytes, or the asked range of them |
 | 401 | no token, or one that is expired, revoked, of another node, or forged |
-| 404 | the chunk is not here |
+| 404 | the chunk is not here, is not to be given any more, or is of another artifact than the token |
 | 405, 400, 416 | another method, path or id, or a range that does not exist |
-| 503 | the peer has too much under way here |
+| 503 | the peer has too much under way here, or is not served |
 
 A chunk's file is checked against its id before its first byte goes out, so a damaged disk makes this
 node say 404, never lie.  From there it goes out in pieces, so a connection costs one piece of memory
-and a thread, however large the chunk.  A connection that asks for nothing, or takes less than a piece
+and a thread, however large the chunk.  Before each piece it is asked whether it may still go out; where not, the
+connection is closed.  A connection that asks for nothing, or takes less than a piece
 in half a minute, is closed.
 """
 
@@ -25,6 +26,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -43,7 +45,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.net.bulk.identity import BulkIdentity
 from kvswap.net.bulk.tls import TlsSocket
-from kvswap.net.bulk.tokens import Tokens
+from kvswap.net.bulk.tokens import Bearer, Tokens
 from kvswap.net.messages import BulkRecord
 
 _PATH = "/v1/chunks/"
@@ -71,6 +73,12 @@ class OpenChunk(Protocol):
 
 class Chunks(Protocol):
     """What serves the bytes: the exchange, with its limits and its ledger."""
+
+    def permit(self, peer: str, cid: Cid, artifacts: Collection[str] | None) -> None:
+        """Raise `PeerBusy` or `NotFound` unless this peer may have this chunk of one of these artifacts (None: of any).
+
+        Called from any thread, before each piece.
+        """
 
     def open(self, peer: str, cid: Cid) -> AbstractContextManager[OpenChunk]:
         """Called from any thread.  Raises `NotFound`, `IntegrityError`, `PeerBusy`."""
@@ -171,6 +179,13 @@ class BulkServer:
             self._hosts[connection.host] -= 1
             self._hosts += Counter()
 
+    def hang_up(self, peer: str) -> None:
+        """Close the connections on which a token of this peer was shown."""
+        with self._lock:
+            theirs = [connection for connection in self._connections if connection.peer == peer]
+        for connection in theirs:
+            connection.abort()
+
     def wait_for_turn(self, peer: str, size: int) -> None:
         """Called by a connection's thread.  Raises `ConnectionError` when the server is stopping."""
         assert self._loop is not None  # noqa: S101 - there are no connections before `start`
@@ -192,6 +207,7 @@ class _Connection(threading.Thread):
     def __init__(self, server: BulkServer, sock: socket.socket, host: str) -> None:
         super().__init__(name="kvswap-serve", daemon=True)
         self.host = host
+        self.peer: str | None = None  # whose token was shown last
         self._server = server
         self._sock = TlsSocket(sock, server.identity.context, server=True)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
@@ -244,20 +260,23 @@ class _Connection(threading.Thread):
     def _answer(self, request: h11.Request) -> None:
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
         try:
-            peer = self._server.tokens.check(headers.get("authorization", "").removeprefix("Bearer "))
+            bearer = self._server.tokens.bearer(headers.get("authorization", "").removeprefix("Bearer "))
+            self.peer = bearer.peer
             path = request.target.decode("latin-1")
             if request.method != b"GET":
                 self._problem(405, UsageError(f"{request.method.decode('latin-1')} is not GET"))
                 return
             if not path.startswith(_PATH):
                 raise UsageError("the path is not /v1/chunks/<cid>")
-            with self._server.chunks.open(peer, Cid.parse(path.removeprefix(_PATH))) as chunk:
-                self._chunk(peer, chunk, headers.get("range"))
+            cid = Cid.parse(path.removeprefix(_PATH))
+            self._server.chunks.permit(bearer.peer, cid, bearer.artifacts)
+            with self._server.chunks.open(bearer.peer, cid) as chunk:
+                self._chunk(bearer, cid, chunk, headers.get("range"))
         except KvswapError as error:
             status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
             self._problem(status, NotFound(error.message) if status == 404 else error)
 
-    def _chunk(self, peer: str, chunk: OpenChunk, wanted: str | None) -> None:
+    def _chunk(self, bearer: Bearer, cid: Cid, chunk: OpenChunk, wanted: str | None) -> None:
         start, stop = 0, chunk.length
         headers = [("Content-Type", "application/octet-stream")]
         if wanted is not None:
@@ -269,10 +288,10 @@ class _Connection(threading.Thread):
             headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{chunk.length}"))
         headers.append(("Content-Length", str(stop - start)))
         self._head(200 if wanted is None else 206, headers)
-        self._body(peer, chunk, start, stop)
+        self._body(bearer, cid, chunk, start, stop)
         self._http.send(h11.EndOfMessage())
 
-    def _body(self, peer: str, chunk: OpenChunk, start: int, stop: int) -> None:
+    def _body(self, bearer: Bearer, cid: Cid, chunk: OpenChunk, start: int, stop: int) -> None:
         chunks = self._server.chunks
         if self._piece is None:
             self._piece = memoryview(bytearray(LIMITS.upload_piece_bytes))
@@ -281,11 +300,15 @@ class _Connection(threading.Thread):
             if not size:
                 raise ConnectionError("the file ended early")  # somebody cut it since it was checked
             if chunks.paced:
-                self._server.wait_for_turn(peer, size)
+                self._server.wait_for_turn(bearer.peer, size)
+            try:
+                chunks.permit(bearer.peer, cid, bearer.artifacts)
+            except KvswapError as error:
+                raise ConnectionError(error.message) from error  # its length is promised: there is no other way to end
             data: Any = self._piece[:size]  # h11 hands on what it is given
             for part in self._http.send_with_data_passthrough(h11.Data(data=data)) or ():
                 self._send(part)
-            chunks.count(peer, size)
+            chunks.count(bearer.peer, size)
             start += size
 
     def _send(self, data: Any) -> None:

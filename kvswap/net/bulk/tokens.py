@@ -6,7 +6,8 @@
 
 Only the issuer checks a token, so its own secret and its own clock are enough: another node's clock
 may be days off, and a token does not outlive the process.  A token is also revoked when the libp2p
-stream ends on which it was handed over; replayed after that, it opens nothing.
+stream ends on which it was handed over; replayed after that, it opens nothing.  It is for the artifacts that were
+asked for on that stream, which the issuer remembers; the newest few of them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,31 @@ import hmac
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError, PeerBusy, TokenRefused
 from kvswap.core.limits import LIMITS
+
+_ARTIFACTS = 256  # that one token opens
+
+
+@dataclass(slots=True)
+class _Live:
+    """A token that opens something: whose, until when, and what."""
+
+    peer: str
+    expires: float
+    artifacts: dict[str, None] | None  # the newest last; None: everything
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """Whom a token was handed over to, and which artifacts it is for (None: all)."""
+
+    peer: str
+    artifacts: Collection[str] | None
 
 
 class Tokens:
@@ -31,30 +52,45 @@ class Tokens:
         self._clock = clock
         self._secret = os.urandom(32)
         self._next = 1
-        self._live: dict[int, tuple[str, float]] = {}  # number -> peer, expires
+        self._live: dict[int, _Live] = {}
         self._held: Counter[str] = Counter()
 
-    def issue(self, peer: str, seconds: float = LIMITS.token_seconds) -> str:
-        """A token for `peer`.  Raises `PeerBusy` when it holds too many."""
+    def issue(self, peer: str, seconds: float = LIMITS.token_seconds, artifacts: Collection[str] | None = None) -> str:
+        """Make a token for `peer` and these artifacts (None: all).  Raises `PeerBusy` when it holds too many."""
         self._drop_expired()
         if self._held[peer] >= LIMITS.tokens_per_peer:
             raise PeerBusy(f"{peer} holds {self._held[peer]} tokens already")
         number, expires = self._next, self._clock() + seconds
         self._next += 1
-        self._live[number] = (peer, expires)
+        self._live[number] = _Live(peer, expires, dict.fromkeys(artifacts) if artifacts is not None else None)
         self._held[peer] += 1
         payload = wire.pack([number, peer, int(expires * 1000)])
         return f"{_text(payload)}.{_text(self._mac(payload))}"
 
     def check(self, token: str) -> str:
-        """The peer that it was issued to.  Raises `TokenRefused` saying why."""
+        """Return the peer that it was issued to.  Raises `TokenRefused` saying why."""
+        return self.bearer(token).peer
+
+    def bearer(self, token: str) -> Bearer:
+        """Return the peer that it was issued to, and what it is for.  Raises `TokenRefused` saying why."""
+        live = self._living(token)
+        return Bearer(live.peer, tuple(live.artifacts) if live.artifacts is not None else None)
+
+    def extend(self, token: str, artifacts: Collection[str]) -> None:
+        """Let a token open these as well.  Raises `TokenRefused`."""
+        live = self._living(token)
+        if live.artifacts is not None:
+            kept = {name: None for name in live.artifacts if name not in artifacts} | dict.fromkeys(artifacts)
+            live.artifacts = dict.fromkeys(list(kept)[-_ARTIFACTS:])
+
+    def _living(self, token: str) -> _Live:
         number, expires = self._read(token)
         if expires <= self._clock():
             raise TokenRefused("the token is expired", hint="join again for another")
-        held = self._live.get(number)
-        if held is None:
+        live = self._live.get(number)
+        if live is None:
             raise TokenRefused("the token is revoked: the stream it was handed over on has ended")
-        return held[0]
+        return live
 
     def holds(self, token: str) -> bool:
         """Whether `check` would take it."""
@@ -71,6 +107,11 @@ class Tokens:
         except TokenRefused:
             return
         self._drop(number)
+
+    def revoke_all(self, peer: str) -> None:
+        """Let no token of this peer open anything any more."""
+        for number in [n for n, live in list(self._live.items()) if live.peer == peer]:
+            self._drop(number)
 
     def _read(self, token: str) -> tuple[int, float]:
         refused = TokenRefused(
@@ -97,12 +138,12 @@ class Tokens:
     def _drop(self, number: int) -> None:
         held = self._live.pop(number, None)
         if held is not None:
-            self._held[held[0]] -= 1
+            self._held[held.peer] -= 1
             self._held += Counter()
 
     def _drop_expired(self) -> None:
         now = self._clock()
-        for number in [n for n, (_, expires) in self._live.items() if expires <= now]:
+        for number in [n for n, live in self._live.items() if live.expires <= now]:
             self._drop(number)
 
 

@@ -39,9 +39,16 @@ class Chunks:
     def __init__(self) -> None:
         self.body = HeldChunk(DATA)
         self.error: KvswapError | None = None
+        self.refused: KvswapError | None = None
+        self.permitted: list[Any] = []
         self.sent: list[tuple[str, int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
+
+    def permit(self, peer: str, cid: Cid, artifacts: Any) -> None:
+        self.permitted.append(artifacts)
+        if self.refused is not None:
+            raise self.refused
 
     @contextmanager
     def open(self, peer: str, cid: Cid) -> Iterator[HeldChunk]:

@@ -1,0 +1,97 @@
+"""How an artifact that is here stands: whether it may be used, and whether it may be offered and served.
+
+One place answers, from what is remembered - the policy, withdrawals, audits, how climbing the ladder ended, the
+clock - and everything that uses, lists, announces or serves an artifact asks it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kvswap.core.limits import LIMITS
+from kvswap.store import ArtifactRow, Outcome, Records
+from kvswap.trust import PolicyFile
+from kvswap.trust.ladder import RULES
+
+Name = Literal[
+    "own", "trusted", "verified", "unverified", "disputed", "wrong", "caught", "withdrawn", "expired", "future"
+]
+OFFERED: tuple[Name, ...] = ("own", "trusted", "verified", "unverified")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one artifact stands, and why, for people.
+
+    "own" and "trusted" are by the policy, "verified" is a stranger's that went up the ladder to V5 here, "unverified"
+    one that did not.  "disputed", "wrong" (found so by its own publisher, this node), of a "caught" publisher,
+    "withdrawn", "expired" and "future" (issued later than now) are neither used nor offered.
+    """
+
+    name: Name
+    why: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def offered(self) -> bool:
+        """Whether peers may be told of it and get it."""
+        return self.name in OFFERED
+
+
+class Standings:
+    """The answer for every artifact of one node.  May be asked from several threads."""
+
+    def __init__(self, records: Records, policy: PolicyFile) -> None:
+        self._records = records
+        self._policy = policy
+
+    @property
+    def stamp(self) -> tuple[object, ...]:
+        """Something that is another when an answer may have changed by more than the passing of time."""
+        return (self._records.generation, self._policy.policy)
+
+    def of(self, row: ArtifactRow) -> Standing:
+        """Say how an artifact of the index stands now."""
+        return self.of_all([row])[0]
+
+    def of_all(self, rows: Sequence[ArtifactRow]) -> list[Standing]:
+        """Say how these stand now, in their order."""
+        names = [row.id for row in rows]
+        withdrawn, outcomes = self._records.withdrawn_of(names), self._records.outcomes(names)
+        return [self._judge(row, withdrawn.get((row.id, row.publisher)), outcomes.get(row.id)) for row in rows]
+
+    def _judge(self, row: ArtifactRow, withdrawn: str | None, outcome: Outcome | None) -> Standing:
+        now, policy = time.time(), self._policy.policy
+        if withdrawn is not None:
+            return Standing("withdrawn", withdrawn or "its publisher does not stand by it any more")
+        if (caught := policy.caught(row.publisher)) is not None:
+            return Standing("caught", caught.why)
+        if outcome is not None and outcome.verdict == "wrong":
+            return Standing("wrong", outcome.why)
+        trusted = policy.trusts(row.publisher)
+        # No stranger disputes what the user trusts.
+        if outcome is not None and outcome.verdict == "disputed" and not trusted:
+            return Standing("disputed", outcome.why, outcome.others)
+        if row.expires <= now:
+            return Standing("expired")
+        if row.added > now + LIMITS.clock_skew_seconds:
+            return Standing("future", "it was made or came when this machine's clock was ahead")
+        if trusted:
+            return Standing("own" if row.publisher == policy.own else "trusted")
+        return Standing("verified" if passed(outcome) else "unverified")
+
+    def withheld(self) -> list[str]:
+        """Name what was found wrong or is disputed, whether it is here or not."""
+        return self._records.withheld()
+
+    def caught(self) -> set[str]:
+        """Name the publishers that were caught."""
+        return {peer for peer in self._policy.policy.distrusted if self._policy.policy.caught(peer) is not None}
+
+
+def passed(outcome: Outcome | None) -> bool:
+    """Say whether a whole climb, by the present rules, ended without a failure and with nothing lacking."""
+    return outcome is not None and outcome.verdict == "passed" and outcome.rules == RULES
