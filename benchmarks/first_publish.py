@@ -54,7 +54,9 @@ def run(count: int, way: str = "load", without: bool = False) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         model = directory / "model"
-        made = f"from pathlib import Path; from tests.support import tiny_model; tiny_model(Path({str(model)!r}), 'llama')"
+        made = (
+            f"from pathlib import Path; from tests.support import tiny_model; tiny_model(Path({str(model)!r}), 'llama')"
+        )
         subprocess.run([sys.executable, "-c", made], cwd=ROOT, check=True, timeout=300)
         command = [sys.executable, __file__, "--child", str(model), "--count", str(count), "--way", way]
         environment = {**os.environ, "LD_PRELOAD": str(build_shim(directory)), "PYTHONPATH": str(ROOT)}

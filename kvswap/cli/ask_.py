@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -75,8 +74,7 @@ def ask_command(
         if answer["artifact"]:
             how = f"{answer['fetched_tokens']} tokens of a published cache, {computed} computed here"
             how = how if computed else "from a published cache"
-        print(
+        output.note(
             f"({how}: {answer['tokens']} tokens, first token after {answer['ttft_seconds']:.2f} s; "
-            f"{answer['plan']['reason']})",
-            file=sys.stderr,
+            f"{answer['plan']['reason']})"
         )

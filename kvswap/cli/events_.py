@@ -7,7 +7,9 @@ import time
 
 import click
 
+from kvswap.cli import streams
 from kvswap.cli.output import Output, verb
+from kvswap.core.text import printable
 
 
 @click.command("events", help="What the node did lately; with -f, also what it does from now on.")
@@ -16,7 +18,8 @@ from kvswap.cli.output import Output, verb
 def events_command(output: Output, follow: bool) -> None:
     for event in output.client.events(follow):
         if output.as_json:
-            print(json.dumps(event), flush=True)
+            streams.answer(json.dumps(event))
             continue
         rest = " ".join(f"{k}={v}" for k, v in event.items() if k not in ("id", "time", "event"))
-        print(f"{time.strftime('%H:%M:%S', time.localtime(event['time']))} {event['event']:14} {rest}", flush=True)
+        at = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+        streams.answer(printable(f"{at} {event['event']:14} {rest}"))

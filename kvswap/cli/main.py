@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import click
 
-from kvswap.core.errors import KvswapError
+from kvswap.cli import streams
+from kvswap.core.errors import KvswapError, UsageError
+from kvswap.core.settings import home_directory
 from kvswap.core.version import __version__
 
 # Verb -> (module, help).  A table, so that --help imports no verb.
@@ -76,40 +80,69 @@ def cli(ctx: click.Context, home: str | None, as_json: bool, quiet: bool, verbos
 
     stdout is data, stderr is progress.  A KV cache reveals its text: publish what may be read.
     """
-    ctx.obj = {"home": home, "as_json": as_json, "quiet": quiet, "verbose": verbose, "no_color": no_color}
+    ctx.obj = {} if ctx.obj is None else ctx.obj  # `main` gave one, and looks into it when something fails
+    ctx.obj |= {"home": home, "as_json": as_json, "quiet": quiet, "verbose": verbose, "no_color": no_color}
 
 
 def render_error(error: KvswapError, as_json: bool) -> None:
-    """What happened, one likely cause, and what helps."""
+    """Say what happened, one likely cause, and what helps; as JSON on stdout too, where that was asked for."""
     if as_json:
-        print(json.dumps({"error": error.to_dict()}))
-    print(f"kvswap: {error.message}", file=sys.stderr)
+        with suppress(KvswapError, OSError):  # stdout is what failed, perhaps
+            streams.answer(json.dumps({"error": error.to_dict()}))
+    streams.say(f"kvswap: {error.message}")
     if error.cause:
-        print(f"  Cause: {error.cause}", file=sys.stderr)
+        streams.say(f"  Cause: {error.cause}")
     if error.hint:
-        print(f"  Hint:  {error.hint}", file=sys.stderr)
+        streams.say(f"  Hint:  {error.hint}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code.  No exception leaves it, and no traceback reaches stderr."""
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    chosen: dict[str, Any] = {}
+    streams.prepare()
     try:
-        result: Any = cli.main(args=arguments, prog_name="kvswap", standalone_mode=False)
+        result: Any = cli.main(args=arguments, prog_name="kvswap", standalone_mode=False, obj=chosen)
         return result if isinstance(result, int) else 0
-    except KvswapError as error:
-        render_error(error, as_json)
-        return error.exit_code
     except click.exceptions.Exit as error:
         return int(error.exit_code)
     except click.ClickException as error:
-        error.show()
-        return 2
+        return _usage(error, as_json)
     except (click.Abort, KeyboardInterrupt):
-        print("kvswap: interrupted; what was fetched is kept, the same command resumes", file=sys.stderr)
+        streams.say("kvswap: interrupted; what was fetched is kept, the same command resumes")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # who reads our output wants no more of it
+        streams.silence(sys.stdout)
         return 1
+    except Exception as error:  # noqa: BLE001 - the boundary of a process
+        return _failed(error, chosen, as_json)
+    finally:
+        streams.settle()
+
+
+def _usage(error: click.ClickException, as_json: bool) -> int:
+    text = io.StringIO()
+    error.show(file=text)
+    if as_json:
+        told = UsageError(error.format_message(), cause="a typing error", hint="kvswap --help")
+        with suppress(KvswapError, OSError):
+            streams.answer(json.dumps({"error": told.to_dict()}))
+    streams.say(text.getvalue().rstrip())
+    return UsageError.exit_code
+
+
+def _failed(error: Exception, chosen: dict[str, Any], as_json: bool) -> int:
+    """Render what was raised as one of our errors; the traceback of what is not ours goes to the log of the home."""
+    if isinstance(error, KvswapError) and error.origin is None:
+        told = error
+    else:
+        from kvswap.core import failures, log
+
+        with suppress(KvswapError, OSError, ValueError, RuntimeError):
+            log.start_log(home_directory(chosen.get("home")), stderr=bool(chosen.get("verbose")))
+        told = failures.record(error)
+    render_error(told, as_json)
+    return told.exit_code
 
 
 def entry() -> None:

@@ -13,10 +13,14 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from kvswap.cli import streams
 from kvswap.client import Client
 from kvswap.core.documents import check_document, check_size
 from kvswap.core.errors import UsageError
+from kvswap.core.files import exists, read_file
 from kvswap.core.ids import document_digest, parse_reference
+from kvswap.core.limits import LIMITS
+from kvswap.core.text import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,17 +40,20 @@ class Output:
         return Client(self.home)
 
     def result(self, value: Any, text: str | Callable[[], str]) -> None:
-        """The answer: one JSON line, or text."""
-        print(json.dumps(value) if self.as_json else (text() if callable(text) else text), flush=True)
+        """Print the answer: one JSON line, or text without what a terminal would obey."""
+        if self.as_json:
+            streams.answer(json.dumps(value), keep=True)
+        else:
+            streams.answer(printable(text() if callable(text) else text, "\n\t"), keep=True)
 
     def note(self, text: str) -> None:
         """For people only."""
         if not self.quiet and not self.as_json:
-            print(text, file=sys.stderr, flush=True)
+            streams.say(text)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-        """Plain aligned columns: easy to read, easy to cut."""
-        cells = [list(headers)] + [["" if v is None else str(v) for v in row] for row in rows]
+        """Plain aligned columns: easy to read, easy to cut.  No cell can break out of its line."""
+        cells = [list(headers)] + [["" if v is None else printable(str(v)) for v in row] for row in rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
@@ -74,7 +81,7 @@ class Progress:
     def __call__(self, event: dict[str, Any]) -> None:
         output = self._output
         if output.as_json:
-            print(json.dumps(event), flush=True)
+            streams.answer(json.dumps(event))
             return
         if output.quiet:
             return
@@ -101,10 +108,10 @@ class Progress:
             output.note(f"plan: {event['action']} - {event['reason']}")
 
     def _advance(self, stage: str, done: int, total: int, detail: str) -> None:
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             if done == total and stage not in self._told:  # one line for each stage in a log
                 self._told.add(stage)
-                print(f"{stage}: {detail}", file=sys.stderr, flush=True)
+                streams.say(f"{stage}: {detail}")
             return
         if self._bar is None:
             from rich.console import Console
@@ -137,9 +144,11 @@ def verb(function: F) -> F:
     @click.option("--no-color", is_flag=True, help="No colours.")
     @functools.wraps(function)
     def wrapped(**options: Any) -> Any:
-        above = click.get_current_context().find_root().obj or {}
+        root = click.get_current_context().find_root()
+        root.obj = {} if root.obj is None else root.obj
         names = ("home", "as_json", "quiet", "verbose", "no_color")
-        chosen = {name: options.pop(name) or above.get(name) for name in names}
+        chosen = {name: options.pop(name) or root.obj.get(name) for name in names}
+        root.obj |= chosen  # what goes wrong is written down in that home
         output = Output(chosen["home"], *(bool(chosen[name]) for name in names[1:]))
         return function(output, **options)
 
@@ -162,25 +171,36 @@ def size(value: float) -> str:
     return ""
 
 
-def read_document(path: Path) -> bytes:
-    """A document's bytes, checked before they are sent anywhere.  Raises `InvalidDocument`."""
-    check_size(path.stat().st_size, str(path))
-    data = path.read_bytes()
-    check_document(data, str(path))
+def read_document(path: Path, note: Callable[[str], None] = streams.say) -> bytes:
+    """A document's bytes, checked before they are sent anywhere.  Raises `InvalidDocument`.
+
+    The file may be a pipe, as `<(...)` is; `note` is told when one keeps us waiting.
+    """
+    name = printable(str(path))
+    try:
+        size_here = path.stat().st_size
+    except (OSError, ValueError):
+        size_here = 0  # read_file says what is wrong with it
+    check_size(size_here, name)
+    data = read_file(path, LIMITS.document_bytes, streams=True, note=note)
+    check_document(data, name)
     return data
 
 
 def reference(ref: str) -> tuple[str, str | None]:
     """(id, text): what the user named is an artifact id, a document digest, or a text file's path."""
-    path = Path(ref).expanduser()
-    if path.is_file():
+    try:
+        path = Path(ref).expanduser()
+    except RuntimeError:  # of a user who is not known here
+        path = Path(ref)
+    if exists(path):
         data = read_document(path)
         return document_digest(data), data.decode()
     try:
         return str(parse_reference(ref)), None
     except UsageError as error:
         raise UsageError(
-            f"{ref!r} is neither an artifact id, nor sha256:<hex>, nor a file",
+            f"{printable(ref)!r} is neither an artifact id, nor sha256:<hex>, nor a file",
             cause="a typing error, or the file is somewhere else",
             hint="kvswap ls",
         ) from error

@@ -5,15 +5,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from kvswap.client import calls
+from kvswap.client.answers import (
+    HEADER,
+    HEARTBEAT,
+    error_of,
+    message_of,
+    not_ours,
+    result_of,
+    silence_seconds,
+    silent,
+    went_away,
+)
 from kvswap.client.calls import Accept, Call
-from kvswap.client.values import AsyncArtifact, error_of, report
+from kvswap.client.values import AsyncArtifact, report
+from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -23,6 +34,7 @@ from kvswap.core.errors import (
     PlanSaysPrefill,
     Untrusted,
 )
+from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
 from kvswap.core.runfile import RunFile, not_running
@@ -32,15 +44,9 @@ from kvswap.cost import MIX, Objective
 OnEvent = Callable[[dict[str, Any]], None]
 
 
-def _body(call: Call) -> dict[str, Any]:
-    if call.frames is None:
-        return {"json": call.body}
-
-    async def pieces(frames: Iterable[bytes]) -> AsyncIterator[bytes]:
-        for frame in frames:
-            yield frame
-
-    return {"data": pieces(call.frames)}
+async def _pieces(frames: calls.Frames) -> AsyncIterator[bytes]:
+    for frame in frames:
+        yield frame
 
 
 class AsyncClient:
@@ -49,39 +55,66 @@ class AsyncClient:
     def __init__(self, home: str | Path | None = None) -> None:
         self.home = home_directory(str(home) if home is not None else None)
 
-    async def _lines(self, call: Call) -> AsyncIterator[dict[str, Any]]:
+    async def _lines(self, call: Call) -> AsyncGenerator[dict[str, Any], None]:
+        """The messages of an answer; of one that is no answer of lines, the whole as a result."""
         import aiohttp
 
         run = RunFile.read(self.home)
-        timeout = aiohttp.ClientTimeout(total=call.seconds, sock_connect=calls.SHORT_SECONDS)
+        frames = calls.Frames(call.frames) if call.frames is not None else None
+        body: dict[str, Any] = {"json": call.body} if frames is None else {"data": _pieces(frames)}
+        # Between lines this task waits itself, by the heartbeats that the head of the answer promises.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=calls.SHORT_SECONDS)
         headers = {"Authorization": f"Bearer {run.token}"}
+        waits = call.head_seconds
         try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=1 << 20) as session,
-                session.request(call.method, run.url + call.path, **_body(call)) as response,
-            ):
-                if response.status != 200:
-                    raise error_of(await response.json(content_type=None), response.status)
-                if not call.lines:
-                    yield {"result": await response.json()}
-                    return
-                async for line in response.content:
-                    yield json.loads(line)
-        except aiohttp.ClientConnectorError as error:
-            raise not_running(self.home) from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise KvswapError(f"the daemon went away: {error}", cause="it was stopped", hint="kvswap status") from error
+            async with aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=1 << 20) as session:
+                async with asyncio.timeout(waits):
+                    response = await session.request(call.method, run.url + call.path, **body)
+                async with response:
+                    if response.status != 200 or not call.lines:
+                        async with asyncio.timeout(waits):
+                            message = message_of(await response.read(), self.home)
+                        if response.status != 200:
+                            raise error_of(message, response.status)
+                        yield {"result": message}
+                        return
+                    waits = silence_seconds(call, response.headers.get(HEADER))
+                    while True:
+                        async with asyncio.timeout(waits):
+                            line = await response.content.readline()
+                        if not line:
+                            return
+                        message = message_of(line, self.home)
+                        if message.get("event") != HEARTBEAT:
+                            yield message
+        except KvswapError:
+            raise
+        except (OSError, aiohttp.ClientError) as error:  # what a callback of the caller's raises is not seen here
+            if frames is not None and frames.error is not None:
+                raise frames.error from None
+            raise self._told(error, waits) from error
+
+    def _told(self, error: Exception, waited: float) -> KvswapError:
+        import aiohttp
+
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return not_running(self.home)
+        if isinstance(error, TimeoutError):
+            return silent(self.home, waited)
+        if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL):  # nothing that speaks HTTP
+            return not_ours(self.home)
+        if isinstance(error, ConnectionError | aiohttp.ClientError):
+            return went_away(error)
+        return as_kvswap_error(error, "calling the daemon")
 
     async def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
-        async for message in self._lines(call):
-            if "event" in message:
-                if on_event is not None and message["event"] != "heartbeat":
+        async with contextlib.aclosing(self._lines(call)) as messages:
+            async for message in messages:
+                if "event" not in message:
+                    return result_of(message, self.home)
+                if on_event is not None:
                     on_event(message)
-            elif "error" in message:
-                raise KvswapError.from_dict(message["error"])
-            else:
-                return dict(message["result"])
-        raise KvswapError("the daemon ended before the answer", cause="it was stopped", hint="kvswap status")
+        raise went_away()
 
     async def status(self) -> dict[str, Any]:
         return await self._do(calls.status())
@@ -275,9 +308,9 @@ class AsyncClient:
         return await self._do(calls.trust_remove(peer))
 
     async def events(self, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
-        call = Call("GET", f"/v1/events?follow={int(follow)}", lines=True, seconds=calls.LONG_SECONDS)
-        async for event in self._lines(call):
-            yield event
+        async with contextlib.aclosing(self._lines(calls.events(follow))) as messages:
+            async for event in messages:
+                yield event
 
     async def prefix(
         self,
@@ -293,11 +326,9 @@ class AsyncClient:
     ) -> tuple[Any, dict[str, Any]]:
         from kvswap.client.loading import LocalPrefill, load_for
 
-        began = time.perf_counter()
+        began, document = time.perf_counter(), document_digest(check_text(text))
         try:
-            artifact = await self.fetch(
-                document_digest(text.encode()), tofu=tofu, strangers=strangers, group=group, text=text
-            )
+            artifact = await self.fetch(document, tofu=tofu, strangers=strangers, group=group, text=text)
             details = await self.details(artifact.id)
             cache = await asyncio.to_thread(load_for, text, details, model, tokenizer, room)
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib import parse
 
+from kvswap.core.documents import check_unicode
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
 LONG_SECONDS = 3600.0  # publish, fetch, ask: their own time-outs are in the daemon
 SHORT_SECONDS = 30.0
+
+
+def quote(text: str, safe: str = "/") -> str:
+    """Return a part of a path.  Raises `UsageError` for what is not Unicode text."""
+    return parse.quote(check_unicode(text, "the reference"), safe=safe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,26 @@ class Call:
     lines: bool = False
     seconds: float = SHORT_SECONDS
     frames: Iterable[bytes] | None = None  # the body, where it is not JSON
+
+    @property
+    def head_seconds(self) -> float:
+        """How long the beginning of the answer may take: an answer of lines begins at once."""
+        return SHORT_SECONDS if self.lines and self.frames is None else self.seconds
+
+
+class Frames:
+    """The caller's own iterable as a body; what it raises is the caller's, and goes out unchanged."""
+
+    def __init__(self, frames: Iterable[bytes]) -> None:
+        self._frames = frames
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._frames
+        except Exception as error:
+            self.error = error
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +107,10 @@ def pin(ref: str, pinned: bool) -> Call:
 
 def collect(target_bytes: int | None) -> Call:
     return Call("POST", "/v1/gc", {"target_bytes": target_bytes}, seconds=600)
+
+
+def events(follow: bool) -> Call:
+    return Call("GET", f"/v1/events?follow={int(follow)}&heartbeat=1", lines=True, seconds=LONG_SECONDS)
 
 
 def trust_list() -> Call:

@@ -7,14 +7,26 @@ import contextlib
 import http.client
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from kvswap.client import calls
+from kvswap.client.answers import (
+    HEADER,
+    HEARTBEAT,
+    error_of,
+    message_of,
+    not_ours,
+    result_of,
+    silence_seconds,
+    silent,
+    went_away,
+)
 from kvswap.client.calls import Accept, Call
-from kvswap.client.values import Artifact, error_of, report
+from kvswap.client.values import Artifact, report
+from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -24,6 +36,7 @@ from kvswap.core.errors import (
     PlanSaysPrefill,
     Untrusted,
 )
+from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
 from kvswap.core.runfile import RunFile, not_running
@@ -31,6 +44,7 @@ from kvswap.core.settings import home_directory
 from kvswap.cost import MIX, Objective
 
 OnEvent = Callable[[dict[str, Any]], None]
+_CALLING = "calling the daemon"
 
 
 class Client:
@@ -41,44 +55,72 @@ class Client:
 
     # -- transport -------------------------------------------------------------------------------
 
-    def _open(self, call: Call) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _lines(self, call: Call) -> Generator[dict[str, Any], None, None]:
+        """The messages of an answer; of one that is no answer of lines, the whole as a result."""
         run = RunFile.read(self.home)
         url = urlsplit(run.url)
-        connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=call.seconds)
-        body: bytes | Iterable[bytes] | None = call.frames  # http.client sends those one by one
-        headers = {"Authorization": f"Bearer {run.token}"}
-        if call.body is not None:
-            body = json.dumps(call.body).encode()
-            headers["Content-Type"] = "application/json"
+        connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=call.head_seconds)
+        body, headers = self._body(call, run)
+        waits = call.head_seconds
         try:
-            connection.request(call.method, call.path, body, headers)
-            return connection, connection.getresponse()
-        except (ConnectionError, http.client.HTTPException) as error:
-            connection.close()
-            raise not_running(self.home) from error
-
-    def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
-        connection, response = self._open(call)
-        try:
+            try:
+                connection.connect()
+            except ConnectionError as error:
+                raise not_running(self.home) from error
+            socket = connection.sock  # which the answer may take from the connection
+            try:
+                connection.request(call.method, call.path, body, headers)
+            except ConnectionError:  # it may have said why before it closed
+                if isinstance(body, calls.Frames) and body.error is not None:
+                    raise  # it was not the daemon that ended it
+                socket.settimeout(calls.SHORT_SECONDS)
+                with contextlib.suppress(http.client.HTTPException):
+                    refused = connection.getresponse()
+                    raise error_of(message_of(refused.read(), self.home), refused.status) from None
+                raise
+            response = connection.getresponse()
             if response.status != 200 or not call.lines:
-                body = json.loads(response.read() or b"{}")
+                message = message_of(response.read(), self.home)
                 if response.status != 200:
-                    raise error_of(body, response.status)
-                return dict(body)
-            for line in response:
-                message = json.loads(line)
-                if "event" in message:
-                    if on_event is not None and message["event"] != "heartbeat":
-                        on_event(message)
-                elif "error" in message:
-                    raise KvswapError.from_dict(message["error"])
-                else:
-                    return dict(message["result"])
-            raise KvswapError("the daemon ended before the answer", cause="it was stopped", hint="kvswap status")
-        except (ConnectionError, http.client.HTTPException, TimeoutError) as error:
-            raise KvswapError(f"the daemon went away: {error}", cause="it was stopped", hint="kvswap status") from error
+                    raise error_of(message, response.status)
+                yield {"result": message}
+                return
+            waits = silence_seconds(call, response.headers.get(HEADER))
+            socket.settimeout(waits)
+            while line := response.readline():
+                message = message_of(line, self.home)
+                if message.get("event") != HEARTBEAT:
+                    yield message
+        except KvswapError:
+            raise
+        except (OSError, http.client.HTTPException) as error:  # what a callback of the caller's raises is not seen here
+            if isinstance(body, calls.Frames) and body.error is not None:
+                raise body.error from None
+            raise self._told(error, waits) from error
         finally:
             connection.close()
+
+    def _body(self, call: Call, run: RunFile) -> tuple[bytes | calls.Frames | None, dict[str, str]]:
+        headers = {"Authorization": f"Bearer {run.token}"}
+        if call.body is not None:
+            return json.dumps(call.body).encode(), {**headers, "Content-Type": "application/json"}
+        return calls.Frames(call.frames) if call.frames is not None else None, headers
+
+    def _told(self, error: Exception, waited: float) -> KvswapError:
+        if isinstance(error, TimeoutError):
+            return silent(self.home, waited)
+        if isinstance(error, ConnectionError | http.client.IncompleteRead):
+            return went_away(error)
+        return not_ours(self.home) if isinstance(error, http.client.HTTPException) else as_kvswap_error(error, _CALLING)
+
+    def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
+        with contextlib.closing(self._lines(call)) as messages:
+            for message in messages:
+                if "event" not in message:
+                    return result_of(message, self.home)
+                if on_event is not None:
+                    on_event(message)
+        raise went_away()
 
     # -- verbs -----------------------------------------------------------------------------------
 
@@ -311,14 +353,7 @@ class Client:
 
     def events(self, follow: bool = False) -> Iterator[dict[str, Any]]:
         """What happened lately; with `follow`, for ever."""
-        connection, response = self._open(Call("GET", f"/v1/events?follow={int(follow)}", seconds=calls.LONG_SECONDS))
-        try:
-            if response.status != 200:
-                raise error_of(json.loads(response.read() or b"{}"), response.status)
-            for line in response:
-                yield json.loads(line)
-        finally:
-            connection.close()
+        yield from self._lines(calls.events(follow))
 
     def prefix(
         self,
@@ -339,11 +374,9 @@ class Client:
         """
         from kvswap.client.loading import LocalPrefill, load_for
 
-        began = time.perf_counter()
+        began, document = time.perf_counter(), document_digest(check_text(text))
         try:
-            artifact = self.fetch(
-                document_digest(text.encode()), tofu=tofu, strangers=strangers, group=group, text=text
-            )
+            artifact = self.fetch(document, tofu=tofu, strangers=strangers, group=group, text=text)
             cache = load_for(text, self.details(artifact.id), model, tokenizer, room)
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             local = LocalPrefill(text, model, tokenizer, block_tokens)

@@ -6,16 +6,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvswap.core.errors import KvswapError
-
-
-def error_of(body: Any, status: int) -> KvswapError:
-    """The exception that an error body stands for."""
-    data = body.get("error") if isinstance(body, dict) else None
-    if isinstance(data, dict):
-        return KvswapError.from_dict(data)
-    return KvswapError(f"the daemon answered with status {status}")
-
 
 @dataclass(frozen=True, slots=True)
 class Artifact:

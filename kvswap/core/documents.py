@@ -1,9 +1,11 @@
-"""What counts as a document: non-empty UTF-8 text under the size limit.  Asked before any work."""
+"""What counts as a document: UTF-8 text of more than white space, under the size limit.  Asked before any work."""
 
 from __future__ import annotations
 
-from kvswap.core.errors import InvalidDocument
+from kvswap.core.errors import InvalidDocument, UsageError
 from kvswap.core.limits import LIMITS
+
+_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def check_size(length: int, name: str = "the document") -> None:
@@ -19,16 +21,43 @@ def check_size(length: int, name: str = "the document") -> None:
 def check_document(data: bytes, name: str = "the document") -> str:
     """The text of a document.  Raises `InvalidDocument` saying what is wrong with `name`."""
     check_size(len(data), name)
-    if not data.strip():
-        raise InvalidDocument(f"{name} is empty")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
+        encoding = _MARKS.get(data[:2], "ENCODING")
         raise InvalidDocument(
             f"{name} is not UTF-8 text (byte {error.start})",
             cause="a binary file, or another encoding",
-            hint=f"iconv -t utf-8 {name}",
+            hint=f"iconv -f {encoding} -t UTF-8 {name}",
         ) from error
-    if "\0" in text:
-        raise InvalidDocument(f"{name} holds NUL bytes", cause="a binary file")
+    _check_content(text, name)
     return text
+
+
+def check_text(text: str, name: str = "the document") -> bytes:
+    """The bytes of a document that is given as text: `check_document` from the other side, by the same rules."""
+    check_unicode(text, name, InvalidDocument)
+    data = text.encode()
+    check_size(len(data), name)
+    _check_content(text, name)
+    return data
+
+
+def check_unicode(text: str, name: str, kind: type[UsageError] = UsageError) -> str:
+    """Return a text that has a form in UTF-8.  Raises `kind` for half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise kind(
+            f"{name} is not Unicode text (a lone surrogate, character {error.start})",
+            cause="bytes that are not UTF-8 were given on the command line, or text was cut within a character",
+            hint="give it in UTF-8",
+        ) from error
+    return text
+
+
+def _check_content(text: str, name: str) -> None:
+    if not text.strip():
+        raise InvalidDocument(f"{name} is empty", cause="no text, or white space alone", hint=f"look into {name}")
+    if "\0" in text:
+        raise InvalidDocument(f"{name} holds NUL bytes", cause="a binary file", hint="give it as text")

@@ -23,6 +23,10 @@ class KvswapError(Exception):
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    usual: ClassVar[tuple[str, str]] = (
+        "kvswap could not do what was asked",
+        "kvswap doctor",
+    )  # cause and hint where who raises it knows no better ones
 
     def __init__(
         self,
@@ -34,40 +38,35 @@ class KvswapError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.cause = cause
-        self.hint = hint
+        self.cause = cause or self.usual[0]
+        self.hint = hint or self.usual[1]
         self.details = details
         self.origin: BaseException | None = None  # what `core.failures` made this of
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as the API sends it."""
-        out: dict[str, Any] = {"code": self.code, "message": self.message}
-        if self.cause:
-            out["cause"] = self.cause
-        if self.hint:
-            out["hint"] = self.hint
+        out: dict[str, Any] = {"code": self.code, "message": self.message, "cause": self.cause, "hint": self.hint}
         if self.details:
             out["details"] = self.details
         return out
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> KvswapError:
-        """The error that `to_dict` described; an unknown code becomes the base class."""
+        """The error that `to_dict` described; an unknown code becomes the base class, and no value is believed."""
         by_code = {kind.code: kind for kind in _subclasses(KvswapError)}  # some live in rooms above
         kind = by_code.get(str(data.get("code")), KvswapError)
         details = data.get("details")
-        return kind(
-            str(data.get("message", "unknown error")),
-            cause=data.get("cause"),
-            hint=data.get("hint"),
-            **(details if isinstance(details, dict) else {}),
-        )
+        named = details if isinstance(details, dict) else {}
+        cause, hint = (str(data[name]) if data.get(name) else None for name in ("cause", "hint"))
+        more = {str(k): v for k, v in named.items() if str(k) not in ("self", "message", "cause", "hint")}
+        return kind(str(data.get("message", "unknown error")), cause=cause, hint=hint, **more)
 
 
 class UsageError(KvswapError):
     """The request itself is wrong: flags, a malformed id, a document that cannot be used."""
 
     code = "usage"
+    usual = ("a typing error, or a value of another form", "kvswap --help")
     exit_code = 2
     http_status = 400
 
@@ -76,18 +75,21 @@ class InvalidDocument(UsageError):
     """The document is empty, not UTF-8 text, too large, or longer than the model's context."""
 
     code = "invalid_document"
+    usual = ("it is not text that a model can read", "give it as UTF-8 text")
 
 
 class InvalidSettings(UsageError):
     """Settings are unknown or have values that cannot be; `details['faults']` names each with its place."""
 
     code = "invalid_settings"
+    usual = ("a typing error", "docs/configuration.md has every setting")
 
 
 class Untrusted(KvswapError):
     """The publisher is not trusted, or the statement has expired."""
 
     code = "untrusted"
+    usual = ("its publisher is not on the trust list, or its time is over", "kvswap trust ls")
     exit_code = 4
     http_status = 403
 
@@ -96,12 +98,14 @@ class NotAMember(Untrusted):
     """The artifact is sealed for a group whose key this node does not have."""
 
     code = "not_a_member"
+    usual = ("nobody gave this node the group's key", "kvswap group import")
 
 
 class NotFound(KvswapError):
     """Nothing here, or at any reachable peer, answers to this reference."""
 
     code = "not_found"
+    usual = ("it was never here, or it was removed", "kvswap ls")
     exit_code = 5
     http_status = 404
 
@@ -110,6 +114,7 @@ class IntegrityError(KvswapError):
     """Bytes are not what a digest or a signature says they are."""
 
     code = "integrity"
+    usual = ("a damaged disk, or somebody who changed bytes", "kvswap verify --store")
     exit_code = 6
     http_status = 422
 
@@ -118,6 +123,7 @@ class Incompatible(KvswapError):
     """Another model, dtype, layout or format version; `details['field']` names which."""
 
     code = "incompatible"
+    usual = ("it is of another model, dtype or version", "kvswap status")
     exit_code = 7
     http_status = 409
 
@@ -132,6 +138,7 @@ class PlanSaysPrefill(KvswapError):
     """Fetching was checked and is not worth it; `details['plan']` has the figures."""
 
     code = "plan_says_prefill"
+    usual = ("prefilling is better here", "--force fetches all the same")
     exit_code = 8
     http_status = 409
 
@@ -140,6 +147,7 @@ class PeerError(KvswapError):
     """A peer failed, lied, or went away, and no other peer could take its place."""
 
     code = "peer"
+    usual = ("the peer failed, or the way to it", "kvswap peers")
     exit_code = 9
     http_status = 502
     retryable = True
@@ -149,6 +157,7 @@ class MalformedMessage(PeerError):
     """A peer, or the model process, sent something that is not of the protocol."""
 
     code = "malformed_message"
+    usual = ("the other side speaks another version, or is broken", "kvswap --version")
     retryable = False
 
 
@@ -190,6 +199,7 @@ class DaemonNotRunning(KvswapError):
     """No daemon answers for this home directory."""
 
     code = "daemon_not_running"
+    usual = ("it was not started, or it ended", "kvswap daemon &")
     exit_code = 10
     http_status = 503
 
@@ -206,6 +216,7 @@ class StoreLocked(KvswapError):
     """Another process holds this home directory."""
 
     code = "store_locked"
+    usual = ("another kvswap process has it", "kvswap status")
     exit_code = 11
 
 
@@ -213,6 +224,7 @@ class StoreFull(KvswapError):
     """The quota or the disk has no room; nothing was lost."""
 
     code = "store_full"
+    usual = ("no room is left; nothing was lost", "kvswap gc")
     exit_code = 12
     http_status = 507
 
@@ -221,6 +233,7 @@ class WorkerFailed(KvswapError):
     """The model process died or could not do the job."""
 
     code = "worker_failed"
+    usual = ("a fault in a library, or not enough memory", "kvswap status")
     retryable = True
 
 
@@ -228,12 +241,14 @@ class LocalFault(KvswapError):
     """This machine refused: a permission, a read-only or failing disk, no memory, no file handles."""
 
     code = "local"
+    usual = ("this machine's system refused it", "kvswap doctor")
 
 
 class TookTooLong(KvswapError):
     """Something on this machine did not end in its time."""
 
     code = "took_too_long"
+    usual = ("this machine is busy, or something it waits for hangs", "kvswap status")
     http_status = 504
     retryable = True
 
@@ -242,12 +257,14 @@ class Unexpected(KvswapError):
     """A fault of kvswap's own; its traceback is in the log."""
 
     code = "internal"
+    usual = ("kvswap itself, not what was asked of it", "kvswap.log in the home has the traceback")
 
 
 class Interrupted(KvswapError):
     """Stopped by the user; what was fetched stays and the next run resumes."""
 
     code = "interrupted"
+    usual = ("Ctrl-C, or the caller went away", "the same command resumes")
     exit_code = 130
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+_JOINERS = "\u200c\u200d"  # Persian and emoji need them; they move nothing on a terminal
+
 
 def printable(text: str, keep: str = "") -> str:
-    """Escape every character that is not printable, but for those in `keep`.
+    """Escape every character that a terminal would obey or that cannot be encoded, but for those in `keep`.
 
-    Control and format characters (escape sequences, direction marks) and lone surrogates become backslash escapes;
-    letters of every script stay as they are.
+    Control and format characters (escape sequences, direction marks, line ends) and lone surrogates become backslash
+    escapes; letters, marks and spaces of every script stay as they are.
 
     >>> printable("a\\x1b]0;title\\x07 é")
     'a\\\\x1b]0;title\\\\x07 é'
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c in keep or _fits(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def is_printable(text: str) -> bool:
     """Tell whether nothing in `text` would be escaped by `printable`."""
-    return text.isprintable()
+    return text.isprintable() or all(map(_fits, text))
+
+
+def _fits(character: str) -> bool:
+    if character.isprintable() or character in _JOINERS:
+        return True
+    import unicodedata
+
+    return unicodedata.category(character) == "Zs"  # spaces: not printable for Python, but for `repr` only

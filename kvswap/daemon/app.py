@@ -11,17 +11,19 @@ from typing import Any
 
 from aiohttp import web
 
-from kvswap.core.errors import KvswapError, NotFound, UsageError
+from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
 from kvswap.daemon import metrics
 from kvswap.daemon.engine_api import EngineApi
-from kvswap.daemon.guard import Handler, guard
+from kvswap.daemon.failing import errors
+from kvswap.daemon.guard import guard
 from kvswap.daemon.hosts_api import HostsApi
 from kvswap.daemon.requests import (
     body_of,
     heartbeats,
+    number_of,
     optional_of,
     samples_of,
     send_line,
@@ -29,6 +31,7 @@ from kvswap.daemon.requests import (
     stream,
     terms_of,
     text_of,
+    wrong,
 )
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.trust_api import TrustApi
@@ -47,15 +50,6 @@ from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.ladder import LAST, up_to
 
 
-@web.middleware
-async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The one place where an exception becomes a response."""
-    try:
-        return await handler(request)
-    except KvswapError as error:
-        return web.json_response({"error": error.to_dict()}, status=error.http_status)
-
-
 def _opened(statement: Statement) -> dict[str, Any]:
     """What members read in the place of what the index says of a sealed artifact."""
     manifest = statement.manifest
@@ -71,10 +65,7 @@ def _opened(statement: Statement) -> dict[str, Any]:
 
 
 def _steps(body: dict[str, Any]) -> int:
-    steps = body.get("max_tokens", 64)
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise UsageError("max_tokens is a number")
-    return steps
+    return int(number_of(body, "max_tokens", 1, LIMITS.host_tokens, whole=True) or 64)
 
 
 class Api:
@@ -85,7 +76,7 @@ class Api:
         self._model = model
 
     def application(self, token: str) -> web.Application:
-        app = web.Application(middlewares=[guard(token), errors], client_max_size=LIMITS.api_body_bytes)
+        app = web.Application(middlewares=[errors, guard(token)], client_max_size=LIMITS.api_body_bytes)
         app.add_routes(
             [
                 web.get("/healthz", self.healthz),
@@ -289,10 +280,8 @@ class Api:
 
     async def collect(self, request: web.Request) -> web.Response:
         body = await body_of(request)
-        target = body.get("target_bytes")
-        if target is not None and (not isinstance(target, int) or target < 0):
-            raise UsageError("target_bytes is a number of bytes")
-        freed = await asyncio.to_thread(self._node.store.collect, target)
+        target = number_of(body, "target_bytes", 0, 1 << 62, whole=True)
+        freed = await asyncio.to_thread(self._node.store.collect, None if target is None else int(target))
         return web.json_response({"freed_bytes": freed, "store_bytes": self._node.store.used_bytes})
 
     # -- use cases -------------------------------------------------------------------------------
@@ -317,13 +306,13 @@ class Api:
 
     async def train(self, request: web.Request) -> web.StreamResponse:
         body = await body_of(request)
-        tokens = body.get("tokens")
-        if not isinstance(tokens, int) or not 1_000 <= tokens <= 1_000_000:
-            raise UsageError("tokens is a number from 1000 to 1000000")
+        tokens = number_of(body, "tokens", 1_000, 1_000_000, whole=True)
+        if tokens is None:
+            raise wrong("the request needs a number 'tokens'")
 
         async def work(progress: Progress) -> dict[str, Any]:
             return await train(
-                self._node, text_of(body, "corpus"), progress, model=optional_of(body, "model"), tokens=tokens
+                self._node, text_of(body, "corpus"), progress, model=optional_of(body, "model"), tokens=int(tokens)
             )
 
         return await stream(request, work)
@@ -383,13 +372,11 @@ class Api:
             if body.get("store"):
                 report = await asyncio.to_thread(self._node.store.verify)
                 return {n: getattr(report, n) for n in report.__slots__} | {"clean": report.clean}
-            level = body.get("level")
-            if level is not None and level not in range(LAST + 1):
-                raise UsageError(f"level is a number from 0 to {int(LAST)}")
+            level = number_of(body, "level", 0, int(LAST), whole=True)
             return await verify_artifact(
                 self._node,
                 parse_reference(text_of(body, "ref")),
-                levels=up_to(level) if level is not None else None,
+                levels=up_to(int(level)) if level is not None else None,
                 samples=samples_of(body),
                 text=optional_of(body, "text"),
                 progress=progress,

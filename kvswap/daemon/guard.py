@@ -17,6 +17,9 @@ __all__ = ["Handler", "guard"]
 
 _OPEN = frozenset({"/healthz", "/readyz"})
 _HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_HOST = ("the name was resolved from elsewhere, as by DNS rebinding", "call http://127.0.0.1:PORT")
+_ORIGIN = ("a page in a browser calls it", "call it from a program, without an Origin header")
+_TOKEN = ("the daemon was started anew, or the token was typed", "daemon.json in the home has the token")
 
 
 def _host_name(value: str) -> str:
@@ -24,8 +27,14 @@ def _host_name(value: str) -> str:
     return name if separator and port.isdigit() else value
 
 
-def _refuse(status: int, code: str, message: str) -> web.Response:
-    return web.json_response({"error": {"code": code, "message": message}}, status=status)
+def _refuse(status: int, code: str, message: str, cause: str, hint: str) -> web.Response:
+    told = {"code": code, "message": message, "cause": cause, "hint": hint}
+    return web.json_response({"error": told}, status=status)
+
+
+def _bytes(header: str) -> bytes:
+    """A header as it came: what is not UTF-8 in it was decoded to lone surrogates."""
+    return header.encode("utf-8", "surrogateescape")
 
 
 def guard(token: str) -> Middleware:
@@ -34,14 +43,14 @@ def guard(token: str) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if _host_name(request.headers.get("Host", "")) not in _HOSTS:
-            return _refuse(403, "forbidden", "this API answers only to loopback host names")
+            return _refuse(403, "forbidden", "this API answers only to loopback host names", *_HOST)
         origin = request.headers.get("Origin")
         if origin is not None and _host_name(origin.partition("//")[2]) not in _HOSTS:
-            return _refuse(403, "forbidden", "this API does not answer web pages")
+            return _refuse(403, "forbidden", "this API does not answer web pages", *_ORIGIN)
         if request.path not in _OPEN:
             given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-                return _refuse(401, "unauthorized", "the bearer token is missing or wrong")
+            if not hmac.compare_digest(_bytes(given), f"Bearer {token}".encode()):
+                return _refuse(401, "unauthorized", "the bearer token is missing or wrong", *_TOKEN)
         return await handler(request)
 
     return check

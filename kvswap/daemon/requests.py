@@ -13,7 +13,9 @@ from typing import Any
 
 from aiohttp import web
 
-from kvswap.core.errors import KvswapError, UsageError
+from kvswap.core.documents import check_unicode
+from kvswap.core.errors import UsageError
+from kvswap.core.failures import record, said
 from kvswap.core.limits import LIMITS
 from kvswap.cost import OBJECTIVES, Objective, PrefillCurve
 from kvswap.exchange.request import Progress, Terms
@@ -22,38 +24,57 @@ from kvswap.exchange.resolve import Wanted
 Work = Callable[[Progress], Awaitable[dict[str, Any]]]
 
 HEARTBEAT = {"event": "heartbeat"}
+HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
+_MOST = 1e18  # of whatever is counted in a request
 _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
+
+
+def wrong(message: str) -> UsageError:
+    """The error of a request that is not of the API's form."""
+    return UsageError(message, cause="a malformed request", hint="docs/extending.md, or kvswap VERB --help")
 
 
 async def body_of(request: web.Request) -> dict[str, Any]:
     """The JSON object of a request.  Raises `UsageError`."""
     try:
-        body = json.loads(await request.read() or b"{}")
-    except ValueError as error:
-        raise UsageError("the request's body is not JSON") from error
+        body = json.loads(await request.read() or b"{}", parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"the request's body is not JSON: {said(error)}") from error
     if not isinstance(body, dict):
-        raise UsageError("the request's body is not a JSON object")
+        raise wrong("the request's body is not a JSON object")
     return body
 
 
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def text_of(body: dict[str, Any], name: str) -> str:
-    """A field that has to be there.  Raises `UsageError`."""
+    """A field that has to be there, as Unicode text.  Raises `UsageError`."""
     value = body.get(name)
     if not isinstance(value, str):
-        raise UsageError(f"the request needs a text {name!r}")
+        raise wrong(f"the request needs a text {name!r}")
+    return check_unicode(value, name)
+
+
+def number_of(body: dict[str, Any], name: str, low: float, high: float, *, whole: bool = False) -> float | int | None:
+    """A finite number in its bounds, or None where the field is absent.  Raises `UsageError`."""
+    value = body.get(name)
+    if value is None:
+        return None
+    kinds = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:  # NaN is in no bounds
+        raise wrong(f"{name} is a {'whole ' if whole else ''}number from {low:.16g} to {high:.16g}")
     return value
 
 
 def terms_of(body: dict[str, Any]) -> Terms:
     """What the caller accepts, minds, and will not pay.  Raises `UsageError`."""
     by = body.get("objective") or "mix"
-    most = {name: body.get(name) for name in ("max_seconds", "max_dollars", "max_bytes")}
-    if by not in OBJECTIVES:
-        raise UsageError(f"objective is one of {', '.join(OBJECTIVES)}")
-    for name, value in most.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise UsageError(f"{name} is a number that is not negative")
-    objective = Objective(by, most["max_seconds"], most["max_dollars"], most["max_bytes"])
+    if not isinstance(by, str) or by not in OBJECTIVES:
+        raise wrong(f"objective is one of {', '.join(OBJECTIVES)}")
+    seconds, dollars, most = (number_of(body, name, 0, _MOST) for name in ("max_seconds", "max_dollars", "max_bytes"))
+    objective = Objective(by, seconds, dollars, int(most) if most is not None else None)
     force, tofu, inexact, strangers = (bool(body.get(name)) for name in ("force", "tofu", "inexact", "strangers"))
     return Terms(force, tofu, inexact, strangers, samples_of(body), optional_of(body, "group"), objective)
 
@@ -80,8 +101,10 @@ def beginning_of(body: dict[str, Any]) -> Asked:
     ids: list[int] | None = None
     chain, block_tokens = body.get("chain"), body.get("block_tokens")
     curve, seconds = body.get("curve"), body.get("seconds")
-    if not isinstance(block_tokens, int) or not 1 <= block_tokens <= LIMITS.block_tokens:
-        raise UsageError(f"block_tokens is a number from 1 to {LIMITS.block_tokens}")
+    if isinstance(block_tokens, bool) or not isinstance(block_tokens, int):
+        raise wrong("block_tokens is a number")
+    if not 1 <= block_tokens <= LIMITS.block_tokens:
+        raise wrong(f"block_tokens is a number from 1 to {LIMITS.block_tokens}")
     try:
         wanted = Wanted(bytes.fromhex(text_of(body, "model")), text_of(body, "dtype"))
         if "ids" in body:
@@ -92,22 +115,29 @@ def beginning_of(body: dict[str, Any]) -> Asked:
             digests = chain_digests(wanted.model, ids, block_tokens)
         else:
             digests = [bytes.fromhex(d) for d in chain] if isinstance(chain, list) else []
-        fitted = PrefillCurve(float(curve[0]), float(curve[1]), block_tokens) if curve is not None else None
-        wait = float(seconds) if seconds is not None else None
-    except (TypeError, ValueError, LookupError, struct.error) as error:
-        raise UsageError("a beginning is asked for by ids or chain, model, dtype and block_tokens") from error
+        fitted = PrefillCurve(_finite(curve[0]), _finite(curve[1]), block_tokens) if curve is not None else None
+        wait = _finite(seconds) if seconds is not None else None
+    except UsageError:
+        raise
+    except (TypeError, ValueError, LookupError, OverflowError, struct.error) as error:
+        raise wrong("a beginning is asked for by ids or chain, model, dtype and block_tokens") from error
     if any(len(d) != 32 for d in (*digests, wanted.model)):
-        raise UsageError("chain and model are digests of 32 bytes")
+        raise wrong("chain and model are digests of 32 bytes")
     terms = replace(terms_of(body), curve=fitted, lookup_seconds=wait, local=bool(body.get("local")))
     return Asked(wanted, digests, block_tokens, terms, ids if body.get("parts") else None)
 
 
 def samples_of(body: dict[str, Any]) -> int:
     """Positions to compute again.  Raises `UsageError`."""
-    samples = body.get("samples", LIMITS.usual_samples)
-    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= LIMITS.audit_samples:
-        raise UsageError(f"samples is a number from 1 to {LIMITS.audit_samples}")
-    return samples
+    samples = number_of(body, "samples", 1, LIMITS.audit_samples, whole=True)
+    return LIMITS.usual_samples if samples is None else int(samples)
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number <= _MOST:
+        raise ValueError("out of bounds")
+    return number
 
 
 def optional_of(body: dict[str, Any], name: str) -> str | None:
@@ -117,13 +147,14 @@ def optional_of(body: dict[str, Any], name: str) -> str | None:
 
 async def start_lines(request: web.Request) -> web.StreamResponse:
     """An answer of JSON lines, begun."""
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+    beats = {HEARTBEAT_HEADER: f"{LIMITS.heartbeat_seconds:g}"}
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"} | beats)
     await response.prepare(request)
     return response
 
 
 async def send_line(response: web.StreamResponse, value: dict[str, Any]) -> None:
-    """One of them."""
+    """Send one JSON value as a line."""
     await response.write(json.dumps(value).encode() + b"\n")
 
 
@@ -151,26 +182,30 @@ async def heartbeats(response: web.StreamResponse, wanted: bool = True) -> Async
         await asyncio.wait([beating])
 
 
+class _CallerGone(Exception):
+    """The connection to who asked ended: there is nobody to tell."""
+
+
 async def stream(request: web.Request, work: Work) -> web.StreamResponse:
-    """Run a use case and send its events as they come, with heartbeats between them."""
+    """Run a use case and send its events as they come, with heartbeats between them; at last a result or an error."""
     response = await start_lines(request)
 
-    async def progress(event: dict[str, Any]) -> None:
-        await send_line(response, event)
+    async def say(value: dict[str, Any]) -> None:
+        try:
+            await send_line(response, value)
+        except ConnectionError as error:  # of this connection, and not of one that the work has
+            raise _CallerGone from error
 
     try:
-        async with heartbeats(response):
-            done = await work(progress)
-        await send_line(response, {"result": done})
-    except KvswapError as error:
-        await send_line(response, {"error": error.to_dict()})
-    except ConnectionResetError:
-        return response  # the caller went away
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        failure = KvswapError(f"the daemon failed: {type(error).__name__}: {str(error)[:300]}")
-        await send_line(response, {"error": failure.to_dict()})
-        raise
-    await response.write_eof()
+        try:
+            async with heartbeats(response):
+                done = await work(say)
+            await say({"result": done})
+        except _CallerGone:
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: told, and in the log
+            await say({"error": record(error, f"{request.method} {request.path}").to_dict()})
+        await response.write_eof()
+    except (_CallerGone, ConnectionError):
+        pass
     return response

@@ -1,0 +1,80 @@
+"""What a daemon answers, judged the same way by both clients.  Pure: no IO."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kvswap.client.calls import SHORT_SECONDS, Call
+from kvswap.core.errors import DaemonNotRunning, DaemonSilent, KvswapError
+
+HEARTBEAT = "heartbeat"
+HEADER = "Kvswap-Heartbeat"  # of an answer of lines: seconds between its heartbeats
+_MISSED = 10  # heartbeats in a row, and the daemon is taken for frozen
+
+
+def message_of(line: bytes | str, home: Path) -> dict[str, Any]:
+    """One JSON object of an answer.  Raises `DaemonNotRunning` for anything else."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise not_ours(home) from error
+    if not isinstance(value, dict):
+        raise not_ours(home)
+    return value
+
+
+def error_of(body: dict[str, Any], status: int) -> KvswapError:
+    """The exception that an error body stands for."""
+    data = body.get("error")
+    if isinstance(data, dict):
+        return KvswapError.from_dict(data)
+    return KvswapError(
+        f"the daemon answered with status {status}", cause="client and daemon are of two versions", hint="kvswap status"
+    )
+
+
+def result_of(message: dict[str, Any], home: Path) -> dict[str, Any]:
+    """The last line of an answer.  Raises the error that it stands for."""
+    if "error" in message:
+        raise error_of(message, 500)
+    result = message.get("result")
+    if not isinstance(result, dict):
+        raise not_ours(home)
+    return result
+
+
+def silence_seconds(call: Call, heartbeat: str | None) -> float:
+    """How long nothing may come of an answer of lines: much less where the daemon promised heartbeats."""
+    try:
+        promised = float(heartbeat or 0)
+    except ValueError:
+        promised = 0.0
+    return max(SHORT_SECONDS, _MISSED * promised) if 0 < promised < call.seconds else call.seconds
+
+
+def not_ours(home: Path) -> DaemonNotRunning:
+    """What listens under the run-file's address does not speak as a daemon does."""
+    return DaemonNotRunning(
+        f"what answers for {home} is not a kvswap daemon",
+        cause="its port was taken over by another program, or the daemon is of another version",
+        hint=f"kvswap daemon --home {home} &",
+    )
+
+
+def silent(home: Path, seconds: float) -> DaemonSilent:
+    """Nothing came in time."""
+    return DaemonSilent(
+        f"the daemon of {home} does not answer: nothing came for {seconds:g} s",
+        cause="it is stopped (SIGSTOP), or this machine has far too much to do",
+        hint="look at the process that daemon.json names, end it and start it again",
+    )
+
+
+def went_away(error: BaseException | None = None) -> KvswapError:
+    """The connection ended before the answer did."""
+    what = f" ({type(error).__name__})" if error is not None else ""
+    return KvswapError(
+        f"the daemon ended before the answer{what}", cause="it was stopped, or it failed", hint="kvswap status"
+    )

@@ -1,0 +1,121 @@
+"""Reading files whose name somebody typed: of a bounded size, of a kind that ends, and never waiting in silence."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kvswap.core.errors import InvalidDocument, UsageError
+from kvswap.core.failures import as_kvswap_error
+from kvswap.core.text import printable
+
+Note = Callable[[str], None]
+
+_WRITER_SECONDS = 5.0  # for which a pipe that nobody has open for writing is waited for
+_QUIET_SECONDS = 1.0  # after which it is said that a pipe is waited for
+_PIECE = 1 << 20
+
+
+def kind_of(mode: int) -> str:
+    """Name what a file is, by the mode that `stat` gives."""
+    for test, name in (
+        (stat.S_ISREG, "a regular file"),
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a disk"),
+    ):
+        if test(mode):
+            return name
+    return "no regular file"
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is something of this name; a name that no file can have is none."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def read_file(path: Path, limit: int, *, streams: bool = False, note: Note = lambda text: None) -> bytes:
+    """Return the bytes of a file, at most one more than `limit`, so that the caller can tell that it is too large.
+
+    With `streams` also of pipes and devices, to their end: `note` is told when one keeps us waiting, and a pipe that
+    nobody writes to is given up.  Raises `UsageError` for what is not such a file, or cannot be read.
+    """
+    name = printable(str(path))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return _read(descriptor, limit)
+        if not streams or not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+            raise UsageError(
+                f"{name} is {kind_of(mode)}",
+                cause="kvswap reads regular files here",
+                hint="name a file" if not stat.S_ISFIFO(mode) else f"cat {name} > FILE, and name that",
+            )
+        return _read_stream(descriptor, limit, name, kind_of(mode), note)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(name: str, error: Exception) -> UsageError:
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"{name} does not exist", cause="a typing error, or it is somewhere else", hint=f"ls {name}")
+    told = as_kvswap_error(error)
+    made = UsageError(f"{name} cannot be read: {told.message.removeprefix(f'{name}: ')}", cause=told.cause)
+    made.hint = f"ls -l {name}"
+    return made
+
+
+def _read(descriptor: int, limit: int) -> bytes:
+    data = bytearray()
+    while len(data) <= limit and (piece := os.read(descriptor, min(_PIECE, limit + 1 - len(data)))):
+        data += piece
+    return bytes(data)
+
+
+def _read_stream(descriptor: int, limit: int, name: str, kind: str, note: Note) -> bytes:
+    data = bytearray()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    began, told = time.monotonic(), False
+    while len(data) <= limit:
+        try:
+            piece = os.read(descriptor, min(_PIECE, limit + 1 - len(data)))
+        except BlockingIOError:  # somebody has it open for writing, and has not written yet
+            piece = None
+        if piece:
+            data += piece
+            continue
+        gone = bool(data) or kind != "a pipe" or any(events & select.POLLHUP for _, events in poll.poll(0))
+        if piece is not None and gone:  # the end; a pipe that nobody has opened yet looks alike, but for the hang-up
+            break
+        waited = time.monotonic() - began
+        if waited > _WRITER_SECONDS and piece is not None:
+            raise InvalidDocument(
+                f"{name} is a pipe, and nobody writes to it",
+                cause="the program that should is not running",
+                hint=f"start it first, or write to {name} within {_WRITER_SECONDS:g} s",
+            )
+        if waited > _QUIET_SECONDS and not told:
+            told = True
+            note(f"waiting for {name}, which is {kind} ...")
+        if piece is None:
+            poll.poll(1000)
+        else:
+            time.sleep(0.05)
+    return bytes(data)
