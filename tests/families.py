@@ -1,0 +1,155 @@
+"""Tiny random models of many architectures, with the tokenizer of the tests: one row a family.
+
+A row is a configuration of `transformers` with sizes of a few thousand parameters.  `build` writes such a model as a
+directory.  What a family is in the table for is said beside it; a family that kvswap refuses is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 400
+CONTEXT = 2048
+_TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_PLAIN = {
+    **_TOKENS,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+_HEADS = {**_PLAIN, "head_dim": 16}
+_LATENT = {
+    **_PLAIN,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+_DEEPSEEK = {
+    **_LATENT,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
+
+def _gemma3(window: int) -> dict[str, Any]:
+    return {**_HEADS, "num_hidden_layers": 6, "sliding_window": window, "query_pre_attn_scalar": 16}
+
+
+# name: (class of the configuration, its arguments)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _HEADS),
+    "qwen2": ("Qwen2Config", _PLAIN),
+    "qwen3": ("Qwen3Config", _HEADS),
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        {**_HEADS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1},
+    ),
+    "gemma": ("GemmaConfig", _HEADS),
+    "gemma3-24": ("Gemma3TextConfig", _gemma3(24)),
+    "gemma3-80": ("Gemma3TextConfig", _gemma3(80)),
+    "gemma3-512": ("Gemma3TextConfig", _gemma3(512)),
+    "mistral": ("MistralConfig", {**_HEADS, "sliding_window": 96}),
+    "mixtral": ("MixtralConfig", {**_PLAIN, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "phi": ("PhiConfig", {**_PLAIN, "partial_rotary_factor": 0.5}),
+    "phi3": ("Phi3Config", {**_PLAIN, "sliding_window": 64}),
+    "gpt2": (
+        "GPT2Config",
+        {**_TOKENS, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT},
+    ),
+    "opt": (
+        "OPTConfig",
+        {
+            **_TOKENS,
+            "hidden_size": 64,
+            "ffn_dim": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": CONTEXT,
+            "word_embed_proj_dim": 64,
+        },
+    ),
+    "gpt-bigcode": (
+        "GPTBigCodeConfig",
+        {**_TOKENS, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "multi_query": True},
+    ),
+    "gpt-neox": ("GPTNeoXConfig", {**_PLAIN, "rotary_pct": 0.5}),
+    "stablelm": ("StableLmConfig", _PLAIN),
+    "falcon": ("FalconConfig", {**_PLAIN, "new_decoder_architecture": False, "multi_query": True}),
+    "falcon-alibi": ("FalconConfig", {**_PLAIN, "alibi": True, "new_decoder_architecture": False}),
+    "deepseek-v2": ("DeepseekV2Config", {**_DEEPSEEK, "topk_method": "greedy"}),
+    "deepseek-v3": ("DeepseekV3Config", _DEEPSEEK),
+    "glm4-moe-lite": ("Glm4MoeLiteConfig", _DEEPSEEK),
+    "minicpm3": ("MiniCPM3Config", _LATENT),
+    "olmo2": ("Olmo2Config", _PLAIN),
+    "olmo3": ("Olmo3Config", {**_PLAIN, "num_hidden_layers": 4, "sliding_window": 48}),
+    "cohere2": ("Cohere2Config", {**_PLAIN, "num_hidden_layers": 4, "sliding_window": 48}),
+    "starcoder2": ("Starcoder2Config", {**_PLAIN, "sliding_window": 80}),
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            **_HEADS,
+            "num_hidden_layers": 4,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2,
+            "intermediate_size_mlp": 128,
+            "attention_chunk_size": 96,
+        },
+    ),
+    "smollm3": ("SmolLM3Config", {**_PLAIN, "num_hidden_layers": 4}),
+    "granite": ("GraniteConfig", _PLAIN),
+    "nemotron": ("NemotronConfig", _HEADS),
+    "glm4": ("Glm4Config", _HEADS),
+}
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Writes a byte-level BPE tokenizer of 400 tokens, trained on the example document, into `directory`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.support import DOCUMENT
+
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([DOCUMENT.read_text()], trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(directory)
+
+
+def build(directory: Path, name: str, seed: int = 0, **changes: Any) -> Path:
+    """Writes the family `name` as a model directory and returns it; `changes` replace fields of its configuration."""
+    import torch
+    import transformers
+
+    kind, fields = FAMILIES[name]
+    config = getattr(transformers, kind)(**{**fields, **changes})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():  # larger weights, so that logits are not all alike
+            parameter.mul_(2.0 if parameter.dim() > 1 else 1.0)
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
