@@ -6,7 +6,6 @@ directory.  What a family is in the table for is said beside it; a family that k
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

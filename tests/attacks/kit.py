@@ -15,12 +15,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from kvswap.artifact import chain, dsse, layout
 from kvswap.artifact.manifest import (
     AXES,
     ITEM_BYTES,
     ChunkRef,
+    Divergence,
     DocumentRef,
     FileRef,
     Layout,
@@ -256,8 +258,54 @@ def not_a_number(scene: Scene) -> Tensors:
     return out
 
 
-def forge(scene: Scene, tensors: Tensors, *, ids: list[int] | None = None, signer: Key = MALLORY) -> Made:
-    """An artifact of these tensors that says it is of the scene's text: everything that can be signed is."""
+# -- what a liar can say besides ---------------------------------------------------------------------
+
+
+def _windows(manifest: Manifest) -> Manifest:
+    """Every layer is said to keep a window; the chunks hold no more than that."""
+    layers = [replace(spec, kind="sliding", window=24) for spec in manifest.layout.layers]
+    return replace(manifest, layout=replace(manifest.layout, layers=layers))
+
+
+def _numerics(**changes: Any) -> Callable[[Manifest], Manifest]:
+    return lambda manifest: replace(manifest, numerics=replace(manifest.numerics, **changes))
+
+
+def _prefix(**changes: Any) -> Callable[[Manifest], Manifest]:
+    return lambda manifest: replace(manifest, prefix=replace(manifest.prefix, **changes))
+
+
+CLAIMS: dict[str, Callable[[Manifest], Manifest]] = {
+    "inexact": lambda manifest: replace(manifest, divergence=Divergence(steps=32, equal=32, first=32, kl=0)),
+    "no probe": lambda manifest: replace(manifest, probe=replace(manifest.probe, tokens=[])),
+    "private": lambda manifest: replace(manifest, document=None),
+    "another document": lambda manifest: replace(manifest, document=replace(manifest.document, sha256=bytes(32))),
+    "tolerance": _numerics(claim="tolerance"),
+    "another processor": _numerics(isa="AVX9"),
+    "another device": _numerics(device="cuda:NVIDIA H100"),
+    "another torch": _numerics(torch="1.0"),
+    "another transformers": _numerics(transformers="1.0"),
+    "another schedule": _numerics(schedule="vllm"),
+    "another attention": _numerics(attention="eager"),
+    "another compute dtype": _numerics(compute_dtype="float64"),
+    "no special tokens": _prefix(special_tokens=False),
+    "a template": _prefix(template="chat"),
+    "windows": _windows,
+    "no fingerprint": lambda manifest: replace(manifest, fingerprint=None),
+    "another rope": lambda manifest: replace(manifest, layout=replace(manifest.layout, rope="{}")),
+    "another label": lambda manifest: replace(manifest, model=replace(manifest.model, label="another")),
+}
+IDLE = {"tolerance", "no fingerprint", "another rope", "another label"}  # claims that no check depends on
+
+
+def forge(
+    scene: Scene, tensors: Tensors, *, ids: list[int] | None = None, signer: Key = MALLORY, claim: str | None = None
+) -> Made:
+    """An artifact of these tensors that says it is of the scene's text: everything that can be signed is.
+
+    `claim`: one of `CLAIMS`, said besides.
+    """
+    from kvswap.artifact.assembly import load
     from kvswap.artifact.fingerprint import fingerprint
     from kvswap.artifact.tensors import as_part, digest_layer, encode_chunk
     from kvswap.model.cache import build_cache, layer_specs, new_cache
@@ -268,19 +316,6 @@ def forge(scene: Scene, tensors: Tensors, *, ids: list[int] | None = None, signe
     forward(loaded, small, ids[:1], 0)
     specs = layer_specs(small)
     runs = layout.plan_runs(specs, scene.block_tokens, ITEM_BYTES[loaded.dtype])
-    refs: list[ChunkRef] = []
-    chunks: dict[Cid, bytes] = {}
-    for block in range(layout.block_count(len(ids), scene.block_tokens)):
-        start, stop = layout.block_span(len(ids), scene.block_tokens, block)
-        for run, members in enumerate(runs):
-            parts = [
-                as_part(t[:, start:stop].contiguous())
-                for index in members
-                for t in (tensors[index].k, tensors[index].v)
-            ]
-            chunk = encode_chunk(parts, loaded.dtype, "planes", block, run)
-            refs.append(chunk.ref)
-            chunks[chunk.ref.id] = chunk.wire
     question = loaded.tokenize_continuation("\n\nIn summary,")
     roomy = [
         LayerTensors(torch.cat([h.k, h.k[:, :16]], 1), torch.cat([h.v, h.v[:, :16]], 1), h.first, h.tokens)
@@ -288,7 +323,6 @@ def forge(scene: Scene, tensors: Tensors, *, ids: list[int] | None = None, signe
     ]
     made = greedy(loaded, build_cache(loaded.model.config, roomy, len(ids), "cpu"), len(ids), question, PROBE_STEPS)
     mark = fingerprint(tensors)
-    chunks[Cid.of(mark)] = mark
     manifest = Manifest(
         version=1,
         model=loaded.identity,
@@ -303,21 +337,48 @@ def forge(scene: Scene, tensors: Tensors, *, ids: list[int] | None = None, signe
         ),
         layout=Layout(loaded.dtype, AXES, loaded.rope(), specs, runs),
         numerics=loaded.numerics(),
-        tensors=[digest_layer(held) for held in tensors],
-        chunks=refs,
+        tensors=[],
+        chunks=[],
         probe=Probe(question=question, tokens=made.ids, logits=bytes.fromhex(made.logits_digest[7:])),
         life=Life(issued=NOW, expires=NOW + 10**6, sequence=1),
         publisher=str(signer.peer_id),
         fingerprint=FileRef(bytes(Cid.of(mark)), len(mark)),
     )
+    if claim is not None:
+        manifest = CLAIMS[claim](manifest)
+    refs: list[ChunkRef] = []
+    chunks: dict[Cid, bytes] = {Cid.of(mark): mark}
+    for block in range(layout.block_count(len(ids), scene.block_tokens)):
+        start, stop = layout.block_span(len(ids), scene.block_tokens, block)
+        for run, members in enumerate(runs):
+            first, last = layout.stored_span(manifest.layout.layers[members[0]], start, stop)
+            parts = [as_part(t[:, first:last].contiguous()) for i in members for t in (tensors[i].k, tensors[i].v)]
+            chunk = encode_chunk(parts, loaded.dtype, "planes" if manifest.exact else "int8", block, run)
+            refs.append(chunk.ref)
+            chunks[chunk.ref.id] = chunk.wire
+    manifest = replace(manifest, chunks=refs)
+    held = load(
+        manifest, chunks.__getitem__
+    )  # what a reader gets: of an inexact codec, and of windows, not what went in
+    manifest = replace(manifest, tensors=[digest_layer(layer) for layer in held])
     envelope = dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)
     return Made(read_statement(envelope), chunks, [])
 
 
 def climb(
-    made: Made, scene: Scene, levels: list[int], noise: Any, *, seed: bytes = bytes(32), samples: int = 32
+    made: Made,
+    scene: Scene,
+    levels: list[int],
+    noise: Any,
+    *,
+    seed: bytes = bytes(32),
+    samples: int = 32,
+    text: str | None = "",
 ) -> Any:
-    """These steps of the model process on an artifact in memory; returns (steps, fingerprint)."""
+    """These steps of the model process on an artifact in memory; returns (steps, fingerprint).
+
+    `text`: None for a reader that has only the digest; empty for the scene's.
+    """
     from collections import OrderedDict
 
     from kvswap.trust.ladder import Level
@@ -328,7 +389,7 @@ def climb(
         made.statement,
         made.chunks.__getitem__,
         OrderedDict(),
-        text=scene.text,
+        text=scene.text if text == "" else text,
         noise=noise,
         samples=samples,
         seed=seed,

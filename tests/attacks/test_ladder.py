@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError
+from kvswap.trust.accusation import accuses, unusable
 from kvswap.trust.agreement import compare
+from kvswap.trust.ladder import Ladder, Level, Step
 from kvswap.trust.noise import Noise
-from tests.attacks.kit import ATTACKS, Scene, climb, forge
+from tests.attacks.kit import ATTACKS, CLAIMS, IDLE, Scene, climb, forge
 from tests.support import DOCUMENT
 
 TEXT = DOCUMENT.read_text()
@@ -56,12 +60,16 @@ def noise(scene: Scene) -> Noise:
     return Noise.of(measure(scene.loaded, lambda: None).plain())
 
 
-def verdicts(scene: Scene, noise: Noise, made: Any) -> dict[str, str]:
+def climbed(scene: Scene, noise: Noise, made: Any) -> tuple[list[Step], dict[str, str]]:
     from kvswap.artifact.fingerprint import fingerprint
 
     steps, mark = climb(made, scene, STEPS, noise)
     agreed = compare(mark, {"honest": fingerprint(scene.right)}, noise.fingerprints)
-    return {f"V{int(s.level)}": s.verdict for s in steps} | {"V6": "passed" if agreed.holds else "failed"}
+    return steps, {f"V{int(s.level)}": s.verdict for s in steps} | {"V6": "passed" if agreed.holds else "failed"}
+
+
+def verdicts(scene: Scene, noise: Noise, made: Any) -> dict[str, str]:
+    return climbed(scene, noise, made)[1]
 
 
 def test_the_table_names_every_attack() -> None:
@@ -74,10 +82,11 @@ def test_an_honest_artifact_passes_every_step(scene: Scene, noise: Noise) -> Non
 
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_a_lie_is_caught_by_the_step_that_promises_it(scene: Scene, noise: Noise, name: str) -> None:
-    found = verdicts(scene, noise, forge(scene, ATTACKS[name](scene)))
+    steps, found = climbed(scene, noise, forge(scene, ATTACKS[name](scene)))
     assert found[CAUGHT_BY[name]] == "failed", found
     if CAUGHT_BY[name] != "V2":
         assert found["V7"] == "failed", found  # a full recompute sees all of them
+    assert all(accuses(step) for step in steps if step.verdict == "failed" and step.level != Level.PROBE)
 
 
 def test_the_probe_is_not_security(scene: Scene, noise: Noise) -> None:
@@ -90,7 +99,76 @@ def test_another_tokenizer_is_caught_by_the_text(scene: Scene, noise: Noise) -> 
     spelled = [i for c in scene.text for i in scene.loaded.tokenizer(c, add_special_tokens=False)["input_ids"]]
     made = forge(scene, scene.compute(spelled), ids=spelled)
     (step,), _ = climb(made, scene, [3], noise)
-    assert step.verdict == "failed" and "tokens are not those of the text" in step.why
+    assert accuses(step) and "tokens are not those of the text" in step.why
+
+
+# -- claims ------------------------------------------------------------------------------------------
+
+
+def strangers(scene: Scene, noise: Noise, made: Any, text: str | None = "") -> tuple[Ladder, dict[str, str]]:
+    """The steps that a reader takes with what a stranger made, and why it does not use it; nothing: it does."""
+    from kvswap.artifact.fingerprint import fingerprint
+
+    steps, mark = climb(made, scene, [2, 3, 5], noise, text=text)
+    agreed = compare(mark, {"honest": fingerprint(scene.right)}, noise.fingerprints)
+    before = (Step(Level.POLICY, "skipped"), Step(Level.DIGESTS, "passed"))
+    ladder = Ladder((*before, *steps, Step(Level.AGREEMENT, "passed" if agreed.holds else "failed")))
+    refused = unusable(made.manifest, ladder)
+    if ladder.failed is not None:
+        refused[f"V{int(ladder.failed.level)}"] = ladder.failed.why
+    return ladder, refused
+
+
+# Under these nobody but the publisher can know what it is right to compute: no accusation, and no use.
+EXCUSES = {"no special tokens", "a template"} | {
+    f"another {name}"
+    for name in ("processor", "device", "torch", "transformers", "schedule", "attention", "compute dtype")
+}
+
+
+def claims_on(scene: Scene, noise: Noise, lie: str, claims: Iterable[str]) -> None:
+    """With the text for one half of the claims, by the digest alone for the other."""
+    tensors = ATTACKS[lie](scene)
+    for number, claim in enumerate(claims):
+        text = "" if claim in IDLE or (number + len(lie)) % 2 else None
+        ladder, refused = strangers(scene, noise, forge(scene, tensors, claim=claim), text)
+        assert refused, (lie, claim, text)
+        if claim in IDLE and CAUGHT_BY[lie] != "V6":
+            assert any(accuses(step) for step in ladder.steps), (lie, claim)
+        if claim in EXCUSES:
+            assert not any(accuses(step) for step in ladder.steps), (lie, claim)
+
+
+@pytest.mark.parametrize("lie", ["swapped span", "swapped history", "not a number"])
+def test_no_claim_turns_a_check_off(scene: Scene, noise: Noise, lie: str) -> None:
+    """Who says that nobody can check an artifact has one that nobody uses."""
+    claims_on(scene, noise, lie, CLAIMS)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("lie", list(ATTACKS))
+def test_no_claim_on_top_of_any_lie_turns_a_check_off(scene: Scene, noise: Noise, lie: str) -> None:
+    claims_on(scene, noise, lie, CLAIMS)
+
+
+def test_an_honest_artifact_is_used_or_the_claim_is_named(scene: Scene, noise: Noise) -> None:
+    """An honest one is never accused, whatever it claims; what keeps it from being checked is in the reason."""
+    assert strangers(scene, noise, forge(scene, scene.right))[1] == {}
+    for claim in CLAIMS:
+        ladder, refused = strangers(scene, noise, forge(scene, scene.right, claim=claim))
+        assert not any(accuses(step) for step in ladder.steps), claim
+        assert ladder.failed is None or claim in ("inexact", "windows"), (claim, ladder.failed)
+        usable = claim in IDLE or claim.startswith("another") and claim != "another document" or claim == "private"
+        assert (refused == {}) == usable, (claim, refused)
+
+
+def test_a_part_of_the_document_is_not_taken_for_it(scene: Scene, noise: Noise) -> None:
+    """A cache of the first block, signed as the whole document's, passes for nothing else than what it is."""
+    short = [LayerTensors(h.k[:, :BLOCK].clone(), h.v[:, :BLOCK].clone(), 0, BLOCK) for h in scene.right]
+    made = forge(scene, short, ids=scene.ids[:BLOCK])
+    for text in ("", None):
+        ladder, refused = strangers(scene, noise, made, text)
+        assert "V3" in refused and not any(accuses(step) for step in ladder.steps), refused
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
@@ -106,11 +184,12 @@ def test_tokens_are_read_back_from_the_cache(tiny_models: dict[str, Path], kind:
     loaded = load_model(tiny_models[kind], kind, "bfloat16")
     text = TEXT[:700]
     ids = loaded.tokenize(text)
-    v = computed(loaded, ids, BLOCK)[0].v
+    held = computed(loaded, ids, BLOCK)[0]
     sha256 = hashlib.sha256(text.encode()).digest()
-    assert read_document(loaded, v, token_digest(ids), sha256) == ids
+    assert read_document(loaded, held, token_digest(ids), sha256) == ids
+    turned = LayerTensors(held.k.flip(1), held.v.flip(1), 0, held.tokens)
     with pytest.raises(IntegrityError, match="layer 0"):
-        read_document(loaded, v.flip(1), token_digest(ids), sha256)
+        read_document(loaded, turned, token_digest(ids), sha256)
 
 
 def test_a_changed_span_is_never_missed_by_as_many_samples(scene: Scene, noise: Noise) -> None:

@@ -1,34 +1,69 @@
-"""What condemns an artifact is computed twice."""
+"""What condemns an artifact is computed twice, the second time from the signed bytes, and needs all its grounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError
 from kvswap.model import recompute
-from kvswap.model.load import LoadedModel, load_model
-from kvswap.model.prefill import prefill
-from kvswap.worker.verifying import check_first_layer
+from kvswap.model.cache import build_cache
+from kvswap.trust.accusation import accuses
+from kvswap.trust.ladder import Step
+from kvswap.worker.document import Document
+from kvswap.worker.first_layer import FirstLayer, require
+from tests.attacks.kit import Scene, forge
+from tests.support import DOCUMENT, Made
 
-IDS = [3 + i % 300 for i in range(100)]
+BLOCK = 32
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_models: dict[str, Path]) -> LoadedModel:
-    return load_model(tiny_models["llama"], "tiny", "float32")
+def scene(tiny_models: dict[str, Path]) -> Scene:
+    from kvswap.model.load import load_model
+
+    loaded = load_model(tiny_models["llama"], "tiny", "float32")
+    text = DOCUMENT.read_text()[:300]
+    ids = loaded.tokenize(text)
+    return Scene(loaded, text, ids, loaded.tokenize(DOCUMENT.read_text()[4000:6000])[: len(ids)], BLOCK)
+
+
+def first_layer(scene: Scene, made: Made, held: list[LayerTensors] | None = None) -> Step:
+    """V3 as `ask` takes it, of a cache that was loaded from an artifact; `held`: of what else is in memory."""
+    from kvswap.artifact.assembly import load
+
+    tensors = held or load(made.manifest, made.chunks.__getitem__)
+    cache = build_cache(scene.loaded.model.config, tensors, len(scene.ids))
+    first = FirstLayer(
+        scene.loaded,
+        scene.loaded.identity.digest,
+        made.manifest,
+        cache,
+        Document(scene.ids),
+        len(scene.ids),
+        lambda: load(made.manifest, made.chunks.__getitem__)[0],
+    )
+    return first.step()
+
+
+def shifted(scene: Scene) -> list[LayerTensors]:
+    out = scene.copy()
+    out[0].k[:, 40:44] += 1
+    return out
 
 
 def slipping(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
-    """The half of the first block comes out wrong so often, as from a processor that errs; the list grows by each look."""
+    """A half of the first block comes out wrong so often, as from a processor that errs; the list grows by each look."""
     right: Callable[..., tuple[torch.Tensor, torch.Tensor]] = recompute.first_layer
     looks: list[int] = []
 
-    def first_layer(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def slips(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         k, v = right(*arguments)
         looks.append(len(looks))
         if len(looks) <= times:
@@ -36,25 +71,62 @@ def slipping(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
             k[:, 16:32] += 1
         return k, v
 
-    monkeypatch.setattr(recompute, "first_layer", first_layer)
+    monkeypatch.setattr(recompute, "first_layer", slips)
     return looks
 
 
-def test_a_slip_of_this_machine_condemns_nobody(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slip_of_this_machine_condemns_nobody(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = slipping(monkeypatch, 1)
-    check_first_layer(loaded, prefill(loaded, IDS, 32), IDS, 32)
+    assert first_layer(scene, forge(scene, scene.right)).verdict == "passed"
     assert len(looks) == 2
 
 
-def test_what_is_right_is_looked_at_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_right_is_looked_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = slipping(monkeypatch, 0)
-    check_first_layer(loaded, prefill(loaded, IDS, 32), IDS, 32)
+    assert first_layer(scene, forge(scene, scene.right)).verdict == "passed"
     assert len(looks) == 1
 
 
-def test_what_is_wrong_twice_is_wrong_and_by_how_much_is_said(loaded: LoadedModel) -> None:
-    cache = prefill(loaded, IDS, 32)
-    cache.layers[0].keys[0, :, 40:44] += 1
-    with pytest.raises(IntegrityError, match=r"4 of 100 positions .* first is 40: up to \d+\.?\d* times") as caught:
-        check_first_layer(loaded, cache, IDS, 32)
-    assert caught.value.details["step"] == "V3"
+def test_a_machine_that_always_errs_condemns_nobody(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own cache of the same tokens does not pass either."""
+    slipping(monkeypatch, 99)
+    step = first_layer(scene, forge(scene, scene.right))
+    assert step.verdict == "skipped" and "this reader's own cache" in step.why
+
+
+def test_what_was_changed_in_memory_condemns_nobody(scene: Scene) -> None:
+    """The second look is at the signed bytes."""
+    assert first_layer(scene, forge(scene, scene.right), shifted(scene)).verdict == "passed"
+
+
+def test_what_is_wrong_twice_is_wrong_and_by_how_much_is_said(scene: Scene) -> None:
+    made = forge(scene, shifted(scene))
+    step = first_layer(scene, made)
+    assert accuses(step)
+    with pytest.raises(IntegrityError, match=r"4 of \d+ positions .* first is 40: up to \d+\.?\d* times") as caught:
+        require(step)
+    assert caught.value.details["step"] == "V3" and caught.value.details["proven"] is True
+    other = forge(scene, shifted(scene), claim="another processor")
+    assert first_layer(scene, other).verdict == "skipped"
+    assert not accuses(replace(step, proven=False))
+
+
+def test_noise_of_a_model_that_makes_its_own_mask_is_measured_but_for_single_positions(tmp_path: Path) -> None:
+    """ALiBi: V5 gives such a model a mask that it cannot read, so V5 is skipped by name and V7 stands."""
+    from kvswap.model.load import load_model
+    from kvswap.trust.noise import Noise
+    from kvswap.worker.noise import measure
+    from tests.attacks.kit import ATTACKS, climb
+    from tests.families import build
+
+    loaded = load_model(build(tmp_path / "falcon", "falcon-alibi"), "falcon", "float32")
+    noise = Noise.of(measure(loaded, lambda: None).plain())
+    assert noise.samples is None
+    text = DOCUMENT.read_text()[:600]
+    ids = loaded.tokenize(text)
+    scene = Scene(loaded, text, ids, loaded.tokenize(DOCUMENT.read_text()[4000:6000])[: len(ids)], 64)
+    (third, fifth, seventh), _ = climb(forge(scene, scene.right), scene, [3, 5, 7], noise)
+    assert (third.verdict, fifth.verdict, seventh.verdict) == ("passed", "skipped", "passed")
+    assert "one by one" in fifth.why
+    (lie,), _ = climb(forge(scene, ATTACKS["swapped history"](scene)), scene, [7], noise)
+    assert accuses(lie)
