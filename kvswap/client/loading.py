@@ -7,6 +7,7 @@ is compared with the weights that the artifact names.
 from __future__ import annotations
 
 import base64
+import warnings
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,20 +129,41 @@ class LocalPrefill:
 
 
 def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, room: int) -> Any:
-    """The cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
+    """Returns the cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
 
-    Raises `Incompatible` or `IntegrityError`.
+    Raises `Incompatible` for another text, `IntegrityError` for a cache that is proved to be of another one.  Warns of
+    what cannot be checked.
     """
+    from kvswap.artifact.assembly import load
     from kvswap.artifact.chain import token_digest
     from kvswap.model.load import LoadedModel
-    from kvswap.worker.verifying import check_first_layer
+    from kvswap.store.files import chunk_reader
+    from kvswap.trust.accusation import claims
+    from kvswap.worker.document import of_text
+    from kvswap.worker.first_layer import FirstLayer, require
 
-    prefix = details["manifest"]["prefix"]
+    statement = statement_of(details)
+    manifest = statement.manifest
     ids = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
-    if token_digest(ids).hex() != prefix["token_digest"]:
+    if token_digest(ids) != manifest.prefix.token_digest:
         raise Incompatible("the artifact's tokens are not those of this text", field="prefix.token_digest")
     cache = load_artifact(details, model, room=room)
-    if details["manifest"].get("divergence") is None:  # an inexact one says itself that it is not the model's
+    if manifest.exact:  # an inexact one says itself that it is not the model's
         loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
-        check_first_layer(loaded, cache, ids, prefix["block_tokens"])
+        read = chunk_reader(Path(details["chunks_directory"]))
+        first = FirstLayer(
+            loaded,
+            live_identity(model),
+            manifest,
+            cache,
+            of_text(loaded, manifest, text),
+            manifest.prefix.tokens,
+            lambda: load(manifest, read, seal=statement.seal)[0],
+        )
+        step = first.step()
+        require(step)
+        if step.verdict == "skipped":
+            warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {step.why}", stacklevel=2)
+    for why in claims(manifest).values():
+        warnings.warn(f"artifact {statement.artifact} cannot be checked: {why}", stacklevel=2)
     return cache

@@ -19,6 +19,7 @@ from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.verify import caught, is_own, settled
+from kvswap.trust.accusation import of_error
 from kvswap.trust.ladder import Level
 
 _PLAN = ("action", "seconds", "dollars", "reason")
@@ -88,10 +89,10 @@ async def answer(
         try:
             made, transfer = await run_from(node, choice, source, terms, on_event, progress, arguments)
         except IntegrityError as error:
-            if (step := error.details.get("step")) is not None:
-                caught(node, source.statement, f"{step}: {error.message}")
+            if (step := of_error(error)) is not None:
+                caught(node, source.statement, step)
             raise
-        if arguments["check"] and source.tokens is None:
+        if (made["first_layer"] or {}).get("verdict") == "passed" and source.tokens is None:
             node.records.add_checks(str(source.statement.artifact), [int(Level.TOKENS)])
         learned(node, source, made)
     if transfer is None:

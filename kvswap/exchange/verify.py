@@ -23,13 +23,13 @@ from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.request import Progress, silent
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Statement, verify_envelope
+from kvswap.trust.accusation import accuses, unusable
 from kvswap.trust.agreement import compare
 from kvswap.trust.ladder import STRANGER, Ladder, Level, Step, due, from_pipe
 from kvswap.trust.noise import MARGIN, Noise
 from kvswap.trust.sampling import new_seed
 
 _OTHERS = 8  # publishers whose fingerprints are asked for
-_PROVES = (Level.STRUCTURE, Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)  # a failure there is the publisher's doing
 _COMPARES = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
 _NEED_NOISE = (Level.SAMPLES, Level.AGREEMENT, Level.RECOMPUTE)
 
@@ -143,6 +143,7 @@ async def _with_model(
     node: Node, statement: Statement, levels: Sequence[Level], samples: int, text: str | None, progress: Progress
 ) -> list[Step]:
     seed = new_seed()  # only now: the manifest and every chunk are fixed
+    manifest = statement.manifest
     try:
         choice = await node.model.choose()
         noise = await noise_of(node, choice, progress) if set(levels) & set(_NEED_NOISE) else None
@@ -162,6 +163,8 @@ async def _with_model(
     except (NotFound, Incompatible) as error:
         return [Step(level, "skipped", why=error.message) for level in levels]
     except IntegrityError:
+        files = {manifest.files[i].id for i in layout.needed_files(manifest)}
+        await asyncio.to_thread(_check_chunks, node, files)  # raises for a chunk that is damaged here
         if not is_own(node, statement):
             node.store.remove(str(statement.artifact))  # its chunks do not decode to what was signed with them
         raise
@@ -169,12 +172,11 @@ async def _with_model(
     if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in steps):
         steps.append(await _agreement(node, statement, made["fingerprint"], Noise.of(noise)))
     for step in steps if not is_own(node, statement) else ():  # nobody audits himself
-        failed = step.verdict == "failed"
+        passed = step.verdict == "passed" and step.level != Level.TOKENS
         signed = None
-        if step.level in _COMPARES and step.verdict != "skipped" and (failed or step.level != Level.TOKENS):
+        if step.level in _COMPARES and (accuses(step) or passed):
             signed = audits.record(node, statement, choice, step, samples, seed)
-        if failed and step.level in _PROVES:
-            caught(node, statement, f"V{int(step.level)}: {step.why}", signed.id if signed else "")
+        caught(node, statement, step, signed.id if signed else "")
     return sorted(steps, key=lambda s: s.level)
 
 
@@ -183,13 +185,18 @@ def is_own(node: Node, statement: Statement) -> bool:
     return statement.manifest.publisher == str(node.publisher.peer_id)
 
 
-def caught(node: Node, statement: Statement, why: str, evidence: str = "") -> None:
-    """An artifact was proved wrong: not to be used, offered or asked for again, nor anything of its publisher."""
+def caught(node: Node, statement: Statement, step: Step, evidence: str = "") -> bool:
+    """Where a step proves an artifact wrong, never use, offer or ask for it again, nor anything of its publisher.
+
+    Returns whether it does (see `trust.accusation`).
+    """
+    if not accuses(step) or is_own(node, statement):
+        return False
     publisher, artifact = statement.manifest.publisher, str(statement.artifact)
-    if is_own(node, statement):
-        return
     node.store.remove(artifact)
+    why = f"V{int(step.level)}: {step.why}"
     audits.distrust(node, publisher, artifact, why, evidence, by=str(node.publisher.peer_id))
+    return True
 
 
 async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent) -> dict[str, Any]:
@@ -308,17 +315,21 @@ async def settle(node: Node, statement: Statement, text: str | None, samples: in
         return None
     ladder = await climb(node, statement, due(listed=False), samples=samples, text=text, progress=progress)
     raise_for(node, statement, ladder)
-    lacking = ladder.lacking([level for level in due(listed=False) if level != Level.POLICY])
-    if lacking:
-        unchecked = ladder.unchecked
-        named = "; ".join(f"V{int(level)}: {unchecked.get(f'V{int(level)}', '')}" for level in lacking)
-        raise Untrusted(
-            f"artifact {statement.artifact} is a stranger's and could not be verified ({named})",
-            cause="a signature does not say that a cache belongs to its text",
-            hint="give the document's file instead of its digest; or kvswap trust add " + statement.manifest.publisher,
-            unchecked=unchecked,
-        )
+    refuse_unusable(statement, unusable(statement.manifest, ladder), ladder.unchecked)
     return ladder
+
+
+def refuse_unusable(statement: Statement, reasons: dict[str, str], unchecked: dict[str, str]) -> None:
+    """Raise `Untrusted` for a stranger's artifact that cannot be verified, for these reasons; nothing without any."""
+    if not reasons:
+        return
+    named = "; ".join(f"{where}: {why}" for where, why in reasons.items())
+    raise Untrusted(
+        f"artifact {statement.artifact} is a stranger's and could not be verified ({named})",
+        cause="a signature does not say that a cache belongs to its text",
+        hint="give the document's file instead of its digest; or kvswap trust add " + statement.manifest.publisher,
+        unchecked=unchecked | reasons,
+    )
 
 
 def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
@@ -329,12 +340,10 @@ def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
     if step.level == Level.POLICY:
         raise Untrusted(f"artifact {statement.artifact} is not to be used: {step.why}")
     publisher = statement.manifest.publisher
-    proved = step.level in _PROVES and not is_own(node, statement)
+    proved = accuses(step) and not is_own(node, statement)
     raise IntegrityError(
         f"artifact {statement.artifact} failed V{int(step.level)}: {step.why}",
-        cause=f"{publisher} signed a cache that is not the model's own"
-        if step.level in _PROVES
-        else "somebody is wrong",
+        cause=f"{publisher} signed a cache that is not the model's own" if accuses(step) else "somebody is wrong",
         hint=f"kvswap trust audits {publisher}" if proved else f"kvswap verify {statement.artifact} --level 7",
         step=f"V{int(step.level)}",
         publisher=publisher,

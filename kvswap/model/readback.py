@@ -1,61 +1,130 @@
-"""Token ids from a cache: V of layer 0 depends on the token alone, so it can be looked up.
+"""Token ids from a cache, where K or V of layer 0 depends on the token alone: then it can be looked up.
 
 Whoever holds a KV cache holds its text.  A reader who asked for a document by its digest uses that: the ids
-must have the manifest's token digest, and the text they spell the document's digest.
+must have the manifest's token digest, and the text they spell the document's digest.  Whether a model's layer 0 is
+such a function, the reader's own model shows (`readable`): V is where positions are turned into keys; K where a
+latent is cached and V holds what is turned; neither where positions are added to the embedding.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from kvswap.artifact.chain import token_digest
+from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, IntegrityError
 from kvswap.model.load import LoadedModel
 from kvswap.model.recompute import first_layer
+from kvswap.trust.noise import ROUNDING
 
 _BATCH = 4_096
+_TRIED = 64  # positions of the self-test
+_NEAR = 8.0  # roundings within which two values are the same
+_SUMS = 1e-5  # what a squared distance, relative, may be off when it is summed in float32
+
+Part = Literal["k", "v"]
 
 
-def read_ids(loaded: LoadedModel, v: torch.Tensor) -> list[int]:
-    """The ids whose V, computed here, is nearest to `v` of layer 0, [head, token, dim]."""
-    rows = v.transpose(0, 1).reshape(v.shape[1], -1).float()
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Holds the ids that were read, and whether no other could be meant at any position."""
+
+    ids: list[int]
+    certain: bool
+
+
+def readable(loaded: LoadedModel) -> Part | None:
+    """Says which of V and K of layer 0 is the same for a token wherever it stands; None: neither is.
+
+    Five tokens in changing order, each at many positions and beside different neighbours.
+    """
+    size = int(loaded.model.get_input_embeddings().weight.shape[0])
+    count = min(_TRIED, loaded.context)
+    ids = [(size // 7 * (1 + i * i % 5)) % size for i in range(count)]
+    k, v = first_layer(loaded, ids, count)
+    parts: tuple[tuple[Part, torch.Tensor], ...] = (("v", v), ("k", k))
+    for name, part in parts:
+        rows = _rows(part)
+        same = all(_together(rows[[i for i, other in enumerate(ids) if other == token]], loaded) for token in set(ids))
+        apart = len(torch.unique(rows, dim=0)) > 1 or len(set(ids)) == 1
+        if same and apart:
+            return name
+    return None
+
+
+def _rows(part: torch.Tensor) -> torch.Tensor:
+    """[head, token, dim] as [token, all], float32."""
+    return part.transpose(0, 1).reshape(part.shape[1], -1).float()
+
+
+def _together(rows: torch.Tensor, loaded: LoadedModel) -> bool:
+    far = (rows - rows[0]).norm(dim=1).max()
+    return bool(far <= _NEAR * ROUNDING[loaded.dtype] * rows[0].norm())
+
+
+def read_ids(loaded: LoadedModel, held: LayerTensors, part: Part) -> Read:
+    """The ids whose `part` of layer 0, computed here, is nearest to what is held at each position."""
+    rows = _rows((held.v if part == "v" else held.k)[:, : held.tokens].cpu())
     unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
     size = int(loaded.model.get_input_embeddings().weight.shape[0])
-    nearest = torch.full((len(unique),), torch.inf)
+    batch = min(_BATCH, loaded.context)
+    nearest = torch.full((len(unique), 2), torch.inf)  # the two smallest squared distances, less the row's own length
     found = torch.zeros(len(unique), dtype=torch.long)
-    for start in range(0, size, _BATCH):
-        ids = list(range(start, min(start + _BATCH, size)))
-        _, known = first_layer(loaded, ids, len(ids))
-        table = known.transpose(0, 1).reshape(len(ids), -1).float()
+    for start in range(0, size, batch):
+        ids = list(range(start, min(start + batch, size)))
+        known = first_layer(loaded, ids, len(ids))[1 if part == "v" else 0]
+        table = _rows(known)
         lengths = table.square().sum(1)
-        for at in range(0, len(unique), _BATCH):
-            piece = slice(at, at + _BATCH)
-            near, which = (lengths - 2 * unique[piece] @ table.T).min(1)
-            better = near < nearest[piece]
-            nearest[piece] = torch.where(better, near, nearest[piece])
-            found[piece] = torch.where(better, which + start, found[piece])
-    return [int(i) for i in found[inverse]]
+        for at in range(0, len(unique), batch):
+            piece = slice(at, at + batch)
+            near, which = torch.topk(lengths - 2 * unique[piece] @ table.T, min(2, len(ids)), largest=False)
+            better = near[:, 0] < nearest[piece, 0]
+            found[piece] = torch.where(better, which[:, 0] + start, found[piece])
+            nearest[piece] = torch.cat([nearest[piece], near], 1).topk(2, largest=False).values
+    squares = unique.square().sum(1)
+    gap = (nearest[:, 1] - nearest[:, 0]) / squares.clamp_min(1e-30)
+    margin = max((_NEAR * ROUNDING[loaded.dtype]) ** 2, _SUMS)
+    certain = bool((gap > margin).all()) and bool(torch.isfinite(unique).all())
+    return Read([int(i) for i in found[inverse]], certain)
 
 
-def read_document(loaded: LoadedModel, v: torch.Tensor, wanted: bytes, sha256: bytes) -> list[int]:
-    """Ids with the token digest `wanted` that are those of the text with this digest.
+def read_document(loaded: LoadedModel, held: LayerTensors, wanted: bytes, sha256: bytes) -> list[int]:
+    """Ids with the token digest `wanted` that are those of the text with this digest, from layer 0.
 
-    Raises `IntegrityError` when layer 0 holds other tokens, `Incompatible` when they do not spell that text, which
-    may be the tokenizer's doing.
+    Raises `IntegrityError` when layer 0 holds other tokens and no others could be meant; `Incompatible` when this
+    model's layer 0 does not tell its tokens, or when they do not spell that text, which may be the tokenizer's doing.
     """
-    ids = read_ids(loaded, v)
-    if token_digest(ids) != wanted:
+    part = readable(loaded)
+    hint = "give the document's file instead of its digest"
+    if part is None:
+        raise Incompatible(
+            "the tokens cannot be read back from layer 0 of this model",
+            cause="its keys and values depend on the position as well",
+            hint=hint,
+            field="document",
+        )
+    read = read_ids(loaded, held, part)
+    if token_digest(read.ids) != wanted:
+        if not read.certain:
+            raise Incompatible(
+                "the tokens cannot be read back from layer 0: several fit as well",
+                cause="tokens whose embeddings are alike",
+                hint=hint,
+                field="document",
+            )
         raise IntegrityError(
             "layer 0 does not hold the tokens that the manifest names", cause="the cache is of another text"
         )
-    text = loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    if hashlib.sha256(text.encode()).digest() != sha256 or list(loaded.tokenize(text)) != ids:
+    text = loaded.tokenizer.decode(read.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if hashlib.sha256(text.encode()).digest() != sha256 or list(loaded.tokenize(text)) != read.ids:
         raise Incompatible(
             "the tokens of this cache do not spell the document that it is said to be of",
             cause="another text, or a tokenizer that loses some of it",
-            hint="give the document's file instead of its digest",
+            hint=hint,
             field="document",
         )
-    return ids
+    return read.ids

@@ -47,16 +47,22 @@ RULES = 2  # the version of what the steps look at and of what follows: what old
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step's outcome.  `why` is for people: what was wrong, or why it was not done."""
+    """One step's outcome.  `why` is for people: what was wrong, or why it was not done.
+
+    `proven`: what is wrong is the publisher's doing, as `accusation.judge` found.
+    """
 
     level: Level
     verdict: Verdict
     seconds: float = 0.0
     why: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
+    proven: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        out = {"step": f"V{int(self.level)}", "name": self.level.name.lower(), "verdict": self.verdict}
+        out: dict[str, Any] = {"step": f"V{int(self.level)}", "name": self.level.name.lower(), "verdict": self.verdict}
+        if self.verdict == "failed":
+            out["proven"] = self.proven
         return out | {"seconds": round(self.seconds, 4), "why": self.why, **self.figures}
 
 
@@ -117,6 +123,7 @@ def to_pipe(steps: Sequence[Step]) -> list[dict[str, Any]]:
             "verdict": s.verdict,
             "us": int(s.seconds * MICRO),
             "why": s.why,
+            "proven": s.proven,
             "figures": {n: [int(v * MICRO)] if isinstance(v, float) else v for n, v in s.figures.items()},
         }
         for s in steps
@@ -132,6 +139,7 @@ def from_pipe(rows: Sequence[dict[str, Any]]) -> list[Step]:
             row["us"] / MICRO,
             row["why"],
             {n: v[0] / MICRO if isinstance(v, list) else v for n, v in row["figures"].items()},
+            row["proven"],
         )
         for row in rows
     ]

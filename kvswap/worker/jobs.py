@@ -233,14 +233,14 @@ class Jobs:
         With both, the artifact covers the first `tokens` tokens and the rest of `text` is prefilled on the
         canonical schedule, which gives the same bits as prefilling all of it.  `work` says what of the
         artifact is still to come and what each part would cost: see `hybrid`.  `check`: layer 0 of what was loaded
-        has to be that of the text's tokens (V3); raises `IntegrityError`.
+        is compared with the text's tokens (V3, in `first_layer`); raises `IntegrityError` for a proof that it is not.
         """
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill, check_length, greedy, stop_ids
         from kvswap.model.question import question_text
         from kvswap.trust import one_key, read_statement
+        from kvswap.worker.first_layer import FirstLayer, require
         from kvswap.worker.hybrid import Filled, fill
-        from kvswap.worker.verifying import check_first_layer
 
         loaded = self.loaded
         began = time.perf_counter()
@@ -249,7 +249,7 @@ class Jobs:
             raise InvalidDocument("the question is empty")
         ids = loaded.tokenize(text) if text is not None else None
         room = len(following) + steps
-        known = ids if check else None
+        loaded_first: FirstLayer | None = None
         position = 0
         filled = Filled()
         claim = "bitwise"
@@ -259,7 +259,8 @@ class Jobs:
                 loaded, statement, _files(str(chunks)), tokens, room, ids, work, self._predictors, self._talk()
             )
             cache, position, filled, claim = assembled
-            known = known[:position] if known is not None else None
+            if check and text is not None:  # as it was loaded: what comes next moves windows
+                loaded_first = self._first_layer(statement, str(chunks), cache, text, tokens)
             if tokens is None:
                 ids = None  # the artifact is all of it, or as much as fits the model
         else:
@@ -286,9 +287,11 @@ class Jobs:
             on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
             cancelled=self._cancelled.is_set,
         )
-        if known is not None:
-            check_first_layer(loaded, cache, known, block_tokens)  # when the first token is out: it is no part of it
+        step = loaded_first.step() if loaded_first is not None else None  # when the answer is out: it is no part of it
+        if step is not None:
+            require(step)
         return {
+            "first_layer": {"verdict": step.verdict, "why": step.why} if step is not None else None,
             "text": loaded.tokenizer.decode(answer.ids, skip_special_tokens=True),
             "token_ids": answer.ids,
             "logits_digest": answer.logits_digest,
@@ -302,6 +305,22 @@ class Jobs:
             "total_us": int((before + answer.seconds) * 1e6),
             "samples": micro(samples),
         }
+
+    def _first_layer(self, statement: Any, chunks: str, cache: Any, text: str, tokens: int | None) -> Any:
+        """V3 of a cache just loaded, whole or its first `tokens` tokens."""
+        from kvswap.artifact.assembly import load
+        from kvswap.worker.document import of_beginning, of_text
+        from kvswap.worker.first_layer import FirstLayer
+
+        loaded, manifest = self.loaded, statement.manifest
+        document = of_text(loaded, manifest, text) if tokens is None else of_beginning(loaded, manifest, text, tokens)
+
+        def again() -> Any:
+            source = _files(chunks)
+            return load(manifest, source, tokens=tokens, predictors=self._predictors, seal=statement.seal)[0]
+
+        position = manifest.prefix.tokens if tokens is None else tokens
+        return FirstLayer(loaded, loaded.identity.digest, manifest, cache, document, position, again)
 
     def do_verify(
         self,

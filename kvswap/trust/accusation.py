@@ -1,0 +1,124 @@
+"""When a difference is a publisher's lie: the one place that decides it.
+
+A difference between an artifact and the model is seen from one side.  It condemns a publisher only where a third
+party that has the signed bytes, the model and the text would see it as well, because nothing on the reader's side can
+explain it: `Grounds` lists what that takes.  Where one of them is lacking the step "cannot be checked", with the
+reason, and a stranger's artifact is not used (`unusable`), so that no word of a publisher turns a check off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from kvswap.core.errors import IntegrityError
+from kvswap.trust.ladder import Ladder, Level, Step, due
+
+if TYPE_CHECKING:
+    from kvswap.artifact.manifest import Manifest, Numerics
+
+PROVES = (Level.STRUCTURE, Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
+_OPEN = "was not looked at"
+_ENVIRONMENT = ("schedule", "attention", "compute_dtype", "torch", "transformers", "device", "isa")
+
+
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """Why a condition of an accusation does not hold, by condition; an empty text where it holds.
+
+    `text`: the tokens are those that the manifest signs, or the text has the SHA-256 digest that it signs.
+    `weights`: the weights in the reader's memory are those of the model identity that the manifest names.
+    `numerics`: both computed in one class of environment.  `rules`: both made tokens by the same rules, without a
+    template.  `source`: the values were read from the signed bytes, for this step, after it failed once.
+    `control`: the reader's own cache of the same tokens passes the step.
+    """
+
+    text: str = "whether the text is the document's " + _OPEN
+    weights: str = "whether the model in memory is the one that is named " + _OPEN
+    numerics: str = "whether both compute in the same way " + _OPEN
+    rules: str = "whether both make tokens by the same rules " + _OPEN
+    source: str = "the signed bytes were not read again"
+    control: str = "whether this reader's own cache passes " + _OPEN
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Returns the reasons why nobody can be accused, none where the difference is a proof."""
+        return tuple(why for field in fields(self) if (why := getattr(self, field.name)))
+
+
+def judge(step: Step, grounds: Grounds) -> Step:
+    """Returns a failed step as a proof, or as one that could not be done, with the reason; any other as it is.
+
+    A structure that is wrong stays wrong, whoever is to blame: such a cache is of no use.
+    """
+    if step.verdict != "failed" or step.level not in PROVES:
+        return step
+    lacking = grounds.lacking
+    if not lacking:
+        return replace(step, proven=True)
+    if step.level == Level.STRUCTURE:
+        return step
+    return replace(step, verdict="skipped", why=f"{step.why}; but nobody is to blame for it: {'; '.join(lacking)}")
+
+
+def proof(step: Step, cause: str) -> IntegrityError:
+    """Returns a step that `accuses` as the error that crosses from the model process to the node."""
+    return IntegrityError(step.why, cause=cause, step=f"V{int(step.level)}", proven=step.proven)
+
+
+def of_error(error: IntegrityError) -> Step | None:
+    """Returns the step that an error carries from the model process; None where it carries none."""
+    name = error.details.get("step")
+    if name not in {f"V{int(level)}" for level in PROVES}:
+        return None
+    return Step(Level(int(name[1:])), "failed", why=error.message, proven=error.details.get("proven") is True)
+
+
+def accuses(step: Step) -> bool:
+    """Says whether this step proves that the publisher signed what is not the model's."""
+    return step.verdict == "failed" and step.proven and step.level in PROVES
+
+
+def comparable(theirs: Numerics, ours: Numerics, names: Sequence[str] = _ENVIRONMENT) -> str:
+    """Returns in which of these fields two environments differ, as a reason; empty where they are of one class.
+
+    Machines of one class compute equal bits on the same schedule, whatever the number of threads does to them is in
+    the honest noise.  Between classes nobody knows how far apart honest caches are.
+    """
+    other = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
+    if not other:
+        return ""
+    said = ", ".join(f"{name} {getattr(theirs, name)[:40]!r}" for name in other)
+    return f"it says that it was computed with {said}, which is not what this reader computes with"
+
+
+def claims(manifest: Manifest) -> dict[str, str]:
+    """Returns what a manifest says of itself that keeps others from checking it, as reasons by field."""
+    out = {}
+    if not manifest.exact:
+        out["divergence"] = f"it is inexact ({', '.join(manifest.codecs)}) by its publisher's own word"
+    if manifest.document is None:
+        out["document"] = "it does not say which document it is of"
+    if not manifest.prefix.special_tokens:
+        out["prefix.special_tokens"] = "its tokens were made without the special tokens of the model"
+    if manifest.prefix.template is not None:
+        out["prefix.template"] = "its tokens were made with a template"
+    if not manifest.probe.tokens:
+        out["probe"] = "it has no probe, as its publisher had no model to make one with"
+    return out
+
+
+def unusable(manifest: Manifest, ladder: Ladder) -> dict[str, str]:
+    """Returns why an artifact of a stranger may not be used, as reasons by step or field; nothing where it may be.
+
+    A step that is due has to have passed, and the manifest has to claim nothing that keeps it from being checked.
+    Of a document that it does not name, the tokens decide: V3 compares them with those of the text at hand.
+    """
+    unchecked = ladder.unchecked
+    lacking = [level for level in ladder.lacking(due(listed=False)) if level != Level.POLICY]
+    steps = {f"V{int(level)}": unchecked.get(f"V{int(level)}", "") for level in lacking}
+    said = claims(manifest)
+    if ladder.passed(Level.TOKENS):
+        said.pop("document", None)
+    return steps | said

@@ -1,0 +1,87 @@
+"""Which tokens an artifact has to be of, as far as a reader can know: from the text, or read back from layer 0."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvswap.artifact import chain
+from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.tensors import LayerTensors
+from kvswap.core.errors import Incompatible, IntegrityError
+from kvswap.core.limits import LIMITS
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Holds the ids that the manifest signs, or why they are not known.
+
+    `lie`: they are not known because the manifest's own words contradict each other, as far as this reader sees.
+    `read_back`: they were read from layer 0.
+    """
+
+    ids: Sequence[int] | None
+    why: str = ""
+    lie: bool = False
+    read_back: bool = False
+
+
+def rules_of(manifest: Manifest) -> str:
+    """Says by which rules of its own a manifest's tokens were made; empty for those of every reader."""
+    if manifest.prefix.template is not None:
+        return "its tokens were made with a template"
+    if not manifest.prefix.special_tokens:
+        return "its tokens were made without the special tokens of the model"
+    return ""
+
+
+def of_text(loaded: Any, manifest: Manifest, text: str) -> Document:
+    """The document that a text is: proved by the token digest, refuted only by a text that has the signed digest."""
+    prefix, document = manifest.prefix, manifest.document
+    same = document is not None and hashlib.sha256(text.encode()).digest() == document.sha256
+    if document is not None and not same:
+        return Document(None, "the text that was given is not the document's")
+    if rules := rules_of(manifest):
+        return Document(None, rules)
+    ids = loaded.tokenize(text)
+    if chain.token_digest(ids[: prefix.tokens]) != prefix.token_digest:
+        if document is None:
+            return Document(None, "a private document, and the text that was given does not have its tokens")
+        return Document(None, "the manifest's tokens are not those of the text", lie=True)
+    if len(ids) > prefix.tokens and prefix.tokens + prefix.block_tokens + 2 * LIMITS.probe_tokens <= loaded.context:
+        return Document(
+            None, f"it holds the first {prefix.tokens} of the document's {len(ids)} tokens, not all that fit"
+        )
+    return Document(ids[: prefix.tokens])
+
+
+def of_beginning(loaded: Any, manifest: Manifest, text: str, tokens: int) -> Document:
+    """The first `tokens` tokens of a text, where they are those that the manifest begins with."""
+    prefix = manifest.prefix
+    ids = loaded.tokenize(text)[:tokens]
+    made = chain.chain_digests(loaded.identity.digest, ids, prefix.block_tokens)
+    if len(ids) < tokens or made != prefix.chain[: len(made)]:
+        return Document(None, "the text that was given does not begin with the artifact's tokens")
+    return Document(ids)
+
+
+def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> Document:
+    """The document as layer 0 spells it."""
+    from kvswap.model.readback import read_document
+
+    prefix, document = manifest.prefix, manifest.document
+    if document is None:
+        return Document(None, "a private document, and its text was not given")
+    if rules := rules_of(manifest):
+        return Document(None, rules)
+    if first.first:
+        return Document(None, "the text was not given, and layer 0 keeps only a window of it")
+    try:
+        ids = read_document(loaded, first, prefix.token_digest, document.sha256)
+    except Incompatible as error:
+        return Document(None, f"{error.message} ({error.hint})")
+    except IntegrityError as error:
+        return Document(None, error.message, lie=True, read_back=True)
+    return Document(ids, read_back=True)
