@@ -1,0 +1,317 @@
+"""Look-ups among peers that lie about what there is and where: who has it is found all the same."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvswap.core.errors import KvswapError, NotFound
+from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
+from kvswap.exchange import Node
+from kvswap.exchange import resolve as resolving
+from kvswap.exchange.catalogue import pack_keys
+from kvswap.exchange.find import find
+from kvswap.exchange.prefix import longest_beginning
+from kvswap.exchange.request import Terms
+from kvswap.exchange.resolve import Wanted, resolve
+from kvswap.net import Announcement, PeerAddress, messages
+from kvswap.net.memory import MemoryTransport
+from tests.exchange.peers import Peer, found, has_nothing, made_up, never, promising
+from tests.exchange.test_fetch import DOCUMENT, World, world
+from tests.support import Made, key, make_artifact, run
+
+DEAD = "/ip4/127.0.0.1/tcp/9"
+
+
+def announce(
+    node: Node, made: Made, peer: str, addresses: list[str], via: str | None = None, number: int | None = None
+) -> None:
+    """What GossipSub hands over: signed by `peer`, passed on by `via`."""
+    provider = messages.Provider(peer, addresses)
+    announced = messages.Announce(made.id if number is None else made_up(number), DOCUMENT, provider)
+    node._heard(Announcement(peer, messages.encode_announce(announced), *([via] if via else [])))
+
+
+def flood(node: Node, made: Made, count: int, via: str, first: int = 0) -> None:
+    """Announcements by so many made-up signers, all passed on by one peer."""
+    for n in range(first, first + count):
+        announce(node, made, str(key(5000 + n).peer_id), [f"/ip4/127.0.0.1/tcp/{2000 + n}"], via)
+
+
+async def document(w: World) -> tuple[Node, Node, Made]:
+    """(A reader, a node that has a document, the document.)"""
+    made = make_artifact()
+    reader, holder = await w.node(), await w.node()
+    w.give(holder, made)
+    return reader, holder, made
+
+
+async def apart(one: Node, other: Node) -> None:
+    """End the connection of two nodes."""
+    await one.transport.disconnect(other.transport.peer)  # type: ignore[union-attr]
+
+
+def peer_of(node: Node) -> str:
+    return node.transport.peer  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("count", [64, 300])
+def test_announcements_of_many_signers_hide_no_connected_holder(tmp_path: Path, count: int) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, _, made = await document(w)
+            flood(reader, made, count, via="a liar")
+            for reference in (DOCUMENT, Cid.parse(made.id)):
+                assert [str(r.statement.artifact) for r in await resolve(reader, reference)] == [made.id]
+
+    run(body())
+
+
+@pytest.mark.parametrize("liars", [1, 3])
+def test_announcements_of_many_signers_hide_no_holder_that_announced_itself(tmp_path: Path, liars: int) -> None:
+    """Not connected any more, found by what it said of itself."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, made = await document(w)
+            announce(reader, made, peer_of(holder), ["/memory/1"])
+            await apart(reader, holder)
+            for n in range(liars):
+                flood(reader, made, 100, via=f"liar {n}", first=1000 * n)
+            assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
+
+    run(body())
+
+
+def test_who_delivered_once_is_pushed_out_by_nothing_that_is_said(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, made = await document(w)
+            reader.record(peer_of(holder)).bytes_in = 1000
+            announce(reader, made, peer_of(holder), ["/memory/1"], via="somebody")
+            await apart(reader, holder)
+            for n in range(200):  # each passed on by another peer
+                flood(reader, made, 1, via=f"liar {n}", first=n)
+            assert peer_of(holder) in [a.peer for a in reader.referrals(made.id)]
+            assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
+
+    run(body())
+
+
+def test_a_referral_that_led_nowhere_is_dropped_and_others_have_their_turn(tmp_path: Path) -> None:
+    """More made-up peers than one look-up asks at once, none of them connected."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, made = await document(w)
+            await apart(reader, holder)
+            for n in range(40):
+                flood(reader, made, 1, via=f"liar {n}", first=n)
+            announce(reader, made, peer_of(holder), ["/memory/1"])
+            assert await find(reader, messages.Find("test", document=DOCUMENT))
+            left = [a.peer for a in reader.referrals(DOCUMENT)]
+            assert peer_of(holder) in left and len(left) < 41
+
+    run(body())
+
+
+def test_answers_that_refer_to_many_made_up_peers_hide_no_holder(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, made = await document(w)
+            await apart(reader, holder)
+            lies = [messages.Provider(str(key(5000 + n).peer_id), [DEAD]) for n in range(64)]
+            for n in range(3):
+                await Peer(w.network, 4000 + n, promising([], lies)).start(reader)
+
+            async def refers(request: messages.Request) -> Any:
+                if isinstance(request, messages.Find):
+                    told = [messages.Provider(peer_of(holder), ["/memory/1"])]
+                    return messages.FindReply("test", str(key(7).peer_id), [], told)
+                return await has_nothing(request)
+
+            await Peer(w.network, 4100, refers).start(reader)
+            assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
+
+    run(body())
+
+
+@pytest.mark.parametrize("liars", [1, 2, 12])
+def test_offers_without_a_manifest_hold_up_nobody(tmp_path: Path, liars: int) -> None:
+    """64 made-up artifacts of each liar; one request after the other would take hours."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, _, made = await document(w)
+            same = [found(n) for n in range(32)]  # liars that agree with each other
+            for n in range(liars):
+                own = [found(1000 * (n + 1) + i) for i in range(32)]
+                await Peer(w.network, 4000 + n, promising(same + own)).start(reader)
+            assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
+
+    run(body(), 40)
+
+
+def test_offers_that_look_better_than_the_honest_one_hold_up_nobody(tmp_path: Path) -> None:
+    """Of a publisher who is trusted, with envelopes that are none, and the honest one without its envelope."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, made = await document(w)
+            await apart(reader, holder)
+
+            async def honest(request: messages.Request) -> Any:
+                if isinstance(request, messages.Find):
+                    row = found(0, artifact=made.id, publisher=made.manifest.publisher)
+                    return messages.FindReply("test", str(key(7).peer_id), [row], [])
+                if isinstance(request, messages.GetManifest):
+                    return made.statement.envelope
+                return await has_nothing(request)
+
+            publisher = str(key().peer_id)
+            for n in range(6):
+                lies = [
+                    found(1000 * n + i, publisher=publisher, envelope=b"no envelope" if i % 2 else None)
+                    for i in range(64)
+                ]
+                await Peer(w.network, 4000 + n, promising(lies)).start(reader)
+            await Peer(w.network, 4100, honest).start(reader)
+            assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
+
+    run(body(), 40)
+
+
+def test_a_look_up_of_peers_that_never_answer_ends_by_one_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolving, "LIMITS", replace(LIMITS, resolve_seconds=6.0))
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader = await w.node()
+
+            async def frozen(request: messages.Request) -> Any:
+                await never()
+
+            for n in range(20):
+                await Peer(w.network, 4000 + n, frozen if n % 2 else promising([found(n)])).start(reader)
+            with pytest.raises(KvswapError):
+                await resolve(reader, DOCUMENT)
+
+    run(body(), 60)
+
+
+def test_a_wrong_address_is_not_held_against_the_peer_it_is_said_to_be_of(tmp_path: Path) -> None:
+    """A liar refers to an honest peer, which then comes by itself."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact()
+            reader = await w.node()
+            holder = MemoryTransport(w.network, str(key(3000).peer_id))
+            lie = messages.Provider(holder.peer, [DEAD])
+            await Peer(w.network, 4000, promising([], [lie])).start(reader)
+            for _ in range(6):
+                announce(reader, made, holder.peer, [DEAD], via="a liar")
+                assert not await find(reader, messages.Find("test", document=DOCUMENT), seconds=0.3)
+            assert reader.record(holder.peer).failures == 0 and not reader.resting(holder.peer)
+
+            async def honest(request: messages.Request) -> Any:
+                if isinstance(request, messages.Find):
+                    row = found(0, artifact=made.id, envelope=made.statement.envelope)
+                    return messages.FindReply("test", str(key(7).peer_id), [row], [])
+                return await has_nothing(request)
+
+            await Peer(w.network, 3000, honest).start(reader)
+            assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
+
+    run(body())
+
+
+def test_an_address_that_led_nowhere_is_left_alone_for_a_while_whoever_names_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact()
+            reader = await w.node()
+            dialled: list[str] = []
+            connect = reader.transport.connect  # type: ignore[union-attr]
+
+            async def counted(address: PeerAddress) -> None:
+                dialled.extend(address.addresses)
+                await connect(address)
+
+            reader.transport.connect = counted  # type: ignore[union-attr,method-assign]
+            for n in range(30):
+                announce(reader, made, str(key(5000 + n).peer_id), [DEAD], via=f"liar {n}")
+                await find(reader, messages.Find("test", document=DOCUMENT), seconds=0.3)
+            assert dialled.count(DEAD) <= 10
+
+    run(body())
+
+
+def test_a_new_connection_ends_a_pause_after_failures_but_not_after_a_lie(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, _ = await document(w)
+            for _ in range(6):
+                reader.failed(peer_of(holder), "no answer")
+            assert reader.resting(peer_of(holder))
+            await apart(reader, holder)
+            assert reader.resting(peer_of(holder))
+            await holder.transport.connect(PeerAddress(peer_of(reader)))  # type: ignore[union-attr]
+            assert not reader.resting(peer_of(holder))
+            reader.failed(peer_of(holder), "no answer")
+            assert reader.resting(peer_of(holder)) > 60  # what it did before counts as before
+            reader.lied(peer_of(holder), "wrong bytes")
+            await apart(reader, holder)
+            await holder.transport.connect(PeerAddress(peer_of(reader)))  # type: ignore[union-attr]
+            assert reader.resting(peer_of(holder)) > 1000
+
+    run(body())
+
+
+@pytest.mark.parametrize("liars", [1, 5])
+@pytest.mark.parametrize("offers", [False, True], ids=["nothing behind it", "made-up offers behind it"])
+def test_a_catalogue_that_claims_more_hides_no_honest_one(tmp_path: Path, liars: int, offers: bool) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=64, block_tokens=8)
+            reader, holder = await w.node(), await w.node()
+            w.give(holder, made)
+            chain = [*made.manifest.prefix.chain, *(bytes([n]) * 32 for n in range(60))]
+
+            def claiming(n: int) -> Any:
+                promised = promising([found(100 * n + i, shared_blocks=60) for i in range(64)] if offers else [])
+
+                async def answering(request: messages.Request) -> Any:
+                    if isinstance(request, messages.GetCatalogue):
+                        return messages.CatalogueReply(1, pack_keys(chain[: len(chain) - n]))
+                    return await promised(request)
+
+                return answering
+
+            for n in range(liars):
+                await Peer(w.network, 4000 + n, claiming(n)).start(reader)
+            wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
+            for _ in range(2):
+                beginning = await longest_beginning(reader, wanted, chain, 8, Terms())
+                assert beginning is not None and beginning.tokens == 64
+                assert beginning.peers == (peer_of(holder),)
+
+    run(body(), 60)
+
+
+def test_nothing_is_found_where_there_is_nothing(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, _ = await w.node(), await w.node()
+            with pytest.raises(NotFound):
+                await resolve(reader, DOCUMENT)
+            await asyncio.sleep(0)
+
+    run(body())
