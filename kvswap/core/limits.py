@@ -82,9 +82,11 @@ class Limits:
     shun_seconds: float = 60.0  # for which a peer that flooded is not served
     requests_per_second: int = 200  # of one peer, answered at once; more have to wait
     dial_seconds: float = 10.0
+    hearsay_dial_seconds: float = 6.0  # where only others say that somebody is there
     request_seconds: float = 15.0
     chunk_seconds: float = 60.0  # the whole of one chunk over a libp2p stream
     lookup_seconds: float = 5.0
+    resolve_seconds: float = 25.0  # from a reference to what may be used: look-ups and manifests together
     idle_stream_seconds: float = 120.0
     # relaying, where a node is told to
     relay_seconds: float = 3_600.0  # of one circuit

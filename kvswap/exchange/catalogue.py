@@ -13,17 +13,30 @@ from __future__ import annotations
 import bisect
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from kvswap.core.limits import LIMITS
+from kvswap.core.bounded import Table
+from kvswap.core.limits import LIMITS, MIB
 from kvswap.exchange.serving.permission import Permission
 from kvswap.net import messages
 from kvswap.store import Store
 
 KEY_BYTES = 8
 _KEPT = 256
+_KEPT_BYTES = 32 * MIB
 _FRESH_SECONDS = 30.0
+_IN_VAIN = 1_024
+_IN_VAIN_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A peer's catalogue, and when it was heard."""
+
+    version: int
+    keys: bytes
+    at: float  # monotonic
 
 
 def pack_keys(digests: Sequence[bytes]) -> bytes:
@@ -69,39 +82,65 @@ class OwnCatalogue:
 
 
 class Catalogues:
-    """Those of peers, as last heard; those heard longest ago are forgotten."""
+    """Those of peers, as last heard.  A peer that claims what it does not have is believed no more for a while."""
 
-    def __init__(self) -> None:
-        self._held: OrderedDict[str, tuple[int, bytes, float]] = OrderedDict()
+    def __init__(self, delivered: Callable[[str], bool] = lambda peer: False) -> None:
+        """`delivered(peer)`: whether it ever gave what it was asked for; its catalogue is kept."""
+        self._delivered = delivered
+        self.table: Table[str, _Heard] = Table(
+            "catalogues",
+            entries=_KEPT,
+            nbytes=_KEPT_BYTES,
+            keep=lambda peer, heard: delivered(peer),
+            size=lambda peer, heard: len(heard.keys),
+        )
+        self.in_vain: Table[str, float] = Table("catalogues that claimed in vain", entries=_IN_VAIN)  # until when
         self.generation = 0  # another one: something was heard that was not known
 
     def version(self, peer: str) -> int:
-        return self._held[peer][0] if peer in self._held else 0
+        heard = self.table.peek(peer)
+        return heard.version if heard is not None else 0
 
     def stale(self, peer: str) -> bool:
-        return peer not in self._held or time.monotonic() - self._held[peer][2] > _FRESH_SECONDS
+        if (self.in_vain.get(peer) or 0.0) > time.monotonic():
+            return False  # not worth another look
+        heard = self.table.peek(peer)
+        return heard is None or time.monotonic() - heard.at > _FRESH_SECONDS
 
     def expire(self, peer: str) -> None:
         """The peer announced something new: ask again before relying on what is held."""
-        if peer in self._held:
-            version, keys, _ = self._held[peer]
-            self._held[peer] = (version, keys, -_FRESH_SECONDS)
+        heard = self.table.peek(peer)
+        if heard is not None:
+            self.table.put(peer, replace(heard, at=-_FRESH_SECONDS), peer)
 
     def put(self, peer: str, reply: messages.CatalogueReply) -> None:
-        before = self._held.get(peer, (0, b"", 0.0))[1]
+        known = self.table.peek(peer)
+        before = known.keys if known is not None else b""
         keys = reply.keys if reply.keys is not None else before
         self.generation += keys != before
-        self._held[peer] = (reply.version, keys, time.monotonic())
-        self._held.move_to_end(peer)
-        while len(self._held) > _KEPT:
-            self._held.popitem(last=False)
+        self.table.put(peer, _Heard(reply.version, keys, time.monotonic()), peer)
+
+    def drop(self, peer: str) -> None:
+        """It has not what it claims: forget what it said, and do not ask it again for a while."""
+        if self.table.pop(peer) is not None:
+            self.generation += 1
+        self.in_vain.put(peer, time.monotonic() + _IN_VAIN_SECONDS, peer)
 
     def packed(self) -> bytes:
         """The keys of all, not sorted."""
-        return b"".join(keys for _, keys, _ in self._held.values())
+        return b"".join(heard.keys for heard in self.table.values())
+
+    def ranked(self, chain: Sequence[bytes]) -> list[tuple[int, list[str]]]:
+        """(Blocks, peers) of every match, the longest first; of peers alike those that delivered before first."""
+        by_blocks: dict[int, list[str]] = {}
+        for peer, heard in self.table.items():
+            if blocks := longest(heard.keys, chain):
+                by_blocks.setdefault(blocks, []).append(peer)
+        return [
+            (blocks, sorted(peers, key=lambda peer: (not self._delivered(peer), peer)))
+            for blocks, peers in sorted(by_blocks.items(), reverse=True)
+        ]
 
     def best(self, chain: Sequence[bytes]) -> tuple[int, list[str]]:
         """(blocks, peers) of the longest match; 0 and none without one."""
-        matches = {peer: longest(keys, chain) for peer, (_, keys, _) in self._held.items()}
-        most = max(matches.values(), default=0)
-        return most, sorted(peer for peer, blocks in matches.items() if blocks == most) if most else []
+        return next(iter(self.ranked(chain)), (0, []))

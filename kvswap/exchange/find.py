@@ -1,15 +1,18 @@
 """Looking up: connected peers, what was announced, provider records, and whom those refer to.
 
-Peers are asked all at once.  The first offer starts a short grace in which other connected peers may
-still answer; a referral that has to be dialled first is worth waiting for only while there is no offer.
-Without one, and once everybody known has answered, waiting is for peers yet to be met: worth a few
-seconds to a node that just started, half a second to one that has been there for a while.
+Connected peers are asked first, all at once.  Whom others name has to be dialled, on nobody's word but theirs: a few
+at a time, those that delivered before first, then one of each teller in turn, tellers whose last ones led nowhere last.
+The first offer starts a short grace in which other connected peers may still answer; a referral that has to be
+dialled first is worth waiting for only while there is no offer.  Without one, and once everybody known has answered,
+waiting is for peers yet to be met: worth a few seconds to a node that just started, half a second to one that has been
+there for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter, deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +23,19 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import hear_audits
 from kvswap.exchange.heads import hear_heads
 from kvswap.exchange.node import Node, document_key
-from kvswap.net import PeerAddress, messages
+from kvswap.net import PeerAddress, Unreachable, messages
 
 _GRACE_SECONDS = 0.15
 _POLL_SECONDS = 0.1
 _NEIGHBOURS_FIRST_SECONDS = 0.05
 _PATIENCE_SECONDS = 0.5
 _YOUNG_SECONDS = 15.0  # a node this young may still be finding its first peers
-_MAX_PEERS = 64
+_FAR_AT_ONCE = 8  # of those that have to be dialled;
+_SLOW_SECONDS = 1.5  # who takes longer makes room for one more,
+_FAR_UNDER_WAY = 24  # up to so many,
+_FAR_MOST = 96  # and so many in one look-up
+_OF_ONE_TELLER = 32
+_RECORDS = "the DHT"  # whose word a provider record is, as far as we know
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,64 +49,115 @@ class Offer:
 async def find(
     node: Node, query: messages.Find, seconds: float = LIMITS.lookup_seconds, only: Sequence[str] | None = None
 ) -> list[Offer]:
-    """Offers for a document, an artifact, or a chain of digests.  Empty when nobody answered.
+    """Return offers for a document, an artifact, or a chain of digests.  Empty when nobody answered.
 
     `only`: ask these peers and no others.
     """
+    offers, _ = await ask_these(node, query, seconds, only)
+    return offers
+
+
+async def ask_these(
+    node: Node, query: messages.Find, seconds: float, only: Sequence[str] | None
+) -> tuple[list[Offer], set[str]]:
+    """Return offers as `find` does, and who answered at all."""
     if node.transport is None or not node.p2p:
-        return []
-    return await _Lookup(node, query, only).run(seconds)
+        return [], set()
+    lookup = _Lookup(node, query, only)
+    await lookup.run(seconds)
+    return list(lookup.offers), lookup.answered
+
+
+class _Far:
+    """Peers that have to be dialled first, by who named them."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._first: deque[tuple[PeerAddress, str]] = deque()  # those that delivered before
+        self._named: dict[str, deque[PeerAddress]] = {}
+        self._vain: Counter[str] = Counter()  # failures by teller
+        self._turns: Counter[str] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._first or self._named)
+
+    def add(self, address: PeerAddress, teller: str) -> None:
+        if self._node.delivered(address.peer):
+            self._first.append((address, teller))
+            return
+        named = self._named.setdefault(teller, deque())
+        if len(named) < _OF_ONE_TELLER:
+            named.append(address)
+
+    def next(self) -> tuple[PeerAddress, str] | None:
+        """Take the one whose turn it is."""
+        if self._first:
+            return self._first.popleft()
+        if not self._named:
+            return None
+        teller = min(self._named, key=lambda name: (self._vain[name], self._turns[name]))
+        address = self._named[teller].popleft()
+        if not self._named[teller]:
+            del self._named[teller]
+        self._turns[teller] += 1
+        return address, teller
+
+    def in_vain(self, teller: str) -> None:
+        self._vain[teller] += 1
 
 
 class _Lookup:
     def __init__(self, node: Node, query: messages.Find, only: Sequence[str] | None) -> None:
-        assert node.transport is not None  # noqa: S101 - find() checked
+        assert node.transport is not None  # noqa: S101 - ask_these() checked
         self._node = node
         self._transport = node.transport
         self._query = query
+        self._reference = query.document or query.artifact
         self._only = only
-        self._asked: set[str] = {node.transport.peer}
-        self._offers: list[Offer] = []
+        self._known: set[str] = {node.transport.peer}
+        self.offers: list[Offer] = []
+        self.answered: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = 0
         self._near: set[str] = set()  # connected peers that have been asked and have not answered
+        self._far = _Far(node)
+        self._dialling: dict[str, float] = {}  # since when
+        self._dialled = 0
         self._records_read = False
         self._over = False
 
-    async def run(self, seconds: float) -> list[Offer]:
+    async def run(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         young = time.time() - self._node.counters.started < _YOUNG_SECONDS
         patience = seconds if young and self._only is None else _PATIENCE_SECONDS
         first_at: float | None = None
         last_busy = time.monotonic()
-        reference = self._query.document or self._query.artifact
-        self._records_read = reference is None
-        if reference is not None:
+        self._records_read = self._reference is None or self._only is not None
+        self._ask_near()
+        if self._reference is not None and self._only is None:
             self._spawn(self._ask_providers())
-            for address in self._node.referrals(reference):
-                self._consider(address)
+            for referral in self._node.hearsay.known(self._reference):
+                self._consider(referral.address, referral.teller)
         try:
             while time.monotonic() < deadline:
-                for peer in self._transport.connected() if self._only is None else self._only:
-                    self._consider(PeerAddress(peer))
-                busy = self._asking > 0 or not self._records_read
-                if self._offers:
+                self._ask_near()
+                self._ask_far()
+                if self.offers:
                     first_at = first_at or time.monotonic()
                     # Those yet to be dialled join the transfer when they answer; they are not waited for.
                     if not self._near or time.monotonic() > first_at + _GRACE_SECONDS:
                         break
-                if busy:
+                if self._asking > 0 or self._far or not self._records_read:
                     last_busy = time.monotonic()
                 elif time.monotonic() > last_busy + patience:
                     break
                 if self._tasks:
-                    wait = _GRACE_SECONDS / 5 if self._offers else _POLL_SECONDS
+                    wait = _GRACE_SECONDS / 5 if self.offers else _POLL_SECONDS
                     await asyncio.wait(self._tasks, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
                 else:
                     await asyncio.sleep(_POLL_SECONDS)
         finally:
             self._over = True
-        return list(self._offers)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         # Never cancelled: what is cut off inside libp2p may take its connection along.  All of it ends
@@ -107,15 +166,46 @@ class _Lookup:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _consider(self, address: PeerAddress) -> None:
-        if address.peer not in self._asked and len(self._asked) < _MAX_PEERS and not self._over:
-            self._asked.add(address.peer)
-            if self._node.resting(address.peer):
-                return  # failed or lied lately, or blocked
-            self._asking += 1
-            if address.peer in self._transport.connected():
-                self._near.add(address.peer)
-            self._spawn(self._ask_one(address))
+    # -- whom to ask -----------------------------------------------------------------------------
+
+    def _ask_near(self) -> None:
+        """Ask who is connected: outside every budget, as they are bounded as connections are."""
+        connected = self._transport.connected()
+        for peer in connected if self._only is None else self._only:
+            if peer in self._known:
+                continue
+            if peer in connected:
+                self._known.add(peer)
+                if not self._node.resting(peer):
+                    self._near.add(peer)
+                    self._ask_soon(PeerAddress(peer), "")
+            elif self._only is not None:
+                self._consider(PeerAddress(peer), peer)
+
+    def _consider(self, address: PeerAddress, teller: str) -> None:
+        """Somebody is named who may have it."""
+        if address.peer not in self._known and not self._over:
+            self._known.add(address.peer)
+            if not self._node.resting(address.peer):  # failed or lied lately, or blocked
+                self._far.add(address, teller)
+
+    def _ask_far(self) -> None:
+        """Dial a few of those who are not connected."""
+        while self._far and self._dialled < _FAR_MOST and len(self._dialling) < _FAR_UNDER_WAY:
+            slow = time.monotonic() - _SLOW_SECONDS
+            if sum(since > slow for since in self._dialling.values()) >= _FAR_AT_ONCE:
+                return
+            address, teller = self._far.next() or (None, "")
+            worth = self._node.hearsay.reachable(address, sure=teller == address.peer) if address is not None else None
+            if worth is None:
+                continue
+            self._dialled += 1
+            self._dialling[worth.peer] = time.monotonic()
+            self._ask_soon(worth, teller)
+
+    def _ask_soon(self, address: PeerAddress, teller: str) -> None:
+        self._asking += 1
+        self._spawn(self._ask_one(address, teller))
 
     async def _ask_providers(self) -> None:
         key = (
@@ -126,37 +216,43 @@ class _Lookup:
         while not self._over:  # records arrive while we look; each round is cheap when nothing is known
             try:
                 for address in await self._transport.find_providers(key):
-                    self._consider(address)
+                    self._consider(address, _RECORDS)
             except KvswapError:
                 pass
             self._records_read = True
             await asyncio.sleep(1.0)
 
-    async def _ask_one(self, address: PeerAddress) -> None:
+    # -- asking ----------------------------------------------------------------------------------
+
+    async def _ask_one(self, address: PeerAddress, teller: str) -> None:
         try:
             await self._ask(address)
+        except Unreachable:
+            self._far.in_vain(teller)
+            if self._reference is not None:
+                self._node.hearsay.forget(self._reference, address.peer)
+        except (KvswapError, TimeoutError) as error:
+            self._far.in_vain(teller)
+            self._node.failed(address.peer, str(error) or type(error).__name__)
         finally:
             self._asking -= 1
             self._near.discard(address.peer)
+            self._dialling.pop(address.peer, None)
 
     async def _ask(self, address: PeerAddress) -> None:
         peer = address.peer
-        try:
-            if peer not in self._transport.connected():
-                await self._transport.connect(address)
-            async with asyncio.timeout(LIMITS.lookup_seconds):
-                began = time.perf_counter()
-                reply = await self._node.ask(address, self._query, messages.FindReply)
-                self._node.calibration.add_latency(peer, time.perf_counter() - began)
-                self._node.record(peer).publisher = reply.publisher
-                self._node.offered(peer, reply.asks / 1e6)
-        except (KvswapError, TimeoutError) as error:
-            self._node.failed(peer, str(error) or type(error).__name__)
-            return
+        await self._node.reach(address, LIMITS.hearsay_dial_seconds)
+        async with asyncio.timeout(LIMITS.lookup_seconds):
+            began = time.perf_counter()
+            reply = await self._node.ask(PeerAddress(peer), self._query, messages.FindReply)
+            self._node.calibration.add_latency(peer, time.perf_counter() - began)
+            self._node.record(peer).publisher = reply.publisher
+            self._node.offered(peer, reply.asks / 1e6)
         hear_heads(self._node, reply.heads, peer)
         hear_audits(self._node, reply.audits, peer, self._query.document)
         if reply.grant is not None:
             self._node.grants.put(peer, reply.grant, [found.artifact for found in reply.found if found.complete])
-        self._offers += [Offer(peer, found) for found in reply.found]
+        self.answered.add(peer)
+        self.offers += [Offer(peer, found) for found in reply.found]
         for provider in reply.providers[: LIMITS.find_results] if self._only is None else ():
-            self._consider(PeerAddress(provider.peer, tuple(provider.addresses)))
+            self._consider(PeerAddress(provider.peer, tuple(provider.addresses)), peer)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Coroutine
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -20,14 +18,17 @@ from kvswap.cost import Calibration
 from kvswap.exchange.catalogue import Catalogues, OwnCatalogue
 from kvswap.exchange.counters import Counters
 from kvswap.exchange.events import EventLog
+from kvswap.exchange.hearsay import Hearsay
 from kvswap.exchange.model_port import ModelChoice, ModelPort
+from kvswap.exchange.neighbours import Neighbours
+from kvswap.exchange.serving.lists import ChunkLists
 from kvswap.exchange.serving.permission import Permission
 from kvswap.exchange.serving.swarms import Swarms
 from kvswap.exchange.serving.uploads import Uploads
 from kvswap.exchange.standing import Standings
 from kvswap.exchange.transfer.buffers import Buffers
 from kvswap.exchange.transfer.grants import Grants
-from kvswap.net import Announcement, PeerAddress, Transport, messages
+from kvswap.net import Announcement, PeerAddress, Transport, Unreachable, messages
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
 from kvswap.net.client import Sessions
 from kvswap.net.hosts import Hosts
@@ -38,11 +39,9 @@ from kvswap.trust.head import SignedHead
 
 T = TypeVar("T")
 AGENT = f"kvswap/{__version__}"
-_REFERRALS_KEPT = 4_096
 _ANNOUNCED_PER_ROUND = 64
 _BOOTSTRAP_SECONDS = 5.0
 _FLUSH_SECONDS = 5.0
-_CHUNK_LISTS = 32
 
 
 class Node:
@@ -83,22 +82,20 @@ class Node:
         self.sessions = Sessions(transport) if transport is not None else None
         self.bulk = BulkClient()
         self.grants = Grants()
-        self.without_bulk: dict[str, float] = {}  # peers whose HTTPS port was not reached, until when (monotonic)
-        self.catalogues = Catalogues()
+        self.catalogues = Catalogues(self.delivered)
         self.pulling: dict[str, asyncio.Task[None]] = {}  # catalogues of peers, on their way
         self.bringing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # artifacts being fetched
-        self._offers: OrderedDict[str, float] = OrderedDict()  # US dollars a gigabyte, as last asked for
         # serving
         self.tokens = Tokens()
         self.swarms = Swarms()
-        self._shunned_until: dict[str, float] = {}  # monotonic
         self.permission = Permission(store, self.standings, self._unwelcome)
         self.uploads = Uploads(store, self.permission, self.ledger, self.counters, settings.upload_bytes_per_second)
         self.catalogue = OwnCatalogue(store, self.permission)
-        self.chunk_list = lru_cache(_CHUNK_LISTS)(self._chunk_list)  # readers ask again and again
+        self.chunk_list = ChunkLists(self._chunk_list)
         self.head: tuple[tuple[object, ...], SignedHead | None] = ((), None)  # our own, and for what it was signed
         self._bulk_server: BulkServer | None = None
-        self._referrals: OrderedDict[str, dict[str, tuple[str, ...]]] = OrderedDict()
+        self.hearsay = Hearsay(self.delivered)
+        self.neighbours = Neighbours(self.delivered)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = False  # a publisher for its head record
         self.measuring = False  # prefill of the model, in the background
@@ -150,12 +147,9 @@ class Node:
 
     def flooded(self, peer: str, how: str) -> None:
         """A peer asks for more than it takes: hang up, and serve it again in a minute."""
-        if self._shunned(peer):
+        if self.neighbours.is_shunned(peer):
             return  # what was under way when it was cut off
-        now = time.monotonic()
-        self._shunned_until = {p: t for p, t in self._shunned_until.items() if t > now} | {
-            peer: now + LIMITS.shun_seconds
-        }
+        self.neighbours.shun(peer)
         self.record(peer).failed(time.time())
         self.events.add("peer_flooded", peer=peer, reason=f"it {how}; not served for {LIMITS.shun_seconds:g} s")
         self._cut_off(peer)
@@ -168,28 +162,42 @@ class Node:
         if self.transport is not None and self.p2p:
             self.spawn(self.transport.disconnect(peer))
 
-    def _shunned(self, peer: str) -> bool:
-        return self._shunned_until.get(peer, 0.0) > time.monotonic()
-
     def _unwelcome(self, peer: str) -> bool:
-        return self.ledger.blocked(peer) or self._shunned(peer)
+        return self.ledger.blocked(peer) or self.neighbours.is_shunned(peer)
 
     def resting(self, peer: str) -> float:
-        """Seconds for which a peer is better not asked, after what it did."""
+        """Seconds for which a peer is better not asked, after what it did; after a mere failure until it comes anew."""
         if self.ledger.blocked(peer):
             return float("inf")
-        return self.ledger.resting(peer, LIMITS.backoff_seconds, LIMITS.lie_seconds)
+        since = self.transport.connected_since(peer) if self.transport is not None else None
+        return self.ledger.resting(peer, LIMITS.backoff_seconds, LIMITS.lie_seconds, since)
+
+    def delivered(self, peer: str) -> bool:
+        """Whether this peer ever gave what it was asked for: what is new pushes nothing of it out."""
+        return self.ledger.delivered(peer)
+
+    async def reach(self, address: PeerAddress, seconds: float = LIMITS.dial_seconds) -> None:
+        """Connect unless connected.  Raises `Unreachable`, which is held against the addresses, not the peer."""
+        if self.transport is None:
+            raise P2pDown("this node takes no part in the network", hint="kvswap status")
+        if address.peer in self.transport.connected():
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self.transport.connect(address)
+        except (Unreachable, TimeoutError) as error:
+            self.hearsay.unreached(address)
+            self.events.add("unreached", peer=address.peer, reason=str(error)[:200] or "no connection in time")
+            raise Unreachable(f"{address.peer} was not reached: {error or 'no connection in time'}") from error
+        self.hearsay.reached(address)
 
     def offered(self, peer: str, per_gb: float) -> None:
         """A peer said what it wants for a gigabyte."""
-        self._offers.pop(peer, None)
-        self._offers[peer] = per_gb
-        while len(self._offers) > _REFERRALS_KEPT:
-            self._offers.popitem(last=False)
+        self.neighbours.asks(peer, per_gb)
 
     def asks(self, peer: str) -> float:
         """US dollars for a gigabyte from a peer, as far as known."""
-        return self._offers.get(peer, 0.0)
+        return self.neighbours.price(peer)
 
     def block(self, peer: str, blocked: bool) -> None:
         """Neither serve nor ask a peer, from now on; or do so again, its past forgiven.  On the event loop.
@@ -358,9 +366,9 @@ class Node:
         if heard.provider.peer != announcement.origin:
             return  # nobody announces for somebody else
         self.catalogues.expire(heard.provider.peer)
-        self.refer(heard.artifact, heard.provider)
-        if heard.document is not None:
-            self.refer(heard.document, heard.provider)
+        for reference in (heard.artifact, heard.document):
+            if reference is not None:
+                self.hearsay.refer(reference, heard.provider, announcement.via or announcement.origin)
         self.events.add("heard", artifact=heard.artifact, document=heard.document, peer=heard.provider.peer)
         row = self.store.get_artifact(heard.artifact)
         if row is not None and row.publisher == self.record(announcement.origin).publisher and not self._asking:
@@ -376,18 +384,9 @@ class Node:
         finally:
             self._asking = False
 
-    def refer(self, reference: str, provider: messages.Provider) -> None:
-        """Remember that a peer may have this; bounded, oldest forgotten."""
-        row = self._referrals.pop(reference, {})
-        row[provider.peer] = tuple(provider.addresses)
-        while len(row) > LIMITS.find_results:
-            row.pop(next(iter(row)))
-        self._referrals[reference] = row
-        while len(self._referrals) > _REFERRALS_KEPT:
-            self._referrals.popitem(last=False)
-
     def referrals(self, reference: str) -> list[PeerAddress]:
-        return [PeerAddress(peer, addresses) for peer, addresses in self._referrals.get(reference, {}).items()]
+        """Return who may have this, as far as was heard."""
+        return [referral.address for referral in self.hearsay.known(reference)]
 
 
 def peer_of(address: str) -> str:

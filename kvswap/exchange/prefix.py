@@ -15,22 +15,28 @@ from dataclasses import dataclass
 
 from kvswap.artifact.chain import token_digest
 from kvswap.artifact.layout import needed_files
-from kvswap.core.errors import KvswapError, PlanSaysPrefill
+from kvswap.core.errors import IntegrityError, KvswapError, PlanSaysPrefill
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
-from kvswap.exchange.find import find
+from kvswap.exchange.candidates import Candidate, Envelopes, in_turns
+from kvswap.exchange.find import Offer, ask_these
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.plan import Planned, plan_chunks
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.resolve import Wanted, judge_envelope, manifest_from
+from kvswap.exchange.resolve import Wanted, judge_envelope
 from kvswap.exchange.transfer.bring import bring
 from kvswap.net import PeerAddress, messages
-from kvswap.trust import Statement
+from kvswap.trust import Names, Statement
 
 _CATALOGUE_SECONDS = 2.0
 _WATCH_SECONDS = 0.2
-_CANDIDATES = 4
+_AT_ONCE = 3  # claims of different length that are asked after at once,
+_ROUNDS = 4  # and how often, when none of them holds
+_ROUND_SECONDS = 2.0
+_OF_ONE_LENGTH = 16  # peers that are asked after the same claim
+_MORE_SECONDS = 0.5  # for which longer ones are waited for, once there is one
+_PULLED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,16 @@ class Beginning:
         return needed_files(self.statement.manifest, self.tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """Peers whose catalogues have so many blocks of a document, under the names they know it by."""
+
+    blocks: int
+    peers: tuple[str, ...]
+    names: Names
+    told: Sequence[bytes]
+
+
 async def longest_beginning(
     node: Node,
     wanted: Wanted,
@@ -55,52 +71,138 @@ async def longest_beginning(
     terms: Terms = STRICT,
     ids: Sequence[int] | None = None,
 ) -> Beginning | None:
-    """The longest usable beginning in our store and at all peers; None without one.
+    """Find the longest usable beginning in our store and at all peers; None without one.
 
     With the `ids` themselves a document that ends within a block is used to its end.
     """
     chain = list(chain[: LIMITS.chain_digests])
     if not chain:
         return None
-    candidates: dict[str, tuple[int, list[str]]] = {}
-    inline: dict[str, bytes] = {}
     called = [(names, names.chain(chain)) for names in node.names(terms.group)]
+    here: dict[str, Candidate] = {}
     for _, told in called:
         for row, blocks in await asyncio.to_thread(node.store.longest_prefix, told):
-            candidates[row.id] = (blocks, [])
-    here = frozenset(candidates)  # no peer's word stands before our own copy
+            here[row.id] = Candidate(row.id, blocks=blocks)
+    claims: list[_Claim] = []
     if not terms.local:
         await _refresh_catalogues(node, terms.lookup_seconds or _CATALOGUE_SECONDS)
-    for names, told in called if not terms.local else ():
-        most, peers = node.catalogues.best(told)
-        if most < max((blocks for blocks, _ in candidates.values()), default=1):
-            continue
-        model, dtype = names.model(wanted.model, wanted.dtype)
-        query = messages.Find(AGENT, chain=[told[most - 1]], model=model, dtype=dtype, bulk=node.settings.bulk)
-        for offer in await find(node, query, seconds=LIMITS.lookup_seconds / 5, only=peers):
-            _, known = candidates.setdefault(offer.found.artifact, (most, []))
-            known.append(offer.peer)
-            if offer.found.envelope is not None and offer.found.artifact not in here:
-                inline.setdefault(offer.found.artifact, offer.found.envelope)
-    # The longest first; of equals, what is here before what is elsewhere.
-    ranked = sorted(candidates.items(), key=lambda item: (-item[1][0], bool(item[1][1])))
-    for artifact, (_, holders) in ranked[:_CANDIDATES]:
-        try:
-            envelope = inline.get(artifact) or await manifest_from(node, artifact, holders)
-            statement = judge_envelope(node, envelope, wanted, terms)
-        except KvswapError as error:
-            node.events.add("beginning_refused", artifact=artifact, reason=error.message)
-            continue
+        claims = [
+            _Claim(blocks, tuple(peers[:_OF_ONE_LENGTH]), names, told)
+            for names, told in called
+            for blocks, peers in node.catalogues.ranked(told)
+        ]
+    claims.sort(key=lambda claim: -claim.blocks)
+    search = _Search(node, wanted, chain, block_tokens, terms, ids)
+    await search.look(list(here.values()), search.deadline)
+    for start in range(0, min(len(claims), _AT_ONCE * _ROUNDS), _AT_ONCE):
+        now = [claim for claim in claims[start : start + _AT_ONCE] if claim.blocks >= max(1, search.blocks)]
+        if not now or time.monotonic() > search.deadline:
+            break
+        more = start + _AT_ONCE < len(claims)
+        await search.ask(now, min(search.deadline, time.monotonic() + _ROUND_SECONDS) if more else search.deadline)
+    return search.best
+
+
+class _Search:
+    """One look-up of a beginning: the longest so far, and who claimed more than there was."""
+
+    def __init__(
+        self,
+        node: Node,
+        wanted: Wanted,
+        chain: Sequence[bytes],
+        block_tokens: int,
+        terms: Terms,
+        ids: Sequence[int] | None,
+    ) -> None:
+        self._node = node
+        self._wanted = wanted
+        self._chain = chain
+        self._block_tokens = block_tokens
+        self._terms = terms
+        self._ids = ids
+        self.deadline = time.monotonic() + LIMITS.request_seconds
+        self.best: Beginning | None = None
+        self._looked: set[str] = set()
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the longest so far."""
+        return -(-self.best.tokens // self._block_tokens) if self.best is not None else 0
+
+    async def ask(self, claims: Sequence[_Claim], deadline: float) -> None:
+        """Ask those who claim the longest, all at once; who has not what it claims is believed no more."""
+        node = self._node
+        connected = set(node.transport.connected()) if node.transport is not None else set()
+        seconds = LIMITS.lookup_seconds / 5
+        asked = await asyncio.gather(*(ask_these(node, self._query(c), seconds, c.peers) for c in claims))
+        offers: list[Offer] = []
+        claimed: dict[str, int] = {}
+        for claim, (found, answered) in zip(claims, asked, strict=True):
+            offers += found
+            for offer in found:
+                claimed[offer.found.artifact] = max(claim.blocks, claimed.get(offer.found.artifact, 0))
+            for peer in answered - {offer.peer for offer in found}:
+                self._in_vain(peer, "its catalogue has what it has not")
+            for peer in set(claim.peers) - answered - connected:
+                node.catalogues.table.pop(peer)  # gone
+        policy = node.policy.policy
+        candidates = in_turns(
+            offers,
+            lambda o: (-claimed[o.found.artifact], not policy.trusts(o.found.publisher), o.found.envelope is None),
+            node.delivered,
+        )
+        for candidate in candidates:
+            candidate.blocks = claimed[candidate.artifact]
+        await self.look([c for c in candidates if c.artifact not in self._looked], deadline)
+
+    def _query(self, claim: _Claim) -> messages.Find:
+        model, dtype = claim.names.model(self._wanted.model, self._wanted.dtype)
+        bulk = self._node.settings.bulk
+        return messages.Find(AGENT, chain=[claim.told[claim.blocks - 1]], model=model, dtype=dtype, bulk=bulk)
+
+    async def look(self, candidates: Sequence[Candidate], deadline: float) -> None:
+        """Judge what is offered, as it comes; of equals the first stays: what is here before what is elsewhere."""
+        asking = Envelopes(self._node, candidates, deadline)
+        async for candidate, envelope in asking:
+            self._looked.add(candidate.artifact)
+            try:
+                if isinstance(envelope, KvswapError):
+                    raise envelope
+                statement = judge_envelope(self._node, envelope, self._wanted, self._terms)
+            except KvswapError as error:
+                self._node.events.add("beginning_refused", artifact=candidate.artifact, reason=error.message)
+                if isinstance(error, IntegrityError):
+                    asking.wrong(candidate)
+                continue
+            tokens, blocks = self._shared(statement, candidate.artifact)
+            if blocks < candidate.blocks:
+                for peer in candidate.peers:
+                    self._in_vain(peer, f"{candidate.artifact} shares {blocks} blocks, not {candidate.blocks}")
+            if tokens and (self.best is None or tokens > self.best.tokens):
+                self.best = Beginning(statement, tokens, tuple(candidate.peers))
+            if self.best is not None:
+                asking.within(_MORE_SECONDS)
+        for peer in asking.failed:
+            self._in_vain(peer, "it gives nothing of what it offers")
+
+    def _shared(self, statement: Statement, artifact: str) -> tuple[int, int]:
+        """(Tokens, blocks) that a signed chain shares with ours; never by what a catalogue or a peer says."""
         prefix = statement.manifest.prefix
-        alike = next((i for i, (a, b) in enumerate(zip(prefix.chain, chain, strict=False)) if a != b), None)
-        blocks = alike if alike is not None else min(len(prefix.chain), len(chain))
-        if blocks and prefix.block_tokens == block_tokens and str(statement.artifact) == artifact:
-            tokens = min(blocks * block_tokens, prefix.tokens)
-            if ids is not None and tokens < prefix.tokens <= len(ids):
-                whole = token_digest(ids[: prefix.tokens]) == prefix.token_digest
-                tokens = prefix.tokens if whole else tokens
-            return Beginning(statement, tokens, tuple(holders))
-    return None
+        pairs = enumerate(zip(prefix.chain, self._chain, strict=False))
+        alike = next((i for i, (a, b) in pairs if a != b), None)
+        blocks = alike if alike is not None else min(len(prefix.chain), len(self._chain))
+        if prefix.block_tokens != self._block_tokens or str(statement.artifact) != artifact:
+            return 0, 0
+        tokens = min(blocks * self._block_tokens, prefix.tokens)
+        if self._ids is not None and blocks and tokens < prefix.tokens <= len(self._ids):
+            whole = token_digest(self._ids[: prefix.tokens]) == prefix.token_digest
+            tokens = prefix.tokens if whole else tokens
+        return tokens, blocks
+
+    def _in_vain(self, peer: str, why: str) -> None:
+        self._node.catalogues.drop(peer)
+        self._node.events.add("claimed_in_vain", peer=peer, reason=why)
 
 
 async def known_beginnings(node: Node, version: str, seconds: float) -> tuple[str, bytes | None]:
@@ -182,15 +284,16 @@ async def _refresh_catalogues(node: Node, seconds: float) -> None:
     if node.transport is None or not node.p2p:
         return
     stale = [p for p in node.transport.connected() if node.catalogues.stale(p) and not node.resting(p)]
-    for peer in stale[: LIMITS.find_results]:
-        if peer not in node.pulling:
+    stale.sort(key=lambda peer: not node.delivered(peer))
+    for peer in stale:
+        if peer not in node.pulling and len(node.pulling) < _PULLED_AT_ONCE:
             node.pulling[peer] = node.spawn(_pull(node, peer))
     if node.pulling:
         await asyncio.wait(list(node.pulling.values()), timeout=seconds)
 
 
 async def _pull(node: Node, peer: str) -> None:
-    """One of them."""
+    """Ask one peer for its catalogue, which is kept."""
     try:
         async with asyncio.timeout(_CATALOGUE_SECONDS):
             ask = messages.GetCatalogue(node.catalogues.version(peer))

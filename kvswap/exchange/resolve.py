@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvswap.artifact.layout import check_compatible
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, PeerError, Untrusted
 from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import refuse_if_failed
+from kvswap.exchange.candidates import Candidate, Envelopes, in_turns
 from kvswap.exchange.find import Offer, find
 from kvswap.exchange.heads import require_current
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.request import STRICT, Terms
 from kvswap.exchange.verify import settled
-from kvswap.net import PeerAddress, messages
+from kvswap.net import messages
 from kvswap.trust import Names, Statement, require_trust, verify_envelope
 from kvswap.trust.groups import OPEN
 
 _USABLE = 3  # artifacts of one document that are looked at
+_MORE_SECONDS = 1.0  # for which more of them are waited for, once there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,11 @@ async def own_model(node: Node) -> ModelChoice | None:
 
 
 async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> list[Resolved]:
-    """At least one.  Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most."""
+    """Find what may be used, one artifact at least, within `LIMITS.resolve_seconds`.
+
+    Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most.
+    """
+    deadline = time.monotonic() + LIMITS.resolve_seconds
     choice = await own_model(node)
     wanted = Wanted.of(choice) if choice is not None else None
     usable: list[Resolved] = []
@@ -76,10 +83,10 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     for together in ([names for names in every if names is not OPEN], [names for names in every if names is OPEN]):
         queries = [_query(reference, names, wanted, bulk=node.settings.bulk) for names in together]
         found = await asyncio.gather(*(find(node, query) for query in queries))
-        for query, offers in zip(queries, found, strict=True):
-            usable = await _usable(node, reference, query, offers, wanted, terms, errors)
-            if usable:
-                return usable
+        candidates = _merged([_in_turns(node, offers, q) for q, offers in zip(queries, found, strict=True)])
+        usable = await _usable(node, reference, candidates, wanted, terms, errors, deadline)
+        if usable:
+            return usable
     raise _most_telling(node, reference, errors)
 
 
@@ -96,30 +103,54 @@ def _query(reference: str | Cid, names: Names, wanted: Wanted | None, *, bulk: b
     )
 
 
+def _in_turns(node: Node, offers: list[Offer], query: messages.Find) -> list[Candidate]:
+    """Artifacts in the order in which they are looked at: what is said to be of a trusted publisher first, then what
+    came with its envelope, then what is said to be of this model and dtype."""
+    policy = node.policy.policy
+
+    def rank(offer: Offer) -> tuple[int, ...]:
+        found = offer.found
+        fits = query.model is None or (found.model == query.model and found.dtype == query.dtype)
+        return (not policy.trusts(found.publisher), found.envelope is None, not fits)
+
+    return in_turns(offers, rank, node.delivered)
+
+
+def _merged(lists: Sequence[list[Candidate]]) -> list[Candidate]:
+    """What was found under several names, the first of each first."""
+    longest = max(map(len, lists), default=0)
+    every = [candidates[i] for i in range(longest) for candidates in lists if i < len(candidates)]
+    return list({candidate.artifact: candidate for candidate in reversed(every)}.values())[::-1]
+
+
 async def _usable(
     node: Node,
     reference: str | Cid,
-    query: messages.Find,
-    offers: list[Offer],
+    candidates: list[Candidate],
     wanted: Wanted | None,
     terms: Terms,
     errors: list[KvswapError],
+    deadline: float,
 ) -> list[Resolved]:
     """Of what peers offer, what may be used; what is wrong with the rest is added to `errors`."""
     usable: list[Resolved] = []
-    for artifact, peers in _ranked(offers, query.model, query.dtype):
+    asking = Envelopes(node, candidates, deadline)
+    async for candidate, envelope in asking:
         try:
-            inline = next((o.found.envelope for o in offers if o.found.artifact == artifact and o.found.envelope), None)
-            envelope = inline if inline is not None else await manifest_from(node, artifact, peers)
+            if isinstance(envelope, KvswapError):
+                raise envelope
             statement = judge_envelope(node, envelope, wanted, terms)
-            _check_answers(statement, artifact, reference)
-            usable.append(Resolved(statement, tuple(peers), False))
+            _check_answers(statement, candidate.artifact, reference)
         except KvswapError as error:
             errors.append(error)
+            if isinstance(error, IntegrityError):
+                asking.wrong(candidate)
+            continue
+        usable.append(Resolved(statement, tuple(candidate.peers), False))
         if len(usable) == _USABLE:
             break
-        if usable:
-            terms = replace(terms, trust_on_first_use=False)  # one new publisher at a time
+        terms = replace(terms, trust_on_first_use=False)  # one new publisher at a time
+        asking.within(_MORE_SECONDS)
     return usable
 
 
@@ -161,38 +192,6 @@ def _check_answers(statement: Statement, artifact: str, reference: str | Cid) ->
     document = statement.manifest.document
     if isinstance(reference, str) and (document is None or document.reference != reference):
         raise IntegrityError(f"artifact {artifact} is not of the document {reference}", cause="a lying peer")
-
-
-def _ranked(offers: list[Offer], model: bytes | None, dtype: str | None) -> list[tuple[str, list[str]]]:
-    """Artifacts with their peers; those that say to be of this model and dtype, and more widely held, first.
-
-    Peers that are still fetching an artifact themselves come after those that have it.
-    """
-    peers: dict[str, list[str]] = defaultdict(list)
-    fits: dict[str, bool] = {}
-    offers = sorted(offers, key=lambda offer: not offer.found.complete)
-    for offer in offers:
-        found = offer.found
-        if offer.peer not in peers[found.artifact]:
-            peers[found.artifact].append(offer.peer)
-        alike = model is None or (found.model == model and found.dtype == dtype)
-        fits[found.artifact] = fits.get(found.artifact, False) or alike
-    return sorted(peers.items(), key=lambda item: (not fits[item[0]], -len(item[1])))
-
-
-async def manifest_from(node: Node, artifact: str, peers: list[str]) -> bytes:
-    """The envelope, from our own store or the first peer that gives it."""
-    stored = await asyncio.to_thread(node.store.envelope, artifact)
-    if stored is not None:
-        return stored
-    failure: KvswapError = NotFound(f"nobody gives the manifest of {artifact}")
-    for peer in peers:
-        try:
-            return await node.ask(PeerAddress(peer), messages.GetManifest(artifact), bytes)
-        except KvswapError as error:
-            node.failed(peer, error.message)
-            failure = error
-    raise failure
 
 
 def _most_telling(node: Node, reference: str | Cid, errors: list[KvswapError]) -> KvswapError:

@@ -12,6 +12,6 @@ only checked; a peer that is slow, silent, or wrong costs one bounded time-out.
 bytes (sans-IO), `client` and `server` the two ends of a request.
 """
 
-from kvswap.net.transport import Announcement, PeerAddress, Stream, StreamClosed, Transport
+from kvswap.net.transport import Announcement, PeerAddress, Stream, StreamClosed, Transport, Unreachable
 
-__all__ = ["Announcement", "PeerAddress", "Stream", "StreamClosed", "Transport"]
+__all__ = ["Announcement", "PeerAddress", "Stream", "StreamClosed", "Transport", "Unreachable"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 
 from kvswap.core.errors import NetworkTimeout, PeerError
@@ -13,6 +14,7 @@ from kvswap.net.transport import (
     Stream,
     StreamClosed,
     StreamHandler,
+    Unreachable,
 )
 
 _BUFFERED_FRAMES = 16
@@ -98,7 +100,7 @@ class MemoryTransport:
     def __init__(self, network: MemoryNetwork, peer: str) -> None:
         self._network = network
         self._peer = peer
-        self._links: set[str] = set()
+        self._links: dict[str, float] = {}  # since when
         self._on_stream: StreamHandler | None = None
         self._on_announcement: AnnouncementHandler | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,17 +130,20 @@ class MemoryTransport:
     async def connect(self, address: PeerAddress) -> None:
         other = self._network.nodes.get(address.peer)
         if other is None or not other.alive:
-            raise PeerError(f"cannot reach {address.peer}")
-        self._links.add(address.peer)
-        other._links.add(self._peer)
+            raise Unreachable(f"cannot reach {address.peer}")
+        if address.peer not in self._links:
+            self._links[address.peer] = other._links[self._peer] = time.time()
 
     def connected(self) -> list[str]:
         return [p for p in sorted(self._links) if p in self._network.nodes]
 
+    def connected_since(self, peer: str) -> float | None:
+        return self._links.get(peer)
+
     async def disconnect(self, peer: str) -> None:
-        self._links.discard(peer)
+        self._links.pop(peer, None)
         if (other := self._network.nodes.get(peer)) is not None:
-            other._links.discard(self._peer)
+            other._links.pop(self._peer, None)
 
     def host_of(self, peer: str) -> str | None:
         return "127.0.0.1" if peer in self.connected() else None
@@ -169,4 +174,4 @@ class MemoryTransport:
     async def announce(self, data: bytes) -> None:
         for peer, node in list(self._network.nodes.items()):
             if peer != self._peer and node._on_announcement is not None:
-                node._on_announcement(Announcement(self._peer, data))
+                node._on_announcement(Announcement(self._peer, data, self._peer))

@@ -27,6 +27,12 @@ class StreamClosed(PeerError):
     code = "stream_closed"
 
 
+class Unreachable(PeerError):
+    """No connection to a peer came about: nothing that the peer itself did or said."""
+
+    code = "unreachable"
+
+
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
     """A peer and where it may be: multiaddrs with or without the /p2p/ part.  Unverified."""
@@ -37,10 +43,11 @@ class PeerAddress:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A gossip message and the peer that signed it."""
+    """A gossip message, the peer that signed it, and the connected one that passed it on (empty: unknown)."""
 
     origin: str
     data: bytes
+    via: str = ""
 
 
 class Stream(Protocol):
@@ -89,10 +96,13 @@ class Transport(Protocol):
         """Where this node can be dialled: multiaddrs that end in /p2p/<peer>."""
 
     async def connect(self, address: PeerAddress) -> None:
-        """Make sure there is a connection.  Raises `PeerError`."""
+        """Make sure there is a connection.  Raises `Unreachable`."""
 
     def connected(self) -> list[str]:
         """Peers with a live connection."""
+
+    def connected_since(self, peer: str) -> float | None:
+        """When the newest connection to a peer was made (Unix seconds); None without one."""
 
     async def disconnect(self, peer: str) -> None:
         """Close the connection to a peer, and its streams with it.  Best effort; never raises."""
@@ -101,7 +111,7 @@ class Transport(Protocol):
         """The IP address that a connected peer is seen at; None when it is relayed or not connected."""
 
     async def open(self, peer: str) -> Stream:
-        """A new stream to a connected or dialable peer.  Raises `PeerError`."""
+        """A new stream to a connected or dialable peer.  Raises `Unreachable`, or another `PeerError`."""
 
     async def provide(self, key: bytes) -> None:
         """Tell the network that we have this 32-byte key.  Best effort."""

@@ -52,10 +52,11 @@ class PeerRecord:
     def worked(self) -> None:
         self.in_a_row = 0
 
-    def not_before(self, longest: float, lie_seconds: float) -> float:
-        """When this peer may be asked again (0: now)."""
+    def not_before(self, longest: float, lie_seconds: float, connected: float | None = None) -> float:
+        """When this peer may be asked again (0: now).  A connection made after a failure ends the pause for that."""
         pause = min(longest, _FAILURE_SECONDS * 2.0 ** min(16, self.in_a_row - 1)) if self.in_a_row else 0.0
-        after_failure = self.failed_at + pause if self.in_a_row else 0.0
+        over = connected is not None and connected > self.failed_at
+        after_failure = self.failed_at + pause if self.in_a_row and not over else 0.0
         return max(after_failure, self.lied_at + lie_seconds if self.lied_at else 0.0)
 
 
@@ -111,10 +112,15 @@ class Ledger:
         known = self._records.get(peer)
         return known is not None and known.blocked
 
-    def resting(self, peer: str, longest: float, lie_seconds: float) -> float:
-        """Seconds for which this peer is better not asked."""
+    def delivered(self, peer: str) -> bool:
+        """Whether it ever gave what it was asked for."""
         known = self._records.get(peer)
-        return max(0.0, known.not_before(longest, lie_seconds) - time.time()) if known else 0.0
+        return known is not None and known.bytes_in > 0
+
+    def resting(self, peer: str, longest: float, lie_seconds: float, connected: float | None = None) -> float:
+        """Seconds for which this peer is better not asked; failures from before it `connected` (Unix) do not count."""
+        known = self._records.get(peer)
+        return max(0.0, known.not_before(longest, lie_seconds, connected) - time.time()) if known else 0.0
 
     def flush(self) -> None:
         """Write everything; blocks.  A full disk costs the history since the last flush."""

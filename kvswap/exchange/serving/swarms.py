@@ -5,42 +5,51 @@ A reader is in a swarm while the stream is open on which it joined.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from dataclasses import dataclass
 
-from kvswap.core.limits import LIMITS
+from kvswap.core.limits import LIMITS, MIB
+from kvswap.core.rows import Rows
 from kvswap.net import messages
 
-_SWARMS = 1_024
+_MEMBERSHIPS = 4_096
 _READERS = 256
+_OF_ONE_READER = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A reader of an artifact, and on how many streams it joined."""
+
+    provider: messages.Provider
+    streams: int
 
 
 class Swarms:
-    """Readers by artifact; bounded both ways."""
+    """Readers by artifact; bounded both ways, and by reader."""
 
     def __init__(self) -> None:
-        self._swarms: OrderedDict[str, dict[str, tuple[messages.Provider, int]]] = OrderedDict()
+        self.table: Rows[_Reader] = Rows(
+            "swarms", entries=_MEMBERSHIPS, per_row=_READERS, nbytes=8 * MIB, per_teller=_OF_ONE_READER
+        )
 
     def join(self, artifact: str, reader: messages.Provider) -> None:
-        swarm = self._swarms.setdefault(artifact, {})
-        known = swarm.pop(reader.peer, None)
-        if len(swarm) < _READERS:
-            swarm[reader.peer] = (reader, (known[1] if known else 0) + 1)
-        self._swarms.move_to_end(artifact)
-        while len(self._swarms) > _SWARMS:
-            self._swarms.popitem(last=False)
+        """Add a reader, or one more stream of it; nothing where there is no room."""
+        known = self.table.get(artifact, reader.peer)
+        streams = known.streams if known is not None else 0
+        if known is not None or len(self.table.row(artifact)) < _READERS:
+            self.table.put(artifact, reader.peer, _Reader(reader, streams + 1), reader.peer)
 
     def leave(self, artifact: str, peer: str) -> None:
-        swarm = self._swarms.get(artifact, {})
-        if peer in swarm:
-            reader, streams = swarm[peer]
-            if streams > 1:
-                swarm[peer] = (reader, streams - 1)
-            else:
-                del swarm[peer]
-            if not swarm:
-                del self._swarms[artifact]
+        """A stream on which a reader joined has ended."""
+        known = self.table.get(artifact, peer)
+        if known is None:
+            return
+        if known.streams > 1:
+            self.table.put(artifact, peer, _Reader(known.provider, known.streams - 1), peer)
+        else:
+            self.table.pop(artifact, peer)
 
     def readers(self, artifact: str, but: str = "") -> list[messages.Provider]:
-        """Those of one swarm, the newest first; without `but`."""
-        found = [reader for reader, _ in reversed(self._swarms.get(artifact, {}).values()) if reader.peer != but]
+        """Return those of one swarm, the newest first; without `but`."""
+        found = [r.provider for peer, r in reversed(self.table.row(artifact).items()) if peer != but]
         return found[: LIMITS.find_results]

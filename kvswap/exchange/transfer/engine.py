@@ -24,7 +24,7 @@ from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
 from kvswap.exchange.transfer.tasks import seen, whole
-from kvswap.net import PeerAddress, messages
+from kvswap.net import PeerAddress, Unreachable, messages
 
 _TICK_SECONDS = 0.1  # how often hedging and silence are looked at
 _SHOW_SECONDS = 0.25
@@ -173,6 +173,8 @@ class Transfer:
         for address in addresses:
             if address.peer == me or address.peer in self._peers or self.node.asks(address.peer) > self.most_per_gb:
                 continue
+            if self.node.hearsay.reachable(address) is None:
+                continue  # it led nowhere a moment ago
             if len(self._peers) >= _KNOWN:
                 spent = (p for p, k in self._peers.items() if k.tries >= _TRIES and p not in self._tasks)
                 if (forgotten := next(spent, None)) is None:
@@ -234,7 +236,8 @@ class Transfer:
             self.node.lied(peer, error.message, artifact=self.artifact)
         except KvswapError as error:
             self._reasons[peer] = error.message
-            self.node.failed(peer, error.message)
+            if not isinstance(error, Unreachable):  # that is held against its addresses
+                self.node.failed(peer, error.message)
             if isinstance(error, NetworkTimeout):
                 known.tries = max(known.tries, _TRIES - 1)  # each costs a whole time-out: once more, not twice
             known.not_before = time.monotonic() + min(4.0, 0.5 * 2**known.tries)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 
 from kvswap.core.errors import IntegrityError, KvswapError, PeerBusy, TokenRefused
@@ -22,7 +21,6 @@ from kvswap.net.bulk import BulkTarget, check_record
 from kvswap.net.bulk.client import BulkUnreachable
 from kvswap.net.client import Session, from_bitmap
 
-_WITHOUT_BULK_SECONDS = 600.0
 _APPROACHED = 4  # peers
 OnBytes = Callable[[int], None]
 
@@ -74,7 +72,7 @@ class Source:
     async def open(self, address: PeerAddress) -> None:
         """Connect and join, if that is needed for asking.
 
-        Raises `PeerError`, `NotFound`, `IntegrityError` for a forged record.
+        Raises `Unreachable`, `PeerError`, `NotFound`, `IntegrityError` for a forged record.
         """
         if self._wants_bulk:
             self._target = _aim(self._node, self.peer, self._node.grants.of(self.peer, self._artifact))
@@ -85,7 +83,7 @@ class Source:
 
     @property
     def _wants_bulk(self) -> bool:
-        return self._node.settings.bulk and self._node.without_bulk.get(self.peer, 0.0) < time.monotonic()
+        return self._node.settings.bulk and self._node.neighbours.has_bulk(self.peer)
 
     async def _join(self, address: PeerAddress) -> None:
         assert self._node.sessions is not None  # noqa: S101 - there is a transport
@@ -94,6 +92,7 @@ class Source:
             self._control = None
         me = messages.Provider(self._transport.peer, self._transport.addresses()[:8])
         join = messages.Join(self._artifact, me, self._wants_bulk)
+        await self._node.reach(address)
         self._control, reply = await self._node.sessions.begin(address, join, messages.JoinReply)
         # Meanwhile its bulk plane may have turned out to be of no use.
         self._target = _aim(self._node, self.peer, reply.grant) if self._wants_bulk else None
@@ -138,7 +137,7 @@ class Source:
         """From now on over libp2p, and so for a while with this peer."""
         if self._target is not None and self._target.endpoint == target.endpoint:
             self._target = None
-            self._node.without_bulk[self.peer] = time.monotonic() + _WITHOUT_BULK_SECONDS
+            self._node.neighbours.without_bulk(self.peer)
             self._node.events.add("without_bulk", peer=self.peer, reason=error.message)
 
     async def _renew(self, refused: BulkTarget) -> None:

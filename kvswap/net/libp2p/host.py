@@ -209,6 +209,11 @@ class TrioHost:
     def connected(self) -> list[str]:
         return [str(p) for p in self.host.get_connected_peers()]
 
+    def connected_since(self, peer: str) -> float | None:
+        """When the newest connection to a peer was made (Unix seconds); None without one."""
+        made = [c._created_at for c in self.host.get_network().get_connections(ID.from_string(peer))]
+        return max(made, default=None)
+
     def host_of(self, peer: str) -> str | None:
         """The IP address of the direct connection to a peer, if there is one."""
         for connection in self.host.get_network().get_connections(ID.from_string(peer)):

@@ -19,6 +19,7 @@ from kvswap.net.transport import (
     PeerAddress,
     Stream,
     StreamHandler,
+    Unreachable,
 )
 from kvswap.trust.keys import Key
 
@@ -132,14 +133,24 @@ class Libp2pTransport:
             raise P2pDown("the peer-to-peer part of this node is not running", hint="kvswap status")
         return self._host
 
+    def connected_since(self, peer: str) -> float | None:
+        return self._host.connected_since(peer) if self._host and self.alive else None
+
     async def connect(self, address: PeerAddress) -> None:
-        await _call(self._bridge, address.peer, self._live().connect, address, seconds=LIMITS.dial_seconds)
+        try:
+            await _call(self._bridge, address.peer, self._live().connect, address, seconds=LIMITS.dial_seconds)
+        except P2pDown:
+            raise
+        except PeerError as error:
+            raise Unreachable(error.message) from error
 
     async def disconnect(self, peer: str) -> None:
         with contextlib.suppress(PeerError, P2pDown):
             await _call(self._bridge, peer, self._live().disconnect, peer, seconds=LIMITS.request_seconds)
 
     async def open(self, peer: str) -> Stream:
+        if peer not in self.connected():
+            await self.connect(PeerAddress(peer))
         raw = await _call(self._bridge, peer, self._live().open, peer, seconds=LIMITS.dial_seconds)
         return Libp2pStream(self._bridge, raw, peer)
 
