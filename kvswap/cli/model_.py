@@ -15,6 +15,7 @@ def model_command() -> None:
 @model_command.command("ls", help="Models of the catalogue and models on this machine.")
 @verb
 def ls(output: Output) -> None:
+    from kvswap.core.errors import KvswapError
     from kvswap.core.settings import models_directory
     from kvswap.model import catalogue
     from kvswap.model.identity import directory_identity
@@ -24,7 +25,12 @@ def ls(output: Output) -> None:
     rows = []
     for name in sorted(set(catalogue.entries()) | set(here)):
         entry = catalogue.entries().get(name)
-        identity = directory_identity(here[name], name).digest.hex() if name in here else None
+        identity = None
+        if name in here:
+            try:
+                identity = directory_identity(here[name], name).digest.hex()
+            except KvswapError as error:  # one directory that is not right hides no other
+                output.note(f"model {name}: {error.message}")
         rows.append(
             {
                 "name": name,

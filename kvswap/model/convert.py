@@ -21,8 +21,11 @@ def gguf_to_safetensors(gguf: Path, target: Path, dtype: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent),
         gguf_file=gguf.name,
+        trust_remote_code=False,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
     model.to(getattr(torch, dtype)).save_pretrained(target)
-    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(target)
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False).save_pretrained(
+        target
+    )

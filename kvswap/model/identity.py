@@ -1,8 +1,8 @@
 """Model identity: digests over weights, configuration and tokenizer.  A name is only a label.
 
 * weights: BLAKE3 over the sorted list of (name, dtype, shape, BLAKE3 of the data) of every tensor in
-  the directory's safetensors files - so sharding and file names do not matter, and one changed
-  weight changes everything.
+  the safetensors files that are loaded (`files.weight_files`) - so sharding and file names do not
+  matter, and one changed weight changes everything.
 * config: BLAKE3 of config.json as canonical JSON, without the keys that only label or tell how to load.
 * tokenizer: the same over the tokenizer's files, chat template included.
 
@@ -12,6 +12,7 @@ Neither torch nor transformers is imported: the headers are parsed here, under a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kvswap.artifact.manifest import ModelIdentity
 from kvswap.core.errors import Incompatible, NotFound
 from kvswap.core.ids import blake3_digest
 from kvswap.core.limits import LIMITS
+from kvswap.model.files import Header, check_directory, not_a_pointer, read_json, weight_files
 
 _LABELS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 _TOKENIZER_LABELS = {
@@ -48,32 +50,56 @@ def weights_digest(entries: Iterable[TensorEntry]) -> bytes:
     return blake3_digest("\n".join(sorted(lines)).encode())
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file: name -> dtype, shape, data_offsets.  Checked and capped."""
+def read_header(path: Path) -> Header:
+    """Return the header of a safetensors file: name -> dtype, shape, data_offsets.  Raises `Incompatible`."""
     with path.open("rb") as file:
         size = path.stat().st_size
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(32)
+        not_a_pointer(path, start)
+        length = int.from_bytes(start[:8], "little")
+        file.seek(8)
         if not 2 <= length <= min(LIMITS.safetensors_header_bytes, size - 8):
             raise Incompatible(f"{path} is not a safetensors file", field="weights")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Incompatible(f"{path} has no readable header", field="weights") from error
+    if not isinstance(header, dict):
+        raise Incompatible(f"{path} has no readable header", field="weights")
     header.pop("__metadata__", None)
     for name, entry in header.items():
-        first, last = entry["data_offsets"]
+        try:
+            first, last = entry["data_offsets"]
+            shape, dtype = entry["shape"], entry["dtype"]
+            right = all(isinstance(size, int) and size >= 0 for size in [first, last, *shape])
+        except (TypeError, KeyError, ValueError):
+            right = False
+        if not right or not isinstance(dtype, str):
+            raise Incompatible(f"{path}: the entry of tensor {str(name)[:80]!r} is malformed", field="weights")
         if not 0 <= first <= last <= size - 8 - length:
             raise Incompatible(f"{path}: tensor {name!r} lies outside the file", field="weights")
         entry["at"] = 8 + length + first
         entry["bytes"] = last - first
-    return header  # type: ignore[no-any-return]
+    return header
+
+
+def _headers(directory: Path) -> Iterator[tuple[Path, Header]]:
+    """Each file that is loaded with its tensors; of a name in several files the last is loaded."""
+    files = [(path, read_header(path)) for path in weight_files(directory)]
+    last = {name: path for path, header in files for name in header}
+    for path, header in files:
+        yield path, {name: entry for name, entry in header.items() if last[name] == path}
+
+
+def headers(directory: Path) -> Header:
+    """Return name -> dtype, shape, data_offsets of every tensor that is loaded."""
+    return {name: entry for _, header in _headers(directory) for name, entry in header.items()}
 
 
 def tensor_entries(directory: Path) -> Iterator[TensorEntry]:
-    """Every tensor of the directory with its digest; a few MiB of memory, whatever the model's size."""
+    """Yield every tensor that is loaded with its digest; a few MiB of memory, whatever the model's size."""
     buffer = memoryview(bytearray(_READ))
-    for path in sorted(directory.glob("*.safetensors")):
-        header = read_header(path)
+    for path, header in _headers(directory):
         with path.open("rb", buffering=0) as file:
             for name, entry in header.items():
                 file.seek(entry["at"])
@@ -86,15 +112,6 @@ def tensor_entries(directory: Path) -> Iterator[TensorEntry]:
                     hasher.update(buffer[:got])
                     left -= got
                 yield name, entry["dtype"], entry["shape"], hasher.digest()
-
-
-def _json(path: Path) -> Any:
-    if path.stat().st_size > LIMITS.json_bytes:
-        raise Incompatible(f"{path} is over {LIMITS.json_bytes} bytes", field="config")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise Incompatible(f"{path} is not JSON", field="config") from error
 
 
 def _canonical(value: Any) -> bytes:
@@ -112,38 +129,40 @@ def tokenizer_digest(directory: Path) -> bytes:
     for name in _TOKENIZER_FILES:
         path = directory / name
         if path.is_file():
-            value = _json(path)
+            value = read_json(path)
             if isinstance(value, dict):
                 value = {k: v for k, v in value.items() if k not in _TOKENIZER_LABELS}
             parts.append(name.encode() + b"\0" + blake3_digest(_canonical(value)))
     for name in _TOKENIZER_RAW:
         path = directory / name
         if path.is_file():
-            parts.append(name.encode() + b"\0" + blake3_digest(path.read_bytes()))
+            data = path.read_bytes()
+            not_a_pointer(path, data)
+            parts.append(name.encode() + b"\0" + blake3_digest(data))
     if not parts:
         raise NotFound(f"{directory} has no tokenizer", cause="kvswap needs one to know a prefix by its ids")
     return blake3_digest(b"".join(parts))
 
 
 def _parameters(directory: Path) -> int:
-    total = 0
-    for path in directory.glob("*.safetensors"):
-        for entry in read_header(path).values():
-            count = 1
-            for size in entry["shape"]:
-                count *= size
-            total += count
-    return total
+    return sum(math.prod(entry["shape"]) for entry in headers(directory).values())
 
 
 def directory_identity(directory: Path, label: str) -> ModelIdentity:
-    """Identity of the model in this directory.  Reads every weight once (about 4 GB/s a core)."""
+    """Return the identity of the model in this directory.  Reads every weight once (about 4 GB/s a core).
+
+    Raises `NotFound` where there is none, `Incompatible` where it cannot be told what would be loaded.
+    """
     if not (directory / "config.json").is_file():
         raise NotFound(f"{directory} has no config.json", hint="kvswap model ls")
+    check_directory(directory)
+    config = read_json(directory / "config.json")
+    if not isinstance(config, dict):
+        raise Incompatible(f"{directory / 'config.json'} is not a configuration", field="config")
     return ModelIdentity(
         label=label,
         weights=weights_digest(tensor_entries(directory)),
-        config=config_digest(_json(directory / "config.json")),
+        config=config_digest(config),
         tokenizer=tokenizer_digest(directory),
         adapters=[],
         parameters=_parameters(directory),

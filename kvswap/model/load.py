@@ -11,6 +11,7 @@ from typing import Any
 
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core.errors import Incompatible, InvalidDocument, UsageError
+from kvswap.model import files, opening
 from kvswap.model.identity import directory_identity
 from kvswap.model.settle import settle
 
@@ -87,11 +88,9 @@ def quiet_transformers() -> None:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer alone, where another process has the model."""
-    from transformers import AutoTokenizer
-
+    """Return the tokenizer alone, where another process has the model.  Raises `Incompatible`."""
     quiet_transformers()
-    return AutoTokenizer.from_pretrained(directory)
+    return opening.open_tokenizer(directory, directory.name)
 
 
 def document_ids(tokenizer: Any, text: str) -> list[int]:
@@ -109,9 +108,11 @@ def continuation_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", threads: int = 0) -> LoadedModel:
-    """Load from a local directory; nothing is downloaded.  Raises `UsageError` or `Incompatible`."""
+    """Load from a local directory; nothing is downloaded, and no code of the directory's is run.
+
+    Raises `UsageError`, and `Incompatible` where what would be computed with is not the model that the files hold.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     settle()
     quiet_transformers()
@@ -124,14 +125,12 @@ def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", thr
     if threads:
         torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(directory), dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise Incompatible(
-            f"transformers cannot load {label!r}: {str(error).splitlines()[0][:200]}", field="model"
-        ) from error
+    before = files.state(directory)
+    identity = directory_identity(directory, label)
+    model, tokenizer = opening.open_model(directory, label, getattr(torch, dtype))
     model.eval().to(device)
-    return LoadedModel(model, tokenizer, directory_identity(directory, label), dtype, device)
+    if files.state(directory) != before:
+        raise Incompatible(
+            f"the files of {label!r} changed while they were loaded", cause="another program writes them", field="model"
+        )
+    return LoadedModel(model, tokenizer, identity, dtype, device)

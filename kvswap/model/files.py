@@ -1,0 +1,131 @@
+"""What lies in a model's directory, and what of it is loaded.
+
+transformers loads one set of weight files: the one that the configuration names, `model.safetensors`, or the shards
+of its index.  Identity is of those and no others.  What a library would decide on its own is refused by name: an
+adapter beside the weights is applied or not by what happens to be installed.  Neither torch nor transformers is
+imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from kvswap.core.errors import Incompatible
+from kvswap.core.limits import LIMITS
+
+ADAPTER = "adapter_config.json"
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_POINTER = b"version https://git-lfs"
+_NUMBER = re.compile(r"\.\d+")
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
+
+Header = dict[str, dict[str, Any]]
+
+
+def not_a_pointer(path: Path, start: bytes) -> None:
+    """Raise `Incompatible` when a file that begins like this is a Git LFS pointer in place of the file."""
+    if start.startswith(_POINTER):
+        raise Incompatible(
+            f"{path} is a Git LFS pointer, not the file itself",
+            cause="the repository was cloned without Git LFS",
+            hint=f"cd {path.parent} && git lfs pull",
+            field="model",
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON in a file.  Raises `Incompatible` when it is too large, no JSON, or a Git LFS pointer."""
+    if path.stat().st_size > LIMITS.json_bytes:
+        raise Incompatible(f"{path} is over {LIMITS.json_bytes} bytes", field="config")
+    data = path.read_bytes()
+    not_a_pointer(path, data)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Incompatible(f"{path} is not JSON", field="config") from error
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the files that transformers loads weights from, in its order.  Raises `Incompatible`.
+
+    Where there is neither `model.safetensors` nor an index, which transformers loads nothing from, all of them.
+    """
+    config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
+    named = config.get("transformers_weights") if isinstance(config, dict) else None
+    if named is not None:
+        path = _inside(directory, named, directory / "config.json")
+        return _of_index(path) if path.name.endswith(".index.json") else [path]
+    if (directory / _WHOLE).is_file():
+        return [directory / _WHOLE]
+    if (directory / _INDEX).is_file():
+        return _of_index(directory / _INDEX)
+    return sorted(directory.glob("*.safetensors"))
+
+
+def _of_index(index: Path) -> list[Path]:
+    held = read_json(index)
+    where = held.get("weight_map") if isinstance(held, dict) else None
+    if not isinstance(where, dict) or not where:
+        raise Incompatible(f"{index} has no weight_map", field="weights")
+    if not all(isinstance(shard, str) for shard in where.values()):
+        raise Incompatible(f"{index} names a shard that is no file name", field="weights")
+    return [_inside(index.parent, shard, index) for shard in sorted(set(where.values()))]
+
+
+def _inside(directory: Path, name: Any, by: Path) -> Path:
+    """The file of this name in the directory."""
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".index.json")) or Path(name).name != name:
+        raise Incompatible(f"{by} names {str(name)[:80]!r}, which is no weight file beside it", field="weights")
+    path = directory / name
+    if not path.is_file():
+        raise Incompatible(f"{by} names {name}, which is not there", field="weights")
+    return path
+
+
+def state(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of every file: equal when nothing was changed."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+def check_directory(directory: Path) -> None:
+    """Raise `Incompatible` for what must not be left to what happens to be installed."""
+    if os.path.lexists(directory / ADAPTER):
+        raise Incompatible(
+            f"{directory} holds an adapter ({ADAPTER}) beside its weights",
+            cause="whether it is applied depends on what is installed, and the model's identity does not tell",
+            hint="merge it into the weights and save them elsewhere, or move the adapter's files away",
+            field="adapters",
+        )
+
+
+def check_experts(header: Header) -> None:
+    """Raise `Incompatible` naming a tensor of an expert that is not there, or has another shape than the others'.
+
+    transformers stacks whatever experts it finds, by order: a gap would move all behind it.
+    """
+    shapes: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
+    counts: dict[str, int] = defaultdict(int)
+    kinds: dict[str, set[str]] = defaultdict(set)  # parts of an expert, alike in all layers
+    for name, entry in header.items():
+        if found := _EXPERT.fullmatch(name):
+            group, number, part = found[1], int(found[2]), found[3]
+            shapes[group, part][number] = entry["shape"]
+            counts[group] = max(counts[group], number + 1)
+            kinds[_NUMBER.sub(".N", group)].add(part)
+    for group, count in counts.items():
+        for part in sorted(kinds[_NUMBER.sub(".N", group)]):
+            held = shapes[group, part]
+            if len(held) < count:
+                gone = next(number for number in range(count) if number not in held)
+                raise Incompatible(f"the weights lack {group}.{gone}.{part}", field="weights")
+            for number, shape in held.items():
+                if shape != held[0]:
+                    raise Incompatible(
+                        f"{group}.{number}.{part} has the shape {shape}, that of expert 0 is {held[0]}", field="weights"
+                    )

@@ -1,0 +1,161 @@
+"""A directory to a model in memory through transformers, which guesses where it may; here nothing is guessed.
+
+Weights that are not in the files would be filled at random, weights that no layer takes would be dropped, and both
+without a word.  Code that a directory brings along is never run, and nobody is asked whether it may be.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from kvswap.core.errors import Incompatible, KvswapError
+from kvswap.model import files
+from kvswap.model.identity import headers
+
+logger = logging.getLogger("kvswap.model")
+
+_INSTALL = re.compile(r"pip install (?:(?:-U|--upgrade) )?['\"`]?([A-Za-z][\w.-]*)")
+_MADE_ANEW = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(masked_)?bias_mask$")  # tables, not weights
+_NAMED = 4  # names in a message
+
+
+def open_model(directory: Path, label: str, dtype: Any) -> tuple[Any, Any]:
+    """Return model and tokenizer, all their weights from the files.  Raises `Incompatible` naming what is amiss."""
+    from transformers import AutoModelForCausalLM
+
+    config = _configuration(directory, label)
+    model, info = _by_library(
+        directory,
+        label,
+        config.get("quantization_config"),
+        lambda: AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        ),
+    )
+    _check_weights(model, info, label)
+    return model, open_tokenizer(directory, label)
+
+
+def open_tokenizer(directory: Path, label: str) -> Any:
+    """Return the directory's tokenizer.  Raises `Incompatible`."""
+    from transformers import AutoTokenizer
+
+    _configuration(directory, label)
+    return _by_library(
+        directory,
+        label,
+        None,
+        lambda: AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False),
+    )
+
+
+def _configuration(directory: Path, label: str) -> dict[str, Any]:
+    """The configuration, when transformers has the class that it names."""
+    from transformers import CONFIG_MAPPING
+
+    files.check_directory(directory)
+    path = directory / "config.json"
+    if not path.is_file():
+        return {}
+    config = files.read_json(path)
+    if not isinstance(config, dict):
+        raise Incompatible(f"{path} is not a configuration", field="config")
+    kind = config.get("model_type")
+    if config.get("auto_map") and kind not in CONFIG_MAPPING:
+        raise Incompatible(
+            f"{label!r} brings its own code (auto_map) for model_type {str(kind)[:60]!r}, and kvswap runs none",
+            cause="transformers has no class of this kind",
+            field="model",
+        )
+    return config
+
+
+def _by_library(directory: Path, label: str, quantisation: Any, way: Callable[[], Any]) -> Any:
+    """What transformers makes of it; whatever it raises becomes our error."""
+    import torch
+
+    try:
+        files.check_experts(headers(directory))
+        return way()
+    except (KvswapError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise _not_installed(label, error, quantisation) from error
+    except Exception as error:  # a configuration is a stranger's, and any of it may be wrong
+        said = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:200]
+        named = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        raise Incompatible(f"transformers cannot load {label!r}: {named}{said}", field="model") from error
+
+
+def _not_installed(label: str, error: ImportError, quantisation: Any) -> Incompatible:
+    said = " ".join(str(error).split())
+    found = _INSTALL.search(said)
+    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+    package = found[1] if found else error.name or method
+    what = f"{label!r} is quantised with {method}, which" if method else f"{label!r}"
+    return Incompatible(
+        f"{what} needs {f'the package {package}' if package else 'a package'} that is not installed, or not usable",
+        cause=said[:200],
+        hint=f"pip install {package}" if package else None,
+        field="quantization" if method else "model",
+    )
+
+
+def _check_weights(model: Any, info: dict[str, Any], label: str) -> None:
+    """Every weight of the model came from the files, in its shape, and every weight for its layers was taken."""
+    if missing := sorted(info["missing_keys"]):
+        raise _amiss(
+            label, f"the files lack {_some(missing)}", "a name that was changed, or a download that is not whole"
+        )
+    if mismatched := sorted(info["mismatched_keys"], key=str):
+        told = [f"{name} ({list(held)} instead of {list(wanted)})" for name, held, wanted in mismatched]
+        raise _amiss(label, f"weights have another shape: {_some(told)}", "config.json is of another model")
+    if info["error_msgs"]:
+        raise _amiss(label, str(info["error_msgs"])[:200], None)
+    unexpected = sorted(name for name in info["unexpected_keys"] if not _MADE_ANEW.search(name))
+    inside = [name for name in unexpected if _belongs(model, name)]
+    if inside:
+        raise _amiss(
+            label,
+            f"layers of the model do not take {_some(inside)}",
+            "config.json leaves out what the weights were made for",
+        )
+    if unexpected:
+        logger.info("%s: weights beside the model are not used: %s", label, _some(unexpected))
+
+
+def _amiss(label: str, what: str, cause: str | None) -> Incompatible:
+    return Incompatible(f"{label!r}: {what}", cause=cause, field="weights")
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = len(listed) - _NAMED
+    return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _belongs(model: Any, name: str) -> bool:
+    """Whether a weight lies in a layer that the model has, or in a module that has weights of its own."""
+    import torch
+
+    parts = name.split(".")
+    module = model
+    for part in parts[:-1]:
+        below = getattr(module, "_modules", {}).get(part)
+        if below is None:
+            return False
+        if isinstance(module, torch.nn.ModuleList):
+            return True
+        module = below
+    return any(True for _ in module.parameters(recurse=False))
