@@ -68,6 +68,7 @@ class Settings:
     api_port: int = 0
     quota_bytes: int = 10 * GB
     idle_unload_seconds: float = 600.0
+    model_processes: int = 2  # models loaded at the same time, where there is memory for them
     artifact_days: int = 30
     price_per_gb: float = 0.0  # what a fetched gigabyte costs this node
     asks_per_gb: float = 0.0  # what this node tells others that a gigabyte from it costs

@@ -144,6 +144,7 @@ class Api:
                     "device": node.settings.device,
                     "loaded": self._model.model,
                     "pid": self._model.pid,
+                    "processes": self._model.processes,
                 },
                 "bytes_in": node.counters.bytes_in,
                 "bytes_out": node.counters.bytes_out,

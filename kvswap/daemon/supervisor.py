@@ -1,53 +1,102 @@
-"""Keeping the model process: started on demand, restarted after a crash, ended after idling.
+"""Keeping the model processes: started on demand, restarted after a crash, ended after idling.
 
-Jobs run one at a time.  Cancelling a job asks the process to stop at the next block or token; one
-that does not is killed, because a worker that ignores its node is of no use to anybody.
+Each model has a process of its own, at most `model_processes` of them (2), so one that loads for minutes, hangs or
+crashes holds up nobody who asks for another.  Jobs of one model run one at a time, in order.  Cancelling a job asks
+the process to stop at the next block or token; one that does not is killed, and so is one that says nothing any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import sys
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvswap.core import wire
-from kvswap.core.errors import KvswapError, MalformedMessage, WorkerFailed
-from kvswap.core.limits import LIMITS
+from kvswap.core.errors import KvswapError, WorkerFailed
 from kvswap.core.settings import Settings
+from kvswap.core.upkeep import Problems, forever
+from kvswap.daemon.child import PROGRAM, Child, Lost, Patience
 from kvswap.exchange.model_port import ModelChoice, OnEvent, Tell
 from kvswap.model import catalogue
 from kvswap.model.identity import directory_identity
-from kvswap.worker import protocol
 
-_CANCEL_SECONDS = 30.0
-_BUFFER = 8 << 20
+_PROBLEM = "model process"
+_KILLED = "not enough memory"
+_MEMORY = ("out of memory", "memoryerror", "outofmemory", "cannot allocate memory", "can't allocate memory")
+_LOADED_PER_BYTE = 1.3  # memory that a model takes, for each byte of its files
+
+
+@dataclass(eq=False, slots=True)
+class _Slot:
+    """The place of one model: its process, who uses it and who waits for it."""
+
+    choice: ModelChoice
+    child: Child | None = None
+    loaded: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the job that runs
+    users: int = 0  # jobs that run or wait
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
+    used: float = field(default_factory=time.monotonic)
+    failure: tuple[int, KvswapError] | None = None  # of the last load, and its number
+    loads: int = 0
+
+    @property
+    def pid(self) -> int | None:
+        return self.child.pid if self.child is not None else None
+
+    @property
+    def state(self) -> str:
+        if self.lock.locked():
+            return "working" if self.loaded else "loading"
+        return "idle"
+
+    async def end(self, now: bool = False) -> int | None:
+        child, self.child, self.loaded = self.child, None, False
+        return await child.end(now) if child is not None else None
 
 
 class ModelProcess:
-    """`ModelPort` over a child process."""
+    """`ModelPort` over child processes."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._process: asyncio.subprocess.Process | None = None
-        self._open: ModelChoice | None = None
-        self._lock = asyncio.Lock()
-        self._used = time.monotonic()
+    def __init__(
+        self,
+        settings: Settings,
+        problems: Problems | None = None,
+        *,
+        program: Sequence[str] = PROGRAM,
+        patience: Patience | None = None,
+    ) -> None:
+        self._settings, self._program, self._patience = settings, program, patience or Patience()
+        self.problems = problems if problems is not None else Problems()
+        self._slots: list[_Slot] = []
+        self._going: list[_Slot] = []  # those that end their jobs and begin no others
+        self._placing = asyncio.Lock()  # who needs a place that is not free, in order
+        self._stopping = False
         self._identities: dict[Path, tuple[tuple[tuple[str, int, int], ...], Any]] = {}
         self.starts = 0
         self.crashes = 0
 
     @property
+    def processes(self) -> list[dict[str, Any]]:
+        """`{"model", "pid", "state"}` of each; the state is loading, working or idle."""
+        return [{"model": s.choice.name, "pid": s.pid, "state": s.state} for s in self._slots if s.pid is not None]
+
+    @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        """The process that was used last."""
+        return self._last.pid if self._last is not None else None
 
     @property
     def model(self) -> str | None:
-        """Name of the loaded model."""
-        return self._open.name if self._open is not None and self.pid is not None else None
+        """Name of the loaded model that was used last."""
+        return self._last.choice.name if self._last is not None and self._last.loaded else None
+
+    @property
+    def _last(self) -> _Slot | None:
+        return max((s for s in self._slots if s.pid is not None), key=lambda s: s.used, default=None)
 
     # -- ModelPort -------------------------------------------------------------------------------
 
@@ -69,9 +118,8 @@ class ModelProcess:
         return known[1]
 
     async def warm(self, choice: ModelChoice) -> None:
-        async with self._lock:
-            await self._ensure(choice)
-            self._used = time.monotonic()
+        async with self._held(choice) as slot:
+            await self._ensure(slot)
 
     async def run(
         self,
@@ -81,144 +129,184 @@ class ModelProcess:
         tell: Tell | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        async with self._lock:
-            await self._ensure(choice)
+        async with self._held(choice) as slot:
+            child = await self._ensure(slot)
             try:
-                return await self._job({"job": job, **arguments}, on_event, tell)
+                result = await child.job({"job": job, **arguments}, on_event, tell)
+            except Lost as lost:
+                raise await self._lost(slot, lost) from lost
+            self.problems.clear_one(_PROBLEM)
+            return result
+
+    # -- places ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _held(self, choice: ModelChoice) -> AsyncIterator[_Slot]:
+        """The place of a model, and its process for one job."""
+        slot = self._of(choice)
+        if slot is None:
+            async with self._placing:
+                slot = self._of(choice) or await self._place(choice)
+                slot.users += 1
+        else:
+            slot.users += 1
+        slot.unused.clear()
+        loads = slot.loads
+        try:
+            async with slot.lock:
+                if slot.failure is not None and slot.failure[0] > loads:  # the load that this one waited for
+                    raise KvswapError.from_dict(slot.failure[1].to_dict())
+                yield slot
+        finally:
+            slot.users -= 1
+            slot.used = time.monotonic()
+            if not slot.users:
+                slot.unused.set()
+                if slot.pid is None and slot in self._slots:
+                    self._slots.remove(slot)
+
+    def _of(self, choice: ModelChoice) -> _Slot | None:
+        self._check_stopping()
+        return next((s for s in self._slots if s.choice == choice), None)
+
+    def _check_stopping(self) -> None:
+        if self._stopping:
+            raise WorkerFailed("the model process is stopping", cause="the daemon is", hint="kvswap status")
+
+    async def _place(self, choice: ModelChoice) -> _Slot:
+        """A new place, for which another may have to go: it ends its jobs first, and begins no others."""
+        fits = await asyncio.to_thread(self._fits, choice)
+        while len(self._slots) >= (max(1, self._settings.model_processes) if fits else 1):
+            idle = [s for s in self._slots if not s.users]
+            outdated = [s for s in idle if s.choice.name == choice.name]
+            going = min(outdated or idle or self._slots, key=lambda s: s.used)
+            self._slots.remove(going)
+            self._going.append(going)
+            try:
+                if going.users:
+                    await going.unused.wait()
+                await going.end()
+            except asyncio.CancelledError:
+                if going.child is not None:
+                    self._slots.append(going)
+                raise
             finally:
-                self._used = time.monotonic()
+                self._going.remove(going)
+            self._check_stopping()
+        slot = _Slot(choice)
+        self._slots.append(slot)
+        return slot
 
-    # -- process ---------------------------------------------------------------------------------
+    def _fits(self, choice: ModelChoice) -> bool:
+        """Whether this machine has memory for one more model; where that cannot be told, it has."""
+        try:
+            directory = catalogue.resolve(choice.name, self._settings.models)
+            size = sum(p.stat().st_size for p in directory.iterdir() if p.is_file())
+            free = available_bytes(Path("/proc/meminfo").read_text())
+        except (OSError, KvswapError, ValueError):
+            return True
+        return free is None or choice.device != "cpu" or size * _LOADED_PER_BYTE < free
 
-    async def _ensure(self, choice: ModelChoice) -> None:
-        if self.pid is not None and self._open == choice:
-            return
-        await self._end()
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "kvswap.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_BUFFER,
-            env=environment,
-            start_new_session=True,  # Ctrl-C at a terminal goes to the node, which ends us in order
-        )
-        self.starts += 1
+    # -- processes -------------------------------------------------------------------------------
+
+    async def _ensure(self, slot: _Slot) -> Child:
+        """The process of a place, its model loaded.  With the place's lock held."""
+        if slot.child is not None and slot.loaded and slot.pid is not None:
+            return slot.child
+        await slot.end(now=True)
+        try:
+            try:
+                return await self._load(slot)
+            except WorkerFailed as error:
+                if not _of_memory(error) or not await self._end_idle():
+                    raise
+            return await self._load(slot)  # alone on this machine
+        except KvswapError as error:
+            slot.loads += 1
+            slot.failure = (slot.loads, error)
+            raise
+
+    async def _load(self, slot: _Slot) -> Child:
+        choice, child = slot.choice, Child(self._settings.home, self._program, self._patience)
         directory = catalogue.resolve(choice.name, self._settings.models)
         request = {
             "job": "open",
-            "directory": str(directory),
+            "directory": str(directory.absolute()),
             "label": choice.name,
             "dtype": choice.dtype,
             "device": choice.device,
             "threads": choice.threads,
         }
+        slot.child = child
         try:
-            async with asyncio.timeout(LIMITS.worker_start_seconds):
-                await self._job(request, None)
-        except BaseException as error:
-            await self._end()
-            if isinstance(error, TimeoutError):
-                raise WorkerFailed(
-                    f"the model {choice.name} did not load in {LIMITS.worker_start_seconds:g} s"
-                ) from None
-            raise
-        self._open = choice
-
-    async def _job(self, request: dict[str, Any], on_event: OnEvent | None, tell: Tell | None = None) -> dict[str, Any]:
-        process = self._process
-        assert process is not None and process.stdin is not None  # noqa: S101 - _ensure made it
-        answered = False
-        telling: asyncio.Task[None] | None = None
-        try:
-            process.stdin.write(protocol.frame(request))
-            await process.stdin.drain()
-            if tell is not None:
-                telling = asyncio.create_task(_pass_on(tell, process.stdin))
-            while True:
-                message = await self._receive(process)
-                if "event" in message:
-                    if on_event is not None:
-                        await on_event(message)
-                    continue
-                answered = True
-                if "error" in message:
-                    raise KvswapError.from_dict(message["error"])
-                result: dict[str, Any] = message["result"]
-                return result
-        except (BrokenPipeError, ConnectionResetError, asyncio.IncompleteReadError) as error:
-            code = await self._end()
-            self.crashes += 1
-            raise WorkerFailed(
-                f"the model process ended while working (exit {code})",
-                cause="not enough memory, or a fault in a library" if code == -9 else "a fault in a library",
-                hint="kvswap status",
-            ) from error
+            self._check_stopping()
+            await child.start()
+            self.starts += 1
+            self._check_stopping()  # it came too late to be ended by `stop`
+            await child.job(request, None, most=self._patience.load)
+        except Lost as lost:
+            raise await self._lost(slot, lost, f"loading {choice.name}") from lost
         except BaseException:
-            if self.pid is not None and not answered and request["job"] != "open":
-                await asyncio.shield(self._settle(process))
+            await slot.end(now=True)
             raise
-        finally:
-            if telling is not None:
-                telling.cancel()
+        slot.loaded = True
+        self.problems.clear_one(_PROBLEM)
+        return child
 
-    async def _receive(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
-        assert process.stdout is not None  # noqa: S101 - made with a pipe
-        length = protocol.check_length(await process.stdout.readexactly(protocol.HEADER.size))
-        message = wire.parse(await process.stdout.readexactly(length), MalformedMessage, items=LIMITS.pipe_items)
-        if not isinstance(message, dict):
-            raise MalformedMessage("the model process sent something else than a map")
-        return message
+    async def _lost(self, slot: _Slot, lost: Lost, doing: str = "") -> WorkerFailed:
+        """End a process that is of no more use; the error for who waited for it."""
+        code = await slot.end(now=True)
+        self.crashes += 1
+        by_itself = lost.what.startswith("ended")
+        after = f" (exit {code})" if by_itself else "; it was ended, the next request starts another"
+        error = WorkerFailed(
+            f"the model process {lost.what}{f', {doing}' if doing else ''}{after}",
+            cause=f"{_KILLED}, or somebody killed it" if by_itself and code == -9 else lost.cause,
+            hint="kvswap status",
+        )
+        self.problems.note(_PROBLEM, error)
+        return error
 
-    async def _settle(self, process: asyncio.subprocess.Process) -> None:
-        """After a failed or cancelled job: stop the process's work and drop what it still sends."""
-        assert process.stdin is not None  # noqa: S101 - made with a pipe
-        try:
-            process.stdin.write(protocol.frame({"cancel": True}))
-            async with asyncio.timeout(_CANCEL_SECONDS):
-                while True:
-                    message = await self._receive(process)
-                    if "result" in message or "error" in message:
-                        return
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, KvswapError):
-            await self._end()
-
-    async def _end(self) -> int | None:
-        process, self._process, self._open = self._process, None, None
-        if process is None:
-            return None
-        if process.returncode is None:
-            if process.stdin is not None:
-                process.stdin.close()  # the process exits when its input ends
-            try:
-                await asyncio.wait_for(process.wait(), 3)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
-        return process.returncode
+    async def _end_idle(self) -> bool:
+        """End what nobody uses; whether there was anything."""
+        idle = [s for s in self._slots if not s.users and s.pid is not None]
+        for slot in idle:
+            self._slots.remove(slot)
+            await slot.end()
+        return bool(idle)
 
     async def stop(self) -> None:
-        """End the process now, whatever it does."""
-        process = self._process
-        if process is not None and process.returncode is None and self._lock.locked():
-            process.kill()
-        await self._end()
+        """End the processes now, whatever they do; no job begins any more."""
+        self._stopping = True
+        for slot in [*self._slots, *self._going]:
+            await slot.end(now=bool(slot.users))
 
     async def unload_when_idle(self) -> None:
-        """For ever: end a process that was not used for `idle_unload_seconds`."""
-        while True:
-            idle = self._settings.idle_unload_seconds
-            await asyncio.sleep(min(idle, 5.0) or 5.0)
-            if self.pid is not None and not self._lock.locked() and time.monotonic() - self._used > idle:
-                async with self._lock:
-                    await self._end()
+        """For ever: end processes that were not used for `idle_unload_seconds`."""
+        idle = self._settings.idle_unload_seconds
+        await forever("unload", self._unload, self.problems, pause=min(idle, 5.0) or 5.0)
+
+    async def _unload(self) -> None:
+        oldest = time.monotonic() - self._settings.idle_unload_seconds
+        for slot in [s for s in self._slots if not s.users and s.used < oldest]:
+            self._slots.remove(slot)
+            await slot.end()
 
 
-async def _pass_on(tell: Tell, stdin: asyncio.StreamWriter) -> None:
-    """Until cancelled; a process that is gone is noticed by whoever waits for its answer."""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        while True:
-            stdin.write(protocol.frame({"tell": await tell.get()}))
-            await stdin.drain()
+def _of_memory(error: WorkerFailed) -> bool:
+    """Whether a load that failed may do better where nothing else is loaded."""
+    text = error.message.lower()
+    return (error.cause or "").startswith(_KILLED) or any(name in text for name in _MEMORY)
+
+
+def available_bytes(meminfo: str) -> int | None:
+    """Read the memory that can be had without swapping from the text of /proc/meminfo; None: it does not say.
+
+    >>> available_bytes("MemTotal:  8 kB\\nMemAvailable:  4 kB\\n")
+    4096
+    """
+    for line in meminfo.splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return None

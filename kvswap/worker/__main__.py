@@ -1,59 +1,117 @@
-"""`python -m kvswap.worker`: the model process.  Speaks `protocol` on stdin and stdout."""
+"""The model process.  Speaks `protocol` on a socket of its own, whose descriptor is the last argument.
+
+Standard input is /dev/null and standard output is standard error, so nothing that a library prints or asks gets
+between the frames.  While a job runs a thread says every few seconds that the process lives, and how much it has
+computed: by that the node knows work from a frozen process.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
-from typing import Any, BinaryIO
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO, Protocol, cast
 
 from kvswap.core.errors import KvswapError, WorkerFailed
+from kvswap.core.limits import LIMITS
 from kvswap.worker import protocol
-from kvswap.worker.jobs import Jobs
 from kvswap.worker.told import Told
 
 
-def main() -> int:
-    # stdout is the protocol: whatever a library prints goes to stderr.
-    out = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
+class _Jobs(Protocol):
+    def run(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Do one job.  Raises `KvswapError`."""
+
+
+MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Told], _Jobs]
+
+
+def own_streams() -> None:
+    """Point standard input at nothing and standard output at standard error."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # there is no standard error
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+    os.close(nothing)
+
+
+class _Channel:
+    """The socket to the node; frames go out whole, from any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.set_inheritable(False)
+        self._lock = threading.Lock()
+
+    def send(self, value: dict[str, Any]) -> None:
+        data = protocol.frame(value)
+        with self._lock:
+            self._socket.sendall(data)
+
+    def stream(self) -> BinaryIO:
+        return cast(BinaryIO, self._socket.makefile("rb"))
+
+
+def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_seconds) -> int:
+    """Serve jobs until the node closes its end.  Never returns in any other case."""
+    own_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to handle
-    inbox: queue.Queue[dict[str, Any] | None] = queue.Queue(16)
-    cancelled = threading.Event()
-    lock = threading.Lock()
-    told = Told()
+    channel = _Channel(int(sys.argv[-1]))
+    inbox: queue.Queue[dict[str, Any]] = queue.Queue(16)
+    cancelled, working, told = threading.Event(), threading.Event(), Told()
 
-    def send(value: dict[str, Any]) -> None:
-        data = memoryview(protocol.frame(value))
-        with lock:
-            while data:
-                data = data[out.write(data) :]
-
-    def listen(stream: BinaryIO) -> None:
-        while (message := protocol.read(stream)) is not None:
-            if message.get("cancel"):
-                cancelled.set()
-            elif "tell" in message:
-                told.put(message["tell"])
-            else:
-                told.clear()
-                inbox.put(message)
+    def listen() -> None:
+        with contextlib.suppress(Exception):  # a frame that is none: the two are out of step
+            stream = channel.stream()
+            while (message := protocol.read(stream)) is not None:
+                if message.get("cancel"):
+                    cancelled.set()
+                elif "tell" in message:
+                    told.put(message["tell"])
+                else:
+                    told.clear()
+                    cancelled.clear()  # here, not when it begins: it may be cancelled before
+                    inbox.put(message)
         os._exit(0)  # the node is gone: nobody will read a result
 
-    threading.Thread(target=listen, args=(sys.stdin.buffer,), daemon=True).start()
-    jobs = Jobs(send, cancelled, told)
-    while (message := inbox.get()) is not None:
-        cancelled.clear()
-        try:
-            send({"result": jobs.run(message)})
-        except KvswapError as error:
-            send({"error": error.to_dict()})
-        except Exception as error:  # noqa: BLE001 - the boundary of a process: report, live on
-            failure = WorkerFailed(f"the model process failed: {type(error).__name__}: {str(error)[:300]}")
-            send({"error": failure.to_dict()})
-    return 0
+    def beat() -> None:
+        while working.wait():
+            with contextlib.suppress(OSError):  # the listening thread ends the process
+                channel.send({"event": protocol.ALIVE, "cpu_us": int(time.process_time() * 1e6)})
+            time.sleep(heartbeat)
+
+    for target in (listen, beat):
+        threading.Thread(target=target, name=f"kvswap-{target.__name__}", daemon=True).start()
+    if make_jobs is None:
+        from kvswap.worker.jobs import Jobs
+
+        make_jobs = Jobs
+    jobs = make_jobs(channel.send, cancelled, told)
+    while True:
+        message = inbox.get()
+        working.set()
+        answer = _answer(jobs, message)
+        working.clear()
+        channel.send(answer)
+
+
+def _answer(jobs: _Jobs, message: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"result": jobs.run(message)}
+    except KvswapError as error:
+        return {"error": error.to_dict()}
+    except Exception as error:  # noqa: BLE001 - the boundary of a process: report, live on
+        failure = WorkerFailed(f"the model process failed: {type(error).__name__}: {str(error)[:300]}")
+        return {"error": failure.to_dict()}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Frames on the pipe between node and model process.
+"""Frames between node and model process, on a socket of their own.
 
 A frame is a big-endian u32 length and that many bytes of msgpack.  The node sends
 `{"job": name, ...}`, `{"tell": ...}` to the job that is running, or `{"cancel": true}`; the process answers
-with any number of `{"event": ...}` frames and one `{"result": ...}` or `{"error": ...}`.
+with any number of `{"event": ...}` frames and one `{"result": ...}` or `{"error": ...}`.  While a job runs
+`{"event": "alive", "cpu_us": ...}` comes every few seconds, whatever the job does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from kvswap.core.errors import MalformedMessage
 from kvswap.core.limits import LIMITS
 
 HEADER = struct.Struct(">I")
+ALIVE = "alive"
 
 
 def frame(value: dict[str, Any]) -> bytes:

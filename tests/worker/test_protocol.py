@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import io
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from kvswap.core.errors import MalformedMessage
-from kvswap.worker import protocol
+from kvswap.worker import protocol, start
 
 
 def test_frames_round_trip_and_end_cleanly() -> None:
@@ -28,13 +29,16 @@ def test_oversized_and_malformed_frames_are_refused() -> None:
 
 
 def test_the_process_answers_errors_and_ends_with_its_input() -> None:
+    ours, theirs = socket.socketpair()
     process = subprocess.Popen(
-        [sys.executable, "-m", "kvswap.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        [sys.executable, "-P", start.__file__, str(theirs.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        pass_fds=(theirs.fileno(),),
     )
-    assert process.stdin is not None and process.stdout is not None
+    theirs.close()
+    stream = ours.makefile("rb")
     for request, code in (
         ({"job": "nonsense"}, "usage"),
         ({"job": "tokenize", "text": "x", "block_tokens": 4}, "worker_failed"),
@@ -44,10 +48,12 @@ def test_the_process_answers_errors_and_ends_with_its_input() -> None:
             "usage",
         ),
     ):
-        process.stdin.write(protocol.frame(request))
-        process.stdin.flush()
-        answer = protocol.read(process.stdout)  # type: ignore[arg-type]
+        ours.sendall(protocol.frame(request))
+        answer = protocol.read(stream)  # type: ignore[arg-type]
+        while answer is not None and answer.get("event") == protocol.ALIVE:
+            answer = protocol.read(stream)  # type: ignore[arg-type]
         assert answer is not None and answer["error"]["code"] == code
-    process.stdin.close()
+    ours.shutdown(socket.SHUT_WR)
     assert process.wait(20) == 0
-    process.stdout.close()
+    stream.close()
+    ours.close()
