@@ -11,10 +11,11 @@ import pytest
 
 from kvswap.core.errors import Untrusted
 from kvswap.core.ids import Cid
-from kvswap.exchange.audits import coverage, hear_audits
+from kvswap.exchange.audits import audits_of, coverage, hear_audits, listed, refuse_if_failed
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.heads import freshness, heads_of, hear_heads
-from kvswap.trust.audit import Audit, sign_audit
+from kvswap.store import AuditRow
+from kvswap.trust.audit import Audit, environment_of, read_audit, sign_audit
 from kvswap.trust.head import make_head
 from tests.exchange.test_fetch import world
 from tests.support import Made, key, make_artifact, run
@@ -27,7 +28,7 @@ def head(sequence: int, withdrawn: dict[str, str], signer: Any = PUBLISHER) -> b
     return make_head(signer, sequence, int(time.time()) - 5, [], withdrawn).envelope
 
 
-def audit(made: Made, verdict: str, auditor: Any = AUDITOR) -> bytes:
+def audit(made: Made, verdict: str, auditor: Any = AUDITOR, environment: list[str] | None = None) -> bytes:
     fields = Audit(
         version=1,
         artifact=bytes(made.statement.artifact),
@@ -40,7 +41,7 @@ def audit(made: Made, verdict: str, auditor: Any = AUDITOR) -> bytes:
         worst=1,
         verdict=verdict,
         why="",
-        environment=[],
+        environment=environment_of() if environment is None else environment,
         issued=int(time.time()),
     )
     return sign_audit(fields, auditor).envelope
@@ -190,5 +191,34 @@ def test_audits_count_of_auditors_whom_one_trusts(tmp_path: Path) -> None:
             with pytest.raises(Untrusted, match="caught"):
                 await fetch(b, Cid.parse(made.id))
             assert [row["peer"] for row in b.policy.caught()] == [publisher]
+
+    run(body())
+
+
+def test_failures_by_older_rules_count_for_nothing(tmp_path: Path) -> None:
+    """They are neither heard nor acted on nor told; those by the rules of now are."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            old = audit(made, "failed", environment=["bfloat16", "cpu", "2"])  # as 2b501d5 signed them
+            a, b = await w.node(), await w.node()
+            for node in (a, b):
+                w.give(node, made)
+                node.policy.add(str(AUDITOR.peer_id))
+            hear_audits(a, [old], PEER, None)
+            assert a.policy.policy.caught(made.manifest.publisher) is None
+            signed = read_audit(old)
+            b.records.add_audit(
+                AuditRow(signed.id, made.id, None, made.manifest.publisher, str(AUDITOR.peer_id), True, old)
+            )
+            refuse_if_failed(b, made.statement)  # kept from before: void
+            assert audits_of(b, made.id, None) == []
+            assert [(row["verdict"], row["void"]) for row in listed(b, None)] == [("failed", True)]
+            hear_audits(b, [audit(made, "failed")], PEER, None)
+            assert b.policy.policy.caught(made.manifest.publisher) is not None
+            with pytest.raises(Untrusted, match="failed an audit"):
+                refuse_if_failed(b, made.statement)
+            assert len(audits_of(b, made.id, None)) == 1
 
     run(body())

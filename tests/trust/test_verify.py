@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,31 @@ def test_the_trust_list_is_kept_and_never_guessed(tmp_path: Path) -> None:
     path.write_text("{broken")
     with pytest.raises(UsageError):
         PolicyFile(path, key(9).peer_id)
+
+
+def test_what_older_rules_condemned_is_lifted_and_told(tmp_path: Path) -> None:
+    """V3, V5, V7 and what an auditor said; not V2.  Nothing is written for it, and old names stay."""
+    path = tmp_path / "trust.json"
+    peers = [str(key(number).peer_id) for number in range(10, 14)]
+    whys = [
+        "V3: 401 of 401 positions of layer 0",
+        "V2: K of layer 3 is not finite everywhere",
+        "1 of 32 positions",
+        "V7: x",
+    ]
+    rows = [
+        {"peer": p, "since": 5, "why": w, "artifact": "a", "evidence": "e"} for p, w in zip(peers, whys, strict=True)
+    ]
+    trusted = [{"peer": peers[0], "label": "", "added": 1, "how": "added"}]
+    path.write_text(json.dumps({"publishers": trusted, "distrusted": rows}))
+    before = path.read_bytes()
+    file = PolicyFile(path, key().peer_id)
+    assert path.read_bytes() == before
+    assert set(file.policy.distrusted) == {peers[1]} and {row["peer"] for row in file.lifted()} == {*peers} - {peers[1]}
+    assert file.policy.trusts(peers[0]) and not file.policy.trusts(peers[2])
+    file.distrust(peers[2], "V5: proved", "a", "e")  # judged again
+    file.add(peers[3])
+    again = PolicyFile(path, key().peer_id)
+    assert set(again.policy.distrusted) == {peers[1], peers[2]}
+    assert [row["peer"] for row in again.lifted()] == [peers[0]]
+    assert {row["peer"] for row in json.loads(path.read_text())["distrusted"]} == {peers[1], peers[2]}
