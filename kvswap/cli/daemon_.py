@@ -35,6 +35,10 @@ def daemon_command(output: Output, **flags: Any) -> None:
         lines = [f"kvswap daemon is ready at {info['url']} (home {settings.home})", f"  publisher {info['publisher']}"]
         lines += [f"  listening {address}" for address in info["addresses"]]
         lines += [f"  degraded: {part}: {reason}" for part, reason in info["degraded"].items()]
+        lines += [
+            f"  no longer held against {row['peer']}: {row['why']} (older rules; judged again when used)"
+            for row in info["lifted"]
+        ]
         output.result({"ready": True, **info}, "\n".join(lines))
 
     main(settings, ready)

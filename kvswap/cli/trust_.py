@@ -18,6 +18,9 @@ def ls(output: Output) -> None:
     found = output.client.trust_list()
     rows = [(p["peer"], p["how"], p["label"]) for p in found["publishers"]]
     rows += [(p["peer"], "CAUGHT", p["why"]) for p in found["distrusted"]]
+    rows += [
+        (p["peer"], "lifted", f"caught by older rules, judged again when used: {p['why']}") for p in found["lifted"]
+    ]
     output.result(found, lambda: output.table(("PUBLISHER", "HOW", "LABEL"), [(found["own"], "own", ""), *rows]))
 
 
@@ -28,7 +31,7 @@ def audits(output: Output, peerid: str | None) -> None:
     found = output.client.audits(peerid)
     rows = [
         (
-            a["verdict"],
+            "void" if a["void"] else a["verdict"],
             a["step"],
             f"{a['samples']}/{a['tokens']}",
             f"{a['worst']:.2f}",

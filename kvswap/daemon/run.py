@@ -103,6 +103,7 @@ async def _run(settings: Settings, node: Node, model: ModelProcess, stop: asynci
                 "publisher": str(node.publisher.peer_id),
                 "addresses": node.transport.addresses() if node.transport and node.p2p else [],
                 "degraded": node.problems,
+                "lifted": node.policy.lifted(),
             }
         )
         await stop.wait()

@@ -35,7 +35,8 @@ class TrustApi:
     async def publishers(self, request: web.Request) -> web.Response:
         policy = self._node.policy
         own = str(self._node.publisher.peer_id)
-        return web.json_response({"own": own, "publishers": policy.rows(), "distrusted": policy.caught()})
+        told = {"distrusted": policy.caught(), "lifted": policy.lifted()}
+        return web.json_response({"own": own, "publishers": policy.rows(), **told})
 
     async def add(self, request: web.Request) -> web.Response:
         body = await body_of(request)

@@ -13,7 +13,18 @@ from kvswap.exchange.node import Node
 from kvswap.exchange.statement import told
 from kvswap.store import AuditRow
 from kvswap.trust import Statement
-from kvswap.trust.audit import FAILED, PASSED, Audit, Coverage, SignedAudit, covered, micro, read_audit, sign_audit
+from kvswap.trust.audit import (
+    FAILED,
+    PASSED,
+    Audit,
+    Coverage,
+    SignedAudit,
+    covered,
+    environment_of,
+    micro,
+    read_audit,
+    sign_audit,
+)
 from kvswap.trust.ladder import Level, Step
 
 
@@ -34,7 +45,7 @@ def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, sa
             worst=micro(step.figures.get("worst", 0.0)),
             verdict=FAILED if step.verdict == "failed" else PASSED,
             why=step.why[:256],
-            environment=[choice.dtype, choice.device, str(choice.threads)],
+            environment=environment_of(choice.dtype, choice.device, str(choice.threads)),
             issued=int(time.time()),
         ),
         node.publisher,
@@ -50,18 +61,23 @@ def _keep(node: Node, signed: SignedAudit, document: str | None) -> bool:
 
 
 def audits_of(node: Node, artifact: str | None, document: str | None) -> list[bytes]:
-    """What a reader is told who asks for an artifact or a document: failures first."""
-    return [row.envelope for row in node.records.audits(artifact=artifact, document=document)][: LIMITS.audits_told]
+    """What a reader is told who asks for an artifact or a document: failures first, none that is void."""
+    rows = node.records.audits(artifact=artifact, document=document)
+    return [row.envelope for row in rows if not _void(row)][: LIMITS.audits_told]
+
+
+def _void(row: AuditRow) -> bool:
+    return row.failed and read_audit(row.envelope).audit.void
 
 
 def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str | None) -> None:
     """Keep those by auditors whom we trust; the others count for nothing, whatever they say.
 
-    A publisher whom a trusted auditor caught is distrusted here as well.
+    Nor do failures by older rules.  A publisher whom a trusted auditor caught is distrusted here as well.
     """
     for signed in told(node, peer, "an audit", envelopes, LIMITS.audits_told, read_audit):
         audit = signed.audit
-        if audit.auditor == audit.publisher or not node.policy.policy.trusts(audit.auditor):
+        if audit.void or audit.auditor == audit.publisher or not node.policy.policy.trusts(audit.auditor):
             continue
         if audit.auditor == str(node.publisher.peer_id) or not _keep(node, signed, document):
             continue
@@ -88,7 +104,7 @@ def refuse_if_failed(node: Node, statement: Statement) -> None:
     """Raise `Untrusted` for an artifact that a trusted auditor, or this node, found wrong."""
     artifact = str(statement.artifact)
     for row in node.records.audits(artifact=artifact):
-        if row.failed and node.policy.policy.trusts(row.auditor):
+        if row.failed and node.policy.policy.trusts(row.auditor) and not _void(row):
             raise Untrusted(
                 f"artifact {artifact} failed an audit by {row.auditor}: {read_audit(row.envelope).audit.why}",
                 cause=f"audit {row.id}",
@@ -106,6 +122,8 @@ def listed(node: Node, publisher: str | None) -> list[dict[str, Any]]:
             "auditor": row.auditor,
             "step": f"V{(audit := read_audit(row.envelope).audit).level}",
             "verdict": audit.verdict,
+            "rules": audit.rules,
+            "void": audit.void,
             "samples": audit.samples or audit.tokens,
             "tokens": audit.tokens,
             "worst": audit.worst / 1e6,

@@ -244,6 +244,8 @@ class Node:
         """Join the network.  A failure there degrades the node and is reported; the rest works."""
         from kvswap.exchange.serving.answers import answer
 
+        for row in self.policy.lifted():
+            self.events.add("distrust_lifted", publisher=row["peer"], artifact=row["artifact"], reason=row["why"])
         if self.transport is None:
             return
         server = Server(lambda caller, request: answer(self, caller, request), self._unwelcome, self.flooded)

@@ -23,13 +23,14 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.trust.envelopes import check_cid, open_signed, require_signer, sign
 from kvswap.trust.keys import Key
-from kvswap.trust.ladder import Level
+from kvswap.trust.ladder import RULES, Level
 from kvswap.trust.noise import MICRO
 from kvswap.trust.sampling import coverage, draw
 
 KIND = "application/vnd.kvswap.audit.v1+msgpack"
 PASSED, FAILED = "passed", "failed"
 _LEVELS = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
+_RULES = "rules "  # a text of the environment: readers of before take it for one more of those
 
 
 class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +55,17 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.verdict == FAILED
 
     @property
+    def rules(self) -> int:
+        """The version of the rules by which it was judged, as its environment names it; 1 where it names none."""
+        said = [text.removeprefix(_RULES) for text in self.environment if text.startswith(_RULES)]
+        return int(said[0]) if said and said[0].isascii() and said[0].isdigit() else 1
+
+    @property
+    def void(self) -> bool:
+        """Whether it condemns by older rules, which took for a lie what the reader's own side explains."""
+        return self.failed and self.rules < RULES
+
+    @property
     def positions(self) -> list[int]:
         """Those that were looked at; empty for all of them."""
         return draw(self.seed, self.artifact, self.tokens, self.samples) if self.samples else []
@@ -70,6 +82,11 @@ class SignedAudit:
     id: str
     audit: Audit
     envelope: bytes
+
+
+def environment_of(*said: str) -> list[str]:
+    """Returns what an audit says of where and by which rules it was made."""
+    return [*said, f"{_RULES}{RULES}"]
 
 
 def sign_audit(audit: Audit, key: Key) -> SignedAudit:

@@ -16,6 +16,7 @@ from typing import Any
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import LIMITS
+from kvswap.trust.ladder import RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,22 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Caught:
-    """A publisher one of whose artifacts was proved wrong: since when, why, and the audit that shows it."""
+    """A publisher one of whose artifacts was proved wrong: since when, why, and the audit that shows it.
+
+    `rules`: the version of the rules by which it was.  What version 1 found at V3, V5 or V7 is void: there the
+    reader's own side could explain the difference.  At V2 it could not.
+    """
 
     peer: str
     since: int = 0
     why: str = ""
     artifact: str = ""
     evidence: str = ""
+    rules: int = 1
+
+    @property
+    def void(self) -> bool:
+        return self.rules < RULES and not self.why.startswith("V2:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,7 @@ class Policy:
     own: str
     publishers: dict[str, Publisher] = field(default_factory=dict)
     distrusted: dict[str, Caught] = field(default_factory=dict)
+    lifted: dict[str, Caught] = field(default_factory=dict)  # who was caught by older rules, and not yet judged again
 
     def trusts(self, peer: str) -> bool:
         return peer == self.own or (peer in self.publishers and peer not in self.distrusted)
@@ -61,39 +72,43 @@ class PolicyFile:
         self._path = path
         self.policy = Policy(str(own), *self._read())
 
-    def _read(self) -> tuple[dict[str, Publisher], dict[str, Caught]]:
+    def _read(self) -> tuple[dict[str, Publisher], dict[str, Caught], dict[str, Caught]]:
         if not self._path.exists():
-            return {}, {}
+            return {}, {}, {}
         try:
             if self._path.stat().st_size > LIMITS.config_bytes:
                 raise ValueError("the file is too large")
             data = json.loads(self._path.read_text())
             read = [Publisher(**{k: row[k] for k in ("peer", "label", "added", "how")}) for row in data["publishers"]]
             names = ("peer", "since", "why", "artifact", "evidence")
-            caught = [Caught(**{k: row[k] for k in names}) for row in data.get("distrusted", [])]
+            caught, lifted = (
+                [Caught(**{k: row[k] for k in names}, rules=row.get("rules", 1)) for row in data.get(kind, [])]
+                for kind in ("distrusted", "lifted")
+            )
         except (ValueError, KeyError, TypeError) as error:
             # Never fall back to an empty or open list: an unreadable policy is an error.
             raise UsageError(f"cannot read the trust list {self._path}: {error}") from error
-        return {p.peer: p for p in read}, {c.peer: c for c in caught}
+        void = {c.peer: c for c in (*lifted, *caught) if c.void}
+        return {p.peer: p for p in read}, {c.peer: c for c in caught if not c.void}, void
 
     def add(self, peer: str, label: str = "", how: str = "added") -> Publisher:
         """Trust a publisher from now on, whatever it did before."""
         PeerId.parse(peer)
         row = Publisher(peer, label[:200], int(time.time()), how)
         rest = {k: v for k, v in self.policy.distrusted.items() if k != peer}
-        self._write({**self.policy.publishers, peer: row}, rest)
+        self._write({**self.policy.publishers, peer: row}, rest, judged=peer)
         return row
 
     def distrust(self, peer: str, why: str, artifact: str, evidence: str) -> None:
         """Never act on anything of this publisher again, unless somebody says `trust add`."""
         if peer != self.policy.own:
-            row = Caught(peer, int(time.time()), why[:500], artifact, evidence)
-            self._write(self.policy.publishers, {**self.policy.distrusted, peer: row})
+            row = Caught(peer, int(time.time()), why[:500], artifact, evidence, RULES)
+            self._write(self.policy.publishers, {**self.policy.distrusted, peer: row}, judged=peer)
 
     def succeed(self, own: str) -> None:
         """This node's publisher has another key from now on; what the old one signed stays trusted."""
         old = Publisher(self.policy.own, "this node, before", int(time.time()), "rotated")
-        self.policy = Policy(own, self.policy.publishers, self.policy.distrusted)
+        self.policy = Policy(own, self.policy.publishers, self.policy.distrusted, self.policy.lifted)
         self._write({**self.policy.publishers, old.peer: old}, self.policy.distrusted)
 
     def remove(self, peer: str) -> bool:
@@ -113,11 +128,19 @@ class PolicyFile:
     def caught(self) -> list[dict[str, Any]]:
         return [asdict(c) for c in sorted(self.policy.distrusted.values(), key=lambda c: c.since)]
 
-    def _write(self, publishers: dict[str, Publisher], distrusted: dict[str, Caught]) -> None:
-        self.policy = Policy(self.policy.own, publishers, distrusted)
+    def lifted(self) -> list[dict[str, Any]]:
+        """Who was caught by older rules, which is void; each is judged again when something of it is used."""
+        return [asdict(c) for c in sorted(self.policy.lifted.values(), key=lambda c: c.since)]
+
+    def _write(
+        self, publishers: dict[str, Publisher], distrusted: dict[str, Caught], judged: str | None = None
+    ) -> None:
+        lifted = {k: v for k, v in self.policy.lifted.items() if k != judged}
+        self.policy = Policy(self.policy.own, publishers, distrusted, lifted)
         descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".trust-")
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"publishers": self.rows(), "distrusted": self.caught()}, file, indent=1)
+            value = {"publishers": self.rows(), "distrusted": self.caught(), "lifted": self.lifted()}
+            json.dump(value, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self._path)
