@@ -35,6 +35,7 @@ def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = N
     """A `DynamicCache` from `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
     from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
+    from kvswap.model import reach
     from kvswap.model.cache import build_cache
     from kvswap.store.files import chunk_reader
 
@@ -43,6 +44,7 @@ def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = N
     check_compatible(manifest, live_identity(model), str(model.dtype).removeprefix("torch."))
     read = chunk_reader(Path(details["chunks_directory"]))
     stop = manifest.prefix.tokens if tokens is None else tokens
+    reach.check(model.config.get_text_config(decoder=True), stop, 0, manifest.prefix.block_tokens)
     tensors = load(manifest, read, tokens=tokens, room=room, seal=statement.seal)
     return build_cache(model.config, tensors, stop, model.device)
 
@@ -92,12 +94,13 @@ class LocalPrefill:
 
     def __init__(self, text: str, model: Any, tokenizer: Any, block_tokens: int) -> None:
         from kvswap.model.load import LoadedModel
-        from kvswap.model.prefill import check_length
+        from kvswap.model.prefill import check_length, check_reach
 
         self._loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
         self._block_tokens = block_tokens
         self._ids = self._loaded.tokenize(text)
         self.tokens = len(self._ids)
+        check_reach(self._loaded, self.tokens, 0, block_tokens)
         check_length(self._loaded, self.tokens)
 
     def beginning(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core.errors import Incompatible, InvalidDocument, UsageError
-from kvswap.model import files, opening
+from kvswap.model import files, opening, reach
 from kvswap.model.identity import directory_identity
 from kvswap.model.settle import settle
 
@@ -33,6 +33,11 @@ class LoadedModel:
         """The longest sequence the model was made for, in tokens."""
         config = self.model.config.get_text_config(decoder=True)
         return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+
+    @property
+    def longest(self) -> int:
+        """The longest text, in tokens, that is computed with one rotary table and fits the context."""
+        return reach.longest(self.model.config.get_text_config(decoder=True), self.context)
 
     def tokenize(self, text: str) -> list[int]:
         """See `document_ids`."""

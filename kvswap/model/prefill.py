@@ -8,6 +8,7 @@ same bits on the same class of machine.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import torch
 from blake3 import blake3
 
 from kvswap.core.errors import Interrupted, InvalidDocument
+from kvswap.model import reach
 from kvswap.model.cache import new_cache
+from kvswap.model.finite import check_block, not_finite
 from kvswap.model.load import LoadedModel
 from kvswap.model.settle import settle
 
@@ -56,6 +59,14 @@ def check_length(loaded: LoadedModel, tokens: int) -> None:
         )
 
 
+def check_reach(loaded: LoadedModel, tokens: int, room: int, block_tokens: int) -> None:
+    """Raise `Incompatible` when a document of `tokens` tokens, with `room` more, crosses a threshold of its RoPE."""
+    config = loaded.model.config.get_text_config(decoder=True)
+    reach.check(config, tokens, room, block_tokens)
+    if reach.thresholds(config):
+        reach.set_back(loaded.model)
+
+
 def forward(loaded: LoadedModel, cache: Any, ids: Sequence[int], start: int) -> torch.Tensor:
     """One forward pass of `ids` at positions from `start`; the last position's logits, float32, on the CPU."""
     tokens = torch.tensor([list(ids)], device=loaded.device)
@@ -71,13 +82,17 @@ def forward(loaded: LoadedModel, cache: Any, ids: Sequence[int], start: int) -> 
 def canonical_prefill(
     loaded: LoadedModel, cache: Any, ids: Sequence[int], block_tokens: int, start: int = 0
 ) -> Iterator[Block]:
-    """Fill `cache` from `start` (a block's end) to the end of `ids`, yielding after each block."""
+    """Fill `cache` from `start` (a block's end) to the end of `ids`, yielding after each block.
+
+    Raises `Incompatible` when a block is not finite.
+    """
     if start % block_tokens:
         raise ValueError("a resumed prefill starts at a block's end")
     for first in range(start, len(ids), block_tokens):
         stop = min(first + block_tokens, len(ids))
         began = time.perf_counter()
         forward(loaded, cache, ids[first:stop], first)
+        check_block(cache, first, stop, loaded.dtype)
         if loaded.device.startswith("cuda"):
             torch.cuda.synchronize()
         yield Block(first // block_tokens, first, stop, time.perf_counter() - began)
@@ -115,6 +130,8 @@ def greedy(
     following = list(ids)
     while len(made) < steps:
         logits = forward(loaded, cache, following, position)
+        if not math.isfinite(float(logits.max())):  # some models rule tokens out with -inf, none all of them
+            raise not_finite(f"the logits after {position} tokens are not finite in {loaded.dtype}", loaded.dtype)
         if on_logits is not None:
             on_logits(logits)
         hasher.update(logits.numpy().astype("<f4", copy=False).data.cast("B"))

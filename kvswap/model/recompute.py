@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
+from kvswap.model import reach
 from kvswap.model.load import LoadedModel
 from kvswap.model.settle import settle
 
@@ -91,6 +92,9 @@ def at_positions(
     """
     if any(held.first for held in tensors):
         raise Incompatible("sliding layers keep too little to compute a position again", field="layout")
+    wanted = len(positions)
+    if tokens - 1 not in positions and reach.thresholds(loaded.model.config.get_text_config(decoder=True)):
+        positions = [*positions, tokens - 1]  # so that the document's own rotary table is taken
     where = torch.tensor(list(positions))
     cache = _Supplied(loaded.model.config, tensors, tokens, where)
     count = len(positions)
@@ -98,7 +102,7 @@ def at_positions(
     mask[:, :tokens].masked_fill_(torch.arange(tokens) < where[:, None], 0)
     mask[:, tokens:].fill_diagonal_(0)
     _run(loaded, cache, [ids[p] for p in positions], positions, mask[None, None].to(loaded.device))
-    return cache.errors
+    return cache.errors[:wanted]
 
 
 def _run(

@@ -54,13 +54,15 @@ def fill(
 
     Returns it with its length, how it came about, and what can be claimed of it.
     """
-    from kvswap.model.prefill import check_length
+    from kvswap.model.prefill import check_length, check_reach
 
     manifest = statement.manifest
     layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
     prefix, probe = manifest.prefix, manifest.probe
     stop = prefix.tokens if tokens is None else tokens
-    check_length(loaded, (stop if tokens is None or ids is None else len(ids)) + room)
+    total = stop if tokens is None or ids is None else len(ids)
+    check_reach(loaded, total, room, prefix.block_tokens)
+    check_length(loaded, total + room)
     # What is computed has to be the artifact's own tokens, whatever it says of its document.
     own = chain.chain_digests(loaded.identity.digest, (ids or [])[:stop], prefix.block_tokens)
     known = ids if ids is not None and len(ids) >= stop and own == prefix.chain[: len(own)] else None
@@ -136,6 +138,7 @@ class Hybrid:
     def _compute(self, block: int) -> None:
         """Units of a block from the front on; stops between two of them when the rest is there."""
         from kvswap.model.cache import cache_over
+        from kvswap.model.finite import check_block
         from kvswap.model.prefill import forward
 
         assembly, ids = self._assembly, self._ids
@@ -166,6 +169,7 @@ class Hybrid:
         self._cache.before = before
         try:
             forward(self._loaded, self._cache, ids[start:stop], start)
+            check_block(self._cache, start, stop, self._loaded.dtype)
         except _Met:
             pass
         else:

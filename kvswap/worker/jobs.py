@@ -133,8 +133,9 @@ class Jobs:
         from kvswap.artifact.recode import recode
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.cache import build_cache
+        from kvswap.model.prefill import check_reach
         from kvswap.trust import one_key, read_statement
-        from kvswap.worker.comparing import compare
+        from kvswap.worker.comparing import STEPS, compare
 
         loaded, source = self.loaded, _files(chunks)
         statement = read_statement(envelope, one_key(key))
@@ -142,6 +143,9 @@ class Jobs:
         layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
         known = read_predictor(Cid.parse(predictor), source, self._predictors) if predictor else None
         exact = codecs.get(codec).exact
+        question = manifest.probe.question or loaded.tokenize_continuation(PROBE_TEXT)
+        if not exact:
+            check_reach(loaded, manifest.prefix.tokens, len(question) + STEPS, manifest.prefix.block_tokens)
         refs: list[Any] = []
         wires: dict[Cid, bytes] = {}
         for chunk in recode(manifest, source, codec, known, self._predictors, statement.seal):
@@ -161,7 +165,6 @@ class Jobs:
             )
 
         right, other = cache(manifest, source, statement.seal), cache(made, wires.__getitem__, None)
-        question = manifest.probe.question or loaded.tokenize_continuation(PROBE_TEXT)
         told, probe = compare(loaded, right, other, position, question)
         tensors = [digest_layer(held) for held in load(made, wires.__getitem__)]
         return {"divergence": wire.plain(told), "probe": wire.plain(probe), "tensors": wire.plain(tensors)}
@@ -175,7 +178,7 @@ class Jobs:
         from kvswap.artifact.manifest import Manifest
         from kvswap.artifact.sealing import TAG_BYTES, Seal
         from kvswap.model.cache import build_cache, new_cache
-        from kvswap.model.prefill import canonical_prefill, check_length
+        from kvswap.model.prefill import canonical_prefill, check_length, check_reach
         from kvswap.worker.comparing import STEPS, compare
 
         loaded, source = self.loaded, _files(chunks)
@@ -183,6 +186,7 @@ class Jobs:
         made = Manifest.parse(manifest, added=TAG_BYTES if seal is not None else 0)
         layout.check_compatible(made, loaded.identity.digest, loaded.dtype)
         question, position = loaded.tokenize_continuation(PROBE_TEXT), made.prefix.tokens
+        check_reach(loaded, position, len(question) + STEPS, made.prefix.block_tokens)
         check_length(loaded, position + len(question) + STEPS)
         computed = new_cache(loaded.model.config, position + len(question) + STEPS)
         for block in canonical_prefill(loaded, computed, ids, made.prefix.block_tokens):
@@ -236,7 +240,7 @@ class Jobs:
         is compared with the text's tokens (V3, in `first_layer`); raises `IntegrityError` for a proof that it is not.
         """
         from kvswap.model.cache import new_cache
-        from kvswap.model.prefill import canonical_prefill, check_length, greedy, stop_ids
+        from kvswap.model.prefill import canonical_prefill, check_length, check_reach, greedy, stop_ids
         from kvswap.model.question import question_text
         from kvswap.trust import one_key, read_statement
         from kvswap.worker.first_layer import FirstLayer, require
@@ -249,6 +253,8 @@ class Jobs:
             raise InvalidDocument("the question is empty")
         ids = loaded.tokenize(text) if text is not None else None
         room = len(following) + steps
+        if ids is not None and (envelope is None or tokens is not None):
+            check_reach(loaded, len(ids), room, block_tokens)
         loaded_first: FirstLayer | None = None
         position = 0
         filled = Filled()

@@ -83,7 +83,7 @@ def _ids(loaded: Any) -> list[int]:
     text = "".join((library / name).read_text() for name in _TEXTS if (library / name).is_file())
     if not text:  # a Python without its sources
         return [i * 7919 % loaded.model.config.get_text_config(decoder=True).vocab_size for i in range(TOKENS)]
-    return list(loaded.tokenize(text[: 40 * TOKENS])[: min(TOKENS, loaded.context)])
+    return list(loaded.tokenize(text[: 40 * TOKENS])[: min(TOKENS, loaded.longest)])
 
 
 def _computed(loaded: Any, ids: list[int], blocks: int) -> list[Any]:

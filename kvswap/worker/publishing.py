@@ -38,13 +38,14 @@ class Publishing:
         from kvswap.artifact.fingerprint import fingerprint
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.cache import held_tensors, new_cache
-        from kvswap.model.prefill import PROBE_STEPS, check_length, greedy
+        from kvswap.model.prefill import PROBE_STEPS, check_length, check_reach, greedy
 
         loaded = self._loaded
         ids = loaded.tokenize(text)
         question = loaded.tokenize_continuation(PROBE_TEXT)
         if truncate:
-            ids = _whole_blocks(ids, loaded.context - len(question) - PROBE_STEPS, block_tokens)
+            ids = _whole_blocks(ids, loaded.longest - len(question) - PROBE_STEPS, block_tokens)
+        check_reach(loaded, len(ids), len(question) + PROBE_STEPS, block_tokens)
         check_length(loaded, len(ids))
         cache = new_cache(loaded.model.config, len(ids) + len(question) + PROBE_STEPS)
         began = time.perf_counter()

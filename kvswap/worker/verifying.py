@@ -52,8 +52,12 @@ class Checks:
         self._text = text
         self._document: Document | None = None
         self._computed: list[LayerTensors] | None = None
+        from kvswap.model.prefill import check_reach
+
         manifest = self._manifest
         layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
+        probed = len(manifest.probe.question) + len(manifest.probe.tokens)
+        check_reach(loaded, manifest.prefix.tokens, probed, manifest.prefix.block_tokens)
         began = time.perf_counter()
         self._load()
         self._loading = time.perf_counter() - began

@@ -1,0 +1,49 @@
+"""Refusing a cache that is not finite, as one is that overflowed its dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kvswap.core.errors import Incompatible
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def check_tensors(pairs: Sequence[Pair], dtype: str) -> None:
+    """Raise `Incompatible` naming the first layer whose K or V holds a number that is not finite.
+
+    Sums tell, at a few percent of the cost of looking at each number: what is not finite makes no finite sum.
+    """
+    sums = [tensor.sum(dtype=torch.float32) for pair in pairs for tensor in pair]
+    if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
+        return
+    for layer, pair in enumerate(pairs):
+        for name, tensor in zip("KV", pair, strict=True):
+            if not bool(torch.isfinite(tensor).all()):
+                raise not_finite(f"{name} of layer {layer} is not finite in {dtype}", dtype, layer=layer)
+
+
+def check_block(cache: Any, start: int, stop: int, dtype: str) -> None:
+    """Apply `check_tensors` to what the cache's layers took of tokens [start, stop), just computed."""
+    pairs: list[Pair] = []
+    for layer in cache.layers:
+        if not layer.is_initialized or layer.get_seq_length() < stop:
+            break  # the forward pass was ended before this layer
+        new = min(stop - start, layer.keys.shape[2])
+        first = layer.keys.shape[2] - new
+        pairs.append((layer.keys[:, :, first:], layer.values[:, :, first:]))
+    check_tensors(pairs, dtype)
+
+
+def not_finite(what: str, dtype: str, **details: Any) -> Incompatible:
+    """Return the error for a number that is not finite."""
+    return Incompatible(
+        what,
+        cause=f"the model overflows in {dtype}" if dtype == "float16" else "the model or its weights are damaged",
+        hint="--dtype bfloat16, or float32" if dtype == "float16" else "--dtype float32",
+        field="dtype",
+        **details,
+    )

@@ -1,0 +1,80 @@
+"""Rotary tables that depend on how long the text is.
+
+With LongRoPE transformers takes one set of frequencies while a text is short and another for all of it once it is
+longer; with dynamic RoPE the frequencies follow the length.  Computed block by block, a document that crosses the
+threshold would have keys of both kinds, which no model was made for.  So it stays on one side, with question and
+answer, or is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kvswap.core.errors import Incompatible
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Up to `tokens` the frequencies are the same for all lengths; `beyond` says whether they are again after it."""
+
+    kind: str
+    tokens: int
+    beyond: bool
+
+
+def thresholds(config: Any) -> tuple[Threshold, ...]:
+    """Return those of a text configuration, none for most models."""
+    found = set()
+    for parameters in _rope_parameters(config):
+        kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
+        most = int(getattr(config, "max_position_embeddings", None) or 0)
+        if kind in ("longrope", "su"):
+            own = getattr(config, "original_max_position_embeddings", None)
+            tokens = int(parameters.get("original_max_position_embeddings") or own or most)
+            found.add(Threshold("longrope", tokens, True))
+        elif "dynamic" in kind:
+            found.add(Threshold("dynamic", most, False))
+    return tuple(sorted(found, key=lambda threshold: threshold.tokens))
+
+
+def _rope_parameters(config: Any) -> Iterator[dict[str, Any]]:
+    for name in ("rope_parameters", "rope_scaling"):
+        given = getattr(config, name, None)
+        if not isinstance(given, dict):
+            continue
+        if "rope_type" in given or "type" in given:
+            yield given
+        yield from (inner for inner in given.values() if isinstance(inner, dict))  # one for each kind of layer
+
+
+def check(config: Any, tokens: int, room: int, block_tokens: int) -> None:
+    """Raise `Incompatible` unless `tokens` tokens in blocks, and `room` more, are computed with one table."""
+    first = min(block_tokens, tokens)  # the shortest that the model sees of it
+    for threshold in thresholds(config):
+        if tokens + room <= threshold.tokens or (threshold.beyond and first > threshold.tokens):
+            continue
+        more = f", {room} of them for question and answer" if room else ""
+        raise Incompatible(
+            f"{tokens + room} tokens{more} cross the threshold of this model's {threshold.kind} RoPE at "
+            f"{threshold.tokens} tokens",
+            cause="it computes longer texts with other frequencies, and a cache made in blocks would mix both",
+            hint=f"stay within {threshold.tokens} tokens: publish --truncate, or a shorter answer with --max-tokens",
+            field="layout.rope",
+            threshold=threshold.tokens,
+        )
+
+
+def longest(config: Any, context: int) -> int:
+    """Return the most tokens that a text may have, block size aside."""
+    return min([context, *(threshold.tokens for threshold in thresholds(config))])
+
+
+def set_back(model: Any) -> None:
+    """Give dynamic tables that a longer text has left grown their own frequencies again, as a shorter text would."""
+    for module in model.modules():
+        grown, own = getattr(module, "max_seq_len_cached", None), getattr(module, "original_max_seq_len", None)
+        if grown is not None and own is not None and grown > own and hasattr(module, "original_inv_freq"):
+            module.register_buffer("inv_freq", module.original_inv_freq.to(module.inv_freq.device), persistent=False)
+            module.max_seq_len_cached = own
