@@ -191,7 +191,7 @@ class Api:
 
     def _relayed(self, peer: str) -> bool:
         transport = self._node.transport
-        return transport is not None and transport.host_of(peer) is None
+        return transport is not None and transport.relayed(peer)
 
     async def block(self, request: web.Request) -> web.Response:
         peer, blocked = request.match_info["peer"], request.path.endswith("/block")

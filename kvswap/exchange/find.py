@@ -254,5 +254,6 @@ class _Lookup:
             self._node.grants.put(peer, reply.grant, [found.artifact for found in reply.found if found.complete])
         self.answered.add(peer)
         self.offers += [Offer(peer, found) for found in reply.found]
+        host = self._transport.host_of(peer)
         for provider in reply.providers[: LIMITS.find_results] if self._only is None else ():
-            self._consider(PeerAddress(provider.peer, tuple(provider.addresses)), peer)
+            self._consider(PeerAddress(provider.peer, tuple(provider.addresses), host), peer)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvswap.core.bounded import Table
 from kvswap.core.limits import LIMITS, MIB
 from kvswap.core.rows import Rows
 from kvswap.net import PeerAddress, messages
+from kvswap.net.dialling import JUDGED
 
 _ENTRIES = 4_096
 _OF_ONE_TELLER = 1_024
@@ -59,9 +60,10 @@ class Hearsay:
     def refer(self, reference: str, provider: messages.Provider, teller: str) -> bool:
         """Remember that a peer may have this; False where there is no place for it.
 
+        Its addresses are those that may be dialled on the word of whoever told them (`net.dialling`).
         A teller has one place for each address, and a few tellers may differ on who is there.
         """
-        address = PeerAddress(provider.peer, tuple(provider.addresses[:8]))
+        address = PeerAddress(provider.peer, tuple(provider.addresses[:8]), JUDGED)
         row = self.referrals.row(reference)
         known = row.get(provider.peer)
         if known is not None and known.teller == provider.peer:
@@ -93,7 +95,7 @@ class Hearsay:
             return None if self._paused(address.peer, "") else address
         sure = sure or self._delivered(address.peer)
         worth = tuple(a for a in address.addresses if not self._resting(address.peer, _place(a), sure))
-        return PeerAddress(address.peer, worth) if worth else None
+        return replace(address, addresses=worth) if worth else None
 
     def unreached(self, address: PeerAddress) -> None:
         """Note that a peer was at none of these addresses."""

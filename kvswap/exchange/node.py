@@ -32,6 +32,7 @@ from kvswap.exchange.transfer.grants import Grants
 from kvswap.net import Announcement, PeerAddress, Transport, Unreachable, messages
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
 from kvswap.net.client import Sessions
+from kvswap.net.dialling import allowed
 from kvswap.net.hosts import Hosts
 from kvswap.net.server import Server
 from kvswap.store import ArtifactRow, Ledger, PeerRecord, Records, Store
@@ -370,14 +371,23 @@ class Node:
         if heard.provider.peer != announcement.origin:
             return  # nobody announces for somebody else
         self.catalogues.expire(heard.provider.peer)
+        provider = messages.Provider(heard.provider.peer, list(self._of_gossip(heard.provider)))
         for reference in (heard.artifact, heard.document):
             if reference is not None:
-                self.hearsay.refer(reference, heard.provider, announcement.via or announcement.origin)
+                self.hearsay.refer(reference, provider, announcement.via or announcement.origin)
         self.events.add("heard", artifact=heard.artifact, document=heard.document, peer=heard.provider.peer)
         row = self.store.get_artifact(heard.artifact)
         if row is not None and row.publisher == self.record(announcement.origin).publisher and not self._asking:
             self._asking = True
             self.spawn(self._ask_again(heard.artifact, announcement.origin))
+
+    def _of_gossip(self, provider: messages.Provider) -> tuple[str, ...]:
+        """The addresses that a peer said of itself, as far as they may be dialled; and passed on to others."""
+        if self.transport is None:
+            return ()
+        near = provider.peer in self.transport.connected()
+        teller = self.transport.host_of(provider.peer) if near else self.transport.vicinity()
+        return allowed(provider.addresses, teller)
 
     async def _ask_again(self, artifact: str, peer: str) -> None:
         """Its publisher speaks of an artifact that we hold: its head record says whether it still stands by it."""

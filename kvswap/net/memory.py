@@ -148,6 +148,12 @@ class MemoryTransport:
     def host_of(self, peer: str) -> str | None:
         return "127.0.0.1" if peer in self.connected() else None
 
+    def relayed(self, peer: str) -> bool:
+        return False
+
+    def vicinity(self) -> str | None:
+        return "127.0.0.1"
+
     async def open(self, peer: str) -> Stream:
         await self.connect(PeerAddress(peer))
         other = self._network.nodes[peer]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvswap.core.errors import PeerError
+from kvswap.net.dialling import BY_HAND
 
 
 class StreamClosed(PeerError):
@@ -35,10 +36,14 @@ class Unreachable(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """A peer and where it may be: multiaddrs with or without the /p2p/ part.  Unverified."""
+    """A peer and where it may be: multiaddrs with or without the /p2p/ part.  Unverified.
+
+    `teller`: on whose word, as `net.dialling` has it; whatever was not typed by the user names one.
+    """
 
     peer: str
     addresses: tuple[str, ...] = ()
+    teller: str | None = BY_HAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,12 @@ class Transport(Protocol):
 
     def host_of(self, peer: str) -> str | None:
         """The IP address that a connected peer is seen at; None when it is relayed or not connected."""
+
+    def relayed(self, peer: str) -> bool:
+        """Whether a connected peer is reached through a relay only."""
+
+    def vicinity(self) -> str | None:
+        """The teller of what somebody unknown among the connected told: see `dialling.common`."""
 
     async def open(self, peer: str) -> Stream:
         """A new stream to a connected or dialable peer.  Raises `Unreachable`, or another `PeerError`."""

@@ -16,6 +16,7 @@ from kvswap.exchange.heads import heads_of
 from kvswap.exchange.node import AGENT, Node
 from kvswap.net import messages
 from kvswap.net.client import bitmap
+from kvswap.net.dialling import allowed
 from kvswap.net.server import Caller, Held
 from kvswap.store import ArtifactRow
 
@@ -62,7 +63,8 @@ async def _join(node: Node, caller: Caller, request: messages.Join) -> messages.
         raise UsageError("nobody joins for somebody else")
     have = await asyncio.to_thread(_have, node, request.artifact)
     others = _others(node, caller.peer, request.artifact)
-    node.swarms.join(request.artifact, request.me)
+    seen = node.transport.host_of(caller.peer) if node.transport is not None else None
+    node.swarms.join(request.artifact, messages.Provider(caller.peer, list(allowed(request.me.addresses, seen))))
     caller.ending.callback(node.swarms.leave, request.artifact, caller.peer)
     return messages.JoinReply(have, others, _grant(node, caller, [request.artifact]) if request.bulk else None)
 

@@ -25,6 +25,7 @@ from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
 from kvswap.exchange.transfer.tasks import seen, whole
 from kvswap.net import PeerAddress, Unreachable, messages
+from kvswap.net.dialling import JUDGED
 
 _TICK_SECONDS = 0.1  # how often hedging and silence are looked at
 _SHOW_SECONDS = 0.25
@@ -190,7 +191,8 @@ class Transfer:
             if self._broken is not None:
                 raise self._broken
             now = time.monotonic()
-            self._consider(PeerAddress(p.peer, tuple(p.addresses)) for p in self.node.swarms.readers(self.artifact))
+            readers = self.node.swarms.readers(self.artifact)
+            self._consider(PeerAddress(p.peer, tuple(p.addresses), JUDGED) for p in readers)
             for peer, known in self._peers.items():
                 room = len(self._tasks) < LIMITS.peers_per_transfer
                 if room and peer not in self._tasks and known.tries < _TRIES and known.not_before <= now:

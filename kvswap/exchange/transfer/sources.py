@@ -20,6 +20,7 @@ from kvswap.net import PeerAddress, Stream, messages
 from kvswap.net.bulk import BulkTarget, check_record
 from kvswap.net.bulk.client import BulkUnreachable
 from kvswap.net.client import Session, from_bitmap
+from kvswap.net.dialling import may_reach
 
 _APPROACHED = 4  # peers
 OnBytes = Callable[[int], None]
@@ -39,6 +40,8 @@ def _aim(node: Node, peer: str, grant: messages.Grant | None) -> BulkTarget | No
     if grant is None or host is None:
         return None
     check_record(grant.record, peer)
+    if not may_reach(host, grant.record.port):
+        return None
     return BulkTarget(peer, host, grant.record.port, grant.record.certificate, grant.token)
 
 
@@ -100,8 +103,8 @@ class Source:
 
     def _heard(self, have: bytes, peers: list[messages.Provider]) -> None:
         self.has = {i for i, here in enumerate(from_bitmap(have, self._count)) if here}
-        me = self._transport.peer
-        self.others = [PeerAddress(p.peer, tuple(p.addresses)) for p in peers if p.peer not in (me, self.peer)]
+        me, teller = self._transport.peer, self._transport.host_of(self.peer)
+        self.others = [PeerAddress(p.peer, tuple(p.addresses), teller) for p in peers if p.peer not in (me, self.peer)]
 
     async def refresh(self) -> None:
         """What it has, and who else is at it, by now.  Raises as `open` does."""

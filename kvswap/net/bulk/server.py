@@ -46,6 +46,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.net.bulk.identity import BulkIdentity
 from kvswap.net.bulk.tls import TlsSocket
 from kvswap.net.bulk.tokens import Bearer, Tokens
+from kvswap.net.dialling import group_of
 from kvswap.net.messages import BulkRecord
 
 _PATH = "/v1/chunks/"
@@ -156,7 +157,7 @@ class BulkServer:
             except OSError:  # out of descriptors, or it went away while it waited
                 await asyncio.sleep(0.1)
                 continue
-            connection = _Connection(self, sock, str(address[0]))
+            connection = _Connection(self, sock, group_of(str(address[0])))
             if self._admit(connection):
                 connection.start()
             else:

@@ -13,7 +13,6 @@ Pitfalls of py-libp2p 0.8.1 that this file is shaped by (measured; `docs/adr/000
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import math
 from collections import OrderedDict
@@ -29,7 +28,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.discovery.events.peerDiscovery import peerDiscovery
 from libp2p.discovery.mdns.mdns import create_mdns_discovery
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
-from libp2p.network.config import ConnectionConfig
+from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.gossipsub import GossipSub
@@ -43,6 +42,8 @@ from libp2p.tools.anyio_service import background_trio_service
 
 from kvswap.core.errors import P2pDown, PeerError
 from kvswap.core.limits import LIMITS
+from kvswap.net.dialling import BY_HAND, Place, allowed, common, place_of, plain_host
+from kvswap.net.libp2p.gate import Gate
 from kvswap.net.libp2p.relay import Relays, is_circuit, is_relayed
 from kvswap.net.messages import PROTOCOL, TOPIC
 from kvswap.net.transport import PeerAddress
@@ -52,6 +53,7 @@ _MDNS_NETWORK = "kvswap"  # our own service name: other libp2p applications are 
 _PROVIDE_EVERY_SECONDS = 1.2  # the receiving side allows 10 records in 10 s
 _MDNS_CLEAN_SECONDS = 120
 _KNOWN_PEERS = 1_024
+_ANY_HOST = {Place.LOOPBACK: "127.0.0.1", Place.PRIVATE: "10.0.0.1", Place.LINK: "169.254.1.1"}  # as tellers
 
 
 def multihash(key: bytes) -> bytes:
@@ -94,6 +96,11 @@ class TrioHost:
             announce_addrs=[multiaddr.Multiaddr(a) for a in announce] or None,
             disable_identify_address_discovery=True,
         )
+        self.host.get_network().retry_config = RetryConfig(max_retries=0)  # when to try again is ours to decide
+        self._seen: OrderedDict[str, str] = OrderedDict()  # peer -> host that it was last connected at
+        self._gate = Gate(self.vicinity)
+        self._gate.guard(self.host.get_network())
+        self._gate.let(relays, typed=True)
         self.host.set_stream_handler(TProtocol(PROTOCOL), self._handle_stream)
         self._relays = Relays(self.host, self._connect, relays, relay)
         self._wants_relays = bool(relays)
@@ -175,23 +182,38 @@ class TrioHost:
 
     async def _dial_discovered(self) -> None:
         async for info in self._discovered_in:
-            if info.peer_id != self.host.get_id():
+            addresses = [a for a in info.addrs if self._is_near(str(a))]
+            if info.peer_id != self.host.get_id() and addresses:
+                self._gate.let(map(str, addresses))
                 try:
                     with trio.move_on_after(LIMITS.dial_seconds):
-                        await self._connect(info)
+                        await self._connect(PeerInfo(info.peer_id, addresses))
                 except Exception:  # noqa: BLE001, S112 - a hint that led nowhere
                     continue
+
+    def _is_near(self, address: str) -> bool:
+        """Whether mDNS may lead there: to the local network, or, where this node listens nowhere else, to itself.
+
+        Whoever is on the local network can send such a packet, so it is not let speak of this machine's own ports.
+        """
+        own = {place_of(a.value_for_protocol(a.protocols()[0].code)) for a in self._listen if len(a.protocols())}
+        places = (Place.PRIVATE, Place.LINK, *((Place.LOOPBACK,) if own == {Place.LOOPBACK} else ()))
+        return any(allowed([address], _ANY_HOST[place]) for place in places)
 
     async def _keep_routing_table(self) -> None:
         """Peers that dialled us belong into the routing table as much as those we dialled."""
         while True:
             for peer in self.host.get_connected_peers():
+                if (host := self.host_of(str(peer))) is not None:
+                    self._seen[str(peer)] = host
                 if not self.dht.routing_table.peer_in_table(peer):
                     try:
                         with trio.move_on_after(5):
                             await self.dht.add_peer(peer, skip_server_mode_check=True)
                     except Exception:  # noqa: BLE001, S112 - tried again in a second
                         continue
+            while len(self._seen) > _KNOWN_PEERS:
+                self._seen.popitem(last=False)
             await trio.sleep(1)
 
     async def _read_gossip(self, subscription: Any) -> None:
@@ -218,10 +240,19 @@ class TrioHost:
         """The IP address of the direct connection to a peer, if there is one."""
         for connection in self.host.get_network().get_connections(ID.from_string(peer)):
             remote = connection.muxed_conn.get_remote_address()
-            if remote is not None and not is_relayed(connection):
-                with contextlib.suppress(ValueError):
-                    return str(ipaddress.ip_address(remote[0]))
+            if remote is not None and not is_relayed(connection) and (host := plain_host(remote[0])) is not None:
+                return str(host)
         return None
+
+    def relayed(self, peer: str) -> bool:
+        """Whether all connections to a peer go through relays; False without one."""
+        connections = self.host.get_network().get_connections(ID.from_string(peer))
+        return bool(connections) and all(map(is_relayed, connections))
+
+    def vicinity(self) -> str | None:
+        """The teller of what somebody unknown among the connected told."""
+        direct = [p for p in self.connected() if not self.relayed(p)]
+        return common(map(self.host_of, direct))
 
     async def _connect(self, info: PeerInfo) -> None:
         # py-libp2p refuses for a minute to dial whom it failed to reach; how long to wait is ours to decide.
@@ -240,19 +271,28 @@ class TrioHost:
         peer = ID.from_string(address.peer)
         if peer in self.host.get_connected_peers():
             return
-        known = self._known.get(address.peer)
-        circuits = [a for a in address.addresses[:8] if is_circuit(a)]
-        plain = [_transport_part(a) for a in address.addresses[:8] if not is_circuit(a)]
-        addresses = plain or (list(known.addrs) if known and not circuits else [])
-        if not addresses:
-            addresses = (
-                list(self.host.get_peerstore().addrs(peer)) if peer in self.host.get_peerstore().peer_ids() else []
-            )
+        told = allowed(address.addresses, address.teller)
+        self._gate.let(told, typed=address.teller == BY_HAND)
+        circuits = [a for a in told if is_circuit(a)]
+        addresses = [_transport_part(a) for a in told if not is_circuit(a)]
+        if not addresses and not circuits:
+            addresses = self._remembered(address.peer)
         if addresses and await self._tried(PeerInfo(peer, addresses), last=not circuits):
             return
         if not circuits:
-            raise PeerError(f"no address of {address.peer} is known")
+            least = "that may be dialled on that word " if address.addresses else ""
+            raise PeerError(f"no address {least}of {address.peer} is known")
         await self._relays.dial(peer, circuits)
+
+    def _remembered(self, peer: str) -> list[multiaddr.Multiaddr]:
+        """Where a peer was reached before, or else what it said of itself while it was connected."""
+        if (known := self._known.get(peer)) is not None:
+            return list(known.addrs)
+        store, who = self.host.get_peerstore(), ID.from_string(peer)
+        said = [str(a) for a in store.addrs(who)] if who in store.peer_ids() else []
+        itself = allowed(said, self._seen.get(peer, self.vicinity()))
+        self._gate.let(itself)
+        return [_transport_part(a) for a in itself if not is_circuit(a)]
 
     async def _tried(self, info: PeerInfo, last: bool) -> bool:
         """Dial directly; a failure is raised only when nothing else is left to try."""
@@ -284,7 +324,7 @@ class TrioHost:
         found = await self.dht.provider_store.find_providers(multihash(key))
         me = self.host.get_id()
         by_peer = {str(i.peer_id): tuple(str(a) for a in i.addrs[:8]) for i in found if i.peer_id != me}
-        return [PeerAddress(peer, addresses) for peer, addresses in by_peer.items()]
+        return [PeerAddress(peer, addresses, teller=self.vicinity()) for peer, addresses in by_peer.items()]
 
     async def announce(self, data: bytes) -> None:
         await self.pubsub.publish(TOPIC, data)

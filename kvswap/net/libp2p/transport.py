@@ -128,6 +128,12 @@ class Libp2pTransport:
     def host_of(self, peer: str) -> str | None:
         return self._host.host_of(peer) if self._host and self.alive else None
 
+    def relayed(self, peer: str) -> bool:
+        return self._host.relayed(peer) if self._host and self.alive else False
+
+    def vicinity(self) -> str | None:
+        return self._host.vicinity() if self._host and self.alive else None
+
     def _live(self) -> TrioHost:
         if self._host is None or not self.alive:
             raise P2pDown("the peer-to-peer part of this node is not running", hint="kvswap status")

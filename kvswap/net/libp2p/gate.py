@@ -1,0 +1,91 @@
+"""The last check before a connection is opened, whoever in libp2p asks for it.
+
+The DHT, identify, hole punching and gossip dial addresses that strangers wrote into the peer store, without asking
+anybody. So the rule of `net.dialling` is held where every dial passes, at the transports: what was judged with its
+teller, or typed by the user, is let through; all else is judged as told by somebody unknown among the connected.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+from libp2p.io.trio import TrioTCPStream
+from libp2p.transport.exceptions import OpenConnectionError
+
+from kvswap.net.dialling import endpoint_of, may_dial
+
+_KEPT = 4_096
+_by_name: ContextVar[bool] = ContextVar("dialling a name that the user typed", default=False)
+Dial = Callable[..., Awaitable[Any]]
+
+
+class Gate:
+    """Hold the rule at the transports of one host.  `unknown`: the teller of what nobody is known to have told."""
+
+    def __init__(self, unknown: Callable[[], str | None]) -> None:
+        self._unknown = unknown
+        self._passed: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._typed: set[tuple[str, int]] = set()
+
+    def let(self, addresses: Iterable[str], *, typed: bool = False) -> None:
+        """Remember that these were judged, and may be dialled; what was typed is never forgotten."""
+        for address in addresses:
+            if (end := endpoint_of(address)) is None:
+                continue
+            if typed:
+                self._typed.add((end.host, end.port))
+            else:
+                self._passed[end.host, end.port] = None
+                self._passed.move_to_end((end.host, end.port))
+        while len(self._passed) > _KEPT:
+            self._passed.popitem(last=False)
+
+    def allows(self, address: str) -> bool:
+        """Whether a transport may dial this."""
+        end = endpoint_of(address.split("/p2p/")[0])
+        if end is None:
+            return False
+        if (end.host, end.port) in self._typed or _by_name.get():
+            return True
+        if end.named:
+            return False
+        return (end.host, end.port) in self._passed or may_dial(address, self._unknown())
+
+    def guard(self, swarm: Any) -> None:
+        """Put the rule in front of every transport of a swarm."""
+        for transport in swarm.transport_manager.get_transports():
+            transport.dial = self._guarded(transport.dial)
+            if hasattr(transport, "dial_with_source"):
+                transport.dial_with_source = self._guarded(transport.dial_with_source)
+
+    def _guarded(self, dial: Dial) -> Dial:
+        async def guarded(address: Any, *args: Any, **more: Any) -> Any:
+            text = str(address)
+            if not self.allows(text):
+                raise OpenConnectionError(f"{text} is not dialled on a stranger's word")
+            end = endpoint_of(text.split("/p2p/")[0])
+            token = _by_name.set(end is not None and end.named)
+            try:
+                return await dial(address, *args, **more)
+            finally:
+                _by_name.reset(token)
+
+        return guarded
+
+
+def _remote_address(stream: Any) -> tuple[str, int] | None:
+    """Host and port at the other end; py-libp2p 0.8.1 says None of IPv6, whose socket names have four parts."""
+    if stream._cached_remote_address is None:
+        try:
+            host, port, *_ = stream.stream.socket.getpeername()
+        except (AttributeError, OSError, TypeError, ValueError):
+            return None
+        stream._cached_remote_address = (str(host).partition("%")[0], int(port))
+    known: tuple[str, int] = stream._cached_remote_address
+    return known
+
+
+TrioTCPStream.get_remote_address = _remote_address
