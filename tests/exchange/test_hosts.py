@@ -105,7 +105,7 @@ def liar() -> Iterator[Liar]:
 @pytest.fixture
 def reader(daemon: Callable[..., Daemon], liar: Liar) -> Daemon:
     node = daemon("reader", "--no-p2p", KVSWAP_MODELS="/nowhere")
-    node.client.host_join(Invitation(liar.url, PEER, "token").to_text())
+    node.client.host_join(Invitation(liar.url, PEER, "token").to_text(), plain=True)
     return node
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.net.bulk.identity import BulkIdentity
 from kvswap.net.hosts import Hosts
 from kvswap.net.reads import HostConnection, Invitation
+from kvswap.trust.keys import write_private
 from tests.support import key, run
 from tests.trust.test_hosting import HOST, offer
 
@@ -60,11 +63,69 @@ def test_an_invitation_is_text_and_back() -> None:
             Invitation.from_text(text)
 
 
-@pytest.mark.parametrize("url", ["http://example.org:8100", "ftp://127.0.0.1", "example.org", "http://127.0.0.1.org"])
-def test_in_the_clear_only_on_this_machine(url: str) -> None:
+@pytest.mark.parametrize("url", ["http://example.org:8100", "http://127.0.0.1:8100", "http://[::1]:8100"])
+def test_in_the_clear_only_where_the_user_says_so(url: str, tmp_path: Path) -> None:
+    text = Invitation(url, PEER, "t").to_text()
+    with pytest.raises(UsageError, match="https") as told:
+        Hosts(tmp_path).add(text)
+    assert "--plain" in str(told.value.hint)
+    assert Hosts(tmp_path).add(text, plain=True).url == url
+    assert [i.url for i in Hosts(tmp_path).all()] == [url]  # and it is remembered that the user did
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ["/admin/shutdown?confirm=yes&x=", "/#", "?x=", "/..", "#", "/\r\nX-Evil: 1", "/%0d%0a", "\\@h", "/v1/../admin"],
+)
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_invitation_makes_nobody_ask_for_anything_else(rest: str, plain: bool, tmp_path: Path) -> None:
+    for url in (f"http://127.0.0.1:8100{rest}", f"https://host.example{rest}", f"https://user@host.example{rest}"):
+        text = Invitation(url, PEER, "t").to_text()
+        with pytest.raises(UsageError):
+            Hosts(tmp_path).add(text, plain=plain)
+        write_private(tmp_path / f"{PEER}.host", text + "\n")  # as 2b501d5 would have kept it
+        hosts = Hosts(tmp_path)
+        assert not hosts.all() and PEER in hosts.unusable
+        hosts.remove(PEER)
+        assert not list(tmp_path.iterdir()) and not Hosts(tmp_path).unusable
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a\r\nX-Evil: 1", "a\0", "x" * 257, "\u00fc"])
+def test_a_token_is_what_can_stand_in_a_header(token: str) -> None:
     with pytest.raises(UsageError):
-        Invitation.from_text(Invitation(url, PEER, "t").to_text())
-    Invitation.from_text(Invitation("http://127.0.0.1:8100", PEER, "t").to_text())
+        Invitation.from_text(Invitation("https://h", PEER, token).to_text())
+
+
+def test_what_was_joined_before_there_was_a_flag_is_still_asked(tmp_path: Path) -> None:
+    for url, works in (("http://127.0.0.1:8100", True), ("http://localhost:1", True), ("http://10.0.0.1:1", False)):
+        write_private(tmp_path / f"{PEER}.host", Invitation(url, PEER, "t").to_text() + "\n")
+        assert [i.url for i in Hosts(tmp_path).all()] == ([url] if works else [])
+
+
+def test_names_are_judged_by_what_they_lead_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def looked_up(host: str, port: int, *args: Any, **more: Any) -> Any:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    for url in ("http://metadata.example:8100", "https://metadata.example"):
+        with pytest.raises(PeerError, match="not reached"):
+            run(HostConnection(Invitation(url, PEER, "t")).get("/v1/offer"))
+    assert set(asked) == {"metadata.example"}
+
+
+@pytest.mark.parametrize("body", [b"[" * 60_000, b'{"a":' * 10_000, b"[" + b"[]," * 100_000 + b"[]]", b"\xff"])
+def test_answers_that_are_large_as_objects_are_refused(body: bytes) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type="application/json")
+
+    async def use(url: str) -> Any:
+        return await HostConnection(Invitation(url, PEER, "t")).get("/v1/x")
+
+    with pytest.raises(PeerError):
+        over_https(handler, use)
 
 
 def test_the_certificate_has_to_be_of_the_host_s_own_key() -> None:

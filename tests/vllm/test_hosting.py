@@ -49,7 +49,7 @@ class Scene:
         self.added = self.host.run("add", str(self.file))
         self.invited = self.host.run("invite", "reader")
         for node in (self.reader, self.poor):
-            node.client.host_join(self.invited["invitation"])
+            node.client.host_join(self.invited["invitation"], plain=True)
         until(lambda: self.documents()[0]["first_seconds"], 120, what="the document to be warm")
 
     @property
@@ -156,10 +156,10 @@ def test_nobody_asks_without_a_token_that_holds(scene: Scene) -> None:
     assert scene.call("/v1/chat/completions", body, brief["token"])["usage"]
     scene.host.run("revoke", "brief")
     assert scene.refused("/v1/chat/completions", body, brief["token"])[0] == 401
-    scene.poor.client.host_join(brief["invitation"])
+    scene.poor.client.host_join(brief["invitation"], plain=True)
     with pytest.raises(TokenRefused):
         scene.poor.client.ask(REFERENCE, "What?", host=scene.peer)
-    scene.poor.client.host_join(scene.invited["invitation"])
+    scene.poor.client.host_join(scene.invited["invitation"], plain=True)
 
 
 def test_a_quota_holds_before_anything_is_computed(scene: Scene) -> None:
