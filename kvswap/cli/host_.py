@@ -111,7 +111,10 @@ def invite(output: Output, name: str, daily_tokens: int, concurrent: int) -> Non
     token = _journal(output).invite(name, daily_tokens, concurrent)
     invitation = Invitation(url, peer, token).to_text()
     output.result({"client": name, "url": url, "host": peer, "token": token, "invitation": invitation}, invitation)
-    output.note("kvswap host join   takes it, on the client's machine; for other programs, the token is in --json")
+    flag = " --plain" if url.startswith("http:") else ""
+    output.note(
+        f"kvswap host join{flag}   takes it, on the client's machine; for other programs, the token is in --json"
+    )
 
 
 @host_command.command("clients", help="List who was invited, and what they used today.")
@@ -171,9 +174,10 @@ def log(output: Output, client: str | None, last: int) -> None:
 
 @host_command.command("join", help="Accept the invitation in FILE (default: standard input).")
 @click.argument("file", type=click.File(), default="-")
+@click.option("--plain", is_flag=True, help="Also over http: token and questions can be read on the way.")
 @verb
-def join(output: Output, file: TextIO) -> None:
-    done = output.client.host_join(file.read(4096))
+def join(output: Output, file: TextIO, plain: bool) -> None:
+    done = output.client.host_join(file.read(4096), plain=plain)
     output.result(done, f"joined {done['peer']} at {done['url']}")
     output.note(f'kvswap ask REF "QUESTION" --host {done["peer"]}   or --host auto, which asks where that is best')
 

@@ -227,9 +227,9 @@ class AsyncClient:
         """The hosts that invited this node, each with its offer or its `problem`."""
         return list((await self._do(calls.hosts()))["hosts"])
 
-    async def host_join(self, invitation: str) -> dict[str, Any]:
-        """Accept the invitation of a host, as `kvswap host invite` printed it."""
-        return await self._do(calls.host_join(invitation))
+    async def host_join(self, invitation: str, *, plain: bool = False) -> dict[str, Any]:
+        """Accept the invitation of a host, as `kvswap host invite` printed it; `plain`: also one over http."""
+        return await self._do(calls.host_join(invitation, plain=plain))
 
     async def host_leave(self, peer: str) -> dict[str, Any]:
         """Forget a host."""

@@ -206,8 +206,8 @@ def hosts() -> Call:
     return Call("GET", "/v1/hosts")
 
 
-def host_join(invitation: str) -> Call:
-    return Call("POST", "/v1/hosts", {"invitation": invitation})
+def host_join(invitation: str, *, plain: bool = False) -> Call:
+    return Call("POST", "/v1/hosts", {"invitation": invitation, "plain": plain})
 
 
 def host_leave(peer: str) -> Call:

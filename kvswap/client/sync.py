@@ -251,9 +251,9 @@ class Client:
         """The hosts that invited this node, each with its offer or its `problem`."""
         return list((self._do(calls.hosts()))["hosts"])
 
-    def host_join(self, invitation: str) -> dict[str, Any]:
-        """Accept the invitation of a host, as `kvswap host invite` printed it."""
-        return self._do(calls.host_join(invitation))
+    def host_join(self, invitation: str, *, plain: bool = False) -> dict[str, Any]:
+        """Accept the invitation of a host, as `kvswap host invite` printed it; `plain`: also one over http."""
+        return self._do(calls.host_join(invitation, plain=plain))
 
     def host_leave(self, peer: str) -> dict[str, Any]:
         """Forget a host."""

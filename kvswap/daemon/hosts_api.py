@@ -28,7 +28,12 @@ class HostsApi:
 
     async def hosts(self, request: web.Request) -> web.Response:
         """Each with its offer, or why there is none."""
-        return web.json_response({"hosts": await asyncio.gather(*map(self._row, self._node.hosts.all()))})
+        rows = await asyncio.gather(*map(self._row, self._node.hosts.all()))
+        rows += [
+            {"peer": peer, "url": None, "seconds": None, "problem": f"its invitation is of no use: {problem}"}
+            for peer, problem in self._node.hosts.unusable.items()
+        ]
+        return web.json_response({"hosts": rows})
 
     async def _row(self, invitation: Invitation) -> dict[str, Any]:
         seconds = self._node.calibration.host_seconds(invitation.peer)
@@ -40,7 +45,8 @@ class HostsApi:
         return row | {"model": offer.label, "dtype": offer.dtype, "tariff": offer.tariff.to_json(), "problem": None}
 
     async def join(self, request: web.Request) -> web.Response:
-        invitation = self._node.hosts.add(text_of(await body_of(request), "invitation"))
+        body = await body_of(request)
+        invitation = self._node.hosts.add(text_of(body, "invitation"), plain=body.get("plain") is True)
         self._node.events.add("host", peer=invitation.peer, how="joined")
         return web.json_response({"peer": invitation.peer, "url": invitation.url})
 

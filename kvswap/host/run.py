@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -34,6 +33,7 @@ from kvswap.model import catalogue
 from kvswap.model.identity import directory_identity
 from kvswap.model.load import load_tokenizer
 from kvswap.net.bulk.identity import BulkIdentity
+from kvswap.net.dialling import bracketed, origin_of
 from kvswap.trust.hosting import Tariff
 from kvswap.trust.keys import Key, load_or_create, private_text, write_private
 
@@ -237,13 +237,10 @@ async def _run(
 
 def _reached(options: HostOptions, host: str, port: int, tls: bool) -> str:
     if options.url is not None:
-        if urlsplit(options.url).scheme not in ("http", "https"):
-            raise UsageError(f"{options.url!r} is no URL", hint="--url https://name:port")
-        return options.url.rstrip("/")
+        return origin_of(options.url, plain=True)
     if host in ("0.0.0.0", "::"):  # noqa: S104 - asked for
         host = socket.gethostname()
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if tls else 'http'}://{shown}:{port}"
+    return f"{'https' if tls else 'http'}://{bracketed(host)}:{port}"
 
 
 def main(options: HostOptions, ready: Ready) -> None:

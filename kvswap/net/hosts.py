@@ -5,11 +5,23 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from kvswap.core.errors import IntegrityError, NotFound, UsageError
+from kvswap.core.errors import IntegrityError, KvswapError, NotFound, UsageError
 from kvswap.core.limits import LIMITS
+from kvswap.net.dialling import Place, host_and_port, place_of
 from kvswap.net.reads import HostConnection, Invitation
 from kvswap.trust.hosting import SignedOffer, check_life, read_offer
 from kvswap.trust.keys import private_text, write_private
+
+_PLAIN = "plain"
+
+
+def _stored(text: str) -> Invitation:
+    """Read a file of ours.  Before there was a flag for http, it was accepted on this machine.  Raises `UsageError`."""
+    first, _, rest = text.strip().partition("\n")
+    invitation = Invitation.from_text(first, plain=True)
+    host, _port = host_and_port(invitation.url)
+    near = host == "localhost" or place_of(host) is Place.LOOPBACK
+    return invitation if near or rest.strip() == _PLAIN else Invitation.from_text(first)
 
 
 class Hosts:
@@ -17,28 +29,39 @@ class Hosts:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        texts = (private_text(path) for path in sorted(directory.glob("*.host")))
-        self._known = {i.peer: i for i in map(Invitation.from_text, texts)}
+        self._known: dict[str, Invitation] = {}
+        self.unusable: dict[str, str] = {}  # PeerId -> what is wrong with the invitation that is kept of it
+        for path in sorted(directory.glob("*.host")):
+            try:
+                invitation = _stored(private_text(path))
+            except (KvswapError, OSError, ValueError) as error:
+                self.unusable[path.stem] = str(error)
+            else:
+                self._known[invitation.peer] = invitation
         self._connections: dict[str, HostConnection] = {}
         self._offers: dict[str, SignedOffer] = {}
 
-    def add(self, text: str) -> Invitation:
-        """Raises `UsageError`."""
-        invitation = Invitation.from_text(text)
+    def add(self, text: str, *, plain: bool = False) -> Invitation:
+        """Keep an invitation; `plain`: the user accepts http.  Raises `UsageError`."""
+        invitation = Invitation.from_text(text, plain=plain)
         if len(self._known) >= LIMITS.hosts and invitation.peer not in self._known:
             raise UsageError(f"a node knows {LIMITS.hosts} hosts at most", hint="kvswap host leave PEER")
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_private(self._directory / f"{invitation.peer}.host", invitation.to_text() + "\n")
+        kept = invitation.to_text() + "\n" + (f"{_PLAIN}\n" if plain else "")
+        write_private(self._directory / f"{invitation.peer}.host", kept)
         self._forget(invitation.peer)
+        self.unusable.pop(invitation.peer, None)
         self._known[invitation.peer] = invitation
         return invitation
 
     def remove(self, peer: str) -> None:
-        """Raises `NotFound`."""
-        invitation = self.get(peer)
-        (self._directory / f"{invitation.peer}.host").unlink(missing_ok=True)
+        """Forget a host.  Raises `NotFound`."""
+        known = peer in self.unusable or self.get(peer)
+        if known:
+            (self._directory / f"{peer}.host").unlink(missing_ok=True)
         self._forget(peer)
-        del self._known[peer]
+        self.unusable.pop(peer, None)
+        self._known.pop(peer, None)
 
     def _forget(self, peer: str) -> None:
         self._connections.pop(peer, None)

@@ -9,16 +9,18 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import ipaddress
 import json
+import re
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
+import aiohttp.abc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -35,9 +37,12 @@ from kvswap.core.errors import (
 )
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import LIMITS
+from kvswap.net.dialling import Place, host_and_port, origin_of, place_of
 
 _PREFIX = "kvswap-host:"
 _SHORT_SECONDS = 10.0
+_SHORT_BYTES = 64 * 1024  # of an answer that is no stream, and of one line of a stream
+_PARTS: Any = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +58,23 @@ class Invitation:
         return _PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
     @classmethod
-    def from_text(cls, text: str) -> Invitation:
-        """Raises `UsageError`."""
+    def from_text(cls, text: str, *, plain: bool = False) -> Invitation:
+        """Read an invitation; `plain`: the user accepts http, which nothing in an invitation can.
+
+        Raises `UsageError`.
+        """
         text = text.strip()
         if not text.startswith(_PREFIX) or len(text) > 4_096:
             raise UsageError("not an invitation of a host", hint="kvswap host invite NAME, on the host")
         packed = text.removeprefix(_PREFIX)
         try:
-            value = wire.parse(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)), UsageError)
-            url, peer, token = value
-        except (binascii.Error, ValueError, TypeError) as error:
+            data = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
+        except (binascii.Error, ValueError) as error:
             raise UsageError("not an invitation of a host", cause="a part of it is missing") from error
-        if not all(isinstance(part, str) for part in value):
-            raise UsageError("not an invitation of a host")
-        PeerId.parse(peer)
-        _check_url(url)
-        return cls(url, peer, token)
-
-
-def _check_url(url: str) -> None:
-    """Without TLS only on this machine."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    try:
-        near = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        near = host == "localhost"
-    if parts.scheme != "https" and not (parts.scheme == "http" and near):
-        raise UsageError(f"{url[:100]!r} is not https", cause="the token and the question would be readable on the way")
+        url, peer, token = wire.unpack(data, _PARTS, UsageError, items=4)
+        if not re.fullmatch(r"[\x21-\x7e]{1,256}", token):
+            raise UsageError("not an invitation of a host", cause="its token could not be sent")
+        return cls(origin_of(url, plain=plain), str(PeerId.parse(peer)), token)
 
 
 class HostConnection:
@@ -97,7 +91,7 @@ class HostConnection:
     async def get(self, path: str) -> dict[str, Any]:
         """Raises `PeerError`, or the error that the host answers with."""
         async with self._request("GET", path, None, _SHORT_SECONDS) as response:
-            return _object(await _body(response, LIMITS.message_bytes))
+            return _object(await _body(response, _SHORT_BYTES))
 
     async def offer(self) -> bytes:
         """The envelope of its offer."""
@@ -117,7 +111,7 @@ class HostConnection:
             size = 0
             async for line in response.content:
                 size += len(line)
-                if size > LIMITS.host_answer_bytes:
+                if size > LIMITS.host_answer_bytes or len(line) > _SHORT_BYTES:
                     raise PeerError(f"{self.peer} answers with more than {LIMITS.host_answer_bytes} bytes")
                 data = line.removeprefix(b"data:").strip()
                 if not line.startswith(b"data:") or data == b"[DONE]":
@@ -138,7 +132,12 @@ class HostConnection:
         try:
             pinned = await self._pinned()
             async with (
-                aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=1 << 20) as session,
+                aiohttp.ClientSession(
+                    timeout=timeout,
+                    headers=headers,
+                    read_bufsize=_SHORT_BYTES,
+                    connector=aiohttp.TCPConnector(resolver=_Judged()),
+                ) as session,
                 session.request(
                     method, self._invitation.url + path, json=body, ssl=pinned, allow_redirects=False
                 ) as response,
@@ -158,15 +157,16 @@ class HostConnection:
 
     async def _pinned(self) -> aiohttp.Fingerprint | bool:
         """The certificate that the host shows, if it is of the host's own key; nothing is sent before that is known."""
-        url = urlsplit(self._invitation.url)
-        if url.scheme == "http":
-            return True  # on this machine: see `_check_url`
+        if self._invitation.url.startswith("http:"):
+            return True  # the user said so when joining
+        host, port = host_and_port(self._invitation.url)
         if self._fingerprint is None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             async with asyncio.timeout(_SHORT_SECONDS):
-                _, writer = await asyncio.open_connection(url.hostname, url.port or 443, ssl=context)
+                found = await _Judged().resolve(host, port)
+                _, writer = await asyncio.open_connection(found[0]["host"], port, ssl=context, server_hostname=host)
             shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
             writer.close()
             key = x509.load_der_x509_certificate(shown).public_key()
@@ -177,6 +177,18 @@ class HostConnection:
                 )
             self._fingerprint = aiohttp.Fingerprint(hashlib.sha256(shown).digest())
         return self._fingerprint
+
+
+class _Judged(aiohttp.ThreadedResolver):
+    """Names lead to no address at which no host can be, whatever they are looked up to."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[aiohttp.abc.ResolveResult]:
+        found = [a for a in await super().resolve(host, port, family) if place_of(a["host"]) is not Place.NOWHERE]
+        if not found:
+            raise OSError(f"{host} is nowhere that a host can be")
+        return found
 
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
@@ -206,7 +218,7 @@ def _told(peer: str, error: Any) -> KvswapError:
 def _object(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PeerError("a host answered with something that is not JSON") from error
     if not isinstance(value, dict):
         raise PeerError("a host answered with something that is no object")
