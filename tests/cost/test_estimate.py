@@ -57,6 +57,20 @@ def test_cases_worked_by_hand(
     assert plan.reason
 
 
+@pytest.mark.parametrize("missing", [0, 1000])
+@pytest.mark.parametrize("link", [None, Link(1e6, 0.1)])
+def test_what_was_not_measured_is_not_told_as_what_cannot_be_done(missing: int, link: Link | None) -> None:
+    told = {
+        able: decide(
+            tokens=250, load_seconds=0.1, missing_bytes=missing, curve=None, link=link, prices=Prices(), able=able
+        )
+        for able in (True, False)
+    }
+    assert "not measured" in told[True].reason and "cannot" not in told[True].reason
+    assert "cannot prefill" in told[False].reason or "neither a model" in told[False].reason
+    assert told[True].action == told[False].action
+
+
 def test_equal_scores_prefill_because_it_needs_nobody() -> None:
     flat = PrefillCurve(a=1.0, b=0.0, block_tokens=100)
     plan = decide(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvswap.artifact.layout import needed
-from kvswap.artifact.manifest import Divergence
+from kvswap.artifact.manifest import Divergence, Manifest
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -24,7 +27,9 @@ from kvswap.core.errors import (
     StoreFull,
     TokenRefused,
     Untrusted,
+    UsageError,
 )
+from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import Cid
 from kvswap.core.settings import Settings
 from kvswap.cost import Calibration, Objective
@@ -662,5 +667,95 @@ def test_a_background_task_that_fails_is_seen(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
             assert "ZeroDivisionError" in a.problems["breaks"]
             assert a.events.recent()[-1]["event"] == "task_failed"
+
+    run(body())
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;owned\x07", "a\nb", "\u202eabc", "\ud800"])
+@pytest.mark.parametrize("where", ["source", "media_type", "codec"])
+def test_what_is_signed_has_no_control_characters(where: str, text: str, tmp_path: Path) -> None:
+    from kvswap.exchange.publish import publish
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node(model=SlowModel())
+            with pytest.raises(UsageError) as caught:
+                await publish(node, b"a text", **{where: text})
+            assert caught.value.message.isprintable() and caught.value.exit_code == 2
+
+    run(body())
+
+
+def test_a_label_with_control_characters_stays_readable_and_is_not_signed_again(tmp_path: Path) -> None:
+    from kvswap.exchange.statement import sign
+
+    made = make_artifact(tokens=64)
+    bad = msgspec.structs.replace(made.manifest, model=msgspec.structs.replace(made.manifest.model, label="a\x1bb"))
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node()
+            assert Manifest.parse(bad.encode()).model.label == "a\x1bb"
+            with pytest.raises(UsageError):
+                sign(node, bad)
+
+    run(body())
+
+
+def test_a_typing_error_in_the_codec_is_ours_and_told_before_any_work(tmp_path: Path) -> None:
+    from kvswap.exchange.publish import publish
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node(model=SlowModel())
+            with pytest.raises(UsageError, match="unknown codec 'plane'") as caught:
+                await publish(node, b"a text", codec="plane")
+            assert "newer" not in str(caught.value.cause)
+
+    run(body())
+
+
+FULL = sqlite3.OperationalError("database or disk is full")
+FULL.sqlite_errorcode = sqlite3.SQLITE_FULL
+OWN = {
+    "full database": (FULL, 12),
+    "full disk": (OSError(errno.ENOSPC, "No space left on device"), 12),
+    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), 12),
+    "store full": (StoreFull("no room"), 12),
+    "read-only": (OSError(errno.EROFS, "Read-only file system"), 1),
+    "permission": (PermissionError(errno.EACCES, "Permission denied"), 1),
+    "a fault": (KeyError("x"), 1),
+    "text": (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"), 2),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("place", ["hearing", "writing", "reading", "judging"])
+def test_own_trouble_is_never_told_as_a_peers(
+    name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, code = OWN[name]
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        raise error
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=100)
+            a, b = await w.node(), await w.node()
+            w.give(a, made)
+            if place == "hearing":
+                monkeypatch.setattr("kvswap.exchange.find.hear_heads", fail)
+            elif place == "writing":
+                monkeypatch.setattr(b.store, "put_chunk", fail)
+            elif place == "judging":
+                monkeypatch.setattr("kvswap.exchange.resolve.require_current", fail)
+            else:
+                monkeypatch.setattr(b.store, "missing", fail)
+            with pytest.raises(Exception) as caught:
+                await fetch(b, DOCUMENT, Terms(force=True))
+            told = as_kvswap_error(caught.value)
+            assert told.exit_code == code, told.message
+            assert b.record(a.transport.peer).failures == 0  # type: ignore[union-attr]
 
     run(body())
