@@ -35,7 +35,7 @@ def paper_command(
     from kvswap.model import catalogue
 
     settings = Settings.load()
-    name = model or settings.model
+    name = catalogue.typed(model, settings.models) if model else settings.model
     report = paper.run(
         name,
         catalogue.resolve(name, settings.models),

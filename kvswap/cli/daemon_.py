@@ -16,20 +16,23 @@ from kvswap.cli.output import Output, verb
 @click.option("--relays", multiple=True, help="Multiaddr of a relay to be reached through, behind NAT (repeatable).")
 @click.option("--relay/--no-relay", default=None, help="Relay for nodes behind NAT.")
 @click.option("--bulk/--no-bulk", default=None, help="Chunks over HTTPS, not over libp2p streams only.")
-@click.option("--bulk-port", type=click.IntRange(0, 65535), help="Port of the HTTPS bulk plane (default: any).")
-@click.option("--api-port", type=click.IntRange(0, 65535), help="Port of the local API (default: any).")
+@click.option("--bulk-port", help="Port of the HTTPS bulk plane (default: any).")
+@click.option("--api-port", help="Port of the local API (default: any).")
 @click.option("--mdns/--no-mdns", default=None, help="Find peers on the local network.")
 @click.option("--p2p/--no-p2p", default=None, help="Take part in the network at all.")
-@click.option("--model", help="Default model.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Compute dtype.")
+@click.option("--model", help="Default model: a name, or a directory.")
+@click.option("--dtype", help="Compute dtype: bfloat16, float16, float32.")
 @click.option("--device", help="cpu, cuda, cuda:0, mps.")
-@click.option("--threads", type=click.IntRange(0, 1024), help="Compute threads (0: as torch chooses).")
+@click.option("--threads", help="Compute threads (0: as torch chooses).")
 @verb
 def daemon_command(output: Output, **flags: Any) -> None:
-    from kvswap.core.settings import Settings
+    from kvswap.core.settings import Settings, models_directory
     from kvswap.daemon.run import main
+    from kvswap.model import catalogue
 
-    settings = Settings.load(output.home, **flags)
+    if flags["model"]:
+        flags["model"] = catalogue.typed(flags["model"], models_directory())
+    settings = Settings.load(output.home, also=catalogue.not_here, **flags)
 
     def ready(info: dict[str, Any]) -> None:
         lines = [f"kvswap daemon is ready at {info['url']} (home {settings.home})", f"  publisher {info['publisher']}"]

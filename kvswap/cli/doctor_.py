@@ -53,8 +53,11 @@ def _checks(output: Output) -> Iterator[tuple[str, bool, str, str]]:
     private = not home.exists() or not home.stat().st_mode & 0o077
     yield "home", private, str(home), f"chmod 700 {home}"
     name = settings.model
-    here = catalogue.is_complete(catalogue.local_directory(name, settings.models))
-    yield "model", here, name, f"kvswap model pull {name}"
+    try:
+        catalogue.resolve(name, settings.models)
+        yield "model", True, name, ""
+    except KvswapError as error:
+        yield "model", False, name, error.hint
     try:
         status = output.client.status()
         yield "daemon", True, f"{status['peers']} peers", ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from kvswap.cli.output import Output, read_document, reference, verb
-from kvswap.core.settings import Settings, home_directory
+from kvswap.core.settings import Settings, home_directory, models_directory
 
 if TYPE_CHECKING:
     from kvswap.host.journal import Journal
@@ -45,8 +45,10 @@ def host_command(output: Output, read_price: float, prefill_price: float, make_p
     if click.get_current_context().invoked_subcommand is not None:
         return
     from kvswap.host.run import HostOptions, main
+    from kvswap.model import catalogue
     from kvswap.trust.hosting import Tariff
 
+    flags["model"] = catalogue.typed(flags["model"], models_directory())
     tariff = Tariff.of_dollars(read_price, prefill_price, make_price)
     settings = Settings.load(output.home)
     options = HostOptions(home=settings.home, block_tokens=settings.block_tokens, tariff=tariff, **flags)

@@ -58,9 +58,11 @@ def ls(output: Output) -> None:
 @verb
 def pull(output: Output, name: str) -> None:
     from kvswap.core.settings import models_directory
+    from kvswap.model import catalogue
     from kvswap.model.identity import directory_identity
     from kvswap.model.pull import pull as pull_model
 
+    name = catalogue.typed(name, models_directory())
     directory = pull_model(name, models_directory(), lambda stage, _: output.note(f"model {name}: {stage}"))
     identity = directory_identity(directory, name)
     output.result(

@@ -23,7 +23,7 @@ from kvswap.client.answers import (
     went_away,
 )
 from kvswap.client.calls import Accept, Call
-from kvswap.client.values import AsyncArtifact, report
+from kvswap.client.values import AsyncArtifact, model_argument, report
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     Incompatible,
@@ -149,12 +149,12 @@ class AsyncClient:
         group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return await self._do(calls.publish(text, model, codec, truncate, source, group), on_event)
+        return await self._do(calls.publish(text, model_argument(model), codec, truncate, source, group), on_event)
 
     async def train(
         self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
     ) -> dict[str, Any]:
-        return await self._do(calls.train(corpus, model, tokens), on_event)
+        return await self._do(calls.train(str(Path(corpus).absolute()), model_argument(model), tokens), on_event)
 
     async def fetch(
         self,

@@ -25,7 +25,7 @@ from kvswap.client.answers import (
     went_away,
 )
 from kvswap.client.calls import Accept, Call
-from kvswap.client.values import Artifact, report
+from kvswap.client.values import Artifact, model_argument, report
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     Incompatible,
@@ -164,13 +164,13 @@ class Client:
 
         `group`: sealed for the members of this group instead.
         """
-        return self._do(calls.publish(text, model, codec, truncate, source, group), on_event)
+        return self._do(calls.publish(text, model_argument(model), codec, truncate, source, group), on_event)
 
     def train(
         self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
     ) -> dict[str, Any]:
         """Train the predictive codec on the text files below a directory of the daemon's machine."""
-        return self._do(calls.train(corpus, model, tokens), on_event)
+        return self._do(calls.train(str(Path(corpus).absolute()), model_argument(model), tokens), on_event)
 
     def fetch(
         self,

@@ -7,6 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def model_argument(name: str | None) -> str | None:
+    """A model as the caller typed it, so that it means the same to the daemon, which runs in another directory."""
+    if name is None:
+        return None
+    from kvswap.core.settings import models_directory
+    from kvswap.model.catalogue import typed
+
+    return typed(name, models_directory())
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """A verified artifact in the local store.  `report` is what `kvswap fetch --json` prints."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvswap.core.errors import InvalidDocument, UsageError
 from kvswap.core.limits import LIMITS
+from kvswap.core.text import is_printable, printable
 
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -53,6 +54,17 @@ def check_unicode(text: str, name: str, kind: type[UsageError] = UsageError) -> 
             cause="bytes that are not UTF-8 were given on the command line, or text was cut within a character",
             hint="give it in UTF-8",
         ) from error
+    return text
+
+
+def check_written(text: str, name: str) -> str:
+    """Return a text that may go into what is signed, and so to the terminals of others.
+
+    Raises `UsageError` for control and format characters.  What was signed with them before stays readable.
+    """
+    check_unicode(text, name)
+    if not is_printable(text):
+        raise UsageError(f"{name} has control characters: {printable(text)[:80]!r}", cause="a typing error")
     return text
 
 

@@ -115,6 +115,15 @@ def record(error: BaseException, doing: str = "") -> KvswapError:
     return made
 
 
+def is_own(error: BaseException) -> bool:
+    """Tell whether an error is this side's own trouble, of which no peer may be told to be the cause."""
+    if not isinstance(error, KvswapError):
+        return isinstance(error, Exception)
+    return error.origin is not None or isinstance(
+        error, LocalFault | StoreFull | StoreLocked | TookTooLong | Unexpected
+    )
+
+
 def said(error: BaseException) -> str:
     """Return type and text of an exception in one printable line of bounded length."""
     text = printable(str(error))[:_SHOWN]

@@ -8,120 +8,237 @@ addressed by content: `$XDG_CACHE_HOME/kvswap/models`, or `KVSWAP_MODELS`.
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kvswap.core.errors import UsageError
+from kvswap.core import checks
+from kvswap.core.checks import Check, shown
+from kvswap.core.errors import InvalidSettings, UsageError
+from kvswap.core.failures import said
+from kvswap.core.files import read_file
 from kvswap.core.limits import LIMITS
 
 GB = 1_000_000_000
+CODECS = ("planes", "predictive", "raw", "int8", "int8-channel")  # of `kvswap.codec`, which is a room above
+_MOST = 1 << 62
+_PRICE = checks.number(0, 1e9)
+
+
+def _account_directory(env: Mapping[str, str]) -> Path:
+    """HOME, or what the account says where that is not set, as under some service managers."""
+    told = env.get("HOME", "")
+    if told.startswith("/"):
+        return Path(told)
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        raise UsageError(
+            "it is not known where this user's files are",
+            cause="HOME is not set, and the account is not in the user database",
+            hint="--home DIRECTORY, and KVSWAP_MODELS=DIRECTORY",
+        ) from None
 
 
 def _xdg(env: Mapping[str, str], name: str, fallback: str) -> Path:
     value = env.get(name, "")
-    base = Path(value) if value.startswith("/") else Path(env.get("HOME", "/")) / fallback
+    base = Path(value) if value.startswith("/") else _account_directory(env) / fallback
     return base / "kvswap"
+
+
+def _typed(chosen: str, name: str) -> Path:
+    """A directory as somebody typed it, made absolute.  Raises `UsageError` for what no path can be."""
+    try:
+        if "\0" in chosen:
+            raise ValueError("a NUL character")
+        return Path(chosen).expanduser().absolute()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UsageError(f"{name} is no directory's name: {said(error)}", cause="a typing error") from error
 
 
 def home_directory(flag: str | None = None, env: Mapping[str, str] | None = None) -> Path:
     """The directory that holds this node's keys, store and configuration."""
     env = os.environ if env is None else env
     chosen = flag or env.get("KVSWAP_HOME")
-    return Path(chosen).expanduser().absolute() if chosen else _xdg(env, "XDG_DATA_HOME", ".local/share")
+    return _typed(chosen, "the home") if chosen else _xdg(env, "XDG_DATA_HOME", ".local/share")
 
 
 def models_directory(env: Mapping[str, str] | None = None) -> Path:
     """The directory of model files, shared by all homes of a user."""
     env = os.environ if env is None else env
     chosen = env.get("KVSWAP_MODELS")
-    return Path(chosen).expanduser().absolute() if chosen else _xdg(env, "XDG_CACHE_HOME", ".cache") / "models"
+    return _typed(chosen, "KVSWAP_MODELS") if chosen else _xdg(env, "XDG_CACHE_HOME", ".cache") / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One setting that cannot be used: its name, where it was given, and why."""
+
+    name: str
+    place: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    name: str
+    value: Any
+    place: str
+    base: Path  # of relative paths
+
+
+Also = Callable[["Settings", Collection[str]], Iterable[tuple[str, str]]]
+
+
+def invalid(faults: list[Fault]) -> InvalidSettings:
+    """One error for all faults."""
+    told = [f"{fault.place}: {fault.why}" for fault in faults]
+    many = f"{len(told)} settings cannot be used: " if len(told) > 1 else ""
+    return InvalidSettings(
+        many + "; ".join(told),
+        cause="a typing error, or a value out of its range",
+        hint="docs/configuration.md has every setting with its range",
+        faults=[asdict(fault) for fault in faults],
+    )
+
+
+def absolute_model(name: str, base: Path) -> str:
+    """A path made absolute, from where it was typed; a name as it is."""
+    if not name.startswith((".", "/", "~")):
+        return name
+    return os.path.normpath(base / Path(name).expanduser())
+
+
+def _of_file(path: Path, faults: list[Fault]) -> Iterator[_Given]:
+    try:
+        data = read_file(path, LIMITS.config_bytes)
+    except UsageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            faults.append(Fault("config.toml", str(path), error.message))
+        return
+    if len(data) > LIMITS.config_bytes:
+        faults.append(Fault("config.toml", str(path), f"it is larger than {LIMITS.config_bytes} bytes"))
+        return
+    try:
+        text = data.decode("utf-8-sig")  # editors on Windows begin files with a mark
+        values = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        faults.append(Fault("config.toml", str(path), f"not valid TOML: {said(error)}"))
+        return
+    for name, value in values.items():
+        line = _line_of(name, text)
+        yield _Given(name, value, f"{path}" + (f" line {line}" if line else ""), path.parent)
+
+
+def _line_of(name: str, text: str) -> int | None:
+    """The line that a key, or a table of this name, begins on."""
+    word = re.escape(name)
+    key = re.compile(rf"""\s*(?:\[+\s*)?(?:{word}|"{word}"|'{word}')\s*[=\].]""")
+    return next((n for n, line in enumerate(text.splitlines(), 1) if key.match(line)), None)
+
+
+def _of_env(env: Mapping[str, str], names: Iterable[str]) -> Iterator[_Given]:
+    for name in names:
+        variable = f"KVSWAP_{name.upper()}"
+        if variable in env:
+            yield _Given(name, env[variable], f"{variable} in the environment", Path.cwd())
+
+
+def _of_flags(flags: Mapping[str, Any]) -> Iterator[_Given]:
+    for name, value in flags.items():
+        if value is not None and value != ():
+            yield _Given(name, value, f"--{name.replace('_', '-')}", Path.cwd())
+
+
+def _checked(check: Check, default: Any) -> Any:
+    return field(default=default, metadata={"check": check})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one node is told.  Units are in the names; prices are in US dollars."""
+    """What one node is told.  Units are in the names; prices are in US dollars.
+
+    Each setting has its check beside it; `load` judges all of them before anything is started.
+    """
 
     home: Path
     models: Path
-    model: str = "smollm2-135m"
-    dtype: str = "bfloat16"
-    device: str = "cpu"
-    threads: int = 0  # 0: as many as torch chooses
-    block_tokens: int = 256
-    codec: str = "planes"
-    also_codec: str = "predictive"  # published beside it, in the background, where there is a predictor; "": nothing
-    group: str = ""  # for which to publish, and in which to look, unless a request names another; "": openly
-    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
-    bootstrap: tuple[str, ...] = ()
-    announce: tuple[str, ...] = ()
-    relays: tuple[str, ...] = ()  # multiaddrs of relays through which this node can be reached
-    relay: bool = False  # relay for others
-    hole_punching: bool = True  # try to turn a relayed connection into a direct one
-    mdns: bool = True
-    p2p: bool = True
-    bulk: bool = True  # serve and fetch chunks over HTTPS; without it over libp2p streams only
-    bulk_port: int = 0
-    upload_bytes_per_second: int = 0  # to all peers together; 0: as fast as they take it
-    api_port: int = 0
-    quota_bytes: int = 10 * GB
-    idle_unload_seconds: float = 600.0
-    model_processes: int = 2  # models loaded at the same time, where there is memory for them
-    artifact_days: int = 30
-    price_per_gb: float = 0.0  # what a fetched gigabyte costs this node
-    asks_per_gb: float = 0.0  # what this node tells others that a gigabyte from it costs
-    price_per_second: float = 0.0  # what a second of this machine's prefill costs
-    price_per_million_tokens: float = 0.0  # of prefill, where that is bought by the token
-    value_per_second: float = 0.0005  # what a second of waiting is worth (1.80 an hour)
-    assumed_link_bytes_per_second: float = 12.5e6  # until a peer was measured: 100 Mbit/s
+    model: str = _checked(checks.model, "smollm2-135m")
+    dtype: str = _checked(checks.choice("bfloat16", "float16", "float32"), "bfloat16")
+    device: str = _checked(checks.device, "cpu")
+    threads: int = _checked(checks.whole(0, 1024), 0)  # 0: as many as torch chooses
+    block_tokens: int = _checked(checks.whole(1, LIMITS.block_tokens), 256)
+    codec: str = _checked(checks.choice(*CODECS), "planes")
+    # published beside it, in the background, where there is a predictor; "": nothing
+    also_codec: str = _checked(checks.choice("", *CODECS), "predictive")
+    # for which to publish, and in which to look, unless a request names another; "": openly
+    group: str = _checked(checks.group, "")
+    listen: tuple[str, ...] = _checked(checks.addresses(checks.listened), ("/ip4/127.0.0.1/tcp/0",))
+    bootstrap: tuple[str, ...] = _checked(checks.addresses(checks.of_peer), ())
+    announce: tuple[str, ...] = _checked(checks.addresses(checks.dialled), ())
+    # multiaddrs of relays through which this node can be reached
+    relays: tuple[str, ...] = _checked(checks.addresses(checks.of_peer), ())
+    relay: bool = _checked(checks.yes_or_no, False)  # relay for others
+    hole_punching: bool = _checked(checks.yes_or_no, True)  # try to turn a relayed connection into a direct one
+    mdns: bool = _checked(checks.yes_or_no, True)
+    p2p: bool = _checked(checks.yes_or_no, True)
+    # serve and fetch chunks over HTTPS; without it over libp2p streams only
+    bulk: bool = _checked(checks.yes_or_no, True)
+    bulk_port: int = _checked(checks.whole(0, 65_535), 0)
+    # to all peers together; 0: as fast as they take it
+    upload_bytes_per_second: int = _checked(checks.whole(0, _MOST), 0)
+    api_port: int = _checked(checks.whole(0, 65_535), 0)
+    quota_bytes: int = _checked(checks.whole(0, _MOST), 10 * GB)
+    idle_unload_seconds: float = _checked(checks.number(0, 1e9), 600.0)
+    # models loaded at the same time, where there is memory for them
+    model_processes: int = _checked(checks.whole(1, 64), 2)
+    artifact_days: int = _checked(checks.whole(1, LIMITS.life_seconds // 86_400), 30)
+    price_per_gb: float = _checked(_PRICE, 0.0)  # what a fetched gigabyte costs this node
+    asks_per_gb: float = _checked(_PRICE, 0.0)  # what this node tells others that a gigabyte from it costs
+    price_per_second: float = _checked(_PRICE, 0.0)  # what a second of this machine's prefill costs
+    price_per_million_tokens: float = _checked(_PRICE, 0.0)  # of prefill, where that is bought by the token
+    value_per_second: float = _checked(_PRICE, 0.0005)  # what a second of waiting is worth (1.80 an hour)
+    # until a peer was measured: 100 Mbit/s
+    assumed_link_bytes_per_second: float = _checked(checks.number(1, 1e15), 12.5e6)
 
     @classmethod
     def load(
         cls,
         home: str | None = None,
         env: Mapping[str, str] | None = None,
+        *,
+        also: Also | None = None,
         **flags: Any,
     ) -> Settings:
-        """Read the layers.  Raises `UsageError` naming the key and where it came from."""
+        """Read the layers and judge every value.
+
+        `also`: a further check of the settings that somebody gave, by rooms above this one.  Raises `InvalidSettings`,
+        which names all faults at once, each with the line, the environment variable or the option it came from.
+        """
         env = os.environ if env is None else env
-        root = home_directory(home, env)
-        settings = cls(home=root, models=models_directory(env))
-        path = root / "config.toml"
-        layers: list[tuple[str, dict[str, Any]]] = []
-        if path.is_file():
-            if path.stat().st_size > LIMITS.config_bytes:
-                raise UsageError(f"{path} is larger than {LIMITS.config_bytes} bytes")
+        settings = cls(home=home_directory(home, env), models=models_directory(env))
+        kinds = {f.name: f.metadata["check"] for f in fields(cls) if "check" in f.metadata}
+        faults: list[Fault] = []
+        places: dict[str, str] = {}
+        for given in (*_of_file(settings.home / "config.toml", faults), *_of_env(env, kinds), *_of_flags(flags)):
+            if given.name not in kinds:
+                faults.append(Fault(given.name, given.place, f"unknown setting {given.name!r}"))
+                continue
             try:
-                layers.append((str(path), tomllib.loads(path.read_text())))
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise UsageError(f"{path} is not valid TOML: {error}") from error
-        names = {f.name for f in fields(cls)} - {"home", "models"}
-        from_env = {n: env[f"KVSWAP_{n.upper()}"] for n in names if f"KVSWAP_{n.upper()}" in env}
-        layers += [("the environment", from_env), ("the command line", flags)]
-        for where, layer in layers:
-            for name, value in layer.items():
-                if value is None or value == ():
-                    continue
-                if name not in names:
-                    raise UsageError(f"unknown setting {name!r} in {where}", cause="a typing error")
-                settings = replace(settings, **{name: _coerce(name, value, getattr(settings, name), where)})
+                value = kinds[given.name](given.value)
+                if given.name == "model":
+                    value = absolute_model(value, given.base)
+            except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+                faults.append(Fault(given.name, given.place, f"{given.name} = {shown(given.value)} is not {error}"))
+                continue
+            settings = replace(settings, **{given.name: value})
+            places[given.name] = given.place
+        if also is not None:
+            faults += [Fault(name, places[name], why) for name, why in also(settings, places.keys())]
+        if faults:
+            raise invalid(faults)
         return settings
-
-
-def _coerce(name: str, value: Any, default: Any, where: str) -> Any:
-    try:
-        if isinstance(default, tuple):
-            items = value.split(",") if isinstance(value, str) else value
-            return tuple(str(v).strip() for v in items if str(v).strip())
-        if isinstance(default, bool):
-            if isinstance(value, bool):
-                return value
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[str(value).lower()]
-        number = type(default)(value)
-        if isinstance(default, int | float) and number < 0:
-            raise ValueError("negative")
-        return number
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"setting {name}={value!r} from {where} is not a {type(default).__name__}") from error

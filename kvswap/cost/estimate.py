@@ -160,6 +160,9 @@ class Plan:
         return asdict(self)
 
 
+_CANNOT = "this node cannot prefill"
+
+
 def decide(
     *,
     tokens: int,
@@ -170,8 +173,10 @@ def decide(
     prices: Prices,
     objective: Objective = MIX,
     work: Work | None = None,
+    able: bool = False,
 ) -> Plan:
-    """Choose.  `curve` None: this node cannot prefill; `link` None: nobody to fetch from.
+    """Choose.  `curve` None: this node cannot prefill, or with `able` it was never measured; `link` None: nobody to
+    fetch from.
 
     `load_seconds`: verifying, decoding and loading what is here then.  `work`: the document's units, where
     computing and fetching at once is possible; then loading goes on while the rest arrives.
@@ -189,8 +194,13 @@ def decide(
     if work is not None and curve is not None and link is not None and missing_bytes:
         fetch, hybrid = _together(work, tokens, link, prices, objective)
     if prefill is None and fetch is None:
-        return Plan("none", 0.0, 0.0, "neither a model to prefill with nor a peer to fetch from", None, None)
+        lacks = (
+            "prefill was not measured here yet, and there is no" if able else "neither a model to prefill with nor a"
+        )
+        return Plan("none", 0.0, 0.0, f"{lacks} peer to fetch from", None, None)
     plan = _one_of(prefill, fetch, missing_bytes, link, prices, objective)
+    if prefill is None and able and plan.reason == _CANNOT:
+        plan = replace(plan, reason="prefill was not measured here yet")
     if hybrid is None:
         return plan
     plan = replace(plan, hybrid=hybrid)
@@ -261,7 +271,7 @@ def _one_of(
         assert prefill is not None  # noqa: S101 - one of the two is there
         return Plan("prefill", prefill.seconds, prefill.dollars, "nobody offers it", prefill, None)
     if prefill is None:
-        return Plan("fetch", fetch.seconds, fetch.dollars, "this node cannot prefill", None, fetch)
+        return Plan("fetch", fetch.seconds, fetch.dollars, _CANNOT, None, fetch)
     better = fetch.score(prices, objective) < prefill.score(prices, objective)
     reason = _reason(better, prefill, fetch, missing_bytes, link)
     chosen = fetch if better else prefill

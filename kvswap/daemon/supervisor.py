@@ -103,7 +103,8 @@ class ModelProcess:
     async def choose(self, name: str | None = None) -> ModelChoice:
         name = name or self._settings.model
         directory = catalogue.resolve(name, self._settings.models)
-        identity = await asyncio.to_thread(self._identity, directory, name)
+        label = catalogue.label_of(directory, self._settings.models)
+        identity = await asyncio.to_thread(self._identity, directory, label)
         s = self._settings
         return ModelChoice(name, identity, s.dtype, s.device, s.threads)
 
@@ -232,7 +233,7 @@ class ModelProcess:
         request = {
             "job": "open",
             "directory": str(directory.absolute()),
-            "label": choice.name,
+            "label": choice.identity.label,
             "dtype": choice.dtype,
             "device": choice.device,
             "threads": choice.threads,

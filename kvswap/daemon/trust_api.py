@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from kvswap.core.documents import check_written
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import PeerId, parse_reference
 from kvswap.daemon.requests import body_of, optional_of, text_of
@@ -59,7 +60,9 @@ class TrustApi:
     async def withdraw(self, request: web.Request) -> web.Response:
         body = await body_of(request)
         reference = parse_reference(request.match_info["ref"])
-        return web.json_response(await withdraw(self._node, reference, (optional_of(body, "why") or "")[:256]))
+        return web.json_response(
+            await withdraw(self._node, reference, check_written((optional_of(body, "why") or "")[:256], "why"))
+        )
 
     # -- groups ----------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvswap.core.errors import KvswapError
+from kvswap.core.failures import is_own, record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import hear_audits
@@ -65,6 +66,8 @@ async def ask_these(
         return [], set()
     lookup = _Lookup(node, query, only)
     await lookup.run(seconds)
+    if lookup.own is not None and not lookup.offers:
+        raise lookup.own  # not "nobody has it"
     return list(lookup.offers), lookup.answered
 
 
@@ -116,6 +119,7 @@ class _Lookup:
         self._only = only
         self._known: set[str] = {node.transport.peer}
         self.offers: list[Offer] = []
+        self.own: KvswapError | None = None  # this node's own trouble, such as a full disk
         self.answered: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = 0
@@ -231,7 +235,10 @@ class _Lookup:
             self._far.in_vain(teller)
             if self._reference is not None:
                 self._node.hearsay.forget(self._reference, address.peer)
-        except (KvswapError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - what is not the peer's is kept, and told if nothing is found
+            if is_own(error) and not isinstance(error, TimeoutError):
+                self.own = record(error, "looking up")
+                return
             self._far.in_vain(teller)
             self._node.failed(address.peer, str(error) or type(error).__name__)
         finally:

@@ -103,7 +103,9 @@ async def plan_chunks(
     raw = raw_by_codec(files)
 
     def planned(link: Link | None, peers: tuple[str, ...]) -> Planned:
-        plan = decide_here(node, count, raw, missing_bytes, curve, link, objective, work if hybrid else None)
+        units = work if hybrid else None
+        able = choice is not None
+        plan = decide_here(node, count, raw, missing_bytes, curve, link, objective, units, able)
         return Planned(plan, missing_bytes, work, link, peers)
 
     # The cheapest peers alone, or dearer ones with them: all are counted at what the dearest asks.
@@ -152,8 +154,12 @@ def decide_here(
     link: Link | None,
     objective: Objective,
     work: Work | None = None,
+    able: bool = True,
 ) -> Plan:
-    """`cost.decide` with this node's measured load rates and its prices; `raw`: bytes by codec."""
+    """`cost.decide` with this node's measured load rates and its prices; `raw`: bytes by codec.
+
+    `able`: this node has a model to prefill with, whether it was measured or not.
+    """
     return decide(
         tokens=tokens,
         missing_bytes=missing_bytes,
@@ -163,6 +169,7 @@ def decide_here(
         prices=prices(node),
         objective=objective,
         work=work,
+        able=able,
     )
 
 

@@ -29,9 +29,11 @@ from kvswap.artifact.manifest import (
 )
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core import wire
-from kvswap.core.documents import check_document
-from kvswap.core.errors import KvswapError
+from kvswap.core.documents import check_document, check_written
+from kvswap.core.errors import KvswapError, UsageError
 from kvswap.core.ids import Cid, document_digest
+from kvswap.core.settings import CODECS
+from kvswap.core.text import printable
 from kvswap.exchange.heads import superseded, withdraw_rows
 from kvswap.exchange.making import Made, Run, make
 from kvswap.exchange.model_port import ModelChoice, OnEvent
@@ -64,6 +66,12 @@ async def publish(
     began = time.perf_counter()
     text = check_document(data)
     codec = codec or node.settings.codec
+    if codec not in CODECS:  # else told as of a newer kvswap, after the prefill
+        raise UsageError(
+            f"unknown codec {printable(codec)!r}", cause="a typing error", hint=f"--codec {', '.join(CODECS)}"
+        )
+    check_written(media_type, "the media type")
+    check_written(source or "", "the source")
     name = group or node.settings.group
     readers = node.groups.get(name) if name else None
     choice = await node.model.choose(model)

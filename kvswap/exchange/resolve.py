@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from kvswap.artifact.layout import check_compatible
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, PeerError, Untrusted
+from kvswap.core.failures import is_own
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import refuse_if_failed
@@ -142,6 +143,8 @@ async def _usable(
             statement = judge_envelope(node, envelope, wanted, terms)
             _check_answers(statement, candidate.artifact, reference)
         except KvswapError as error:
+            if is_own(error):
+                raise  # a full disk here is not "nobody has it"
             errors.append(error)
             if isinstance(error, IntegrityError):
                 asking.wrong(candidate)

@@ -10,6 +10,8 @@ from typing import TypeVar
 from kvswap.artifact import dsse, layout
 from kvswap.artifact.manifest import Life, Manifest
 from kvswap.artifact.sealing import KIND
+from kvswap.core import wire
+from kvswap.core.documents import check_written
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
@@ -44,6 +46,10 @@ def new_life(node: Node, supersedes: Cid | None = None) -> Life:
 
 def sign(node: Node, manifest: Manifest, sealing: Sealing | None = None) -> Statement:
     """By this node's publisher key; `sealing`: for the members of a group, its files are sealed already."""
+    for part in (manifest.model, manifest.document, manifest.prefix, manifest.numerics):
+        for name, value in wire.plain(part).items() if part is not None else ():
+            if isinstance(value, str):
+                check_written(value, name)
     if sealing is None:
         envelope = dsse.seal(manifest.encode(), manifest.publisher, node.publisher.sign)
     else:

@@ -214,7 +214,11 @@ class Transfer:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS / 3)
             if self._flights:
                 continue
-            for offer in await find(self.node, messages.Find(AGENT, artifact=self.artifact)):
+            try:
+                offers = await find(self.node, messages.Find(AGENT, artifact=self.artifact))
+            except KvswapError:  # our own trouble: the transfer finds it out by itself, or goes on without
+                offers = []
+            for offer in offers:
                 if offer.found.artifact == self.artifact:
                     self._consider([PeerAddress(offer.peer)])
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
@@ -238,7 +242,8 @@ class Transfer:
             self.node.lied(peer, error.message, artifact=self.artifact)
         except KvswapError as error:
             self._reasons[peer] = error.message
-            if not isinstance(error, Unreachable):  # that is held against its addresses
+            # What cannot be reached is held against its addresses, and what we failed at against nobody.
+            if not isinstance(error, Unreachable) and self._broken is None:
                 self.node.failed(peer, error.message)
             if isinstance(error, NetworkTimeout):
                 known.tries = max(known.tries, _TRIES - 1)  # each costs a whole time-out: once more, not twice
@@ -352,7 +357,7 @@ class Transfer:
             raise
         except (IntegrityError, PeerError):
             raise
-        except (KvswapError, OSError) as error:
+        except Exception as error:
             self._break(error)
             raise PeerError("the transfer is ending") from error
         finally:
