@@ -1,0 +1,110 @@
+"""What a manifest says of itself is refused from strangers before a byte, and said aloud of those one trusts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvswap.artifact.manifest import Divergence
+from kvswap.core.errors import Untrusted, UsageError
+from kvswap.core.ids import Cid
+from kvswap.exchange.fetch import fetch
+from kvswap.exchange.request import Terms
+from kvswap.exchange.verify import climb, verify_artifact
+from kvswap.trust.ladder import Level
+from tests.exchange.test_fetch import DOCUMENT, world
+from tests.support import Made, make_artifact, run
+
+TERMS = Terms(force=True, strangers=True)
+
+
+def claiming(claim: str) -> Made:
+    """An artifact of which its publisher says that nobody can check it."""
+    plain = make_artifact(tokens=40).manifest
+
+    def prefix(**changes: Any) -> dict[str, Any]:
+        return {"prefix": msgspec.structs.replace(plain.prefix, **changes)}
+
+    changes: dict[str, Any] = {
+        "inexact": {"codec": "int8", "divergence": Divergence(32, 32, 32, 0)},
+        "no probe": {"probe": msgspec.structs.replace(plain.probe, tokens=[])},
+        "no special tokens": prefix(special_tokens=False),
+        "a template": prefix(template="chat"),
+    }[claim]
+    return make_artifact(tokens=40, **changes)
+
+
+@pytest.mark.parametrize("claim", ["inexact", "no probe", "no special tokens", "a template"])
+def test_a_claim_that_turns_checks_off_is_refused_or_said_aloud(tmp_path: Path, claim: str) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = claiming(claim)
+            a, stranger, friend = await w.node(), await w.node(trust=False), await w.node()
+            w.give(a, made)
+            for inexact in (True, False):
+                with pytest.raises(Untrusted, match="cannot be verified") as refused:
+                    await fetch(stranger, DOCUMENT, replace(TERMS, inexact=inexact))
+                assert refused.value.exit_code == 4 and refused.value.details["unchecked"]
+            assert not any(stranger.store.has_chunk(cid) for cid in made.chunks)  # and nothing was fetched for it
+            said: list[dict[str, Any]] = []
+
+            async def hear(event: dict[str, Any]) -> None:
+                said.append(event)
+
+            done = await fetch(friend, DOCUMENT, Terms(force=True, inexact=True), hear)
+            assert str(done.statement.artifact) == made.id
+            (reason,) = {event["reason"] for event in said if event["event"] == "uncheckable"}
+            assert [e["reason"] for e in friend.events.recent() if e["event"] == "uncheckable"] == [reason]
+            report = await verify_artifact(friend, Cid.parse(made.id))
+            assert list(report["claims"].values()) == [reason]
+
+    run(body())
+
+
+def test_a_text_that_is_not_the_document_is_the_callers_mistake(tmp_path: Path) -> None:
+    """Nobody is condemned for it, nothing is deleted, and it is told before anything is fetched."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            a, b = await w.node(), await w.node()
+            w.give(a, made)
+            with pytest.raises(UsageError, match="not the document"):
+                await fetch(b, Cid.parse(made.id), Terms(force=True), text="another text")
+            assert not any(b.store.has_chunk(cid) for cid in made.chunks)
+            w.give(b, made)
+            for levels in (None, tuple(Level)):
+                with pytest.raises(UsageError, match="not the document"):
+                    await verify_artifact(b, Cid.parse(made.id), levels=levels, text="another text")
+            assert b.policy.caught() == [] and b.store.artifacts() != [] and b.records.audits() == []
+            await climb(b, made.statement, [Level.POLICY, Level.DIGESTS], text="a document for tests")
+
+    run(body())
+
+
+def test_an_unproved_difference_condemns_nobody(tmp_path: Path) -> None:
+    """Whatever the model process says: without all grounds nothing is removed, signed or held against anybody."""
+    from kvswap.exchange.verify import caught
+    from kvswap.trust.ladder import Step
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            node = await w.node()
+            w.give(node, made)
+            for step in (
+                Step(Level.TOKENS, "failed", why="x"),
+                Step(Level.TOKENS, "skipped", why="x", proven=True),
+                Step(Level.PROBE, "failed", why="x", proven=True),
+                Step(Level.AGREEMENT, "failed", why="x", proven=True),
+            ):
+                assert not caught(node, made.statement, step)
+            assert node.policy.caught() == [] and node.store.artifacts() != []
+            assert caught(node, made.statement, Step(Level.TOKENS, "failed", why="x", proven=True))
+            assert [row["rules"] for row in node.policy.caught()] == [2] and node.store.artifacts() == []
+
+    run(body())
