@@ -104,6 +104,8 @@ class Progress:
             output.note(f"measuring how far apart right caches of {event['model']} are on this machine (once) ...")
         elif kind == "found" and event.get("peers"):
             output.note(f"found {event['artifact']} at {len(event['peers'])} peer(s)")
+        elif kind == "uncheckable":
+            output.note(f"not checked of {event['artifact']}: {event['reason']}")
         elif kind == "plan":
             output.note(f"plan: {event['action']} - {event['reason']}")
 

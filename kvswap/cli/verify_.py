@@ -42,6 +42,7 @@ def _shown(output: Output, report: dict[str, Any]) -> str:
         return "\n".join(f"{name:22} {value}" for name, value in report.items())
     rows = [(s["step"], s["name"], s["verdict"], f"{s['seconds']:.3f} s", _about(s)) for s in report["steps"]]
     lines = [report["artifact"], output.table(("STEP", "", "", "TOOK", ""), rows)]
+    lines += [f"its publisher's word: {why}" for why in report["claims"].values()]
     for step, why in report["unchecked"].items():
         lines.append(f"not checked: {step}, {why}")
     if (seen := report["coverage"]) is not None:

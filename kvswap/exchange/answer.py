@@ -10,6 +10,7 @@ from kvswap.core.errors import Incompatible, IntegrityError, InvalidDocument, No
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
+from kvswap.exchange.claims import require_text, say_claims, say_unchecked
 from kvswap.exchange.fetch import choose, fetch
 from kvswap.exchange.hosts import AUTO, ask_host, hosted
 from kvswap.exchange.hybrid import Source, learned, run_from
@@ -82,6 +83,7 @@ async def answer(
         "text": text,
     }
     transfer = None
+    unchecked: dict[str, str] = {}
     if source is None:
         made = await node.model.run(choice, "answer", on_event, **arguments)
     else:
@@ -92,8 +94,13 @@ async def answer(
             if (step := of_error(error)) is not None:
                 caught(node, source.statement, step)
             raise
-        if (made["first_layer"] or {}).get("verdict") == "passed" and source.tokens is None:
+        await say_claims(node, source.statement, progress)
+        seen = made["first_layer"]
+        if seen is not None and seen["verdict"] == "passed" and source.tokens is None:
             node.records.add_checks(str(source.statement.artifact), [int(Level.TOKENS)])
+        elif seen is not None and seen["verdict"] == "skipped":
+            unchecked = {"V3": seen["why"]}
+            await say_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
         learned(node, source, made)
     if transfer is None:
         node.learn_prefill(choice, made["samples"])
@@ -109,6 +116,7 @@ async def answer(
         "claim": made["claim"],
         "tokens": made["tokens"],
         "artifact": str(statement.artifact) if statement else None,
+        "unchecked": unchecked,
         "fetched_tokens": made["tokens"] - made["computed"],
         "computed_tokens": made["computed"],
         "wire_bytes": transfer.received if transfer else 0,
@@ -175,6 +183,7 @@ async def _source(
     """The artifact to answer from, or a document's beginning; None: prefill."""
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
+        require_text(resolved.statement, text)
         if not settled(node, resolved.statement):  # a stranger's is verified whole before any of it is used
             artifact = resolved.statement.artifact
             await fetch(node, artifact, terms, progress, text=text)

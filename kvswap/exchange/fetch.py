@@ -14,6 +14,7 @@ from typing import Any
 from kvswap.artifact.layout import needed_files
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
+from kvswap.exchange.claims import require_text, say_claims
 from kvswap.exchange.node import Node
 from kvswap.exchange.plan import Planned, best, judge, measure_beside, not_worth_it
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
@@ -74,6 +75,7 @@ async def fetch(
     began = time.perf_counter()
     resolved, planned = await choose(node, reference, terms, progress)
     statement, chosen = resolved.statement, planned.plan
+    require_text(statement, text)
     if resolved.local:
         said = await _verified(node, statement, terms, text, progress)
         return Fetched(statement, chosen, 0, (), time.perf_counter() - began, said)
@@ -94,6 +96,7 @@ async def _verified(
     node: Node, statement: Statement, terms: Terms, text: str | None, progress: Progress
 ) -> dict[str, Any]:
     ladder = await settle(node, statement, text, terms.samples, progress)
+    await say_claims(node, statement, progress)
     return verification(node, statement, ladder)
 
 

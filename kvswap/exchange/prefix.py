@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvswap.artifact.chain import token_digest
 from kvswap.artifact.layout import needed_files
@@ -78,6 +78,7 @@ async def longest_beginning(
     chain = list(chain[: LIMITS.chain_digests])
     if not chain:
         return None
+    terms = replace(terms, strangers=False)  # a part is not verified by itself: of strangers what was verified whole
     called = [(names, names.chain(chain)) for names in node.names(terms.group)]
     here: dict[str, Candidate] = {}
     for _, told in called:

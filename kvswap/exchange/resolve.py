@@ -19,6 +19,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import refuse_if_failed
 from kvswap.exchange.candidates import Candidate, Envelopes, in_turns
+from kvswap.exchange.claims import refuse_uncheckable
 from kvswap.exchange.find import Offer, find
 from kvswap.exchange.heads import require_current
 from kvswap.exchange.model_port import ModelChoice
@@ -170,6 +171,8 @@ def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Te
     node.records.ask(str(statement.artifact))
     if wanted is not None:
         check_compatible(statement.manifest, wanted.model, wanted.dtype)
+    if terms.strangers and not terms.trust_on_first_use and not settled(node, statement):
+        refuse_uncheckable(statement)
     if statement.manifest.divergence is not None and not terms.inexact:
         told = statement.manifest.divergence
         raise Incompatible(

@@ -17,13 +17,14 @@ from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFou
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange import audits, heads
+from kvswap.exchange.claims import require_text
 from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.request import Progress, silent
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Statement, verify_envelope
-from kvswap.trust.accusation import accuses, unusable
+from kvswap.trust.accusation import accuses, claims, unusable
 from kvswap.trust.agreement import compare
 from kvswap.trust.ladder import STRANGER, Ladder, Level, Step, due, from_pipe
 from kvswap.trust.noise import MARGIN, Noise
@@ -76,6 +77,7 @@ async def verify_artifact(
         "probe_bitwise": probe.figures["logits_equal"] if probe else None,
         "same_environment": probe.figures["same_environment"] if probe else None,
         "coverage": coverage.to_json() if coverage else None,
+        "claims": claims(statement.manifest),
         **ladder.to_json(),
     }
 
@@ -91,9 +93,11 @@ async def climb(
 ) -> Ladder:
     """Do these steps, as far as they can be done here; what finds something wrong is signed and kept.
 
-    Raises `IntegrityError` for chunks that are not what was signed, `NotFound` for those that are not here.
+    Raises `IntegrityError` for chunks that are not what was signed, `NotFound` for those that are not here,
+    `UsageError` for a text that is not the document's.
     """
     manifest = statement.manifest
+    require_text(statement, text)
     steps: list[Step] = []
     if Level.POLICY in levels:
         steps.append(_policy(node, statement))

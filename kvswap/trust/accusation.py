@@ -109,6 +109,14 @@ def claims(manifest: Manifest) -> dict[str, str]:
     return out
 
 
+def uncheckable(manifest: Manifest) -> dict[str, str]:
+    """Returns those claims for which no stranger's artifact is used, so that it need not even be fetched.
+
+    One that does not name its document is no such: its tokens can be compared with those of a text at hand (V3).
+    """
+    return {where: why for where, why in claims(manifest).items() if where != "document"}
+
+
 def unusable(manifest: Manifest, ladder: Ladder) -> dict[str, str]:
     """Returns why an artifact of a stranger may not be used, as reasons by step or field; nothing where it may be.
 
@@ -118,7 +126,4 @@ def unusable(manifest: Manifest, ladder: Ladder) -> dict[str, str]:
     unchecked = ladder.unchecked
     lacking = [level for level in ladder.lacking(due(listed=False)) if level != Level.POLICY]
     steps = {f"V{int(level)}": unchecked.get(f"V{int(level)}", "") for level in lacking}
-    said = claims(manifest)
-    if ladder.passed(Level.TOKENS):
-        said.pop("document", None)
-    return steps | said
+    return steps | uncheckable(manifest)
