@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from kvswap.core.ids import Cid
+from kvswap.core.upkeep import Problems
 from kvswap.store import Store, behind
 from kvswap.store.behind import Behind
 from tests.store.test_store import put
-from tests.support import make_artifact
+from tests.support import make_artifact, until
 
 CIDS = [Cid.of(b"%d" % number) for number in range(200)]
 
@@ -36,7 +38,7 @@ def file_of(store: Store, cid: Cid) -> Path:
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk so slow that nothing is synced while the test runs."""
-    monkeypatch.setattr(Behind, "_run", lambda self: None)
+    monkeypatch.setattr(Behind, "add", lambda self, cid, size: None)
 
 
 def test_all_are_synced_oldest_first_and_then_told_of() -> None:
@@ -137,3 +139,32 @@ def test_what_the_disk_did_not_keep_is_not_listed(tmp_path: Path, monkeypatch: p
     store._behind.close()
     assert store.missing([cid]) == [cid] and store.used_bytes == 0
     assert store.put_chunk(b"fetched") == cid
+
+
+def test_errors_of_the_disk_cost_what_they_hit_and_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is full while the disk says EIO: the thread goes on, and so does who writes."""
+    monkeypatch.setattr(behind, "_WAITING_BYTES", 20)
+    monkeypatch.setattr(behind, "_BATCH", 2)
+    problems, done, told = Problems(), [], []
+    broken = set(CIDS[3:9])
+
+    def sync(cid: Cid) -> None:
+        if cid in broken:
+            raise sqlite3.OperationalError("database or disk is full")
+        done.append(cid)
+
+    def synced(cids: Sequence[Cid]) -> None:
+        if CIDS[15] in cids:
+            raise OSError(errno.EIO, "Input/output error")
+        told.extend(cids)
+
+    queue = Behind(sync, synced, problems)
+    for cid in CIDS[:9]:
+        queue.add(cid, 10)
+    until(lambda: "syncing" in problems)
+    for cid in CIDS[9:40]:
+        queue.add(cid, 10)
+    queue.close()
+    assert done == [c for c in CIDS[:40] if c not in broken]
+    assert set(done) - set(told) <= {CIDS[14], CIDS[15], CIDS[16]}  # those of one batch
+    assert queue._writer.waiting_bytes == 0 and "syncing" not in problems

@@ -93,3 +93,35 @@ def test_no_rate_is_no_wait() -> None:
         await asyncio.wait_for(Pacer(0).take("a", 10**12), 1)
 
     run(body())
+
+
+def test_a_busy_pacer_has_one_timer_and_wakes_once_a_piece() -> None:
+    async def body() -> None:
+        loop, pacer, wakes = asyncio.get_running_loop(), Pacer(20_000_000), 0
+        dispatch = pacer._dispatch
+
+        def counted() -> None:
+            nonlocal wakes
+            wakes += 1
+            dispatch()
+
+        pacer._dispatch = counted  # type: ignore[method-assign]
+        pieces = 0
+
+        async def draw(peer: str) -> None:
+            nonlocal pieces
+            while True:
+                await pacer.take(peer, 10_000)
+                pieces += 1
+
+        tasks = [asyncio.create_task(draw(f"peer {n}")) for n in range(8)]
+        while pieces < 600:
+            await asyncio.sleep(0.01)
+            timers = [t for t in loop._scheduled if not t.cancelled() and "Pacer" in repr(t)]  # type: ignore[attr-defined]
+            assert len(timers) <= 1
+        assert wakes <= 3 * pieces + 100  # one when it is asked for, one when it may go out
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(body())

@@ -3,6 +3,9 @@ from __future__ import annotations
 import asyncio
 import mmap
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from kvswap.exchange.transfer.buffers import Buffers
 from tests.support import run
 
@@ -40,5 +43,59 @@ def test_one_larger_than_the_budget_has_its_turn_alone() -> None:
             await asyncio.sleep(0)
             assert not large.done()
         assert len(await asyncio.wait_for(large, 5)) == 100 * mmap.PAGESIZE
+
+    run(body())
+
+
+def test_a_large_one_is_not_overtaken_by_small_ones() -> None:
+    async def body() -> None:
+        buffers = Buffers(budget=10 * mmap.PAGESIZE)
+        order: list[str] = []
+
+        async def use(name: str, pages: int) -> None:
+            async with buffers.lease(pages * mmap.PAGESIZE):
+                order.append(name)
+                await asyncio.sleep(0)
+
+        async def small(name: str) -> None:  # asks again as soon as it is done, for ever
+            while "large" not in order:
+                await use(name, 4)
+
+        tasks = [asyncio.create_task(small(f"small {n}")) for n in range(4)]
+        await asyncio.sleep(0)
+        await use("large", 8)
+        assert len(order) <= 6  # those that were there before it, and no more
+        await asyncio.gather(*tasks)
+        assert buffers.used_bytes == 0
+
+    run(body())
+
+
+@given(st.lists(st.tuples(st.integers(1, 14), st.integers(0, 6), st.booleans()), min_size=1, max_size=25))
+@settings(max_examples=150, deadline=None)
+def test_whoever_leaves_when_the_budget_holds_and_everybody_has_a_turn(asked: list[tuple[int, int, bool]]) -> None:
+    """Sizes in pages, turns of the loop until it is given back, and whether it is cancelled before that."""
+
+    async def body() -> None:
+        buffers = Buffers(budget=10 * mmap.PAGESIZE)
+        served: list[int] = []
+
+        async def use(number: int, pages: int, turns: int) -> None:
+            async with buffers.lease(pages * mmap.PAGESIZE):
+                assert buffers.used_bytes <= max(10, pages) * mmap.PAGESIZE
+                served.append(number)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+
+        tasks = [asyncio.create_task(use(n, pages, turns)) for n, (pages, turns, _) in enumerate(asked)]
+        for number, (_, turns, cancelled) in enumerate(asked):
+            if cancelled:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                tasks[number].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert buffers.used_bytes == 0 and not buffers._waiting
+        assert served == sorted(served)
+        assert {n for n, (_, _, cancelled) in enumerate(asked) if not cancelled} <= set(served)
 
     run(body())
