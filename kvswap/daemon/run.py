@@ -20,7 +20,6 @@ from aiohttp import web
 from kvswap.core.errors import UsageError
 from kvswap.core.runfile import RunFile
 from kvswap.core.settings import Settings
-from kvswap.core.upkeep import Problems
 from kvswap.cost import Calibration
 from kvswap.daemon.app import Api
 from kvswap.daemon.supervisor import ModelProcess
@@ -53,8 +52,7 @@ async def serve(settings: Settings, ready: Ready) -> None:
         loop.add_signal_handler(name, lambda: os._exit(130) if stop.is_set() else stop.set())
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = Store.open(settings.home / "store", settings.quota_bytes)
-    problems = Problems()
-    model = ModelProcess(settings, problems)
+    model = ModelProcess(settings, store.problems)
     try:
         node_key, publisher_key = Node.keys(settings.home)
         node = Node(
@@ -66,7 +64,6 @@ async def serve(settings: Settings, ready: Ready) -> None:
             PolicyFile(settings.home / "trust.json", publisher_key.peer_id),
             Calibration(settings.home / "calibration.json"),
             node_key,
-            problems,
         )
         await _run(settings, node, model, stop, ready)
     finally:

@@ -13,7 +13,6 @@ from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, P2pDown,
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
-from kvswap.core.upkeep import Problems
 from kvswap.core.version import __version__
 from kvswap.cost import Calibration
 from kvswap.exchange.catalogue import Catalogues, OwnCatalogue
@@ -59,7 +58,6 @@ class Node:
         policy: PolicyFile,
         calibration: Calibration,
         node_key: Key | None = None,
-        problems: Problems | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -79,7 +77,7 @@ class Node:
         self.ledger = Ledger(settings.home / "peers.sqlite3")
         self.records = Records(settings.home / "trust.sqlite3", lambda publisher: self.policy.policy.trusts(publisher))
         self.standings = Standings(self.records, policy)
-        self.problems = problems if problems is not None else Problems()  # what is degraded, by part
+        self.problems = store.problems  # what is degraded, by part
         # fetching
         self.buffers = Buffers()
         self.sessions = Sessions(transport) if transport is not None else None

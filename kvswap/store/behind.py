@@ -8,59 +8,49 @@ says of each chunk whether it was synced, and those that were not are looked at 
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from kvswap.core.ids import Cid
+from kvswap.core.upkeep import Problems, Writer
 
 _WAITING_BYTES = 256 << 20  # more than this is not left to the power: who writes waits
 _BATCH = 64
+_NAME = "syncing"
 
 
 class Behind:
-    """One thread that syncs, oldest first.  Starts when it is needed."""
+    """One thread that syncs, oldest first.  Starts when it is needed, and survives what the disk says."""
 
-    def __init__(self, sync: Callable[[Cid], None], synced: Callable[[Sequence[Cid]], None]) -> None:
-        """`sync` makes one durable; `synced` is told of those that are.  Both are called from the thread."""
+    def __init__(
+        self,
+        sync: Callable[[Cid], None],
+        synced: Callable[[Sequence[Cid]], None],
+        problems: Problems | None = None,
+    ) -> None:
+        """`sync` makes one durable; `synced` is told of those that are.  Both are called from the thread.
+
+        What fails stays marked as not synced, and is looked at when the store is opened next.
+        """
         self._sync, self._synced = sync, synced
-        self._waiting: deque[tuple[Cid, int]] = deque()
-        self._bytes = 0
-        self._closing = False
-        self._thread: threading.Thread | None = None
-        self._changed = threading.Condition()
+        self._writer = Writer(_NAME, self._work, budget=_WAITING_BYTES, batch=_BATCH, problems=problems)
 
     def add(self, cid: Cid, size: int) -> None:
         """To be synced; waits while too much is already."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._bytes < _WAITING_BYTES)
-            self._waiting.append((cid, size))
-            self._bytes += size
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="kvswap-sync", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        self._writer.add(cid, size)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return
-                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-            for cid, _ in batch:
+    def _work(self, cids: Sequence[Cid]) -> None:
+        done, failure = [], None
+        for cid in cids:
+            try:
                 self._sync(cid)
-            with contextlib.suppress(Exception):  # they stay marked, and nobody who writes waits for ever
-                self._synced([cid for cid, _ in batch])
-            with self._changed:
-                self._bytes -= sum(size for _, size in batch)
-                self._changed.notify_all()
+                done.append(cid)
+            except Exception as error:  # noqa: BLE001 - the others are synced all the same
+                failure = error
+        if done:
+            self._synced(done)
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Sync what is waiting, and end."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        self._writer.close()

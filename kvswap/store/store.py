@@ -29,6 +29,7 @@ from typing import Any
 from kvswap.core.errors import IntegrityError, NotFound, StoreFull, StoreLocked
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.core.upkeep import Problems
 from kvswap.store.behind import Behind
 from kvswap.store.files import ChunkFile, ChunkFiles
 from kvswap.store.index import Index
@@ -101,7 +102,8 @@ class Store:
         self._reserved = 0  # bytes of writes under way
         (row,) = self._index.rows("SELECT COALESCE(SUM(length), 0) AS total FROM chunks")
         self._used = int(row["total"])
-        self._behind = Behind(self._sync, self._synced)
+        self.problems = Problems()  # of the disk; the node shows them
+        self._behind = Behind(self._sync, self._synced, self.problems)
         self._check_unsynced()
         self.generation = int(time.time() * 1000)  # grows with every change of what is here
 

@@ -115,13 +115,16 @@ class Pacer:
         self._dispatch()
         await turn
 
+    def _wake(self) -> None:
+        self._timer = None  # here alone: a timer that still waits is the only one
+        self._dispatch()
+
     def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = None
         while heads := self._rotation.heads():
             now = loop.time()
             if self._free_at > now:
-                self._timer = self._timer or loop.call_at(self._free_at, self._dispatch)
+                self._timer = self._timer or loop.call_at(self._free_at, self._wake)
                 return
             peer, size, _ = heads[0]
             # What was not used in the past is lost, but for a short moment: the timer is not exact.

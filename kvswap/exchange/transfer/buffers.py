@@ -25,7 +25,7 @@ class Buffers:
         self._budget = budget
         self._used = 0
         self._free: list[mmap.mmap] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # sizes, first come first served
         self._dropping: asyncio.TimerHandle | None = None
 
     @property
@@ -51,21 +51,34 @@ class Buffers:
             self._wake()
 
     async def _take(self, size: int) -> None:
+        if not self._waiting and self._fits(size):
+            self._used += size
+            return
+        # Nobody overtakes: what is given back is kept for the first, until it is enough for that one.
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # its turn came in the same moment
+                self._used -= size
+            turn.cancel()
+            self._wake()
+            raise
+
+    def _fits(self, size: int) -> bool:
         # A chunk larger than the whole budget still gets its turn, alone.
-        while self._used and self._used + size > self._budget:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            finally:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-        self._used += size
+        return not self._used or self._used + size <= self._budget
 
     def _wake(self) -> None:
-        for turn in self._waiting:
+        while self._waiting:
+            size, turn = self._waiting[0]
             if not turn.done():
+                if not self._fits(size):
+                    return
+                self._used += size
                 turn.set_result(None)
+            self._waiting.popleft()
 
     def drop_free_soon(self) -> None:
         """Give unused memory back unless somebody asks for it again; the end of a transfer does not wait for that."""
