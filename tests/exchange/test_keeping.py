@@ -1,0 +1,243 @@
+"""The upkeep of a node goes on: through errors, through the end of the network part, through peers that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvswap.core import upkeep
+from kvswap.core.errors import P2pDown
+from kvswap.core.ids import Cid
+from kvswap.exchange import keeping
+from kvswap.exchange.fetch import fetch
+from kvswap.exchange.keeping import Announcing
+from tests.exchange.test_fetch import World, world
+from tests.support import make_artifact, run
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_FLUSH_SECONDS", "_BOOTSTRAP_SECONDS", "_LOOK_SECONDS", "_SETTLE_SECONDS"):
+        monkeypatch.setattr(keeping, name, 0.01)
+    monkeypatch.setattr(upkeep.Backoff, "after", lambda self, failures: 0.01)
+
+
+async def shown(node: Any, name: str, there: bool = True) -> None:
+    while (name in node.problems) != there:
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    "error", [sqlite3.DatabaseError("malformed"), ValueError("x"), sqlite3.OperationalError("locked"), P2pDown("y")]
+)
+def test_an_error_costs_one_round_of_each_loop_and_is_shown(error: Exception, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node(bootstrap=("/memory/x/p2p/x",))
+            broken, rounds = True, Counter[str]()
+
+            def breaks(name: str, right: Any) -> Any:
+                def function(*arguments: Any) -> Any:
+                    rounds[name] += 1
+                    if broken:
+                        raise error
+                    return right(*arguments)
+
+                return function
+
+            node.ledger.flush = breaks("ledger", node.ledger.flush)
+            node.transport.connected = breaks("connected", node.transport.connected)
+            for name in ("ledger", "bootstrap", "announcing"):
+                await shown(node, name)
+            before = Counter(rounds)
+            while any(rounds[name] < before[name] + 3 for name in before):
+                await asyncio.sleep(0.005)
+            broken = False
+            for name in ("ledger", "bootstrap", "announcing"):
+                await shown(node, name, False)
+            kinds = Counter(e["event"] for e in node.events.recent(1000))
+            assert kinds["upkeep_down"] == kinds["upkeep_up"] == 3  # told when it changes, not each round
+
+    run(body())
+
+
+def test_the_network_part_comes_back_and_what_it_has_is_found_again(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            a = await w.node(bulk=True)
+            made = make_artifact(tokens=30)
+            w.give(a, made)
+            start, tries = a.transport.start, 0
+
+            async def fails(*arguments: Any) -> None:
+                nonlocal tries
+                tries += 1
+                if tries < 3:
+                    raise P2pDown("the port is taken")
+                await start(*arguments)
+
+            a.transport.start = fails
+            await a.transport._fail("trio died")
+            await shown(a, "p2p")
+            assert not a.p2p
+            await shown(a, "p2p", False)
+            assert a.p2p and tries == 3
+            b = await w.node(bulk=True)
+            await fetch(b, Cid.parse(made.id))
+            kinds = [e["event"] for e in a.events.recent(1000)]
+            assert kinds.count("p2p_down") == kinds.count("p2p_up") == 1
+
+    run(body())
+
+
+def test_what_could_not_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvswap.net.bulk import BulkServer
+
+    async def body() -> None:
+        start, broken = BulkServer.start, True
+
+        async def fails(self: BulkServer, *arguments: Any) -> None:
+            if broken:
+                raise P2pDown("cannot listen", cause="the port is taken")
+            await start(self, *arguments)
+
+        monkeypatch.setattr(BulkServer, "start", fails)
+        async with world(tmp_path) as w:
+            node = await w.node(bulk=True)
+            await shown(node, "bulk")
+            assert node.bulk_record is None and node.p2p
+            broken = False
+            await shown(node, "bulk", False)
+            assert node.bulk_record is not None
+
+    run(body())
+
+
+def test_a_task_that_failed_once_is_not_degraded_for_ever(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node()
+
+            async def once(fails: bool) -> None:
+                if fails:
+                    raise OSError(28, "No space left on device")
+
+            await asyncio.wait([node.spawn(once(True))])
+            await asyncio.sleep(0)
+            assert "No space" in node.problems["once"]
+            await asyncio.wait([node.spawn(once(False))])
+            await asyncio.sleep(0)
+            assert "once" not in node.problems
+
+    run(body())
+
+
+# -- announcing ----------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+async def announcing(w: World, clock: Clock, count: int, seconds_each: float) -> tuple[Any, Announcing, list[str]]:
+    node = await w.node()
+    for task in list(node._tasks):
+        task.cancel()  # its own upkeep: the steps are taken here
+    told: list[str] = []
+    for number in range(count):
+        w.give(node, make_artifact(tokens=9, seed=number, text=b"text %d" % number))
+
+    async def announce(artifact: str, document: str | None) -> None:
+        told.append(artifact)
+        clock.now += seconds_each
+
+    node.announce = announce  # type: ignore[method-assign]
+    return node, Announcing(node), told
+
+
+def test_all_artifacts_have_their_turn_and_it_rests_whoever_comes_and_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_PER_ROUND", 4)
+
+    async def body() -> None:
+        clock = Clock()
+        monkeypatch.setattr(keeping, "time", clock)
+        async with world(tmp_path) as w:
+            node, keeper, told = await announcing(w, clock, 10, 2.4)
+            peers = ["first"]
+            node.transport.connected = lambda: list(peers)
+            began = clock.now
+            for second in range(400):  # somebody new every second
+                peers[:] = [f"peer {second}"]
+                before = clock.now
+                await keeper.step()
+                clock.now = max(clock.now, before + 1.0)
+            spoke = len(told) * 2.4
+            assert spoke <= 0.6 * (clock.now - began)  # it rests as long as it speaks
+            counts = Counter(told)
+            assert len(counts) == 10 and max(counts.values()) - min(counts.values()) <= 1
+
+    run(body())
+
+
+def test_when_all_was_told_to_all_it_is_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_PER_ROUND", 4)
+
+    async def body() -> None:
+        clock = Clock()
+        monkeypatch.setattr(keeping, "time", clock)
+        async with world(tmp_path) as w:
+            node, keeper, told = await announcing(w, clock, 10, 2.4)
+            peers = ["a", "b"]
+            node.transport.connected = lambda: list(peers)
+            for _ in range(200):
+                await keeper.step()
+                clock.now += 1.0
+            assert sorted(told) == sorted(set(told)) and len(told) == 10
+            peers[:] = ["a"]  # gone, and back: a link that flickers
+            await keeper.step()
+            clock.now += 30
+            peers[:] = ["a", "b"]
+            for _ in range(100):
+                await keeper.step()
+                clock.now += 1.0
+            assert len(told) == 10
+            clock.now += keeping._AGAIN_SECONDS  # a clock that jumps, or half a day
+            for _ in range(200):
+                await keeper.step()
+                clock.now += 1.0
+            assert Counter(told) == Counter(dict.fromkeys(told, 2))
+
+    run(body())
+
+
+def test_a_withdrawal_does_not_wait_for_a_network_that_answers_nothing(tmp_path: Path) -> None:
+    from kvswap.exchange.heads import withdraw
+    from tests.support import key
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            a, _ = await w.node(), await w.node()
+            made = make_artifact(key(1000), tokens=9)
+            w.give(a, made)
+
+            async def never(key: bytes) -> None:
+                await asyncio.Event().wait()
+
+            a.transport.provide = never
+            done = await asyncio.wait_for(withdraw(a, Cid.parse(made.id), "wrong"), 30)
+            assert done["withdrawn"] == [made.id]
+
+    run(body())
