@@ -20,6 +20,7 @@ from aiohttp import web
 from kvswap.core.errors import UsageError
 from kvswap.core.runfile import RunFile
 from kvswap.core.settings import Settings
+from kvswap.core.upkeep import Problems
 from kvswap.cost import Calibration
 from kvswap.daemon.app import Api
 from kvswap.daemon.supervisor import ModelProcess
@@ -34,12 +35,12 @@ _SWITCH_SECONDS = 0.0005
 Ready = Callable[[dict[str, Any]], None]
 
 
-def _transport(settings: Settings, seed: bytes) -> Transport | None:
+def _transport(settings: Settings, seed: bytes, problems: Problems) -> Transport | None:
     if not settings.p2p:
         return None
     from kvswap.net.libp2p.transport import Libp2pTransport
 
-    return Libp2pTransport(seed, settings)
+    return Libp2pTransport(seed, settings, problems)
 
 
 async def serve(settings: Settings, ready: Ready) -> None:
@@ -58,7 +59,7 @@ async def serve(settings: Settings, ready: Ready) -> None:
         node = Node(
             settings,
             store,
-            _transport(settings, node_key.seed),
+            _transport(settings, node_key.seed, store.problems),
             model,
             publisher_key,
             PolicyFile(settings.home / "trust.json", publisher_key.peer_id),

@@ -40,9 +40,6 @@ from kvswap.trust.head import SignedHead
 
 T = TypeVar("T")
 AGENT = f"kvswap/{__version__}"
-_ANNOUNCED_PER_ROUND = 64
-_BOOTSTRAP_SECONDS = 5.0
-_FLUSH_SECONDS = 5.0
 
 
 class Node:
@@ -240,43 +237,58 @@ class Node:
     # -- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Join the network.  A failure there degrades the node and is reported; the rest works."""
-        from kvswap.exchange.serving.answers import answer
+        """Join the network.  A failure there degrades the node, is reported and tried again; the rest works."""
+        from kvswap.exchange import keeping
 
         for row in self.policy.lifted():
             self.events.add("distrust_lifted", publisher=row["peer"], artifact=row["artifact"], reason=row["why"])
         if self.transport is None:
             return
+        try:
+            await self.join()
+            await self.serve_bulk()
+        except KvswapError:
+            pass  # it is noted
+        keeping.begin(self)
+
+    async def join(self) -> None:
+        """Start the network part.  Raises `P2pDown`."""
+        from kvswap.exchange.serving.answers import answer
+
+        assert self.transport is not None  # noqa: S101 - both callers looked
         server = Server(lambda caller, request: answer(self, caller, request), self._unwelcome, self.flooded)
         try:
             await self.transport.start(server, self._heard)
         except KvswapError as error:
-            self.problems["p2p"] = error.message
-            self.events.add("p2p_down", reason=error.message)
-            return
-        await self._start_bulk()
-        self.spawn(self._keep_ledger())
-        self.spawn(self._keep_bootstrapped())
-        self.spawn(self._keep_announcing())
+            if self.problems.note("p2p", error):
+                self.tell_problem("p2p", error.message)
+            raise
 
-    async def _start_bulk(self) -> None:
-        """Serve HTTPS beside libp2p, on the same addresses.  Without it, libp2p streams carry the chunks."""
+    async def serve_bulk(self) -> None:
+        """Serve HTTPS beside libp2p, on the same addresses.  Without it, libp2p streams carry the chunks.
+
+        Raises `P2pDown` where that is not possible now.
+        """
         hosts = [host for a in self.settings.listen if (host := _host_of(a)) is not None]
-        if not self.settings.bulk or self.node_key is None or not hosts:
+        if self._bulk_server is not None or not self.settings.bulk or self.node_key is None or not hosts:
             return
-        server = BulkServer(BulkIdentity.create(self.node_key), self.tokens, self.uploads)
+        server = BulkServer(BulkIdentity.create(self.node_key), self.tokens, self.uploads, self.problems)
         try:
             await server.start(list(dict.fromkeys(hosts)), self.settings.bulk_port)
         except KvswapError as error:
-            self.problems["bulk"] = error.message
-            self.events.add("bulk_down", reason=error.message)
-            return
+            if self.problems.note("bulk", error):
+                self.tell_problem("bulk", error.message)
+            raise
         self._bulk_server = server
 
-    async def _keep_ledger(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
-            await asyncio.to_thread(self.ledger.flush)
+    def tell_problem(self, name: str, why: str | None) -> None:
+        """Note in the events that a part does not work any more, or (`why` is None) that it works again."""
+        kind = {"p2p": "p2p", "bulk": "bulk"}.get(name, "upkeep")
+        about = {"part": name} if kind == "upkeep" else {}
+        if why is None:
+            self.events.add(f"{kind}_up", **about)
+        else:
+            self.events.add(f"{kind}_down", reason=why, **about)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something beside the requests, until it ends or the node stops."""
@@ -287,9 +299,13 @@ class Node:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            name = getattr(task.get_coro(), "__name__", "task")
-            self.problems[name] = f"{type(error).__name__}: {error}"  # never silently: `kvswap status` shows it
+        if task.cancelled():
+            return
+        name = getattr(task.get_coro(), "__name__", "task")
+        if (error := task.exception()) is None:
+            self.problems.clear_one(name)
+        else:
+            self.problems.note(name, error)  # never silently: `kvswap status` shows it
             self.events.add("task_failed", task=name, reason=self.problems[name])
 
     async def stop(self) -> None:
@@ -307,41 +323,7 @@ class Node:
         await asyncio.to_thread(self.ledger.close)
         await asyncio.to_thread(self.records.close)
 
-    async def _keep_bootstrapped(self) -> None:
-        assert self.transport is not None  # noqa: S101 - started only with one
-        while True:
-            connected = set(self.transport.connected())
-            for address in self.settings.bootstrap:
-                try:
-                    peer = peer_of(address)
-                    if peer not in connected and peer != self.transport.peer:
-                        await self.transport.connect(PeerAddress(peer, (address,)))
-                        self.events.add("connected", peer=peer, how="bootstrap")
-                    self.problems.pop(f"bootstrap {address}", None)
-                except KvswapError as error:
-                    self.problems[f"bootstrap {address}"] = error.message
-            self._check_p2p()
-            await asyncio.sleep(_BOOTSTRAP_SECONDS if self.settings.bootstrap else 1.0)
-
-    def _check_p2p(self) -> None:
-        if not self.p2p and "p2p" not in self.problems:
-            self.problems["p2p"] = "the peer-to-peer part stopped"
-            self.events.add("p2p_down", reason="it stopped")
-
     # -- announcing ------------------------------------------------------------------------------
-
-    async def _keep_announcing(self) -> None:
-        """Tell peers we meet about what we hold: a record given to nobody is found by nobody."""
-        met: set[str] = set()
-        while True:
-            connected = set(self.transport.connected()) if self.transport else set()
-            if connected - met:
-                await asyncio.sleep(1.0)  # let the handshakes of GossipSub and Kademlia settle
-                rows = await asyncio.to_thread(self.store.artifacts)
-                for row in [r for r in rows if r.complete and self.permission.offered(r)][:_ANNOUNCED_PER_ROUND]:
-                    await self.announce(row.id, row.document)
-            met = connected
-            await asyncio.sleep(1.0)
 
     async def announce(self, artifact: str, document: str | None) -> None:
         """Gossip an artifact and give provider records for it and its document.  Best effort."""

@@ -104,6 +104,7 @@ class MemoryTransport:
         self._on_stream: StreamHandler | None = None
         self._on_announcement: AnnouncementHandler | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failed = ""
 
     @property
     def peer(self) -> str:
@@ -113,7 +114,18 @@ class MemoryTransport:
     def alive(self) -> bool:
         return self._on_stream is not None
 
+    @property
+    def failed(self) -> str:
+        return self._failed
+
+    async def _fail(self, why: str) -> None:
+        """End as something that breaks does, and not as something that is stopped."""
+        await self.stop()
+        self._links.clear()
+        self._failed = why
+
     async def start(self, on_stream: StreamHandler, on_announcement: AnnouncementHandler) -> None:
+        self._failed = ""
         self._on_stream, self._on_announcement = on_stream, on_announcement
         self._network.nodes[self._peer] = self
 

@@ -91,6 +91,10 @@ class Transport(Protocol):
     def alive(self) -> bool:
         """False once the transport failed; the node goes on without peers."""
 
+    @property
+    def failed(self) -> str:
+        """Why it is not alive although nobody stopped it, or empty: then `start` may be called again."""
+
     async def start(self, on_stream: StreamHandler, on_announcement: AnnouncementHandler) -> None:
         """Listen.  Raises `P2pDown` when that is not possible."""
 

@@ -28,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import h11
@@ -43,6 +44,7 @@ from kvswap.core.errors import (
 )
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.core.upkeep import Backoff, Problems, forever
 from kvswap.net.bulk.identity import BulkIdentity
 from kvswap.net.bulk.tls import TlsSocket
 from kvswap.net.bulk.tokens import Bearer, Tokens
@@ -50,6 +52,7 @@ from kvswap.net.dialling import group_of
 from kvswap.net.messages import BulkRecord
 
 _PATH = "/v1/chunks/"
+_LOOK_SECONDS = 10.0  # after which accepting counts as working again, also without a caller
 _HANDSHAKE_SECONDS = 10.0
 _HEAD_BYTES = 8 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
@@ -98,10 +101,13 @@ class Chunks(Protocol):
 class BulkServer:
     """HTTPS on the given addresses, one port; a thread for each connection."""
 
-    def __init__(self, identity: BulkIdentity, tokens: Tokens, chunks: Chunks) -> None:
+    def __init__(
+        self, identity: BulkIdentity, tokens: Tokens, chunks: Chunks, problems: Problems | None = None
+    ) -> None:
         self.identity = identity
         self.tokens = tokens
         self.chunks = chunks
+        self._problems = problems if problems is not None else Problems()
         self.port: int | None = None
         self.record: BulkRecord | None = None  # signed, once listening
         self._listeners: list[socket.socket] = []
@@ -131,7 +137,18 @@ class BulkServer:
                 f"cannot listen on {host} port {port}: {error.strerror}", cause="the port is taken"
             ) from error
         self.port, self.record = port, self.identity.record(port)
-        self._accepting = [asyncio.create_task(self._accept(listener)) for listener in self._listeners]
+        self._accepting = [
+            asyncio.create_task(
+                forever(
+                    "accepting https",
+                    partial(self._accept, listener),
+                    self._problems,
+                    pause=0.0,
+                    backoff=Backoff(0.1, 2.0),
+                )
+            )
+            for listener in self._listeners
+        ]
 
     async def stop(self) -> None:
         """Idempotent."""
@@ -150,18 +167,26 @@ class BulkServer:
             await asyncio.to_thread(connection.join, 1.0)
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, address = await loop.sock_accept(listener)
-            except OSError:  # out of descriptors, or it went away while it waited
-                await asyncio.sleep(0.1)
-                continue
-            connection = _Connection(self, sock, group_of(str(address[0])))
-            if self._admit(connection):
-                connection.start()
-            else:
-                sock.close()
+        """Take one connection, or none for a while.  Raises what the system says where it has no room for more."""
+        with contextlib.suppress(TimeoutError, ConnectionError):  # ConnectionError: it went away while it waited
+            sock, address = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(listener), _LOOK_SECONDS)
+            self._begin(sock, group_of(str(address[0])))
+
+    def _begin(self, sock: socket.socket, host: str) -> None:
+        try:
+            connection = _Connection(self, sock, host)
+        except BaseException:
+            sock.close()
+            raise
+        if not self._admit(connection):
+            sock.close()
+            return
+        try:
+            connection.start()
+        except BaseException:  # no more threads: this one is refused, and the place is free again
+            self.leave(connection)
+            sock.close()
+            raise
 
     def _admit(self, connection: _Connection) -> bool:
         with self._lock:

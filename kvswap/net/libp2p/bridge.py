@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 import trio
 
 from kvswap.core.errors import NetworkTimeout, P2pDown
+from kvswap.core.upkeep import describe
 
 T = TypeVar("T")
+_GRACE_SECONDS = 5.0  # beyond its own time-out, for a call into a trio that does not answer
 Main = Callable[[Callable[[], None]], Awaitable[None]]
 
 
@@ -40,10 +42,16 @@ class TrioThread:
         self._failure: BaseException | None = None
         self._up = threading.Event()
         self._done = threading.Event()
+        self._open: set[asyncio.Future[Any]] = set()  # calls that wait; on the loop alone
 
     @property
     def alive(self) -> bool:
         return self._up.is_set() and not self._done.is_set()
+
+    @property
+    def failure(self) -> str:
+        """Why it ended; empty while it runs."""
+        return describe(innermost(self._failure) or P2pDown("it stopped")) if self._done.is_set() else ""
 
     async def start(self, main: Main, seconds: float) -> None:
         """Run `main(ready)` in the thread and wait until it calls `ready`.  Raises `P2pDown`."""
@@ -80,9 +88,18 @@ class TrioThread:
         finally:
             self._done.set()
             self._up.clear()
+            self.to_loop(self._fail_all)  # trio may have died without telling those it worked for
+
+    def _fail_all(self) -> None:
+        for future in self._open:
+            if not future.done():
+                future.set_exception(P2pDown("the peer-to-peer part stopped", hint="kvswap status"))
 
     async def call(self, function: Callable[..., Awaitable[T]], *args: Any, seconds: float) -> T:
-        """`await function(*args)` in trio, within `seconds`.  Raises `NetworkTimeout`, `P2pDown`, or its own error."""
+        """`await function(*args)` in trio, within `seconds`.  Raises `NetworkTimeout`, `P2pDown`, or its own error.
+
+        It ends whatever becomes of trio: when that dies, and when it answers nobody any more.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         scope = trio.CancelScope()
@@ -112,13 +129,26 @@ class TrioThread:
                 raise
             except Exception as error:  # noqa: BLE001 - must not escape into the nursery
                 report(future.set_exception, error)
+            except BaseException:
+                report(future.set_exception, P2pDown("the peer-to-peer part is stopping"))
+                raise
 
-        self._spawn(wrapper)
+        def refused() -> None:
+            report(future.set_exception, P2pDown("the peer-to-peer part is stopping"))
+
+        self._open.add(future)
+        late = NetworkTimeout(f"the peer-to-peer part did not answer within {seconds:g} s")
+        deadline = loop.call_later(seconds + _GRACE_SECONDS, settle, future.set_exception, late)
         try:
+            self._spawn(wrapper, refused)
             return await future
         except asyncio.CancelledError:
-            self._soon(scope.cancel)
+            with contextlib.suppress(P2pDown):
+                self._soon(scope.cancel)
             raise
+        finally:
+            deadline.cancel()
+            self._open.discard(future)
 
     def post(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start `function` in trio and forget it; its errors are swallowed."""
@@ -140,10 +170,13 @@ class TrioThread:
         except RuntimeError:
             pass  # the loop is closed
 
-    def _spawn(self, wrapper: Callable[[], Awaitable[None]]) -> None:
+    def _spawn(self, wrapper: Callable[[], Awaitable[None]], refused: Callable[[], None] = lambda: None) -> None:
         def begin() -> None:
-            if self._nursery is not None:
+            try:
+                assert self._nursery is not None  # noqa: S101 - there is a token
                 self._nursery.start_soon(wrapper)
+            except (AssertionError, RuntimeError):  # it is ending: an error here would be one of trio itself
+                refused()
 
         self._soon(begin)
 

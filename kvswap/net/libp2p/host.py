@@ -17,6 +17,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import multiaddr
@@ -42,6 +43,7 @@ from libp2p.tools.anyio_service import background_trio_service
 
 from kvswap.core.errors import P2pDown, PeerError
 from kvswap.core.limits import LIMITS
+from kvswap.core.upkeep import Problems, forever
 from kvswap.net.dialling import BY_HAND, Place, allowed, common, place_of, plain_host
 from kvswap.net.libp2p.gate import Gate
 from kvswap.net.libp2p.relay import Relays, is_circuit, is_relayed
@@ -78,7 +80,9 @@ class TrioHost:
         hole_punching: bool,
         on_stream: Callable[[Any, str], None],
         on_gossip: Callable[[str, bytes], None],
+        problems: Problems | None = None,
     ) -> None:
+        self._problems = problems if problems is not None else Problems()
         self._listen = [multiaddr.Multiaddr(a) for a in listen]
         self._mdns_wanted = mdns
         self._on_stream = on_stream
@@ -133,11 +137,14 @@ class TrioHost:
                 await stack.enter_async_context(background_trio_service(self._punching))
             await self.pubsub.wait_until_ready()
             subscription = await self.pubsub.subscribe(TOPIC)
-            nursery.start_soon(self._read_gossip, subscription)
-            nursery.start_soon(self._dial_discovered)
-            nursery.start_soon(self._keep_routing_table)
+            for name, step, pause in (
+                ("gossip", partial(self._read_gossip, subscription), 0.0),
+                ("discovery", self._dial_discovered, 0.0),
+                ("routing table", self._fill_routing_table, 1.0),
+            ):
+                nursery.start_soon(partial(forever, name, step, self._problems, pause=pause, sleep=trio.sleep))
             if self._wants_relays:
-                nursery.start_soon(self._relays.keep_reserved)
+                nursery.start_soon(self._relays.keep_reserved, self._problems)
             if self._mdns_wanted and self._listen:
                 nursery.start_soon(self._run_mdns)
             ready()
@@ -181,15 +188,15 @@ class TrioHost:
             self._trio.run_sync_soon(offer)
 
     async def _dial_discovered(self) -> None:
-        async for info in self._discovered_in:
-            addresses = [a for a in info.addrs if self._is_near(str(a))]
-            if info.peer_id != self.host.get_id() and addresses:
-                self._gate.let(map(str, addresses))
-                try:
-                    with trio.move_on_after(LIMITS.dial_seconds):
-                        await self._connect(PeerInfo(info.peer_id, addresses))
-                except Exception:  # noqa: BLE001, S112 - a hint that led nowhere
-                    continue
+        info = await self._discovered_in.receive()
+        addresses = [a for a in info.addrs if self._is_near(str(a))]
+        if info.peer_id != self.host.get_id() and addresses:
+            self._gate.let(map(str, addresses))
+            try:
+                with trio.move_on_after(LIMITS.dial_seconds):
+                    await self._connect(PeerInfo(info.peer_id, addresses))
+            except Exception:  # noqa: BLE001 - a hint that led nowhere
+                return
 
     def _is_near(self, address: str) -> bool:
         """Whether mDNS may lead there: to the local network, or, where this node listens nowhere else, to itself.
@@ -200,28 +207,28 @@ class TrioHost:
         places = (Place.PRIVATE, Place.LINK, *((Place.LOOPBACK,) if own == {Place.LOOPBACK} else ()))
         return any(allowed([address], _ANY_HOST[place]) for place in places)
 
-    async def _keep_routing_table(self) -> None:
+    async def _fill_routing_table(self) -> None:
         """Peers that dialled us belong into the routing table as much as those we dialled."""
-        while True:
-            for peer in self.host.get_connected_peers():
-                if (host := self.host_of(str(peer))) is not None:
-                    self._seen[str(peer)] = host
-                if not self.dht.routing_table.peer_in_table(peer):
-                    try:
-                        with trio.move_on_after(5):
-                            await self.dht.add_peer(peer, skip_server_mode_check=True)
-                    except Exception:  # noqa: BLE001, S112 - tried again in a second
-                        continue
-            while len(self._seen) > _KNOWN_PEERS:
-                self._seen.popitem(last=False)
-            await trio.sleep(1)
+        for peer in self.host.get_connected_peers():
+            if (host := self.host_of(str(peer))) is not None:
+                self._seen[str(peer)] = host
+            if not self.dht.routing_table.peer_in_table(peer):
+                try:
+                    with trio.move_on_after(5):
+                        await self.dht.add_peer(peer, skip_server_mode_check=True)
+                except Exception:  # noqa: BLE001, S112 - tried again in a second
+                    continue
+        while len(self._seen) > _KNOWN_PEERS:
+            self._seen.popitem(last=False)
 
     async def _read_gossip(self, subscription: Any) -> None:
-        while True:
-            message = await subscription.get()
+        message = await subscription.get()
+        try:
             origin = ID(message.from_id)
-            if origin != self.host.get_id():
-                self._on_gossip(str(origin), bytes(message.data))
+        except Exception:  # noqa: BLE001 - a stranger's word: it must not make us wait, as an error of ours would
+            return
+        if origin != self.host.get_id():
+            self._on_gossip(str(origin), bytes(message.data))
 
     # -- called through the bridge -----------------------------------------------------------------
 

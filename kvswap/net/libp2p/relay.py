@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import multiaddr
@@ -23,6 +24,7 @@ from libp2p.relay.circuit_v2.config import RelayConfig, RelayRole
 
 from kvswap.core.errors import PeerError
 from kvswap.core.limits import LIMITS
+from kvswap.core.upkeep import Problems, forever
 
 _CIRCUIT = "/p2p-circuit"
 _CHECK_SECONDS = 5.0
@@ -58,17 +60,25 @@ class Relays:
         """Where this node is reachable through its relays."""
         return [f"{relay}{_CIRCUIT}/p2p/{self._host.get_id()}" for relay in self._reserved]
 
-    async def keep_reserved(self) -> None:
+    async def keep_reserved(self, problems: Problems) -> None:
         """Hold a reservation at every relay, for ever."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                for relay in self._relays:
-                    try:
-                        with trio.fail_after(LIMITS.dial_seconds):
-                            await self._reserve(relay, nursery)
-                    except Exception as error:  # noqa: BLE001 - tried again in a moment, whatever it was
-                        logging.getLogger("kvswap.net").warning("no reservation at %s: %r", relay, error)
-                await trio.sleep(_CHECK_SECONDS)
+
+        async def round_of(nursery: trio.Nursery) -> None:
+            for relay in self._relays:
+                try:
+                    with trio.fail_after(LIMITS.dial_seconds):
+                        await self._reserve(relay, nursery)
+                    problems.clear_one(f"relay {relay}")
+                except Exception as error:  # noqa: BLE001 - tried again in a moment, whatever it was
+                    problems.note(f"relay {relay}", error)
+
+        async def hold() -> None:  # what the library starts in the nursery may end it
+            self._reserved.clear()
+            async with trio.open_nursery() as nursery:
+                step = partial(round_of, nursery)
+                await forever("relays", step, problems, pause=_CHECK_SECONDS, sleep=trio.sleep)
+
+        await forever("relays", hold, problems, pause=_CHECK_SECONDS, sleep=trio.sleep)
 
     async def _reserve(self, relay: str, nursery: trio.Nursery) -> None:
         info = info_from_p2p_addr(multiaddr.Multiaddr(relay))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from kvswap.core.errors import KvswapError, P2pDown, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
+from kvswap.core.upkeep import Problems
 from kvswap.net.libp2p.bridge import TrioThread, innermost
 from kvswap.net.libp2p.frames import Frames
 from kvswap.net.libp2p.host import TrioHost
@@ -24,6 +26,7 @@ from kvswap.net.transport import (
 from kvswap.trust.keys import Key
 
 T = TypeVar("T")
+_logger = logging.getLogger("kvswap.net")
 
 
 class Libp2pStream:
@@ -61,10 +64,14 @@ class Libp2pStream:
 class Libp2pTransport:
     """See `kvswap.net.transport.Transport`."""
 
-    def __init__(self, seed: bytes, settings: Settings) -> None:
+    def __init__(self, seed: bytes, settings: Settings, problems: Problems | None = None) -> None:
         self._seed = seed
         self._settings = settings
+        self._problems = problems if problems is not None else Problems()
         self._bridge = TrioThread()
+        self._failed = ""  # why it did not start
+        self._listened: tuple[str, ...] = ()  # where, the last time
+        self._stopped = True
         self._host: TrioHost | None = None
         self._on_stream: StreamHandler | None = None
         self._on_announcement: AnnouncementHandler | None = None
@@ -79,29 +86,57 @@ class Libp2pTransport:
     def alive(self) -> bool:
         return self._bridge.alive
 
+    @property
+    def failed(self) -> str:
+        return "" if self._stopped else self._failed or self._bridge.failure
+
     async def start(self, on_stream: StreamHandler, on_announcement: AnnouncementHandler) -> None:
-        self._on_stream, self._on_announcement = on_stream, on_announcement
+        self._on_stream, self._on_announcement, self._stopped = on_stream, on_announcement, False
+        await self._bridge.stop()  # of what is left of one that failed
+        # Again where it was, for those who know that address; where that is taken now, as the settings say.
+        failure: P2pDown | None = None
+        for listen in dict.fromkeys((self._listened or self._settings.listen, self._settings.listen)):
+            try:
+                await self._begin(listen)
+            except P2pDown as error:
+                failure = error
+            else:
+                failure = None
+                break
+        self._failed = failure.message if failure is not None else ""
+        if failure is not None:
+            raise failure
+        if self._host is not None:
+            self._listened = tuple(str(a) for a in self._host.host.get_transport_addrs())
+
+    async def _begin(self, listen: tuple[str, ...]) -> None:
+        bridge = self._bridge = TrioThread()
+
+        def heard(origin: str, data: bytes) -> None:
+            if self._on_announcement is not None:
+                self._on_announcement(Announcement(origin, data))
 
         async def main(ready: Callable[[], None]) -> None:
             self._host = TrioHost(
                 self._seed,
-                self._settings.listen,
+                listen,
                 self._settings.announce,
                 self._settings.mdns,
                 self._settings.relays,
                 self._settings.relay,
                 self._settings.hole_punching,
-                lambda raw, peer: self._bridge.to_loop(self._accept, raw, peer),
-                lambda origin, data: self._bridge.to_loop(on_announcement, Announcement(origin, data)),
+                lambda raw, peer: bridge.to_loop(self._accept, bridge, raw, peer),
+                lambda origin, data: bridge.to_loop(heard, origin, data),
+                self._problems,
             )
             await self._host.run(ready)
 
-        await self._bridge.start(main, 30.0)
+        await bridge.start(main, 30.0)
 
-    def _accept(self, raw: Any, peer: str) -> None:
+    def _accept(self, bridge: TrioThread, raw: Any, peer: str) -> None:
         if self._on_stream is None:
             return
-        task = asyncio.ensure_future(self._guarded(Libp2pStream(self._bridge, raw, peer)))
+        task = asyncio.ensure_future(self._guarded(Libp2pStream(bridge, raw, peer)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -111,9 +146,12 @@ class Libp2pTransport:
             await self._on_stream(stream)
         except KvswapError:
             await stream.reset()
+        except Exception:
+            _logger.exception("answering %s failed", stream.peer)
+            await stream.reset()
 
     async def stop(self) -> None:
-        self._on_stream = None
+        self._on_stream, self._stopped = None, True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

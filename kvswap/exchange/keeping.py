@@ -1,0 +1,135 @@
+"""The upkeep of a node between requests: peers, records, announcements, and the network part itself.
+
+Each is a step that `forever` repeats, so an error costs one round of it and is seen in `kvswap status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from kvswap.core.errors import KvswapError
+from kvswap.core.upkeep import forever
+from kvswap.net import PeerAddress
+
+if TYPE_CHECKING:
+    from kvswap.exchange.node import Node
+
+_FLUSH_SECONDS = 5.0
+_BOOTSTRAP_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+_SETTLE_SECONDS = 1.0  # of the handshakes of GossipSub and Kademlia with a peer that is new
+_PER_ROUND = 64  # artifacts
+_AGAIN_SECONDS = 12 * 3600.0  # after which all is told once more: records in the DHT expire
+_MET_KEPT = 4_096
+_MET_SECONDS = 600.0  # a peer that was gone for less is not new
+
+
+def begin(node: Node) -> None:
+    """Start the upkeep of a node that has a transport."""
+    announcing = Announcing(node)
+    for name, step, pause in (
+        ("ledger", lambda: asyncio.to_thread(node.ledger.flush), _FLUSH_SECONDS),
+        ("p2p", lambda: keep_network(node), _LOOK_SECONDS),
+        ("bulk", lambda: keep_bulk(node), _LOOK_SECONDS),
+        ("bootstrap", lambda: connect_bootstrap(node), _BOOTSTRAP_SECONDS),
+        ("announcing", announcing.step, _LOOK_SECONDS),
+    ):
+        node.spawn(forever(name, step, node.problems, pause=pause, told=node.tell_problem))
+
+
+async def keep_network(node: Node) -> None:
+    """Start the network part where it ended by itself, or could not be started.  Raises `P2pDown`."""
+    transport = node.transport
+    assert transport is not None  # noqa: S101 - started only with one
+    if not transport.failed:
+        return
+    if "p2p" not in node.problems:
+        node.problems.note("p2p", f"the peer-to-peer part stopped: {transport.failed}")
+        node.tell_problem("p2p", node.problems["p2p"])
+    if node.sessions is not None:
+        await node.sessions.close()  # streams of the one that is gone
+    await node.join()
+
+
+async def keep_bulk(node: Node) -> None:
+    """Serve HTTPS where this node should and does not.  Raises `P2pDown`."""
+    if node.p2p:
+        await node.serve_bulk()
+
+
+async def connect_bootstrap(node: Node) -> None:
+    """Be connected to every peer that the settings name; one that is not reached holds up no other."""
+    from kvswap.exchange.node import peer_of
+
+    transport = node.transport
+    if transport is None or not node.p2p:
+        return
+    connected = set(transport.connected())
+    for address in node.settings.bootstrap:
+        name = f"bootstrap {address}"
+        try:
+            peer = peer_of(address)
+            if peer not in connected and peer != transport.peer:
+                await transport.connect(PeerAddress(peer, (address,)))
+                node.events.add("connected", peer=peer, how="bootstrap")
+            node.problems.clear_one(name)
+        except KvswapError as error:
+            node.problems.note(name, error.message)
+
+
+class Announcing:
+    """Tell peers we meet what we hold: a record given to nobody is found by nobody.
+
+    All artifacts have their turn, newest first and then where the last round ended.  After a round it rests for as
+    long as that took, however many peers come and go.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._met: OrderedDict[str, float] = OrderedDict()  # peers, and when they were seen last (monotonic)
+        self._left = 0  # artifacts to tell of until all had their turn
+        self._last = ""  # artifact that was told last
+        self._rest_until = 0.0
+        self._again_at = 0.0
+
+    async def step(self) -> None:
+        """Look who is new, and do a round if there is something to tell and the last one is long enough ago."""
+        node, now = self._node, time.monotonic()
+        if node.transport is None or not node.p2p:
+            return
+        connected = node.transport.connected()
+        new = [p for p in connected if now - self._met.get(p, -_MET_SECONDS) >= _MET_SECONDS]
+        for peer in connected:
+            self._met.pop(peer, None)
+            self._met[peer] = now
+        while len(self._met) > _MET_KEPT:
+            self._met.popitem(last=False)
+        due = bool(new) or (bool(connected) and now >= self._again_at)
+        if not due and (not self._left or now < self._rest_until):
+            return
+        if due:
+            self._left = -1  # all of them, however many that are
+            self._again_at = now + _AGAIN_SECONDS
+        if now < self._rest_until:
+            return
+        if new:
+            await asyncio.sleep(_SETTLE_SECONDS)
+        await self._round()
+        self._rest_until = time.monotonic() + (time.monotonic() - now)
+
+    async def _round(self) -> None:
+        node = self._node
+        rows = await asyncio.to_thread(node.store.artifacts)
+        rows = [row for row in rows if row.complete and node.permission.offered(row)]
+        ids = [row.id for row in rows]
+        if self._left < 0 or self._left > len(rows):
+            self._left = len(rows)
+        # After the one that was told last; where that is gone, or nothing was told yet, from the newest on.
+        start = (ids.index(self._last) + 1) % len(ids) if self._last in ids else 0
+        for row in [*rows[start:], *rows[:start]][: min(self._left, _PER_ROUND)]:
+            await node.announce(row.id, row.document)
+            self._last = row.id
+            self._left -= 1
