@@ -108,8 +108,8 @@ def test_admission_reserves_counts_and_gives_back(journal: Journal) -> None:
                 pass
     signed = sign_offer(offer(), HOST)
     journal.add_offer(signed)
-    journal.add_read(msgspec.structs.replace(read(signed), ended=int(time.time())), HOST)
-    assert journal.used("alice", today()) == 3_774 + 20 + 64
+    journal.add_read(msgspec.structs.replace(read(signed), client=alice.id, ended=int(time.time())), HOST)
+    assert journal.used(alice.id, today()) == 3_774 + 20 + 64
     with admission.admit(alice) as three, pytest.raises(QuotaExceeded) as raised:
         three.reserve(5_000)
     assert 0 < raised.value.details["retry_after"] <= 86_400

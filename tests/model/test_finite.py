@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvswap.model.finite import check_tensors
 from safetensors.torch import load_file, save_file
 
 from kvswap.client.loading import LocalPrefill
 from kvswap.core.errors import Incompatible
+from kvswap.model.finite import check_tensors
 from kvswap.model.load import load_model
 from kvswap.worker.jobs import Jobs
 from tests.support import DOCUMENT
