@@ -128,9 +128,10 @@ def clients(output: Output) -> None:
     found = [
         {
             "name": c.name,
+            "id": c.id,
             "daily_tokens": c.daily_tokens,
             "concurrent": c.concurrent,
-            "used": journal.used(c.name, today()),
+            "used": journal.used(c.id, today()),
         }
         for c in journal.clients()
     ]
@@ -157,7 +158,7 @@ def log(output: Output, client: str | None, last: int) -> None:
     rows = [
         (
             r.number,
-            r.client,
+            journal.name_of(r.client),
             (r.document or b"").hex()[:12] or "-",
             r.read,
             r.prefilled,
@@ -167,7 +168,8 @@ def log(output: Output, client: str | None, last: int) -> None:
         for r in reads
     ]
     headers = ("NUMBER", "CLIENT", "DOCUMENT", "READ", "PREFILLED", "MADE", "DOLLARS")
-    output.result({"records": count, "reads": [r.to_json() for r in reads]}, lambda: output.table(headers, rows))
+    found = [r.to_json() | {"name": journal.name_of(r.client)} for r in reads]
+    output.result({"records": count, "reads": found}, lambda: output.table(headers, rows))
     output.note(f"{count} records: every signature, the chain and every price are right")
 
 

@@ -49,8 +49,10 @@ class Limits:
     host_request_bytes: int = 1 * MIB
     host_tokens: int = 4_096  # of one answer
     host_answer_bytes: int = 4 * MIB  # as a reader takes it
-    host_seconds: float = 600.0  # of one answer,
-    host_first_seconds: float = 120.0  # and of waiting for anything of it
+    host_bodies: int = 8  # of one client, on their way
+    host_seconds: float = 600.0  # of one answer, which ends there as too long,
+    host_first_seconds: float = 120.0  # of waiting for anything of it,
+    host_piece_seconds: float = 60.0  # and then for each piece
     hosts: int = 64  # that one node knows
     # files we parse
     json_bytes: int = 64 * MIB  # tokenizer.json of large vocabularies has tens of MB

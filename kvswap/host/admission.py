@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kvswap.core.errors import QuotaExceeded, TokenRefused
+from kvswap.core.limits import LIMITS
 from kvswap.host.journal import HostClient, Journal, today, until_tomorrow
 
 
@@ -33,6 +34,7 @@ class Admission:
         self._journal, self._secret, self._concurrent = journal, secret, concurrent
         self._running: Counter[str] = Counter()
         self._reserved: Counter[str] = Counter()
+        self._bodies: Counter[str] = Counter()
 
     def client(self, authorization: str) -> HostClient:
         """Of an `Authorization` header.  Raises `TokenRefused`."""
@@ -48,12 +50,24 @@ class Admission:
 
     def salt(self, client: HostClient) -> str:
         """What keeps a client's cache apart from all others'; the host's own secret, which no client can choose."""
-        return hmac.digest(self._secret, client.name.encode(), "sha256").hex()
+        return hmac.digest(self._secret, client.id.encode(), "sha256").hex()
+
+    @contextmanager
+    def reading(self, client: HostClient) -> Iterator[None]:
+        """While a request's body comes: who sends slowly is in nobody else's way.  Raises `QuotaExceeded`."""
+        if self._bodies[client.id] >= LIMITS.host_bodies:
+            raise QuotaExceeded(f"{LIMITS.host_bodies} requests of yours have not come whole", retry_after=1.0)
+        self._bodies[client.id] += 1
+        try:
+            yield
+        finally:
+            self._bodies[client.id] -= 1
+            self._bodies += Counter()
 
     @contextmanager
     def admit(self, client: HostClient) -> Iterator[Admitted]:
         """While a request is looked at and runs.  Raises `QuotaExceeded`."""
-        name = client.name
+        name = client.id
         if self._running.total() >= self._concurrent:
             raise QuotaExceeded("the host answers as many requests as it can", retry_after=1.0)
         if client.concurrent and self._running[name] >= client.concurrent:
@@ -65,14 +79,16 @@ class Admission:
         finally:
             self._running[name] -= 1
             self._reserved[name] -= admitted.tokens
+            self._running += Counter()
+            self._reserved += Counter()
 
     def reserve(self, client: HostClient, tokens: int) -> None:
         """See `Admitted.reserve`."""
         if client.daily_tokens:
-            used = self._journal.used(client.name, today()) + self._reserved[client.name]
+            used = self._journal.used(client.id, today()) + self._reserved[client.id]
             if used + tokens > client.daily_tokens:
                 raise QuotaExceeded(
                     f"this needs up to {tokens} tokens, and of {client.daily_tokens} a day {used} are used or reserved",
                     retry_after=until_tomorrow(),
                 )
-        self._reserved[client.name] += tokens
+        self._reserved[client.id] += tokens

@@ -8,7 +8,9 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -17,9 +19,10 @@ from kvswap.core.errors import KvswapError, QuotaExceeded, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.host.admission import Admission
 from kvswap.host.answers import Answer, error_event
-from kvswap.host.engine import Engine, EngineFailed, Piece
+from kvswap.host.engine import Engine
 from kvswap.host.journal import HostClient, Journal
 from kvswap.host.prompts import Asked, Prompts
+from kvswap.host.reading import Reading
 from kvswap.trust.hosting import VERSION, Offer, Read, SignedOffer, SignedRead, Tariff, sign_offer
 from kvswap.trust.keys import Key
 
@@ -148,9 +151,11 @@ class HostApi:
         """A client's own reads, from the one numbered `?after=` on."""
         try:
             after = int(request.query.get("after", "0"))
+            if not 0 <= after < 1 << 63:
+                raise ValueError
         except ValueError:
             raise UsageError("after is the number of a read") from None
-        reads = await asyncio.to_thread(self._journal.reads, request[_CLIENT].name, after, 100)
+        reads = await asyncio.to_thread(self._journal.reads, request[_CLIENT].id, after, 100)
         return web.json_response({"reads": [_receipt(read) | read.read.to_json() for read in reads]})
 
     # -- asking ----------------------------------------------------------------------------------
@@ -165,39 +170,47 @@ class HostApi:
         self, request: web.Request, parse: Callable[[dict[str, Any]], Asked], *, chat: bool
     ) -> web.StreamResponse:
         client = request[_CLIENT]
+        with self._admission.reading(client):
+            body = await _body(request)  # whole, before anything is taken that others wait for
         with self._admission.admit(client) as admitted:
-            asked = await asyncio.to_thread(parse, await _body(request))
+            asked = await asyncio.to_thread(parse, body)
             admitted.reserve(len(asked.ids) + asked.most)
-            reading = Reading(self, client, asked)
+            reading = Reading(
+                asked,
+                admitted.tokens,
+                partial(self._engine.complete, asked.ids, asked.options, self._admission.salt(client)),
+                partial(self.record, client, asked),
+            )
             answer = Answer(self._served.label, chat=chat)
             if asked.stream:
                 return await self._stream(request, reading, answer)
-            async for _ in reading.pieces():
-                pass
-            usage = await reading.settle()
+            async with aclosing(reading.pieces()) as pieces:  # type: ignore[type-var]
+                async for _ in pieces:
+                    pass
+            usage = _usage(await reading.settle())
             return web.json_response(answer.whole("".join(reading.texts), reading.ids, reading.finish, usage))
 
     async def _stream(self, request: web.Request, reading: Reading, answer: Answer) -> web.StreamResponse:
-        pieces = reading.pieces()
-        first = await anext(pieces, None)  # what the engine refuses is an error with a status of its own
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
-        await response.prepare(request)
-        try:
-            if first is not None:
-                await response.write(answer.piece(first.text, first.ids, first.finish))
-            async for piece in pieces:
-                await response.write(answer.piece(piece.text, piece.ids, piece.finish))
-            usage = await reading.settle()
-            await response.write(answer.end(usage if reading.asked.usage else None))
-        except KvswapError as error:
-            await response.write(error_event(error.to_dict()))
-        finally:
-            await pieces.aclose()
+        async with aclosing(reading.pieces()) as pieces:  # type: ignore[type-var]
+            first = await anext(pieces, None)  # what the engine refuses is an error with a status of its own
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+            await response.prepare(request)
+            try:
+                if first is not None:
+                    await _write(response, answer.piece(first.text, first.ids, first.finish))
+                async for piece in pieces:
+                    await _write(response, answer.piece(piece.text, piece.ids, piece.finish))
+                usage = _usage(await reading.settle())
+                await _write(response, answer.end(usage if reading.asked.usage else None))
+            except KvswapError as error:
+                await _write(response, error_event(error.to_dict()))
         await response.write_eof()
         return response
 
-    async def record(self, client: HostClient, asked: Asked, cached: int, made: int) -> SignedRead:
-        """Sign and keep what a request took."""
+    async def record(
+        self, client: HostClient, asked: Asked, cached: int, made: int, quota: int | None = None
+    ) -> SignedRead:
+        """Sign and keep what a request took; `quota`: what of a day's tokens, where that is something else."""
         served, offer = self._served, await asyncio.to_thread(self.current_offer)
         prefilled = len(asked.ids) - cached
         read = Read(
@@ -205,7 +218,7 @@ class HostApi:
             host=str(self._key.peer_id),
             number=0,
             previous=bytes(32),
-            client=client.name,
+            client=client.id,
             document=bytes.fromhex(asked.document.removeprefix("sha256:")) if asked.document else None,
             model=served.identity,
             offer=offer.digest,
@@ -215,10 +228,7 @@ class HostApi:
             picodollars=served.tariff.picodollars(cached, prefilled, made),
             ended=int(time.time()),
         )
-        return await asyncio.to_thread(self._journal.add_read, read, self._key)
-
-    def complete(self, client: HostClient, asked: Asked) -> Any:
-        return self._engine.complete(asked.ids, asked.options, self._admission.salt(client))
+        return await asyncio.to_thread(self._journal.add_read, read, self._key, quota)
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
@@ -227,65 +237,32 @@ async def _body(request: web.Request) -> dict[str, Any]:
             body = json.loads(await request.read())
     except TimeoutError:
         raise UsageError("the request's body did not arrive in time") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError("the request's body is not JSON") from error
     if not isinstance(body, dict):
         raise UsageError("the request's body is not a JSON object")
     return body
 
 
-class Reading:
-    """One request on its way through the engine: what it has given, and its record, which is made in any case."""
+def _usage(signed: SignedRead) -> dict[str, Any]:
+    """OpenAI's usage, with the record."""
+    read = signed.read
+    return {
+        "prompt_tokens": read.read + read.prefilled,
+        "completion_tokens": read.made,
+        "total_tokens": read.read + read.prefilled + read.made,
+        "prompt_tokens_details": {"cached_tokens": read.read},
+        "kvswap": _receipt(signed) | {"number": read.number, "dollars": read.to_json()["dollars"]},
+    }
 
-    def __init__(self, api: HostApi, client: HostClient, asked: Asked) -> None:
-        self._api, self._client, self.asked = api, client, asked
-        self.texts: list[str] = []
-        self.ids: list[int] = []
-        self.finish: str | None = None
-        self._usage: tuple[int, int, int] | None = None
-        self._settled: asyncio.Task[SignedRead] | None = None
 
-    async def pieces(self) -> Any:
-        """The engine's pieces.  Whoever stops listening is charged for what was made until then; of an engine that
-        fails, nobody."""
-        began = False
-        try:
-            async for piece in self._api.complete(self._client, self.asked):
-                began = True
-                self._note(piece)
-                if piece.text or piece.ids or piece.finish:
-                    yield piece
-        except EngineFailed:
-            began = False
-            raise
-        finally:
-            if began:
-                await asyncio.shield(self._record())
-
-    def _note(self, piece: Piece) -> None:
-        self.texts.append(piece.text)
-        self.ids += piece.ids
-        self.finish = piece.finish or self.finish
-        self._usage = piece.usage or self._usage
-
-    def _record(self) -> asyncio.Task[SignedRead]:
-        if self._settled is None:
-            # Cut off before the engine has told: the document was in the cache, that is what is offered.
-            told = self._usage or (len(self.asked.ids), self.asked.document_tokens, len(self.ids))
-            self._settled = asyncio.create_task(self._api.record(self._client, self.asked, told[1], told[2]))
-        return self._settled
-
-    async def settle(self) -> dict[str, Any]:
-        """OpenAI's usage, with the record."""
-        signed = await asyncio.shield(self._record())
-        read = signed.read
-        return {
-            "prompt_tokens": read.read + read.prefilled,
-            "completion_tokens": read.made,
-            "total_tokens": read.read + read.prefilled + read.made,
-            "prompt_tokens_details": {"cached_tokens": read.read},
-            "kvswap": _receipt(signed) | {"number": read.number, "dollars": read.to_json()["dollars"]},
-        }
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    """A client that takes nothing for too long has gone."""
+    try:
+        async with asyncio.timeout(LIMITS.upload_piece_seconds):
+            await response.write(data)
+    except TimeoutError:
+        raise ConnectionResetError("the client reads nothing") from None
 
 
 def _receipt(signed: SignedRead) -> dict[str, Any]:

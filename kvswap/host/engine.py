@@ -45,7 +45,11 @@ class Engine:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0)  # how many requests run is for admission to say
-            self._session = aiohttp.ClientSession(headers=self._headers, read_bufsize=1 << 20, connector=connector)
+            tracing = aiohttp.TraceConfig()
+            tracing.on_request_chunk_sent.append(_tell_sent)
+            self._session = aiohttp.ClientSession(
+                headers=self._headers, read_bufsize=1 << 20, connector=connector, trace_configs=[tracing]
+            )
         return self._session
 
     async def close(self) -> None:
@@ -81,8 +85,14 @@ class Engine:
             hint="vllm serve --enable-prompt-tokens-details",
         )
 
-    async def complete(self, ids: list[int], options: dict[str, Any], salt: str) -> AsyncIterator[Piece]:
-        """Continue these ids.  Raises `UsageError` for what the engine refuses, `EngineFailed` for all else."""
+    async def complete(
+        self, ids: list[int], options: dict[str, Any], salt: str, sent: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Piece]:
+        """Continue these ids; `sent` is called once the engine has the request.
+
+        Raises `UsageError` for what the engine refuses, `EngineFailed` for all else.  How long it takes as a whole is
+        the caller's to bound.
+        """
         body = {
             **options,
             "model": self.model,
@@ -92,9 +102,10 @@ class Engine:
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
         }
-        timeout = aiohttp.ClientTimeout(total=LIMITS.host_seconds, sock_read=LIMITS.host_first_seconds)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=LIMITS.host_first_seconds)
+        url = f"{self._url}/v1/completions"
         try:
-            async with self._open().post(f"{self._url}/v1/completions", json=body, timeout=timeout) as response:
+            async with self._open().post(url, json=body, timeout=timeout, trace_request_ctx=sent) as response:
                 if response.status != 200:
                     raise await _refused(response)
                 async for line in response.content:
@@ -104,6 +115,11 @@ class Engine:
                     yield _piece(json.loads(data))
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
             raise EngineFailed(f"the engine failed: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+async def _tell_sent(session: aiohttp.ClientSession, context: Any, sent: Any) -> None:
+    if callable(told := context.trace_request_ctx):
+        told()
 
 
 async def _refused(response: aiohttp.ClientResponse) -> KvswapError:

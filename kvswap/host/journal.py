@@ -38,14 +38,28 @@ _MIGRATIONS = (
     );
     CREATE INDEX reads_client ON reads (client, day);
     """,
+    # A client is who was invited then: its id.  Those of before have their name for one, and new ones never a name.
+    """
+    ALTER TABLE clients ADD COLUMN id TEXT NOT NULL DEFAULT '';
+    UPDATE clients SET id = name;
+    CREATE UNIQUE INDEX clients_id ON clients (id);
+    CREATE TABLE guests (id TEXT PRIMARY KEY, name TEXT NOT NULL, added REAL NOT NULL) WITHOUT ROWID;
+    INSERT INTO guests SELECT id, name, added FROM clients;
+    INSERT OR IGNORE INTO guests SELECT DISTINCT client, client, 0 FROM reads;
+    CREATE INDEX guests_name ON guests (name);
+    """,
 )
 _DAY = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class HostClient:
-    """Who may ask, and how much: tokens a day (UTC), read or made, and requests at a time.  0: no bound."""
+    """Who may ask, and how much: tokens a day (UTC), read or made, and requests at a time.  0: no bound.
 
+    `id` is one invitation's: what is kept of a client goes by it, and `name` is for people.
+    """
+
+    id: str
     name: str
     daily_tokens: int
     concurrent: int
@@ -88,14 +102,16 @@ class Journal:
         """A new client's token, of which only a digest is kept.  Raises `UsageError` when the name is taken."""
         if not name or len(name) > 64 or not name.isprintable():
             raise UsageError(f"{name[:80]!r} is no name for a client")
-        token = secrets.token_urlsafe(32)
+        token, now = secrets.token_urlsafe(32), time.time()
+        number = f"guest-{secrets.token_hex(16)}"
         try:
             with self._index.transaction() as db:
                 (count,) = db.execute("SELECT COUNT(*) FROM clients").fetchone()
                 if count >= LIMITS.host_clients:
                     raise UsageError(f"a host has {LIMITS.host_clients} clients at most", hint="kvswap host revoke")
-                row = (name, _digest(token), daily_tokens, concurrent, time.time())
-                db.execute("INSERT INTO clients VALUES (?, ?, ?, ?, ?)", row)
+                row = (name, _digest(token), daily_tokens, concurrent, now, number)
+                db.execute("INSERT INTO clients VALUES (?, ?, ?, ?, ?, ?)", row)
+                db.execute("INSERT INTO guests VALUES (?, ?, ?)", (number, name, now))
         except sqlite3.IntegrityError:
             raise UsageError(f"there is a client {name!r} already", hint=f"kvswap host revoke {name}") from None
         return token
@@ -114,10 +130,15 @@ class Journal:
     def clients(self) -> list[HostClient]:
         return [_client(row) for row in self._index.rows("SELECT * FROM clients ORDER BY name")]
 
-    def used(self, name: str, day: int) -> int:
-        """Tokens that a client has read and made on a day."""
+    def name_of(self, client: str) -> str:
+        """The name under which the client with this id was invited, also when it is revoked by now."""
+        rows = self._index.rows("SELECT name FROM guests WHERE id = ?", client)
+        return str(rows[0]["name"]) if rows else client
+
+    def used(self, client: str, day: int) -> int:
+        """Count the tokens that the client with this id has used on a day."""
         (row,) = self._index.rows(
-            "SELECT COALESCE(SUM(tokens), 0) n FROM reads WHERE client = ? AND day = ?", name, day
+            "SELECT COALESCE(SUM(tokens), 0) n FROM reads WHERE client = ? AND day = ?", client, day
         )
         return int(row["n"])
 
@@ -153,26 +174,30 @@ class Journal:
         with self._index.transaction() as db:
             db.execute("INSERT OR IGNORE INTO offers VALUES (?, ?)", (offer.digest, offer.envelope))
 
-    def add_read(self, read: Read, key: Key) -> SignedRead:
-        """Number it, sign it, and keep it; it is on disk when this returns.  `number` and `previous` are filled in."""
+    def add_read(self, read: Read, key: Key, quota: int | None = None) -> SignedRead:
+        """Number it, sign it, and keep it; it is on disk when this returns.  `number` and `previous` are filled in.
+
+        `quota`: how many of its day's tokens the client has used by it, where these are not those of the record.
+        """
         with self._index.transaction() as db:
             last = db.execute("SELECT number, envelope FROM reads ORDER BY number DESC LIMIT 1").fetchone()
             number, previous = (last["number"] + 1, read_read(last["envelope"]).digest) if last else (1, NOTHING)
             signed = sign_read(msgspec.structs.replace(read, number=number, previous=previous), key)
-            tokens = read.read + read.prefilled + read.made
+            tokens = read.read + read.prefilled + read.made if quota is None else quota
             row = (number, read.client, today(read.ended), tokens, signed.envelope)
             db.execute("INSERT INTO reads VALUES (?, ?, ?, ?, ?)", row)
         return signed
 
     def reads(self, client: str | None = None, after: int = 0, most: int = 1_000) -> list[SignedRead]:
-        """In order, from the one numbered `after` on."""
+        """In order, from the one numbered `after` on; `client` is an id."""
         where, arguments = ("AND client = ?", (client,)) if client is not None else ("", ())
         query = f"SELECT envelope FROM reads WHERE number > ? {where} ORDER BY number LIMIT ?"
         return [read_read(row["envelope"]) for row in self._index.rows(query, after, *arguments, most)]
 
     def last_reads(self, client: str | None, most: int) -> list[SignedRead]:
-        """The newest, in order."""
-        where, arguments = ("WHERE client = ?", (client,)) if client is not None else ("", ())
+        """The newest, in order; `client` is an id, or a name and so all who were ever invited by it."""
+        by_name = "WHERE client = ? OR client IN (SELECT id FROM guests WHERE name = ?)"
+        where, arguments = (by_name, (client, client)) if client is not None else ("", ())
         query = f"SELECT envelope FROM reads {where} ORDER BY number DESC LIMIT ?"
         return [read_read(row["envelope"]) for row in self._index.rows(query, *arguments, most)][::-1]
 
@@ -193,11 +218,11 @@ class Journal:
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 def _client(row: sqlite3.Row) -> HostClient:
-    return HostClient(row["name"], row["daily_tokens"], row["concurrent"])
+    return HostClient(row["id"], row["name"], row["daily_tokens"], row["concurrent"])
 
 
 def _document(row: sqlite3.Row) -> Document:

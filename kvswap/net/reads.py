@@ -107,7 +107,9 @@ class HostConnection:
     async def ask(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """The chunks of a streamed chat completion; the last has `usage`."""
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
-        async with self._request("POST", "/v1/chat/completions", body, LIMITS.host_seconds) as response:
+        async with self._request(
+            "POST", "/v1/chat/completions", body, LIMITS.host_seconds + LIMITS.host_first_seconds
+        ) as response:
             size = 0
             async for line in response.content:
                 size += len(line)
