@@ -119,6 +119,8 @@ def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", thr
     """
     import torch
 
+    from kvswap.model import probing
+
     settle()
     quiet_transformers()
     if dtype not in ("bfloat16", "float16", "float32"):
@@ -134,6 +136,7 @@ def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", thr
     identity = directory_identity(directory, label)
     model, tokenizer = opening.open_model(directory, label, getattr(torch, dtype))
     model.eval().to(device)
+    probing.check_cache(model)
     if files.state(directory) != before:
         raise Incompatible(
             f"the files of {label!r} changed while they were loaded", cause="another program writes them", field="model"

@@ -1,0 +1,152 @@
+"""Whether a model uses the cache that it is given, by a few tokens.
+
+Some take a cache and keep their state elsewhere, or look at new tokens alone: theirs would be filled, signed and loaded
+in good order, and mean nothing.  The whole model runs once, for three tokens; what follows them is computed up to the
+second layer only: on the cache, on a cache of other contents, and in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kvswap.artifact.tensors import LayerTensors
+from kvswap.core.errors import Incompatible, KvswapError
+from kvswap.model import reach
+from kvswap.model.cache import StoppableCache, build_cache, check_layers, held_tensors, layer_specs
+
+_IDS = ((5, 9, 7, 11), (23, 3, 17, 4), (8, 31, 6, 15))  # three of the document, one that follows
+_FAR = 1 << 20
+_NEAR = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}  # keys of one token at one place
+
+
+class _Stop(Exception):
+    """The keys that are wanted are there."""
+
+
+def check_cache(model: Any) -> None:
+    """Raise `Incompatible` unless the model fills the cache that it is given, and continues from what is in it."""
+    text = model.config.get_text_config(decoder=True)
+    vocabulary = int(getattr(text, "vocab_size", 0) or 40)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            if not any(_uses(model, [i % vocabulary for i in ids]) for ids in _IDS):
+                raise _refused("does not continue from the cache that it is given")
+            if not reach.thresholds(text):
+                _check_far(model, int(getattr(text, "max_position_embeddings", 0) or _FAR))
+    except (KvswapError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the model is a stranger's
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise _refused(f"cannot be run with the cache that kvswap gives it ({said})") from error
+
+
+def _refused(what: str) -> Incompatible:
+    return Incompatible(
+        f"the model {what}",
+        cause="its state lies elsewhere, so a cache of it would mean nothing",
+        field="layout",
+    )
+
+
+def _uses(model: Any, ids: list[int]) -> bool:
+    """Whether what follows is computed from the cache's contents, and is nearer to one pass than with others."""
+    before = len(ids) - 1
+    cache = StoppableCache(config=model.config)
+    check_layers(cache)
+    out = _forward(model, cache, ids[:before], 0)
+    if getattr(out, "past_key_values", None) is not cache:
+        raise _refused("gives back another cache than it was given")
+    specs = layer_specs(cache)
+    for index, layer in enumerate(cache.layers):
+        if layer.get_seq_length() != before:
+            raise _refused(f"holds {layer.get_seq_length()} tokens in cache layer {index} after {before}")
+    held = held_tensors(cache, specs, before)
+    last = min(1, len(held) - 1)
+    while True:
+        first, right = _keys(model, _copied(model, held, before, 1.0), ids[before:], before, last)
+        _, other = _keys(model, _copied(model, held, before, -1.0), ids[before:], before, last)
+        whole_first, whole = _keys(model, StoppableCache(config=model.config), ids, 0, last)
+        near = _NEAR.get(first.dtype, 0.1)
+        if _apart(first, whole_first) > near:
+            raise _refused("does not count positions on from the cache that it is given")
+        if not torch.equal(right, other):
+            return _apart(right, whole) < _apart(other, whole)
+        if last == len(held):  # the logits: nothing comes after them
+            return False
+        last = len(held)
+
+
+def _copied(model: Any, held: Sequence[LayerTensors], tokens: int, sign: float) -> Any:
+    copies = [LayerTensors(t.k.clone() * sign, t.v.clone() * sign, t.first, t.tokens) for t in held]
+    return build_cache(model.config, copies, tokens, model.device)
+
+
+def _keys(model: Any, cache: Any, ids: list[int], start: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the last token: the keys of the first layer, and what layer `last` computes; behind the layers, the logits."""
+    taken: list[torch.Tensor] = []
+    right = cache.update
+
+    def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *rest: Any, **more: Any) -> Any:
+        if layer == 0:
+            taken.append(keys[0, :, -1].clone())
+        if layer == last:
+            taken.append(torch.cat([keys[0, :, -1].flatten(), values[0, :, -1].flatten()]))
+            raise _Stop
+        return right(keys, values, layer, *rest, **more)
+
+    cache.update = update
+    try:
+        taken.append(_forward(model, cache, ids, start).logits[0, -1])
+    except _Stop:
+        pass
+    if len(taken) < 2:
+        raise _refused("does not fill the cache that it is given")
+    return taken[0], taken[-1]
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """|one - other| / |other|."""
+    far = (one.float() - other.float()).norm()
+    return float(far / other.float().norm().clamp_min(1e-12))
+
+
+def _forward(model: Any, cache: Any, ids: Sequence[int], start: int) -> Any:
+    return _at(model, cache, ids, range(start, start + len(ids)))
+
+
+def _at(model: Any, cache: Any, ids: Sequence[int], positions: Sequence[int]) -> Any:
+    return model(
+        input_ids=torch.tensor([list(ids)], device=model.device),
+        past_key_values=cache,
+        position_ids=torch.tensor([list(positions)], device=model.device),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+
+
+def _check_far(model: Any, context: int) -> None:
+    """Refuse keys of one token and place that are others where a longer text is computed with them."""
+    keys = []
+    for second in (2, min(context, _FAR) - 1):
+        cache = StoppableCache(config=model.config)
+
+        def update(own: torch.Tensor, *_: Any, **__: Any) -> Any:
+            keys.append(own[0, :, 0].clone())
+            raise _Stop
+
+        cache.update = update  # type: ignore[assignment,method-assign]
+        try:
+            _at(model, cache, (1, 2), (1, second))
+        except _Stop:
+            pass
+        except Exception:  # noqa: BLE001 - not every model takes positions with gaps
+            return
+    if _apart(*keys) > _NEAR.get(keys[0].dtype, 0.1):
+        raise Incompatible(
+            "the model's keys depend on how long the text is, in a way that kvswap does not know",
+            cause="a cache made in blocks would mix keys of several lengths",
+            field="layout.rope",
+        )
