@@ -404,6 +404,8 @@ def statements() -> None:
 
     audited("audit", "an audit that found nothing wrong", 0)
     audited("audit-failed", "an audit that found something wrong", 0, verdict="failed")
+    ruled = [*fields["environment"], "rules 2"]
+    audited("audit-rules", "an audit that names the rules it was made by", 0, verdict="failed", environment=ruled)
     audited("audit-signer", "somebody signs for another auditor", 6, by=signer)
     audited("audit-verdict", "a verdict that is none", 7, verdict="perhaps")
     audited("audit-level", "an audit of the probe, which proves nothing", 7, level=4)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvswap.artifact.manifest import Manifest
-from kvswap.core.errors import KvswapError
+from kvswap.core.errors import Incompatible, InvalidDocument, KvswapError
 from kvswap.trust.accusation import Grounds, comparable, judge
 from kvswap.trust.ladder import Step
 from kvswap.worker.document import Document, rules_of
@@ -52,5 +52,12 @@ def judged(
         return step
     found = replace(grounds(), source="")
     if found.lacking == (found.control,):  # all else holds: then it is worth computing
-        found = replace(found, control=control())
+        found = replace(found, control=_controlled(control))
     return judge(step, found)
+
+
+def _controlled(control: Callable[[], str]) -> str:
+    try:
+        return control()
+    except (Incompatible, InvalidDocument) as error:  # not finite here either, or longer than it can be computed
+        return f"this reader's own cache of the same tokens: {error.message}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvswap.artifact import layout
 from kvswap.artifact.tensors import LayerTensors
+from kvswap.core.errors import Incompatible, InvalidDocument
 from kvswap.trust import Statement
 from kvswap.trust.ladder import Level, Step
 from kvswap.trust.noise import MARGIN, Noise, Spread
@@ -211,7 +212,10 @@ class Checks:
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.recompute import differences
 
-        computed = self._prefilled()
+        try:
+            computed = self._prefilled()
+        except (Incompatible, InvalidDocument) as error:
+            return Step(Level.RECOMPUTE, "skipped", why=f"this reader cannot compute it: {error.message}")
         bitwise = all(digest_layer(c) == told for c, told in zip(computed, self._manifest.tensors, strict=True))
         step = self._measured(Level.RECOMPUTE, differences(tensors, computed), range(len(ids)), noise.recompute)
         why = step.why

@@ -108,3 +108,50 @@ def test_an_unproved_difference_condemns_nobody(tmp_path: Path) -> None:
             assert [row["rules"] for row in node.policy.caught()] == [2] and node.store.artifacts() == []
 
     run(body())
+
+
+def test_a_beginning_of_a_strangers_artifact_is_not_used(tmp_path: Path) -> None:
+    """Of strangers what was verified whole; a part of it cannot be."""
+    from kvswap.exchange.prefix import longest_beginning
+    from kvswap.exchange.resolve import Wanted
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
+            a, stranger, friend = await w.node(), await w.node(trust=False), await w.node()
+            w.give(a, made)
+            for node, found in ((stranger, False), (friend, True)):
+                began = await longest_beginning(node, wanted, made.manifest.prefix.chain[:3], 8, TERMS)
+                assert (began is not None) == found
+
+    run(body())
+
+
+def test_a_chunk_that_is_damaged_here_is_nobody_elses_fault(tmp_path: Path) -> None:
+    """What does not decode is removed as its publisher's doing only if the chunks are those that were signed."""
+    from kvswap.core.errors import IntegrityError
+    from kvswap.store.files import chunk_path
+    from tests.exchange.test_fetch import SlowModel
+
+    class Refusing(SlowModel):
+        async def run(self, *_: Any, **__: Any) -> Any:
+            raise IntegrityError("chunk x decodes to other bytes than were signed")
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            node = await w.node(model=Refusing())
+            w.give(node, made)
+            cid = made.manifest.chunks[-1].id
+            path = chunk_path(node.store.chunks_directory, cid)
+            path.write_bytes(path.read_bytes()[:-1] + b"\0")
+            with pytest.raises(IntegrityError, match=str(cid)):
+                await climb(node, made.statement, [Level.STRUCTURE])
+            assert [row.id for row in node.store.artifacts()] == [made.id]
+            node.store.put_chunk(made.chunks[cid], cid)
+            with pytest.raises(IntegrityError, match="decodes"):
+                await climb(node, made.statement, [Level.STRUCTURE])
+            assert node.store.artifacts() == [] and node.policy.caught() == []
+
+    run(body())
