@@ -16,9 +16,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.limits import LIMITS
 from kvswap.core.runfile import RunFile
-from kvswap.daemon.failing import errors
 from kvswap.daemon.guard import guard
 from kvswap.daemon.requests import beginning_of, body_of, samples_of, stream, terms_of, text_of
+from kvswap.net.failing import errors
 from tests.core.test_failures import REAL, is_told
 from tests.support import Daemon, run
 

@@ -8,8 +8,10 @@ import pytest
 
 from kvswap.artifact.manifest import LayerSpec
 from kvswap.codec import predictive
+from kvswap.core.errors import Incompatible
 from kvswap.exchange import predictors
-from kvswap.worker.training import frequent_tokens, worthwhile
+from kvswap.model.load import LoadedModel
+from kvswap.worker.training import frequent_tokens, make, texts, worthwhile
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,31 @@ def test_what_ships_is_whole_and_named_after_its_model() -> None:
         assert len(bytes.fromhex(path.name)) == 32
         (stack,) = predictive.load(path.read_bytes()).stacks
         assert stack.layers[0] == 0 and len(stack.memory) > 1_000
+
+
+def test_a_model_of_sliding_layers_alone_is_refused_by_name_at_once(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
+
+    config = MistralConfig(
+        num_hidden_layers=2, sliding_window=32, vocab_size=400, hidden_size=32, intermediate_size=32,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=2048,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
+    loaded = LoadedModel(AutoModelForCausalLM.from_config(config), tokenizer, None, "float32", "cpu")
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("some text of a corpus that is long enough. " * 40)
+    prefilled: list[int] = []
+    with pytest.raises(Incompatible, match="no layer that attends to all") as caught:
+        make(loaded, tmp_path, 10_000, 64, prefilled.append, lambda: None)
+    assert caught.value.exit_code == 7 and caught.value.hint and not prefilled
+
+
+def test_a_file_of_the_corpus_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").write_text("more")
+    gone = [path for path in tmp_path.iterdir() if path.name == "b.txt"]
+    found = texts(tmp_path)
+    gone[0].chmod(0)
+    assert "text" in list(found)
