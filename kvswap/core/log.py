@@ -29,6 +29,14 @@ class _Brief(logging.Formatter):
         return f"{record.levelname} {record.name}: {printable(text)[:_LINE]}"
 
 
+class _Full(logging.Formatter):
+    """Everything: also the traceback that another process sent, as `trace` of the record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text, trace = super().format(record), getattr(record, "trace", None)
+        return f"{text}\n{trace}" if trace else text
+
+
 class _File(logging.handlers.RotatingFileHandler):
     """Made with the first record, readable by the user alone; a disk that refuses it stops nothing."""
 
@@ -70,9 +78,9 @@ def start_log(home: Path | None, *, stderr: bool = True) -> None:
         handler = _Stderr()
         handler.setFormatter(_Brief())
         root.addHandler(handler)
-    if home is not None and home.is_dir():
+    if home is not None:
         file = _File(home / NAME)
-        file.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_Full("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     root.setLevel(logging.WARNING)
     threading.excepthook = _of_thread

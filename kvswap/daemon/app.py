@@ -17,7 +17,6 @@ from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
 from kvswap.daemon import metrics
 from kvswap.daemon.engine_api import EngineApi
-from kvswap.daemon.failing import errors
 from kvswap.daemon.guard import guard
 from kvswap.daemon.hosts_api import HostsApi
 from kvswap.daemon.requests import (
@@ -44,6 +43,7 @@ from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Progress
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
+from kvswap.net.failing import errors
 from kvswap.store import ArtifactRow, PeerRecord
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE

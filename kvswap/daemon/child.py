@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ from kvswap.core.limits import LIMITS
 from kvswap.core.tasks import until_done
 from kvswap.exchange.model_port import OnEvent, Tell
 from kvswap.worker import protocol, start
+
+_log = logging.getLogger("kvswap.worker")
 
 _BUFFER = 8 << 20
 _SLICES = 10  # of a time-out: a loop that was itself held up, or a clock that jumped, costs one of them
@@ -125,6 +128,9 @@ class Child:
             answer = await self._answer(on_event, _Time(most))
             answered = True
             if "error" in answer:
+                if "trace" in answer:  # of what was not ours: for the log alone
+                    told = str(answer["error"].get("message"))
+                    _log.error("%s", told, extra={"trace": str(answer["trace"])[:16_384]})
                 raise KvswapError.from_dict(answer["error"])
             result: dict[str, Any] = answer["result"]
             return result

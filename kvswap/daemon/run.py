@@ -7,7 +7,6 @@ the store is right at every moment.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from kvswap.core.errors import UsageError
+from kvswap.core.log import start_log
 from kvswap.core.runfile import RunFile
 from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems
@@ -117,5 +117,5 @@ def main(settings: Settings, ready: Ready) -> None:
     """Blocking form of `serve`."""
     # The trio thread moves every byte; at Python's default of 5 ms it waits for the loop's thread too long.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    start_log(settings.home)
     asyncio.run(serve(settings, ready))

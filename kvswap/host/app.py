@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from kvswap.core.errors import KvswapError, QuotaExceeded, UsageError
+from kvswap.core.errors import UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.host.admission import Admission
 from kvswap.host.answers import Answer, error_event
@@ -23,6 +23,7 @@ from kvswap.host.engine import Engine
 from kvswap.host.journal import HostClient, Journal
 from kvswap.host.prompts import Asked, Prompts
 from kvswap.host.reading import Reading
+from kvswap.net.failing import errors_for_guests, for_guests
 from kvswap.trust.hosting import VERSION, Offer, Read, SignedOffer, SignedRead, Tariff, sign_offer
 from kvswap.trust.keys import Key
 
@@ -64,7 +65,7 @@ class HostApi:
         self.warmth: dict[str, Warmth] = {}
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[self._guard], client_max_size=LIMITS.host_request_bytes)
+        app = web.Application(middlewares=[errors_for_guests, self._guard], client_max_size=LIMITS.host_request_bytes)
         app.add_routes(
             [
                 web.get("/healthz", self.healthz),
@@ -81,20 +82,12 @@ class HostApi:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """First in line: who asks; and the one place where an exception becomes a response."""
-        try:
-            if request.path != "/healthz":
-                if "Origin" in request.headers:
-                    raise UsageError("this host does not answer web pages")
-                request[_CLIENT] = await asyncio.to_thread(
-                    self._admission.client, request.headers.get("Authorization", "")
-                )
-            return await handler(request)
-        except KvswapError as error:
-            headers = {}
-            if isinstance(error, QuotaExceeded):
-                headers["Retry-After"] = str(int(error.details.get("retry_after", 1)) + 1)
-            return web.json_response({"error": error.to_dict()}, status=error.http_status, headers=headers)
+        """First in line: who asks."""
+        if request.path != "/healthz":
+            if "Origin" in request.headers:
+                raise UsageError("this host does not answer web pages")
+            request[_CLIENT] = await asyncio.to_thread(self._admission.client, request.headers.get("Authorization", ""))
+        return await handler(request)
 
     # -- what is here ----------------------------------------------------------------------------
 
@@ -202,8 +195,10 @@ class HostApi:
                     await _write(response, answer.piece(piece.text, piece.ids, piece.finish))
                 usage = _usage(await reading.settle())
                 await _write(response, answer.end(usage if reading.asked.usage else None))
-            except KvswapError as error:
-                await _write(response, error_event(error.to_dict()))
+            except ConnectionError:
+                raise  # the guest went away
+            except Exception as error:  # noqa: BLE001 - the boundary of an answer that has begun
+                await _write(response, error_event(for_guests(error, "answering").to_dict()))
         await response.write_eof()
         return response
 

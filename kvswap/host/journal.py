@@ -218,7 +218,7 @@ class Journal:
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()  # whatever came in a header
 
 
 def _client(row: sqlite3.Row) -> HostClient:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ipaddress
 import json
-import logging
 import os
 import secrets
 import signal
@@ -22,6 +21,7 @@ from aiohttp import web
 
 from kvswap.client import AsyncClient
 from kvswap.core.errors import NotFound, UsageError
+from kvswap.core.log import start_log
 from kvswap.core.settings import models_directory
 from kvswap.host.admission import Admission
 from kvswap.host.app import HostApi, Served
@@ -245,5 +245,5 @@ def _reached(options: HostOptions, host: str, port: int, tls: bool) -> str:
 
 def main(options: HostOptions, ready: Ready) -> None:
     """Blocking form of `serve`."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    start_log(options.home)
     asyncio.run(serve(options, ready))

@@ -15,11 +15,14 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, cast
 
-from kvswap.core.errors import KvswapError, WorkerFailed
+from kvswap.core.errors import LocalFault, Unexpected, WorkerFailed
+from kvswap.core.failures import as_kvswap_error, said
 from kvswap.core.limits import LIMITS
+from kvswap.core.text import printable
 from kvswap.worker import protocol
 from kvswap.worker.told import Told
 
@@ -29,6 +32,7 @@ class _Jobs(Protocol):
         """Do one job.  Raises `KvswapError`."""
 
 
+_TRACE = 16_384  # characters of a traceback
 MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Told], _Jobs]
 
 
@@ -99,19 +103,34 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
     while True:
         message = inbox.get()
         working.set()
-        answer = _answer(jobs, message)
+        answer = sendable(answer_of(jobs, message))
         working.clear()
         channel.send(answer)
 
 
-def _answer(jobs: _Jobs, message: dict[str, Any]) -> dict[str, Any]:
+def answer_of(jobs: _Jobs, message: dict[str, Any]) -> dict[str, Any]:
+    """Do one job; whatever it raises becomes one of our errors, with the traceback beside it for the node's log."""
+    doing = f"the job {str(message.get('job'))[:40]!r}"
     try:
         return {"result": jobs.run(message)}
-    except KvswapError as error:
-        return {"error": error.to_dict()}
     except Exception as error:  # noqa: BLE001 - the boundary of a process: report, live on
-        failure = WorkerFailed(f"the model process failed: {type(error).__name__}: {str(error)[:300]}")
+        told = as_kvswap_error(error, doing)
+        if told.origin is None:
+            return {"error": told.to_dict()}
+        if isinstance(told, Unexpected | LocalFault) and not isinstance(told.origin, OSError):
+            told = WorkerFailed(f"the model process failed: {said(told.origin)}", hint=told.hint)
+        trace = "".join(traceback.format_exception(error))[-_TRACE:]
+        return {"error": told.to_dict(), "trace": printable(trace, "\n")}
+
+
+def sendable(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer, or an error in the place of one that cannot be packed: one request fails, and not the process."""
+    try:
+        protocol.frame(answer)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        failure = WorkerFailed(f"the model process made an answer that cannot be sent: {said(error)}")
         return {"error": failure.to_dict()}
+    return answer
 
 
 if __name__ == "__main__":

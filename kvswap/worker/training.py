@@ -14,7 +14,7 @@ import numpy as np
 from kvswap.artifact.manifest import LayerSpec
 from kvswap.codec.predictive import dump, rope, train
 from kvswap.codec.predictive.train import COARSENESS
-from kvswap.core.errors import UsageError
+from kvswap.core.errors import Incompatible, UsageError
 from kvswap.core.limits import LIMITS
 
 _FILES = 20_000  # looked at
@@ -36,8 +36,11 @@ def texts(corpus: Path) -> Iterator[str]:
         if len(paths) < _FILES and path.is_file() and not path.is_symlink():
             paths.append(path)
     for path in sorted(paths, key=lambda p: hashlib.sha256(str(p.relative_to(corpus)).encode()).digest()):
-        with path.open("rb") as file:
-            data = file.read(_FILE_BYTES)
+        try:
+            with path.open("rb") as file:
+                data = file.read(_FILE_BYTES)
+        except OSError:  # one of thousands that may not be read, or is gone
+            continue
         if b"\0" not in data:
             yield data.decode(errors="ignore")
 
@@ -75,6 +78,13 @@ def make(
             for index, spec in enumerate(specs):
                 if spec.kind == "full":  # a sliding layer has forgotten most of a document at its end
                     stacks.setdefault(spec, []).append(index)
+            if not stacks:
+                raise Incompatible(
+                    "this model has no layer that attends to all of a document",
+                    cause="its layers have sliding windows, of which little is left to predict at a document's end",
+                    hint="kvswap publish --codec planes",
+                    field="layout",
+                )
             turns = rope.powers(_frequencies(loaded))
             frequent = frequent_tokens(loaded.tokenize, corpus, size.by_heart) if specs[0].kind == "full" else []
             first = [

@@ -1,0 +1,64 @@
+"""Where an exception becomes a response of our HTTP servers: JSON, with the status, cause and hint of our errors."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from kvswap.core.errors import KvswapError, NotFound, QuotaExceeded, Unexpected, UsageError
+from kvswap.core.failures import is_own, record
+
+
+def response_of(error: KvswapError, status: int | None = None) -> web.Response:
+    """The error as a JSON response."""
+    again = error.details.get("retry_after", 1 if isinstance(error, QuotaExceeded) else None)
+    headers = {"Retry-After": str(int(again) + 1)} if isinstance(again, int | float) else None
+    return web.json_response({"error": error.to_dict()}, status=status or error.http_status, headers=headers)
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The one place where an exception becomes a response; the outermost middleware."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:  # of aiohttp's own: no such path, method, or too large a body
+        return response_of(_of_http(request, error), error.status)
+    except Exception as error:
+        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            raise  # the caller went away: nobody to answer
+        return response_of(record(error, f"{request.method} {request.path}"))
+
+
+@web.middleware
+async def errors_for_guests(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """As `errors`, for callers who are no users of this machine: of its own trouble they get no details."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return response_of(_of_http(request, error), error.status)
+    except ConnectionError:
+        raise  # the guest went away, or reads nothing of what has begun
+    except Exception as error:  # noqa: BLE001 - told, and in the log
+        return response_of(for_guests(error, f"{request.method} {request.path}"))
+
+
+def for_guests(error: Exception, doing: str) -> KvswapError:
+    """The error as a guest may read it; the whole of it is in the log."""
+    told = record(error, doing)
+    if not is_own(error) or isinstance(told, UsageError):  # what is wrong with the guest's own words
+        return told
+    return Unexpected("this host failed at the request", cause="a fault on its side", hint="ask again later")
+
+
+def _of_http(request: web.Request, error: web.HTTPException) -> KvswapError:
+    what = f"{request.method} {request.path}"
+    if error.status in (404, 405):
+        kind = NotFound if error.status == 404 else UsageError
+        return kind(
+            f"this API has no {what}", cause="client and daemon are of two versions", hint="kvswap --version; restart"
+        )
+    if error.status == 413:
+        return UsageError(
+            "the request's body is too large", cause="no model of today reads so much at once", hint="split it"
+        )
+    return UsageError(f"{what}: {error.reason}", cause="a malformed request", hint="docs/extending.md")
