@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from kvswap.model.probing import check_cache
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from kvswap.core.errors import Incompatible
 from kvswap.model.load import load_model
+from kvswap.model.probing import check_cache
 
 COMMON: dict[str, Any] = {
     "vocab_size": 300,
