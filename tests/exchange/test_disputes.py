@@ -1,0 +1,434 @@
+"""What a climb came to is what is remembered: disputes, outcomes, and what this node finds wrong of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvswap.artifact import dsse
+from kvswap.artifact.manifest import Manifest
+from kvswap.core.errors import IntegrityError, KvswapError, Untrusted
+from kvswap.core.ids import Cid, document_digest
+from kvswap.exchange import Node
+from kvswap.exchange.fetch import fetch
+from kvswap.exchange.find import find
+from kvswap.exchange.heads import own_head
+from kvswap.exchange.prefix import longest_beginning
+from kvswap.exchange.publish import publish
+from kvswap.exchange.request import Terms
+from kvswap.exchange.resolve import Wanted
+from kvswap.exchange.verify import verify_artifact
+from kvswap.net import messages
+from kvswap.trust import read_statement
+from kvswap.trust.ladder import RULES, up_to
+from tests.attacks import kit
+from tests.attacks.kit import Scene, forge
+from tests.exchange.modelled import RealModel
+from tests.exchange.test_fetch import World, world
+from tests.support import DOCUMENT, Made, key, run
+
+pytestmark = pytest.mark.timeout(300)
+TEXT = DOCUMENT.read_text()[:700]
+REFERENCE = document_digest(TEXT.encode())
+HONEST, LIAR = key(301), key(302)
+STRANGERS = Terms(strangers=True, force=True, samples=1)
+FORCED = Terms(force=True)
+
+
+@pytest.fixture(scope="module")
+def scene(tiny_models: dict[str, Path]) -> Scene:
+    from kvswap.model.load import load_model
+
+    kit.NOW = int(time.time()) - 10
+    loaded = load_model(tiny_models["llama"], "tiny", "float32")
+    ids = loaded.tokenize(TEXT)
+    return Scene(loaded, TEXT, ids, loaded.tokenize(DOCUMENT.read_text()[5000:8000])[: len(ids)], 64)
+
+
+@pytest.fixture(scope="module")
+def made(scene: Scene) -> dict[str, Made]:
+    """The right cache, and one whose last position is poisoned: a look at one position rarely finds that."""
+    last = len(scene.ids) - 1
+    lie = scene.pasted(last, last + 1, scene.elsewhere, first_layer=1)
+    return {"honest": forge(scene, scene.right, signer=HONEST), "lie": forge(scene, lie, signer=LIAR)}
+
+
+def resigned(made: Made, signer: Any, **changes: Any) -> Made:
+    """The same by another publisher, who says something else besides."""
+    manifest = msgspec.structs.replace(made.manifest, publisher=str(signer.peer_id), **changes)
+    return Made(read_statement(dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)), made.chunks, [])
+
+
+def unlucky(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader whose samples miss the poisoned position."""
+    monkeypatch.setattr("kvswap.exchange.verify.new_seed", lambda: bytes(32))
+
+
+@asynccontextmanager
+async def reading(tmp_path: Path, model: Path, *held: Made) -> AsyncIterator[tuple[World, Node, RealModel]]:
+    """A reader with a model, connected to a peer for each of these artifacts."""
+    async with world(tmp_path) as w:
+        for artifact in held:
+            w.give(await w.node(trust=False), artifact)
+        port = RealModel(model)
+        yield w, await w.node(trust=False, model=port, block_tokens=64), port
+
+
+def caught(node: Node) -> set[str]:
+    return {row["peer"] for row in node.policy.caught()}
+
+
+WORDINGS: dict[str, Callable[[Manifest], dict[str, Any]]] = {
+    "as it is": lambda m: {},
+    "another label": lambda m: {"model": msgspec.structs.replace(m.model, label="llama")},
+    "other parameters": lambda m: {"model": msgspec.structs.replace(m.model, parameters=7)},
+    "another text of rope": lambda m: {"layout": msgspec.structs.replace(m.layout, rope='{"rope_theta": 1.0}')},
+}
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_a_lie_that_an_honest_stranger_contradicts_is_caught_and_gone(
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch, wording: str
+) -> None:
+    async def body() -> None:
+        unlucky(monkeypatch)
+        lie = resigned(made["lie"], LIAR, **WORDINGS[wording](made["lie"].manifest))
+        async with reading(tmp_path, tiny_models["llama"], lie, made["honest"]) as (_, node, _port):
+            with pytest.raises(IntegrityError, match="V7"):
+                await fetch(node, Cid.parse(lie.id), STRANGERS, text=TEXT)
+            assert caught(node) == {str(LIAR.peer_id)} and node.store.artifacts() == []
+            for terms in (STRANGERS, FORCED):
+                with pytest.raises(Untrusted):
+                    await fetch(node, Cid.parse(lie.id), terms, text=TEXT)
+            done = await fetch(node, REFERENCE, STRANGERS, text=TEXT)
+            assert str(done.statement.artifact) == made["honest"].id
+
+    run(body(), 200)
+
+
+@pytest.mark.parametrize("text", [TEXT, None], ids=["text", "digest"])
+def test_no_number_of_strangers_outvotes_a_right_cache(
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], text: str | None
+) -> None:
+    """Everything is computed again, and those that signed another fingerprint are the ones that lied."""
+
+    async def body() -> None:
+        sybils = [resigned(made["lie"], key(310 + number)) for number in range(3)]
+        numerics = msgspec.structs.replace(made["lie"].manifest.numerics, isa="AVX9")
+        elsewhere = resigned(made["lie"], key(320), numerics=numerics)  # of it nobody here can say that it lied
+        async with reading(tmp_path, tiny_models["llama"], made["honest"], *sybils, elsewhere) as (_, node, port):
+            done = await fetch(node, Cid.parse(made["honest"].id), STRANGERS, text=text)
+            said = done.verification
+            assert {"V3", "V5", "V6", "V7"} <= set(said["passed"]) and said["trusted"] is False
+            assert caught(node) == {s.manifest.publisher for s in sybils}
+            outcome = node.records.outcome(made["honest"].id)
+            assert outcome is not None and outcome.verdict == "passed" and 7 in outcome.levels
+            before = port.done["verify"]
+            again = await fetch(node, Cid.parse(made["honest"].id), FORCED)
+            assert port.done["verify"] == before and again.verification["trusted"] is False
+            assert "trusted" not in again.verification["unchecked"].get("V4", "").replace("not trusted", "")
+
+    run(body(), 200)
+
+
+def disputed_lie(made: dict[str, Made]) -> Made:
+    """Said to be computed on another kind of machine: V7 here can neither condemn it nor pass it."""
+    return resigned(made["lie"], LIAR, numerics=msgspec.structs.replace(made["lie"].manifest.numerics, isa="AVX9"))
+
+
+def test_what_is_disputed_is_neither_used_nor_offered(
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        unlucky(monkeypatch)
+        lie, honest = disputed_lie(made), made["honest"]
+        async with reading(tmp_path, tiny_models["llama"], lie, honest) as (w, node, port):
+            with pytest.raises((IntegrityError, Untrusted)) as failed:
+                await fetch(node, Cid.parse(lie.id), STRANGERS, text=TEXT)
+            told = f"{failed.value.message} {failed.value.hint}"
+            assert lie.id in told and honest.id in told and f"kvswap verify {lie.id} --level 7" in told
+            assert caught(node) == set()
+            row = node.store.get_artifact(lie.id)
+            assert row is not None and row.complete
+            standing = node.standings.of(row)
+            assert standing.name == "disputed" and standing.others == (honest.id,)
+            # not used: by its id, as a beginning, whatever the terms
+            for terms in (FORCED, STRANGERS, Terms(force=True, trust_on_first_use=True)):
+                with pytest.raises(Untrusted, match="disputed") as refused:
+                    await fetch(node, Cid.parse(lie.id), terms, text=TEXT)
+                assert honest.id in str(refused.value.details) and "--level 7" in (refused.value.hint or "")
+            choice = await port.choose()
+            chain = lie.manifest.prefix.chain
+            local = Terms(local=True, strangers=True)
+            assert await longest_beginning(node, Wanted.of(choice), chain, 64, local) is None
+            # not offered
+            other = await w.node(trust=False)
+            me = node.transport.peer  # type: ignore[union-attr]
+            for query in (messages.Find("t", document=REFERENCE), messages.Find("t", chain=[chain[-1]])):
+                assert [o for o in await find(other, query, only=[me]) if o.found.artifact == lie.id] == []
+            assert node.catalogue.reply(0).keys == b""
+            # by the document the honest one is used, and then offered
+            done = await fetch(node, REFERENCE, STRANGERS, text=TEXT)
+            assert str(done.statement.artifact) == honest.id
+            # what disagreed being away changes nothing, nor does looking again without computing everything
+            for peer in w.nodes[:2]:
+                await peer.transport.stop()  # type: ignore[union-attr]
+            node.store.remove(honest.id)
+            with pytest.raises(KvswapError):
+                await fetch(node, Cid.parse(lie.id), STRANGERS, text=TEXT)
+            await verify_artifact(node, Cid.parse(lie.id), levels=up_to(6), text=TEXT, samples=1)
+            assert node.standings.of(row).name == "disputed"
+            # the user may trust its publisher, and take that back
+            node.policy.add(str(LIAR.peer_id))
+            assert node.standings.of(row).name == "trusted"
+            assert (await fetch(node, Cid.parse(lie.id))).verification["trusted"] is True
+            node.policy.remove(str(LIAR.peer_id))
+            with pytest.raises(Untrusted, match="disputed"):
+                await fetch(node, Cid.parse(lie.id))
+
+    run(body(), 200)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_computing_everything_settles_a_dispute(
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    async def body() -> None:
+        unlucky(monkeypatch)
+        asked, other = (made["honest"], made["lie"]) if right else (made["lie"], made["honest"])
+        async with reading(tmp_path, tiny_models["llama"], asked, other) as (_, node, port):
+            port.cannot = {7}  # for now
+            with pytest.raises(IntegrityError, match="V6"):
+                await fetch(node, Cid.parse(asked.id), STRANGERS, text=TEXT)
+            outcome = node.records.outcome(asked.id)
+            assert outcome is not None and (outcome.verdict, outcome.others) == ("disputed", (other.id,))
+            port.cannot = set()
+            if right:
+                report = await verify_artifact(node, Cid.parse(asked.id), levels=up_to(7), text=TEXT, samples=1)
+                assert "V7" in report["passed"] and report["trusted"] is False
+                assert (await fetch(node, Cid.parse(asked.id))).wire_bytes == 0
+                assert caught(node) == {str(LIAR.peer_id)}
+            else:
+                with pytest.raises(IntegrityError, match="V7"):
+                    await verify_artifact(node, Cid.parse(asked.id), levels=up_to(7), text=TEXT, samples=1)
+                assert caught(node) == {str(LIAR.peer_id)} and node.store.get_artifact(asked.id) is None
+
+    run(body(), 200)
+
+
+def test_a_dispute_outlives_a_model_process_that_dies_while_it_is_settled(
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        unlucky(monkeypatch)
+        async with reading(tmp_path, tiny_models["llama"], made["lie"], made["honest"]) as (_, node, port):
+            right = port.run
+
+            async def dies(choice: Any, job: str, *arguments: Any, **given: Any) -> Any:
+                if 7 in given.get("levels", ()):
+                    raise ConnectionResetError("the process ended, in this test")
+                return await right(choice, job, *arguments, **given)
+
+            monkeypatch.setattr(port, "run", dies)
+            with pytest.raises(ConnectionResetError):
+                await fetch(node, Cid.parse(made["lie"].id), STRANGERS, text=TEXT)
+            with pytest.raises(Untrusted, match="disputed"):
+                await fetch(node, Cid.parse(made["lie"].id), FORCED)
+
+    run(body(), 200)
+
+
+def test_a_stranger_disputes_nothing_that_the_user_trusts(
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made]
+) -> None:
+    async def body() -> None:
+        honest, lie = made["honest"], made["lie"]
+        second = resigned(honest, key(330))
+        async with reading(tmp_path, tiny_models["llama"], honest, lie, second) as (_, node, port):
+            node.policy.add(str(HONEST.peer_id))
+            await fetch(node, Cid.parse(honest.id), FORCED)
+            report = await verify_artifact(node, Cid.parse(honest.id), levels=up_to(6), text=TEXT, samples=8)
+            assert "V6" in report["unchecked"] and "strangers" in report["unchecked"]["V6"]
+            assert node.records.outcome(honest.id) is None and port.done["V7"] == 0
+            # and what a trusted publisher made as well is right, whatever strangers say: nothing need be computed
+            done = await fetch(node, Cid.parse(second.id), STRANGERS, text=TEXT)
+            assert "V6" in done.verification["passed"] and port.done["V7"] == 0
+
+    run(body(), 200)
+
+
+def test_a_stranger_that_differs_from_whom_the_user_trusts_is_caught(
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        unlucky(monkeypatch)
+        sybils = [resigned(made["lie"], key(340 + number)) for number in range(2)]  # they agree with it
+        async with reading(tmp_path, tiny_models["llama"], made["lie"], made["honest"], *sybils) as (_, node, _port):
+            node.policy.add(str(HONEST.peer_id))
+            with pytest.raises(IntegrityError, match="V7"):
+                await fetch(node, Cid.parse(made["lie"].id), STRANGERS, text=TEXT)
+            assert caught(node) == {str(LIAR.peer_id)}
+
+    run(body(), 200)
+
+
+def test_an_inexact_cache_disputes_no_exact_one(tmp_path: Path, tiny_models: dict[str, Path], scene: Scene) -> None:
+    async def body() -> None:
+        honest = forge(scene, scene.right, signer=HONEST)
+        inexact = forge(scene, kit.ATTACKS["int8 as exact"](scene), signer=key(350), claim="inexact")
+        async with reading(tmp_path, tiny_models["llama"], honest, inexact) as (_, node, port):
+            done = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)
+            assert "V6" in done.verification["unchecked"] and port.done["V7"] == 0 and caught(node) == set()
+
+    run(body(), 200)
+
+
+def test_what_older_rules_passed_is_verified_again(
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made]
+) -> None:
+    async def body() -> None:
+        async with reading(tmp_path, tiny_models["llama"], made["honest"]) as (_, node, port):
+            reference = Cid.parse(made["honest"].id)
+            await fetch(node, reference, STRANGERS, text=TEXT)
+            outcome = node.records.outcome(made["honest"].id)
+            assert outcome is not None and outcome.verdict == "passed"
+            node.records.put_outcome(replace(outcome, rules=RULES - 1))
+            with pytest.raises(Untrusted):
+                await fetch(node, reference, FORCED)
+            before = port.done["verify"]
+            await fetch(node, reference, STRANGERS, text=TEXT)
+            assert port.done["verify"] > before and (await fetch(node, reference, FORCED)).wire_bytes == 0
+
+    run(body(), 200)
+
+
+def test_a_beginning_of_what_was_not_verified_is_not_used(
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made]
+) -> None:
+    async def body() -> None:
+        async with reading(tmp_path, tiny_models["llama"], made["honest"]) as (_, node, port):
+            wanted, chain = Wanted.of(await port.choose()), made["honest"].manifest.prefix.chain[:2]
+            assert await longest_beginning(node, wanted, chain, 64, Terms(strangers=True)) is None
+            await fetch(node, Cid.parse(made["honest"].id), STRANGERS, text=TEXT)
+            found = await longest_beginning(node, wanted, chain, 64)
+            assert found is not None and found.tokens == 128
+
+    run(body(), 200)
+
+
+# -- what this node signed itself ----------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def publishing(tmp_path: Path, model: Path, *, tensors: Any = None, scene: Scene) -> AsyncIterator[Any]:
+    """A node that has published a wrong cache, or the right one, and a reader that trusts it."""
+    async with world(tmp_path) as w:
+        port = RealModel(model)
+        node = await w.node(trust=False, model=port, block_tokens=64)
+        reader = await w.node(trust=False)
+        reader.policy.add(str(node.publisher.peer_id))
+        own = forge(scene, tensors if tensors is not None else scene.right, signer=key(1000))
+        w.give(node, own)
+        yield node, reader, port, own
+
+
+def test_what_its_publisher_finds_wrong_is_withdrawn(
+    tmp_path: Path, tiny_models: dict[str, Path], scene: Scene
+) -> None:
+    async def body() -> None:
+        lie = scene.pasted(20, 60, scene.elsewhere, first_layer=1)
+        async with publishing(tmp_path, tiny_models["llama"], tensors=lie, scene=scene) as (node, reader, _, own):
+            await fetch(reader, Cid.parse(own.id), FORCED)
+            with pytest.raises(IntegrityError, match="V5"):
+                await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
+            assert node.store.artifacts() == [] and node.store.used_bytes == 0
+            head = own_head(node)
+            assert head is not None and "found it wrong" in head.head.reasons[own.id]
+            await find(reader, messages.Find("t", document=REFERENCE))
+            assert reader.store.artifacts() == []
+
+    run(body(), 200)
+
+
+def test_what_its_publisher_cannot_compute_twice_is_unlisted(
+    tmp_path: Path, tiny_models: dict[str, Path], scene: Scene
+) -> None:
+    async def body() -> None:
+        lie = scene.pasted(20, 60, scene.elsewhere, first_layer=1)
+        async with publishing(tmp_path, tiny_models["llama"], tensors=lie, scene=scene) as (node, reader, port, own):
+            port.cannot = {7}
+            with pytest.raises(IntegrityError, match="V5"):
+                await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
+            (row,) = node.store.artifacts()
+            standing = node.standings.of(row)
+            assert standing.name == "wrong" and "V5" in standing.why and not standing.offered
+            assert await find(reader, messages.Find("t", artifact=own.id)) == []
+            with pytest.raises(IntegrityError, match="found wrong"):
+                await fetch(node, Cid.parse(own.id), FORCED)
+            again = await publish(node, TEXT.encode())  # which does not count as there
+            assert again["reused"] is False
+            port.cannot = set()
+            with pytest.raises(IntegrityError):  # a second computation, later
+                await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
+            assert [r.id for r in node.store.artifacts()] == [again["artifact"]]
+
+    run(body(), 200)
+
+
+def test_a_slip_while_verifying_takes_nothing_back(tmp_path: Path, tiny_models: dict[str, Path], scene: Scene) -> None:
+    async def body() -> None:
+        async with publishing(tmp_path, tiny_models["llama"], scene=scene) as (node, reader, port, own):
+            port.slips = 1
+            with pytest.raises(IntegrityError, match="slip"):
+                await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
+            (row,) = node.store.artifacts()
+            assert node.standings.of(row).name == "own" and node.records.outcome(own.id) is None
+            assert [o.found.artifact for o in await find(reader, messages.Find("t", artifact=own.id))] == [own.id]
+
+    run(body(), 200)
+
+
+def test_a_chunk_that_is_damaged_here_takes_nothing_back(
+    tmp_path: Path, tiny_models: dict[str, Path], scene: Scene
+) -> None:
+    async def body() -> None:
+        async with publishing(tmp_path, tiny_models["llama"], scene=scene) as (node, _, _port, own):
+            path = next(iter((node.store.root / "chunks").rglob("bafkr4i*")))
+            path.write_bytes(b"\0" + path.read_bytes()[1:])
+            with pytest.raises(IntegrityError):
+                await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
+            assert node.records.outcome(own.id) is None and node.records.withdrawn_by(str(node.publisher.peer_id)) == {}
+
+    run(body(), 200)
+
+
+def test_what_was_made_while_the_clock_was_ahead_is_made_again(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node(trust=False, model=RealModel(tiny_models["llama"]), block_tokens=64)
+            reader = await w.node(trust=False)
+            reader.policy.add(str(node.publisher.peer_id))
+            right = time.time
+            with monkeypatch.context() as ahead:
+                ahead.setattr(time, "time", lambda: right() + 10 * 365 * 86_400)
+                early = await publish(node, TEXT.encode())
+            row = node.store.get_artifact(early["artifact"])
+            assert row is not None and node.standings.of(row).name == "future"
+            now = await publish(node, TEXT.encode())
+            assert now["reused"] is False and now["artifact"] != early["artifact"]
+            assert (await publish(node, TEXT.encode()))["reused"] is True
+            done = await fetch(reader, REFERENCE, FORCED)
+            assert str(done.statement.artifact) == now["artifact"]
+            report = await verify_artifact(node, REFERENCE, levels=up_to(3), text=TEXT)
+            assert report["artifact"] == now["artifact"] and own_head(node).head.artifacts == 1  # type: ignore[union-attr]
+
+    run(body(), 200)
