@@ -6,6 +6,20 @@ import click
 
 from kvswap.cli.output import Output, size, verb
 
+_USUAL = ("own", "trusted")
+STANDINGS = {
+    "own": "own",
+    "trusted": "by a trusted publisher",
+    "verified": "a stranger's, verified",
+    "unverified": "a stranger's, not verified",
+    "disputed": "DISPUTED",
+    "wrong": "FOUND WRONG, not offered",
+    "caught": "its publisher was CAUGHT",
+    "withdrawn": "WITHDRAWN",
+    "expired": "EXPIRED",
+    "future": "issued in the FUTURE",
+}
+
 
 @click.command("ls", help="List artifacts in the store.")
 @verb
@@ -22,6 +36,7 @@ def ls_command(output: Output) -> None:
                 size(r["wire_bytes"]),
                 f"{r['raw_bytes'] / r['wire_bytes']:.2f}x" if r["raw_bytes"] else "",
                 ("complete" if r["complete"] else "partial")
+                + ("" if r["standing"] in _USUAL else f", {STANDINGS[r['standing']]}")
                 + (", pinned" if r["pinned"] else "")
                 + (f", for {r['group']}" if r["group"] else ""),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from kvswap.cli.ls_ import STANDINGS
 from kvswap.cli.output import Output, reference, size, verb
 
 
@@ -28,7 +29,9 @@ def show_command(output: Output, ref: str) -> None:
             "readers": f"group {row['group']}" if row["group"] else "everybody",
             "expires": f"{manifest['life']['expires']} (Unix time)",
             "state": ("complete" if row["complete"] else "incomplete") + (", pinned" if row["pinned"] else ""),
+            "standing": STANDINGS[row["standing"]] + (f": {row['why']}" if row["why"] else ""),
         }
         return "\n".join(f"{name:10} {value}" for name, value in lines.items())
 
-    output.result({**manifest, "artifact": row["artifact"], "complete": row["complete"], "pinned": row["pinned"]}, text)
+    told = ("artifact", "complete", "pinned", "standing", "why", "disputed_with")
+    output.result({**manifest, **{name: row[name] for name in told}}, text)

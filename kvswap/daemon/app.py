@@ -227,8 +227,9 @@ class Api:
     def _shown(self, rows: Sequence[ArtifactRow]) -> list[dict[str, Any]]:
         """Rows as people read them: the index knows no more of what is sealed than everybody may."""
         out = []
-        for row in rows:
-            shown = row.to_json() | {"group": None}
+        for row, standing in zip(rows, self._node.standings.of_all(rows), strict=True):
+            shown = row.to_json() | {"group": None, "standing": standing.name, "why": standing.why or None}
+            shown["disputed_with"] = list(standing.others)
             if row.dtype == SEALED_DTYPE:
                 try:
                     shown |= _opened(self._node.read(self._node.store.envelope(row.id) or b""))

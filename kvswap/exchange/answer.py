@@ -16,10 +16,11 @@ from kvswap.exchange.hosts import AUTO, ask_host, hosted
 from kvswap.exchange.hybrid import Source, learned, run_from
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
+from kvswap.exchange.outcomes import is_own, settled
 from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.verify import caught, is_own, settled
+from kvswap.exchange.verify import caught
 from kvswap.trust.accusation import of_error
 from kvswap.trust.ladder import Level
 

@@ -24,8 +24,8 @@ from kvswap.exchange.find import Offer, find
 from kvswap.exchange.heads import require_current
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
+from kvswap.exchange.outcomes import refuse_withheld, settled
 from kvswap.exchange.request import STRICT, Terms
-from kvswap.exchange.verify import settled
 from kvswap.net import messages
 from kvswap.trust import Names, Statement, require_trust, verify_envelope
 from kvswap.trust.groups import OPEN
@@ -182,6 +182,7 @@ def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Te
             hint="kvswap fetch --inexact takes it all the same",
             field="codec",
         )
+    refuse_withheld(node, statement)  # before anybody is trusted because of it
     policy = node.policy.policy
     if terms.trust_on_first_use and not policy.trusts(publisher) and policy.caught(publisher) is None:
         node.policy.add(publisher, "first use", how="first-use")

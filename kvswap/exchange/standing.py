@@ -64,7 +64,7 @@ class Standings:
         return [self._judge(row, withdrawn.get((row.id, row.publisher)), outcomes.get(row.id)) for row in rows]
 
     def _judge(self, row: ArtifactRow, withdrawn: str | None, outcome: Outcome | None) -> Standing:
-        now, policy = time.time(), self._policy.policy
+        now, policy, outcome = time.time(), self._policy.policy, current(outcome)
         if withdrawn is not None:
             return Standing("withdrawn", withdrawn or "its publisher does not stand by it any more")
         if (caught := policy.caught(row.publisher)) is not None:
@@ -92,6 +92,12 @@ class Standings:
         return {peer for peer in self._policy.policy.distrusted if self._policy.policy.caught(peer) is not None}
 
 
+def current(outcome: Outcome | None) -> Outcome | None:
+    """Return an outcome if it was reached by the present rules; what older ones said is judged again."""
+    return outcome if outcome is not None and outcome.rules == RULES else None
+
+
 def passed(outcome: Outcome | None) -> bool:
     """Say whether a whole climb, by the present rules, ended without a failure and with nothing lacking."""
-    return outcome is not None and outcome.verdict == "passed" and outcome.rules == RULES
+    outcome = current(outcome)
+    return outcome is not None and outcome.verdict == "passed"

@@ -7,30 +7,32 @@ as is the proof against a publisher that was caught.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvswap.artifact import layout
-from kvswap.artifact.sealing import FINGERPRINT, open_file
+from kvswap.artifact.manifest import Numerics
+from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange import audits, heads
+from kvswap.exchange.agreement import Agreed, accused, agree, marks_of_others
 from kvswap.exchange.claims import require_text
-from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.node import AGENT, Node
+from kvswap.exchange.node import Node
+from kvswap.exchange.outcomes import conclude, dispute, is_own, reasons_against, settled
+from kvswap.exchange.own import look_at_own
 from kvswap.exchange.request import Progress, silent
-from kvswap.net import PeerAddress, messages
 from kvswap.trust import Statement, verify_envelope
-from kvswap.trust.accusation import accuses, claims, unusable
-from kvswap.trust.agreement import compare
-from kvswap.trust.ladder import STRANGER, Ladder, Level, Step, due, from_pipe
-from kvswap.trust.noise import MARGIN, Noise
+from kvswap.trust.accusation import accuses, claims
+from kvswap.trust.ladder import Ladder, Level, Step, due, from_pipe
+from kvswap.trust.noise import Noise
 from kvswap.trust.sampling import new_seed
 
-_OTHERS = 8  # publishers whose fingerprints are asked for
 _COMPARES = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
 _NEED_NOISE = (Level.SAMPLES, Level.AGREEMENT, Level.RECOMPUTE)
 
@@ -48,25 +50,25 @@ async def verify_artifact(
 
     `levels` None: what the publisher's standing asks for, and the probe.
     """
-    row = next(iter(node.lookup(reference)), None)
-    envelope = node.store.envelope(row.id) if row is not None else None
-    if row is None or envelope is None:
-        raise NotFound(f"{reference} is not in the store", hint=f"kvswap fetch {reference}")
-    statement = verify_envelope(envelope, int(time.time()), node.groups.keys)
-    publisher = statement.manifest.publisher
+    statement = await asyncio.to_thread(_in_store, node, reference)
+    artifact, publisher = str(statement.artifact), statement.manifest.publisher
     trusted = node.policy.policy.trusts(publisher)
     wanted = sorted({*due(listed=trusted), Level.PROBE}) if levels is None else levels
-    ladder = await climb(node, statement, wanted, samples=samples, text=text, progress=progress)
+
+    async def look(steps: Sequence[Level]) -> Ladder:
+        return await climb(node, statement, steps, samples=samples, text=text, progress=progress)
+
+    ladder = await (look_at_own(node, statement, look, wanted) if is_own(node, statement) else look(wanted))
     raise_for(node, statement, ladder)
     probe = next((s for s in ladder.steps if s.level == Level.PROBE and s.verdict != "skipped"), None)
     # On another class of machine honest numerics may tip a close token: told, not judged.
     if probe and probe.verdict == "failed" and probe.figures["same_environment"]:
         raise IntegrityError(
-            f"artifact {row.id} does not continue as its probe says", cause="another model, or damaged tensors"
+            f"artifact {artifact} does not continue as its probe says", cause="another model, or damaged tensors"
         )
-    coverage = audits.coverage(node, row.id)
+    coverage = audits.coverage(node, artifact)
     return {
-        "artifact": row.id,
+        "artifact": artifact,
         "verified": True,
         "publisher": publisher,
         "trusted": trusted,
@@ -80,6 +82,18 @@ async def verify_artifact(
         "claims": claims(statement.manifest),
         **ladder.to_json(),
     }
+
+
+def _in_store(node: Node, reference: str | Cid) -> Statement:
+    """The newest that is here and in its time.  Raises `NotFound`, or what is wrong with the newest."""
+    failure: KvswapError = NotFound(f"{reference} is not in the store", hint=f"kvswap fetch {reference}")
+    for number, row in enumerate(node.lookup(reference)):
+        try:
+            if (envelope := node.store.envelope(row.id)) is not None:
+                return verify_envelope(envelope, int(time.time()), node.groups.keys)
+        except Untrusted as error:
+            failure = failure if number else error
+    raise failure
 
 
 async def climb(
@@ -121,6 +135,7 @@ async def climb(
             steps += await _with_model(node, statement, model, samples, text, progress)
     ladder = Ladder(tuple(steps))
     node.records.add_checks(str(statement.artifact), [int(s.level) for s in steps if s.verdict == "passed"])
+    conclude(node, statement, levels, ladder)
     return ladder
 
 
@@ -148,10 +163,9 @@ async def _with_model(
 ) -> list[Step]:
     seed = new_seed()  # only now: the manifest and every chunk are fixed
     manifest = statement.manifest
-    try:
-        choice = await node.model.choose()
-        noise = await noise_of(node, choice, progress) if set(levels) & set(_NEED_NOISE) else None
-        made = await node.model.run(
+
+    async def run(levels: Sequence[Level]) -> dict[str, Any]:
+        return await node.model.run(
             choice,
             "verify",
             progress,
@@ -164,6 +178,11 @@ async def _with_model(
             text=text,
             noise=noise,
         )
+
+    try:
+        choice = await node.model.choose()
+        noise = await noise_of(node, choice, progress) if set(levels) & set(_NEED_NOISE) else None
+        made = await run(levels)
     except (NotFound, Incompatible) as error:
         return [Step(level, "skipped", why=error.message) for level in levels]
     except IntegrityError:
@@ -174,7 +193,14 @@ async def _with_model(
         raise
     steps = from_pipe(made["steps"])
     if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in steps):
-        steps.append(await _agreement(node, statement, made["fingerprint"], Noise.of(noise)))
+        began = time.perf_counter()
+        marks = await marks_of_others(node, statement)
+        agreed = agree(node, statement, made["fingerprint"], marks, Noise.of(noise), began)
+        steps.append(agreed.step)
+        if agreed.against and not node.policy.policy.trusts(manifest.publisher):
+            ours = wire.convert(made["numerics"], Numerics)
+            dispute(node, statement, agreed.step)  # first of all: settling it may take long, or fail
+            steps = await _settle_dispute(node, agreed, steps, ours, run, progress)
     for step in steps if not is_own(node, statement) else ():  # nobody audits himself
         passed = step.verdict == "passed" and step.level != Level.TOKENS
         signed = None
@@ -184,9 +210,31 @@ async def _with_model(
     return sorted(steps, key=lambda s: s.level)
 
 
-def is_own(node: Node, statement: Statement) -> bool:
-    """Whether this node signed it, with the key it has now."""
-    return statement.manifest.publisher == str(node.publisher.peer_id)
+async def _settle_dispute(
+    node: Node,
+    agreed: Agreed,
+    steps: list[Step],
+    ours: Numerics,
+    run: Callable[[Sequence[Level]], Awaitable[dict[str, Any]]],
+    progress: Progress,
+) -> list[Step]:
+    """The steps with V7, which says who is right; a stranger whose fingerprint is shown to be wrong is caught."""
+    recomputed = next((s for s in steps if s.level == Level.RECOMPUTE), None)
+    if recomputed is None:
+        await progress({"event": "disputed", "with": [str(mark.statement.artifact) for mark in agreed.against]})
+        try:
+            (recomputed,) = from_pipe((await run([Level.RECOMPUTE]))["steps"])
+        except (NotFound, Incompatible) as error:
+            recomputed = Step(Level.RECOMPUTE, "skipped", why=error.message)
+        steps = [*steps, recomputed]
+    if recomputed.verdict != "passed":
+        return steps
+    for mark, score in agreed.strangers:
+        step = accused(mark, score, recomputed, ours)
+        if step is not None:
+            caught(node, mark.statement, step)
+    right = replace(agreed.step, verdict="passed", why=f"{agreed.step.why}; V7 shows that this one is right")
+    return [right if step is agreed.step else step for step in steps]
 
 
 def caught(node: Node, statement: Statement, step: Step, evidence: str = "") -> bool:
@@ -197,7 +245,8 @@ def caught(node: Node, statement: Statement, step: Step, evidence: str = "") -> 
     if not accuses(step) or is_own(node, statement):
         return False
     publisher, artifact = statement.manifest.publisher, str(statement.artifact)
-    node.store.remove(artifact)
+    with contextlib.suppress(NotFound):  # of another publisher's, only the fingerprint was looked at
+        node.store.remove(artifact)
     why = f"V{int(step.level)}: {step.why}"
     audits.distrust(node, publisher, artifact, why, evidence, by=str(node.publisher.peer_id))
     return True
@@ -215,99 +264,7 @@ async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent)
     return known
 
 
-# -- V6 ----------------------------------------------------------------------------------------------
-
-
-async def _agreement(node: Node, statement: Statement, own: bytes, noise: Noise) -> Step:
-    """Fingerprints of other publishers of the same tokens and model, beside that of the tensors at hand."""
-    began = time.perf_counter()
-    others = await _fingerprints(node, statement) if statement.manifest.exact else {}
-    if not others:
-        return Step(Level.AGREEMENT, "skipped", why="no other publisher of the same tokens was found")
-    agreement = compare(own, others, noise.fingerprints)
-    figures = {
-        "publishers": len(others),
-        "agreeing": agreement.agreeing,
-        "worst": round(max(agreement.scores.values()), 2),
-        "margin": MARGIN,
-    }
-    seconds = time.perf_counter() - began
-    if agreement.holds:
-        return Step(Level.AGREEMENT, "passed", seconds, figures=figures)
-    why = f"{len(others) - agreement.agreeing} of {len(others)} other publishers made something else of the same tokens"
-    return Step(Level.AGREEMENT, "failed", seconds, why, figures)
-
-
-async def _fingerprints(node: Node, statement: Statement) -> dict[str, bytes]:
-    """By publisher: one each, not the artifact's own, nobody who was caught."""
-    manifest = statement.manifest
-    candidates: dict[str, tuple[Statement, str | None]] = {}
-
-    def consider(envelope: bytes, peer: str | None) -> None:
-        try:
-            other = verify_envelope(envelope, int(time.time()), node.groups.keys)
-        except KvswapError:
-            return
-        theirs = other.manifest
-        same = (
-            theirs.model == manifest.model
-            and theirs.prefix.token_digest == manifest.prefix.token_digest
-            and theirs.layout == manifest.layout
-            and theirs.fingerprint is not None
-        )
-        unknown = theirs.publisher not in (manifest.publisher, *candidates)
-        if same and unknown and node.policy.policy.caught(theirs.publisher) is None and len(candidates) < _OTHERS:
-            candidates[theirs.publisher] = (other, peer)
-
-    document = statement.reference  # of a sealed artifact: by the name in its group, and in no other
-    if document is None:
-        return {}
-    for row in await asyncio.to_thread(node.store.artifacts, document):
-        if (held := node.store.envelope(row.id)) is not None:
-            consider(held, None)
-    model, dtype = statement.names.model(manifest.model.digest, manifest.layout.dtype)
-    query = messages.Find(AGENT, document=document, model=model, dtype=dtype)
-    for offer in await find(node, query):
-        if offer.found.publisher in (manifest.publisher, *candidates):
-            continue
-        try:
-            told = offer.found.envelope
-            if told is None:
-                told = await node.ask(PeerAddress(offer.peer), messages.GetManifest(offer.found.artifact), bytes)
-            consider(told, offer.peer)
-        except KvswapError:
-            continue
-    out = {}
-    for publisher, (other, peer) in candidates.items():
-        file = other.manifest.fingerprint
-        assert file is not None  # noqa: S101 - considered
-        try:
-            if await asyncio.to_thread(node.store.has_chunk, file.id):
-                data = await asyncio.to_thread(node.store.get_chunk, file.id)
-            elif peer is not None:
-                data = await node.ask(PeerAddress(peer), messages.GetChunk(str(file.id)), bytes)
-            else:
-                continue
-        except KvswapError:
-            continue
-        try:
-            out[publisher] = open_file(file, FINGERPRINT, data, other.seal)
-        except IntegrityError:
-            if peer is not None:
-                node.lied(peer, "a fingerprint that is not what was signed")
-    return out
-
-
 # -- strangers ---------------------------------------------------------------------------------------
-
-
-def settled(node: Node, statement: Statement) -> bool:
-    """Whether nothing is left to verify: a trusted publisher's, or what went through V5 here before."""
-    if node.policy.policy.trusts(statement.manifest.publisher):
-        return True
-    return {int(level) for level in STRANGER if level not in (Level.POLICY, Level.AGREEMENT)} <= node.records.checks(
-        str(statement.artifact)
-    )
 
 
 async def settle(node: Node, statement: Statement, text: str | None, samples: int, progress: Progress) -> Ladder | None:
@@ -319,7 +276,7 @@ async def settle(node: Node, statement: Statement, text: str | None, samples: in
         return None
     ladder = await climb(node, statement, due(listed=False), samples=samples, text=text, progress=progress)
     raise_for(node, statement, ladder)
-    refuse_unusable(statement, unusable(statement.manifest, ladder), ladder.unchecked)
+    refuse_unusable(statement, reasons_against(statement, ladder), ladder.unchecked)
     return ladder
 
 
@@ -338,7 +295,7 @@ def refuse_unusable(statement: Statement, reasons: dict[str, str], unchecked: di
 
 def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
     """Raise `IntegrityError`, or `Untrusted`, for a step that found something wrong."""
-    step = ladder.failed
+    step = next((s for s in ladder.steps if accuses(s)), ladder.failed)
     if step is None:
         return
     if step.level == Level.POLICY:
@@ -355,14 +312,20 @@ def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
 
 
 def verification(node: Node, statement: Statement, ladder: Ladder | None) -> dict[str, Any]:
-    """What a fetch says of how far an artifact was verified."""
+    """Return what a fetch says of how far an artifact was verified; trusted is called only what the user trusts."""
+    trusted = node.policy.policy.trusts(statement.manifest.publisher)
     if ladder is not None:
-        return {k: v for k, v in ladder.to_json().items() if k != "steps"}
-    before = node.records.checks(str(statement.artifact)) | {int(Level.POLICY), int(Level.DIGESTS)}
+        return {k: v for k, v in ladder.to_json().items() if k != "steps"} | {"trusted": trusted}
     if is_own(node, statement):
-        return {"passed": ["V0", "V1"], "unchecked": {}, "own": True}
-    why = "its publisher is trusted; kvswap verify --level N checks it"
+        return {"passed": ["V0", "V1"], "unchecked": {}, "own": True, "trusted": True}
+    done = node.records.checks(str(statement.artifact)) | {int(Level.DIGESTS)}
+    if trusted:
+        done.add(int(Level.POLICY))
+        why = "its publisher is trusted; kvswap verify --level N checks it"
+    else:
+        why = f"verified to V{max(done)}; its publisher is a stranger; kvswap verify --level N checks more"
     return {
-        "passed": [f"V{level}" for level in sorted(before)],
-        "unchecked": {f"V{int(level)}": why for level in Level if int(level) not in before},
+        "passed": [f"V{level}" for level in sorted(done)],
+        "unchecked": {f"V{int(level)}": why for level in Level if int(level) not in done},
+        "trusted": trusted,
     }

@@ -18,7 +18,7 @@ from kvswap.trust.ladder import Ladder, Level, Step, due
 if TYPE_CHECKING:
     from kvswap.artifact.manifest import Manifest, Numerics
 
-PROVES = (Level.STRUCTURE, Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
+PROVES = (Level.STRUCTURE, Level.TOKENS, Level.SAMPLES, Level.AGREEMENT, Level.RECOMPUTE)
 _OPEN = "was not looked at"
 _ENVIRONMENT = ("schedule", "attention", "compute_dtype", "torch", "transformers", "device", "isa")
 
