@@ -36,7 +36,8 @@ class Problems(dict[str, str]):
         text = error if isinstance(error, str) else describe(error)
         new = name not in self
         if self.get(name) != text:
-            _logger.warning("%s: %s", name, text, exc_info=error if isinstance(error, BaseException) else None)
+            foreign = isinstance(error, BaseException) and not isinstance(error, KvswapError)
+            _logger.warning("%s: %s", name, text, exc_info=error if foreign else None)  # type: ignore[arg-type]
         self[name] = text
         return new
 

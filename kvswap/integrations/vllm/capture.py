@@ -66,8 +66,10 @@ class Captures:
         self._bytes = 0
 
     def close(self) -> None:
-        """What is on its way is finished first."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Send what is complete, and end; what a step has not completed is dropped."""
+        self._pool.shutdown(wait=True)
+        for request in list(self._open):
+            self.drop(request)
 
     def drop(self, request: str) -> None:
         """No more of it will come."""
@@ -97,7 +99,11 @@ class Captures:
                     into[:, save.first : save.stop] = tensor[:, skipped : skipped + save.stop - save.first]
         if save.stop == save.tokens:
             del self._open[save.request]
-            self._pool.submit(self._send, captured)
+            try:
+                self._pool.submit(self._send, captured)
+            except RuntimeError as error:  # no more threads, or the engine is ending: no step fails for that
+                self._take(-captured.size)
+                logger.warning("kvswap: %d tokens not published: %s", save.tokens, error)
 
     def _begin(self, save: Save) -> _Captured | None:
         specs, dtype = self._engine.layers, self._engine.dtype

@@ -7,20 +7,17 @@ first block and a search in memory will do.  What is published is known here a m
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from typing import Any
 
 import numpy as np
 
 from kvswap.client import Client
-from kvswap.core.errors import KvswapError
-
-logger = logging.getLogger("vllm.kvswap")
+from kvswap.core.upkeep import Backoff, Problems, forever_in_thread
 
 _WAIT_SECONDS = 20.0
 _REST_SECONDS = 5.0
+_SHORTEST_SECONDS = 0.05  # between two looks, however often it changes
 _KEY = np.dtype(">u8")
 
 
@@ -31,7 +28,14 @@ class Known:
         self._client = client
         self._keys: Any = None  # sorted, native uint64
         self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="kvswap-known", daemon=True).start()
+        self._version = ""
+        threading.Thread(
+            target=forever_in_thread,
+            args=("known", self._look, self._closed, Problems()),
+            kwargs={"pause": _SHORTEST_SECONDS, "backoff": Backoff(_REST_SECONDS, _REST_SECONDS)},
+            name="kvswap-known",
+            daemon=True,
+        ).start()
 
     def close(self) -> None:
         self._closed.set()
@@ -45,19 +49,14 @@ class Known:
         at = int(np.searchsorted(keys, key))
         return at < len(keys) and bool(keys[at] == key)
 
-    def _watch(self) -> None:
-        version = ""
-        while not self._closed.is_set():
-            began = time.monotonic()
-            try:
-                version, packed = self._client.beginnings(version, _WAIT_SECONDS)
-                self._keys = self.sorted(packed) if packed is not None else None
-            except (KvswapError, OSError, ValueError) as error:
-                version, self._keys = "", None
-                logger.debug("kvswap: what is published is not known: %s", error)
-                self._closed.wait(_REST_SECONDS)
-            else:
-                self._closed.wait(max(0.0, 0.05 - (time.monotonic() - began)))  # however often it changes
+    def _look(self) -> None:
+        """Wait until what is published has changed, and keep it."""
+        try:
+            self._version, packed = self._client.beginnings(self._version, _WAIT_SECONDS)
+            self._keys = self.sorted(packed) if packed is not None else None
+        except BaseException:
+            self._version, self._keys = "", None  # all may be there
+            raise
 
     @staticmethod
     def sorted(packed: bytes) -> Any:

@@ -5,6 +5,7 @@ Whatever the node does, the engine goes on: no answer in time, an error, no daem
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -42,6 +43,16 @@ class Match:
     details: dict[str, Any] = field(repr=False)  # what a process needs to read it
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a search is for."""
+
+    search: Search
+    beginning: bytes  # its first block
+    ids: tuple[int, ...]
+    budget: float
+
+
 @dataclass(slots=True)
 class Search:
     """One look-up.  `match` once it has `ended`; `planned` once there is something and it is being fetched."""
@@ -52,6 +63,7 @@ class Search:
     match: Match | None = None
     why: str = ""
     leader: Search | None = None  # one that was under way for the same beginning: this one starts when it has ended
+    followers: list[_Asked] = field(default_factory=list)  # attached to its end: no thread waits for it
     ended_at: float = 0.0
 
     @property
@@ -122,33 +134,67 @@ class Node:
                 search.why = "nothing that is published begins so"
                 search.end()
                 return search
-        beginning = chain.pack_ids(first)
+        asked = _Asked(search, chain.pack_ids(first), tuple(ids), budget)
         with self._lock:
-            search.leader = self._leaders.setdefault(beginning, search)
-        if search.leader is search:
-            search.leader = None
-        self._pool.submit(self._run, search, beginning, list(ids), budget)
+            leader = self._leaders.setdefault(asked.beginning, search)
+            if leader is not search:
+                search.leader = leader
+                leader.followers.append(asked)
+                return search
+        self._begin(asked)
         return search
 
-    def _run(self, search: Search, beginning: bytes, ids: list[int], budget: float) -> None:
-        if search.leader is not None:
-            search.leader.ended.wait(_PATIENCE_SECONDS)
+    def _begin(self, asked: _Asked) -> None:
         try:
-            search.match = self._find(search, ids, budget)
+            work = self._pool.submit(self._run, asked)
+        except RuntimeError as error:  # no more threads, or the engine is ending
+            asked.search.why = str(error)
+            self._ended(asked, alike=True)
+        else:
+            work.add_done_callback(lambda done: self._ended(asked, alike=True) if done.cancelled() else None)
+
+    def _run(self, asked: _Asked) -> None:
+        search = asked.search
+        alike = False  # whether what was found out is so for whatever begins with the same block
+        try:
+            search.match = self._find(search, list(asked.ids), asked.budget)
         except (NotFound, PlanSaysPrefill) as error:
             search.why = error.message
+            alike = isinstance(error, NotFound)
         except KvswapError as error:
             search.why = error.message
             if error.code == "daemon_not_running":
                 self._resting_until = time.monotonic() + _REST_SECONDS
+                alike = True
             logger.warning("kvswap: %s", error.message)
         except Exception as error:
             search.why = f"{type(error).__name__}: {error}"
             logger.exception("kvswap: looking for a prefix failed")
+        finally:
+            self._ended(asked, alike)
+
+    def _ended(self, asked: _Asked, alike: bool) -> None:
+        """End a search, and those that waited for it: what it found is theirs, or the first of each begins."""
+        search, begin = asked.search, []
         with self._lock:
-            if self._leaders.get(beginning) is search:
-                del self._leaders[beginning]
-        search.end()
+            followers, search.followers = search.followers, []
+            if self._leaders.get(asked.beginning) is search:
+                del self._leaders[asked.beginning]
+            search.end()
+            leaders: dict[tuple[int, ...], Search] = {}
+            for follower in followers:
+                if alike or follower.ids == asked.ids:
+                    follower.search.match, follower.search.why = search.match, search.why
+                    follower.search.end()
+                elif (leader := leaders.get(follower.ids)) is not None:
+                    follower.search.leader = leader
+                    leader.followers.append(follower)
+                else:
+                    leaders[follower.ids] = follower.search
+                    self._leaders.setdefault(asked.beginning, follower.search)
+                    begin.append(follower)
+        for follower in begin:
+            self._begin(follower)
         self.news.set()
 
     def _find(self, search: Search, ids: list[int], budget: float) -> Match:
@@ -206,4 +252,5 @@ class Node:
             except KvswapError as error:
                 logger.debug("kvswap: %s", error.message)
 
-        self._pool.submit(work)
+        with contextlib.suppress(RuntimeError):  # no more threads, or the engine is ending: it is only a hint
+            self._pool.submit(work)
