@@ -7,8 +7,9 @@ import logging
 import time
 
 from kvswap.client import AsyncClient, Client
-from kvswap.core.errors import KvswapError, NotFound
+from kvswap.core.errors import NotFound
 from kvswap.core.ids import document_digest
+from kvswap.core.upkeep import Problems, describe, forever
 from kvswap.host.app import HostApi, Warmth
 from kvswap.host.engine import Engine
 from kvswap.host.journal import Document, Journal
@@ -47,7 +48,8 @@ async def keep_warm(
     api: HostApi, client: AsyncClient, journal: Journal, prompts: Prompts, engine: Engine, seconds: float
 ) -> None:
     """For ever: look after each document, at once when it is new, and again after so many seconds."""
-    while True:
+
+    async def step() -> None:
         for reference in await asyncio.to_thread(journal.references):
             known = api.warmth.get(reference)
             if known is not None and time.time() - known.at < seconds:
@@ -56,10 +58,11 @@ async def keep_warm(
                 document = await asyncio.to_thread(journal.document, reference)
                 await _look_after(client, document)
                 api.warmth[reference] = await _read(prompts, engine, document)
-            except KvswapError as error:
-                logger.warning("%s is not warm: %s", reference, error.message)
+            except Exception as error:  # noqa: BLE001 - one document; the others are looked after all the same
+                logger.warning("%s is not warm: %s", reference, describe(error))
                 api.warmth[reference] = Warmth(0.0, 0)
-        await asyncio.sleep(min(1.0, seconds))
+
+    await forever("documents", step, Problems(), pause=min(1.0, seconds))
 
 
 async def _look_after(client: AsyncClient, document: Document) -> None:
