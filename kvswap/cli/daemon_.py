@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from kvswap.cli.output import Output, verb
+from kvswap.core.errors import KvswapError
 
 
 @click.command("daemon", help="Run a node until SIGTERM or Ctrl-C.")
@@ -42,6 +44,7 @@ def daemon_command(output: Output, **flags: Any) -> None:
             f"  no longer held against {row['peer']}: {row['why']} (older rules; judged again when used)"
             for row in info["lifted"]
         ]
-        output.result({"ready": True, **info}, "\n".join(lines))
+        with suppress(KvswapError, BrokenPipeError):  # a node whose output goes to a full disk is up all the same
+            output.result({"ready": True, **info}, "\n".join(lines))
 
     main(settings, ready)
