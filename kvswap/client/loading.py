@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import warnings
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,6 @@ from kvswap.core.errors import Incompatible, IntegrityError
 
 if TYPE_CHECKING:
     from kvswap.trust import Statement
-
-_identities: weakref.WeakKeyDictionary[Any, bytes] = weakref.WeakKeyDictionary()
 
 
 def statement_of(details: dict[str, Any]) -> Statement:
@@ -50,43 +47,10 @@ def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = N
 
 
 def live_identity(model: Any) -> bytes:
-    """Model identity of a transformers model in memory, whose weights are compared with its files.
+    """Return the identity of a transformers model in memory; see `kvswap.model.live`.  Raises `Incompatible`."""
+    from kvswap.model.live import live_identity as identity
 
-    Computed once for a model object.  Raises `Incompatible` when the weights in memory are not those
-    of the directory it says it came from (fine-tuned, quantised, or merged with an adapter).
-    """
-    known = _identities.get(model)
-    if known is None:
-        known = _identities[model] = _compare(model)
-    return known
-
-
-def _compare(model: Any) -> bytes:
-    import torch
-    from safetensors import safe_open
-
-    from kvswap.model.identity import directory_identity
-
-    directory = Path(str(getattr(model, "name_or_path", "") or model.config._name_or_path))
-    if not (directory / "config.json").is_file():
-        raise Incompatible(
-            f"the model says it came from {str(directory)!r}, which is not a directory with config.json",
-            cause="kvswap knows a model by its files",
-            hint="load it with from_pretrained(directory); kvswap model ls prints directories",
-            field="model",
-        )
-    state = model.state_dict()
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(str(path), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                have = state.get(name)
-                if have is None or not torch.equal(file.get_tensor(name).to(have.dtype), have.cpu()):
-                    raise Incompatible(
-                        f"the model in memory differs from {path} at {name!r}",
-                        cause="it was changed after loading, or its weights were renamed",
-                        field="model",
-                    )
-    return directory_identity(directory, directory.name).digest
+    return identity(model)
 
 
 class LocalPrefill:

@@ -60,6 +60,19 @@ def open_tokenizer(directory: Path, label: str) -> Any:
     )
 
 
+def open_configuration(directory: Path) -> Any:
+    """Return the directory's configuration as transformers reads it.  Raises `Incompatible`."""
+    from transformers import AutoConfig
+
+    _configuration(directory, directory.name)
+    return _by_library(
+        directory,
+        directory.name,
+        None,
+        lambda: AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False),
+    )
+
+
 def _configuration(directory: Path, label: str) -> dict[str, Any]:
     """The configuration, when transformers has the class that it names."""
     from transformers import CONFIG_MAPPING
@@ -124,7 +137,7 @@ def _check_weights(model: Any, info: dict[str, Any], label: str) -> None:
     if info["error_msgs"]:
         raise _amiss(label, str(info["error_msgs"])[:200], None)
     unexpected = sorted(name for name in info["unexpected_keys"] if not _MADE_ANEW.search(name))
-    inside = [name for name in unexpected if _belongs(model, name)]
+    inside = [name for name in unexpected if belongs(model, name)]
     if inside:
         raise _amiss(
             label,
@@ -145,7 +158,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _belongs(model: Any, name: str) -> bool:
+def belongs(model: Any, name: str) -> bool:
     """Whether a weight lies in a layer that the model has, or in a module that has weights of its own."""
     import torch
 

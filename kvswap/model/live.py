@@ -1,0 +1,257 @@
+"""The identity of a model in memory: that of its directory, when it is what its directory loads as.
+
+A model object is anybody's to change: weights through `.data`, which no counter tells of, adapters, hooks, settings, a
+cast that rounds its rotary table.  So everything that it computes with is hashed at every call, and compared with the
+directory when it is new.  On the CPU BLAKE3 reads some GB/s; on a device sums by row and column are taken there, which
+tell any change of one number, row or column.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from kvswap.core.errors import Incompatible, KvswapError
+from kvswap.model import opening, probing, reach
+from kvswap.model.files import check_directory, state, weight_files
+from kvswap.model.identity import directory_identity
+from kvswap.model.settle import settle
+
+_known: weakref.WeakKeyDictionary[Any, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
+_PIECE = 1 << 24
+# of a configuration: what names, and what only `generate` and training look at
+_IDLE = ("_", "pad_token", "bos_token", "eos_token", "sep_token", "decoder_start", "use_cache", "dtype", "torch_dtype")
+_IDLE_TOO = {
+    "transformers_version",
+    "architectures",
+    "auto_map",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "is_decoder",
+    "use_return_dict",
+    "attn_implementation",
+    "experts_implementation",
+    "initializer_range",
+    "tie_word_embeddings",
+}
+
+
+def live_identity(model: Any) -> bytes:
+    """Return the identity of a transformers model in memory.
+
+    Raises `Incompatible` when it is not what its directory loads as: fine-tuned, quantised, merged with an adapter,
+    cast, hooked, in training mode.  Compared once with its files; later calls hash what is in memory and compare that.
+    """
+    settle()
+    _check_state(model)
+    mark = fingerprint(model)
+    known = _known.get(model)
+    if known is None or known[0] != mark:
+        _known.pop(model, None)
+        known = _known[model] = (mark, _compare(model))
+    return known[1]
+
+
+def fingerprint(model: Any) -> bytes:
+    """Return a digest of everything that the model computes with: tensors, buffers, modules, configuration."""
+    hasher = blake3(max_threads=blake3.AUTO)
+    for name, module in model.named_modules():
+        hasher.update(f"{name}\0{type(module).__module__}.{type(module).__qualname__}\0".encode())
+    hasher.update(json.dumps(_settings(model.config), sort_keys=True, default=str).encode())
+    volatile = _volatile(model)
+    for name, tensor in _tensors(model):
+        if name not in volatile:
+            for part, plain in _plain(name, tensor):
+                hasher.update(f"{part}\0{plain.dtype}\0{list(plain.shape)}\0".encode())
+                if plain.device.type == "cpu":
+                    hasher.update(_bytes(plain))
+                else:
+                    hasher.update(repr(sums(plain)).encode())
+    return hasher.digest()
+
+
+def sums(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """Return sums over a tensor's bits on its device: plain, weighted by place, and by the square of the place."""
+    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    wide = next(size for size in (8, 4, 2, 1) if flat.numel() % size == 0)
+    words = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[wide])
+    totals = [0, 0, 0]
+    for start in range(0, len(words), _PIECE):
+        piece = words[start : start + _PIECE].to(torch.int64)
+        place = torch.arange(start + 1, start + 1 + len(piece), device=piece.device, dtype=torch.int64)
+        mixed = piece ^ (piece >> 29)
+        for index, values in enumerate((piece, mixed * place, piece * (place * place | 1))):
+            totals[index] = (totals[index] + int(values.sum())) % (1 << 64)
+    return totals[0], totals[1], totals[2]
+
+
+def _bytes(tensor: torch.Tensor) -> Any:
+    flat = tensor.detach().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """All parameters and buffers, each once, those too that are not saved."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor as tensors of numbers; a quantised one is several."""
+    data = tensor.detach()
+    if type(data) is torch.Tensor:
+        yield name, data
+        return
+    flatten = getattr(data, "__tensor_flatten__", None)
+    if flatten is None:
+        raise _differs(f"{name!r} is a {type(data).__name__}, which cannot be compared with the model's files")
+    inner, context = flatten()
+    for part in inner:
+        yield from _plain(f"{name}.{part}", getattr(data, part))
+    text = repr((type(data).__name__, context)).encode()
+    yield f"{name}.context", torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def _volatile(model: Any) -> set[str]:
+    """Rotary tables that are written at every pass, from others that are not."""
+    found = set()
+    for name, module in model.named_modules():
+        kinds = getattr(module, "rope_type", None)
+        if kinds == "longrope" or (isinstance(kinds, dict) and "longrope" in kinds.values()):
+            for own, _ in module.named_buffers(recurse=False):
+                if own.endswith("inv_freq") and "original" not in own:
+                    found.add(f"{name}.{own}" if name else own)
+    return found
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What a configuration says of the computation."""
+    given = config.get_text_config(decoder=True).to_dict()
+    return {k: v for k, v in given.items() if not k.startswith(_IDLE) and k not in _IDLE_TOO}
+
+
+def _check_state(model: Any) -> None:
+    """Refuse what changes the computation and is no tensor."""
+    if model.training:
+        raise _differs("the model is in training mode", hint="model.eval()")
+    if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
+        raise _differs("the model has an adapter", field="adapters", hint="merge it, save the model and load that")
+    for name, module in model.named_modules():
+        if module.training:
+            raise _differs(f"{name!r} is in training mode", hint="model.eval()")
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise _differs(f"{name or 'the model'!r} has forward hooks", hint="remove them")
+    reach.set_back(model)
+
+
+def _differs(what: str, field: str = "model", hint: str | None = None) -> Incompatible:
+    return Incompatible(what, cause="kvswap knows a model by its files", field=field, hint=hint)
+
+
+def _directory(model: Any) -> Path:
+    directory = Path(str(getattr(model, "name_or_path", "") or model.config._name_or_path))
+    if not (directory / "config.json").is_file():
+        raise Incompatible(
+            f"the model says it came from {str(directory)!r}, which is not a directory with config.json",
+            cause="kvswap knows a model by its files",
+            hint="load it with from_pretrained(directory); kvswap model ls prints directories",
+            field="model",
+        )
+    return directory
+
+
+def _compare(model: Any) -> bytes:
+    directory = _directory(model)
+    check_directory(directory)
+    before = state(directory)
+    _compare_settings(model, directory)
+    if not _same_by_name(model, directory):
+        _compare_with_another(model, directory)
+    _compare_tables(model)
+    probing.check_cache(model)
+    identity = directory_identity(directory, directory.name).digest
+    if state(directory) != before:
+        raise _differs(f"the files in {directory} changed while they were read")
+    return identity
+
+
+def _compare_settings(model: Any, directory: Path) -> None:
+    own, theirs = _settings(model.config), _settings(opening.open_configuration(directory))
+    for name in sorted(own.keys() | theirs.keys()):
+        if own.get(name) != theirs.get(name):
+            raise _differs(f"the model in memory differs from {directory} in its configuration at {name!r}")
+
+
+def _same_by_name(model: Any, directory: Path) -> bool:
+    """Compare with the files tensor by tensor; False where names do not tell which belongs to which."""
+    from safetensors import safe_open
+
+    own = dict(model.state_dict())
+    seen: set[str] = set()
+    for path in weight_files(directory):
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                have = own.get(name)
+                if have is None:
+                    if opening.belongs(model, name):
+                        return False
+                    continue
+                if type(have.detach()) is not torch.Tensor:
+                    return False
+                held = file.get_tensor(name)
+                if held.shape != have.shape or not torch.equal(held.to(have.dtype), have.cpu()):
+                    raise _differs(f"the model in memory differs from {path} at {name!r}")
+                seen.add(name)
+    places = {own[name].data_ptr() for name in seen if own[name].numel()}
+    return all(name in seen or value.data_ptr() in places for name, value in own.items() if value.numel())
+
+
+def _compare_with_another(model: Any, directory: Path) -> None:
+    """Compare with the same directory loaded again: weights that are joined, renamed or quantised on the way."""
+    other, _ = opening.open_model(directory, directory.name, model.dtype)
+    own, theirs = dict(model.state_dict()), dict(other.state_dict())
+    if odd := sorted(own.keys() ^ theirs.keys()):
+        raise _differs(f"the model in memory differs from {directory}: {odd[0]!r} is in one of them alone")
+    for name, tensor in own.items():
+        mine, right = dict(_plain(name, tensor)), dict(_plain(name, theirs[name]))
+        if mine.keys() != right.keys():
+            raise _differs(f"the model in memory differs from {directory} at {name!r}, which was quantised")
+        for part, value in mine.items():
+            if value.dtype != right[part].dtype or not torch.equal(value.cpu(), right[part].cpu()):
+                raise _differs(f"the model in memory differs from {directory} at {part!r}")
+
+
+def _compare_tables(model: Any) -> None:
+    """Compare rotary tables with new ones: a cast of the whole model rounds them, and nothing else tells."""
+    volatile = _volatile(model)
+    for path, module in model.named_modules():
+        buffers = dict(module.named_buffers(recurse=False))
+        if not any("inv_freq" in name for name in buffers):
+            continue
+        try:
+            fresh = dict(type(module)(getattr(module, "config", model.config)).named_buffers(recurse=False))
+        except KvswapError:
+            raise
+        except Exception:  # noqa: BLE001 - made in another way: then only the kind of number is known
+            fresh = {}
+        for name, value in buffers.items():
+            full = f"{path}.{name}"
+            if "inv_freq" not in name or full in volatile:
+                continue
+            right = fresh.get(name)
+            same = value.dtype == torch.float32 if right is None else torch.equal(value.cpu(), right.to(value.dtype))
+            if not same or value.dtype != torch.float32:
+                raise _differs(
+                    f"the model's {full} is not that of its configuration",
+                    hint="load it with from_pretrained(..., dtype=...) instead of casting it",
+                )
