@@ -86,6 +86,7 @@ static inline uint64_t window(const Reader *r) {
 typedef struct { uint8_t *data; uint64_t hold; int held; size_t at, room; } Writer;
 
 static inline int put(Writer *w, uint64_t value, int count) { /* count <= 32 */
+    if (w->held >= 8) return 0; /* there was no room before: nothing is shifted any further */
     w->hold |= value << w->held;
     w->held += count;
     while (w->held >= 8) {
@@ -476,8 +477,13 @@ WIDE static void features(int8_t *out, const int32_t *x, const int32_t *mean, co
 
 #define FAIL(text) (PyErr_SetString(PyExc_ValueError, text), NULL)
 
-/* Every length is checked here: nothing below trusts its caller. */
-static int has(const Py_buffer *b, size_t items, size_t each) { return (size_t)b->len == items * each; }
+/* Every length is checked here: nothing above trusts its caller.  Sizes are bounded before they are multiplied, so that
+ * two of them and a small factor fit 64 bits, and lengths are divided. */
+static int small(Py_ssize_t n) { return n >= 0 && (uint64_t)n < UINT64_C(1) << 31; }
+
+static int has(const Py_buffer *b, uint64_t items, size_t each) {
+    return (size_t)b->len % each == 0 && (uint64_t)b->len / each == items;
+}
 
 static PyObject *py_expected(PyObject *self, PyObject *args) {
     Py_buffer mu, sums, scale, mean, cosines, sines;
@@ -485,11 +491,11 @@ static PyObject *py_expected(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "w*y*y*y*y*y*nnnnn", &mu, &sums, &scale, &mean, &cosines, &sines, &tokens, &channels,
                           &heads, &pairs, &stride))
         return NULL;
-    size_t n = (size_t)tokens * channels;
-    int good = tokens >= 0 && channels > 0 && heads > 0 && channels % heads == 0 && pairs >= 0 &&
-               2 * pairs <= channels / heads && has(&mu, n, 4) && stride >= channels && (has(&sums, (size_t)tokens * stride, 4) || sums.len == 0) &&
-               has(&scale, channels, 4) && has(&mean, channels, 4) && has(&cosines, (size_t)tokens * pairs, 4) &&
-               has(&sines, (size_t)tokens * pairs, 4);
+    int good = small(tokens) && small(channels) && small(heads) && small(pairs) && small(stride);
+    uint64_t n = good ? (uint64_t)tokens * channels : 0, angles = good ? (uint64_t)tokens * pairs : 0;
+    good = good && channels > 0 && heads > 0 && channels % heads == 0 && pairs <= channels / heads / 2 &&
+           has(&mu, n, 4) && stride >= channels && (has(&sums, (uint64_t)tokens * stride, 4) || sums.len == 0) &&
+           has(&scale, channels, 4) && has(&mean, channels, 4) && has(&cosines, angles, 4) && has(&sines, angles, 4);
     if (good) {
         Py_BEGIN_ALLOW_THREADS
         if (sums.len) expected(mu.buf, sums.buf, stride, scale.buf, mean.buf, tokens, channels);
@@ -520,9 +526,10 @@ static PyObject *py_sums(PyObject *self, PyObject *args) {
     int by;
     if (!PyArg_ParseTuple(args, "w*y*y*y*nnni", &out, &x, &w, &correction, &tokens, &groups, &channels, &by)) return NULL;
     size_t each = by == 4 ? 1 : 2;
-    int good = (by == 4 || by == 2) && tokens >= 0 && groups > 0 && channels > 0 && channels % 64 == 0 &&
-               has(&out, (size_t)tokens * channels, 4) && has(&x, (size_t)tokens * groups * by, each) &&
-               has(&w, (size_t)groups * by * channels, each) && has(&correction, channels, 4);
+    int good = (by == 4 || by == 2) && small(tokens) && small(groups) && small(channels);
+    good = good && groups > 0 && channels > 0 && channels % 64 == 0 && has(&out, (uint64_t)tokens * channels, 4) &&
+           has(&x, (uint64_t)tokens * groups * by, each) && has(&w, (uint64_t)groups * by * channels, each) &&
+           has(&correction, channels, 4);
     if (good) {
         Py_BEGIN_ALLOW_THREADS
 #ifdef HAVE_KERNELS
@@ -543,12 +550,12 @@ static PyObject *py_known(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "w*w*w*y*y*y*y*y*y*y*nnnnii", &out, &wrong, &scratch, &words, &mu, &inverse, &mean,
                           &factor, &cosines, &sines, &tokens, &channels, &heads, &pairs, &kind, &unit))
         return NULL;
-    size_t n = (size_t)tokens * channels;
-    int good = tokens >= 0 && channels > 0 && heads > 0 && channels % heads == 0 && pairs >= 0 && kind >= 0 &&
-               kind <= 2 && unit >= 0 && unit <= 24 && 2 * pairs <= channels / heads && has(&out, n, 1) &&
-               has(&wrong, tokens, 8) && has(&scratch, n, 4) && has(&words, n, kind == 2 ? 4 : 2) && has(&mu, n, 4) &&
-               has(&inverse, channels, 4) && has(&mean, channels, 4) && has(&factor, channels, 4) &&
-               has(&cosines, (size_t)tokens * pairs, 4) && has(&sines, (size_t)tokens * pairs, 4);
+    int good = small(tokens) && small(channels) && small(heads) && small(pairs);
+    uint64_t n = good ? (uint64_t)tokens * channels : 0, angles = good ? (uint64_t)tokens * pairs : 0;
+    good = good && channels > 0 && heads > 0 && channels % heads == 0 && kind >= 0 && kind <= 2 && unit >= 0 &&
+           unit <= 24 && pairs <= channels / heads / 2 && has(&out, n, 1) && has(&wrong, tokens, 8) &&
+           has(&scratch, n, 4) && has(&words, n, kind == 2 ? 4 : 2) && has(&mu, n, 4) && has(&inverse, channels, 4) &&
+           has(&mean, channels, 4) && has(&factor, channels, 4) && has(&cosines, angles, 4) && has(&sines, angles, 4);
     if (good) {
         Py_BEGIN_ALLOW_THREADS
         int32_t *x = scratch.buf;
@@ -576,17 +583,20 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
                           &log_sigma, &token, &symbols, &starts, &frequencies, &table, &tokens, &channels, &at,
                           &runs_at, &plain_at, &kind, &unit, &wide))
         return NULL;
-    size_t n = (size_t)tokens * channels, all = 4 * (COARSEST - FINEST + 1);
-    int good = tokens >= 0 && channels > 0 && kind >= 0 && kind <= 2 && unit >= 0 && unit <= 24 &&
-               has(&out, n, kind == 2 ? 4 : 2) && has(&state, LANES, 4) && words.len % 2 == 0 && words.len / 2 >= channels + 16 &&
+    int good = small(tokens) && small(channels) && small(words.len) && small(runs.len) && small(plain.len);
+    uint64_t n = good ? (uint64_t)tokens * channels : 0;
+    size_t all = 4 * (COARSEST - FINEST + 1);
+    int64_t bits_of_runs = 8 * ((int64_t)runs.len - 8), bits_of_plain = 8 * ((int64_t)plain.len - 8);
+    good = good && channels > 0 && kind >= 0 && kind <= 2 && unit >= 0 && unit <= 24 &&
+               has(&out, n, kind == 2 ? 4 : 2) && has(&state, LANES, 4) && words.len % 2 == 0 && words.len / 2 - 16 >= channels &&
                at <= words.len / 2 - channels - 16 && runs.len >= 8 && plain.len >= 8 && has(&mu, n, 4) && has(&log_sigma, channels, 2) && has(&token, tokens, 2) &&
                has(&symbols, all * SLOTS, 1) && has(&starts, all * 128, 2) && has(&frequencies, all * 128, 2) &&
-               has(&table, all * SLOTS, 4) && at >= 0 && runs_at >= 0 && plain_at >= 0 && runs_at <= 8 * (runs.len - 8) &&
-               plain_at <= 8 * (plain.len - 8);
+               has(&table, all * SLOTS, 4) && at >= 0 && runs_at >= 0 && plain_at >= 0 && runs_at <= bits_of_runs &&
+               plain_at <= bits_of_plain;
     int failed = 0;
     size_t position = (size_t)at;
-    Reader r = {runs.buf, (uint64_t)runs_at, 8 * (uint64_t)(runs.len - 8)};
-    Reader p = {plain.buf, (uint64_t)plain_at, 8 * (uint64_t)(plain.len - 8)};
+    Reader r = {runs.buf, (uint64_t)runs_at, (uint64_t)bits_of_runs};
+    Reader p = {plain.buf, (uint64_t)plain_at, (uint64_t)bits_of_plain};
     if (good) {
         Segment s = {form_of(kind), kind == 2 ? 4 : 2, unit, tokens, channels, mu.buf, log_sigma.buf, token.buf};
         size_t end = words.len / 2 - channels - 16;
@@ -618,8 +628,10 @@ static PyObject *py_split(PyObject *self, PyObject *args) {
                           &log_sigma, &token, &frequencies, &tokens, &channels, &kind, &unit, &runs_at, &runs_held,
                           &runs_hold, &plain_at, &plain_held, &plain_hold))
         return NULL;
-    size_t n = (size_t)tokens * channels, all = 4 * (COARSEST - FINEST + 1);
-    int good = tokens >= 0 && channels > 0 && kind >= 0 && kind <= 2 && unit >= 0 && unit <= 24 &&
+    int good = small(tokens) && small(channels);
+    uint64_t n = good ? (uint64_t)tokens * channels : 0;
+    size_t all = 4 * (COARSEST - FINEST + 1);
+    good = good && channels > 0 && kind >= 0 && kind <= 2 && unit >= 0 && unit <= 24 &&
                has(&contexts, n, 1) && has(&symbols, n, 1) && has(&words, n, kind == 2 ? 4 : 2) && has(&mu, n, 4) &&
                has(&log_sigma, channels, 2) && has(&token, tokens, 2) && has(&frequencies, all * 128, 2) &&
                runs_at >= 0 && plain_at >= 0 && runs_held >= 0 && runs_held < 8 && plain_held >= 0 && plain_held < 8;
@@ -645,9 +657,15 @@ static PyObject *py_encode(PyObject *self, PyObject *args) {
     Py_buffer state, words, contexts, symbols, lengths, starts, frequencies;
     if (!PyArg_ParseTuple(args, "w*w*y*y*y*y*y*", &state, &words, &contexts, &symbols, &lengths, &starts, &frequencies))
         return NULL;
-    size_t all = 4 * (COARSEST - FINEST + 1), total = 0, segments = lengths.len / 8, at = words.len / 2;
-    for (size_t i = 0; i < segments; i++) total += ((const uint64_t *)lengths.buf)[i];
-    int good = has(&state, LANES, 4) && words.len % 2 == 0 && lengths.len % 8 == 0 && has(&contexts, total, 1) &&
+    size_t all = 4 * (COARSEST - FINEST + 1), segments = lengths.len / 8, at = words.len / 2;
+    uint64_t total = 0;
+    int good = 1;
+    for (size_t i = 0; i < segments && good; i++) { /* no longer together than what there is */
+        uint64_t length = ((const uint64_t *)lengths.buf)[i];
+        good = length <= (uint64_t)symbols.len - total;
+        total += good ? length : 0;
+    }
+    good = good && has(&state, LANES, 4) && words.len % 2 == 0 && lengths.len % 8 == 0 && has(&contexts, total, 1) &&
                has(&symbols, total, 1) && has(&starts, all * 128, 2) && has(&frequencies, all * 128, 2);
     int failed = 0;
     if (good) {
