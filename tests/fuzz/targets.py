@@ -235,6 +235,65 @@ for _codec in ("raw", "planes", "int8", "int8-channel"):
     target(f"codec-{_codec}", lambda codec=_codec: _chunks(codec))(_decode(_codec))
 
 
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+@lru_cache(maxsize=1)
+def _coding() -> tuple[predictive.Predictor, list[np.ndarray]]:
+    from tests.support import FULL, plain_predictor
+
+    parts = [np.arange(2 * 16 * 8, dtype=np.uint16).reshape(2, 16, 8) % 64 + 0x3F00 for _ in range(4)]
+    return plain_predictor((FULL, FULL)), parts
+
+
+@lru_cache(maxsize=1)
+def _predictive_chunks() -> list[bytes]:
+    """A byte says of which dtype, and whether the layer before is known; a chunk follows."""
+    from kvswap.codec.predictive.codec import encode
+
+    predictor_, parts = _coding()
+    out = []
+    for number, dtype in enumerate(_DTYPES):
+        given = [part.astype(np.uint32) << 16 for part in parts] if dtype == "float32" else parts
+        out.append(bytes([number]) + encode(_context(predictor_, []), given, dtype))
+        out.append(bytes([number + 4]) + encode(_context(predictor_, given[:2]), given[2:], dtype))
+    return out
+
+
+def _context(predictor_: predictive.Predictor, before: list[np.ndarray]) -> predictive.Context:
+    return predictive.Context(predictor_, predictor_.stacks[0], len(before) // 2, before, 0)
+
+
+@target("codec-predictive", _predictive_chunks)
+def predictive_chunk(data: bytes) -> None:
+    """By both forms, in C and in numpy: they agree on what is damaged, and on every bit of what is not."""
+    from kvswap.codec.predictive import fast, plain
+    from kvswap.codec.predictive.codec import decode as decode_chunk
+
+    head, wire_bytes = (data[:1] or b"\0")[0], data[1:]
+    dtype, second = _DTYPES[head % 4 % 3], bool(head & 4)
+    kind = np.uint32 if dtype == "float32" else np.uint16
+    predictor_, parts = _coding()
+    before = [part.astype(np.uint32) << 16 if kind is np.uint32 else part for part in parts[:2]] if second else []
+    found = []
+    for engine in [plain, *([fast] if fast.AVAILABLE else [])]:
+        out = [np.zeros((2, 16, 8), kind) for _ in range(2 if second else 4)]
+        try:
+            decode_chunk(_context(predictor_, before), wire_bytes, out, dtype, engine)
+            found.append([part.tobytes() for part in out])
+        except KvswapError:
+            found.append([])
+    assert all(other == found[0] for other in found)
+
+
+@target("scan", lambda: [*_requests(), *_responses(), *_payloads(), *_predictors(), b"\xdf\0\0\0\1\xa1a\x90"])
+def scanned(data: bytes) -> None:
+    """Both forms of the pass before decoding say what msgpack's own parser says."""
+    from tests.core.test_scan import agrees
+
+    agrees(data)
+
+
 @lru_cache(maxsize=1)
 def _predictors() -> list[bytes]:
     from tests.support import FULL, plain_predictor
