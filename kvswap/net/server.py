@@ -4,7 +4,7 @@ Requests of one stream are answered in order.  A malformed request ends the stre
 handler is an answer.  What keeps a silent or greedy peer cheap: a cap on streams, for each peer and
 for all; a bucket of requests that refills at a fixed rate, beyond which the peer simply waits; an
 idle time-out; never more than a few answers prepared ahead; and whoever goes on opening streams beyond
-the cap, or leaves answers unread, is told on to the node, which hangs up.
+the cap, leaves answers unread, or sends what is no request, is told on to the node, which hangs up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvswap.core.errors import KvswapError, PeerBusy, PeerError
+from kvswap.core.errors import KvswapError, MalformedMessage, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.net import messages
 from kvswap.net.transport import Stream
@@ -109,7 +109,9 @@ class Server:
         caller = Caller(peer)
         try:
             await self._serve(stream, caller)
-        except PeerError:
+        except PeerError as error:
+            if isinstance(error, MalformedMessage):
+                self._offence(peer, "sends what is no request")
             await stream.reset()
         except BaseException:
             await stream.reset()

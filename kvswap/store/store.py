@@ -367,6 +367,11 @@ class Store:
         rows = self._index.rows("SELECT envelope FROM artifacts WHERE id = ?", artifact)
         return bytes(rows[0]["envelope"]) if rows else None
 
+    def envelope_length(self, artifact: str) -> int:
+        """How many bytes an envelope has, without reading it; 0 where there is none."""
+        rows = self._index.rows("SELECT length(envelope) n FROM artifacts WHERE id = ?", artifact)
+        return int(rows[0]["n"]) if rows else 0
+
     def artifacts(self, document: str | None = None, publisher: str | None = None) -> list[ArtifactRow]:
         """All, newest first; or those of one document, or of one publisher."""
         wanted = {"document": document, "publisher": publisher}

@@ -26,14 +26,14 @@ async def answer(node: Node, caller: Caller, request: messages.Request) -> Any:
     if isinstance(request, messages.Find):
         return await _find(node, caller, request)
     if isinstance(request, messages.GetManifest):
-        return await asyncio.to_thread(_envelope, node, request.artifact)
+        return await _manifest(node, caller.peer, request.artifact)
     if isinstance(request, messages.Join):
         return await _join(node, caller, request)
     if isinstance(request, messages.Have):
         have = await asyncio.to_thread(_have, node, request.artifact)
         return messages.HaveReply(have, _others(node, caller.peer, request.artifact))
     if isinstance(request, messages.GetCatalogue):
-        return await asyncio.to_thread(node.catalogue.reply, request.version)
+        return await _catalogue(node, caller.peer, request.version)
     return await _chunk(node, caller.peer, request.cid)
 
 
@@ -49,6 +49,22 @@ def _require_offered(node: Node, artifact: str) -> str:
     if row is None or not node.permission.offered(row):
         raise NotFound(f"artifact {artifact} is not here")
     return row.id
+
+
+async def _manifest(node: Node, peer: str, artifact: str) -> Held:
+    """Room and turns are those of chunks: a manifest may be as large as one."""
+    size = await asyncio.to_thread(lambda: node.store.envelope_length(_require_offered(node, artifact)))
+    data = await node.uploads.share(peer, size, partial(_envelope, node, artifact))
+    return Held(data, partial(node.uploads.give_back, peer, size))
+
+
+async def _catalogue(node: Node, peer: str, version: int) -> Held | messages.CatalogueReply:
+    reply = await asyncio.to_thread(node.catalogue.reply, version)
+    if reply.keys is None:
+        return reply
+    keys = reply.keys
+    await node.uploads.share(peer, len(keys), lambda: keys)
+    return Held(reply, partial(node.uploads.give_back, peer, len(keys)))
 
 
 def _envelope(node: Node, artifact: str) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from kvswap.core.errors import PeerBusy
@@ -83,6 +83,21 @@ class Uploads:
             raise
         self.count(peer, len(data))
         return data, size
+
+    async def share(self, peer: str, size: int, read: Callable[[], bytes]) -> bytes:
+        """Read something else that is large, of `size` bytes, when there is room for it and it is this peer's turn.
+
+        Its room is taken until `give_back`.  Raises `PeerBusy`, and what `read`, which runs in a thread, does.
+        """
+        await self._room.acquire(peer, size)
+        try:
+            data: bytes = await asyncio.to_thread(read)
+            await self.turn(peer, len(data))
+        except BaseException:
+            self._room.release(peer, size)
+            raise
+        self.count(peer, len(data))
+        return data
 
     def give_back(self, peer: str, size: int) -> None:
         self._room.release(peer, size)

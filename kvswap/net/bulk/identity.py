@@ -11,6 +11,8 @@ import os
 import ssl
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,29 @@ from kvswap.trust.keys import Key, check_signature
 _CONTEXT = b"kvswap bulk record v1\0"
 _FROM = datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC)
 _UNTIL = datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC)  # RFC 5280: no well-defined end
+
+
+@contextmanager
+def _path_of(secret: bytes) -> Iterator[str]:
+    """A path to read a secret from: Python's ssl takes keys from files only.
+
+    Of memory where the system has such files, so that no disk ever holds it; else of a file that nobody else can
+    read, and that is gone at once.
+    """
+    if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
+        descriptor, on_disk = os.memfd_create("kvswap-key"), False
+        path = f"/proc/self/fd/{descriptor}"
+    else:
+        descriptor, path = tempfile.mkstemp(prefix="kvswap-")
+        on_disk = True
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secret)
+            file.flush()
+            yield path
+    finally:
+        if on_disk:
+            Path(path).unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +82,8 @@ class BulkIdentity:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.num_tickets = 0
         pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        # Python's ssl reads keys from files only: one that nobody else can read, gone at once.
-        descriptor, path = tempfile.mkstemp(prefix="kvswap-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(pem + made.public_bytes(Encoding.PEM))
+        with _path_of(pem + made.public_bytes(Encoding.PEM)) as path:
             context.load_cert_chain(path)
-        finally:
-            Path(path).unlink()
         return cls(key, made.fingerprint(hashes.SHA256()), context)
 
     def record(self, port: int) -> BulkRecord:
