@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kvswap.cli.objective import Finite
 from kvswap.cli.output import Output, verb
 
 
@@ -15,8 +16,8 @@ from kvswap.cli.output import Output, verb
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file of prices and speeds (default: those that come with kvswap).",
 )
-@click.option("--readers", type=click.FloatRange(min=1), help="Readers of the document, instead of the paper's.")
-@click.option("--tokens", type=click.FloatRange(min=1), help="Tokens of the document, instead of the paper's.")
+@click.option("--readers", type=Finite(1, 1e15), help="Readers of the document, instead of the paper's.")
+@click.option("--tokens", type=Finite(1, 1e15), help="Tokens of the document, instead of the paper's.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with pictures there.")
 @verb
 def economics_command(

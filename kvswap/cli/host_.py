@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from kvswap.cli.objective import Finite
 from kvswap.cli.output import Output, read_document, reference, verb
 from kvswap.core.settings import Settings, home_directory, models_directory
 
@@ -33,12 +34,12 @@ def _journal(output: Output) -> Journal:
 @click.option("--listen", default="127.0.0.1:8100", show_default=True, help="Address and port; HTTPS beyond loopback.")
 @click.option("--url", help="Under which clients reach it (default: the address listened on).")
 @click.option("--plain", is_flag=True, help="HTTP beyond loopback too: behind something that does TLS.")
-@click.option("--read-price", type=click.FloatRange(0, 1e6), default=0.0, help="Dollars a million tokens of the cache.")
-@click.option("--prefill-price", type=click.FloatRange(0, 1e6), default=0.0, help="... that had to be computed.")
-@click.option("--make-price", type=click.FloatRange(0, 1e6), default=0.0, help="... of answers.")
+@click.option("--read-price", type=Finite(0, 1e6), default=0.0, help="Dollars a million tokens of the cache.")
+@click.option("--prefill-price", type=Finite(0, 1e6), default=0.0, help="... that had to be computed.")
+@click.option("--make-price", type=Finite(0, 1e6), default=0.0, help="... of answers.")
 @click.option("--concurrent", type=click.IntRange(1, 4096), default=64, show_default=True, help="Requests at a time.")
 @click.option(
-    "--warm-seconds", type=click.FloatRange(1), default=300.0, show_default=True, help="Between looks at a document."
+    "--warm-seconds", type=Finite(1, 1e9), default=300.0, show_default=True, help="Between looks at a document."
 )
 @verb
 def host_command(output: Output, read_price: float, prefill_price: float, make_price: float, **flags: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -14,13 +15,23 @@ from kvswap.cost import OBJECTIVES, Objective
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Finite(click.FloatRange):
+    """A number in a range; neither infinity nor what is no number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if isinstance(number, float) and not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 def plan_options(function: F) -> F:
     """Adds the options; the function gets `objective`."""
 
     @click.option("--objective", type=click.Choice(OBJECTIVES), default="mix", help="What to save (default: both).")
-    @click.option("--max-seconds", type=click.FloatRange(min=0), help="Nothing that takes longer.")
-    @click.option("--max-dollars", type=click.FloatRange(min=0), help="Nothing that costs more.")
-    @click.option("--max-bytes", type=click.IntRange(min=0), help="Nothing that fetches more.")
+    @click.option("--max-seconds", type=Finite(0, 1e18), help="Nothing that takes longer.")
+    @click.option("--max-dollars", type=Finite(0, 1e18), help="Nothing that costs more.")
+    @click.option("--max-bytes", type=click.IntRange(0, 10**18), help="Nothing that fetches more.")
     @functools.wraps(function)
     def wrapped(
         *args: Any,

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from kvswap.client import AsyncClient
-from kvswap.core.errors import NotFound, UsageError
+from kvswap.core import checks
+from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.log import start_log
-from kvswap.core.settings import models_directory
+from kvswap.core.settings import Fault, invalid, models_directory
 from kvswap.host.admission import Admission
 from kvswap.host.app import HostApi, Served
 from kvswap.host.documents import keep_warm
@@ -86,9 +88,39 @@ def _salts(home: Path) -> bytes:
 
 def _address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"{listen!r} is no address and port", hint="--listen 127.0.0.1:8100")
+    if not host.strip("[]") or not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > 65_535:
+        raise UsageError(f"{checks.shown(listen)} is no address and port", hint="--listen 127.0.0.1:8100")
     return host.strip("[]"), int(port)
+
+
+def check_options(options: HostOptions) -> None:
+    """Judge what was typed, before an engine is started for minutes.  Raises `InvalidSettings` with all faults."""
+    faults = []
+    try:
+        _address(options.listen)
+    except UsageError as error:
+        faults.append(Fault("listen", "--listen", error.message))
+    if options.url is not None:
+        try:
+            origin_of(options.url, plain=True)
+        except KvswapError as error:
+            faults.append(Fault("url", "--url", error.message))
+    if options.engine is not None and not _is_url(options.engine):
+        faults.append(Fault("engine", "--engine", f"{checks.shown(options.engine)} is no URL, as http://name:port"))
+    try:
+        catalogue.resolve(options.model, models_directory(os.environ))
+    except KvswapError as error:
+        faults.append(Fault("model", "--model", f"{error.message} ({error.hint})"))
+    if faults:
+        raise invalid(faults)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and text.isprintable()
+    except ValueError:  # a port that is none
+        return False
 
 
 def _loopback(host: str) -> bool:
@@ -165,6 +197,7 @@ async def serve(options: HostOptions, ready: Ready) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, lambda: os._exit(130) if stop.is_set() else stop.set())
+    check_options(options)
     client = AsyncClient(options.home)
     await client.status()  # the node is what the documents come from
     directory = catalogue.resolve(options.model, models_directory(os.environ))

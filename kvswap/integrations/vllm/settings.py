@@ -5,21 +5,39 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from kvswap.core import checks
 from kvswap.core.errors import UsageError
+from kvswap.core.limits import LIMITS
+from kvswap.core.settings import CODECS, Fault, invalid
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "home": (str,),
-    "group": (str,),
-    "block_tokens": (int,),
-    "min_tokens": (int,),
-    "lookup_seconds": (int, float),
-    "force": (bool,),
-    "local": (bool,),
-    "publish": (str,),
-    "codec": (str,),
-    "compare": (bool,),
-}
 PUBLISH = ("never", "asked", "repeated")
+_PLACE = "kv_connector_extra_config"
+
+
+def _home(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a directory")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+_CHECKS: dict[str, checks.Check] = {
+    "home": _home,
+    "group": checks.group,
+    "block_tokens": checks.whole(1, LIMITS.block_tokens),
+    "min_tokens": checks.whole(1, 1 << 40),
+    "lookup_seconds": checks.number(1e-3, LIMITS.api_seconds),
+    "force": _flag,
+    "local": _flag,
+    "publish": checks.choice(*PUBLISH),
+    "codec": checks.choice(*CODECS),
+    "compare": _flag,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +57,22 @@ class Settings:
 
     @classmethod
     def of(cls, extra: dict[str, Any]) -> Settings:
-        """Raises `UsageError` naming the key."""
+        """Judge every key and value.  Raises `InvalidSettings` naming all that cannot be used."""
+        faults = []
         for name, value in extra.items():
-            kinds = _KINDS.get(name)
-            if kinds is None:
-                raise UsageError(
-                    f"unknown key {name[:40]!r} in kv_connector_extra_config",
-                    hint=", ".join(f.name for f in fields(cls)),
-                )
-            right = isinstance(value, kinds) and (isinstance(value, bool) == (kinds == (bool,)))
-            if not right or (isinstance(value, int | float) and not isinstance(value, bool) and value <= 0):
-                raise UsageError(f"{name} in kv_connector_extra_config cannot be {str(value)[:40]!r}")
+            if name not in _CHECKS:
+                known = ", ".join(f.name for f in fields(cls))
+                faults.append(Fault(name, _PLACE, f"unknown key {checks.shown(name)}, which is none of {known}"))
+                continue
+            try:
+                _CHECKS[name](value)
+                if isinstance(value, str) != (name in ("home", "group", "publish", "codec")):
+                    raise ValueError("a number")  # text of one is for the environment
+            except ValueError as error:
+                faults.append(Fault(name, _PLACE, f"{name} = {checks.shown(value)} is not {error}"))
+        if faults:
+            raise invalid(faults)
         made = cls(**extra)
-        if made.publish not in PUBLISH:
-            raise UsageError(f"publish in kv_connector_extra_config is one of {', '.join(PUBLISH)}")
         if made.publish == "repeated" and made.group is None:
             raise UsageError(
                 '"publish": "repeated" needs a "group"',
