@@ -1,0 +1,57 @@
+"""Large manifests are read beside the loop, and in pieces, so that it goes on."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvswap.artifact import manifest as manifest_
+from kvswap.artifact.manifest import Manifest
+from kvswap.core import wire
+from kvswap.core.limits import LIMITS
+from kvswap.exchange.resolve import judge_envelope
+from tests.exchange.test_fetch import world
+from tests.support import FULL, make_artifact, run
+
+
+def test_a_large_manifest_is_judged_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes along with an answer is judged at once; it has 64 KiB at most."""
+    large = make_artifact(tokens=700, block_tokens=1, specs=(FULL,))
+    small = make_artifact(tokens=9)
+    assert len(small.statement.envelope) < LIMITS.inline_envelope_bytes < len(large.statement.envelope)
+    threads: list[int] = []
+    real = Manifest.parse.__func__  # type: ignore[attr-defined]
+
+    def parse(cls: Any, *given: Any) -> Any:
+        threads.append(threading.get_ident())
+        return real(cls, *given)
+
+    monkeypatch.setattr(Manifest, "parse", classmethod(parse))
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node()
+            threads.clear()
+            for made, beside in ((small, False), (large, True)):
+                assert (await judge_envelope(node, made.statement.envelope, None)).manifest == made.manifest
+                assert (threads.pop() != threading.get_ident()) is beside
+
+    run(body())
+
+
+def test_chunks_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_artifact(tokens=700, block_tokens=1, specs=(FULL, FULL)).manifest
+    sizes: list[int] = []
+    real = wire.decode
+
+    def decode(data: Any, kind: Any, *more: Any, **others: Any) -> Any:
+        out = real(data, kind, *more, **others)
+        sizes.append(len(out) if isinstance(out, list) else 1)
+        return out
+
+    monkeypatch.setattr(wire, "decode", decode)
+    assert Manifest.parse(made.encode()) == made
+    assert max(s for s in sizes if s != len(made.prefix.chain)) <= manifest_._TOGETHER
