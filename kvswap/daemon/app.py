@@ -247,9 +247,14 @@ class Api:
 
     async def artifact(self, request: web.Request) -> web.Response:
         """The manifest, the envelope in base64, and where the chunk files are; with `?key=1` what opens them."""
+        row = (await self._rows(request.match_info["ref"]))[0]
+        with_key = request.query.get("key") == "1"
+        return web.json_response(await asyncio.to_thread(self._whole, row, with_key))
+
+    def _whole(self, row: ArtifactRow, with_key: bool) -> dict[str, Any]:
+        """Blocks for as long as a manifest is large; call in a thread."""
         import base64
 
-        row = (await self._rows(request.match_info["ref"]))[0]
         envelope = self._node.store.envelope(row.id) or b""
         statement = self._node.read(envelope)
         body = {
@@ -258,9 +263,9 @@ class Api:
             "envelope": base64.b64encode(envelope).decode(),
             "chunks_directory": str(self._node.store.chunks_directory),
         }
-        if statement.key is not None and request.query.get("key") == "1":
+        if statement.key is not None and with_key:
             body["key"] = statement.key.hex()
-        return web.json_response(body)
+        return body
 
     async def remove(self, request: web.Request) -> web.Response:
         rows = await self._rows(request.match_info["ref"])

@@ -170,7 +170,7 @@ class _Search:
             try:
                 if isinstance(envelope, KvswapError):
                     raise envelope
-                statement = judge_envelope(self._node, envelope, self._wanted, self._terms)
+                statement = await judge_envelope(self._node, envelope, self._wanted, self._terms)
             except KvswapError as error:
                 self._node.events.add("beginning_refused", artifact=candidate.artifact, reason=error.message)
                 if isinstance(error, IntegrityError):

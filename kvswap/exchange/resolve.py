@@ -75,7 +75,7 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     errors: list[KvswapError] = []
     for envelope in await asyncio.to_thread(_complete_here, node, reference, terms.group):
         try:
-            usable.append(Resolved(judge_envelope(node, envelope, wanted, terms), (), True))
+            usable.append(Resolved(await judge_envelope(node, envelope, wanted, terms), (), True))
         except KvswapError as error:
             errors.append(error)
     if usable:
@@ -141,7 +141,7 @@ async def _usable(
         try:
             if isinstance(envelope, KvswapError):
                 raise envelope
-            statement = judge_envelope(node, envelope, wanted, terms)
+            statement = await judge_envelope(node, envelope, wanted, terms)
             _check_answers(statement, candidate.artifact, reference)
         except KvswapError as error:
             if is_own(error):
@@ -164,9 +164,17 @@ def _complete_here(node: Node, reference: str | Cid, group: str | None) -> list[
     return [envelope for r in rows if r.complete and (envelope := node.store.envelope(r.id)) is not None]
 
 
-def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Terms = STRICT) -> Statement:
+async def _read(node: Node, envelope: bytes) -> Statement:
+    """A large one in a thread, which gives way between its chunks: the loop waits for no manifest."""
+    arguments = (envelope, int(time.time()), node.groups.keys)
+    if len(envelope) <= LIMITS.inline_envelope_bytes:
+        return verify_envelope(*arguments)
+    return await asyncio.to_thread(verify_envelope, *arguments)
+
+
+async def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Terms = STRICT) -> Statement:
     """Signature, life, model and dtype, exactness, trust.  Raises what is wrong with it."""
-    statement = verify_envelope(envelope, int(time.time()), node.groups.keys)
+    statement = await _read(node, envelope)
     publisher = statement.manifest.publisher
     node.records.ask(str(statement.artifact))
     if wanted is not None:
