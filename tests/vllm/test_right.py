@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from kvswap.integrations.vllm.tables import check_tables
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, Phi3Config
 from vllm.config import VllmConfig, set_current_vllm_config
@@ -25,6 +24,7 @@ from kvswap.core.errors import Incompatible
 from kvswap.integrations.vllm import capture
 from kvswap.integrations.vllm.engine import engine_of
 from kvswap.integrations.vllm.settings import Settings
+from kvswap.integrations.vllm.tables import check_tables
 from kvswap.integrations.vllm.worker import WorkerSide
 from tests.support import tiny_model
 from tests.vllm.test_parts import configured

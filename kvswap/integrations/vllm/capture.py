@@ -29,6 +29,7 @@ from kvswap.integrations.vllm.engine import Engine
 from kvswap.integrations.vllm.marks import Save
 from kvswap.integrations.vllm.paged import PagedLayer
 from kvswap.integrations.vllm.settings import Settings
+from kvswap.model.finite import check_tensors
 from kvswap.worker.protocol import frame
 
 logger = logging.getLogger("vllm.kvswap")
@@ -122,6 +123,7 @@ class Captures:
 
     def _send(self, captured: _Captured) -> None:
         try:
+            check_tensors([(held.k, held.v) for held in captured.tensors], self._engine.dtype)
             done = self._client.publish_computed(self._frames(captured))
             again = " again" if done["reused"] else ""
             logger.info(

@@ -22,6 +22,9 @@ from kvswap.integrations.vllm.node import Node
 from kvswap.integrations.vllm.scheduler import Load, SchedulerSide
 from kvswap.integrations.vllm.settings import Settings
 from kvswap.integrations.vllm.worker import WorkerSide
+from kvswap.model.settle import settle
+
+settle()  # the entry point has, where this version is installed
 
 
 @dataclass

@@ -11,6 +11,8 @@ from typing import Any
 
 from kvswap.artifact.manifest import LayerSpec, Manifest, ModelIdentity
 from kvswap.core.errors import Incompatible
+from kvswap.model import reach
+from kvswap.model.files import read_json, weight_files
 from kvswap.model.identity import directory_identity
 from kvswap.model.load import rope_text
 
@@ -99,8 +101,36 @@ def engine_of(config: Any, cache: Any) -> Engine:
     # Without it a block of a sliding layer that was not loaded would be taken for a cached one.
     _require(managed or windows == {None}, "sliding layers and --disable-hybrid-kv-cache-manager")
     directory = model_directory(str(model.model), model.revision)
+    _check_files(directory)
+    _check_rope(model)
     rope = rope_text(model.hf_text_config) if hasattr(model, "hf_text_config") else "null"
     return Engine(directory_identity(directory, directory.name), dtype, groups, rope)
+
+
+def _check_files(directory: Path) -> None:
+    """vLLM reads every weight file of a directory that has no index, and those of the index where there is one."""
+    names = {path.name for path in directory.glob("*.safetensors")}
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names &= set(read_json(index).get("weight_map", {}).values())
+    others = sorted(names ^ {path.name for path in weight_files(directory)})
+    if others:
+        raise Incompatible(
+            f"vLLM and transformers read different weight files in {directory}: {', '.join(others[:4])}",
+            cause="kvswap knows a model by the files that are loaded",
+            hint="move the files that are not the model's away",
+            field="model",
+        )
+
+
+def _check_rope(model: Any) -> None:
+    """What depends on a text's length is chosen once for an engine, by the longest that it takes."""
+    if not hasattr(model, "hf_text_config"):
+        return
+    for threshold in reach.thresholds(model.hf_text_config):
+        short = threshold.beyond and model.max_model_len <= threshold.tokens
+        hint = f"--max-model-len {threshold.tokens}" if threshold.beyond else None
+        _require(short, f"{threshold.kind} RoPE for texts of more than {threshold.tokens} tokens", hint)
 
 
 def _group(group: Any, dtype: str) -> Group:

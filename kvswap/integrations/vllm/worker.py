@@ -25,6 +25,7 @@ from kvswap.integrations.vllm.marks import Save
 from kvswap.integrations.vllm.paged import PagedLayer, slots
 from kvswap.integrations.vllm.scheduler import Load
 from kvswap.integrations.vllm.settings import Settings
+from kvswap.integrations.vllm.tables import check_tables
 from kvswap.store.files import chunk_reader
 
 logger = logging.getLogger("vllm.kvswap")
@@ -49,6 +50,7 @@ class WorkerSide:
 
     def register(self, caches: Mapping[str, torch.Tensor], layers: Mapping[str, Any]) -> None:
         """The engine's cache tensors and attention layers, by layer name.  Raises `Incompatible`."""
+        check_tables()
         for group in self._engine.groups:
             for name, index in zip(group.names, group.layers, strict=True):
                 self._layers[index] = PagedLayer(layers[name], caches[name])

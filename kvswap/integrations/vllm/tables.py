@@ -1,0 +1,46 @@
+"""vLLM's tables of cos and sin, which it makes once and uses for the life of the process, computed again.
+
+A table whose first computation was raced (`kvswap.model.settle`) would stay wrong, and everything published or
+continued with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from kvswap.core.errors import Incompatible
+
+
+def check_tables() -> None:
+    """Raise `Incompatible` when a table on the CPU is not what the same code makes of it now."""
+    from vllm.model_executor.layers import rotary_embedding
+
+    for rope in list(rotary_embedding._ROPE_DICT.values()):
+        for table, again in _made_again(rope):
+            if table.device.type != "cpu" or _same(table, again, rope.__dict__.get("dtype")):
+                continue
+            raise Incompatible(
+                f"vLLM's table of cos and sin ({type(rope).__name__}) is not what it computes now",
+                cause="the first computation of this process was spoilt; see docs/vllm.md",
+                hint="start the engine again",
+                field="engine",
+            )
+
+
+def _made_again(rope: Any) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+    """Each table with what its parts are now; the parts follow each other."""
+    if hasattr(rope, "long_short_cos_sin_cache"):
+        short = (rope.original_max_position_embeddings, rope.short_factor, rope.short_mscale)
+        long = (rope.max_position_embeddings, rope.long_factor, rope.long_mscale)
+        yield rope.long_short_cos_sin_cache, [rope._compute_cos_sin_cache(*short), rope._compute_cos_sin_cache(*long)]
+    elif isinstance(getattr(rope, "cos_sin_cache", None), torch.Tensor):
+        yield rope.cos_sin_cache, [rope._compute_cos_sin_cache()]
+
+
+def _same(table: torch.Tensor, again: list[torch.Tensor], dtype: torch.dtype | None) -> bool:
+    made = torch.cat(again)
+    rounded = made.to(dtype) if dtype is not None else made
+    return any(torch.equal(table, one.to(table.dtype)) for one in (made, rounded))
