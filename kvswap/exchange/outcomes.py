@@ -9,7 +9,7 @@ from kvswap.exchange.node import Node
 from kvswap.exchange.standing import current, passed
 from kvswap.store import Outcome
 from kvswap.trust import Statement
-from kvswap.trust.accusation import unusable
+from kvswap.trust.accusation import accuses, unusable
 from kvswap.trust.ladder import RULES, STRANGER, Ladder, Level, Step
 
 _WHOLE = frozenset(level for level in STRANGER if level not in (Level.POLICY, Level.DIGESTS))
@@ -72,6 +72,9 @@ def conclude(node: Node, statement: Statement, levels: Sequence[Level], ladder: 
             node.records.forget_outcome(artifact)  # it is right, whatever was found while its publisher was a stranger
         return
     if not set(levels) >= _WHOLE or (step is not None and step.level == Level.POLICY):
+        return
+    if any(accuses(s) for s in ladder.steps):  # its publisher was caught, and the audit tells why
+        node.records.forget_outcome(artifact)
         return
     done = tuple(int(s.level) for s in ladder.steps if s.verdict == "passed")
     if step is not None:

@@ -105,7 +105,7 @@ def test_a_lie_that_an_honest_stranger_contradicts_is_caught_and_gone(
                 await fetch(node, Cid.parse(lie.id), STRANGERS, text=TEXT)
             assert caught(node) == {str(LIAR.peer_id)} and node.store.artifacts() == []
             for terms in (STRANGERS, FORCED):
-                with pytest.raises(Untrusted):
+                with pytest.raises(Untrusted, match="caught"):
                     await fetch(node, Cid.parse(lie.id), terms, text=TEXT)
             done = await fetch(node, REFERENCE, STRANGERS, text=TEXT)
             assert str(done.statement.artifact) == made["honest"].id
