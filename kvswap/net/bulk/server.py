@@ -276,6 +276,9 @@ class _Connection(threading.Thread):
                 self._http.receive_data(self._sock.recv(_HEAD_BYTES, deadline - time.monotonic()))
             elif isinstance(event, h11.Request):
                 request = event
+                if any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+                       for name, value in event.headers):  # fmt: skip
+                    raise h11.RemoteProtocolError("a request with a body", error_status_hint=413)
             elif isinstance(event, h11.EndOfMessage):
                 return request
             elif isinstance(event, h11.Data):

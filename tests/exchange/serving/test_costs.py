@@ -114,3 +114,27 @@ def test_a_node_s_key_is_never_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [p.startswith("/proc/self/fd/") for p in paths] == [True]
     assert not [p for p in made if p.startswith(str(tmp_path))] and not list(tmp_path.iterdir())
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 5", "Transfer-Encoding: chunked", "Content-Length: 00"])
+def test_a_body_is_refused_by_its_head_at_the_bulk_plane(head: str) -> None:
+    """Not waited for; nothing of the exchange is taken for it."""
+    from tests.net.bulk.test_bulk import CID, plane
+
+    async def body() -> None:
+        async with plane() as p:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            target = p.target
+            reader, writer = await asyncio.open_connection("127.0.0.1", target.port, ssl=context)
+            asked = (
+                f"GET /v1/chunks/{CID} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {target.token}\r\n{head}\r\n\r\n"
+            )
+            writer.write(asked.encode())
+            async with asyncio.timeout(20):  # a slow body would be waited for for 30
+                status = await reader.readline()
+            assert int(status.split()[1]) in (400, 413)
+            assert p.chunks.sent == []
+            writer.close()
+
+    run(body())
