@@ -103,7 +103,7 @@ def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, roo
     """
     from kvswap.artifact.assembly import load
     from kvswap.artifact.chain import token_digest
-    from kvswap.model.load import LoadedModel
+    from kvswap.model.load import LoadedModel, document_ids
     from kvswap.store.files import chunk_reader
     from kvswap.trust.accusation import claims
     from kvswap.worker.document import of_text
@@ -111,7 +111,7 @@ def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, roo
 
     statement = statement_of(details)
     manifest = statement.manifest
-    ids = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+    ids = document_ids(tokenizer, text)
     if token_digest(ids) != manifest.prefix.token_digest:
         raise Incompatible("the artifact's tokens are not those of this text", field="prefix.token_digest")
     cache = load_artifact(details, model, room=room)

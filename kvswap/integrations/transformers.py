@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvswap.core.errors import Incompatible, InvalidDocument
+from kvswap.model.load import continuation_ids, document_ids
 from kvswap.model.question import question_text
 
 __all__ = ["inputs_after", "question_text"]
@@ -27,8 +28,7 @@ def inputs_after(text: str, question: str, tokenizer: Any, cache: Any, device: A
     """
     import torch
 
-    document = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
-    following = tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"]
+    document, following = document_ids(tokenizer, text), continuation_ids(tokenizer, question)
     if not following:
         raise InvalidDocument("the question has no tokens")
     held = max(layer.get_seq_length() for layer in cache.layers)

@@ -99,11 +99,34 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def document_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a document: from position 0, with the tokenizer's own special tokens."""
-    ids: list[int] = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+    """Return the ids of a document: from position 0, with the special tokens that the tokenizer puts before a text.
+
+    Those that it puts behind one, such as an end of text, are left out: a question follows.  Raises `InvalidDocument`
+    for a text without tokens, `Incompatible` for a tokenizer whose special tokens stand elsewhere.
+    """
+    ids: list[int] = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+    if behind := _behind(tokenizer):
+        ids = ids[:-behind]
     if not ids:
         raise InvalidDocument("the document has no tokens")
     return ids
+
+
+def _behind(tokenizer: Any) -> int:
+    """How many special tokens stand behind every text."""
+    sample = "text"
+    marked, bare = (
+        list(tokenizer(sample, add_special_tokens=special, verbose=False)["input_ids"]) for special in (True, False)
+    )
+    more = len(marked) - len(bare)
+    for before in range(more, -1, -1):
+        if marked[before : before + len(bare)] == bare:
+            return more - before
+    raise Incompatible(
+        f"the special tokens of this tokenizer ({type(tokenizer).__name__}) stand neither before nor behind a text",
+        cause="a document's tokens could not be told from what follows it",
+        field="tokenizer",
+    )
 
 
 def continuation_ids(tokenizer: Any, text: str) -> list[int]:
