@@ -62,14 +62,21 @@ class Tables:
 
     def __init__(self) -> None:
         self._tables: list[Bounded] = []
+        self._others: list[Callable[[], list[Filling]]] = []
 
     def add(self, *tables: Bounded) -> None:
         """List these tables from now on."""
         self._tables += tables
 
+    def add_all(self, fillings: Callable[[], list[Filling]]) -> None:
+        """List the tables of a part that says itself how full they are."""
+        self._others.append(fillings)
+
     def fillings(self) -> list[Filling]:
         """Say how full each table is, in the order of their names."""
-        return sorted((table.filling() for table in self._tables), key=lambda filling: filling.name)
+        every = [table.filling() for table in self._tables]
+        every += [filling for others in self._others for filling in others()]
+        return sorted(every, key=lambda filling: filling.name)
 
 
 def weigh(value: object) -> int:

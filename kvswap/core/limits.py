@@ -79,6 +79,12 @@ class Limits:
     pipelined_requests: int = 16  # one stream: requests a peer may have unanswered
     streams_per_peer: int = 32
     streams: int = 512  # of all peers together
+    transport_streams: int = 1_024  # of libp2p, whatever they are for, of all peers together
+    transport_streams_per_peer: int = 96
+    connections: int = 256  # that came in, of all peers together; half of them at most of one IP address
+    connections_per_peer: int = 4
+    half_open: int = 128  # connections that have not said who they are,
+    half_open_per_host: int = 32
     offences_per_second: float = 1.0  # streams beyond the cap, answers left unread,
     offences_at_once: float = 8.0  # which a peer that only froze does not reach
     shun_seconds: float = 60.0  # for which a peer that flooded is not served

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvswap.core.bounded import Table
 from kvswap.core.limits import LIMITS
 from kvswap.cost.estimate import Link, PrefillCurve
 
@@ -42,13 +43,19 @@ class Calibration:
                         self._data[part] = read[part]
         except (OSError, ValueError, AttributeError):
             pass
+        self.links: Table[str, dict[str, Any]] = Table(
+            "links", entries=_PEERS_KEPT, size=lambda peer, row: 512, keep=lambda peer, row: "rate" in row
+        )
+        for peer, row in self._data.pop("peers").items():
+            if isinstance(row, dict):
+                self.links.put(peer, row, peer)
 
     def save(self) -> None:
         """Write as a whole; a failure is not worth an error."""
         try:
             descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".calibration-")
             with os.fdopen(descriptor, "w") as file:
-                json.dump(self._data, file)
+                json.dump(self._data | {"peers": dict(self.links.items())}, file)
             os.replace(temporary, self._path)
         except OSError:
             pass
@@ -156,18 +163,15 @@ class Calibration:
         self._mean(peer, "start", seconds)
 
     def _mean(self, peer: str, field: str, value: float) -> None:
-        peers = self._data["peers"]
-        row = peers.pop(peer, {})
+        row = dict(self.links.peek(peer) or {})
         if field == "rate" and (old := _number(row.get("rate"), 0.0)) > 0:
             _blend(row, "spread", abs(value - old) / old)
         _blend(row, field, value, _age(row))
         row["at"] = int(time.time())
-        peers[peer] = row  # last in order of use
-        while len(peers) > _PEERS_KEPT:
-            peers.pop(next(iter(peers)))
+        self.links.put(peer, row, peer)
 
     def link(self, peer: str, assumed_rate: float) -> Link:
-        row = self._data["peers"].get(peer, {})
+        row = self.links.peek(peer) or {}
         rate = row.get("rate")
         return Link(
             rate or assumed_rate,
@@ -180,7 +184,7 @@ class Calibration:
 
     def peer(self, peer: str) -> dict[str, Any]:
         """What is known of a peer, for showing."""
-        return dict(self._data["peers"].get(peer, {}))
+        return dict(self.links.peek(peer) or {})
 
     # -- codecs ----------------------------------------------------------------------------------
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kvswap.core.limits import LIMITS
+from kvswap.core.bounded import Table
+from kvswap.core.limits import LIMITS, MIB
 
 
 class EventLog:
-    """The last `LIMITS.events_kept` events, numbered."""
+    """The last `LIMITS.events_kept` events, numbered.  No kind of event pushes out those of the other kinds."""
 
     def __init__(self) -> None:
-        self._events: deque[dict[str, Any]] = deque(maxlen=LIMITS.events_kept)
+        self.table: Table[int, dict[str, Any]] = Table(
+            "events", entries=LIMITS.events_kept, nbytes=4 * MIB, per_teller=LIMITS.events_kept // 4
+        )
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
         self._next = 1
 
@@ -26,14 +28,14 @@ class EventLog:
         """Record an event.  Call on the node's loop."""
         event = {"id": self._next, "time": round(time.time(), 3), "event": kind, **values}
         self._next += 1
-        self._events.append(event)
+        self.table.put(event["id"], event, kind)
         for queue in self._followers:
             if queue.full():
                 queue.get_nowait()
             queue.put_nowait(event)
 
     def recent(self, count: int = 100) -> list[dict[str, Any]]:
-        return list(self._events)[-count:]
+        return self.table.values()[-count:]
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """Events from now on."""

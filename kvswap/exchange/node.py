@@ -26,6 +26,7 @@ from kvswap.exchange.serving.permission import Permission
 from kvswap.exchange.serving.swarms import Swarms
 from kvswap.exchange.serving.uploads import Uploads
 from kvswap.exchange.standing import Standings
+from kvswap.exchange.tables import tables_of
 from kvswap.exchange.transfer.buffers import Buffers
 from kvswap.exchange.transfer.grants import Grants
 from kvswap.net import Announcement, PeerAddress, Transport, Unreachable, messages
@@ -94,6 +95,9 @@ class Node:
         self._bulk_server: BulkServer | None = None
         self.hearsay = Hearsay(self.delivered)
         self.neighbours = Neighbours(self.delivered)
+        self.tables = tables_of(self)  # for `status`
+        if transport is not None:
+            transport.favour(self.delivered)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = False  # a publisher for its head record
         self.measuring = False  # prefill of the model, in the background
@@ -257,6 +261,7 @@ class Node:
 
         assert self.transport is not None  # noqa: S101 - both callers looked
         server = Server(lambda caller, request: answer(self, caller, request), self._unwelcome, self.flooded)
+        self.tables.add(*server.tables)
         try:
             await self.transport.start(server, self._heard)
         except KvswapError as error:

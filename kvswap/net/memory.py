@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
+from kvswap.core.bounded import Filling
 from kvswap.core.errors import NetworkTimeout, PeerError
 from kvswap.net.transport import (
     Announcement,
@@ -135,6 +137,12 @@ class MemoryTransport:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def favour(self, favoured: Callable[[str], bool]) -> None:
+        pass
+
+    def fillings(self) -> list[Filling]:
+        return []
 
     def addresses(self) -> list[str]:
         return [f"/memory/{self._peer}/p2p/{self._peer}"]

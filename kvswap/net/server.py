@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvswap.core.bounded import Table
 from kvswap.core.errors import KvswapError, MalformedMessage, PeerBusy, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.net import messages
@@ -65,19 +66,25 @@ class _Prepared:
 class Buckets:
     """A token bucket for each peer: `rate` a second, and so many `at_once`, or twice as many as in a second."""
 
-    def __init__(self, rate: float, at_once: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        rate: float,
+        at_once: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "request rates",
+    ) -> None:
         self._rate = rate
         self._ahead = (at_once if at_once is not None else 2 * rate) / rate  # seconds
         self._clock = clock
-        self._due: OrderedDict[str, float] = OrderedDict()  # when the bucket will be full again
+        self.table: Table[str, float] = Table(  # when the bucket will be full again
+            name, entries=_BUCKETS_KEPT, size=lambda peer, due: 2 * len(peer)
+        )
 
     def wait(self, peer: str) -> float:
         """Take one; the seconds to wait before using it."""
         now = self._clock()
-        full_at = max(self._due.pop(peer, now), now) + 1 / self._rate
-        self._due[peer] = full_at
-        while len(self._due) > _BUCKETS_KEPT:
-            self._due.popitem(last=False)
+        full_at = max(self.table.peek(peer) or now, now) + 1 / self._rate
+        self.table.put(peer, full_at, peer)
         return max(0.0, full_at - now - self._ahead)
 
 
@@ -93,9 +100,10 @@ class Server:
         self._answer = answer
         self._refuse = refuse
         self._flooded = flooded
-        self._offences = Buckets(LIMITS.offences_per_second, LIMITS.offences_at_once)
+        self._offences = Buckets(LIMITS.offences_per_second, LIMITS.offences_at_once, name="offences")
         self._streams: Counter[str] = Counter()
         self._buckets = Buckets(LIMITS.requests_per_second)
+        self.tables = (self._offences.table, self._buckets.table)
 
     async def __call__(self, stream: Stream) -> None:
         peer = stream.peer

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from kvswap.core.bounded import Filling
 from kvswap.core.errors import PeerError
 from kvswap.net.dialling import BY_HAND
 
@@ -100,6 +101,12 @@ class Transport(Protocol):
 
     async def stop(self) -> None:
         """Close everything; idempotent, never raises."""
+
+    def favour(self, favoured: Callable[[str], bool]) -> None:
+        """Say which peers keep their places when these are short.  Called from any thread; before `start`."""
+
+    def fillings(self) -> list[Filling]:
+        """How full the transport's own tables are."""
 
     def addresses(self) -> list[str]:
         """Where this node can be dialled: multiaddrs that end in /p2p/<peer>."""

@@ -10,10 +10,10 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from kvswap.core.bounded import Table
 from kvswap.store.files import set_aside
 
 _KEPT = 4_096
@@ -69,13 +69,18 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._records: OrderedDict[str, PeerRecord] = OrderedDict()
+        self.table: Table[str, PeerRecord] = Table(
+            "ledger",
+            entries=_KEPT,
+            size=lambda peer, record: 512,
+            keep=lambda peer, record: record.blocked or record.bytes_in > 0,
+        )
         try:
             self._db = self._open()
             self._read()
         except sqlite3.DatabaseError:
             set_aside(path)
-            self._records.clear()
+            self.table.clear()
             self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -90,42 +95,43 @@ class Ledger:
         for peer, *values in self._db.execute(f"SELECT peer, {', '.join(_NAMES)} FROM peers ORDER BY seen"):
             record = PeerRecord(*values)
             record.blocked = bool(record.blocked)
-            self._records[peer] = record
+            self.table.put(peer, record, peer)
 
     def record(self, peer: str) -> PeerRecord:
-        """The record of a peer, made when it is new; those seen longest ago are forgotten."""
+        """Return the record of a peer, made when it is new; those seen longest ago are forgotten.
+
+        Who is blocked, or ever delivered, is kept: when all are, a new one is not.
+        """
         with self._lock:
-            known = self._records.pop(peer, None) or PeerRecord()
+            known = self.table.get(peer)
+            if known is None:
+                known = PeerRecord()
+                self.table.put(peer, known, peer)
             known.seen = time.time()
-            self._records[peer] = known
-            if len(self._records) > _KEPT:
-                oldest = next((p for p, r in self._records.items() if not r.blocked), None)
-                if oldest is not None:
-                    del self._records[oldest]
             return known
 
     def peers(self) -> dict[str, PeerRecord]:
         with self._lock:
-            return dict(self._records)
+            return dict(self.table.items())
 
     def blocked(self, peer: str) -> bool:
-        known = self._records.get(peer)
+        known = self.table.peek(peer)
         return known is not None and known.blocked
 
     def delivered(self, peer: str) -> bool:
         """Whether it ever gave what it was asked for."""
-        known = self._records.get(peer)
+        known = self.table.peek(peer)
         return known is not None and known.bytes_in > 0
 
     def resting(self, peer: str, longest: float, lie_seconds: float, connected: float | None = None) -> float:
         """Seconds for which this peer is better not asked; failures from before it `connected` (Unix) do not count."""
-        known = self._records.get(peer)
+        known = self.table.peek(peer)
         return max(0.0, known.not_before(longest, lie_seconds, connected) - time.time()) if known else 0.0
 
     def flush(self) -> None:
         """Write everything; blocks.  A full disk costs the history since the last flush."""
         with self._lock:
-            rows = [(peer, *(getattr(r, name) for name in _NAMES)) for peer, r in self._records.items()]
+            rows = [(peer, *(getattr(r, name) for name in _NAMES)) for peer, r in self.table.items()]
             marks = ", ".join("?" * (len(_NAMES) + 1))
             with contextlib.suppress(sqlite3.OperationalError):
                 self._db.execute("BEGIN IMMEDIATE")

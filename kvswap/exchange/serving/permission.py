@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 
+from kvswap.core.bounded import Table
 from kvswap.core.errors import NotFound, PeerBusy
 from kvswap.core.ids import Cid
 from kvswap.exchange.standing import Standings
@@ -28,7 +28,7 @@ class Permission:
         self._unwelcome = unwelcome
         self._lock = threading.Lock()
         self._stamp: tuple[object, ...] = ()
-        self._known: OrderedDict[Cid, tuple[frozenset[str], float]] = OrderedDict()
+        self.table: Table[Cid, tuple[frozenset[str], float]] = Table("permissions", entries=_KEPT)
 
     @property
     def stamp(self) -> tuple[object, ...]:
@@ -65,16 +65,14 @@ class Permission:
         stamp = self.stamp
         with self._lock:
             if stamp != self._stamp:
-                self._known.clear()
+                self.table.clear()
                 self._stamp = stamp
-            known = self._known.get(cid)
+            known = self.table.get(cid)
         if known is not None and time.time() < known[1]:
             return known[0]
         rows = [row for row in self._store.artifacts_with(cid) if self.offered(row)]
         found = frozenset(row.id for row in rows), min((float(row.expires) for row in rows), default=0.0)
         with self._lock:
-            if stamp == self._stamp:  # nothing changed while it was looked up
-                self._known[cid] = found
-                while len(self._known) > _KEPT:
-                    self._known.popitem(last=False)
+            if rows and stamp == self._stamp:  # nothing changed while it was looked up
+                self.table.put(cid, found)
         return found[0]

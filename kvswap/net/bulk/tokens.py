@@ -22,10 +22,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from kvswap.core import wire
+from kvswap.core.bounded import Table
 from kvswap.core.errors import KvswapError, PeerBusy, TokenRefused
-from kvswap.core.limits import LIMITS
+from kvswap.core.limits import LIMITS, MIB
 
 _ARTIFACTS = 256  # that one token opens
+_LIVE = 2_048
 
 
 @dataclass(slots=True)
@@ -52,7 +54,8 @@ class Tokens:
         self._clock = clock
         self._secret = os.urandom(32)
         self._next = 1
-        self._live: dict[int, _Live] = {}
+        # The streams bound them; here is a bound for whatever happens.
+        self.table: Table[int, _Live] = Table("tokens", entries=_LIVE, nbytes=16 * MIB, size=lambda n, live: 7_000)
         self._held: Counter[str] = Counter()
 
     def issue(self, peer: str, seconds: float = LIMITS.token_seconds, artifacts: Collection[str] | None = None) -> str:
@@ -62,7 +65,9 @@ class Tokens:
             raise PeerBusy(f"{peer} holds {self._held[peer]} tokens already")
         number, expires = self._next, self._clock() + seconds
         self._next += 1
-        self._live[number] = _Live(peer, expires, dict.fromkeys(artifacts) if artifacts is not None else None)
+        live = _Live(peer, expires, dict.fromkeys(artifacts) if artifacts is not None else None)
+        if not self.table.put(number, live, peer, held=len(self.table) < _LIVE):
+            raise PeerBusy("too many tokens are out")
         self._held[peer] += 1
         payload = wire.pack([number, peer, int(expires * 1000)])
         return f"{_text(payload)}.{_text(self._mac(payload))}"
@@ -87,7 +92,7 @@ class Tokens:
         number, expires = self._read(token)
         if expires <= self._clock():
             raise TokenRefused("the token is expired", hint="join again for another")
-        live = self._live.get(number)
+        live = self.table.peek(number)
         if live is None:
             raise TokenRefused("the token is revoked: the stream it was handed over on has ended")
         return live
@@ -110,7 +115,7 @@ class Tokens:
 
     def revoke_all(self, peer: str) -> None:
         """Let no token of this peer open anything any more."""
-        for number in [n for n, live in list(self._live.items()) if live.peer == peer]:
+        for number in [n for n, live in self.table.items() if live.peer == peer]:
             self._drop(number)
 
     def _read(self, token: str) -> tuple[int, float]:
@@ -136,14 +141,14 @@ class Tokens:
         return hmac.digest(self._secret, payload, "sha256")
 
     def _drop(self, number: int) -> None:
-        held = self._live.pop(number, None)
+        held = self.table.pop(number)
         if held is not None:
             self._held[held.peer] -= 1
             self._held += Counter()
 
     def _drop_expired(self) -> None:
         now = self._clock()
-        for number in [n for n, live in self._live.items() if live.expires <= now]:
+        for number in [n for n, live in self.table.items() if live.expires <= now]:
             self._drop(number)
 
 

@@ -7,7 +7,6 @@ teller, or typed by the user, is let through; all else is judged as told by some
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from libp2p.io.trio import TrioTCPStream
 from libp2p.transport.exceptions import OpenConnectionError
 
+from kvswap.core.bounded import Table
 from kvswap.net.dialling import endpoint_of, may_dial
 
 _KEPT = 4_096
@@ -27,7 +27,7 @@ class Gate:
 
     def __init__(self, unknown: Callable[[], str | None]) -> None:
         self._unknown = unknown
-        self._passed: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self.table: Table[tuple[str, int], bool] = Table("addresses let through", entries=_KEPT)
         self._typed: set[tuple[str, int]] = set()
 
     def let(self, addresses: Iterable[str], *, typed: bool = False) -> None:
@@ -38,10 +38,7 @@ class Gate:
             if typed:
                 self._typed.add((end.host, end.port))
             else:
-                self._passed[end.host, end.port] = None
-                self._passed.move_to_end((end.host, end.port))
-        while len(self._passed) > _KEPT:
-            self._passed.popitem(last=False)
+                self.table.put((end.host, end.port), True)
 
     def allows(self, address: str) -> bool:
         """Whether a transport may dial this."""
@@ -52,7 +49,7 @@ class Gate:
             return True
         if end.named:
             return False
-        return (end.host, end.port) in self._passed or may_dial(address, self._unknown())
+        return (end.host, end.port) in self.table or may_dial(address, self._unknown())
 
     def guard(self, swarm: Any) -> None:
         """Put the rule in front of every transport of a swarm."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,7 +32,6 @@ from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.gossipsub import GossipSub
-from libp2p.pubsub.pubsub import Pubsub
 from libp2p.relay.circuit_v2 import DCUtRProtocol
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -41,12 +39,17 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 
+from kvswap.core.bounded import Bounded, Table
 from kvswap.core.errors import P2pDown, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import Problems, forever
 from kvswap.net.dialling import BY_HAND, Place, allowed, common, place_of, plain_host
+from kvswap.net.libp2p.bounds import bound, cap_messages
+from kvswap.net.libp2p.doors import Connections, Door, Streams
 from kvswap.net.libp2p.gate import Gate
+from kvswap.net.libp2p.gossip import Gossip
 from kvswap.net.libp2p.relay import Relays, is_circuit, is_relayed
+from kvswap.net.libp2p.stores import NoValues, Peers, Providers, trimmed
 from kvswap.net.messages import PROTOCOL, TOPIC
 from kvswap.net.transport import PeerAddress
 
@@ -56,6 +59,15 @@ _PROVIDE_EVERY_SECONDS = 1.2  # the receiving side allows 10 records in 10 s
 _MDNS_CLEAN_SECONDS = 120
 _KNOWN_PEERS = 1_024
 _ANY_HOST = {Place.LOOPBACK: "127.0.0.1", Place.PRIVATE: "10.0.0.1", Place.LINK: "169.254.1.1"}  # as tellers
+_MOST = 1_024  # connections of both directions; `doors` bounds those that come in
+# Streams of one peer, of all peers, and the seconds that one may take.
+_PROTOCOLS = (
+    (TProtocol("/ipfs/kad/1.0.0"), 4, 64, 30.0),
+    (TProtocol("/ipfs/id/1.0.0"), 2, 64, 15.0),
+    (TProtocol("/ipfs/id/push/1.0.0"), 1, 32, 15.0),
+    (TProtocol("/ipfs/ping/1.0.0"), 2, 64, 120.0),
+    (_GOSSIP, 2, 1_024, math.inf),
+)
 
 
 def multihash(key: bytes) -> bytes:
@@ -79,29 +91,39 @@ class TrioHost:
         relay: bool,
         hole_punching: bool,
         on_stream: Callable[[Any, str], None],
-        on_gossip: Callable[[str, bytes], None],
+        on_gossip: Callable[[str, str, bytes], None],
         problems: Problems | None = None,
+        favoured: Callable[[str], bool] = lambda peer: False,
     ) -> None:
         self._problems = problems if problems is not None else Problems()
         self._listen = [multiaddr.Multiaddr(a) for a in listen]
         self._mdns_wanted = mdns
         self._on_stream = on_stream
-        self._on_gossip = on_gossip
-        self._known: OrderedDict[str, PeerInfo] = OrderedDict()
+        self._favoured = favoured
+        self._known: Table[str, PeerInfo] = Table(
+            "peers dialled", entries=_KNOWN_PEERS, size=lambda peer, info: 4096, keep=lambda peer, info: favoured(peer)
+        )
         self._discovered_in: trio.MemoryReceiveChannel[PeerInfo]
         self._discovered, self._discovered_in = trio.open_memory_channel[PeerInfo](64)
         keys = create_new_key_pair(seed)
+        self._own = ID.from_pubkey(keys.public_key)
+        self._peers = Peers(self._keeps)
         self.host = new_host(
             key_pair=keys,
             sec_opt={NOISE: NoiseTransport(keys, create_noise_key_pair().private_key)},
             muxer_opt={TProtocol(YAMUX): Yamux},
             # We dial whom we want something of, not whoever is known.
-            connection_config=ConnectionConfig(min_connections=0, low_watermark=0),
+            connection_config=ConnectionConfig(
+                min_connections=0, low_watermark=0, high_watermark=_MOST, max_connections=_MOST
+            ),
+            peerstore_opt=self._peers,
             announce_addrs=[multiaddr.Multiaddr(a) for a in announce] or None,
             disable_identify_address_discovery=True,
         )
         self.host.get_network().retry_config = RetryConfig(max_retries=0)  # when to try again is ours to decide
-        self._seen: OrderedDict[str, str] = OrderedDict()  # peer -> host that it was last connected at
+        self._seen: Table[str, str] = Table(  # the host that a peer was last connected at
+            "peers seen", entries=_KNOWN_PEERS, keep=lambda peer, host: favoured(peer)
+        )
         self._gate = Gate(self.vicinity)
         self._gate.guard(self.host.get_network())
         self._gate.let(relays, typed=True)
@@ -109,13 +131,51 @@ class TrioHost:
         self._relays = Relays(self.host, self._connect, relays, relay)
         self._wants_relays = bool(relays)
         self._punching = DCUtRProtocol(self.host) if hole_punching else None
+        cap_messages()
         self.dht = KadDHT(self.host, DHTMode.SERVER, enable_values=False)
+        self.dht.provider_store = providers = Providers(self.host, self.dht.peer_routing)
+        self.dht.value_store = NoValues(host=self.host, local_peer_id=self.host.get_id())
         self._gossip = GossipSub(
-            protocols=[_GOSSIP], degree=6, degree_low=3, degree_high=12, heartbeat_interval=1, time_to_live=60
+            protocols=[_GOSSIP],
+            degree=6,
+            degree_low=3,
+            degree_high=12,
+            heartbeat_interval=1,
+            time_to_live=60,
+            adaptive_gossip_enabled=False,
         )
-        self.pubsub = Pubsub(self.host, self._gossip, allowed_topics={TOPIC}, max_inbound_rpc_size=128 * 1024)
+        self.pubsub = Gossip(self.host, self._gossip, on_gossip, self.host_of)
+        self._doors(providers)
         self._provide_lock = trio.Lock()
         self._provided_at = -_PROVIDE_EVERY_SECONDS
+
+    def _doors(self, providers: Providers) -> None:
+        """Let nobody in beyond what is bounded, and keep nothing beyond it."""
+        network = self.host.get_network()
+        self.tables: list[Bounded] = [
+            providers.rows,
+            self._peers.table,
+            self._peers.records,
+            self._known,
+            self._seen,
+            self._gate.table,
+            self.pubsub.seen_messages.table,
+            self.pubsub.rate.table,
+            *bound(self.host, self.dht, self._gossip),
+        ]
+        connections = Connections(network, self._favoured)
+        streams = Streams(self.host._swarm_stream_handler, self.host_of, self._favoured)
+        network.set_stream_handler(streams)
+        self.tables += [connections, connections.places, streams.places]
+        handlers = self.host.get_mux().handlers
+        for protocol, per_peer, most, seconds in _PROTOCOLS:
+            self.host.set_stream_handler(protocol, Door(handlers[protocol], per_peer, most, seconds))
+        # Its own limit is twelve streams of all peers together, without a time-out.
+        self.dht._inbound_limiter = trio.CapacityLimiter(1_000)
+
+    def _keeps(self, peer: ID) -> bool:
+        """Whether what is known of a peer gives way to nobody new: ourselves, the connected, who delivered."""
+        return peer == self._own or peer in self.host.get_network().connections or self._favoured(str(peer))
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -136,9 +196,8 @@ class TrioHost:
             if self._punching is not None:
                 await stack.enter_async_context(background_trio_service(self._punching))
             await self.pubsub.wait_until_ready()
-            subscription = await self.pubsub.subscribe(TOPIC)
+            await self.pubsub.subscribe(TOPIC)
             for name, step, pause in (
-                ("gossip", partial(self._read_gossip, subscription), 0.0),
                 ("discovery", self._dial_discovered, 0.0),
                 ("routing table", self._fill_routing_table, 1.0),
             ):
@@ -211,24 +270,13 @@ class TrioHost:
         """Peers that dialled us belong into the routing table as much as those we dialled."""
         for peer in self.host.get_connected_peers():
             if (host := self.host_of(str(peer))) is not None:
-                self._seen[str(peer)] = host
+                self._seen.put(str(peer), host, str(peer))
             if not self.dht.routing_table.peer_in_table(peer):
                 try:
                     with trio.move_on_after(5):
                         await self.dht.add_peer(peer, skip_server_mode_check=True)
                 except Exception:  # noqa: BLE001, S112 - tried again in a second
                     continue
-        while len(self._seen) > _KNOWN_PEERS:
-            self._seen.popitem(last=False)
-
-    async def _read_gossip(self, subscription: Any) -> None:
-        message = await subscription.get()
-        try:
-            origin = ID(message.from_id)
-        except Exception:  # noqa: BLE001 - a stranger's word: it must not make us wait, as an error of ours would
-            return
-        if origin != self.host.get_id():
-            self._on_gossip(str(origin), bytes(message.data))
 
     # -- called through the bridge -----------------------------------------------------------------
 
@@ -269,9 +317,7 @@ class TrioHost:
         await self.dht.add_peer(info.peer_id, skip_server_mode_check=True)
 
     def _remember(self, info: PeerInfo) -> None:
-        self._known[str(info.peer_id)] = info
-        while len(self._known) > _KNOWN_PEERS:
-            self._known.popitem(last=False)
+        self._known.put(str(info.peer_id), PeerInfo(info.peer_id, trimmed(info.addrs)), str(info.peer_id))
 
     async def connect(self, address: PeerAddress) -> None:
         """Dial unless connected.  Raises `PeerError`."""
@@ -297,7 +343,7 @@ class TrioHost:
             return list(known.addrs)
         store, who = self.host.get_peerstore(), ID.from_string(peer)
         said = [str(a) for a in store.addrs(who)] if who in store.peer_ids() else []
-        itself = allowed(said, self._seen.get(peer, self.vicinity()))
+        itself = allowed(said, self._seen.get(peer) or self.vicinity())
         self._gate.let(itself)
         return [_transport_part(a) for a in itself if not is_circuit(a)]
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from kvswap.core.bounded import Filling
 from kvswap.core.errors import KvswapError, P2pDown, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
@@ -75,6 +76,7 @@ class Libp2pTransport:
         self._host: TrioHost | None = None
         self._on_stream: StreamHandler | None = None
         self._on_announcement: AnnouncementHandler | None = None
+        self._favoured: Callable[[str], bool] = lambda peer: False
         self._tasks: set[asyncio.Task[None]] = set()
         self._peer = str(Key.from_seed(seed).peer_id)
 
@@ -112,9 +114,9 @@ class Libp2pTransport:
     async def _begin(self, listen: tuple[str, ...]) -> None:
         bridge = self._bridge = TrioThread()
 
-        def heard(origin: str, data: bytes) -> None:
+        def heard(origin: str, via: str, data: bytes) -> None:
             if self._on_announcement is not None:
-                self._on_announcement(Announcement(origin, data))
+                self._on_announcement(Announcement(origin, data, via))
 
         async def main(ready: Callable[[], None]) -> None:
             self._host = TrioHost(
@@ -126,8 +128,9 @@ class Libp2pTransport:
                 self._settings.relay,
                 self._settings.hole_punching,
                 lambda raw, peer: bridge.to_loop(self._accept, bridge, raw, peer),
-                lambda origin, data: bridge.to_loop(heard, origin, data),
+                lambda origin, via, data: bridge.to_loop(heard, origin, via, data),
                 self._problems,
+                lambda peer: self._favoured(peer),
             )
             await self._host.run(ready)
 
@@ -156,6 +159,12 @@ class Libp2pTransport:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._bridge.stop()
+
+    def favour(self, favoured: Callable[[str], bool]) -> None:
+        self._favoured = favoured
+
+    def fillings(self) -> list[Filling]:
+        return [table.filling() for table in self._host.tables] if self._host else []
 
     def addresses(self) -> list[str]:
         return self._host.addresses() if self._host and self.alive else []

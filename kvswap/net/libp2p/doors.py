@@ -1,0 +1,226 @@
+"""Who comes in: connections and streams, with shares by peer and by IP address.
+
+Any number of PeerIds costs nothing; addresses cost a little, and having delivered something costs work.  So when places
+are short, whoever holds most of them gives one back, idle ones first, and peers that once delivered keep theirs.
+Nothing that a stranger sends ends more than its own stream: what a handler raises stays here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from libp2p.network.connection.raw_connection import RawConnection
+
+from kvswap.core.bounded import Filling
+from kvswap.core.limits import LIMITS
+
+_CLOSE_SECONDS = 2.0
+
+Handler = Callable[[Any], Awaitable[None]]
+HostOf = Callable[[str], str | None]
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A stream or a connection, whose it is, and how to end it."""
+
+    peer: str
+    host: str
+    end: Callable[[], Awaitable[None]]
+    since: float = field(default_factory=time.monotonic)
+    busy: Callable[[], bool] = lambda: False
+
+
+class Places:
+    """Places for strangers.  When all are taken, one of whoever holds most is given to who comes."""
+
+    def __init__(self, name: str, most: int, per_peer: int, per_host: int, favoured: Callable[[str], bool]) -> None:
+        """`favoured(peer)`: whether it keeps its places, and may have more than its host's share."""
+        self.name = name
+        self._most = most
+        self._per_peer = per_peer
+        self._per_host = per_host
+        self._favoured = favoured
+        self._places: dict[_Place, None] = {}  # in order of arrival
+        self._peers: Counter[str] = Counter()
+        self._hosts: Counter[str] = Counter()
+        self._refused = 0
+        self._evicted = 0
+
+    def take(self, place: _Place) -> tuple[bool, _Place | None]:
+        """(Whether there is a place, and whose has to end for it)."""
+        favoured = self._favoured(place.peer)
+        if self._peers[place.peer] >= self._per_peer or (not favoured and self._hosts[place.host] >= self._per_host):
+            self._refused += 1
+            return False, None
+        victim = self._victim(place) if len(self._places) >= self._most else None
+        if len(self._places) >= self._most and victim is None:
+            self._refused += 1
+            return False, None
+        if victim is not None:
+            self._evicted += 1
+            self.leave(victim)
+        self._places[place] = None
+        self._peers[place.peer] += 1
+        self._hosts[place.host] += 1
+        return True, victim
+
+    def leave(self, place: _Place) -> None:
+        """Give a place back; idempotent."""
+        if place in self._places:
+            del self._places[place]
+            for counter, name in ((self._peers, place.peer), (self._hosts, place.host)):
+                counter[name] -= 1
+                if not counter[name]:
+                    del counter[name]
+
+    def _victim(self, new: _Place) -> _Place | None:
+        """Of the host, and there of the peer, that holds most: the oldest that is idle; nobody's who holds less."""
+        loose = [p for p in self._places if not self._favoured(p.peer)]
+        if not loose:
+            return None
+
+        def rank(place: _Place) -> tuple[int, int, bool, float]:
+            return (-self._hosts[place.host], -self._peers[place.peer], place.busy(), place.since)
+
+        worst = min(loose, key=rank)
+        more = (self._hosts[worst.host], self._peers[worst.peer]) > (self._hosts[new.host], self._peers[new.peer])
+        return worst if more or self._favoured(new.peer) or self._hosts[worst.host] > 1 else None
+
+    def filling(self) -> Filling:
+        """Say how full it is."""
+        return Filling(self.name, len(self._places), self._most, 0, 0, self._refused, self._evicted)
+
+
+class Streams:
+    """Every stream that a peer opens, from before it is known what for."""
+
+    def __init__(self, handler: Handler, host_of: HostOf, favoured: Callable[[str], bool]) -> None:
+        self._handler = handler
+        self._host_of = host_of
+        most = LIMITS.transport_streams
+        self.places = Places("streams", most, LIMITS.transport_streams_per_peer, most // 2, favoured)
+
+    async def __call__(self, stream: Any) -> None:
+        peer = str(stream.muxed_conn.peer_id)
+        place = _Place(peer, self._host_of(peer) or peer, stream.reset)
+        taken, victim = self.places.take(place)
+        try:
+            if victim is not None:
+                await _end(victim)
+            if taken:
+                await self._handler(stream)
+            else:
+                await _end(place)
+        except Exception:  # noqa: BLE001 - whatever it sent: it ends its stream, and nothing else
+            await _end(place)
+        finally:
+            self.places.leave(place)
+
+
+class Door:
+    """The handler of one protocol, for a few streams of each peer and so long a time."""
+
+    def __init__(self, handler: Handler, per_peer: int, most: int, seconds: float) -> None:
+        self._handler = handler
+        self._per_peer = per_peer
+        self._most = most
+        self._seconds = seconds
+        self._open: Counter[str] = Counter()
+
+    async def __call__(self, stream: Any) -> None:
+        peer = str(stream.muxed_conn.peer_id)
+        if self._open[peer] >= self._per_peer or self._open.total() >= self._most:
+            await stream.reset()
+            return
+        self._open[peer] += 1
+        try:
+            with trio.move_on_after(self._seconds) as scope:
+                await self._handler(stream)
+            if scope.cancelled_caught:
+                await stream.reset()
+        finally:
+            self._open[peer] -= 1
+            if not self._open[peer]:
+                del self._open[peer]
+
+
+class Connections:
+    """Incoming connections: few at once that have not said who they are, and places for those that have.
+
+    py-libp2p gives a slot to every connection that ever came about and takes none of them back.
+    """
+
+    def __init__(self, swarm: Any, favoured: Callable[[str], bool]) -> None:
+        self._swarm = swarm
+        self._half: Counter[str] = Counter()  # on their way in, by IP address
+        most = LIMITS.connections
+        self.places = Places("connections", most, LIMITS.connections_per_peer, most // 2, favoured)
+        swarm._handle_inbound_connection = self.handle
+
+    def filling(self) -> Filling:
+        """Say how many have not said who they are."""
+        return Filling("connections on their way in", self._half.total(), LIMITS.half_open, 0, 0)
+
+    async def handle(self, raw: Any, listener: Any) -> None:
+        """Serve one incoming connection until it ends."""
+        host = _host(raw)
+        if self._half[host] >= LIMITS.half_open_per_host or self._half.total() >= LIMITS.half_open:
+            await _closed(raw)
+            return
+        self._half[host] += 1
+        try:
+            connection = await self._upgraded(raw, listener)
+        finally:
+            self._half[host] -= 1
+            if not self._half[host]:
+                del self._half[host]
+        if connection is not None:
+            await self._keep(connection, host)
+        await _closed(raw)
+
+    async def _upgraded(self, raw: Any, listener: Any) -> Any:
+        """The connection of the swarm, secured and multiplexed; None where it came to nothing."""
+        try:
+            with trio.fail_after(LIMITS.dial_seconds):
+                muxed = await self._swarm.upgrade_inbound_raw_conn(RawConnection(raw, False), listener)
+        except Exception:  # noqa: BLE001 - whatever it did, it did not become a connection
+            return None
+        every = self._swarm.get_connections(muxed.peer_id)
+        return next((c for c in every if c.muxed_conn is muxed), None)
+
+    async def _keep(self, connection: Any, host: str) -> None:
+        peer = str(connection.muxed_conn.peer_id)
+        place = _Place(peer, host, connection.close, busy=lambda: len(connection.streams) > 2)
+        taken, victim = self.places.take(place)
+        try:
+            if victim is not None:
+                await _end(victim)
+            if taken:
+                await connection.event_closed.wait()
+            else:
+                await _end(place)
+        finally:
+            self.places.leave(place)
+
+
+async def _end(place: _Place) -> None:
+    with trio.move_on_after(_CLOSE_SECONDS), contextlib.suppress(Exception):
+        await place.end()
+
+
+async def _closed(raw: Any) -> None:
+    with trio.move_on_after(_CLOSE_SECONDS), contextlib.suppress(Exception):
+        await raw.close()
+
+
+def _host(raw: Any) -> str:
+    with contextlib.suppress(Exception):
+        return str(raw.get_remote_address()[0])
+    return ""

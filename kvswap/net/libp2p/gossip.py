@@ -1,0 +1,159 @@
+"""GossipSub behind a door: what is not of our topic, or too much, is left out before py-libp2p keeps anything of it.
+
+py-libp2p starts a task for every message and makes entries for every topic that anybody names.  Here the messages of
+one stream are handled one after the other, no faster than a host may, and only what is ours goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import trio
+from libp2p.io.exceptions import IOException
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.network.stream.exceptions import StreamEOF, StreamError
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.utils import maybe_consume_signed_record
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+
+from kvswap.core.bounded import Table
+from kvswap.net.messages import TOPIC
+from kvswap.net.server import Buckets
+
+RPC_BYTES = 64 * 1024
+_MESSAGE_BYTES = 8 * 1024
+_MESSAGES = 64  # of one RPC that are looked at
+_CONTROLS = 4  # entries of one kind in one RPC,
+_IDS = 128  # message ids in each,
+_ID_BYTES = 128  # and how long they are
+_PER_SECOND = 100  # messages and control messages of one host
+_SEEN = 16_384
+_SEEN_SECONDS = 120.0
+
+OnMessage = Callable[[str, str, bytes], None]  # signer, who passed it on, data
+
+
+class Seen:
+    """Ids of messages that were here before, for a while; in the place of py-libp2p's, which has no bound."""
+
+    def __init__(self) -> None:
+        self.table: Table[bytes, float] = Table(
+            "gossip seen", entries=_SEEN, nbytes=8 * 1024 * 1024, size=lambda key, at: len(key)
+        )
+
+    def has(self, key: bytes) -> bool:
+        """Whether a message was here; asking counts as seeing it again."""
+        if (self.table.get(key) or 0.0) < trio.current_time() - _SEEN_SECONDS:
+            return False
+        self.table.put(key, trio.current_time(), "")
+        return True
+
+    def add(self, key: bytes) -> bool:
+        """Note a message; False where it was here before."""
+        fresh = not self.has(key)
+        self.table.put(key, trio.current_time(), "")
+        return fresh
+
+    def length(self) -> int:
+        """Return how many are known."""
+        return len(self.table)
+
+    def stop(self) -> None:
+        """Nothing runs beside it."""
+
+
+class Gossip(Pubsub):  # type: ignore[misc]
+    """`Pubsub` for one topic."""
+
+    def __init__(self, host: Any, router: Any, on_message: OnMessage, host_of: Callable[[str], str | None]) -> None:
+        super().__init__(
+            host,
+            router,
+            allowed_topics={TOPIC},
+            max_inbound_rpc_size=RPC_BYTES,
+            max_subscriptions_per_rpc=_CONTROLS,
+            max_subscriptions_per_peer=_CONTROLS,
+        )
+        unbounded: Any = self.seen_messages
+        unbounded._stop_event.set()  # its thread ends at its next turn
+        self.seen_messages: Any = Seen()
+        self._on_message = on_message
+        self._address = host_of
+        self._via: dict[bytes, str] = {}  # of the messages that are being looked at: one for each stream
+        self.rate = Buckets(_PER_SECOND, clock=trio.current_time, name="gossip rates")
+
+    async def continuously_read_stream(self, stream: Any) -> None:
+        """Read what a peer says, as fast as it may, until its stream ends or breaks the rules."""
+        peer = stream.muxed_conn.peer_id
+        host = self._address(str(peer)) or str(peer)
+        try:
+            while self.manager.is_running:
+                rpc = rpc_pb2.RPC()
+                rpc.ParseFromString(await read_varint_prefixed_bytes_limited(stream, RPC_BYTES))
+                if maybe_consume_signed_record(rpc, self.host, peer):
+                    await self._take(rpc, peer, host)
+        except (StreamEOF, StreamError, IOException, RawConnError):
+            return  # it ended, as streams do
+        except Exception:  # noqa: BLE001 - whatever it said, it breaks the rules
+            with contextlib.suppress(Exception):
+                await stream.reset()
+            self._handle_dead_peer(peer)
+
+    async def _take(self, rpc: Any, peer: Any, host: str) -> None:
+        for message in list(rpc.publish)[:_MESSAGES]:
+            await self._turn(host)
+            if _ours(message) and not self._is_msg_seen(message):
+                name = self.get_message_id(message)
+                self._via[name] = str(peer)
+                try:
+                    await self.push_msg(peer, message)
+                finally:
+                    self._via.pop(name, None)
+        for subscription in list(rpc.subscriptions)[:_CONTROLS]:
+            if subscription.topicid == TOPIC:
+                self.handle_subscription(peer, subscription)
+        if rpc.HasField("control"):
+            await self._turn(host)
+            await self.router.handle_rpc(_control(rpc.control), peer)
+
+    async def _turn(self, host: str) -> None:
+        if (wait := self.rate.wait(host)) > 0:
+            await trio.sleep(wait)  # and meanwhile nothing more is read from it
+
+    def notify_subscriptions(self, publish_message: Any) -> None:
+        """Hand a message over, with who passed it on."""
+        signer = ID(publish_message.from_id)
+        if signer != self.host.get_id():
+            via = self._via.get(self.get_message_id(publish_message), str(signer))
+            self._on_message(str(signer), via, bytes(publish_message.data))
+
+
+def _ours(message: Any) -> bool:
+    small = len(message.data) <= _MESSAGE_BYTES and len(message.from_id) <= 64 and len(message.seqno) <= 16
+    return small and len(message.key) <= 128 and len(message.signature) <= 128 and list(message.topicIDs) == [TOPIC]
+
+
+def _control(said: Any) -> Any:
+    """What of control messages is about our topic, and of bounded size."""
+    rpc = rpc_pb2.RPC()
+    control = rpc.control
+    control.SetInParent()
+    for ihave in [c for c in said.ihave if c.topicID == TOPIC][:_CONTROLS]:
+        control.ihave.append(rpc_pb2.ControlIHave(topicID=TOPIC, messageIDs=_ids(ihave)))
+    for iwant in list(said.iwant)[:_CONTROLS]:
+        control.iwant.append(rpc_pb2.ControlIWant(messageIDs=_ids(iwant)))
+    for idontwant in list(said.idontwant)[:_CONTROLS]:
+        control.idontwant.append(rpc_pb2.ControlIDontWant(messageIDs=_ids(idontwant)))
+    if any(c.topicID == TOPIC for c in said.graft):
+        control.graft.append(rpc_pb2.ControlGraft(topicID=TOPIC))
+    for prune in [c for c in said.prune if c.topicID == TOPIC][:1]:
+        control.prune.append(rpc_pb2.ControlPrune(topicID=TOPIC, backoff=min(prune.backoff, 600)))
+    return rpc
+
+
+def _ids(said: Any) -> list[bytes]:
+    return [name for name in list(said.messageIDs)[:_IDS] if len(name) <= _ID_BYTES]

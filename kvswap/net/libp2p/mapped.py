@@ -1,0 +1,54 @@
+"""A bounded table in the place of a dict of py-libp2p's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+from kvswap.core.bounded import Table
+
+
+class Mapped(MutableMapping[Any, Any]):
+    """Looks like a dict (with `default`, like a defaultdict) and holds no more than its table does.
+
+    What does not fit is not kept: a caller that put it does not find it again.
+    """
+
+    def __init__(self, table: Table[Any, Any], default: Callable[[], Any] | None = None) -> None:
+        self.table = table
+        self._default = default
+
+    def __getitem__(self, key: Any) -> Any:
+        if key in self.table:
+            return self.table.get(key)
+        if self._default is None:
+            raise KeyError(key)
+        made = self._default()
+        self.table.put(key, made, str(key))
+        return made
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.table.put(key, value, str(key))
+
+    def __delitem__(self, key: Any) -> None:
+        if key not in self.table:
+            raise KeyError(key)
+        self.table.pop(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.table
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return a value as a dict does, without making one."""
+        return self.table.get(key) if key in self.table else default
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def small(name: str, entries: int, default: Callable[[], Any] | None = None) -> Mapped:
+    """Make one for values that are small whatever strangers say."""
+    return Mapped(Table(name, entries=entries, size=lambda key, value: 512), default)
