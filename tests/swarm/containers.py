@@ -27,13 +27,13 @@ def sizes(root: Any) -> tuple[dict[str, int], dict[str, Table[Any, Any]]]:
             continue
         seen.add(id(item))
         if isinstance(item, Table):
-            tables[path] = item
+            tables[f"{path}: {item.name}"] = item
             continue
         if isinstance(item, (Rows, Places)):  # their books are about what their table holds
             assert item.filling().entries <= item.filling().most_entries
             if isinstance(item, Rows):
                 assert len(item.names()) <= len(item)
-                tables[path] = item.table
+                tables[f"{path}: {item.table.name}"] = item.table
             continue
         if isinstance(item, (dict, list, set, frozenset, deque, bytearray)):
             if not (isinstance(item, deque) and item.maxlen is not None):
