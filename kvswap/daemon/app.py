@@ -149,6 +149,7 @@ class Api:
                 "bytes_in": node.counters.bytes_in,
                 "bytes_out": node.counters.bytes_out,
                 "started": node.counters.started,
+                "tables": [filling.to_json() for filling in node.tables.fillings()],
             }
         )
 

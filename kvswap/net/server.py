@@ -102,18 +102,20 @@ class Server:
         self._flooded = flooded
         self._offences = Buckets(LIMITS.offences_per_second, LIMITS.offences_at_once, name="offences")
         self._streams: Counter[str] = Counter()
+        self._open: dict[str, dict[int, Stream]] = {}  # the oldest first
         self._buckets = Buckets(LIMITS.requests_per_second)
         self.tables = (self._offences.table, self._buckets.table)
 
     async def __call__(self, stream: Stream) -> None:
         peer = stream.peer
-        full = self._streams[peer] >= LIMITS.streams_per_peer or self._streams.total() >= LIMITS.streams
-        if full or self._refuse(peer):
+        full = self._streams[peer] >= LIMITS.streams_per_peer
+        if full or self._refuse(peer) or not await self._room_for(peer):
             if full:
                 self._offence(peer, "opens streams beyond what one peer may")
             await stream.reset()
             return
         self._streams[peer] += 1
+        self._open.setdefault(peer, {})[id(stream)] = stream
         caller = Caller(peer)
         try:
             await self._serve(stream, caller)
@@ -130,6 +132,22 @@ class Server:
             caller.ending.close()
             self._streams[peer] -= 1
             self._streams += Counter()
+            if (mine := self._open.get(peer)) is not None:
+                mine.pop(id(stream), None)
+                if not mine:
+                    del self._open[peer]
+
+    async def _room_for(self, peer: str) -> bool:
+        """Whether there is a place for one more; of whoever has most, the oldest stream ends for who has few."""
+        if self._streams.total() < LIMITS.streams:
+            return True
+        most, count = self._streams.most_common(1)[0]
+        oldest = next(iter(self._open.get(most, {}).values()), None)
+        if oldest is None or count <= self._streams[peer] + 1:
+            return False
+        self._open[most].pop(id(oldest))
+        await oldest.reset()
+        return self._streams.total() < LIMITS.streams + LIMITS.streams_per_peer  # it is still ending
 
     def _offence(self, peer: str, how: str) -> None:
         """Once is an accident, many at a time are a flood."""
