@@ -34,7 +34,7 @@ from tests.exchange.modelled import RealModel
 from tests.exchange.test_fetch import World, world
 from tests.support import DOCUMENT, Made, key, run
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 TEXT = DOCUMENT.read_text()[:700]
 REFERENCE = document_digest(TEXT.encode())
 HONEST, LIAR = key(301), key(302)
