@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from kvswap.core.errors import Untrusted
 from tests.families import build
-from tests.support import DOCUMENT, Daemon, kvswap, last_json, until
+from tests.support import DOCUMENT, Daemon, until
 
 pytestmark = [pytest.mark.swarm, pytest.mark.faults, pytest.mark.timeout(600)]
 Start = Callable[..., Daemon]
-TEXT = DOCUMENT.read_text()[:1100]  # fewer tokens than a window of 512; the answer goes beyond it
+TEXT = DOCUMENT.read_text()[:700]  # fewer tokens than a window of 512; the answer goes beyond it
 # What a stranger's artifact comes to: used, or refused with this reason.  Nobody is condemned in either case.
 FAMILIES = {
     "gemma3-512": "one by one",  # V5 is not run for a model with windows
     "gpt2": "cannot be read back",
     "deepseek-v3": "",
-    "phi3": "sliding",
+    "phi3": "a window of it",
     "falcon-alibi": "one by one",
 }
 
@@ -27,21 +28,19 @@ FAMILIES = {
 def test_an_honest_publisher_is_condemned_by_nobody(daemon: Start, tmp_path: Path, family: str) -> None:
     model = build(tmp_path / family, family)
     flags = ("--model", str(model), "--dtype", "float32", "--threads", "1")
-    document = tmp_path / "document.txt"
-    document.write_text(TEXT)
     a = daemon("a", *flags, KVSWAP_BLOCK_TOKENS="64")
-    published = last_json(kvswap(a.home, "publish", str(document), "--json"))
+    published = a.client.publish(TEXT)
     b = daemon("b", "--bootstrap", a.address, *flags, KVSWAP_BLOCK_TOKENS="64")
     until(lambda: b.client.status()["peers"] >= 1, what="the reader to meet the publisher")
     # A stranger's, by the digest alone.
-    done = kvswap(b.home, "fetch", published["document"], "--force", "--strangers")
-    why = FAMILIES[family]
-    assert done.returncode == (4 if why else 0) and why in done.stderr, done.stderr
+    if why := FAMILIES[family]:
+        with pytest.raises(Untrusted, match=why):
+            b.client.fetch(published["document"], force=True, strangers=True)
+    else:
+        assert b.client.fetch(published["document"], force=True, strangers=True).report["artifact"]
     # A trusted publisher's, with an answer that moves every window.
     b.client.trust_add(a.publisher)
-    asked = kvswap(b.home, "ask", str(document), "What?", "--max-tokens", "150", "--ignore-eos", "--force", "--json")
-    assert asked.returncode == 0, asked.stderr
-    answer = last_json(asked)
+    answer = b.client.ask(published["document"], "What?", text=TEXT, max_tokens=300, ignore_eos=True, force=True)
     assert answer["artifact"] == published["artifact"] and answer["unchecked"] == {}
     assert b.client.trust_list()["distrusted"] == []
     assert [audit for audit in b.client.audits() if audit["verdict"] == "failed"] == []

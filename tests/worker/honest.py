@@ -27,7 +27,6 @@ from tests.support import DOCUMENT, key
 BLOCK = 64
 WORDS = DOCUMENT.read_text()
 OTHER = WORDS[9000:11000]  # a text that no artifact here is of
-NOISE_TOKENS = 512
 
 AXES: dict[str, Sequence[str]] = {
     "family": list(FAMILIES),
@@ -53,6 +52,7 @@ class Shelf:
 
     root: Path
     dtypes: dict[str, str] = field(default_factory=dict)  # float32 unless it is named
+    noise_tokens: int = 512
     _made: dict[Any, Any] = field(default_factory=dict)
 
     def dtype(self, family: str) -> str:
@@ -85,7 +85,7 @@ class Shelf:
 
     def noise(self, family: str) -> Any:
         def measure() -> Any:
-            with mock.patch("kvswap.worker.noise.TOKENS", NOISE_TOKENS):
+            with mock.patch("kvswap.worker.noise.TOKENS", self.noise_tokens):
                 return self.jobs(family).do_noise()
 
         return self._once(("noise", family), measure)

@@ -14,8 +14,7 @@ from tests.pairs import all_pairs
 from tests.worker.honest import AXES, Shelf, condemned
 
 SEED = int(os.environ.get("KVSWAP_TEST_SEED") or random.SystemRandom().randrange(10**6))
-# Those that were condemned once, and one that never was.
-CORE = ("llama", "gemma3-80", "gemma3-512", "gpt2", "deepseek-v3")
+CORE = ("llama", "gemma3-80", "gpt2", "deepseek-v3")  # of those that were condemned once, and one that never was
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,8 +37,15 @@ def accused(shelf: Shelf, cases: list[dict[str, str]]) -> list[str]:
 @pytest.mark.parametrize("family", CORE)
 def test_an_honest_publisher_is_not_accused(tmp_path: Path, family: str) -> None:
     print(f"KVSWAP_TEST_SEED={SEED}")
-    lengths = ("block + 1", "window", "blocks")
-    cases = all_pairs({**AXES, "family": (family,), "length": lengths, "extent": ("whole",)}, SEED)
+    few = {"family": (family,), "length": ("block + 1", "window"), "extent": ("whole",)}
+    cases = all_pairs({**AXES, **few, "reader": ("same", "no text", "wrong text")}, SEED)
+    assert accused(Shelf(tmp_path, noise_tokens=256), cases) == []
+
+
+def test_a_window_that_moves_during_an_answer_accuses_nobody(tmp_path: Path) -> None:
+    """The document fits the window of 512 tokens of layer 0, the answer goes beyond it."""
+    case = {"family": "gemma3-512", "way": "ask", "length": "window - 1"}
+    cases = [case | {"extent": extent, "reader": "same"} for extent in ("whole", "prefix")]
     assert accused(Shelf(tmp_path), cases) == []
 
 
