@@ -23,10 +23,23 @@ def static(loaded: Any, identity: bytes, manifest: Manifest, document: Document)
         names = _TOKENISING
     return Grounds(
         text="" if document.ids is not None or document.lie else document.why,
-        weights="" if identity == manifest.model.digest else "this reader has another model",
+        weights=_weights(loaded, identity, manifest),
         numerics=comparable(manifest.numerics, environment, *([names] if names else [])),
         rules=rules_of(manifest),
     )
+
+
+def _weights(loaded: Any, identity: bytes, manifest: Manifest) -> str:
+    """What is in memory now is compared with the model's files: what was loaded may have been changed since."""
+    from kvswap.model.live import live_identity
+
+    if identity != manifest.model.digest:
+        return "this reader has another model"
+    try:
+        live = live_identity(loaded.model)
+    except KvswapError as error:
+        return f"this reader's model cannot be compared with its files: {error.message}"
+    return "" if live == manifest.model.digest else "this reader's model is not that of its files any more"
 
 
 def judged(

@@ -176,12 +176,13 @@ class Checks:
         if not probe.tokens:
             return Step(Level.PROBE, "skipped", why="its publisher had no model to make a probe with")
         cache = build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
-        made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
-        figures = {
-            "tokens_equal": made.ids == list(probe.tokens),
-            "logits_equal": made.logits_digest == "blake3:" + probe.logits.hex(),
-            "same_environment": self._same,
-        }
+        figures = {"tokens_equal": False, "logits_equal": False, "same_environment": self._same}
+        try:
+            made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
+        except Incompatible as error:  # what follows from this cache is not finite: no reason to skip the other steps
+            return Step(Level.PROBE, "failed", why=error.message, figures=figures)
+        figures["tokens_equal"] = made.ids == list(probe.tokens)
+        figures["logits_equal"] = made.logits_digest == "blake3:" + probe.logits.hex()
         if figures["tokens_equal"]:
             return Step(Level.PROBE, "passed", figures=figures)
         return Step(Level.PROBE, "failed", why="it does not continue as its publisher said", figures=figures)

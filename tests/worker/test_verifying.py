@@ -130,3 +130,17 @@ def test_noise_of_a_model_that_makes_its_own_mask_is_measured_but_for_single_pos
     assert "one by one" in fifth.why
     (lie,), _ = climb(forge(scene, ATTACKS["swapped history"](scene)), scene, [7], noise)
     assert accuses(lie)
+
+
+def test_a_model_that_was_changed_after_loading_condemns_nobody(scene: Scene) -> None:
+    """Its own cache passes, the publisher's does not: what it computes with is not what its files hold."""
+    made = forge(scene, scene.right)
+    weight = scene.loaded.model.get_input_embeddings().weight
+    before = weight.detach().clone()
+    try:
+        weight.data.mul_(1.5).add_(0.1)
+        step = first_layer(scene, made)
+        assert step.verdict == "skipped" and "with its files" in step.why or "of its files" in step.why
+    finally:
+        weight.data.copy_(before)
+    assert first_layer(scene, made).verdict == "passed"
