@@ -313,16 +313,25 @@ def test_an_answer_that_takes_too_long_ends_and_is_billed(tmp_path: Path, monkey
 
 
 def test_who_reads_nothing_is_billed_what_the_engine_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_app, "LIMITS", dataclasses.replace(LIMITS, upload_piece_seconds=1.0))
+    """The engine is not held up by a client that is slow, and one that takes nothing is hung up on."""
 
     async def body() -> None:
         async with scene(tmp_path) as at:
-            token = at.invite("bob")
-            script = at.engine.scripts["x"] = Script(3_000, text="x" * 8_000)
+            noting(monkeypatch, at)
+            token = at.invite("slow")
+            script = at.engine.scripts["x"] = Script(2_000, text="x" * 8_000)
             async with asking(at, token, "x", True):  # and not a byte of the answer is read
-                await until(lambda: at.billed("bob"))
-            (bill,) = at.billed("bob")
-            assert script.delivered == 3_000 == bill.made
+                await until(lambda: at.noted["x"] == 2_000)
+            await until(lambda: at.billed("slow"))
+            (bill,) = at.billed("slow")
+            assert script.delivered == 2_000 == bill.made
+            monkeypatch.setattr(host_app, "LIMITS", dataclasses.replace(LIMITS, upload_piece_seconds=0.5))
+            token = at.invite("dead")
+            script = at.engine.scripts["y"] = Script(10**9, text="x" * 8_000)
+            async with asking(at, token, "y", True):
+                await until(lambda: at.billed("dead"))
+            (bill,) = at.billed("dead")
+            assert 0 < bill.made <= script.delivered
 
     run(body())
 
