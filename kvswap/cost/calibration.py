@@ -6,10 +6,11 @@ else, so reading it never raises.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ from typing import Any
 
 from kvswap.core.bounded import Table
 from kvswap.core.limits import LIMITS
+from kvswap.core.upkeep import Problems, Writer
+from kvswap.core.whole import write_whole
 from kvswap.cost.estimate import Link, PrefillCurve
 
 _SAMPLES_KEPT = 256
 _PEERS_KEPT = 1_024
+_WAITING_BYTES = 4 << 20  # of versions of the file that are to be written
 _WEIGHT = 0.3  # of a new measurement in the running mean, when the last one is recent
 _DAY = 86_400.0  # seconds after which what was known weighs little against a new measurement
 _PACE_SECONDS = 900.0  # for which the pace of the last blocks says something of this machine's load
@@ -32,17 +36,24 @@ LOAD_BYTES_PER_SECOND = {"raw": 0.8e9, "planes": 0.4e9, "predictive": 0.1e9, "in
 class Calibration:
     """Measured rates.  Not thread-safe; lives on the node's loop."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, problems: Problems | None = None) -> None:
+        """Read the file; one that is damaged is set aside, which `problems` tells."""
         self._path = path
         self._data: dict[str, Any] = {"prefill": {}, "peers": {}, "codecs": {}, "noise": {}, "hosts": {}}
+        self._versions = self._written = 0
+        self._writing = threading.Lock()
+        self._writer: Writer[tuple[int, bytes]] = Writer("calibration", self._write, budget=_WAITING_BYTES)
         try:
-            if path.stat().st_size <= LIMITS.config_bytes:
-                read = json.loads(path.read_text())
-                for part in self._data:
-                    if isinstance(read.get(part), dict):
-                        self._data[part] = read[part]
-        except (OSError, ValueError, AttributeError):
+            if path.stat().st_size > LIMITS.config_bytes:
+                raise ValueError("too large")
+            read = json.loads(path.read_text())
+            for part in self._data:
+                if isinstance(read.get(part), dict):
+                    self._data[part] = read[part]
+        except FileNotFoundError:
             pass
+        except (OSError, ValueError, AttributeError) as error:
+            self._set_aside(problems, error)
         self.links: Table[str, dict[str, Any]] = Table(
             "links", entries=_PEERS_KEPT, size=lambda peer, row: 512, keep=lambda peer, row: "rate" in row
         )
@@ -50,15 +61,39 @@ class Calibration:
             if isinstance(row, dict):
                 self.links.put(peer, row, peer)
 
+    def _set_aside(self, problems: Problems | None, why: Exception) -> None:
+        if isinstance(why, ValueError | AttributeError):
+            with contextlib.suppress(OSError):
+                os.replace(self._path, self._path.with_suffix(".damaged"))
+        if problems is not None:
+            text = f"{self._path.name} cannot be read ({why}): rates are measured anew"
+            problems.note("calibration", text)
+
     def save(self) -> None:
-        """Write as a whole; a failure is not worth an error."""
-        try:
-            descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".calibration-")
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(self._data | {"peers": dict(self.links.items())}, file)
-            os.replace(temporary, self._path)
-        except OSError:
-            pass
+        """Write as a whole; a failure is not worth an error.  Blocks."""
+        self._write([self._version()])
+
+    def close(self) -> None:
+        """Write, and end the thread that does."""
+        self._writer.close()
+        self.save()
+
+    def _save_soon(self) -> None:
+        """The same in a thread; a disk that does not come along is not waited for."""
+        version = self._version()
+        if self._writer.waiting_bytes + len(version[1]) < _WAITING_BYTES:
+            self._writer.add(version, len(version[1]))
+
+    def _version(self) -> tuple[int, bytes]:
+        self._versions += 1
+        return self._versions, json.dumps(self._data | {"peers": dict(self.links.items())}).encode()
+
+    def _write(self, versions: Sequence[tuple[int, bytes]]) -> None:
+        number, data = versions[-1]
+        with self._writing, contextlib.suppress(OSError):
+            if number > self._written:  # a newer one may have come before
+                write_whole(self._path, data, durable=False)
+                self._written = number
 
     # -- prefill ---------------------------------------------------------------------------------
 
@@ -76,7 +111,7 @@ class Calibration:
             known.pop("pace", None)
         elif (pace := self._pace(key, samples)) is not None:
             known |= {"pace": pace, "paced": int(time.time())}  # the machine is busier now, or less
-        self.save()
+        self._save_soon()
 
     def add_hybrid(self, key: str, samples: Sequence[tuple[int, int, float]]) -> None:
         """Block times while chunks were arriving, which takes something from computing."""
@@ -130,7 +165,7 @@ class Calibration:
         _blend(self._data["hosts"].setdefault(peer, {}), "first", seconds)
         while len(self._data["hosts"]) > _PEERS_KEPT:
             self._data["hosts"].pop(next(iter(self._data["hosts"])))
-        self.save()
+        self._save_soon()
 
     def host_seconds(self, peer: str) -> float | None:
         """To a host's first token, as experienced; None before that."""
@@ -143,7 +178,7 @@ class Calibration:
     def add_noise(self, key: str, value: dict[str, Any]) -> None:
         """How far apart right caches of a model are here, as `trust.noise.Noise.of` reads it."""
         self._data["noise"][key] = value
-        self.save()
+        self._save_soon()
 
     def noise(self, key: str) -> dict[str, Any] | None:
         row = self._data["noise"].get(key)

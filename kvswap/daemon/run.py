@@ -16,21 +16,22 @@ from typing import Any
 
 from aiohttp import web
 
-from kvswap.core.errors import UsageError
+from kvswap.core.errors import KvswapError, UsageError
 from kvswap.core.log import start_log
 from kvswap.core.runfile import RunFile
 from kvswap.core.settings import Settings
-from kvswap.core.upkeep import Problems
+from kvswap.core.upkeep import Problems, forever
 from kvswap.cost import Calibration
 from kvswap.daemon.app import Api
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.exchange import Node
 from kvswap.exchange.node import peer_of
 from kvswap.net import Transport
-from kvswap.store import Store
+from kvswap.store import Home, Store
 from kvswap.trust import PolicyFile
 
 _GRACE_SECONDS = 3.0
+_ATTEND_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
 Ready = Callable[[dict[str, Any]], None]
 
@@ -51,7 +52,15 @@ async def serve(settings: Settings, ready: Ready) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, lambda: os._exit(130) if stop.is_set() else stop.set())
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home = Home(settings.home)
+    start_log(settings.home)  # again: now there is a place for its file
+    try:
+        await _serve(settings, home, stop, ready)
+    finally:
+        home.close()
+
+
+async def _serve(settings: Settings, home: Home, stop: asyncio.Event, ready: Ready) -> None:
     store = Store.open(settings.home / "store", settings.quota_bytes)
     model = ModelProcess(settings, store.problems)
     try:
@@ -63,16 +72,36 @@ async def serve(settings: Settings, ready: Ready) -> None:
             model,
             publisher_key,
             PolicyFile(settings.home / "trust.json", publisher_key.peer_id),
-            Calibration(settings.home / "calibration.json"),
+            Calibration(settings.home / "calibration.json", store.problems),
             node_key,
         )
-        await _run(settings, node, model, stop, ready)
+        await _run(node, home, model, stop, ready)
     finally:
         await model.stop()
         store.close()
 
 
-async def _run(settings: Settings, node: Node, model: ModelProcess, stop: asyncio.Event, ready: Ready) -> None:
+async def _look_after(node: Node, home: Home) -> None:
+    """Put right what the disk allows again: what is only in memory is written back, what was deleted made again."""
+
+    def attend() -> None:
+        home.attend()
+        node.store.attend()
+
+    await forever("store", lambda: asyncio.to_thread(attend), node.problems, pause=_ATTEND_SECONDS)
+
+
+def _write_run_file(run_file: RunFile, home: Home) -> None:
+    try:
+        run_file.write(home.path)
+    except KvswapError:
+        if not home.release():
+            raise
+        run_file.write(home.path)
+
+
+async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event, ready: Ready) -> None:
+    settings = node.settings
     token = secrets.token_urlsafe(32)
     # What a client cancelled must stop here too, hence handler_cancellation.
     runner = web.AppRunner(
@@ -92,7 +121,8 @@ async def _run(settings: Settings, node: Node, model: ModelProcess, stop: asynci
     await node.start()
     idle = asyncio.create_task(model.unload_when_idle())
     run_file = RunFile(f"http://127.0.0.1:{port}", token, os.getpid())
-    run_file.write(settings.home)
+    _write_run_file(run_file, home)
+    looking = asyncio.create_task(_look_after(node, home))
     try:
         ready(
             {
@@ -108,6 +138,7 @@ async def _run(settings: Settings, node: Node, model: ModelProcess, stop: asynci
     finally:
         RunFile.remove(settings.home)
         idle.cancel()
+        looking.cancel()
         await model.stop()  # ends a running job, so its request can end too
         await runner.cleanup()
         await node.stop()
@@ -115,6 +146,7 @@ async def _run(settings: Settings, node: Node, model: ModelProcess, stop: asynci
 
 def main(settings: Settings, ready: Ready) -> None:
     """Blocking form of `serve`."""
+    os.umask(0o077)  # a cache reveals its text: what is written here is this user's alone
     # The trio thread moves every byte; at Python's default of 5 ms it waits for the loop's thread too long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     start_log(settings.home)

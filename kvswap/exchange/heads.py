@@ -70,6 +70,7 @@ def _signed_by(node: Node, key: Key, holding: list[str], withdrawn: dict[str, st
     sequence = known[0] + 1 if known else 1
     made = make_head(key, sequence, int(time.time()), holding, withdrawn, next_key)
     node.records.put_head(publisher, sequence, made.envelope, withdrawn, held=withdrawn, kept=True)
+    node.head_files.put(publisher, made.envelope)
     return made
 
 
@@ -109,6 +110,8 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
         reasons = head.reasons
         here = {row.id for row in node.store.artifacts(publisher=head.publisher)} if reasons else set()
         node.records.put_head(head.publisher, head.sequence, signed.envelope, reasons, teller=peer, held=here)
+        if node.policy.policy.trusts(head.publisher):
+            node.head_files.put(head.publisher, signed.envelope)
         for artifact in sorted(here & reasons.keys()):
             with contextlib.suppress(NotFound):  # collected meanwhile
                 node.store.remove(artifact)

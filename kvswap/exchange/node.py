@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -35,9 +36,9 @@ from kvswap.net.client import Sessions
 from kvswap.net.dialling import allowed
 from kvswap.net.hosts import Hosts
 from kvswap.net.server import Server
-from kvswap.store import ArtifactRow, Ledger, PeerRecord, Records, Store
+from kvswap.store import ArtifactRow, HeadFiles, Ledger, Listing, PeerRecord, Records, Store
 from kvswap.trust import Groups, Key, Names, PolicyFile, Statement, load_or_create, read_statement
-from kvswap.trust.head import SignedHead
+from kvswap.trust.head import SignedHead, read_head
 
 T = TypeVar("T")
 AGENT = f"kvswap/{__version__}"
@@ -72,10 +73,13 @@ class Node:
         self.node_key = node_key  # signs the record of the bulk plane; None: no bulk plane
         self.events = EventLog()
         self.counters = Counters()
-        self.ledger = Ledger(settings.home / "peers.sqlite3")
-        self.records = Records(settings.home / "trust.sqlite3", lambda publisher: self.policy.policy.trusts(publisher))
-        self.standings = Standings(self.records, policy)
         self.problems = store.problems  # what is degraded, by part
+        self.ledger = Ledger(settings.home / "peers.sqlite3", self.problems)
+        self.records = Records(
+            settings.home / "trust.sqlite3", lambda publisher: self.policy.policy.trusts(publisher), self.problems
+        )
+        self.standings = Standings(self.records, policy)
+        self.head_files = HeadFiles(settings.home / "heads")
         # fetching
         self.buffers = Buffers()
         self.sessions = Sessions(transport) if transport is not None else None
@@ -103,6 +107,8 @@ class Node:
         self.measuring = False  # prefill of the model, in the background
         # publishing
         self.recoding = asyncio.Lock()  # one document at a time in the background, and each once
+        self._match_heads()
+        store.read_with(self._listing)
 
     @staticmethod
     def keys(home: Path) -> tuple[Key, Key]:
@@ -117,6 +123,32 @@ class Node:
         if envelope is None:
             raise NotFound(f"artifact {artifact} is not here")
         return [file.id for file in self.read(envelope).manifest.files]
+
+    def _match_heads(self) -> None:
+        """Head records of our own and of whom we trust are in the database and in files: the newer one is right."""
+        restored = 0
+        for publisher, envelope in self.head_files.all():
+            with contextlib.suppress(KvswapError):
+                head = read_head(envelope).head
+                known = self.records.head(publisher)
+                if head.publisher == publisher and (known is None or known[0] < head.sequence):
+                    self.records.put_head(publisher, head.sequence, envelope, head.reasons, kept=True)
+                    restored += 1
+        for publisher in (str(self.publisher.peer_id), *self.retired, *self.policy.policy.publishers):
+            known = self.records.head(publisher) if not self.head_files.has(publisher) else None
+            if known is not None:
+                self.head_files.put(publisher, known[1])
+        if restored and self.records.empty:
+            text = f"trust.sqlite3 was damaged or gone: {restored} head records are restored, checks and audits are not"
+            self.problems.note("trust", text)
+
+    def _listing(self, envelope: bytes) -> Listing | None:
+        """What to list of an envelope that the disk has and the index has not; None for what was withdrawn."""
+        from kvswap.exchange.statement import listing_of
+
+        listing = listing_of(self.read(envelope))
+        withdrawn = self.records.withdrawn(listing.row.id, listing.row.publisher)
+        return listing if withdrawn is None else None
 
     def read(self, envelope: bytes) -> Statement:
         """A statement from our own store.  Raises `NotAMember` for one that is sealed for others."""
@@ -324,7 +356,7 @@ class Node:
             await self.sessions.close()
         if self.transport is not None:
             await self.transport.stop()
-        self.calibration.save()
+        await asyncio.to_thread(self.calibration.close)
         await asyncio.to_thread(self.ledger.close)
         await asyncio.to_thread(self.records.close)
 

@@ -16,7 +16,7 @@ from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
-from kvswap.store import ArtifactRow
+from kvswap.store import ArtifactRow, Listing
 from kvswap.trust import Statement
 from kvswap.trust.groups import Sealing
 
@@ -73,8 +73,8 @@ def reusable(node: Node, row: ArtifactRow) -> Statement | None:
     return statement
 
 
-def list_artifact(node: Node, statement: Statement) -> bool:
-    """Index an artifact under its document and chain digests; True when what a reader needs is here."""
+def listing_of(statement: Statement) -> Listing:
+    """Return what the index is told of an artifact: its document, chain digests, and which files a reader needs."""
     manifest, names = statement.manifest, statement.names
     now = time.time()
     model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)
@@ -98,4 +98,15 @@ def list_artifact(node: Node, statement: Statement) -> bool:
     files = manifest.files
     needed = {files[i].id for i in layout.needed_files(manifest)}
     others = [f.id for f in files if f.id not in needed]
-    return node.store.put_artifact(row, statement.envelope, needed, others, names.chain(manifest.prefix.chain))
+    return Listing(row, statement.envelope, needed, others, names.chain(manifest.prefix.chain))
+
+
+def list_artifact(node: Node, statement: Statement, *, durable: bool = True) -> bool:
+    """Index an artifact under its document and chain digests; True when what a reader needs is here.
+
+    `durable`: nobody else has it, so it is on disk, whatever happens, when this returns.
+    """
+    listing = listing_of(statement)
+    return node.store.put_artifact(
+        listing.row, listing.envelope, listing.needed, listing.others, listing.chain, durable=durable
+    )

@@ -9,8 +9,24 @@ b'some encoded keys and values'
 """
 
 from kvswap.store.files import ChunkFile
+from kvswap.store.headfiles import HeadFiles
+from kvswap.store.home import Home
 from kvswap.store.ledger import Ledger, PeerRecord
+from kvswap.store.listing import ArtifactRow, Listing, StoreReport
 from kvswap.store.records import AuditRow, Outcome, Records
-from kvswap.store.store import ArtifactRow, Store, StoreReport
+from kvswap.store.store import Store
 
-__all__ = ["ArtifactRow", "AuditRow", "ChunkFile", "Ledger", "Outcome", "PeerRecord", "Records", "Store", "StoreReport"]
+__all__ = [
+    "ArtifactRow",
+    "AuditRow",
+    "ChunkFile",
+    "HeadFiles",
+    "Home",
+    "Ledger",
+    "Listing",
+    "Outcome",
+    "PeerRecord",
+    "Records",
+    "Store",
+    "StoreReport",
+]

@@ -13,14 +13,16 @@ import errno
 import itertools
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
 
 from kvswap.core.errors import NotFound, StoreFull, UsageError
+from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import Cid
 from kvswap.store import direct
+from kvswap.store.database import set_aside, sync
 
 _PIECE = 256 * 1024
 
@@ -84,10 +86,14 @@ class ChunkFiles:
     def __init__(self, root: Path) -> None:
         self._root = root / "chunks"
         self._temporary = root / "tmp"
-        self._quarantine = root / "quarantine"
-        for directory in (self._root, self._temporary, self._quarantine):
-            directory.mkdir(parents=True, exist_ok=True)
+        self.quarantine = root / "quarantine"
+        self.make_directories()
         self._numbers = itertools.count()
+
+    def make_directories(self) -> None:
+        """Make what is missing of the directories.  Raises `OSError`."""
+        for directory in (self._root, self._temporary, self.quarantine):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, cid: Cid) -> Path:
         return chunk_path(self._root, cid)
@@ -105,14 +111,14 @@ class ChunkFiles:
         synced: bool = True,
         cached: bool = False,
     ) -> None:
-        """Store the bytes under their name.  Raises `StoreFull`; the store stays as it was.
+        """Store the bytes under their name.  Raises `StoreFull` or `LocalFault`; the store stays as it was.
 
         `owner` and `cached`: see `direct.write`.  Unless `synced` it is the caller's to `sync` the file later.
         """
         target = self.path(cid)
         temporary: Path | None = self._temporary / f"{os.getpid()}-{next(self._numbers)}"
         try:
-            descriptor = os.open(str(temporary), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = self._created(str(temporary))
             try:
                 direct.write(descriptor, data, owner, cached=cached)
                 if synced:
@@ -122,7 +128,7 @@ class ChunkFiles:
             try:
                 os.replace(str(temporary), target)
             except FileNotFoundError:
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 os.replace(str(temporary), target)
             temporary = None
         except OSError as error:
@@ -132,18 +138,29 @@ class ChunkFiles:
                     cause="the disk is full",
                     hint="kvswap gc",
                 ) from error
-            raise
+            raise as_kvswap_error(error, f"writing chunk {cid}") from error
         finally:
             if temporary is not None:
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+
+    def _created(self, path: str) -> int:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:  # somebody removed the directories
+            self.make_directories()
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
     def sync(self, cid: Cid) -> None:
         """Make a file durable.  Raises `OSError`."""
-        descriptor = os.open(self.path(cid), os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(self.path(cid))
+
+    def sync_names(self, cids: Iterable[Cid]) -> None:
+        """Make the names of files durable.  Raises `OSError`."""
+        for directory in sorted({self.path(cid).parent for cid in cids}):
+            with contextlib.suppress(FileNotFoundError):
+                sync(directory)
+        sync(self._root)
 
     @contextlib.contextmanager
     def open(self, cid: Cid) -> Iterator[ChunkFile]:
@@ -159,8 +176,8 @@ class ChunkFiles:
 
     def set_aside(self, cid: Cid) -> None:
         """Move a wrong file out of the way, kept for whoever wants to know why."""
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.path(cid), self._quarantine / str(cid))
+        with contextlib.suppress(OSError):
+            os.replace(self.path(cid), self.quarantine / str(cid))
 
     def clear_temporary(self) -> None:
         """Drop what a crash left half-written."""
@@ -168,17 +185,33 @@ class ChunkFiles:
             path.unlink(missing_ok=True)
 
     def all(self) -> Iterator[Cid]:
-        """Every chunk file; other names are passed over."""
-        for directory in sorted(self._root.iterdir()):
-            for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        """Yield every chunk file; other names are passed over."""
+        for cid, _ in self._entries():
+            yield cid
+
+    def sizes(self) -> Iterator[tuple[Cid, int]]:
+        """Yield every regular chunk file that is not empty, with its length in bytes."""
+        for cid, entry in self._entries():
+            with contextlib.suppress(OSError):
+                if entry.is_file() and (size := entry.stat().st_size):
+                    yield cid, size
+
+    def _entries(self) -> Iterator[tuple[Cid, os.DirEntry[str]]]:
+        for directory in _listed(self._root):
+            for entry in _listed(directory) if directory.is_dir() else ():
                 try:
-                    yield Cid.parse(path.name)
+                    yield Cid.parse(entry.name), entry
                 except UsageError:
                     continue
 
 
-def set_aside(database: Path) -> None:
-    """A damaged SQLite file, out of the way of a new one."""
-    os.replace(database, database.with_suffix(".damaged"))
-    for suffix in ("-wal", "-shm"):
-        Path(f"{database}{suffix}").unlink(missing_ok=True)
+def _listed(directory: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """Sorted; nothing of a directory that is not there any more."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+
+
+__all__ = ["ChunkFile", "ChunkFiles", "chunk_path", "chunk_reader", "set_aside"]

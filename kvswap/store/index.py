@@ -1,6 +1,7 @@
-"""The SQLite index: migrations, one connection that writes and one that reads, each behind its lock.
+"""The SQLite index: migrations, one connection that writes and several that read.
 
-With the write-ahead log a reader sees the last committed state and waits for no writer.
+With the write-ahead log a reader sees the last committed state and waits for no writer; a short query waits for no long
+one, as each has a connection of its own.
 
 Rows are written after the files they speak of, and deleted before them, so a crash leaves at worst a
 file that nobody lists.
@@ -8,13 +9,22 @@ file that nobody lists.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from kvswap.core.errors import Incompatible
+from kvswap.core.errors import Incompatible, KvswapError
+from kvswap.core.failures import as_kvswap_error
+from kvswap.store import database
+
+T = TypeVar("T")
+_READERS = 8  # queries at a time
+_LOOKED_AT_ONCE = 16 << 20  # bytes of an index that is looked through when it is opened
 
 # Append only: a migration that was ever released is never edited.
 MIGRATIONS = (
@@ -50,60 +60,363 @@ MIGRATIONS = (
     ALTER TABLE chunks ADD COLUMN synced INTEGER NOT NULL DEFAULT 1;
     CREATE INDEX chunks_unsynced ON chunks (cid) WHERE NOT synced;
     """,
+    # Whose a chunk is, counted where that changes: looking through all to find nobody's took a second with 600,000.
+    """
+    ALTER TABLE chunks ADD COLUMN owners INTEGER NOT NULL DEFAULT 0;
+    UPDATE chunks SET owners = (SELECT COUNT(*) FROM artifact_chunks a WHERE a.cid = chunks.cid);
+    CREATE INDEX chunks_orphans ON chunks (cid) WHERE owners = 0;
+    CREATE TRIGGER chunk_came AFTER INSERT ON chunks BEGIN
+        UPDATE chunks SET owners = (SELECT COUNT(*) FROM artifact_chunks a WHERE a.cid = NEW.cid) WHERE cid = NEW.cid;
+    END;
+    CREATE TRIGGER owner_came AFTER INSERT ON artifact_chunks BEGIN
+        UPDATE chunks SET owners = owners + 1 WHERE cid = NEW.cid;
+    END;
+    CREATE TRIGGER owner_went AFTER DELETE ON artifact_chunks BEGIN
+        UPDATE chunks SET owners = owners - 1 WHERE cid = OLD.cid;
+    END;
+    CREATE INDEX artifacts_added ON artifacts (added);
+    """,
 )
 
 
 class Index:
     """Serialised access to the database.  Safe to use from several threads."""
 
-    def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS, synchronous: str = "NORMAL") -> None:
-        """`synchronous`: SQLite's; with FULL what is committed survives the loss of power."""
-        self._lock = threading.RLock()
-        self._db = _connect(path, synchronous)
-        self._migrate(path, migrations)
-        self._reading = threading.Lock()
-        self._reader = _connect(path, synchronous)
+    def __init__(
+        self,
+        path: Path,
+        migrations: Sequence[str] = MIGRATIONS,
+        synchronous: str = "NORMAL",
+        told: Callable[[str | None], None] | None = None,
+        *,
+        cache: bool = False,
+    ) -> None:
+        """Open or create.  `synchronous`: SQLite's; with FULL what is committed survives the loss of power.
 
-    def _migrate(self, path: Path, migrations: Sequence[str]) -> None:
-        with self.transaction() as db:  # another process may be opening it too
+        With `told`, a damaged file is set aside and begun anew (`remake` fills it), and one that cannot be written is
+        read into memory until it can again (`attend`); `told` is called with what happened, and with None when it is
+        over.  Without, such errors are raised as SQLite's.  `cache`: what it holds can be had from elsewhere, so it may
+        be changed while it is in memory only; otherwise a change is refused meanwhile.
+        """
+        self.path = path
+        self._migrations, self._synchronous, self._told, self._cache = migrations, synchronous, told, cache
+        self.remake: Callable[[], None] | None = None
+        self.empty = False  # it was made now, and what it held before is to be had from elsewhere
+        self.detached = False  # in memory only
+        self._refusal: KvswapError | None = None  # of changes, while it is
+        self.epoch = 0  # grows when another database takes the place of this one
+        self.on_loop = 0  # accesses by a thread that runs an event loop, which they hold up
+        self._lock = threading.RLock()
+        self._idle = threading.Condition()
+        self._readers: list[sqlite3.Connection] = []
+        self._reading = 0
+        self._db = self._first()
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    def _first(self) -> sqlite3.Connection:
+        try:
+            return self._opened()
+        except sqlite3.Error as error:
+            if self._told is None:
+                raise
+            if database.is_damage(error):
+                return self._anew(error)
+            if not database.is_unwritable(error):
+                raise
+            return self._without_disk(error)
+
+    def _opened(self) -> sqlite3.Connection:
+        db = database.connect(self.path, self._synchronous)
+        try:
+            self._migrate(db)
+            if self._told is not None:
+                self._look(db)
+        except BaseException:
+            db.close()
+            raise
+        found = self.path.stat()
+        self._file = (found.st_dev, found.st_ino)
+        return db
+
+    def _anew(self, why: Exception) -> sqlite3.Connection:
+        """Set the file aside and begin another."""
+        try:
+            database.set_aside(self.path)
+            db = self._opened()
+        except (sqlite3.Error, OSError) as error:
+            return self._without_disk(error)
+        self._tell(f"{self.path.name} was damaged and is made anew from the disk ({_said(why)}); see {self._aside}")
+        return db
+
+    def _without_disk(self, why: Exception) -> sqlite3.Connection:
+        """Go on with a copy in memory."""
+        db = database.copied(self.path)
+        try:
+            self._migrate(db)
+            self._look(db)
+        except sqlite3.Error:
+            db.close()
+            db = database.in_memory()
+            self._migrate(db)
+        self._settle(db, why)
+        self._tell(f"{self.path.name} cannot be written ({_said(why)}): it is kept in memory meanwhile")
+        return db
+
+    def _settle(self, memory: sqlite3.Connection, why: Exception) -> None:
+        if not self._cache:
+            memory.execute("PRAGMA query_only=ON")
+            self._refusal = as_kvswap_error(why, f"writing {self.path.name}")
+        self.detached, self._file = True, (0, 0)
+
+    @property
+    def _aside(self) -> str:
+        return self.path.with_suffix(".damaged").name
+
+    def _tell(self, text: str | None) -> None:
+        if self._told is not None:
+            self._told(text)
+
+    def _look(self, db: sqlite3.Connection) -> None:
+        """Raise `sqlite3.DatabaseError` for a small file that is damaged anywhere; a large one is looked at later."""
+        if self.path.exists() and self.path.stat().st_size <= _LOOKED_AT_ONCE:
+            _check(db)
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")  # another process may be opening it too
+        try:
             (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version > len(migrations):
+            self.empty = version == 0
+            if version > len(self._migrations):
                 raise Incompatible(
-                    f"{path} has schema {version}, this kvswap knows {len(migrations)}",
+                    f"{self.path} has schema {version}, this kvswap knows {len(self._migrations)}",
                     cause="a newer kvswap wrote it",
+                    hint="install that version, or use another --home",
                     field="store",
                 )
-            for number, script in enumerate(migrations[version:], start=version + 1):
-                for statement in script.split(";"):
+            for number, script in enumerate(self._migrations[version:], start=version + 1):
+                for statement in _statements(script):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version={number}")
+        except BaseException:
+            _roll_back(db)
+            raise
+        db.execute("COMMIT")
+
+    # -- writing -----------------------------------------------------------------------------------
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One writer at a time; rolled back on any exception."""
+        self._noticed()
         with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                _roll_back(self._db)
                 raise
-            self._db.execute("COMMIT")
+
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what `work` returns, called with the connection in a transaction.
+
+        It is called again where the database had to be replaced in between (`told`).  Raises `sqlite3.Error`, or where
+        there is `told` an error of ours.
+        """
+        for last in (False, False, True):
+            epoch = self.epoch
+            try:
+                with self.transaction() as db:
+                    return work(db)
+            except sqlite3.Error as error:
+                if last or not self._replaced(error, epoch):
+                    raise self._plain(error, "writing") from error
+        raise AssertionError("unreachable")
+
+    def _plain(self, error: sqlite3.Error, doing: str) -> Exception:
+        """Who can go on without the file is told of the disk, not of SQLite."""
+        return error if self._told is None else as_kvswap_error(error, f"{doing} {self.path.name}")
+
+    def _replaced(self, error: sqlite3.Error, epoch: int) -> bool:
+        """Whether there is another database now, with which to try again."""
+        if self._told is None:
+            return False
+        if database.is_damage(error):
+            self.renew(epoch, error)
+            return True
+        if database.is_unwritable(error) and not self.detached and (self._cache or self._gone()):
+            return self.detach(error)
+        return False
+
+    def renew(self, epoch: int, why: Exception) -> None:
+        """Set a damaged database aside and fill another from the disk, unless that happened since `epoch`."""
+        with self._lock:
+            if self.epoch != epoch:
+                return
+            self._close_all()
+            self.detached, self._refusal = False, None
+            self._db = self._anew(why)
+            self.epoch += 1
+            if self.remake is not None:
+                self.remake()
+
+    def detach(self, why: Exception) -> bool:
+        """Go on in memory with what is committed; False where that cannot be read."""
+        with self._lock:
+            if self.detached:
+                return True
+            memory = database.in_memory()
+            try:
+                self._db.backup(memory)
+            except sqlite3.Error:
+                memory.close()
+                return False
+            self._close_all()
+            self._db = memory
+            self._settle(memory, why)
+            self.epoch += 1
+            self._tell(f"{self.path.name} cannot be written ({_said(why)}): it is kept in memory meanwhile")
+            return True
+
+    def attend(self) -> bool:
+        """Write back what is only in memory, or whose file was deleted; False where that does not work yet."""
+        with self._lock:
+            if not self.detached:
+                if not self._gone():
+                    return True
+                self.detach(FileNotFoundError("the file was deleted"))
+            try:
+                if self._cache or not self.path.exists():
+                    database.write_back(self._db, self.path)
+            except (OSError, sqlite3.Error):
+                return False
+            memory = self._db
+            try:
+                self._db = self._opened()
+            except (OSError, sqlite3.Error):
+                self._db = memory
+                return False
+            memory.close()
+            self.detached, self._refusal = False, None
+            self.epoch += 1
+            self._tell(None)
+            return True
+
+    def _gone(self) -> bool:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) != self._file
+
+    def check(self) -> None:
+        """Look at all of it, which reads the file once; what is damaged is made anew."""
+        epoch = self.epoch
+        try:
+            with self._reader() as db:
+                _check(db)
+        except sqlite3.Error as error:
+            if not self._replaced(error, epoch):
+                raise
+
+    # -- reading -----------------------------------------------------------------------------------
 
     def rows(self, query: str, *arguments: object) -> list[sqlite3.Row]:
         """What is committed.  Inside a `transaction`, read through its own connection instead."""
-        with self._reading:
-            return self._reader.execute(query, arguments).fetchall()
+        self._noticed()
+        for last in (False, True):
+            epoch = self.epoch
+            try:
+                with self._reader() as db:
+                    return db.execute(query, arguments).fetchall()
+            except sqlite3.Error as error:
+                if last or not self._replaced(error, epoch):
+                    raise self._plain(error, "reading") from error
+        raise AssertionError("unreachable")
 
-    def close(self) -> None:
-        with self._lock, self._reading:
-            self._reader.close()
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        if self.detached:
+            with self._lock:
+                yield self._db
+            return
+        with self._idle:
+            self._idle.wait_for(lambda: self._reading < _READERS)
+            self._reading += 1
+            epoch = self.epoch
+            db = self._readers.pop() if self._readers else None
+        try:
+            if db is None:
+                if self._told is not None and self._gone():  # never read from a file that is another one
+                    raise _coded("the file was deleted", sqlite3.SQLITE_CANTOPEN)
+                db = database.connect(self.path, self._synchronous)
+            yield db
+        finally:
+            with self._idle:
+                self._reading -= 1
+                if db is not None and epoch == self.epoch:
+                    self._readers.append(db)
+                elif db is not None:
+                    db.close()
+                self._idle.notify()
+
+    def _noticed(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            self.on_loop += 1
+
+    # -- closing -----------------------------------------------------------------------------------
+
+    def _close_all(self) -> None:
+        with self._idle:
+            for reader in self._readers:
+                reader.close()
+            self._readers.clear()
+        with contextlib.suppress(sqlite3.Error):
             self._db.close()
 
+    def close(self) -> None:
+        """Close; what is only in memory is written back if that is possible."""
+        with self._lock:
+            if self._told is not None and (self.detached or self._gone()):
+                self.attend()
+            self._close_all()
 
-def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
-    db.row_factory = sqlite3.Row
-    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "busy_timeout=10000"):
-        db.execute(f"PRAGMA {pragma}")
-    return db
+
+def _statements(script: str) -> Iterator[str]:
+    """Each statement of a script; those of a trigger belong to it."""
+    statement = ""
+    for piece in script.split(";"):
+        statement += piece + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _check(db: sqlite3.Connection) -> None:
+    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise _coded(str(found).replace("\n", " "), sqlite3.SQLITE_CORRUPT)
+
+
+def _coded(text: str, code: int) -> sqlite3.DatabaseError:
+    error = sqlite3.OperationalError(text)
+    error.sqlite_errorcode = code
+    return error
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    """SQLite may have done so itself, on a full disk."""
+    with contextlib.suppress(sqlite3.Error):
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+__all__ = ["MIGRATIONS", "Index"]

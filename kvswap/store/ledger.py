@@ -10,11 +10,13 @@ import contextlib
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kvswap.core.bounded import Table
-from kvswap.store.files import set_aside
+from kvswap.core.upkeep import Problems
+from kvswap.store import database
 
 _KEPT = 4_096
 _FAILURE_SECONDS = 2.0  # first pause after a failure; doubled with each more
@@ -41,15 +43,18 @@ class PeerRecord:
         return self.bytes_out / self.bytes_in if self.bytes_in else None
 
     def failed(self, now: float) -> None:
+        """Count a failure at `now`."""
         self.failures += 1
         self.in_a_row += 1
         self.failed_at = now
 
     def lied(self, now: float) -> None:
+        """Count a lie at `now`."""
         self.lies += 1
         self.lied_at = now
 
     def worked(self) -> None:
+        """Note that the peer did what it should: failures in a row end."""
         self.in_a_row = 0
 
     def not_before(self, longest: float, lie_seconds: float, connected: float | None = None) -> float:
@@ -61,41 +66,76 @@ class PeerRecord:
 
 
 _NAMES = tuple(f.name for f in fields(PeerRecord))
+_Values = tuple[object, ...]
 
 
 class Ledger:
     """Records by PeerId.  `record` and `flush` may be called from different threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, problems: Problems | None = None) -> None:
+        """Read the file.  One that is damaged is set aside and begun anew, which `problems` tells."""
         self._path = path
-        self._lock = threading.Lock()
+        self._problems = problems if problems is not None else Problems()
+        self._lock = threading.Lock()  # of the table; held for no disk
+        self._writing = threading.Lock()  # of the file
         self.table: Table[str, PeerRecord] = Table(
             "ledger",
             entries=_KEPT,
             size=lambda peer, record: 512,
             keep=lambda peer, record: record.blocked or record.bytes_in > 0,
         )
+        self._written: dict[str, _Values] = {}  # as the file has them
+        self._db: sqlite3.Connection | None = None
+        self.rows_written = 0
         try:
             self._db = self._open()
-            self._read()
-        except sqlite3.DatabaseError:
-            set_aside(path)
-            self.table.clear()
-            self._db = self._open()
+            self._read(self._db)
+        except (sqlite3.Error, OSError) as error:
+            if database.is_unwritable(error):
+                self._read_only()
+            else:
+                self._anew(error)
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=10)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
+        db = database.connect(self._path)
         columns = ", ".join(f"{name} NOT NULL" for name in _NAMES)
-        db.execute(f"CREATE TABLE IF NOT EXISTS peers (peer TEXT PRIMARY KEY, {columns}) WITHOUT ROWID")
+        try:
+            db.execute(f"CREATE TABLE IF NOT EXISTS peers (peer TEXT PRIMARY KEY, {columns}) WITHOUT ROWID")
+        except BaseException:
+            db.close()
+            raise
         return db
 
-    def _read(self) -> None:
-        for peer, *values in self._db.execute(f"SELECT peer, {', '.join(_NAMES)} FROM peers ORDER BY seen"):
+    def _read(self, db: sqlite3.Connection) -> None:
+        rows = db.execute(f"SELECT peer, {', '.join(_NAMES)} FROM peers ORDER BY seen").fetchall()
+        for peer, *values in rows:
             record = PeerRecord(*values)
             record.blocked = bool(record.blocked)
             self.table.put(peer, record, peer)
+            self._written[peer] = _values(record)
+
+    def _read_only(self) -> None:
+        """The history is read; what comes is written when the disk takes it."""
+        self._close()
+        copy = database.copied(self._path)
+        with contextlib.suppress(sqlite3.Error):
+            self._read(copy)
+        copy.close()
+        self._written.clear()
+
+    def _anew(self, why: Exception) -> None:
+        self._close()
+        self.table.clear()
+        self._written.clear()
+        with contextlib.suppress(sqlite3.Error, OSError):
+            database.set_aside(self._path)
+            self._db = self._open()
+        self._problems.note("peers", f"{self._path.name} was damaged: what was known of peers is lost ({why})")
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
 
     def record(self, peer: str) -> PeerRecord:
         """Return the record of a peer, made when it is new; those seen longest ago are forgotten.
@@ -111,10 +151,12 @@ class Ledger:
             return known
 
     def peers(self) -> dict[str, PeerRecord]:
+        """All records, by PeerId."""
         with self._lock:
             return dict(self.table.items())
 
     def blocked(self, peer: str) -> bool:
+        """Whether somebody blocked this peer."""
         known = self.table.peek(peer)
         return known is not None and known.blocked
 
@@ -129,20 +171,58 @@ class Ledger:
         return max(0.0, known.not_before(longest, lie_seconds, connected) - time.time()) if known else 0.0
 
     def flush(self) -> None:
-        """Write everything; blocks.  A full disk costs the history since the last flush."""
-        with self._lock:
-            rows = [(peer, *(getattr(r, name) for name in _NAMES)) for peer, r in self.table.items()]
-            marks = ", ".join("?" * (len(_NAMES) + 1))
-            with contextlib.suppress(sqlite3.OperationalError):
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    self._db.execute("DELETE FROM peers")
-                    self._db.executemany(f"INSERT INTO peers VALUES ({marks})", rows)
-                    self._db.execute("COMMIT")
-                except sqlite3.OperationalError:
+        """Write what changed; blocks.  A full disk costs the history since the last flush."""
+        with self._writing:
+            now = {peer: _values(record) for peer, record in self.peers().items()}
+            changed = [(peer, *values) for peer, values in now.items() if self._written.get(peer) != values]
+            gone = [(peer,) for peer in self._written if peer not in now]
+            if self._db is not None and not self._path.exists():
+                self._close()  # somebody deleted it: all is written anew
+                self._written.clear()
+                changed = [(peer, *values) for peer, values in now.items()]
+            if not changed and not gone:
+                return
+            try:
+                self._write(changed, gone)
+            except (sqlite3.Error, OSError) as error:
+                if not database.is_damage(error):
+                    return  # and again with the next flush
+                self._renew(error)
+                return
+            self._written = now
+            self.rows_written += len(changed)
+
+    def _write(self, changed: Sequence[_Values], gone: Sequence[_Values]) -> None:
+        if self._db is None:
+            self._db = self._open()
+        marks = ", ".join("?" * (len(_NAMES) + 1))
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            if not self._written:  # it is not known what the file has
+                self._db.execute("DELETE FROM peers")
+            self._db.executemany("DELETE FROM peers WHERE peer = ?", gone)
+            self._db.executemany(f"INSERT OR REPLACE INTO peers VALUES ({marks})", changed)
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
-                    raise
+            raise
+
+    def _renew(self, why: Exception) -> None:
+        """The file was damaged while this ran: memory has it all, for the next flush."""
+        self._close()
+        self._written.clear()
+        with contextlib.suppress(sqlite3.Error, OSError):
+            database.set_aside(self._path)
+        self._problems.note("peers", f"{self._path.name} was damaged and is written anew ({why})")
 
     def close(self) -> None:
+        """Write what changed, and let go."""
         self.flush()
-        self._db.close()
+        with self._writing:
+            self._close()
+
+
+def _values(record: PeerRecord) -> _Values:
+    return tuple(getattr(record, name) for name in _NAMES)

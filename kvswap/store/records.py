@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvswap.core.bounded import Table
-from kvswap.core.errors import StoreFull
-from kvswap.store.files import set_aside
+from kvswap.core.errors import LocalFault, StoreFull
+from kvswap.core.upkeep import Problems
 from kvswap.store.index import Index
 
 # Append only, as those of the index.  The first is what was there before there were migrations.
@@ -67,7 +67,7 @@ _WITHDRAWN_BYTES = 512  # a row of `withdrawn`, about
 
 Verdict = Literal["passed", "disputed", "undecided", "wrong"]
 _WITHHELD = ("disputed", "wrong")
-CANNOT_WRITE = (sqlite3.OperationalError, StoreFull)  # a disk that is full or read-only: reading goes on
+CANNOT_WRITE = (sqlite3.OperationalError, StoreFull, LocalFault)  # a disk that is full or read-only: reading goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +108,15 @@ def nobody(publisher: str) -> bool:
 class Records:
     """Own findings and what others said.  May be used from several threads."""
 
-    def __init__(self, path: Path, keeps: Callable[[str], bool] = nobody) -> None:
+    def __init__(self, path: Path, keeps: Callable[[str], bool] = nobody, problems: Problems | None = None) -> None:
         """Open or create the file.
 
         `keeps(publisher)` is asked when room is needed: whose head records give way to no stranger's.  A damaged file
-        is moved aside: whom this node distrusts is in `trust.json`, the rest is heard again.
+        is moved aside, which `problems` tells: whom this node distrusts is in `trust.json`, the rest is heard again.
         """
         self._lock = threading.RLock()
-        try:
-            self._db = Index(path, MIGRATIONS)
-        except sqlite3.DatabaseError:
-            set_aside(path)
-            self._db = Index(path, MIGRATIONS)
+        self._problems = problems if problems is not None else Problems()
+        self._db = Index(path, MIGRATIONS, told=self._told)
         self.generation = 0  # grows when something that was said of an artifact changes
         self._asked: set[str] = set()  # those noted since the start
         self._withheld = self._read_withheld()
@@ -140,8 +137,23 @@ class Records:
         for row in self._rows(query):
             size = int(row["size"]) + int(row["lines"]) * _WITHDRAWN_BYTES
             self.heads.put(row["publisher"], size, row["teller"], held=bool(row["kept"]) and not row["teller"])
-        with self._writing() as db:
+        with suppress(*CANNOT_WRITE), self._writing() as db:
             self._forget_heads(db)
+
+    def _told(self, text: str | None) -> None:
+        if text is None:
+            self._problems.clear_one("trust")
+        else:
+            self._problems.note("trust", text)
+
+    @property
+    def empty(self) -> bool:
+        """Tell whether the file was begun anew when it was opened."""
+        return self._db.empty
+
+    def attend(self) -> None:
+        """Write to the disk again as soon as it can be: call now and then, in a thread."""
+        self._db.attend()
 
     def close(self) -> None:
         """Close the file."""

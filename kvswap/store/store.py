@@ -4,6 +4,7 @@ Guarantees:
 * A chunk is listed only after its bytes, checked against their CID, are written whole: synced as well, or marked
   as not synced yet, and then checked again when the store is opened after a crash (`behind`).
 * An artifact is *complete* only when every chunk that a reader of the whole document needs is listed.
+* What the index says can be made anew from chunk files and envelopes (`rebuild`): losing it loses nothing.
 * One process holds a store (`StoreLocked` for the second).
 * What is pinned, held by a lease, or belongs to a complete unpinned artifact that still fits the
   quota is never collected.  Collection takes orphans first, then the artifact used longest ago.
@@ -12,125 +13,145 @@ Guarantees:
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import math
 import mmap
 import os
 import sqlite3
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, TypeVar
 
-from kvswap.core.errors import IntegrityError, NotFound, StoreFull, StoreLocked
+from kvswap.core.errors import IntegrityError, KvswapError, NotFound, StoreFull
+from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import Cid
-from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import Problems
+from kvswap.store.artifacts import Artifacts
 from kvswap.store.behind import Behind
+from kvswap.store.envelopes import Envelopes
 from kvswap.store.files import ChunkFile, ChunkFiles
 from kvswap.store.index import Index
+from kvswap.store.leases import Leases
+from kvswap.store.listing import ArtifactRow, Listing, Reader, StoreReport
+from kvswap.store.lock import hold
+from kvswap.store.rebuild import Rebuild, list_artifact, recount
 
+T = TypeVar("T")
 _CHECKED_KEPT = 65_536
 _WATERMARK = 0.9  # of the quota: what a collection for want of room leaves at most
 _BATCH = 500
-_UNOWNED = "NOT EXISTS (SELECT 1 FROM artifact_chunks a WHERE a.cid = c.cid)"
-_ORPHANS = f"SELECT cid, length FROM chunks c WHERE {_UNOWNED}"
 
 
-@dataclass(frozen=True, slots=True)
-class ArtifactRow:
-    """What the index knows of an artifact, without parsing its manifest."""
-
-    id: str
-    document: str | None
-    model: bytes
-    label: str
-    dtype: str
-    tokens: int
-    raw_bytes: int
-    wire_bytes: int
-    publisher: str
-    expires: int
-    added: float
-    used: float
-    pinned: bool
-    complete: bool
-
-    def to_json(self) -> dict[str, Any]:
-        out = {name: getattr(self, name) for name in self.__slots__}
-        out["artifact"] = out.pop("id")
-        out["model"] = self.model.hex()
-        return out
-
-
-_COLUMNS = ", ".join(ArtifactRow.__slots__)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreReport:
-    """Outcome of `verify`: how many files were right, restored from none, set aside, or missing."""
-
-    checked: int
-    adopted: int
-    quarantined: int
-    missing: int
-    incomplete_artifacts: int
-
-    @property
-    def clean(self) -> bool:
-        return not (self.quarantined or self.missing)
-
-
-class Store:
+class Store(Artifacts):
     """One node's chunks and artifacts.  Methods block; callers on an event loop use a thread."""
 
     def __init__(self, root: Path, quota_bytes: int, lock: int) -> None:
         self.root = root
         self._quota = quota_bytes
         self._lock = lock
+        self.generation = int(time.time() * 1000)  # grows after every change of what is here
+        self.problems = Problems()  # of this disk; `kvswap status` shows them
         self._files = ChunkFiles(root)
-        self._files.clear_temporary()
-        self._index = Index(root / "index.sqlite3")
-        self._leases: Counter[Cid] = Counter()
+        self._envelopes = Envelopes(root)
+        with contextlib.suppress(OSError):
+            self._files.clear_temporary()
+        self._index = Index(root / "index.sqlite3", told=self._told, cache=True)
+        self._leases = Leases()
         self._checked: OrderedDict[Cid, tuple[int, int]] = OrderedDict()
-        self._guard = threading.RLock()
+        self._guard = threading.RLock()  # of writers; nothing on an event loop waits for it
         self._collecting = threading.Lock()
         self._reserved = 0  # bytes of writes under way
-        (row,) = self._index.rows("SELECT COALESCE(SUM(length), 0) AS total FROM chunks")
-        self._used = int(row["total"])
-        self.problems = Problems()  # of the disk; the node shows them
+        self._rebuild = Rebuild(self._index, self._files, self._envelopes, self.problems)
+        self._reader: Reader | None = None
+        self._looked = False
+        self._remade = self._index.empty
+        if self._remade:
+            self._rebuild.list_files()
+        self._rebuild.finish_removals()
+        self._recount_used()
+        self._index.remake = self._remake
         self._behind = Behind(self._sync, self._synced, self.problems)
         self._check_unsynced()
-        self.generation = int(time.time() * 1000)  # grows with every change of what is here
+        self._rebuild.keep()
 
     @classmethod
     def open(cls, root: Path, quota_bytes: int = 10**10) -> Store:
-        """Open or create.  Raises `StoreLocked` when another process has it."""
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        """Open or create.  Raises `StoreLocked` when another process has it, `KvswapError` where the disk refuses."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise StoreLocked(
-                f"the store {root} is in use by another process",
-                cause="a kvswap daemon already runs on this home",
-                hint="kvswap status",
-            ) from error
-        try:
-            return cls(root, quota_bytes, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = hold(root / "lock", root)
+            try:
+                return cls(root, quota_bytes, descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        except (OSError, sqlite3.Error) as error:
+            raise as_kvswap_error(error, f"opening the store {root}") from error
 
     def close(self) -> None:
+        """Sync what is waiting, and let go."""
         self._behind.close()
         self._index.close()
         os.close(self._lock)
+
+    # -- the disk ----------------------------------------------------------------------------------
+
+    def read_with(self, reader: Reader) -> None:
+        """List what is on disk and not in the index; `reader` says what an envelope holds, now and after damage."""
+        self._reader = reader
+        adopted = self._rebuild.adopt(reader)
+        if adopted:
+            self._changed()
+        if adopted and self._remade:
+            self.problems.note("index", f"the index was not there: it was made anew from {adopted} manifests on disk")
+
+    def attend(self) -> None:
+        """Put right what the disk allows again: call now and then, in a thread.  Raises `KvswapError`."""
+        try:
+            self._files.make_directories()
+            self._relock()
+            if self._index.attend():
+                self._rebuild.forget_removals(self._envelopes.buried())
+            if self._rebuild.owing:
+                self._rebuild.keep()
+            if not self._looked:
+                self._looked = True
+                self._index.check()
+        except (OSError, sqlite3.Error) as error:
+            raise as_kvswap_error(error, "looking after the store") from error
+
+    def _told(self, text: str | None) -> None:
+        if text is None:
+            self.problems.clear_one("index")
+        else:
+            self.problems.note("index", text)
+
+    def _remake(self) -> None:
+        """Fill a new index from the disk; with the index's lock held, so nothing here takes the guard."""
+        self._rebuild.list_files()
+        if self._reader is not None:
+            self._rebuild.adopt(self._reader)
+        self._recount_used()
+        self._changed()
+
+    def _recount_used(self) -> None:
+        (row,) = self._index.rows("SELECT COALESCE(SUM(length), 0) AS total FROM chunks")
+        self._used = int(row["total"])
+
+    def _relock(self) -> None:
+        """Hold the lock where a second process looks for it, when somebody removed the file."""
+        path = self.root / "lock"
+        with contextlib.suppress(OSError):
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(self._lock)):
+                old, self._lock = self._lock, hold(path, self.root)
+                os.close(old)
+
+    def _changed(self) -> None:
+        """After COMMIT: whoever sees the new number sees what is new."""
+        with self._guard:
+            self.generation += 1
 
     # -- chunks ----------------------------------------------------------------------------------
 
@@ -164,16 +185,16 @@ class Store:
         actual = Cid.of(data) if arrived is None else arrived
         if cid is not None and actual != cid:
             raise IntegrityError(f"bytes offered as chunk {cid} are {actual}")
+        self._leases.settled(actual)
         if self.has_chunk(actual):
             return actual
         self._reserve(len(data))
         try:
             self._files.write(actual, data, owner, synced=not behind, cached=cached)
-            with self._guard, self._index.transaction() as db:
+            with self._guard:
                 if not self._files.path(actual).exists():  # a collection may have taken an old orphan of this name
                     self._files.write(actual, data, owner, synced=not behind, cached=cached)
-                added = _list_chunk(db, actual, len(data), synced=not behind)
-                self._used += len(data) if added else 0
+                added = self._list_chunk(actual, len(data), synced=not behind)
             if behind and added:
                 self._behind.add(actual, len(data))
         finally:
@@ -188,11 +209,16 @@ class Store:
             pass  # collected meanwhile
         except OSError:  # only now the disk says that it did not keep it
             self._forget(cid)
+            self._discard(cid)
+
+    def _discard(self, cid: Cid) -> None:
+        """A file that is of no use; where it cannot be deleted it stays, and nobody lists it."""
+        with contextlib.suppress(OSError):
             self._files.remove(cid)
 
     def _synced(self, cids: Sequence[Cid]) -> None:
-        with self._index.transaction() as db:
-            db.executemany("UPDATE chunks SET synced = 1 WHERE cid = ?", [(cid.digest,) for cid in cids])
+        digests = [(cid.digest,) for cid in cids]
+        self._index.write(lambda db: db.executemany("UPDATE chunks SET synced = 1 WHERE cid = ?", digests))
 
     def _check_unsynced(self) -> None:
         """What a crash left unsynced is here, or it is not: after a loss of power a file may be empty."""
@@ -201,13 +227,13 @@ class Store:
             try:
                 with self._files.open(cid) as file:
                     right = file.id() == cid
-            except FileNotFoundError:
+            except OSError:
                 right = False
             if right:
                 self._sync(cid)
             else:
                 self._forget(cid)
-                self._files.remove(cid)
+                self._discard(cid)
         if cids:
             self._synced(cids)
 
@@ -238,18 +264,22 @@ class Store:
 
         A file that was found right is hashed again only when its length or time of change is another:
         a chunk that many peers ask for is hashed once, not once for each.  Readers hash all the same.
-        Raises `NotFound`, or `IntegrityError` after setting a bad file aside.
+        Raises `NotFound`, `IntegrityError` after setting a bad file aside, or `LocalFault` where the disk refuses.
         """
         if not self.has_chunk(cid):
             raise NotFound(f"chunk {cid} is not in the store")
         with self.lease([cid]), ExitStack() as stack:
             try:
                 file = stack.enter_context(self._files.open(cid))
+                if self._checked.get(cid) != file.state:
+                    self._check(cid, file)
             except FileNotFoundError:
                 self._forget(cid)
                 raise NotFound(f"chunk {cid} is listed but its file is gone", cause="somebody deleted it") from None
-            if self._checked.get(cid) != file.state:
-                self._check(cid, file)
+            except IsADirectoryError:
+                self._wrong(cid)
+            except OSError as error:
+                raise as_kvswap_error(error, f"reading chunk {cid}") from error
             yield file
 
     def get_chunk(self, cid: Cid) -> bytes:
@@ -266,54 +296,58 @@ class Store:
 
     def _check(self, cid: Cid, file: ChunkFile) -> None:
         if file.id() != cid:
-            self._forget(cid)
-            self._files.set_aside(cid)
-            raise IntegrityError(
-                f"chunk {cid} on disk does not have its digest; it was set aside",
-                cause="the disk, or somebody, changed the file",
-                hint="kvswap fetch it again",
-            )
+            self._wrong(cid)
         with self._guard:
             self._checked[cid] = file.state
             while len(self._checked) > _CHECKED_KEPT:
                 self._checked.popitem(last=False)
+
+    def _wrong(self, cid: Cid) -> NoReturn:
+        self._forget(cid)
+        self._files.set_aside(cid)
+        raise IntegrityError(
+            f"chunk {cid} on disk does not have its digest; it was set aside",
+            cause="the disk, or somebody, changed the file",
+            hint="kvswap fetch it again",
+        )
 
     @property
     def chunks_directory(self) -> Path:
         """Where the files are, for readers that check the digests themselves (see `files.chunk_path`)."""
         return self._files.directory
 
+    def _list_chunk(self, cid: Cid, length: int, *, synced: bool) -> bool:
+        """List a file; False when it was listed already.  With the guard held."""
+        values = (cid.digest, length, time.time(), synced)
+        query = "INSERT OR IGNORE INTO chunks (cid, length, added, synced) VALUES (?, ?, ?, ?)"
+        added = bool(self._index.write(lambda db: db.execute(query, values).rowcount))
+        self._used += length if added else 0
+        return added
+
     def _forget(self, cid: Cid) -> None:
-        with self._guard, self._index.transaction() as db:
+        def forget(db: sqlite3.Connection) -> int:
             row = db.execute("SELECT length FROM chunks WHERE cid = ?", (cid.digest,)).fetchone()
             if row is None:
-                return
+                return 0
             db.execute("DELETE FROM chunks WHERE cid = ?", (cid.digest,))
             db.execute(
                 "UPDATE artifacts SET complete = 0 WHERE id IN "
                 "(SELECT artifact FROM artifact_chunks WHERE cid = ? AND needed)",
                 (cid.digest,),
             )
-            self._used -= int(row["length"])
+            return int(row["length"])
 
-    @contextmanager
-    def lease(self, cids: Iterable[Cid] = ()) -> Iterator[Callable[[Cid], None]]:
-        """While held, these chunks - and those passed to the yielded function - are not collected."""
-        held: list[Cid] = []
+        with self._guard:
+            self._used -= self._index.write(forget)
+            self._checked.pop(cid, None)
+            self._changed()
 
-        def hold(cid: Cid) -> None:
-            with self._guard:
-                held.append(cid)
-                self._leases[cid] += 1
+    def lease(self, cids: Iterable[Cid] = ()) -> AbstractContextManager[Callable[[Cid], None]]:
+        """While held, these chunks - and those passed to the yielded function - are not collected.
 
-        for cid in cids:
-            hold(cid)
-        try:
-            yield hold
-        finally:
-            with self._guard:
-                self._leases.subtract(held)
-                self._leases += Counter()  # drop zeros
+        Waits for nothing: it may be taken on an event loop.
+        """
+        return self._leases.lease(cids)
 
     # -- artifacts -------------------------------------------------------------------------------
 
@@ -324,118 +358,71 @@ class Store:
         needed: Collection[Cid],
         others: Collection[Cid],
         chain: Sequence[bytes],
+        *,
+        durable: bool = True,
     ) -> bool:
         """List an artifact; True when all its `needed` chunks are here.  Idempotent; keeps pins.
 
-        `others` belong to it as well and are kept if here, but nothing waits for them: windows of
-        sliding layers that the document's end has left behind.
+        See `Listing`.  `durable`: files, names and envelope outlive the loss of power from now on; else what is lost
+        can be had again from where it came.  Raises `StoreFull` or `LocalFault`, and lists nothing.
         """
-        complete = not self.missing(needed)
-        self.generation += 1
-        values = {**{n: getattr(row, n) for n in row.__slots__}, "complete": complete, "envelope": envelope}
-        columns = ", ".join(values)
-        wanted = frozenset(needed)
-        marks = ", ".join(f":{n}" for n in values)
-        with self._index.transaction() as db:
-            db.execute(
-                f"INSERT INTO artifacts ({columns}) VALUES ({marks}) "
-                "ON CONFLICT (id) DO UPDATE SET complete = excluded.complete, used = excluded.used",
-                values,
-            )
-            db.executemany(
-                "INSERT OR IGNORE INTO artifact_chunks VALUES (?, ?, ?)",
-                [(row.id, c.digest, c in wanted) for c in dict.fromkeys([*needed, *others])],
-            )
-            db.executemany(
-                "INSERT OR IGNORE INTO prefixes VALUES (?, ?, ?)",
-                [(digest, row.id, block) for block, digest in enumerate(chain)],
-            )
+        listing = Listing(row, envelope, needed, others, chain)
+        try:
+            if durable:
+                self._make_durable([*needed, *others])
+            if durable or not self._envelopes.has(row.id):
+                self._envelopes.write(row.id, envelope, added=row.added, used=row.used, durable=durable)
+                self._envelopes.forget(row.id)
+        except OSError as error:
+            raise as_kvswap_error(error, f"writing the manifest of {row.id}") from error
+        complete = self._index.write(lambda db: list_artifact(db, listing))
+        self._changed()
         return complete
 
-    def get_artifact(self, artifact: str) -> ArtifactRow | None:
-        rows = self._index.rows(f"SELECT {_COLUMNS} FROM artifacts WHERE id = ?", artifact)
-        return _row(rows[0]) if rows else None
-
-    def lookup(self, reference: str | Cid) -> list[ArtifactRow]:
-        """What answers to a reference: the artifact of an id, or those of a document, newest first."""
-        if isinstance(reference, Cid):
-            row = self.get_artifact(str(reference))
-            return [row] if row else []
-        return self.artifacts(reference)
-
-    def envelope(self, artifact: str) -> bytes | None:
-        rows = self._index.rows("SELECT envelope FROM artifacts WHERE id = ?", artifact)
-        return bytes(rows[0]["envelope"]) if rows else None
-
-    def envelope_length(self, artifact: str) -> int:
-        """How many bytes an envelope has, without reading it; 0 where there is none."""
-        rows = self._index.rows("SELECT length(envelope) n FROM artifacts WHERE id = ?", artifact)
-        return int(rows[0]["n"]) if rows else 0
-
-    def artifacts(self, document: str | None = None, publisher: str | None = None) -> list[ArtifactRow]:
-        """All, newest first; or those of one document, or of one publisher."""
-        wanted = {"document": document, "publisher": publisher}
-        given = {name: value for name, value in wanted.items() if value}
-        where = " AND ".join(f"{name} = ?" for name in given) or "1"
-        query = f"SELECT {_COLUMNS} FROM artifacts WHERE {where} ORDER BY added DESC"
-        return [_row(r) for r in self._index.rows(query, *given.values())]
-
-    def longest_prefix(self, chain: Sequence[bytes]) -> list[tuple[ArtifactRow, int]]:
-        """Complete artifacts that share a beginning with `chain`, as (artifact, shared blocks), longest first.
-
-        Chain digests include everything before them, so the last one that matches decides.
-        """
-        best: dict[str, int] = {}
-        for start in range(0, len(chain), 500):
-            piece = list(chain[start : start + 500])
+    def _make_durable(self, cids: Sequence[Cid]) -> None:
+        """Sync files that were written behind, and the directories that name them."""
+        unsynced: list[Cid] = []
+        here: list[Cid] = []
+        for piece in _pieces(list(dict.fromkeys(cids))):
             marks = ",".join("?" * len(piece))
-            query = f"SELECT artifact, block FROM prefixes WHERE chain IN ({marks})"
-            for r in self._index.rows(query, *piece):
-                best[r["artifact"]] = max(best.get(r["artifact"], 0), int(r["block"]) + 1)
-        found = [(row, blocks) for name, blocks in best.items() if (row := self.get_artifact(name)) and row.complete]
-        return sorted(found, key=lambda pair: -pair[1])
-
-    def artifacts_with(self, cid: Cid) -> list[ArtifactRow]:
-        """Return the artifacts that a chunk belongs to."""
-        query = f"SELECT {_COLUMNS} FROM artifacts WHERE id IN (SELECT artifact FROM artifact_chunks WHERE cid = ?)"
-        return [_row(r) for r in self._index.rows(query, cid.digest)]
-
-    def chain_digests(
-        self, limit: int, without: Collection[str] = (), publishers: Collection[str] = ()
-    ) -> tuple[list[bytes], float]:
-        """Return chain digests of complete artifacts that have not expired, the newest artifacts' first, and until
-        when (Unix seconds) none of them expires.
-
-        Left out are the artifacts `without`, all of the `publishers`, and what was added later than now.
-        """
-        now = time.time()
-        query = (
-            "SELECT a.id, a.publisher, a.expires, p.chain FROM artifacts a JOIN prefixes p ON p.artifact = a.id "
-            "WHERE a.complete AND a.expires > ? AND a.added <= ? ORDER BY a.added DESC LIMIT ?"
-        )
-        digests, until = [], math.inf
-        for row in self._index.rows(query, now, now + LIMITS.clock_skew_seconds, limit):
-            if row["id"] not in without and row["publisher"] not in publishers:
-                digests.append(bytes(row["chain"]))
-                until = min(until, row["expires"])
-        return digests, until
+            query = f"SELECT cid, synced FROM chunks WHERE cid IN ({marks})"
+            for r in self._index.rows(query, *(c.digest for c in piece)):
+                here.append(Cid(bytes(r["cid"])))
+                if not r["synced"]:
+                    unsynced.append(here[-1])
+        for cid in unsynced:
+            self._sync(cid)
+        if unsynced:
+            self._synced(unsynced)
+        self._files.sync_names(here)
 
     def touch(self, artifact: str) -> None:
-        with self._index.transaction() as db:
-            db.execute("UPDATE artifacts SET used = ? WHERE id = ?", (time.time(), artifact))
+        """Note that an artifact is used now.  Where that cannot be written, it is not noted."""
+        query = "UPDATE artifacts SET used = ? WHERE id = ?"
+        with contextlib.suppress(KvswapError, sqlite3.Error), self._index.transaction() as db:
+            db.execute(query, (time.time(), artifact))
 
     def pin(self, artifact: str, pinned: bool) -> None:
-        """Raises `NotFound`."""
-        with self._index.transaction() as db:
-            if not db.execute("UPDATE artifacts SET pinned = ? WHERE id = ?", (pinned, artifact)).rowcount:
-                raise NotFound(f"artifact {artifact} is not in the store", hint="kvswap ls")
+        """Keep an artifact, or let it go.  Raises `NotFound`, `StoreFull`, `LocalFault`."""
+        if self.get_artifact(artifact) is None:
+            raise NotFound(f"artifact {artifact} is not in the store", hint="kvswap ls")
+        try:
+            self._envelopes.pin(artifact, pinned)
+        except OSError as error:
+            raise as_kvswap_error(error, f"pinning {artifact}") from error
+        self._index.write(lambda db: db.execute("UPDATE artifacts SET pinned = ? WHERE id = ?", (pinned, artifact)))
 
-    def remove(self, artifact: str) -> None:
-        """Unlist an artifact; its chunks go with the next collection.  Raises `NotFound`."""
-        self.generation += 1
-        with self._index.transaction() as db:
-            if not db.execute("DELETE FROM artifacts WHERE id = ?", (artifact,)).rowcount:
-                raise NotFound(f"artifact {artifact} is not in the store", hint="kvswap ls")
+    def remove(self, artifact: str, *, durable: bool = True) -> None:
+        """Unlist an artifact; its chunks go with the next collection.  Raises `NotFound`, `LocalFault`."""
+        if self.get_artifact(artifact) is None:
+            raise NotFound(f"artifact {artifact} is not in the store", hint="kvswap ls")
+        try:
+            self._envelopes.bury(artifact, durable=durable)
+        except OSError as error:
+            raise as_kvswap_error(error, f"removing {artifact}") from error
+        self._index.write(lambda db: db.execute("DELETE FROM artifacts WHERE id = ?", (artifact,)))
+        self._rebuild.forget_removals([artifact])
+        self._changed()
 
     # -- keeping house ---------------------------------------------------------------------------
 
@@ -443,52 +430,64 @@ class Store:
         """Remove orphans, then unpinned artifacts until at most `target_bytes` are used.
 
         What has expired goes first, then what was used longest ago.  Returns the bytes freed.  Without a
-        target only orphans go.  In short steps: whoever wants a lease or a write meanwhile waits for one.
+        target only orphans go.  In short steps: whoever wants to write meanwhile waits for one.
         """
         with self._collecting:
             before = self._used
-            self._drop(self._index.rows(_ORPHANS))
+            self._drop(self._index.rows("SELECT cid, length FROM chunks WHERE owners = 0"))
             if target_bytes is not None:
                 query = "SELECT id FROM artifacts WHERE pinned = 0 ORDER BY expires > ?, used"
                 for victim in self._index.rows(query, time.time()):
                     if self._used <= target_bytes:
                         break
                     self._evict(victim["id"])
-            return before - self._used
+            freed = before - self._used
+        if freed and self._index.detached:
+            with contextlib.suppress(KvswapError):
+                self.attend()  # there may be room again for what is only in memory
+        return freed
 
     def _evict(self, artifact: str) -> None:
         """Remove an artifact and the chunks that nobody else has, unless one of them is in use."""
         query = "SELECT cid FROM artifact_chunks WHERE artifact = ?"
-        with self._guard:
-            rows = self._index.rows(query, artifact)
-            if any(self._leases[Cid(bytes(r["cid"]))] > 0 for r in rows):
+        cids = [Cid(bytes(r["cid"])) for r in self._index.rows(query, artifact)]
+        with self._leases.free(cids, together=True) as free:
+            if len(free) < len(cids):
                 return
             with contextlib.suppress(NotFound):  # removed by hand in the same moment
-                self.remove(artifact)
+                self.remove(artifact, durable=False)
         alone: list[sqlite3.Row] = []
-        for start in range(0, len(rows), _BATCH):
-            piece = [bytes(r["cid"]) for r in rows[start : start + _BATCH]]
+        for piece in _pieces(cids):
             marks = ",".join("?" * len(piece))
-            alone += self._index.rows(f"{_ORPHANS} AND cid IN ({marks})", *piece)
+            query = f"SELECT cid, length FROM chunks WHERE owners = 0 AND cid IN ({marks})"
+            alone += self._index.rows(query, *(cid.digest for cid in piece))
         self._drop(alone)
 
     def _drop(self, rows: Sequence[sqlite3.Row]) -> None:
-        """Unlist and delete orphans that are not in use."""
-        for start in range(0, len(rows), _BATCH):
-            with self._guard:
-                piece = [(Cid(bytes(r["cid"])), int(r["length"])) for r in rows[start : start + _BATCH]]
-                piece = [(cid, length) for cid, length in piece if self._leases[cid] <= 0]
-                with self._index.transaction() as db:
-                    gone = [
-                        (cid, length)
-                        for cid, length in piece
-                        # an artifact may have taken it since the rows were read
-                        if db.execute(f"DELETE FROM chunks AS c WHERE cid = ? AND {_UNOWNED}", (cid.digest,)).rowcount
-                    ]
-                for cid, length in gone:
+        """Unlist and delete orphans that are not in use.  Raises `LocalFault`; then they stay."""
+        for piece in _pieces(rows):
+            lengths = {Cid(bytes(r["cid"])): int(r["length"]) for r in piece}
+            with self._leases.free(lengths) as free:
+                self._drop_free(free, lengths)
+
+    def _drop_free(self, free: Sequence[Cid], lengths: dict[Cid, int]) -> None:
+        def unlist(db: sqlite3.Connection) -> list[Cid]:
+            # an artifact may have taken it since the rows were read
+            query = "DELETE FROM chunks WHERE cid = ? AND owners = 0"
+            return [cid for cid in free if db.execute(query, (cid.digest,)).rowcount]
+
+        with self._guard:
+            gone = self._index.write(unlist)
+            for number, cid in enumerate(gone):
+                try:
                     self._files.remove(cid)
-                    self._checked.pop(cid, None)
-                    self._used -= length
+                except OSError as error:
+                    for left in gone[number:]:
+                        self._list_chunk(left, lengths[left], synced=True)
+                    self._used -= sum(lengths[left] for left in gone[number:])
+                    raise as_kvswap_error(error, "deleting chunks") from error
+                self._checked.pop(cid, None)
+                self._used -= lengths[cid]
 
     def _reserve(self, size: int) -> None:
         """Take room before writing: several writers at once must not overshoot together."""
@@ -508,7 +507,8 @@ class Store:
 
     def verify(self) -> StoreReport:
         """Hash every file again.  Right but unlisted files are adopted, wrong ones set aside."""
-        listed = {Cid(bytes(r["cid"])) for r in self._index.rows("SELECT cid FROM chunks")}
+        with contextlib.suppress(KvswapError):
+            self.attend()
         checked = adopted = quarantined = missing = 0
         for cid in self._files.all():
             try:
@@ -516,46 +516,47 @@ class Store:
                     found, length = file.id(), file.length
             except FileNotFoundError:
                 continue  # collected since the files were listed
+            except PermissionError as error:
+                raise as_kvswap_error(error, f"reading chunk {cid}") from error
+            except OSError:  # a directory of that name, or a disk that cannot read it
+                found, length = None, 0
+            checked += 1
             if found != cid:
                 self._forget(cid)
                 self._files.set_aside(cid)
                 quarantined += 1
-            elif cid not in listed:
-                with self._guard, self._index.transaction() as db:
-                    if not self._files.path(cid).exists():
-                        continue  # or since it was read
-                    # Listed since the index was read: then it is counted already.
-                    added = _list_chunk(db, cid, length, synced=False)
-                    self._used += length if added else 0
-                if added:
-                    self._behind.add(cid, length)
-                adopted += added
-            checked += 1
-        for cid in listed:
+            elif not self.has_chunk(cid):
+                adopted += self._adopt(cid, length)
+        for cid in self._listed():
             if self.has_chunk(cid) and not self._files.path(cid).exists():
                 self._forget(cid)
                 missing += 1
-        self._recount_complete()
+        self._rebuild.keep()
+        if self._reader is not None:
+            self._rebuild.adopt(self._reader)
+        self._index.write(recount)
+        self._changed()
         (row,) = self._index.rows("SELECT COUNT(*) AS n FROM artifacts WHERE complete = 0")
         return StoreReport(checked, adopted, quarantined, missing, int(row["n"]))
 
-    def _recount_complete(self) -> None:
-        with self._index.transaction() as db:
-            db.execute(
-                "UPDATE artifacts SET complete = NOT EXISTS (SELECT 1 FROM artifact_chunks a "
-                "LEFT JOIN chunks c ON c.cid = a.cid WHERE a.artifact = artifacts.id AND a.needed AND c.cid IS NULL)"
-            )
+    def _adopt(self, cid: Cid, length: int) -> bool:
+        with self._guard:
+            if not self._files.path(cid).exists():
+                return False  # collected since it was read
+            added = self._list_chunk(cid, length, synced=False)
+        if added:
+            self._behind.add(cid, length)
+        return added
+
+    def _listed(self) -> Iterator[Cid]:
+        """Every listed chunk, a page at a time: of many, no list is worth its memory."""
+        after = b""
+        while rows := self._index.rows("SELECT cid FROM chunks WHERE cid > ? ORDER BY cid LIMIT 1000", after):
+            for row in rows:
+                yield Cid(bytes(row["cid"]))
+            after = bytes(rows[-1]["cid"])
 
 
-def _list_chunk(db: sqlite3.Connection, cid: Cid, length: int, *, synced: bool) -> int:
-    """1, or 0 when it was listed already."""
-    values = (cid.digest, length, time.time(), synced)
-    return db.execute("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", values).rowcount
-
-
-def _row(row: sqlite3.Row) -> ArtifactRow:
-    values = dict(row)
-    values["pinned"] = bool(values["pinned"])
-    values["complete"] = bool(values["complete"])
-    values["model"] = bytes(values["model"])
-    return ArtifactRow(**values)
+def _pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), _BATCH):
+        yield items[start : start + _BATCH]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from kvswap.core.errors import IntegrityError, UsageError
 from kvswap.core.ids import PeerId
+from kvswap.core.whole import sync_directory, write_whole
 
 _P = 2**255 - 19
 _SMALL_ORDER_Y = frozenset(
@@ -89,12 +89,7 @@ def replace(path: Path, key: Key, retired: Path) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Replace a file that only its owner may read."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # mode 0600
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
 
 
 def private_text(path: Path) -> str:
@@ -116,8 +111,13 @@ def load_or_create(path: Path) -> Key:
         except ValueError as error:
             raise UsageError(f"the key file {path} does not hold 64 hex digits") from error
     key = Key.generate()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(key.seed.hex() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(key.seed.hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)  # half a key is none
+        raise
+    sync_directory(path.parent)
     return key

@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kvswap.core.errors import UsageError
+from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import LIMITS
+from kvswap.core.whole import write_whole
 from kvswap.trust.ladder import RULES
 
 
@@ -108,8 +108,7 @@ class PolicyFile:
     def succeed(self, own: str) -> None:
         """This node's publisher has another key from now on; what the old one signed stays trusted."""
         old = Publisher(self.policy.own, "this node, before", int(time.time()), "rotated")
-        self.policy = Policy(own, self.policy.publishers, self.policy.distrusted, self.policy.lifted)
-        self._write({**self.policy.publishers, old.peer: old}, self.policy.distrusted)
+        self._write({**self.policy.publishers, old.peer: old}, self.policy.distrusted, own=own)
 
     def remove(self, peer: str) -> bool:
         """Stop trusting a publisher.  False when it was not on the list."""
@@ -120,27 +119,41 @@ class PolicyFile:
         return changed
 
     def rows(self) -> list[dict[str, Any]]:
-        return [
-            {"peer": p.peer, "label": p.label, "added": p.added, "how": p.how}
-            for p in sorted(self.policy.publishers.values(), key=lambda p: p.added)
-        ]
+        """List trusted publishers, those trusted longest first."""
+        return _rows(self.policy)
 
     def caught(self) -> list[dict[str, Any]]:
-        return [asdict(c) for c in sorted(self.policy.distrusted.values(), key=lambda c: c.since)]
+        """List distrusted publishers, those distrusted longest first."""
+        return _sorted(self.policy.distrusted)
 
     def lifted(self) -> list[dict[str, Any]]:
         """Who was caught by older rules, which is void; each is judged again when something of it is used."""
-        return [asdict(c) for c in sorted(self.policy.lifted.values(), key=lambda c: c.since)]
+        return _sorted(self.policy.lifted)
 
     def _write(
-        self, publishers: dict[str, Publisher], distrusted: dict[str, Caught], judged: str | None = None
+        self,
+        publishers: dict[str, Publisher],
+        distrusted: dict[str, Caught],
+        judged: str | None = None,
+        own: str | None = None,
     ) -> None:
+        """The file first: what a full disk does not take does not hold.  Raises `StoreFull` or `LocalFault`."""
         lifted = {k: v for k, v in self.policy.lifted.items() if k != judged}
-        self.policy = Policy(self.policy.own, publishers, distrusted, lifted)
-        descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".trust-")
-        with os.fdopen(descriptor, "w") as file:
-            value = {"publishers": self.rows(), "distrusted": self.caught(), "lifted": self.lifted()}
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
+        policy = Policy(own or self.policy.own, publishers, distrusted, lifted)
+        data = {"publishers": _rows(policy), "distrusted": _sorted(distrusted), "lifted": _sorted(lifted)}
+        try:
+            write_whole(self._path, json.dumps(data, indent=1).encode())
+        except OSError as error:
+            raise as_kvswap_error(error, f"writing the trust list {self._path}") from error
+        self.policy = policy
+
+
+def _rows(policy: Policy) -> list[dict[str, Any]]:
+    return [
+        {"peer": p.peer, "label": p.label, "added": p.added, "how": p.how}
+        for p in sorted(policy.publishers.values(), key=lambda p: p.added)
+    ]
+
+
+def _sorted(caught: dict[str, Caught]) -> list[dict[str, Any]]:
+    return [asdict(c) for c in sorted(caught.values(), key=lambda c: c.since)]

@@ -69,7 +69,7 @@ def free(place: Path) -> None:
 
 def start(home: Path, *flags: str) -> Daemon:
     """A node whose stderr does not lie on the disk under trial."""
-    node = Daemon(home, [*OFF, *flags])
+    node = Daemon(home, [*OFF, *flags], {"KVSWAP_MODELS": "/nonexistent"})
     return node.start()
 
 
@@ -91,7 +91,7 @@ def did(home: Path, *arguments: str, code: int | tuple[int, ...] = 0) -> subproc
     done = kvswap(home, *arguments, timeout=60)
     codes = (code,) if isinstance(code, int) else code
     assert done.returncode in codes, (arguments, done.returncode, done.stderr, done.stdout)
-    assert "Traceback" not in done.stderr and "Error:" not in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     if done.returncode:
         assert "Cause:" in done.stderr and "Hint:" in done.stderr, done.stderr
     return done
@@ -174,7 +174,8 @@ def test_a_disk_that_becomes_read_only_is_read(
     place = disk()
     home, expected = old_home(place)
     daemon = node(home)
-    mounted("-o", "remount,ro", str(place))
+    mounted("--bind", str(home), str(home))  # remounting all of it is refused while files are open
+    mounted("-o", "remount,ro,bind", str(home))
     reads(home, expected)
     did(home, "pin", expected["own"][2], code=(1, 12))
     did(home, "rm", expected["own"][0], "-y", code=(1, 12))
@@ -182,7 +183,7 @@ def test_a_disk_that_becomes_read_only_is_read(
     assert ids(home) == set(expected["artifacts"])
     if killed:
         daemon.stop(signal.SIGKILL)
-    mounted("-o", "remount,rw", str(place))
+    subprocess.run(["umount", str(home)], check=True)
     if killed:
         node(home)
     did(home, "pin", expected["own"][2])

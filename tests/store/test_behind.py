@@ -110,7 +110,7 @@ def test_what_the_power_took_is_not_listed_any_more(tmp_path: Path, never: None,
     lost = made.manifest.chunks[0].id
     store._forget(lost)
     store.put_chunk(made.chunks[lost], lost, behind=True)
-    put(store, made)
+    put(store, made, durable=False)
     assert unsynced(store) == {whole, emptied, gone, wrong, lost}
     used = store.used_bytes
     crash(store)

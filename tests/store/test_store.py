@@ -29,10 +29,10 @@ class Holder:
         self.store = store
 
 
-def put(store: Store, made: Made, *, leave_out: int = 0) -> None:
+def put(store: Store, made: Made, *, leave_out: int = 0, durable: bool = True) -> None:
     for cid, wire in list(made.chunks.items())[leave_out:]:
         store.put_chunk(wire, cid)
-    list_artifact(Holder(store), made.statement)  # type: ignore[arg-type]
+    list_artifact(Holder(store), made.statement, durable=durable)  # type: ignore[arg-type]
 
 
 def test_chunks_are_named_by_what_they_are(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ async def bring(
     # Whoever wants the same at the same time waits, and then finds it here.
     one_at_a_time = node.bringing.setdefault(str(statement.artifact), asyncio.Lock())
     with node.store.lease(cids):
-        await asyncio.to_thread(list_artifact, node, statement)
+        await asyncio.to_thread(_list, node, statement)
         transfer = Transfer(node, manifest, str(statement.artifact), wanted, progress, rest, most_per_gb)
         if begin is not None:
             begin(transfer)
@@ -56,6 +56,11 @@ async def bring(
     return transfer
 
 
+def _list(node: Node, statement: Statement) -> bool:
+    """What comes from peers can be had from them again: no need to wait for the disk."""
+    return list_artifact(node, statement, durable=False)
+
+
 def _listed(node: Node, statement: Statement, kept: Sequence[Cid]) -> list[Cid]:
     """Note what is here now; those of `kept` that are not."""
-    return [] if list_artifact(node, statement) else node.store.missing(kept)
+    return [] if _list(node, statement) else node.store.missing(kept)

@@ -1,0 +1,147 @@
+"""Opening SQLite files on disks that are damaged, full or read-only.
+
+A file that is damaged is set aside; where a file can be read and not written, a copy of it in memory takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+_PRAGMAS = ("foreign_keys=ON", "busy_timeout=10000")
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_UNWRITABLE = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+    }
+)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Tell whether SQLite says that the file is no database, or a broken one."""
+    return isinstance(error, sqlite3.Error) and _code(error) in _DAMAGED
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """Tell whether SQLite says that it cannot write: the disk is full, read-only, failing, or of another user."""
+    return isinstance(error, sqlite3.Error) and _code(error) in _UNWRITABLE
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+
+
+def connect(path: Path, synchronous: str = "NORMAL") -> sqlite3.Connection:
+    """Open a database with the write-ahead log, readable by its user alone.  Raises `sqlite3.Error`."""
+    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+    try:
+        db.row_factory = sqlite3.Row
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", *_PRAGMAS):
+            db.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        db.close()
+        raise
+    with contextlib.suppress(OSError):
+        path.chmod(0o600)
+    return db
+
+
+def in_memory() -> sqlite3.Connection:
+    """Return an empty database that no disk holds."""
+    db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    for pragma in _PRAGMAS:
+        db.execute(f"PRAGMA {pragma}")
+    return db
+
+
+def copied(path: Path) -> sqlite3.Connection:
+    """Return a copy in memory of a file that cannot be written where it lies.
+
+    Its write-ahead log is read as well, from another disk where that has room.  What cannot be read at all comes back
+    empty.
+    """
+    memory = in_memory()
+    for source in (_beside, _as_it_is):
+        try:
+            source(path, memory)
+            memory.execute("SELECT COUNT(*) FROM sqlite_schema").fetchall()
+            return memory
+        except (sqlite3.Error, OSError):
+            memory.close()
+            memory = in_memory()
+    return memory
+
+
+def _beside(path: Path, into: sqlite3.Connection) -> None:
+    with tempfile.TemporaryDirectory(prefix="kvswap-") as directory:
+        copy = Path(directory) / path.name
+        shutil.copyfile(path, copy)
+        log = Path(f"{path}-wal")
+        if log.exists():
+            shutil.copyfile(log, f"{copy}-wal")
+        _backup(copy, "", into)
+
+
+def _as_it_is(path: Path, into: sqlite3.Connection) -> None:
+    _backup(path, "?immutable=1", into)
+
+
+def _backup(path: Path, how: str, into: sqlite3.Connection) -> None:
+    source = sqlite3.connect(f"file:{quote(str(path))}{how}", uri=True)
+    try:
+        source.backup(into)
+    finally:
+        source.close()
+
+
+def write_back(db: sqlite3.Connection, path: Path) -> None:
+    """Put a database in memory in the place of a file.  Raises `OSError` or `sqlite3.Error`; then nothing changed."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made = path.with_suffix(".new")
+    try:
+        made.unlink(missing_ok=True)
+        target = sqlite3.connect(made, isolation_level=None)
+        try:
+            db.backup(target)
+        finally:
+            target.close()
+        made.chmod(0o600)
+        sync(made)
+        _drop_log(path)  # it belongs to the file that was here
+        os.replace(made, path)
+        sync(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            made.unlink(missing_ok=True)
+        raise
+
+
+def set_aside(database: Path) -> None:
+    """Move a damaged file out of the way of a new one; its log goes with it.  Raises `OSError`."""
+    if database.exists():
+        os.replace(database, database.with_suffix(".damaged"))
+    _drop_log(database)
+
+
+def _drop_log(database: Path) -> None:
+    for suffix in ("-wal", "-shm"):
+        Path(f"{database}{suffix}").unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable.  Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,45 @@
+"""Head records in a second place: what a publisher withdrew, and how often we signed, outlive `trust.sqlite3`.
+
+A directory with a file for this node's own publisher and each that it trusts: the envelope as it was signed, so it is
+checked when it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvswap.core.errors import UsageError
+from kvswap.core.ids import PeerId
+from kvswap.core.limits import LIMITS
+from kvswap.core.whole import write_whole
+
+_KIND = ".head"
+_KEPT = 4_096
+
+
+class HeadFiles:
+    """The newest head record of some publishers, by PeerId."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def put(self, publisher: str, envelope: bytes) -> None:
+        """Keep the newest; a disk that does not take it has the database still."""
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path = self._directory / f"{publisher}{_KIND}"
+            if path.exists() or len(list(self._directory.iterdir())) < _KEPT:
+                write_whole(path, envelope)
+
+    def has(self, publisher: str) -> bool:
+        """Tell whether there is one of this publisher."""
+        return (self._directory / f"{publisher}{_KIND}").exists()
+
+    def all(self) -> Iterator[tuple[str, bytes]]:
+        """Yield publisher and envelope of each that can be read; nothing of it is checked."""
+        for path in sorted(self._directory.glob(f"*{_KIND}")):
+            with contextlib.suppress(OSError, UsageError):
+                if path.stat().st_size <= LIMITS.head_bytes:
+                    yield str(PeerId.parse(path.stem)), path.read_bytes()

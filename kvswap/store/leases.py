@@ -1,0 +1,71 @@
+"""Chunks that are in use and not to be collected, and those that are being collected.
+
+The lock is held for no disk: whoever wants a lease waits for nobody.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+
+from kvswap.core.ids import Cid
+
+
+class Leases:
+    """How often each chunk is held."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._held: dict[Cid, int] = {}
+        self._going: set[Cid] = set()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @contextmanager
+    def lease(self, cids: Iterable[Cid] = ()) -> Iterator[Callable[[Cid], None]]:
+        """While held, these chunks - and those passed to the yielded function - are not collected."""
+        held: list[Cid] = []
+
+        def hold(cid: Cid) -> None:
+            with self._changed:
+                held.append(cid)
+                self._held[cid] = self._held.get(cid, 0) + 1
+
+        try:
+            for cid in cids:
+                hold(cid)
+            yield hold
+        finally:
+            for cid in held:
+                with self._changed:
+                    left = self._held[cid] - 1
+                    if left:
+                        self._held[cid] = left
+                    else:
+                        del self._held[cid]
+
+    @contextmanager
+    def free(self, cids: Collection[Cid], *, together: bool = False) -> Iterator[list[Cid]]:
+        """Yield those that nobody holds, to be deleted meanwhile; `together`: all of them or none.
+
+        Who takes a lease from now on comes after the deletion, and `settled` waits for its end.
+        """
+        with self._changed:
+            free = [cid for cid in cids if cid not in self._held and cid not in self._going]
+            if together and len(free) < len(cids):
+                free = []
+            self._going.update(free)
+        try:
+            yield free
+        finally:
+            with self._changed:
+                self._going.difference_update(free)
+                self._changed.notify_all()
+
+    def settled(self, cid: Cid) -> None:
+        """Wait while a chunk is being deleted.  Blocks: in a thread only."""
+        if cid in self._going:
+            with self._changed:
+                self._changed.wait_for(lambda: cid not in self._going)

@@ -1,0 +1,85 @@
+"""What the store says of an artifact and of itself."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvswap.core.ids import Cid
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRow:
+    """What the index knows of an artifact, without parsing its manifest."""
+
+    id: str
+    document: str | None
+    model: bytes
+    label: str
+    dtype: str
+    tokens: int
+    raw_bytes: int
+    wire_bytes: int
+    publisher: str
+    expires: int
+    added: float
+    used: float
+    pinned: bool
+    complete: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as the API shows it, with the model's digest in hex."""
+        out = {name: getattr(self, name) for name in self.__slots__}
+        out["artifact"] = out.pop("id")
+        out["model"] = self.model.hex()
+        return out
+
+
+COLUMNS = ", ".join(ArtifactRow.__slots__)
+
+
+def row_of(row: sqlite3.Row) -> ArtifactRow:
+    """Return a row of the table `artifacts` as an `ArtifactRow`."""
+    values = dict(row)
+    values["pinned"] = bool(values["pinned"])
+    values["complete"] = bool(values["complete"])
+    values["model"] = bytes(values["model"])
+    return ArtifactRow(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All that the index is told of an artifact.
+
+    `needed` are the files that a reader of the whole document needs; `others` belong to it as well and are kept if
+    here, but nothing waits for them: windows of sliding layers that the document's end has left behind.  `chain` has
+    the digest of each beginning, by blocks.
+    """
+
+    row: ArtifactRow
+    envelope: bytes
+    needed: Collection[Cid]
+    others: Collection[Cid]
+    chain: Sequence[bytes]
+
+
+Reader = Callable[[bytes], Listing | None]
+"""Reads an envelope that was found on disk; None for one that is not to be listed.  Raises `KvswapError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """Outcome of `verify`: how many files were right, restored from none, set aside, or missing."""
+
+    checked: int
+    adopted: int
+    quarantined: int
+    missing: int
+    incomplete_artifacts: int
+
+    @property
+    def clean(self) -> bool:
+        """Tell whether no file was wrong or missing."""
+        return not (self.quarantined or self.missing)

@@ -1,0 +1,160 @@
+"""The index from the disk: what it says of chunks and artifacts can be made anew from their files.
+
+Chunk files have the digest as their name, envelopes are beside them (`envelopes`), so an index that is damaged or gone
+costs nothing but the time to read the directories; a chunk is hashed when it is read, as ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+from kvswap.core.errors import KvswapError, Untrusted
+from kvswap.core.ids import Cid
+from kvswap.core.upkeep import Problems
+from kvswap.store.envelopes import Envelopes, Kept
+from kvswap.store.files import ChunkFiles
+from kvswap.store.index import Index
+from kvswap.store.listing import COLUMNS, Listing, Reader
+
+_BATCH = 1_000
+_PART = "artifacts"  # in `Problems`
+
+
+class Rebuild:
+    """Makes index and disk say the same."""
+
+    def __init__(self, index: Index, files: ChunkFiles, envelopes: Envelopes, problems: Problems) -> None:
+        self._index, self._files, self._envelopes, self._problems = index, files, envelopes, problems
+        self.owing = False  # envelopes that only the index has, as the disk took none
+
+    def list_files(self) -> None:
+        """List every chunk file, by its name; who reads one checks it."""
+        found = ((cid.digest, size, time.time()) for cid, size in self._files.sizes())
+        while rows := list(islice(found, _BATCH)):
+
+            def insert(db: sqlite3.Connection, rows: list[tuple[bytes, int, float]] = rows) -> None:
+                db.executemany("INSERT OR IGNORE INTO chunks (cid, length, added) VALUES (?, ?, ?)", rows)
+
+            self._index.write(insert)
+
+    def finish_removals(self) -> None:
+        """Unlist what was removed while the index on disk could not be written, and chunks that went with it."""
+        buried = self._envelopes.buried()
+
+        def unlist(db: sqlite3.Connection) -> None:
+            db.executemany("DELETE FROM artifacts WHERE id = ?", [(artifact,) for artifact in buried])
+            for row in db.execute("SELECT cid FROM chunks WHERE owners = 0").fetchall():
+                if not self._files.path(Cid(bytes(row["cid"]))).exists():
+                    db.execute("DELETE FROM chunks WHERE cid = ?", (row["cid"],))
+
+        self._index.write(unlist)
+        self.forget_removals(buried)
+
+    def forget_removals(self, artifacts: Iterable[str]) -> None:
+        """These are in no index; where that of the disk could not be written, they are kept in mind."""
+        if not self._index.detached:
+            for artifact in artifacts:
+                self._envelopes.forget(artifact)
+
+    def keep(self) -> None:
+        """Put on disk what only the index has: envelopes and pins of older versions, or of a directory removed."""
+        rows = {str(r["id"]): bool(r["pinned"]) for r in self._index.rows("SELECT id, pinned FROM artifacts")}
+        kept = self._envelopes.all()
+        missing = [artifact for artifact in rows if artifact not in kept]
+        try:
+            for artifact in missing:
+                self._keep(artifact)
+            for artifact, pinned in rows.items():
+                if pinned != (artifact in kept and kept[artifact].pinned):
+                    self._envelopes.pin(artifact, pinned)
+            if missing:
+                os.sync()  # of all at once: one for each would take minutes
+                self._envelopes.sync()
+        except OSError as error:
+            self.owing = True
+            self._problems.note(_PART, f"not every manifest could be written beside the index: {error}")
+        else:
+            self.owing = False
+            self._problems.clear_one(_PART)
+
+    def _keep(self, artifact: str) -> None:
+        for row in self._index.rows("SELECT envelope, added, used FROM artifacts WHERE id = ?", artifact):
+            envelope, added, used = bytes(row["envelope"]), float(row["added"]), float(row["used"])
+            self._envelopes.write(artifact, envelope, added=added, used=used, durable=False)
+
+    def adopt(self, reader: Reader) -> int:
+        """List the envelopes that the index does not know; how many there were."""
+        listed = {str(r["id"]) for r in self._index.rows("SELECT id FROM artifacts")}
+        adopted = 0
+        for kept in self._envelopes.all().values():
+            if kept.id not in listed:
+                with contextlib.suppress(OSError):
+                    adopted += self._adopt(kept, reader)
+        return adopted
+
+    def _adopt(self, kept: Kept, reader: Reader) -> bool:
+        try:
+            listing = reader(self._envelopes.read(kept.id))
+        except Untrusted:
+            return False  # of a group whose key is not here: it stays, for when the key comes back
+        except KvswapError:
+            listing = None
+            self._envelopes.set_aside(kept.id, self._files.quarantine)
+        if listing is None or listing.row.id != kept.id:
+            self._envelopes.remove(kept.id)  # withdrawn, or not what its name says
+            return False
+        row = replace(listing.row, added=kept.added, used=kept.used, pinned=kept.pinned)
+        here = [(cid.digest, size, time.time()) for cid, size in self._here(listing)]
+
+        def insert(db: sqlite3.Connection) -> None:
+            db.executemany("INSERT OR IGNORE INTO chunks (cid, length, added) VALUES (?, ?, ?)", here)
+            list_artifact(db, replace(listing, row=row))
+
+        self._index.write(insert)
+        return True
+
+    def _here(self, listing: Listing) -> Iterator[tuple[Cid, int]]:
+        for cid in dict.fromkeys([*listing.needed, *listing.others]):
+            with contextlib.suppress(OSError):
+                yield cid, self._files.path(cid).stat().st_size
+
+
+def list_artifact(db: sqlite3.Connection, listing: Listing) -> bool:
+    """Insert an artifact; True when all that it needs is listed.  Idempotent; keeps pins."""
+    row = listing.row
+    values = {**{n: getattr(row, n) for n in row.__slots__}, "complete": False, "envelope": listing.envelope}
+    columns = f"{COLUMNS}, envelope"
+    marks = ", ".join(f":{n}" for n in columns.split(", "))
+    wanted = frozenset(listing.needed)
+    db.execute(
+        f"INSERT INTO artifacts ({columns}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET used = excluded.used",
+        values,
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO artifact_chunks VALUES (?, ?, ?)",
+        [(row.id, c.digest, c in wanted) for c in dict.fromkeys([*listing.needed, *listing.others])],
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO prefixes VALUES (?, ?, ?)",
+        [(digest, row.id, block) for block, digest in enumerate(listing.chain)],
+    )
+    return recount(db, row.id)
+
+
+def recount(db: sqlite3.Connection, artifact: str | None = None) -> bool:
+    """Note of one artifact, or of all, whether what it needs is listed; of one, return it."""
+    where, about = ("", ()) if artifact is None else (" WHERE id = ?", (artifact,))
+    db.execute(
+        "UPDATE artifacts SET complete = NOT EXISTS (SELECT 1 FROM artifact_chunks a "
+        f"LEFT JOIN chunks c ON c.cid = a.cid WHERE a.artifact = artifacts.id AND a.needed AND c.cid IS NULL){where}",
+        about,
+    )
+    if artifact is None:
+        return False
+    return bool(db.execute("SELECT complete FROM artifacts WHERE id = ?", about).fetchone()["complete"])
