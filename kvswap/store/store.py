@@ -110,7 +110,10 @@ class Store(Artifacts):
     def attend(self) -> None:
         """Put right what the disk allows again: call now and then, in a thread.  Raises `KvswapError`."""
         try:
+            gone = not self._files.directory.exists()
             self._files.make_directories()
+            if gone:  # somebody removed it: what is listed is not here
+                self._forget_missing()
             self._relock()
             if self._index.attend():
                 self._rebuild.forget_removals(self._envelopes.buried())
@@ -507,9 +510,10 @@ class Store(Artifacts):
 
     def verify(self) -> StoreReport:
         """Hash every file again.  Right but unlisted files are adopted, wrong ones set aside."""
+        checked = adopted = quarantined = 0
+        missing = self._forget_missing()
         with contextlib.suppress(KvswapError):
             self.attend()
-        checked = adopted = quarantined = missing = 0
         for cid in self._files.all():
             try:
                 with self._files.open(cid) as file:
@@ -527,10 +531,7 @@ class Store(Artifacts):
                 quarantined += 1
             elif not self.has_chunk(cid):
                 adopted += self._adopt(cid, length)
-        for cid in self._listed():
-            if self.has_chunk(cid) and not self._files.path(cid).exists():
-                self._forget(cid)
-                missing += 1
+        missing += self._forget_missing()
         self._rebuild.keep()
         if self._reader is not None:
             self._rebuild.adopt(self._reader)
@@ -547,6 +548,15 @@ class Store(Artifacts):
         if added:
             self._behind.add(cid, length)
         return added
+
+    def _forget_missing(self) -> int:
+        """Unlist chunks whose files are gone; how many there were."""
+        missing = 0
+        for cid in self._listed():
+            if self.has_chunk(cid) and not self._files.path(cid).exists():
+                self._forget(cid)
+                missing += 1
+        return missing
 
     def _listed(self) -> Iterator[Cid]:
         """Every listed chunk, a page at a time: of many, no list is worth its memory."""
