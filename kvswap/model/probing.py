@@ -14,7 +14,7 @@ import torch
 
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, KvswapError
-from kvswap.model import reach
+from kvswap.model import finite, reach
 from kvswap.model.cache import StoppableCache, build_cache, check_layers, held_tensors, layer_specs
 
 _IDS = ((5, 9, 7, 11), (23, 3, 17, 4), (8, 31, 6, 15))  # three of the document, one that follows
@@ -64,6 +64,8 @@ def _uses(model: Any, ids: list[int]) -> bool:
         if layer.get_seq_length() != before:
             raise _refused(f"holds {layer.get_seq_length()} tokens in cache layer {index} after {before}")
     held = held_tensors(cache, specs, before)
+    # Of what is not finite nothing can be compared; and a model that overflows at three tokens computes no document.
+    finite.check_tensors([(layer.k, layer.v) for layer in held], str(held[0].k.dtype).removeprefix("torch."))
     last = min(1, len(held) - 1)
     while True:
         first, right = _keys(model, _copied(model, held, before, 1.0), ids[before:], before, last)

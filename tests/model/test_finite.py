@@ -6,6 +6,7 @@ import math
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,29 @@ def overflowing(
     return directory
 
 
-def test_every_way_out_is_closed(overflowing: Path) -> None:
-    loaded = load_model(overflowing, "m", "float16")
+def overflows(loaded: Any) -> None:
+    """Let layer 1 overflow from now on."""
+    weight = loaded.model.model.layers[1].self_attn.v_proj.weight.data
+    weight[:] = torch.sign(weight) * 30_000
+
+
+def refused(caught: pytest.ExceptionInfo[Incompatible]) -> None:
+    assert "layer 1" in caught.value.message and "float16" in caught.value.message
+    assert caught.value.details == {"field": "dtype", "layer": 1}
+    assert caught.value.exit_code == 7
+    assert "float32" in str(caught.value.hint)
+
+
+def test_a_model_that_overflows_at_once_is_refused_when_it_is_loaded(overflowing: Path) -> None:
+    with pytest.raises(Incompatible) as caught:
+        load_model(overflowing, "m", "float16")
+    refused(caught)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_every_way_out_is_closed(tiny_models: dict[str, Path], kind: str) -> None:
+    loaded = load_model(tiny_models[kind], "m", "float16")
+    overflows(loaded)
     jobs = Jobs(lambda _: None, threading.Event())
     jobs._loaded = loaded
     ways = (
@@ -48,10 +70,7 @@ def test_every_way_out_is_closed(overflowing: Path) -> None:
     for way in ways:
         with pytest.raises(Incompatible) as caught:
             way()
-        assert "layer 1" in caught.value.message and "float16" in caught.value.message
-        assert caught.value.details == {"field": "dtype", "layer": 1}
-        assert caught.value.exit_code == 7
-        assert "float32" in str(caught.value.hint)
+        refused(caught)
 
 
 def test_the_same_weights_do_in_another_dtype(overflowing: Path) -> None:
