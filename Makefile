@@ -40,7 +40,8 @@ lint: setup
 	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
 
 test: setup lint model
-	$(BIN)/python -m pytest -m "not faults"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults and not alone"
+	$(BIN)/python -m pytest -m "alone and not faults"
 
 test-faults: setup
 	$(BIN)/python -m pytest -m faults

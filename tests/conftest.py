@@ -11,6 +11,19 @@ from kvswap.core.settings import models_directory
 from tests.support import Daemon, tiny_model
 
 
+_ALONE = {"smollm", "daemon"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `alone` what computes with the default model or starts daemons: it has the machine for itself.
+
+    The rest runs in two workers; see `make test`.
+    """
+    for item in items:
+        if _ALONE & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("swarm"):
+            item.add_marker("alone")
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Directories of tiny random models by architecture."""
