@@ -10,7 +10,6 @@ import pytest
 from kvswap.core.settings import models_directory
 from tests.support import Daemon, tiny_model
 
-
 _ALONE = {"smollm", "daemon"}
 
 
