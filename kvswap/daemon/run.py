@@ -87,6 +87,7 @@ async def _look_after(node: Node, home: Home) -> None:
     def attend() -> None:
         home.attend()
         node.store.attend()
+        node.records.attend()
 
     await forever("store", lambda: asyncio.to_thread(attend), node.problems, pause=_ATTEND_SECONDS)
 
