@@ -6,9 +6,9 @@ import os
 
 from kvswap.core.limits import LIMITS
 
-object.__setattr__(LIMITS, "worker_silent_seconds", float(os.environ["SILENT_SECONDS"]))
+if __name__ == "__main__":  # and not where tests are collected: it changes the limits of its process
+    object.__setattr__(LIMITS, "worker_silent_seconds", float(os.environ["SILENT_SECONDS"]))
 
-from kvswap.cli.main import entry  # noqa: E402
+    from kvswap.cli.main import entry
 
-if __name__ == "__main__":
     entry()
