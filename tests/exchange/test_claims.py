@@ -100,7 +100,7 @@ def test_an_unproved_difference_condemns_nobody(tmp_path: Path) -> None:
                 Step(Level.TOKENS, "failed", why="x"),
                 Step(Level.TOKENS, "skipped", why="x", proven=True),
                 Step(Level.PROBE, "failed", why="x", proven=True),
-                Step(Level.AGREEMENT, "failed", why="x", proven=True),
+                Step(Level.AGREEMENT, "failed", why="x"),
             ):
                 assert not caught(node, made.statement, step)
             assert node.policy.caught() == [] and node.store.artifacts() != []

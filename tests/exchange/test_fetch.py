@@ -586,7 +586,7 @@ def test_a_stream_has_one_token_until_half_of_its_time_is_over(tmp_path: Path, m
                 assert await token(messages.Find("test", document=DOCUMENT)) is None
                 assert await token(messages.Find("test", document="sha256:" + "0" * 64, bulk=True)) is None
             async with asyncio.timeout(5):
-                while a.tokens._live:  # the stream has ended
+                while a.tokens.holds(first):  # until the stream has ended
                     await asyncio.sleep(0.01)
             with pytest.raises(TokenRefused):
                 a.tokens.check(first)
