@@ -44,7 +44,8 @@ test: setup lint model
 	$(BIN)/python -m pytest -m "alone and not faults"
 
 test-faults: setup
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not alone"
+	$(BIN)/python -m pytest -m "faults and alone"
 
 $(VLLM_VENV)/.ready: pyproject.toml .ci/setup-vllm
 	@echo "setting up $(VLLM_VENV) (once, a few minutes)"
