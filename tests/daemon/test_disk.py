@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -220,7 +221,8 @@ def test_a_home_that_cannot_be_is_told_in_one_line(disk: Callable[..., Path], tm
 def test_a_store_that_is_removed_under_a_node(tmp_path: Path, node: Callable[..., Daemon]) -> None:
     home, expected = old_home(tmp_path)
     daemon = node(home)
-    subprocess.run(["rm", "-r", str(home / "store")], check=True)
+    (home / "store").rename(tmp_path / "gone")  # at once, as the node may be writing there
+    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
     assert "in use" in refused(home, code=11)
     did(home, "ls")
     report = json.loads(did(home, "verify", "--store", "--json", code=(0, 6)).stdout.splitlines()[0])
