@@ -129,7 +129,6 @@ class Limits:
     pipe_items: int = 16 * MIB + 64 * KIB  # of one frame: the ids of the largest document, a byte each
     worker_silent_seconds: float = 60.0  # without a heartbeat it is frozen
     worker_stalled_seconds: float = 600.0  # with heartbeats, but nothing computed, said or told: a dead lock
-    worker_processes: int = 8  # the most that a node can be told to keep
     blocks_in_flight: int = 4  # encoded blocks between prefill and store
     # local API
     api_body_bytes: int = 40 * MIB  # a document, JSON-escaped, and its question
