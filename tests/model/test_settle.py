@@ -33,13 +33,14 @@ def test_no_first_publish_of_a_process_is_wrong(first_publish: ModuleType, way: 
 
 
 @pytest.mark.faults
-def test_without_the_cure_first_publishes_are_wrong(first_publish: ModuleType) -> None:
+@pytest.mark.parametrize("way", ["load", "prefix"])
+def test_without_the_cure_first_publishes_are_wrong(first_publish: ModuleType, way: str) -> None:
     """The library that makes detection slow does what it is there for."""
     import torch
 
     if "MKL" not in torch.__config__.show():
         pytest.skip("a torch without MKL")
-    assert first_publish.run(COUNT, without=True)["wrong"] > 0
+    assert first_publish.run(COUNT, way, without=True)["wrong"] >= 0.9 * COUNT
 
 
 def test_settling_imports_nothing_but_torch_and_happens_once() -> None:
