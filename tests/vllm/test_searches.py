@@ -111,10 +111,11 @@ def test_what_is_queued_when_the_engine_ends_is_sent() -> None:
         sent.append(frames)
         return {"reused": False, "tokens": 1, "artifact": "x", "claim": "tolerance"}
 
+    made._engine = SimpleNamespace(dtype="float32")  # type: ignore[assignment]
     made._client = SimpleNamespace(publish_computed=publish)  # type: ignore[assignment]
     made._frames = lambda captured: captured.size  # type: ignore[method-assign,assignment,return-value]
     for size in range(5, 10):
-        made._pool.submit(made._send, SimpleNamespace(size=size, ids=[]))  # type: ignore[arg-type]
+        made._pool.submit(made._send, SimpleNamespace(size=size, ids=[], tensors=[]))  # type: ignore[arg-type]
     made._open["unfinished"] = SimpleNamespace(size=15)  # type: ignore[assignment]
     closing = threading.Thread(target=made.close)
     closing.start()
