@@ -13,7 +13,7 @@ def status_command(output: Output) -> None:
     s = output.client.status()
 
     def text() -> str:
-        model = s["model"]
+        model, loop = s["model"], s["loop"]
         loaded = f"loaded (process {model['pid']})" if model["pid"] else "not loaded"
         lines = [
             f"home       {s['home']}",
@@ -22,6 +22,7 @@ def status_command(output: Output) -> None:
             f"store      {s['artifacts']} artifacts, {size(s['store_bytes'])} of {size(s['quota_bytes'])}",
             f"model      {model['default']} {model['dtype']} on {model['device']}, {loaded}",
             f"traffic    {size(s['bytes_in'])} in, {size(s['bytes_out'])} out",
+            f"loop       longest pause {loop['longest_pause_seconds'] * 1e3:.0f} ms, {loop['pauses']} over 100 ms",
         ]
         lines += [f"codec      {name}: {rates(row)}" for name, row in s["codecs"].items()]
         return "\n".join(lines + [f"degraded   {part}: {why}" for part, why in s["degraded"].items()])

@@ -34,6 +34,7 @@ from kvswap.daemon.requests import (
 )
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.trust_api import TrustApi
+from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
 from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
@@ -71,9 +72,10 @@ def _steps(body: dict[str, Any]) -> int:
 class Api:
     """The handlers of one node."""
 
-    def __init__(self, node: Node, model: ModelProcess) -> None:
+    def __init__(self, node: Node, model: ModelProcess, watch: Watch) -> None:
         self._node = node
         self._model = model
+        self._watch = watch
 
     def application(self, token: str) -> web.Application:
         app = web.Application(middlewares=[errors, guard(token)], client_max_size=LIMITS.api_body_bytes)
@@ -149,6 +151,7 @@ class Api:
                 "bytes_in": node.counters.bytes_in,
                 "bytes_out": node.counters.bytes_out,
                 "started": node.counters.started,
+                "loop": self._watch.to_json(),
                 "tables": [filling.to_json() for filling in node.tables.fillings()],
             }
         )

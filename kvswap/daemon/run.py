@@ -24,6 +24,7 @@ from kvswap.core.upkeep import Problems, forever
 from kvswap.cost import Calibration
 from kvswap.daemon.app import Api
 from kvswap.daemon.supervisor import ModelProcess
+from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
 from kvswap.exchange.node import peer_of
 from kvswap.net import Transport
@@ -44,8 +45,8 @@ def _transport(settings: Settings, seed: bytes, problems: Problems) -> Transport
     return Libp2pTransport(seed, settings, problems)
 
 
-async def serve(settings: Settings, ready: Ready) -> None:
-    """Run a node until SIGINT or SIGTERM.  Raises `StoreLocked`, `UsageError`."""
+async def serve(settings: Settings, ready: Ready, watch: Watch) -> None:
+    """Run a node until SIGINT or SIGTERM, on a loop that `watch` made.  Raises `StoreLocked`, `UsageError`."""
     for address in settings.bootstrap:
         peer_of(address)  # a typing error is worth stopping for; an absent peer is not
     stop = asyncio.Event()
@@ -55,12 +56,12 @@ async def serve(settings: Settings, ready: Ready) -> None:
     home = Home(settings.home)
     start_log(settings.home)  # again: now there is a place for its file
     try:
-        await _serve(settings, home, stop, ready)
+        await _serve(settings, home, stop, ready, watch)
     finally:
         home.close()
 
 
-async def _serve(settings: Settings, home: Home, stop: asyncio.Event, ready: Ready) -> None:
+async def _serve(settings: Settings, home: Home, stop: asyncio.Event, ready: Ready, watch: Watch) -> None:
     store = Store.open(settings.home / "store", settings.quota_bytes)
     model = ModelProcess(settings, store.problems)
     try:
@@ -75,7 +76,7 @@ async def _serve(settings: Settings, home: Home, stop: asyncio.Event, ready: Rea
             Calibration(settings.home / "calibration.json", store.problems),
             node_key,
         )
-        await _run(node, home, model, stop, ready)
+        await _run(node, home, model, stop, ready, watch)
     finally:
         await model.stop()
         store.close()
@@ -101,12 +102,12 @@ def _write_run_file(run_file: RunFile, home: Home) -> None:
         run_file.write(home.path)
 
 
-async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event, ready: Ready) -> None:
+async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event, ready: Ready, watch: Watch) -> None:
     settings = node.settings
     token = secrets.token_urlsafe(32)
     # What a client cancelled must stop here too, hence handler_cancellation.
     runner = web.AppRunner(
-        Api(node, model).application(token),
+        Api(node, model, watch).application(token),
         handler_cancellation=True,
         access_log=None,
         shutdown_timeout=_GRACE_SECONDS,
@@ -124,6 +125,7 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
     run_file = RunFile(f"http://127.0.0.1:{port}", token, os.getpid())
     _write_run_file(run_file, home)
     looking = asyncio.create_task(_look_after(node, home))
+    watch.begin()
     try:
         ready(
             {
@@ -151,4 +153,6 @@ def main(settings: Settings, ready: Ready) -> None:
     # The trio thread moves every byte; at Python's default of 5 ms it waits for the loop's thread too long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     start_log(settings.home)
-    asyncio.run(serve(settings, ready))
+    watch = Watch()
+    with asyncio.Runner(loop_factory=watch.new_loop) as runner:
+        runner.run(serve(settings, ready, watch))

@@ -16,6 +16,7 @@ from kvswap.core.errors import KvswapError
 from kvswap.core.upkeep import Problems
 from kvswap.daemon.app import Api
 from kvswap.daemon.supervisor import ModelProcess
+from kvswap.daemon.watch import Watch
 from kvswap.store import Store
 from kvswap.store.ledger import Ledger
 from kvswap.store.records import Records
@@ -77,7 +78,7 @@ def test_every_route_tells_a_failing_store_by_its_kind(
     async def body() -> None:
         async with world(tmp_path) as w:
             node = await w.node()
-            application = Api(node, ModelProcess(node.settings, Problems())).application("t")
+            application = Api(node, ModelProcess(node.settings, Problems()), Watch()).application("t")
             told: list[KvswapError] = []
             with monkeypatch.context() as patch:
                 fail_everywhere(patch, error)
