@@ -296,7 +296,7 @@ CLAIMS: dict[str, Callable[[Manifest], Manifest]] = {
     "another rope": lambda manifest: replace(manifest, layout=replace(manifest.layout, rope="{}")),
     "another label": lambda manifest: replace(manifest, model=replace(manifest.model, label="another")),
 }
-IDLE = {"tolerance", "no fingerprint", "another rope", "another label"}  # claims that no check depends on
+IDLE = {"no probe", "tolerance", "no fingerprint", "another rope", "another label"}  # claims that no check depends on
 
 
 def forge(

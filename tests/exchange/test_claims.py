@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import Divergence
 from kvswap.core.errors import Untrusted, UsageError
 from kvswap.core.ids import Cid
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.request import Terms
 from kvswap.exchange.verify import climb, verify_artifact
+from kvswap.trust.accusation import claims, uncheckable
 from kvswap.trust.ladder import Level
 from tests.exchange.test_fetch import DOCUMENT, world
 from tests.support import Made, make_artifact, run
@@ -38,7 +40,7 @@ def claiming(claim: str) -> Made:
     return make_artifact(tokens=40, **changes)
 
 
-@pytest.mark.parametrize("claim", ["inexact", "no probe", "no special tokens", "a template"])
+@pytest.mark.parametrize("claim", ["inexact", "no special tokens", "a template"])
 def test_a_claim_that_turns_checks_off_is_refused_or_said_aloud(tmp_path: Path, claim: str) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
@@ -61,6 +63,24 @@ def test_a_claim_that_turns_checks_off_is_refused_or_said_aloud(tmp_path: Path, 
             assert [e["reason"] for e in friend.events.recent() if e["event"] == "uncheckable"] == [reason]
             report = await verify_artifact(friend, Cid.parse(made.id))
             assert list(report["claims"].values()) == [reason]
+
+    run(body())
+
+
+def test_a_probe_is_nothing_that_a_stranger_needs(tmp_path: Path) -> None:
+    """An engine beside a node without a model makes none: that is said, and every check of the others is made."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = claiming("no probe")
+            a, stranger = await w.node(), await w.node(trust=False)
+            w.give(a, made)
+            with pytest.raises(Untrusted, match="could not be verified") as refused:  # this node has no model
+                await fetch(stranger, DOCUMENT, TERMS)
+            assert all(stranger.store.has_chunk(made.manifest.chunks[i].id) for i in needed(made.manifest))
+            assert {"V2", "V3", "V5"} <= refused.value.details["unchecked"].keys()
+            assert "probe" not in refused.value.message
+            assert list(claims(made.manifest)) == ["probe"] and uncheckable(made.manifest) == {}
 
     run(body())
 

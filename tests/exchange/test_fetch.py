@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from kvswap.artifact.layout import needed
-from kvswap.artifact.manifest import Divergence, Manifest
+from kvswap.artifact.manifest import Divergence, LayerSpec, Manifest
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -164,6 +164,35 @@ def test_several_peers_serve_one_fetch(tmp_path: Path) -> None:
             assert serving.answer is original
             assert reader.store.get_artifact(made.id).complete  # type: ignore[union-attr]
             assert len(done.peers) >= 1
+
+    run(body())
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["libp2p", "https"])
+def test_a_source_that_is_blocked_gives_nothing_more(tmp_path: Path, bulk: bool) -> None:
+    """From that moment, in the middle of a transfer; the rest comes from others, or the fetch says why it stopped."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            specs = (LayerSpec(kind="full", heads=4, k_dim=64, v_dim=64),) * 6
+            made = make_artifact(tokens=1024, block_tokens=128, specs=specs, codec="raw")
+            slow = await w.node(bulk=bulk, upload_bytes_per_second=1_000_000)
+            w.give(slow, made)
+            reader = await w.node(bulk=bulk)
+            peer = slow.transport.peer  # type: ignore[union-attr]
+            fetching = asyncio.create_task(fetch(reader, Cid.parse(made.id)))
+            while not slow.counters.bytes_out:
+                await asyncio.sleep(0.005)
+            other = await w.node(bulk=bulk)
+            w.give(other, made)
+            reader.block(peer, True)
+            held = reader.record(peer).bytes_in
+            done = await fetching
+            assert str(done.statement.artifact) == made.id
+            assert reader.record(peer).bytes_in == held  # not even what was under way
+            assert peer not in reader.transport.connected()  # type: ignore[union-attr]
+            assert not [c for c in reader.bulk._idle if c.peer == peer]
+            assert reader.record(peer).failures == 0  # it did nothing wrong in this
 
     run(body())
 

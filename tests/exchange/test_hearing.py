@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 
+from kvswap.core import wire
 from kvswap.core.errors import Untrusted
 from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import audits_of, coverage, hear_audits, listed, refuse_if_failed
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.heads import freshness, heads_of, hear_heads
+from kvswap.exchange.heads import freshness, heads_of, hear_heads, own_head, withdraw
 from kvswap.store import AuditRow
+from kvswap.trust import audit as audits
+from kvswap.trust import head as heads
 from kvswap.trust.audit import Audit, environment_of, read_audit, sign_audit
+from kvswap.trust.envelopes import open_signed, sign
 from kvswap.trust.head import make_head
 from tests.exchange.test_fetch import world
 from tests.support import Made, key, make_artifact, run
@@ -26,6 +31,12 @@ PUBLISHER, OTHER, AUDITOR = key(), key(2), key(3)
 
 def head(sequence: int, withdrawn: dict[str, str], signer: Any = PUBLISHER) -> bytes:
     return make_head(signer, sequence, int(time.time()) - 5, [], withdrawn).envelope
+
+
+def changed(envelope: bytes, signer: Any, kind: str, **fields: Any) -> bytes:
+    """A statement with other fields, signed again: as a node of another version would."""
+    payload = wire.parse(open_signed(envelope, kind)[1])
+    return sign(wire.pack(payload | fields), signer, kind)
 
 
 def audit(made: Made, verdict: str, auditor: Any = AUDITOR, environment: list[str] | None = None) -> bytes:
@@ -220,5 +231,111 @@ def test_failures_by_older_rules_count_for_nothing(tmp_path: Path) -> None:
             with pytest.raises(Untrusted, match="failed an audit"):
                 refuse_if_failed(b, made.statement)
             assert len(audits_of(b, made.id, None)) == 1
+
+    run(body())
+
+
+def test_an_audit_of_tomorrow_counts_when_it_is_tomorrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then it is neither kept nor acted on, and nobody is called a liar: the clock that is wrong may be ours."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            b = await w.node()
+            w.give(b, made)
+            b.policy.add(str(AUDITOR.peer_id))
+            now = int(time.time())
+            tomorrow = [
+                changed(audit(made, verdict), AUDITOR, audits.KIND, issued=now + 2 * LIMITS.clock_skew_seconds)
+                for verdict in ("passed", "failed")
+            ]
+            hear_audits(b, tomorrow, PEER, None)
+            assert b.records.audits() == [] and coverage(b, made.id) is None
+            assert b.policy.policy.caught(made.manifest.publisher) is None and b.record(PEER).lies == 0
+            assert {e["event"] for e in b.events.recent()} >= {"audit_refused"}
+            soon = changed(audit(made, "passed"), AUDITOR, audits.KIND, issued=now + LIMITS.clock_skew_seconds // 2)
+            hear_audits(b, [soon], PEER, None)  # clocks are never the same
+            assert coverage(b, made.id) is not None
+            monkeypatch.setattr(time, "time", lambda: now + 3.0 * LIMITS.clock_skew_seconds)
+            hear_audits(b, tomorrow, PEER, None)
+            assert b.policy.policy.caught(made.manifest.publisher) is not None
+
+    run(body())
+
+
+def test_a_field_of_a_later_version_changes_nothing_of_what_is_known(tmp_path: Path) -> None:
+    """Fields are added, so audits and heads that have more of them are obeyed all the same."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            a, b = await w.node(), await w.node()
+            for node in (a, b):
+                w.give(node, made)
+                node.policy.add(str(AUDITOR.peer_id))
+            hear_audits(a, [changed(audit(made, "failed"), AUDITOR, audits.KIND, region="x")], PEER, None)
+            assert a.policy.policy.caught(made.manifest.publisher) is not None and a.record(PEER).lies == 0
+            hear_heads(b, [changed(head(7, {made.id: "an error"}), PUBLISHER, heads.KIND, region={"x": 1})], PEER)
+            assert b.store.artifacts() == [] and b.record(PEER).lies == 0
+
+    run(body())
+
+
+@pytest.mark.parametrize("fields", [{"version": 2}, {"verdict": "perhaps"}, {"level": 9}, {"tokens": "many"}])
+def test_who_passes_on_what_its_auditor_signed_is_no_liar(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """A statement of a later version is left out, and those behind it are heard."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            b = await w.node()
+            w.give(b, made)
+            b.policy.add(str(AUDITOR.peer_id))
+            odd = changed(audit(made, "failed"), AUDITOR, audits.KIND, **fields)
+            hear_audits(b, [odd, audit(made, "passed")], PEER, None)
+            assert b.record(PEER).lies == 0 and b.policy.policy.caught(made.manifest.publisher) is None
+            assert coverage(b, made.id) is not None
+            newer = {} if "version" not in fields else fields
+            if newer:
+                hear_heads(b, [changed(head(1, {}), PUBLISHER, heads.KIND, **newer), head(7, {made.id: ""})], PEER)
+                assert b.record(PEER).lies == 0 and b.store.artifacts() == []
+
+    run(body())
+
+
+@pytest.mark.parametrize("how", ["damaged", "by another", "another kind", "no envelope"])
+def test_a_forged_audit_is_a_lie_of_the_peer_that_passed_it_on(tmp_path: Path, how: str) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            b = await w.node()
+            right = audit(made, "failed")
+            payload = open_signed(right, audits.KIND)[1]
+            forged = {
+                "damaged": right[:-1] + bytes([right[-1] ^ 1]),
+                "by another": sign(payload, OTHER, audits.KIND),
+                "another kind": head(1, {}),
+                "no envelope": b"an audit",
+            }[how]
+            hear_audits(b, [forged], PEER, None)
+            assert b.record(PEER).lies == 1 and b.records.audits() == []
+
+    run(body())
+
+
+@pytest.mark.parametrize("why", ["an error " * 40, "a\x1b]0;title\x07", "a\ud800"])
+def test_a_reason_is_signed_once_however_it_is_worded(tmp_path: Path, why: str) -> None:
+    """It is made fit to be signed, and what was signed is what it is compared with from then on."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(key(1000), tokens=40)
+            a, b = await w.node(), await w.node()
+            w.give(a, made)
+            await withdraw(a, Cid.parse(made.id), why)
+            seen = {signed.head.sequence for _ in range(3) if (signed := own_head(a)) is not None}
+            assert len(seen) == 1
+            hear_heads(b, heads_of(a, [str(key(1000).peer_id)]), PEER)
+            assert b.records.withdrawn(made.id, made.manifest.publisher) and b.record(PEER).lies == 0
 
     run(body())
