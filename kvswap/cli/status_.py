@@ -15,11 +15,13 @@ def status_command(output: Output) -> None:
     def text() -> str:
         model, loop = s["model"], s["loop"]
         loaded = f"loaded (process {model['pid']})" if model["pid"] else "not loaded"
+        withheld = "".join(f", {s[kind]} {kind}" for kind in ("disputed", "wrong") if s.get(kind))
+        held = f"{s['artifacts']} artifacts{withheld}"
         lines = [
             f"home       {s['home']}",
             f"peer       {s['peer']}, {s['peers']} connected" if s["p2p"] else "peer       offline",
             f"publisher  {s['publisher']}",
-            f"store      {s['artifacts']} artifacts, {size(s['store_bytes'])} of {size(s['quota_bytes'])}",
+            f"store      {held}, {size(s['store_bytes'])} of {size(s['quota_bytes'])}",
             f"model      {model['default']} {model['dtype']} on {model['device']}, {loaded}",
             f"traffic    {size(s['bytes_in'])} in, {size(s['bytes_out'])} out",
             f"loop       longest pause {loop['longest_pause_seconds'] * 1e3:.0f} ms, {loop['pauses']} over 100 ms",

@@ -137,6 +137,7 @@ class Api:
                 "peers": len(connected),
                 "degraded": node.problems,
                 "artifacts": len(rows),
+                **await asyncio.to_thread(self._withheld),
                 "codecs": node.calibration.codecs(),
                 "store_bytes": node.store.used_bytes,
                 "quota_bytes": node.store.quota_bytes,
@@ -155,6 +156,13 @@ class Api:
                 "tables": [filling.to_json() for filling in node.tables.fillings()],
             }
         )
+
+    def _withheld(self) -> dict[str, int]:
+        """How many of the artifacts that are here are disputed, and how many were found wrong."""
+        node = self._node
+        rows = [row for name in node.standings.withheld() if (row := node.store.get_artifact(name)) is not None]
+        names = [standing.name for standing in node.standings.of_all(rows)]
+        return {"disputed": names.count("disputed"), "wrong": names.count("wrong")}
 
     async def identity(self, request: web.Request) -> web.Response:
         transport = self._node.transport

@@ -15,6 +15,7 @@ from kvswap.store import AuditRow
 from kvswap.trust import Statement
 from kvswap.trust.audit import (
     FAILED,
+    KIND,
     PASSED,
     Audit,
     Coverage,
@@ -44,7 +45,7 @@ def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, sa
             seed=seed,
             worst=micro(step.figures.get("worst", 0.0)),
             verdict=FAILED if step.verdict == "failed" else PASSED,
-            why=step.why[:256],
+            why=step.why,
             environment=environment_of(choice.dtype, choice.device, str(choice.threads)),
             issued=int(time.time()),
         ),
@@ -73,11 +74,17 @@ def _void(row: AuditRow) -> bool:
 def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str | None) -> None:
     """Keep those by auditors whom we trust; the others count for nothing, whatever they say.
 
-    Nor do failures by older rules.  A publisher whom a trusted auditor caught is distrusted here as well.
+    Nor do failures by older rules, nor what is issued in the future: it counts when it comes again in its time, and
+    is held against nobody, since the clock that is wrong may be ours.
+    A publisher whom a trusted auditor caught is distrusted here as well.
     """
-    for signed in told(node, peer, "an audit", envelopes, LIMITS.audits_told, read_audit):
+    for signed in told(node, peer, KIND, envelopes, LIMITS.audits_told, read_audit):
         audit = signed.audit
         if audit.void or audit.auditor == audit.publisher or not node.policy.policy.trusts(audit.auditor):
+            continue
+        if audit.is_early(time.time()):
+            why = "it is issued in the future: a clock is wrong"
+            node.events.add("audit_refused", auditor=audit.auditor, peer=peer, reason=why)
             continue
         if audit.auditor == str(node.publisher.peer_id) or not _keep(node, signed, document):
             continue

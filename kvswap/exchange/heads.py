@@ -14,7 +14,8 @@ from kvswap.exchange.node import Node
 from kvswap.exchange.statement import told
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement
-from kvswap.trust.head import Head, SignedHead, accept, catalogue_root, make_head, read_head
+from kvswap.trust.envelopes import reason
+from kvswap.trust.head import KIND, Head, SignedHead, accept, catalogue_root, make_head, read_head
 from kvswap.trust.keys import Key, replace
 
 _RENEW_SECONDS = LIMITS.head_seconds // 2
@@ -55,7 +56,11 @@ def _fresh(head: Head, now: int) -> bool:
 
 
 def _still_says(head: Head, holding: list[str], withdrawn: dict[str, str], now: int) -> bool:
-    return head.catalogue == catalogue_root(holding) and head.reasons == withdrawn and _fresh(head, now)
+    return (
+        head.catalogue == catalogue_root(holding)
+        and head.reasons == {a: reason(why) for a, why in withdrawn.items()}
+        and _fresh(head, now)
+    )
 
 
 def _sign(node: Node, holding: list[str], withdrawn: dict[str, str], next_key: Key | None = None) -> SignedHead:
@@ -69,7 +74,7 @@ def _signed_by(node: Node, key: Key, holding: list[str], withdrawn: dict[str, st
     known = node.records.head(publisher)
     sequence = known[0] + 1 if known else 1
     made = make_head(key, sequence, int(time.time()), holding, withdrawn, next_key)
-    node.records.put_head(publisher, sequence, made.envelope, withdrawn, held=withdrawn, kept=True)
+    node.records.put_head(publisher, sequence, made.envelope, made.head.reasons, held=withdrawn, kept=True)
     node.head_files.put(publisher, made.envelope)
     return made
 
@@ -96,7 +101,7 @@ def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
 
 def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
     """Keep what is newer than what we have; a peer that passes on a forged one is not asked for a while."""
-    for signed in told(node, peer, "a head record", envelopes, LIMITS.heads_told, read_head):
+    for signed in told(node, peer, KIND, envelopes, LIMITS.heads_told, read_head):
         head = signed.head
         if head.publisher == str(node.publisher.peer_id):
             continue

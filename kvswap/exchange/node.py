@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -85,6 +85,7 @@ class Node:
         self.sessions = Sessions(transport) if transport is not None else None
         self.bulk = BulkClient()
         self.grants = Grants()
+        self.leaving: set[Callable[[str], object]] = set()  # called with a peer that nothing is taken from any more
         self.catalogues = Catalogues(self.delivered)
         self.pulling: dict[str, asyncio.Task[None]] = {}  # catalogues of peers, on their way
         self.bringing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # artifacts being fetched
@@ -236,13 +237,16 @@ class Node:
     def block(self, peer: str, blocked: bool) -> None:
         """Neither serve nor ask a peer, from now on; or do so again, its past forgiven.  On the event loop.
 
-        What is under way to it ends at once.
+        What is under way to it ends at once, and what is under way from it.
         """
         peer = str(PeerId.parse(peer))
         record = self.record(peer)
         record.blocked = blocked
         if blocked:
+            for leave in list(self.leaving):
+                leave(peer)
             self._cut_off(peer)
+            self.bulk.forget(peer)
         else:
             record.in_a_row, record.lied_at = 0, 0.0
         self.events.add("blocked" if blocked else "unblocked", peer=peer)

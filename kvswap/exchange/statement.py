@@ -12,12 +12,13 @@ from kvswap.artifact.manifest import Life, Manifest
 from kvswap.artifact.sealing import KIND
 from kvswap.core import wire
 from kvswap.core.documents import check_written
-from kvswap.core.errors import KvswapError
+from kvswap.core.errors import KvswapError, MalformedManifest
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
 from kvswap.store import ArtifactRow, Listing
 from kvswap.trust import Statement
+from kvswap.trust.envelopes import is_signed
 from kvswap.trust.groups import Sealing
 
 T = TypeVar("T")
@@ -25,15 +26,22 @@ RENEW_SECONDS = 86_400  # an own artifact with less life than this is made again
 
 
 def told(
-    node: Node, peer: str, what: str, envelopes: Iterable[bytes], most: int, read: Callable[[bytes], T]
+    node: Node, peer: str, kind: str, envelopes: Iterable[bytes], most: int, read: Callable[[bytes], T]
 ) -> Iterator[T]:
-    """Statements that came with a peer's answer, checked; a forged one ends them, and is a lie of that peer."""
+    """Statements of one kind that came with a peer's answer, checked.
+
+    A forged one ends them, and is a lie of that peer.  One that is what its signer signed, and that we do not
+    understand, is left out: it may be of a later version, and whoever passes it on vouches for the signature alone.
+    """
     for data in islice(envelopes, most):
         try:
             signed = read(data)
         except KvswapError as error:
-            node.lied(peer, f"{what}: {error.message}")
-            return
+            if not (isinstance(error, MalformedManifest) and is_signed(data, kind)):
+                node.lied(peer, f"{kind}: {error.message}")
+                return
+            node.events.add("not_understood", peer=peer, statement=kind, reason=error.message)
+            continue
         yield signed
 
 
@@ -46,7 +54,7 @@ def new_life(node: Node, supersedes: Cid | None = None) -> Life:
 
 def sign(node: Node, manifest: Manifest, sealing: Sealing | None = None) -> Statement:
     """By this node's publisher key; `sealing`: for the members of a group, its files are sealed already."""
-    for part in (manifest.model, manifest.document, manifest.prefix, manifest.numerics):
+    for part in (manifest.model, manifest.document, manifest.prefix, manifest.layout, manifest.numerics):
         for name, value in wire.plain(part).items() if part is not None else ():
             if isinstance(value, str):
                 check_written(value, name)

@@ -112,9 +112,10 @@ def claims(manifest: Manifest) -> dict[str, str]:
 def uncheckable(manifest: Manifest) -> dict[str, str]:
     """Returns those claims for which no stranger's artifact is used, so that it need not even be fetched.
 
-    One that does not name its document is no such: its tokens can be compared with those of a text at hand (V3).
+    Two are no such, since no step that is due needs what they lack: without the document's name the tokens can be
+    compared with those of a text at hand (V3), and the probe (V4) is never security.
     """
-    return {where: why for where, why in claims(manifest).items() if where != "document"}
+    return {where: why for where, why in claims(manifest).items() if where not in ("document", "probe")}
 
 
 def unusable(manifest: Manifest, ladder: Ladder) -> dict[str, str]:

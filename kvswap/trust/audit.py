@@ -21,7 +21,7 @@ from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.trust.envelopes import check_cid, open_signed, require_signer, sign
+from kvswap.trust.envelopes import check_cid, open_signed, reason, require_signer, sign_value
 from kvswap.trust.keys import Key
 from kvswap.trust.ladder import RULES, Level
 from kvswap.trust.noise import MICRO
@@ -33,8 +33,11 @@ _LEVELS = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
 _RULES = "rules "  # a text of the environment: readers of before take it for one more of those
 
 
-class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`worst`: largest difference that was seen, in millionths of honest noise; `samples`: 0 for all positions."""
+class Audit(msgspec.Struct, frozen=True):
+    """What was looked at and found.  Fields that a later version adds are skipped.
+
+    `worst`: largest difference that was seen, in millionths of honest noise; `samples`: 0 for all positions.
+    """
 
     version: int
     artifact: CidBytes
@@ -65,6 +68,10 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether it condemns by older rules, which took for a lie what the reader's own side explains."""
         return self.failed and self.rules < RULES
 
+    def is_early(self, now: float) -> bool:
+        """Say whether it was issued later than now, by more than clocks differ."""
+        return self.issued > now + LIMITS.clock_skew_seconds
+
     @property
     def positions(self) -> list[int]:
         """Those that were looked at; empty for all of them."""
@@ -90,8 +97,8 @@ def environment_of(*said: str) -> list[str]:
 
 
 def sign_audit(audit: Audit, key: Key) -> SignedAudit:
-    """By the auditor's key."""
-    return read_audit(sign(wire.pack(wire.plain(audit)), key, KIND))
+    """Sign by the auditor's key, and word the reason so that others take it.  Raises `UsageError` for other texts."""
+    return read_audit(sign_value(msgspec.structs.replace(audit, why=reason(audit.why)), key, KIND))
 
 
 def read_audit(data: bytes) -> SignedAudit:

@@ -21,7 +21,7 @@ from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, Untrusted
 from kvswap.core.ids import Cid, PeerId, blake3_digest
 from kvswap.core.limits import LIMITS
-from kvswap.trust.envelopes import check_cid, open_signed, require_signer, sign
+from kvswap.trust.envelopes import check_cid, open_signed, reason, require_signer, sign_value
 from kvswap.trust.keys import Key, check_signature
 
 KIND = "application/vnd.kvswap.head.v1+msgpack"
@@ -30,22 +30,25 @@ _JUMP = 1_000_000  # a publisher that signs a head a second takes eleven days fo
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
-class Withdrawn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Withdrawn(msgspec.Struct, frozen=True):
     """An artifact that its publisher does not stand by any more."""
 
     artifact: CidBytes
     why: Text
 
 
-class Successor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Successor(msgspec.Struct, frozen=True):
     """The key by which the publisher goes on; `sig` is its own, over both names."""
 
     peer: Annotated[str, Meta(max_length=64)]
     sig: Signature
 
 
-class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`catalogue`: BLAKE3 of the sorted ids of the artifacts that hold, `artifacts` how many these are."""
+class Head(msgspec.Struct, frozen=True):
+    """What a publisher says now.  Fields that a later version adds are skipped: a withdrawal is obeyed all the same.
+
+    `catalogue`: BLAKE3 of the sorted ids of the artifacts that hold, `artifacts` how many these are.
+    """
 
     version: int
     publisher: Annotated[str, Meta(max_length=64)]
@@ -91,10 +94,10 @@ def make_head(
         expires=now + LIMITS.head_seconds,
         catalogue=catalogue_root(artifacts),
         artifacts=len(artifacts),
-        withdrawn=[Withdrawn(bytes(Cid.parse(a)), why[:256]) for a, why in sorted(withdrawn.items())],
+        withdrawn=[Withdrawn(bytes(Cid.parse(a)), reason(why)) for a, why in sorted(withdrawn.items())],
         successor=successor,
     )
-    return read_head(sign(wire.pack(wire.plain(head)), key, KIND))
+    return read_head(sign_value(head, key, KIND))
 
 
 def read_head(data: bytes) -> SignedHead:

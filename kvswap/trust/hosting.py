@@ -18,7 +18,7 @@ from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, MalformedManifest, Untrusted
 from kvswap.core.ids import blake3_digest
 from kvswap.core.limits import LIMITS
-from kvswap.trust.envelopes import open_signed, require_signer, sign
+from kvswap.trust.envelopes import open_signed, require_signer, sign_value
 from kvswap.trust.keys import Key
 
 OFFER = "application/vnd.kvswap.host-offer.v1+msgpack"
@@ -106,7 +106,8 @@ class SignedRead:
 
 
 def sign_offer(offer: Offer, key: Key) -> SignedOffer:
-    return read_offer(sign(wire.pack(wire.plain(offer)), key, OFFER))
+    """Raise `UsageError` for a text with control characters, which no reader would show."""
+    return read_offer(sign_value(offer, key, OFFER))
 
 
 def read_offer(data: bytes) -> SignedOffer:
@@ -126,7 +127,8 @@ def check_life(offer: Offer, now: float) -> None:
 
 
 def sign_read(read: Read, key: Key) -> SignedRead:
-    return read_read(sign(wire.pack(wire.plain(read)), key, READ))
+    """Raise `UsageError` for a text with control characters, which no reader would show."""
+    return read_read(sign_value(read, key, READ))
 
 
 def read_read(data: bytes) -> SignedRead:

@@ -109,6 +109,7 @@ class Transfer:
         if self._schedule.complete:
             return
         self._consider(PeerAddress(peer) for peer in peers)
+        self.node.leaving.add(self._leave)
         helpers = [self._watch(), self._show(), self._look_again()]
         work = asyncio.create_task(self._supervise())
         tasks = [work, *(asyncio.create_task(helper) for helper in helpers)]
@@ -118,6 +119,7 @@ class Transfer:
             for task in done:
                 await task
         finally:
+            self.node.leaving.discard(self._leave)
             await end([*tasks, *self._tasks.values()])
             self.node.buffers.drop_free_soon()
 
@@ -184,6 +186,14 @@ class Transfer:
             rest = self.node.resting(address.peer)
             self._peers[address.peer] = _Known(address, 0, time.monotonic() + rest if rest else 0.0)
             self._notify()
+
+    def _leave(self, peer: str) -> None:
+        """Take nothing more from a peer, not even what is under way."""
+        if (known := self._peers.get(peer)) is not None:
+            known.tries = _TRIES
+            self._reasons[peer] = f"{peer} is blocked"
+        if (task := self._tasks.get(peer)) is not None:
+            task.cancel()
 
     async def _supervise(self) -> None:
         starved = time.monotonic()

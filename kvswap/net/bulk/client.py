@@ -82,6 +82,7 @@ class _Connection:
 
     def __init__(self, target: BulkTarget, context: ssl.SSLContext) -> None:
         self.endpoint = target.endpoint
+        self.peer = target.peer
         self._target = target
         self._context = context
         host = f"[{target.host}]" if ipaddress.ip_address(target.host).version == 6 else target.host
@@ -220,6 +221,13 @@ class BulkClient:
                 abort()
                 await until_done([ended], abort, 0.05)  # it may be about to take a connection: again, until it is over
             raise
+
+    def forget(self, peer: str) -> None:
+        """Close the connections to a peer that nothing uses now."""
+        with self._lock:
+            for connection in [c for c in self._idle if c.peer == peer]:
+                self._idle.remove(connection)
+                connection.close()
 
     def approach(self, target: BulkTarget) -> None:
         """Open connections that will be asked for chunks in a moment; nothing is said of those that fail."""
