@@ -15,6 +15,7 @@ from kvswap.core import wire
 from kvswap.core.upkeep import Problems
 from kvswap.daemon.app import Api
 from kvswap.daemon.supervisor import ModelProcess
+from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
 from kvswap.store import Outcome
 from kvswap.trust.ladder import RULES
@@ -26,7 +27,7 @@ HEADERS = {"Authorization": "Bearer t"}
 
 
 def served(node: Node) -> TestServer:
-    return TestServer(Api(node, ModelProcess(node.settings, Problems())).application("t"))
+    return TestServer(Api(node, ModelProcess(node.settings, Problems()), Watch()).application("t"))
 
 
 def test_status_counts_what_is_neither_used_nor_offered(tmp_path: Path) -> None:

@@ -301,3 +301,29 @@ def test_the_reference_and_the_real_one_have_the_same_methods() -> None:
         return {n for n in dir(kind) if not n.startswith("_")}
 
     assert methods(Libp2pTransport) == methods(MemoryTransport) == methods(Transport)
+
+
+def test_who_is_cancelled_when_a_frame_was_just_taken_is_cancelled() -> None:
+    """And does not go on to wait for an answer."""
+
+    async def body() -> None:
+        network = MemoryNetwork()
+        one, other = (MemoryTransport(network, str(key(n).peer_id)) for n in (1, 2))
+
+        async def silent(stream: Any) -> None:
+            await asyncio.sleep(3600)
+
+        for node in (one, other):
+            await node.start(silent, lambda announcement: None)
+        stream = await one.open(other.peer)
+        for turns in range(6):
+            asking = asyncio.create_task(stream.exchange(b"x", 10, 3600))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking], timeout=10)
+            assert asking.cancelled(), turns
+        await one.stop()
+        await other.stop()
+
+    run(body())
