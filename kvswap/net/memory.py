@@ -50,7 +50,8 @@ class MemoryStream:
         if self._closed or self._dead:
             raise PeerError(f"the stream to {self._peer} is closed")
         try:
-            await asyncio.wait_for(self._out.put(bytes(frame)), seconds)
+            async with asyncio.timeout(seconds):
+                await self._out.put(bytes(frame))
         except TimeoutError:
             raise NetworkTimeout(f"{self._peer} did not take a frame within {seconds:g} s") from None
 
@@ -58,7 +59,8 @@ class MemoryStream:
         if self._dead:
             raise PeerError(f"the stream to {self._peer} was reset")
         try:
-            frame = await asyncio.wait_for(self._in.get(), seconds)
+            async with asyncio.timeout(seconds):
+                frame = await self._in.get()
         except TimeoutError:
             raise NetworkTimeout(f"{self._peer} sent nothing within {seconds:g} s") from None
         if self._dead:
@@ -78,7 +80,8 @@ class MemoryStream:
         if not self._closed:
             self._closed = True
             try:
-                await asyncio.wait_for(self._out.put(None), _CLOSE_SECONDS)  # behind what is queued
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._out.put(None)  # behind what is queued
             except TimeoutError:
                 await self.reset()
 

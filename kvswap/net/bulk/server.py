@@ -169,7 +169,8 @@ class BulkServer:
     async def _accept(self, listener: socket.socket) -> None:
         """Take one connection, or none for a while.  Raises what the system says where it has no room for more."""
         with contextlib.suppress(TimeoutError, ConnectionError):  # ConnectionError: it went away while it waited
-            sock, address = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(listener), _LOOK_SECONDS)
+            async with asyncio.timeout(_LOOK_SECONDS):
+                sock, address = await asyncio.get_running_loop().sock_accept(listener)
             self._begin(sock, group_of(str(address[0])))
 
     def _begin(self, sock: socket.socket, host: str) -> None:

@@ -64,7 +64,8 @@ class TrioThread:
                 pass
 
         try:
-            await asyncio.wait_for(asyncio.to_thread(wait), seconds)
+            async with asyncio.timeout(seconds):
+                await asyncio.to_thread(wait)
         except TimeoutError:
             raise P2pDown(f"the peer-to-peer part did not start within {seconds:g} s") from None
         if not self._up.is_set():
