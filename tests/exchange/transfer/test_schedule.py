@@ -171,3 +171,54 @@ def test_the_slowest_that_is_waited_for() -> None:
             assert second > LIMITS.slow_seconds
             return
     raise AssertionError("1 KB/s is waited for for ever")
+
+
+def besieged(kind: str, liars: int, *, known: bool, seconds: float = 30.0) -> float:
+    """Simulated seconds with one good peer, and liars of which each that is done for is followed by another."""
+    lengths = [1_400_000] * 16
+    good, now = SimulatedPeer(80e6), 0.0
+    schedule = Schedule(lengths, rng=random.Random(2))
+    schedule.set_peer("good", range(16), 80e6 if known else None)
+    began: dict[tuple[str, int], float] = {}
+    names = [f"liar {n}" for n in range(liars)]
+    for name in names:
+        schedule.set_peer(name, range(16))
+    while not schedule.complete and now < seconds:
+        for name in [*names]:
+            while (chunk := schedule.next(name, now)) is not None:
+                began[name, chunk] = now
+            for (who, chunk), since in [*began.items()]:
+                if who != name:
+                    continue
+                if kind == "drips":
+                    schedule.progress(name, chunk, 50, now)
+                elif kind == "fails" and now > since + 0.1:
+                    schedule.failed(name, chunk)
+                    began.pop((name, chunk))
+                elif kind == "lies" and now > since + 0.3:  # its bytes are wrong: another comes in its place
+                    schedule.received(name, chunk)
+                    schedule.failed(name, chunk)
+                    schedule.drop_peer(name)
+                    began = {k: v for k, v in began.items() if k[0] != name}
+                    names[names.index(name)] = name + "'"
+                    schedule.set_peer(name + "'", range(16))
+                    break
+        while (chunk := schedule.next("good", now)) is not None:
+            good.open[chunk] = 0.0
+        for chunk in [*good.open]:
+            good.open[chunk] += good.rate * STEP / max(1, len(good.open))
+            schedule.progress("good", chunk, int(good.rate * STEP / len(good.open)), now)
+            if good.open[chunk] >= lengths[chunk]:
+                good.open.pop(chunk)
+                if schedule.received("good", chunk) is not None:
+                    schedule.done(chunk)
+        now += STEP
+    return now
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("liars", [1, 4, 15])
+@pytest.mark.parametrize("kind", ["silent", "drips", "fails", "lies"])
+def test_those_that_never_gave_anything_hold_up_nobody_who_did(kind: str, liars: int, known: bool) -> None:
+    """However many come, and come again: alone it takes 0.3 s.  Nobody knows yet who is good where nobody gave anything."""
+    assert besieged(kind, liars, known=known) < (1.6 if known else 5.0)
