@@ -12,6 +12,9 @@ not left holding the last chunks.
 *Twice*: when nothing is left to give, a free peer takes over (*hedges*) the chunk that is expected
 latest, if it would have it well before; whoever is first wins and the other is stopped.  A peer that
 went silent loses its chunks the same way, sooner.
+
+*On whose word*: any number of peers may say to have something.  Those that never gave a whole chunk, now or
+before, have a moment for theirs, however many come one after the other; then somebody who did takes it over.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ _BUSY_SECONDS = 0.5
 _WEIGHT = 0.3  # of the newest measurement in a peer's rate
 _MEASURE_SECONDS = 0.25  # shortest interval a rate is taken over
 _SILENT_SECONDS = 1.5  # without a byte: counted as stopped
+_UNPROVEN_SECONDS = 0.5  # that a chunk is left to peers that never gave one
+_TRIAL_SECONDS = 2.0  # what a peer that was never asked may take for one, by guess
 _HEDGE_GAIN = 1.5  # the other must be expected to need so much longer
 _HEDGE_MARGIN_SECONDS = 0.1
 _HEDGE_SHARE = 0.1  # of all bytes, and a few more, at most, are asked for twice for slowness alone
@@ -48,6 +53,8 @@ class _Chunk:
     flights: dict[str, _Flight] = field(default_factory=dict)
     state: str = "wanted"  # wanted, received (being checked and written), done
     receiver: str = ""  # whose bytes are being checked
+    unproven_since: float | None = None  # first given to a peer that never gave one
+    tried: bool = False  # and it failed at it
 
 
 @dataclass(slots=True)
@@ -62,6 +69,7 @@ class _Peer:
     measured_seconds: float = 0.0
     idle: bool = True  # until the first byte of what was asked for after a pause: waiting for it is no transfer
     given: int = 0
+    proven: bool = False  # gave a whole chunk, in this transfer or before
 
 
 class Schedule:
@@ -121,7 +129,7 @@ class Schedule:
 
     def set_peer(self, peer: str, has: Iterable[int], rate: float | None = None) -> None:
         """A peer is here, or has more than before.  `rate` is what an earlier transfer showed."""
-        known = self._peers.setdefault(peer, _Peer(rate=rate))
+        known = self._peers.setdefault(peer, _Peer(rate=rate, proven=rate is not None))
         new = {i for i in has if 0 <= i < len(self._chunks)}
         for index in known.has - new:
             self._chunks[index].holders.discard(peer)
@@ -147,11 +155,14 @@ class Schedule:
         if known is None or len(known.flights) >= self._window(known):
             return None
         index = self._wanted(peer, known)
-        if index is None or not self._worth_giving(peer, known, index):
+        if index is None or not self._worth_giving(peer, known, index, now):
             index = self._hedge(peer, known, now)
         if index is None:
             return None
-        self._chunks[index].flights[peer] = _Flight(now, 0, now)
+        chunk = self._chunks[index]
+        chunk.flights[peer] = _Flight(now, 0, now)
+        if chunk.unproven_since is None and not known.proven:
+            chunk.unproven_since = now
         if not known.flights:
             known.window_began, known.window_bytes, known.idle = now, 0, True
         known.flights.add(index)
@@ -182,8 +193,10 @@ class Schedule:
                 best, chosen = rank, index
         return chosen
 
-    def _worth_giving(self, peer: str, known: _Peer, index: int) -> bool:
+    def _worth_giving(self, peer: str, known: _Peer, index: int, now: float) -> bool:
         chunk = self._chunks[index]
+        if chunk.tried and not known.proven and any(self._proves(p, now) for p in chunk.holders):
+            return False
         others = [p for p in chunk.holders if p != peer and self._peers[p].rate]
         if known.rate is None or not others:
             return True
@@ -191,6 +204,12 @@ class Schedule:
         together = self.left_bytes / max(1.0, self.total_rate())
         alone = min((self._in_flight(self._peers[p]) + chunk.length) / (self._peers[p].rate or 1.0) for p in others)
         return mine <= max(together, alone) + _SLACK_SECONDS
+
+    def _proves(self, peer: str, now: float) -> bool:
+        """Whether a peer gave a chunk before, and goes on doing so."""
+        known = self._peers[peer]
+        flights = [self._chunks[i].flights[peer] for i in known.flights]
+        return known.proven and (not flights or any(now - f.last <= _SILENT_SECONDS for f in flights))
 
     def _in_flight(self, known: _Peer) -> int:
         return sum(self._chunks[i].length for i in known.flights)
@@ -204,18 +223,28 @@ class Schedule:
                 continue
             # Those that went silent do not count: a chunk may be with several of them.
             living = [(p, f) for p, f in chunk.flights.items() if now - f.last <= _SILENT_SECONDS]
+            flights = len(chunk.flights)
+            if known.proven:
+                flights = sum(self._peers[p].proven for p in chunk.flights)
+                if chunk.unproven_since is not None and now - chunk.unproven_since > _UNPROVEN_SECONDS:
+                    living = [(p, f) for p, f in living if self._peers[p].proven]
             silent = not living
-            if len(living) > 1 or len(chunk.flights) > _MOST_FLIGHTS:
+            if len(living) > 1 or flights > _MOST_FLIGHTS:
                 continue
             if not silent and self._hedged > _HEDGE_SHARE * self._total + _HEDGE_BYTES:
                 continue
             need = 1e9 if silent else self._expected(living[0][0], chunk, living[0][1], now)
-            mine = chunk.length / known.rate if known.rate else (0.0 if silent else float("inf"))
+            mine = chunk.length / known.rate if known.rate else (0.0 if silent else self._guess(known))
             if need > _HEDGE_GAIN * mine + _HEDGE_MARGIN_SECONDS and need > worst:
                 worst, chosen = need, index
         if chosen is not None:
             self._hedged += self._chunks[chosen].length
         return chosen
+
+    @staticmethod
+    def _guess(known: _Peer) -> float:
+        """Seconds for a chunk from a peer of which nothing is known; one trial, and no more until it gave something."""
+        return float("inf") if known.given or known.flights else _TRIAL_SECONDS
 
     def _expected(self, peer: str, chunk: _Chunk, flight: _Flight, now: float) -> float:
         """Seconds until this flight is done, by what it and its peer showed so far."""
@@ -272,6 +301,8 @@ class Schedule:
         if chunk in self._unfinished:
             self._unfinished.discard(chunk)
             self.left_bytes -= self._chunks[chunk].length
+            if (giver := self._peers.get(self._chunks[chunk].receiver)) is not None:
+                giver.proven = True
         self._chunks[chunk].state = "done"
 
     def skip(self, chunk: int) -> list[str]:
@@ -289,6 +320,8 @@ class Schedule:
         """A flight ended without the chunk, or with a wrong one: it is wanted again."""
         self._land(chunk, peer)
         state = self._chunks[chunk]
+        known = self._peers.get(peer)
+        state.tried = state.tried or known is None or not known.proven
         if state.state == "received" and state.receiver == peer:
             state.state = "wanted"
             self._first = min(self._first, chunk)
