@@ -13,6 +13,7 @@ from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange import Node
+from kvswap.exchange import find as finding
 from kvswap.exchange import resolve as resolving
 from kvswap.exchange.catalogue import pack_keys
 from kvswap.exchange.find import find
@@ -204,6 +205,53 @@ def test_a_look_up_of_peers_that_never_answer_ends_by_one_deadline(
                 await resolve(reader, DOCUMENT)
 
     run(body(), 60)
+
+
+def test_who_delivered_before_is_waited_for_while_nobody_else_offers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood that keeps both sides busy makes its answer late; no other is on its way."""
+    monkeypatch.setattr(finding, "LIMITS", replace(LIMITS, lookup_seconds=0.3))
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, made = await w.node(), make_artifact()
+
+            async def slowly(request: messages.Request) -> Any:
+                await asyncio.sleep(1.0)
+                return messages.FindReply("test", str(key(7).peer_id), [found(1)], [])
+
+            slow = await Peer(w.network, 4000, slowly).start(reader)
+            reader.record(slow.id).bytes_in = 1
+            for _ in range(2):
+                offers = await find(reader, messages.Find("test", document=DOCUMENT), 0.3)
+                assert [o.peer for o in offers] == [slow.id]
+            w.give(holder := await w.node(), made)
+            offers = await find(reader, messages.Find("test", document=DOCUMENT), 0.3)
+            assert peer_of(holder) in {o.peer for o in offers}
+
+    run(body())
+
+
+def test_who_delivered_before_is_asked_again_after_a_failure_or_two(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, _ = await document(w)
+            stranger = await Peer(w.network, 4000, has_nothing).start(reader)
+            reader.record(peer_of(holder)).bytes_in = 1
+            for _ in range(2):
+                reader.failed(peer_of(holder), "no answer")
+                reader.failed(stranger.id, "no answer")
+                assert not reader.resting(peer_of(holder)) and reader.resting(stranger.id)
+                offers = await find(reader, messages.Find("test", document=DOCUMENT))
+                assert [o.peer for o in offers] == [peer_of(holder)]
+            reader.failed(peer_of(holder), "no answer")
+            assert reader.resting(peer_of(holder))
+            reader.record(peer_of(holder)).worked()
+            reader.lied(peer_of(holder), "wrong bytes")
+            assert reader.resting(peer_of(holder)) > 1000
+
+    run(body())
 
 
 def test_a_wrong_address_is_not_held_against_the_peer_it_is_said_to_be_of(tmp_path: Path) -> None:
