@@ -5,7 +5,8 @@ at a time, those that delivered before first, then one of each teller in turn, t
 The first offer starts a short grace in which other connected peers may still answer; a referral that has to be
 dialled first is worth waiting for only while there is no offer.  Without one, and once everybody known has answered,
 waiting is for peers yet to be met: worth a few seconds to a node that just started, half a second to one that has been
-there for a while.
+there for a while.  Who delivered before is waited for longer while nobody else offers anything: a flood may have made
+it late.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ class _Lookup:
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = 0
         self._near: set[str] = set()  # connected peers that have been asked and have not answered
+        self._proven: set[str] = set()  # those of them that delivered before
         self._far = _Far(node)
         self._dialling: dict[str, float] = {}  # since when
         self._dialled = 0
@@ -132,6 +134,7 @@ class _Lookup:
 
     async def run(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
+        late = time.monotonic() + (LIMITS.request_seconds if seconds >= LIMITS.lookup_seconds else seconds)
         young = time.time() - self._node.counters.started < _YOUNG_SECONDS
         patience = seconds if young and self._only is None else _PATIENCE_SECONDS
         first_at: float | None = None
@@ -143,7 +146,7 @@ class _Lookup:
             for referral in self._node.hearsay.known(self._reference):
                 self._consider(referral.address, referral.teller)
         try:
-            while time.monotonic() < deadline:
+            while time.monotonic() < (late if self._proven and not self.offers else deadline):
                 self._ask_near()
                 self._ask_far()
                 if self.offers:
@@ -182,6 +185,8 @@ class _Lookup:
                 self._known.add(peer)
                 if not self._node.resting(peer):
                     self._near.add(peer)
+                    if self._node.delivered(peer):
+                        self._proven.add(peer)
                     self._ask_soon(PeerAddress(peer), "")
             elif self._only is not None:
                 self._consider(PeerAddress(peer), peer)
@@ -244,12 +249,13 @@ class _Lookup:
         finally:
             self._asking -= 1
             self._near.discard(address.peer)
+            self._proven.discard(address.peer)
             self._dialling.pop(address.peer, None)
 
     async def _ask(self, address: PeerAddress) -> None:
         peer = address.peer
         await self._node.reach(address, LIMITS.hearsay_dial_seconds)
-        async with asyncio.timeout(LIMITS.lookup_seconds):
+        async with asyncio.timeout(LIMITS.request_seconds if peer in self._proven else LIMITS.lookup_seconds):
             began = time.perf_counter()
             reply = await self._node.ask(PeerAddress(peer), self._query, messages.FindReply)
             self._node.calibration.add_latency(peer, time.perf_counter() - began)

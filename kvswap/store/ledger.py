@@ -20,6 +20,7 @@ from kvswap.store import database
 
 _KEPT = 4_096
 _FAILURE_SECONDS = 2.0  # first pause after a failure; doubled with each more
+_FORGIVEN = 2  # failures in a row of who ever delivered: a flood makes good peers late as well
 
 
 @dataclass(slots=True)
@@ -61,7 +62,8 @@ class PeerRecord:
         """When this peer may be asked again (0: now).  A connection made after a failure ends the pause for that."""
         pause = min(longest, _FAILURE_SECONDS * 2.0 ** min(16, self.in_a_row - 1)) if self.in_a_row else 0.0
         over = connected is not None and connected > self.failed_at
-        after_failure = self.failed_at + pause if self.in_a_row and not over else 0.0
+        counted = self.in_a_row > (_FORGIVEN if self.bytes_in else 0)
+        after_failure = self.failed_at + pause if counted and not over else 0.0
         return max(after_failure, self.lied_at + lie_seconds if self.lied_at else 0.0)
 
 
