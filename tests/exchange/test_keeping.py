@@ -16,6 +16,7 @@ from kvswap.core.ids import Cid
 from kvswap.exchange import keeping
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.keeping import Announcing
+from kvswap.exchange.node import document_key
 from tests.exchange.test_fetch import World, world
 from tests.support import make_artifact, run
 
@@ -239,5 +240,63 @@ def test_a_withdrawal_does_not_wait_for_a_network_that_answers_nothing(tmp_path:
             a.transport.provide = never
             done = await asyncio.wait_for(withdraw(a, Cid.parse(made.id), "wrong"), 30)
             assert done["withdrawn"] == [made.id]
+
+    run(body())
+
+
+async def held_up(w: World, count: int) -> tuple[Any, list[Any], list[bytes], asyncio.Event]:
+    """(A reader whose provider records wait until the event is set, artifacts that it may fetch, the records given.)"""
+    made = [make_artifact(tokens=9, seed=n, text=b"text %d" % n) for n in range(count)]
+    holder, node = await w.node(), await w.node()
+    for one in made:
+        w.give(holder, one)
+    given: list[bytes] = []
+    go = asyncio.Event()
+
+    async def provide(key: bytes) -> None:
+        await go.wait()
+        given.append(key)
+
+    node.transport.provide = provide
+    return node, made, given, go
+
+
+def test_what_waits_for_its_provider_records_holds_nothing_else(tmp_path: Path) -> None:
+    """Giving records is slower than fetching: a task for each would be a line that grows for as long as that goes on.
+
+    The kind of S6.
+    """
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node, made, given, go = await held_up(w, 24)
+            for one in made:
+                await fetch(node, Cid.parse(one.id))
+            while any(not t.done() and "gossip" in repr(t) for t in node._tasks):
+                await asyncio.sleep(0.005)
+            assert len(node._tasks) < 16, node._tasks
+            go.set()
+            while len(set(given)) < 2 * len(made):
+                await asyncio.sleep(0.005)
+
+    run(body())
+
+
+def test_what_is_gone_when_its_turn_comes_gets_no_record(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node, made, given, go = await held_up(w, 8)
+            for _ in range(3):
+                for one in made:
+                    await fetch(node, Cid.parse(one.id))
+                    if one is not made[-1]:
+                        node.store.remove(one.id)
+            go.set()
+            last = Cid.parse(made[-1].id).digest
+            while last not in given:
+                await asyncio.sleep(0.005)
+            held_up_first = Cid.parse(made[0].id).digest  # it was being given when it went
+            assert set(given) - {last, held_up_first} <= {document_key(one.statement.reference) for one in made}
+            assert len(given) <= 4
 
     run(body())
