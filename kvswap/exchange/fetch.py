@@ -130,4 +130,4 @@ def note_fetched(node: Node, statement: Statement, transfer: Transfer, seconds: 
         peers=list(transfer.served_bytes),
         seconds=round(seconds, 3),
     )
-    node.spawn(node.announce(str(statement.artifact), statement.reference))
+    node.tell(str(statement.artifact), statement.reference)

@@ -36,6 +36,7 @@ def begin(node: Node) -> None:
         ("bulk", lambda: keep_bulk(node), _LOOK_SECONDS),
         ("bootstrap", lambda: connect_bootstrap(node), _BOOTSTRAP_SECONDS),
         ("announcing", announcing.step, _LOOK_SECONDS),
+        ("records", node.providing.step, _LOOK_SECONDS),
     ):
         node.spawn(forever(name, step, node.problems, pause=pause, told=node.tell_problem))
 

@@ -100,5 +100,5 @@ async def make(
     node.events.add(
         "published", artifact=str(statement.artifact), document=document, tokens=row.prefix.tokens, codecs=row.codecs
     )
-    node.spawn(node.announce(str(statement.artifact), statement.reference))
+    node.tell(str(statement.artifact), statement.reference)
     return statement

@@ -22,6 +22,7 @@ from kvswap.exchange.events import EventLog
 from kvswap.exchange.hearsay import Hearsay
 from kvswap.exchange.model_port import ModelChoice, ModelPort
 from kvswap.exchange.neighbours import Neighbours
+from kvswap.exchange.providing import Providing
 from kvswap.exchange.serving.lists import ChunkLists
 from kvswap.exchange.serving.permission import Permission
 from kvswap.exchange.serving.swarms import Swarms
@@ -100,6 +101,7 @@ class Node:
         self._bulk_server: BulkServer | None = None
         self.hearsay = Hearsay(self.delivered)
         self.neighbours = Neighbours(self.delivered)
+        self.providing = Providing(self)
         self.tables = tables_of(self)  # for `status`
         if transport is not None:
             transport.favour(self.delivered)
@@ -366,8 +368,23 @@ class Node:
 
     # -- announcing ------------------------------------------------------------------------------
 
+    def tell(self, artifact: str, document: str | None) -> None:
+        """Announce what is new: gossip it now, and give its provider records when their turn comes."""
+        if self.p2p:
+            self.spawn(self.gossip(artifact, document))
+            self.providing.add(artifact, document)
+
     async def announce(self, artifact: str, document: str | None) -> None:
-        """Gossip an artifact and give provider records for it and its document.  Best effort."""
+        """Gossip an artifact and give provider records for it and its document, all at once.  Best effort."""
+        await self.gossip(artifact, document)
+        try:
+            if self.p2p:
+                await self.providing.give(artifact, document)
+        except KvswapError as error:
+            self.events.add("announce_failed", artifact=artifact, reason=error.message)
+
+    async def gossip(self, artifact: str, document: str | None) -> None:
+        """Tell peers of an artifact, unless it may not be offered.  Best effort."""
         if not self.p2p or self.transport is None:
             return
         row = self.store.get_artifact(artifact)
@@ -376,9 +393,6 @@ class Node:
         mine = messages.Provider(self.transport.peer, self.transport.addresses()[:8])
         try:
             await self.transport.announce(messages.encode_announce(messages.Announce(artifact, document, mine)))
-            await self.transport.provide(Cid.parse(artifact).digest)
-            if document is not None:
-                await self.transport.provide(document_key(document))
         except KvswapError as error:
             self.events.add("announce_failed", artifact=artifact, reason=error.message)
 

@@ -28,6 +28,7 @@ def tables_of(node: Node) -> Tables:
         node.permission.table,
         node.events.table,
         node.ledger.table,
+        node.providing.table,
         node.records.heads,
         node.calibration.links,
     )
