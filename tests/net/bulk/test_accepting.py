@@ -49,23 +49,3 @@ def test_a_thread_that_cannot_be_started_costs_one_connection(
         await server.stop()
 
     run(body())
-
-
-def test_a_stop_that_comes_with_a_connection_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is cancelled while its result is there already is cancelled: else accepting would go on for ever."""
-
-    async def body() -> None:
-        server = BulkServer(BulkIdentity.create(key()), Tokens(), None, Problems())  # type: ignore[arg-type]
-        loop = asyncio.get_running_loop()
-        came: asyncio.Future[Any] = loop.create_future()
-        monkeypatch.setattr(loop, "sock_accept", lambda listener: came if not came.done() else loop.create_future())
-        await server.start(["127.0.0.1"], 0)
-        await asyncio.sleep(0.05)
-        one, other = socket.socketpair()
-        came.set_result((one, ("127.0.0.1", 1)))
-        async with asyncio.timeout(10):
-            await server.stop()
-        one.close()
-        other.close()
-
-    run(body())
