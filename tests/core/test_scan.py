@@ -166,3 +166,28 @@ def test_an_array_is_cut_where_its_elements_begin(
     for other in (b"\x80", b"\x01", b"\xa0"):
         with pytest.raises(ValueError, match="no array"):
             form(other, every)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "key", [b"\x90", b"\x80", b"\x91\x01", b"\x81\xa1a\x01", b"\xdc\x00\x00", b"\x01", b"\xc0", b"\xc3"]
+)
+def test_a_key_is_text_or_bytes(form: Form, key: bytes) -> None:
+    """Also where a map stands within another, and whatever stands before it."""
+    for data in (b"\x81" + key + b"\x01", b"\x82\xa1b\x01" + key + b"\x01", b"\x91\x81\xa1b\x81" + key + b"\x01"):
+        with pytest.raises(ValueError, match="a key that is no text"):
+            form(data, 100, 10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("items", "depth"), [(-1, 1), (10, -1), (10, scan.DEEPEST + 1)])
+def test_caps_that_cannot_be_held_are_refused(form: Form, items: int, depth: int) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        form(b"\xc0", items, depth)
+
+
+def test_only_arrays_are_cut() -> None:
+    for data in (b"", b"\x80", b"\xa1a", b"\x01"):
+        for form in [scan.plain_starts] + ([scan.fast_starts] if scan.fast_starts is not None else []):
+            with pytest.raises(ValueError):
+                form(data, 2)

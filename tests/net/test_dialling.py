@@ -129,6 +129,43 @@ def test_other_forms_are_for_the_user(address: str) -> None:
         assert not may_dial(address, teller)
 
 
+THERE = "/p2p/12D3KooWKnDdG3iXw9eTFijk3EWSunZcFi54Zka4wmtqtt6rPxc8"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/dns4/example.org/tcp/4777" + THERE,
+        "/dnsaddr/example.org/tcp/4777",
+        "/ip6/fe80::1%eth0/tcp/4777",
+        "/ip4/1.2.3.4/tcp/1023",
+        "/ip4/1.2.3.4/tcp/4777/http/x",
+        "/ip4/1.2.3.4/tcp/4777/p2p/no peer",
+        "/ip4/1.2.3.4/tcp/4777/p2p-circuit",
+        "/ip4/1.2.3.4/tcp/4777" + THERE + "/p2p-circuit/p2p/no peer",
+        "/ip4/1.2.3.4/tcp/4777" + THERE + "/p2p-circuit" + THERE + "/p2p-circuit",
+    ],
+)
+def test_no_word_makes_a_form_dialled_that_no_peer_needs(address: str) -> None:
+    """Not where the address was judged before either: what is kept may have been judged by other rules."""
+    for teller in (dialling.JUDGED, "1.2.3.4", "127.0.0.1", None):
+        assert not may_dial(address, teller), teller
+
+
+def test_a_peer_names_ports_of_its_own_machine_and_none_that_are_the_systems() -> None:
+    """Its HTTPS port, at the address that it is connected from."""
+    for host in ("127.0.0.1", "10.1.2.3", "1.2.3.4", "2a00::1"):
+        assert dialling.may_reach(host, 1024) and not dialling.may_reach(host, 1023)
+    for host in ("0.0.0.0", "169.254.169.254", "224.0.0.1", "a name", "::ffff:169.254.169.254"):
+        assert not dialling.may_reach(host, 4777)
+
+
+def test_of_the_addresses_of_a_peer_eight_are_kept_each_once() -> None:
+    told = [f"/ip4/1.2.3.{n // 2}/tcp/4777" for n in range(40)] + ["/ip4/10.0.0.1/tcp/4777"]
+    assert dialling.allowed(told, "1.2.3.4") == tuple(told[:16:2])
+    assert dialling.allowed(told[-1:], "1.2.3.4") == ()
+
+
 def test_who_is_unknown_is_judged_by_the_farthest_that_is_connected() -> None:
     common = dialling.common
     assert common(["127.0.0.1", "::1"]) == "127.0.0.1"
