@@ -19,7 +19,7 @@ from kvswap.trust.ladder import RULES
 Name = Literal[
     "own", "trusted", "verified", "unverified", "disputed", "wrong", "caught", "withdrawn", "expired", "future"
 ]
-OFFERED: tuple[Name, ...] = ("own", "trusted", "verified", "unverified")
+OFFERED: tuple[Name, ...] = ("own", "trusted", "verified", "unverified", "future")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class Standing:
 
     "own" and "trusted" are by the policy, "verified" is a stranger's that went up the ladder to V5 here, "unverified"
     one that did not.  "disputed", "wrong" (found so by its own publisher, this node), of a "caught" publisher,
-    "withdrawn", "expired" and "future" (issued later than now) are neither used nor offered.
+    "withdrawn" and "expired" are neither used nor offered.  "future" (it came later than now) is not used, and is
+    offered: this machine's clock may be the one that is wrong, and who fetches judges by its own.
     """
 
     name: Name

@@ -102,9 +102,9 @@ def install(kind: str) -> None:
         wrong = BulkIdentity.create(Key.generate()).context
         BulkIdentity.create = classmethod(lambda cls, key: _with_context(create(key), wrong))
     elif kind == "expired":  # its tokens are over when they arrive
-        Tokens.issue = lambda self, peer, seconds=0.0: honest_issue(self, peer, 0.0)
+        Tokens.issue = lambda self, peer, seconds=0.0, **which: honest_issue(self, peer, 0.0, **which)
     elif kind == "forgetful":  # refuses every token after a second: another clock, or a restart
-        Tokens.issue = lambda self, peer, seconds=0.0: honest_issue(self, peer, 1.0)
+        Tokens.issue = lambda self, peer, seconds=0.0, **which: honest_issue(self, peer, 1.0, **which)
     elif kind == "future":  # a clock two days ahead
         real = time.time
         time.time = lambda: real() + 2 * 86_400

@@ -188,9 +188,14 @@ def test_a_peer_that_comes_back_under_another_address_is_found_again(nodes: Star
     reader = nodes("reader", to=[victim])
     process = begin(reader, made)
     before = victim.address
-    victim.stop(signal.SIGKILL)
-    victim.flags = ["--bootstrap", reader.address]
-    victim.start()
+    assert reader.process is not None
+    reader.process.send_signal(signal.SIGSTOP)  # however long the other takes to start
+    try:
+        victim.stop(signal.SIGKILL)
+        victim.flags = ["--bootstrap", reader.address]
+        victim.start()
+    finally:
+        reader.process.send_signal(signal.SIGCONT)
     assert victim.address != before
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -231,7 +231,14 @@ class Transfer:
             for offer in offers:
                 if offer.found.artifact == self.artifact:
                     self._consider([PeerAddress(offer.peer)])
+                    self._forgive(offer.peer)
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _forgive(self, peer: str) -> None:
+        """Try once more whom no try reached, as it answers now."""
+        known = self._peers.get(peer)
+        if known is not None and known.tries >= _TRIES and peer not in self._liars and peer not in self._tasks:
+            known.tries, known.not_before = _TRIES - 1, time.monotonic()
 
     async def _peer(self, known: _Known) -> None:
         """One peer, from dialling it until nothing more is to be had from it."""
