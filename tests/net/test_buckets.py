@@ -17,6 +17,14 @@ def test_so_many_at_once_and_then_a_rate() -> None:
     assert [buckets.wait("a") for _ in range(5)] == [0] * 5
 
 
+def test_who_is_refused_owes_nothing() -> None:
+    now = 0.0
+    buckets = Buckets(2.0, 5.0, clock=lambda: now)
+    assert [buckets.take("a") for _ in range(100)] == [True] * 5 + [False] * 95
+    now = 1.0
+    assert [buckets.take("a") for _ in range(4)] == [True, True, False, False]
+
+
 def test_twice_the_rate_at_once_unless_told_otherwise() -> None:
     buckets = Buckets(3.0, clock=lambda: 0.0)
     assert [buckets.wait("a") > 0 for _ in range(7)] == [False] * 6 + [True]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import trio
+from trio.testing import MockClock
+
 from kvswap.core.limits import LIMITS
 from kvswap.net import messages
 from kvswap.net.client import Session
-from kvswap.net.libp2p.doors import Places, _Place
+from kvswap.net.libp2p.doors import Connections, Places, _Place
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
 from kvswap.net.server import Server
 from tests.support import run
@@ -45,6 +48,47 @@ def test_idle_streams_of_many_identities_keep_no_reader_out() -> None:
             assert await talk.ask(messages.Have("anything"), messages.HaveReply) == messages.HaveReply(b"", [])
 
     run(body())
+
+
+def test_connections_come_in_no_faster_than_their_handshakes_are_paid_for() -> None:
+    """However many identities one machine makes; those of other machines come in meanwhile."""
+    upgraded: list[str] = []
+
+    class Swarm:
+        """One that upgrades nobody."""
+
+        async def upgrade_inbound_raw_conn(self, raw: Any, listener: Any) -> Any:
+            upgraded.append(raw.stream.host)
+            raise ConnectionError
+
+    class Raw:
+        def __init__(self, host: str) -> None:
+            self.host, self.closed = host, False
+
+        def get_remote_address(self) -> tuple[str, int]:
+            return self.host, 4001
+
+        async def close(self) -> None:
+            self.closed = True
+
+    async def body() -> None:
+        connections = Connections(Swarm(), lambda peer: False)
+        flood = [Raw("1.1.1.1") for _ in range(1_000)]
+        for raw in flood:
+            await connections.handle(raw, None)
+        assert all(raw.closed for raw in flood)
+        assert len(upgraded) == LIMITS.arrivals_at_once
+        await connections.handle(Raw("2.2.2.2"), None)
+        assert upgraded[-1] == "2.2.2.2"
+        await trio.sleep(1)
+        for raw in flood:
+            await connections.handle(raw, None)
+        assert upgraded.count("1.1.1.1") == LIMITS.arrivals_at_once + LIMITS.arrivals_per_second
+        for number in range(1_000):
+            await connections.handle(Raw(f"3.3.{number >> 8}.{number & 255}"), None)
+        assert len(upgraded) <= LIMITS.all_arrivals_at_once + LIMITS.all_arrivals_per_second
+
+    trio.run(body, clock=MockClock(autojump_threshold=0))
 
 
 def test_who_comes_gets_a_place_of_the_host_that_holds_most() -> None:
