@@ -85,6 +85,10 @@ class Limits:
     connections_per_peer: int = 4
     half_open: int = 128  # connections that have not said who they are,
     half_open_per_host: int = 32
+    arrivals_per_second: float = 4.0  # connections that come in from one IP address: each costs a handshake in Python,
+    arrivals_at_once: float = 64.0  # after a pause,
+    all_arrivals_per_second: float = 16.0  # and from all of them together
+    all_arrivals_at_once: float = 256.0
     offences_per_second: float = 1.0  # streams beyond the cap, answers left unread,
     offences_at_once: float = 8.0  # which a peer that only froze does not reach
     shun_seconds: float = 60.0  # for which a peer that flooded is not served

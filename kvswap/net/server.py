@@ -87,6 +87,14 @@ class Buckets:
         self.table.put(peer, full_at, peer)
         return max(0.0, full_at - now - self._ahead)
 
+    def take(self, peer: str) -> bool:
+        """Take one if it may be used at once; who is refused owes nothing for having asked."""
+        now = self._clock()
+        if max(self.table.peek(peer) or now, now) + 1 / self._rate - now > self._ahead + 1e-9:
+            return False
+        self.wait(peer)
+        return True
+
 
 class Server:
     """The serving end of every incoming stream."""

@@ -19,6 +19,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 
 from kvswap.core.bounded import Filling
 from kvswap.core.limits import LIMITS
+from kvswap.net.server import Buckets
 
 _CLOSE_SECONDS = 2.0
 
@@ -160,6 +161,11 @@ class Connections:
     def __init__(self, swarm: Any, favoured: Callable[[str], bool]) -> None:
         self._swarm = swarm
         self._half: Counter[str] = Counter()  # on their way in, by IP address
+        self._arrivals = Buckets(
+            LIMITS.arrivals_per_second, LIMITS.arrivals_at_once, trio.current_time, "arrivals by host"
+        )
+        self._all = Buckets(LIMITS.all_arrivals_per_second, LIMITS.all_arrivals_at_once, trio.current_time, "arrivals")
+        self.tables = (self._arrivals.table, self._all.table)
         most = LIMITS.connections
         self.places = Places("connections", most, LIMITS.connections_per_peer, most // 2, favoured)
         swarm._handle_inbound_connection = self.handle
@@ -171,7 +177,9 @@ class Connections:
     async def handle(self, raw: Any, listener: Any) -> None:
         """Serve one incoming connection until it ends."""
         host = _host(raw)
-        if self._half[host] >= LIMITS.half_open_per_host or self._half.total() >= LIMITS.half_open:
+        full = self._half[host] >= LIMITS.half_open_per_host or self._half.total() >= LIMITS.half_open
+        # A handshake costs the loop that carries everything else; so there are only so many, of one host first.
+        if full or not self._arrivals.take(host) or not self._all.take(""):
             await _closed(raw)
             return
         self._half[host] += 1

@@ -30,7 +30,8 @@ _MESSAGES = 64  # of one RPC that are looked at
 _CONTROLS = 4  # entries of one kind in one RPC,
 _IDS = 128  # message ids in each,
 _ID_BYTES = 128  # and how long they are
-_PER_SECOND = 100  # messages and control messages of one host
+_PER_SECOND = 20  # messages and control messages of one host; looking at one costs a millisecond on both loops
+_PER_SECOND_OF_ONE = 100  # of a peer that once delivered
 _SEEN = 16_384
 _SEEN_SECONDS = 120.0
 
@@ -69,7 +70,14 @@ class Seen:
 class Gossip(Pubsub):  # type: ignore[misc]
     """`Pubsub` for one topic."""
 
-    def __init__(self, host: Any, router: Any, on_message: OnMessage, host_of: Callable[[str], str | None]) -> None:
+    def __init__(
+        self,
+        host: Any,
+        router: Any,
+        on_message: OnMessage,
+        host_of: Callable[[str], str | None],
+        favoured: Callable[[str], bool] = lambda peer: False,
+    ) -> None:
         super().__init__(
             host,
             router,
@@ -84,7 +92,9 @@ class Gossip(Pubsub):  # type: ignore[misc]
         self._on_message = on_message
         self._address = host_of
         self._via: dict[bytes, str] = {}  # of the messages that are being looked at: one for each stream
+        self._favoured = favoured
         self.rate = Buckets(_PER_SECOND, clock=trio.current_time, name="gossip rates")
+        self.rate_of_one = Buckets(_PER_SECOND_OF_ONE, clock=trio.current_time, name="gossip rates of who delivered")
 
     async def continuously_read_stream(self, stream: Any) -> None:
         """Read what a peer says, as fast as it may, until its stream ends or breaks the rules."""
@@ -105,7 +115,7 @@ class Gossip(Pubsub):  # type: ignore[misc]
 
     async def _take(self, rpc: Any, peer: Any, host: str) -> None:
         for message in list(rpc.publish)[:_MESSAGES]:
-            await self._turn(host)
+            await self._turn(peer, host)
             if _ours(message) and not self._is_msg_seen(message):
                 name = self.get_message_id(message)
                 self._via[name] = str(peer)
@@ -117,11 +127,12 @@ class Gossip(Pubsub):  # type: ignore[misc]
             if subscription.topicid == TOPIC:
                 self.handle_subscription(peer, subscription)
         if rpc.HasField("control"):
-            await self._turn(host)
+            await self._turn(peer, host)
             await self.router.handle_rpc(_control(rpc.control), peer)
 
-    async def _turn(self, host: str) -> None:
-        if (wait := self.rate.wait(host)) > 0:
+    async def _turn(self, peer: Any, host: str) -> None:
+        name = str(peer)
+        if (wait := self.rate_of_one.wait(name) if self._favoured(name) else self.rate.wait(host)) > 0:
             await trio.sleep(wait)  # and meanwhile nothing more is read from it
 
     def notify_subscriptions(self, publish_message: Any) -> None:

@@ -144,7 +144,7 @@ class TrioHost:
             time_to_live=60,
             adaptive_gossip_enabled=False,
         )
-        self.pubsub = Gossip(self.host, self._gossip, on_gossip, self.host_of)
+        self.pubsub = Gossip(self.host, self._gossip, on_gossip, self.host_of, favoured)
         self._doors(providers)
         self._provide_lock = trio.Lock()
         self._provided_at = -_PROVIDE_EVERY_SECONDS
@@ -161,12 +161,13 @@ class TrioHost:
             self._gate.table,
             self.pubsub.seen_messages.table,
             self.pubsub.rate.table,
+            self.pubsub.rate_of_one.table,
             *bound(self.host, self.dht, self._gossip),
         ]
         connections = Connections(network, self._favoured)
         streams = Streams(self.host._swarm_stream_handler, self.host_of, self._favoured)
         network.set_stream_handler(streams)
-        self.tables += [connections, connections.places, streams.places]
+        self.tables += [connections, connections.places, *connections.tables, streams.places]
         handlers = self.host.get_mux().handlers
         for protocol, per_peer, most, seconds in _PROTOCOLS:
             self.host.set_stream_handler(protocol, Door(handlers[protocol], per_peer, most, seconds))
