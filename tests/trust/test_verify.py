@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from kvswap.artifact import dsse
 from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, KvswapError, MalformedManifest, Untrusted, UsageError
 from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.trust import Policy, PolicyFile, read_statement, require_trust, verify_envelope
+from kvswap.trust.ladder import RULES
+from kvswap.trust.policy import Caught, Publisher
 from tests.support import key, make_artifact
 
 NOW = 1_700_000_000
@@ -126,3 +130,47 @@ def test_what_older_rules_condemned_is_lifted_and_told(tmp_path: Path) -> None:
     assert set(again.policy.distrusted) == {peers[1], peers[2]}
     assert [row["peer"] for row in again.lifted()] == [peers[0]]
     assert {row["peer"] for row in json.loads(path.read_text())["distrusted"]} == {peers[1], peers[2]}
+
+
+def test_no_number_of_strangers_that_were_caught_fills_the_trust_list(tmp_path: Path) -> None:
+    """A node that caught many starts again; who the user lists, and who was caught last, stays known."""
+    path, own, friend = tmp_path / "trust.json", key(1).peer_id, str(key(2).peer_id)
+    kept = PolicyFile(path, own)
+    kept.add(friend)
+    kept.distrust(friend, "V5: " + "\u00e9" * 496, "an artifact", "an audit")
+    why = kept.policy.distrusted[friend].why
+    strangers = [f"stranger {number}" for number in range(30_000)]
+    rows = {name: Caught(name, 1, why, "b" * 60, "b" * 60, RULES) for name in strangers}
+    kept.policy = replace(kept.policy, distrusted={**kept.policy.distrusted, **rows})
+    kept.distrust("the last", "V6: it lied", "an artifact", "an audit")
+    again = PolicyFile(path, own).policy
+    assert again.caught(friend) is not None and not again.trusts(friend)
+    assert again.caught("the last") and all(again.caught(stranger) for stranger in strangers[-900:])
+    assert len(again.distrusted) <= 1_001 and again.caught(strangers[0]) is None
+
+
+def test_a_trust_list_that_grew_before_it_was_bounded_is_read(tmp_path: Path) -> None:
+    path, own = tmp_path / "trust.json", key(1).peer_id
+    caught = [
+        {
+            "peer": f"stranger {n}",
+            "since": n,
+            "why": "V5: " + "x" * 496,
+            "artifact": "a" * 60,
+            "evidence": "",
+            "rules": 2,
+        }
+        for n in range(3_000)
+    ]
+    path.write_text(json.dumps({"publishers": [], "distrusted": caught}))
+    assert path.stat().st_size > LIMITS.config_bytes
+    assert PolicyFile(path, own).policy.caught("stranger 2999") is not None
+
+
+def test_a_publisher_that_renames_itself_for_ever_fills_no_list(tmp_path: Path) -> None:
+    policy = PolicyFile(tmp_path / "trust.json", key(1).peer_id)
+    policy.policy = replace(policy.policy, publishers={f"a key {n}": Publisher(f"a key {n}") for n in range(1_000)})
+    assert not policy.follow(str(key(2).peer_id), "", "a key 999") and len(policy.policy.publishers) == 1_000
+    policy.policy = replace(policy.policy, publishers={str(key(3).peer_id): Publisher(str(key(3).peer_id), "a friend")})
+    assert policy.follow(str(key(2).peer_id), "a friend", str(key(3).peer_id))
+    assert policy.policy.publishers[str(key(2).peer_id)].label == "a friend"
