@@ -137,7 +137,8 @@ def _follow(node: Node, head: Head) -> None:
     if then is None or head.publisher not in policy.publishers or not policy.trusts(head.publisher):
         return
     if policy.caught(then.peer) is None and not policy.trusts(then.peer):
-        node.policy.add(then.peer, policy.publishers[head.publisher].label, how=f"after {head.publisher}")
+        if not node.policy.follow(then.peer, policy.publishers[head.publisher].label, head.publisher):
+            return
         node.events.add("trusted", publisher=then.peer, how=f"the successor of {head.publisher}")
 
 

@@ -14,9 +14,14 @@ from typing import Any
 from kvswap.core.errors import UsageError
 from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import PeerId
-from kvswap.core.limits import LIMITS
+from kvswap.core.limits import MIB
 from kvswap.core.whole import write_whole
 from kvswap.trust.ladder import RULES
+
+_CAUGHT_KEPT = 1_000  # who was caught and never listed: each needs a key, and keys cost nothing
+_FOLLOWED = 1_000  # publishers up to which the successor of one is listed by itself
+_FILE_BYTES = 16 * MIB
+_WHY = 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class PolicyFile:
         if not self._path.exists():
             return {}, {}, {}
         try:
-            if self._path.stat().st_size > LIMITS.config_bytes:
+            if self._path.stat().st_size > _FILE_BYTES:
                 raise ValueError("the file is too large")
             data = json.loads(self._path.read_text())
             read = [Publisher(**{k: row[k] for k in ("peer", "label", "added", "how")}) for row in data["publishers"]]
@@ -99,11 +104,27 @@ class PolicyFile:
         self._write({**self.policy.publishers, peer: row}, rest, judged=peer)
         return row
 
+    def follow(self, peer: str, label: str, before: str) -> bool:
+        """Trust the successor of a trusted publisher.  False where the list is full: then the user adds to it."""
+        if len(self.policy.publishers) >= _FOLLOWED:
+            return False
+        self.add(peer, label, how=f"after {before}")
+        return True
+
     def distrust(self, peer: str, why: str, artifact: str, evidence: str) -> None:
-        """Never act on anything of this publisher again, unless somebody says `trust add`."""
+        """Never act on anything of this publisher again, unless somebody says `trust add`.
+
+        Of strangers that were caught the last thousand are kept: who is forgotten is a stranger, and verified again.
+        """
         if peer != self.policy.own:
-            row = Caught(peer, int(time.time()), why[:500], artifact, evidence, RULES)
-            self._write(self.policy.publishers, {**self.policy.distrusted, peer: row}, judged=peer)
+            row = Caught(peer, int(time.time()), why[:_WHY], artifact, evidence, RULES)
+            self._write(self.policy.publishers, self._bounded({**self.policy.distrusted, peer: row}), judged=peer)
+
+    def _bounded(self, distrusted: dict[str, Caught]) -> dict[str, Caught]:
+        """Leave out the strangers that were caught first, where they are too many."""
+        strangers = [name for name in distrusted if name not in self.policy.publishers]
+        gone = set(strangers[: max(0, len(strangers) - _CAUGHT_KEPT)])
+        return {name: row for name, row in distrusted.items() if name not in gone}
 
     def succeed(self, own: str) -> None:
         """This node's publisher has another key from now on; what the old one signed stays trusted."""

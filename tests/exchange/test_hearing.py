@@ -10,18 +10,20 @@ from typing import Any
 import pytest
 
 from kvswap.core import wire
-from kvswap.core.errors import Untrusted
+from kvswap.core.errors import IntegrityError, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import audits_of, coverage, hear_audits, listed, refuse_if_failed
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.heads import freshness, heads_of, hear_heads, own_head, withdraw
-from kvswap.store import AuditRow
+from kvswap.exchange.outcomes import refuse_withheld
+from kvswap.store import AuditRow, Outcome
 from kvswap.trust import audit as audits
 from kvswap.trust import head as heads
 from kvswap.trust.audit import Audit, environment_of, read_audit, sign_audit
 from kvswap.trust.envelopes import open_signed, sign
 from kvswap.trust.head import make_head
+from kvswap.trust.ladder import RULES
 from tests.exchange.test_fetch import world
 from tests.support import Made, key, make_artifact, run
 
@@ -337,5 +339,23 @@ def test_a_reason_is_signed_once_however_it_is_worded(tmp_path: Path, why: str) 
             assert len(seen) == 1
             hear_heads(b, heads_of(a, [str(key(1000).peer_id)]), PEER)
             assert b.records.withdrawn(made.id, made.manifest.publisher) and b.record(PEER).lies == 0
+
+    run(body())
+
+
+@pytest.mark.parametrize("verdict", ["disputed", "wrong"])
+def test_what_older_rules_withheld_is_judged_again(tmp_path: Path, verdict: Any) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            b = await w.node(trust=False)
+            w.give(b, made)
+            for rules in (RULES - 1, RULES):
+                b.records.put_outcome(Outcome(made.id, made.manifest.publisher, verdict, rules, why="it differs"))
+                if rules < RULES:
+                    refuse_withheld(b, made.statement)
+                    continue
+                with pytest.raises((IntegrityError, Untrusted), match="it differs"):
+                    refuse_withheld(b, made.statement)
 
     run(body())
