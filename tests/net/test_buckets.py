@@ -17,6 +17,11 @@ def test_so_many_at_once_and_then_a_rate() -> None:
     assert [buckets.wait("a") for _ in range(5)] == [0] * 5
 
 
+def test_what_costs_more_counts_more() -> None:
+    buckets = Buckets(2.0, 6.0, clock=lambda: 0.0)
+    assert [buckets.wait("a", 3) for _ in range(3)] == [0, 0, 1.5]
+
+
 def test_who_is_refused_owes_nothing() -> None:
     now = 0.0
     buckets = Buckets(2.0, 5.0, clock=lambda: now)
