@@ -25,6 +25,7 @@ from kvswap.net.transport import Stream
 
 _PREPARED_AHEAD = 2
 _BUCKETS_KEPT = 4_096
+_ONE_REQUEST_BYTES = 8 * 1024  # a larger one, with a long chain, counts as several: it costs as much to look up
 
 
 @dataclass(slots=True)
@@ -80,10 +81,10 @@ class Buckets:
             name, entries=_BUCKETS_KEPT, size=lambda peer, due: 2 * len(peer)
         )
 
-    def wait(self, peer: str) -> float:
-        """Take one; the seconds to wait before using it."""
+    def wait(self, peer: str, count: int = 1) -> float:
+        """Take so many; the seconds to wait before using them."""
         now = self._clock()
-        full_at = max(self.table.peek(peer) or now, now) + 1 / self._rate
+        full_at = max(self.table.peek(peer) or now, now) + count / self._rate
         self.table.put(peer, full_at, peer)
         return max(0.0, full_at - now - self._ahead)
 
@@ -202,7 +203,7 @@ class Server:
                 except PeerError:
                     break  # ended, or silent for too long
                 request = messages.decode_request(frame)
-                if (wait := self._buckets.wait(stream.peer)) > 0:
+                if (wait := self._buckets.wait(stream.peer, 1 + len(frame) // _ONE_REQUEST_BYTES)) > 0:
                     await asyncio.sleep(wait)  # and meanwhile nothing more is read from it
                 prepared = asyncio.create_task(self._respond(caller, request))
                 unsent.add(prepared)
