@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -361,5 +362,61 @@ def test_nothing_is_found_where_there_is_nothing(tmp_path: Path) -> None:
             with pytest.raises(NotFound):
                 await resolve(reader, DOCUMENT)
             await asyncio.sleep(0)
+
+    run(body())
+
+
+def failed_often(node: Node, peer: str, *, gave: bool) -> None:
+    """Failures in a row, as of a machine too busy to answer, from after the connection was made."""
+    record = node.record(peer)
+    record.bytes_in = 1000 if gave else 0
+    for _ in range(6):
+        record.failed(time.time() + 1.0)
+    assert node.resting(peer) > 0
+
+
+def test_a_connected_peer_that_delivered_is_asked_before_nobody_offers_is_said(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, made = await document(w)
+            failed_often(reader, peer_of(holder), gave=True)
+            for reference in (DOCUMENT, Cid.parse(made.id)):
+                assert [str(r.statement.artifact) for r in await resolve(reader, reference)] == [made.id]
+
+    run(body())
+
+
+@pytest.mark.parametrize("why", ["lied", "blocked", "never delivered"])
+def test_who_rests_for_more_than_failures_is_not_asked(why: str, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, _ = await document(w)
+            failed_often(reader, peer_of(holder), gave=why != "never delivered")
+            if why == "lied":
+                reader.record(peer_of(holder)).lied(time.time())
+            if why == "blocked":
+                reader.record(peer_of(holder)).blocked = True
+            with pytest.raises(NotFound, match="nobody offers") as caught:
+                await resolve(reader, DOCUMENT)
+            assert "1 of 1 connected peers was not asked or did not answer" in (caught.value.cause or "")
+
+    run(body())
+
+
+def test_silence_is_not_told_as_a_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "LIMITS", replace(LIMITS, lookup_seconds=0.2, request_seconds=0.2))
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader = await w.node()
+
+            async def frozen(request: messages.Request) -> Any:
+                await never()
+
+            await Peer(w.network, 4000, frozen).start(reader)
+            await Peer(w.network, 4001, has_nothing).start(reader)
+            with pytest.raises(NotFound, match="nobody offers") as caught:
+                await resolve(reader, DOCUMENT)
+            assert "1 of 2 connected peers was not asked or did not answer" in (caught.value.cause or "")
 
     run(body())
