@@ -5,8 +5,8 @@ at a time, those that delivered before first, then one of each teller in turn, t
 The first offer starts a short grace in which other connected peers may still answer; a referral that has to be
 dialled first is worth waiting for only while there is no offer.  Without one, and once everybody known has answered,
 waiting is for peers yet to be met: worth a few seconds to a node that just started, half a second to one that has been
-there for a while.  Who delivered before is waited for longer while nobody else offers anything: a flood may have made
-it late.
+there for a while.  Who delivered before is waited for longer while nobody else offers anything, and asked after all
+when it rests for failures alone: a flood, or a busy machine, may have made it late.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ class _Lookup:
         self._asking = 0
         self._near: set[str] = set()  # connected peers that have been asked and have not answered
         self._proven: set[str] = set()  # those of them that delivered before
+        self._spared: list[str] = []  # connected peers that were not asked, because they rest
         self._far = _Far(node)
         self._dialling: dict[str, float] = {}  # since when
         self._dialled = 0
@@ -146,7 +147,7 @@ class _Lookup:
             for referral in self._node.hearsay.known(self._reference):
                 self._consider(referral.address, referral.teller)
         try:
-            while time.monotonic() < (late if self._proven and not self.offers else deadline):
+            while time.monotonic() < (late if self._proven and not self.offers else deadline) or self._ask_again():
                 self._ask_near()
                 self._ask_far()
                 if self.offers:
@@ -156,7 +157,7 @@ class _Lookup:
                         break
                 if self._asking > 0 or self._far or not self._records_read:
                     last_busy = time.monotonic()
-                elif time.monotonic() > last_busy + patience:
+                elif not self._ask_again() and time.monotonic() > last_busy + patience:
                     break
                 if self._tasks:
                     wait = _GRACE_SECONDS / 5 if self.offers else _POLL_SECONDS
@@ -188,8 +189,20 @@ class _Lookup:
                     if self._node.delivered(peer):
                         self._proven.add(peer)
                     self._ask_soon(PeerAddress(peer), "")
+                else:
+                    self._spared.append(peer)
             elif self._only is not None:
                 self._consider(PeerAddress(peer), peer)
+
+    def _ask_again(self) -> bool:
+        """Ask connected peers that delivered before and rest for failures alone: sooner than to say nobody has it."""
+        self._spared = [peer for peer in self._spared if self._node.paused(peer)] if not self.offers else []
+        for peer in self._spared:
+            self._near.add(peer)
+            self._proven.add(peer)
+            self._ask_soon(PeerAddress(peer), "")
+        asked, self._spared = bool(self._spared), []
+        return asked
 
     def _consider(self, address: PeerAddress, teller: str) -> None:
         """Somebody is named who may have it."""

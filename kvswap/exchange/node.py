@@ -209,6 +209,12 @@ class Node:
         since = self.transport.connected_since(peer) if self.transport is not None else None
         return self.ledger.resting(peer, LIMITS.backoff_seconds, LIMITS.lie_seconds, since)
 
+    def paused(self, peer: str) -> bool:
+        """Whether a peer that delivered before rests for mere failures: not for a lie, not blocked or shunned."""
+        rests, record = self.resting(peer) > 0, self.record(peer)
+        lied = record.lied_at and record.lied_at + LIMITS.lie_seconds > time.time()
+        return rests and self.delivered(peer) and not lied and not self._unwelcome(peer)
+
     def delivered(self, peer: str) -> bool:
         """Whether this peer ever gave what it was asked for: what is new pushes nothing of it out."""
         return self.ledger.delivered(peer)

@@ -20,7 +20,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import refuse_if_failed
 from kvswap.exchange.candidates import Candidate, Envelopes, in_turns
 from kvswap.exchange.claims import refuse_uncheckable
-from kvswap.exchange.find import Offer, find
+from kvswap.exchange.find import Offer, ask_these
 from kvswap.exchange.heads import require_current
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
@@ -73,6 +73,7 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     wanted = Wanted.of(choice) if choice is not None else None
     usable: list[Resolved] = []
     errors: list[KvswapError] = []
+    answered: set[str] = set()
     for envelope in await asyncio.to_thread(_complete_here, node, reference, terms.group):
         try:
             usable.append(Resolved(await judge_envelope(node, envelope, wanted, terms), (), True))
@@ -84,12 +85,14 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     every = [OPEN] if isinstance(reference, Cid) else node.names(terms.group)
     for together in ([names for names in every if names is not OPEN], [names for names in every if names is OPEN]):
         queries = [_query(reference, names, wanted, bulk=node.settings.bulk) for names in together]
-        found = await asyncio.gather(*(find(node, query) for query in queries))
-        candidates = _merged([_in_turns(node, offers, q) for q, offers in zip(queries, found, strict=True)])
+        asked = (ask_these(node, query, LIMITS.lookup_seconds, None) for query in queries)
+        found = await asyncio.gather(*asked)
+        answered.update(*(peers for _, peers in found))
+        candidates = _merged([_in_turns(node, offers, q) for q, (offers, _) in zip(queries, found, strict=True)])
         usable = await _usable(node, reference, candidates, wanted, terms, errors, deadline)
         if usable:
             return usable
-    raise _most_telling(node, reference, errors)
+    raise _most_telling(node, reference, errors, answered)
 
 
 def _query(reference: str | Cid, names: Names, wanted: Wanted | None, *, bulk: bool) -> messages.Find:
@@ -209,13 +212,19 @@ def _check_answers(statement: Statement, artifact: str, reference: str | Cid) ->
         raise IntegrityError(f"artifact {artifact} is not of the document {reference}", cause="a lying peer")
 
 
-def _most_telling(node: Node, reference: str | Cid, errors: list[KvswapError]) -> KvswapError:
+def _most_telling(node: Node, reference: str | Cid, errors: list[KvswapError], answered: set[str]) -> KvswapError:
     for kind in (Untrusted, Incompatible, IntegrityError, PeerError):
         for error in errors:
             if isinstance(error, kind):
                 return error
-    connected = len(node.transport.connected()) if node.transport is not None and node.p2p else 0
+    connected = set(node.transport.connected()) if node.transport is not None and node.p2p else set()
+    silent = len(connected - answered)
     cause = (
-        f"none of {connected} connected peers, and no provider record, has it" if connected else "no peer is connected"
+        f"none of {len(connected)} connected peers, and no provider record, has it"
+        if connected
+        else "no peer is connected"
     )
-    return NotFound(f"nobody offers {reference}", cause=cause, hint="kvswap peers", peers=connected)
+    if silent:
+        verb = "was" if silent == 1 else "were"
+        cause = f"{silent} of {len(connected)} connected peers {verb} not asked or did not answer, and no other has it"
+    return NotFound(f"nobody offers {reference}", cause=cause, hint="kvswap peers", peers=len(connected))
