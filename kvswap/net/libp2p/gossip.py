@@ -34,6 +34,7 @@ _PER_SECOND = 20  # messages and control messages of one host; looking at one co
 _PER_SECOND_OF_ONE = 100  # of a peer that once delivered
 _SEEN = 16_384
 _SEEN_SECONDS = 120.0
+_SWEEP_SECONDS = 30.0
 
 OnMessage = Callable[[str, str, bytes], None]  # signer, who passed it on, data
 
@@ -45,6 +46,7 @@ class Seen:
         self.table: Table[bytes, float] = Table(
             "gossip seen", entries=_SEEN, nbytes=8 * 1024 * 1024, size=lambda key, at: len(key)
         )
+        self._swept = -_SWEEP_SECONDS
 
     def has(self, key: bytes) -> bool:
         """Whether a message was here; asking counts as seeing it again."""
@@ -57,7 +59,18 @@ class Seen:
         """Note a message; False where it was here before."""
         fresh = not self.has(key)
         self.table.put(key, trio.current_time(), "")
+        self._forget()
         return fresh
+
+    def _forget(self) -> None:
+        """Let go of what is too old, every now and then: a quiet node does not fill the table."""
+        now = trio.current_time()
+        if now < self._swept + _SWEEP_SECONDS:
+            return
+        self._swept = now
+        for key, at in self.table.items():
+            if at < now - _SEEN_SECONDS:
+                self.table.pop(key)
 
     def length(self) -> int:
         """Return how many are known."""
