@@ -497,3 +497,24 @@ def test_a_server_that_stops_ends_what_is_under_way() -> None:
                 await asyncio.sleep(0.01)
 
     run(body())
+
+
+def test_connections_to_servers_that_are_gone_are_closed() -> None:
+    """A peer that restarts has another port: nobody asks at the old one again, where a connection would stay open."""
+
+    class Gone:
+        def __init__(self, number: int) -> None:
+            self.endpoint, self.peer, self.usable, self.closed = ("127.0.0.1", number, b""), str(number), True, False
+
+        def close(self) -> None:
+            self.closed = True
+
+    client = BulkClient()
+    gone = [Gone(number) for number in range(100)]
+    for connection in gone:
+        client._give(connection)  # type: ignore[arg-type]
+    assert sum(not c.closed for c in gone) == len(client._idle) == 64 and gone[0].closed
+    for connection in gone:
+        connection.usable = False
+    client._give(last := Gone(100))  # type: ignore[arg-type]
+    assert client._idle == [last] and all(c.closed for c in gone)
