@@ -289,11 +289,13 @@ class BulkClient:
         return _Connection(target, self._context)
 
     def _give(self, connection: _Connection) -> None:
+        """Keep a connection for the next chunk; those that nobody would use any more, and the oldest of many, end."""
         with self._lock:
-            if connection.usable:
-                self._idle.append(connection)
-            while len(self._idle) > _KEPT:
-                self._idle.pop(0).close()
+            idle = [*self._idle, connection]
+            good = [c for c in idle if c.usable]
+            self._idle = good[-_KEPT:]
+            for ended in [c for c in idle if not c.usable] + good[:-_KEPT]:
+                ended.close()
 
 
 def _seen(future: asyncio.Future[bytes]) -> None:
