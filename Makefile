@@ -7,12 +7,13 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-faults test-vllm lint setup model bench clean help
+.PHONY: demo test test-faults soak test-vllm lint setup model bench clean help
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
 	@echo "make test   linters, types, and the tests (about 25 minutes on two slow cores)"
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood; disks that fail (about 20 minutes)"
+	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (hours)"
 	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 9 minutes and set-up)"
 	@echo "make bench  the figures of the README (about 90 minutes; bench_swarm and bench_grid need Linux and root)"
 	@echo "make clean  remove the virtual environment and the demo's homes"
@@ -46,6 +47,9 @@ test: setup lint model
 test-faults: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not alone"
 	$(BIN)/python -m pytest -m "faults and alone"
+
+soak: setup
+	$(BIN)/python -m tests.swarm.soak --report docs/results/soak.md
 
 $(VLLM_VENV)/.ready: pyproject.toml .ci/setup-vllm
 	@echo "setting up $(VLLM_VENV) (once, a few minutes)"
