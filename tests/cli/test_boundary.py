@@ -23,7 +23,7 @@ from kvswap.core.errors import InvalidDocument, KvswapError, UsageError
 from kvswap.core.files import read_file
 from kvswap.core.text import is_printable, printable
 from tests.core.test_failures import REAL, is_told
-from tests.support import kvswap
+from tests.support import kvswap, make_artifact
 
 ESC = "\x1b]0;owned\x07"
 
@@ -196,6 +196,32 @@ def test_a_pipe_is_waited_for_with_a_word(tmp_path: Path) -> None:
     assert read_document(pipe, said.append) == b"late\n"
     assert said and "pipe" in said[0]
     writer.wait()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "manifest check /dev/zero",
+        "manifest check pipe",
+        "manifest check manifest.kvm --group /dev/zero",
+        "manifest check manifest.kvm --group pipe",
+        "economics --figures /dev/zero",
+        "economics --figures pipe",
+        "economics --html /nowhere/report.html",
+        "group import nothing.txt",
+        "group import binary",
+        "host join binary",
+    ],
+)
+def test_every_verb_that_reads_or_writes_a_named_file_ends_with_a_word(command: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "binary").write_bytes(b"\x99\xff\0")
+    made = make_artifact()
+    (tmp_path / "manifest.kvm").write_bytes(made.statement.envelope)
+    done = shell(f"cd {tmp_path}; K {command} < /dev/null", tmp_path / "home")
+    text = quiet(done)
+    assert done.returncode == 2, text
+    assert "kvswap worked" not in text  # a name that is wrong is not "removed while kvswap worked"
 
 
 # -- words -------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ async def ask(handler: Any, path: str = "/x", **options: Any) -> tuple[int, list
     app.router.add_route("*", "/x", handler)
     async with TestClient(TestServer(app)) as client:
         method = options.pop("method", "POST")
-        async with client.request(method, path, headers=TOKEN, **options) as response:
+        async with client.request(method, path, **{"headers": TOKEN, **options}) as response:
             return response.status, [json.loads(line) for line in (await response.text()).splitlines()]
 
 
@@ -80,6 +80,7 @@ def test_a_connection_that_the_work_lost_is_not_the_callers() -> None:
         ("/nothing", {}, 404),
         ("/x/%ff", {}, 404),
         ("/x", {"data": b"x" * 2000}, 413),
+        ("/x", {"data": b"{}", "headers": {**TOKEN, "Content-Encoding": "gzip"}, "compress": False}, 400),
     ],
 )
 def test_what_the_http_library_refuses_is_json(path: str, options: dict[str, Any], status: int) -> None:
