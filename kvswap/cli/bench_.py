@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kvswap.cli.output import Output, verb
+from kvswap.core.files import check_place
 
 
 @click.group("bench", help="Experiments on this machine.")
@@ -34,6 +35,8 @@ def paper_command(
     from kvswap.core.settings import Settings
     from kvswap.model import catalogue
 
+    if html is not None:
+        check_place(html)
     settings = Settings.load()
     name = catalogue.typed(model, settings.models) if model else settings.model
     report = paper.run(

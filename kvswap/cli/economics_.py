@@ -8,6 +8,7 @@ import click
 
 from kvswap.cli.objective import Finite
 from kvswap.cli.output import Output, verb
+from kvswap.core.files import check_place
 
 
 @click.command("economics", help="The paper's cost model, recomputed: what prefilling, hosting and shipping cost.")
@@ -27,6 +28,8 @@ def economics_command(
 
     from kvswap.economics import page, read, study
 
+    if html is not None:
+        check_place(html)
     given = read(figures)
     changed = {k: v for k, v in (("readers", readers), ("tokens", tokens)) if v is not None}
     if changed:

@@ -9,6 +9,7 @@ import click
 
 from kvswap.cli.output import Output, verb
 from kvswap.core.errors import MalformedManifest
+from kvswap.core.files import read_file, read_text
 from kvswap.core.limits import LIMITS
 
 
@@ -40,9 +41,9 @@ def check(output: Output, file: Path, at: int | None, chunks: Path | None, group
     from kvswap.trust.envelopes import kind_of
     from kvswap.trust.groups import keys_of
 
-    if file.stat().st_size > LIMITS.manifest_bytes:
-        raise MalformedManifest(f"{file} has {file.stat().st_size} bytes, over the cap of {LIMITS.manifest_bytes}")
-    data, now = file.read_bytes(), int(time.time()) if at is None else at
+    data, now = read_file(file, LIMITS.manifest_bytes), int(time.time()) if at is None else at
+    if len(data) > LIMITS.manifest_bytes:
+        raise MalformedManifest(f"{file} has over {LIMITS.manifest_bytes} bytes, which is the cap")
     kind = kind_of(data)
     if kind == head.KIND:
         record = head.read_head(data).head
@@ -69,7 +70,7 @@ def check(output: Output, file: Path, at: int | None, chunks: Path | None, group
         read = hosting.read_read(data).read
         output.result({"valid": True, "read": read.to_json()}, f"valid: read {read.number} of {read.host}")
         return
-    member = Group.from_text(group.read_text()[:1024]) if group is not None else None
+    member = Group.from_text(read_text(group, 1024)) if group is not None else None
     statement = verify_envelope(data, now, keys_of([member] if member is not None else []))
     manifest = statement.manifest
     checked = 0

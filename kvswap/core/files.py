@@ -72,6 +72,27 @@ def read_file(path: Path, limit: int, *, streams: bool = False, note: Note = lam
         os.close(descriptor)
 
 
+def read_text(path: Path, limit: int) -> str:
+    """Return a small regular file as text.  Raises `UsageError` for another kind, a larger one, or no UTF-8."""
+    name = printable(str(path))
+    data = read_file(path, limit)
+    if len(data) > limit:
+        raise UsageError(f"{name} is larger than {limit} bytes", cause="it is another file than meant")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", cause="a binary file") from error
+
+
+def check_place(path: Path) -> None:
+    """Raise `UsageError` where no file can be made: asked before the work whose outcome goes there."""
+    name = printable(str(path))
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{name} cannot be written: its directory does not exist", cause="a typing error")
+    if path.is_dir():
+        raise UsageError(f"{name} cannot be written: it is a directory", cause="a typing error")
+
+
 def _unreadable(name: str, error: Exception) -> UsageError:
     if isinstance(error, FileNotFoundError):
         return UsageError(f"{name} does not exist", cause="a typing error, or it is somewhere else", hint=f"ls {name}")

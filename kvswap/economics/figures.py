@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from kvswap.core.errors import UsageError
+from kvswap.core.files import read_text
 from kvswap.core.limits import LIMITS
 
 SHIPPED = Path(__file__).parent / "figures.toml"
@@ -77,12 +78,11 @@ class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read(path: Path | None = None) -> Figures:
     """From a TOML file; without one those that come with kvswap.  Raises `UsageError` naming what is wrong."""
     path = path or SHIPPED
-    if path.stat().st_size > LIMITS.config_bytes:
-        raise UsageError(f"{path} is larger than {LIMITS.config_bytes} bytes")
+    text = read_text(path, LIMITS.config_bytes)
     try:
-        value: Any = tomllib.loads(path.read_text())
+        value: Any = tomllib.loads(text)
         figures = msgspec.convert(value, Figures, strict=False)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, RecursionError, msgspec.ValidationError) as error:
         raise UsageError(f"{path} cannot be used: {error}", hint=f"start from a copy of {SHIPPED}") from error
     missing = {"raw", "int8"} - set(figures.ratios)
     unknown = set(figures.machine_prices) - set(figures.machines)

@@ -6,7 +6,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from kvswap.core.errors import KvswapError, NotFound, QuotaExceeded, Unexpected, UsageError
-from kvswap.core.failures import is_own, record
+from kvswap.core.failures import is_own, record, said
 
 
 def response_of(error: KvswapError, status: int | None = None) -> web.Response:
@@ -23,6 +23,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except web.HTTPException as error:  # of aiohttp's own: no such path, method, or too large a body
         return response_of(_of_http(request, error), error.status)
+    except web.RequestPayloadError as error:
+        return response_of(_of_payload(request, error))
     except Exception as error:
         if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
             raise  # the caller went away: nobody to answer
@@ -36,6 +38,8 @@ async def errors_for_guests(request: web.Request, handler: Handler) -> web.Strea
         return await handler(request)
     except web.HTTPException as error:
         return response_of(_of_http(request, error), error.status)
+    except web.RequestPayloadError as error:
+        return response_of(_of_payload(request, error))
     except ConnectionError:
         raise  # the guest went away, or reads nothing of what has begun
     except Exception as error:  # noqa: BLE001 - told, and in the log
@@ -48,6 +52,14 @@ def for_guests(error: Exception, doing: str) -> KvswapError:
     if not is_own(error) or isinstance(told, UsageError):  # what is wrong with the guest's own words
         return told
     return Unexpected("this host failed at the request", cause="a fault on its side", hint="ask again later")
+
+
+def _of_payload(request: web.Request, error: Exception) -> KvswapError:
+    return UsageError(
+        f"the body of {request.method} {request.path} cannot be read: {said(error)}",
+        cause="it is not in the encoding that its header names, or was cut off",
+        hint="send JSON as it is, without Content-Encoding",
+    )
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> KvswapError:
