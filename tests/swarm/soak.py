@@ -265,6 +265,7 @@ def told(report: Report) -> str:
             f"| {c['descriptors']} |"
         )
     grown = report.growth()
+    enough = sum(s.fetches >= FROM for s in report.samples) >= 6
     lines = [
         f"{report.fetches:,} fetches in {report.seconds / 60:.0f} minutes, {report.restarts} restarts of the partner, "
         f"{report.jumps} jumps of the clocks, {report.published} publishes, {report.withdrawn} withdrawals; "
@@ -279,7 +280,7 @@ def told(report: Report) -> str:
         f"Errors that none explains: {len(report.unexplained) or 'none'}.",
         *(f"* {line[:300]}" for line in report.unexplained[:20]),
         "",
-        f"Grown by more than 5% from the {FROM:,}th fetch on: {'' if grown else 'nothing.'}",
+        f"Grown by more than 5% from the {FROM:,}th fetch on: {'' if grown else 'nothing.' if enough else 'not judged.'}",
         *(f"* {n}: {a:,} to {b:,}" + _bound(report, n) for n, (a, b) in grown.items()),
     ]
     return "\n".join(lines) + "\n"
