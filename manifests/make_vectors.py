@@ -374,11 +374,12 @@ def statements() -> None:
     def headed(name: str, why: str, exit_code: int, by: Any = signer, **changes: Any) -> None:
         write("hostile", name, sign(wire.pack(told | changes), by, head.KIND), exit_code, why, kind="head")
 
+    later = sign(wire.pack(told | {"note": ""}), signer, head.KIND)
+    write("valid", "head-unknown", later, 0, "a head record with a field of tomorrow, which is skipped", kind="head")
     headed("head-expired", "a head record of last week", 4, issued=NOW - 700_000, expires=NOW - 600_000)
     headed("head-future", "a head record of tomorrow", 4, issued=NOW + 80_000, expires=NOW + 90_000)
     headed("head-long", "a head record that lives for a week", 7, expires=NOW + 604_800)
     headed("head-version", "a head record of version 2", 7, version=2)
-    headed("head-unknown", "a head record with a field of tomorrow", 7, note="")
     headed("head-signer", "somebody signs for another publisher", 6, by=key(9))
     headed("head-successor", "a successor that did not sign", 6, successor=told["successor"] | {"sig": bytes(64)})
     headed("head-withdrawn", "a withdrawal of what is no CID", 7, withdrawn=[{"artifact": bytes(36), "why": ""}])
