@@ -14,7 +14,7 @@ help:
 	@echo "make test   linters, types, and the tests (about 25 minutes on two slow cores)"
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood; disks that fail (about 20 minutes)"
 	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (hours)"
-	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 9 minutes and set-up)"
+	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 16 minutes and set-up)"
 	@echo "make bench  the figures of the README (about 90 minutes; bench_swarm and bench_grid need Linux and root)"
 	@echo "make clean  remove the virtual environment and the demo's homes"
 
