@@ -158,7 +158,7 @@ class Api:
         )
 
     def _withheld(self) -> dict[str, int]:
-        """How many of the artifacts that are here are disputed, and how many were found wrong."""
+        """Count the artifacts here that are disputed, and those that were found wrong."""
         node = self._node
         rows = [row for name in node.standings.withheld() if (row := node.store.get_artifact(name)) is not None]
         names = [standing.name for standing in node.standings.of_all(rows)]

@@ -210,7 +210,7 @@ class Node:
         return self.ledger.resting(peer, LIMITS.backoff_seconds, LIMITS.lie_seconds, since)
 
     def paused(self, peer: str) -> bool:
-        """Whether a peer that delivered before rests for mere failures: not for a lie, not blocked or shunned."""
+        """Say whether a peer that delivered rests for failures alone: not for a lie, nor blocked or shunned."""
         rests, record = self.resting(peer) > 0, self.record(peer)
         lied = record.lied_at and record.lied_at + LIMITS.lie_seconds > time.time()
         return rests and self.delivered(peer) and not lied and not self._unwelcome(peer)

@@ -19,7 +19,7 @@ _WAITING = 4_096  # artifacts; the upkeep tells of all that is here from time to
 
 
 class Providing:
-    """What waits for its provider records."""
+    """Holds what waits for its provider records, and gives them in turn."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

@@ -34,7 +34,7 @@ _RULES = "rules "  # a text of the environment: readers of before take it for on
 
 
 class Audit(msgspec.Struct, frozen=True):
-    """What was looked at and found.  Fields that a later version adds are skipped.
+    """Records what an auditor looked at and found.  Fields that a later version adds are skipped.
 
     `worst`: largest difference that was seen, in millionths of honest noise; `samples`: 0 for all positions.
     """

@@ -45,7 +45,7 @@ class Successor(msgspec.Struct, frozen=True):
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What a publisher says now.  Fields that a later version adds are skipped: a withdrawal is obeyed all the same.
+    """Records what a publisher says now.  Fields of a later version are skipped: a withdrawal is obeyed all the same.
 
     `catalogue`: BLAKE3 of the sorted ids of the artifacts that hold, `artifacts` how many these are.
     """

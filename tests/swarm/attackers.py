@@ -56,6 +56,13 @@ Answer = Callable[[Frames, messages.Request], Awaitable[None]]
 # -- peers -----------------------------------------------------------------------------------------------
 
 
+async def at_once(count: int, work: Callable[[], Awaitable[None]]) -> None:
+    """Run the same `count` times side by side, until all have ended."""
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(work)
+
+
 async def identities(aim: Aim, count: int, talk: Talk, answer: Answer | None = None) -> None:
     """So many PeerIds at a time; each talks until it is cut off, and comes back as somebody else."""
 
@@ -76,9 +83,7 @@ async def identities(aim: Aim, count: int, talk: Talk, answer: Answer | None = N
                         await host.close()
             await trio.sleep(0.05)
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(count):
-            nursery.start_soon(one)
+    await at_once(count, one)
 
 
 async def _answering(stream: Any, answer: Answer) -> None:
@@ -214,9 +219,7 @@ async def finds(aim: Aim) -> None:
                     await frames.exchange(messages.encode_request(request), 17 << 20)
                     done["finds"] += 1
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(8):
-                nursery.start_soon(one)
+        await at_once(8, one)
 
     await identities(aim, 4, talk)
 
@@ -284,9 +287,7 @@ async def windows(aim: Aim) -> None:
                 await Frames(stream).send(frame)
                 done["windows"] += 1
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(24):
-                nursery.start_soon(one)
+        await at_once(24, one)
 
     await identities(aim, 8, talk)
 

@@ -206,7 +206,7 @@ class Schedule:
         return mine <= max(together, alone) + _SLACK_SECONDS
 
     def _proves(self, peer: str, now: float) -> bool:
-        """Whether a peer gave a chunk before, and goes on doing so."""
+        """Say whether a peer gave a chunk before, and goes on doing so."""
         known = self._peers[peer]
         flights = [self._chunks[i].flights[peer] for i in known.flights]
         return known.proven and (not flights or any(now - f.last <= _SILENT_SECONDS for f in flights))
