@@ -58,7 +58,7 @@ class Uploads:
                 self._open += Counter()
 
     def count(self, peer: str, size: int) -> None:
-        """Bytes that went out."""
+        """Add bytes that go out now to this peer's account and to the node's counters."""
         with self._lock:
             self._ledger.record(peer).bytes_out += size
             self._counters.bytes_out += size

@@ -336,9 +336,9 @@ class _Connection(threading.Thread):
             except KvswapError as error:
                 raise ConnectionError(error.message) from error  # its length is promised: there is no other way to end
             data: Any = self._piece[:size]  # h11 hands on what it is given
+            chunks.count(bearer.peer, size)  # before it leaves: no peer has more than was counted
             for part in self._http.send_with_data_passthrough(h11.Data(data=data)) or ():
                 self._send(part)
-            chunks.count(bearer.peer, size)
             start += size
 
     def _send(self, data: Any) -> None:
