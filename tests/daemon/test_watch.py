@@ -134,7 +134,7 @@ def test_status_shows_the_watch(tmp_path: Path) -> None:
         loop = last_json(kvswap(tmp_path, "status", "--json"))["loop"]
         assert loop["watched_seconds"] > 0
         assert loop["longest_pause_seconds"] >= 0
-        assert set(loop) == {"longest_pause_seconds", "pauses", "excused", "watched_seconds", "measured"}
+        assert set(loop) == {"longest_pause_seconds", "pauses", "excused", "watched_seconds", "measured", "queries"}
         assert "\nloop " in kvswap(tmp_path, "status").stdout
     finally:
         node.stop()
