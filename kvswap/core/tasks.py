@@ -1,10 +1,36 @@
-"""Waiting for the end of what must end: no cancellation, and no second one, cuts it short."""
+"""Tasks: waiting for the end of what must end, whoever cancels; and reaching the event loop from other threads."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
+
+
+class OnLoop:
+    """Calls things on an event loop: at once when called on it, soon when called from another thread."""
+
+    def __init__(self) -> None:
+        """Take the running loop, or the first one on which something is called."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running()
+
+    def call(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Call `work` with the arguments; here and now where there never was a loop, never where it has ended."""
+        if self._running() or self._loop is None:
+            work(*arguments)
+            return
+        with contextlib.suppress(RuntimeError):  # it was closed: nobody is left to mind
+            self._loop.call_soon_threadsafe(work, *arguments)
+
+    def _running(self) -> bool:
+        """Whether this is called on a loop."""
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        return True
 
 
 async def until_done(

@@ -6,7 +6,7 @@ No decision is taken here.  When the caller goes away, the use case is cancelled
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -26,6 +26,7 @@ from kvswap.daemon.requests import (
     optional_of,
     samples_of,
     send_line,
+    send_rows,
     start_lines,
     stream,
     terms_of,
@@ -49,6 +50,8 @@ from kvswap.store import ArtifactRow, PeerRecord
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.ladder import LAST, up_to
+
+_PAGE = 200  # artifacts
 
 
 def _opened(statement: Statement) -> dict[str, Any]:
@@ -76,6 +79,11 @@ class Api:
         self._node = node
         self._model = model
         self._watch = watch
+        self._before = self._queries()  # those of the start, when nobody waited
+
+    def _queries(self) -> int:
+        """Database accesses on the event loop: there should be none while the node serves."""
+        return self._node.store.on_loop + self._node.records.on_loop
 
     def application(self, token: str) -> web.Application:
         app = web.Application(middlewares=[errors, guard(token)], client_max_size=LIMITS.api_body_bytes)
@@ -125,7 +133,7 @@ class Api:
 
     async def status(self, request: web.Request) -> web.Response:
         node = self._node
-        rows = await asyncio.to_thread(node.store.artifacts)
+        count = await asyncio.to_thread(node.store.count)
         connected = node.transport.connected() if node.transport is not None and node.p2p else []
         return web.json_response(
             {
@@ -136,7 +144,7 @@ class Api:
                 "p2p": node.p2p,
                 "peers": len(connected),
                 "degraded": node.problems,
-                "artifacts": len(rows),
+                "artifacts": count,
                 **await asyncio.to_thread(self._withheld),
                 "codecs": node.calibration.codecs(),
                 "store_bytes": node.store.used_bytes,
@@ -152,7 +160,7 @@ class Api:
                 "bytes_in": node.counters.bytes_in,
                 "bytes_out": node.counters.bytes_out,
                 "started": node.counters.started,
-                "loop": self._watch.to_json(),
+                "loop": self._watch.to_json() | {"queries": self._queries() - self._before},
                 "tables": [filling.to_json() for filling in node.tables.fillings()],
             }
         )
@@ -232,9 +240,18 @@ class Api:
 
     # -- artifacts -------------------------------------------------------------------------------
 
-    async def artifacts(self, request: web.Request) -> web.Response:
-        rows = await asyncio.to_thread(self._node.store.artifacts, request.query.get("document"))
-        return web.json_response({"artifacts": await asyncio.to_thread(self._shown, rows)})
+    async def artifacts(self, request: web.Request) -> web.StreamResponse:
+        return await send_rows(request, "artifacts", self._pages(request.query.get("document")))
+
+    def _pages(self, document: str | None) -> Iterator[list[dict[str, Any]]]:
+        """What is listed, newest first, a page at a time: no list of all is ever in memory."""
+        if document:
+            yield self._shown(self._node.store.artifacts(document))
+            return
+        page = self._node.store.page(None, _PAGE)
+        while page:
+            yield self._shown(page)
+            page = self._node.store.page(page[-1], _PAGE) if len(page) == _PAGE else []
 
     def _shown(self, rows: Sequence[ArtifactRow]) -> list[dict[str, Any]]:
         """Rows as people read them: the index knows no more of what is sealed than everybody may."""

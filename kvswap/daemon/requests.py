@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ Work = Callable[[Progress], Awaitable[dict[str, Any]]]
 
 HEARTBEAT = {"event": "heartbeat"}
 HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
+_ROWS_AT_ONCE = 100  # a millisecond or two of JSON
 _MOST = 1e18  # of whatever is counted in a request
 _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
@@ -156,6 +158,41 @@ async def start_lines(request: web.Request) -> web.StreamResponse:
 async def send_line(response: web.StreamResponse, value: dict[str, Any]) -> None:
     """Send one JSON value as a line."""
     await response.write(json.dumps(value).encode() + b"\n")
+
+
+async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Any]]) -> web.StreamResponse:
+    """Answer `{name: [row, ...]}`, made and sent a few rows at a time.
+
+    Of many rows the text is as long as to keep the loop for half a second, were it made at once.  `pages` are taken in
+    a thread; an error of the first is answered as one, a later one ends the connection.
+    """
+    rows = iter(pages)
+    page = await asyncio.to_thread(next, rows, None)
+    if page is not None and len(page) <= _ROWS_AT_ONCE:
+        after = await asyncio.to_thread(next, rows, None)
+        if after is None:
+            return web.json_response({name: list(page)})
+        pages = itertools.chain((page, after), rows)
+    else:
+        pages = itertools.chain(() if page is None else (page,), rows)
+    texts = _texts(name, pages)
+    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+    await response.prepare(request)
+    while (text := await asyncio.to_thread(next, texts, None)) is not None:
+        await response.write(text)
+    await response.write_eof()
+    return response
+
+
+def _texts(name: str, pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
+    """The text of an object with one list, in pieces."""
+    yield b"{%s: [" % json.dumps(name).encode()
+    between = b""
+    for page in pages:
+        for start in range(0, len(page), _ROWS_AT_ONCE):
+            yield between + json.dumps(list(page[start : start + _ROWS_AT_ONCE])).encode()[1:-1]
+            between = b", "
+    yield b"]}"
 
 
 @contextlib.asynccontextmanager

@@ -7,11 +7,13 @@ the store is right at every moment.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
@@ -34,6 +36,7 @@ from kvswap.trust import PolicyFile
 _GRACE_SECONDS = 3.0
 _ATTEND_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
+_THREADS = 24
 Ready = Callable[[dict[str, Any]], None]
 
 
@@ -51,6 +54,8 @@ async def serve(settings: Settings, ready: Ready, watch: Watch) -> None:
         peer_of(address)  # a typing error is worth stopping for; an absent peer is not
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # Whatever may wait for the disk runs in a thread: a few long ones must not hold up the short ones of peers.
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, "kvswap"))
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, lambda: os._exit(130) if stop.is_set() else stop.set())
     home = Home(settings.home)
@@ -125,6 +130,8 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
     run_file = RunFile(f"http://127.0.0.1:{port}", token, os.getpid())
     _write_run_file(run_file, home)
     looking = asyncio.create_task(_look_after(node, home))
+    gc.collect()
+    gc.freeze()  # what is here now stays: looking through it with each collection takes a tenth of a second
     watch.begin()
     try:
         ready(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from kvswap.core.documents import check_written
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import PeerId, parse_reference
-from kvswap.daemon.requests import body_of, optional_of, text_of
+from kvswap.daemon.requests import body_of, optional_of, send_rows, text_of
 from kvswap.exchange import Node, audits
 from kvswap.exchange.heads import rotate, withdraw
 from kvswap.trust import Group
@@ -41,21 +43,23 @@ class TrustApi:
 
     async def add(self, request: web.Request) -> web.Response:
         body = await body_of(request)
-        row = self._node.policy.add(text_of(body, "peer"), optional_of(body, "label") or "")
+        peer, label = text_of(body, "peer"), optional_of(body, "label") or ""
+        row = await asyncio.to_thread(self._node.policy.add, peer, label)
         self._node.events.add("trusted", publisher=row.peer, how=row.how)
         return web.json_response({"peer": row.peer, "label": row.label, "added": row.added, "how": row.how})
 
     async def remove(self, request: web.Request) -> web.Response:
         peer = str(PeerId.parse(request.match_info["peer"]))
-        if not self._node.policy.remove(peer):
+        if not await asyncio.to_thread(self._node.policy.remove, peer):
             raise NotFound(f"{peer} is not on the trust list", hint="kvswap trust ls")
         return web.json_response({"peer": peer, "removed": True})
 
     async def rotate(self, request: web.Request) -> web.Response:
-        return web.json_response(rotate(self._node))
+        return web.json_response(await asyncio.to_thread(rotate, self._node))
 
-    async def audits(self, request: web.Request) -> web.Response:
-        return web.json_response({"audits": audits.listed(self._node, request.query.get("publisher"))})
+    async def audits(self, request: web.Request) -> web.StreamResponse:
+        rows = await asyncio.to_thread(audits.listed, self._node, request.query.get("publisher"))
+        return await send_rows(request, "audits", [rows])
 
     async def withdraw(self, request: web.Request) -> web.Response:
         body = await body_of(request)
@@ -74,7 +78,9 @@ class TrustApi:
         body = await body_of(request)
         name, key = optional_of(body, "name"), optional_of(body, "key")
         groups = self._node.groups
-        group = groups.new(text_of(body, "name")) if key is None else groups.add(Group.from_text(key, name))
+        wanted = text_of(body, "name") if key is None else ""
+        given = Group.from_text(key, name) if key is not None else None
+        group = await asyncio.to_thread(lambda: groups.new(wanted) if given is None else groups.add(given))
         self._node.events.add("group", name=group.name, how="new" if key is None else "imported")
         return web.json_response({"name": group.name})
 
@@ -85,6 +91,6 @@ class TrustApi:
         return web.json_response({"name": group.name, "key": group.to_text()})
 
     async def leave(self, request: web.Request) -> web.Response:
-        group = self._node.groups.remove(request.match_info["name"])
+        group = await asyncio.to_thread(self._node.groups.remove, request.match_info["name"])
         self._node.events.add("group", name=group.name, how="left")
         return web.json_response({"name": group.name, "removed": True})

@@ -12,6 +12,7 @@ from typing import Any
 
 from kvswap.core.bounded import Table
 from kvswap.core.limits import LIMITS, MIB
+from kvswap.core.tasks import OnLoop
 
 
 class EventLog:
@@ -23,10 +24,14 @@ class EventLog:
         )
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
         self._next = 1
+        self._on_loop = OnLoop()
 
     def add(self, kind: str, **values: Any) -> None:
-        """Record an event.  Call on the node's loop."""
-        event = {"id": self._next, "time": round(time.time(), 3), "event": kind, **values}
+        """Record an event.  From any thread; from another than the loop's it is there soon."""
+        self._on_loop.call(self._add, kind, round(time.time(), 3), values)
+
+    def _add(self, kind: str, at: float, values: dict[str, Any]) -> None:
+        event = {"id": self._next, "time": at, "event": kind, **values}
         self._next += 1
         self.table.put(event["id"], event, kind)
         for queue in self._followers:

@@ -265,6 +265,10 @@ class _Lookup:
             self._proven.discard(address.peer)
             self._dialling.pop(address.peer, None)
 
+    def _hear(self, reply: messages.FindReply, peer: str) -> None:
+        hear_heads(self._node, reply.heads, peer)
+        hear_audits(self._node, reply.audits, peer, self._query.document)
+
     async def _ask(self, address: PeerAddress) -> None:
         peer = address.peer
         await self._node.reach(address, LIMITS.hearsay_dial_seconds)
@@ -274,8 +278,8 @@ class _Lookup:
             self._node.calibration.add_latency(peer, time.perf_counter() - began)
             self._node.record(peer).publisher = reply.publisher
             self._node.offered(peer, reply.asks / 1e6)
-        hear_heads(self._node, reply.heads, peer)
-        hear_audits(self._node, reply.audits, peer, self._query.document)
+        if reply.heads or reply.audits:
+            await asyncio.to_thread(self._hear, reply, peer)
         if reply.grant is not None:
             self._node.grants.put(peer, reply.grant, [found.artifact for found in reply.found if found.complete])
         self.answered.add(peer)

@@ -15,6 +15,7 @@ from kvswap.exchange.statement import told
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement
 from kvswap.trust.envelopes import reason
+from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.head import KIND, Head, SignedHead, accept, catalogue_root, make_head, read_head
 from kvswap.trust.keys import Key, replace
 
@@ -24,8 +25,13 @@ _RENEW_SECONDS = LIMITS.head_seconds // 2
 def own_head(node: Node) -> SignedHead | None:
     """Of what this node published and still holds to; signed anew when that changed, or half its life is over.
 
-    None when it never published anything.  On the event loop only: a sequence is signed once.
+    None when it never published anything.  Blocks; a sequence is signed once, whoever asks.
     """
+    with node.heads_lock:
+        return _own_head(node)
+
+
+def _own_head(node: Node) -> SignedHead | None:
     own = str(node.publisher.peer_id)
     now = int(time.time())
     stamp, signed = node.head
@@ -45,9 +51,20 @@ def own_head(node: Node) -> SignedHead | None:
 
 
 def _holding(node: Node, publisher: str) -> list[str]:
-    """What a publisher whose key is here stands by."""
-    rows = node.store.artifacts(publisher=publisher)
-    return [row.id for row, standing in zip(rows, node.standings.of_all(rows), strict=True) if standing.offered]
+    """What a publisher whose key is here stands by: what holds by the index, but for the few that are withheld.
+
+    No row is read of all the others: there may be tens of thousands.
+    """
+    if node.policy.policy.caught(publisher) is not None:
+        return []
+    withdrawn, withheld = node.records.withdrawn_by(publisher), set(node.records.withheld())
+    ids = [name for name in node.store.ids_of(publisher, time.time()) if name not in withdrawn]
+    return [name for name in ids if name not in withheld or _is_offered(node, name)]
+
+
+def _is_offered(node: Node, artifact: str) -> bool:
+    row = node.store.get_artifact(artifact)
+    return row is not None and node.permission.offered(row)
 
 
 def _fresh(head: Head, now: int) -> bool:
@@ -85,7 +102,12 @@ def _known(node: Node, publisher: str) -> SignedHead | None:
 
 
 def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
-    """Those that are known and have not expired, for a reader; our own first."""
+    """Those that are known and have not expired, for a reader; our own first.  Blocks."""
+    with node.heads_lock:
+        return _heads_of(node, publishers)
+
+
+def _heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
     now = time.time()
     out: list[bytes] = []
     for publisher in dict.fromkeys([*publishers, *node.retired]):
@@ -100,7 +122,12 @@ def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
 
 
 def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
-    """Keep what is newer than what we have; a peer that passes on a forged one is not asked for a while."""
+    """Keep what is newer than what we have; a peer that passes on a forged one is not asked for a while.  Blocks."""
+    with node.heads_lock:
+        _hear(node, envelopes, peer)
+
+
+def _hear(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
     for signed in told(node, peer, KIND, envelopes, LIMITS.heads_told, read_head):
         head = signed.head
         if head.publisher == str(node.publisher.peer_id):
@@ -113,7 +140,7 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
             node.events.add("head_refused", publisher=head.publisher, peer=peer, reason=error.message)
             continue
         reasons = head.reasons
-        here = {row.id for row in node.store.artifacts(publisher=head.publisher)} if reasons else set()
+        here = set(node.store.ids_of(head.publisher)) if reasons else set()
         node.records.put_head(head.publisher, head.sequence, signed.envelope, reasons, teller=peer, held=here)
         if node.policy.policy.trusts(head.publisher):
             node.head_files.put(head.publisher, signed.envelope)
@@ -122,7 +149,7 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
                 node.store.remove(artifact)
             node.events.add("withdrawn", artifact=artifact, publisher=head.publisher, reason=reasons[artifact])
         if here & reasons.keys():
-            node.spawn(_collect(node))
+            node.spawn_from(lambda: _collect(node))
         _follow(node, head)
 
 
@@ -145,8 +172,13 @@ def _follow(node: Node, head: Head) -> None:
 def rotate(node: Node) -> dict[str, Any]:
     """Go on with a new publisher key: the old one names it, both sign, and who trusts the old one follows.
 
-    The old key is kept, to say so for as long as somebody may ask.
+    The old key is kept, to say so for as long as somebody may ask.  Blocks.
     """
+    with node.heads_lock:
+        return _rotate(node)
+
+
+def _rotate(node: Node) -> dict[str, Any]:
     old, new = node.publisher, Key.generate()
     own_head(node)
     own = str(old.peer_id)
@@ -168,10 +200,10 @@ def _still_retired(node: Node, head: Head) -> SignedHead:
 
 
 def superseded(node: Node, source: str, document: str) -> list[Statement]:
-    """Own artifacts of what stood at `source` before it was this document."""
+    """Own artifacts of what stood at `source` before it was this document.  Blocks."""
     own = str(node.publisher.peer_id)
     out = []
-    for row in node.store.artifacts(publisher=own):
+    for row in node.store.mentioning(own, source.encode(), SEALED_DTYPE):
         envelope = node.store.envelope(row.id) if row.document != document else None
         with contextlib.suppress(NotAMember):  # of a group whose key is not here any more
             statement = node.read(envelope) if envelope else None
@@ -218,12 +250,7 @@ async def withdraw(node: Node, reference: str | Any, why: str) -> dict[str, Any]
 async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[str, Any]:
     """The same of these own artifacts."""
     own = str(node.publisher.peer_id)
-    withdrawn = node.records.withdrawn_by(own) | {row.id: why for row in mine}
-    if len(withdrawn) > LIMITS.head_withdrawn:
-        raise UsageError(
-            f"a publisher can have {LIMITS.head_withdrawn} withdrawn artifacts", hint="kvswap trust rotate  begins anew"
-        )
-    signed = _sign(node, [name for name in _holding(node, own) if name not in withdrawn], withdrawn)
+    signed = await asyncio.to_thread(_withdrawing, node, mine, why)
     for row in mine:
         with contextlib.suppress(NotFound):  # removed by hand in the same moment
             await asyncio.to_thread(node.store.remove, row.id)
@@ -232,3 +259,18 @@ async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[s
     for row in mine:
         node.tell(row.id, row.document)  # who holds it looks it up here, and hears
     return {"withdrawn": [row.id for row in mine], "why": why, "sequence": signed.head.sequence}
+
+
+def _withdrawing(node: Node, mine: list[ArtifactRow], why: str) -> SignedHead:
+    with node.heads_lock:
+        return _sign_without(node, mine, why)
+
+
+def _sign_without(node: Node, mine: list[ArtifactRow], why: str) -> SignedHead:
+    own = str(node.publisher.peer_id)
+    withdrawn = node.records.withdrawn_by(own) | {row.id: why for row in mine}
+    if len(withdrawn) > LIMITS.head_withdrawn:
+        raise UsageError(
+            f"a publisher can have {LIMITS.head_withdrawn} withdrawn artifacts", hint="kvswap trust rotate  begins anew"
+        )
+    return _sign(node, [name for name in _holding(node, own) if name not in withdrawn], withdrawn)

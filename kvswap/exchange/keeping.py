@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from kvswap.core.errors import KvswapError
 from kvswap.core.upkeep import forever
 from kvswap.net import PeerAddress
+from kvswap.store import ArtifactRow
 
 if TYPE_CHECKING:
     from kvswap.exchange.node import Node
@@ -92,7 +93,7 @@ class Announcing:
         self._node = node
         self._met: OrderedDict[str, float] = OrderedDict()  # peers, and when they were seen last (monotonic)
         self._left = 0  # artifacts to tell of until all had their turn
-        self._last = ""  # artifact that was told last
+        self._last: ArtifactRow | None = None  # that was told last
         self._rest_until = 0.0
         self._again_at = 0.0
 
@@ -123,14 +124,20 @@ class Announcing:
 
     async def _round(self) -> None:
         node = self._node
-        rows = await asyncio.to_thread(node.store.artifacts)
-        rows = [row for row in rows if row.complete and node.permission.offered(row)]
-        ids = [row.id for row in rows]
-        if self._left < 0 or self._left > len(rows):
-            self._left = len(rows)
-        # After the one that was told last; where that is gone, or nothing was told yet, from the newest on.
-        start = (ids.index(self._last) + 1) % len(ids) if self._last in ids else 0
-        for row in [*rows[start:], *rows[:start]][: min(self._left, _PER_ROUND)]:
-            await node.announce(row.id, row.document)
-            self._last = row.id
-            self._left -= 1
+        count = await asyncio.to_thread(node.store.count)
+        if self._left < 0 or self._left > count:
+            self._left = count
+        told = 0
+        while self._left > 0 and told < _PER_ROUND:
+            # A page after the one that was told last, as there may be very many; after the oldest, the newest again.
+            page = await asyncio.to_thread(node.store.page, self._last, min(self._left, _PER_ROUND - told))
+            if not page and self._last is None:
+                self._left = 0
+            elif not page:
+                self._last = None
+            for row in page:
+                if row.complete:  # `announce` looks whether it may be told
+                    await node.announce(row.id, row.document)
+                    told += 1
+                self._last = row
+                self._left -= 1

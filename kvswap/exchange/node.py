@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -14,6 +15,7 @@ from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, P2pDown,
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
+from kvswap.core.tasks import OnLoop
 from kvswap.core.version import __version__
 from kvswap.cost import Calibration
 from kvswap.exchange.catalogue import Catalogues, OwnCatalogue
@@ -27,6 +29,7 @@ from kvswap.exchange.serving.lists import ChunkLists
 from kvswap.exchange.serving.permission import Permission
 from kvswap.exchange.serving.swarms import Swarms
 from kvswap.exchange.serving.uploads import Uploads
+from kvswap.exchange.spoken import Spoken
 from kvswap.exchange.standing import Standings
 from kvswap.exchange.tables import tables_of
 from kvswap.exchange.transfer.buffers import Buffers
@@ -98,15 +101,17 @@ class Node:
         self.catalogue = OwnCatalogue(store, self.permission)
         self.chunk_list = ChunkLists(self._chunk_list)
         self.head: tuple[tuple[object, ...], SignedHead | None] = ((), None)  # our own, and for what it was signed
+        self.heads_lock = threading.RLock()  # a sequence is signed once, and no older head takes the place of a newer
         self._bulk_server: BulkServer | None = None
         self.hearsay = Hearsay(self.delivered)
         self.neighbours = Neighbours(self.delivered)
         self.providing = Providing(self)
+        self.spoken = Spoken(self)
         self.tables = tables_of(self)  # for `status`
         if transport is not None:
             transport.favour(self.delivered)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asking = False  # a publisher for its head record
+        self._on_loop = OnLoop()
         self.measuring = False  # prefill of the model, in the background
         # publishing
         self.recoding = asyncio.Lock()  # one document at a time in the background, and each once
@@ -340,11 +345,15 @@ class Node:
             self.events.add(f"{kind}_down", reason=why, **about)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run something beside the requests, until it ends or the node stops."""
+        """Run something beside the requests, until it ends or the node stops.  On the event loop."""
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._ended)
         return task
+
+    def spawn_from(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do so from any thread with what `work` makes."""
+        self._on_loop.call(lambda: self.spawn(work()))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -377,8 +386,8 @@ class Node:
     def tell(self, artifact: str, document: str | None) -> None:
         """Announce what is new: gossip it now, and give its provider records when their turn comes."""
         if self.p2p:
+            self.spawn(self.providing.add(artifact, document))
             self.spawn(self.gossip(artifact, document))
-            self.providing.add(artifact, document)
 
     async def announce(self, artifact: str, document: str | None) -> None:
         """Gossip an artifact and give provider records for it and its document, all at once.  Best effort."""
@@ -393,14 +402,18 @@ class Node:
         """Tell peers of an artifact, unless it may not be offered.  Best effort."""
         if not self.p2p or self.transport is None:
             return
-        row = self.store.get_artifact(artifact)
-        if row is not None and not self.permission.offered(row):
+        if not await asyncio.to_thread(self.may_tell, artifact):
             return
         mine = messages.Provider(self.transport.peer, self.transport.addresses()[:8])
         try:
             await self.transport.announce(messages.encode_announce(messages.Announce(artifact, document, mine)))
         except KvswapError as error:
             self.events.add("announce_failed", artifact=artifact, reason=error.message)
+
+    def may_tell(self, artifact: str) -> bool:
+        """Whether peers may hear of an artifact: one that is not here, or one that is offered.  Blocks."""
+        row = self.store.get_artifact(artifact)
+        return row is None or self.permission.offered(row)
 
     def _heard(self, announcement: Announcement) -> None:
         try:
@@ -417,10 +430,7 @@ class Node:
             if reference is not None:
                 self.hearsay.refer(reference, provider, announcement.via or announcement.origin)
         self.events.add("heard", artifact=heard.artifact, document=heard.document, peer=heard.provider.peer)
-        row = self.store.get_artifact(heard.artifact)
-        if row is not None and row.publisher == self.record(announcement.origin).publisher and not self._asking:
-            self._asking = True
-            self.spawn(self._ask_again(heard.artifact, announcement.origin))
+        self.spoken.note(heard.artifact, announcement.origin)
 
     def _of_gossip(self, provider: messages.Provider) -> tuple[str, ...]:
         """The addresses that a peer said of itself, as far as they may be dialled; and passed on to others."""
@@ -429,15 +439,6 @@ class Node:
         near = provider.peer in self.transport.connected()
         teller = self.transport.host_of(provider.peer) if near else self.transport.vicinity()
         return allowed(provider.addresses, teller)
-
-    async def _ask_again(self, artifact: str, peer: str) -> None:
-        """Its publisher speaks of an artifact that we hold: its head record says whether it still stands by it."""
-        from kvswap.exchange.find import find
-
-        try:
-            await find(self, messages.Find(AGENT, artifact=artifact), only=[peer])
-        finally:
-            self._asking = False
 
     def referrals(self, reference: str) -> list[PeerAddress]:
         """Return who may have this, as far as was heard."""

@@ -6,6 +6,7 @@ faster than that.  It waits in a bounded table, each artifact once, and nothing 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from kvswap.core.bounded import Table
@@ -28,10 +29,13 @@ class Providing:
             "records to give", entries=_WAITING, size=lambda artifact, what: 256
         )
 
-    def add(self, artifact: str, document: str | None) -> None:
+    async def add(self, artifact: str, document: str | None) -> None:
         """Line an artifact up; one that waits already keeps its place."""
         if artifact not in self.table:
-            self.table.put(artifact, (document, self._node.store.get_artifact(artifact) is not None))
+            self.table.put(artifact, (document, await asyncio.to_thread(self._is_here, artifact)))
+
+    def _is_here(self, artifact: str) -> bool:
+        return self._node.store.get_artifact(artifact) is not None
 
     async def step(self) -> None:
         """Give the records of all that waits, the first one first.  Best effort."""
@@ -39,7 +43,7 @@ class Providing:
         while node.p2p and (artifact := next(iter(self.table), None)) is not None:
             document, was_here = self.table.peek(artifact) or (None, False)
             try:
-                if not was_here or node.store.get_artifact(artifact) is not None:
+                if not was_here or await asyncio.to_thread(self._is_here, artifact):
                     await self.give(artifact, document)
             except P2pDown:
                 return  # it is started again, and this waits
@@ -52,8 +56,7 @@ class Providing:
         from kvswap.exchange.node import document_key
 
         node = self._node
-        row = node.store.get_artifact(artifact)
-        if node.transport is None or (row is not None and not node.permission.offered(row)):
+        if node.transport is None or not await asyncio.to_thread(node.may_tell, artifact):
             return
         await node.transport.provide(Cid.parse(artifact).digest)
         if document is not None:

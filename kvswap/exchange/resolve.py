@@ -178,6 +178,11 @@ async def _read(node: Node, envelope: bytes) -> Statement:
 async def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Terms = STRICT) -> Statement:
     """Signature, life, model and dtype, exactness, trust.  Raises what is wrong with it."""
     statement = await _read(node, envelope)
+    return await asyncio.to_thread(_judge, node, statement, wanted, terms)
+
+
+def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms) -> Statement:
+    """What is right in itself, by what this node knows and wants.  Blocks."""
     publisher = statement.manifest.publisher
     node.records.ask(str(statement.artifact))
     if wanted is not None:

@@ -26,6 +26,7 @@ def tables_of(node: Node) -> Tables:
         node.chunk_list.table,
         node.tokens.table,
         node.permission.table,
+        node.spoken.table,
         node.events.table,
         node.ledger.table,
         node.providing.table,

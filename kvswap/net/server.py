@@ -173,7 +173,7 @@ class Server:
                 ready = await asyncio.shield(prepared)
                 unsent.discard(prepared)
                 try:
-                    await stream.send(self._checked(stream.peer, ready), LIMITS.chunk_seconds)
+                    await stream.send(await self._checked(stream.peer, ready), LIMITS.chunk_seconds)
                 except PeerError:
                     self._offence(stream.peer, "leaves answers unread")
                     raise
@@ -224,12 +224,13 @@ class Server:
         except KvswapError as error:
             return _Prepared(messages.encode_error(error))
 
-    def _checked(self, peer: str, ready: _Prepared) -> bytes:
+    async def _checked(self, peer: str, ready: _Prepared) -> bytes:
         """What goes out now of an answer that was prepared a while ago: itself, or why it may not any more."""
         try:
             if self._refuse(peer):
                 raise PeerBusy("this node does not serve you")
-            ready.permit()
+            if ready.permit is not _nothing:
+                await asyncio.to_thread(ready.permit)
         except KvswapError as error:
             return messages.encode_error(error)
         return ready.frame

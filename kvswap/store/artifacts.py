@@ -19,6 +19,11 @@ class Artifacts:
 
     _index: Index
 
+    @property
+    def on_loop(self) -> int:
+        """Accesses to the index by a thread that runs an event loop, which they hold up."""
+        return self._index.on_loop
+
     def get_artifact(self, artifact: str) -> ArtifactRow | None:
         """Return what the index knows of an artifact; None when it is not listed."""
         rows = self._index.rows(f"SELECT {COLUMNS} FROM artifacts WHERE id = ?", artifact)
@@ -33,35 +38,46 @@ class Artifacts:
 
     def envelope(self, artifact: str) -> bytes | None:
         """Return the signed manifest of an artifact; None when it is not listed."""
-        rows = self._index.rows("SELECT envelope FROM artifacts WHERE id = ?", artifact)
+        rows = self._index.rows("SELECT envelope FROM envelopes WHERE artifact = ?", artifact)
         return bytes(rows[0]["envelope"]) if rows else None
 
     def envelope_length(self, artifact: str) -> int:
         """Return how many bytes an envelope has, without reading it; 0 where there is none."""
-        rows = self._index.rows("SELECT length(envelope) n FROM artifacts WHERE id = ?", artifact)
+        rows = self._index.rows("SELECT length(envelope) n FROM envelopes WHERE artifact = ?", artifact)
         return int(rows[0]["n"]) if rows else 0
 
-    def artifacts(self, document: str | None = None, publisher: str | None = None) -> list[ArtifactRow]:
-        """Return all, newest first; or those of one document, or of one publisher."""
-        wanted = {"document": document, "publisher": publisher}
-        given = {name: value for name, value in wanted.items() if value}
-        where = " AND ".join(f"{name} = ?" for name in given) or "1"
-        query = f"SELECT {COLUMNS} FROM artifacts WHERE {where} ORDER BY added DESC"
-        return [row_of(r) for r in self._index.rows(query, *given.values())]
+    def artifacts(self, document: str | None = None) -> list[ArtifactRow]:
+        """Return all, newest first, or those of one document.  Of many, take `pages` instead."""
+        where, given = ("document = ?", [document]) if document else ("1", [])
+        query = f"SELECT {COLUMNS} FROM artifacts WHERE {where} ORDER BY added DESC, id DESC"
+        return [row_of(r) for r in self._index.rows(query, *given)]
+
+    def page(self, after: ArtifactRow | None, limit: int) -> list[ArtifactRow]:
+        """Return up to `limit` artifacts that come after this one, newest first; from the newest on without one."""
+        where, given = ("(added, id) < (?, ?)", [after.added, after.id]) if after is not None else ("1", [])
+        query = f"SELECT {COLUMNS} FROM artifacts WHERE {where} ORDER BY added DESC, id DESC LIMIT ?"
+        return [row_of(r) for r in self._index.rows(query, *given, limit)]
 
     def count(self) -> int:
         """Return how many artifacts are listed."""
         return int(self._index.rows("SELECT COUNT(*) AS n FROM artifacts")[0]["n"])
 
-    def newest(self, limit: int) -> list[ArtifactRow]:
-        """Return the complete artifacts that came last, newest first."""
-        query = f"SELECT {COLUMNS} FROM artifacts WHERE complete ORDER BY added DESC LIMIT ?"
-        return [row_of(r) for r in self._index.rows(query, limit)]
+    def ids_of(self, publisher: str, alive: float = -math.inf) -> list[str]:
+        """Return the ids of a publisher's artifacts that hold at `alive` (Unix seconds): not expired, not from later.
 
-    def ids_of(self, publisher: str, alive: float) -> list[str]:
-        """Return the ids of a publisher's artifacts that have not expired at `alive` (Unix seconds), sorted."""
-        query = "SELECT id FROM artifacts WHERE publisher = ? AND expires > ? ORDER BY id"
-        return [str(r["id"]) for r in self._index.rows(query, publisher, alive)]
+        Without a time, all of them.
+        """
+        query = "SELECT id FROM artifacts WHERE publisher = ? AND expires > ? AND added <= ?"
+        added = alive + LIMITS.clock_skew_seconds if alive > -math.inf else math.inf
+        return [str(r["id"]) for r in self._index.rows(query, publisher, alive, added)]
+
+    def mentioning(self, publisher: str, text: bytes, sealed: str) -> list[ArtifactRow]:
+        """Return a publisher's artifacts whose signed manifest contains `text`, and those of the dtype `sealed`."""
+        query = (
+            f"SELECT {COLUMNS} FROM artifacts WHERE publisher = ? AND (dtype = ? OR EXISTS "
+            "(SELECT 1 FROM envelopes e WHERE e.artifact = artifacts.id AND instr(e.envelope, ?) > 0))"
+        )
+        return [row_of(r) for r in self._index.rows(query, publisher, sealed, text)]
 
     def longest_prefix(self, chain: Sequence[bytes]) -> list[tuple[ArtifactRow, int]]:
         """Return complete artifacts that share a beginning with `chain`, as (artifact, shared blocks), longest first.

@@ -157,6 +157,11 @@ class Ledger:
         with self._lock:
             return dict(self.table.items())
 
+    def publisher(self, peer: str) -> str:
+        """Return the publisher that a peer said it is; empty where it said nothing."""
+        known = self.table.peek(peer)
+        return known.publisher if known is not None else ""
+
     def blocked(self, peer: str) -> bool:
         """Whether somebody blocked this peer."""
         known = self.table.peek(peer)

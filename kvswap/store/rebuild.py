@@ -84,7 +84,8 @@ class Rebuild:
             self._problems.clear_one(_PART)
 
     def _keep(self, artifact: str) -> None:
-        for row in self._index.rows("SELECT envelope, added, used FROM artifacts WHERE id = ?", artifact):
+        query = "SELECT e.envelope, added, used FROM artifacts JOIN envelopes e ON e.artifact = id WHERE id = ?"
+        for row in self._index.rows(query, artifact):
             envelope, added, used = bytes(row["envelope"]), float(row["added"]), float(row["used"])
             self._envelopes.write(artifact, envelope, added=added, used=used, durable=False)
 
@@ -128,7 +129,7 @@ class Rebuild:
 def list_artifact(db: sqlite3.Connection, listing: Listing) -> bool:
     """Insert an artifact; True when all that it needs is listed.  Idempotent; keeps pins."""
     row = listing.row
-    values = {**{n: getattr(row, n) for n in row.__slots__}, "complete": False, "envelope": listing.envelope}
+    values = {**{n: getattr(row, n) for n in row.__slots__}, "complete": False, "envelope": b""}
     columns = f"{COLUMNS}, envelope"
     marks = ", ".join(f":{n}" for n in columns.split(", "))
     wanted = frozenset(listing.needed)
@@ -136,6 +137,7 @@ def list_artifact(db: sqlite3.Connection, listing: Listing) -> bool:
         f"INSERT INTO artifacts ({columns}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET used = excluded.used",
         values,
     )
+    db.execute("INSERT OR IGNORE INTO envelopes VALUES (?, ?)", (row.id, listing.envelope))
     db.executemany(
         "INSERT OR IGNORE INTO artifact_chunks VALUES (?, ?, ?)",
         [(row.id, c.digest, c in wanted) for c in dict.fromkeys([*listing.needed, *listing.others])],

@@ -151,6 +151,11 @@ class Records:
         """Tell whether the file was begun anew when it was opened."""
         return self._db.empty
 
+    @property
+    def on_loop(self) -> int:
+        """Accesses to the file by a thread that runs an event loop, which they hold up."""
+        return self._db.on_loop
+
     def attend(self) -> None:
         """Write to the disk again as soon as it can be: call now and then, in a thread."""
         self._db.attend()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,10 +72,11 @@ class Policy:
 
 
 class PolicyFile:
-    """The allow-list on disk."""
+    """The allow-list on disk.  May be used from several threads; what changes it blocks."""
 
     def __init__(self, path: Path, own: PeerId) -> None:
         self._path = path
+        self._lock = threading.RLock()
         self.policy = Policy(str(own), *self._read())
 
     def _read(self) -> tuple[dict[str, Publisher], dict[str, Caught], dict[str, Caught]]:
@@ -100,15 +102,17 @@ class PolicyFile:
         """Trust a publisher from now on, whatever it did before."""
         PeerId.parse(peer)
         row = Publisher(peer, label[:200], int(time.time()), how)
-        rest = {k: v for k, v in self.policy.distrusted.items() if k != peer}
-        self._write({**self.policy.publishers, peer: row}, rest, judged=peer)
+        with self._lock:
+            rest = {k: v for k, v in self.policy.distrusted.items() if k != peer}
+            self._write({**self.policy.publishers, peer: row}, rest, judged=peer)
         return row
 
     def follow(self, peer: str, label: str, before: str) -> bool:
         """Trust the successor of a trusted publisher.  False where the list is full: then the user adds to it."""
-        if len(self.policy.publishers) >= _FOLLOWED:
-            return False
-        self.add(peer, label, how=f"after {before}")
+        with self._lock:
+            if len(self.policy.publishers) >= _FOLLOWED:
+                return False
+            self.add(peer, label, how=f"after {before}")
         return True
 
     def distrust(self, peer: str, why: str, artifact: str, evidence: str) -> None:
@@ -116,8 +120,10 @@ class PolicyFile:
 
         Of strangers that were caught the last thousand are kept: who is forgotten is a stranger, and verified again.
         """
-        if peer != self.policy.own:
-            row = Caught(peer, int(time.time()), why[:_WHY], artifact, evidence, RULES)
+        row = Caught(peer, int(time.time()), why[:_WHY], artifact, evidence, RULES)
+        with self._lock:
+            if peer == self.policy.own:
+                return
             self._write(self.policy.publishers, self._bounded({**self.policy.distrusted, peer: row}), judged=peer)
 
     def _bounded(self, distrusted: dict[str, Caught]) -> dict[str, Caught]:
@@ -128,15 +134,17 @@ class PolicyFile:
 
     def succeed(self, own: str) -> None:
         """This node's publisher has another key from now on; what the old one signed stays trusted."""
-        old = Publisher(self.policy.own, "this node, before", int(time.time()), "rotated")
-        self._write({**self.policy.publishers, old.peer: old}, self.policy.distrusted, own=own)
+        with self._lock:
+            old = Publisher(self.policy.own, "this node, before", int(time.time()), "rotated")
+            self._write({**self.policy.publishers, old.peer: old}, self.policy.distrusted, own=own)
 
     def remove(self, peer: str) -> bool:
         """Stop trusting a publisher.  False when it was not on the list."""
-        rest = {k: v for k, v in self.policy.publishers.items() if k != peer}
-        changed = len(rest) != len(self.policy.publishers)
-        if changed:
-            self._write(rest, self.policy.distrusted)
+        with self._lock:
+            rest = {k: v for k, v in self.policy.publishers.items() if k != peer}
+            changed = len(rest) != len(self.policy.publishers)
+            if changed:
+                self._write(rest, self.policy.distrusted)
         return changed
 
     def rows(self) -> list[dict[str, Any]]:

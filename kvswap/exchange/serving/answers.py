@@ -127,14 +127,13 @@ async def _find(node: Node, caller: Caller, request: messages.Find) -> messages.
         by_document = request.document is not None
         reference = parse_document(str(request.document)) if by_document else Cid.parse(str(request.artifact))
         providers = [messages.Provider(p.peer, list(p.addresses[:8])) for p in node.referrals(str(reference))]
+    own = str(node.publisher.peer_id)
     pairs, fitting, envelope = await asyncio.to_thread(_looked_up, node, request, reference)
+    said, told = await asyncio.to_thread(_said, node, request, [own, *(row.publisher for row, _ in pairs)])
     if len(pairs) == 1 and request.chain is None:
         node.spawn(_prepare(node, pairs[0][0].id))
     found = [_found(row, blocks, envelope if row.id == fitting else None) for row, blocks in pairs]
-    own = str(node.publisher.peer_id)
-    said = heads_of(node, [own, *(row.publisher for row, _ in pairs)])
     asks = int(node.settings.asks_per_gb * 1e6)
-    told = audits_of(node, request.artifact, request.document) if request.chain is None else []
     whole = [row.id for row, _ in pairs if row.complete]
     grant = _grant(node, caller, whole) if request.bulk and whole else None
     return messages.FindReply(AGENT, own, found, providers[: LIMITS.find_results], asks, said, told, grant)
@@ -155,6 +154,12 @@ def _looked_up(
     if envelope is not None and len(envelope) > LIMITS.inline_envelope_bytes:
         envelope = None
     return pairs, fitting, envelope
+
+
+def _said(node: Node, request: messages.Find, publishers: list[str]) -> tuple[list[bytes], list[bytes]]:
+    """Head records and audits that a reader is told."""
+    told = audits_of(node, request.artifact, request.document) if request.chain is None else []
+    return heads_of(node, publishers), told
 
 
 async def _prepare(node: Node, artifact: str) -> None:

@@ -71,18 +71,21 @@ class Uploads:
 
     async def take(self, peer: str, cid: Cid) -> tuple[bytes, int]:
         """Return the bytes and the room they take, until `give_back`.  Raises as `open` does."""
-        self.permit(peer, cid)
-        size = self._store.chunk_length(cid)  # one look-up in memory-mapped pages: not worth a thread
+        size = await asyncio.to_thread(self._permitted_length, peer, cid)
         await self._room.acquire(peer, size)
         try:
             data = await asyncio.to_thread(self._store.get_chunk, cid)
             await self.turn(peer, len(data))
-            self.permit(peer, cid)  # it may have waited for long
+            await asyncio.to_thread(self.permit, peer, cid)  # it may have waited for long
         except BaseException:
             self._room.release(peer, size)
             raise
         self.count(peer, len(data))
         return data, size
+
+    def _permitted_length(self, peer: str, cid: Cid) -> int:
+        self.permit(peer, cid)
+        return self._store.chunk_length(cid)
 
     async def share(self, peer: str, size: int, read: Callable[[], bytes]) -> bytes:
         """Read something else that is large, of `size` bytes, when there is room for it and it is this peer's turn.
