@@ -8,8 +8,8 @@ the first byte of it.  The caller caps the size before calling.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, cast
 
@@ -58,6 +58,7 @@ def parse(data: bytes, error_type: type[KvswapError] = MalformedManifest, *, ite
 
 def convert(value: Any, kind: type[T], error_type: type[KvswapError] = MalformedManifest) -> T:
     """Typed struct from plain values.  Raises `error_type` naming the field."""
+    _decoder(cast(Any, kind))
     try:
         # bytes are native here: otherwise msgspec would take base64 text for them
         return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,))
@@ -119,9 +120,22 @@ def _elements(array: memoryview) -> int:
     return int.from_bytes(array[1 : 1 + width], "big") if width else array[0] & 15
 
 
-@lru_cache(maxsize=256)
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}  # by type: as many as the code has
+_building = threading.Lock()
+
+
 def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(kind, strict=True)
+    """Return the decoder of a type, which one thread builds, and with it what msgspec keeps of the type's fields.
+
+    msgspec 0.22 shows other threads what it keeps before it is whole: they crash the process.
+    """
+    found = _decoders.get(kind)
+    if found is None:
+        with _building:
+            found = _decoders.get(kind)
+            if found is None:
+                found = _decoders[kind] = msgspec.msgpack.Decoder(kind, strict=True)
+    return found
 
 
 def _invalid(error: Exception, kind: Any, error_type: type[KvswapError], at: str = "") -> KvswapError:
