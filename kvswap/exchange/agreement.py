@@ -147,7 +147,7 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
             candidates[theirs.publisher] = (other, peer)
 
     for row in await asyncio.to_thread(node.store.artifacts, document):
-        if (held := node.store.envelope(row.id)) is not None:
+        if (held := await asyncio.to_thread(node.store.envelope, row.id)) is not None:
             consider(held, None)
     names, manifest = statement.names, statement.manifest
     model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)

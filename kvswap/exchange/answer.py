@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import Any
@@ -88,17 +89,17 @@ async def answer(
     if source is None:
         made = await node.model.run(choice, "answer", on_event, **arguments)
     else:
-        arguments["check"] = text is not None and not _checked(node, source)
+        arguments["check"] = text is not None and not await asyncio.to_thread(_checked, node, source)
         try:
             made, transfer = await run_from(node, choice, source, terms, on_event, progress, arguments)
         except IntegrityError as error:
             if (step := of_error(error)) is not None:
-                caught(node, source.statement, step)
+                await asyncio.to_thread(caught, node, source.statement, step)
             raise
         await say_claims(node, source.statement, progress)
         seen = made["first_layer"]
         if seen is not None and seen["verdict"] == "passed" and source.tokens is None:
-            node.records.add_checks(str(source.statement.artifact), [int(Level.TOKENS)])
+            await asyncio.to_thread(node.records.add_checks, str(source.statement.artifact), [int(Level.TOKENS)])
         elif seen is not None and seen["verdict"] == "skipped":
             unchecked = {"V3": seen["why"]}
             await say_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
@@ -185,7 +186,8 @@ async def _source(
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
         require_text(resolved.statement, text)
-        if not settled(node, resolved.statement):  # a stranger's is verified whole before any of it is used
+        # A stranger's is verified whole before any of it is used.
+        if not await asyncio.to_thread(settled, node, resolved.statement):
             artifact = resolved.statement.artifact
             await fetch(node, artifact, terms, progress, text=text)
             resolved, planned = await choose(node, artifact, terms, progress)

@@ -97,7 +97,7 @@ async def _verified(
 ) -> dict[str, Any]:
     ladder = await settle(node, statement, text, terms.samples, progress)
     await say_claims(node, statement, progress)
-    return verification(node, statement, ladder)
+    return await asyncio.to_thread(verification, node, statement, ladder)
 
 
 async def choose(

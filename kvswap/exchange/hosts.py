@@ -50,7 +50,7 @@ class Hosted:
 
 
 def document_of(node: Node, reference: str | Cid) -> str:
-    """Hosts know documents by their text's digest.  Raises `UsageError`."""
+    """Hosts know documents by their text's digest.  Raises `UsageError`.  Blocks."""
     if not isinstance(reference, Cid):
         return reference
     row = next(iter(node.store.lookup(reference)), None)
@@ -66,7 +66,7 @@ async def hosted(
 
     Raises what one that was named answers; with `auto` those that fail are left out.
     """
-    document = document_of(node, reference)
+    document = await asyncio.to_thread(document_of, node, reference)
     if host != AUTO:
         PeerId.parse(host)
         return [await _hosted(node, host, document, question, steps)]
@@ -112,7 +112,7 @@ async def ask_host(
     progress: Progress,
 ) -> dict[str, Any]:
     """The JSON contract of `kvswap ask`, answered by a host."""
-    document, peer = document_of(node, reference), chosen.peer
+    document, peer = await asyncio.to_thread(document_of, node, reference), chosen.peer
     body = {
         "document": document,
         "messages": [{"role": "user", "content": question}],

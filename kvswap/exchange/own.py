@@ -45,22 +45,23 @@ async def look_at_own(node: Node, statement: Statement, climb: Climb, levels: Se
     wrong as well, as when a former look did, it is withdrawn.  Where it is right after all it is listed again.
     """
     artifact = str(statement.artifact)
-    before = current(node.records.outcome(artifact))
+    before = current(await asyncio.to_thread(node.records.outcome, artifact))
     found = await _look(node, statement, climb, levels)
     if not found.why:
         if found.right and before is not None:
-            node.records.forget_outcome(artifact)
+            await asyncio.to_thread(node.records.forget_outcome, artifact)
         return found.result()
     publisher = statement.manifest.publisher
-    node.records.put_outcome(Outcome(artifact, publisher, "wrong", RULES, why=found.why))
+    wrong = Outcome(artifact, publisher, "wrong", RULES, why=found.why)
+    await asyncio.to_thread(node.records.put_outcome, wrong)
     node.events.add("found_wrong", artifact=artifact, reason=found.why)
     if before is None or before.verdict != "wrong":
         again = await _look(node, statement, climb, _AGAIN)
         if again.right:
-            node.records.forget_outcome(artifact)
+            await asyncio.to_thread(node.records.forget_outcome, artifact)
         if not again.why:
             return found.result()
-    row = node.store.get_artifact(artifact)
+    row = await asyncio.to_thread(node.store.get_artifact, artifact)
     if row is not None:
         await withdraw_rows(node, [row], f"its own publisher found it wrong: {found.why}"[:256])
     return found.result()

@@ -78,7 +78,7 @@ async def publish(
     document = DocumentRef(sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source)
     own = await asyncio.to_thread(_own, node, document_digest(data), choice, readers or OPEN)
     alike = next((s for s in own if _made_with(s.manifest, codec)), None)
-    exact = next((s for s in own if s.manifest.exact and _whole(node, s.manifest)), None)
+    exact = await asyncio.to_thread(_exact, node, own)
     other = await asyncio.to_thread(_other_codec, node, choice, codec, own)
     if alike is not None:
         if other and exact:
@@ -91,7 +91,7 @@ async def publish(
         life = new_life(node, old[0].artifact if old else None)
         exact = await _prefilled(node, choice, text, document, made, truncate, life, readers, progress)
     for statement in old:  # what stood at the source before is not what stands there now
-        row = node.store.get_artifact(str(statement.artifact))
+        row = await asyncio.to_thread(node.store.get_artifact, str(statement.artifact))
         what = source if statement.seal is None else "its source"  # everybody is told why
         if row is not None:
             await withdraw_rows(node, [row], f"{what} has changed: superseded by {exact.artifact}")
@@ -225,8 +225,10 @@ def _made_with(manifest: Manifest, codec: str) -> bool:
     return codecs == {codec}
 
 
-def _whole(node: Node, manifest: Manifest) -> bool:
-    return not node.store.missing([f.id for f in manifest.files])
+def _exact(node: Node, own: list[Statement]) -> Statement | None:
+    """The first of these that is exact and whole in the store."""
+    exact = (statement for statement in own if statement.manifest.exact)
+    return next((s for s in exact if not node.store.missing([f.id for f in s.manifest.files])), None)
 
 
 def _result(statement: Statement, seconds: float, *, reused: bool) -> dict[str, Any]:

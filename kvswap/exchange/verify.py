@@ -66,7 +66,7 @@ async def verify_artifact(
         raise IntegrityError(
             f"artifact {artifact} does not continue as its probe says", cause="another model, or damaged tensors"
         )
-    coverage = audits.coverage(node, artifact)
+    coverage = await asyncio.to_thread(audits.coverage, node, artifact)
     return {
         "artifact": artifact,
         "verified": True,
@@ -114,7 +114,7 @@ async def climb(
     require_text(statement, text)
     steps: list[Step] = []
     if Level.POLICY in levels:
-        steps.append(_policy(node, statement))
+        steps.append(await asyncio.to_thread(_policy, node, statement))
     files = {manifest.files[i].id for i in layout.needed_files(manifest)}
     every = files | {file.id for file in manifest.files}  # of a beginning other ones are here
     lacking = set(await asyncio.to_thread(node.store.missing, every))
@@ -134,9 +134,14 @@ async def climb(
         if model:
             steps += await _with_model(node, statement, model, samples, text, progress)
     ladder = Ladder(tuple(steps))
-    node.records.add_checks(str(statement.artifact), [int(s.level) for s in steps if s.verdict == "passed"])
-    conclude(node, statement, levels, ladder)
+    await asyncio.to_thread(_remember, node, statement, levels, ladder)
     return ladder
+
+
+def _remember(node: Node, statement: Statement, levels: Sequence[Level], ladder: Ladder) -> None:
+    passed = [int(step.level) for step in ladder.steps if step.verdict == "passed"]
+    node.records.add_checks(str(statement.artifact), passed)
+    conclude(node, statement, levels, ladder)
 
 
 def _check_chunks(node: Node, cids: Iterable[Cid]) -> None:
@@ -189,7 +194,8 @@ async def _with_model(
         files = {manifest.files[i].id for i in layout.needed_files(manifest)}
         await asyncio.to_thread(_check_chunks, node, files)  # raises for a chunk that is damaged here
         if not is_own(node, statement):
-            node.store.remove(str(statement.artifact))  # its chunks do not decode to what was signed with them
+            # Its chunks do not decode to what was signed with them.
+            await asyncio.to_thread(node.store.remove, str(statement.artifact))
         raise
     steps = from_pipe(made["steps"])
     if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in steps):
@@ -199,15 +205,23 @@ async def _with_model(
         steps.append(agreed.step)
         if agreed.against and not node.policy.policy.trusts(manifest.publisher):
             ours = wire.convert(made["numerics"], Numerics)
-            dispute(node, statement, agreed.step)  # first of all: settling it may take long, or fail
+            await asyncio.to_thread(dispute, node, statement, agreed.step)  # first: settling may take long, or fail
             steps = await _settle_dispute(node, agreed, steps, ours, run, progress)
-    for step in steps if not is_own(node, statement) else ():  # nobody audits himself
+    if not is_own(node, statement):  # nobody audits himself
+        await asyncio.to_thread(_audit, node, statement, choice, steps, samples, seed)
+    return sorted(steps, key=lambda s: s.level)
+
+
+def _audit(
+    node: Node, statement: Statement, choice: ModelChoice, steps: Sequence[Step], samples: int, seed: bytes
+) -> None:
+    """Sign what each step found that compares with the model, and act on what proves the artifact wrong."""
+    for step in steps:
         passed = step.verdict == "passed" and step.level != Level.TOKENS
         signed = None
         if step.level in _COMPARES and (accuses(step) or passed):
             signed = audits.record(node, statement, choice, step, samples, seed)
         caught(node, statement, step, signed.id if signed else "")
-    return sorted(steps, key=lambda s: s.level)
 
 
 async def _settle_dispute(
@@ -232,7 +246,7 @@ async def _settle_dispute(
     for mark, score in agreed.strangers:
         step = accused(mark, score, recomputed, ours)
         if step is not None:
-            caught(node, mark.statement, step)
+            await asyncio.to_thread(caught, node, mark.statement, step)
     right = replace(agreed.step, verdict="passed", why=f"{agreed.step.why}; V7 shows that this one is right")
     return [right if step is agreed.step else step for step in steps]
 
@@ -240,7 +254,7 @@ async def _settle_dispute(
 def caught(node: Node, statement: Statement, step: Step, evidence: str = "") -> bool:
     """Where a step proves an artifact wrong, never use, offer or ask for it again, nor anything of its publisher.
 
-    Returns whether it does (see `trust.accusation`).
+    Returns whether it does (see `trust.accusation`).  Blocks.
     """
     if not accuses(step) or is_own(node, statement):
         return False
@@ -272,7 +286,7 @@ async def settle(node: Node, statement: Statement, text: str | None, samples: in
 
     Raises `IntegrityError` for what is wrong, `Untrusted` naming what could not be checked.
     """
-    if settled(node, statement):
+    if await asyncio.to_thread(settled, node, statement):
         return None
     ladder = await climb(node, statement, due(listed=False), samples=samples, text=text, progress=progress)
     raise_for(node, statement, ladder)
@@ -312,7 +326,10 @@ def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
 
 
 def verification(node: Node, statement: Statement, ladder: Ladder | None) -> dict[str, Any]:
-    """Return what a fetch says of how far an artifact was verified; trusted is called only what the user trusts."""
+    """Return what a fetch says of how far an artifact was verified; trusted is called only what the user trusts.
+
+    Blocks.
+    """
     trusted = node.policy.policy.trusts(statement.manifest.publisher)
     if ladder is not None:
         return {k: v for k, v in ladder.to_json().items() if k != "steps"} | {"trusted": trusted}

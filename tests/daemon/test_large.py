@@ -30,7 +30,7 @@ def test_the_loop_waits_for_no_query(tmp_path: Path) -> None:
         assert len(client.artifacts()) == ARTIFACTS
 
         def fetched(artifact: str) -> None:
-            assert reader.fetch(artifact, force=True)["artifact"] == artifact
+            assert reader.fetch(artifact, force=True).id == artifact
 
         with ThreadPoolExecutor(4) as pool:
             done = [
@@ -43,12 +43,13 @@ def test_the_loop_waits_for_no_query(tmp_path: Path) -> None:
                 pool.submit(client.remove, large.own[22]),
                 pool.submit(client.withdraw, large.own[23], "a test"),
                 pool.submit(client.verify, store=True),
-                pool.submit(client.collect, 0),
-                pool.submit(client.rotate),
                 pool.submit(client.audits),
                 *(pool.submit(fetched, artifact) for artifact in large.own[30:40]),
             ]
             for one in done:
+                one.result()
+            # What nobody can fetch beside.
+            for one in [pool.submit(client.collect, 0), pool.submit(client.rotate), pool.submit(client.artifacts)]:
                 one.result()
         loop, other = client.status()["loop"], reader.status()["loop"]
         assert loop["queries"] == 0

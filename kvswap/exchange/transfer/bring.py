@@ -44,7 +44,8 @@ async def bring(
             begin(transfer)
         async with one_at_a_time:
             await transfer.run(peers)
-        require_current(node, statement)  # it may have been withdrawn meanwhile, and is not to be listed again
+        # It may have been withdrawn meanwhile, and is not to be listed again.
+        await asyncio.to_thread(require_current, node, statement)
         kept = [files[i].id for i in wanted if i not in transfer.skipped]
         lost = await asyncio.to_thread(_listed, node, statement, kept)
     if lost:
