@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from kvswap.core import errors
 from kvswap.core.errors import KvswapError, NotFound, PlanSaysPrefill
+from kvswap.core.text import is_printable
 
 
 def kinds(kind: type[KvswapError] = KvswapError) -> list[type[KvswapError]]:
@@ -26,3 +30,14 @@ def test_codes_are_unique_and_exit_codes_are_the_documented_ones() -> None:
 
 def test_an_unknown_code_is_still_an_error() -> None:
     assert type(KvswapError.from_dict({"code": "from the future", "message": "m"})) is KvswapError
+
+
+@given(st.text(max_size=40), st.integers(1, 3_000), st.sampled_from(kinds()))
+def test_whatever_is_in_a_message_it_is_one_line_of_bounded_length(
+    part: str, times: int, kind: type[KvswapError]
+) -> None:
+    error = kind(f"a name {part * times}", cause=part * times, hint=part * times)
+    for text in (str(error), error.message, error.cause, error.hint):
+        assert is_printable(text) and len(text) <= kind.longest + 2
+    short = part if is_printable(part) else "é"
+    assert kind(short).message == short
