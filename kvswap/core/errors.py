@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from kvswap.core.text import printable
+
 
 class KvswapError(Exception):
     """Base of every error of this package."""
@@ -23,6 +25,7 @@ class KvswapError(Exception):
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    longest: ClassVar[int] = 900  # characters of a message, cause or hint: what was given may be in it
     usual: ClassVar[tuple[str, str]] = (
         "kvswap could not do what was asked",
         "kvswap doctor",
@@ -36,12 +39,17 @@ class KvswapError(Exception):
         hint: str | None = None,
         **details: Any,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message := self._fit(message))
         self.message = message
-        self.cause = cause or self.usual[0]
-        self.hint = hint or self.usual[1]
+        self.cause = self._fit(cause or self.usual[0])
+        self.hint = self._fit(hint or self.usual[1])
         self.details = details
         self.origin: BaseException | None = None  # what `core.failures` made this of
+
+    def _fit(self, text: str) -> str:
+        """Make a text fit for a terminal and a log: one line of bounded length, whatever names and paths it has."""
+        shown = printable(text[: self.longest + 1])
+        return shown if len(shown) <= self.longest else shown[: self.longest] + " …"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as the API sends it."""
@@ -82,6 +90,7 @@ class InvalidSettings(UsageError):
     """Settings are unknown or have values that cannot be; `details['faults']` names each with its place."""
 
     code = "invalid_settings"
+    longest = 9_000  # all faults at once
     usual = ("a typing error", "docs/configuration.md has every setting")
 
 

@@ -45,7 +45,7 @@ from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Progress
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
-from kvswap.net.failing import errors
+from kvswap.net.failing import answering, errors
 from kvswap.store import ArtifactRow, PeerRecord
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
@@ -87,36 +87,35 @@ class Api:
 
     def application(self, token: str) -> web.Application:
         app = web.Application(middlewares=[errors, guard(token)], client_max_size=LIMITS.api_body_bytes)
-        app.add_routes(
-            [
-                web.get("/healthz", self.healthz),
-                web.get("/readyz", self.readyz),
-                web.get("/metrics", self.metrics),
-                web.get("/v1/status", self.status),
-                web.get("/v1/id", self.identity),
-                web.get("/v1/peers", self.peers),
-                web.post("/v1/peers/{peer}/block", self.block),
-                web.post("/v1/peers/{peer}/unblock", self.block),
-                web.get("/v1/events", self.events),
-                web.get("/v1/models", self.models),
-                web.get("/v1/artifacts", self.artifacts),
-                web.get("/v1/artifacts/{ref}", self.artifact),
-                web.delete("/v1/artifacts/{ref}", self.remove),
-                web.post("/v1/artifacts/{ref}/pin", self.pin),
-                web.post("/v1/artifacts/{ref}/unpin", self.pin),
-                web.get("/v1/chunks/{cid}", self.chunk),
-                web.post("/v1/publish", self.publish),
-                web.post("/v1/codec/train", self.train),
-                web.post("/v1/fetch", self.fetch),
-                web.post("/v1/plan", self.plan),
-                web.post("/v1/ask", self.ask),
-                web.post("/v1/verify", self.verify),
-                web.post("/v1/gc", self.collect),
-                *EngineApi(self._node).routes(),
-                *HostsApi(self._node).routes(),
-                *TrustApi(self._node).routes(),
-            ]
-        )
+        routes = [
+            web.get("/healthz", self.healthz),
+            web.get("/readyz", self.readyz),
+            web.get("/metrics", self.metrics),
+            web.get("/v1/status", self.status),
+            web.get("/v1/id", self.identity),
+            web.get("/v1/peers", self.peers),
+            web.post("/v1/peers/{peer}/block", self.block),
+            web.post("/v1/peers/{peer}/unblock", self.block),
+            web.get("/v1/events", self.events),
+            web.get("/v1/models", self.models),
+            web.get("/v1/artifacts", self.artifacts),
+            web.get("/v1/artifacts/{ref}", self.artifact),
+            web.delete("/v1/artifacts/{ref}", self.remove),
+            web.post("/v1/artifacts/{ref}/pin", self.pin),
+            web.post("/v1/artifacts/{ref}/unpin", self.pin),
+            web.get("/v1/chunks/{cid}", self.chunk),
+            web.post("/v1/publish", self.publish),
+            web.post("/v1/codec/train", self.train),
+            web.post("/v1/fetch", self.fetch),
+            web.post("/v1/plan", self.plan),
+            web.post("/v1/ask", self.ask),
+            web.post("/v1/verify", self.verify),
+            web.post("/v1/gc", self.collect),
+            *EngineApi(self._node).routes(),
+            *HostsApi(self._node).routes(),
+            *TrustApi(self._node).routes(),
+        ]
+        app.add_routes(answering(routes))
         return app
 
     # -- state -----------------------------------------------------------------------------------

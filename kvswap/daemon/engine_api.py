@@ -11,11 +11,12 @@ from aiohttp import web
 
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core import wire
-from kvswap.core.errors import MalformedMessage, NotFound, UsageError
+from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.daemon.requests import beginning_of, body_of, stream
 from kvswap.exchange import Node
 from kvswap.exchange.engines import Computed, publish_computed
+from kvswap.exchange.making import EVENTS
 from kvswap.exchange.model_port import OnEvent
 from kvswap.exchange.prefix import fetch_beginning, known_beginnings, longest_beginning
 from kvswap.exchange.request import Progress
@@ -77,7 +78,8 @@ class EngineApi:
 
         async def run(on_event: OnEvent) -> dict[str, Any]:
             while "event" in (message := await frames.next()):
-                await on_event(message)
+                if message["event"] in EVENTS:  # there is nothing else that an engine tells
+                    await on_event(message)
             result = message.get("result")
             if not isinstance(result, dict):
                 raise MalformedMessage("the frames end without a result")
@@ -86,11 +88,21 @@ class EngineApi:
         async def work(progress: Progress) -> dict[str, Any]:
             try:
                 return await publish_computed(self._node, computed_of(await frames.next()), run, progress)
+            except (MalformedMessage, MalformedManifest) as error:  # of who asks, and of no peer
+                raise _wrong(error.message) from error
             finally:
-                with contextlib.suppress(TimeoutError, ConnectionError, web.HTTPException):
+                with contextlib.suppress(TimeoutError, ConnectionError, web.HTTPException, web.RequestPayloadError):
                     await frames.drain()
 
         return await stream(request, work)
+
+
+def _wrong(what: str) -> UsageError:
+    return UsageError(
+        f"what an engine publishes cannot be used: {what}",
+        cause="the engine stopped in the middle, or is of another version of kvswap",
+        hint="kvswap --version, in the engine's environment and here",
+    )
 
 
 class Frames:
@@ -105,8 +117,8 @@ class Frames:
             async with asyncio.timeout(LIMITS.chunk_seconds):
                 length = protocol.check_length(await self._content.readexactly(protocol.HEADER.size))
                 data = await self._content.readexactly(length)
-        except (TimeoutError, asyncio.IncompleteReadError) as error:
-            raise MalformedMessage("a frame is missing", cause="the engine stopped in the middle") from error
+        except (TimeoutError, asyncio.IncompleteReadError, web.RequestPayloadError) as error:
+            raise MalformedMessage("a frame is missing") from error
         value = await asyncio.to_thread(wire.parse, data, MalformedMessage, items=LIMITS.pipe_items)
         if not isinstance(value, dict):
             raise MalformedMessage("a frame is not a map")
@@ -133,10 +145,10 @@ def computed_of(head: dict[str, Any]) -> Computed:
             group=str(group) if group is not None else None,
             compare=bool(head.get("compare", True)),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError("what an engine publishes begins with model, dtype, ids, block_tokens and numerics") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _wrong("it begins with model, dtype, ids, block_tokens and numerics") from error
     if not 1 <= block_tokens <= LIMITS.block_tokens:
-        raise UsageError(f"block_tokens is a number from 1 to {LIMITS.block_tokens}")
+        raise _wrong(f"block_tokens is a number from 1 to {LIMITS.block_tokens}")
     if not ids or not all(0 <= i < 1 << 32 for i in ids) or len(ids) > LIMITS.manifest_blocks * block_tokens:
-        raise UsageError("ids are a document's token ids")
+        raise _wrong("ids are a document's token ids")
     return made

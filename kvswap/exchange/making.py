@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.artifact.sealing import FINGERPRINT, PREDICTOR, Place, Seal, chunk_place
 from kvswap.core import wire
+from kvswap.core.errors import MalformedMessage
 from kvswap.core.ids import Cid
 from kvswap.exchange.model_port import OnEvent
 from kvswap.exchange.node import Node
@@ -25,6 +26,23 @@ from kvswap.trust.groups import Sealing
 
 Run = Callable[[OnEvent], Awaitable[dict[str, Any]]]
 """What makes the chunks: tells of each, and returns what it has to say in the end."""
+
+
+EVENTS = ("chunk", "fingerprint")  # the others say how far it is
+
+
+class _Chunk(msgspec.Struct):
+    """An event that carries a chunk: what a manifest says of it, its bytes, and the microseconds of its coding."""
+
+    ref: ChunkRef
+    data: bytes
+    us: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+
+
+class _Mark(msgspec.Struct):
+    """An event that carries the fingerprint."""
+
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +90,14 @@ async def make(
         async def on_event(event: dict[str, Any]) -> None:
             nonlocal mark
             if event["event"] == "fingerprint":
-                mark = event["data"]
+                mark = wire.convert(event, _Mark, MalformedMessage).data
             elif event["event"] == "chunk":
-                ref = wire.convert(event["ref"], ChunkRef)
-                file = await keep(chunk_place(ref), event["data"])
+                chunk = wire.convert(event, _Chunk, MalformedMessage)
+                ref = chunk.ref
+                file = await keep(chunk_place(ref), chunk.data)
                 refs.append(msgspec.structs.replace(ref, cid=file.cid, length=file.length))
                 sums = coded.setdefault(ref.codec, [0, 0, 0])
-                for index, value in enumerate((ref.raw_length, ref.length, event["us"])):
+                for index, value in enumerate((ref.raw_length, ref.length, chunk.us)):
                     sums[index] += value
             else:
                 await progress(event)

@@ -23,7 +23,7 @@ from kvswap.host.engine import Engine
 from kvswap.host.journal import HostClient, Journal
 from kvswap.host.prompts import Asked, Prompts
 from kvswap.host.reading import Reading
-from kvswap.net.failing import errors_for_guests, for_guests
+from kvswap.net.failing import answering, errors_for_guests, for_guests
 from kvswap.trust.hosting import VERSION, Offer, Read, SignedOffer, SignedRead, Tariff, sign_offer
 from kvswap.trust.keys import Key
 
@@ -66,18 +66,17 @@ class HostApi:
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[errors_for_guests, self._guard], client_max_size=LIMITS.host_request_bytes)
-        app.add_routes(
-            [
-                web.get("/healthz", self.healthz),
-                web.get("/v1/models", self.models),
-                web.get("/v1/offer", self.offer),
-                web.get("/v1/documents", self.documents),
-                web.get("/v1/documents/{document}", self.document),
-                web.get("/v1/usage", self.usage),
-                web.post("/v1/chat/completions", self.chat),
-                web.post("/v1/completions", self.completion),
-            ]
-        )
+        routes = [
+            web.get("/healthz", self.healthz),
+            web.get("/v1/models", self.models),
+            web.get("/v1/offer", self.offer),
+            web.get("/v1/documents", self.documents),
+            web.get("/v1/documents/{document}", self.document),
+            web.get("/v1/usage", self.usage),
+            web.post("/v1/chat/completions", self.chat),
+            web.post("/v1/completions", self.completion),
+        ]
+        app.add_routes(answering(routes))
         return app
 
     @web.middleware

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -14,6 +16,24 @@ def response_of(error: KvswapError, status: int | None = None) -> web.Response:
     again = error.details.get("retry_after", 1 if isinstance(error, QuotaExceeded) else None)
     headers = {"Retry-After": str(int(again) + 1)} if isinstance(again, int | float) else None
     return web.json_response({"error": error.to_dict()}, status=status or error.http_status, headers=headers)
+
+
+async def _expected(request: web.Request) -> web.Response | None:
+    """Answer the header `Expect`, which aiohttp looks at before any middleware."""
+    expect = request.headers.get("Expect", "")
+    if request.version < (1, 1):
+        return None
+    if expect.lower() != "100-continue":
+        told = UsageError("the header Expect has an unknown value", cause="a malformed request", hint="leave it out")
+        return response_of(told, web.HTTPExpectationFailed.status_code)
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the body has not begun
+    return None
+
+
+def answering(routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
+    """Return the routes with what their handlers' middlewares never see: refusals of a header are JSON as well."""
+    return [web.RouteDef(r.method, r.path, r.handler, r.kwargs | {"expect_handler": _expected}) for r in routes]
 
 
 @web.middleware
