@@ -13,6 +13,7 @@ from typing import Any
 import trio
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.exceptions import RawConnError
+from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamEOF, StreamError
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
@@ -21,6 +22,7 @@ from libp2p.pubsub.utils import maybe_consume_signed_record
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from kvswap.core.bounded import Table
+from kvswap.core.limits import LIMITS
 from kvswap.net.messages import TOPIC
 from kvswap.net.server import Buckets
 
@@ -35,6 +37,7 @@ _PER_SECOND_OF_ONE = 100  # of a peer that once delivered
 _SEEN = 16_384
 _SEEN_SECONDS = 120.0
 _SWEEP_SECONDS = 30.0
+_END_SECONDS = 2.0
 
 OnMessage = Callable[[str, str, bytes], None]  # signer, who passed it on, data
 
@@ -106,8 +109,34 @@ class Gossip(Pubsub):  # type: ignore[misc]
         self._address = host_of
         self._via: dict[bytes, str] = {}  # of the messages that are being looked at: one for each stream
         self._favoured = favoured
+        self._coming: dict[Any, trio.Event] = {}  # peers whose stream is being opened; each event is its end
         self.rate = Buckets(_PER_SECOND, clock=trio.current_time, name="gossip rates")
         self.rate_of_one = Buckets(_PER_SECOND_OF_ONE, clock=trio.current_time, name="gossip rates of who delivered")
+
+    async def _handle_new_peer(self, peer_id: Any) -> None:
+        """Open the stream to a peer: one, however many connections come about at once.
+
+        py-libp2p would open one for each, and forget the queue of the first, whose writer then waits for ever.
+        """
+        while (other := self._coming.get(peer_id)) is not None:
+            await other.wait()
+        self._coming[peer_id] = ended = trio.Event()
+        try:
+            with trio.fail_after(LIMITS.dial_seconds):
+                await super()._handle_new_peer(peer_id)
+        except (trio.TooSlowError, StreamError) as error:  # tried again while the peer is connected
+            raise SwarmException(f"no stream to {peer_id} for gossip") from error
+        finally:
+            del self._coming[peer_id]
+            ended.set()
+
+    async def handle_sending_messages(self, peer_id: Any, stream: Any, queue: Any) -> None:
+        """Write to a peer until its queue is closed, or writing fails; then the stream is over as well."""
+        try:
+            await super().handle_sending_messages(peer_id, stream, queue)
+        finally:
+            with trio.move_on_after(_END_SECONDS), contextlib.suppress(Exception):
+                await stream.reset()
 
     async def continuously_read_stream(self, stream: Any) -> None:
         """Read what a peer says, as fast as it may, until its stream ends or breaks the rules."""
