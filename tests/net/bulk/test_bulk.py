@@ -518,3 +518,26 @@ def test_connections_to_servers_that_are_gone_are_closed() -> None:
         connection.usable = False
     client._give(last := Gone(100))  # type: ignore[arg-type]
     assert client._idle == [last] and all(c.closed for c in gone)
+
+
+def test_a_connection_that_the_server_ended_is_closed_at_the_next_chunk() -> None:
+    """A peer that was killed and comes back has another port; its former connections are not kept until they age."""
+
+    async def body() -> None:
+        async with plane() as p:
+            for _ in range(3):
+                gone = Plane()
+                await gone.server.start(["127.0.0.1"], 0)
+                await asyncio.gather(*(p.client.get(gone.target, CID, memoryview(bytearray(len(DATA)))) for _ in "ab"))
+                await gone.server.stop()
+                await gone.client.close()
+            target = p.target
+            for _ in range(200):  # until the end of each has come
+                await p.get(target)
+                if {c.endpoint for c in p.client._idle} == {target.endpoint}:
+                    break
+                await asyncio.sleep(0.05)
+            assert {c.endpoint for c in p.client._idle} == {target.endpoint}
+            assert p.server.connections == 1  # the one that is good goes on being used
+
+    run(body())
