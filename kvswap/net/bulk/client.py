@@ -160,7 +160,8 @@ class _Connection:
 
     @property
     def usable(self) -> bool:
-        return self._tls is not None and time.monotonic() - self.used_at < LIMITS.bulk_idle_seconds / 2
+        fresh = time.monotonic() - self.used_at < LIMITS.bulk_idle_seconds / 2
+        return self._tls is not None and fresh and not self._tls.ended
 
     def close(self) -> None:
         self._http.close()

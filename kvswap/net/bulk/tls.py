@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import select
 import socket
 import ssl
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 
 _PIECE = 256 * 1024
 _SENT = 128 * 1024  # sealed and handed over at a time
+_HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 _scratch = threading.local()
 
 
@@ -48,6 +50,16 @@ class TlsSocket:
     def certificate(self) -> bytes:
         """What the other side showed, in DER form."""
         return self._tls.getpeercert(binary_form=True) or b""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side has hung up; where the system cannot tell, False."""
+        poll = select.poll()
+        try:
+            poll.register(self._sock, _HUNG_UP)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):  # closed on this side
+            return True
 
     def settimeout(self, seconds: float) -> None:
         """For every wait from now on."""
