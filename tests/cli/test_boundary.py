@@ -23,7 +23,7 @@ from kvswap.core.errors import InvalidDocument, KvswapError, UsageError
 from kvswap.core.files import read_file
 from kvswap.core.text import is_printable, printable
 from tests.core.test_failures import REAL, is_told
-from tests.support import kvswap, make_artifact
+from tests.support import Daemon, kvswap, make_artifact
 
 ESC = "\x1b]0;owned\x07"
 
@@ -281,3 +281,52 @@ def test_usage_errors_under_json_are_json(tmp_path: Path) -> None:
         assert done.returncode == 2 and json.loads(done.stdout)["error"]["code"] == "usage"
     assert stat.S_ISDIR(tmp_path.stat().st_mode) and entry.main is main and InvalidDocument.exit_code == 2
     assert issubclass(UsageError, KvswapError)
+
+
+# -- words that help ---------------------------------------------------------------------------------
+
+WORDS = {  # a command with {binary} and {text}, which are files: what its message and its hint name
+    "manifest check {text}": ("{text}", "manifest"),
+    "manifest check {binary}": ("{binary}", "manifest"),
+    "manifest check {text} --group {binary}": ("{binary}", "iconv"),
+    "group import {binary}": ("{binary}", "group export"),
+    "group import {text}": ("{text}", "group export"),
+    "group import http://x": ("http://x", "group export"),
+    "group import {home}": ("{home}", "name a file"),
+    "host join {binary}": ("{binary}", "host invite"),
+    "host join {text}": ("{text}", "host invite"),
+    "host join http://x": ("http://x", "host invite"),
+    "trust add badid": ("badid", "kvswap id"),
+    "trust rm badid": ("badid", "kvswap id"),
+    "block badid": ("badid", "kvswap id"),
+    "host leave badid": ("badid", "host known"),
+    "group new a/b": ("a/b", "kvswap group new --help"),
+}
+
+
+def test_messages_name_what_was_given_and_hints_lead_on(daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    node = daemon("a", "--no-p2p")
+    places = {"binary": tmp_path / "some.bin", "text": tmp_path / "some.txt", "home": node.home}
+    places["binary"].write_bytes(bytes(range(128, 256)))
+    places["text"].write_text("a text")
+    for command, (named, leads) in WORDS.items():
+        done = kvswap(node.home, "--json", *command.format(**places).split(), typed="")
+        told = json.loads(done.stdout.splitlines()[-1])["error"]
+        is_told(KvswapError.from_dict(told))
+        assert named.format(**places) in told["message"], (command, told)
+        assert leads in told["hint"], (command, told)
+        assert "kvswap status" not in told["hint"] and told["hint"] != "kvswap --help", (command, told)
+
+
+def test_a_secret_that_is_typed_as_a_word_is_not_shown(tmp_path: Path) -> None:
+    for command in ("host join", "group import"):
+        done = kvswap(tmp_path, *command.split(), "kvswap-read:" + "s3cret" * 9, typed="")
+        assert done.returncode == 2 and "s3cret" not in done.stderr + done.stdout
+        assert "standard input" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["fetch", "host", "group import --nope", "host add /nowhere"])
+def test_usage_errors_lead_to_the_help_of_their_verb(command: str, tmp_path: Path) -> None:
+    done = kvswap(tmp_path, "--json", *command.split(), "--nope", typed="")
+    verb = " ".join(word for word in command.split() if word not in ("--nope", "/nowhere"))
+    assert json.loads(done.stdout.splitlines()[-1])["error"]["hint"] == f"kvswap {verb} --help"
