@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TextIO
-
 import click
 
-from kvswap.cli.output import Output, verb
+from kvswap.cli.output import Output, naming, secret_of, verb
 
 
 @click.group("group", help="Groups: what is published for one can be found and read by the holders of its key alone.")
@@ -25,11 +23,13 @@ def new(output: Output, name: str) -> None:
 
 
 @group_command.command("import", help="Join the group whose key is in FILE (default: standard input).")
-@click.argument("file", type=click.File(), default="-")
+@click.argument("file", default="-")
 @click.option("--name", help="What to call it here (default: as its maker does).")
 @verb
-def import_(output: Output, file: TextIO, name: str | None) -> None:
-    done = output.client.group_import(file.read(1024), name)
+def import_(output: Output, file: str, name: str | None) -> None:
+    key = secret_of(file, "a group's key", "kvswap group export NAME, where the group was made")
+    with naming(file):
+        done = output.client.group_import(key, name)
     output.result(done, f"joined group {done['name']}")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kvswap.cli.objective import Finite
-from kvswap.cli.output import Output, read_document, reference, verb
+from kvswap.cli.output import Output, naming, read_document, reference, secret_of, verb
 from kvswap.core.settings import Settings, home_directory, models_directory
 
 if TYPE_CHECKING:
@@ -178,11 +178,13 @@ def log(output: Output, client: str | None, last: int) -> None:
 
 
 @host_command.command("join", help="Accept the invitation in FILE (default: standard input).")
-@click.argument("file", type=click.File(), default="-")
+@click.argument("file", default="-")
 @click.option("--plain", is_flag=True, help="Also over http: token and questions can be read on the way.")
 @verb
-def join(output: Output, file: TextIO, plain: bool) -> None:
-    done = output.client.host_join(file.read(4096), plain=plain)
+def join(output: Output, file: str, plain: bool) -> None:
+    invitation = secret_of(file, "an invitation", "kvswap host invite NAME, on the host")
+    with naming(file):
+        done = output.client.host_join(invitation, plain=plain)
     output.result(done, f"joined {done['peer']} at {done['url']}")
     output.note(f'kvswap ask REF "QUESTION" --host {done["peer"]}   or --host auto, which asks where that is best')
 

@@ -124,7 +124,9 @@ def _usage(error: click.ClickException, as_json: bool) -> int:
     text = io.StringIO()
     error.show(file=text)
     if as_json:
-        told = UsageError(error.format_message(), cause="a typing error", hint="kvswap --help")
+        where = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"{where.command_path} --help" if where is not None else None
+        told = UsageError(error.format_message(), cause="a typing error", hint=hint)
         with suppress(KvswapError, OSError):
             streams.answer(json.dumps({"error": told.to_dict()}))
     streams.say(text.getvalue().rstrip())
@@ -141,6 +143,8 @@ def _failed(error: Exception, chosen: dict[str, Any], as_json: bool) -> int:
         with suppress(KvswapError, OSError, ValueError, RuntimeError):
             log.start_log(home_directory(chosen.get("home")), stderr=bool(chosen.get("verbose")))
         told = failures.record(error)
+    if told.hint == UsageError.usual[1] and "command" in chosen:  # of an option or argument of this verb
+        told.hint = f"{chosen['command']} --help"
     render_error(told, as_json)
     return told.exit_code
 

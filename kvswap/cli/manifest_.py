@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from kvswap.cli.output import Output, verb
+from kvswap.cli.output import Output, naming, secret_of, verb
 from kvswap.core.errors import MalformedManifest
-from kvswap.core.files import read_file, read_text
+from kvswap.core.files import read_file
 from kvswap.core.limits import LIMITS
+
+if TYPE_CHECKING:
+    from kvswap.trust import Group
 
 
 @click.group("manifest", help="Judge a manifest file, a head record or an audit.")
@@ -36,12 +40,27 @@ def manifest_command() -> None:
 )
 @verb
 def check(output: Output, file: Path, at: int | None, chunks: Path | None, group: Path | None) -> None:
+    member = None
+    if group is not None:
+        with naming(group):
+            member = _member(group)
+    with naming(file):
+        _check(output, file, int(time.time()) if at is None else at, chunks, member)
+
+
+def _member(file: Path) -> Group:
+    from kvswap.trust import Group
+
+    return Group.from_text(secret_of(str(file), "a group's key", "kvswap group export NAME, where the group was made"))
+
+
+def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Group | None) -> None:
     from kvswap.core import wire
-    from kvswap.trust import Group, audit, head, hosting, verify_envelope
+    from kvswap.trust import audit, head, hosting, verify_envelope
     from kvswap.trust.envelopes import kind_of
     from kvswap.trust.groups import keys_of
 
-    data, now = read_file(file, LIMITS.manifest_bytes), int(time.time()) if at is None else at
+    data = read_file(file, LIMITS.manifest_bytes)
     if len(data) > LIMITS.manifest_bytes:
         raise MalformedManifest(f"{file} has over {LIMITS.manifest_bytes} bytes, which is the cap")
     kind = kind_of(data)
@@ -70,7 +89,6 @@ def check(output: Output, file: Path, at: int | None, chunks: Path | None, group
         read = hosting.read_read(data).read
         output.result({"valid": True, "read": read.to_json()}, f"valid: read {read.number} of {read.host}")
         return
-    member = Group.from_text(read_text(group, 1024)) if group is not None else None
     statement = verify_envelope(data, now, keys_of([member] if member is not None else []))
     manifest = statement.manifest
     checked = 0

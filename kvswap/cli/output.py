@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,12 +17,13 @@ import click
 from kvswap.cli import streams
 from kvswap.client import Client
 from kvswap.core.documents import check_document, check_size
-from kvswap.core.errors import UsageError
+from kvswap.core.errors import Incompatible, IntegrityError, Untrusted, UsageError
 from kvswap.core.files import exists, read_file
 from kvswap.core.ids import document_digest, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.text import printable
 
+_LINE_BYTES = 4_096  # of a key or an invitation
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -151,6 +153,7 @@ def verb(function: F) -> F:
         names = ("home", "as_json", "quiet", "verbose", "no_color")
         chosen = {name: options.pop(name) or root.obj.get(name) for name in names}
         root.obj |= chosen  # what goes wrong is written down in that home
+        root.obj["command"] = click.get_current_context().command_path
         output = Output(chosen["home"], *(bool(chosen[name]) for name in names[1:]))
         return function(output, **options)
 
@@ -171,6 +174,39 @@ def size(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return ""
+
+
+def secret_of(word: str, what: str, hint: str) -> str:
+    """Return the text of the file that `word` names, or of standard input for `-`: one line that another verb printed.
+
+    `what`: how it is called, and `hint`: which verb prints it.  Raises `UsageError`; no secret is in its message.
+    """
+    name = printable(word)[:200]
+    if word == "-":
+        data = sys.stdin.buffer.read(_LINE_BYTES) if sys.stdin is not None else b""
+    elif exists(Path(word)):
+        data = read_file(Path(word), _LINE_BYTES, streams=True, note=streams.say)
+    else:
+        told = "the word that was given" if word.startswith("kvswap") else repr(name)
+        raise UsageError(
+            f"{told} names no file: {what} is read from a file, or from standard input",
+            cause="it was typed as a word, which other users and the shell's history see, or the file is elsewhere",
+            hint=hint,
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} does not hold {what}", cause="it is another file", hint=hint) from error
+
+
+@contextlib.contextmanager
+def naming(name: str | Path) -> Iterator[None]:
+    """Let what is wrong with the content of a file that somebody named tell its name."""
+    try:
+        yield
+    except (UsageError, Untrusted, Incompatible, IntegrityError) as error:
+        error.about("standard input" if name == "-" else printable(str(name)))
+        raise
 
 
 def read_document(path: Path, note: Callable[[str], None] = streams.say) -> bytes:

@@ -51,6 +51,12 @@ class KvswapError(Exception):
         shown = printable(text[: self.longest + 1])
         return shown if len(shown) <= self.longest else shown[: self.longest] + " …"
 
+    def about(self, name: str) -> None:
+        """Say in the message what it is about: a file that was named, of which the one who raised knew nothing."""
+        if name not in self.message:
+            self.message = self._fit(f"{name}: {self.message}")
+            self.args = (self.message,)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as the API sends it."""
         out: dict[str, Any] = {"code": self.code, "message": self.message, "cause": self.cause, "hint": self.hint}
@@ -141,6 +147,7 @@ class MalformedManifest(Incompatible):
     """The bytes are not a well-formed v1 manifest."""
 
     code = "malformed_manifest"
+    usual = ("it was cut off or changed, or is no manifest of kvswap", "kvswap manifest check --help")
 
 
 class PlanSaysPrefill(KvswapError):

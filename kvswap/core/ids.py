@@ -93,6 +93,9 @@ def _b58decode(text: str) -> bytes:
     return b"\0" * (len(text) - len(text.lstrip("1"))) + body
 
 
+_ASK = "kvswap id, on the node that is meant"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class PeerId:
     """The libp2p id of an Ed25519 key, held as the 32-byte public key."""
@@ -107,10 +110,10 @@ class PeerId:
     def parse(cls, text: str) -> PeerId:
         """Parse `12D3KooW…`.  Raises `UsageError` for other keys and spellings."""
         if not 50 <= len(text) <= 54 or any(c not in _B58 for c in text):
-            raise UsageError(f"not a peer id: {text[:80]!r}", cause="ids look like 12D3KooW…")
+            raise UsageError(f"not a peer id: {text[:80]!r}", cause="ids look like 12D3KooW…", hint=_ASK)
         raw = _b58decode(text)
         if len(raw) != 38 or not raw.startswith(_PEER_PREFIX):
-            raise UsageError(f"not the peer id of an Ed25519 key: {text!r}")
+            raise UsageError(f"not the peer id of an Ed25519 key: {text!r}", cause="a typing error", hint=_ASK)
         return cls(raw[6:])
 
     def __str__(self) -> str:

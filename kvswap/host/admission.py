@@ -44,7 +44,7 @@ class Admission:
             raise TokenRefused(
                 "the token is missing, revoked, or not of this host",
                 cause="a host answers to those whom it has invited",
-                hint="kvswap host join INVITATION",
+                hint="kvswap host join FILE",
             )
         return found
 

@@ -74,7 +74,7 @@ class Hosts:
         except KeyError:
             raise NotFound(
                 f"{peer[:80]} has not invited this node", cause="a host answers to whom it has invited",
-                hint="kvswap host join INVITATION",
+                hint="kvswap host known; kvswap host join FILE",
             ) from None  # fmt: skip
 
     def all(self) -> list[Invitation]:

@@ -288,7 +288,7 @@ def test_usage_errors_under_json_are_json(tmp_path: Path) -> None:
 WORDS = {  # a command with {binary} and {text}, which are files: what its message and its hint name
     "manifest check {text}": ("{text}", "manifest"),
     "manifest check {binary}": ("{binary}", "manifest"),
-    "manifest check {text} --group {binary}": ("{binary}", "iconv"),
+    "manifest check {text} --group {binary}": ("{binary}", "group export"),
     "group import {binary}": ("{binary}", "group export"),
     "group import {text}": ("{text}", "group export"),
     "group import http://x": ("http://x", "group export"),
