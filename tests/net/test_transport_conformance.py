@@ -327,3 +327,27 @@ def test_who_is_cancelled_when_a_frame_was_just_taken_is_cancelled() -> None:
         await other.stop()
 
     run(body())
+
+
+def test_a_peer_whose_connection_is_being_closed_is_dialled_anew() -> None:
+    """Saying goodbye may take long, and until then py-libp2p lists a connection on which it opens no stream."""
+    import trio
+
+    async def body() -> None:
+        async with network("libp2p") as net:
+            a, b = await net.node(), await net.node()
+            await link(a, b)
+            host, bridge = a._host, a._bridge  # type: ignore[attr-defined]
+
+            async def close_for_ever() -> None:
+                (connection,) = next(iter(host.host.get_network().connections.values()))
+                connection.muxed_conn.close = trio.sleep_forever
+                with trio.move_on_after(0.1):
+                    await connection.close()
+
+            await bridge.call(close_for_ever, seconds=10)
+            assert b.peer not in a.connected()
+            stream = await a.open(b.peer)
+            assert await stream.exchange(b"hello", 100, 10) == b"hello"
+
+    run(body())
