@@ -285,7 +285,20 @@ class TrioHost:
         return [str(a) for a in self.host.get_addrs()] + self._relays.addresses()
 
     def connected(self) -> list[str]:
-        return [str(p) for p in self.host.get_connected_peers()]
+        every = list(self.host.get_network().connections.items())
+        return [str(peer) for peer, connections in every if any(not c.is_closed for c in connections)]
+
+    def _is_connected(self, peer: ID) -> bool:
+        """Whether a connection to a peer can be used.
+
+        py-libp2p lists those that are being closed, opens no stream on them, and dials nobody whom it lists: they are
+        taken off the list.
+        """
+        network = self.host.get_network()
+        for connection in list(network.get_connections(peer)):
+            if connection.is_closed:
+                network.remove_conn(connection)
+        return bool(network.get_connections(peer))
 
     def connected_since(self, peer: str) -> float | None:
         """When the newest connection to a peer was made (Unix seconds); None without one."""
@@ -313,6 +326,7 @@ class TrioHost:
     async def _connect(self, info: PeerInfo) -> None:
         # py-libp2p refuses for a minute to dial whom it failed to reach; how long to wait is ours to decide.
         self.host.get_network().unblock_peer(info.peer_id)
+        self._is_connected(info.peer_id)
         await self.host.connect(info)
         self._remember(info)
         await self.dht.add_peer(info.peer_id, skip_server_mode_check=True)
@@ -323,7 +337,7 @@ class TrioHost:
     async def connect(self, address: PeerAddress) -> None:
         """Dial unless connected.  Raises `PeerError`."""
         peer = ID.from_string(address.peer)
-        if peer in self.host.get_connected_peers():
+        if self._is_connected(peer):
             return
         told = allowed(address.addresses, address.teller)
         self._gate.let(told, typed=address.teller == BY_HAND)
