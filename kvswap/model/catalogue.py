@@ -46,7 +46,8 @@ def entries() -> dict[str, Entry]:
 def is_complete(directory: Path) -> bool:
     """True when the directory holds a model: weights and their configuration."""
     try:
-        return (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
+        weights = directory.glob("*.safetensors")
+        return (directory / "config.json").is_file() and any(path.is_file() for path in weights)
     except (OSError, ValueError):  # a name that no file can have, or one that may not be read
         return False
 

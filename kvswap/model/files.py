@@ -27,6 +27,16 @@ _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
 Header = dict[str, dict[str, Any]]
 
 
+def unfit(what: str, field: str, *, cause: str | None = None, hint: str | None = None) -> Incompatible:
+    """Return the error of a directory that holds no model as it should; `field`: which part of it is amiss."""
+    return Incompatible(
+        what,
+        cause=cause or "a file of the model is damaged, cut off, missing, or of another model",
+        hint=hint or "kvswap model ls; kvswap model pull NAME, or get the directory anew",
+        field=field,
+    )
+
+
 def not_a_pointer(path: Path, start: bytes) -> None:
     """Raise `Incompatible` when a file that begins like this is a Git LFS pointer in place of the file."""
     if start.startswith(_POINTER):
@@ -41,13 +51,13 @@ def not_a_pointer(path: Path, start: bytes) -> None:
 def read_json(path: Path) -> Any:
     """Return the JSON in a file.  Raises `Incompatible` when it is too large, no JSON, or a Git LFS pointer."""
     if path.stat().st_size > LIMITS.json_bytes:
-        raise Incompatible(f"{path} is over {LIMITS.json_bytes} bytes", field="config")
+        raise unfit(f"{path} is over {LIMITS.json_bytes} bytes", "config")
     data = path.read_bytes()
     not_a_pointer(path, data)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Incompatible(f"{path} is not JSON", field="config") from error
+        raise unfit(f"{path} is not JSON", "config") from error
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -64,26 +74,26 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / _WHOLE]
     if (directory / _INDEX).is_file():
         return _of_index(directory / _INDEX)
-    return sorted(directory.glob("*.safetensors"))
+    return [path for path in sorted(directory.glob("*.safetensors")) if path.is_file()]  # opening a pipe would wait
 
 
 def _of_index(index: Path) -> list[Path]:
     held = read_json(index)
     where = held.get("weight_map") if isinstance(held, dict) else None
     if not isinstance(where, dict) or not where:
-        raise Incompatible(f"{index} has no weight_map", field="weights")
+        raise unfit(f"{index} has no weight_map", "weights")
     if not all(isinstance(shard, str) for shard in where.values()):
-        raise Incompatible(f"{index} names a shard that is no file name", field="weights")
+        raise unfit(f"{index} names a shard that is no file name", "weights")
     return [_inside(index.parent, shard, index) for shard in sorted(set(where.values()))]
 
 
 def _inside(directory: Path, name: Any, by: Path) -> Path:
     """The file of this name in the directory."""
     if not isinstance(name, str) or not name.endswith((".safetensors", ".index.json")) or Path(name).name != name:
-        raise Incompatible(f"{by} names {str(name)[:80]!r}, which is no weight file beside it", field="weights")
+        raise unfit(f"{by} names {str(name)[:80]!r}, which is no weight file beside it", "weights")
     path = directory / name
     if not path.is_file():
-        raise Incompatible(f"{by} names {name}, which is not there", field="weights")
+        raise unfit(f"{by} names {name}, which is not there", "weights")
     return path
 
 
@@ -123,7 +133,7 @@ def check_experts(header: Header) -> None:
             held = shapes[group, part]
             if len(held) < count:
                 gone = next(number for number in range(count) if number not in held)
-                raise Incompatible(f"the weights lack {group}.{gone}.{part}", field="weights")
+                raise unfit(f"the weights lack {group}.{gone}.{part}", "weights")
             for number, shape in held.items():
                 if shape != held[0]:
                     raise Incompatible(

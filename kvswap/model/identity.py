@@ -20,10 +20,10 @@ from typing import Any
 from blake3 import blake3
 
 from kvswap.artifact.manifest import ModelIdentity
-from kvswap.core.errors import Incompatible, NotFound
+from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import blake3_digest
 from kvswap.core.limits import LIMITS
-from kvswap.model.files import Header, check_directory, not_a_pointer, read_json, weight_files
+from kvswap.model.files import Header, check_directory, not_a_pointer, read_json, unfit, weight_files
 
 _LABELS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 _TOKENIZER_LABELS = {
@@ -59,13 +59,13 @@ def read_header(path: Path) -> Header:
         length = int.from_bytes(start[:8], "little")
         file.seek(8)
         if not 2 <= length <= min(LIMITS.safetensors_header_bytes, size - 8):
-            raise Incompatible(f"{path} is not a safetensors file", field="weights")
+            raise unfit(f"{path} is not a safetensors file", "weights")
         try:
             header = json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
-            raise Incompatible(f"{path} has no readable header", field="weights") from error
+            raise unfit(f"{path} has no readable header", "weights") from error
     if not isinstance(header, dict):
-        raise Incompatible(f"{path} has no readable header", field="weights")
+        raise unfit(f"{path} has no readable header", "weights")
     header.pop("__metadata__", None)
     for name, entry in header.items():
         try:
@@ -75,9 +75,9 @@ def read_header(path: Path) -> Header:
         except (TypeError, KeyError, ValueError):
             right = False
         if not right or not isinstance(dtype, str):
-            raise Incompatible(f"{path}: the entry of tensor {str(name)[:80]!r} is malformed", field="weights")
+            raise unfit(f"{path}: the entry of tensor {str(name)[:80]!r} is malformed", "weights")
         if not 0 <= first <= last <= size - 8 - length:
-            raise Incompatible(f"{path}: tensor {name!r} lies outside the file", field="weights")
+            raise unfit(f"{path}: tensor {name!r} lies outside the file", "weights")
         entry["at"] = 8 + length + first
         entry["bytes"] = last - first
     return header
@@ -108,14 +108,17 @@ def tensor_entries(directory: Path) -> Iterator[TensorEntry]:
                 while left:
                     got = file.readinto(buffer[: min(left, _READ)])
                     if not got:
-                        raise Incompatible(f"{path} is truncated", field="weights")
+                        raise unfit(f"{path} is truncated", "weights")
                     hasher.update(buffer[:got])
                     left -= got
                 yield name, entry["dtype"], entry["shape"], hasher.digest()
 
 
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise unfit("its configuration or tokenizer has half of a character", "config") from error
 
 
 def config_digest(config: dict[str, Any]) -> bytes:
@@ -156,9 +159,17 @@ def directory_identity(directory: Path, label: str) -> ModelIdentity:
     if not (directory / "config.json").is_file():
         raise NotFound(f"{directory} has no config.json", hint="kvswap model ls")
     check_directory(directory)
+    try:
+        return _identity(directory, label)
+    except KvswapError as error:
+        error.about(str(directory))
+        raise
+
+
+def _identity(directory: Path, label: str) -> ModelIdentity:
     config = read_json(directory / "config.json")
     if not isinstance(config, dict):
-        raise Incompatible(f"{directory / 'config.json'} is not a configuration", field="config")
+        raise unfit(f"{directory / 'config.json'} is not a configuration", "config")
     return ModelIdentity(
         label=label,
         weights=weights_digest(tensor_entries(directory)),

@@ -83,7 +83,7 @@ def _configuration(directory: Path, label: str) -> dict[str, Any]:
         return {}
     config = files.read_json(path)
     if not isinstance(config, dict):
-        raise Incompatible(f"{path} is not a configuration", field="config")
+        raise files.unfit(f"{path} is not a configuration", "config")
     kind = config.get("model_type")
     if config.get("auto_map") and kind not in CONFIG_MAPPING:
         raise Incompatible(
@@ -108,7 +108,7 @@ def _by_library(directory: Path, label: str, quantisation: Any, way: Callable[[]
     except Exception as error:  # a configuration is a stranger's, and any of it may be wrong
         said = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:200]
         named = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        raise Incompatible(f"transformers cannot load {label!r}: {named}{said}", field="model") from error
+        raise files.unfit(f"transformers cannot load {label!r}: {named}{said}", "model") from error
 
 
 def _not_installed(label: str, error: ImportError, quantisation: Any) -> Incompatible:
@@ -149,7 +149,7 @@ def _check_weights(model: Any, info: dict[str, Any], label: str) -> None:
 
 
 def _amiss(label: str, what: str, cause: str | None) -> Incompatible:
-    return Incompatible(f"{label!r}: {what}", cause=cause, field="weights")
+    return files.unfit(f"{label!r}: {what}", "weights", cause=cause)
 
 
 def _some(names: Iterable[str]) -> str:
