@@ -6,7 +6,7 @@ The first offer starts a short grace in which other connected peers may still an
 dialled first is worth waiting for only while there is no offer.  Without one, and once everybody known has answered,
 waiting is for peers yet to be met: worth a few seconds to a node that just started, half a second to one that has been
 there for a while.  Who delivered before is waited for longer while nobody else offers anything, and asked after all
-when it rests for failures alone: a flood, or a busy machine, may have made it late.
+when it rests for failures alone, or was not reached lately: a flood, or a busy machine, may have made it late.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class _Lookup:
         self._near: set[str] = set()  # connected peers that have been asked and have not answered
         self._proven: set[str] = set()  # those of them that delivered before
         self._spared: list[str] = []  # connected peers that were not asked, because they rest
+        self._away: list[tuple[PeerAddress, str]] = []  # that delivered before, and are not dialled for a while
         self._far = _Far(node)
         self._dialling: dict[str, float] = {}  # since when
         self._dialled = 0
@@ -195,13 +196,17 @@ class _Lookup:
                 self._consider(PeerAddress(peer), peer)
 
     def _ask_again(self) -> bool:
-        """Ask connected peers that delivered before and rest for failures alone: sooner than to say nobody has it."""
+        """Ask who delivered before and rests for failures alone: sooner than to say that nobody has it."""
         self._spared = [peer for peer in self._spared if self._node.paused(peer)] if not self.offers else []
         for peer in self._spared:
             self._near.add(peer)
             self._proven.add(peer)
             self._ask_soon(PeerAddress(peer), "")
-        asked, self._spared = bool(self._spared), []
+        away, self._away = (self._away, []) if not self.offers else ([], self._away)
+        for address, teller in away[: max(0, _FAR_MOST - self._dialled)]:
+            self._dial(address, teller)
+            self._proven.add(address.peer)
+        asked, self._spared = bool(self._spared or away), []
         return asked
 
     def _consider(self, address: PeerAddress, teller: str) -> None:
@@ -219,11 +224,15 @@ class _Lookup:
                 return
             address, teller = self._far.next() or (None, "")
             worth = self._node.hearsay.reachable(address, sure=teller == address.peer) if address is not None else None
-            if worth is None:
-                continue
-            self._dialled += 1
-            self._dialling[worth.peer] = time.monotonic()
-            self._ask_soon(worth, teller)
+            if worth is not None:
+                self._dial(worth, teller)
+            elif address is not None and self._node.delivered(address.peer):
+                self._away.append((address, teller))
+
+    def _dial(self, address: PeerAddress, teller: str) -> None:
+        self._dialled += 1
+        self._dialling[address.peer] = time.monotonic()
+        self._ask_soon(address, teller)
 
     def _ask_soon(self, address: PeerAddress, teller: str) -> None:
         self._asking += 1

@@ -1,7 +1,8 @@
 """Who may have what, and where: what peers say of others, and of themselves.
 
 None of it is checked before somebody is asked.  So it is bounded by who told it, what once delivered is kept, and what
-led nowhere is forgotten.  That an address leads nowhere is held against the address, and against that peer at that
+led nowhere is forgotten.  Where a peer was not, it is looked for again after ever longer pauses, unless it shows
+meanwhile that it is back.  That an address leads nowhere is held against the address, and against that peer at that
 address: never against the peer, who may be elsewhere and know nothing of what is said of it.
 """
 
@@ -21,6 +22,7 @@ _ENTRIES = 4_096
 _OF_ONE_TELLER = 1_024
 _IN_ONE_ROW = 4  # places of one teller among those who may have the same thing
 _PAUSE_SECONDS = 2.0  # after the first failure; doubled with each more
+_SHOWN_SECONDS = 10.0  # an announcement ends a pause once in so long: saying so costs nothing
 _PEERS_AT_ONE_ADDRESS = 3  # that were not there: then nobody is, for a while
 
 
@@ -35,7 +37,16 @@ class Referral:
 @dataclass(frozen=True, slots=True)
 class _Pause:
     failures: int
-    until: float  # monotonic
+    at: float  # of the last one; monotonic, as `until`
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """When a peer showed that it is there."""
+
+    at: float
+    met: bool  # by a connection
 
 
 class Hearsay:
@@ -56,6 +67,9 @@ class Hearsay:
             keep=lambda key, referral: delivered(key[1]),
         )
         self.pauses: Table[tuple[str, str], _Pause] = Table("addresses that led nowhere", entries=_ENTRIES)
+        self.shown: Table[str, _Shown] = Table(
+            "peers that came back", entries=_ENTRIES, keep=lambda peer, shown: delivered(peer)
+        )
 
     def refer(self, reference: str, provider: messages.Provider, teller: str) -> bool:
         """Remember that a peer may have this; False where there is no place for it.
@@ -97,18 +111,29 @@ class Hearsay:
         worth = tuple(a for a in address.addresses if not self._resting(address.peer, _place(a), sure))
         return replace(address, addresses=worth) if worth else None
 
-    def unreached(self, address: PeerAddress) -> None:
-        """Note that a peer was at none of these addresses."""
-        for place in {_place(a) for a in address.addresses} or {""}:
-            self._fail(address.peer, place)
-            if place:
-                self._fail("", place)
+    def unreached(self, address: PeerAddress) -> bool:
+        """Note that a peer was at none of these addresses; whether that is new."""
+        places = {_place(a) for a in address.addresses} or {""}
+        fresh = {place for place in places if self._fail(address.peer, place) == 1}
+        for place in fresh - {""}:  # each peer counts once among those that were not there
+            self._fail("", place)
+        return fresh == places
 
     def reached(self, address: PeerAddress) -> None:
         """Note that a peer was found: nothing is held against its addresses."""
         for place in {"", *(_place(a) for a in address.addresses)}:
             self.pauses.pop((address.peer, place))
             self.pauses.pop(("", place))
+
+    def met(self, peer: str) -> None:
+        """Note that a peer is connected: that it was not there counts no more."""
+        self.shown.put(peer, _Shown(self._clock(), True))
+
+    def announced(self, peer: str) -> None:
+        """Note that a peer says itself that it is there: it is looked for at once."""
+        known, now = self.shown.peek(peer), self._clock()
+        if known is None or known.at <= now - _SHOWN_SECONDS:
+            self.shown.put(peer, _Shown(now, False))
 
     def _resting(self, peer: str, place: str, sure: bool) -> bool:
         if self._paused(peer, place):
@@ -118,14 +143,17 @@ class Hearsay:
         return nobody_there and not sure and self._paused("", place)
 
     def _paused(self, peer: str, place: str) -> bool:
-        pause = self.pauses.get((peer, place))
-        return pause is not None and pause.until > self._clock()
+        pause, shown = self.pauses.get((peer, place)), self.shown.peek(peer)
+        return pause is not None and pause.until > self._clock() and (shown is None or shown.at < pause.at)
 
-    def _fail(self, peer: str, place: str) -> None:
-        known = self.pauses.peek((peer, place))
-        failures = known.failures + 1 if known is not None else 1
+    def _fail(self, peer: str, place: str) -> int:
+        """Pause, and return how often in a row it was like this."""
+        known, shown, now = self.pauses.peek((peer, place)), self.shown.peek(peer), self._clock()
+        anew = known is None or (shown is not None and shown.met and shown.at >= known.at)
+        failures = 1 if anew or known is None else known.failures + 1
         seconds = min(LIMITS.backoff_seconds, _PAUSE_SECONDS * 2.0 ** min(16, failures - 1))
-        self.pauses.put((peer, place), _Pause(failures, self._clock() + seconds))
+        self.pauses.put((peer, place), _Pause(failures, now, now + seconds))
+        return failures
 
 
 def _place(address: str) -> str:

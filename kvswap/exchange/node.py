@@ -229,13 +229,14 @@ class Node:
         if self.transport is None:
             raise P2pDown("this node takes no part in the network", hint="kvswap status")
         if address.peer in self.transport.connected():
+            self.hearsay.met(address.peer)
             return
         try:
             async with asyncio.timeout(seconds):
                 await self.transport.connect(address)
         except (Unreachable, TimeoutError) as error:
-            self.hearsay.unreached(address)
-            self.events.add("unreached", peer=address.peer, reason=str(error)[:200] or "no connection in time")
+            if self.hearsay.unreached(address):  # and not with each try of a peer that is gone
+                self.events.add("unreached", peer=address.peer, reason=str(error)[:200] or "no connection in time")
             raise Unreachable(f"{address.peer} was not reached: {error or 'no connection in time'}") from error
         self.hearsay.reached(address)
 
@@ -425,6 +426,7 @@ class Node:
         if heard.provider.peer != announcement.origin:
             return  # nobody announces for somebody else
         self.catalogues.expire(heard.provider.peer)
+        self.hearsay.announced(heard.provider.peer)
         provider = messages.Provider(heard.provider.peer, list(self._of_gossip(heard.provider)))
         for reference in (heard.artifact, heard.document):
             if reference is not None:

@@ -16,6 +16,7 @@ def tables_of(node: Node) -> Tables:
     tables.add(
         node.hearsay.referrals,
         node.hearsay.pauses,
+        node.hearsay.shown,
         node.neighbours.shunned,
         node.neighbours.no_bulk,
         node.neighbours.prices,

@@ -36,7 +36,7 @@ class Away:
     async def look(self, after: float = 0.0) -> list[str]:
         """Look the document up; who offers it."""
         self.now += after
-        return [offer.peer for offer in await find(self.reader, QUERY, 0.3)]
+        return [offer.peer for offer in await find(self.reader, QUERY, 0.1)]
 
     def events(self, kind: str = "unreached") -> Counter[str]:
         return Counter(e["peer"] for e in self.reader.events.recent(1000) if e["event"] == kind)
@@ -64,13 +64,13 @@ def test_a_peer_that_went_away_is_told_of_once_and_dialled_ever_more_seldom(tmp_
             made = make_artifact()
             away = Away(await w.node())
             dead = [str(key(5000 + n).peer_id) for n in range(5)]
-            for _ in range(60):
+            for _ in range(30):
                 for n, peer in enumerate(dead):  # others go on naming them
                     announced = messages.Provider(peer, place(n))
                     away.reader.hearsay.refer(DOCUMENT, announced, f"teller {n}")
                 await away.look(5.0)
             assert away.events() == Counter(dead)
-            assert set(away.dialled) == set(dead) and max(away.dialled.values()) <= 8
+            assert set(away.dialled) == set(dead) and max(away.dialled.values()) <= 7
             assert made.id  # nobody offers it
 
     run(body(), 60)
@@ -137,7 +137,7 @@ def test_who_delivered_is_dialled_in_spite_of_a_pause_where_nobody_else_offers(t
             assert await away.look() == [peer_of(other)] and away.dialled[peer] == tried
             await apart(reader, other)
             await other.stop()
-            assert await away.look() == [peer] and away.dialled[peer] == tried + 1
+            assert await away.look() == [peer] and away.dialled[peer] > tried
 
     run(body(), 60)
 
@@ -147,10 +147,10 @@ def test_who_announces_itself_again_and_again_is_not_dialled_as_often(tmp_path: 
         async with world(tmp_path) as w:
             made, peer = make_artifact(), str(key(3000).peer_id)
             away = Away(await w.node())
-            for _ in range(100):
+            for _ in range(40):
                 announce(away.reader, made, peer, place(1), via="somebody")
                 await away.look(1.0)
-            assert away.dialled[peer] <= 18
+            assert away.dialled[peer] <= 9
             assert away.events() == Counter([peer])
 
     run(body(), 90)
