@@ -770,8 +770,8 @@ def test_own_trouble_is_never_told_as_a_peers(
 
     async def body() -> None:
         async with world(tmp_path) as w:
-            made = make_artifact(tokens=100)
             a, b = await w.node(), await w.node()
+            made = make_artifact(a.publisher if place == "hearing" else None, tokens=100)  # then a head comes along
             w.give(a, made)
             if place == "hearing":
                 monkeypatch.setattr("kvswap.exchange.find.hear_heads", fail)
