@@ -257,7 +257,7 @@ async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[s
         node.events.add("withdrawn", artifact=row.id, publisher=own, reason=why)
     await _collect(node)
     for row in mine:
-        node.tell(row.id, row.document)  # who holds it looks it up here, and hears
+        node.tell(row.id, row.document, here=False)  # who holds it looks it up here, and hears
     return {"withdrawn": [row.id for row in mine], "why": why, "sequence": signed.head.sequence}
 
 

@@ -384,11 +384,14 @@ class Node:
 
     # -- announcing ------------------------------------------------------------------------------
 
-    def tell(self, artifact: str, document: str | None) -> None:
-        """Announce what is new: gossip it now, and give its provider records when their turn comes."""
+    def tell(self, artifact: str, document: str | None, *, here: bool = True) -> None:
+        """Announce what is new: gossip it now, and give its provider records when their turn comes.
+
+        `here`: it is in the store; where it is not any more at its turn, it gets no records.
+        """
         if self.p2p:
-            self.spawn(self.providing.add(artifact, document))
             self.spawn(self.gossip(artifact, document))
+            self.providing.add(artifact, document, here)
 
     async def announce(self, artifact: str, document: str | None) -> None:
         """Gossip an artifact and give provider records for it and its document, all at once.  Best effort."""

@@ -29,10 +29,10 @@ class Providing:
             "records to give", entries=_WAITING, size=lambda artifact, what: 256
         )
 
-    async def add(self, artifact: str, document: str | None) -> None:
-        """Line an artifact up; one that waits already keeps its place."""
+    def add(self, artifact: str, document: str | None, here: bool) -> None:
+        """Line an artifact up; one that waits already keeps its place.  What is `here` now must be at its turn too."""
         if artifact not in self.table:
-            self.table.put(artifact, (document, await asyncio.to_thread(self._is_here, artifact)))
+            self.table.put(artifact, (document, here))
 
     def _is_here(self, artifact: str) -> bool:
         return self._node.store.get_artifact(artifact) is not None
