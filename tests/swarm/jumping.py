@@ -7,20 +7,24 @@ it has to the file that `SOAK_COUNTS` names.  `SOAK_OFFSET` is how far on the cl
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from tests.swarm import tasks
+
 JUMP_SECONDS = 12 * 3600.0
+_real_run = trio.run
+_runs: list[trio.lowlevel.TrioToken] = []  # of the runs that began, the newest last
 _offset = [float(os.environ.get("SOAK_OFFSET", "0"))]
 
 
@@ -33,16 +37,31 @@ def _jump(*_: Any) -> None:
 
 
 def _count(*_: Any) -> None:
-    """In the main thread, while its loop runs."""
+    """In the main thread, while its loop runs; the tasks of trio are counted in its own."""
     target = Path(os.environ["SOAK_COUNTS"])
     counts = {
         "tasks": len(asyncio.all_tasks()),
-        "trio tasks": sum(type(o) is trio.lowlevel.Task for o in gc.get_objects()),
         "threads": threading.active_count(),
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
     }
-    target.with_suffix(".new").write_text(json.dumps(counts))
-    target.with_suffix(".new").replace(target)
+
+    def tell() -> None:
+        kinds = tasks.of_trio()
+        every = counts | {"trio tasks": kinds.total()}
+        target.with_suffix(".new").write_text(json.dumps({"counts": every, "kinds": kinds}))
+        target.with_suffix(".new").replace(target)
+
+    _runs[-1].run_sync_soon(tell)
+
+
+async def _noted(real: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    _runs.append(trio.lowlevel.current_trio_token())
+    return await real(*arguments)
+
+
+def _run(main: Callable[..., Awaitable[Any]], *arguments: Any, **more: Any) -> Any:
+    """`trio.run`, which is noted."""
+    return _real_run(partial(_noted, main), *arguments, **more)
 
 
 if __name__ == "__main__":
@@ -52,6 +71,7 @@ if __name__ == "__main__":
     import trio._core._run
 
     trio._core._run.perf_counter = time.perf_counter  # its clock holds the function itself
+    trio.run = _run
     signal.signal(signal.SIGUSR1, _jump)
     signal.signal(signal.SIGUSR2, _count)
     from kvswap.cli.main import main

@@ -2,7 +2,9 @@
 
 Its partner publishes, withdraws, is killed or stopped, and started again; a peer that has the same artifacts flips a
 bit of each chunk; the clocks jump by twelve hours.  Every fetch is followed by a comparison of every byte and by `rm`.
-An error that is not between such an event and the first fetch that works again is one that is not accounted for.
+An error is accounted for where an event explains just that code: a partner that is not connected again yet, what does
+not come from peers; a clock that jumped, what was under way by the old time, until something worked; a withdrawal,
+what is withdrawn.  The hostile peer explains nothing.
 
     python -m tests.swarm.soak [--fetches 20000] [--restarts 20] [--jumps 10] [--report docs/results/soak.md]
 """
@@ -34,7 +36,13 @@ FROM = 2_000  # the fetch from which growth counts
 MOST_GROWTH = 0.05
 _OF_PUBLISHED = 10  # each so many fetches, one is of what the partner published last
 _LIFE = 300 * 86_400
-_SETTLED = 3  # fetches that work again, after which an event explains no error any more
+_FROM_PEERS = frozenset({"not_found", "peer", "timeout", "busy", "token_refused", "bulk_unreachable"})
+_EXPLAINED = {  # codes of errors, by what is the case when the call begins
+    "the partner is not connected": _FROM_PEERS | {"integrity"},  # then only the hostile peer has it
+    "the clocks jumped": _FROM_PEERS | {"quota", "took_too_long"},
+    "it is withdrawn": frozenset({"not_found", "untrusted"}),
+}
+_LOOKS = 3  # at the counts, of which the least counts: what ends in a moment is not held
 
 
 @dataclass
@@ -45,6 +53,7 @@ class Sample:
     rss: int  # bytes
     counts: dict[str, int]  # tasks, threads, descriptors
     tables: dict[str, int]  # entries by name
+    kinds: dict[str, int] = field(default_factory=dict)  # tasks of trio
 
 
 @dataclass
@@ -59,7 +68,7 @@ class Report:
     withdrawn: int = 0
     seconds: float = 0.0
     lies: int = 0  # chunks of the hostile peer that were refused
-    explained: Counter[str] = field(default_factory=Counter)  # errors by the event before them
+    explained: Counter[str] = field(default_factory=Counter)  # errors by what explains them
     unexplained: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     most: dict[str, int] = field(default_factory=dict)  # bounds of the tables
@@ -89,7 +98,8 @@ class Soak:
         self._made = [make_artifact(tokens=9, seed=n, text=b"text %d" % n, lifetime=_LIFE) for n in range(STOCKED)]
         self._model = tiny_model(root / "model", "llama")
         self._offset = 0.0
-        self._event, self._works = "start", 0
+        self._apart = False  # the partner was restarted, and is not connected again
+        self._jumped = False  # and nothing was fetched since
         self._ours: list[str] = []  # published by the partner and not withdrawn, the oldest first
         nothing = {"KVSWAP_MODELS": str(root / "nothing"), "SOAK_COUNTS": str(root / "counts.json")}
         program = ("tests.swarm.jumping",)
@@ -106,7 +116,7 @@ class Soak:
             self._start()
             every = max(1, self._fetches // (self._restarts + 1))
             jump_every = max(1, self._fetches // (self._jumps + 1))
-            publish_every = max(5, self._fetches // 100)
+            publish_every = max(10, self._fetches // 100)
             for number in range(1, self._fetches + 1):
                 if time.monotonic() - began > seconds:
                     break
@@ -143,20 +153,26 @@ class Soak:
 
     # -- what happens ------------------------------------------------------------------------------
 
-    def _happened(self, event: str) -> None:
-        self._event, self._works = event, 0
+    def _causes(self, *, withdrawn: bool = False) -> list[str]:
+        """What is the case now that explains errors."""
+        if self._apart:
+            rows = {row["peer"]: row["connected"] for row in self.node.client.peers()}
+            self._apart = not rows.get(self.partner.ready["peer"], False)
+        told = {"it is withdrawn": withdrawn, "the clocks jumped": self._jumped}
+        told["the partner is not connected"] = self._apart
+        return [name for name, is_so in told.items() if is_so]
 
     def _restart(self) -> None:
         """Killed and stopped in turns."""
         how = signal.SIGKILL if self.report.restarts % 2 else signal.SIGTERM
-        self._happened("restart")
+        self._apart = True
         self.partner.stop(how)
         self.partner.env["SOAK_OFFSET"] = str(self._offset)
         self.partner.start()
         self.report.restarts += 1
 
     def _jump(self) -> None:
-        self._happened("jump")
+        self._jumped = True
         self._offset += JUMP_SECONDS
         for daemon in (self.node, self.partner):
             assert daemon.process is not None
@@ -167,14 +183,26 @@ class Soak:
         """One more, and when there are three, the oldest is withdrawn."""
         start = 200 * (self.report.published % 100)
         text = f"{self.report.published} {DOCUMENT.read_text()[start : start + 300]}"
+        causes = self._causes()
         try:
             self._ours.append(self.partner.client.publish(text)["artifact"])
             self.report.published += 1
             if len(self._ours) > 3:
-                self.partner.client.withdraw(self._ours.pop(0), "the soak")
-                self.report.withdrawn += 1
+                self._withdraw(self._ours.pop(0))
         except KvswapError as error:
-            self._failed("publish", error)
+            self._failed("publish", error, causes)
+
+    def _withdraw(self, artifact: str) -> None:
+        """Nobody gives it any more, which is the one error that is asked for."""
+        self.partner.client.withdraw(artifact, "the soak")
+        self.report.withdrawn += 1
+        causes = self._causes(withdrawn=True)
+        try:
+            self.node.client.fetch(artifact, force=True)
+        except KvswapError as error:
+            self._failed("fetch", error, causes)
+        else:
+            self.report.unexplained.append(f"fetch {self.report.fetches}: {artifact} came though it is withdrawn")
 
     # -- one fetch ---------------------------------------------------------------------------------
 
@@ -184,31 +212,33 @@ class Soak:
         if number % _OF_PUBLISHED == 0 and self._ours:
             made, name = None, self._ours[-1]
         for _ in range(200):
+            causes = self._causes()
             try:
                 self.node.client.fetch(name, force=True)
                 break
             except KvswapError as error:
-                if not self._failed("fetch", error):
+                if not self._failed("fetch", error, causes):
                     return
                 time.sleep(0.1)
         else:
-            self.report.unexplained.append(f"after {self._event}: {name} did not come any more")
+            self.report.unexplained.append(f"after {causes}: {name} did not come any more")
             return
+        self._jumped = False
         try:
             if made is not None:
                 self._compare(made)
             self.node.client.remove(name)
         except KvswapError as error:
-            self._failed("rm", error)
-        self._works += 1
+            self._failed("rm", error, [])
 
-    def _failed(self, what: str, error: KvswapError) -> bool:
-        """Whether an event explains it."""
-        told = f"fetch {self.report.fetches}, {what}: {type(error).__name__}: {error} ({error.cause})"
-        if self._works < _SETTLED:
-            self.report.explained[f"{self._event}: {what}: {type(error).__name__}"] += 1
-            return True
-        self.report.unexplained.append(told)
+    def _failed(self, what: str, error: KvswapError, causes: list[str]) -> bool:
+        """Whether something that was the case when the call began explains this very error."""
+        for cause in causes:
+            if error.code in _EXPLAINED[cause]:
+                self.report.explained[f"{cause}: {what}: {error.code}"] += 1
+                return True
+        told = f"fetch {self.report.fetches}, {what}: {error.code}: {error} ({error.cause})"
+        self.report.unexplained.append(f"{told}; {', '.join(causes) or 'nothing had happened'}")
         return False
 
     def _compare(self, made: Made) -> None:
@@ -221,22 +251,30 @@ class Soak:
     # -- looking -----------------------------------------------------------------------------------
 
     def _sample(self) -> None:
-        assert self.node.process is not None
-        target = self._root / "counts.json"
-        target.unlink(missing_ok=True)
-        self.node.process.send_signal(signal.SIGUSR2)
-        until(target.exists, 60, "the counts")
+        looks = [self._look() for _ in range(_LOOKS)]
+        counts = {name: min(look["counts"][name] for look in looks) for name in looks[0]["counts"]}
+        kinds = min((look["kinds"] for look in looks), key=lambda kinds: sum(kinds.values()))
         tables = self.node.client.status()["tables"]
         for row in tables:
             self.report.most[row["name"]] = row["most_entries"]
             if row["entries"] > row["most_entries"] or row["bytes"] > row["most_bytes"]:
                 self.report.unexplained.append(f"the table {row['name']} is beyond its bound: {row}")
+        assert self.node.process is not None
         rss = psutil.Process(self.node.process.pid).memory_info().rss
         entries: Counter[str] = Counter()
         for row in tables:
             entries[row["name"]] += row["entries"]
-        self.report.samples.append(Sample(self.report.fetches, rss, json.loads(target.read_text()), dict(entries)))
-        print(self.report.fetches, f"{rss / 1e6:.1f} MB", self.report.samples[-1].counts, flush=True)
+        self.report.samples.append(Sample(self.report.fetches, rss, counts, dict(entries), kinds))
+        print(self.report.fetches, f"{rss / 1e6:.1f} MB", counts, flush=True)
+
+    def _look(self) -> Any:
+        """What the node that is not restarted says of itself."""
+        assert self.node.process is not None
+        target = self._root / "counts.json"
+        target.unlink(missing_ok=True)
+        self.node.process.send_signal(signal.SIGUSR2)
+        until(target.exists, 60, "the counts")
+        return json.loads(target.read_text())
 
     def _end(self) -> None:
         """Everything is as it should be: nothing degraded, a clean store, no traceback."""
@@ -273,7 +311,7 @@ def told(report: Report) -> str:
         "",
         *rows,
         "",
-        "Errors that an event explains: "
+        "Errors that are explained: "
         + (", ".join(f"{name} ({n})" for name, n in sorted(report.explained.items())) or "none")
         + ".",
         "",
@@ -282,6 +320,7 @@ def told(report: Report) -> str:
         "",
         f"Grown by more than 5% from the {FROM:,}th fetch on: {'' if grown else 'nothing.' if enough else 'not judged.'}",
         *(f"* {n}: {a:,} to {b:,}" + _bound(report, n) for n, (a, b) in grown.items()),
+        *(f"* more tasks of trio: {name} ({n})" for name, n in _more(report, "trio tasks" in grown).items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -289,6 +328,12 @@ def told(report: Report) -> str:
 def _bound(report: Report, name: str) -> str:
     most = report.most.get(name.removeprefix("table: "))
     return f" (bound: {most:,})" if most is not None else ""
+
+
+def _more(report: Report, asked: bool) -> Counter[str]:
+    """Tasks of trio by kind that are there at the end and were not when growth began to count."""
+    first = next((s.kinds for s in report.samples if s.fetches >= FROM), {}) if asked else {}
+    return Counter(report.samples[-1].kinds) - Counter(first) if first else Counter()
 
 
 def _free_port() -> int:
