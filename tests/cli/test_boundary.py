@@ -330,3 +330,30 @@ def test_usage_errors_lead_to_the_help_of_their_verb(command: str, tmp_path: Pat
     done = kvswap(tmp_path, "--json", *command.split(), "--nope", typed="")
     verb = " ".join(word for word in command.split() if word not in ("--nope", "/nowhere"))
     assert json.loads(done.stdout.splitlines()[-1])["error"]["hint"] == f"kvswap {verb} --help"
+
+
+EARLY = """
+import builtins, os, signal, sys
+real, count, at = builtins.__import__, 0, int(sys.argv.pop(1))
+def counted(name, *rest, **named):
+    global count
+    count += count > 0 or name.startswith("kvswap.cli")  # from there on what runs is of this program
+    if count == at:
+        count += 1
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *rest, **named)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import runpy
+builtins.__import__ = counted
+runpy.run_module("kvswap", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("at", [1, 3, 20, 60, 150, 400, 1_000])
+def test_ctrl_c_while_the_program_starts_is_told(at: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, str(at), "--home", str(tmp_path), "model", "ls"], capture_output=True, timeout=120
+    )
+    text = quiet(done)
+    assert done.returncode == 130 or (at >= 400 and done.returncode == 0), (done.returncode, text)
+    assert "interrupted" in text or done.returncode == 0

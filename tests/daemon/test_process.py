@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from kvswap.core.errors import KvswapError
 from kvswap.core.runfile import RunFile
+from tests.core.test_failures import is_told
 from tests.support import DOCUMENT, Daemon, kvswap, last_json, until
 
 
@@ -233,5 +235,9 @@ def test_ending_while_the_model_works(
     assert started.wait(60)
     assert node.stop(number) == 0
     thread.join(30)
+    for failure in failures:  # none where it was just done
+        assert isinstance(failure, KvswapError)
+        is_told(failure)
+        assert failure.exit_code == 10 and "library" not in failure.cause  # it was not the model process that failed
     node.start()
     assert kvswap(node.home, "verify", "--store", "--json").returncode == 0
