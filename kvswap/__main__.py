@@ -1,5 +1,27 @@
-"""`python -m kvswap`."""
+"""Where the program begins: `kvswap`, and `python -m kvswap`."""
 
-from kvswap.cli.main import entry
+import os
+import sys
 
-entry()
+
+def entry() -> None:
+    """Run the command line.  Ctrl-C is told in one line from here on, also while modules are being imported."""
+    try:
+        from kvswap.cli.main import main
+
+        code = main()
+    except KeyboardInterrupt:
+        code = 130
+        _say(b"kvswap: interrupted; what was fetched is kept, the same command resumes\n")
+    sys.exit(code)
+
+
+def _say(line: bytes) -> None:
+    try:
+        os.write(2, line)
+    except OSError:  # standard error is closed
+        pass
+
+
+if __name__ == "__main__":
+    entry()

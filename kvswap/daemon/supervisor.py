@@ -172,7 +172,7 @@ class ModelProcess:
 
     def _check_stopping(self) -> None:
         if self._stopping:
-            raise WorkerFailed("the model process is stopping", cause="the daemon is", hint="kvswap status")
+            raise _the_end()
 
     async def _place(self, choice: ModelChoice) -> _Slot:
         """A new place, for which another may have to go: it ends its jobs first, and begins no others."""
@@ -257,13 +257,15 @@ class ModelProcess:
     async def _lost(self, slot: _Slot, lost: Lost, doing: str = "") -> WorkerFailed:
         """End a process that is of no more use; the error for who waited for it."""
         code = await slot.end(now=True)
+        if self._stopping:  # it did not fail
+            return _the_end()
         self.crashes += 1
         by_itself = lost.what.startswith("ended")
         after = f" (exit {code})" if by_itself else "; it was ended, the next request starts another"
         error = WorkerFailed(
             f"the model process {lost.what}{f', {doing}' if doing else ''}{after}",
             cause=f"{_KILLED}, or somebody killed it" if by_itself and code == -9 else lost.cause,
-            hint="kvswap status",
+            hint="the same command again: another process is started; kvswap.log may say more",
         )
         self.problems.note(_PROBLEM, error)
         return error
@@ -292,6 +294,14 @@ class ModelProcess:
         for slot in [s for s in self._slots if not s.users and s.used < oldest]:
             self._slots.remove(slot)
             await slot.end()
+
+
+def _the_end() -> WorkerFailed:
+    return WorkerFailed(
+        "the daemon ended before the model was done",
+        cause="somebody ended it, or this machine is shut down",
+        hint="kvswap daemon &, then the same command: what is stored stays",
+    )
 
 
 def _of_memory(error: WorkerFailed) -> bool:
