@@ -63,13 +63,9 @@ class Artifacts:
         return int(self._index.rows("SELECT COUNT(*) AS n FROM artifacts")[0]["n"])
 
     def ids_of(self, publisher: str, alive: float = -math.inf) -> list[str]:
-        """Return the ids of a publisher's artifacts that hold at `alive` (Unix seconds): not expired, not from later.
-
-        Without a time, all of them.
-        """
-        query = "SELECT id FROM artifacts WHERE publisher = ? AND expires > ? AND added <= ?"
-        added = alive + LIMITS.clock_skew_seconds if alive > -math.inf else math.inf
-        return [str(r["id"]) for r in self._index.rows(query, publisher, alive, added)]
+        """Return the ids of a publisher's artifacts that have not expired at `alive` (Unix seconds); by default all."""
+        query = "SELECT id FROM artifacts WHERE publisher = ? AND expires > ?"
+        return [str(r["id"]) for r in self._index.rows(query, publisher, alive)]
 
     def mentioning(self, publisher: str, text: bytes, sealed: str) -> list[ArtifactRow]:
         """Return a publisher's artifacts whose signed manifest contains `text`, and those of the dtype `sealed`."""
