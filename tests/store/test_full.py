@@ -98,6 +98,7 @@ def test_a_failed_save_of_what_was_measured_leaves_no_file(tmp_path: Path) -> No
         for _ in range(10):
             calibration.add_noise("model", {"a": 1.0})
             calibration.save()
+    calibration.close()  # its thread may still be at it
     assert [p.name for p in tmp_path.iterdir() if p.name != "calibration.json"] == []
 
 
