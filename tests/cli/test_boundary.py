@@ -183,7 +183,8 @@ def test_a_pipe_that_somebody_writes_to_is_read_to_its_end(tmp_path: Path) -> No
     assert done.returncode == 2 and "UTF-8" in quiet(done)
     done = shell("echo text | K ask /dev/stdin q", tmp_path)
     assert done.returncode == 10, quiet(done)
-    done = shell("mkfifo p; (sleep 1; cat /dev/zero | tr '\\0' x | head -c 20000000) > p & K publish p", tmp_path)
+    line = f"cd '{tmp_path}'; mkfifo p; (sleep 1; cat /dev/zero | tr '\\0' x | head -c 20000000) > p & K publish p"
+    done = shell(line, tmp_path)
     assert done.returncode == 2 and "limit" in quiet(done)
 
 
