@@ -1,4 +1,4 @@
-"""Where the program begins: `kvswap`, and `python -m kvswap`."""
+"""Begins the program: `kvswap`, and `python -m kvswap`."""
 
 import os
 import sys

@@ -25,7 +25,7 @@ class OnLoop:
             self._loop.call_soon_threadsafe(work, *arguments)
 
     def _running(self) -> bool:
-        """Whether this is called on a loop."""
+        """Say whether this is called on a loop, and remember which."""
         try:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:

@@ -243,7 +243,7 @@ class Api:
         return await send_rows(request, "artifacts", self._pages(request.query.get("document")))
 
     def _pages(self, document: str | None) -> Iterator[list[dict[str, Any]]]:
-        """What is listed, newest first, a page at a time: no list of all is ever in memory."""
+        """List what is here, newest first, a page at a time: no list of all is ever in memory."""
         if document:
             yield self._shown(self._node.store.artifacts(document))
             return

@@ -146,9 +146,8 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
         if wanted and unknown and node.policy.policy.caught(theirs.publisher) is None:
             candidates[theirs.publisher] = (other, peer)
 
-    for row in await asyncio.to_thread(node.store.artifacts, document):
-        if (held := await asyncio.to_thread(node.store.envelope, row.id)) is not None:
-            consider(held, None)
+    for held in await asyncio.to_thread(_held, node, document):
+        consider(held, None)
     names, manifest = statement.names, statement.manifest
     model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)
     query = messages.Find(AGENT, document=document, model=model, dtype=dtype)
@@ -167,6 +166,11 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
     asked_for = ((other, peer or holders.get(str(other.artifact))) for other, peer in chosen)
     marks = await asyncio.gather(*(_mark(node, other, peer, deadline) for other, peer in asked_for))
     return [mark for mark in marks if mark is not None]
+
+
+def _held(node: Node, document: str) -> list[bytes]:
+    rows = node.store.artifacts(document)
+    return [envelope for row in rows if (envelope := node.store.envelope(row.id)) is not None]
 
 
 def _in_turns(node: Node, offers: Sequence[Offer]) -> list[Offer]:

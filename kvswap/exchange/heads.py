@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kvswap.core.errors import NotAMember, NotFound, Untrusted, UsageError
 from kvswap.core.limits import LIMITS
@@ -19,19 +20,28 @@ from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.head import KIND, Head, SignedHead, accept, catalogue_root, make_head, read_head
 from kvswap.trust.keys import Key, replace
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _RENEW_SECONDS = LIMITS.head_seconds // 2
 
 
+def _one_at_a_time(function: Callable[Concatenate[Node, P], T]) -> Callable[Concatenate[Node, P], T]:
+    """Let one thread of a node at a time change or make heads; a function that holds the lock may call another."""
+
+    @functools.wraps(function)
+    def locked(node: Node, /, *arguments: P.args, **named: P.kwargs) -> T:
+        with node.heads_lock:
+            return function(node, *arguments, **named)
+
+    return locked
+
+
+@_one_at_a_time
 def own_head(node: Node) -> SignedHead | None:
     """Of what this node published and still holds to; signed anew when that changed, or half its life is over.
 
     None when it never published anything.  Blocks; a sequence is signed once, whoever asks.
     """
-    with node.heads_lock:
-        return _own_head(node)
-
-
-def _own_head(node: Node) -> SignedHead | None:
     own = str(node.publisher.peer_id)
     now = int(time.time())
     stamp, signed = node.head
@@ -51,20 +61,15 @@ def _own_head(node: Node) -> SignedHead | None:
 
 
 def _holding(node: Node, publisher: str) -> list[str]:
-    """What a publisher whose key is here stands by: what holds by the index, but for the few that are withheld.
+    """Name what a publisher whose key is here stands by: what holds by the index, but for the few that are withheld.
 
     No row is read of all the others: there may be tens of thousands.
     """
-    if node.policy.policy.caught(publisher) is not None:
+    withheld, caught = node.permission.withheld()
+    if publisher in caught:
         return []
-    withdrawn, withheld = node.records.withdrawn_by(publisher), set(node.records.withheld())
-    ids = [name for name in node.store.ids_of(publisher, time.time()) if name not in withdrawn]
-    return [name for name in ids if name not in withheld or _is_offered(node, name)]
-
-
-def _is_offered(node: Node, artifact: str) -> bool:
-    row = node.store.get_artifact(artifact)
-    return row is not None and node.permission.offered(row)
+    left_out = withheld | node.records.withdrawn_by(publisher).keys()
+    return [name for name in node.store.ids_of(publisher, time.time()) if name not in left_out]
 
 
 def _fresh(head: Head, now: int) -> bool:
@@ -101,13 +106,9 @@ def _known(node: Node, publisher: str) -> SignedHead | None:
     return read_head(row[1]) if row else None
 
 
+@_one_at_a_time
 def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
-    """Those that are known and have not expired, for a reader; our own first.  Blocks."""
-    with node.heads_lock:
-        return _heads_of(node, publishers)
-
-
-def _heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
+    """Return the heads that are known and have not expired, for a reader; our own first.  Blocks."""
     now = time.time()
     out: list[bytes] = []
     for publisher in dict.fromkeys([*publishers, *node.retired]):
@@ -121,13 +122,9 @@ def _heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
     return out
 
 
+@_one_at_a_time
 def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
     """Keep what is newer than what we have; a peer that passes on a forged one is not asked for a while.  Blocks."""
-    with node.heads_lock:
-        _hear(node, envelopes, peer)
-
-
-def _hear(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
     for signed in told(node, peer, KIND, envelopes, LIMITS.heads_told, read_head):
         head = signed.head
         if head.publisher == str(node.publisher.peer_id):
@@ -169,16 +166,12 @@ def _follow(node: Node, head: Head) -> None:
         node.events.add("trusted", publisher=then.peer, how=f"the successor of {head.publisher}")
 
 
+@_one_at_a_time
 def rotate(node: Node) -> dict[str, Any]:
     """Go on with a new publisher key: the old one names it, both sign, and who trusts the old one follows.
 
     The old key is kept, to say so for as long as somebody may ask.  Blocks.
     """
-    with node.heads_lock:
-        return _rotate(node)
-
-
-def _rotate(node: Node) -> dict[str, Any]:
     old, new = node.publisher, Key.generate()
     own_head(node)
     own = str(old.peer_id)
@@ -250,7 +243,7 @@ async def withdraw(node: Node, reference: str | Any, why: str) -> dict[str, Any]
 async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[str, Any]:
     """The same of these own artifacts."""
     own = str(node.publisher.peer_id)
-    signed = await asyncio.to_thread(_withdrawing, node, mine, why)
+    signed = await asyncio.to_thread(_sign_without, node, mine, why)
     for row in mine:
         with contextlib.suppress(NotFound):  # removed by hand in the same moment
             await asyncio.to_thread(node.store.remove, row.id)
@@ -261,11 +254,7 @@ async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[s
     return {"withdrawn": [row.id for row in mine], "why": why, "sequence": signed.head.sequence}
 
 
-def _withdrawing(node: Node, mine: list[ArtifactRow], why: str) -> SignedHead:
-    with node.heads_lock:
-        return _sign_without(node, mine, why)
-
-
+@_one_at_a_time
 def _sign_without(node: Node, mine: list[ArtifactRow], why: str) -> SignedHead:
     own = str(node.publisher.peer_id)
     withdrawn = node.records.withdrawn_by(own) | {row.id: why for row in mine}

@@ -43,7 +43,7 @@ class _Pause:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """When a peer showed that it is there."""
+    """Holds when a peer showed that it is there (monotonic seconds), and how."""
 
     at: float
     met: bool  # by a connection

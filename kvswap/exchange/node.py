@@ -415,7 +415,7 @@ class Node:
             self.events.add("announce_failed", artifact=artifact, reason=error.message)
 
     def may_tell(self, artifact: str) -> bool:
-        """Whether peers may hear of an artifact: one that is not here, or one that is offered.  Blocks."""
+        """Say whether peers may hear of an artifact: one that is not here, or one that is offered.  Blocks."""
         row = self.store.get_artifact(artifact)
         return row is None or self.permission.offered(row)
 

@@ -182,7 +182,7 @@ async def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, ter
 
 
 def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms) -> Statement:
-    """What is right in itself, by what this node knows and wants.  Blocks."""
+    """Judge what is right in itself by what this node knows and wants.  Blocks; raises what is wrong with it."""
     publisher = statement.manifest.publisher
     node.records.ask(str(statement.artifact))
     if wanted is not None:

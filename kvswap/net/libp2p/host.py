@@ -288,17 +288,15 @@ class TrioHost:
         every = list(self.host.get_network().connections.items())
         return [str(peer) for peer, connections in every if any(not c.is_closed for c in connections)]
 
-    def _is_connected(self, peer: ID) -> bool:
-        """Whether a connection to a peer can be used.
+    def _forget_closed(self, peer: ID) -> None:
+        """Take connections that are being closed off py-libp2p's list.
 
-        py-libp2p lists those that are being closed, opens no stream on them, and dials nobody whom it lists: they are
-        taken off the list.
+        It opens no stream on them, and dials nobody whom it lists.
         """
         network = self.host.get_network()
         for connection in list(network.get_connections(peer)):
             if connection.is_closed:
                 network.remove_conn(connection)
-        return bool(network.get_connections(peer))
 
     def connected_since(self, peer: str) -> float | None:
         """When the newest connection to a peer was made (Unix seconds); None without one."""
@@ -326,7 +324,7 @@ class TrioHost:
     async def _connect(self, info: PeerInfo) -> None:
         # py-libp2p refuses for a minute to dial whom it failed to reach; how long to wait is ours to decide.
         self.host.get_network().unblock_peer(info.peer_id)
-        self._is_connected(info.peer_id)
+        self._forget_closed(info.peer_id)
         await self.host.connect(info)
         self._remember(info)
         await self.dht.add_peer(info.peer_id, skip_server_mode_check=True)
@@ -337,7 +335,8 @@ class TrioHost:
     async def connect(self, address: PeerAddress) -> None:
         """Dial unless connected.  Raises `PeerError`."""
         peer = ID.from_string(address.peer)
-        if self._is_connected(peer):
+        self._forget_closed(peer)
+        if peer in self.host.get_connected_peers():
             return
         told = allowed(address.addresses, address.teller)
         self._gate.let(told, typed=address.teller == BY_HAND)
