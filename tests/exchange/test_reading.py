@@ -6,12 +6,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvswap.artifact import manifest as manifest_
 from kvswap.artifact.manifest import Manifest
 from kvswap.core import wire
 from kvswap.core.limits import LIMITS
+from kvswap.exchange.making import Made, make
+from kvswap.exchange.request import silent
 from kvswap.exchange.resolve import judge_envelope
 from tests.exchange.test_fetch import world
 from tests.support import FULL, make_artifact, run
@@ -55,3 +58,46 @@ def test_chunks_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(wire, "decode", decode)
     assert Manifest.parse(made.encode()) == made
     assert max(s for s in sizes if s != len(made.prefix.chain)) <= manifest_._TOGETHER
+
+
+def test_a_manifest_is_encoded_a_few_chunks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_artifact(tokens=700, block_tokens=1, specs=(FULL, FULL)).manifest
+    fields = {name: value for name, value in wire.plain(made).items() if value is not None or name == "document"}
+    sizes: list[int] = []
+    real = wire.plain
+
+    def plain(value: Any) -> Any:
+        sizes.append(len(value) if isinstance(value, list) else len(getattr(value, "chunks", ())))
+        return real(value)
+
+    monkeypatch.setattr(wire, "plain", plain)
+    assert made.encode() == wire.pack(fields)
+    assert len(made.chunks) > manifest_._TOGETHER and max(sizes) <= manifest_._TOGETHER
+
+
+def test_what_is_signed_is_encoded_and_read_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    real = Manifest.encode
+    monkeypatch.setattr(Manifest, "encode", lambda self: (threads.append(threading.get_ident()), real(self))[1])
+
+    artifact = make_artifact(tokens=9)
+    threads.clear()
+
+    async def computed(on_event: Any) -> dict[str, Any]:
+        for ref in artifact.manifest.chunks:
+            await on_event({"event": "chunk", "ref": wire.plain(ref), "data": artifact.chunks[ref.id], "us": 1})
+        return {}
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node()
+
+            async def describe(made: Made) -> Manifest:
+                publisher = str(node.publisher.peer_id)
+                return msgspec.structs.replace(artifact.manifest, chunks=made.refs, publisher=publisher)
+
+            statement = await make(node, computed, silent, describe, None)
+            assert statement.manifest.chunks == artifact.manifest.chunks
+            assert threads and threading.get_ident() not in threads
+
+    run(body())
