@@ -209,11 +209,8 @@ class Manifest(_Strict):
 
     def encode(self) -> bytes:
         """The payload bytes to sign."""
-        fields = wire.plain(self)
-        for name in _ABSENT:
-            if fields[name] is None:
-                del fields[name]  # absent, not null: one spelling
-        return wire.pack(fields)
+        told = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
+        return wire.pack_fields(told, _TOGETHER)
 
     @classmethod
     def parse(cls, payload: bytes, added: int = 0) -> Manifest:
@@ -261,9 +258,8 @@ class Manifest(_Strict):
 
     def to_json(self) -> dict[str, Any]:
         """What `kvswap show --json` prints: digests in hex, ids in their text form."""
-        out: dict[str, Any] = wire.jsonable(wire.plain(self))
-        for shown, chunk in zip(out["chunks"], self.chunks, strict=True):
-            shown["cid"] = str(chunk.id)
+        out: dict[str, Any] = wire.jsonable(wire.plain(msgspec.structs.replace(self, chunks=[])))
+        out["chunks"] = [wire.jsonable(wire.plain(chunk)) | {"cid": str(chunk.id)} for chunk in self.chunks]
         out["model"]["identity"] = self.model.digest.hex()
         for name in ("predictor", "fingerprint"):
             if (file := getattr(self, name)) is not None:
@@ -278,7 +274,7 @@ _NULL = b"\xc0"
 _TYPES = get_type_hints(Manifest, include_extras=True)
 _KNOWN = frozenset(_TYPES)
 _REQUIRED = tuple(field.name for field in msgspec.structs.fields(Manifest) if field.required)
-_TOGETHER = 512  # chunks that are decoded at a time: between two times other threads go on
+_TOGETHER = 512  # chunks that are decoded or encoded at a time: between two times other threads go on
 
 
 def _fields_of(told: dict[str, msgspec.Raw]) -> dict[str, Any]:

@@ -32,6 +32,24 @@ def pack(value: Any) -> bytes:
     return packed
 
 
+def pack_fields(values: dict[str, Any], each: int) -> bytes:
+    """Encode a map of structs, lists of them and plain values as `pack` would encode its plain form.
+
+    Lists are encoded `each` elements at a time, so that another thread never waits for all of a long one.
+    """
+    packer = msgpack.Packer(use_bin_type=True, strict_types=True)
+    parts = [packer.pack_map_header(len(values))]
+    for name, value in values.items():
+        parts.append(packer.pack(name))
+        if isinstance(value, list):
+            parts.append(packer.pack_array_header(len(value)))
+            for start in range(0, len(value), each):
+                parts += map(packer.pack, plain(value[start : start + each]))
+        else:
+            parts.append(packer.pack(plain(value)))
+    return b"".join(parts)
+
+
 def check(
     data: Any,
     error_type: type[KvswapError] = MalformedManifest,

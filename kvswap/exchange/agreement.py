@@ -16,8 +16,9 @@ from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import IntegrityError, KvswapError
 from kvswap.exchange.find import Offer, find
 from kvswap.exchange.node import AGENT, Node
+from kvswap.exchange.statement import read_current
 from kvswap.net import PeerAddress, messages
-from kvswap.trust import Statement, verify_envelope
+from kvswap.trust import Statement
 from kvswap.trust.accusation import Grounds, comparable, judge
 from kvswap.trust.agreement import compare
 from kvswap.trust.ladder import Level, Step
@@ -135,9 +136,9 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
         return []
     candidates: dict[str, tuple[Statement, str | None]] = {}
 
-    def consider(envelope: bytes, peer: str | None) -> None:
+    async def consider(envelope: bytes, peer: str | None) -> None:
         try:
-            other = verify_envelope(envelope, int(time.time()), node.groups.keys)
+            other = await read_current(node, envelope)
         except KvswapError:
             return
         theirs = other.manifest
@@ -147,7 +148,7 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
             candidates[theirs.publisher] = (other, peer)
 
     for held in await asyncio.to_thread(_held, node, document):
-        consider(held, None)
+        await consider(held, None)
     names, manifest = statement.names, statement.manifest
     model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)
     query = messages.Find(AGENT, document=document, model=model, dtype=dtype)
@@ -159,7 +160,7 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
     asked = [_manifest_of(node, offer, deadline) for offer in _in_turns(node, offers)[:_OFFERS]]
     for offer, envelope in await asyncio.gather(*asked):
         if envelope is not None:
-            consider(envelope, offer.peer)
+            await consider(envelope, offer.peer)
     trusts = node.policy.policy.trusts
     chosen = sorted(candidates.values(), key=lambda c: not trusts(c[0].manifest.publisher))[:_OTHERS]
     # Of an artifact that is here its fingerprint need not be: nobody fetches it who does not compare.

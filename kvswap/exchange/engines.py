@@ -105,7 +105,7 @@ async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Ma
         return await node.model.run(
             choice,
             "compare",
-            manifest=manifest.encode(),
+            manifest=await asyncio.to_thread(manifest.encode),
             chunks=str(node.store.chunks_directory),
             ids=list(computed.ids),
             key=made.seal.key if made.seal is not None else None,

@@ -111,7 +111,7 @@ async def make(
         fingerprint = await keep(FINGERPRINT, mark) if mark is not None else None
         ordered = sorted(refs, key=lambda r: (r.block, r.run))
         made = Made(result, ordered, named, fingerprint, sealing.seal if sealing is not None else None)
-        statement = sign(node, await describe(made), sealing)
+        statement = await asyncio.to_thread(sign, node, await describe(made), sealing)
         await asyncio.to_thread(list_artifact, node, statement)
     node.counters.published += 1
     row = statement.manifest

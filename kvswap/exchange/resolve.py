@@ -26,8 +26,9 @@ from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.outcomes import refuse_withheld, settled
 from kvswap.exchange.request import STRICT, Terms
+from kvswap.exchange.statement import read_current
 from kvswap.net import messages
-from kvswap.trust import Names, Statement, require_trust, verify_envelope
+from kvswap.trust import Names, Statement, require_trust
 from kvswap.trust.groups import OPEN
 
 _USABLE = 3  # artifacts of one document that are looked at
@@ -167,17 +168,9 @@ def _complete_here(node: Node, reference: str | Cid, group: str | None) -> list[
     return [envelope for r in rows if r.complete and (envelope := node.store.envelope(r.id)) is not None]
 
 
-async def _read(node: Node, envelope: bytes) -> Statement:
-    """A large one in a thread, which gives way between its chunks: the loop waits for no manifest."""
-    arguments = (envelope, int(time.time()), node.groups.keys)
-    if len(envelope) <= LIMITS.inline_envelope_bytes:
-        return verify_envelope(*arguments)
-    return await asyncio.to_thread(verify_envelope, *arguments)
-
-
 async def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Terms = STRICT) -> Statement:
     """Signature, life, model and dtype, exactness, trust.  Raises what is wrong with it."""
-    statement = await _read(node, envelope)
+    statement = await read_current(node, envelope)
     return await asyncio.to_thread(_judge, node, statement, wanted, terms)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -17,7 +18,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
 from kvswap.store import ArtifactRow, Listing
-from kvswap.trust import Statement
+from kvswap.trust import Statement, verify_envelope
 from kvswap.trust.envelopes import is_signed
 from kvswap.trust.groups import Sealing
 
@@ -45,6 +46,17 @@ def told(
         yield signed
 
 
+async def read_current(node: Node, envelope: bytes) -> Statement:
+    """Check a statement's envelope, signature, payload and life.  Raises as `verify_envelope` does.
+
+    A large one is read in a thread, which gives way between its chunks: the loop waits for no manifest.
+    """
+    arguments = (envelope, int(time.time()), node.groups.keys)
+    if len(envelope) <= LIMITS.inline_envelope_bytes:
+        return verify_envelope(*arguments)
+    return await asyncio.to_thread(verify_envelope, *arguments)
+
+
 def new_life(node: Node, supersedes: Cid | None = None) -> Life:
     """From now, for as long as this node's artifacts hold; `supersedes`: the artifact whose place it takes."""
     now = int(time.time())
@@ -53,7 +65,10 @@ def new_life(node: Node, supersedes: Cid | None = None) -> Life:
 
 
 def sign(node: Node, manifest: Manifest, sealing: Sealing | None = None) -> Statement:
-    """By this node's publisher key; `sealing`: for the members of a group, its files are sealed already."""
+    """By this node's publisher key; `sealing`: for the members of a group, its files are sealed already.
+
+    Blocks for as long as the manifest is large; call in a thread.
+    """
     for part in (manifest.model, manifest.document, manifest.prefix, manifest.layout, manifest.numerics):
         for name, value in wire.plain(part).items() if part is not None else ():
             if isinstance(value, str):
