@@ -14,6 +14,7 @@ from kvswap.core.files import read_file
 from kvswap.core.limits import LIMITS
 
 if TYPE_CHECKING:
+    from kvswap.core.ids import Cid
     from kvswap.trust import Group
 
 
@@ -97,10 +98,13 @@ def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Gr
         from kvswap.artifact.fingerprint import check_fingerprint
         from kvswap.artifact.tensors import verify_tensors
 
-        tensors = load(manifest, lambda cid: (chunks / str(cid)).read_bytes(), seal=statement.seal)
+        def chunk(cid: Cid) -> bytes:
+            return read_file(chunks / str(cid), LIMITS.chunk_frame_bytes)
+
+        tensors = load(manifest, chunk, seal=statement.seal)
         verify_tensors(manifest, tensors)
         if (mark := manifest.fingerprint) is not None:
-            check_fingerprint(mark, tensors, (chunks / str(mark.id)).read_bytes(), statement.seal)
+            check_fingerprint(mark, tensors, chunk(mark.id), statement.seal)
         checked = len(manifest.chunks)
     output.result(
         {"valid": True, "artifact": str(statement.artifact), "chunks_checked": checked, "manifest": manifest.to_json()},

@@ -17,6 +17,7 @@ import logging
 import sys
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvswap.core.errors import (
@@ -71,6 +72,13 @@ _LOCAL: dict[int, tuple[str, str, str]] = {
     errno.EAFNOSUPPORT: ("the kind of address is not supported", "IPv6 is switched off here", "an IPv4 address"),
     errno.EBADF: ("a file was closed under kvswap", "standard input or output is closed", "open it"),
 }
+
+
+class Misplaced(OSError):
+    """What lies under the name of a file cannot be that file: a pipe, a socket, a directory, a device, or too large."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(errno.EINVAL, f"it is {what}", str(path))
 
 
 def as_kvswap_error(error: BaseException, doing: str = "") -> KvswapError:
@@ -190,6 +198,10 @@ def _where(error: OSError) -> str:
 def _of_system(error: OSError, start: str) -> KvswapError:
     code = error.errno if type(error).__name__ not in ("gaierror", "herror") else None
     where = _where(error)
+    if isinstance(error, Misplaced):
+        name = printable(str(error.filename))
+        cause, hint = "something else lies in the place of a file", f"ls -l {name}; mv {name} elsewhere"
+        return LocalFault(f"{start}{where}{error.strerror}", cause=cause, hint=hint)
     if code in _FULL:
         return StoreFull(f"{start}{where}{_FULL[code]}", cause="no room is left; nothing was lost", hint=_ROOM)
     if code in _LOCAL:

@@ -1,7 +1,8 @@
-"""Reading files whose name somebody typed: of a bounded size, of a kind that ends, and never waiting in silence."""
+"""Reading files, our own and those that somebody named: of a bounded size, of a kind that ends, nothing waited for."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvswap.core.errors import InvalidDocument, UsageError
-from kvswap.core.failures import as_kvswap_error
+from kvswap.core.failures import Misplaced, as_kvswap_error
 from kvswap.core.text import printable
 
 Note = Callable[[str], None]
@@ -18,6 +19,7 @@ Note = Callable[[str], None]
 _WRITER_SECONDS = 5.0  # for which a pipe that nobody has open for writing is waited for
 _QUIET_SECONDS = 1.0  # after which it is said that a pipe is waited for
 _PIECE = 1 << 20
+_READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # of a pipe too, which opening waits for
 
 
 def kind_of(mode: int) -> str:
@@ -44,6 +46,49 @@ def exists(path: Path) -> bool:
     return True
 
 
+def open_regular(path: Path) -> int:
+    """Return a descriptor for reading a regular file of our own, without waiting for anything.
+
+    Raises `Misplaced` where something else lies under its name, or `OSError`.
+    """
+    try:
+        descriptor = os.open(path, _READING)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise Misplaced(path, f"{_lying(path)}, not a regular file") from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise Misplaced(path, f"{kind_of(mode)}, not a regular file")
+    return descriptor
+
+
+def read_kept(path: Path, limit: int) -> bytes:
+    """Return the whole of a file of our own.  Raises `Misplaced` for one that is larger or none, or `OSError`."""
+    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise Misplaced(path, f"larger than {limit} bytes")
+        return file.read()
+
+
+def check_regular(path: Path) -> None:
+    """Raise `Misplaced` where something lies under the name of a file that is none; asked of what others open."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # who opens it will see
+        return
+    if not stat.S_ISREG(mode):
+        raise Misplaced(path, f"{kind_of(mode)}, not a regular file")
+
+
+def _lying(path: Path) -> str:
+    try:
+        return kind_of(path.stat().st_mode)
+    except OSError:
+        return "something that cannot be opened"
+
+
 def read_file(path: Path, limit: int, *, streams: bool = False, note: Note = lambda text: None) -> bytes:
     """Return the bytes of a file, at most one more than `limit`, so that the caller can tell that it is too large.
 
@@ -52,7 +97,7 @@ def read_file(path: Path, limit: int, *, streams: bool = False, note: Note = lam
     """
     name = printable(str(path))
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        descriptor = os.open(path, _READING)
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
     try:

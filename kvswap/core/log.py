@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import sys
 import threading
 from pathlib import Path
 from types import TracebackType
 
 from kvswap.core.failures import said
+from kvswap.core.files import check_regular
 from kvswap.core.text import printable
 
 NAME = "kvswap.log"
@@ -44,9 +46,11 @@ class _File(logging.handlers.RotatingFileHandler):
         super().__init__(path, maxBytes=_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace", delay=True)
 
     def _open(self):  # type: ignore[no-untyped-def]
-        made = super()._open()
-        Path(self.baseFilename).chmod(0o600)
-        return made
+        path = Path(self.baseFilename)
+        check_regular(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, 0o600)
+        return os.fdopen(descriptor, self.mode, encoding=self.encoding, errors=self.errors)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kvswap.core.bounded import Table
+from kvswap.core.failures import Misplaced
+from kvswap.core.files import read_kept
 from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import Problems, Writer
 from kvswap.core.whole import write_whole
@@ -44,15 +46,13 @@ class Calibration:
         self._writing = threading.Lock()
         self._writer: Writer[tuple[int, bytes]] = Writer("calibration", self._write, budget=_WAITING_BYTES)
         try:
-            if path.stat().st_size > LIMITS.config_bytes:
-                raise ValueError("too large")
-            read = json.loads(path.read_text())
+            read = json.loads(read_kept(path, LIMITS.config_bytes))
             for part in self._data:
                 if isinstance(read.get(part), dict):
                     self._data[part] = read[part]
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             self._set_aside(problems, error)
         self.links: Table[str, dict[str, Any]] = Table(
             "links", entries=_PEERS_KEPT, size=lambda peer, row: 512, keep=lambda peer, row: "rate" in row
@@ -62,7 +62,7 @@ class Calibration:
                 self.links.put(peer, row, peer)
 
     def _set_aside(self, problems: Problems | None, why: Exception) -> None:
-        if isinstance(why, ValueError | AttributeError):
+        if isinstance(why, Misplaced) or not isinstance(why, OSError):
             with contextlib.suppress(OSError):
                 os.replace(self._path, self._path.with_suffix(".damaged"))
         if problems is not None:

@@ -90,7 +90,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
+        if not path.exists():
+            path.touch(mode=0o600)
         self._index = Index(path, _MIGRATIONS, "FULL")
 
     def close(self) -> None:

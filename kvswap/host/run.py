@@ -23,6 +23,8 @@ from aiohttp import web
 from kvswap.client import AsyncClient
 from kvswap.core import checks
 from kvswap.core.errors import KvswapError, NotFound, UsageError
+from kvswap.core.files import read_kept
+from kvswap.core.limits import LIMITS
 from kvswap.core.log import start_log
 from kvswap.core.settings import Fault, invalid, models_directory
 from kvswap.host.admission import Admission
@@ -74,8 +76,8 @@ def host_key(home: Path) -> Key:
 def written_url(home: Path) -> str:
     """Where the host of a home is, or was last, reached.  Raises `NotFound`."""
     try:
-        return str(json.loads((home / "host.json").read_text())["url"])
-    except (OSError, ValueError, LookupError):
+        return str(json.loads(read_kept(home / "host.json", LIMITS.config_bytes))["url"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise NotFound("no host was started for this home", hint="kvswap host --model NAME") from None
 
 
@@ -83,7 +85,14 @@ def _salts(home: Path) -> bytes:
     path = home / "keys" / "host.secret"
     if not path.exists():
         write_private(path, secrets.token_hex(32) + "\n")
-    return bytes.fromhex(private_text(path))
+    try:
+        return bytes.fromhex(private_text(path))
+    except ValueError as error:
+        raise UsageError(
+            f"the file {path} does not hold hex digits",
+            cause="a damaged disk, or another program",
+            hint=f"mv {path} elsewhere: another one is made, and documents are read again",
+        ) from error
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -6,13 +6,19 @@ A file that is damaged is set aside; where a file can be read and not written, a
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import quote
 
+from kvswap.core.failures import Misplaced
+from kvswap.core.files import check_regular
+
+_log = logging.getLogger(__name__)
 _PRAGMAS = ("foreign_keys=ON", "busy_timeout=10000")
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _UNWRITABLE = frozenset(
@@ -41,7 +47,11 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def connect(path: Path, synchronous: str = "NORMAL") -> sqlite3.Connection:
-    """Open a database with the write-ahead log, readable by its user alone.  Raises `sqlite3.Error`."""
+    """Open a database with the write-ahead log, readable by its user alone.
+
+    Raises `sqlite3.Error`; what lies under its name and is no file is a damaged database.
+    """
+    _check_kind(path)
     db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
     try:
         db.row_factory = sqlite3.Row
@@ -53,6 +63,22 @@ def connect(path: Path, synchronous: str = "NORMAL") -> sqlite3.Connection:
     with contextlib.suppress(OSError):
         path.chmod(0o600)
     return db
+
+
+def _check_kind(path: Path) -> None:
+    """SQLite waits for pipes and reads devices without end; what is no log of its own holds nothing."""
+    try:
+        check_regular(path)
+    except Misplaced as error:
+        damage = sqlite3.DatabaseError(str(error.strerror))
+        damage.sqlite_errorcode = sqlite3.SQLITE_NOTADB
+        raise damage from error
+    for log in _logs(path):
+        try:
+            check_regular(log)
+        except Misplaced as error:
+            _log.warning("%s is set aside: %s", log, error.strerror)
+            _move(log)
 
 
 def in_memory() -> sqlite3.Connection:
@@ -71,6 +97,10 @@ def copied(path: Path) -> sqlite3.Connection:
     empty.
     """
     memory = in_memory()
+    try:
+        _check_kind(path)
+    except (sqlite3.Error, OSError):
+        return memory
     for source in (_beside, _as_it_is):
         try:
             source(path, memory)
@@ -129,8 +159,19 @@ def write_back(db: sqlite3.Connection, path: Path) -> None:
 def set_aside(database: Path) -> None:
     """Move a damaged file out of the way of a new one; its log goes with it.  Raises `OSError`."""
     if database.exists():
-        os.replace(database, database.with_suffix(".damaged"))
+        _move(database, database.with_suffix(".damaged"))
     _drop_log(database)
+
+
+def _move(path: Path, aside: Path | None = None) -> None:
+    aside = aside or Path(f"{path}.damaged")
+    if os.path.lexists(aside) and (aside.is_dir() or path.is_dir()):  # neither takes the place of the other
+        aside = Path(f"{aside}.{time.time_ns()}")
+    os.replace(path, aside)
+
+
+def _logs(database: Path) -> list[Path]:
+    return [Path(f"{database}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
 
 
 def _drop_log(database: Path) -> None:
@@ -140,7 +181,7 @@ def _drop_log(database: Path) -> None:
 
 def sync(path: Path) -> None:
     """Make a file, or the names in a directory, durable.  Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
     finally:

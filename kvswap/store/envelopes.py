@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvswap.core.errors import UsageError
+from kvswap.core.files import read_kept
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.store.database import sync
@@ -82,9 +83,8 @@ class Envelopes:
             os.close(descriptor)
 
     def read(self, artifact: str) -> bytes:
-        """Return the envelope.  Raises `OSError`."""
-        with self._path(artifact).open("rb") as file:
-            return file.read(LIMITS.manifest_bytes + 1)
+        """Return the envelope.  Raises `Misplaced` where it cannot be one, or `OSError`."""
+        return read_kept(self._path(artifact), LIMITS.manifest_bytes)
 
     def bury(self, artifact: str, *, durable: bool = True) -> None:
         """Remove an envelope and its pin, but remember that until `forget`.  Raises `OSError`."""

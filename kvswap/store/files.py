@@ -13,14 +13,17 @@ import errno
 import itertools
 import mmap
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
 
-from kvswap.core.errors import NotFound, StoreFull, UsageError
-from kvswap.core.failures import as_kvswap_error
+from kvswap.core.errors import IntegrityError, NotFound, StoreFull, UsageError
+from kvswap.core.failures import Misplaced, as_kvswap_error
+from kvswap.core.files import open_regular, read_kept
 from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.store import direct
 from kvswap.store.database import set_aside, sync
 
@@ -33,15 +36,24 @@ def chunk_path(chunks: Path, cid: Cid) -> Path:
     return chunks / name[-2:] / name
 
 
+def wrong_chunk(cid: Cid, what: str) -> IntegrityError:
+    """Return the error of a file that is not the chunk of its name."""
+    return IntegrityError(
+        f"chunk {cid} {what}", cause="the disk, or somebody, changed the file", hint="kvswap fetch it again"
+    )
+
+
 def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
     """What reads chunks below that directory in another process than the node's; whoever reads checks.
 
-    It raises `NotFound`.
+    It raises `NotFound`, and `IntegrityError` for what cannot be a chunk.
     """
 
     def read(cid: Cid) -> bytes:
         try:
-            return chunk_path(chunks, cid).read_bytes()
+            return read_kept(chunk_path(chunks, cid), LIMITS.chunk_frame_bytes)
+        except Misplaced as error:
+            raise wrong_chunk(cid, f"on disk cannot be it: {error.strerror}") from error
         except FileNotFoundError:
             raise NotFound(
                 f"chunk {cid} is not in the store any more", cause="it was removed meanwhile", hint="kvswap fetch"
@@ -164,8 +176,8 @@ class ChunkFiles:
 
     @contextlib.contextmanager
     def open(self, cid: Cid) -> Iterator[ChunkFile]:
-        """The bytes as they are on disk; the caller checks them.  Raises `FileNotFoundError`."""
-        descriptor = os.open(self.path(cid), os.O_RDONLY)
+        """The bytes as they are on disk; the caller checks them.  Raises `FileNotFoundError`, `Misplaced`."""
+        descriptor = open_regular(self.path(cid))
         try:
             yield ChunkFile(descriptor)
         finally:
@@ -176,8 +188,11 @@ class ChunkFiles:
 
     def set_aside(self, cid: Cid) -> None:
         """Move a wrong file out of the way, kept for whoever wants to know why."""
+        aside = self.quarantine / str(cid)
+        if os.path.lexists(aside):  # a file cannot take the place of a directory, nor a directory that of a file
+            aside = self.quarantine / f"{cid}.{time.time_ns()}"
         with contextlib.suppress(OSError):
-            os.replace(self.path(cid), self.quarantine / str(cid))
+            os.replace(self.path(cid), aside)
 
     def clear_temporary(self) -> None:
         """Drop what a crash left half-written."""
@@ -214,4 +229,4 @@ def _listed(directory: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
         return []
 
 
-__all__ = ["ChunkFile", "ChunkFiles", "chunk_path", "chunk_reader", "set_aside"]
+__all__ = ["ChunkFile", "ChunkFiles", "chunk_path", "chunk_reader", "set_aside", "wrong_chunk"]

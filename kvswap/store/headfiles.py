@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvswap.core.errors import UsageError
+from kvswap.core.files import read_kept
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.whole import write_whole
@@ -41,5 +42,4 @@ class HeadFiles:
         """Yield publisher and envelope of each that can be read; nothing of it is checked."""
         for path in sorted(self._directory.glob(f"*{_KIND}")):
             with contextlib.suppress(OSError, UsageError):
-                if path.stat().st_size <= LIMITS.head_bytes:
-                    yield str(PeerId.parse(path.stem)), path.read_bytes()
+                yield str(PeerId.parse(path.stem)), read_kept(path, LIMITS.head_bytes)

@@ -53,7 +53,9 @@ class Home:
             ) from error
         for path in (p for pattern in _PRIVATE for p in self.path.glob(pattern)):
             with contextlib.suppress(OSError):
-                path.chmod(0o700 if path.is_dir() else 0o600)
+                mode = path.lstat().st_mode
+                if stat.S_ISDIR(mode) or stat.S_ISREG(mode):  # what a link leads to is not this home's
+                    path.chmod(0o700 if stat.S_ISDIR(mode) else 0o600)
 
     def _try_to_write(self) -> None:
         """A disk that is full is good enough to start on; one that refuses to be written is not."""

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from kvswap.core.errors import StoreLocked
+from kvswap.core.files import check_regular
 
 
 def hold(path: Path, what: Path) -> int:
@@ -14,8 +15,10 @@ def hold(path: Path, what: Path) -> int:
 
     Raises `StoreLocked`, naming `what`, when another process has it, and `OSError`.
     """
+    if not path.is_dir():
+        check_regular(path)
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import islice
 
 from kvswap.core.errors import KvswapError, Untrusted
+from kvswap.core.failures import Misplaced
 from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
 from kvswap.store.envelopes import Envelopes, Kept
@@ -104,7 +105,7 @@ class Rebuild:
             listing = reader(self._envelopes.read(kept.id))
         except Untrusted:
             return False  # of a group whose key is not here: it stays, for when the key comes back
-        except KvswapError:
+        except (KvswapError, Misplaced):
             listing = None
             self._envelopes.set_aside(kept.id, self._files.quarantine)
         if listing is None or listing.row.id != kept.id:

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound, StoreFull
-from kvswap.core.failures import as_kvswap_error
+from kvswap.core.failures import Misplaced, as_kvswap_error
 from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
 from kvswap.store.artifacts import Artifacts
 from kvswap.store.behind import Behind
 from kvswap.store.envelopes import Envelopes
-from kvswap.store.files import ChunkFile, ChunkFiles
+from kvswap.store.files import ChunkFile, ChunkFiles, wrong_chunk
 from kvswap.store.index import Index
 from kvswap.store.leases import Leases
 from kvswap.store.listing import ArtifactRow, Listing, Reader, StoreReport
@@ -279,7 +279,7 @@ class Store(Artifacts):
             except FileNotFoundError:
                 self._forget(cid)
                 raise NotFound(f"chunk {cid} is listed but its file is gone", cause="somebody deleted it") from None
-            except IsADirectoryError:
+            except Misplaced:
                 self._wrong(cid)
             except OSError as error:
                 raise as_kvswap_error(error, f"reading chunk {cid}") from error
@@ -308,11 +308,7 @@ class Store(Artifacts):
     def _wrong(self, cid: Cid) -> NoReturn:
         self._forget(cid)
         self._files.set_aside(cid)
-        raise IntegrityError(
-            f"chunk {cid} on disk does not have its digest; it was set aside",
-            cause="the disk, or somebody, changed the file",
-            hint="kvswap fetch it again",
-        )
+        raise wrong_chunk(cid, "on disk does not have its digest; it was set aside")
 
     @property
     def chunks_directory(self) -> Path:

@@ -148,13 +148,21 @@ def keys_of(groups: Iterable[Group]) -> Keys:
     return find
 
 
+def _stored(path: Path) -> Group:
+    try:
+        return Group.from_text(private_text(path))
+    except UsageError as error:
+        error.about(str(path))
+        raise
+
+
 class Groups:
     """The groups of a node: a file each, mode 0600, in a directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         files = sorted(directory.glob("*.group"))
-        self._groups = {g.name: g for g in (Group.from_text(private_text(path)) for path in files)}
+        self._groups = {g.name: g for g in map(_stored, files)}
 
     def all(self) -> list[Group]:
         return list(self._groups.values())

@@ -17,7 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from kvswap.core.errors import IntegrityError, UsageError
+from kvswap.core.failures import Misplaced
+from kvswap.core.files import open_regular
 from kvswap.core.ids import PeerId
+from kvswap.core.limits import LIMITS
 from kvswap.core.whole import sync_directory, write_whole
 
 _P = 2**255 - 19
@@ -93,11 +96,21 @@ def write_private(path: Path, text: str) -> None:
 
 
 def private_text(path: Path) -> str:
-    """What is in a file that only its owner may read.  Raises `UsageError` when others may."""
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise UsageError(f"the key file {path} has mode {mode:o}: others may read it", hint=f"chmod 600 {path}")
-    return path.read_text().strip()
+    """What is in a file that only its owner may read.  Raises `UsageError` when others may, or it is no such file."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise UsageError(f"the key file {path} has mode {mode:o}: others may read it", hint=f"chmod 600 {path}")
+            return file.read(LIMITS.config_bytes).decode().strip()
+    except Misplaced as error:
+        raise UsageError(
+            f"the key file {path} cannot be read: {error.strerror}",
+            cause="something else lies in its place",
+            hint=f"mv {path} elsewhere, and put a copy of the key in its place",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the key file {path} is not text", cause="a damaged file, or another than meant") from error
 
 
 def load_or_create(path: Path) -> Key:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kvswap.core.errors import UsageError
-from kvswap.core.failures import as_kvswap_error
+from kvswap.core.failures import Misplaced, as_kvswap_error
+from kvswap.core.files import read_kept
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import MIB
 from kvswap.core.whole import write_whole
@@ -80,21 +81,23 @@ class PolicyFile:
         self.policy = Policy(str(own), *self._read())
 
     def _read(self) -> tuple[dict[str, Publisher], dict[str, Caught], dict[str, Caught]]:
-        if not self._path.exists():
-            return {}, {}, {}
         try:
-            if self._path.stat().st_size > _FILE_BYTES:
-                raise ValueError("the file is too large")
-            data = json.loads(self._path.read_text())
+            data = json.loads(read_kept(self._path, _FILE_BYTES))
             read = [Publisher(**{k: row[k] for k in ("peer", "label", "added", "how")}) for row in data["publishers"]]
             names = ("peer", "since", "why", "artifact", "evidence")
             caught, lifted = (
                 [Caught(**{k: row[k] for k in names}, rules=row.get("rules", 1)) for row in data.get(kind, [])]
                 for kind in ("distrusted", "lifted")
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except FileNotFoundError:
+            return {}, {}, {}
+        except (Misplaced, ValueError, KeyError, TypeError, RecursionError) as error:
             # Never fall back to an empty or open list: an unreadable policy is an error.
-            raise UsageError(f"cannot read the trust list {self._path}: {error}") from error
+            raise UsageError(
+                f"cannot read the trust list {self._path}: {error.strerror if isinstance(error, Misplaced) else error}",
+                cause="another program changed it, or a damaged disk",
+                hint=f"put a copy in its place, or mv {self._path} elsewhere and kvswap trust add again",
+            ) from error
         void = {c.peer: c for c in (*lifted, *caught) if c.void}
         return {p.peer: p for p in read}, {c.peer: c for c in caught if not c.void}, void
 

@@ -136,7 +136,7 @@ def places(home: Path) -> list[str]:
 def test_a_home_with_something_else_in_the_place_of_a_file_is_opened_or_refused(
     whole: Path, tmp_path: Path, kind: str
 ) -> None:
-    device = os.stat("/dev/zero")
+    device = Path("/dev/zero").stat()
     named = places(whole)
     assert len(named) > 20, named
     for number, name in enumerate(named):
@@ -149,7 +149,7 @@ def test_a_home_with_something_else_in_the_place_of_a_file_is_opened_or_refused(
         for use in (journal_of, written_url, host_key, _salts, RunFile.read):
             within(f"{use.__name__} with a {kind} at {name}", lambda home=home, use=use: use(home))
         shutil.rmtree(home)
-    assert os.stat("/dev/zero").st_mode == device.st_mode  # neither written nor closed to others
+    assert Path("/dev/zero").stat().st_mode == device.st_mode  # neither written nor closed to others
 
 
 # what a node cannot do without, and what it can
