@@ -324,8 +324,9 @@ class AsyncClient:
         strangers: bool = False,
         group: str | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        from kvswap.client.loading import LocalPrefill, load_for
+        from kvswap.client.loading import LocalPrefill, check_precision, load_for
 
+        await asyncio.to_thread(check_precision, model)
         began, document = time.perf_counter(), document_digest(check_text(text))
         try:
             artifact = await self.fetch(document, tofu=tofu, strangers=strangers, group=group, text=text)

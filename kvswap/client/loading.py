@@ -53,6 +53,13 @@ def live_identity(model: Any) -> bytes:
     return identity(model)
 
 
+def check_precision(model: Any) -> None:
+    """Raise `Incompatible` where this process computes in reduced precision, before anything is fetched for it."""
+    from kvswap.model.precision import check
+
+    check(str(model.device))
+
+
 class LocalPrefill:
     """Canonical prefill of a text in this process, from its start or from a fetched beginning."""
 
@@ -60,6 +67,7 @@ class LocalPrefill:
         from kvswap.model.load import LoadedModel
         from kvswap.model.prefill import check_length, check_reach
 
+        check_precision(model)
         self._loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
         self._block_tokens = block_tokens
         self._ids = self._loaded.tokenize(text)

@@ -372,8 +372,9 @@ class Client:
         Of a document that nobody published, the beginning that it shares with a published one is fetched.
         Returns the cache and a report: `action`, `reason`, `seconds`, `tokens`, `fetched_tokens`, `artifact`.
         """
-        from kvswap.client.loading import LocalPrefill, load_for
+        from kvswap.client.loading import LocalPrefill, check_precision, load_for
 
+        check_precision(model)
         began, document = time.perf_counter(), document_digest(check_text(text))
         try:
             artifact = self.fetch(document, tofu=tofu, strangers=strangers, group=group, text=text)

@@ -23,6 +23,7 @@ from kvswap.core.errors import KvswapError, MalformedMessage, WorkerFailed
 from kvswap.core.limits import LIMITS
 from kvswap.core.tasks import until_done
 from kvswap.exchange.model_port import OnEvent, Tell
+from kvswap.model.precision import VARIABLES
 from kvswap.worker import protocol, start
 
 _log = logging.getLogger("kvswap.worker")
@@ -270,8 +271,10 @@ class Child:
 def environment(of: Mapping[str, str]) -> dict[str, str]:
     """The environment of a model process, from the node's.
 
-    An empty entry of PYTHONPATH, or ".", means the current directory of the node: nothing is run from there.
+    An empty entry of PYTHONPATH, or ".", means the current directory of the node: nothing is run from there.  What
+    would change how libraries compute (`VARIABLES`) is left out.
     """
+    of = {name: value for name, value in of.items() if name not in VARIABLES}
     out = {**of, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
     named = [Path(p) for p in out.pop("PYTHONPATH", "").split(os.pathsep) if p]
     paths = [str(p.absolute()) for p in named if p.is_absolute() or p.resolve() != Path.cwd()]

@@ -18,7 +18,7 @@ import torch
 from blake3 import blake3
 
 from kvswap.core.errors import Incompatible, KvswapError
-from kvswap.model import opening, probing, reach
+from kvswap.model import opening, precision, probing, reach
 from kvswap.model.files import check_directory, state, weight_files
 from kvswap.model.identity import directory_identity
 from kvswap.model.settle import settle
@@ -142,6 +142,7 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _check_state(model: Any) -> None:
     """Refuse what changes the computation and is no tensor."""
+    precision.check(str(model.device))
     if model.training:
         raise _differs("the model is in training mode", hint="model.eval()")
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):

@@ -11,8 +11,9 @@ from typing import Any
 
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core.errors import Incompatible, InvalidDocument, UsageError
-from kvswap.model import files, opening, reach
+from kvswap.model import files, opening, precision, reach
 from kvswap.model.identity import directory_identity
+from kvswap.model.processor import isa
 from kvswap.model.settle import settle
 
 SCHEDULE = "blocks"  # prefill in blocks of a fixed number of tokens, one forward each, from position 0
@@ -59,7 +60,7 @@ class LoadedModel:
             torch=str(torch.__version__),
             transformers=str(transformers.__version__),
             device=_device_name(self.device),
-            isa=torch.backends.cpu.get_cpu_capability() if self.device == "cpu" else "",
+            isa=isa(self.device, self.dtype),
             threads=torch.get_num_threads(),
             claim="bitwise",
         )
@@ -145,6 +146,7 @@ def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", thr
     from kvswap.model import probing
 
     settle()
+    precision.set_full()
     quiet_transformers()
     if dtype not in ("bfloat16", "float16", "float32"):
         raise UsageError(f"unknown dtype {dtype!r}", hint="bfloat16, float16 or float32")

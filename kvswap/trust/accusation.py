@@ -89,7 +89,7 @@ def comparable(theirs: Numerics, ours: Numerics, names: Sequence[str] = _ENVIRON
     other = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
     if not other:
         return ""
-    said = ", ".join(f"{name} {getattr(theirs, name)[:40]!r}" for name in other)
+    said = ", ".join(f"{name} {getattr(theirs, name)[:80]!r}" for name in other)
     return f"it says that it was computed with {said}, which is not what this reader computes with"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import Incompatible, InvalidDocument, KvswapError
+from kvswap.model import precision
 from kvswap.trust.accusation import Grounds, comparable, judge
 from kvswap.trust.ladder import Step
 from kvswap.worker.document import Document, rules_of
@@ -17,14 +18,16 @@ _TOKENISING = ("transformers",)  # all that the tokens of a text depend on besid
 
 def static(loaded: Any, identity: bytes, manifest: Manifest, document: Document) -> Grounds:
     """The grounds that need no computing; `source` and `control` are left open."""
-    environment = loaded.numerics()
+    environment, less = loaded.numerics(), precision.reduced(loaded.device)
     names: Sequence[str] = ()
     if document.lie and not document.read_back:
         names = _TOKENISING
     return Grounds(
         text="" if document.ids is not None or document.lie else document.why,
         weights=_weights(loaded, identity, manifest),
-        numerics=comparable(manifest.numerics, environment, *([names] if names else [])),
+        numerics=f"{less[0]}: this reader computes in reduced precision"
+        if less
+        else comparable(manifest.numerics, environment, *([names] if names else [])),
         rules=rules_of(manifest),
     )
 

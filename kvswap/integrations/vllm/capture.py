@@ -30,6 +30,7 @@ from kvswap.integrations.vllm.marks import Save
 from kvswap.integrations.vllm.paged import PagedLayer
 from kvswap.integrations.vllm.settings import Settings
 from kvswap.model.finite import check_tensors
+from kvswap.model.processor import isa
 from kvswap.worker.protocol import frame
 
 logger = logging.getLogger("vllm.kvswap")
@@ -166,7 +167,7 @@ class Captures:
             torch=str(torch.__version__),
             transformers=version("transformers"),
             device="cpu" if _cpu() else f"cuda:{torch.cuda.get_device_name()}",
-            isa=torch.backends.cpu.get_cpu_capability() if _cpu() else "",
+            isa=isa("cpu" if _cpu() else "cuda", self._engine.dtype),
             threads=torch.get_num_threads(),
             claim="tolerance",
         )

@@ -1,0 +1,96 @@
+"""The precision that a process computes in: settings of torch and of its libraries that round more than a model says.
+
+With TF32 or bfloat16 in the place of float32, or under autocast, a right cache differs from what is computed here, and
+so does the reader's own.  The model process computes in full precision whatever surrounds it; a caller's own process is
+the caller's to set, so there such settings are refused by name.  Importing this module imports nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kvswap.core.errors import Incompatible
+
+_ROUNDING = (
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "HIPBLASLT_ALLOW_TF32",
+    "CUBLAS_EMULATE_SINGLE_PRECISION",
+    "CUBLAS_EMULATE_DOUBLE_PRECISION",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "PYTORCH_MPS_FAST_MATH",
+)
+LIMITS_OF_ONEDNN = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+# What a model process does not inherit: each changes how libraries compute, and torch does not tell.
+VARIABLES = (*_ROUNDING, *LIMITS_OF_ONEDNN, "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+_FULL = ("", "0", "false", "strict")
+_NEWER = ("", "mkldnn", "mkldnn.matmul", "cuda.matmul")  # where torch 2.9 and later have a precision of their own
+_CAUSE = "a cache is compared, bit for bit where it can be, with one that was computed in full precision"
+
+
+def set_full() -> None:
+    """Compute float32 in float32 from now on: for a process of our own, whose settings are nobody else's."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+
+
+def reduced(device: str = "cpu") -> tuple[str, str] | None:
+    """Return what makes this thread compute in less than full precision on `device`, and how to end it, if anything.
+
+    `device`: a torch device by name.
+    """
+    for name in _ROUNDING:
+        if os.environ.get(name, "").strip().lower() not in _FULL:
+            return f"{name}={os.environ[name][:40]} is in force", f"unset {name}, before this process starts"
+    if _autocast(device):
+        return "torch.autocast is in force", "call kvswap outside of torch.autocast, or under enabled=False"
+    return _of_torch()
+
+
+def check(device: str = "cpu") -> None:
+    """Raise `Incompatible` where `reduced` names something."""
+    if (found := reduced(device)) is not None:
+        raise Incompatible(
+            f"{found[0]}: this process computes in reduced precision", cause=_CAUSE, hint=found[1], field="numerics"
+        )
+
+
+def _autocast(device: str) -> bool:
+    import torch
+
+    kind = device.partition(":")[0]
+    try:
+        return bool(torch.is_autocast_enabled(kind))
+    except TypeError:  # before torch 2.4
+        return bool(torch.is_autocast_cpu_enabled() if kind == "cpu" else torch.is_autocast_enabled())
+    except RuntimeError:  # a device without autocast
+        return False
+
+
+def _of_torch() -> tuple[str, str] | None:
+    import torch
+
+    try:
+        precision = str(torch.get_float32_matmul_precision())
+    except RuntimeError:  # it was set by the older and the newer way
+        precision = "highest"
+    if precision != "highest":
+        what = f"torch's precision of float32 matrix products is {precision!r}"
+        return what, 'torch.set_float32_matmul_precision("highest")'
+    for name in _NEWER:
+        if (value := _newer(torch.backends, name)) in ("tf32", "bf16"):
+            place = ".".join(part for part in ("torch.backends", name, "fp32_precision") if part)
+            return f"{place} is {value!r}", f'{place} = "ieee"'
+    return None
+
+
+def _newer(of: Any, name: str) -> str:
+    for part in name.split(".") if name else ():
+        of = getattr(of, part, None)
+    try:
+        return str(getattr(of, "fp32_precision", "none"))
+    except (AssertionError, RuntimeError):  # a torch without that backend
+        return "none"
