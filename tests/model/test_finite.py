@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from kvswap.artifact import layout
+from kvswap.artifact.assembly import Assembly
 from kvswap.client.loading import LocalPrefill
-from kvswap.core.errors import Incompatible
+from kvswap.core.errors import Incompatible, IntegrityError
+from kvswap.core.limits import LIMITS
 from kvswap.model.finite import check_tensors
 from kvswap.model.load import load_model
 from kvswap.worker.jobs import Jobs
 from tests.support import DOCUMENT
+from tests.worker.test_hybrid import Feeder
 
 TEXT = DOCUMENT.read_text()[:400]
 
@@ -83,8 +89,6 @@ def test_the_same_weights_do_in_another_dtype(overflowing: Path) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_both_at_once_refuses_what_it_computed(tiny_models: dict[str, Path], tmp_path: Path, kind: str) -> None:
     """The front of a document is computed while its end comes from elsewhere."""
-    from tests.worker.test_hybrid import Feeder
-
     feeder = Feeder(tiny_models[kind], tmp_path)
     feeder.publish()
     layer = feeder.jobs.loaded.model.model.layers[1]
@@ -92,6 +96,34 @@ def test_both_at_once_refuses_what_it_computed(tiny_models: dict[str, Path], tmp
     with pytest.raises(Incompatible, match="layer 1"):
         feeder.run()
     assert feeder.claimed
+
+
+@pytest.mark.parametrize("way", ["met", "again"])
+def test_a_block_that_was_computed_in_part_or_again_is_looked_at(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The rest of the first block arrives while its first layer is computed; what did not fit it is computed again."""
+    monkeypatch.setattr(layout, "LIMITS", dataclasses.replace(LIMITS, chunk_target_bytes=1))  # a layer a chunk
+    feeder = Feeder(tiny_models["llama"], tmp_path, per_claim=1000)
+    feeder.publish()
+    layers = feeder.jobs.loaded.model.model.layers
+    number = 0 if way == "met" else len(layers) - 1
+    layers[number].self_attn.v_proj.weight.data[:] = math.inf
+    fitted: list[bool] = []
+    fill = Assembly.fill
+
+    def unfit(self: Any, chunks: Any, computed: Any = ()) -> None:
+        if computed:
+            fitted.append(False)
+            self.manifest = msgspec.structs.replace(self.manifest, predictor=object())
+            raise IntegrityError("coded against other bits")
+        fill(self, chunks, computed)
+
+    if way == "again":
+        monkeypatch.setattr(Assembly, "fill", unfit)
+    with pytest.raises(Incompatible, match=f"V of layer {number}"):
+        feeder.run()
+    assert feeder.claimed == [0] and len(fitted) == (way == "again")
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
