@@ -326,8 +326,8 @@ class AsyncClient:
     ) -> tuple[Any, dict[str, Any]]:
         from kvswap.client.loading import LocalPrefill, check_precision, load_for
 
-        await asyncio.to_thread(check_precision, model)
         began, document = time.perf_counter(), document_digest(check_text(text))
+        await asyncio.to_thread(check_precision, model)
         try:
             artifact = await self.fetch(document, tofu=tofu, strangers=strangers, group=group, text=text)
             details = await self.details(artifact.id)

@@ -374,8 +374,8 @@ class Client:
         """
         from kvswap.client.loading import LocalPrefill, check_precision, load_for
 
-        check_precision(model)
         began, document = time.perf_counter(), document_digest(check_text(text))
+        check_precision(model)
         try:
             artifact = self.fetch(document, tofu=tofu, strangers=strangers, group=group, text=text)
             cache = load_for(text, self.details(artifact.id), model, tokenizer, room)
