@@ -169,10 +169,10 @@ class Hybrid:
         self._cache.before = before
         try:
             forward(self._loaded, self._cache, ids[start:stop], start)
-            check_block(self._cache, start, stop, self._loaded.dtype)
         except _Met:
-            pass
+            check_block(self._cache, start, stop, self._loaded.dtype)  # the layers that were computed until then
         else:
+            check_block(self._cache, start, stop, self._loaded.dtype)
             if self._beside:
                 _settle(self._loaded.device)
             computed()
@@ -238,6 +238,7 @@ class Hybrid:
         return unit
 
     def _again(self, block: int) -> None:
+        from kvswap.model.finite import check_block
         from kvswap.model.prefill import forward
 
         prefix = self._assembly.manifest.prefix
@@ -247,6 +248,7 @@ class Hybrid:
             layer.reach(start, held.k, held.v)
         assert self._ids is not None  # noqa: S101 - a part of the block was computed
         forward(self._loaded, self._cache, self._ids[start:stop], start)
+        check_block(self._cache, start, stop, self._loaded.dtype)
         self._reached = stop
         self.filled.computed += stop - start
 
