@@ -149,7 +149,7 @@ def honest(directory: Path, tokens: int, count: int, noises: dict[str, Noise]) -
                 alarms[name] += found[name].verdict == "failed"
             for name in ("V5", "V7"):
                 nearest[name] = max(nearest[name], found[name].figures["worst"])
-            alarms["V6"] += not agreed.holds
+            alarms["V6"] += agreed.agreeing < len(agreed.scores)
             nearest["V6"] = max(nearest["V6"], agreed.scores["one"])
             print(f"honest {made}/{count}", file=sys.stderr, flush=True)
     return {"artifacts": made, "alarms": alarms, "nearest": nearest, "margin": MARGIN}
@@ -179,7 +179,7 @@ def attacks(directory: Path, tokens: int, noise: Noise) -> dict[str, Any]:
         row["bitwise"] = steps[-1].figures.get("bitwise")
         row["V7_ratio"] = steps[-1].figures.get("worst")
         agreed = compare(mark, {"honest": true}, noise.fingerprints)
-        row["V6"] = "passed" if agreed.holds else "failed"
+        row["V6"] = "passed" if agreed.agreeing == len(agreed.scores) else "failed"
         row["V6_ratio"] = agreed.scores["honest"]
         row["V5_caught"] = drawn(scene, ATTACKS[name](scene), noise) if row["V5"] != "skipped" else None
         out[name] = row

@@ -19,12 +19,8 @@ class Agreement:
 
     @property
     def agreeing(self) -> int:
+        """Return how many made the same; it is no vote (see `exchange.agreement`)."""
         return sum(score <= MARGIN for score in self.scores.values())
-
-    @property
-    def holds(self) -> bool:
-        """More than half of the others made the same."""
-        return 2 * self.agreeing > len(self.scores)
 
 
 def apart(one: bytes, other: bytes, layers: int) -> Errors:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError
+from kvswap.exchange.agreement import Mark, agree
 from kvswap.trust.accusation import accuses, unusable
-from kvswap.trust.agreement import compare
 from kvswap.trust.ladder import Ladder, Level, Step
 from kvswap.trust.noise import Noise
+from kvswap.trust.policy import Policy
 from tests.attacks.kit import ATTACKS, CLAIMS, IDLE, Scene, climb, forge
 from tests.support import DOCUMENT
 
@@ -64,8 +66,20 @@ def climbed(scene: Scene, noise: Noise, made: Any) -> tuple[list[Step], dict[str
     from kvswap.artifact.fingerprint import fingerprint
 
     steps, mark = climb(made, scene, STEPS, noise)
-    agreed = compare(mark, {"honest": fingerprint(scene.right)}, noise.fingerprints)
-    return steps, {f"V{int(s.level)}": s.verdict for s in steps} | {"V6": "passed" if agreed.holds else "failed"}
+    steps.append(agreed(made, mark, [fingerprint(scene.right)], noise))
+    return steps, {f"V{int(s.level)}": s.verdict for s in steps}
+
+
+def agreed(made: Any, mark: bytes, others: list[bytes], noise: Noise, alike: int = 0) -> Step:
+    """V6 by the rule that ships, beside what other strangers signed; `alike`: so many of them signed the very same."""
+
+    def of(publisher: str, manifest: Any = None) -> Any:
+        return SimpleNamespace(manifest=manifest or SimpleNamespace(publisher=publisher), artifact=f"of {publisher}")
+
+    node: Any = SimpleNamespace(policy=SimpleNamespace(policy=Policy("reader")))
+    signed = [*others, *[mark] * alike]
+    marks = [Mark(of(f"stranger {number}"), data) for number, data in enumerate(signed)]
+    return agree(node, of("", made.manifest), mark, marks, noise, 0.0).step
 
 
 def verdicts(scene: Scene, noise: Noise, made: Any) -> dict[str, str]:
@@ -86,7 +100,19 @@ def test_a_lie_is_caught_by_the_step_that_promises_it(scene: Scene, noise: Noise
     assert found[CAUGHT_BY[name]] == "failed", found
     if CAUGHT_BY[name] != "V2":
         assert found["V7"] == "failed", found  # a full recompute sees all of them
-    assert all(accuses(step) for step in steps if step.verdict == "failed" and step.level != Level.PROBE)
+    shown = [step for step in steps if step.level not in (Level.PROBE, Level.AGREEMENT)]  # V6 alone is a dispute
+    assert all(accuses(step) for step in shown if step.verdict == "failed")
+
+
+def test_many_keys_that_sign_the_same_lie_outvote_nobody(scene: Scene, noise: Noise) -> None:
+    """V6 is no vote: one that differs is enough for a dispute, and it is named."""
+    from kvswap.artifact.fingerprint import fingerprint
+
+    made = forge(scene, ATTACKS["swapped history"](scene))
+    _, mark = climb(made, scene, [2], noise)
+    step = agreed(made, mark, [fingerprint(scene.right)], noise, alike=7)
+    assert step.verdict == "failed" and step.figures["disputed_with"] == ["of stranger 0"]
+    assert step.figures["agreeing"] == 7
 
 
 def test_the_probe_is_not_security(scene: Scene, noise: Noise) -> None:
@@ -110,9 +136,8 @@ def strangers(scene: Scene, noise: Noise, made: Any, text: str | None = "") -> t
     from kvswap.artifact.fingerprint import fingerprint
 
     steps, mark = climb(made, scene, [2, 3, 5], noise, text=text)
-    agreed = compare(mark, {"honest": fingerprint(scene.right)}, noise.fingerprints)
     before = (Step(Level.POLICY, "skipped"), Step(Level.DIGESTS, "passed"))
-    ladder = Ladder((*before, *steps, Step(Level.AGREEMENT, "passed" if agreed.holds else "failed")))
+    ladder = Ladder((*before, *steps, agreed(made, mark, [fingerprint(scene.right)], noise)))
     refused = unusable(made.manifest, ladder)
     if ladder.failed is not None:
         refused[f"V{int(ladder.failed.level)}"] = ladder.failed.why
