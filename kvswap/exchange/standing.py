@@ -27,9 +27,10 @@ class Standing:
     """How one artifact stands, and why, for people.
 
     "own" and "trusted" are by the policy, "verified" is a stranger's that went up the ladder to V5 here, "unverified"
-    one that did not.  "disputed", "wrong" (found so by its own publisher, this node), of a "caught" publisher,
-    "withdrawn" and "expired" are neither used nor offered.  "future" (it came later than now) is not used, and is
-    offered: this machine's clock may be the one that is wrong, and who fetches judges by its own.
+    one that did not.  "disputed", "wrong" (a step found so, which caught nobody: this node made it itself, or nobody is
+    proved to be to blame), of a "caught" publisher, "withdrawn" and "expired" are neither used nor offered.  "future"
+    (it came later than now) is not used, and is offered: this machine's clock may be the one that is wrong, and who
+    fetches judges by its own.
     """
 
     name: Name

@@ -88,7 +88,8 @@ class Outcome:
     """How a whole climb for an artifact ended, by which version of the rules, and which steps had passed.
 
     *disputed*: it disagrees with `others` (artifact ids), and nothing has said who is right.  *undecided*: a step that
-    was due could not be done.  *wrong*: its own publisher, this node, found it wrong.
+    was due could not be done.  *wrong*: a step found that it is not the model's cache, and caught
+    nobody by it: this node made it itself, or the step is no proof of who is to blame (a structure, at V2).
     """
 
     artifact: str
