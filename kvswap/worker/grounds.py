@@ -25,7 +25,7 @@ def static(loaded: Any, identity: bytes, manifest: Manifest, document: Document)
         text="" if document.ids is not None or document.lie else document.why,
         weights=_weights(loaded, identity, manifest),
         numerics=comparable(manifest.numerics, environment, *([names] if names else [])),
-        rules=rules_of(manifest),
+        rules=rules_of(manifest) or document.rules,
     )
 
 

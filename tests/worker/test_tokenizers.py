@@ -59,6 +59,8 @@ def test_another_class_of_tokenizer_is_no_lie(
         made.envelope, str(shelf.chunks.directory), [2, 3], 32, os.urandom(32), None, TEXT, None
     )
     found = {step["level"]: step["verdict"] for step in report["steps"]}
-    usual = publisher == reader == CLASSES[0]  # who makes other tokens than the file says tells it, and nobody can check
+    usual = (
+        publisher == reader == CLASSES[0]
+    )  # who makes other tokens than the file says tells it, and nobody can check
     assert found == {2: "passed", 3: "passed" if usual else "skipped"}, report["steps"]
     assert (made.manifest.prefix.template is None) is (publisher == CLASSES[0])
