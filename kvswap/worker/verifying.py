@@ -53,6 +53,7 @@ class Checks:
         self._text = text
         self._document: Document | None = None
         self._computed: list[LayerTensors] | None = None
+        self._mark = b""
         from kvswap.model.prefill import check_reach
 
         manifest = self._manifest
@@ -121,6 +122,10 @@ class Checks:
         from kvswap.artifact.fingerprint import fingerprint
 
         return fingerprint(self._tensors)
+
+    def computed_fingerprint(self) -> bytes:
+        """Return the fingerprint of what this reader computed for V7; empty where it did not."""
+        return self._mark
 
     # -- what they need --------------------------------------------------------------------------
 
@@ -210,6 +215,7 @@ class Checks:
         return self._measured(Level.SAMPLES, errors, positions, noise.samples)
 
     def _recompute(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> Step:
+        from kvswap.artifact.fingerprint import fingerprint
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.recompute import differences
 
@@ -217,6 +223,7 @@ class Checks:
             computed = self._prefilled()
         except (Incompatible, InvalidDocument) as error:
             return Step(Level.RECOMPUTE, "skipped", why=f"this reader cannot compute it: {error.message}")
+        self._mark = fingerprint(computed)
         bitwise = all(digest_layer(c) == told for c, told in zip(computed, self._manifest.tensors, strict=True))
         step = self._measured(Level.RECOMPUTE, differences(tensors, computed), range(len(ids)), noise.recompute)
         why = step.why

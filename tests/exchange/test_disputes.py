@@ -161,12 +161,12 @@ def test_who_nudges_a_right_cache_gets_no_honest_stranger_condemned(
         assert far.scores["honest"] > 2 * MARGIN
         liars, honest = forge(scene, tensors, signer=LIAR), forge(scene, scene.right, signer=HONEST)
         async with reading(tmp_path, tiny_models["llama"], liars, honest, dtype="bfloat16") as (_, node, _port):
-            done = await fetch(node, Cid.parse(liars.id), STRANGERS, text=TEXT)
-            assert {"V6", "V7"} <= set(done.verification["passed"])
-            assert str(HONEST.peer_id) not in caught(node)
+            with pytest.raises(IntegrityError, match="V6: its fingerprint"):
+                await fetch(node, Cid.parse(liars.id), STRANGERS, text=TEXT)
+            assert caught(node) == {str(LIAR.peer_id)}
             right = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)
-            assert {"V6", "V7"} <= set(right.verification["passed"])
-            assert str(HONEST.peer_id) not in caught(node)
+            assert {"V3", "V5"} <= set(right.verification["passed"])
+            assert caught(node) == {str(LIAR.peer_id)}
 
     run(body(), 200)
 
