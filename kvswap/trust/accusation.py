@@ -31,7 +31,7 @@ class Grounds:
     `weights`: the weights in the reader's memory are those of the model identity that the manifest names.
     `numerics`: both computed in one class of environment.  `rules`: both made tokens by the rules of the model's files,
     without a template.  `source`: the values were read from the signed bytes, for this step, after it failed once.
-    `control`: the reader's own cache of the same tokens passes the step.
+    `control`: the reader's own cache of the same tokens, computed in another way, passes the step.
     """
 
     text: str = "whether the text is the document's " + _OPEN

@@ -139,9 +139,14 @@ class Checks:
         return self._document
 
     def _own(self) -> list[LayerTensors]:
-        """This reader's own cache of the document, computed once; all tensors of it in memory."""
+        """This reader's own cache of the document, computed once and in another way than the steps compute."""
+        from kvswap.worker.noise import otherwise
+
         if self._computed is None:
-            self._computed = self._prefilled()
+            ids = self._known().ids
+            assert ids is not None  # noqa: S101 - nothing is compared before they are known
+            self._check()
+            self._computed = otherwise(self._loaded, list(ids))
         return self._computed
 
     def _prefilled(self) -> list[LayerTensors]:
