@@ -7,13 +7,14 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-faults soak test-vllm lint setup model bench clean help
+.PHONY: demo test test-model test-faults soak test-vllm lint setup model bench clean help
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
-	@echo "make test   linters, types, and the tests (about 25 minutes on two slow cores)"
+	@echo "make test   linters, types, and the tests (about 10 minutes on two cores)"
+	@echo "make test-model   with the default model: 256 steps, real documents, computing and fetching at once"
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood; disks that fail (about 20 minutes)"
-	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (hours)"
+	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (20 minutes)"
 	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 16 minutes and set-up)"
 	@echo "make bench  the figures of the README (about 90 minutes; bench_swarm and bench_grid need Linux and root)"
 	@echo "make clean  remove the virtual environment and the demo's homes"
@@ -41,12 +42,14 @@ lint: setup
 	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
 
 test: setup lint model
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults and not alone"
-	$(BIN)/python -m pytest -m "alone and not faults"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults and not model"
+
+test-model: setup model
+	$(BIN)/python -m pytest -m model
 
 test-faults: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not alone"
-	$(BIN)/python -m pytest -m "faults and alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not model and not alone"
+	$(BIN)/python -m pytest -m "faults and alone and not model"
 
 soak: setup
 	$(BIN)/python -m tests.swarm.soak --report docs/results/soak.md

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Threads of torch that wait in a busy loop take the core that another test needs: two model processes at once are
+# nine times as slow.  Said before anything starts threads, and inherited by every process that a test starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,17 +16,12 @@ import pytest
 from kvswap.core.settings import models_directory
 from tests.support import Daemon, tiny_model
 
-_ALONE = {"smollm", "daemon"}
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `alone` what computes with the default model or starts daemons: it has the machine for itself.
-
-    The rest runs in two workers; see `make test`.
-    """
+    """Mark as `model` what computes with the default model: it takes both cores, and has a tier of its own."""
     for item in items:
-        if _ALONE & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("swarm"):
-            item.add_marker("alone")
+        if "smollm" in getattr(item, "fixturenames", ()):
+            item.add_marker("model")
 
 
 @pytest.fixture(scope="session")
@@ -31,11 +32,17 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def smollm() -> Path:
-    """The default model; `make test` pulls it before."""
+def default_model() -> Path:
+    """Directory of the default model, for its files alone; `make test` pulls it before."""
     from kvswap.model.pull import pull
 
     return pull("smollm2-135m", models_directory())
+
+
+@pytest.fixture(scope="session")
+def smollm(default_model: Path) -> Path:
+    """Directory of the default model, to compute with."""
+    return default_model
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def chain_digests(identity: bytes, ids: Sequence[int], block_tokens: int) -> lis
     return digests
 
 
-def prefix_of(identity: bytes, ids: Sequence[int], block_tokens: int) -> Prefix:
-    """What a manifest says of the token ids."""
+def prefix_of(identity: bytes, ids: Sequence[int], block_tokens: int, template: str | None = None) -> Prefix:
+    """Return what a manifest says of the token ids; `template` names the rules they were made by, if not the usual."""
     return Prefix(
         tokens=len(ids),
         token_digest=token_digest(ids),
@@ -44,5 +44,5 @@ def prefix_of(identity: bytes, ids: Sequence[int], block_tokens: int) -> Prefix:
         chain=chain_digests(identity, ids, block_tokens),
         start=0,
         special_tokens=True,
-        template=None,
+        template=template,
     )

@@ -25,6 +25,7 @@ from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever
 from kvswap.cost import Calibration
 from kvswap.daemon.app import Api
+from kvswap.daemon.memory import few_arenas
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
@@ -52,6 +53,7 @@ async def serve(settings: Settings, ready: Ready, watch: Watch) -> None:
     """Run a node until SIGINT or SIGTERM, on a loop that `watch` made.  Raises `StoreLocked`, `UsageError`."""
     for address in settings.bootstrap:
         peer_of(address)  # a typing error is worth stopping for; an absent peer is not
+    few_arenas()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Whatever may wait for the disk runs in a thread: a few long ones must not hold up the short ones of peers.

@@ -89,15 +89,16 @@ def agree(node: Node, statement: Statement, own: bytes, marks: Sequence[Mark], n
     return Agreed(step("passed"), (), strangers)
 
 
-def accused(mark: Mark, score: float, recomputed: Step, ours: Numerics) -> Step | None:
-    """Return the step that another publisher's fingerprint fails, once V7 has shown what the right cache is.
+def accused(statement: Statement, mark: bytes, computed: bytes, noise: Noise, ours: Numerics) -> Step | None:
+    """Return the step that a signed fingerprint fails beside that of what this node computed; None if it does not.
 
-    `recomputed` is the V7 that passed, `ours` what this node computes with; None where the score proves nothing.
+    `ours`: what this node computes with.  What somebody else made is no measure: whoever knows the fingerprint's signs
+    makes a cache that V7 lets pass and whose fingerprint is far from every honest one.
     """
-    sure = MARGIN if recomputed.figures.get("bitwise") else 2 * MARGIN  # ours may itself be a margin away
-    if recomputed.verdict != "passed" or score <= sure:
+    score = compare(computed, {"": mark}, noise.fingerprints).scores[""]
+    if score <= MARGIN:
         return None
-    manifest = mark.statement.manifest
+    manifest = statement.manifest
     why = f"its fingerprint is not that of its tokens: {score:.1f} times as far away as honest noise explains"
     grounds = Grounds(
         text="",  # both sign the digest of the very tokens that were computed
@@ -105,7 +106,7 @@ def accused(mark: Mark, score: float, recomputed: Step, ours: Numerics) -> Step 
         numerics=comparable(manifest.numerics, ours),
         rules="",
         source="",  # the file has the digest that is signed
-        control="",  # the tensors at hand, which V7 passed, have another
+        control="",  # this node's own cache has the fingerprint it is compared with
     )
     return judge(Step(Level.AGREEMENT, "failed", why=why, figures={"worst": round(score, 2)}), grounds)
 

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from kvswap.artifact import layout
@@ -201,12 +202,12 @@ async def _with_model(
     if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in steps):
         began = time.perf_counter()
         marks = await marks_of_others(node, statement)
-        agreed = agree(node, statement, made["fingerprint"], marks, Noise.of(noise), began)
+        honest = Noise.of(noise)
+        agreed = agree(node, statement, made["fingerprint"], marks, honest, began)
         steps.append(agreed.step)
         if agreed.against and not node.policy.policy.trusts(manifest.publisher):
-            ours = wire.convert(made["numerics"], Numerics)
             await asyncio.to_thread(dispute, node, statement, agreed.step)  # first: settling may take long, or fail
-            steps = await _settle_dispute(node, agreed, steps, ours, run, progress)
+            steps = await _settle_dispute(node, statement, agreed, steps, made, honest, run, progress)
     if not is_own(node, statement):  # nobody audits himself
         await asyncio.to_thread(_audit, node, statement, choice, steps, samples, seed)
     return sorted(steps, key=lambda s: s.level)
@@ -226,29 +227,33 @@ def _audit(
 
 async def _settle_dispute(
     node: Node,
+    statement: Statement,
     agreed: Agreed,
     steps: list[Step],
-    ours: Numerics,
+    made: dict[str, Any],
+    noise: Noise,
     run: Callable[[Sequence[Level]], Awaitable[dict[str, Any]]],
     progress: Progress,
 ) -> list[Step]:
-    """The steps with V7, which says who is right; a stranger whose fingerprint is shown to be wrong is caught."""
+    """The steps with V7, which says who is right; whose fingerprint is not what this node computes is caught."""
     recomputed = next((s for s in steps if s.level == Level.RECOMPUTE), None)
     if recomputed is None:
         await progress({"event": "disputed", "with": [str(mark.statement.artifact) for mark in agreed.against]})
         try:
-            (recomputed,) = from_pipe((await run([Level.RECOMPUTE]))["steps"])
+            made = made | {"computed": b""} | await run([Level.RECOMPUTE]) | {"fingerprint": made["fingerprint"]}
+            (recomputed,) = from_pipe(made["steps"])
         except (NotFound, Incompatible) as error:
             recomputed = Step(Level.RECOMPUTE, "skipped", why=error.message)
         steps = [*steps, recomputed]
     if recomputed.verdict != "passed":
         return steps
-    for mark, score in agreed.strangers:
-        step = accused(mark, score, recomputed, ours)
-        if step is not None:
+    against = partial(accused, computed=made["computed"], noise=noise, ours=wire.convert(made["numerics"], Numerics))
+    for mark, _ in agreed.strangers:
+        if (step := against(mark.statement, mark.data)) is not None:
             await asyncio.to_thread(caught, node, mark.statement, step)
     right = replace(agreed.step, verdict="passed", why=f"{agreed.step.why}; V7 shows that this one is right")
-    return [right if step is agreed.step else step for step in steps]
+    found = against(statement, made["fingerprint"]) or right
+    return [found if step is agreed.step else step for step in steps]
 
 
 def caught(node: Node, statement: Statement, step: Step, evidence: str = "") -> bool:

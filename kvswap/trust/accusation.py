@@ -29,9 +29,9 @@ class Grounds:
 
     `text`: the tokens are those that the manifest signs, or the text has the SHA-256 digest that it signs.
     `weights`: the weights in the reader's memory are those of the model identity that the manifest names.
-    `numerics`: both computed in one class of environment.  `rules`: both made tokens by the same rules, without a
-    template.  `source`: the values were read from the signed bytes, for this step, after it failed once.
-    `control`: the reader's own cache of the same tokens passes the step.
+    `numerics`: both computed in one class of environment.  `rules`: both made tokens by the rules of the model's files,
+    without a template.  `source`: the values were read from the signed bytes, for this step, after it failed once.
+    `control`: the reader's own cache of the same tokens, computed in another way, passes the step.
     """
 
     text: str = "whether the text is the document's " + _OPEN
@@ -103,7 +103,7 @@ def claims(manifest: Manifest) -> dict[str, str]:
     if not manifest.prefix.special_tokens:
         out["prefix.special_tokens"] = "its tokens were made without the special tokens of the model"
     if manifest.prefix.template is not None:
-        out["prefix.template"] = "its tokens were made with a template"
+        out["prefix.template"] = "its tokens were made by rules of its own"
     if not manifest.probe.tokens:
         out["probe"] = "it has no probe, as its publisher had no model to make one with"
     return out

@@ -12,6 +12,7 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, IntegrityError
 from kvswap.core.limits import LIMITS
+from kvswap.core.text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +20,20 @@ class Document:
     """Holds the ids that the manifest signs, or why they are not known.
 
     `lie`: they are not known because the manifest's own words contradict each other, as far as this reader sees.
-    `read_back`: they were read from layer 0.
+    `read_back`: they were read from layer 0.  `rules`: why this reader's own tokens are not those of the model's files.
     """
 
     ids: Sequence[int] | None
     why: str = ""
     lie: bool = False
     read_back: bool = False
+    rules: str = ""
 
 
 def rules_of(manifest: Manifest) -> str:
     """Says by which rules of its own a manifest's tokens were made; empty for those of every reader."""
     if manifest.prefix.template is not None:
-        return "its tokens were made with a template"
+        return f"its tokens were made by rules of its own ({printable(manifest.prefix.template)[:80]})"
     if not manifest.prefix.special_tokens:
         return "its tokens were made without the special tokens of the model"
     return ""
@@ -39,6 +41,8 @@ def rules_of(manifest: Manifest) -> str:
 
 def of_text(loaded: Any, manifest: Manifest, text: str) -> Document:
     """The document that a text is: proved by the token digest, refuted only by a text that has the signed digest."""
+    from kvswap.model.tokenizing import departure
+
     prefix, document = manifest.prefix, manifest.document
     same = document is not None and hashlib.sha256(text.encode()).digest() == document.sha256
     if document is not None and not same:
@@ -49,7 +53,8 @@ def of_text(loaded: Any, manifest: Manifest, text: str) -> Document:
     if chain.token_digest(ids[: prefix.tokens]) != prefix.token_digest:
         if document is None:
             return Document(None, "a private document, and the text that was given does not have its tokens")
-        return Document(None, "the manifest's tokens are not those of the text", lie=True)
+        why = "the manifest's tokens are not those of the text"
+        return Document(None, why, lie=True, rules=departure(loaded.tokenizer, text))
     if len(ids) > prefix.tokens and prefix.tokens + prefix.block_tokens + 2 * LIMITS.probe_tokens <= loaded.context:
         return Document(
             None, f"it holds the first {prefix.tokens} of the document's {len(ids)} tokens, not all that fit"

@@ -28,7 +28,7 @@ def static(loaded: Any, identity: bytes, manifest: Manifest, document: Document)
         numerics=f"{less[0]}: this reader computes in reduced precision"
         if less
         else comparable(manifest.numerics, environment, *([names] if names else [])),
-        rules=rules_of(manifest),
+        rules=rules_of(manifest) or document.rules,
     )
 
 

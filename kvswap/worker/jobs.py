@@ -359,7 +359,12 @@ class Jobs:
         )
         steps = checks.run([Level(level) for level in levels])
         mark = checks.fingerprint() if Level.AGREEMENT in levels else b""
-        return {"steps": to_pipe(steps), "fingerprint": mark, "numerics": wire.plain(self.loaded.numerics())}
+        return {
+            "steps": to_pipe(steps),
+            "fingerprint": mark,
+            "computed": checks.computed_fingerprint(),
+            "numerics": wire.plain(self.loaded.numerics()),
+        }
 
     def do_noise(self) -> dict[str, Any]:
         """How far apart right caches of this model are on this machine."""

@@ -39,6 +39,7 @@ class Publishing:
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.cache import held_tensors, new_cache
         from kvswap.model.prefill import PROBE_STEPS, check_length, check_reach, greedy
+        from kvswap.model.tokenizing import template_of
 
         loaded = self._loaded
         ids = loaded.tokenize(text)
@@ -64,10 +65,11 @@ class Publishing:
             for future in pending:
                 future.result()
         probe = greedy(loaded, cache, len(ids), question, PROBE_STEPS)
+        template = template_of(loaded.tokenizer, text)
         shape = Layout(dtype=loaded.dtype, axes=AXES, rope=loaded.rope(), layers=self._specs, runs=self._runs)
         return {
             "model": wire.plain(loaded.identity),
-            "prefix": wire.plain(chain.prefix_of(loaded.identity.digest, ids, block_tokens)),
+            "prefix": wire.plain(chain.prefix_of(loaded.identity.digest, ids, block_tokens, template)),
             "layout": wire.plain(shape),
             "numerics": wire.plain(loaded.numerics()),
             "tensors": wire.plain(digests),

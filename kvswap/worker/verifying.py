@@ -53,6 +53,7 @@ class Checks:
         self._text = text
         self._document: Document | None = None
         self._computed: list[LayerTensors] | None = None
+        self._mark = b""
         from kvswap.model.prefill import check_reach
 
         manifest = self._manifest
@@ -122,6 +123,10 @@ class Checks:
 
         return fingerprint(self._tensors)
 
+    def computed_fingerprint(self) -> bytes:
+        """Return the fingerprint of what this reader computed for V7; empty where it did not."""
+        return self._mark
+
     # -- what they need --------------------------------------------------------------------------
 
     def _known(self) -> Document:
@@ -134,9 +139,14 @@ class Checks:
         return self._document
 
     def _own(self) -> list[LayerTensors]:
-        """This reader's own cache of the document, computed once; all tensors of it in memory."""
+        """This reader's own cache of the document, computed once and in another way than the steps compute."""
+        from kvswap.worker.noise import otherwise
+
         if self._computed is None:
-            self._computed = self._prefilled()
+            ids = self._known().ids
+            assert ids is not None  # noqa: S101 - nothing is compared before they are known
+            self._check()
+            self._computed = otherwise(self._loaded, list(ids))
         return self._computed
 
     def _prefilled(self) -> list[LayerTensors]:
@@ -210,6 +220,7 @@ class Checks:
         return self._measured(Level.SAMPLES, errors, positions, noise.samples)
 
     def _recompute(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> Step:
+        from kvswap.artifact.fingerprint import fingerprint
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.recompute import differences
 
@@ -217,6 +228,7 @@ class Checks:
             computed = self._prefilled()
         except (Incompatible, InvalidDocument) as error:
             return Step(Level.RECOMPUTE, "skipped", why=f"this reader cannot compute it: {error.message}")
+        self._mark = fingerprint(computed)
         bitwise = all(digest_layer(c) == told for c, told in zip(computed, self._manifest.tensors, strict=True))
         step = self._measured(Level.RECOMPUTE, differences(tensors, computed), range(len(ids)), noise.recompute)
         why = step.why

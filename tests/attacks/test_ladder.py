@@ -128,6 +128,19 @@ def test_another_tokenizer_is_caught_by_the_text(scene: Scene, noise: Noise) -> 
     assert accuses(step) and "tokens are not those of the text" in step.why
 
 
+@pytest.mark.parametrize("level", [5, 7])
+def test_a_reader_that_computes_wrong_in_the_same_way_each_time_accuses_nobody(
+    scene: Scene, noise: Noise, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own cache agrees with itself: only one that it computes in another way shows that it is the reader."""
+    from torch.nn import functional
+
+    made, right = forge(scene, scene.right), functional.scaled_dot_product_attention
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a, **k: right(*a, **k) * 1.01)
+    (step,), _ = climb(made, scene, [level], noise)
+    assert not accuses(step) and "this reader's own cache" in step.why
+
+
 # -- claims ------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ _NOISE: dict[str, Any] = {}
 class RealModel:
     """Implements `ModelPort`.  `done` counts jobs, and steps of verifying as "V5"; `cannot` holds steps that it refuses."""
 
-    def __init__(self, directory: Path, label: str = "tiny") -> None:
+    def __init__(self, directory: Path, label: str = "tiny", dtype: str = "float32") -> None:
         self._directory, self._label = directory, label
         self._sink: Any = None
         self._jobs = Jobs(lambda message: self._sink(message), threading.Event())
@@ -29,12 +29,12 @@ class RealModel:
                 "job": "open",
                 "directory": str(directory),
                 "label": label,
-                "dtype": "float32",
+                "dtype": dtype,
                 "device": "cpu",
                 "threads": 1,
             }
         )
-        self._choice = ModelChoice(label, wire.convert(opened["identity"], ModelIdentity), "float32", "cpu", 1)
+        self._choice = ModelChoice(label, wire.convert(opened["identity"], ModelIdentity), dtype, "cpu", 1)
         self._turn = asyncio.Lock()
         self.loaded = self._jobs.loaded
         self.done: Counter[str] = Counter()

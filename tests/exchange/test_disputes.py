@@ -11,9 +11,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from kvswap.artifact import dsse
+from kvswap.artifact.fingerprint import _signs, fingerprint
+from kvswap.artifact.layout import FINGERPRINT_TOKENS
 from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError, KvswapError, Untrusted
 from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange import Node
@@ -25,9 +29,13 @@ from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Terms
 from kvswap.exchange.resolve import Wanted
 from kvswap.exchange.verify import verify_artifact
+from kvswap.model.recompute import differences
 from kvswap.net import messages
 from kvswap.trust import read_statement
+from kvswap.trust.agreement import compare
 from kvswap.trust.ladder import RULES, up_to
+from kvswap.trust.noise import MARGIN, Noise
+from kvswap.worker.noise import measure
 from tests.attacks import kit
 from tests.attacks.kit import Scene, forge
 from tests.exchange.modelled import RealModel
@@ -72,12 +80,14 @@ def unlucky(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def reading(tmp_path: Path, model: Path, *held: Made) -> AsyncIterator[tuple[World, Node, RealModel]]:
+async def reading(
+    tmp_path: Path, model: Path, *held: Made, dtype: str = "float32"
+) -> AsyncIterator[tuple[World, Node, RealModel]]:
     """A reader with a model, connected to a peer for each of these artifacts."""
     async with world(tmp_path) as w:
         for artifact in held:
             w.give(await w.node(trust=False), artifact)
-        port = RealModel(model)
+        port = RealModel(model, dtype=dtype)
         yield w, await w.node(trust=False, model=port, block_tokens=64), port
 
 
@@ -109,6 +119,54 @@ def test_a_lie_that_an_honest_stranger_contradicts_is_caught_and_gone(
                     await fetch(node, Cid.parse(lie.id), terms, text=TEXT)
             done = await fetch(node, REFERENCE, STRANGERS, text=TEXT)
             assert str(done.statement.artifact) == made["honest"].id
+
+    run(body(), 200)
+
+
+def nudged(scene: Scene, noise: Noise) -> list[LayerTensors]:
+    """A cache that V7 lets pass: some values are the next of bfloat16, on the side of the fingerprint's public signs."""
+
+    def moved(part: float) -> list[LayerTensors]:
+        out, random = scene.copy(), torch.Generator().manual_seed(1)
+        for layer, held in enumerate(out):
+            for kind, tensor in enumerate((held.k, held.v)):
+                heads, tokens, dim = tensor.shape
+                signs = _signs(layer, kind, heads, dim).repeat(1, -(-tokens // FINGERPRINT_TOKENS), 1)[:, :tokens]
+                some = torch.rand(tensor.shape, generator=random) < part
+                next_to = torch.nextafter(tensor, torch.where(signs > 0, torch.inf, -torch.inf).to(tensor.dtype))
+                tensor.copy_(torch.where(some, next_to, tensor))
+        return out
+
+    part = 1.0
+    while noise.recompute.score(differences(moved(part), scene.right).numpy()).worst > 0.8 * MARGIN:
+        part *= 0.7
+    return moved(part)
+
+
+def test_who_nudges_a_right_cache_gets_no_honest_stranger_condemned(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    """The fingerprint that accuses is that of what this reader computed, not of what passed V7."""
+
+    from kvswap.model.load import load_model
+
+    kit.NOW = int(time.time()) - 10
+
+    async def body() -> None:
+        loaded = load_model(tiny_models["llama"], "tiny", "bfloat16")
+        scene = Scene(loaded, TEXT, loaded.tokenize(TEXT), [], 64)
+        noise = Noise.of(measure(loaded, lambda: None).plain())
+        tensors = nudged(scene, noise)
+        far = compare(fingerprint(tensors), {"honest": fingerprint(scene.right)}, noise.fingerprints)
+        assert far.scores["honest"] > 2 * MARGIN
+        liars, honest = forge(scene, tensors, signer=LIAR), forge(scene, scene.right, signer=HONEST)
+        async with reading(tmp_path, tiny_models["llama"], liars, honest, dtype="bfloat16") as (_, node, _port):
+            with pytest.raises(IntegrityError, match="V6: its fingerprint"):
+                await fetch(node, Cid.parse(liars.id), STRANGERS, text=TEXT)
+            assert caught(node) == {str(LIAR.peer_id)}
+            right = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)
+            assert {"V3", "V5"} <= set(right.verification["passed"])
+            assert caught(node) == {str(LIAR.peer_id)}
 
     run(body(), 200)
 

@@ -23,8 +23,8 @@ def find(reference: str) -> Document:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(smollm: Path) -> Any:
-    return load_tokenizer(smollm)
+def tokenizer(default_model: Path) -> Any:
+    return load_tokenizer(default_model)
 
 
 @pytest.fixture(scope="module")

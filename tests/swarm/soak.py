@@ -42,6 +42,7 @@ _EXPLAINED = {  # codes of errors, by what is the case when the call begins
     "the clocks jumped": _FROM_PEERS | {"quota", "took_too_long"},
     "it is withdrawn": frozenset({"not_found", "untrusted"}),
 }
+_BOUNDED = frozenset({"threads"})  # each pool makes them until it has as many as it may
 _LOOKS = 3  # at the counts, of which the least counts: what ends in a moment is not held
 
 
@@ -74,7 +75,17 @@ class Report:
     most: dict[str, int] = field(default_factory=dict)  # bounds of the tables
 
     def growth(self) -> dict[str, tuple[int, int]]:
-        """What grew by more than 5% from the 2,000th fetch on: the medians of the first and last three samples."""
+        """What grew by more than 5% from the 2,000th fetch on: the medians of the first and last three samples.
+
+        What has a bound of its own, tables and the threads of pools, is not in it: see `filling`.
+        """
+        return {name: pair for name, pair in self._later().items() if name not in _BOUNDED and ":" not in name}
+
+    def filling(self) -> dict[str, tuple[int, int]]:
+        """What filled further from the 2,000th fetch on, below its bound."""
+        return {name: pair for name, pair in self._later().items() if name in _BOUNDED or ":" in name}
+
+    def _later(self) -> dict[str, tuple[int, int]]:
         later = [s for s in self.samples if s.fetches >= FROM]
         if len(later) < 6:
             return {}
@@ -321,6 +332,10 @@ def told(report: Report) -> str:
         f"Grown by more than 5% from the {FROM:,}th fetch on: {'' if grown else 'nothing.' if enough else 'not judged.'}",
         *(f"* {n}: {a:,} to {b:,}" + _bound(report, n) for n, (a, b) in grown.items()),
         *(f"* more tasks of trio: {name} ({n})" for name, n in _more(report, "trio tasks" in grown).items()),
+        "",
+        "Filled further, below a bound: "
+        + (", ".join(f"{n} {a:,} to {b:,}" + _bound(report, n) for n, (a, b) in report.filling().items()) or "nothing")
+        + ".",
     ]
     return "\n".join(lines) + "\n"
 
