@@ -146,13 +146,14 @@ async def _usable(
             if isinstance(envelope, KvswapError):
                 raise envelope
             statement = await judge_envelope(node, envelope, wanted, terms)
-            _check_answers(statement, candidate.artifact, reference)
+            if not _answers(statement, reference):
+                asking.wrong(candidate)
+                why = f"artifact {candidate.artifact} is not of {reference}"
+                raise IntegrityError(why, cause="a lying peer")
         except KvswapError as error:
             if is_own(error):
                 raise  # a full disk here is not "nobody has it"
             errors.append(error)
-            if isinstance(error, IntegrityError):
-                asking.wrong(candidate)
             continue
         usable.append(Resolved(statement, tuple(candidate.peers), False))
         if len(usable) == _USABLE:
@@ -202,12 +203,12 @@ def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms
     return statement
 
 
-def _check_answers(statement: Statement, artifact: str, reference: str | Cid) -> None:
-    if str(statement.artifact) != artifact:
-        raise IntegrityError(f"a peer answered {statement.artifact} when asked for {artifact}")
+def _answers(statement: Statement, reference: str | Cid) -> bool:
+    """Whether an artifact is what was looked for: of the id, or by its signed word of the document."""
+    if isinstance(reference, Cid):
+        return statement.artifact == reference
     document = statement.manifest.document
-    if isinstance(reference, str) and (document is None or document.reference != reference):
-        raise IntegrityError(f"artifact {artifact} is not of the document {reference}", cause="a lying peer")
+    return document is not None and document.reference == reference
 
 
 def _most_telling(node: Node, reference: str | Cid, errors: list[KvswapError], answered: set[str]) -> KvswapError:
