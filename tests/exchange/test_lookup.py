@@ -487,6 +487,25 @@ def test_who_rests_for_more_than_failures_is_not_asked(why: str, tmp_path: Path)
     run(body())
 
 
+def test_who_is_blocked_or_lied_is_not_asked_however_many_peers_delivered(tmp_path: Path) -> None:
+    """More than there are places for: what the user said, and what a peer did, is remembered all the same."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node()
+            for number in range(5000):
+                node.record(f"peer {number}").bytes_in = 1
+            bad, liar = str(key(4000).peer_id), str(key(4001).peer_id)
+            node.block(bad, True)
+            node.lied(liar, "wrong bytes")
+            for number in range(5000):
+                node.failed(f"stranger {number}", "no answer")
+            assert node.ledger.blocked(bad) and node.resting(bad) == float("inf")
+            assert node.resting(liar) > 3500 and node.resting("stranger 4999") > 0
+
+    run(body())
+
+
 def test_silence_is_not_told_as_a_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finding, "LIMITS", replace(LIMITS, lookup_seconds=0.2, request_seconds=0.2))
 
