@@ -285,7 +285,8 @@ class _Lookup:
             began = time.perf_counter()
             reply = await self._node.ask(PeerAddress(peer), self._query, messages.FindReply)
             self._node.calibration.add_latency(peer, time.perf_counter() - began)
-            self._node.record(peer).publisher = reply.publisher
+            with self._node.ledger.changing(peer) as known:
+                known.publisher = reply.publisher
             self._node.offered(peer, reply.asks / 1e6)
         if reply.heads or reply.audits:
             await asyncio.to_thread(self._hear, reply, peer)

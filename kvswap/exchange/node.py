@@ -178,12 +178,14 @@ class Node:
 
     def failed(self, peer: str, reason: str) -> None:
         """A peer did not do what it should: noted, and left alone for a while."""
-        self.record(peer).failed(time.time())
+        with self.ledger.changing(peer) as record:
+            record.failed(time.time())
         self.events.add("peer_failed", peer=peer, reason=reason)
 
     def lied(self, peer: str, reason: str, **about: str) -> None:
         """A peer sent something else than it was asked for: not asked again for an hour."""
-        self.record(peer).lied(time.time())
+        with self.ledger.changing(peer) as record:
+            record.lied(time.time())
         self.counters.rejected_chunks += 1
         self.events.add("peer_lied", peer=peer, reason=reason, **about)
 
@@ -192,7 +194,8 @@ class Node:
         if self.neighbours.is_shunned(peer):
             return  # what was under way when it was cut off
         self.neighbours.shun(peer)
-        self.record(peer).failed(time.time())
+        with self.ledger.changing(peer) as record:
+            record.failed(time.time())
         self.events.add("peer_flooded", peer=peer, reason=f"it {how}; not served for {LIMITS.shun_seconds:g} s")
         self._cut_off(peer)
 
@@ -216,9 +219,8 @@ class Node:
 
     def paused(self, peer: str) -> bool:
         """Say whether a peer that delivered rests for failures alone: not for a lie, nor blocked or shunned."""
-        rests, record = self.resting(peer) > 0, self.record(peer)
-        lied = record.lied_at and record.lied_at + LIMITS.lie_seconds > time.time()
-        return rests and self.delivered(peer) and not lied and not self._unwelcome(peer)
+        rests = self.resting(peer) > 0
+        return rests and self.delivered(peer) and not self.ledger.lies(peer) and not self._unwelcome(peer)
 
     def delivered(self, peer: str) -> bool:
         """Whether this peer ever gave what it was asked for: what is new pushes nothing of it out."""
@@ -251,18 +253,16 @@ class Node:
     def block(self, peer: str, blocked: bool) -> None:
         """Neither serve nor ask a peer, from now on; or do so again, its past forgiven.  On the event loop.
 
-        What is under way to it ends at once, and what is under way from it.
+        What is under way to it ends at once, and what is under way from it.  Raises `UsageError` for more than can be
+        remembered.
         """
         peer = str(PeerId.parse(peer))
-        record = self.record(peer)
-        record.blocked = blocked
+        self.ledger.block(peer, blocked)
         if blocked:
             for leave in list(self.leaving):
                 leave(peer)
             self._cut_off(peer)
             self.bulk.forget(peer)
-        else:
-            record.in_a_row, record.lied_at = 0, 0.0
         self.events.add("blocked" if blocked else "unblocked", peer=peer)
 
     @property

@@ -390,9 +390,9 @@ class Transfer:
             self.stored(self._file[number])
         self._planes.add(source.kind)
         self.served_bytes[peer] = self.served_bytes.get(peer, 0) + ref.length
-        record = self.node.record(peer)
-        record.bytes_in += ref.length
-        record.worked()
+        with self.node.ledger.changing(peer) as record:
+            record.bytes_in += ref.length
+            record.worked()
         self.node.counters.bytes_in += ref.length
 
     def _rate(self, peer: str) -> None:
