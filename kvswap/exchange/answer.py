@@ -7,7 +7,17 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from kvswap.core.errors import Incompatible, IntegrityError, InvalidDocument, NotFound, PlanSaysPrefill, UsageError
+from kvswap.core.errors import (
+    Incompatible,
+    IntegrityError,
+    InvalidDocument,
+    LocalFault,
+    NotFound,
+    P2pDown,
+    PlanSaysPrefill,
+    StoreFull,
+    UsageError,
+)
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
@@ -182,7 +192,25 @@ async def _source(
     progress: Progress,
     began: float,
 ) -> tuple[Source | None, Plan]:
-    """The artifact to answer from, or a document's beginning; None: prefill."""
+    """The artifact to answer from, or a document's beginning; None: prefill, also where this machine cannot look."""
+    try:
+        return await _found(node, choice, reference, text, terms, progress, began)
+    except (StoreFull, LocalFault, P2pDown) as error:
+        if text is None:
+            raise
+        node.events.add("not_looked_up", reference=str(reference), reason=error.message)
+        return None, Plan("prefill", 0.0, 0.0, error.message, None, None)
+
+
+async def _found(
+    node: Node,
+    choice: ModelChoice,
+    reference: str | Cid,
+    text: str | None,
+    terms: Terms,
+    progress: Progress,
+    began: float,
+) -> tuple[Source | None, Plan]:
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
         require_text(resolved.statement, text)

@@ -25,6 +25,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import hear_audits
 from kvswap.exchange.heads import hear_heads
 from kvswap.exchange.node import Node, document_key
+from kvswap.exchange.statement import heard
 from kvswap.net import PeerAddress, Unreachable, messages
 
 _GRACE_SECONDS = 0.15
@@ -275,8 +276,11 @@ class _Lookup:
             self._dialling.pop(address.peer, None)
 
     def _hear(self, reply: messages.FindReply, peer: str) -> None:
-        hear_heads(self._node, reply.heads, peer)
-        hear_audits(self._node, reply.audits, peer, self._query.document)
+        # What comes with an answer is obeyed before the offers in it are used; that it cannot be kept loses none.
+        with heard(self._node):
+            hear_heads(self._node, reply.heads, peer)
+        with heard(self._node):
+            hear_audits(self._node, reply.audits, peer, self._query.document)
 
     async def _ask(self, address: PeerAddress) -> None:
         peer = address.peer

@@ -42,7 +42,7 @@ from kvswap.net.hosts import Hosts
 from kvswap.net.server import Server
 from kvswap.store import ArtifactRow, HeadFiles, Ledger, Listing, PeerRecord, Records, Store
 from kvswap.trust import Groups, Key, Names, PolicyFile, Statement, load_or_create, read_statement
-from kvswap.trust.head import SignedHead, read_head
+from kvswap.trust.head import Head, SignedHead, read_head
 
 T = TypeVar("T")
 AGENT = f"kvswap/{__version__}"
@@ -101,6 +101,7 @@ class Node:
         self.catalogue = OwnCatalogue(store, self.permission)
         self.chunk_list = ChunkLists(self._chunk_list)
         self.head: tuple[tuple[object, ...], SignedHead | None] = ((), None)  # our own, and for what it was signed
+        self.to_follow: dict[str, Head] = {}  # of trusted publishers, whose successors the trust list has still to take
         self.heads_lock = threading.RLock()  # a sequence is signed once, and no older head takes the place of a newer
         self._bulk_server: BulkServer | None = None
         self.hearsay = Hearsay(self.delivered)
@@ -140,7 +141,7 @@ class Node:
                 head = read_head(envelope).head
                 known = self.records.head(publisher)
                 if head.publisher == publisher and (known is None or known[0] < head.sequence):
-                    self.records.put_head(publisher, head.sequence, envelope, head.reasons, kept=True)
+                    self.records.hear_head(publisher, head.sequence, envelope, head.reasons, kept=True)
                     restored += 1
         for publisher in (str(self.publisher.peer_id), *self.retired, *self.policy.policy.publishers):
             known = self.records.head(publisher) if not self.head_files.has(publisher) else None
