@@ -247,6 +247,7 @@ async def _beginning(
         check_beginning(found, planned, terms)
     except PlanSaysPrefill as error:
         return None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None)
+    await asyncio.to_thread(node.records.ask, str(found.statement.artifact))
     whole = found.tokens == tokens == found.statement.manifest.prefix.tokens
     if not whole:
         reason = f"the first {found.tokens} of {tokens} tokens are published ({plan.reason}); the rest is prefilled"

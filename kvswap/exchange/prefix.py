@@ -254,6 +254,7 @@ async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRIC
     chosen = planned.plan
     await progress({"event": "plan", **chosen.to_json()})
     check_beginning(beginning, planned, terms)
+    await asyncio.to_thread(node.records.ask, artifact)
     if planned.missing_bytes:
         transfer = await bring(
             node, statement, beginning.chunks, planned.peers, progress, most_per_gb=planned.most_per_gb

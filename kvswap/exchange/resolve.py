@@ -70,6 +70,8 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most.
     """
     deadline = time.monotonic() + LIMITS.resolve_seconds
+    if isinstance(reference, Cid):
+        await asyncio.to_thread(node.records.ask, str(reference))
     choice = await own_model(node)
     wanted = Wanted.of(choice) if choice is not None else None
     usable: list[Resolved] = []
@@ -178,7 +180,6 @@ async def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, ter
 def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms) -> Statement:
     """Judge what is right in itself by what this node knows and wants.  Blocks; raises what is wrong with it."""
     publisher = statement.manifest.publisher
-    node.records.ask(str(statement.artifact))
     if wanted is not None:
         check_compatible(statement.manifest, wanted.model, wanted.dtype)
     if terms.strangers and not terms.trust_on_first_use and not settled(node, statement):

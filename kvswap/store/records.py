@@ -27,7 +27,8 @@ _OF_ONE_ARTIFACT = 64
 _CHECKS_KEPT = 100_000
 _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
-_WITHDRAWN_KEPT = 100_000  # whose head records are gone
+_WITHDRAWN_KEPT = 100_000  # whose head records are gone: of what was asked for, and as many of what was here
+_ASKED, _HELD = 1, 2  # why a withdrawal is kept
 _BATCH = 500
 _HEADS_KEPT = 1_024
 _HEADS_OF_A_TELLER = 32
@@ -71,6 +72,7 @@ class Records:
         """
         self._lock = threading.RLock()
         self._problems = problems if problems is not None else Problems()
+        self._keeps = keeps
         self._db = Index(path, MIGRATIONS, told=self._told)
         self.generation = 0  # grows when something that was said of an artifact changes
         self._asked: set[str] = set()  # those noted since the start
@@ -289,9 +291,9 @@ class Records:
             )
             db.executemany(
                 "INSERT INTO withdrawn (artifact, publisher, why, kept, at) VALUES (?, ?, ?, "
-                "MAX(?, EXISTS (SELECT 1 FROM asked WHERE artifact = ?)), ?) "
+                f"MAX(?, {_ASKED} * EXISTS (SELECT 1 FROM asked WHERE artifact = ?)), ?) "
                 "ON CONFLICT DO UPDATE SET why = excluded.why, kept = MAX(kept, excluded.kept)",
-                [(name, publisher, why, name in held, name, now) for name, why in withdrawn.items()],
+                [(name, publisher, why, _HELD * (name in held), name, now) for name, why in withdrawn.items()],
             )
             size = len(envelope) + len(withdrawn) * _WITHDRAWN_BYTES
             self._gone = [name for name in self._gone if name != publisher]  # of a transaction that did not end well
@@ -330,21 +332,31 @@ class Records:
                 self._problems.note("heard", error)
 
     def _forget_heads(self, db: sqlite3.Connection) -> None:
-        """Drop what gave way, and the withdrawals that came with it and concern nothing that was ever here."""
+        """Drop what gave way, and the withdrawals that came with it and concern nothing that was ever here.
+
+        Those of trusted publishers stay.  What the user asked for and what was here have a room each, as only that
+        fills it.
+        """
+        db.create_function("trusted", 1, lambda publisher: int(self._keeps(publisher)))
         gone = [(publisher,) for publisher in self._gone]
         db.executemany("DELETE FROM heads WHERE publisher = ?", gone)
-        db.executemany("DELETE FROM withdrawn WHERE publisher = ? AND NOT kept", gone)
-        if gone:
-            orphans = "kept AND NOT EXISTS (SELECT 1 FROM heads h WHERE h.publisher = withdrawn.publisher)"
-            _trim(db, "withdrawn", _WITHDRAWN_KEPT, orphans)
+        db.executemany("DELETE FROM withdrawn WHERE publisher = ? AND NOT kept AND NOT trusted(publisher)", gone)
+        headless = "NOT EXISTS (SELECT 1 FROM heads h WHERE h.publisher = withdrawn.publisher)"
+        for why in (_ASKED, _HELD) if gone else ():
+            (count,) = db.execute("SELECT COUNT(*) FROM withdrawn WHERE kept = ?", (why,)).fetchone()
+            if count > _WITHDRAWN_KEPT:  # only then it is worth asking whom the user trusts
+                _trim(db, "withdrawn", _WITHDRAWN_KEPT, f"kept = {why} AND {headless} AND NOT trusted(publisher)")
 
     def ask(self, artifact: str) -> None:
-        """Note that the user asked for an artifact: a withdrawal of it is never forgotten, heard before or after."""
+        """Note that the user named an artifact by its id, or uses it: its withdrawal is kept, heard before or after.
+
+        Not for what others offer: the last `_ASKED_KEPT` are noted, and who could fill that would push out the user's.
+        """
         if artifact in self._asked:
             return
         with database.where_it_can(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (artifact, time.time()))
-            db.execute("UPDATE withdrawn SET kept = 1 WHERE artifact = ?", (artifact,))
+            db.execute(f"UPDATE withdrawn SET kept = MAX(kept, {_ASKED}) WHERE artifact = ?", (artifact,))
             _trim(db, "asked", _ASKED_KEPT)
         with self._lock:
             if len(self._asked) >= _ASKED_KEPT:
