@@ -11,13 +11,12 @@ from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
     InvalidDocument,
-    LocalFault,
     NotFound,
     P2pDown,
     PlanSaysPrefill,
-    StoreFull,
     UsageError,
 )
+from kvswap.core.failures import is_local, record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
@@ -195,11 +194,12 @@ async def _source(
     """The artifact to answer from, or a document's beginning; None: prefill, also where this machine cannot look."""
     try:
         return await _found(node, choice, reference, text, terms, progress, began)
-    except (StoreFull, LocalFault, P2pDown) as error:
-        if text is None:
+    except Exception as error:
+        if text is None or not (is_local(error) or isinstance(error, P2pDown)):
             raise
-        node.events.add("not_looked_up", reference=str(reference), reason=error.message)
-        return None, Plan("prefill", 0.0, 0.0, error.message, None, None)
+        why = record(error, "looking up").message
+        node.events.add("not_looked_up", reference=str(reference), reason=why)
+        return None, Plan("prefill", 0.0, 0.0, why, None, None)
 
 
 async def _found(

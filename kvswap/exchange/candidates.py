@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound
+from kvswap.core.failures import is_own
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.find import Offer
 from kvswap.exchange.node import Node
@@ -172,10 +173,12 @@ class Envelopes:
             envelope = task.result()
         except (KvswapError, TimeoutError) as error:
             told = error if isinstance(error, KvswapError) else NotFound(f"nobody gives {candidate.artifact}")
+            if is_own(told):
+                return candidate, told  # of which no other peer can be the way out
             self._lacked[peer] += isinstance(error, NotFound)
             if peer not in self.failed and self._lacked[peer] != 1:  # once it may have gone just now
                 self.failed.add(peer)
-                self._node.failed(peer, told.message)
+                self._node.blame(peer, told)
             if candidate.artifact in self._done:
                 return None
             self._todo.appendleft((candidate, at + 1))

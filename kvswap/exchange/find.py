@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvswap.core.errors import KvswapError
-from kvswap.core.failures import is_own, record
+from kvswap.core.failures import record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import hear_audits
@@ -264,11 +264,10 @@ class _Lookup:
             if self._reference is not None:
                 self._node.hearsay.forget(self._reference, address.peer)
         except Exception as error:  # noqa: BLE001 - what is not the peer's is kept, and told if nothing is found
-            if is_own(error) and not isinstance(error, TimeoutError):
+            if self._node.blame(address.peer, error):
+                self._far.in_vain(teller)
+            else:
                 self.own = record(error, "looking up")
-                return
-            self._far.in_vain(teller)
-            self._node.failed(address.peer, str(error) or type(error).__name__)
         finally:
             self._asking -= 1
             self._near.discard(address.peer)

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, P2pDown, UsageError
+from kvswap.core.failures import is_own
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
 from kvswap.core.tasks import OnLoop
+from kvswap.core.upkeep import describe
 from kvswap.core.version import __version__
 from kvswap.cost import Calibration
 from kvswap.exchange.catalogue import Catalogues, OwnCatalogue
@@ -182,6 +184,16 @@ class Node:
         with self.ledger.changing(peer) as record:
             record.failed(time.time())
         self.events.add("peer_failed", peer=peer, reason=reason)
+
+    def blame(self, peer: str, error: BaseException) -> bool:
+        """Hold an error of asking a peer against it, unless it is this side's own trouble; say whether it was.
+
+        That it did not answer in time is the peer's.
+        """
+        if is_own(error) and not isinstance(error, TimeoutError):
+            return False
+        self.failed(peer, describe(error).removesuffix(":") if str(error) else "no answer in time")
+        return True
 
     def lied(self, peer: str, reason: str, **about: str) -> None:
         """A peer sent something else than it was asked for: not asked again for an hour."""

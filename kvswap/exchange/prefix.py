@@ -302,6 +302,6 @@ async def _pull(node: Node, peer: str) -> None:
             ask = messages.GetCatalogue(node.catalogues.version(peer))
             node.catalogues.put(peer, await node.ask(PeerAddress(peer), ask, messages.CatalogueReply))
     except (KvswapError, TimeoutError) as error:
-        node.failed(peer, str(error) or "no catalogue in time")
+        node.blame(peer, error)
     finally:
         node.pulling.pop(peer, None)

@@ -15,7 +15,7 @@ from kvswap.artifact.sealing import KIND
 from kvswap.core import wire
 from kvswap.core.documents import check_written
 from kvswap.core.errors import KvswapError, MalformedManifest
-from kvswap.core.failures import is_own, record
+from kvswap.core.failures import is_local, record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
@@ -54,7 +54,7 @@ def heard(node: Node) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_own(error):
+        if not is_local(error):
             raise
         node.problems.note("heard", record(error, "keeping what a peer told"))
 
