@@ -26,6 +26,7 @@ from kvswap.core.errors import (
     Interrupted,
     KvswapError,
     LocalFault,
+    P2pDown,
     StoreFull,
     StoreLocked,
     TookTooLong,
@@ -128,8 +129,15 @@ def is_own(error: BaseException) -> bool:
     if not isinstance(error, KvswapError):
         return isinstance(error, Exception)
     return error.origin is not None or isinstance(
-        error, LocalFault | StoreFull | StoreLocked | TookTooLong | Unexpected
+        error, LocalFault | P2pDown | StoreFull | StoreLocked | TookTooLong | Unexpected
     )
+
+
+def is_local(error: BaseException) -> bool:
+    """Tell whether this machine refused or lost something: a disk that is full, read-only or damaged, a permission."""
+    told = as_kvswap_error(error)
+    damaged = isinstance(told, IntegrityError) and told.origin is not None
+    return damaged or isinstance(told, LocalFault | StoreFull | StoreLocked)
 
 
 def said(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from kvswap.daemon.app import Api
 from kvswap.daemon.memory import few_arenas
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.watch import Watch
-from kvswap.exchange import Node
+from kvswap.exchange import Node, heard
 from kvswap.exchange.node import peer_of
 from kvswap.net import Transport
 from kvswap.store import Home, Store
@@ -95,7 +95,7 @@ async def _look_after(node: Node, home: Home) -> None:
     def attend() -> None:
         home.attend()
         node.store.attend()
-        node.records.attend()
+        heard.attend(node)
 
     await forever("store", lambda: asyncio.to_thread(attend), node.problems, pause=_ATTEND_SECONDS)
 

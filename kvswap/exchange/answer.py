@@ -7,7 +7,16 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from kvswap.core.errors import Incompatible, IntegrityError, InvalidDocument, NotFound, PlanSaysPrefill, UsageError
+from kvswap.core.errors import (
+    Incompatible,
+    IntegrityError,
+    InvalidDocument,
+    NotFound,
+    P2pDown,
+    PlanSaysPrefill,
+    UsageError,
+)
+from kvswap.core.failures import is_local, record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
@@ -182,7 +191,26 @@ async def _source(
     progress: Progress,
     began: float,
 ) -> tuple[Source | None, Plan]:
-    """The artifact to answer from, or a document's beginning; None: prefill."""
+    """The artifact to answer from, or a document's beginning; None: prefill, also where this machine cannot look."""
+    try:
+        return await _found(node, choice, reference, text, terms, progress, began)
+    except Exception as error:
+        if text is None or not (is_local(error) or isinstance(error, P2pDown)):
+            raise
+        why = record(error, "looking up").message
+        node.events.add("not_looked_up", reference=str(reference), reason=why)
+        return None, Plan("prefill", 0.0, 0.0, why, None, None)
+
+
+async def _found(
+    node: Node,
+    choice: ModelChoice,
+    reference: str | Cid,
+    text: str | None,
+    terms: Terms,
+    progress: Progress,
+    began: float,
+) -> tuple[Source | None, Plan]:
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
         require_text(resolved.statement, text)
@@ -219,6 +247,7 @@ async def _beginning(
         check_beginning(found, planned, terms)
     except PlanSaysPrefill as error:
         return None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None)
+    await asyncio.to_thread(node.records.ask, str(found.statement.artifact))
     whole = found.tokens == tokens == found.statement.manifest.prefix.tokens
     if not whole:
         reason = f"the first {found.tokens} of {tokens} tokens are published ({plan.reason}); the rest is prefilled"

@@ -10,7 +10,7 @@ from kvswap.core.errors import Untrusted
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
-from kvswap.exchange.statement import told
+from kvswap.exchange.statement import heard, told
 from kvswap.store import AuditRow
 from kvswap.trust import Statement
 from kvswap.trust.audit import (
@@ -51,14 +51,13 @@ def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, sa
         ),
         node.publisher,
     )
-    _keep(node, signed, statement.reference)
+    node.records.add_audit(_row(signed, statement.reference))
     return signed
 
 
-def _keep(node: Node, signed: SignedAudit, document: str | None) -> bool:
+def _row(signed: SignedAudit, document: str | None) -> AuditRow:
     audit = signed.audit
-    row = AuditRow(signed.id, str(audit.cid), document, audit.publisher, audit.auditor, audit.failed, signed.envelope)
-    return node.records.add_audit(row)
+    return AuditRow(signed.id, str(audit.cid), document, audit.publisher, audit.auditor, audit.failed, signed.envelope)
 
 
 def audits_of(node: Node, artifact: str | None, document: str | None) -> list[bytes]:
@@ -86,10 +85,27 @@ def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str
             why = "it is issued in the future: a clock is wrong"
             node.events.add("audit_refused", auditor=audit.auditor, peer=peer, reason=why)
             continue
-        if audit.auditor == str(node.publisher.peer_id) or not _keep(node, signed, document):
-            continue
+        if audit.auditor != str(node.publisher.peer_id):
+            with heard(node):
+                take(node, signed, document)
+
+
+def take(node: Node, signed: SignedAudit, document: str | None) -> None:
+    """Act on an audit by a trusted auditor, and keep it, once.
+
+    Where that cannot be written, it counts all the same, and is taken again later (`heard.attend`).
+    """
+    row, audit = _row(signed, document), signed.audit
+    if not node.records.takes_audit(row):
+        node.records.unwritten.drop_audit(row.id)
+        return
+    try:
         if audit.failed:
             distrust(node, audit.publisher, str(audit.cid), audit.why, signed.id, by=audit.auditor)
+        node.records.add_audit(row)
+    except Exception:
+        node.records.remember_audit(row)
+        raise
 
 
 def distrust(node: Node, publisher: str, artifact: str, why: str, evidence: str, *, by: str) -> None:

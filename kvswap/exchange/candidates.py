@@ -13,10 +13,13 @@ from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvswap.core.errors import KvswapError, NotFound
+from kvswap.core.errors import IntegrityError, KvswapError, NotFound
+from kvswap.core.failures import is_own
+from kvswap.core.limits import LIMITS
 from kvswap.exchange.find import Offer
 from kvswap.exchange.node import Node
 from kvswap.net import PeerAddress, messages
+from kvswap.trust.envelopes import names
 
 _AT_ONCE = 8
 _SLOW_SECONDS = 1.5  # who takes longer makes room for one more,
@@ -34,7 +37,7 @@ class Candidate:
     peers: list[str] = field(default_factory=list)
     envelope: bytes | None = None
     inline_from: str = ""
-    blocks: int = 0  # that it is said to share with what is looked for
+    claimed: dict[str, int] = field(default_factory=dict)  # by peer: blocks that it says are shared
 
 
 Rank = Callable[[Offer], tuple[int, ...]]
@@ -67,7 +70,6 @@ def in_turns(offers: Sequence[Offer], rank: Rank, first: Callable[[str], bool]) 
             continue
         if offer.peer not in candidate.peers:
             candidate.peers.append(offer.peer)
-        candidate.blocks = max(candidate.blocks, offer.found.shared_blocks)
         fresh = candidate.envelope is None and inline[offer.peer] < _INLINE_OF_ONE_PEER
         if offer.found.envelope is not None and fresh:
             inline[offer.peer] += 1
@@ -99,7 +101,7 @@ class Envelopes:
         self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     def wrong(self, candidate: Candidate) -> None:
-        """Note that an envelope is not what it was said to be: who gave it is not asked any more."""
+        """Note that an artifact is not what was looked for: who gave its envelope is not asked any more."""
         if candidate.inline_from:
             self.failed.add(candidate.inline_from)
 
@@ -110,11 +112,15 @@ class Envelopes:
             if stored is not None:
                 candidate.inline_from = ""
                 yield candidate, stored
-            elif candidate.envelope is not None:
-                if candidate.inline_from not in self.failed:
-                    yield candidate, candidate.envelope
-            else:
+            elif candidate.envelope is None or candidate.inline_from in self.failed:
                 asked.append(candidate)
+            elif await _is_of(candidate.envelope, candidate.artifact):
+                yield candidate, candidate.envelope
+            else:
+                self.failed.add(candidate.inline_from)
+                if self.failed.issuperset(candidate.peers):
+                    yield candidate, _another(candidate.inline_from, candidate.artifact)
+                asked.append(candidate)  # of whoever else has it
         self._todo.extend((candidate, 0) for candidate in asked)
         while self._todo or self._running:
             self._start()
@@ -148,12 +154,16 @@ class Envelopes:
                 continue
             mine[peer] += 1
             # Never cancelled: what is cut off inside libp2p may take its connection along.  It ends by itself.
-            task = asyncio.ensure_future(
-                self._node.ask(PeerAddress(peer), messages.GetManifest(candidate.artifact), bytes)
-            )
+            task = asyncio.ensure_future(self._ask(peer, candidate.artifact))
             task.add_done_callback(_looked_at)
             self._running[task] = (candidate, at, time.monotonic())
         self._todo.extendleft(reversed(later))
+
+    async def _ask(self, peer: str, artifact: str) -> bytes:
+        envelope = await self._node.ask(PeerAddress(peer), messages.GetManifest(artifact), bytes)
+        if not await _is_of(envelope, artifact):
+            raise _another(peer, artifact)
+        return envelope
 
     def _ended(self, task: asyncio.Task[bytes]) -> tuple[Candidate, bytes | KvswapError] | None:
         candidate, at, _ = self._running.pop(task)
@@ -163,10 +173,12 @@ class Envelopes:
             envelope = task.result()
         except (KvswapError, TimeoutError) as error:
             told = error if isinstance(error, KvswapError) else NotFound(f"nobody gives {candidate.artifact}")
+            if is_own(told):
+                return candidate, told  # of which no other peer can be the way out
             self._lacked[peer] += isinstance(error, NotFound)
             if peer not in self.failed and self._lacked[peer] != 1:  # once it may have gone just now
                 self.failed.add(peer)
-                self._node.failed(peer, told.message)
+                self._node.blame(peer, told)
             if candidate.artifact in self._done:
                 return None
             self._todo.appendleft((candidate, at + 1))
@@ -184,6 +196,20 @@ class Envelopes:
             if task not in self._slow and now - since > _SLOW_SECONDS:
                 self._slow.add(task)
                 self._todo.append((candidate, at + 1))
+
+
+async def _is_of(envelope: bytes, artifact: str) -> bool:
+    """Whether this is the signed envelope of an artifact, whatever else is to be said of that.
+
+    Whose word an offer is says nothing of others who offer the same: a wrong envelope must hide no right one.
+    """
+    if len(envelope) <= LIMITS.inline_envelope_bytes:
+        return names(envelope, artifact)
+    return await asyncio.to_thread(names, envelope, artifact)
+
+
+def _another(peer: str, artifact: str) -> IntegrityError:
+    return IntegrityError(f"{peer} gave no envelope of {artifact}, which it offers", cause="a lying or broken peer")
 
 
 def _looked_at(task: asyncio.Task[bytes]) -> None:

@@ -117,6 +117,7 @@ async def choose(
         node.counters.plans_prefill += 1
         node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
         raise not_worth_it(str(statement.artifact), chosen)
+    await asyncio.to_thread(node.records.ask, str(statement.artifact))
     return resolved, planned
 
 

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvswap.core.errors import KvswapError
-from kvswap.core.failures import is_own, record
+from kvswap.core.failures import record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import hear_audits
 from kvswap.exchange.heads import hear_heads
 from kvswap.exchange.node import Node, document_key
+from kvswap.exchange.statement import heard
 from kvswap.net import PeerAddress, Unreachable, messages
 
 _GRACE_SECONDS = 0.15
@@ -263,11 +264,10 @@ class _Lookup:
             if self._reference is not None:
                 self._node.hearsay.forget(self._reference, address.peer)
         except Exception as error:  # noqa: BLE001 - what is not the peer's is kept, and told if nothing is found
-            if is_own(error) and not isinstance(error, TimeoutError):
+            if self._node.blame(address.peer, error):
+                self._far.in_vain(teller)
+            else:
                 self.own = record(error, "looking up")
-                return
-            self._far.in_vain(teller)
-            self._node.failed(address.peer, str(error) or type(error).__name__)
         finally:
             self._asking -= 1
             self._near.discard(address.peer)
@@ -275,8 +275,11 @@ class _Lookup:
             self._dialling.pop(address.peer, None)
 
     def _hear(self, reply: messages.FindReply, peer: str) -> None:
-        hear_heads(self._node, reply.heads, peer)
-        hear_audits(self._node, reply.audits, peer, self._query.document)
+        # What comes with an answer is obeyed before the offers in it are used; that it cannot be kept loses none.
+        with heard(self._node):
+            hear_heads(self._node, reply.heads, peer)
+        with heard(self._node):
+            hear_audits(self._node, reply.audits, peer, self._query.document)
 
     async def _ask(self, address: PeerAddress) -> None:
         peer = address.peer
@@ -285,7 +288,8 @@ class _Lookup:
             began = time.perf_counter()
             reply = await self._node.ask(PeerAddress(peer), self._query, messages.FindReply)
             self._node.calibration.add_latency(peer, time.perf_counter() - began)
-            self._node.record(peer).publisher = reply.publisher
+            with self._node.ledger.changing(peer) as known:
+                known.publisher = reply.publisher
             self._node.offered(peer, reply.asks / 1e6)
         if reply.heads or reply.audits:
             await asyncio.to_thread(self._hear, reply, peer)

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from kvswap.core.errors import NotAMember, NotFound, Untrusted, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
-from kvswap.exchange.statement import told
+from kvswap.exchange.statement import heard, told
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement
 from kvswap.trust.envelopes import reason
@@ -138,7 +138,7 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
             continue
         reasons = head.reasons
         here = set(node.store.ids_of(head.publisher)) if reasons else set()
-        node.records.put_head(head.publisher, head.sequence, signed.envelope, reasons, teller=peer, held=here)
+        node.records.hear_head(head.publisher, head.sequence, signed.envelope, reasons, teller=peer, held=here)
         if node.policy.policy.trusts(head.publisher):
             node.head_files.put(head.publisher, signed.envelope)
         for artifact in sorted(here & reasons.keys()):
@@ -147,7 +147,8 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
             node.events.add("withdrawn", artifact=artifact, publisher=head.publisher, reason=reasons[artifact])
         if here & reasons.keys():
             node.spawn_from(lambda: _collect(node))
-        _follow(node, head)
+        with heard(node):
+            follow(node, head)
 
 
 async def _collect(node: Node) -> None:
@@ -155,13 +156,19 @@ async def _collect(node: Node) -> None:
     await asyncio.to_thread(node.store.collect)
 
 
-def _follow(node: Node, head: Head) -> None:
-    """Who is trusted goes on being trusted by the key that it names, and that has signed as well."""
+def follow(node: Node, head: Head) -> None:
+    """Go on trusting who is trusted by the key that it names, and that has signed as well.
+
+    Where the trust list cannot be written, that is done later (`heard.attend`).
+    """
     policy, then = node.policy.policy, head.successor
     if then is None or head.publisher not in policy.publishers or not policy.trusts(head.publisher):
         return
     if policy.caught(then.peer) is None and not policy.trusts(then.peer):
-        if not node.policy.follow(then.peer, policy.publishers[head.publisher].label, head.publisher):
+        node.to_follow[head.publisher] = head
+        added = node.policy.follow(then.peer, policy.publishers[head.publisher].label, head.publisher)
+        node.to_follow.pop(head.publisher, None)
+        if not added:
             return
         node.events.add("trusted", publisher=then.peer, how=f"the successor of {head.publisher}")
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from kvswap.core.errors import KvswapError, NotFound, PeerError, UsageError
 from kvswap.core.ids import Cid, PeerId
@@ -26,6 +28,22 @@ from kvswap.trust.hosting import PICO, SignedOffer, SignedRead, check_price, rea
 AUTO = "auto"
 _UNKNOWN_SECONDS = 5.0  # to the first token of a host that has not said, and was never asked
 _QUESTION_TOKENS = 64  # beside its text: what a chat template adds
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta
+    token_ids: list[Annotated[int, Meta(ge=0, lt=2**31)]] | None = None
+
+
+class _Chunk(msgspec.Struct):
+    """What is read of a chunk of an OpenAI-compatible stream."""
+
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +144,9 @@ async def ask_host(
     ids: list[int] = []
     usage: dict[str, Any] = {}
     async for chunk in node.hosts.connection(peer).ask(body):
-        usage = chunk.get("usage") or usage
-        for choice in (chunk.get("choices") or [])[:1]:
-            text, made = _piece(peer, choice)
+        text, made, told = _piece(peer, chunk)
+        usage = told or usage
+        if text is not None:
             if first is None and (text or made):
                 first = time.perf_counter() - began
                 node.calibration.add_host(peer, first)
@@ -170,14 +188,18 @@ async def ask_host(
     }
 
 
-def _piece(peer: str, choice: Any) -> tuple[str, list[int]]:
+def _piece(peer: str, chunk: dict[str, Any]) -> tuple[str | None, list[int], dict[str, Any]]:
+    """The text (None: there is no choice), token ids and usage of one chunk.  Raises `PeerError` for another shape."""
     try:
-        text, ids = choice["delta"].get("content") or "", choice.get("token_ids") or []
-    except (LookupError, TypeError, AttributeError) as error:
-        raise PeerError(f"the host {peer} answered in another format") from error
-    if not isinstance(text, str) or not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-        raise PeerError(f"the host {peer} answered in another format")
-    return text, ids
+        piece = msgspec.convert(chunk, _Chunk)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise PeerError(f"the host {peer} answered in another format", cause=str(error)[:200]) from error
+    if not piece.choices:
+        return None, [], piece.usage or {}
+    choice = piece.choices[0]
+    text = choice.delta.content or ""
+    text = text.encode("utf-8", "replace").decode()  # JSON may hold halves of surrogate pairs, which nothing can show
+    return text, choice.token_ids or [], piece.usage or {}
 
 
 def _dollars(signed: SignedRead | None) -> float | None:
@@ -190,7 +212,7 @@ async def _checked(
     """The record that the host signed, and what is wrong with it: it is of `asked` and `made` tokens at most."""
     try:
         signed = read_read(base64.b64decode(str(usage["kvswap"]["receipt"]), validate=True))
-    except (LookupError, TypeError, binascii.Error, KvswapError):
+    except (LookupError, TypeError, ValueError, KvswapError):  # ValueError: of base64
         return None, "the host gave no record of the read"
     read, offer = signed.read, chosen.offer
     try:

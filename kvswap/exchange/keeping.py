@@ -11,8 +11,9 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from kvswap.core.errors import KvswapError
+from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import forever
-from kvswap.net import PeerAddress
+from kvswap.net import PeerAddress, Transport
 from kvswap.store import ArtifactRow
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _FLUSH_SECONDS = 5.0
 _BOOTSTRAP_SECONDS = 5.0
+_DIALLED = 16  # of those that the settings name, at a time
 _LOOK_SECONDS = 1.0
 _SETTLE_SECONDS = 1.0  # of the handshakes of GossipSub and Kademlia with a peer that is new
 _PER_ROUND = 64  # artifacts
@@ -35,7 +37,7 @@ def begin(node: Node) -> None:
         ("ledger", lambda: asyncio.to_thread(node.ledger.flush), _FLUSH_SECONDS),
         ("p2p", lambda: keep_network(node), _LOOK_SECONDS),
         ("bulk", lambda: keep_bulk(node), _LOOK_SECONDS),
-        ("bootstrap", lambda: connect_bootstrap(node), _BOOTSTRAP_SECONDS),
+        ("bootstrap", Bootstrap(node).step, _BOOTSTRAP_SECONDS),
         ("announcing", announcing.step, _LOOK_SECONDS),
         ("records", node.providing.step, _LOOK_SECONDS),
     ):
@@ -62,24 +64,55 @@ async def keep_bulk(node: Node) -> None:
         await node.serve_bulk()
 
 
-async def connect_bootstrap(node: Node) -> None:
-    """Be connected to every peer that the settings name; one that is not reached holds up no other."""
-    from kvswap.exchange.node import peer_of
+class Bootstrap:
+    """Be connected to every peer that the settings name; one that is not reached holds up no other.
 
-    transport = node.transport
-    if transport is None or not node.p2p:
-        return
-    connected = set(transport.connected())
-    for address in node.settings.bootstrap:
-        name = f"bootstrap {address}"
+    They are dialled at once, `_DIALLED` at a time, and who was tried longest ago first.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._dialling: set[str] = set()
+        self._tried: dict[str, float] = {}
+
+    async def step(self) -> None:
+        """Dial who is not connected; nobody is waited for."""
+        from kvswap.exchange.node import peer_of
+
+        node, transport = self._node, self._node.transport
+        if transport is None or not node.p2p:
+            return
+        connected = {*transport.connected(), transport.peer}
+        for address in sorted(dict.fromkeys(node.settings.bootstrap), key=lambda a: self._tried.get(a, 0.0)):
+            if address in self._dialling:
+                continue
+            try:
+                peer = peer_of(address)
+            except KvswapError as error:
+                node.problems.note(_named(address), error)
+                continue
+            if peer in connected:
+                node.problems.clear_one(_named(address))
+            elif len(self._dialling) < _DIALLED:
+                self._dialling.add(address)
+                self._tried[address] = time.monotonic()
+                node.spawn(self._dial(transport, PeerAddress(peer, (address,))))
+
+    async def _dial(self, transport: Transport, there: PeerAddress) -> None:
+        (address,) = there.addresses
         try:
-            peer = peer_of(address)
-            if peer not in connected and peer != transport.peer:
-                await transport.connect(PeerAddress(peer, (address,)))
-                node.events.add("connected", peer=peer, how="bootstrap")
-            node.problems.clear_one(name)
-        except KvswapError as error:
-            node.problems.note(name, error.message)
+            async with asyncio.timeout(2 * LIMITS.dial_seconds):  # the transport has its own, which is shorter
+                await transport.connect(there)
+            self._node.events.add("connected", peer=there.peer, how="bootstrap")
+            self._node.problems.clear_one(_named(address))
+        except Exception as error:  # noqa: BLE001 - shown, and tried again
+            self._node.problems.note(_named(address), error)
+        finally:
+            self._dialling.discard(address)
+
+
+def _named(address: str) -> str:
+    return f"bootstrap {address}"
 
 
 class Announcing:

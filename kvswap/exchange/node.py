@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, P2pDown, UsageError
+from kvswap.core.failures import is_own
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import Settings
 from kvswap.core.tasks import OnLoop
+from kvswap.core.upkeep import describe
 from kvswap.core.version import __version__
 from kvswap.cost import Calibration
 from kvswap.exchange.catalogue import Catalogues, OwnCatalogue
@@ -42,7 +44,7 @@ from kvswap.net.hosts import Hosts
 from kvswap.net.server import Server
 from kvswap.store import ArtifactRow, HeadFiles, Ledger, Listing, PeerRecord, Records, Store
 from kvswap.trust import Groups, Key, Names, PolicyFile, Statement, load_or_create, read_statement
-from kvswap.trust.head import SignedHead, read_head
+from kvswap.trust.head import Head, SignedHead, read_head
 
 T = TypeVar("T")
 AGENT = f"kvswap/{__version__}"
@@ -101,6 +103,7 @@ class Node:
         self.catalogue = OwnCatalogue(store, self.permission)
         self.chunk_list = ChunkLists(self._chunk_list)
         self.head: tuple[tuple[object, ...], SignedHead | None] = ((), None)  # our own, and for what it was signed
+        self.to_follow: dict[str, Head] = {}  # of trusted publishers, whose successors the trust list has still to take
         self.heads_lock = threading.RLock()  # a sequence is signed once, and no older head takes the place of a newer
         self._bulk_server: BulkServer | None = None
         self.hearsay = Hearsay(self.delivered)
@@ -140,7 +143,7 @@ class Node:
                 head = read_head(envelope).head
                 known = self.records.head(publisher)
                 if head.publisher == publisher and (known is None or known[0] < head.sequence):
-                    self.records.put_head(publisher, head.sequence, envelope, head.reasons, kept=True)
+                    self.records.hear_head(publisher, head.sequence, envelope, head.reasons, kept=True)
                     restored += 1
         for publisher in (str(self.publisher.peer_id), *self.retired, *self.policy.policy.publishers):
             known = self.records.head(publisher) if not self.head_files.has(publisher) else None
@@ -178,12 +181,24 @@ class Node:
 
     def failed(self, peer: str, reason: str) -> None:
         """A peer did not do what it should: noted, and left alone for a while."""
-        self.record(peer).failed(time.time())
+        with self.ledger.changing(peer) as record:
+            record.failed(time.time())
         self.events.add("peer_failed", peer=peer, reason=reason)
+
+    def blame(self, peer: str, error: BaseException) -> bool:
+        """Hold an error of asking a peer against it, unless it is this side's own trouble; say whether it was.
+
+        That it did not answer in time is the peer's.
+        """
+        if is_own(error) and not isinstance(error, TimeoutError):
+            return False
+        self.failed(peer, describe(error).removesuffix(":") if str(error) else "no answer in time")
+        return True
 
     def lied(self, peer: str, reason: str, **about: str) -> None:
         """A peer sent something else than it was asked for: not asked again for an hour."""
-        self.record(peer).lied(time.time())
+        with self.ledger.changing(peer) as record:
+            record.lied(time.time())
         self.counters.rejected_chunks += 1
         self.events.add("peer_lied", peer=peer, reason=reason, **about)
 
@@ -192,7 +207,8 @@ class Node:
         if self.neighbours.is_shunned(peer):
             return  # what was under way when it was cut off
         self.neighbours.shun(peer)
-        self.record(peer).failed(time.time())
+        with self.ledger.changing(peer) as record:
+            record.failed(time.time())
         self.events.add("peer_flooded", peer=peer, reason=f"it {how}; not served for {LIMITS.shun_seconds:g} s")
         self._cut_off(peer)
 
@@ -216,9 +232,8 @@ class Node:
 
     def paused(self, peer: str) -> bool:
         """Say whether a peer that delivered rests for failures alone: not for a lie, nor blocked or shunned."""
-        rests, record = self.resting(peer) > 0, self.record(peer)
-        lied = record.lied_at and record.lied_at + LIMITS.lie_seconds > time.time()
-        return rests and self.delivered(peer) and not lied and not self._unwelcome(peer)
+        rests = self.resting(peer) > 0
+        return rests and self.delivered(peer) and not self.ledger.lies(peer) and not self._unwelcome(peer)
 
     def delivered(self, peer: str) -> bool:
         """Whether this peer ever gave what it was asked for: what is new pushes nothing of it out."""
@@ -251,18 +266,16 @@ class Node:
     def block(self, peer: str, blocked: bool) -> None:
         """Neither serve nor ask a peer, from now on; or do so again, its past forgiven.  On the event loop.
 
-        What is under way to it ends at once, and what is under way from it.
+        What is under way to it ends at once, and what is under way from it.  Raises `UsageError` for more than can be
+        remembered.
         """
         peer = str(PeerId.parse(peer))
-        record = self.record(peer)
-        record.blocked = blocked
+        self.ledger.block(peer, blocked)
         if blocked:
             for leave in list(self.leaving):
                 leave(peer)
             self._cut_off(peer)
             self.bulk.forget(peer)
-        else:
-            record.in_a_row, record.lied_at = 0, 0.0
         self.events.add("blocked" if blocked else "unblocked", peer=peer)
 
     @property

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from kvswap.artifact.chain import token_digest
 from kvswap.artifact.layout import needed_files
-from kvswap.core.errors import IntegrityError, KvswapError, PlanSaysPrefill
+from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
 from kvswap.exchange.candidates import Candidate, Envelopes, in_turns
@@ -82,8 +82,8 @@ async def longest_beginning(
     called = [(names, names.chain(chain)) for names in node.names(terms.group)]
     here: dict[str, Candidate] = {}
     for _, told in called:
-        for row, blocks in await asyncio.to_thread(node.store.longest_prefix, told):
-            here[row.id] = Candidate(row.id, blocks=blocks)
+        for row, _ in await asyncio.to_thread(node.store.longest_prefix, told):
+            here[row.id] = Candidate(row.id)
     claims: list[_Claim] = []
     if not terms.local:
         await _refresh_catalogues(node, terms.lookup_seconds or _CATALOGUE_SECONDS)
@@ -138,23 +138,26 @@ class _Search:
         seconds = LIMITS.lookup_seconds / 5
         asked = await asyncio.gather(*(ask_these(node, self._query(c), seconds, c.peers) for c in claims))
         offers: list[Offer] = []
-        claimed: dict[str, int] = {}
+        claimed: dict[str, dict[str, int]] = {}  # artifact -> peer -> blocks, which are that peer's word and no other's
         for claim, (found, answered) in zip(claims, asked, strict=True):
             offers += found
             for offer in found:
-                claimed[offer.found.artifact] = max(claim.blocks, claimed.get(offer.found.artifact, 0))
+                said = claimed.setdefault(offer.found.artifact, {})
+                said[offer.peer] = max(claim.blocks, said.get(offer.peer, 0))
             for peer in answered - {offer.peer for offer in found}:
                 self._in_vain(peer, "its catalogue has what it has not")
             for peer in set(claim.peers) - answered - connected:
                 node.catalogues.table.pop(peer)  # gone
         policy = node.policy.policy
-        candidates = in_turns(
-            offers,
-            lambda o: (-claimed[o.found.artifact], not policy.trusts(o.found.publisher), o.found.envelope is None),
-            node.delivered,
-        )
+
+        def rank(offer: Offer) -> tuple[int, ...]:
+            found = offer.found
+            said = claimed[found.artifact][offer.peer]
+            return (-said, not policy.trusts(found.publisher), found.envelope is None)
+
+        candidates = in_turns(offers, rank, node.delivered)
         for candidate in candidates:
-            candidate.blocks = claimed[candidate.artifact]
+            candidate.claimed = claimed[candidate.artifact]
         await self.look([c for c in candidates if c.artifact not in self._looked], deadline)
 
     def _query(self, claim: _Claim) -> messages.Find:
@@ -173,13 +176,11 @@ class _Search:
                 statement = await judge_envelope(self._node, envelope, self._wanted, self._terms)
             except KvswapError as error:
                 self._node.events.add("beginning_refused", artifact=candidate.artifact, reason=error.message)
-                if isinstance(error, IntegrityError):
-                    asking.wrong(candidate)
                 continue
-            tokens, blocks = self._shared(statement, candidate.artifact)
-            if blocks < candidate.blocks:
-                for peer in candidate.peers:
-                    self._in_vain(peer, f"{candidate.artifact} shares {blocks} blocks, not {candidate.blocks}")
+            tokens, blocks = self._shared(statement)
+            for peer, said in candidate.claimed.items():
+                if blocks < said:
+                    self._in_vain(peer, f"{candidate.artifact} shares {blocks} blocks, not {said}")
             if tokens and (self.best is None or tokens > self.best.tokens):
                 self.best = Beginning(statement, tokens, tuple(candidate.peers))
             if self.best is not None:
@@ -187,13 +188,13 @@ class _Search:
         for peer in asking.failed:
             self._in_vain(peer, "it gives nothing of what it offers")
 
-    def _shared(self, statement: Statement, artifact: str) -> tuple[int, int]:
+    def _shared(self, statement: Statement) -> tuple[int, int]:
         """(Tokens, blocks) that a signed chain shares with ours; never by what a catalogue or a peer says."""
         prefix = statement.manifest.prefix
         pairs = enumerate(zip(prefix.chain, self._chain, strict=False))
         alike = next((i for i, (a, b) in pairs if a != b), None)
         blocks = alike if alike is not None else min(len(prefix.chain), len(self._chain))
-        if prefix.block_tokens != self._block_tokens or str(statement.artifact) != artifact:
+        if prefix.block_tokens != self._block_tokens:
             return 0, 0
         tokens = min(blocks * self._block_tokens, prefix.tokens)
         if self._ids is not None and blocks and tokens < prefix.tokens <= len(self._ids):
@@ -253,6 +254,7 @@ async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRIC
     chosen = planned.plan
     await progress({"event": "plan", **chosen.to_json()})
     check_beginning(beginning, planned, terms)
+    await asyncio.to_thread(node.records.ask, artifact)
     if planned.missing_bytes:
         transfer = await bring(
             node, statement, beginning.chunks, planned.peers, progress, most_per_gb=planned.most_per_gb
@@ -300,6 +302,6 @@ async def _pull(node: Node, peer: str) -> None:
             ask = messages.GetCatalogue(node.catalogues.version(peer))
             node.catalogues.put(peer, await node.ask(PeerAddress(peer), ask, messages.CatalogueReply))
     except (KvswapError, TimeoutError) as error:
-        node.failed(peer, str(error) or "no catalogue in time")
+        node.blame(peer, error)
     finally:
         node.pulling.pop(peer, None)

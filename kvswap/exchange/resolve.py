@@ -70,6 +70,8 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most.
     """
     deadline = time.monotonic() + LIMITS.resolve_seconds
+    if isinstance(reference, Cid):
+        await asyncio.to_thread(node.records.ask, str(reference))
     choice = await own_model(node)
     wanted = Wanted.of(choice) if choice is not None else None
     usable: list[Resolved] = []
@@ -146,13 +148,14 @@ async def _usable(
             if isinstance(envelope, KvswapError):
                 raise envelope
             statement = await judge_envelope(node, envelope, wanted, terms)
-            _check_answers(statement, candidate.artifact, reference)
+            if not _answers(statement, reference):
+                asking.wrong(candidate)
+                why = f"artifact {candidate.artifact} is not of {reference}"
+                raise IntegrityError(why, cause="a lying peer")
         except KvswapError as error:
             if is_own(error):
                 raise  # a full disk here is not "nobody has it"
             errors.append(error)
-            if isinstance(error, IntegrityError):
-                asking.wrong(candidate)
             continue
         usable.append(Resolved(statement, tuple(candidate.peers), False))
         if len(usable) == _USABLE:
@@ -177,7 +180,6 @@ async def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, ter
 def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms) -> Statement:
     """Judge what is right in itself by what this node knows and wants.  Blocks; raises what is wrong with it."""
     publisher = statement.manifest.publisher
-    node.records.ask(str(statement.artifact))
     if wanted is not None:
         check_compatible(statement.manifest, wanted.model, wanted.dtype)
     if terms.strangers and not terms.trust_on_first_use and not settled(node, statement):
@@ -202,12 +204,12 @@ def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms
     return statement
 
 
-def _check_answers(statement: Statement, artifact: str, reference: str | Cid) -> None:
-    if str(statement.artifact) != artifact:
-        raise IntegrityError(f"a peer answered {statement.artifact} when asked for {artifact}")
+def _answers(statement: Statement, reference: str | Cid) -> bool:
+    """Whether an artifact is what was looked for: of the id, or by its signed word of the document."""
+    if isinstance(reference, Cid):
+        return statement.artifact == reference
     document = statement.manifest.document
-    if isinstance(reference, str) and (document is None or document.reference != reference):
-        raise IntegrityError(f"artifact {artifact} is not of the document {reference}", cause="a lying peer")
+    return document is not None and document.reference == reference
 
 
 def _most_telling(node: Node, reference: str | Cid, errors: list[KvswapError], answered: set[str]) -> KvswapError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -14,6 +15,7 @@ from kvswap.artifact.sealing import KIND
 from kvswap.core import wire
 from kvswap.core.documents import check_written
 from kvswap.core.errors import KvswapError, MalformedManifest
+from kvswap.core.failures import is_local, record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node import Node
@@ -44,6 +46,17 @@ def told(
             node.events.add("not_understood", peer=peer, statement=kind, reason=error.message)
             continue
         yield signed
+
+
+@contextlib.contextmanager
+def heard(node: Node) -> Iterator[None]:
+    """Go on where this machine cannot keep what a peer told; `status` shows it until `heard.attend` could."""
+    try:
+        yield
+    except Exception as error:
+        if not is_local(error):
+            raise
+        node.problems.note("heard", record(error, "keeping what a peer told"))
 
 
 async def read_current(node: Node, envelope: bytes) -> Statement:

@@ -32,6 +32,8 @@ def tables_of(node: Node) -> Tables:
         node.ledger.table,
         node.providing.table,
         node.records.heads,
+        node.records.unwritten.heads,
+        node.records.unwritten.audits,
         node.calibration.links,
     )
     if node.transport is not None:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kvswap.core.documents import check_unicode
 from kvswap.core.errors import UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.host.journal import Document
 from kvswap.model.load import continuation_ids, document_ids
-from kvswap.model.question import conversation_text
+from kvswap.model.question import conversation_text, rendered_turns
 
 _SAMPLING: dict[str, tuple[type, ...]] = {
     "temperature": (int, float),
@@ -81,11 +82,8 @@ class Prompts:
         turns = _turns(body.get("messages"))
         reference = self._named(body)
         if reference is None:
-            rendered = self._tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in turns],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
+            messages = [{"role": role, "content": content} for role, content in turns]
+            rendered = rendered_turns(self._tokenizer, messages)
             return self._asked(body, None, self._continuation(rendered))
         if turns[0][0] == "system" or turns[-1][0] != "user":
             raise UsageError(
@@ -99,6 +97,7 @@ class Prompts:
         prompt, reference = body.get("prompt"), self._named(body)
         if not isinstance(prompt, str) or not prompt:
             raise UsageError("prompt is a text")
+        check_unicode(prompt, "prompt")
         if reference is not None:
             return self._asked(body, reference, self._continuation(prompt))
         with self._lock:
@@ -162,6 +161,7 @@ def _turns(messages: Any) -> list[tuple[str, str]]:
             raise UsageError(f"messages[{number}] is no text of system, user or assistant")
         if role == "system" and number:
             raise UsageError("a system message is the first")
+        check_unicode(content, f"messages[{number}]")
         turns.append((str(role), content))
     return turns
 
@@ -170,4 +170,6 @@ def _stops(value: Any) -> list[str]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(s, str) and 0 < len(s) < 256 for s in stops):
         raise UsageError("stop is a text, or up to four")
+    for stop in stops:
+        check_unicode(stop, "stop")
     return stops

@@ -6,8 +6,11 @@ with a chat template get the question as the next user turn; others as a line of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from kvswap.core.errors import UsageError
+from kvswap.core.failures import said
 
 _BEFORE, _MARK = "kvswap-before", "kvswap-question"
 _ROLES = {"user": "\n\nQuestion: {}", "assistant": "\nAnswer: {}"}
@@ -28,8 +31,8 @@ def conversation_text(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
         *({"role": role, "content": mark} for (role, _), mark in zip(turns, marks, strict=True)),
     ]
     try:
-        rendered: str = tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
-    except Exception:  # noqa: BLE001 - templates are programs of strangers; without one, plain text will do
+        rendered = rendered_turns(tokenizer, shown)
+    except (UsageError, ImportError):  # without a template that takes them, plain text will do
         return _plain(turns)
     _, _, rest = rendered.rpartition(_BEFORE)
     out = []
@@ -39,6 +42,24 @@ def conversation_text(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
             return _plain(turns)
         out += [before, content]
     return "".join([*out, rest])
+
+
+def rendered_turns(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+    """Write turns as a model's chat template does, up to where the answer begins.
+
+    Raises `UsageError` for what the template does not take, and for a tokenizer without one.
+    """
+    try:
+        rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (ImportError, MemoryError):
+        raise  # this machine's
+    except Exception as error:
+        raise UsageError(
+            f"the model's chat template does not take these turns: {said(error)}",
+            cause="many models want user and assistant in turns and the user first, some no system message",
+            hint="other turns, or /v1/completions with the text as it should be",
+        ) from error
+    return rendered
 
 
 def _plain(turns: Sequence[tuple[str, str]]) -> str:

@@ -12,9 +12,11 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from kvswap.core.errors import LocalFault, StoreFull, StoreLocked
 from kvswap.core.failures import Misplaced
 from kvswap.core.files import check_regular
 
@@ -40,6 +42,22 @@ def is_damage(error: BaseException) -> bool:
 def is_unwritable(error: BaseException) -> bool:
     """Tell whether SQLite says that it cannot write: the disk is full, read-only, failing, or of another user."""
     return isinstance(error, sqlite3.Error) and _code(error) in _UNWRITABLE
+
+
+def cannot_write(error: BaseException) -> bool:
+    """Tell whether it is the disk that does not take something: it is full, read-only, damaged or in use."""
+    refused = (sqlite3.OperationalError, StoreFull, LocalFault, StoreLocked)
+    return isinstance(error, refused) or is_damage(error)
+
+
+@contextlib.contextmanager
+def where_it_can() -> Iterator[None]:
+    """Go on without what the disk does not take."""
+    try:
+        yield
+    except Exception as error:
+        if not cannot_write(error):
+            raise
 
 
 def _code(error: sqlite3.Error) -> int:

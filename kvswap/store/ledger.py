@@ -10,15 +10,19 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kvswap.core.bounded import Table
+from kvswap.core.errors import UsageError
+from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import Problems
 from kvswap.store import database
 
 _KEPT = 4_096
+_BLOCKED = 3_072  # at most, so that there is room for others too
+_LIARS = 1_024  # for whom others who are kept make room
 _FAILURE_SECONDS = 2.0  # first pause after a failure; doubled with each more
 _FORGIVEN = 2  # failures in a row of who ever delivered: a flood makes good peers late as well
 
@@ -54,6 +58,16 @@ class PeerRecord:
         self.lies += 1
         self.lied_at = now
 
+    @property
+    def liar(self) -> bool:
+        """Whether a lie counts still."""
+        return self.lied_at > 0 and self.lied_at + LIMITS.lie_seconds > time.time()
+
+    @property
+    def kept(self) -> bool:
+        """Whether nobody who is new takes the place of this one: blocked, a liar, or one that ever delivered."""
+        return self.blocked or self.bytes_in > 0 or self.liar
+
     def worked(self) -> None:
         """Note that the peer did what it should: failures in a row end."""
         self.in_a_row = 0
@@ -78,13 +92,13 @@ class Ledger:
         """Read the file.  One that is damaged is set aside and begun anew, which `problems` tells."""
         self._path = path
         self._problems = problems if problems is not None else Problems()
-        self._lock = threading.Lock()  # of the table; held for no disk
+        self._lock = threading.RLock()  # of the table; held for no disk
         self._writing = threading.Lock()  # of the file
         self.table: Table[str, PeerRecord] = Table(
             "ledger",
             entries=_KEPT,
             size=lambda peer, record: 512,
-            keep=lambda peer, record: record.blocked or record.bytes_in > 0,
+            keep=lambda peer, record: record.kept,
         )
         self._written: dict[str, _Values] = {}  # as the file has them
         self._db: sqlite3.Connection | None = None
@@ -113,7 +127,7 @@ class Ledger:
         for peer, *values in rows:
             record = PeerRecord(*values)
             record.blocked = bool(record.blocked)
-            self.table.put(peer, record, peer)
+            self._add(peer, record)
             self._written[peer] = _values(record)
 
     def _read_only(self) -> None:
@@ -142,15 +156,56 @@ class Ledger:
     def record(self, peer: str) -> PeerRecord:
         """Return the record of a peer, made when it is new; those seen longest ago are forgotten.
 
-        Who is blocked, or ever delivered, is kept: when all are, a new one is not.
+        Who is blocked, lied lately or ever delivered is kept.  When all are, one who delivered gives way to the first
+        that is new, and that one to the next.  To set what makes a record one that is kept, use `changing`.
         """
         with self._lock:
             known = self.table.get(peer)
             if known is None:
                 known = PeerRecord()
-                self.table.put(peer, known, peer)
+                self._add(peer, known)
             known.seen = time.time()
             return known
+
+    @contextlib.contextmanager
+    def changing(self, peer: str) -> Iterator[PeerRecord]:
+        """Give the record of a peer to be changed, which nobody who comes in the same moment pushes out."""
+        with self._lock:
+            yield self.record(peer)
+
+    def block(self, peer: str, blocked: bool) -> None:
+        """Block a peer, or do so no longer, its past forgiven.
+
+        Raises `UsageError` where as many are blocked as there is room for: none of them is ever forgotten.
+        """
+        with self._lock:
+            if blocked and not self.blocked(peer) and sum(r.blocked for r in self.table.values()) >= _BLOCKED:
+                raise UsageError(
+                    f"{_BLOCKED} peers are blocked, and no more can be",
+                    cause="each is remembered for good",
+                    hint="kvswap unblock PEER",
+                )
+            with self.changing(peer) as record:
+                record.blocked = blocked
+                if not blocked:
+                    record.in_a_row, record.lied_at = 0, 0.0
+
+    def _add(self, peer: str, record: PeerRecord) -> None:
+        if not record.kept and self.table.put(peer, record, peer):
+            return
+        if len(self.table) < self.table.most_entries or self._make_room():
+            self.table.put(peer, record, peer)
+
+    def _make_room(self) -> bool:
+        """Let go of one that is kept no longer, else of a liar where there are many, else of one that delivered."""
+        rows = self.table.items()
+        spare = [peer for peer, record in rows if not record.kept]
+        liars = [peer for peer, record in rows if record.liar and not record.blocked]
+        others = [peer for peer, record in rows if not record.liar and not record.blocked]
+        given = spare or (liars if len(liars) > _LIARS or not others else others)
+        if given:
+            self.table.evict(given[0])
+        return bool(given)  # not where an older kvswap let the user block as many as there are places
 
     def peers(self) -> dict[str, PeerRecord]:
         """All records, by PeerId."""
@@ -166,6 +221,11 @@ class Ledger:
         """Whether somebody blocked this peer."""
         known = self.table.peek(peer)
         return known is not None and known.blocked
+
+    def lies(self, peer: str) -> bool:
+        """Whether a lie of this peer counts still."""
+        known = self.table.peek(peer)
+        return known is not None and known.liar
 
     def delivered(self, peer: str) -> bool:
         """Whether it ever gave what it was asked for."""

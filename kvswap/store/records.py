@@ -10,55 +10,25 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from kvswap.core.bounded import Table
-from kvswap.core.errors import LocalFault, StoreFull
 from kvswap.core.upkeep import Problems
+from kvswap.store import database
 from kvswap.store.index import Index
+from kvswap.store.trust_tables import MIGRATIONS
+from kvswap.store.unwritten import AuditRow, Unwritten
 
-# Append only, as those of the index.  The first is what was there before there were migrations.
-MIGRATIONS = (
-    """
-    CREATE TABLE IF NOT EXISTS checks (
-        artifact TEXT NOT NULL, level INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (artifact, level)
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS audits (
-        id TEXT PRIMARY KEY, artifact TEXT NOT NULL, document TEXT, publisher TEXT NOT NULL, auditor TEXT NOT NULL,
-        failed INTEGER NOT NULL, at REAL NOT NULL, envelope BLOB NOT NULL
-    ) WITHOUT ROWID;
-    CREATE INDEX IF NOT EXISTS audits_artifact ON audits (artifact);
-    CREATE INDEX IF NOT EXISTS audits_document ON audits (document);
-    CREATE TABLE IF NOT EXISTS heads (
-        publisher TEXT PRIMARY KEY, sequence INTEGER NOT NULL, at REAL NOT NULL, kept INTEGER NOT NULL,
-        envelope BLOB NOT NULL
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS withdrawn (
-        artifact TEXT NOT NULL, publisher TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY (artifact, publisher)
-    ) WITHOUT ROWID;
-    """,
-    """
-    CREATE TABLE outcomes (
-        artifact TEXT PRIMARY KEY, publisher TEXT NOT NULL, verdict TEXT NOT NULL, rules INTEGER NOT NULL,
-        levels TEXT NOT NULL, others TEXT NOT NULL, why TEXT NOT NULL, at REAL NOT NULL
-    ) WITHOUT ROWID;
-    CREATE TABLE asked (artifact TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
-    ALTER TABLE heads ADD COLUMN teller TEXT NOT NULL DEFAULT '';
-    ALTER TABLE withdrawn ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE withdrawn ADD COLUMN at REAL NOT NULL DEFAULT 0;
-    UPDATE withdrawn SET kept = 1;
-    CREATE INDEX withdrawn_publisher ON withdrawn (publisher);
-    """,
-)
 _AUDITS_KEPT = 20_000
 _OF_ONE_ARTIFACT = 64
 _CHECKS_KEPT = 100_000
 _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
-_WITHDRAWN_KEPT = 100_000  # whose head records are gone
+_WITHDRAWN_KEPT = 100_000  # whose head records are gone: of what was asked for, and as many of what was here
+_ASKED, _HELD = 1, 2  # why a withdrawal is kept
 _BATCH = 500
 _HEADS_KEPT = 1_024
 _HEADS_OF_A_TELLER = 32
@@ -67,20 +37,6 @@ _WITHDRAWN_BYTES = 512  # a row of `withdrawn`, about
 
 Verdict = Literal["passed", "disputed", "undecided", "wrong"]
 _WITHHELD = ("disputed", "wrong")
-CANNOT_WRITE = (sqlite3.OperationalError, StoreFull, LocalFault)  # a disk that is full or read-only: reading goes on
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRow:
-    """An audit as it was signed."""
-
-    id: str
-    artifact: str
-    document: str | None
-    publisher: str
-    auditor: str
-    failed: bool
-    envelope: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +73,11 @@ class Records:
         """
         self._lock = threading.RLock()
         self._problems = problems if problems is not None else Problems()
+        self._keeps = keeps
         self._db = Index(path, MIGRATIONS, told=self._told)
         self.generation = 0  # grows when something that was said of an artifact changes
         self._asked: set[str] = set()  # those noted since the start
+        self.unwritten = Unwritten(keeps)  # what was told and the disk did not take
         self._withheld = self._read_withheld()
         self._gone: list[str] = []
         self.heads: Table[str, int] = Table(
@@ -138,8 +96,9 @@ class Records:
         for row in self._rows(query):
             size = int(row["size"]) + int(row["lines"]) * _WITHDRAWN_BYTES
             self.heads.put(row["publisher"], size, row["teller"], held=bool(row["kept"]) and not row["teller"])
-        with suppress(*CANNOT_WRITE), self._writing() as db:
+        with database.where_it_can(), self._writing() as db:
             self._forget_heads(db)
+            self._gone.clear()
 
     def _told(self, text: str | None) -> None:
         if text is None:
@@ -160,6 +119,21 @@ class Records:
     def attend(self) -> None:
         """Write to the disk again as soon as it can be: call now and then, in a thread."""
         self._db.attend()
+        for publisher, head in self.unwritten.all_heads():
+            try:
+                self.put_head(
+                    publisher,
+                    head.sequence,
+                    head.envelope,
+                    head.withdrawn,
+                    teller=head.teller,
+                    held=head.held,
+                    kept=head.kept,
+                )
+            except Exception as error:
+                if not database.cannot_write(error):
+                    raise
+                return  # and again with the next look
 
     def close(self) -> None:
         """Close the file."""
@@ -180,7 +154,7 @@ class Records:
     def add_checks(self, artifact: str, levels: list[int]) -> None:
         """Note that these steps of the ladder passed here; where it cannot be noted, they are done again one day."""
         now = time.time()
-        with suppress(*CANNOT_WRITE), self._writing() as db:
+        with database.where_it_can(), self._writing() as db:
             db.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", [(artifact, n, now) for n in levels])
             _trim(db, "checks", _CHECKS_KEPT)
 
@@ -200,7 +174,7 @@ class Records:
         levels = " ".join(str(level) for level in sorted(outcome.levels))
         others = " ".join(outcome.others)
         values = (outcome.artifact, outcome.publisher, outcome.verdict, outcome.rules, levels, others, outcome.why)
-        with suppress(*CANNOT_WRITE), self._writing() as db:
+        with database.where_it_can(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, time.time()))
             marks = ", ".join("?" * len(_WITHHELD))  # what must not be used is not pushed out by what may
             for where in (f"verdict NOT IN ({marks})", f"verdict IN ({marks})"):
@@ -257,9 +231,21 @@ class Records:
                 return False
             added = db.execute("INSERT OR IGNORE INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values).rowcount
             _trim(db, "audits", _AUDITS_KEPT)
+        self.unwritten.drop_audit(row.id)
         with self._lock:
             self.generation += 1
         return bool(added)
+
+    def takes_audit(self, row: AuditRow) -> bool:
+        """Say whether `add_audit` would keep this one: it is not written yet, and there is room for it."""
+        (counted,) = self._rows("SELECT COUNT(*), SUM(id = ?) FROM audits WHERE artifact = ?", row.id, row.artifact)
+        return counted[0] < _OF_ONE_ARTIFACT and not counted[1]
+
+    def remember_audit(self, row: AuditRow) -> None:
+        """Keep in memory what cannot be written: it counts, and has to be heard again to be kept."""
+        self.unwritten.put_audit(row)
+        with self._lock:
+            self.generation += 1
 
     def audits(self, **wanted: str | None) -> list[AuditRow]:
         """Return those of an `artifact`, a `document`, about a `publisher`, or all; failures first, then the newest."""
@@ -267,12 +253,17 @@ class Records:
         where = " AND ".join(f"{name} = ?" for name in given) or "1"
         columns = ", ".join(AuditRow.__slots__)
         query = f"SELECT {columns} FROM audits WHERE {where} ORDER BY failed DESC, at DESC"
-        return [AuditRow(*(r[name] for name in AuditRow.__slots__)) for r in self._rows(query, *given.values())]
+        kept = [AuditRow(*(r[name] for name in AuditRow.__slots__)) for r in self._rows(query, *given.values())]
+        waiting = self.unwritten.all_audits()
+        more = [row for row in waiting if all(getattr(row, name) == value for name, value in given.items())]
+        return sorted([*more, *kept], key=lambda row: not row.failed) if more else kept
 
     # -- head records ----------------------------------------------------------------------------
 
     def head(self, publisher: str) -> tuple[int, bytes] | None:
         """Return (sequence, envelope) of the newest head of a publisher that was seen."""
+        if (told := self.unwritten.head(publisher)) is not None:
+            return told.sequence, told.envelope
         rows = self._rows("SELECT sequence, envelope FROM heads WHERE publisher = ?", publisher)
         return (int(rows[0]["sequence"]), bytes(rows[0]["envelope"])) if rows else None
 
@@ -287,7 +278,7 @@ class Records:
         held: Collection[str] = (),
         kept: bool = False,
     ) -> None:
-        """Replace what was there of a publisher; what was once withdrawn stays so.
+        """Replace what was there of a publisher; what was once withdrawn stays so.  Raises where it cannot be written.
 
         `teller`: the peer that told it.  `held`: artifacts that are here; their withdrawal is remembered whatever
         happens to the head, as is that of what was `asked` for.  `kept`: give way to nobody's.
@@ -301,34 +292,72 @@ class Records:
             )
             db.executemany(
                 "INSERT INTO withdrawn (artifact, publisher, why, kept, at) VALUES (?, ?, ?, "
-                "MAX(?, EXISTS (SELECT 1 FROM asked WHERE artifact = ?)), ?) "
+                f"MAX(?, {_ASKED} * EXISTS (SELECT 1 FROM asked WHERE artifact = ?)), ?) "
                 "ON CONFLICT DO UPDATE SET why = excluded.why, kept = MAX(kept, excluded.kept)",
-                [(name, publisher, why, name in held, name, now) for name, why in withdrawn.items()],
+                [(name, publisher, why, _HELD * (name in held), name, now) for name, why in withdrawn.items()],
             )
             size = len(envelope) + len(withdrawn) * _WITHDRAWN_BYTES
+            self._gone = [name for name in self._gone if name != publisher]  # of a transaction that did not end well
             if not self.heads.put(publisher, size, teller, held=kept):
                 self._gone.append(publisher)
             self._forget_heads(db)
         with self._lock:
+            self._gone.clear()
+            self.unwritten.written(publisher)
             self.generation += 1
 
+    def hear_head(
+        self,
+        publisher: str,
+        sequence: int,
+        envelope: bytes,
+        withdrawn: dict[str, str],
+        *,
+        teller: str = "",
+        held: Collection[str] = (),
+        kept: bool = False,
+    ) -> None:
+        """Do as `put_head` with what others told: what cannot be written is kept in memory until `attend` can."""
+        with self._lock:
+            waiting = self.unwritten.head(publisher)
+            if waiting is not None:
+                withdrawn, held = waiting.withdrawn | withdrawn, waiting.held.union(held)
+            try:
+                self.put_head(publisher, sequence, envelope, withdrawn, teller=teller, held=held, kept=kept)
+            except Exception as error:
+                if not database.cannot_write(error):
+                    raise
+                asked = self._asked.intersection(withdrawn)
+                self.unwritten.put_head(publisher, sequence, envelope, withdrawn, teller, asked.union(held), kept)
+                self.generation += 1
+                self._problems.note("heard", error)
+
     def _forget_heads(self, db: sqlite3.Connection) -> None:
-        """Drop what gave way, and the withdrawals that came with it and concern nothing that was ever here."""
+        """Drop what gave way, and the withdrawals that came with it and concern nothing that was ever here.
+
+        Those of trusted publishers stay.  What the user asked for and what was here have a room each, as only that
+        fills it.
+        """
+        db.create_function("trusted", 1, lambda publisher: int(self._keeps(publisher)))
         gone = [(publisher,) for publisher in self._gone]
-        self._gone.clear()
         db.executemany("DELETE FROM heads WHERE publisher = ?", gone)
-        db.executemany("DELETE FROM withdrawn WHERE publisher = ? AND NOT kept", gone)
-        if gone:
-            orphans = "kept AND NOT EXISTS (SELECT 1 FROM heads h WHERE h.publisher = withdrawn.publisher)"
-            _trim(db, "withdrawn", _WITHDRAWN_KEPT, orphans)
+        db.executemany("DELETE FROM withdrawn WHERE publisher = ? AND NOT kept AND NOT trusted(publisher)", gone)
+        headless = "NOT EXISTS (SELECT 1 FROM heads h WHERE h.publisher = withdrawn.publisher)"
+        for why in (_ASKED, _HELD) if gone else ():
+            (count,) = db.execute("SELECT COUNT(*) FROM withdrawn WHERE kept = ?", (why,)).fetchone()
+            if count > _WITHDRAWN_KEPT:  # only then it is worth asking whom the user trusts
+                _trim(db, "withdrawn", _WITHDRAWN_KEPT, f"kept = {why} AND {headless} AND NOT trusted(publisher)")
 
     def ask(self, artifact: str) -> None:
-        """Note that the user asked for an artifact: a withdrawal of it is never forgotten, heard before or after."""
+        """Note that the user named an artifact by its id, or uses it: its withdrawal is kept, heard before or after.
+
+        Not for what others offer: the last `_ASKED_KEPT` are noted, and who could fill that would push out the user's.
+        """
         if artifact in self._asked:
             return
-        with suppress(*CANNOT_WRITE), self._writing() as db:
+        with database.where_it_can(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (artifact, time.time()))
-            db.execute("UPDATE withdrawn SET kept = 1 WHERE artifact = ?", (artifact,))
+            db.execute(f"UPDATE withdrawn SET kept = MAX(kept, {_ASKED}) WHERE artifact = ?", (artifact,))
             _trim(db, "asked", _ASKED_KEPT)
         with self._lock:
             if len(self._asked) >= _ASKED_KEPT:
@@ -337,17 +366,22 @@ class Records:
 
     def withdrawn(self, artifact: str, publisher: str) -> str | None:
         """Say why its publisher withdrew an artifact; None when it did not."""
+        told = self.unwritten.head(publisher)
+        if told is not None and artifact in told.withdrawn:
+            return told.withdrawn[artifact]
         rows = self._rows("SELECT why FROM withdrawn WHERE artifact = ? AND publisher = ?", artifact, publisher)
         return str(rows[0]["why"]) if rows else None
 
     def withdrawn_of(self, artifacts: Sequence[str]) -> dict[tuple[str, str], str]:
         """Return why artifacts were withdrawn, by artifact and publisher: only its own publisher's word counts."""
-        return {(r["artifact"], r["publisher"]): str(r["why"]) for r in self._of("SELECT * FROM withdrawn", artifacts)}
+        rows = self._of("SELECT * FROM withdrawn", artifacts)
+        return {(r["artifact"], r["publisher"]): str(r["why"]) for r in rows} | self.unwritten.withdrawn_of(artifacts)
 
     def withdrawn_by(self, publisher: str) -> dict[str, str]:
         """Return what a publisher has withdrawn, and why, by artifact."""
         rows = self._rows("SELECT artifact, why FROM withdrawn WHERE publisher = ? ORDER BY artifact", publisher)
-        return {r["artifact"]: r["why"] for r in rows}
+        told = self.unwritten.head(publisher)
+        return {r["artifact"]: r["why"] for r in rows} | (told.withdrawn if told is not None else {})
 
 
 def _outcome(row: sqlite3.Row) -> Outcome:

@@ -64,6 +64,15 @@ def is_signed(data: bytes, kind: str) -> bool:
     return True
 
 
+def names(data: bytes, artifact: str) -> bool:
+    """Say whether this is a signed statement of that artifact, which is the name of its payload."""
+    try:
+        _, payload = open_signed(data, kind_of(data))
+    except (MalformedManifest, IntegrityError):
+        return False
+    return str(Cid.of(payload)) == artifact
+
+
 def reason(text: str) -> str:
     """Word a reason as it may be signed: its control characters escaped, its length that of a text.
 

@@ -22,6 +22,7 @@ from kvswap.core.errors import (
     IntegrityError,
     KvswapError,
     NotFound,
+    P2pDown,
     PeerError,
     PlanSaysPrefill,
     StoreFull,
@@ -38,8 +39,9 @@ from kvswap.exchange.fetch import fetch
 from kvswap.exchange.find import find
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.plan import best
+from kvswap.exchange.prefix import longest_beginning
 from kvswap.exchange.request import Terms
-from kvswap.exchange.resolve import resolve
+from kvswap.exchange.resolve import Wanted, resolve
 from kvswap.exchange.serving import answers as serving
 from kvswap.exchange.statement import list_artifact
 from kvswap.exchange.transfer import engine
@@ -746,6 +748,18 @@ def test_a_typing_error_in_the_codec_is_ours_and_told_before_any_work(tmp_path: 
 
 FULL = sqlite3.OperationalError("database or disk is full")
 FULL.sqlite_errorcode = sqlite3.SQLITE_FULL
+DAMAGED = sqlite3.DatabaseError("database disk image is malformed")
+DAMAGED.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+DISK = (
+    "full database",
+    "full disk",
+    "quota",
+    "store full",
+    "read-only",
+    "permission",
+    "damaged database",
+    "damage, as told",
+)
 OWN = {
     "full database": (FULL, 12),
     "full disk": (OSError(errno.ENOSPC, "No space left on device"), 12),
@@ -753,13 +767,23 @@ OWN = {
     "store full": (StoreFull("no room"), 12),
     "read-only": (OSError(errno.EROFS, "Read-only file system"), 1),
     "permission": (PermissionError(errno.EACCES, "Permission denied"), 1),
+    "damaged database": (DAMAGED, 6),
+    "damage, as told": (as_kvswap_error(DAMAGED), 6),
+    "the network part": (P2pDown("it stopped"), 9),
     "a fault": (KeyError("x"), 1),
     "text": (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"), 2),
 }
 
 
-@pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("place", ["hearing", "writing", "reading", "judging"])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        (n, p)
+        for n in OWN
+        for p in ("hearing", "writing", "reading", "judging")
+        if (p != "hearing" or n not in DISK) and (p != "writing" or n != "the network part")
+    ],
+)
 def test_own_trouble_is_never_told_as_a_peers(
     name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -785,6 +809,71 @@ def test_own_trouble_is_never_told_as_a_peers(
                 await fetch(b, DOCUMENT, Terms(force=True))
             told = as_kvswap_error(caught.value)
             assert told.exit_code == code, told.message
-            assert b.record(a.transport.peer).failures == 0  # type: ignore[union-attr]
+            blamed(b, a)
+
+    run(body())
+
+
+def blamed(node: Node, other: Node) -> None:
+    """Nothing is held against the other."""
+    peer = other.transport.peer  # type: ignore[union-attr]
+    record = node.record(peer)
+    assert (record.failures, record.lies, list(node.catalogues.in_vain)) == (0, 0, [])
+
+
+@pytest.mark.parametrize("name", DISK)
+def test_a_disk_that_does_not_take_what_came_along_ends_no_fetch(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> Any:
+        raise OWN[name][0]
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            a, b = await w.node(), await w.node()
+            w.give(a, made := make_artifact(a.publisher, tokens=100))  # so a head comes along
+            b.policy.add(made.manifest.publisher)
+            monkeypatch.setattr("kvswap.exchange.find.hear_heads", fail)
+            assert str((await fetch(b, DOCUMENT)).statement.artifact) == made.id
+            assert "heard" in b.problems
+            blamed(b, a)
+
+    run(body())
+
+
+@pytest.mark.parametrize("asked", ["Find", "GetManifest", "Join", "GetCatalogue"])
+def test_when_our_own_network_part_ends_no_peer_is_told_to_have_failed(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            a, b = await w.node(), await w.node()
+            w.give(a, made := make_artifact(tokens=64, block_tokens=8))
+            monkeypatch.setattr(serving, "LIMITS", replace(serving.LIMITS, inline_envelope_bytes=0))
+            sessions = b.sessions
+            assert sessions is not None
+
+            def ends(right: Any) -> Any:
+                async def function(address: PeerAddress, request: messages.Request, kind: Any) -> Any:
+                    if type(request).__name__ == asked:
+                        raise P2pDown("the peer-to-peer part stopped")
+                    return await right(address, request, kind)
+
+                return function
+
+            monkeypatch.setattr(sessions, "ask", ends(sessions.ask))
+            monkeypatch.setattr(sessions, "begin", ends(sessions.begin))
+            if asked != "GetCatalogue":
+                with pytest.raises(PeerError, match="stopped"):
+                    await fetch(b, DOCUMENT, Terms(force=True))
+            if asked != "Join":
+                wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
+                if asked == "Find":
+                    b.catalogues.put(a.transport.peer, a.catalogue.reply(0))  # type: ignore[union-attr]
+                    with pytest.raises(P2pDown):
+                        await longest_beginning(b, wanted, made.manifest.prefix.chain, 8, Terms())
+                else:
+                    assert await longest_beginning(b, wanted, made.manifest.prefix.chain, 8, Terms()) is None
+            blamed(b, a)
 
     run(body())

@@ -17,6 +17,7 @@ from kvswap.exchange.audits import audits_of, coverage, hear_audits, listed, ref
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.heads import freshness, heads_of, hear_heads, own_head, withdraw
 from kvswap.exchange.outcomes import refuse_withheld
+from kvswap.exchange.resolve import resolve
 from kvswap.store import AuditRow, Outcome
 from kvswap.trust import audit as audits
 from kvswap.trust import head as heads
@@ -24,7 +25,7 @@ from kvswap.trust.audit import Audit, environment_of, read_audit, sign_audit
 from kvswap.trust.envelopes import open_signed, sign
 from kvswap.trust.head import make_head
 from kvswap.trust.ladder import RULES
-from tests.exchange.test_fetch import world
+from tests.exchange.test_fetch import DOCUMENT, world
 from tests.support import Made, key, make_artifact, run
 
 PEER = str(key(4000).peer_id)
@@ -104,6 +105,30 @@ def test_no_flood_of_heads_undoes_a_withdrawal(tmp_path: Path, monkeypatch: pyte
             b.policy.add(made.manifest.publisher)
             with pytest.raises(Untrusted, match="an error"):
                 await fetch(b, Cid.parse(made.id))
+
+    run(body())
+
+
+def test_what_strangers_offer_is_not_what_the_user_asked_for(tmp_path: Path) -> None:
+    """Only the id that was typed, and what is used, fills the room of withdrawals that are never forgotten."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made, strange = make_artifact(tokens=40), make_artifact(key(3), tokens=24)
+            reader, holder = await w.node(), await w.node()
+            w.give(holder, made)
+            w.give(holder, strange)  # of the same document
+
+            def asked() -> set[str]:
+                return {row["artifact"] for row in reader.records._rows("SELECT artifact FROM asked")}
+
+            await resolve(reader, DOCUMENT)
+            assert asked() == set()
+            with pytest.raises(Untrusted):
+                await resolve(reader, Cid.parse(strange.id))
+            assert asked() == {strange.id}
+            await fetch(reader, DOCUMENT)
+            assert asked() == {strange.id, made.id}
 
     run(body())
 

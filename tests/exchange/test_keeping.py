@@ -17,8 +17,9 @@ from kvswap.exchange import keeping
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.keeping import Announcing
 from kvswap.exchange.node import document_key
+from kvswap.net import Unreachable
 from tests.exchange.test_fetch import World, world
-from tests.support import make_artifact, run
+from tests.support import key, make_artifact, run
 
 
 @pytest.fixture(autouse=True)
@@ -298,5 +299,45 @@ def test_what_is_gone_when_its_turn_comes_gets_no_record(tmp_path: Path) -> None
             held_up_first = Cid.parse(made[0].id).digest  # it was being given when it went
             assert set(given) - {last, held_up_first} <= {document_key(one.statement.reference) for one in made}
             assert len(given) <= 4
+
+    run(body())
+
+
+@pytest.mark.parametrize("dead", [2, 40])
+def test_a_bootstrap_address_that_is_not_reached_holds_up_no_other(tmp_path: Path, dead: int) -> None:
+    """They are dialled at once, so many at a time, and who has waited longest first."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            last = await w.node()
+            silent = [f"/memory/{n}/p2p/{key(5000 + n).peer_id}" for n in range(dead)]
+            there = f"/memory/x/p2p/{last.transport.peer}"  # type: ignore[union-attr]
+            node = await w.node(bootstrap=(*silent, there, "/memory/no/peer"))
+            transport, right = node.transport, node.transport.connect  # type: ignore[union-attr]
+            hangs, under_way, most = asyncio.Event(), 0, 0
+
+            async def connect(address: Any) -> None:
+                nonlocal under_way, most
+                if not address.addresses or address.addresses[0] == there:
+                    return await right(address)
+                under_way += 1
+                most = max(most, under_way)
+                try:
+                    # More than may be dialled at once have to end before the last one has its turn.
+                    await (hangs.wait() if dead < 16 else asyncio.sleep(0.01))
+                    raise Unreachable("nobody is there")
+                finally:
+                    under_way -= 1
+
+            transport.connect = connect  # type: ignore[method-assign, union-attr]
+            for _ in range(2):  # and again, when it went away meanwhile
+                await transport.disconnect(last.transport.peer)  # type: ignore[union-attr]
+                while last.transport.peer not in transport.connected():  # type: ignore[union-attr]
+                    await asyncio.sleep(0.005)
+            await shown(node, "bootstrap /memory/no/peer")
+            assert 0 < most <= 16
+            hangs.set()
+            await shown(node, f"bootstrap {silent[0]}")
+            assert f"bootstrap {there}" not in node.problems
 
     run(body())

@@ -23,6 +23,8 @@ from kvswap.exchange.request import Terms
 from kvswap.exchange.resolve import Wanted, resolve
 from kvswap.net import Announcement, PeerAddress, messages
 from kvswap.net.memory import MemoryTransport
+from kvswap.store import Outcome
+from kvswap.trust.ladder import RULES
 from tests.exchange.peers import Peer, found, has_nothing, made_up, never, promising
 from tests.exchange.test_fetch import DOCUMENT, World, world
 from tests.support import Made, key, make_artifact, run
@@ -355,6 +357,88 @@ def test_a_catalogue_that_claims_more_hides_no_honest_one(tmp_path: Path, liars:
     run(body(), 60)
 
 
+@pytest.mark.parametrize(
+    "lie", ["only claimed", "with another's envelope", "with a forged envelope", "given another's"]
+)
+def test_who_claims_an_honest_peers_artifact_is_shorter_than_it_says_harms_nobody_but_itself(
+    tmp_path: Path, lie: str
+) -> None:
+    """A liar claims 68 blocks, and names what an honest peer has: eight of them, as that one said."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=64, block_tokens=8)
+            other = make_artifact(tokens=16, block_tokens=8, seed=3, text=b"another")
+            reader, holder = await w.node(), await w.node()
+            w.give(holder, made)
+            chain = [*made.manifest.prefix.chain, *(bytes([n]) * 32 for n in range(60))]
+            envelope = {"with another's envelope": other.statement.envelope, "with a forged envelope": b"forged"}.get(
+                lie
+            )
+            offer = found(0, artifact=made.id, publisher=made.manifest.publisher, envelope=envelope)
+            promised = promising([offer])
+
+            async def answering(request: messages.Request) -> Any:
+                if isinstance(request, messages.GetCatalogue):
+                    return messages.CatalogueReply(1, pack_keys(chain))
+                if isinstance(request, messages.GetManifest) and lie == "given another's":
+                    return other.statement.envelope
+                return await promised(request)
+
+            liar = await Peer(w.network, 4000, answering).start(reader)
+            wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
+            beginning = await longest_beginning(reader, wanted, chain, 8, Terms())
+            assert beginning is not None and beginning.tokens == 64
+            assert list(reader.catalogues.in_vain) == [liar.id]
+            assert reader.catalogues.table.peek(peer_of(holder)) is not None
+
+    run(body(), 60)
+
+
+def test_what_was_found_wrong_here_is_not_held_against_who_has_it(tmp_path: Path) -> None:
+    """It gave what it offered; that we do not use it says nothing of its catalogue."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=64, block_tokens=8)
+            reader, holder = await w.node(), await w.node()
+            w.give(holder, made)
+            reader.records.put_outcome(Outcome(made.id, made.manifest.publisher, "wrong", RULES, why="it differs"))
+            wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
+            assert await longest_beginning(reader, wanted, made.manifest.prefix.chain, 8, Terms()) is None
+            assert list(reader.catalogues.in_vain) == []
+
+    run(body())
+
+
+@pytest.mark.parametrize("wrong", ["another's", "forged"])
+def test_a_wrong_envelope_does_not_hide_the_right_one(tmp_path: Path, wrong: str) -> None:
+    """It came along with a liar's offer of what an honest peer has, which is asked for it all the same."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader, holder, made = await document(w)
+            other = make_artifact(tokens=16, block_tokens=8, seed=3, text=b"another")
+            envelope = other.statement.envelope if wrong == "another's" else b"forged"
+
+            async def honest(request: messages.Request) -> Any:
+                if isinstance(request, messages.Find):
+                    row = found(0, artifact=made.id, publisher=made.manifest.publisher)
+                    return messages.FindReply("test", str(key(7).peer_id), [row], [])
+                if isinstance(request, messages.GetManifest):
+                    return made.statement.envelope
+                return await has_nothing(request)
+
+            await apart(reader, holder)
+            lie = found(0, artifact=made.id, publisher=made.manifest.publisher, envelope=envelope)
+            await Peer(w.network, 4000, promising([lie])).start(reader)
+            right = await Peer(w.network, 4100, honest).start(reader)
+            (usable,) = await resolve(reader, Cid.parse(made.id))
+            assert str(usable.statement.artifact) == made.id and right.id in usable.peers
+
+    run(body())
+
+
 def test_nothing_is_found_where_there_is_nothing(tmp_path: Path) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
@@ -399,6 +483,25 @@ def test_who_rests_for_more_than_failures_is_not_asked(why: str, tmp_path: Path)
             with pytest.raises(NotFound, match="nobody offers") as caught:
                 await resolve(reader, DOCUMENT)
             assert "1 of 1 connected peers was not asked or did not answer" in (caught.value.cause or "")
+
+    run(body())
+
+
+def test_who_is_blocked_or_lied_is_not_asked_however_many_peers_delivered(tmp_path: Path) -> None:
+    """More than there are places for: what the user said, and what a peer did, is remembered all the same."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node()
+            for number in range(5000):
+                node.record(f"peer {number}").bytes_in = 1
+            bad, liar = str(key(4000).peer_id), str(key(4001).peer_id)
+            node.block(bad, True)
+            node.lied(liar, "wrong bytes")
+            for number in range(5000):
+                node.failed(f"stranger {number}", "no answer")
+            assert node.ledger.blocked(bad) and node.resting(bad) == float("inf")
+            assert node.resting(liar) > 3500 and node.resting("stranger 4999") > 0
 
     run(body())
 

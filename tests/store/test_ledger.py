@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import pytest
+
+from kvswap.core.errors import UsageError
 from kvswap.store import Ledger, PeerRecord
 
 
@@ -59,3 +63,66 @@ def test_pauses_grow_with_failures_and_end_with_a_success() -> None:
     assert record.not_before(300, 3600) == 0
     record.lied(1000.0)
     assert record.not_before(300, 3600) == 4600
+
+
+def full(tmp_path: Path) -> Ledger:
+    """A ledger in which every place is taken by a peer that delivered."""
+    ledger = Ledger(tmp_path / "peers.sqlite3")
+    for number in range(4096):
+        ledger.record(str(number)).bytes_in = 1
+    return ledger
+
+
+def test_who_is_blocked_or_lied_is_remembered_in_a_full_ledger(tmp_path: Path) -> None:
+    ledger = full(tmp_path)
+    with ledger.changing("bad") as record:
+        record.blocked = True
+    with ledger.changing("liar") as record:
+        record.lied(time.time())
+    ledger.record("late").failed(time.time())
+    for number in range(3000):
+        ledger.record(f"stranger {number}")
+    assert ledger.blocked("bad") and ledger.resting("liar", 300, 3600) > 3500
+    assert sum(ledger.delivered(str(number)) for number in range(4096)) >= 4096 - 3  # each took one place
+    assert len(ledger.peers()) == 4096
+    ledger.close()
+    again = Ledger(tmp_path / "peers.sqlite3")
+    assert again.blocked("bad") and again.resting("liar", 300, 3600) > 3500
+    again.close()
+
+
+def test_no_record_is_given_out_that_nothing_holds(tmp_path: Path) -> None:
+    ledger = full(tmp_path)
+    for number in range(10):
+        record = ledger.record(f"stranger {number}")
+        assert ledger.peers()[f"stranger {number}"] is record
+    ledger.close()
+
+
+def test_liars_push_out_neither_who_is_blocked_nor_most_who_delivered(tmp_path: Path) -> None:
+    ledger = full(tmp_path)
+    for number in range(100):
+        ledger.block(f"blocked {number}", True)
+    for number in range(6000):
+        with ledger.changing(f"liar {number}") as record:
+            record.lied(time.time())
+    assert all(ledger.blocked(f"blocked {number}") for number in range(100))
+    assert sum(ledger.delivered(str(number)) for number in range(4096)) >= 2900
+    assert ledger.resting("liar 5999", 300, 3600) > 3500 and ledger.resting("liar 5000", 300, 3600) > 3500
+    ledger.close()
+
+
+def test_more_are_not_blocked_than_there_is_room_for_and_that_is_said(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "peers.sqlite3")
+    for number in range(3072):
+        ledger.block(str(number), True)
+    ledger.block("0", True)  # is already
+    with pytest.raises(UsageError, match="3072"):
+        ledger.block("one more", True)
+    for number in range(5000):
+        ledger.record(f"stranger {number}")
+    assert not ledger.blocked("one more") and all(ledger.blocked(str(number)) for number in range(3072))
+    ledger.block("0", False)
+    ledger.block("one more", True)
+    assert ledger.blocked("one more") and not ledger.blocked("0")
+    ledger.close()

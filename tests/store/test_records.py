@@ -181,3 +181,24 @@ def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:
     made = Records(path)
     assert made.audits() == [] and path.with_suffix(".damaged").exists()
     made.close()
+
+
+def test_no_number_of_withdrawals_pushes_out_those_of_what_was_here_or_of_the_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the user named by its id has a room of its own, and what was held has another."""
+    monkeypatch.setattr(module, "_WITHDRAWN_KEPT", 10)
+    monkeypatch.setattr(module, "_ASKED_KEPT", 1000)
+    trusted = {f"friend {number}" for number in range(12)}
+    records = crowded(tmp_path, monkeypatch, trusted)
+    records.put_head("publisher", 1, b"h", {"held": "why"}, teller="peer", held=["held"])
+    for friend in sorted(trusted):  # more than there is room for
+        records.put_head(friend, 1, b"h", {f"of {friend}": "why"}, teller=friend)
+    for number in range(40):
+        records.ask(f"asked {number}")
+        records.put_head(f"flood {number}", 1, b"s", {f"asked {number}": "why"}, teller=f"liar {number}")
+    assert records.withdrawn("held", "publisher") == "why"
+    assert all(records.withdrawn(f"of {friend}", friend) == "why" for friend in trusted)
+    known = [number for number in range(40) if records.withdrawn(f"asked {number}", f"flood {number}")]
+    assert known == list(range(40 - len(known), 40)) and 10 <= len(known) <= 20  # and what was asked for is bounded
+    records.close()

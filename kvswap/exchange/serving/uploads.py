@@ -60,7 +60,8 @@ class Uploads:
     def count(self, peer: str, size: int) -> None:
         """Add bytes that go out now to this peer's account and to the node's counters."""
         with self._lock:
-            self._ledger.record(peer).bytes_out += size
+            with self._ledger.changing(peer) as record:
+                record.bytes_out += size
             self._counters.bytes_out += size
 
     async def turn(self, peer: str, size: int) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
-from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerBusy, PeerError
+from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, P2pDown, PeerBusy, PeerError
+from kvswap.core.failures import is_own
 from kvswap.core.limits import LIMITS
 from kvswap.core.tasks import end
 from kvswap.exchange.find import find
@@ -38,6 +39,7 @@ _BUSY_SECONDS = 0.25
 _BUSY_TRIES = 24
 _CLAIMS = 3  # chunks that a peer may say to have and not have
 _TRIES = 3  # of one peer in one transfer
+_DOWN_MOST = 6  # tries that our own network part may end
 _KNOWN = 4 * LIMITS.peers_per_transfer  # peers kept in mind
 _REFERRED = 16  # peers that one peer may name at a time: it must not fill the list with inventions
 _JUDGE_EVERY_SECONDS = 0.25
@@ -88,6 +90,7 @@ class Transfer:
     _pulse: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     _ended: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     _broken: BaseException | None = None  # the disk, not a peer
+    _down: int = 0  # tries that our own part in the network ended
 
     async def run(self, peers: Sequence[str]) -> None:
         """Until every chunk is stored, or no peer is left to ask."""
@@ -237,6 +240,8 @@ class Transfer:
     def _forgive(self, peer: str) -> None:
         """Try once more whom no try reached, as it answers now."""
         known = self._peers.get(peer)
+        if self._down > _DOWN_MOST:
+            return  # for which no peer is the way out
         if known is not None and known.tries >= _TRIES and peer not in self._liars and peer not in self._tasks:
             known.tries, known.not_before = _TRIES - 1, time.monotonic()
 
@@ -253,15 +258,19 @@ class Transfer:
             await self._draw(source, refresh)
             known.tries = 0
         except IntegrityError as error:
-            self._liars.add(peer)
             known.tries = _TRIES
+            if is_own(error):
+                self._break(error)
+                return
+            self._liars.add(peer)
             self._reasons[peer] = error.message
             self.node.lied(peer, error.message, artifact=self.artifact)
         except KvswapError as error:
             self._reasons[peer] = error.message
+            self._down += isinstance(error, P2pDown)
             # What cannot be reached is held against its addresses, and what we failed at against nobody.
             if not isinstance(error, Unreachable) and self._broken is None:
-                self.node.failed(peer, error.message)
+                self.node.blame(peer, error)
             if isinstance(error, NetworkTimeout):
                 known.tries = max(known.tries, _TRIES - 1)  # each costs a whole time-out: once more, not twice
             known.not_before = time.monotonic() + min(4.0, 0.5 * 2**known.tries)
@@ -390,9 +399,9 @@ class Transfer:
             self.stored(self._file[number])
         self._planes.add(source.kind)
         self.served_bytes[peer] = self.served_bytes.get(peer, 0) + ref.length
-        record = self.node.record(peer)
-        record.bytes_in += ref.length
-        record.worked()
+        with self.node.ledger.changing(peer) as record:
+            record.bytes_in += ref.length
+            record.worked()
         self.node.counters.bytes_in += ref.length
 
     def _rate(self, peer: str) -> None:
@@ -467,6 +476,6 @@ class Transfer:
         reasons = "; ".join(dict.fromkeys(self._reasons.values())) or "no peer has the rest"
         return PeerError(
             f"the transfer stopped: {reasons[:300]}; {done}",
-            cause="the peers went away",
+            cause="this node's own network part ended" if self._down else "the peers went away",
             hint=f"kvswap fetch {self.artifact}  resumes",
         )

@@ -1,0 +1,119 @@
+"""What peers told and the disk does not take: kept in bounded memory, and obeyed, until it can be written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from kvswap.core.bounded import Table
+
+_HEADS = 512
+_HEADS_OF_A_TELLER = 32
+_HEADS_BYTES = 16 << 20
+_AUDITS = 1_024
+_AUDITS_OF_A_TELLER = 256
+_LINE_BYTES = 512  # of one artifact that is withdrawn, about
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """An audit as it was signed."""
+
+    id: str
+    artifact: str
+    document: str | None
+    publisher: str
+    auditor: str
+    failed: bool
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ToldHead:
+    """A head record as it was told, with all that its publisher withdrew while nothing could be written."""
+
+    sequence: int
+    envelope: bytes
+    withdrawn: dict[str, str]
+    teller: str
+    held: frozenset[str]
+    kept: bool
+
+
+class Unwritten:
+    """Heads by publisher and audits by id.  From any thread."""
+
+    def __init__(self, keeps: Callable[[str], bool]) -> None:
+        """`keeps(publisher)`: whose heads give way to no stranger's; nor do those that withdraw what was here."""
+        self._lock = threading.RLock()
+        self.heads: Table[str, ToldHead] = Table(
+            "heads to be written",
+            entries=_HEADS,
+            nbytes=_HEADS_BYTES,
+            per_teller=_HEADS_OF_A_TELLER,
+            keep=lambda publisher, head: keeps(publisher) or not head.held.isdisjoint(head.withdrawn),
+            size=lambda _, head: len(head.envelope) + len(head.withdrawn) * _LINE_BYTES,
+        )
+        self.audits: Table[str, AuditRow] = Table(
+            "audits to be written", entries=_AUDITS, per_teller=_AUDITS_OF_A_TELLER
+        )
+
+    def __bool__(self) -> bool:
+        return bool(len(self.heads) or len(self.audits))
+
+    def put_head(
+        self,
+        publisher: str,
+        sequence: int,
+        envelope: bytes,
+        withdrawn: dict[str, str],
+        teller: str,
+        held: Collection[str],
+        kept: bool,
+    ) -> None:
+        """Keep a head; what its publisher withdrew before stays withdrawn."""
+        with self._lock:
+            known = self.heads.peek(publisher)
+            before, had = (known.withdrawn, known.held) if known is not None else ({}, frozenset[str]())
+            told = ToldHead(sequence, envelope, before | withdrawn, teller, had | frozenset(held), kept)
+            self.heads.put(publisher, told, teller, held=kept)
+
+    def head(self, publisher: str) -> ToldHead | None:
+        """Return what waits of a publisher."""
+        with self._lock:
+            return self.heads.peek(publisher)
+
+    def all_heads(self) -> list[tuple[str, ToldHead]]:
+        """Return all that wait, with their publishers."""
+        with self._lock:
+            return self.heads.items()
+
+    def written(self, publisher: str) -> None:
+        """Forget a head that is written."""
+        with self._lock:
+            self.heads.pop(publisher)
+
+    def withdrawn_of(self, artifacts: Collection[str]) -> dict[tuple[str, str], str]:
+        """Return why artifacts were withdrawn, by artifact and publisher."""
+        if not len(self.heads):
+            return {}
+        heads = self.all_heads()
+        return {
+            (a, publisher): head.withdrawn[a] for publisher, head in heads for a in artifacts if a in head.withdrawn
+        }
+
+    def put_audit(self, row: AuditRow) -> None:
+        """Keep an audit."""
+        with self._lock:
+            self.audits.put(row.id, row, row.auditor)
+
+    def drop_audit(self, name: str) -> None:
+        """Forget an audit that is written."""
+        with self._lock:
+            self.audits.pop(name)
+
+    def all_audits(self) -> list[AuditRow]:
+        """Return the audits that wait."""
+        with self._lock:
+            return self.audits.values()
