@@ -14,8 +14,8 @@ SECONDS = 75.0  # after which it begins no more fetches
 
 
 def test_a_node_goes_on_through_restarts_jumps_and_lies(tmp_path: Path) -> None:
-    soak = Soak(tmp_path, fetches=100, restarts=4, jumps=2)
-    report = soak.run(SECONDS, sample_every=25)
+    soak = Soak(tmp_path, fetches=2_000, restarts=20, jumps=10)
+    report = soak.run(SECONDS, sample_every=100)
     assert not report.unexplained, told(report)
     assert report.fetches and report.compared
 
