@@ -277,7 +277,8 @@ def environment(of: Mapping[str, str]) -> dict[str, str]:
     slow without it.
     """
     of = {name: value for name, value in of.items() if name not in VARIABLES}
-    out = {"OMP_WAIT_POLICY": "PASSIVE", **of, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
+    out = {"OMP_WAIT_POLICY": "PASSIVE"} | of
+    out |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
     named = [Path(p) for p in out.pop("PYTHONPATH", "").split(os.pathsep) if p]
     paths = [str(p.absolute()) for p in named if p.is_absolute() or p.resolve() != Path.cwd()]
     return out | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
