@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import machine, text_of, text_table
 from benchmarks.shaped import Network, answer
-from kvswap.core.settings import models_directory
+from kvswap.core.places import models_directory
 from kvswap.report import lines
 
 TOKENS = (512, 1_024, 2_048, 4_096, 7_500)

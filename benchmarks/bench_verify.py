@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import DOCUMENT, machine, once, seconds, text_table
 from kvswap.bench.texts import Cutter, read_texts
-from kvswap.core.settings import models_directory
+from kvswap.core.places import models_directory
 from kvswap.report import lines
 from kvswap.trust.agreement import compare
 from kvswap.trust.ladder import Level

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import machine, text_of, text_table
 from benchmarks.shaped import Network
-from kvswap.core.settings import models_directory
+from kvswap.core.places import models_directory
 from kvswap.model.pull import pull
 from tests.support import until
 from tests.vllm.running import Engine, Host, Output

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kvswap import Client
 from kvswap.core.errors import DaemonNotRunning, KvswapError
-from kvswap.core.settings import models_directory
+from kvswap.core.places import models_directory
 from kvswap.integrations.transformers import inputs_after, question_text
 from kvswap.model.pull import pull
 

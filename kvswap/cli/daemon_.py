@@ -28,7 +28,8 @@ from kvswap.core.errors import KvswapError
 @click.option("--threads", help="Compute threads (0: as torch chooses).")
 @verb
 def daemon_command(output: Output, **flags: Any) -> None:
-    from kvswap.core.settings import Settings, models_directory
+    from kvswap.core.places import models_directory
+    from kvswap.core.settings import Settings
     from kvswap.daemon.run import main
     from kvswap.model import catalogue
 

@@ -9,7 +9,8 @@ import click
 
 from kvswap.cli.objective import Finite
 from kvswap.cli.output import Output, naming, read_document, reference, secret_of, verb
-from kvswap.core.settings import Settings, home_directory, models_directory
+from kvswap.core.places import home_directory, models_directory
+from kvswap.core.settings import Settings
 
 if TYPE_CHECKING:
     from kvswap.host.journal import Journal

@@ -13,7 +13,7 @@ import click
 
 from kvswap.cli import streams
 from kvswap.core.errors import KvswapError, UsageError
-from kvswap.core.settings import home_directory
+from kvswap.core.places import home_directory
 from kvswap.core.version import __version__
 
 # Verb -> (module, help).  A table, so that --help imports no verb.

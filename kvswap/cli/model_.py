@@ -16,7 +16,7 @@ def model_command() -> None:
 @verb
 def ls(output: Output) -> None:
     from kvswap.core.errors import KvswapError
-    from kvswap.core.settings import models_directory
+    from kvswap.core.places import models_directory
     from kvswap.model import catalogue
     from kvswap.model.identity import directory_identity
 
@@ -57,7 +57,7 @@ def ls(output: Output) -> None:
 @click.argument("name", default="smollm2-135m")
 @verb
 def pull(output: Output, name: str) -> None:
-    from kvswap.core.settings import models_directory
+    from kvswap.core.places import models_directory
     from kvswap.model import catalogue
     from kvswap.model.identity import directory_identity
     from kvswap.model.pull import pull as pull_model

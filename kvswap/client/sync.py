@@ -39,8 +39,8 @@ from kvswap.core.errors import (
 from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
+from kvswap.core.places import home_directory
 from kvswap.core.runfile import RunFile, not_running
-from kvswap.core.settings import home_directory
 from kvswap.cost import MIX, Objective
 
 OnEvent = Callable[[dict[str, Any]], None]

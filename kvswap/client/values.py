@@ -11,7 +11,7 @@ def model_argument(name: str | None) -> str | None:
     """A model as the caller typed it, so that it means the same to the daemon, which runs in another directory."""
     if name is None:
         return None
-    from kvswap.core.settings import models_directory
+    from kvswap.core.places import models_directory
     from kvswap.model.catalogue import typed
 
     return typed(name, models_directory())

@@ -15,7 +15,6 @@ import errno
 import json
 import logging
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,7 +166,7 @@ def _made(error: BaseException, start: str) -> KvswapError:
         )
     if isinstance(error, json.JSONDecodeError):
         return LocalFault(f"{start}not JSON ({said(error)})", cause="a damaged or cut-off file", hint="kvswap doctor")
-    if isinstance(error, tomllib.TOMLDecodeError):
+    if _is("tomllib", "TOMLDecodeError", error):
         return UsageError(f"{start}not TOML ({said(error)})", cause="a typing error", hint="docs/configuration.md")
     if isinstance(error, ImportError):
         return Incompatible(

@@ -8,7 +8,6 @@ addressed by content: `$XDG_CACHE_HOME/kvswap/models`, or `KVSWAP_MODELS`.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,56 +21,12 @@ from kvswap.core.errors import InvalidSettings, UsageError
 from kvswap.core.failures import said
 from kvswap.core.files import read_file
 from kvswap.core.limits import LIMITS
+from kvswap.core.places import home_directory, models_directory
 
 GB = 1_000_000_000
 CODECS = ("planes", "predictive", "raw", "int8", "int8-channel")  # of `kvswap.codec`, which is a room above
 _MOST = 1 << 62
 _PRICE = checks.number(0, 1e9)
-
-
-def _account_directory(env: Mapping[str, str]) -> Path:
-    """HOME, or what the account says where that is not set, as under some service managers."""
-    told = env.get("HOME", "")
-    if told.startswith("/"):
-        return Path(told)
-    try:
-        return Path(pwd.getpwuid(os.getuid()).pw_dir)
-    except KeyError:
-        raise UsageError(
-            "it is not known where this user's files are",
-            cause="HOME is not set, and the account is not in the user database",
-            hint="--home DIRECTORY, and KVSWAP_MODELS=DIRECTORY",
-        ) from None
-
-
-def _xdg(env: Mapping[str, str], name: str, fallback: str) -> Path:
-    value = env.get(name, "")
-    base = Path(value) if value.startswith("/") else _account_directory(env) / fallback
-    return base / "kvswap"
-
-
-def _typed(chosen: str, name: str) -> Path:
-    """A directory as somebody typed it, made absolute.  Raises `UsageError` for what no path can be."""
-    try:
-        if "\0" in chosen:
-            raise ValueError("a NUL character")
-        return Path(chosen).expanduser().absolute()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UsageError(f"{name} is no directory's name: {said(error)}", cause="a typing error") from error
-
-
-def home_directory(flag: str | None = None, env: Mapping[str, str] | None = None) -> Path:
-    """The directory that holds this node's keys, store and configuration."""
-    env = os.environ if env is None else env
-    chosen = flag or env.get("KVSWAP_HOME")
-    return _typed(chosen, "the home") if chosen else _xdg(env, "XDG_DATA_HOME", ".local/share")
-
-
-def models_directory(env: Mapping[str, str] | None = None) -> Path:
-    """The directory of model files, shared by all homes of a user."""
-    env = os.environ if env is None else env
-    chosen = env.get("KVSWAP_MODELS")
-    return _typed(chosen, "KVSWAP_MODELS") if chosen else _xdg(env, "XDG_CACHE_HOME", ".cache") / "models"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,9 @@
 """Fetch, prefill, or both?  `estimate` decides and is pure, `split` goes on deciding; `calibration` remembers."""
 
-from kvswap.cost.calibration import Calibration
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from kvswap.cost.estimate import (
     MIX,
     OBJECTIVES,
@@ -14,6 +17,9 @@ from kvswap.cost.estimate import (
     decide,
 )
 from kvswap.cost.split import Meeting, Split, Work
+
+if TYPE_CHECKING:
+    from kvswap.cost.calibration import Calibration
 
 __all__ = [
     "MIX",
@@ -31,3 +37,12 @@ __all__ = [
     "beside_host",
     "decide",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy: a client needs an objective, and nothing of the files that a node remembers in.
+    if name == "Calibration":
+        from kvswap.cost.calibration import Calibration
+
+        return Calibration
+    raise AttributeError(f"module 'kvswap.cost' has no attribute {name!r}")

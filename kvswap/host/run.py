@@ -26,7 +26,8 @@ from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.files import read_kept
 from kvswap.core.limits import LIMITS
 from kvswap.core.log import start_log
-from kvswap.core.settings import Fault, invalid, models_directory
+from kvswap.core.places import models_directory
+from kvswap.core.settings import Fault, invalid
 from kvswap.host.admission import Admission
 from kvswap.host.app import HostApi, Served
 from kvswap.host.documents import keep_warm

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from kvswap.core.errors import UsageError
-from kvswap.core.settings import Settings, home_directory, models_directory
+from kvswap.core.places import home_directory, models_directory
+from kvswap.core.settings import Settings
 
 
 def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from kvswap import codec
 from kvswap.core.errors import InvalidSettings, KvswapError, UsageError
-from kvswap.core.settings import CODECS, Settings, home_directory, models_directory
+from kvswap.core.places import home_directory, models_directory
+from kvswap.core.settings import CODECS, Settings
 from kvswap.model import catalogue
 from tests.core.test_failures import is_told
 from tests.support import ROOT, kvswap
