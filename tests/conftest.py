@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-# Threads of torch that wait in a busy loop take the core that another test needs: two model processes at once are
-# nine times as slow.  Said before anything starts threads, and inherited by every process that a test starts.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads of torch that wait in a busy loop take the core that another test needs.  The model process is started so by
+# the daemon; here it is said for tests that compute themselves, before anything starts threads.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

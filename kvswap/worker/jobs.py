@@ -62,8 +62,10 @@ class Jobs:
     def do_open(self, directory: str, label: str, dtype: str, device: str, threads: int) -> dict[str, Any]:
         """Load the model; says who it is."""
         from kvswap.model.load import load_model
+        from kvswap.model.tokenizing import template_of
 
         self._loaded = load_model(Path(directory), label, dtype, device, threads)
+        template_of(self._loaded.tokenizer, "opened here, so that no document waits for the file")
         return {
             "identity": wire.plain(self.loaded.identity),
             "numerics": wire.plain(self.loaded.numerics()),
