@@ -25,6 +25,7 @@ from kvswap.artifact.manifest import (
     Divergence,
     DocumentRef,
     FileRef,
+    LayerSpec,
     Layout,
     Life,
     Manifest,
@@ -316,17 +317,19 @@ def forge(
     small = new_cache(loaded.model.config, 8)
     forward(loaded, small, ids[:1], 0)
     specs = layer_specs(small)
+    if [(h.k.shape[0], h.k.shape[2], h.v.shape[2]) for h in tensors] != [(s.heads, s.k_dim, s.v_dim) for s in specs]:
+        specs = [LayerSpec("full", h.k.shape[0], h.k.shape[2], h.v.shape[2]) for h in tensors]  # of no such model
     runs = layout.plan_runs(specs, scene.block_tokens, ITEM_BYTES[loaded.dtype])
     question = loaded.tokenize_continuation("\n\nIn summary,")
     roomy = [
         LayerTensors(torch.cat([h.k, h.k[:, :16]], 1), torch.cat([h.v, h.v[:, :16]], 1), h.first, h.tokens)
         for h in tensors
     ]
-    cache = build_cache(loaded.model.config, roomy, len(ids), "cpu")
     try:
+        cache = build_cache(loaded.model.config, roomy, len(ids), "cpu")
         made = greedy(loaded, cache, len(ids), question, PROBE_STEPS)
         probe = Probe(question=question, tokens=made.ids, logits=bytes.fromhex(made.logits_digest[7:]))
-    except Incompatible:  # of what is not finite: a liar signs what it likes
+    except (Incompatible, RuntimeError):  # of what is not finite, or does not fit: a liar signs what it likes
         probe = Probe(question=question, tokens=[0] * PROBE_STEPS, logits=bytes(32))
     mark = fingerprint(tensors)
     manifest = Manifest(

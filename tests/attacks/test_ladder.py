@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+import torch
 
+from kvswap.artifact import dsse
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError
 from kvswap.exchange.agreement import Mark, agree
+from kvswap.trust import read_statement
 from kvswap.trust.accusation import accuses, unusable
 from kvswap.trust.ladder import Ladder, Level, Step
 from kvswap.trust.noise import Noise
 from kvswap.trust.policy import Policy
-from tests.attacks.kit import ATTACKS, CLAIMS, IDLE, Scene, climb, forge
-from tests.support import DOCUMENT
+from tests.attacks.kit import ATTACKS, CLAIMS, IDLE, MALLORY, Scene, climb, forge
+from tests.support import DOCUMENT, Made
 
 TEXT = DOCUMENT.read_text()
 BLOCK = 64
@@ -139,6 +143,42 @@ def test_a_reader_that_computes_wrong_in_the_same_way_each_time_accuses_nobody(
     monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a, **k: right(*a, **k) * 1.01)
     (step,), _ = climb(made, scene, [level], noise)
     assert not accuses(step) and "this reader's own cache" in step.why
+
+
+def wider(held: LayerTensors) -> LayerTensors:
+    return LayerTensors(torch.cat([held.k, held.k], 2), held.v, held.first, held.tokens)
+
+
+SHAPES: dict[str, Callable[[list[LayerTensors]], list[LayerTensors]]] = {
+    "one layer": lambda tensors: tensors[:1],
+    "a layer less": lambda tensors: tensors[:-1],
+    "a layer more": lambda tensors: [*tensors, tensors[-1]],
+    "wider keys": lambda tensors: [wider(held) for held in tensors],
+    "wider keys of the last layer": lambda tensors: [*tensors[:-1], wider(tensors[-1])],
+    "one head": lambda tensors: [LayerTensors(h.k[:1], h.v[:1], h.first, h.tokens) for h in tensors],
+}
+
+
+@pytest.mark.parametrize("text", ["", None], ids=["text", "digest"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layers_that_are_not_the_models_are_found_first(
+    scene: Scene, noise: Noise, shape: str, text: str | None
+) -> None:
+    """Layer 0 of one layer is right, and nothing else is there to be looked at."""
+    made = forge(scene, SHAPES[shape](scene.copy()))
+    steps, _ = climb(made, scene, STEPS, noise, text=text)
+    assert {int(s.level): s.verdict for s in steps} == {2: "failed"} | dict.fromkeys(STEPS[1:], "skipped")
+    assert all("layers" in step.why for step in steps)
+
+
+@pytest.mark.parametrize("question", [[], [2**31], [400], [5, 2**40]], ids=str)
+def test_a_probe_that_cannot_be_asked_fails_by_itself(scene: Scene, noise: Noise, question: list[int]) -> None:
+    right = forge(scene, scene.right)
+    probe = msgspec.structs.replace(right.manifest.probe, question=question)
+    manifest = msgspec.structs.replace(right.manifest, probe=probe)
+    sealed = dsse.seal(manifest.encode(), manifest.publisher, MALLORY.sign)
+    steps, _ = climb(Made(read_statement(sealed), right.chunks, []), scene, STEPS, noise)
+    assert {int(s.level) for s in steps if s.verdict == "failed"} == {4}
 
 
 # -- claims ------------------------------------------------------------------------------------------
