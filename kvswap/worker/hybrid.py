@@ -285,9 +285,10 @@ def split_of(units: Sequence[Unit], work: dict[str, Any] | None, computes: bool,
 def probed(loaded: Any, cache: Any, manifest: Manifest) -> bool:
     """Whether the cache goes on as the publisher said, by the tokens of the probe; leaves it as it was."""
     from kvswap.model.prefill import greedy
+    from kvswap.model.shape import unaskable
 
     probe = manifest.probe
-    if not probe.tokens:
+    if not probe.tokens or unaskable(loaded, manifest):
         return False
     kept = [(layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in cache.layers]
     made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))

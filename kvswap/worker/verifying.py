@@ -55,11 +55,13 @@ class Checks:
         self._computed: list[LayerTensors] | None = None
         self._mark = b""
         from kvswap.model.prefill import check_reach
+        from kvswap.model.shape import misshapen
 
         manifest = self._manifest
         layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
         probed = len(manifest.probe.question) + len(manifest.probe.tokens)
         check_reach(loaded, manifest.prefix.tokens, probed, manifest.prefix.block_tokens)
+        self._misshapen = misshapen(loaded, manifest)
         began = time.perf_counter()
         self._load()
         self._loading = time.perf_counter() - began
@@ -93,7 +95,9 @@ class Checks:
         }
         out = []
         for level in levels:
-            if level in _COMPARED and not self._manifest.exact:
+            if self._misshapen and level in ways and level != Level.STRUCTURE:
+                out.append(Step(level, "skipped", why=self._misshapen))
+            elif level in _COMPARED and not self._manifest.exact:
                 out.append(Step(level, "skipped", why="an inexact cache, by its publisher's own word"))
             elif level in ways:
                 self._check()
@@ -106,7 +110,7 @@ class Checks:
 
     def _judged_step(self, way: Callable[[Tensors], Step]) -> Step:
         def control() -> str:
-            if self._known().lie:  # nothing of the cache was compared, only the manifest with itself
+            if self._known().lie or self._misshapen:  # nothing of the cache was compared, only the manifest
                 return ""
             step = way(self._own())
             return "" if step.verdict == "passed" else f"this reader's own cache of the same tokens: {step.why}"
@@ -132,7 +136,9 @@ class Checks:
     def _known(self) -> Document:
         """The ids of the document: from its text, or read back from layer 0."""
         if self._document is None:
-            if self._text is not None:
+            if self._misshapen:
+                self._document = Document(None, self._misshapen)
+            elif self._text is not None:
                 self._document = of_text(self._loaded, self._manifest, self._text)
             else:
                 self._document = of_layer(self._loaded, self._manifest, self._tensors[0])
@@ -165,6 +171,8 @@ class Checks:
     def _structure(self, tensors: Tensors) -> Step:
         import torch
 
+        if self._misshapen:
+            return Step(Level.STRUCTURE, "failed", why=self._misshapen)
         for index, held in enumerate(tensors):
             for name, tensor in (("K", held.k), ("V", held.v)):
                 if not bool(torch.isfinite(tensor[:, : held.tokens]).all()):
@@ -181,12 +189,15 @@ class Checks:
     def _probe(self, tensors: Tensors) -> Step:
         from kvswap.model.cache import build_cache
         from kvswap.model.prefill import greedy
+        from kvswap.model.shape import unaskable
 
         manifest, loaded, probe = self._manifest, self._loaded, self._manifest.probe
         if not probe.tokens:
             return Step(Level.PROBE, "skipped", why="its publisher had no model to make a probe with")
-        cache = build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
         figures = {"tokens_equal": False, "logits_equal": False, "same_environment": self._same}
+        if why := unaskable(loaded, manifest):
+            return Step(Level.PROBE, "failed", why=why, figures=figures)
+        cache = build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
         try:
             made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
         except Incompatible as error:  # what follows from this cache is not finite: no reason to skip the other steps

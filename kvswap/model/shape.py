@@ -1,0 +1,53 @@
+"""What a model's cache looks like: the kinds and shapes of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from kvswap.artifact.manifest import LayerSpec, Manifest
+
+_known: WeakKeyDictionary[Any, Sequence[LayerSpec]] = WeakKeyDictionary()
+
+
+def layers_of(loaded: Any) -> Sequence[LayerSpec]:
+    """Return the layers of this model's cache, seen on one token that goes through it once."""
+    from kvswap.model.cache import layer_specs, new_cache
+    from kvswap.model.prefill import forward
+
+    found = _known.get(loaded.model)
+    if found is None:
+        cache = new_cache(loaded.model.config, 1)
+        forward(loaded, cache, [0], 0)
+        found = _known[loaded.model] = tuple(layer_specs(cache))
+    return found
+
+
+def misshapen(loaded: Any, manifest: Manifest) -> str:
+    """Say how a manifest's layers differ from those of the model that it names; empty where they are the same."""
+    theirs, own = manifest.layout.layers, layers_of(loaded)
+    if len(theirs) != len(own):
+        return f"it has {len(theirs)} layers, the model has {len(own)}"
+    for index, (have, wanted) in enumerate(zip(theirs, own, strict=True)):
+        if have != wanted:
+            return f"its layers are not the model's: layer {index} is {_told(have)}, and not {_told(wanted)}"
+    return ""
+
+
+def _told(spec: LayerSpec) -> str:
+    window = f" of {spec.window}" if spec.window is not None else ""
+    return f"{spec.kind}{window} with {spec.heads} heads of {spec.k_dim} and {spec.v_dim} values"
+
+
+def unaskable(loaded: Any, manifest: Manifest) -> str:
+    """Say why a manifest's probe cannot be put to this model; empty where it can."""
+    probe = manifest.probe
+    size = int(loaded.model.get_input_embeddings().weight.shape[0])
+    if not probe.question:
+        return "its probe asks nothing"
+    if max(probe.question) >= size:
+        return f"its probe asks with tokens that the model does not have (it has {size})"
+    if manifest.prefix.tokens + len(probe.question) + len(probe.tokens) > loaded.context:
+        return f"its probe goes beyond the model's {loaded.context} tokens"
+    return ""
