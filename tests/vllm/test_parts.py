@@ -32,7 +32,15 @@ def full(dtype: torch.dtype = torch.float32, **more: Any) -> FullAttentionSpec:
 
 def configured(directory: Path, specs: list[Any] | None = None, **changes: Any) -> tuple[Any, Any]:
     parts = {
-        "model_config": {"model": str(directory), "revision": None, "quantization": None, "dtype": torch.float32},
+        "model_config": {
+            "model": str(directory),
+            "revision": None,
+            "quantization": None,
+            "dtype": torch.float32,
+            "hf_overrides": {},
+        },
+        "load_config": {"load_format": "auto"},
+        "device_config": {"device_type": "cpu"},
         "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1},
         "scheduler_config": {"disable_hybrid_kv_cache_manager": False},
     }
@@ -82,6 +90,10 @@ def test_an_engine_is_known_by_its_model_and_layers(model: Path) -> None:
         ({"quantization": "awq"}, "awq"),
         ({"lora_config": object()}, "LoRA"),
         ({"speculative_config": object()}, "speculative"),
+        ({"hf_overrides": {"rms_norm_eps": 1e-3}}, "hf-overrides"),
+        ({"hf_overrides": lambda config: config}, "hf-overrides"),
+        ({"load_format": "dummy"}, "load-format dummy"),
+        ({"load_format": "bitsandbytes"}, "load-format bitsandbytes"),
         ({"specs": [full(torch.float8_e4m3fn)]}, "float8"),
         ({"specs": [full(attention_chunk_size=64)]}, "chunked"),
         ({"model": "no/such-model"}, "not on this machine"),
@@ -90,6 +102,15 @@ def test_an_engine_is_known_by_its_model_and_layers(model: Path) -> None:
 def test_what_is_not_supported_is_refused_by_name(model: Path, changes: dict[str, Any], what: str) -> None:
     with pytest.raises(Incompatible, match=what):
         engine_of(*configured(model, **changes))
+
+
+def test_an_engine_in_reduced_precision_is_refused(model: Path) -> None:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(Incompatible, match="precision"):
+            engine_of(*configured(model))
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_windows_without_the_hybrid_manager_are_refused(model: Path) -> None:

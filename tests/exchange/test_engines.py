@@ -1,0 +1,56 @@
+"""What an engine computed is compared before it is signed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvswap.core import wire
+from kvswap.core.errors import Incompatible
+from kvswap.exchange.engines import Computed, publish_computed
+from kvswap.model.load import load_model
+from tests.attacks.kit import Scene, forge
+from tests.exchange.modelled import RealModel
+from tests.exchange.test_fetch import world
+from tests.support import DOCUMENT, run, tiny_model
+
+TEXT = DOCUMENT.read_text()[:700]
+
+
+@pytest.fixture(scope="module")
+def scene(tiny_models: dict[str, Path]) -> Scene:
+    loaded = load_model(tiny_models["llama"], "tiny", "float32")
+    return Scene(loaded, TEXT, loaded.tokenize(TEXT), [], 64)
+
+
+@pytest.mark.parametrize("weights", ["the model's", "others"])
+def test_an_engine_with_other_weights_than_it_says_gets_nothing_signed(
+    tmp_path: Path, tiny_models: dict[str, Path], scene: Scene, weights: str
+) -> None:
+    tensors = scene.right
+    if weights == "others":
+        tensors = scene.compute(scene.ids, load_model(tiny_model(tmp_path / "other", "llama", 7), "other", "float32"))
+    made = forge(scene, tensors)
+    numerics = msgspec.structs.replace(scene.loaded.numerics(), claim="tolerance")
+    computed = Computed(scene.loaded.identity, "float32", tuple(scene.ids), 64, numerics)
+
+    async def sent(on_event: Any) -> dict[str, Any]:
+        for ref in made.manifest.chunks:
+            await on_event({"event": "chunk", "ref": wire.plain(ref), "data": made.chunks[ref.id], "us": 1})
+        return {"layout": wire.plain(made.manifest.layout), "tensors": wire.plain(made.manifest.tensors)}
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node(trust=False, model=RealModel(tiny_models["llama"]), block_tokens=64)
+            if weights == "others":
+                with pytest.raises(Incompatible, match="does not continue as the model does"):
+                    await publish_computed(node, computed, sent)
+                assert node.store.artifacts() == []
+            else:
+                done = await publish_computed(node, computed, sent)
+                assert done["claim"] == "token-verified" and done["compared"]["kl"] == 0
+
+    run(body(), 100)
