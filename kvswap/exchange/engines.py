@@ -24,7 +24,7 @@ from kvswap.artifact.manifest import (
     TensorDigests,
 )
 from kvswap.core import wire
-from kvswap.core.errors import IntegrityError, KvswapError, UsageError
+from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
 from kvswap.exchange.making import Made, Run, make
 from kvswap.exchange.node import Node
@@ -35,6 +35,7 @@ from kvswap.trust import Group, Statement
 from kvswap.trust.groups import OPEN
 
 NO_PROBE = Probe(question=[], tokens=[], logits=blake3_digest(b""))
+_MOST_KL = 50_000  # millionths of a nat a token: more than int8 loses (43,500 on Qwen2.5-Coder-0.5B)
 CLAIMS = ("token-verified", "tolerance")  # that an engine's cache can have
 
 
@@ -88,12 +89,25 @@ async def publish_computed(node: Node, computed: Computed, run: Run, progress: P
         if compared is None:
             return manifest
         told = compared["divergence"]
+        _require_alike(told)
         claim = CLAIMS[0] if told["equal"] == told["steps"] else CLAIMS[1]
         probe = wire.convert(compared["probe"], Probe)
         numerics = msgspec.structs.replace(computed.numerics, claim=claim)
         return msgspec.structs.replace(manifest, numerics=numerics, probe=probe)
 
     return _result(await make(node, run, progress, describe, readers), told, reused=False)
+
+
+def _require_alike(told: dict[str, Any]) -> None:
+    """Raise `Incompatible` for a cache that is further off than rounding in any kernel: nothing of it is signed."""
+    if told["kl"] > _MOST_KL:
+        raise Incompatible(
+            f"the engine's cache does not continue as the model does: {told['kl'] / 1e6:.2f} nats a token apart, "
+            f"{told['equal']} of {told['steps']} tokens the same",
+            cause="the engine computes with other weights, or in another way, than the model's files say",
+            hint="start the engine with the model's own files and settings",
+            field="numerics",
+        )
 
 
 async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Made) -> dict[str, Any] | None:

@@ -80,6 +80,9 @@ def _of_torch() -> tuple[str, str] | None:
     if precision != "highest":
         what = f"torch's precision of float32 matrix products is {precision!r}"
         return what, 'torch.set_float32_matmul_precision("highest")'
+    if getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False) is True:
+        place = "torch.backends.cuda.matmul.allow_fp16_accumulation"
+        return f"{place} is on", f"{place} = False"
     for name in _NEWER:
         if (value := _newer(torch.backends, name)) in ("tf32", "bf16"):
             place = ".".join(part for part in ("torch.backends", name, "fp32_precision") if part)

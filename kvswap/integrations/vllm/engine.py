@@ -11,10 +11,12 @@ from typing import Any
 
 from kvswap.artifact.manifest import LayerSpec, Manifest, ModelIdentity
 from kvswap.core.errors import Incompatible
-from kvswap.model import reach
+from kvswap.model import precision, reach
 from kvswap.model.files import read_json, weight_files
 from kvswap.model.identity import directory_identity
 from kvswap.model.load import rope_text
+
+_FILES = ("auto", "safetensors")  # of vLLM's load formats, those that read the files which the identity is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,13 @@ def engine_of(config: Any, cache: Any) -> Engine:
     _require(config.speculative_config is None, "speculative decoding")
     _require(model.quantization is None, f"quantised weights ({model.quantization})")
     _require(config.lora_config is None, "LoRA adapters")
+    # The identity is that of the directory's files: what else decides what is computed with is refused.
+    overrides = getattr(model, "hf_overrides", None)
+    _require(not overrides, "--hf-overrides", "put the change into config.json, which makes another model of it")
+    load = getattr(config.load_config, "load_format", "auto")
+    load = str(getattr(load, "value", load))
+    _require(load in _FILES, f"--load-format {load}", f"--load-format {_FILES[0]}")
+    precision.check(str(getattr(config.device_config, "device_type", "cpu")))
     dtype = str(model.dtype).removeprefix("torch.")
     groups = tuple(_group(group, dtype) for group in cache.kv_cache_groups)
     flat = sorted(index for group in groups for index in group.layers)
