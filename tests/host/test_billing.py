@@ -336,6 +336,58 @@ def test_who_reads_nothing_is_billed_what_the_engine_made(tmp_path: Path, monkey
     run(body())
 
 
+def test_with_a_journal_that_cannot_be_written_nobody_reads_for_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be recorded is owed: it is recorded before anybody is answered again."""
+
+    async def body() -> None:
+        full, real = True, Journal.add_read
+
+        def add_read(self: Journal, *given: Any) -> Any:
+            if full:
+                raise sqlite3.OperationalError("database or disk is full")
+            return real(self, *given)
+
+        monkeypatch.setattr(Journal, "add_read", add_read)
+        async with scene(tmp_path) as at:
+            token = at.invite("alice", daily=10_000)
+            for name in ("first", "second", "third", "fourth"):
+                at.engine.scripts[name] = Script(3)
+            async with asking(at, token, "first", True) as response:
+                assert any("error" in event for event in [e async for e in events(response)])
+            for _ in range(3):
+                async with asking(at, token, "second", False) as response:
+                    assert response.status >= 500 and at.engine.scripts["second"].given == 0
+            full = False
+            await asyncio.gather(*(answered(at, token, name) for name in ("third", "fourth")))
+            assert [bill.made for bill in at.billed("alice")] == [3, 3, 3]
+            assert at.used("alice") == 3 * (PROMPT + 3)
+
+    async def answered(at: Scene, token: str, name: str) -> None:
+        async with asking(at, token, name, False) as response:
+            assert response.status == 200
+
+    run(body())
+
+
+def test_who_has_used_up_the_day_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with scene(tmp_path, concurrent=1) as at:
+            token = at.invite("alice", daily=PROMPT + MOST)
+            at.engine.scripts["all"] = Script(MOST)
+            async with asking(at, token, "all", False) as response:
+                assert response.status == 200
+            monkeypatch.setattr(Words, "completion", lambda *_: pytest.fail("the prompt was made into tokens"))
+            for _ in range(3):
+                async with asking(at, token, "all", False) as response:
+                    assert response.status == 429 and "a day" in (await response.json())["error"]["message"]
+
+    run(body())
+
+
 def test_a_body_that_comes_slowly_takes_no_place(tmp_path: Path) -> None:
     async def body() -> None:
         async with scene(tmp_path, concurrent=1) as at:
