@@ -66,12 +66,13 @@ class Admission:
 
     @contextmanager
     def admit(self, client: HostClient) -> Iterator[Admitted]:
-        """While a request is looked at and runs.  Raises `QuotaExceeded`."""
+        """While a request is looked at and runs; not where the day is used up already.  Raises `QuotaExceeded`."""
         name = client.id
         if self._running.total() >= self._concurrent:
             raise QuotaExceeded("the host answers as many requests as it can", retry_after=1.0)
         if client.concurrent and self._running[name] >= client.concurrent:
             raise QuotaExceeded(f"{client.concurrent} requests of yours are under way", retry_after=1.0)
+        self._require_left(client, 1)
         admitted = Admitted(self, client)
         self._running[name] += 1
         try:
@@ -84,11 +85,15 @@ class Admission:
 
     def reserve(self, client: HostClient, tokens: int) -> None:
         """See `Admitted.reserve`."""
-        if client.daily_tokens:
-            used = self._journal.used(client.id, today()) + self._reserved[client.id]
-            if used + tokens > client.daily_tokens:
-                raise QuotaExceeded(
-                    f"this needs up to {tokens} tokens, and of {client.daily_tokens} a day {used} are used or reserved",
-                    retry_after=until_tomorrow(),
-                )
+        self._require_left(client, tokens)
         self._reserved[client.id] += tokens
+
+    def _require_left(self, client: HostClient, tokens: int) -> None:
+        if not client.daily_tokens:
+            return
+        used = self._journal.used(client.id, today()) + self._reserved[client.id]
+        if used + tokens > client.daily_tokens:
+            raise QuotaExceeded(
+                f"this needs up to {tokens} tokens, and of {client.daily_tokens} a day {used} are used or reserved",
+                retry_after=until_tomorrow(),
+            )

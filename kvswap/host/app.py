@@ -62,6 +62,8 @@ class HostApi:
         self._served, self._key, self._journal = served, key, journal
         self._admission, self._prompts, self._engine = admission, prompts, engine
         self._offer: SignedOffer | None = None
+        self._owed: list[tuple[Read, int | None]] = []  # reads that could not be recorded, at most as many as ran
+        self._paying = asyncio.Lock()
         self.warmth: dict[str, Warmth] = {}
 
     def application(self) -> web.Application:
@@ -128,12 +130,12 @@ class HostApi:
         return web.json_response(await asyncio.to_thread(self._shown, request.match_info["document"]))
 
     def _shown(self, reference: str) -> dict[str, Any]:
-        document, tokens = self._journal.document(reference), self._prompts.tokens(reference)
+        (name, artifact), tokens = self._journal.named(reference), self._prompts.tokens(reference)
         warm = self.warmth.get(reference)
         return {
             "document": reference,
-            "name": document.name,
-            "artifact": document.artifact,
+            "name": name,
+            "artifact": artifact,
             "tokens": tokens,
             "cached_tokens": warm.cached if warm else None,
             "first_seconds": round(warm.seconds, 4) if warm else None,
@@ -164,6 +166,8 @@ class HostApi:
         client = request[_CLIENT]
         with self._admission.reading(client):
             body = await _body(request)  # whole, before anything is taken that others wait for
+        await self._record_owed()
+        offer = await asyncio.to_thread(self.current_offer)  # at its prices, whenever the answer ends
         with self._admission.admit(client) as admitted:
             asked = await asyncio.to_thread(parse, body)
             admitted.reserve(len(asked.ids) + asked.most)
@@ -171,7 +175,7 @@ class HostApi:
                 asked,
                 admitted.tokens,
                 partial(self._engine.complete, asked.ids, asked.options, self._admission.salt(client)),
-                partial(self.record, client, asked),
+                partial(self.record, client, asked, offer),
             )
             answer = Answer(self._served.label, chat=chat)
             if asked.stream:
@@ -202,10 +206,10 @@ class HostApi:
         return response
 
     async def record(
-        self, client: HostClient, asked: Asked, cached: int, made: int, quota: int | None = None
+        self, client: HostClient, asked: Asked, offer: SignedOffer, cached: int, made: int, quota: int | None = None
     ) -> SignedRead:
         """Sign and keep what a request took; `quota`: what of a day's tokens, where that is something else."""
-        served, offer = self._served, await asyncio.to_thread(self.current_offer)
+        served = self._served
         prefilled = len(asked.ids) - cached
         read = Read(
             version=VERSION,
@@ -219,10 +223,25 @@ class HostApi:
             read=cached,
             prefilled=prefilled,
             made=made,
-            picodollars=served.tariff.picodollars(cached, prefilled, made),
+            picodollars=offer.offer.tariff.picodollars(cached, prefilled, made),
             ended=int(time.time()),
         )
-        return await asyncio.to_thread(self._journal.add_read, read, self._key, quota)
+        try:
+            return await asyncio.to_thread(self._journal.add_read, read, self._key, quota)
+        except Exception:  # a full disk, most of all: the guest has its answer by now
+            self._owed.append((read, quota))
+            raise
+
+    async def _record_owed(self) -> None:
+        """Record what could not be recorded when it ended: nobody reads for free while the journal cannot be written.
+
+        Raises what still keeps it from being written.
+        """
+        async with self._paying:
+            while self._owed:
+                read, quota = self._owed[0]
+                await asyncio.to_thread(self._journal.add_read, read, self._key, quota)
+                self._owed.pop(0)
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

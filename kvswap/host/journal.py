@@ -164,6 +164,13 @@ class Journal:
             raise NotFound(f"{document[:80]} is not hosted here", cause="the host has not added it")
         return _document(rows[0])
 
+    def named(self, document: str) -> tuple[str, str]:
+        """Return a document's name and artifact; its text may be large, and stays where it is.  Raises `NotFound`."""
+        rows = self._index.rows("SELECT name, artifact FROM documents WHERE document = ?", document)
+        if not rows:
+            raise NotFound(f"{document[:80]} is not hosted here", cause="the host has not added it")
+        return str(rows[0]["name"]), str(rows[0]["artifact"])
+
     def references(self) -> list[str]:
         """Of all documents, oldest first; their texts may be large."""
         return [str(row["document"]) for row in self._index.rows("SELECT document FROM documents ORDER BY added")]
