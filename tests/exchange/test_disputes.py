@@ -21,6 +21,7 @@ from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError, KvswapError, Untrusted
 from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange import Node
+from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.find import find
 from kvswap.exchange.heads import own_head
@@ -377,6 +378,43 @@ def test_a_beginning_of_what_was_not_verified_is_not_used(
             await fetch(node, Cid.parse(made["honest"].id), STRANGERS, text=TEXT)
             found = await longest_beginning(node, wanted, chain, 64)
             assert found is not None and found.tokens == 128
+
+    run(body(), 200)
+
+
+@pytest.mark.parametrize("text", [TEXT, None], ids=["text", "digest"])
+def test_a_chain_of_another_text_is_caught_before_anything_of_it_is_used(
+    tmp_path: Path, tiny_models: dict[str, Path], scene: Scene, text: str | None
+) -> None:
+    """Its cache is right, and its chain has it found as the beginning of another document."""
+
+    async def body() -> None:
+        lie = forge(scene, scene.right, signer=LIAR, signed="chain of another text")
+        async with reading(tmp_path, tiny_models["llama"], lie) as (_, node, port):
+            with pytest.raises(IntegrityError, match="chain"):
+                await fetch(node, Cid.parse(lie.id), STRANGERS, text=text)
+            assert caught(node) == {str(LIAR.peer_id)}
+            chain = lie.manifest.prefix.chain
+            assert await longest_beginning(node, Wanted.of(await port.choose()), chain, 64) is None
+
+    run(body(), 200)
+
+
+def test_layer_0_of_a_beginning_is_compared_whatever_was_compared_of_the_whole(
+    tmp_path: Path, tiny_models: dict[str, Path], scene: Scene
+) -> None:
+    """That an artifact is of its own document says nothing of the document that begins as its chain says."""
+
+    async def body() -> None:
+        lie = forge(scene, scene.right, signer=LIAR, signed="chain of another text")
+        async with reading(tmp_path, tiny_models["llama"], lie) as (_, node, _port):
+            node.policy.add(str(LIAR.peer_id))
+            await fetch(node, Cid.parse(lie.id), FORCED)
+            node.records.add_checks(lie.id, [3])  # as a version that looked at no chain noted
+            other = DOCUMENT.read_text()[5000:8000]
+            with pytest.raises(IntegrityError, match="layer 0"):
+                await answer(node, document_digest(other.encode()), "And?", steps=1, text=other, terms=FORCED)
+            assert caught(node) == {str(LIAR.peer_id)}
 
     run(body(), 200)
 
