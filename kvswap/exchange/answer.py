@@ -175,11 +175,14 @@ async def _from_host(
 
 
 def _checked(node: Node, source: Source) -> bool:
-    """Whether layer 0 was compared with the tokens before, is our own doing, or not the model's by its own word."""
+    """Whether layer 0 was compared with the tokens before, is our own doing, or not the model's by its own word.
+
+    It was compared with those of the artifact's own document: of a beginning of another one that says nothing.
+    """
     statement = source.statement
-    if not statement.manifest.exact:
+    if not statement.manifest.exact or is_own(node, statement):
         return True
-    return is_own(node, statement) or int(Level.TOKENS) in node.records.checks(str(statement.artifact))
+    return source.tokens is None and int(Level.TOKENS) in node.records.checks(str(statement.artifact))
 
 
 async def _source(

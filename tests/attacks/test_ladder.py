@@ -117,6 +117,27 @@ def test_a_lie_about_the_tokens_is_caught_by_its_own_word(
         assert accuses(step) and "chain" in step.why, (claim, step)
 
 
+def test_a_beginning_in_a_callers_process_is_compared_with_its_text(scene: Scene, tmp_path: Path) -> None:
+    """`Client.prefix` takes a chain of whom the user trusts, and layer 0 shows that the beginning is another text's."""
+    from base64 import b64encode
+
+    from kvswap.client.loading import LocalPrefill
+    from kvswap.store.files import ChunkFiles
+
+    def beginning(text: str, **lie: str) -> Any:
+        made = forge(scene, scene.right, **lie)  # type: ignore[arg-type]
+        files = ChunkFiles(tmp_path / made.id)
+        for cid, data in made.chunks.items():
+            files.write(cid, data)
+        envelope = b64encode(made.statement.envelope).decode()
+        details = {"artifact": made.id, "envelope": envelope, "chunks_directory": str(files.directory)}
+        return LocalPrefill(text, scene.loaded.model, scene.loaded.tokenizer, BLOCK).cache(64, details, 2 * BLOCK)
+
+    assert beginning(scene.text).get_seq_length() == len(scene.ids)
+    with pytest.raises(IntegrityError, match="layer 0"):
+        beginning(TEXT[2000:4000], signed="chain of another text")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("lie", list(SIGNED))
 def test_no_claim_beside_a_lie_about_the_tokens_gets_it_used(scene: Scene, noise: Noise, lie: str) -> None:
