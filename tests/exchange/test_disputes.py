@@ -13,7 +13,6 @@ import msgspec
 import pytest
 import torch
 
-from kvswap.artifact import dsse
 from kvswap.artifact.fingerprint import _signs, fingerprint
 from kvswap.artifact.layout import FINGERPRINT_TOKENS
 from kvswap.artifact.manifest import Manifest
@@ -32,7 +31,6 @@ from kvswap.exchange.resolve import Wanted
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model.recompute import differences
 from kvswap.net import messages
-from kvswap.trust import read_statement
 from kvswap.trust.agreement import compare
 from kvswap.trust.ladder import RULES, up_to
 from kvswap.trust.noise import MARGIN, Noise
@@ -40,7 +38,7 @@ from kvswap.worker.noise import measure
 from tests.attacks import kit
 from tests.attacks.kit import Scene, forge
 from tests.exchange.modelled import RealModel
-from tests.exchange.test_fetch import World, world
+from tests.exchange.test_fetch import World, resigned, world
 from tests.support import DOCUMENT, Made, key, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -67,12 +65,6 @@ def made(scene: Scene) -> dict[str, Made]:
     last = len(scene.ids) - 1
     lie = scene.pasted(last, last + 1, scene.elsewhere, first_layer=1)
     return {"honest": forge(scene, scene.right, signer=HONEST), "lie": forge(scene, lie, signer=LIAR)}
-
-
-def resigned(made: Made, signer: Any, **changes: Any) -> Made:
-    """The same by another publisher, who says something else besides."""
-    manifest = msgspec.structs.replace(made.manifest, publisher=str(signer.peer_id), **changes)
-    return Made(read_statement(dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)), made.chunks, [])
 
 
 def unlucky(monkeypatch: pytest.MonkeyPatch) -> None:
