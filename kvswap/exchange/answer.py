@@ -30,6 +30,7 @@ from kvswap.exchange.outcomes import is_own, settled
 from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
+from kvswap.exchange.resolve import use
 from kvswap.exchange.verify import caught
 from kvswap.trust.accusation import of_error
 from kvswap.trust.ladder import Level
@@ -250,7 +251,7 @@ async def _beginning(
         check_beginning(found, planned, terms)
     except PlanSaysPrefill as error:
         return None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None)
-    await asyncio.to_thread(node.records.ask, str(found.statement.artifact))
+    await use(node, found.statement, terms)
     whole = found.tokens == tokens == found.statement.manifest.prefix.tokens
     if not whole:
         reason = f"the first {found.tokens} of {tokens} tokens are published ({plan.reason}); the rest is prefilled"

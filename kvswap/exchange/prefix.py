@@ -24,7 +24,7 @@ from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.plan import Planned, plan_chunks
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.resolve import Wanted, judge_envelope
+from kvswap.exchange.resolve import Wanted, judge_envelope, use
 from kvswap.exchange.transfer.bring import bring
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Names, Statement
@@ -254,7 +254,7 @@ async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRIC
     chosen = planned.plan
     await progress({"event": "plan", **chosen.to_json()})
     check_beginning(beginning, planned, terms)
-    await asyncio.to_thread(node.records.ask, artifact)
+    await use(node, statement, terms)
     if planned.missing_bytes:
         transfer = await bring(
             node, statement, beginning.chunks, planned.peers, progress, most_per_gb=planned.most_per_gb
