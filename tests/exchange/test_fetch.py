@@ -931,10 +931,10 @@ def test_when_our_own_network_part_ends_no_peer_is_told_to_have_failed(
             assert sessions is not None
 
             def ends(right: Any) -> Any:
-                async def function(address: PeerAddress, request: messages.Request, kind: Any) -> Any:
+                async def function(address: PeerAddress, request: messages.Request, *rest: Any) -> Any:
                     if type(request).__name__ == asked:
                         raise P2pDown("the peer-to-peer part stopped")
-                    return await right(address, request, kind)
+                    return await right(address, request, *rest)
 
                 return function
 
