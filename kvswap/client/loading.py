@@ -69,7 +69,7 @@ class LocalPrefill:
 
         check_precision(model)
         self._loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
-        self._block_tokens = block_tokens
+        self._block_tokens, self._text = block_tokens, text
         self._ids = self._loaded.tokenize(text)
         self.tokens = len(self._ids)
         check_reach(self._loaded, self.tokens, 0, block_tokens)
@@ -89,7 +89,10 @@ class LocalPrefill:
         }
 
     def cache(self, room: int, details: dict[str, Any] | None = None, tokens: int = 0) -> Any:
-        """The whole cache; its first `tokens` tokens from the artifact of `details`, if given."""
+        """The whole cache; its first `tokens` tokens from the artifact of `details`, if given, once layer 0 is theirs.
+
+        Raises `IntegrityError` for a beginning that is proved to be of another text.
+        """
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill
 
@@ -97,6 +100,7 @@ class LocalPrefill:
             cache = new_cache(self._loaded.model.config, self.tokens + room)
         else:
             cache = load_artifact(details, self._loaded.model, tokens=tokens, room=self.tokens - tokens + room)
+            _look_at_first_layer(details, self._loaded, cache, self._text, tokens)
         if tokens < self.tokens:
             for _ in canonical_prefill(self._loaded, cache, self._ids, self._block_tokens, tokens):
                 pass
@@ -109,13 +113,9 @@ def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, roo
     Raises `Incompatible` for another text, `IntegrityError` for a cache that is proved to be of another one.  Warns of
     what cannot be checked.
     """
-    from kvswap.artifact.assembly import load
     from kvswap.artifact.chain import token_digest
     from kvswap.model.load import LoadedModel, document_ids
-    from kvswap.store.files import chunk_reader
     from kvswap.trust.accusation import claims
-    from kvswap.worker.document import of_text
-    from kvswap.worker.first_layer import FirstLayer, require
 
     statement = statement_of(details)
     manifest = statement.manifest
@@ -123,22 +123,41 @@ def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, roo
     if token_digest(ids) != manifest.prefix.token_digest:
         raise Incompatible("the artifact's tokens are not those of this text", field="prefix.token_digest")
     cache = load_artifact(details, model, room=room)
-    if manifest.exact:  # an inexact one says itself that it is not the model's
-        loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
-        read = chunk_reader(Path(details["chunks_directory"]))
-        first = FirstLayer(
-            loaded,
-            live_identity(model),
-            manifest,
-            cache,
-            of_text(loaded, manifest, text),
-            manifest.prefix.tokens,
-            lambda: load(manifest, read, seal=statement.seal)[0],
-        )
-        step = first.step()
-        require(step)
-        if step.verdict == "skipped":
-            warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {step.why}", stacklevel=2)
+    loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
+    _look_at_first_layer(details, loaded, cache, text)
     for why in claims(manifest).values():
         warnings.warn(f"artifact {statement.artifact} cannot be checked: {why}", stacklevel=2)
     return cache
+
+
+def _look_at_first_layer(
+    details: dict[str, Any], loaded: Any, cache: Any, text: str, tokens: int | None = None
+) -> None:
+    """Compare layer 0 of what was just loaded, whole or its first `tokens` tokens, with the text (V3).
+
+    Raises `IntegrityError` for a proof, warns of what cannot be compared.  An inexact cache says itself that it is not
+    the model's.
+    """
+    from kvswap.artifact.assembly import load
+    from kvswap.store.files import chunk_reader
+    from kvswap.worker.document import of_beginning, of_text
+    from kvswap.worker.first_layer import FirstLayer, require
+
+    statement = statement_of(details)
+    manifest = statement.manifest
+    if not manifest.exact:
+        return
+    read = chunk_reader(Path(details["chunks_directory"]))
+    first = FirstLayer(
+        loaded,
+        live_identity(loaded.model),
+        manifest,
+        cache,
+        of_text(loaded, manifest, text) if tokens is None else of_beginning(loaded, manifest, text, tokens),
+        manifest.prefix.tokens if tokens is None else tokens,
+        lambda: load(manifest, read, tokens=tokens, seal=statement.seal)[0],
+    )
+    step = first.step()
+    require(step)
+    if step.verdict == "skipped":
+        warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {step.why}", stacklevel=3)

@@ -7,17 +7,23 @@ decide; among strangers one that differs is a dispute, which computing everythin
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from msgspec import structs
 
 from kvswap.artifact.manifest import Manifest, Numerics
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import IntegrityError, KvswapError
+from kvswap.exchange.candidates import Envelopes, in_turns
 from kvswap.exchange.find import Offer, find
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.statement import read_current
 from kvswap.net import PeerAddress, messages
+from kvswap.net.client import chunk_cap
 from kvswap.trust import Statement
 from kvswap.trust.accusation import Grounds, comparable, judge
 from kvswap.trust.agreement import compare
@@ -26,6 +32,7 @@ from kvswap.trust.noise import MARGIN, Noise
 
 _OTHERS = 8  # publishers whose fingerprints are compared
 _OFFERS = 32  # artifacts whose manifests are looked at for that
+_HOLDERS = 4  # peers that are asked for one of them, in turn
 _SECONDS = 20.0  # to have them all
 
 
@@ -130,14 +137,30 @@ def same_cache(one: Manifest, other: Manifest) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What another publisher signed of the same tokens, without its lists of chunks, and who has it."""
+
+    statement: Statement
+    peers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, statement: Statement, peers: Sequence[str]) -> _Known:
+        slim = structs.replace(statement.manifest, chunks=[], tensors=[])
+        return cls(replace(statement, manifest=slim, envelope=b""), tuple(peers))
+
+
 async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
-    """Find fingerprints: one of each publisher, of whom nobody was caught, those of trusted ones first."""
+    """Find fingerprints: one of each publisher, of whom nobody was caught, those of trusted ones first.
+
+    Strangers are drawn, whoever was first: of every fingerprint one before two of any.
+    """
     document = statement.reference  # of a sealed artifact: by the name in its group, and in no other
     if document is None or not statement.manifest.exact:
         return []
-    candidates: dict[str, tuple[Statement, str | None]] = {}
+    candidates: dict[str, _Known] = {}
 
-    async def consider(envelope: bytes, peer: str | None) -> None:
+    async def consider(envelope: bytes, peers: Sequence[str]) -> None:
         try:
             other = await read_current(node, envelope)
         except KvswapError:
@@ -146,73 +169,83 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
         unknown = theirs.publisher not in (statement.manifest.publisher, *candidates)
         wanted = theirs.fingerprint is not None and same_cache(theirs, statement.manifest)
         if wanted and unknown and node.policy.policy.caught(theirs.publisher) is None:
-            candidates[theirs.publisher] = (other, peer)
+            candidates[theirs.publisher] = _Known.of(other, peers)
 
-    for held in await asyncio.to_thread(_held, node, document):
-        await consider(held, None)
+    for row in await asyncio.to_thread(node.store.artifacts, document):
+        if (held := await asyncio.to_thread(node.store.envelope, row.id)) is not None:
+            await consider(held, ())
     names, manifest = statement.names, statement.manifest
     model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)
-    query = messages.Find(AGENT, document=document, model=model, dtype=dtype)
+    found = await find(node, messages.Find(AGENT, document=document, model=model, dtype=dtype))
     known = {manifest.publisher, *candidates}
-    found = await find(node, query)
-    holders = {offer.found.artifact: offer.peer for offer in found}
     offers = [offer for offer in found if offer.found.publisher not in known]
-    deadline = asyncio.get_running_loop().time() + _SECONDS
-    asked = [_manifest_of(node, offer, deadline) for offer in _in_turns(node, offers)[:_OFFERS]]
-    for offer, envelope in await asyncio.gather(*asked):
-        if envelope is not None:
-            await consider(envelope, offer.peer)
+    deadline = time.monotonic() + _SECONDS
+    asking = Envelopes(node, in_turns(_mixed(node, offers), _rank, node.delivered)[:_OFFERS], deadline)
+    async for candidate, envelope in asking:
+        if not isinstance(envelope, KvswapError):
+            first = [candidate.inline_from] if candidate.inline_from in candidate.peers else []
+            await consider(envelope, [*first, *(peer for peer in candidate.peers if peer not in first)])
+    holders: dict[str, list[str]] = {}
+    for (
+        offer
+    ) in found:  # of an artifact that is here its fingerprint need not be: nobody fetches it who does not compare
+        holders.setdefault(offer.found.artifact, []).append(offer.peer)
     trusts = node.policy.policy.trusts
-    chosen = sorted(candidates.values(), key=lambda c: not trusts(c[0].manifest.publisher))[:_OTHERS]
-    # Of an artifact that is here its fingerprint need not be: nobody fetches it who does not compare.
-    asked_for = ((other, peer or holders.get(str(other.artifact))) for other, peer in chosen)
-    marks = await asyncio.gather(*(_mark(node, other, peer, deadline) for other, peer in asked_for))
-    return [mark for mark in marks if mark is not None]
+    trusted = [one for publisher, one in candidates.items() if trusts(publisher)]
+    strangers = [one for publisher, one in candidates.items() if not trusts(publisher)]
+    asked = (
+        _mark(node, one.statement, one.peers or tuple(holders.get(str(one.statement.artifact), ())), deadline)
+        for one in (*trusted, *_drawn(strangers))[:_OTHERS]
+    )
+    return [mark for mark in await asyncio.gather(*asked) if mark is not None]
 
 
-def _held(node: Node, document: str) -> list[bytes]:
-    rows = node.store.artifacts(document)
-    return [envelope for row in rows if (envelope := node.store.envelope(row.id)) is not None]
+def _mixed(node: Node, offers: Sequence[Offer]) -> list[Offer]:
+    """Peers in an order that nobody knows before; of one peer what it says is of trusted publishers first."""
+    peers = list(dict.fromkeys(offer.peer for offer in offers))
+    place = {peer: n for n, peer in enumerate(random.SystemRandom().sample(peers, len(peers)))}
+    trusts = node.policy.policy.trusts
+    return sorted(offers, key=lambda offer: (place[offer.peer], not trusts(offer.found.publisher)))
 
 
-def _in_turns(node: Node, offers: Sequence[Offer]) -> list[Offer]:
-    """One of each peer, then the next of each: nobody fills the list alone.  Said to be of trusted publishers first."""
-    turns: dict[str, int] = {}
-    ranked = []
-    for offer in offers:
-        turns[offer.peer] = turns.get(offer.peer, 0) + 1
-        ranked.append((not node.policy.policy.trusts(offer.found.publisher), turns[offer.peer], offer))
-    return [offer for _, _, offer in sorted(ranked, key=lambda r: r[:2])]
+def _rank(offer: Offer) -> tuple[int, ...]:
+    """Between peers by nothing that an offer says of its publisher: that is a word, and costs a liar nothing."""
+    return (offer.found.envelope is None,)
 
 
-async def _manifest_of(node: Node, offer: Offer, deadline: float) -> tuple[Offer, bytes | None]:
-    if offer.found.envelope is not None:
-        return offer, offer.found.envelope
-    try:
-        async with asyncio.timeout_at(deadline):
-            ask = messages.GetManifest(offer.found.artifact)
-            return offer, await node.ask(PeerAddress(offer.peer), ask, bytes)
-    except (KvswapError, TimeoutError):
-        return offer, None
+def _drawn(strangers: Sequence[_Known]) -> list[_Known]:
+    """In an order that nobody knows before; what has the same fingerprint says the same, however many keys sign it."""
+    shuffled = random.SystemRandom().sample(strangers, len(strangers))
+    turns: Counter[bytes] = Counter()
+    order = []
+    for one in shuffled:
+        file = one.statement.manifest.fingerprint
+        assert file is not None  # noqa: S101 - it was considered
+        turns[file.cid] += 1
+        order.append(turns[file.cid])
+    return [one for _, one in sorted(zip(order, shuffled, strict=True), key=lambda pair: pair[0])]
 
 
-async def _mark(node: Node, other: Statement, peer: str | None, deadline: float) -> Mark | None:
-    """A fingerprint, from the store or from the peer that offered its artifact."""
+async def _mark(node: Node, other: Statement, peers: Sequence[str], deadline: float) -> Mark | None:
+    """A fingerprint, from the store or from one of the peers that offer its artifact."""
     file = other.manifest.fingerprint
     assert file is not None  # noqa: S101 - it was considered
     try:
         if await asyncio.to_thread(node.store.has_chunk, file.id):
-            data = await asyncio.to_thread(node.store.get_chunk, file.id)
-        elif peer is not None:
-            async with asyncio.timeout_at(deadline):
-                data = await node.ask(PeerAddress(peer), messages.GetChunk(str(file.id)), bytes)
-        else:
-            return None
-    except (KvswapError, TimeoutError):
+            return Mark(
+                other, open_file(file, FINGERPRINT, await asyncio.to_thread(node.store.get_chunk, file.id), other.seal)
+            )
+    except KvswapError:
         return None
-    try:
-        return Mark(other, open_file(file, FINGERPRINT, data, other.seal))
-    except IntegrityError:
-        if peer is not None:
+    ask = messages.GetChunk(str(file.id))
+    for peer in peers[:_HOLDERS]:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                data = await node.ask(PeerAddress(peer), ask, bytes, chunk_cap(file.length))
+        except (KvswapError, TimeoutError):
+            continue
+        try:
+            return Mark(other, open_file(file, FINGERPRINT, data, other.seal))
+        except IntegrityError:
             node.lied(peer, "a fingerprint that is not what was signed")
-        return None
+    return None

@@ -30,6 +30,7 @@ from kvswap.exchange.outcomes import is_own, settled
 from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
+from kvswap.exchange.resolve import use
 from kvswap.exchange.verify import caught
 from kvswap.trust.accusation import of_error
 from kvswap.trust.ladder import Level
@@ -175,11 +176,14 @@ async def _from_host(
 
 
 def _checked(node: Node, source: Source) -> bool:
-    """Whether layer 0 was compared with the tokens before, is our own doing, or not the model's by its own word."""
+    """Whether layer 0 was compared with the tokens before, is our own doing, or not the model's by its own word.
+
+    It was compared with those of the artifact's own document: of a beginning of another one that says nothing.
+    """
     statement = source.statement
-    if not statement.manifest.exact:
+    if not statement.manifest.exact or is_own(node, statement):
         return True
-    return is_own(node, statement) or int(Level.TOKENS) in node.records.checks(str(statement.artifact))
+    return source.tokens is None and int(Level.TOKENS) in node.records.checks(str(statement.artifact))
 
 
 async def _source(
@@ -247,7 +251,7 @@ async def _beginning(
         check_beginning(found, planned, terms)
     except PlanSaysPrefill as error:
         return None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None)
-    await asyncio.to_thread(node.records.ask, str(found.statement.artifact))
+    await use(node, found.statement, terms)
     whole = found.tokens == tokens == found.statement.manifest.prefix.tokens
     if not whole:
         reason = f"the first {found.tokens} of {tokens} tokens are published ({plan.reason}); the rest is prefilled"

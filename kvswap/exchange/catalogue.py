@@ -28,6 +28,7 @@ _KEPT_BYTES = 32 * MIB
 _FRESH_SECONDS = 30.0
 _IN_VAIN = 1_024
 _IN_VAIN_SECONDS = 600.0
+_TAKEN_BACK = 2  # times in as long that a claim may be gone when it is asked after
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Catalogues:
             size=lambda peer, heard: len(heard.keys),
         )
         self.in_vain: Table[str, float] = Table("catalogues that claimed in vain", entries=_IN_VAIN)  # until when
+        self.taken_back: Table[str, tuple[int, float]] = Table("catalogues that took claims back", entries=_IN_VAIN)
         self.generation = 0  # another one: something was heard that was not known
 
     def version(self, peer: str) -> int:
@@ -128,6 +130,23 @@ class Catalogues:
         if self.table.pop(peer) is not None:
             self.generation += 1
         self.in_vain.put(peer, time.monotonic() + _IN_VAIN_SECONDS, peer)
+
+    def took_back(self, peer: str) -> bool:
+        """Note that it claims no more what it had not when it was asked.  False: that was too often.
+
+        An artifact may go at any time, but each such change costs who looks up a request.
+        """
+        now = time.monotonic()
+        times, since = self.taken_back.get(peer) or (0, now)
+        if now - since > _IN_VAIN_SECONDS:
+            times, since = 0, now
+        self.taken_back.put(peer, (times + 1, since), peer)
+        return times < _TAKEN_BACK
+
+    def shared_since(self, peer: str, chain: Sequence[bytes], since: float) -> int | None:
+        """How many leading blocks of `chain` it claims; None where it was not heard since then (monotonic)."""
+        heard = self.table.peek(peer)
+        return longest(heard.keys, chain) if heard is not None and heard.at >= since else None
 
     def packed(self) -> bytes:
         """The keys of all, not sorted."""

@@ -18,7 +18,7 @@ from kvswap.exchange.claims import require_text, say_claims
 from kvswap.exchange.node import Node
 from kvswap.exchange.plan import Planned, best, judge, measure_beside, not_worth_it
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.resolve import Resolved, own_model, resolve
+from kvswap.exchange.resolve import Resolved, own_model, resolve, use
 from kvswap.exchange.transfer.bring import bring
 from kvswap.exchange.transfer.engine import Transfer
 from kvswap.exchange.transfer.sources import approach
@@ -117,7 +117,7 @@ async def choose(
         node.counters.plans_prefill += 1
         node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
         raise not_worth_it(str(statement.artifact), chosen)
-    await asyncio.to_thread(node.records.ask, str(statement.artifact))
+    await use(node, statement, terms)
     return resolved, planned
 
 

@@ -291,11 +291,11 @@ class Node:
         """The same of a prefill while chunks arrived, which says what that costs."""
         self.calibration.add_hybrid(choice.calibration_key, _seconds(samples))
 
-    async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> T:
-        """One request to a peer and its answer.  Raises `NotFound` or `PeerError`."""
+    async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T], limit: int | None = None) -> T:
+        """One request to a peer and its answer, of `limit` bytes at most.  Raises `NotFound` or `PeerError`."""
         if self.sessions is None:
             raise P2pDown("this node takes no part in the network", hint="kvswap status")
-        return await self.sessions.ask(address, request, kind)
+        return await self.sessions.ask(address, request, kind, limit)
 
     @property
     def p2p(self) -> bool:

@@ -24,7 +24,7 @@ from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import AGENT, Node
 from kvswap.exchange.plan import Planned, plan_chunks
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.resolve import Wanted, judge_envelope
+from kvswap.exchange.resolve import Wanted, judge_envelope, use
 from kvswap.exchange.transfer.bring import bring
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Names, Statement
@@ -35,6 +35,7 @@ _AT_ONCE = 3  # claims of different length that are asked after at once,
 _ROUNDS = 4  # and how often, when none of them holds
 _ROUND_SECONDS = 2.0
 _OF_ONE_LENGTH = 16  # peers that are asked after the same claim
+_AGAIN_SECONDS = 0.5  # for which a catalogue is waited for that may have changed
 _MORE_SECONDS = 0.5  # for which longer ones are waited for, once there is one
 _PULLED_AT_ONCE = 64
 
@@ -95,12 +96,17 @@ async def longest_beginning(
     claims.sort(key=lambda claim: -claim.blocks)
     search = _Search(node, wanted, chain, block_tokens, terms, ids)
     await search.look(list(here.values()), search.deadline)
+    rest: list[_Claim] = []  # last, so that nobody has a second turn before others had one
     for start in range(0, min(len(claims), _AT_ONCE * _ROUNDS), _AT_ONCE):
         now = [claim for claim in claims[start : start + _AT_ONCE] if claim.blocks >= max(1, search.blocks)]
         if not now or time.monotonic() > search.deadline:
             break
         more = start + _AT_ONCE < len(claims)
-        await search.ask(now, min(search.deadline, time.monotonic() + _ROUND_SECONDS) if more else search.deadline)
+        until = min(search.deadline, time.monotonic() + _ROUND_SECONDS) if more else search.deadline
+        rest += await search.ask(now, until)
+    rest = sorted((claim for claim in rest if claim.blocks > search.blocks), key=lambda claim: -claim.blocks)
+    if rest and time.monotonic() < search.deadline:
+        await search.ask(rest[:_AT_ONCE], search.deadline)
     return search.best
 
 
@@ -131,23 +137,29 @@ class _Search:
         """Blocks of the longest so far."""
         return -(-self.best.tokens // self._block_tokens) if self.best is not None else 0
 
-    async def ask(self, claims: Sequence[_Claim], deadline: float) -> None:
-        """Ask those who claim the longest, all at once; who has not what it claims is believed no more."""
+    async def ask(self, claims: Sequence[_Claim], deadline: float) -> list[_Claim]:
+        """Ask those who claim the longest, all at once; who has not what it claims is believed no more.
+
+        Returns what those claim now whose artifacts have gone meanwhile.
+        """
         node = self._node
         connected = set(node.transport.connected()) if node.transport is not None else set()
         seconds = LIMITS.lookup_seconds / 5
         asked = await asyncio.gather(*(ask_these(node, self._query(c), seconds, c.peers) for c in claims))
         offers: list[Offer] = []
+        lacking: list[tuple[str, _Claim]] = []
         claimed: dict[str, dict[str, int]] = {}  # artifact -> peer -> blocks, which are that peer's word and no other's
         for claim, (found, answered) in zip(claims, asked, strict=True):
             offers += found
             for offer in found:
                 said = claimed.setdefault(offer.found.artifact, {})
                 said[offer.peer] = max(claim.blocks, said.get(offer.peer, 0))
-            for peer in answered - {offer.peer for offer in found}:
-                self._in_vain(peer, "its catalogue has what it has not")
+            lacking += [(peer, claim) for peer in answered - {offer.peer for offer in found}]
             for peer in set(claim.peers) - answered - connected:
                 node.catalogues.table.pop(peer)  # gone
+        began = time.monotonic()
+        for peer, _ in lacking:
+            _pull_soon(node, peer)
         policy = node.policy.policy
 
         def rank(offer: Offer) -> tuple[int, ...]:
@@ -159,6 +171,25 @@ class _Search:
         for candidate in candidates:
             candidate.claimed = claimed[candidate.artifact]
         await self.look([c for c in candidates if c.artifact not in self._looked], deadline)
+        return await self._now_claimed(lacking, began)
+
+    async def _now_claimed(self, lacking: Sequence[tuple[str, _Claim]], began: float) -> list[_Claim]:
+        """What those claim in a catalogue of now who offered nothing; who claims the same still is believed no more."""
+        catalogues, pulling = self._node.catalogues, self._node.pulling
+        if pulls := [pulling[peer] for peer, _ in lacking if peer in pulling]:
+            await asyncio.wait(pulls, timeout=_AGAIN_SECONDS)
+        left = []
+        for peer, claim in lacking:
+            blocks = catalogues.shared_since(peer, claim.told, began)
+            if blocks is None:
+                catalogues.expire(peer)
+            elif blocks >= claim.blocks:
+                self._in_vain(peer, "its catalogue has what it has not")
+            elif not catalogues.took_back(peer):
+                self._in_vain(peer, "its catalogue is another each time it is asked")
+            elif blocks:
+                left.append(_Claim(blocks, (peer,), claim.names, claim.told))
+        return left
 
     def _query(self, claim: _Claim) -> messages.Find:
         model, dtype = claim.names.model(self._wanted.model, self._wanted.dtype)
@@ -179,7 +210,8 @@ class _Search:
                 continue
             tokens, blocks = self._shared(statement)
             for peer, said in candidate.claimed.items():
-                if blocks < said:
+                # Elsewhere in the signed chain it is the publisher that is wrong: the peer has what it said.
+                if blocks < said and self._chain[said - 1] not in statement.manifest.prefix.chain:
                     self._in_vain(peer, f"{candidate.artifact} shares {blocks} blocks, not {said}")
             if tokens and (self.best is None or tokens > self.best.tokens):
                 self.best = Beginning(statement, tokens, tuple(candidate.peers))
@@ -254,7 +286,7 @@ async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRIC
     chosen = planned.plan
     await progress({"event": "plan", **chosen.to_json()})
     check_beginning(beginning, planned, terms)
-    await asyncio.to_thread(node.records.ask, artifact)
+    await use(node, statement, terms)
     if planned.missing_bytes:
         transfer = await bring(
             node, statement, beginning.chunks, planned.peers, progress, most_per_gb=planned.most_per_gb
@@ -289,10 +321,14 @@ async def _refresh_catalogues(node: Node, seconds: float) -> None:
     stale = [p for p in node.transport.connected() if node.catalogues.stale(p) and not node.resting(p)]
     stale.sort(key=lambda peer: not node.delivered(peer))
     for peer in stale:
-        if peer not in node.pulling and len(node.pulling) < _PULLED_AT_ONCE:
-            node.pulling[peer] = node.spawn(_pull(node, peer))
+        _pull_soon(node, peer)
     if node.pulling:
         await asyncio.wait(list(node.pulling.values()), timeout=seconds)
+
+
+def _pull_soon(node: Node, peer: str) -> None:
+    if peer not in node.pulling and len(node.pulling) < _PULLED_AT_ONCE:
+        node.pulling[peer] = node.spawn(_pull(node, peer))
 
 
 async def _pull(node: Node, peer: str) -> None:

@@ -179,7 +179,6 @@ async def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, ter
 
 def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms) -> Statement:
     """Judge what is right in itself by what this node knows and wants.  Blocks; raises what is wrong with it."""
-    publisher = statement.manifest.publisher
     if wanted is not None:
         check_compatible(statement.manifest, wanted.model, wanted.dtype)
     if terms.strangers and not terms.trust_on_first_use and not settled(node, statement):
@@ -193,15 +192,28 @@ def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms
             hint="kvswap fetch --inexact takes it all the same",
             field="codec",
         )
-    refuse_withheld(node, statement)  # before anybody is trusted because of it
-    policy = node.policy.policy
-    if terms.trust_on_first_use and not policy.trusts(publisher) and policy.caught(publisher) is None:
-        node.policy.add(publisher, "first use", how="first-use")
-        node.events.add("trusted", publisher=publisher, how="first-use")
-    require_trust(statement, node.policy.policy, strangers=terms.strangers or settled(node, statement))
+    refuse_withheld(node, statement)
+    unlisted = terms.strangers or terms.trust_on_first_use or settled(node, statement)
+    require_trust(statement, node.policy.policy, strangers=unlisted)
     require_current(node, statement)
     refuse_if_failed(node, statement)
     return statement
+
+
+async def use(node: Node, statement: Statement, terms: Terms) -> None:
+    """Note that an artifact is what the user gets.
+
+    Here, and nowhere before, `trust_on_first_use` trusts its publisher: whoever can offer something is not used yet.
+    """
+    await asyncio.to_thread(_use, node, statement, terms)
+
+
+def _use(node: Node, statement: Statement, terms: Terms) -> None:
+    publisher, policy = statement.manifest.publisher, node.policy.policy
+    if terms.trust_on_first_use and not policy.trusts(publisher) and policy.caught(publisher) is None:
+        node.policy.add(publisher, "first use", how="first-use")
+        node.events.add("trusted", publisher=publisher, how="first-use")
+    node.records.ask(str(statement.artifact))
 
 
 def _answers(statement: Statement, reference: str | Cid) -> bool:

@@ -14,7 +14,7 @@ from typing import Literal
 from kvswap.core.limits import LIMITS
 from kvswap.store import ArtifactRow, Outcome, Records
 from kvswap.trust import PolicyFile
-from kvswap.trust.ladder import RULES
+from kvswap.trust.ladder import PROOF_RULES, RULES
 
 Name = Literal[
     "own", "trusted", "verified", "unverified", "disputed", "wrong", "caught", "withdrawn", "expired", "future"
@@ -95,8 +95,14 @@ class Standings:
 
 
 def current(outcome: Outcome | None) -> Outcome | None:
-    """Return an outcome if it was reached by the present rules; what older ones said is judged again."""
-    return outcome if outcome is not None and outcome.rules == RULES else None
+    """Return an outcome that the present rules would not undo; any other is judged again.
+
+    What passed has to have passed all that is looked at now.  What was withheld stays so: more was not needed for that.
+    """
+    if outcome is None:
+        return None
+    oldest = RULES if outcome.verdict == "passed" else PROOF_RULES
+    return outcome if oldest <= outcome.rules <= RULES else None
 
 
 def passed(outcome: Outcome | None) -> bool:

@@ -22,6 +22,7 @@ def tables_of(node: Node) -> Tables:
         node.neighbours.prices,
         node.catalogues.table,
         node.catalogues.in_vain,
+        node.catalogues.taken_back,
         node.grants.table,
         node.swarms.table,
         node.chunk_list.table,

@@ -19,6 +19,11 @@ _IDLE_PER_PEER = 2
 _IDLE = 64
 
 
+def chunk_cap(length: int) -> int:
+    """Return how many bytes an answer may have that is a chunk of this signed length, or an error."""
+    return max(length + 256, LIMITS.error_bytes)
+
+
 class Session:
     """A stream to one peer.  Not for concurrent use."""
 
@@ -44,7 +49,7 @@ class Session:
     async def chunk(self, cid: str, length: int) -> bytes:
         """One chunk, whose signed wire length is `length`."""
         await self.send(messages.GetChunk(cid))
-        return await self.answer(bytes, limit=max(length + 256, LIMITS.error_bytes), seconds=LIMITS.chunk_seconds)
+        return await self.answer(bytes, limit=chunk_cap(length), seconds=LIMITS.chunk_seconds)
 
 
 class Sessions:
@@ -59,9 +64,9 @@ class Sessions:
         self._idle: OrderedDict[tuple[str, int], tuple[Stream, float]] = OrderedDict()
         self._closing: set[asyncio.Future[None]] = set()
 
-    async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> T:
-        """One request and its answer.  Raises `NotFound` or `PeerError`."""
-        stream, frame = await self._exchange(address, request, messages.cap_of(kind).size)
+    async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T], limit: int | None = None) -> T:
+        """One request and its answer, of `limit` bytes at most.  Raises `NotFound` or `PeerError`."""
+        stream, frame = await self._exchange(address, request, limit or messages.cap_of(kind).size)
         self._give(stream)
         return messages.decode_response(frame, kind)
 

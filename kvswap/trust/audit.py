@@ -23,7 +23,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.trust.envelopes import check_cid, open_signed, reason, require_signer, sign_value
 from kvswap.trust.keys import Key
-from kvswap.trust.ladder import RULES, Level
+from kvswap.trust.ladder import PROOF_RULES, Level
 from kvswap.trust.noise import MICRO
 from kvswap.trust.sampling import coverage, draw
 
@@ -66,7 +66,7 @@ class Audit(msgspec.Struct, frozen=True):
     @property
     def void(self) -> bool:
         """Whether it condemns by older rules, which took for a lie what the reader's own side explains."""
-        return self.failed and self.rules < RULES
+        return self.failed and self.rules < PROOF_RULES
 
     def is_early(self, now: float) -> bool:
         """Say whether it was issued later than now, by more than clocks differ."""
@@ -93,7 +93,7 @@ class SignedAudit:
 
 def environment_of(*said: str) -> list[str]:
     """Returns what an audit says of where and by which rules it was made."""
-    return [*said, f"{_RULES}{RULES}"]
+    return [*said, f"{_RULES}{PROOF_RULES}"]
 
 
 def sign_audit(audit: Audit, key: Key) -> SignedAudit:

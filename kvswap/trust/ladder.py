@@ -42,7 +42,8 @@ class Level(IntEnum):
 ALWAYS = (Level.POLICY, Level.DIGESTS, Level.STRUCTURE, Level.TOKENS)
 STRANGER = (*ALWAYS, Level.SAMPLES, Level.AGREEMENT)
 LAST = Level.RECOMPUTE
-RULES = 2  # the version of what the steps look at and of what follows: what older rules settled is judged again
+RULES = 3  # the version of what the steps look at: what passed by older ones is judged again (3: the chain, at V3)
+PROOF_RULES = 2  # the version of what is a proof: by which an older one condemned, or withheld, is void
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from kvswap.core.files import read_kept
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import MIB
 from kvswap.core.whole import write_whole
-from kvswap.trust.ladder import RULES
+from kvswap.trust.ladder import PROOF_RULES
 
 _CAUGHT_KEPT = 1_000  # who was caught and never listed: each needs a key, and keys cost nothing
 _FOLLOWED = 1_000  # publishers up to which the successor of one is listed by itself
@@ -53,7 +53,7 @@ class Caught:
 
     @property
     def void(self) -> bool:
-        return self.rules < RULES and not self.why.startswith("V2:")
+        return self.rules < PROOF_RULES and not self.why.startswith("V2:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class PolicyFile:
 
         Of strangers that were caught the last thousand are kept: who is forgotten is a stranger, and verified again.
         """
-        row = Caught(peer, int(time.time()), why[:_WHY], artifact, evidence, RULES)
+        row = Caught(peer, int(time.time()), why[:_WHY], artifact, evidence, PROOF_RULES)
         with self._lock:
             if peer == self.policy.own:
                 return

@@ -21,6 +21,7 @@ class Document:
 
     `lie`: they are not known because the manifest's own words contradict each other, as far as this reader sees.
     `read_back`: they were read from layer 0.  `rules`: why this reader's own tokens are not those of the model's files.
+    `signed`: the lie is in what is signed alone, whatever this or any other reader makes of the text.
     """
 
     ids: Sequence[int] | None
@@ -28,6 +29,7 @@ class Document:
     lie: bool = False
     read_back: bool = False
     rules: str = ""
+    signed: bool = False
 
 
 def rules_of(manifest: Manifest) -> str:
@@ -59,14 +61,26 @@ def of_text(loaded: Any, manifest: Manifest, text: str) -> Document:
         return Document(
             None, f"it holds the first {prefix.tokens} of the document's {len(ids)} tokens, not all that fit"
         )
-    return Document(ids[: prefix.tokens])
+    return _chained(manifest, ids[: prefix.tokens])
+
+
+def _chained(manifest: Manifest, ids: Sequence[int], *, read_back: bool = False) -> Document:
+    """The document of these ids, which have the signed token digest, if the signed chain is theirs as well.
+
+    By the chain alone an artifact is found, and used, as the beginning of other documents.
+    """
+    prefix = manifest.prefix
+    if chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens) != prefix.chain:
+        why = "the manifest's chain is not of the tokens whose digest it signs"
+        return Document(None, why, lie=True, read_back=read_back, signed=True)
+    return Document(ids, read_back=read_back)
 
 
 def of_beginning(loaded: Any, manifest: Manifest, text: str, tokens: int) -> Document:
     """The first `tokens` tokens of a text, where they are those that the manifest begins with."""
     prefix = manifest.prefix
     ids = loaded.tokenize(text)[:tokens]
-    made = chain.chain_digests(loaded.identity.digest, ids, prefix.block_tokens)
+    made = chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens)
     if len(ids) < tokens or made != prefix.chain[: len(made)]:
         return Document(None, "the text that was given does not begin with the artifact's tokens")
     return Document(ids)
@@ -89,4 +103,4 @@ def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> Document:
         return Document(None, f"{error.message} ({error.hint})")
     except IntegrityError as error:
         return Document(None, error.message, lie=True, read_back=True)
-    return Document(ids, read_back=True)
+    return _chained(manifest, ids, read_back=True)

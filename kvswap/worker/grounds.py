@@ -18,6 +18,8 @@ _TOKENISING = ("transformers",)  # all that the tokens of a text depend on besid
 
 def static(loaded: Any, identity: bytes, manifest: Manifest, document: Document) -> Grounds:
     """The grounds that need no computing; `source` and `control` are left open."""
+    if document.signed:  # two signed digests of the same ids: neither a model nor a tokenizer comes into it
+        return Grounds(text="", weights="", numerics="", rules="")
     environment, less = loaded.numerics(), precision.reduced(loaded.device)
     names: Sequence[str] = ()
     if document.lie and not document.read_back:

@@ -297,15 +297,37 @@ CLAIMS: dict[str, Callable[[Manifest], Manifest]] = {
     "another rope": lambda manifest: replace(manifest, layout=replace(manifest.layout, rope="{}")),
     "another label": lambda manifest: replace(manifest, model=replace(manifest.model, label="another")),
 }
+
+
+def _foreign_chain(scene: Scene, manifest: Manifest) -> Manifest:
+    """The digest is of the document's tokens, the chain of another text's: its beginning gets this one's cache."""
+    chained = chain.chain_digests(scene.loaded.identity.digest, scene.other, scene.block_tokens)
+    return _prefix(chain=chained[: len(manifest.prefix.chain)])(manifest)
+
+
+def _last_link(scene: Scene, manifest: Manifest) -> Manifest:
+    return _prefix(chain=[*manifest.prefix.chain[:-1], bytes(32)])(manifest)
+
+
+SIGNED: dict[str, Callable[[Scene, Manifest], Manifest]] = {  # lies about the tokens beside a cache that is right
+    "chain of another text": _foreign_chain,
+    "another last link": _last_link,
+}
 IDLE = {"no probe", "tolerance", "no fingerprint", "another rope", "another label"}  # claims that no check depends on
 
 
 def forge(
-    scene: Scene, tensors: Tensors, *, ids: list[int] | None = None, signer: Key = MALLORY, claim: str | None = None
+    scene: Scene,
+    tensors: Tensors,
+    *,
+    ids: list[int] | None = None,
+    signer: Key = MALLORY,
+    claim: str | None = None,
+    signed: str | None = None,
 ) -> Made:
     """An artifact of these tensors that says it is of the scene's text: everything that can be signed is.
 
-    `claim`: one of `CLAIMS`, said besides.
+    `claim`: one of `CLAIMS`, said besides; `signed`: one of `SIGNED`.
     """
     from kvswap.artifact.assembly import load
     from kvswap.artifact.fingerprint import fingerprint
@@ -355,6 +377,8 @@ def forge(
     )
     if claim is not None:
         manifest = CLAIMS[claim](manifest)
+    if signed is not None:
+        manifest = SIGNED[signed](scene, manifest)
     refs: list[ChunkRef] = []
     chunks: dict[Cid, bytes] = {Cid.of(mark): mark}
     for block in range(layout.block_count(len(ids), scene.block_tokens)):

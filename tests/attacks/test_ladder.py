@@ -20,7 +20,7 @@ from kvswap.trust.accusation import accuses, unusable
 from kvswap.trust.ladder import Ladder, Level, Step
 from kvswap.trust.noise import Noise
 from kvswap.trust.policy import Policy
-from tests.attacks.kit import ATTACKS, CLAIMS, IDLE, MALLORY, Scene, climb, forge
+from tests.attacks.kit import ATTACKS, CLAIMS, IDLE, MALLORY, SIGNED, Scene, climb, forge
 from tests.support import DOCUMENT, Made
 
 TEXT = DOCUMENT.read_text()
@@ -46,6 +46,8 @@ CAUGHT_BY = {
     "keys for values": "V5",
     "not a number": "V2",
     **{f"bit {bit} flipped": "V5" for bit in range(16)},
+    "chain of another text": "V3",
+    "another last link": "V3",
 }
 
 
@@ -91,7 +93,7 @@ def verdicts(scene: Scene, noise: Noise, made: Any) -> dict[str, str]:
 
 
 def test_the_table_names_every_attack() -> None:
-    assert set(CAUGHT_BY) == set(ATTACKS)
+    assert set(CAUGHT_BY) == set(ATTACKS) | set(SIGNED)
 
 
 def test_an_honest_artifact_passes_every_step(scene: Scene, noise: Noise) -> None:
@@ -106,6 +108,46 @@ def test_a_lie_is_caught_by_the_step_that_promises_it(scene: Scene, noise: Noise
         assert found["V7"] == "failed", found  # a full recompute sees all of them
     shown = [step for step in steps if step.level not in (Level.PROBE, Level.AGREEMENT)]  # V6 alone is a dispute
     assert all(accuses(step) for step in shown if step.verdict == "failed")
+
+
+@pytest.mark.parametrize("text", ["", None], ids=["text", "digest"])
+@pytest.mark.parametrize("lie", list(SIGNED))
+def test_a_lie_about_the_tokens_is_caught_by_its_own_word(
+    scene: Scene, noise: Noise, lie: str, text: str | None
+) -> None:
+    """The signed digest and the signed chain are of one text, or their publisher lies: nobody's numerics matter."""
+    for claim in (None, "another processor", "another transformers", "another label"):
+        (step,), _ = climb(forge(scene, scene.right, claim=claim, signed=lie), scene, [3], noise, text=text)
+        assert accuses(step) and "chain" in step.why, (claim, step)
+
+
+def test_a_beginning_in_a_callers_process_is_compared_with_its_text(scene: Scene, tmp_path: Path) -> None:
+    """`Client.prefix` takes a chain of whom the user trusts, and layer 0 shows that the beginning is another text's."""
+    from base64 import b64encode
+
+    from kvswap.client.loading import LocalPrefill
+    from kvswap.store.files import ChunkFiles
+
+    def beginning(text: str, **lie: str) -> Any:
+        made = forge(scene, scene.right, **lie)  # type: ignore[arg-type]
+        files = ChunkFiles(tmp_path / made.id)
+        for cid, data in made.chunks.items():
+            files.write(cid, data)
+        envelope = b64encode(made.statement.envelope).decode()
+        details = {"artifact": made.id, "envelope": envelope, "chunks_directory": str(files.directory)}
+        return LocalPrefill(text, scene.loaded.model, scene.loaded.tokenizer, BLOCK).cache(64, details, 2 * BLOCK)
+
+    assert beginning(scene.text).get_seq_length() == len(scene.ids)
+    with pytest.raises(IntegrityError, match="layer 0"):
+        beginning(TEXT[2000:4000], signed="chain of another text")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("lie", list(SIGNED))
+def test_no_claim_beside_a_lie_about_the_tokens_gets_it_used(scene: Scene, noise: Noise, lie: str) -> None:
+    for claim in CLAIMS:
+        _, refused = strangers(scene, noise, forge(scene, scene.right, claim=claim, signed=lie))
+        assert "V3" in refused, (claim, refused)
 
 
 def test_many_keys_that_sign_the_same_lie_outvote_nobody(scene: Scene, noise: Noise) -> None:

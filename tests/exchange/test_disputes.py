@@ -13,7 +13,6 @@ import msgspec
 import pytest
 import torch
 
-from kvswap.artifact import dsse
 from kvswap.artifact.fingerprint import _signs, fingerprint
 from kvswap.artifact.layout import FINGERPRINT_TOKENS
 from kvswap.artifact.manifest import Manifest
@@ -21,6 +20,7 @@ from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError, KvswapError, Untrusted
 from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange import Node
+from kvswap.exchange.answer import answer
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.find import find
 from kvswap.exchange.heads import own_head
@@ -31,7 +31,6 @@ from kvswap.exchange.resolve import Wanted
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model.recompute import differences
 from kvswap.net import messages
-from kvswap.trust import read_statement
 from kvswap.trust.agreement import compare
 from kvswap.trust.ladder import RULES, up_to
 from kvswap.trust.noise import MARGIN, Noise
@@ -39,7 +38,7 @@ from kvswap.worker.noise import measure
 from tests.attacks import kit
 from tests.attacks.kit import Scene, forge
 from tests.exchange.modelled import RealModel
-from tests.exchange.test_fetch import World, world
+from tests.exchange.test_fetch import World, resigned, world
 from tests.support import DOCUMENT, Made, key, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -66,12 +65,6 @@ def made(scene: Scene) -> dict[str, Made]:
     last = len(scene.ids) - 1
     lie = scene.pasted(last, last + 1, scene.elsewhere, first_layer=1)
     return {"honest": forge(scene, scene.right, signer=HONEST), "lie": forge(scene, lie, signer=LIAR)}
-
-
-def resigned(made: Made, signer: Any, **changes: Any) -> Made:
-    """The same by another publisher, who says something else besides."""
-    manifest = msgspec.structs.replace(made.manifest, publisher=str(signer.peer_id), **changes)
-    return Made(read_statement(dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)), made.chunks, [])
 
 
 def unlucky(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,6 +370,43 @@ def test_a_beginning_of_what_was_not_verified_is_not_used(
             await fetch(node, Cid.parse(made["honest"].id), STRANGERS, text=TEXT)
             found = await longest_beginning(node, wanted, chain, 64)
             assert found is not None and found.tokens == 128
+
+    run(body(), 200)
+
+
+@pytest.mark.parametrize("text", [TEXT, None], ids=["text", "digest"])
+def test_a_chain_of_another_text_is_caught_before_anything_of_it_is_used(
+    tmp_path: Path, tiny_models: dict[str, Path], scene: Scene, text: str | None
+) -> None:
+    """Its cache is right, and its chain has it found as the beginning of another document."""
+
+    async def body() -> None:
+        lie = forge(scene, scene.right, signer=LIAR, signed="chain of another text")
+        async with reading(tmp_path, tiny_models["llama"], lie) as (_, node, port):
+            with pytest.raises(IntegrityError, match="chain"):
+                await fetch(node, Cid.parse(lie.id), STRANGERS, text=text)
+            assert caught(node) == {str(LIAR.peer_id)}
+            chain = lie.manifest.prefix.chain
+            assert await longest_beginning(node, Wanted.of(await port.choose()), chain, 64) is None
+
+    run(body(), 200)
+
+
+def test_layer_0_of_a_beginning_is_compared_whatever_was_compared_of_the_whole(
+    tmp_path: Path, tiny_models: dict[str, Path], scene: Scene
+) -> None:
+    """That an artifact is of its own document says nothing of the document that begins as its chain says."""
+
+    async def body() -> None:
+        lie = forge(scene, scene.right, signer=LIAR, signed="chain of another text")
+        async with reading(tmp_path, tiny_models["llama"], lie) as (_, node, _port):
+            node.policy.add(str(LIAR.peer_id))
+            await fetch(node, Cid.parse(lie.id), FORCED)
+            node.records.add_checks(lie.id, [3])  # as a version that looked at no chain noted
+            other = DOCUMENT.read_text()[5000:8000]
+            with pytest.raises(IntegrityError, match="layer 0"):
+                await answer(node, document_digest(other.encode()), "And?", steps=1, text=other, terms=FORCED)
+            assert caught(node) == {str(LIAR.peer_id)}
 
     run(body(), 200)
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from kvswap.artifact import dsse
 from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import Divergence, LayerSpec, Manifest
 from kvswap.core.errors import (
@@ -37,9 +39,10 @@ from kvswap.cost import Calibration, Objective
 from kvswap.exchange import Node
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.find import find
+from kvswap.exchange.heads import hear_heads
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.plan import best
-from kvswap.exchange.prefix import longest_beginning
+from kvswap.exchange.prefix import fetch_beginning, longest_beginning, plan_beginning
 from kvswap.exchange.request import Terms
 from kvswap.exchange.resolve import Wanted, resolve
 from kvswap.exchange.serving import answers as serving
@@ -50,7 +53,10 @@ from kvswap.net.client import session
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
 from kvswap.net.server import Held
 from kvswap.store import Store
-from kvswap.trust import PolicyFile
+from kvswap.trust import PolicyFile, read_statement
+from kvswap.trust.head import make_head
+from tests.exchange.peers import Peer
+from tests.exchange.peers import found as offer
 from tests.support import Made, NoModel, identity, key, make_artifact, run
 
 DOCUMENT = "sha256:" + __import__("hashlib").sha256(b"a document for tests").hexdigest()
@@ -116,6 +122,12 @@ class World:
             if only is None or cid in only:
                 node.store.put_chunk(wire, cid)
         list_artifact(node, made.statement)
+
+
+def resigned(made: Made, signer: Any, **changes: Any) -> Made:
+    """The same by this publisher, who says something else besides."""
+    manifest = msgspec.structs.replace(made.manifest, publisher=str(signer.peer_id), **changes)
+    return Made(read_statement(dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)), made.chunks, [])
 
 
 @asynccontextmanager
@@ -325,6 +337,71 @@ def test_trust_is_decided_before_a_byte_of_a_chunk(tmp_path: Path) -> None:
             assert a.counters.bytes_out == 0 and b.store.artifacts() == []
             await fetch(b, DOCUMENT, Terms(trust_on_first_use=True))
             assert b.policy.rows()[0]["how"] == "first-use"
+
+    run(body())
+
+
+@pytest.mark.parametrize("offered", ["withdrawn", "of another document", "only planned", "not worth it"])
+def test_first_use_trusts_nobody_of_whom_nothing_is_used(
+    tmp_path: Path, offered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can offer something could otherwise make itself trusted, for good."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(text=b"another") if offered == "of another document" else make_artifact()
+            a, b = await w.node(), await w.node(trust=False)
+            first = Terms(trust_on_first_use=True)
+            w.give(a, made)
+            if offered == "of another document":
+
+                async def lying(request: messages.Request) -> Any:
+                    if isinstance(request, messages.Find):
+                        row = offer(0, artifact=made.id, publisher=made.manifest.publisher)
+                        return messages.FindReply("test", made.manifest.publisher, [row], [])
+                    return made.statement.envelope if isinstance(request, messages.GetManifest) else None
+
+                await Peer(w.network, 4000, lying).start(b)
+            if offered == "withdrawn":
+                hear_heads(b, [make_head(key(), 1, int(time.time()), [], {made.id: "an error"}).envelope], "teller")
+            if offered == "only planned":
+                await resolve(b, DOCUMENT, first)
+            elif offered == "not worth it":
+                monkeypatch.setattr("kvswap.exchange.fetch.best", declined)
+                with pytest.raises(PlanSaysPrefill):
+                    await fetch(b, DOCUMENT, first)
+            else:
+                with pytest.raises((Untrusted, IntegrityError, NotFound)):
+                    await fetch(b, DOCUMENT, first)
+            assert b.policy.rows() == []
+
+    async def declined(*given: Any, **named: Any) -> Any:
+        resolved, planned = await best(*given, **named)
+        return resolved, replace(planned, plan=replace(planned.plan, action="prefill"))
+
+    run(body())
+
+
+def test_first_use_trusts_whose_beginning_is_used_and_no_other(tmp_path: Path) -> None:
+    """Looking for the longest one, and planning for it, uses nothing."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            long, short = make_artifact(key(31), tokens=64), make_artifact(key(32), tokens=32, text=b"another")
+            chain = long.manifest.prefix.chain
+            prefix = msgspec.structs.replace(short.manifest.prefix, chain=[*chain[:3], bytes(32)])
+            short = resigned(short, key(32), prefix=prefix)
+            a, b = await w.node(), await w.node(trust=False)
+            w.give(a, long)
+            w.give(a, short)
+            terms = Terms(trust_on_first_use=True, force=True)
+            wanted = Wanted(long.manifest.model.digest, long.manifest.layout.dtype)
+            found = await longest_beginning(b, wanted, chain, 8, terms)
+            assert found is not None and found.tokens == 64
+            await plan_beginning(b, found, terms)
+            assert b.policy.rows() == []
+            await fetch_beginning(b, found, terms)
+            assert [row["peer"] for row in b.policy.rows()] == [str(key(31).peer_id)]
 
     run(body())
 
@@ -854,10 +931,10 @@ def test_when_our_own_network_part_ends_no_peer_is_told_to_have_failed(
             assert sessions is not None
 
             def ends(right: Any) -> Any:
-                async def function(address: PeerAddress, request: messages.Request, kind: Any) -> Any:
+                async def function(address: PeerAddress, request: messages.Request, *rest: Any) -> Any:
                     if type(request).__name__ == asked:
                         raise P2pDown("the peer-to-peer part stopped")
-                    return await right(address, request, kind)
+                    return await right(address, request, *rest)
 
                 return function
 

@@ -24,7 +24,7 @@ from kvswap.trust import head as heads
 from kvswap.trust.audit import Audit, environment_of, read_audit, sign_audit
 from kvswap.trust.envelopes import open_signed, sign
 from kvswap.trust.head import make_head
-from kvswap.trust.ladder import RULES
+from kvswap.trust.ladder import PROOF_RULES, RULES
 from tests.exchange.test_fetch import DOCUMENT, world
 from tests.support import Made, key, make_artifact, run
 
@@ -375,9 +375,9 @@ def test_what_older_rules_withheld_is_judged_again(tmp_path: Path, verdict: Any)
             made = make_artifact(tokens=40)
             b = await w.node(trust=False)
             w.give(b, made)
-            for rules in (RULES - 1, RULES):
+            for rules in (PROOF_RULES - 1, *range(PROOF_RULES, RULES + 1)):
                 b.records.put_outcome(Outcome(made.id, made.manifest.publisher, verdict, rules, why="it differs"))
-                if rules < RULES:
+                if rules < PROOF_RULES:
                     refuse_withheld(b, made.statement)
                     continue
                 with pytest.raises((IntegrityError, Untrusted), match="it differs"):

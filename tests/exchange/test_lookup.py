@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvswap.core.errors import KvswapError, NotFound
@@ -26,7 +27,7 @@ from kvswap.net.memory import MemoryTransport
 from kvswap.store import Outcome
 from kvswap.trust.ladder import RULES
 from tests.exchange.peers import Peer, found, has_nothing, made_up, never, promising
-from tests.exchange.test_fetch import DOCUMENT, World, world
+from tests.exchange.test_fetch import DOCUMENT, World, resigned, world
 from tests.support import Made, key, make_artifact, run
 
 DEAD = "/ip4/127.0.0.1/tcp/9"
@@ -409,6 +410,80 @@ def test_what_was_found_wrong_here_is_not_held_against_who_has_it(tmp_path: Path
             assert list(reader.catalogues.in_vain) == []
 
     run(body())
+
+
+def test_a_holder_is_not_held_to_what_its_publisher_signed(tmp_path: Path) -> None:
+    """The chain is right where a reader looks for it, and not at its beginning: who holds it told the truth."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=64, block_tokens=8)
+            chain = made.manifest.prefix.chain
+            odd = resigned(
+                made, key(), prefix=msgspec.structs.replace(made.manifest.prefix, chain=[bytes(32), *chain[1:]])
+            )
+            reader, holder = await w.node(), await w.node()
+            w.give(holder, odd)
+            wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
+            assert await longest_beginning(reader, wanted, chain, 8, Terms()) is None
+            assert reader.catalogues.best(chain)[0] == len(chain)
+            assert list(reader.catalogues.in_vain) == []
+
+    run(body())
+
+
+def test_what_was_removed_meanwhile_is_not_held_against_who_had_it(tmp_path: Path) -> None:
+    """Its catalogue was true when it was heard; what it still has is found in the new one, at once."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            long = make_artifact(tokens=64, block_tokens=8)
+            chain = long.manifest.prefix.chain
+            prefix = make_artifact(tokens=32, block_tokens=8, text=b"another").manifest.prefix
+            short = make_artifact(
+                tokens=32,
+                block_tokens=8,
+                text=b"another",
+                prefix=msgspec.structs.replace(prefix, chain=chain[:4]),
+            )
+            reader, holder = await w.node(), await w.node()
+            w.give(holder, long)
+            w.give(holder, short)
+            wanted = Wanted(long.manifest.model.digest, long.manifest.layout.dtype)
+            whole = await longest_beginning(reader, wanted, chain, 8, Terms())
+            assert whole is not None and whole.tokens == 64
+            holder.store.remove(long.id)
+            rest = await longest_beginning(reader, wanted, chain, 8, Terms())
+            assert rest is not None and rest.tokens == 32 and rest.peers == (peer_of(holder),)
+            assert list(reader.catalogues.in_vain) == []
+
+    run(body())
+
+
+def test_who_takes_back_what_it_claims_each_time_it_is_asked_is_believed_no_more(tmp_path: Path) -> None:
+    """A catalogue that changes under a look-up costs the reader a request, so nobody may have many."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=64, block_tokens=8)
+            chain, version = made.manifest.prefix.chain, [0]
+            reader = await w.node()
+
+            async def turning(request: messages.Request) -> Any:
+                if isinstance(request, messages.GetCatalogue):
+                    version[0] += 1
+                    return messages.CatalogueReply(version[0], pack_keys(chain if version[0] % 2 else []))
+                return await has_nothing(request)
+
+            liar = await Peer(w.network, 4000, turning).start(reader)
+            wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
+            for _ in range(3):
+                assert liar.id not in reader.catalogues.in_vain
+                assert await longest_beginning(reader, wanted, chain, 8, Terms()) is None
+                reader.catalogues.expire(liar.id)
+            assert liar.id in reader.catalogues.in_vain
+
+    run(body(), 60)
 
 
 @pytest.mark.parametrize("wrong", ["another's", "forged"])

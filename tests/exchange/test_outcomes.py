@@ -13,7 +13,7 @@ import pytest
 from kvswap.core.errors import IntegrityError, Untrusted
 from kvswap.exchange.outcomes import conclude, dispute, is_own, reasons_against, refuse_withheld, settled
 from kvswap.store import Outcome, Records
-from kvswap.trust.ladder import ALWAYS, RULES, STRANGER, Ladder, Level, Step
+from kvswap.trust.ladder import ALWAYS, PROOF_RULES, RULES, STRANGER, Ladder, Level, Step
 from tests.support import key, make_artifact
 
 MADE = make_artifact(tokens=9)
@@ -35,7 +35,7 @@ ENDS: dict[str, list[Step]] = {  # by step, what is another than "passed, but V7
     "probe": [Step(Level.PROBE, "failed", why="another continuation")],
 }
 BEFORE: list[tuple[str, int] | None] = [
-    None, *itertools.product(("passed", "undecided", "disputed", "wrong"), (RULES, RULES - 1))
+    None, *itertools.product(("passed", "undecided", "disputed", "wrong"), (RULES, PROOF_RULES, PROOF_RULES - 1))
 ]  # fmt: skip
 
 
@@ -66,10 +66,17 @@ def verdict(records: Records) -> str | None:
     return None if held is None else held.verdict if held.why != "before" else f"{held.verdict} as before"
 
 
+def valid_before(before: tuple[str, int] | None) -> str | None:
+    """What is judged again is what passed by fewer looks, and whatever older rules of proof came to."""
+    if before is None or before[1] < (RULES if before[0] == "passed" else PROOF_RULES):
+        return None
+    return before[0]
+
+
 def expected(end: str, before: tuple[str, int] | None) -> str | None:
     """What a whole climb for a stranger's artifact leaves, by the words of docs/adr/0023."""
     kept = f"{before[0]} as before" if before is not None else None
-    valid = before[0] if before is not None and before[1] == RULES else None  # older rules are judged again
+    valid = valid_before(before)
     if end == "policy":  # says nothing of the content
         return kept
     if end == "caught":  # the audit tells it
@@ -120,7 +127,7 @@ def test_of_a_trusted_publisher_only_a_recomputation_is_remembered(
 ) -> None:
     put(records, before)
     conclude(node_of(records, trusted=True), MADE.statement, levels, ladder_of(ENDS[end]))
-    lifted = "recomputed" in end and before is not None and before[1] == RULES
+    lifted = "recomputed" in end and valid_before(before) is not None
     assert verdict(records) == (None if lifted or before is None else f"{before[0]} as before")
 
 
@@ -139,7 +146,7 @@ def test_what_is_withheld_is_refused(
 ) -> None:
     put(records, before)
     node = node_of(records, trusted=trusted, own=own)
-    valid = before[0] if before is not None and before[1] == RULES else None
+    valid = valid_before(before)
     assert is_own(node, MADE.statement) is own
     assert settled(node, MADE.statement) is (trusted or valid == "passed")
     if valid == "wrong":

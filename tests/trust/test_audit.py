@@ -8,7 +8,7 @@ from kvswap.core.errors import IntegrityError, MalformedManifest
 from kvswap.core.ids import Cid
 from kvswap.trust.audit import KIND, Audit, covered, environment_of, read_audit, sign_audit
 from kvswap.trust.envelopes import sign
-from kvswap.trust.ladder import RULES, Level
+from kvswap.trust.ladder import PROOF_RULES, Level
 from tests.support import key
 
 AUDITOR = key(5)
@@ -52,7 +52,7 @@ def test_an_audit_names_the_rules_it_was_made_by() -> None:
     """In its environment, where readers of before expect any text."""
     old, new = audit(verdict="failed"), audit(verdict="failed", environment=environment_of("bfloat16", "cpu"))
     assert (old.rules, old.void) == (1, True)
-    assert (new.rules, new.void) == (RULES, False)
+    assert (new.rules, new.void) == (PROOF_RULES, False)
     assert not audit().void  # what passed stays so
     for odd in ("rules ", "rules x", "rules -1", "rules \u0663"):
         assert audit(environment=[odd]).rules == 1

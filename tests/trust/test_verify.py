@@ -14,7 +14,7 @@ from kvswap.core.errors import IntegrityError, KvswapError, MalformedManifest, U
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.trust import Policy, PolicyFile, read_statement, require_trust, verify_envelope
-from kvswap.trust.ladder import RULES
+from kvswap.trust.ladder import PROOF_RULES
 from kvswap.trust.policy import Caught, Publisher
 from tests.support import key, make_artifact
 
@@ -140,7 +140,7 @@ def test_no_number_of_strangers_that_were_caught_fills_the_trust_list(tmp_path: 
     kept.distrust(friend, "V5: " + "\u00e9" * 496, "an artifact", "an audit")
     why = kept.policy.distrusted[friend].why
     strangers = [f"stranger {number}" for number in range(30_000)]
-    rows = {name: Caught(name, 1, why, "b" * 60, "b" * 60, RULES) for name in strangers}
+    rows = {name: Caught(name, 1, why, "b" * 60, "b" * 60, PROOF_RULES) for name in strangers}
     kept.policy = replace(kept.policy, distrusted={**kept.policy.distrusted, **rows})
     kept.distrust("the last", "V6: it lied", "an artifact", "an audit")
     again = PolicyFile(path, own).policy
