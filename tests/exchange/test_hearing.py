@@ -290,6 +290,26 @@ def test_an_audit_of_tomorrow_counts_when_it_is_tomorrow(tmp_path: Path, monkeyp
     run(body())
 
 
+def test_a_failure_is_acted_on_however_many_passed(tmp_path: Path) -> None:
+    """A trusted auditor has signed as many passes as are kept of one artifact."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            b = await w.node()
+            b.policy.add(str(AUDITOR.peer_id))
+            for number in range(70):
+                passed = changed(audit(made, "passed"), AUDITOR, audits.KIND, issued=int(time.time()) - number)
+                hear_audits(b, [passed], PEER, None)
+            hear_audits(b, [audit(made, "failed")], PEER, None)
+            assert b.policy.policy.caught(made.manifest.publisher) is not None
+            assert read_audit(audits_of(b, made.id, None)[0]).audit.failed
+            with pytest.raises(Untrusted, match="failed an audit"):
+                refuse_if_failed(b, made.statement)
+
+    run(body())
+
+
 def test_a_field_of_a_later_version_changes_nothing_of_what_is_known(tmp_path: Path) -> None:
     """Fields are added, so audits and heads that have more of them are obeyed all the same."""
 
