@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,12 @@ from typing import Literal, get_args
 
 from kvswap.core.bounded import Table
 from kvswap.core.upkeep import Problems
-from kvswap.store import database
+from kvswap.store import database, rooms
 from kvswap.store.index import Index
 from kvswap.store.trust_tables import MIGRATIONS
 from kvswap.store.unwritten import AuditRow, Unwritten
 
 _AUDITS_KEPT = 20_000
-_OF_ONE_ARTIFACT = 64
 _CHECKS_KEPT = 100_000
 _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
@@ -91,7 +90,8 @@ class Records:
         )
         query = (
             "SELECT publisher, teller, kept, LENGTH(envelope) AS size, "
-            "(SELECT COUNT(*) FROM withdrawn w WHERE w.publisher = h.publisher) AS lines FROM heads h ORDER BY at"
+            "(SELECT COUNT(*) FROM withdrawn w WHERE w.publisher = h.publisher AND NOT w.kept) AS lines "
+            "FROM heads h ORDER BY at"
         )
         for row in self._rows(query):
             size = int(row["size"]) + int(row["lines"]) * _WITHDRAWN_BYTES
@@ -156,7 +156,7 @@ class Records:
         now = time.time()
         with database.where_it_can(), self._writing() as db:
             db.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", [(artifact, n, now) for n in levels])
-            _trim(db, "checks", _CHECKS_KEPT)
+            rooms.trim(db, "checks", _CHECKS_KEPT)
 
     def checks(self, artifact: str) -> set[int]:
         """Return the steps that passed here."""
@@ -178,7 +178,7 @@ class Records:
             db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, time.time()))
             marks = ", ".join("?" * len(_WITHHELD))  # what must not be used is not pushed out by what may
             for where in (f"verdict NOT IN ({marks})", f"verdict IN ({marks})"):
-                _trim(db, "outcomes", _OUTCOMES_KEPT, where, _WITHHELD)
+                rooms.trim(db, "outcomes", _OUTCOMES_KEPT, where, _WITHHELD)
         with self._lock:
             if outcome.verdict in _WITHHELD:
                 self._withheld[outcome.artifact] = outcome
@@ -223,23 +223,26 @@ class Records:
     # -- audits ----------------------------------------------------------------------------------
 
     def add_audit(self, row: AuditRow) -> bool:
-        """Keep an audit; False when it was known, or when an artifact has as many as are kept of one."""
+        """Keep an audit; False when it was known, or passed and its artifact has as many as are kept of one.
+
+        A failure always has room: the oldest that passed gives way to it, or the oldest at all.
+        """
         values = (row.id, row.artifact, row.document, row.publisher, row.auditor, row.failed, time.time(), row.envelope)
         with self._writing() as db:
-            (count,) = db.execute("SELECT COUNT(*) FROM audits WHERE artifact = ?", (row.artifact,)).fetchone()
-            if count >= _OF_ONE_ARTIFACT:
+            known = db.execute("SELECT 1 FROM audits WHERE id = ?", (row.id,)).fetchone()
+            if known or not rooms.make_room_for_audit(db, row.artifact, row.failed):
                 return False
-            added = db.execute("INSERT OR IGNORE INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values).rowcount
-            _trim(db, "audits", _AUDITS_KEPT)
+            db.execute("INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            rooms.trim_audits(db, _AUDITS_KEPT)
         self.unwritten.drop_audit(row.id)
         with self._lock:
             self.generation += 1
-        return bool(added)
+        return True
 
     def takes_audit(self, row: AuditRow) -> bool:
         """Say whether `add_audit` would keep this one: it is not written yet, and there is room for it."""
         (counted,) = self._rows("SELECT COUNT(*), SUM(id = ?) FROM audits WHERE artifact = ?", row.id, row.artifact)
-        return counted[0] < _OF_ONE_ARTIFACT and not counted[1]
+        return not counted[1] and (row.failed or counted[0] < rooms.AUDITS_OF_ONE_ARTIFACT)
 
     def remember_audit(self, row: AuditRow) -> None:
         """Keep in memory what cannot be written: it counts, and has to be heard again to be kept."""
@@ -280,6 +283,7 @@ class Records:
     ) -> None:
         """Replace what was there of a publisher; what was once withdrawn stays so.  Raises where it cannot be written.
 
+        So many withdrawals of one publisher stay that were not said again, the last ones.
         `teller`: the peer that told it.  `held`: artifacts that are here; their withdrawal is remembered whatever
         happens to the head, as is that of what was `asked` for.  `kept`: give way to nobody's.
         """
@@ -293,10 +297,11 @@ class Records:
             db.executemany(
                 "INSERT INTO withdrawn (artifact, publisher, why, kept, at) VALUES (?, ?, ?, "
                 f"MAX(?, {_ASKED} * EXISTS (SELECT 1 FROM asked WHERE artifact = ?)), ?) "
-                "ON CONFLICT DO UPDATE SET why = excluded.why, kept = MAX(kept, excluded.kept)",
+                "ON CONFLICT DO UPDATE SET why = excluded.why, kept = MAX(kept, excluded.kept), at = excluded.at",
                 [(name, publisher, why, _HELD * (name in held), name, now) for name, why in withdrawn.items()],
             )
-            size = len(envelope) + len(withdrawn) * _WITHDRAWN_BYTES
+            lines = rooms.trim_lines(db, publisher, withdrawn, self._most_lines(publisher, kept))
+            size = len(envelope) + lines * _WITHDRAWN_BYTES
             self._gone = [name for name in self._gone if name != publisher]  # of a transaction that did not end well
             if not self.heads.put(publisher, size, teller, held=kept):
                 self._gone.append(publisher)
@@ -321,7 +326,8 @@ class Records:
         with self._lock:
             waiting = self.unwritten.head(publisher)
             if waiting is not None:
-                withdrawn, held = waiting.withdrawn | withdrawn, waiting.held.union(held)
+                held = waiting.held.union(held)
+                withdrawn = rooms.joined_lines(waiting.withdrawn, withdrawn, held, self._most_lines(publisher))
             try:
                 self.put_head(publisher, sequence, envelope, withdrawn, teller=teller, held=held, kept=kept)
             except Exception as error:
@@ -331,6 +337,9 @@ class Records:
                 self.unwritten.put_head(publisher, sequence, envelope, withdrawn, teller, asked.union(held), kept)
                 self.generation += 1
                 self._problems.note("heard", error)
+
+    def _most_lines(self, publisher: str, kept: bool = False) -> int:
+        return rooms.LINES_OF_TRUSTED if kept or self._keeps(publisher) else rooms.LINES_OF_A_STRANGER
 
     def _forget_heads(self, db: sqlite3.Connection) -> None:
         """Drop what gave way, and the withdrawals that came with it and concern nothing that was ever here.
@@ -346,7 +355,7 @@ class Records:
         for why in (_ASKED, _HELD) if gone else ():
             (count,) = db.execute("SELECT COUNT(*) FROM withdrawn WHERE kept = ?", (why,)).fetchone()
             if count > _WITHDRAWN_KEPT:  # only then it is worth asking whom the user trusts
-                _trim(db, "withdrawn", _WITHDRAWN_KEPT, f"kept = {why} AND {headless} AND NOT trusted(publisher)")
+                rooms.trim(db, "withdrawn", _WITHDRAWN_KEPT, f"kept = {why} AND {headless} AND NOT trusted(publisher)")
 
     def ask(self, artifact: str) -> None:
         """Note that the user named an artifact by its id, or uses it: its withdrawal is kept, heard before or after.
@@ -358,7 +367,7 @@ class Records:
         with database.where_it_can(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (artifact, time.time()))
             db.execute(f"UPDATE withdrawn SET kept = MAX(kept, {_ASKED}) WHERE artifact = ?", (artifact,))
-            _trim(db, "asked", _ASKED_KEPT)
+            rooms.trim(db, "asked", _ASKED_KEPT)
         with self._lock:
             if len(self._asked) >= _ASKED_KEPT:
                 self._asked.clear()
@@ -388,12 +397,3 @@ def _outcome(row: sqlite3.Row) -> Outcome:
     levels = tuple(int(level) for level in row["levels"].split())
     others = tuple(row["others"].split())
     return Outcome(row["artifact"], row["publisher"], row["verdict"], int(row["rules"]), levels, others, row["why"])
-
-
-def _trim(db: sqlite3.Connection, table: str, kept: int, where: str = "1", values: Iterable[str] = ()) -> None:
-    """Delete the oldest rows of a table, or of a part of it, beyond so many."""
-    given = tuple(values)
-    (count,) = db.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}", given).fetchone()
-    if count > kept:
-        cut = db.execute(f"SELECT at FROM {table} WHERE {where} ORDER BY at DESC LIMIT 1 OFFSET ?", (*given, kept))
-        db.execute(f"DELETE FROM {table} WHERE at <= ? AND ({where})", (cut.fetchone()["at"], *given))

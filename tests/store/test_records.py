@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvswap.store import AuditRow, Records
+from kvswap.store import AuditRow, Records, rooms
 from kvswap.store import records as module
 
 
@@ -209,7 +209,7 @@ def test_no_number_of_withdrawals_pushes_out_those_of_what_was_here_or_of_the_tr
 def test_one_publishers_withdrawals_are_bounded_and_counted(tmp_path: Path, trusted: bool, disk: str) -> None:
     """Whatever its heads of before withdrew; what it says now, and what was here, is remembered all the same."""
     records = Records(tmp_path / "t.sqlite3", lambda publisher: trusted)
-    most = module.LINES_OF_TRUSTED if trusted else module.LINES_OF_A_STRANGER
+    most = rooms.LINES_OF_TRUSTED if trusted else rooms.LINES_OF_A_STRANGER
     if disk == "full":
         records._db.transaction = _full  # type: ignore[method-assign]
     last: dict[str, str] = {}
