@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from kvswap.core.bounded import Table
 from kvswap.core.upkeep import Problems
 from kvswap.store import database, rooms
 from kvswap.store.index import Index
+from kvswap.store.outcome import WITHHELD, Outcome, Verdict, outcome_of
 from kvswap.store.trust_tables import MIGRATIONS
 from kvswap.store.unwritten import AuditRow, Unwritten
 
@@ -33,27 +33,6 @@ _HEADS_KEPT = 1_024
 _HEADS_OF_A_TELLER = 32
 _HEADS_BYTES = 64 << 20
 _WITHDRAWN_BYTES = 512  # a row of `withdrawn`, about
-
-Verdict = Literal["passed", "disputed", "undecided", "wrong"]
-_WITHHELD = ("disputed", "wrong")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a whole climb for an artifact ended, by which version of the rules, and which steps had passed.
-
-    *disputed*: it disagrees with `others` (artifact ids), and nothing has said who is right.  *undecided*: a step that
-    was due could not be done.  *wrong*: a step found that it is not the model's cache, and caught
-    nobody by it: this node made it itself, or the step is no proof of who is to blame (a structure, at V2).
-    """
-
-    artifact: str
-    publisher: str
-    verdict: Verdict
-    rules: int
-    levels: tuple[int, ...] = ()
-    others: tuple[str, ...] = ()
-    why: str = ""
 
 
 def nobody(publisher: str) -> bool:
@@ -78,6 +57,7 @@ class Records:
         self._asked: set[str] = set()  # those noted since the start
         self.unwritten = Unwritten(keeps)  # what was told and the disk did not take
         self._withheld = self._read_withheld()
+        self._failed = self._read_failed()
         self._gone: list[str] = []
         self.heads: Table[str, int] = Table(
             "heads",
@@ -176,11 +156,11 @@ class Records:
         values = (outcome.artifact, outcome.publisher, outcome.verdict, outcome.rules, levels, others, outcome.why)
         with database.where_it_can(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, time.time()))
-            marks = ", ".join("?" * len(_WITHHELD))  # what must not be used is not pushed out by what may
+            marks = ", ".join("?" * len(WITHHELD))  # what must not be used is not pushed out by what may
             for where in (f"verdict NOT IN ({marks})", f"verdict IN ({marks})"):
-                rooms.trim(db, "outcomes", _OUTCOMES_KEPT, where, _WITHHELD)
+                rooms.trim(db, "outcomes", _OUTCOMES_KEPT, where, WITHHELD)
         with self._lock:
-            if outcome.verdict in _WITHHELD:
+            if outcome.verdict in WITHHELD:
                 self._withheld[outcome.artifact] = outcome
             else:
                 self._withheld.pop(outcome.artifact, None)
@@ -192,15 +172,15 @@ class Records:
 
     def outcomes(self, artifacts: Sequence[str]) -> dict[str, Outcome]:
         """Return how the last whole climbs ended, by artifact."""
-        found = {row["artifact"]: _outcome(row) for row in self._of("SELECT * FROM outcomes", artifacts)}
+        found = {row["artifact"]: outcome_of(row) for row in self._of("SELECT * FROM outcomes", artifacts)}
         with self._lock:
             return found | {name: self._withheld[name] for name in artifacts if name in self._withheld}
 
-    def _of(self, query: str, artifacts: Sequence[str]) -> Iterator[sqlite3.Row]:
-        """The rows of these artifacts."""
+    def _of(self, query: str, artifacts: Sequence[str], more: str = "1") -> Iterator[sqlite3.Row]:
+        """The rows of these artifacts for which `more` holds too."""
         for start in range(0, len(artifacts), _BATCH):
             piece = artifacts[start : start + _BATCH]
-            yield from self._rows(f"{query} WHERE artifact IN ({', '.join('?' * len(piece))})", *piece)
+            yield from self._rows(f"{query} WHERE artifact IN ({', '.join('?' * len(piece))}) AND {more}", *piece)
 
     def forget_outcome(self, artifact: str) -> None:
         """Judge an artifact anew when it is next asked for."""
@@ -211,14 +191,14 @@ class Records:
             self.generation += 1
 
     def withheld(self) -> list[str]:
-        """Name the artifacts that are disputed or wrong; without a look at the disk."""
+        """Name the artifacts that are disputed or wrong, or failed an audit; without a look at the disk."""
         with self._lock:
-            return list(self._withheld)
+            return list(dict.fromkeys([*self._withheld, *self._failed]))
 
     def _read_withheld(self) -> dict[str, Outcome]:
-        marks = ", ".join("?" * len(_WITHHELD))
-        rows = self._rows(f"SELECT * FROM outcomes WHERE verdict IN ({marks})", *_WITHHELD)
-        return {row["artifact"]: _outcome(row) for row in rows}
+        marks = ", ".join("?" * len(WITHHELD))
+        rows = self._rows(f"SELECT * FROM outcomes WHERE verdict IN ({marks})", *WITHHELD)
+        return {row["artifact"]: outcome_of(row) for row in rows}
 
     # -- audits ----------------------------------------------------------------------------------
 
@@ -235,8 +215,7 @@ class Records:
             db.execute("INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
             rooms.trim_audits(db, _AUDITS_KEPT)
         self.unwritten.drop_audit(row.id)
-        with self._lock:
-            self.generation += 1
+        self._count_audit(row)
         return True
 
     def takes_audit(self, row: AuditRow) -> bool:
@@ -247,16 +226,33 @@ class Records:
     def remember_audit(self, row: AuditRow) -> None:
         """Keep in memory what cannot be written: it counts, and has to be heard again to be kept."""
         self.unwritten.put_audit(row)
+        self._count_audit(row)
+
+    def _count_audit(self, row: AuditRow) -> None:
         with self._lock:
+            if row.failed:
+                self._failed.add(row.artifact)
+                if len(self._failed) > 2 * _AUDITS_KEPT:  # most of them have given way
+                    self._failed = self._read_failed()
             self.generation += 1
+
+    def _read_failed(self) -> set[str]:
+        waiting = {row.artifact for row in self.unwritten.all_audits() if row.failed}
+        return waiting.union(row["artifact"] for row in self._rows("SELECT artifact FROM audits WHERE failed"))
+
+    def failures(self, artifacts: Sequence[str]) -> list[AuditRow]:
+        """Return the audits that these artifacts failed, whoever signed them; the newest first."""
+        with self._lock:
+            names = [name for name in artifacts if name in self._failed]  # hardly ever one
+        kept = [_audit(row) for row in self._of("SELECT * FROM audits", names, "failed ORDER BY at DESC")]
+        return [row for row in self.unwritten.all_audits() if row.failed and row.artifact in names] + kept
 
     def audits(self, **wanted: str | None) -> list[AuditRow]:
         """Return those of an `artifact`, a `document`, about a `publisher`, or all; failures first, then the newest."""
         given = {name: value for name, value in wanted.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in given) or "1"
-        columns = ", ".join(AuditRow.__slots__)
-        query = f"SELECT {columns} FROM audits WHERE {where} ORDER BY failed DESC, at DESC"
-        kept = [AuditRow(*(r[name] for name in AuditRow.__slots__)) for r in self._rows(query, *given.values())]
+        query = f"SELECT * FROM audits WHERE {where} ORDER BY failed DESC, at DESC"
+        kept = [_audit(row) for row in self._rows(query, *given.values())]
         waiting = self.unwritten.all_audits()
         more = [row for row in waiting if all(getattr(row, name) == value for name, value in given.items())]
         return sorted([*more, *kept], key=lambda row: not row.failed) if more else kept
@@ -393,7 +389,5 @@ class Records:
         return {r["artifact"]: r["why"] for r in rows} | (told.withdrawn if told is not None else {})
 
 
-def _outcome(row: sqlite3.Row) -> Outcome:
-    levels = tuple(int(level) for level in row["levels"].split())
-    others = tuple(row["others"].split())
-    return Outcome(row["artifact"], row["publisher"], row["verdict"], int(row["rules"]), levels, others, row["why"])
+def _audit(row: sqlite3.Row) -> AuditRow:
+    return AuditRow(*(row[name] for name in AuditRow.__slots__))
