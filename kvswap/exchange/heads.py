@@ -131,7 +131,10 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
             continue
         try:
             known = _known(node, head.publisher)
-            if not accept(head, known.head if known else None, int(time.time())):
+            newer = accept(head, known.head if known else None, int(time.time()))
+            if newer or (known is not None and head == known.head):
+                node.spoken.told(peer, head.publisher, newer)
+            if not newer:
                 continue
         except Untrusted as error:
             node.events.add("head_refused", publisher=head.publisher, peer=peer, reason=error.message)

@@ -28,6 +28,7 @@ def tables_of(node: Node) -> Tables:
         node.tokens.table,
         node.permission.table,
         node.spoken.table,
+        node.spoken.resting,
         node.events.table,
         node.ledger.table,
         node.providing.table,
