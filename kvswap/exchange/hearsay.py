@@ -23,7 +23,9 @@ _OF_ONE_TELLER = 1_024
 _IN_ONE_ROW = 4  # places of one teller among those who may have the same thing
 _PAUSE_SECONDS = 2.0  # after the first failure; doubled with each more
 _SHOWN_SECONDS = 10.0  # an announcement ends a pause once in so long: saying so costs nothing
-_PEERS_AT_ONE_ADDRESS = 3  # that were not there: then nobody is, for a while
+_AT_ONE_ADDRESS = 3  # peers that are said to be there; and words on which one that was not was looked for: then
+# nobody is, for a while
+RECORDS = "the DHT"  # the teller of provider records, as far as we know: one for all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Hearsay:
         there = {_place(a) for a in address.addresses}
         at_it = [p for p, r in row.items() if p != provider.peer and there & {_place(a) for a in r.address.addresses}]
         same = [peer for peer in at_it if row[peer].teller == teller]
-        if (same and teller != provider.peer) or len(at_it) >= _PEERS_AT_ONE_ADDRESS:
+        if (same and teller != provider.peer) or len(at_it) >= _AT_ONE_ADDRESS:
             return self.referrals.table.refuse()
         return self.referrals.put(reference, provider.peer, Referral(address, teller), teller)
 
@@ -139,7 +141,7 @@ class Hearsay:
         if self._paused(peer, place):
             return True
         anybody = self.pauses.peek(("", place))
-        nobody_there = anybody is not None and anybody.failures >= _PEERS_AT_ONE_ADDRESS
+        nobody_there = anybody is not None and anybody.failures >= _AT_ONE_ADDRESS
         return nobody_there and not sure and self._paused("", place)
 
     def _paused(self, peer: str, place: str) -> bool:
