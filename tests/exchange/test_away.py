@@ -37,10 +37,10 @@ class Away:
         self.dialled[address.peer] += 1
         await self._connect(address)
 
-    async def look(self, after: float = 0.0) -> list[str]:
+    async def look(self, after: float = 0.0, seconds: float = 0.1) -> list[str]:
         """Look the document up; who offers it."""
         self.now += after
-        return [offer.peer for offer in await find(self.reader, QUERY, 0.1)]
+        return [offer.peer for offer in await find(self.reader, QUERY, seconds)]
 
     def events(self, kind: str = "unreached") -> Counter[str]:
         return Counter(e["peer"] for e in self.reader.events.recent(1000) if e["event"] == kind)
@@ -174,7 +174,7 @@ def test_names_at_a_peers_address_take_not_the_place_of_what_it_announces(tmp_pa
             known = [a.peer for a in away.reader.referrals(DOCUMENT)]
             assert peer in known and len(known) <= 3
             assert await back(w, 3000, made) == peer
-            assert await away.look() == [peer]
+            assert await away.look(seconds=5.0) == [peer]
 
     run(body())
 
@@ -219,7 +219,7 @@ def test_names_at_a_peers_address_that_led_nowhere_hide_it_not(tmp_path: Path, h
                 reader.transport.find_providers = records  # type: ignore[union-attr,method-assign]
             else:
                 announce(reader, made, peer, place(1), via="another")
-            assert await away.look() == [peer]
+            assert await away.look(seconds=5.0) == [peer]
 
     run(body())
 
