@@ -51,7 +51,7 @@ class Spoken:
             "announcements to look up", entries=_WAITING, per_teller=_OF_ONE_PEER
         )
         self.resting: Table[str, float] = Table("peers that speak for no publisher", entries=_RESTING)  # until when
-        self._last: Table[str, int] = Table("peers asked for their word", entries=_RESTING)  # at which turn
+        self.last: Table[str, int] = Table("peers asked for their word", entries=_RESTING)  # at which turn
         self.under_way: dict[str, _Asked] = {}  # by peer
 
     def note(self, artifact: str, peer: str) -> None:
@@ -73,7 +73,7 @@ class Spoken:
         now = time.monotonic()
         fast = sum(asked.since > now - _SLOW_SECONDS for asked in self.under_way.values())
         while self._node.p2p and fast < _AT_ONCE and len(self.under_way) < _UNDER_WAY:
-            waiting = [(max(at, self._last.peek(key[1]) or 0), key) for key, at in self.table.items()]
+            waiting = [(max(at, self.last.peek(key[1]) or 0), key) for key, at in self.table.items()]
             turns = [(turn, key) for turn, key in waiting if key[1] not in self.under_way]
             if not turns:
                 return
@@ -98,7 +98,7 @@ class Spoken:
             ours = True  # what is the peer's is no error: it gave nothing
         finally:
             del self.under_way[peer]
-        self._last.put(peer, next(self._turn))
+        self.last.put(peer, next(self._turn))
         slow = time.monotonic() - asked.since > _SLOW_SECONDS
         if asked.publisher and not (asked.newer or (asked.told and not slow) or ours or not self._node.p2p):
             self.resting.put(peer, time.monotonic() + _REST_SECONDS)

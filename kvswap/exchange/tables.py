@@ -29,6 +29,7 @@ def tables_of(node: Node) -> Tables:
         node.permission.table,
         node.spoken.table,
         node.spoken.resting,
+        node.spoken.last,
         node.events.table,
         node.ledger.table,
         node.providing.table,
