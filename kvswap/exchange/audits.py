@@ -10,6 +10,7 @@ from kvswap.core.errors import Untrusted
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import Node
+from kvswap.exchange.standing import void
 from kvswap.exchange.statement import heard, told
 from kvswap.store import AuditRow
 from kvswap.trust import Statement
@@ -63,11 +64,7 @@ def _row(signed: SignedAudit, document: str | None) -> AuditRow:
 def audits_of(node: Node, artifact: str | None, document: str | None) -> list[bytes]:
     """What a reader is told who asks for an artifact or a document: failures first, none that is void."""
     rows = node.records.audits(artifact=artifact, document=document)
-    return [row.envelope for row in rows if not _void(row)][: LIMITS.audits_told]
-
-
-def _void(row: AuditRow) -> bool:
-    return row.failed and read_audit(row.envelope).audit.void
+    return [row.envelope for row in rows if not void(row)][: LIMITS.audits_told]
 
 
 def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str | None) -> None:
@@ -126,13 +123,13 @@ def coverage(node: Node, artifact: str) -> Coverage | None:
 def refuse_if_failed(node: Node, statement: Statement) -> None:
     """Raise `Untrusted` for an artifact that a trusted auditor, or this node, found wrong."""
     artifact = str(statement.artifact)
-    for row in node.records.audits(artifact=artifact):
-        if row.failed and node.policy.policy.trusts(row.auditor) and not _void(row):
-            raise Untrusted(
-                f"artifact {artifact} failed an audit by {row.auditor}: {read_audit(row.envelope).audit.why}",
-                cause=f"audit {row.id}",
-                hint=f"kvswap trust audits {row.publisher}",
-            )
+    row = node.standings.failed([artifact]).get(artifact)
+    if row is not None:
+        raise Untrusted(
+            f"artifact {artifact} failed an audit by {row.auditor}: {read_audit(row.envelope).audit.why}",
+            cause=f"audit {row.id}",
+            hint=f"kvswap trust audits {row.publisher}",
+        )
 
 
 def listed(node: Node, publisher: str | None) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.audits import hear_audits
 from kvswap.exchange.heads import hear_heads
+from kvswap.exchange.hearsay import RECORDS
 from kvswap.exchange.node import Node, document_key
 from kvswap.exchange.statement import heard
 from kvswap.net import PeerAddress, Unreachable, messages
@@ -38,7 +39,6 @@ _SLOW_SECONDS = 1.5  # who takes longer makes room for one more,
 _FAR_UNDER_WAY = 24  # up to so many,
 _FAR_MOST = 96  # and so many in one look-up
 _OF_ONE_TELLER = 32
-_RECORDS = "the DHT"  # whose word a provider record is, as far as we know
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ class _Lookup:
             if sum(since > slow for since in self._dialling.values()) >= _FAR_AT_ONCE:
                 return
             address, teller = self._far.next() or (None, "")
-            worth = self._node.hearsay.reachable(address, sure=teller == address.peer) if address is not None else None
+            worth = self._node.hearsay.reachable(address, teller) if address is not None else None
             if worth is not None:
                 self._dial(worth, teller)
             elif address is not None and self._node.delivered(address.peer):
@@ -248,7 +248,7 @@ class _Lookup:
         while not self._over:  # records arrive while we look; each round is cheap when nothing is known
             try:
                 for address in await self._transport.find_providers(key):
-                    self._consider(address, _RECORDS)
+                    self._consider(address, RECORDS)
             except KvswapError:
                 pass
             self._records_read = True
@@ -258,7 +258,7 @@ class _Lookup:
 
     async def _ask_one(self, address: PeerAddress, teller: str) -> None:
         try:
-            await self._ask(address)
+            await self._ask(address, teller)
         except Unreachable:
             self._far.in_vain(teller)
             if self._reference is not None:
@@ -281,9 +281,9 @@ class _Lookup:
         with heard(self._node):
             hear_audits(self._node, reply.audits, peer, self._query.document)
 
-    async def _ask(self, address: PeerAddress) -> None:
+    async def _ask(self, address: PeerAddress, teller: str) -> None:
         peer = address.peer
-        await self._node.reach(address, LIMITS.hearsay_dial_seconds)
+        await self._node.reach(address, LIMITS.hearsay_dial_seconds, teller)
         async with asyncio.timeout(LIMITS.request_seconds if peer in self._proven else LIMITS.lookup_seconds):
             began = time.perf_counter()
             reply = await self._node.ask(PeerAddress(peer), self._query, messages.FindReply)

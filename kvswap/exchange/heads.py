@@ -131,7 +131,10 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
             continue
         try:
             known = _known(node, head.publisher)
-            if not accept(head, known.head if known else None, int(time.time())):
+            newer = accept(head, known.head if known else None, int(time.time()))
+            if newer or (known is not None and head == known.head):
+                node.spoken.told(peer, head.publisher, newer)
+            if not newer:
                 continue
         except Untrusted as error:
             node.events.add("head_refused", publisher=head.publisher, peer=peer, reason=error.message)
@@ -157,14 +160,14 @@ async def _collect(node: Node) -> None:
 
 
 def follow(node: Node, head: Head) -> None:
-    """Go on trusting who is trusted by the key that it names, and that has signed as well.
+    """Go on trusting who is trusted by the key that it names, and that has signed as well; not one the user removed.
 
     Where the trust list cannot be written, that is done later (`heard.attend`).
     """
     policy, then = node.policy.policy, head.successor
     if then is None or head.publisher not in policy.publishers or not policy.trusts(head.publisher):
         return
-    if policy.caught(then.peer) is None and not policy.trusts(then.peer):
+    if policy.caught(then.peer) is None and not policy.trusts(then.peer) and then.peer not in policy.removed:
         node.to_follow[head.publisher] = head
         added = node.policy.follow(then.peer, policy.publishers[head.publisher].label, head.publisher)
         node.to_follow.pop(head.publisher, None)

@@ -9,6 +9,7 @@ address: never against the peer, who may be elsewhere and know nothing of what i
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,8 @@ _OF_ONE_TELLER = 1_024
 _IN_ONE_ROW = 4  # places of one teller among those who may have the same thing
 _PAUSE_SECONDS = 2.0  # after the first failure; doubled with each more
 _SHOWN_SECONDS = 10.0  # an announcement ends a pause once in so long: saying so costs nothing
-_PEERS_AT_ONE_ADDRESS = 3  # that were not there: then nobody is, for a while
+_AT_ONE_ADDRESS = 3  # that are said to be there; who named as many in vain, and where as many did, waits for a while
+RECORDS = "the DHT"  # the teller of provider records, as far as we know: one for all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +76,33 @@ class Hearsay:
     def refer(self, reference: str, provider: messages.Provider, teller: str) -> bool:
         """Remember that a peer may have this; False where there is no place for it.
 
-        Its addresses are those that may be dialled on the word of whoever told them (`net.dialling`).
-        A teller has one place for each address, and a few tellers may differ on who is there.
+        Its addresses are those that may be dialled on the word of whoever told them (`net.dialling`).  A few may be
+        said to be at one address.  One more takes the place of one that its own teller named there, else of one by
+        whoever named most: never of who delivered, or announced itself on its own connection.
         """
         address = PeerAddress(provider.peer, tuple(provider.addresses[:8]), JUDGED)
         row = self.referrals.row(reference)
         known = row.get(provider.peer)
         if known is not None and known.teller == provider.peer:
             teller = provider.peer  # it came by itself once: its place is nobody else's
-        there = {_place(a) for a in address.addresses}
-        at_it = [p for p, r in row.items() if p != provider.peer and there & {_place(a) for a in r.address.addresses}]
-        same = [peer for peer in at_it if row[peer].teller == teller]
-        if (same and teller != provider.peer) or len(at_it) >= _PEERS_AT_ONE_ADDRESS:
-            return self.referrals.table.refuse()
+        gone: set[str] = set()
+        for place in {_place(a) for a in address.addresses}:
+            at_it = [p for p, r in row.items() if p not in gone | {provider.peer} and place in _places(r.address)]
+            if len(at_it) < _AT_ONE_ADDRESS:
+                continue
+            if (victim := self._least_worth(row, at_it, teller)) is None:
+                return self.referrals.table.refuse()
+            gone.add(victim)
+        for peer in gone:
+            self.referrals.pop(reference, peer)
         return self.referrals.put(reference, provider.peer, Referral(address, teller), teller)
+
+    def _least_worth(self, row: dict[str, Referral], peers: list[str], teller: str) -> str | None:
+        """Name who gives way of those that are said to be at one address."""
+        tellers = Counter(row[peer].teller for peer in peers)
+        loose = [peer for peer in peers if row[peer].teller != peer and not self._delivered(peer)]
+        worth = {peer: (row[peer].teller != teller, -tellers[row[peer].teller]) for peer in loose}
+        return min(loose, key=lambda peer: worth[peer], default=None)
 
     def known(self, reference: str) -> list[Referral]:
         """Return who may have this."""
@@ -100,30 +115,31 @@ class Hearsay:
 
     # -- addresses ---------------------------------------------------------------------------------
 
-    def reachable(self, address: PeerAddress, *, sure: bool = False) -> PeerAddress | None:
+    def reachable(self, address: PeerAddress, teller: str = "") -> PeerAddress | None:
         """Return a peer with those of its addresses that are worth trying now; None without one.
 
-        `sure`: it said so itself, on its own connection: what others say of these addresses counts for nothing.
+        `teller`: on whose word.  The peer's own, on its own connection, stands whatever others say of its addresses.
         """
         if not address.addresses:
             return None if self._paused(address.peer, "") else address
-        sure = sure or self._delivered(address.peer)
-        worth = tuple(a for a in address.addresses if not self._resting(address.peer, _place(a), sure))
+        sure = teller == address.peer or self._delivered(address.peer)
+        worth = tuple(a for a in address.addresses if not self._resting(address.peer, _place(a), teller, sure))
         return replace(address, addresses=worth) if worth else None
 
-    def unreached(self, address: PeerAddress) -> bool:
-        """Note that a peer was at none of these addresses; whether that is new."""
-        places = {_place(a) for a in address.addresses} or {""}
+    def unreached(self, address: PeerAddress, teller: str = "") -> bool:
+        """Note that a peer was at none of these addresses, where `teller` said it was; whether that is new."""
+        places = _places(address) or {""}
         fresh = {place for place in places if self._fail(address.peer, place) == 1}
-        for place in fresh - {""}:  # each peer counts once among those that were not there
-            self._fail("", place)
+        for place in fresh - {""}:  # each peer counts once among those that were not there, and each teller among all
+            if self._fail(_by(teller), place) == 1 and teller != RECORDS:
+                self._fail("", place)
         return fresh == places
 
-    def reached(self, address: PeerAddress) -> None:
-        """Note that a peer was found: nothing is held against its addresses."""
-        for place in {"", *(_place(a) for a in address.addresses)}:
-            self.pauses.pop((address.peer, place))
-            self.pauses.pop(("", place))
+    def reached(self, address: PeerAddress, teller: str = "") -> None:
+        """Note that a peer was found: nothing is held against its addresses, nor against whose word that was."""
+        for place in {"", *_places(address)}:
+            for whose in (address.peer, "", _by(teller)):
+                self.pauses.pop((whose, place))
 
     def met(self, peer: str) -> None:
         """Note that a peer is connected: that it was not there counts no more."""
@@ -135,12 +151,20 @@ class Hearsay:
         if known is None or known.at <= now - _SHOWN_SECONDS:
             self.shown.put(peer, _Shown(now, False))
 
-    def _resting(self, peer: str, place: str, sure: bool) -> bool:
+    def _resting(self, peer: str, place: str, teller: str, sure: bool) -> bool:
+        """Whether a peer is not looked for at a place for now.
+
+        What one teller named there in vain is held against its word alone, and that of several against everybody's:
+        but not against provider records, which go by their own, as anybody can have a few names told.
+        """
         if self._paused(peer, place):
             return True
-        anybody = self.pauses.peek(("", place))
-        nobody_there = anybody is not None and anybody.failures >= _PEERS_AT_ONE_ADDRESS
-        return nobody_there and not sure and self._paused("", place)
+        words = [_by(teller)] if teller == RECORDS else [_by(teller), ""]
+        return not sure and any(self._vacant(word, place) for word in words)
+
+    def _vacant(self, word: str, place: str) -> bool:
+        pause = self.pauses.peek((word, place))
+        return pause is not None and pause.failures >= _AT_ONE_ADDRESS and self._paused(word, place)
 
     def _paused(self, peer: str, place: str) -> bool:
         pause, shown = self.pauses.get((peer, place)), self.shown.peek(peer)
@@ -154,6 +178,15 @@ class Hearsay:
         seconds = min(LIMITS.backoff_seconds, _PAUSE_SECONDS * 2.0 ** min(16, failures - 1))
         self.pauses.put((peer, place), _Pause(failures, now, now + seconds))
         return failures
+
+
+def _by(teller: str) -> str:
+    """Return under which name what a teller named in vain is kept: no peer has it."""
+    return f"by {teller}"
+
+
+def _places(address: PeerAddress) -> set[str]:
+    return {_place(a) for a in address.addresses}
 
 
 def _place(address: str) -> str:

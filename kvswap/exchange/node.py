@@ -239,8 +239,8 @@ class Node:
         """Whether this peer ever gave what it was asked for: what is new pushes nothing of it out."""
         return self.ledger.delivered(peer)
 
-    async def reach(self, address: PeerAddress, seconds: float = LIMITS.dial_seconds) -> None:
-        """Connect unless connected.  Raises `Unreachable`, which is held against the addresses, not the peer."""
+    async def reach(self, address: PeerAddress, seconds: float = LIMITS.dial_seconds, teller: str = "") -> None:
+        """Connect unless connected.  Raises `Unreachable`, which is held against the addresses and who told them."""
         if self.transport is None:
             raise P2pDown("this node takes no part in the network", hint="kvswap status")
         if address.peer in self.transport.connected():
@@ -250,10 +250,10 @@ class Node:
             async with asyncio.timeout(seconds):
                 await self.transport.connect(address)
         except (Unreachable, TimeoutError) as error:
-            if self.hearsay.unreached(address):  # and not with each try of a peer that is gone
+            if self.hearsay.unreached(address, teller):  # and not with each try of a peer that is gone
                 self.events.add("unreached", peer=address.peer, reason=str(error)[:200] or "no connection in time")
             raise Unreachable(f"{address.peer} was not reached: {error or 'no connection in time'}") from error
-        self.hearsay.reached(address)
+        self.hearsay.reached(address, teller)
 
     def offered(self, peer: str, per_gb: float) -> None:
         """A peer said what it wants for a gigabyte."""

@@ -193,7 +193,8 @@ def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms
             field="codec",
         )
     refuse_withheld(node, statement)
-    unlisted = terms.strangers or terms.trust_on_first_use or settled(node, statement)
+    first = terms.trust_on_first_use and statement.manifest.publisher not in node.policy.policy.removed
+    unlisted = terms.strangers or first or settled(node, statement)
     require_trust(statement, node.policy.policy, strangers=unlisted)
     require_current(node, statement)
     refuse_if_failed(node, statement)
@@ -210,7 +211,8 @@ async def use(node: Node, statement: Statement, terms: Terms) -> None:
 
 def _use(node: Node, statement: Statement, terms: Terms) -> None:
     publisher, policy = statement.manifest.publisher, node.policy.policy
-    if terms.trust_on_first_use and not policy.trusts(publisher) and policy.caught(publisher) is None:
+    known = policy.trusts(publisher) or publisher in policy.removed
+    if terms.trust_on_first_use and not known and policy.caught(publisher) is None:
         node.policy.add(publisher, "first use", how="first-use")
         node.events.add("trusted", publisher=publisher, how="first-use")
     node.records.ask(str(statement.artifact))

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvswap.core.limits import LIMITS
-from kvswap.store import ArtifactRow, Outcome, Records
+from kvswap.store import ArtifactRow, AuditRow, Outcome, Records
 from kvswap.trust import PolicyFile
+from kvswap.trust.audit import read_audit
 from kvswap.trust.ladder import PROOF_RULES, RULES
 
 Name = Literal[
@@ -27,10 +28,10 @@ class Standing:
     """How one artifact stands, and why, for people.
 
     "own" and "trusted" are by the policy, "verified" is a stranger's that went up the ladder to V5 here, "unverified"
-    one that did not.  "disputed", "wrong" (a step found so, which caught nobody: this node made it itself, or nobody is
-    proved to be to blame), of a "caught" publisher, "withdrawn" and "expired" are neither used nor offered.  "future"
-    (it came later than now) is not used, and is offered: this machine's clock may be the one that is wrong, and who
-    fetches judges by its own.
+    one that did not.  "disputed", "wrong" (it failed an audit by a trusted auditor, or a step found so, which caught
+    nobody: this node made it itself, or nobody is proved to be to blame), of a "caught" publisher, "withdrawn" and
+    "expired" are neither used nor offered.  "future" (it came later than now) is not used, and is offered: this
+    machine's clock may be the one that is wrong, and who fetches judges by its own.
     """
 
     name: Name
@@ -63,14 +64,30 @@ class Standings:
         """Say how these stand now, in their order."""
         names = [row.id for row in rows]
         withdrawn, outcomes = self._records.withdrawn_of(names), self._records.outcomes(names)
-        return [self._judge(row, withdrawn.get((row.id, row.publisher)), outcomes.get(row.id)) for row in rows]
+        failed = self.failed(names)
+        return [
+            self._judge(row, withdrawn.get((row.id, row.publisher)), failed.get(row.id), outcomes.get(row.id))
+            for row in rows
+        ]
 
-    def _judge(self, row: ArtifactRow, withdrawn: str | None, outcome: Outcome | None) -> Standing:
+    def failed(self, artifacts: Sequence[str]) -> dict[str, AuditRow]:
+        """Return an audit for each of these that failed one by a trusted auditor, or by this node; none that is void.
+
+        It counts whatever becomes of its publisher: who is trusted again, or forgotten, made no other cache by that.
+        """
+        rows = [row for row in self._records.failures(artifacts) if self._policy.policy.trusts(row.auditor)]
+        return {row.artifact: row for row in rows if not void(row)}
+
+    def _judge(
+        self, row: ArtifactRow, withdrawn: str | None, failed: AuditRow | None, outcome: Outcome | None
+    ) -> Standing:
         now, policy, outcome = time.time(), self._policy.policy, current(outcome)
         if withdrawn is not None:
             return Standing("withdrawn", withdrawn or "its publisher does not stand by it any more")
         if (caught := policy.caught(row.publisher)) is not None:
             return Standing("caught", caught.why)
+        if failed is not None:
+            return Standing("wrong", f"it failed an audit by {failed.auditor}: {read_audit(failed.envelope).audit.why}")
         if outcome is not None and outcome.verdict == "wrong":
             return Standing("wrong", outcome.why)
         trusted = policy.trusts(row.publisher)
@@ -86,12 +103,17 @@ class Standings:
         return Standing("verified" if passed(outcome) else "unverified")
 
     def withheld(self) -> list[str]:
-        """Name what was found wrong or is disputed, whether it is here or not."""
+        """Name all that may be disputed or wrong, whether it is here or not: how it stands, `of` says."""
         return self._records.withheld()
 
     def caught(self) -> set[str]:
         """Name the publishers that were caught."""
         return {peer for peer in self._policy.policy.distrusted if self._policy.policy.caught(peer) is not None}
+
+
+def void(row: AuditRow) -> bool:
+    """Say whether an audit condemns by older rules, which counts for nothing."""
+    return row.failed and read_audit(row.envelope).audit.void
 
 
 def current(outcome: Outcome | None) -> Outcome | None:

@@ -29,6 +29,8 @@ def tables_of(node: Node) -> Tables:
         node.tokens.table,
         node.permission.table,
         node.spoken.table,
+        node.spoken.resting,
+        node.spoken.last,
         node.events.table,
         node.ledger.table,
         node.providing.table,

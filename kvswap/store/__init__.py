@@ -13,7 +13,8 @@ from kvswap.store.headfiles import HeadFiles
 from kvswap.store.home import Home
 from kvswap.store.ledger import Ledger, PeerRecord
 from kvswap.store.listing import ArtifactRow, Listing, StoreReport
-from kvswap.store.records import Outcome, Records
+from kvswap.store.outcome import Outcome
+from kvswap.store.records import Records
 from kvswap.store.store import Store
 from kvswap.store.unwritten import AuditRow
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from kvswap.core.bounded import Table
 from kvswap.core.upkeep import Problems
-from kvswap.store import database
+from kvswap.store import database, rooms
 from kvswap.store.index import Index
+from kvswap.store.outcome import WITHHELD, Outcome, Verdict, outcome_of
 from kvswap.store.trust_tables import MIGRATIONS
 from kvswap.store.unwritten import AuditRow, Unwritten
 
 _AUDITS_KEPT = 20_000
-_OF_ONE_ARTIFACT = 64
 _CHECKS_KEPT = 100_000
 _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
@@ -34,27 +33,6 @@ _HEADS_KEPT = 1_024
 _HEADS_OF_A_TELLER = 32
 _HEADS_BYTES = 64 << 20
 _WITHDRAWN_BYTES = 512  # a row of `withdrawn`, about
-
-Verdict = Literal["passed", "disputed", "undecided", "wrong"]
-_WITHHELD = ("disputed", "wrong")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a whole climb for an artifact ended, by which version of the rules, and which steps had passed.
-
-    *disputed*: it disagrees with `others` (artifact ids), and nothing has said who is right.  *undecided*: a step that
-    was due could not be done.  *wrong*: a step found that it is not the model's cache, and caught
-    nobody by it: this node made it itself, or the step is no proof of who is to blame (a structure, at V2).
-    """
-
-    artifact: str
-    publisher: str
-    verdict: Verdict
-    rules: int
-    levels: tuple[int, ...] = ()
-    others: tuple[str, ...] = ()
-    why: str = ""
 
 
 def nobody(publisher: str) -> bool:
@@ -79,6 +57,7 @@ class Records:
         self._asked: set[str] = set()  # those noted since the start
         self.unwritten = Unwritten(keeps)  # what was told and the disk did not take
         self._withheld = self._read_withheld()
+        self._failed = self._read_failed()
         self._gone: list[str] = []
         self.heads: Table[str, int] = Table(
             "heads",
@@ -91,7 +70,8 @@ class Records:
         )
         query = (
             "SELECT publisher, teller, kept, LENGTH(envelope) AS size, "
-            "(SELECT COUNT(*) FROM withdrawn w WHERE w.publisher = h.publisher) AS lines FROM heads h ORDER BY at"
+            "(SELECT COUNT(*) FROM withdrawn w WHERE w.publisher = h.publisher AND NOT w.kept) AS lines "
+            "FROM heads h ORDER BY at"
         )
         for row in self._rows(query):
             size = int(row["size"]) + int(row["lines"]) * _WITHDRAWN_BYTES
@@ -156,7 +136,7 @@ class Records:
         now = time.time()
         with database.where_it_can(), self._writing() as db:
             db.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", [(artifact, n, now) for n in levels])
-            _trim(db, "checks", _CHECKS_KEPT)
+            rooms.trim(db, "checks", _CHECKS_KEPT)
 
     def checks(self, artifact: str) -> set[int]:
         """Return the steps that passed here."""
@@ -176,11 +156,11 @@ class Records:
         values = (outcome.artifact, outcome.publisher, outcome.verdict, outcome.rules, levels, others, outcome.why)
         with database.where_it_can(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, time.time()))
-            marks = ", ".join("?" * len(_WITHHELD))  # what must not be used is not pushed out by what may
+            marks = ", ".join("?" * len(WITHHELD))  # what must not be used is not pushed out by what may
             for where in (f"verdict NOT IN ({marks})", f"verdict IN ({marks})"):
-                _trim(db, "outcomes", _OUTCOMES_KEPT, where, _WITHHELD)
+                rooms.trim(db, "outcomes", _OUTCOMES_KEPT, where, WITHHELD)
         with self._lock:
-            if outcome.verdict in _WITHHELD:
+            if outcome.verdict in WITHHELD:
                 self._withheld[outcome.artifact] = outcome
             else:
                 self._withheld.pop(outcome.artifact, None)
@@ -192,15 +172,15 @@ class Records:
 
     def outcomes(self, artifacts: Sequence[str]) -> dict[str, Outcome]:
         """Return how the last whole climbs ended, by artifact."""
-        found = {row["artifact"]: _outcome(row) for row in self._of("SELECT * FROM outcomes", artifacts)}
+        found = {row["artifact"]: outcome_of(row) for row in self._of("SELECT * FROM outcomes", artifacts)}
         with self._lock:
             return found | {name: self._withheld[name] for name in artifacts if name in self._withheld}
 
-    def _of(self, query: str, artifacts: Sequence[str]) -> Iterator[sqlite3.Row]:
-        """The rows of these artifacts."""
+    def _of(self, query: str, artifacts: Sequence[str], more: str = "1") -> Iterator[sqlite3.Row]:
+        """The rows of these artifacts for which `more` holds too."""
         for start in range(0, len(artifacts), _BATCH):
             piece = artifacts[start : start + _BATCH]
-            yield from self._rows(f"{query} WHERE artifact IN ({', '.join('?' * len(piece))})", *piece)
+            yield from self._rows(f"{query} WHERE artifact IN ({', '.join('?' * len(piece))}) AND {more}", *piece)
 
     def forget_outcome(self, artifact: str) -> None:
         """Judge an artifact anew when it is next asked for."""
@@ -211,49 +191,68 @@ class Records:
             self.generation += 1
 
     def withheld(self) -> list[str]:
-        """Name the artifacts that are disputed or wrong; without a look at the disk."""
+        """Name the artifacts that are disputed or wrong, or failed an audit; without a look at the disk."""
         with self._lock:
-            return list(self._withheld)
+            return list(dict.fromkeys([*self._withheld, *self._failed]))
 
     def _read_withheld(self) -> dict[str, Outcome]:
-        marks = ", ".join("?" * len(_WITHHELD))
-        rows = self._rows(f"SELECT * FROM outcomes WHERE verdict IN ({marks})", *_WITHHELD)
-        return {row["artifact"]: _outcome(row) for row in rows}
+        marks = ", ".join("?" * len(WITHHELD))
+        rows = self._rows(f"SELECT * FROM outcomes WHERE verdict IN ({marks})", *WITHHELD)
+        return {row["artifact"]: outcome_of(row) for row in rows}
 
     # -- audits ----------------------------------------------------------------------------------
 
     def add_audit(self, row: AuditRow) -> bool:
-        """Keep an audit; False when it was known, or when an artifact has as many as are kept of one."""
+        """Keep an audit; False when it was known, or passed and its artifact has as many as are kept of one.
+
+        A failure always has room: the oldest that passed gives way to it, or the oldest at all.
+        """
         values = (row.id, row.artifact, row.document, row.publisher, row.auditor, row.failed, time.time(), row.envelope)
         with self._writing() as db:
-            (count,) = db.execute("SELECT COUNT(*) FROM audits WHERE artifact = ?", (row.artifact,)).fetchone()
-            if count >= _OF_ONE_ARTIFACT:
+            known = db.execute("SELECT 1 FROM audits WHERE id = ?", (row.id,)).fetchone()
+            if known or not rooms.make_room_for_audit(db, row.artifact, row.failed):
                 return False
-            added = db.execute("INSERT OR IGNORE INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values).rowcount
-            _trim(db, "audits", _AUDITS_KEPT)
+            db.execute("INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            rooms.trim_audits(db, _AUDITS_KEPT)
         self.unwritten.drop_audit(row.id)
-        with self._lock:
-            self.generation += 1
-        return bool(added)
+        self._count_audit(row)
+        return True
 
     def takes_audit(self, row: AuditRow) -> bool:
         """Say whether `add_audit` would keep this one: it is not written yet, and there is room for it."""
         (counted,) = self._rows("SELECT COUNT(*), SUM(id = ?) FROM audits WHERE artifact = ?", row.id, row.artifact)
-        return counted[0] < _OF_ONE_ARTIFACT and not counted[1]
+        return not counted[1] and (row.failed or counted[0] < rooms.AUDITS_OF_ONE_ARTIFACT)
 
     def remember_audit(self, row: AuditRow) -> None:
         """Keep in memory what cannot be written: it counts, and has to be heard again to be kept."""
         self.unwritten.put_audit(row)
+        self._count_audit(row)
+
+    def _count_audit(self, row: AuditRow) -> None:
         with self._lock:
+            if row.failed:
+                self._failed.add(row.artifact)
+                if len(self._failed) > 2 * _AUDITS_KEPT:  # most of them have given way
+                    self._failed = self._read_failed()
             self.generation += 1
+
+    def _read_failed(self) -> set[str]:
+        waiting = {row.artifact for row in self.unwritten.all_audits() if row.failed}
+        return waiting.union(row["artifact"] for row in self._rows("SELECT artifact FROM audits WHERE failed"))
+
+    def failures(self, artifacts: Sequence[str]) -> list[AuditRow]:
+        """Return the audits that these artifacts failed, whoever signed them; the newest first."""
+        with self._lock:
+            names = [name for name in artifacts if name in self._failed]  # hardly ever one
+        kept = [_audit(row) for row in self._of("SELECT * FROM audits", names, "failed ORDER BY at DESC")]
+        return [row for row in self.unwritten.all_audits() if row.failed and row.artifact in names] + kept
 
     def audits(self, **wanted: str | None) -> list[AuditRow]:
         """Return those of an `artifact`, a `document`, about a `publisher`, or all; failures first, then the newest."""
         given = {name: value for name, value in wanted.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in given) or "1"
-        columns = ", ".join(AuditRow.__slots__)
-        query = f"SELECT {columns} FROM audits WHERE {where} ORDER BY failed DESC, at DESC"
-        kept = [AuditRow(*(r[name] for name in AuditRow.__slots__)) for r in self._rows(query, *given.values())]
+        query = f"SELECT * FROM audits WHERE {where} ORDER BY failed DESC, at DESC"
+        kept = [_audit(row) for row in self._rows(query, *given.values())]
         waiting = self.unwritten.all_audits()
         more = [row for row in waiting if all(getattr(row, name) == value for name, value in given.items())]
         return sorted([*more, *kept], key=lambda row: not row.failed) if more else kept
@@ -280,6 +279,7 @@ class Records:
     ) -> None:
         """Replace what was there of a publisher; what was once withdrawn stays so.  Raises where it cannot be written.
 
+        So many withdrawals of one publisher stay that were not said again, the last ones.
         `teller`: the peer that told it.  `held`: artifacts that are here; their withdrawal is remembered whatever
         happens to the head, as is that of what was `asked` for.  `kept`: give way to nobody's.
         """
@@ -293,10 +293,11 @@ class Records:
             db.executemany(
                 "INSERT INTO withdrawn (artifact, publisher, why, kept, at) VALUES (?, ?, ?, "
                 f"MAX(?, {_ASKED} * EXISTS (SELECT 1 FROM asked WHERE artifact = ?)), ?) "
-                "ON CONFLICT DO UPDATE SET why = excluded.why, kept = MAX(kept, excluded.kept)",
+                "ON CONFLICT DO UPDATE SET why = excluded.why, kept = MAX(kept, excluded.kept), at = excluded.at",
                 [(name, publisher, why, _HELD * (name in held), name, now) for name, why in withdrawn.items()],
             )
-            size = len(envelope) + len(withdrawn) * _WITHDRAWN_BYTES
+            lines = rooms.trim_lines(db, publisher, withdrawn, self._most_lines(publisher, kept))
+            size = len(envelope) + lines * _WITHDRAWN_BYTES
             self._gone = [name for name in self._gone if name != publisher]  # of a transaction that did not end well
             if not self.heads.put(publisher, size, teller, held=kept):
                 self._gone.append(publisher)
@@ -321,7 +322,8 @@ class Records:
         with self._lock:
             waiting = self.unwritten.head(publisher)
             if waiting is not None:
-                withdrawn, held = waiting.withdrawn | withdrawn, waiting.held.union(held)
+                held = waiting.held.union(held)
+                withdrawn = rooms.joined_lines(waiting.withdrawn, withdrawn, held, self._most_lines(publisher))
             try:
                 self.put_head(publisher, sequence, envelope, withdrawn, teller=teller, held=held, kept=kept)
             except Exception as error:
@@ -331,6 +333,9 @@ class Records:
                 self.unwritten.put_head(publisher, sequence, envelope, withdrawn, teller, asked.union(held), kept)
                 self.generation += 1
                 self._problems.note("heard", error)
+
+    def _most_lines(self, publisher: str, kept: bool = False) -> int:
+        return rooms.LINES_OF_TRUSTED if kept or self._keeps(publisher) else rooms.LINES_OF_A_STRANGER
 
     def _forget_heads(self, db: sqlite3.Connection) -> None:
         """Drop what gave way, and the withdrawals that came with it and concern nothing that was ever here.
@@ -346,7 +351,7 @@ class Records:
         for why in (_ASKED, _HELD) if gone else ():
             (count,) = db.execute("SELECT COUNT(*) FROM withdrawn WHERE kept = ?", (why,)).fetchone()
             if count > _WITHDRAWN_KEPT:  # only then it is worth asking whom the user trusts
-                _trim(db, "withdrawn", _WITHDRAWN_KEPT, f"kept = {why} AND {headless} AND NOT trusted(publisher)")
+                rooms.trim(db, "withdrawn", _WITHDRAWN_KEPT, f"kept = {why} AND {headless} AND NOT trusted(publisher)")
 
     def ask(self, artifact: str) -> None:
         """Note that the user named an artifact by its id, or uses it: its withdrawal is kept, heard before or after.
@@ -358,7 +363,7 @@ class Records:
         with database.where_it_can(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (artifact, time.time()))
             db.execute(f"UPDATE withdrawn SET kept = MAX(kept, {_ASKED}) WHERE artifact = ?", (artifact,))
-            _trim(db, "asked", _ASKED_KEPT)
+            rooms.trim(db, "asked", _ASKED_KEPT)
         with self._lock:
             if len(self._asked) >= _ASKED_KEPT:
                 self._asked.clear()
@@ -384,16 +389,5 @@ class Records:
         return {r["artifact"]: r["why"] for r in rows} | (told.withdrawn if told is not None else {})
 
 
-def _outcome(row: sqlite3.Row) -> Outcome:
-    levels = tuple(int(level) for level in row["levels"].split())
-    others = tuple(row["others"].split())
-    return Outcome(row["artifact"], row["publisher"], row["verdict"], int(row["rules"]), levels, others, row["why"])
-
-
-def _trim(db: sqlite3.Connection, table: str, kept: int, where: str = "1", values: Iterable[str] = ()) -> None:
-    """Delete the oldest rows of a table, or of a part of it, beyond so many."""
-    given = tuple(values)
-    (count,) = db.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}", given).fetchone()
-    if count > kept:
-        cut = db.execute(f"SELECT at FROM {table} WHERE {where} ORDER BY at DESC LIMIT 1 OFFSET ?", (*given, kept))
-        db.execute(f"DELETE FROM {table} WHERE at <= ? AND ({where})", (cut.fetchone()["at"], *given))
+def _audit(row: sqlite3.Row) -> AuditRow:
+    return AuditRow(*(row[name] for name in AuditRow.__slots__))

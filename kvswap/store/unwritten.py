@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from kvswap.core.bounded import Table
+from kvswap.store.rooms import LINES_OF_A_STRANGER, LINES_OF_TRUSTED, joined_lines
 
 _HEADS = 512
 _HEADS_OF_A_TELLER = 32
@@ -31,7 +32,7 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True)
 class ToldHead:
-    """A head record as it was told, with all that its publisher withdrew while nothing could be written."""
+    """A head record as it was told, with what its publisher withdrew while nothing could be written."""
 
     sequence: int
     envelope: bytes
@@ -47,6 +48,7 @@ class Unwritten:
     def __init__(self, keeps: Callable[[str], bool]) -> None:
         """`keeps(publisher)`: whose heads give way to no stranger's; nor do those that withdraw what was here."""
         self._lock = threading.RLock()
+        self._keeps = keeps
         self.heads: Table[str, ToldHead] = Table(
             "heads to be written",
             entries=_HEADS,
@@ -56,7 +58,10 @@ class Unwritten:
             size=lambda _, head: len(head.envelope) + len(head.withdrawn) * _LINE_BYTES,
         )
         self.audits: Table[str, AuditRow] = Table(
-            "audits to be written", entries=_AUDITS, per_teller=_AUDITS_OF_A_TELLER
+            "audits to be written",
+            entries=_AUDITS,
+            per_teller=_AUDITS_OF_A_TELLER,
+            keep=lambda _, row: row.failed,  # what passed gives way before what failed
         )
 
     def __bool__(self) -> bool:
@@ -76,7 +81,9 @@ class Unwritten:
         with self._lock:
             known = self.heads.peek(publisher)
             before, had = (known.withdrawn, known.held) if known is not None else ({}, frozenset[str]())
-            told = ToldHead(sequence, envelope, before | withdrawn, teller, had | frozenset(held), kept)
+            here = had | frozenset(held)
+            most = LINES_OF_TRUSTED if kept or self._keeps(publisher) else LINES_OF_A_STRANGER
+            told = ToldHead(sequence, envelope, joined_lines(before, withdrawn, here, most), teller, here, kept)
             self.heads.put(publisher, told, teller, held=kept)
 
     def head(self, publisher: str) -> ToldHead | None:

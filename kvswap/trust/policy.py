@@ -21,6 +21,7 @@ from kvswap.core.whole import write_whole
 from kvswap.trust.ladder import PROOF_RULES
 
 _CAUGHT_KEPT = 1_000  # who was caught and never listed: each needs a key, and keys cost nothing
+_REMOVED_KEPT = 1_000  # whom the user removed last
 _FOLLOWED = 1_000  # publishers up to which the successor of one is listed by itself
 _FILE_BYTES = 16 * MIB
 _WHY = 200  # characters
@@ -64,6 +65,9 @@ class Policy:
     publishers: dict[str, Publisher] = field(default_factory=dict)
     distrusted: dict[str, Caught] = field(default_factory=dict)
     lifted: dict[str, Caught] = field(default_factory=dict)  # who was caught by older rules, and not yet judged again
+    removed: dict[str, int] = field(
+        default_factory=dict
+    )  # since when the user trusts them no more; nothing undoes that
 
     def trusts(self, peer: str) -> bool:
         return peer == self.own or (peer in self.publishers and peer not in self.distrusted)
@@ -80,7 +84,7 @@ class PolicyFile:
         self._lock = threading.RLock()
         self.policy = Policy(str(own), *self._read())
 
-    def _read(self) -> tuple[dict[str, Publisher], dict[str, Caught], dict[str, Caught]]:
+    def _read(self) -> tuple[dict[str, Publisher], dict[str, Caught], dict[str, Caught], dict[str, int]]:
         try:
             data = json.loads(read_kept(self._path, _FILE_BYTES))
             read = [Publisher(**{k: row[k] for k in ("peer", "label", "added", "how")}) for row in data["publishers"]]
@@ -89,8 +93,9 @@ class PolicyFile:
                 [Caught(**{k: row[k] for k in names}, rules=row.get("rules", 1)) for row in data.get(kind, [])]
                 for kind in ("distrusted", "lifted")
             )
+            removed = {str(row["peer"]): int(row["since"]) for row in data.get("removed", [])}
         except FileNotFoundError:
-            return {}, {}, {}
+            return {}, {}, {}, {}
         except (Misplaced, ValueError, KeyError, TypeError, RecursionError) as error:
             # Never fall back to an empty or open list: an unreadable policy is an error.
             raise UsageError(
@@ -99,7 +104,7 @@ class PolicyFile:
                 hint=f"put a copy in its place, or mv {self._path} elsewhere and kvswap trust add again",
             ) from error
         void = {c.peer: c for c in (*lifted, *caught) if c.void}
-        return {p.peer: p for p in read}, {c.peer: c for c in caught if not c.void}, void
+        return {p.peer: p for p in read}, {c.peer: c for c in caught if not c.void}, void, removed
 
     def add(self, peer: str, label: str = "", how: str = "added") -> Publisher:
         """Trust a publisher from now on, whatever it did before."""
@@ -111,9 +116,12 @@ class PolicyFile:
         return row
 
     def follow(self, peer: str, label: str, before: str) -> bool:
-        """Trust the successor of a trusted publisher.  False where the list is full: then the user adds to it."""
+        """Trust the successor of a trusted publisher.
+
+        False where the list is full, or the user removed it: then the user adds to it.
+        """
         with self._lock:
-            if len(self.policy.publishers) >= _FOLLOWED:
+            if len(self.policy.publishers) >= _FOLLOWED or peer in self.policy.removed:
                 return False
             self.add(peer, label, how=f"after {before}")
         return True
@@ -142,12 +150,13 @@ class PolicyFile:
             self._write({**self.policy.publishers, old.peer: old}, self.policy.distrusted, own=own)
 
     def remove(self, peer: str) -> bool:
-        """Stop trusting a publisher.  False when it was not on the list."""
+        """Stop trusting a publisher, whoever names it as a successor.  False when it was not on the list."""
         with self._lock:
             rest = {k: v for k, v in self.policy.publishers.items() if k != peer}
             changed = len(rest) != len(self.policy.publishers)
             if changed:
-                self._write(rest, self.policy.distrusted)
+                removed = [*self.policy.removed.items(), (peer, int(time.time()))]
+                self._write(rest, self.policy.distrusted, removed=dict(removed[-_REMOVED_KEPT:]))
         return changed
 
     def rows(self) -> list[dict[str, Any]]:
@@ -168,11 +177,19 @@ class PolicyFile:
         distrusted: dict[str, Caught],
         judged: str | None = None,
         own: str | None = None,
+        removed: dict[str, int] | None = None,
     ) -> None:
         """The file first: what a full disk does not take does not hold.  Raises `StoreFull` or `LocalFault`."""
         lifted = {k: v for k, v in self.policy.lifted.items() if k != judged}
-        policy = Policy(own or self.policy.own, publishers, distrusted, lifted)
-        data = {"publishers": _rows(policy), "distrusted": _sorted(distrusted), "lifted": _sorted(lifted)}
+        gone = self.policy.removed if removed is None else removed
+        gone = {k: v for k, v in gone.items() if k not in publishers}
+        policy = Policy(own or self.policy.own, publishers, distrusted, lifted, gone)
+        data = {
+            "publishers": _rows(policy),
+            "distrusted": _sorted(distrusted),
+            "lifted": _sorted(lifted),
+            "removed": [{"peer": name, "since": since} for name, since in gone.items()],
+        }
         try:
             write_whole(self._path, json.dumps(data, indent=1).encode())
         except OSError as error:

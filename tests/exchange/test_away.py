@@ -6,9 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kvswap.exchange import Node
 from kvswap.exchange.find import find
+from kvswap.exchange.hearsay import RECORDS, Hearsay
 from kvswap.net import PeerAddress, messages
+from kvswap.net.dialling import JUDGED
 from kvswap.net.memory import MemoryTransport
 from tests.exchange.peers import Peer, found, has_nothing
 from tests.exchange.test_fetch import DOCUMENT, World, world
@@ -33,10 +37,10 @@ class Away:
         self.dialled[address.peer] += 1
         await self._connect(address)
 
-    async def look(self, after: float = 0.0) -> list[str]:
+    async def look(self, after: float = 0.0, seconds: float = 0.1) -> list[str]:
         """Look the document up; who offers it."""
         self.now += after
-        return [offer.peer for offer in await find(self.reader, QUERY, 0.1)]
+        return [offer.peer for offer in await find(self.reader, QUERY, seconds)]
 
     def events(self, kind: str = "unreached") -> Counter[str]:
         return Counter(e["peer"] for e in self.reader.events.recent(1000) if e["event"] == kind)
@@ -154,3 +158,82 @@ def test_who_announces_itself_again_and_again_is_not_dialled_as_often(tmp_path: 
             assert away.events() == Counter([peer])
 
     run(body(), 90)
+
+
+@pytest.mark.parametrize("vias", [1, 3, 4], ids=["by one teller", "by three tellers", "by as many as there are names"])
+def test_names_at_a_peers_address_take_not_the_place_of_what_it_announces(tmp_path: Path, vias: int) -> None:
+    """Whoever passed it on; and one address leads to three of them at most."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made, peer = make_artifact(), str(key(3000).peer_id)
+            away = Away(await w.node())
+            for n in range(12):
+                announce(away.reader, made, str(key(5000 + n).peer_id), place(1), via=f"somebody {n % vias}")
+            announce(away.reader, made, peer, place(1), via="somebody 0")
+            known = [a.peer for a in away.reader.referrals(DOCUMENT)]
+            assert peer in known and len(known) <= 3
+            assert await back(w, 3000, made) == peer
+            assert await away.look(seconds=5.0) == [peer]
+
+    run(body())
+
+
+@pytest.mark.parametrize("how", ["it gave something", "it announced itself on its own connection"])
+def test_who_was_there_loses_its_place_to_no_names_at_its_address(tmp_path: Path, how: str) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made, peer = make_artifact(), str(key(3000).peer_id)
+            away = Away(reader := await w.node())
+            if how == "it gave something":
+                reader.record(peer).bytes_in = 1000
+            announce(reader, made, peer, place(1), via=None if "itself" in how else "somebody")
+            for n in range(20):
+                announce(reader, made, str(key(5000 + n).peer_id), place(1), via=f"somebody {n}")
+            known = [a.peer for a in reader.referrals(DOCUMENT)]
+            assert peer in known and len(known) <= 3
+            assert away.dialled == {}
+
+    run(body())
+
+
+@pytest.mark.parametrize("how", ["a provider record", "another teller"])
+def test_names_at_a_peers_address_that_led_nowhere_hide_it_not(tmp_path: Path, how: str) -> None:
+    """Three of them, tried in vain: told by three peers and the right one is in the DHT, or all by one peer."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made, peer = make_artifact(), str(key(3000).peer_id)
+            away = Away(reader := await w.node())
+            assert await back(w, 3000, made) == peer
+            for n in range(3):
+                via = f"liar {n}" if how == "a provider record" else "a liar"
+                announce(reader, made, str(key(5000 + n).peer_id), place(1), via=via)
+                assert not await away.look()
+            assert sum(away.dialled.values()) == 3
+
+            async def records(name: bytes) -> list[PeerAddress]:
+                return [PeerAddress(peer, tuple(place(1)), JUDGED)]
+
+            if how == "a provider record":
+                reader.transport.find_providers = records  # type: ignore[union-attr,method-assign]
+            else:
+                announce(reader, made, peer, place(1), via="another")
+            assert await away.look(seconds=5.0) == [peer]
+
+    run(body())
+
+
+@pytest.mark.parametrize("teller", ["a liar", RECORDS])
+def test_a_teller_whose_names_led_nowhere_is_believed_less_and_less_of_an_address(teller: str) -> None:
+    """So nobody makes a node dial an address again and again, whoever it says is there."""
+    now = [1000.0]
+    hearsay = Hearsay(lambda peer: False, lambda: now[0])
+    tried = 0
+    for n in range(600):
+        address = PeerAddress(str(n), tuple(place(1)))
+        if hearsay.reachable(address, teller) is not None:
+            hearsay.unreached(address, teller)
+            tried += 1
+        now[0] += 1.0
+    assert tried <= 12

@@ -341,7 +341,9 @@ def test_trust_is_decided_before_a_byte_of_a_chunk(tmp_path: Path) -> None:
     run(body())
 
 
-@pytest.mark.parametrize("offered", ["withdrawn", "of another document", "only planned", "not worth it"])
+@pytest.mark.parametrize(
+    "offered", ["withdrawn", "of another document", "only planned", "not worth it", "removed by the user"]
+)
 def test_first_use_trusts_nobody_of_whom_nothing_is_used(
     tmp_path: Path, offered: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +366,9 @@ def test_first_use_trusts_nobody_of_whom_nothing_is_used(
                 await Peer(w.network, 4000, lying).start(b)
             if offered == "withdrawn":
                 hear_heads(b, [make_head(key(), 1, int(time.time()), [], {made.id: "an error"}).envelope], "teller")
+            if offered == "removed by the user":
+                b.policy.add(made.manifest.publisher, "known")
+                b.policy.remove(made.manifest.publisher)
             if offered == "only planned":
                 await resolve(b, DOCUMENT, first)
             elif offered == "not worth it":

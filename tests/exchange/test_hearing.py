@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kvswap.exchange.heads import freshness, heads_of, hear_heads, own_head, wit
 from kvswap.exchange.outcomes import refuse_withheld
 from kvswap.exchange.resolve import resolve
 from kvswap.store import AuditRow, Outcome
+from kvswap.trust import PolicyFile
 from kvswap.trust import audit as audits
 from kvswap.trust import head as heads
 from kvswap.trust.audit import Audit, environment_of, read_audit, sign_audit
@@ -210,6 +212,52 @@ def test_a_successor_is_trusted_only_after_a_publisher_that_was(tmp_path: Path) 
     run(body())
 
 
+def test_a_successor_that_the_user_removed_is_followed_no_more(tmp_path: Path) -> None:
+    """However often the key of before names it again, also after a restart; until the user adds it."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            b, after = await w.node(), key(50)
+            name = str(after.peer_id)
+
+            def told(sequence: int) -> None:
+                hear_heads(b, [make_head(PUBLISHER, sequence, int(time.time()), [], {}, after).envelope], PEER)
+
+            told(1)
+            assert b.policy.policy.trusts(name) and b.policy.remove(name)
+            told(2)
+            assert not b.policy.policy.trusts(name) and b.to_follow == {}
+            b.policy.policy = PolicyFile(tmp_path / "0" / "trust.json", b.publisher.peer_id).policy
+            told(3)
+            assert not b.policy.policy.trusts(name)
+            assert not b.policy.follow(name, "", str(PUBLISHER.peer_id))
+            b.policy.add(name)
+            told(4)
+            assert b.policy.policy.trusts(name) and b.policy.policy.removed == {}
+
+    run(body())
+
+
+def test_whom_the_user_removed_is_remembered_in_bounds_and_older_lists_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvswap.trust.policy._REMOVED_KEPT", 3)
+    path, names = tmp_path / "trust.json", [str(key(60 + n).peer_id) for n in range(5)]
+    policy = PolicyFile(path, key(9).peer_id)
+    for name in names:
+        policy.add(name)
+        policy.remove(name)
+    policy.distrust(str(key(70).peer_id), "V2: why", "an artifact", "")
+    for read in (policy, PolicyFile(path, key(9).peer_id)):
+        assert list(read.policy.removed) == names[2:]
+        assert [read.follow(name, "", "before") for name in names[2:]] == [False] * 3
+    data = json.loads(path.read_bytes())
+    del data["removed"]  # as kvswap wrote it before
+    path.write_text(json.dumps(data))
+    old = PolicyFile(path, key(9).peer_id)
+    assert old.policy.removed == {} and old.policy.caught(str(key(70).peer_id)) is not None
+
+
 def test_audits_count_of_auditors_whom_one_trusts(tmp_path: Path) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
@@ -286,6 +334,26 @@ def test_an_audit_of_tomorrow_counts_when_it_is_tomorrow(tmp_path: Path, monkeyp
             monkeypatch.setattr(time, "time", lambda: now + 3.0 * LIMITS.clock_skew_seconds)
             hear_audits(b, tomorrow, PEER, None)
             assert b.policy.policy.caught(made.manifest.publisher) is not None
+
+    run(body())
+
+
+def test_a_failure_is_acted_on_however_many_passed(tmp_path: Path) -> None:
+    """A trusted auditor has signed as many passes as are kept of one artifact."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            made = make_artifact(tokens=40)
+            b = await w.node()
+            b.policy.add(str(AUDITOR.peer_id))
+            for number in range(70):
+                passed = changed(audit(made, "passed"), AUDITOR, audits.KIND, issued=int(time.time()) - number)
+                hear_audits(b, [passed], PEER, None)
+            hear_audits(b, [audit(made, "failed")], PEER, None)
+            assert b.policy.policy.caught(made.manifest.publisher) is not None
+            assert read_audit(audits_of(b, made.id, None)[0]).audit.failed
+            with pytest.raises(Untrusted, match="failed an audit"):
+                refuse_if_failed(b, made.statement)
 
     run(body())
 

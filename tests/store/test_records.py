@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvswap.store import AuditRow, Records
+from kvswap.store import AuditRow, Records, rooms
 from kvswap.store import records as module
 
 
@@ -201,4 +201,68 @@ def test_no_number_of_withdrawals_pushes_out_those_of_what_was_here_or_of_the_tr
     assert all(records.withdrawn(f"of {friend}", friend) == "why" for friend in trusted)
     known = [number for number in range(40) if records.withdrawn(f"asked {number}", f"flood {number}")]
     assert known == list(range(40 - len(known), 40)) and 10 <= len(known) <= 20  # and what was asked for is bounded
+    records.close()
+
+
+@pytest.mark.parametrize("trusted", [False, True], ids=["a stranger", "trusted"])
+@pytest.mark.parametrize("disk", ["writable", "full"])
+def test_one_publishers_withdrawals_are_bounded_and_counted(tmp_path: Path, trusted: bool, disk: str) -> None:
+    """Whatever its heads of before withdrew; what it says now, and what was here, is remembered all the same."""
+    records = Records(tmp_path / "t.sqlite3", lambda publisher: trusted)
+    most = rooms.LINES_OF_TRUSTED if trusted else rooms.LINES_OF_A_STRANGER
+    if disk == "full":
+        records._db.transaction = _full  # type: ignore[method-assign]
+    last: dict[str, str] = {}
+    for sequence in range(1, 5 * most // 1000):
+        last = {f"{sequence} {number}": "why" for number in range(1000)}
+        held = [next(iter(last))] if sequence == 1 else []
+        records.hear_head("liar", sequence, b"h", last, teller="a peer", held=held)
+    lines = records.withdrawn_by("liar")
+    assert len(lines) <= most + 1 and last.keys() <= lines.keys() and "1 0" in lines
+    assert len(lines) > 1000  # and not less than there is room for
+    filling = (records.heads if disk == "writable" else records.unwritten.heads).filling()
+    assert filling.bytes >= (len(lines) - 1) * 512
+    records.close()
+    if disk == "writable":
+        again = Records(tmp_path / "t.sqlite3", lambda publisher: trusted)
+        assert again.heads.filling().bytes == filling.bytes
+        again.close()
+
+
+def _full() -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error
+
+
+def test_a_failed_audit_always_has_room(records: Records) -> None:
+    """The oldest that passed gives way to it; and the oldest that failed where none passed."""
+    for number in range(100):
+        records.add_audit(row(number))
+    failure = row(100, failed=True)
+    assert records.takes_audit(failure) and records.add_audit(failure) and not records.takes_audit(failure)
+    kept = [r.id for r in records.audits(artifact="a")]
+    assert len(kept) == 64 and kept[0] == "audit 100" and "audit 0" not in kept and "audit 1" in kept
+    assert not records.takes_audit(row(101))
+    for number in range(200, 300):
+        assert records.add_audit(row(number, failed=True))
+    assert [r.id for r in records.audits(artifact="a")] == [f"audit {number}" for number in range(299, 235, -1)]
+
+
+def test_what_passed_gives_way_before_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AUDITS_KEPT", 10)
+    records = Records(tmp_path / "t.sqlite3")
+    for number in range(6):
+        records.add_audit(row(number, f"artifact {number}", failed=True))
+    for number in range(6, 40):
+        records.add_audit(row(number, f"artifact {number}"))
+    kept = {r.id for r in records.audits()}
+    assert {f"audit {number}" for number in range(6)} <= kept and len(kept) <= 10 and "audit 39" in kept
+    for number in range(40, 60):
+        records.add_audit(row(number, f"artifact {number}", failed=True))
+    kept = {r.id for r in records.audits()}
+    assert kept == {f"audit {number}" for number in range(50, 60)}
+    for number in range(2000):  # nor where nothing can be written
+        records.remember_audit(row(number, "b", failed=number == 0))
+    assert "audit 0" in {r.id for r in records.audits(artifact="b")}
     records.close()

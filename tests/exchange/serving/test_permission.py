@@ -14,15 +14,19 @@ import pytest
 
 from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import LayerSpec
-from kvswap.core.errors import KvswapError, NotFound, PeerBusy, TokenRefused
+from kvswap.core.errors import KvswapError, NotFound, PeerBusy, TokenRefused, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
+from kvswap.exchange.audits import hear_audits, refuse_if_failed
 from kvswap.exchange.heads import hear_heads, own_head, withdraw
 from kvswap.net import messages
 from kvswap.net.bulk import BulkTarget
 from kvswap.net.client import Session, session
+from kvswap.store import Records
 from kvswap.trust.head import catalogue_root, make_head
 from tests.exchange.test_fetch import World, world
+from tests.exchange.test_hearing import AUDITOR, audit
+from tests.exchange.test_unwritten import FULL, takes_nothing
 from tests.support import Made, key, make_artifact, run
 
 OWN = key(1000)  # the first node's publisher
@@ -83,6 +87,14 @@ async def caught(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -
     node.policy.distrust(made.manifest.publisher, "it lied elsewhere", "another", "")
 
 
+async def audited(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
+    """A trusted auditor's audit failed, and the user trusts the publisher again all the same."""
+    node.policy.add(str(AUDITOR.peer_id))
+    hear_audits(node, [audit(made, "failed")], str(key(4000).peer_id), None)
+    if made.manifest.publisher != str(node.publisher.peer_id):
+        node.policy.add(made.manifest.publisher)
+
+
 async def removed(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
     node.store.remove(made.id)
 
@@ -98,6 +110,8 @@ STATES: list[tuple[State, str]] = [
     (disputed, "stranger"),
     (unlisted, "own"),
     (caught, "stranger"),
+    (audited, "own"),
+    (audited, "stranger"),
     (removed, "own"),
 ]
 CASES = pytest.mark.parametrize(("state", "whose"), STATES, ids=[f"{s.__name__}-{w}" for s, w in STATES])
@@ -233,6 +247,40 @@ def test_nobody_is_told_of_it(
                 assert len([e for e in reader.node.events.recent() if e["event"] == "heard"]) == heard
             if (head := own_head(node)) is not None:
                 assert head.head.artifacts == 0 and head.head.catalogue == catalogue_root([])
+
+    run(body())
+
+
+@pytest.mark.parametrize("disk", ["writable", "full"])
+def test_what_a_trusted_auditor_found_wrong_is_offered_as_little_as_it_is_used(
+    tmp_path: Path, artifacts: dict[str, Made], disk: str
+) -> None:
+    """Until the auditor is trusted no more; whoever its publisher is by now."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node, made = await w.node(trust=False), artifacts["stranger"]
+            w.give(node, made)
+            row = node.store.get_artifact(made.id)
+            assert row is not None and node.standings.of(row).name == "unverified"
+            again = takes_nothing(node.records, FULL) if disk == "full" else None
+            await audited(node, made, "", pytest.MonkeyPatch())
+            for trusted in (True, False):
+                assert node.standings.of(row).name == "wrong" and made.id in node.standings.withheld()
+                assert node.permission.withheld()[0] == {made.id}
+                with pytest.raises(Untrusted, match="failed an audit"):
+                    refuse_if_failed(node, made.statement)
+                if trusted:
+                    node.policy.remove(made.manifest.publisher)
+            node.policy.remove(str(AUDITOR.peer_id))
+            refuse_if_failed(node, made.statement)
+            assert node.standings.of(row).name == "unverified" and node.permission.withheld()[0] == set()
+            if again is not None:
+                again()
+                return
+            other = Records(tmp_path / "0" / "trust.sqlite3")
+            assert other.withheld() == [made.id]
+            other.close()
 
     run(body())
 
