@@ -163,9 +163,32 @@ class ChunkFiles:
             self.make_directories()
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
+    def gone(self, cid: Cid) -> bool:
+        """Tell whether there is no file of this name for certain: one that cannot be asked for now is not gone."""
+        try:
+            os.stat(self.path(cid))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
+
     def sync(self, cid: Cid) -> None:
-        """Make a file durable.  Raises `OSError`."""
-        sync(self.path(cid))
+        """Make a file durable.
+
+        Raises `OSError` where the disk did not keep it, `FileNotFoundError`, `Misplaced`, and `KvswapError` where it
+        cannot be opened: then the disk was not asked.
+        """
+        try:
+            descriptor = open_regular(self.path(cid))
+        except (FileNotFoundError, Misplaced):
+            raise
+        except OSError as error:
+            raise as_kvswap_error(error, f"opening chunk {cid}") from error
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def sync_names(self, cids: Iterable[Cid]) -> None:
         """Make the names of files durable.  Raises `OSError`."""

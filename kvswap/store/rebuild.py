@@ -51,7 +51,7 @@ class Rebuild:
         def unlist(db: sqlite3.Connection) -> None:
             db.executemany("DELETE FROM artifacts WHERE id = ?", [(artifact,) for artifact in buried])
             for row in db.execute("SELECT cid FROM chunks WHERE owners = 0").fetchall():
-                if not self._files.path(Cid(bytes(row["cid"]))).exists():
+                if self._files.gone(Cid(bytes(row["cid"]))):
                     db.execute("DELETE FROM chunks WHERE cid = ?", (row["cid"],))
 
         self._index.write(unlist)
