@@ -28,6 +28,7 @@ from kvswap.store import direct
 from kvswap.store.database import set_aside, sync
 
 _PIECE = 256 * 1024
+_ANEW = "kvswap verify --store, then kvswap fetch it again"  # until a file is looked at, the index says that it is here
 
 
 def chunk_path(chunks: Path, cid: Cid) -> Path:
@@ -38,9 +39,7 @@ def chunk_path(chunks: Path, cid: Cid) -> Path:
 
 def wrong_chunk(cid: Cid, what: str) -> IntegrityError:
     """Return the error of a file that is not the chunk of its name."""
-    return IntegrityError(
-        f"chunk {cid} {what}", cause="the disk, or somebody, changed the file", hint="kvswap fetch it again"
-    )
+    return IntegrityError(f"chunk {cid} {what}", cause="the disk, or somebody, changed the file", hint=_ANEW)
 
 
 def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
@@ -56,7 +55,7 @@ def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
             raise wrong_chunk(cid, f"on disk cannot be it: {error.strerror}") from error
         except FileNotFoundError:
             raise NotFound(
-                f"chunk {cid} is not in the store any more", cause="it was removed meanwhile", hint="kvswap fetch"
+                f"chunk {cid} is not in the store any more", cause="it was removed meanwhile", hint=_ANEW
             ) from None
 
     return read
@@ -166,7 +165,7 @@ class ChunkFiles:
     def gone(self, cid: Cid) -> bool:
         """Tell whether there is no file of this name for certain: one that cannot be asked for now is not gone."""
         try:
-            os.stat(self.path(cid))
+            self.path(cid).stat()
         except (FileNotFoundError, NotADirectoryError):
             return True
         except OSError:
