@@ -120,6 +120,8 @@ class Store(Artifacts):
                 self._rebuild.forget_removals(self._envelopes.buried())
             if self._rebuild.owing:
                 self._rebuild.keep()
+            if self._rebuild.put_off and self._reader is not None and self._rebuild.adopt(self._reader):
+                self._changed()
             if not self._looked:
                 self._looked = True
                 self._index.check()

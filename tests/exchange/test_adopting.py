@@ -76,7 +76,7 @@ def test_what_cannot_be_judged_now_waits_with_its_pin_and_is_told(
     store.read_with(raising(error))
     assert store.artifacts() == [] and kept(tmp_path) == [".kvm", ".pin"]
     assert not list((tmp_path / "quarantine").iterdir())
-    assert pinned.id in store.problems["manifests"] and str(error) in store.problems["manifests"]
+    assert pinned.id in store.problems["manifests"] and as_kvswap_error(error).message in store.problems["manifests"]
     store.read_with(listing)
     row = store.get_artifact(pinned.id)
     assert row is not None and row.pinned and row.complete and "manifests" not in store.problems
