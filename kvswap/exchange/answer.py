@@ -100,7 +100,7 @@ async def answer(
     except (IntegrityError, NotFound) as error:
         # Of chunks that are damaged or gone here others may have right ones, and a text needs none: once, as what has
         # been said cannot be taken back, and a disk that damages all it is given ends no sooner.
-        if source is None or first or of_error(error) is not None:
+        if source is None or first or (isinstance(error, IntegrityError) and of_error(error) is not None):
             raise
         lost = await asyncio.to_thread(forget_damaged, node, source.statement)
         if not lost:
