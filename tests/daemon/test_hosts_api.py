@@ -38,7 +38,7 @@ def test_joining_and_leaving_a_host_write_beside_the_loop(tmp_path: Path, monkey
         app = web.Application()
         app.add_routes(HostsApi(node).routes())
         async with TestClient(TestServer(app)) as client:
-            text = Invitation("https://127.0.0.1:9", PEER, "a secret").to_text()
+            text = Invitation("https://127.0.0.1:9", PEER, "secret").to_text()
             assert (await client.post("/v1/hosts", json={"invitation": text})).status == 200
             assert [i.peer for i in hosts.all()] == [PEER] and len(wrote) >= 1
             joined = len(wrote)
