@@ -15,7 +15,7 @@ def model_command() -> None:
 @model_command.command("ls", help="Models of the catalogue and models on this machine.")
 @verb
 def ls(output: Output) -> None:
-    from kvswap.core.errors import KvswapError
+    from kvswap.core.failures import as_kvswap_error
     from kvswap.core.places import models_directory
     from kvswap.model import catalogue
     from kvswap.model.identity import directory_identity
@@ -29,8 +29,8 @@ def ls(output: Output) -> None:
         if name in here:
             try:
                 identity = directory_identity(here[name], name).digest.hex()
-            except KvswapError as error:  # one directory that is not right hides no other
-                output.note(f"model {name}: {error.message}")
+            except Exception as error:  # noqa: BLE001 - one directory that is not right hides no other
+                output.note(f"model {name}: {as_kvswap_error(error).message}")
         rows.append(
             {
                 "name": name,

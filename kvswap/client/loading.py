@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvswap.core.errors import Incompatible, IntegrityError
+from kvswap.core.failures import ours
 
 if TYPE_CHECKING:
     from kvswap.trust import Statement
@@ -28,6 +29,7 @@ def statement_of(details: dict[str, Any]) -> Statement:
     return statement
 
 
+@ours("loading the artifact")
 def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
     """A `DynamicCache` from `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
     from kvswap.artifact.assembly import load
@@ -46,13 +48,23 @@ def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = N
     return build_cache(model.config, tensors, stop, model.device)
 
 
+@ours("comparing the model in memory with its files")
 def live_identity(model: Any) -> bytes:
     """Return the identity of a transformers model in memory; see `kvswap.model.live`.  Raises `Incompatible`."""
     from kvswap.model.live import live_identity as identity
 
+    for name, tensor in model.named_parameters():
+        if tensor.device.type == "meta":
+            raise Incompatible(
+                f"{name!r} is not in memory, so the model cannot be compared with its files",
+                cause="a part of the model is offloaded to the disk or to another device",
+                hint="load the model whole, without device_map",
+                field="model",
+            )
     return identity(model)
 
 
+@ours("looking at how this process computes")
 def check_precision(model: Any) -> None:
     """Raise `Incompatible` where this process computes in reduced precision, before anything is fetched for it."""
     from kvswap.model.precision import check
@@ -63,6 +75,7 @@ def check_precision(model: Any) -> None:
 class LocalPrefill:
     """Canonical prefill of a text in this process, from its start or from a fetched beginning."""
 
+    @ours("preparing the prefill")
     def __init__(self, text: str, model: Any, tokenizer: Any, block_tokens: int) -> None:
         from kvswap.model.load import LoadedModel
         from kvswap.model.prefill import check_length, check_reach
@@ -75,6 +88,7 @@ class LocalPrefill:
         check_reach(self._loaded, self.tokens, 0, block_tokens)
         check_length(self._loaded, self.tokens)
 
+    @ours("preparing the prefill")
     def beginning(self) -> dict[str, Any]:
         """What to ask the node for: chain digests and model identity in hex, dtype, block size."""
         from kvswap.artifact.chain import chain_digests
@@ -88,6 +102,7 @@ class LocalPrefill:
             "block_tokens": self._block_tokens,
         }
 
+    @ours("prefilling")
     def cache(self, room: int, details: dict[str, Any] | None = None, tokens: int = 0) -> Any:
         """The whole cache; its first `tokens` tokens from the artifact of `details`, if given, once layer 0 is theirs.
 
@@ -107,6 +122,7 @@ class LocalPrefill:
         return cache
 
 
+@ours("loading the artifact")
 def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, room: int) -> Any:
     """Returns the cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
 

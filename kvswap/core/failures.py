@@ -179,6 +179,18 @@ def _made(error: BaseException, start: str) -> KvswapError:
         return UsageError(f"{start}it is nested too deeply", cause="what was given refers to itself", hint="flatten it")
     if isinstance(error, OverflowError):
         return UsageError(f"{start}a number is out of range ({said(error)})", cause="a typing error", hint="--help")
+    if _is("safetensors", "SafetensorError", error):
+        return LocalFault(
+            f"{start}weights that cannot be read ({said(error)})",
+            cause="a damaged or cut-off file, or one of another format",
+            hint="get the model again: kvswap model pull NAME",
+        )
+    if _is("torch", "OutOfMemoryError", error):
+        return LocalFault(
+            f"{start}not enough memory on the GPU",
+            cause="other programs use it, or the model or document is too large",
+            hint="nvidia-smi",
+        )
     if isinstance(error, MemoryError):
         return LocalFault(f"{start}not enough memory", cause="the model or document is too large here", hint="free")
     if isinstance(error, KeyboardInterrupt):
@@ -194,7 +206,7 @@ def _made(error: BaseException, start: str) -> KvswapError:
 
 def _is(module: str, name: str, error: BaseException) -> bool:
     """Tell whether `error` is of a module that this process may never have imported."""
-    return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], name, ()))
 
 
 def _where(error: OSError) -> str:

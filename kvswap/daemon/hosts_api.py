@@ -31,7 +31,7 @@ class HostsApi:
         rows = await asyncio.gather(*map(self._row, self._node.hosts.all()))
         rows += [
             {"peer": peer, "url": None, "seconds": None, "problem": f"its invitation is of no use: {problem}"}
-            for peer, problem in self._node.hosts.unusable.items()
+            for peer, problem in list(self._node.hosts.unusable.items())
         ]
         return web.json_response({"hosts": rows})
 
@@ -46,12 +46,13 @@ class HostsApi:
 
     async def join(self, request: web.Request) -> web.Response:
         body = await body_of(request)
-        invitation = self._node.hosts.add(text_of(body, "invitation"), plain=body.get("plain") is True)
+        text, plain = text_of(body, "invitation"), body.get("plain") is True
+        invitation = await asyncio.to_thread(self._node.hosts.add, text, plain=plain)
         self._node.events.add("host", peer=invitation.peer, how="joined")
         return web.json_response({"peer": invitation.peer, "url": invitation.url})
 
     async def leave(self, request: web.Request) -> web.Response:
         peer = request.match_info["peer"]
-        self._node.hosts.remove(peer)
+        await asyncio.to_thread(self._node.hosts.remove, peer)
         self._node.events.add("host", peer=peer, how="left")
         return web.json_response({"peer": peer, "removed": True})

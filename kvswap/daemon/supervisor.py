@@ -23,6 +23,7 @@ from kvswap.exchange.model_port import ModelChoice, OnEvent, Tell
 from kvswap.model import catalogue
 from kvswap.model.identity import directory_identity
 
+_LOOK_SECONDS = 0.5  # at least, between two looks for what is idle
 _PROBLEM = "model process"
 _KILLED = "not enough memory"
 _MEMORY = ("out of memory", "memoryerror", "outofmemory", "cannot allocate memory", "can't allocate memory")
@@ -287,7 +288,7 @@ class ModelProcess:
     async def unload_when_idle(self) -> None:
         """For ever: end processes that were not used for `idle_unload_seconds`."""
         idle = self._settings.idle_unload_seconds
-        await forever("unload", self._unload, self.problems, pause=min(idle, 5.0) or 5.0)
+        await forever("unload", self._unload, self.problems, pause=min(max(_LOOK_SECONDS, idle), 5.0) if idle else 5.0)
 
     async def _unload(self) -> None:
         oldest = time.monotonic() - self._settings.idle_unload_seconds

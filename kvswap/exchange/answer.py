@@ -24,14 +24,15 @@ from kvswap.exchange.claims import require_text, say_claims, say_unchecked
 from kvswap.exchange.fetch import choose, fetch
 from kvswap.exchange.hosts import AUTO, ask_host, hosted
 from kvswap.exchange.hybrid import Source, learned, run_from
-from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.model_port import ModelChoice, OnEvent
 from kvswap.exchange.node import Node
 from kvswap.exchange.outcomes import is_own, settled
 from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.resolve import use
-from kvswap.exchange.verify import caught
+from kvswap.exchange.transfer.engine import Transfer
+from kvswap.exchange.verify import caught, forget_damaged
 from kvswap.trust.accusation import of_error
 from kvswap.trust.ladder import Level
 
@@ -94,18 +95,21 @@ async def answer(
         "ignore_eos": ignore_eos,
         "text": text,
     }
-    transfer = None
     unchecked: dict[str, str] = {}
-    if source is None:
-        made = await node.model.run(choice, "answer", on_event, **arguments)
-    else:
-        arguments["check"] = text is not None and not await asyncio.to_thread(_checked, node, source)
-        try:
-            made, transfer = await run_from(node, choice, source, terms, on_event, progress, arguments)
-        except IntegrityError as error:
-            if (step := of_error(error)) is not None:
-                await asyncio.to_thread(caught, node, source.statement, step)
+    try:
+        made, transfer = await _made(node, choice, source, terms, on_event, progress, arguments)
+    except (IntegrityError, NotFound) as error:
+        # Of chunks that are damaged or gone here others may have right ones, and a text needs none: once, as what has
+        # been said cannot be taken back, and a disk that damages all it is given ends no sooner.
+        if source is None or first or (isinstance(error, IntegrityError) and of_error(error) is not None):
             raise
+        lost = await asyncio.to_thread(forget_damaged, node, source.statement)
+        if not lost:
+            raise
+        node.events.add("damaged_here", artifact=str(source.statement.artifact), chunks=lost, reason=error.message)
+        source, plan = await _source(node, choice, reference, text, terms, progress, began)
+        made, transfer = await _made(node, choice, source, terms, on_event, progress, arguments)
+    if source is not None:
         await say_claims(node, source.statement, progress)
         seen = made["first_layer"]
         if seen is not None and seen["verdict"] == "passed" and source.tokens is None:
@@ -138,6 +142,27 @@ async def answer(
         "prefill_seconds": made["prefill_us"] / 1e6,
         "seconds": round(time.perf_counter() - began, 4),
     }
+
+
+async def _made(
+    node: Node,
+    choice: ModelChoice,
+    source: Source | None,
+    terms: Terms,
+    on_event: OnEvent,
+    progress: Progress,
+    arguments: dict[str, Any],
+) -> tuple[dict[str, Any], Transfer | None]:
+    """What the model process says, from a source or by prefilling.  Who signed what is proved wrong is caught."""
+    if source is None:
+        return await node.model.run(choice, "answer", on_event, **arguments), None
+    check = arguments["text"] is not None and not await asyncio.to_thread(_checked, node, source)
+    try:
+        return await run_from(node, choice, source, terms, on_event, progress, arguments | {"check": check})
+    except IntegrityError as error:
+        if (step := of_error(error)) is not None:
+            await asyncio.to_thread(caught, node, source.statement, step)
+        raise
 
 
 async def _from_host(

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from kvswap.core.errors import KvswapError, MalformedMessage, NotFound, P2pDown, UsageError
+from kvswap.core.errors import (
+    Incompatible,
+    KvswapError,
+    MalformedManifest,
+    MalformedMessage,
+    NotFound,
+    P2pDown,
+    UsageError,
+)
 from kvswap.core.failures import is_own
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
@@ -44,6 +52,7 @@ from kvswap.net.hosts import Hosts
 from kvswap.net.server import Server
 from kvswap.store import ArtifactRow, HeadFiles, Ledger, Listing, PeerRecord, Records, Store
 from kvswap.trust import Groups, Key, Names, PolicyFile, Statement, load_or_create, read_statement
+from kvswap.trust.envelopes import is_signed, kind_of
 from kvswap.trust.head import Head, SignedHead, read_head
 
 T = TypeVar("T")
@@ -157,7 +166,17 @@ class Node:
         """What to list of an envelope that the disk has and the index has not; None for what was withdrawn."""
         from kvswap.exchange.statement import listing_of
 
-        listing = listing_of(self.read(envelope))
+        try:
+            listing = listing_of(self.read(envelope))
+        except MalformedManifest as error:
+            if not is_signed(envelope, kind_of(envelope)):
+                raise
+            raise Incompatible(
+                f"a manifest that is signed is not understood: {error.message}",
+                cause="a newer kvswap, which was here before, wrote it",
+                hint="kvswap --version",
+                field=error.details.get("field"),
+            ) from error
         withdrawn = self.records.withdrawn(listing.row.id, listing.row.publisher)
         return listing if withdrawn is None else None
 

@@ -150,6 +150,22 @@ def _check_chunks(node: Node, cids: Iterable[Cid]) -> None:
         node.store.check_chunk(cid)
 
 
+def forget_damaged(node: Node, statement: Statement) -> int:
+    """Unlist what is damaged or gone of an artifact's chunks here; how many these were.  Blocks.
+
+    Called when the model process could not use one: the index says that all is here until it is told otherwise.
+    """
+    cids = {file.id for file in statement.manifest.files}
+    with node.store.lease(cids):
+        listed, lost = cids - set(node.store.missing(cids)), 0
+        for cid in listed:
+            try:
+                node.store.check_chunk(cid)
+            except (IntegrityError, NotFound):
+                lost += 1
+    return lost
+
+
 def _policy(node: Node, statement: Statement) -> Step:
     publisher = statement.manifest.publisher
     stale = heads.freshness(node, publisher)

@@ -136,6 +136,14 @@ def continuation_ids(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def _has_gpu(device: str) -> bool:
+    """Tell whether this machine has a CUDA device of this name: `cuda`, or `cuda:` and its number."""
+    import torch
+
+    number = device.removeprefix("cuda").removeprefix(":") if device != "cuda" else "0"
+    return torch.cuda.is_available() and number.isdecimal() and int(number) < torch.cuda.device_count()
+
+
 def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", threads: int = 0) -> LoadedModel:
     """Load from a local directory; nothing is downloaded, and no code of the directory's is run.
 
@@ -150,7 +158,7 @@ def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", thr
     quiet_transformers()
     if dtype not in ("bfloat16", "float16", "float32"):
         raise UsageError(f"unknown dtype {dtype!r}", hint="bfloat16, float16 or float32")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device.startswith("cuda") and not _has_gpu(device):
         raise UsageError(f"no device {device!r} on this machine", hint="kvswap daemon --device cpu")
     if device == "mps" and not torch.backends.mps.is_available():
         raise UsageError("no device 'mps' on this machine", hint="kvswap daemon --device cpu")

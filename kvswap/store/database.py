@@ -39,6 +39,11 @@ def is_damage(error: BaseException) -> bool:
     return isinstance(error, sqlite3.Error) and _code(error) in _DAMAGED
 
 
+def is_of_another_schema(error: BaseException) -> bool:
+    """Tell whether a statement does not fit the tables: the file is of another version, or of another program."""
+    return isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_ERROR
+
+
 def is_unwritable(error: BaseException) -> bool:
     """Tell whether SQLite says that it cannot write: the disk is full, read-only, failing, or of another user."""
     return isinstance(error, sqlite3.Error) and _code(error) in _UNWRITABLE

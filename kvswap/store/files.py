@@ -28,6 +28,7 @@ from kvswap.store import direct
 from kvswap.store.database import set_aside, sync
 
 _PIECE = 256 * 1024
+_ANEW = "kvswap verify --store, then kvswap fetch it again"  # until a file is looked at, the index says that it is here
 
 
 def chunk_path(chunks: Path, cid: Cid) -> Path:
@@ -38,9 +39,7 @@ def chunk_path(chunks: Path, cid: Cid) -> Path:
 
 def wrong_chunk(cid: Cid, what: str) -> IntegrityError:
     """Return the error of a file that is not the chunk of its name."""
-    return IntegrityError(
-        f"chunk {cid} {what}", cause="the disk, or somebody, changed the file", hint="kvswap fetch it again"
-    )
+    return IntegrityError(f"chunk {cid} {what}", cause="the disk, or somebody, changed the file", hint=_ANEW)
 
 
 def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
@@ -56,7 +55,7 @@ def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
             raise wrong_chunk(cid, f"on disk cannot be it: {error.strerror}") from error
         except FileNotFoundError:
             raise NotFound(
-                f"chunk {cid} is not in the store any more", cause="it was removed meanwhile", hint="kvswap fetch"
+                f"chunk {cid} is not in the store any more", cause="it was removed meanwhile", hint=_ANEW
             ) from None
 
     return read
@@ -163,9 +162,32 @@ class ChunkFiles:
             self.make_directories()
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
+    def gone(self, cid: Cid) -> bool:
+        """Tell whether there is no file of this name for certain: one that cannot be asked for now is not gone."""
+        try:
+            self.path(cid).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
+
     def sync(self, cid: Cid) -> None:
-        """Make a file durable.  Raises `OSError`."""
-        sync(self.path(cid))
+        """Make a file durable.
+
+        Raises `OSError` where the disk did not keep it, `FileNotFoundError`, `Misplaced`, and `KvswapError` where it
+        cannot be opened: then the disk was not asked.
+        """
+        try:
+            descriptor = open_regular(self.path(cid))
+        except (FileNotFoundError, Misplaced):
+            raise
+        except OSError as error:
+            raise as_kvswap_error(error, f"opening chunk {cid}") from error
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def sync_names(self, cids: Iterable[Cid]) -> None:
         """Make the names of files durable.  Raises `OSError`."""

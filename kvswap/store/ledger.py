@@ -58,6 +58,15 @@ class PeerRecord:
         self.lies += 1
         self.lied_at = now
 
+    def precede(self, before: PeerRecord) -> None:
+        """Add what was experienced before this record was begun."""
+        for name in ("bytes_in", "bytes_out", "failures", "lies"):
+            setattr(self, name, getattr(self, name) + getattr(before, name))
+        for name in ("lied_at", "failed_at", "seen"):
+            setattr(self, name, max(getattr(self, name), getattr(before, name)))
+        self.blocked = self.blocked or before.blocked
+        self.publisher = self.publisher or before.publisher
+
     @property
     def liar(self) -> bool:
         """Whether a lie counts still."""
@@ -102,15 +111,16 @@ class Ledger:
         )
         self._written: dict[str, _Values] = {}  # as the file has them
         self._db: sqlite3.Connection | None = None
+        self._unread = False  # the file has a history that could not be read yet
         self.rows_written = 0
         try:
             self._db = self._open()
             self._read(self._db)
         except (sqlite3.Error, OSError) as error:
-            if database.is_unwritable(error):
-                self._read_only()
-            else:
+            if database.is_damage(error) or database.is_of_another_schema(error):
                 self._anew(error)
+            else:  # our own trouble: a full or read-only disk, a file in use, no memory, no file handles
+                self._read_only(error)
 
     def _open(self) -> sqlite3.Connection:
         db = database.connect(self._path)
@@ -124,20 +134,37 @@ class Ledger:
 
     def _read(self, db: sqlite3.Connection) -> None:
         rows = db.execute(f"SELECT peer, {', '.join(_NAMES)} FROM peers ORDER BY seen").fetchall()
-        for peer, *values in rows:
-            record = PeerRecord(*values)
-            record.blocked = bool(record.blocked)
-            self._add(peer, record)
-            self._written[peer] = _values(record)
+        with self._lock:
+            for peer, *values in rows:
+                record = PeerRecord(*values)
+                record.blocked = bool(record.blocked)
+                self._written[peer] = _values(record)
+                if (since := self.table.peek(peer)) is not None:
+                    since.precede(record)
+                else:
+                    self._add(peer, record)
 
-    def _read_only(self) -> None:
+    def _read_only(self, why: Exception) -> None:
         """The history is read; what comes is written when the disk takes it."""
         self._close()
         copy = database.copied(self._path)
-        with contextlib.suppress(sqlite3.Error):
+        try:
             self._read(copy)
-        copy.close()
+        except sqlite3.Error:
+            self._unread = self._path.exists()
+        finally:
+            copy.close()
         self._written.clear()
+        if self._unread:
+            self._problems.note("peers", f"{self._path.name} cannot be read now: what is known of peers waits ({why})")
+
+    def _catch_up(self) -> None:
+        """Read what could not be read at the start; nothing is written over it before."""
+        if self._db is None:
+            self._db = self._open()
+        self._read(self._db)
+        self._unread = False
+        self._problems.clear_one("peers")
 
     def _anew(self, why: Exception) -> None:
         self._close()
@@ -240,6 +267,14 @@ class Ledger:
     def flush(self) -> None:
         """Write what changed; blocks.  A full disk costs the history since the last flush."""
         with self._writing:
+            if self._unread:
+                try:
+                    self._catch_up()
+                except (sqlite3.Error, OSError) as error:
+                    if not database.is_damage(error):
+                        return  # and again with the next flush
+                    self._unread = False
+                    self._renew(error)
             now = {peer: _values(record) for peer, record in self.peers().items()}
             changed = [(peer, *values) for peer, values in now.items() if self._written.get(peer) != values]
             gone = [(peer,) for peer in self._written if peer not in now]

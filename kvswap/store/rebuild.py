@@ -7,6 +7,7 @@ costs nothing but the time to read the directories; a chunk is hashed when it is
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import time
@@ -14,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
-from kvswap.core.errors import KvswapError, Untrusted
-from kvswap.core.failures import Misplaced
+from kvswap.core.errors import IntegrityError, KvswapError, MalformedManifest, Untrusted
+from kvswap.core.failures import Misplaced, as_kvswap_error, is_own, record
 from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
 from kvswap.store.envelopes import Envelopes, Kept
@@ -23,8 +24,9 @@ from kvswap.store.files import ChunkFiles
 from kvswap.store.index import Index
 from kvswap.store.listing import COLUMNS, Listing, Reader
 
+_log = logging.getLogger(__name__)
 _BATCH = 1_000
-_PART = "artifacts"  # in `Problems`
+_PART, _MANIFESTS = "artifacts", "manifests"  # in `Problems`
 
 
 class Rebuild:
@@ -33,6 +35,7 @@ class Rebuild:
     def __init__(self, index: Index, files: ChunkFiles, envelopes: Envelopes, problems: Problems) -> None:
         self._index, self._files, self._envelopes, self._problems = index, files, envelopes, problems
         self.owing = False  # envelopes that only the index has, as the disk took none
+        self.put_off = False  # envelopes that could not be judged, for our own trouble
 
     def list_files(self) -> None:
         """List every chunk file, by its name; who reads one checks it."""
@@ -51,7 +54,7 @@ class Rebuild:
         def unlist(db: sqlite3.Connection) -> None:
             db.executemany("DELETE FROM artifacts WHERE id = ?", [(artifact,) for artifact in buried])
             for row in db.execute("SELECT cid FROM chunks WHERE owners = 0").fetchall():
-                if not self._files.path(Cid(bytes(row["cid"]))).exists():
+                if self._files.gone(Cid(bytes(row["cid"]))):
                     db.execute("DELETE FROM chunks WHERE cid = ?", (row["cid"],))
 
         self._index.write(unlist)
@@ -93,19 +96,37 @@ class Rebuild:
     def adopt(self, reader: Reader) -> int:
         """List the envelopes that the index does not know; how many there were."""
         listed = {str(r["id"]) for r in self._index.rows("SELECT id FROM artifacts")}
-        adopted = 0
+        adopted, waiting, self.put_off = 0, "", False
+        tell = as_kvswap_error if _MANIFESTS in self._problems else record  # the upkeep tries again: told once
         for kept in self._envelopes.all().values():
             if kept.id not in listed:
-                with contextlib.suppress(OSError):
+                try:
                     adopted += self._adopt(kept, reader)
+                except FileNotFoundError:
+                    continue  # removed meanwhile
+                except Exception as error:  # noqa: BLE001 - the others are listed all the same
+                    told = tell(error, "listing a manifest")
+                    self.put_off |= is_own(told)
+                    waiting = waiting or f"manifest {kept.id} is on disk and not listed: {told.message}"
+        if waiting:
+            self._problems.note(_MANIFESTS, waiting)
+        else:
+            self._problems.clear_one(_MANIFESTS)
         return adopted
 
     def _adopt(self, kept: Kept, reader: Reader) -> bool:
+        """List an envelope, or set it aside for what is wrong in it.
+
+        What is raised is no judgement of the envelope, which stays with its pin: our own trouble, a newer version.
+        """
         try:
             listing = reader(self._envelopes.read(kept.id))
         except Untrusted:
             return False  # of a group whose key is not here: it stays, for when the key comes back
-        except (KvswapError, Misplaced):
+        except (IntegrityError, MalformedManifest, Misplaced) as error:
+            if isinstance(error, KvswapError) and error.origin is not None:
+                raise  # of a damaged database, of which the reader asks as well
+            _log.warning("manifest %s is set aside: %s", kept.id, error)
             listing = None
             self._envelopes.set_aside(kept.id, self._files.quarantine)
         if listing is None or listing.row.id != kept.id:

@@ -42,6 +42,7 @@ T = TypeVar("T")
 _CHECKED_KEPT = 65_536
 _WATERMARK = 0.9  # of the quota: what a collection for want of room leaves at most
 _BATCH = 500
+_CHUNKS = "chunks"  # in `Problems`
 
 
 class Store(Artifacts):
@@ -119,6 +120,8 @@ class Store(Artifacts):
                 self._rebuild.forget_removals(self._envelopes.buried())
             if self._rebuild.owing:
                 self._rebuild.keep()
+            if self._rebuild.put_off and self._reader is not None and self._rebuild.adopt(self._reader):
+                self._changed()
             if not self._looked:
                 self._looked = True
                 self._index.check()
@@ -195,7 +198,7 @@ class Store(Artifacts):
         try:
             self._files.write(actual, data, owner, synced=not behind, cached=cached)
             with self._guard:
-                if not self._files.path(actual).exists():  # a collection may have taken an old orphan of this name
+                if self._files.gone(actual):  # a collection may have taken an old orphan of this name
                     self._files.write(actual, data, owner, synced=not behind, cached=cached)
                 added = self._list_chunk(actual, len(data), synced=not behind)
             if behind and added:
@@ -206,6 +209,7 @@ class Store(Artifacts):
         return actual
 
     def _sync(self, cid: Cid) -> None:
+        """Make a chunk durable; what the disk did not keep is forgotten.  Raises `KvswapError` where it cannot ask."""
         try:
             self._files.sync(cid)
         except FileNotFoundError:
@@ -213,6 +217,22 @@ class Store(Artifacts):
         except OSError:  # only now the disk says that it did not keep it
             self._forget(cid)
             self._discard(cid)
+
+    def _whole(self, cid: Cid) -> int | None:
+        """Return the length of a chunk's file; None where what lies there is not the chunk.
+
+        Raises `FileNotFoundError`, and `KvswapError` where this machine cannot open or read it now: that says nothing
+        of the chunk, which stays as it is.
+        """
+        try:
+            with self._files.open(cid) as file:
+                return file.length if file.id() == cid else None
+        except FileNotFoundError:
+            raise
+        except Misplaced:
+            return None
+        except OSError as error:
+            raise as_kvswap_error(error, f"reading chunk {cid}") from error
 
     def _discard(self, cid: Cid) -> None:
         """A file that is of no use; where it cannot be deleted it stays, and nobody lists it."""
@@ -226,19 +246,23 @@ class Store(Artifacts):
     def _check_unsynced(self) -> None:
         """What a crash left unsynced is here, or it is not: after a loss of power a file may be empty."""
         cids = [Cid(bytes(r["cid"])) for r in self._index.rows("SELECT cid FROM chunks WHERE NOT synced")]
+        done = []
         for cid in cids:
             try:
-                with self._files.open(cid) as file:
-                    right = file.id() == cid
-            except OSError:
+                right = self._whole(cid) is not None
+                if right:
+                    self._sync(cid)
+            except FileNotFoundError:
                 right = False
-            if right:
-                self._sync(cid)
-            else:
+            except KvswapError as error:  # it stays marked, and is looked at when the store is opened next
+                self.problems.note(_CHUNKS, error)
+                continue
+            if not right:
                 self._forget(cid)
                 self._discard(cid)
-        if cids:
-            self._synced(cids)
+            done.append(cid)
+        if done:
+            self._synced(done)
 
     def has_chunk(self, cid: Cid) -> bool:
         return bool(self._index.rows("SELECT 1 FROM chunks WHERE cid = ?", cid.digest))
@@ -505,23 +529,25 @@ class Store(Artifacts):
             self._reserved += size
 
     def verify(self) -> StoreReport:
-        """Hash every file again.  Right but unlisted files are adopted, wrong ones set aside."""
+        """Hash every file again.  Right but unlisted files are adopted, wrong ones set aside.
+
+        What cannot be read stays as it is: the first of these is raised, as `LocalFault`, when all others are done.
+        """
         checked = adopted = quarantined = 0
+        unread: KvswapError | None = None
         missing = self._forget_missing()
         with contextlib.suppress(KvswapError):
             self.attend()
         for cid in self._files.all():
             try:
-                with self._files.open(cid) as file:
-                    found, length = file.id(), file.length
+                length = self._whole(cid)
             except FileNotFoundError:
                 continue  # collected since the files were listed
-            except PermissionError as error:
-                raise as_kvswap_error(error, f"reading chunk {cid}") from error
-            except OSError:  # a directory of that name, or a disk that cannot read it
-                found, length = None, 0
+            except KvswapError as error:
+                unread = unread or error
+                continue
             checked += 1
-            if found != cid:
+            if length is None:
                 self._forget(cid)
                 self._files.set_aside(cid)
                 quarantined += 1
@@ -533,12 +559,15 @@ class Store(Artifacts):
             self._rebuild.adopt(self._reader)
         self._index.write(recount)
         self._changed()
+        if unread is not None:
+            raise unread
+        self.problems.clear_one(_CHUNKS)
         (row,) = self._index.rows("SELECT COUNT(*) AS n FROM artifacts WHERE complete = 0")
         return StoreReport(checked, adopted, quarantined, missing, int(row["n"]))
 
     def _adopt(self, cid: Cid, length: int) -> bool:
         with self._guard:
-            if not self._files.path(cid).exists():
+            if self._files.gone(cid):
                 return False  # collected since it was read
             added = self._list_chunk(cid, length, synced=False)
         if added:
@@ -549,7 +578,7 @@ class Store(Artifacts):
         """Unlist chunks whose files are gone; how many there were."""
         missing = 0
         for cid in self._listed():
-            if self.has_chunk(cid) and not self._files.path(cid).exists():
+            if self.has_chunk(cid) and self._files.gone(cid):
                 self._forget(cid)
                 missing += 1
         return missing

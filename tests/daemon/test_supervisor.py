@@ -387,3 +387,21 @@ def test_one_that_was_killed_while_idle_is_replaced(tmp_path: Path) -> None:
             assert (await p.run(choice, "who"))["pid"] != pid
 
     run(body(), 45)
+
+
+@pytest.mark.parametrize(("idle", "pause"), [(1e-6, 0.5), (0.0, 5.0), (2.0, 2.0), (900.0, 5.0)])
+def test_however_soon_they_are_to_end_the_loop_does_not_spin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idle: float, pause: float
+) -> None:
+    seen: list[float] = []
+
+    async def once(name: str, step: Any, problems: Any, *, pause: float) -> None:
+        seen.append(pause)
+
+    async def body() -> None:
+        monkeypatch.setattr("kvswap.daemon.supervisor.forever", once)
+        async with processes(tmp_path, idle_unload_seconds=idle) as p:
+            await p.unload_when_idle()
+
+    run(body(), 45)
+    assert seen == [pause]

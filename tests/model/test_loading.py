@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from kvswap.core.errors import Incompatible
+from kvswap.core.errors import Incompatible, UsageError
 from kvswap.model.identity import directory_identity
 from kvswap.model.load import load_model
 from tests.support import ROOT
@@ -355,3 +355,14 @@ def test_weights_that_change_while_they_are_loaded_are_refused(copy: Path, monke
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", between)
     assert "changed" in refused(copy).message
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "cuda:1", "cuda:-1", "cuda:x", "cuda:"])
+def test_a_gpu_that_is_not_there_is_named_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("kvswap.model.load.directory_identity", lambda *_: pytest.fail("the weights are hashed"))
+    with pytest.raises(UsageError, match=f"no device '{device}'"):
+        load_model(tmp_path, "x", "float32", device)

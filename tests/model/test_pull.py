@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from kvswap.core.errors import UsageError
+from kvswap.core.errors import KvswapError, LocalFault, NotFound, StoreFull, TookTooLong, UsageError
+from kvswap.core.failures import as_kvswap_error
 from kvswap.model import catalogue
+from kvswap.model import pull as pulling
 from tests.support import ROOT
 
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -115,3 +118,119 @@ def test_all_files_are_of_one_commit(hub: Hub, tmp_path: Path, revision: str) ->
 def test_what_is_no_revision_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         catalogue.local_directory(name, tmp_path)
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "/models/x")
+OWN = {
+    "a full disk": (FULL, StoreFull),
+    "not allowed": (PermissionError(errno.EACCES, "Permission denied", "/models/x"), LocalFault),
+    "no file handles": (OSError(errno.EMFILE, "Too many open files"), LocalFault),
+}
+
+
+def of_the_hub() -> dict[str, Exception]:
+    import httpx2
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    answer = httpx2.Response(404, request=httpx2.Request("GET", "https://hub.example/api"))
+    return {
+        "no such repository": RepositoryNotFoundError("404", response=answer),
+        "not there": LocalEntryNotFoundError("no such file, and no connection"),
+        "not reached": httpx2.ConnectError("Name or service not known"),
+        "too slow": httpx2.ReadTimeout("timed out"),
+        "offline": OfflineModeIsEnabled("HF_HUB_OFFLINE is set"),
+        "the connection ended": ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    }
+
+
+def from_hub(error: Exception, where: str, name: str, models: Path, monkeypatch: pytest.MonkeyPatch) -> KvswapError:
+    """What is told when the hub's client, or what comes after it, raises this."""
+    import huggingface_hub
+
+    def raises(*arguments: Any, **named: Any) -> Any:
+        raise error.with_traceback(None)
+
+    class Info:
+        sha = FIRST
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", raises if where == "info" else lambda *_, **__: Info())
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", raises)
+    with pytest.raises(Exception) as told:  # noqa: PT011 - as the command line words it
+        pulling.pull(name, models)
+    return as_kvswap_error(told.value)
+
+
+@pytest.mark.parametrize("where", ["info", "files"])
+@pytest.mark.parametrize("name", of_the_hub())
+def test_what_the_hub_says_is_told_as_the_hubs(
+    name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = from_hub(of_the_hub()[name], where, "org/name", tmp_path, monkeypatch)
+    assert type(told) is NotFound and "hub" in told.cause and told.hint
+
+
+@pytest.mark.parametrize("where", ["info", "files"])
+@pytest.mark.parametrize("name", OWN)
+def test_own_trouble_while_pulling_is_not_the_hubs(
+    name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, kind = OWN[name]
+    told = from_hub(error, where, "org/name", tmp_path, monkeypatch)
+    assert type(told) is kind and "hub" not in told.message + told.cause
+
+
+def test_a_name_that_the_hub_does_not_allow_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="org/a--b"):
+        pulling.pull("org/a--b", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", StoreFull),
+        ("ERROR: Could not install packages due to an OSError: [Errno 122] Disk quota exceeded: '/x'", StoreFull),
+        ("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/x'", LocalFault),
+        ("OSError: [Errno 24] Too many open files", LocalFault),
+        ("ERROR: No matching distribution found for x==1", KvswapError),
+        ("OSError: [Errno 101] Network is unreachable", KvswapError),
+        (None, TookTooLong),
+    ],
+)
+def test_what_the_package_client_says_of_this_machine_is_own_trouble(
+    says: str | None, kind: type[KvswapError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **named: Any) -> Any:
+        if says is None:
+            raise subprocess.TimeoutExpired(command, named["timeout"])
+        return subprocess.CompletedProcess(command, 1, "", says + "\n")
+
+    monkeypatch.setattr(pulling.subprocess, "run", run)
+    with pytest.raises(KvswapError) as told:
+        pulling.pull("smollm2-135m", tmp_path)
+    assert type(told.value) is kind
+    assert ("registry" in told.value.cause) is (kind is KvswapError or says is None)
+
+
+def test_a_weight_file_that_cannot_be_read_hides_no_other_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from click.testing import CliRunner
+
+    from kvswap.cli.main import cli
+    from kvswap.model import identity
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(catalogue, "pulled", lambda models: {name: tmp_path / name for name in ("one", "two")})
+    real = {"two": type("Identity", (), {"digest": b"\x12" * 32})}
+
+    def reads(directory: Path, label: str) -> Any:
+        if label == "one":
+            raise PermissionError(errno.EACCES, "Permission denied", str(directory / "model.safetensors"))
+        return real[label]
+
+    monkeypatch.setattr(identity, "directory_identity", reads)
+    done = CliRunner().invoke(cli, ["model", "ls"])
+    assert done.exit_code == 0, done.output
+    out, err = capfd.readouterr()
+    assert "permission denied" in done.output + out + err and "12" * 8 in done.output + out

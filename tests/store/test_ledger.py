@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
 from kvswap.core.errors import UsageError
-from kvswap.store import Ledger, PeerRecord
+from kvswap.core.upkeep import Problems
+from kvswap.store import Ledger, PeerRecord, database
 
 
 def test_what_was_experienced_survives_a_restart(tmp_path: Path) -> None:
@@ -126,3 +129,66 @@ def test_more_are_not_blocked_than_there_is_room_for_and_that_is_said(tmp_path: 
     ledger.block("one more", True)
     assert ledger.blocked("one more") and not ledger.blocked("0")
     ledger.close()
+
+
+def database_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("as SQLite says it")
+    error.sqlite_errorcode = code
+    return error
+
+
+OWN_TROUBLE = (
+    database_error(sqlite3.SQLITE_BUSY),
+    database_error(sqlite3.SQLITE_LOCKED),
+    database_error(sqlite3.SQLITE_NOMEM),
+    database_error(sqlite3.SQLITE_PROTOCOL),
+    database_error(sqlite3.SQLITE_IOERR),
+    OSError(errno.EMFILE, "too many open files"),
+)
+
+
+def blocking(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.block("bad", True)
+    ledger.record("good").bytes_in = 7
+    ledger.close()
+
+
+@pytest.mark.parametrize("readable", [True, False], ids=["copied", "not read"])
+@pytest.mark.parametrize("error", OWN_TROUBLE)
+def test_a_file_that_cannot_be_opened_now_is_not_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, readable: bool
+) -> None:
+    path, problems = tmp_path / "peers.sqlite3", Problems()
+    blocking(path)
+
+    def refuses(*arguments: object) -> sqlite3.Connection:
+        raise error.with_traceback(None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "connect", refuses)
+        if not readable:
+            patch.setattr(database, "copied", lambda path: database.in_memory())
+        ledger = Ledger(path, problems)
+        assert not path.with_suffix(".damaged").exists()
+        assert ledger.blocked("bad") is readable and ("peers" in problems) is not readable
+        ledger.record("good").bytes_in += 3
+        ledger.record("new").bytes_out = 5
+        ledger.flush()  # in vain
+    ledger.flush()
+    assert "peers" not in problems
+    for which in (ledger, Ledger(path)):
+        assert which.blocked("bad") and which.record("good").bytes_in == 10 and which.record("new").bytes_out == 5
+    ledger.close()
+
+
+def test_a_file_of_another_schema_is_begun_anew(tmp_path: Path) -> None:
+    path, problems = tmp_path / "peers.sqlite3", Problems()
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE peers (peer TEXT PRIMARY KEY, something INTEGER)")
+    db.close()
+    ledger = Ledger(path, problems)
+    assert "peers" in problems and path.with_suffix(".damaged").exists()
+    ledger.record("a").bytes_in = 1
+    ledger.close()
+    assert Ledger(path).peers()["a"].bytes_in == 1
