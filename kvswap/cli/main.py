@@ -13,7 +13,6 @@ import click
 
 from kvswap.cli import streams
 from kvswap.core.errors import KvswapError, UsageError
-from kvswap.core.places import home_directory
 from kvswap.core.version import __version__
 
 # Verb -> (module, help).  A table, so that --help imports no verb.
@@ -139,6 +138,7 @@ def _failed(error: Exception, chosen: dict[str, Any], as_json: bool) -> int:
         told = error
     else:
         from kvswap.core import failures, log
+        from kvswap.core.places import home_directory
 
         with suppress(KvswapError, OSError, ValueError, RuntimeError):
             log.start_log(home_directory(chosen.get("home")), stderr=bool(chosen.get("verbose")))

@@ -30,7 +30,7 @@ _log = logging.getLogger("kvswap.worker")
 
 _BUFFER = 8 << 20
 _SLICES = 10  # of a time-out: a loop that was itself held up, or a clock that jumped, costs one of them
-_SPINS = 10_000  # GNU OpenMP's own are 300,000, which is far longer than a step of a model takes
+_SPINS = 30_000  # GNU OpenMP's own are 300,000, which is far longer than a step of a model takes
 _END_SECONDS = 3.0
 _REAP_SECONDS = 10.0  # a process that the kernel does not end in that time is left behind
 _WORKED_SECONDS = 0.02  # of CPU between two heartbeats: less, and nothing was computed
