@@ -23,17 +23,23 @@ STEPS = "16"
 def pair(daemon: Start, smollm: Path, tmp_path: Path) -> tuple[Daemon, Daemon, Path, str]:
     """A slow publisher, a reader, the document, and the digest of the prefilled answer."""
     document = tmp_path / "document.txt"
-    document.write_text(DOCUMENT.read_text()[:4500])
+    document.write_text(DOCUMENT.read_text()[:9000])
     common = {"KVSWAP_ALSO_CODEC": ""}
     a = daemon("a", **common)
     made = last_json(kvswap(a.home, "publish", str(document), "--json"))
-    a.stop()
-    # Sending all of it takes about as long as computing it, on whatever machine this is.
-    slow = str(int(made["wire_bytes"] / made["seconds"]))
-    a.env["KVSWAP_UPLOAD_BYTES_PER_SECOND"] = slow
-    a.start()
-    b = daemon("b", "--bootstrap", a.address, KVSWAP_ASSUMED_LINK_BYTES_PER_SECOND=slow, **common)
+    b = daemon("b", "--bootstrap", a.address, **common)
     b.client.trust_add(a.publisher)
+    until(lambda: b.client.status()["peers"], what="B to meet A")
+    computing = last_json(kvswap(b.home, "plan", str(document), "--json"))["prefill"]["seconds"]
+    for node in (b, a):
+        node.stop()
+    # Sending all of it takes as long as computing it, on whatever machine this is.
+    slow = str(int(made["wire_bytes"] / computing))
+    a.env["KVSWAP_UPLOAD_BYTES_PER_SECOND"] = slow
+    b.env["KVSWAP_ASSUMED_LINK_BYTES_PER_SECOND"] = slow
+    a.start()
+    b.flags = ["--bootstrap", a.address]
+    b.start()
     until(lambda: b.client.status()["peers"], what="B to meet A")
     return a, b, document, answered(asking(b, document, "--prefill"))["logits_digest"]
 
