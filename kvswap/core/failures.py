@@ -75,7 +75,7 @@ _LOCAL: dict[int, tuple[str, str, str]] = {
 
 
 class Misplaced(OSError):
-    """What lies under the name of a file cannot be that file: a pipe, a socket, a directory, a device, or too large."""
+    """Says that what lies under a file's name cannot be it: a pipe, a socket, a directory, a device, or too large."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(errno.EINVAL, f"it is {what}", str(path))

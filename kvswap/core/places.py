@@ -1,4 +1,4 @@
-"""Where a user's files are.  Imported by every command, so it imports little."""
+"""Find where a user's files are.  Every command imports this module, so it imports little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the C library keeps the memory of a process that runs for months."""
+"""Tell the C library how to keep the memory of a process that runs for months."""
 
 from __future__ import annotations
 

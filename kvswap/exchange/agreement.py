@@ -51,11 +51,11 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What V6 found: the step, the marks that differ and count, and those of strangers with how far they are off."""
+    """What V6 found: the step, the marks that differ and count, and those of strangers that differ."""
 
     step: Step
     against: tuple[Mark, ...] = ()
-    strangers: tuple[tuple[Mark, float], ...] = ()
+    strangers: tuple[Mark, ...] = ()
 
 
 def agree(node: Node, statement: Statement, own: bytes, marks: Sequence[Mark], noise: Noise, began: float) -> Agreed:
@@ -73,7 +73,7 @@ def agree(node: Node, statement: Statement, own: bytes, marks: Sequence[Mark], n
     policy = node.policy.policy
     scores = compare(own, {mark.publisher: mark.data for mark in marks}, noise.fingerprints).scores
     trusted = [mark for mark in marks if policy.trusts(mark.publisher)]
-    strangers = tuple((m, scores[m.publisher]) for m in marks if m not in trusted and scores[m.publisher] > MARGIN)
+    strangers = tuple(m for m in marks if m not in trusted and scores[m.publisher] > MARGIN)
     by_trust = bool(trusted) or policy.trusts(statement.manifest.publisher)
     deciding = trusted if by_trust else list(marks)
     against = tuple(mark for mark in deciding if scores[mark.publisher] > MARGIN)
@@ -139,7 +139,7 @@ def same_cache(one: Manifest, other: Manifest) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What another publisher signed of the same tokens, without its lists of chunks, and who has it."""
+    """Holds what another publisher signed of the same tokens, without its lists of chunks, and who has it."""
 
     statement: Statement
     peers: tuple[str, ...]

@@ -153,7 +153,7 @@ async def _made(
     progress: Progress,
     arguments: dict[str, Any],
 ) -> tuple[dict[str, Any], Transfer | None]:
-    """What the model process says, from a source or by prefilling.  Who signed what is proved wrong is caught."""
+    """Let the model process answer, from a source or by prefilling.  Who signed what is proved wrong is caught."""
     if source is None:
         return await node.model.run(choice, "answer", on_event, **arguments), None
     check = arguments["text"] is not None and not await asyncio.to_thread(_checked, node, source)
@@ -201,7 +201,7 @@ async def _from_host(
 
 
 def _checked(node: Node, source: Source) -> bool:
-    """Whether layer 0 was compared with the tokens before, is our own doing, or not the model's by its own word.
+    """Say whether layer 0 was compared with the tokens before, is our own doing, or inexact by its own word.
 
     It was compared with those of the artifact's own document: of a beginning of another one that says nothing.
     """

@@ -199,7 +199,7 @@ class Envelopes:
 
 
 async def _is_of(envelope: bytes, artifact: str) -> bool:
-    """Whether this is the signed envelope of an artifact, whatever else is to be said of that.
+    """Say whether this is the signed envelope of an artifact, whatever else is to be said of that.
 
     Whose word an offer is says nothing of others who offer the same: a wrong envelope must hide no right one.
     """

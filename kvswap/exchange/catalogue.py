@@ -144,7 +144,7 @@ class Catalogues:
         return times < _TAKEN_BACK
 
     def shared_since(self, peer: str, chain: Sequence[bytes], since: float) -> int | None:
-        """How many leading blocks of `chain` it claims; None where it was not heard since then (monotonic)."""
+        """Return how many leading blocks of `chain` it claims; None where it was not heard since then (monotonic)."""
         heard = self.table.peek(peer)
         return longest(heard.keys, chain) if heard is not None and heard.at >= since else None
 

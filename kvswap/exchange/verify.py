@@ -264,7 +264,7 @@ async def _settle_dispute(
     if recomputed.verdict != "passed":
         return steps
     against = partial(accused, computed=made["computed"], noise=noise, ours=wire.convert(made["numerics"], Numerics))
-    for mark, _ in agreed.strangers:
+    for mark in agreed.strangers:
         if (step := against(mark.statement, mark.data)) is not None:
             await asyncio.to_thread(caught, node, mark.statement, step)
     right = replace(agreed.step, verdict="passed", why=f"{agreed.step.why}; V7 shows that this one is right")

@@ -36,6 +36,11 @@ class LoadedModel:
         return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
 
     @property
+    def vocabulary(self) -> int:
+        """The number of tokens that have an embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
     def longest(self) -> int:
         """The longest text, in tokens, that is computed with one rotary table and fits the context."""
         return reach.longest(self.model.config.get_text_config(decoder=True), self.context)

@@ -42,7 +42,7 @@ def readable(loaded: LoadedModel) -> Part | None:
 
     Five tokens in changing order, each at many positions and beside different neighbours.
     """
-    size = int(loaded.model.get_input_embeddings().weight.shape[0])
+    size = loaded.vocabulary
     count = min(_TRIED, loaded.context)
     ids = [(size // 7 * (1 + i * i % 5)) % size for i in range(count)]
     k, v = first_layer(loaded, ids, count)
@@ -70,7 +70,7 @@ def read_ids(loaded: LoadedModel, held: LayerTensors, part: Part) -> Read:
     """The ids whose `part` of layer 0, computed here, is nearest to what is held at each position."""
     rows = _rows((held.v if part == "v" else held.k)[:, : held.tokens].cpu())
     unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
-    size = int(loaded.model.get_input_embeddings().weight.shape[0])
+    size = loaded.vocabulary
     batch = min(_BATCH, loaded.context)
     nearest = torch.full((len(unique), 2), torch.inf)  # the two smallest squared distances, less the row's own length
     found = torch.zeros(len(unique), dtype=torch.long)

@@ -43,11 +43,10 @@ def _told(spec: LayerSpec) -> str:
 def unaskable(loaded: Any, manifest: Manifest) -> str:
     """Say why a manifest's probe cannot be put to this model; empty where it can."""
     probe = manifest.probe
-    size = int(loaded.model.get_input_embeddings().weight.shape[0])
     if not probe.question:
         return "its probe asks nothing"
-    if max(probe.question) >= size:
-        return f"its probe asks with tokens that the model does not have (it has {size})"
+    if max(probe.question) >= loaded.vocabulary:
+        return f"its probe asks with tokens that the model does not have (it has {loaded.vocabulary})"
     if manifest.prefix.tokens + len(probe.question) + len(probe.tokens) > loaded.context:
         return f"its probe goes beyond the model's {loaded.context} tokens"
     return ""

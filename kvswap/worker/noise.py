@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 from kvswap.core.errors import KvswapError
 from kvswap.trust.agreement import apart
 from kvswap.trust.noise import Errors, Noise, Spread
+
+Way = Callable[[Any], AbstractContextManager[int]]  # of computing: while it is entered; gives the tokens of a block
 
 TOKENS = 1024
 _EVERY = 4  # positions
@@ -40,13 +43,9 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
     samples = [first] if first is not None else []
     for way in (_one_thread, _small_blocks, _eager):
         check()
-        with way(loaded) as blocks:
-            try:
-                other = _computed(loaded, ids, blocks)
-            except KvswapError:
-                raise
-            except Exception:  # noqa: BLE001, S112 - not every model has another attention, and each fails in its own way
-                continue
+        other = _by(way, loaded, ids)
+        if other is None:
+            continue
         if samples and (errors := _at_positions(loaded, other, ids)) is not None:
             samples.append(errors)
         recompute.append(differences(other, right).numpy())
@@ -99,17 +98,19 @@ def otherwise(loaded: Any, ids: list[int]) -> list[Any]:
 
     What is always wrong in the same way, such as a broken kernel of this machine, is seen in no cache that it makes.
     """
-    ways = (_eager, _small_blocks) if loaded.model.config._attn_implementation != "eager" else (_small_blocks,)
-    for way in ways:
-        with contextlib.ExitStack() as stack:
-            try:
-                blocks = stack.enter_context(way(loaded))
-                return _computed(loaded, ids, blocks)
-            except KvswapError:
-                raise
-            except Exception:  # noqa: BLE001, S112 - not every model has another attention, and each fails in its own way
-                continue
-    return _computed(loaded, ids, _BLOCKS)
+    other = _by(_eager, loaded, ids) if loaded.model.config._attn_implementation != "eager" else None
+    return other or _by(_small_blocks, loaded, ids) or _computed(loaded, ids, _BLOCKS)
+
+
+def _by(way: Way, loaded: Any, ids: list[int]) -> list[Any] | None:
+    """Compute a cache in this way; None where the model cannot: not every one has another attention."""
+    try:
+        with way(loaded) as blocks:
+            return _computed(loaded, ids, blocks)
+    except KvswapError:
+        raise
+    except Exception:  # noqa: BLE001 - each fails in its own way
+        return None
 
 
 @contextlib.contextmanager

@@ -42,7 +42,6 @@ _EXPLAINED = {  # codes of errors, by what is the case when the call begins
     "the clocks jumped": _FROM_PEERS | {"quota", "took_too_long"},
     "it is withdrawn": frozenset({"not_found", "untrusted"}),
 }
-_BOUNDED = frozenset({"threads"})  # each pool makes them until it has as many as it may
 _LOOKS = 3  # at the counts, of which the least counts: what ends in a moment is not held
 
 
@@ -79,11 +78,11 @@ class Report:
 
         What has a bound of its own, tables and the threads of pools, is not in it: see `filling`.
         """
-        return {name: pair for name, pair in self._later().items() if name not in _BOUNDED and ":" not in name}
+        return {name: pair for name, pair in self._later().items() if not _bounded(name)}
 
     def filling(self) -> dict[str, tuple[int, int]]:
         """What filled further from the 2,000th fetch on, below its bound."""
-        return {name: pair for name, pair in self._later().items() if name in _BOUNDED or ":" in name}
+        return {name: pair for name, pair in self._later().items() if _bounded(name)}
 
     def _later(self) -> dict[str, tuple[int, int]]:
         later = [s for s in self.samples if s.fetches >= FROM]
@@ -338,6 +337,11 @@ def told(report: Report) -> str:
         + ".",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _bounded(name: str) -> bool:
+    """Whether it has a bound of its own: a table, or the threads of pools, which are made until there are as many."""
+    return name == "threads" or name.startswith("table: ")
 
 
 def _bound(report: Report, name: str) -> str:
