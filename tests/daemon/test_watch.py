@@ -73,6 +73,19 @@ def test_what_holds_up_the_loop_is_seen(work: Callable[[Watch], Any]) -> None:
     assert watch.to_json()["pauses"] == watch.seen.pauses
 
 
+def test_a_process_that_does_nothing_is_woken_seldom() -> None:
+    """The watch is always on, and a laptop's battery is not there for it."""
+    watch = Watch()
+
+    async def go() -> None:
+        watch.begin()
+        await asyncio.sleep(2.0)
+
+    with asyncio.Runner(loop_factory=watch.new_loop) as runner:
+        runner.run(go())
+    assert watch._ticks <= 15
+
+
 def test_work_in_another_thread_is_no_pause() -> None:
     watch = watched(lambda _: asyncio.to_thread(time.sleep, _LONG))
     assert watch.seen.pauses == 0 or not watch.measured

@@ -42,6 +42,7 @@ _TELL_BYTES = 1024 * 1024
 _TELL_SECONDS = 0.1
 _HASH_BYTES = 128 * 1024
 _KEPT = 64  # idle connections
+_LOOK_SECONDS = 1.0  # between looks at whether idle connections have ended
 _APPROACH = 2  # connections to a peer that is going to be asked: as many chunks as it is asked for at first
 _REFUSALS: dict[int, type[KvswapError]] = {401: TokenRefused, 404: NotFound, 503: PeerBusy}
 OnBytes = Callable[[int], None]
@@ -184,6 +185,7 @@ class BulkClient:
         self._threads = ThreadPoolExecutor(_THREADS, "kvswap-bulk")
         self._idle: list[_Connection] = []
         self._approaching: Counter[tuple[str, int, bytes]] = Counter()
+        self._look_at = 0.0  # when the idle ones are looked at again
         self._lock = threading.Lock()
 
     async def close(self) -> None:
@@ -290,13 +292,23 @@ class BulkClient:
         return _Connection(target, self._context)
 
     def _give(self, connection: _Connection) -> None:
-        """Keep a connection for the next chunk; those that nobody would use any more, and the oldest of many, end."""
+        """Keep a connection for the next chunk; those that nobody would use any more, and the oldest of many, end.
+
+        All of them are looked at once a second at most: asking the system about each takes longer than a piece.
+        """
         with self._lock:
-            idle = [*self._idle, connection]
-            good = [c for c in idle if c.usable]
-            self._idle = good[-_KEPT:]
-            for ended in [c for c in idle if not c.usable] + good[:-_KEPT]:
-                ended.close()
+            if connection.connected:
+                self._idle.append(connection)
+            if time.monotonic() >= self._look_at:
+                self._look_at = time.monotonic() + _LOOK_SECONDS
+                idle, self._idle = self._idle, []
+                for kept in idle:
+                    if kept.usable:
+                        self._idle.append(kept)
+                    else:
+                        kept.close()
+            while len(self._idle) > _KEPT:
+                self._idle.pop(0).close()
 
 
 def _seen(future: asyncio.Future[bytes]) -> None:

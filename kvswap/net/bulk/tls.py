@@ -28,15 +28,20 @@ class TlsSocket:
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server: bool = False) -> None:
         with contextlib.suppress(OSError):  # it was closed meanwhile, which the next call says
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):
+            # Waiting is done here, and only where there is something to wait for: a socket with a time-out of its own
+            # asks the system before each call, and once more for each change of the time-out.
+            sock.setblocking(False)
         self._sock = sock
+        self._deadline: float | None = None  # of the waits from now on, monotonic
+        self._seconds: float | None = None  # or for each of them
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=server)
 
     def handshake(self, seconds: float) -> None:
         """Raises `OSError`, of which `ssl.SSLError` and `TimeoutError` are kinds."""
-        deadline = time.monotonic() + seconds
+        self._until(time.monotonic() + seconds)
         while True:
-            self._until(deadline)
             try:
                 self._tls.do_handshake()
                 return
@@ -63,25 +68,24 @@ class TlsSocket:
 
     def settimeout(self, seconds: float) -> None:
         """For every wait from now on."""
-        self._sock.settimeout(seconds)
+        self._seconds, self._deadline = seconds, None
 
     def sendall(self, data: bytes | memoryview, seconds: float | None = None) -> None:
         """All of it, within `seconds` where they are given.  Raises `TimeoutError`."""
-        view, began = memoryview(data), time.monotonic()
+        view = memoryview(data)
+        if seconds is not None:
+            self._until(time.monotonic() + seconds)
         while view:
-            if seconds is not None:
-                self._until(began + seconds)
             view = view[self._tls.write(view[:_SENT]) :]
             self._push()
 
     def recv(self, most: int, seconds: float) -> bytes:
         """What comes within `seconds`, at most so many bytes; empty at the end.  Raises `TimeoutError`."""
-        deadline = time.monotonic() + seconds
+        self._until(time.monotonic() + seconds)
         while True:
             try:
                 return self._tls.read(most)
             except ssl.SSLWantReadError:
-                self._until(deadline)
                 self._push()
                 self._pull()
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -111,25 +115,50 @@ class TlsSocket:
         return io.BufferedReader(_Raw(self))
 
     def _until(self, deadline: float) -> None:
-        """For the next wait.  However little comes before it, nothing moves the deadline.  Raises `TimeoutError`."""
-        left = deadline - time.monotonic()
-        if left <= 0:
+        """For the waits from now on, all together: however little comes, nothing moves the deadline."""
+        self._deadline, self._seconds = deadline, None
+
+    def _left(self) -> float | None:
+        """Seconds that the next wait may take; None: any.  Raises `TimeoutError` when there are none left."""
+        left = self._seconds if self._deadline is None else self._deadline - time.monotonic()
+        if left is not None and left <= 0:
             raise TimeoutError("the time is over")
-        self._sock.settimeout(left)
+        return left
+
+    def _wait(self, event: int) -> None:
+        """Until the system says that there is something to read, or room to write.  Raises `TimeoutError`."""
+        left = self._left()
+        poll = select.poll()
+        poll.register(self._sock, event)
+        if not poll.poll(left * 1000 if left is not None else None):
+            raise TimeoutError("the time is over")
 
     def _pull(self) -> None:
         scratch: bytearray | None = getattr(_scratch, "memory", None)
         if scratch is None:
             scratch = _scratch.memory = bytearray(_PIECE)
-        size = self._sock.recv_into(scratch)
+        self._left()
+        while True:
+            try:
+                size = self._sock.recv_into(scratch)
+                break
+            except BlockingIOError:
+                self._wait(select.POLLIN)
         if size:
             self._in.write(memoryview(scratch)[:size])
         else:
             self._in.write_eof()
 
     def _push(self) -> None:
-        if self._out.pending:
-            self._sock.sendall(self._out.read())
+        if not self._out.pending:
+            return
+        left = memoryview(self._out.read())
+        while left:
+            self._left()
+            try:
+                left = left[self._sock.send(left) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT)
 
     def close(self) -> None:
         self._sock.close()

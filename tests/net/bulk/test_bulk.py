@@ -504,7 +504,8 @@ def test_connections_to_servers_that_are_gone_are_closed() -> None:
 
     class Gone:
         def __init__(self, number: int) -> None:
-            self.endpoint, self.peer, self.usable, self.closed = ("127.0.0.1", number, b""), str(number), True, False
+            self.endpoint, self.peer = ("127.0.0.1", number, b""), str(number)
+            self.connected, self.usable, self.closed = True, True, False
 
         def close(self) -> None:
             self.closed = True
@@ -516,6 +517,7 @@ def test_connections_to_servers_that_are_gone_are_closed() -> None:
     assert sum(not c.closed for c in gone) == len(client._idle) == 64 and gone[0].closed
     for connection in gone:
         connection.usable = False
+    client._look_at = 0.0  # a second later
     client._give(last := Gone(100))  # type: ignore[arg-type]
     assert client._idle == [last] and all(c.closed for c in gone)
 
