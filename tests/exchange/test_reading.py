@@ -13,9 +13,9 @@ from kvswap.artifact import manifest as manifest_
 from kvswap.artifact.manifest import Manifest
 from kvswap.core import wire
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.making import Made, make
+from kvswap.exchange.discovery.resolve import judge_envelope
+from kvswap.exchange.publishing.ingest import Made, make
 from kvswap.exchange.request import silent
-from kvswap.exchange.resolve import judge_envelope
 from tests.exchange.test_fetch import world
 from tests.support import FULL, make_artifact, run
 

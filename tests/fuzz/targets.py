@@ -19,7 +19,7 @@ from kvswap.codec import decode, predictive
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid, PeerId, parse_reference
-from kvswap.exchange.catalogue import holds
+from kvswap.exchange.node.catalogue import holds
 from kvswap.net import messages
 from kvswap.net.bulk import Tokens
 from kvswap.net.reads import Invitation

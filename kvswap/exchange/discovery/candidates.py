@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound
 from kvswap.core.failures import is_own
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.find import Offer
-from kvswap.exchange.node import Node
+from kvswap.exchange.discovery.lookup import Offer
+from kvswap.exchange.node.node import Node
 from kvswap.net import PeerAddress, messages
 from kvswap.trust.envelopes import names
 

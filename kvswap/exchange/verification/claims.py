@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from kvswap.core.errors import Untrusted, UsageError
-from kvswap.exchange.node import Node
+from kvswap.exchange.node.node import Node
 from kvswap.exchange.request import Progress
 from kvswap.trust import Statement
 from kvswap.trust.accusation import claims, uncheckable

@@ -22,11 +22,11 @@ from kvswap.core.errors import KvswapError
 from kvswap.core.failures import record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.audits import hear_audits
-from kvswap.exchange.heads import hear_heads
-from kvswap.exchange.hearsay import RECORDS
-from kvswap.exchange.node import Node, document_key
-from kvswap.exchange.statement import heard
+from kvswap.exchange.node.hearsay import RECORDS
+from kvswap.exchange.node.node import Node, document_key
+from kvswap.exchange.verification.audits import hear_audits
+from kvswap.exchange.verification.heads import hear_heads
+from kvswap.exchange.verification.statement import heard
 from kvswap.net import PeerAddress, Unreachable, messages
 
 _GRACE_SECONDS = 0.15

@@ -17,7 +17,7 @@ from kvswap.net import PeerAddress, Transport
 from kvswap.store import ArtifactRow
 
 if TYPE_CHECKING:
-    from kvswap.exchange.node import Node
+    from kvswap.exchange.node.node import Node
 
 _FLUSH_SECONDS = 5.0
 _BOOTSTRAP_SECONDS = 5.0
@@ -77,7 +77,7 @@ class Bootstrap:
 
     async def step(self) -> None:
         """Dial who is not connected; nobody is waited for."""
-        from kvswap.exchange.node import peer_of
+        from kvswap.exchange.node.node import peer_of
 
         node, transport = self._node, self._node.transport
         if transport is None or not node.p2p:

@@ -9,9 +9,9 @@ from typing import Any
 from kvswap.core.errors import Untrusted
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.node import Node
-from kvswap.exchange.standing import void
-from kvswap.exchange.statement import heard, told
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.node.standing import void
+from kvswap.exchange.verification.statement import heard, told
 from kvswap.store import AuditRow
 from kvswap.trust import Statement
 from kvswap.trust.audit import (
@@ -90,7 +90,7 @@ def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str
 def take(node: Node, signed: SignedAudit, document: str | None) -> None:
     """Act on an audit by a trusted auditor, and keep it, once.
 
-    Where that cannot be written, it counts all the same, and is taken again later (`heard.attend`).
+    Where that cannot be written, it counts all the same, and is taken again later (`waiting.attend`).
     """
     row, audit = _row(signed, document), signed.audit
     if not node.records.takes_audit(row):

@@ -20,7 +20,7 @@ from kvswap.core.errors import KvswapError
 from kvswap.net import messages
 
 if TYPE_CHECKING:
-    from kvswap.exchange.node import Node
+    from kvswap.exchange.node.node import Node
 
 _WAITING = 256
 _OF_ONE_PEER = 64
@@ -84,8 +84,8 @@ class Spoken:
             fast += 1
 
     async def _ask(self, artifact: str, peer: str) -> None:
-        from kvswap.exchange.find import find
-        from kvswap.exchange.node import AGENT
+        from kvswap.exchange.discovery.lookup import find
+        from kvswap.exchange.node.node import AGENT
 
         asked, ours = self.under_way[peer], False
         try:

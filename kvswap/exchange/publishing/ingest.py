@@ -18,9 +18,9 @@ from kvswap.core import wire
 from kvswap.core.errors import MalformedMessage
 from kvswap.core.ids import Cid
 from kvswap.exchange.model_port import OnEvent
-from kvswap.exchange.node import Node
+from kvswap.exchange.node.node import Node
 from kvswap.exchange.request import Progress
-from kvswap.exchange.statement import list_artifact, sign
+from kvswap.exchange.verification.statement import list_artifact, sign
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import Sealing
 

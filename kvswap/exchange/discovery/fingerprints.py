@@ -18,10 +18,10 @@ from msgspec import structs
 from kvswap.artifact.manifest import Manifest, Numerics
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import IntegrityError, KvswapError
-from kvswap.exchange.candidates import Envelopes, in_turns
-from kvswap.exchange.find import Offer, find
-from kvswap.exchange.node import AGENT, Node
-from kvswap.exchange.statement import read_current
+from kvswap.exchange.discovery.candidates import Envelopes, in_turns
+from kvswap.exchange.discovery.lookup import Offer, find
+from kvswap.exchange.node.node import AGENT, Node
+from kvswap.exchange.verification.statement import read_current
 from kvswap.net import PeerAddress, messages
 from kvswap.net.client import chunk_cap
 from kvswap.trust import Statement

@@ -13,10 +13,10 @@ from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.ids import Cid
 from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, Work, decide
-from kvswap.exchange import predictors
+from kvswap.exchange.discovery.resolve import Resolved, own_model
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.node import Node
-from kvswap.exchange.resolve import Resolved, own_model
+from kvswap.exchange.node import predictors
+from kvswap.exchange.node.node import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,22 +28,22 @@ from kvswap.core.tasks import OnLoop
 from kvswap.core.upkeep import describe
 from kvswap.core.version import __version__
 from kvswap.cost import Calibration
-from kvswap.exchange.catalogue import Catalogues, OwnCatalogue
-from kvswap.exchange.counters import Counters
-from kvswap.exchange.events import EventLog
-from kvswap.exchange.hearsay import Hearsay
+from kvswap.exchange.discovery.spoken import Spoken
 from kvswap.exchange.model_port import ModelChoice, ModelPort
-from kvswap.exchange.neighbours import Neighbours
-from kvswap.exchange.providing import Providing
+from kvswap.exchange.node.buffers import Buffers
+from kvswap.exchange.node.catalogue import Catalogues, OwnCatalogue
+from kvswap.exchange.node.counters import Counters
+from kvswap.exchange.node.events import EventLog
+from kvswap.exchange.node.grants import Grants
+from kvswap.exchange.node.hearsay import Hearsay
+from kvswap.exchange.node.neighbours import Neighbours
+from kvswap.exchange.node.permission import Permission
+from kvswap.exchange.node.providing import Providing
+from kvswap.exchange.node.standing import Standings
+from kvswap.exchange.node.swarms import Swarms
+from kvswap.exchange.node.tables import tables_of
 from kvswap.exchange.serving.lists import ChunkLists
-from kvswap.exchange.serving.permission import Permission
-from kvswap.exchange.serving.swarms import Swarms
 from kvswap.exchange.serving.uploads import Uploads
-from kvswap.exchange.spoken import Spoken
-from kvswap.exchange.standing import Standings
-from kvswap.exchange.tables import tables_of
-from kvswap.exchange.transfer.buffers import Buffers
-from kvswap.exchange.transfer.grants import Grants
 from kvswap.net import Announcement, PeerAddress, Transport, Unreachable, messages
 from kvswap.net.bulk import BulkClient, BulkIdentity, BulkServer, Tokens
 from kvswap.net.client import Sessions
@@ -164,7 +164,7 @@ class Node:
 
     def _listing(self, envelope: bytes) -> Listing | None:
         """What to list of an envelope that the disk has and the index has not; None for what was withdrawn."""
-        from kvswap.exchange.statement import listing_of
+        from kvswap.exchange.verification.statement import listing_of
 
         try:
             listing = listing_of(self.read(envelope))
@@ -324,7 +324,7 @@ class Node:
 
     async def start(self) -> None:
         """Join the network.  A failure there degrades the node, is reported and tried again; the rest works."""
-        from kvswap.exchange import keeping
+        from kvswap.exchange.serving import upkeep
 
         for row in self.policy.lifted():
             self.events.add("distrust_lifted", publisher=row["peer"], artifact=row["artifact"], reason=row["why"])
@@ -335,7 +335,7 @@ class Node:
             await self.serve_bulk()
         except KvswapError:
             pass  # it is noted
-        keeping.begin(self)
+        upkeep.begin(self)
 
     async def join(self) -> None:
         """Start the network part.  Raises `P2pDown`."""

@@ -14,7 +14,7 @@ from kvswap.core.errors import KvswapError, P2pDown
 from kvswap.core.ids import Cid
 
 if TYPE_CHECKING:
-    from kvswap.exchange.node import Node
+    from kvswap.exchange.node.node import Node
 
 _WAITING = 4_096  # artifacts; the upkeep tells of all that is here from time to time, so of what gave way too
 
@@ -53,7 +53,7 @@ class Providing:
 
     async def give(self, artifact: str, document: str | None) -> None:
         """Give the records of an artifact and its document, unless it may not be offered.  Raises `PeerError`."""
-        from kvswap.exchange.node import document_key
+        from kvswap.exchange.node.node import document_key
 
         node = self._node
         if node.transport is None or not await asyncio.to_thread(node.may_tell, artifact):

@@ -18,7 +18,7 @@ from kvswap.core.errors import KvswapError, MalformedManifest
 from kvswap.core.failures import is_local, record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.node import Node
+from kvswap.exchange.node.node import Node
 from kvswap.store import ArtifactRow, Listing
 from kvswap.trust import Statement, verify_envelope
 from kvswap.trust.envelopes import is_signed
@@ -50,7 +50,7 @@ def told(
 
 @contextlib.contextmanager
 def heard(node: Node) -> Iterator[None]:
-    """Go on where this machine cannot keep what a peer told; `status` shows it until `heard.attend` could."""
+    """Go on where this machine cannot keep what a peer told; `status` shows it until `waiting.attend` could."""
     try:
         yield
     except Exception as error:

@@ -18,9 +18,9 @@ from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotF
 from kvswap.core.failures import is_own
 from kvswap.core.limits import LIMITS
 from kvswap.core.tasks import end
-from kvswap.exchange.find import find
-from kvswap.exchange.node import AGENT, Node
-from kvswap.exchange.plan import Judge, not_worth_it
+from kvswap.exchange.discovery.lookup import find
+from kvswap.exchange.node.node import AGENT, Node
+from kvswap.exchange.planning.decision import Judge, not_worth_it
 from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source

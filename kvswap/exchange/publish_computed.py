@@ -26,11 +26,11 @@ from kvswap.artifact.manifest import (
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
-from kvswap.exchange.making import Made, Run, make
-from kvswap.exchange.node import Node
+from kvswap.exchange.discovery.resolve import own_model
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.publishing.ingest import Made, Run, make
 from kvswap.exchange.request import Progress, silent
-from kvswap.exchange.resolve import own_model
-from kvswap.exchange.statement import new_life, reusable
+from kvswap.exchange.verification.statement import new_life, reusable
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import OPEN
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from kvswap.core.bounded import Table
 from kvswap.core.errors import NotFound, PeerBusy
 from kvswap.core.ids import Cid
-from kvswap.exchange.standing import Standings
+from kvswap.exchange.node.standing import Standings
 from kvswap.store import ArtifactRow, Store
 
 _KEPT = 4_096  # chunks whose artifacts are remembered

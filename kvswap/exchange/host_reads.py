@@ -19,10 +19,10 @@ from kvswap.core.errors import KvswapError, NotFound, PeerError, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective, Option
-from kvswap.exchange.node import Node
-from kvswap.exchange.plan import prices
+from kvswap.exchange.discovery.resolve import own_model
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.planning.decision import prices
 from kvswap.exchange.request import Progress
-from kvswap.exchange.resolve import own_model
 from kvswap.trust.hosting import PICO, SignedOffer, SignedRead, check_price, read_read
 
 AUTO = "auto"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kvswap.exchange.audits import take
-from kvswap.exchange.heads import follow
-from kvswap.exchange.node import Node
-from kvswap.exchange.statement import heard
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.verification.audits import take
+from kvswap.exchange.verification.heads import follow
+from kvswap.exchange.verification.statement import heard
 from kvswap.trust.audit import read_audit
 
 

@@ -11,8 +11,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kvswap.core.errors import NotAMember, NotFound, Untrusted, UsageError
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.node import Node
-from kvswap.exchange.statement import heard, told
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.verification.statement import heard, told
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement
 from kvswap.trust.envelopes import reason
@@ -162,7 +162,7 @@ async def _collect(node: Node) -> None:
 def follow(node: Node, head: Head) -> None:
     """Go on trusting who is trusted by the key that it names, and that has signed as well; not one the user removed.
 
-    Where the trust list cannot be written, that is done later (`heard.attend`).
+    Where the trust list cannot be written, that is done later (`waiting.attend`).
     """
     policy, then = node.policy.policy, head.successor
     if then is None or head.publisher not in policy.publishers or not policy.trusts(head.publisher):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kvswap.core.bounded import Tables
 
 if TYPE_CHECKING:
-    from kvswap.exchange.node import Node
+    from kvswap.exchange.node.node import Node
 
 
 def tables_of(node: Node) -> Tables:

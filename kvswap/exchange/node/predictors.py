@@ -17,7 +17,7 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import Cid
 from kvswap.exchange.model_port import ModelChoice, OnEvent
-from kvswap.exchange.node import Node
+from kvswap.exchange.node.node import Node
 
 TOKENS = 40_000
 SHIPPED = Path(kvswap.model.__file__).parent / "predictors"  # by model identity

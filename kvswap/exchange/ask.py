@@ -20,18 +20,18 @@ from kvswap.core.failures import is_local, record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
-from kvswap.exchange.claims import require_text, say_claims, say_unchecked
+from kvswap.exchange.discovery.resolve import use
 from kvswap.exchange.fetch import choose, fetch
-from kvswap.exchange.hosts import AUTO, ask_host, hosted
-from kvswap.exchange.hybrid import Source, learned, run_from
+from kvswap.exchange.host_reads import AUTO, ask_host, hosted
 from kvswap.exchange.model_port import ModelChoice, OnEvent
-from kvswap.exchange.node import Node
-from kvswap.exchange.outcomes import is_own, settled
+from kvswap.exchange.node.node import Node
 from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.resolve import use
-from kvswap.exchange.transfer.engine import Transfer
+from kvswap.exchange.transfer.downloader import Transfer
+from kvswap.exchange.transfer.hybrid import Source, learned, run_from
+from kvswap.exchange.verification.claims import require_text, say_claims, say_unchecked
+from kvswap.exchange.verification.outcomes import is_own, settled
 from kvswap.exchange.verify import caught, forget_damaged
 from kvswap.trust.accusation import of_error
 from kvswap.trust.ladder import Level

@@ -17,16 +17,16 @@ from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFou
 from kvswap.core.failures import is_own
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.audits import refuse_if_failed
-from kvswap.exchange.candidates import Candidate, Envelopes, in_turns
-from kvswap.exchange.claims import refuse_uncheckable
-from kvswap.exchange.find import Offer, ask_these
-from kvswap.exchange.heads import require_current
+from kvswap.exchange.discovery.candidates import Candidate, Envelopes, in_turns
+from kvswap.exchange.discovery.lookup import Offer, ask_these
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.node import AGENT, Node
-from kvswap.exchange.outcomes import refuse_withheld, settled
+from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.request import STRICT, Terms
-from kvswap.exchange.statement import read_current
+from kvswap.exchange.verification.audits import refuse_if_failed
+from kvswap.exchange.verification.claims import refuse_uncheckable
+from kvswap.exchange.verification.heads import require_current
+from kvswap.exchange.verification.outcomes import refuse_withheld, settled
+from kvswap.exchange.verification.statement import read_current
 from kvswap.net import messages
 from kvswap.trust import Names, Statement, require_trust
 from kvswap.trust.groups import OPEN

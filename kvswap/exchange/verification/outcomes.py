@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvswap.core.errors import IntegrityError, Untrusted
-from kvswap.exchange.node import Node
-from kvswap.exchange.standing import current, passed
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.node.standing import current, passed
 from kvswap.store import Outcome
 from kvswap.trust import Statement
 from kvswap.trust.accusation import accuses, unusable

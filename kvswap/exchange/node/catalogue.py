@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from kvswap.core.bounded import Table
 from kvswap.core.limits import LIMITS, MIB
-from kvswap.exchange.serving.permission import Permission
+from kvswap.exchange.node.permission import Permission
 from kvswap.net import messages
 from kvswap.store import Store
 

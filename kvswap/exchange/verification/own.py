@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from kvswap.artifact import layout
 from kvswap.core.errors import IntegrityError
-from kvswap.exchange.heads import withdraw_rows
-from kvswap.exchange.node import Node
-from kvswap.exchange.standing import current
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.node.standing import current
+from kvswap.exchange.verification.heads import withdraw_rows
 from kvswap.store import Outcome
 from kvswap.trust import Statement
 from kvswap.trust.ladder import RULES, Ladder, Level
