@@ -183,7 +183,7 @@ def contexts(given: argparse.Namespace) -> None:
 
 def dtypes(given: argparse.Namespace) -> None:
     """float16 and float32; and float32 whose values are really bfloat16."""
-    from kvswap.codec.base import widened
+    from kvswap.codec.parts import widened
     from kvswap.codec.predictive import Context
 
     rows: list[list[Any]] = []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kvswap.artifact import dsse, sealing
-from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.codec import decode, predictive
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError
@@ -122,8 +122,8 @@ def group_key(data: bytes) -> None:
 @target("manifest", _payloads)
 def manifest(data: bytes) -> None:
     """The payload by itself: what a publisher with a valid signature can send."""
-    parsed = Manifest.parse(data)
-    assert Manifest.parse(parsed.encode()) == parsed
+    parsed = parse_manifest(data)
+    assert parse_manifest(parsed.encode()) == parsed
     parsed.to_json()
 
 
