@@ -27,7 +27,7 @@ from kvswap.core.settings import Settings
 from kvswap.cost import Calibration, Objective, Split
 from kvswap.exchange import Node
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.plan import plan_chunks
+from kvswap.exchange.planning.decision import plan_chunks
 from kvswap.store import Store
 from kvswap.trust import PolicyFile
 from tests.support import NoModel, identity, key, make_artifact

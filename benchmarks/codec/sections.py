@@ -30,7 +30,7 @@ def _model(given: argparse.Namespace, dtype: str = "bfloat16") -> Any:
 
 def _predictor(given: argparse.Namespace, loaded: Any, quiet: bool = False) -> Any:
     from kvswap.codec import predictive
-    from kvswap.exchange.predictors import SHIPPED
+    from kvswap.exchange.node.predictors import SHIPPED
 
     path = given.predictor or SHIPPED / loaded.identity.digest.hex()
     if not path.is_file():
@@ -183,7 +183,7 @@ def contexts(given: argparse.Namespace) -> None:
 
 def dtypes(given: argparse.Namespace) -> None:
     """float16 and float32; and float32 whose values are really bfloat16."""
-    from kvswap.codec.base import widened
+    from kvswap.codec.parts import widened
     from kvswap.codec.predictive import Context
 
     rows: list[list[Any]] = []

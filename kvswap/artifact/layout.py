@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kvswap.artifact.manifest import AXES, CLAIMS, INEXACT, ITEM_BYTES, FileRef, LayerSpec, Layout, Manifest
-from kvswap.core.errors import Incompatible, MalformedManifest, UsageError
-from kvswap.core.ids import Cid, PeerId
+from kvswap.artifact.manifest import ITEM_BYTES, LayerSpec, Layout, Manifest
+from kvswap.core.errors import Incompatible, UsageError
 from kvswap.core.limits import LIMITS
 
 FINGERPRINT_TOKENS = 64
@@ -112,112 +111,10 @@ def expected_chunks(layout: Layout, tokens: int, block_tokens: int) -> Iterator[
                 yield block, run, length
 
 
-def _require(condition: bool, field: str, message: str) -> None:
-    if not condition:
-        raise MalformedManifest(message, field=field)
-
-
-def check(manifest: Manifest, added: int = 0) -> None:
-    """Raise `MalformedManifest` unless every field agrees with every other.  Pure; linear time.
-
-    `added`: bytes by which every file is longer than its codec made it (see `sealing`).
-    """
-    prefix, layout, life = manifest.prefix, manifest.layout, manifest.life
-    _require(prefix.start == 0, "prefix.start", "only prefixes that start at position 0 are exchanged")
-    _require(prefix.block_tokens <= LIMITS.block_tokens, "prefix.block_tokens", "the block is over the cap")
-    blocks = block_count(prefix.tokens, prefix.block_tokens)
-    _require(blocks <= LIMITS.manifest_blocks, "prefix.tokens", f"{blocks} blocks are over the cap")
-    _require(len(prefix.chain) == blocks, "prefix.chain", f"{len(prefix.chain)} chain digests for {blocks} blocks")
-    _check_layout(layout)
-    _require(manifest.numerics.claim in CLAIMS, "numerics.claim", f"unknown claim {manifest.numerics.claim[:40]!r}")
-    _require(len(manifest.tensors) == len(layout.layers), "tensors", "one pair of digests a layer is needed")
-    _require(len(manifest.chunks) <= LIMITS.manifest_chunks, "chunks", "more chunks than the cap")
-    expected = expected_chunks(layout, prefix.tokens, prefix.block_tokens)
-    for index, chunk in enumerate(manifest.chunks):
-        where = f"chunks[{index}]"
-        wanted = next(expected, None)
-        _require(
-            wanted == (chunk.block, chunk.run, chunk.raw_length),
-            where,
-            f"chunk {index} is (block, run, raw length) {(chunk.block, chunk.run, chunk.raw_length)} "
-            f"where the layout needs {wanted}",
-        )
-        _require(chunk.raw_length <= LIMITS.chunk_bytes, where, "the chunk is over the cap")
-        coded = chunk.length - added
-        _require(0 < coded <= chunk.raw_length, where, "wire bytes exceed raw bytes, or there are none")
-        _require(chunk.codec != "raw" or coded == chunk.raw_length, where, "a raw chunk has its raw length")
-        try:
-            Cid.from_bytes(chunk.cid)
-        except UsageError as error:
-            raise MalformedManifest(f"{where}: {error.message}", field=where) from error
-    _require(next(expected, None) is None, "chunks", "chunks are missing")
-    _check_predictor(manifest)
-    _check_divergence(manifest)
-    _check_fingerprint(manifest, added)
-    _require(life.issued < life.expires, "life", "it expires before it is issued")
-    _require(life.expires - life.issued <= LIMITS.life_seconds, "life", "the life is over the cap")
-    try:
-        PeerId.parse(manifest.publisher)
-        if life.supersedes is not None:
-            Cid.from_bytes(life.supersedes)
-    except UsageError as error:
-        raise MalformedManifest(error.message, field="publisher") from error
-
-
-def _check_predictor(manifest: Manifest) -> None:
-    predictive = any(chunk.codec == "predictive" for chunk in manifest.chunks)
-    _require(predictive == (manifest.predictor is not None), "predictor", "predictive chunks, and they alone, have one")
-    if manifest.predictor is not None:
-        _require(manifest.predictor.length <= LIMITS.predictor_bytes, "predictor", "the predictor is over the cap")
-        _check_file(manifest.predictor, "predictor")
-
-
-def _check_fingerprint(manifest: Manifest, added: int) -> None:
-    if manifest.fingerprint is not None:
-        wanted = fingerprint_length(manifest) + added
-        _require(
-            manifest.fingerprint.length == wanted, "fingerprint", f"a fingerprint of this layout has {wanted} bytes"
-        )
-        _check_file(manifest.fingerprint, "fingerprint")
-
-
-def _check_file(file: FileRef, field: str) -> None:
-    try:
-        Cid.from_bytes(file.cid)
-    except UsageError as error:
-        raise MalformedManifest(error.message, field=field) from error
-
-
 def fingerprint_length(manifest: Manifest) -> int:
     """Bytes of a fingerprint: for each 64 tokens, layer, and K or V, eight float16."""
     parts = -(-manifest.prefix.tokens // FINGERPRINT_TOKENS)
     return parts * len(manifest.layout.layers) * 2 * FINGERPRINT_WIDTH * 2
-
-
-def _check_divergence(manifest: Manifest) -> None:
-    inexact = any(chunk.codec in INEXACT for chunk in manifest.chunks)
-    told = manifest.divergence
-    _require(inexact == (told is not None), "divergence", "inexact chunks, and they alone, come with their divergence")
-    if told is not None:
-        within = told.steps <= LIMITS.probe_tokens and told.equal <= told.steps and told.first <= told.steps
-        _require(within, "divergence", "it counts more tokens than there are")
-
-
-def _check_layout(layout: Layout) -> None:
-    _require(layout.dtype in ITEM_BYTES, "layout.dtype", f"unknown dtype {layout.dtype[:40]!r}")
-    _require(layout.axes == AXES, "layout.axes", f"axis order is {layout.axes[:60]!r}, not {AXES}")
-    _require(0 < len(layout.layers) <= LIMITS.manifest_layers, "layout.layers", "no layers, or over the cap")
-    for index, layer in enumerate(layout.layers):
-        where = f"layout.layers[{index}]"
-        _require(layer.kind in ("full", "sliding"), where, f"unknown layer kind {layer.kind!r}")
-        _require((layer.kind == "sliding") == (layer.window is not None), where, "sliding layers have a window")
-        _require(max(layer.heads, layer.k_dim, layer.v_dim) <= 1 << 16, where, "a dimension is over the cap")
-    _require(bool(layout.runs) and all(layout.runs), "layout.runs", "a run is empty")
-    flat = [index for run in layout.runs for index in run]
-    _require(sorted(flat) == list(range(len(layout.layers))), "layout.runs", "runs are not a partition of the layers")
-    for run in layout.runs:
-        specs = {layout.layers[index] for index in run}
-        _require(len(specs) == 1, "layout.runs", "a run mixes layer kinds or shapes")
 
 
 def check_compatible(manifest: Manifest, identity: bytes, dtype: str) -> None:

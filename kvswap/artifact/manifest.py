@@ -1,7 +1,7 @@
 """The manifest, version 1, as typed values.  Field by field: `manifests/FORMAT.md`.
 
 A manifest says what was computed (model, document, prefix, layout, numerics), every chunk of it,
-until when it holds, and who says so.  `Manifest.parse` accepts only what `layout.check` proves
+until when it holds, and who says so.  `consistency.parse_manifest` accepts only what `consistency.check` proves
 consistent; nothing downstream checks shapes again.
 """
 
@@ -189,7 +189,7 @@ class Life(_Strict):
 
 
 class Manifest(_Strict):
-    """A whole manifest.  Build one with keyword arguments, or read one with `parse`."""
+    """A whole manifest.  Build one with keyword arguments, or read one with `consistency.parse_manifest`."""
 
     version: int
     model: ModelIdentity
@@ -211,27 +211,6 @@ class Manifest(_Strict):
         """The payload bytes to sign."""
         told = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
         return wire.pack_fields(told, _TOGETHER)
-
-    @classmethod
-    def parse(cls, payload: bytes, added: int = 0) -> Manifest:
-        """Read and check a payload.  Raises `MalformedManifest` naming the field.
-
-        `added`: bytes by which every file is longer than its codec made it, where it is sealed.
-        """
-        from kvswap.artifact import layout
-
-        if len(payload) > LIMITS.manifest_bytes:
-            raise MalformedManifest(f"a payload of {len(payload)} bytes is over the cap")
-        told = wire.fields(payload, items=LIMITS.manifest_items)
-        version = wire.decode(told["version"], int, at="version") if "version" in told else None
-        if version != VERSION:
-            raise MalformedManifest(f"manifest version {str(version)[:20]} is not {VERSION}", field="version")
-        for name in _ABSENT:
-            if name in told and bytes(told[name]) == _NULL:
-                raise MalformedManifest(f"{name} is there or absent, never null", field=name)
-        manifest = cls(**_fields_of(told))
-        layout.check(manifest, added)
-        return manifest
 
     @property
     def files(self) -> list[ChunkRef | FileRef]:
@@ -275,6 +254,23 @@ _TYPES = get_type_hints(Manifest, include_extras=True)
 _KNOWN = frozenset(_TYPES)
 _REQUIRED = tuple(field.name for field in msgspec.structs.fields(Manifest) if field.required)
 _TOGETHER = 512  # chunks that are decoded or encoded at a time: between two times other threads go on
+
+
+def decode_manifest(payload: bytes) -> Manifest:
+    """Return the manifest of a payload, each field by itself as it has to be.  Raises `MalformedManifest`.
+
+    Whether the fields agree with each other is not looked at: `consistency.parse_manifest` does both.
+    """
+    if len(payload) > LIMITS.manifest_bytes:
+        raise MalformedManifest(f"a payload of {len(payload)} bytes is over the cap")
+    told = wire.fields(payload, items=LIMITS.manifest_items)
+    version = wire.decode(told["version"], int, at="version") if "version" in told else None
+    if version != VERSION:
+        raise MalformedManifest(f"manifest version {str(version)[:20]} is not {VERSION}", field="version")
+    for name in _ABSENT:
+        if name in told and bytes(told[name]) == _NULL:
+            raise MalformedManifest(f"{name} is there or absent, never null", field=name)
+    return Manifest(**_fields_of(told))
 
 
 def _fields_of(told: dict[str, msgspec.Raw]) -> dict[str, Any]:

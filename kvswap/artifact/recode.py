@@ -13,7 +13,7 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.sealing import Seal
 from kvswap.artifact.tensors import EncodedChunk, Layers, by_layer, context_of, decode_chunk, encode_chunk
 from kvswap.codec import Part, Predictor
-from kvswap.codec.base import WORD
+from kvswap.codec.parts import WORD
 
 
 def recode(

@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from msgspec import Meta
 
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, MalformedManifest
@@ -83,7 +84,7 @@ class Seal:
 
     def open_manifest(self, sealed: Sealed) -> Manifest:
         """Raises `IntegrityError` or `MalformedManifest`."""
-        return Manifest.parse(self.open(MANIFEST, sealed.body), added=TAG_BYTES)
+        return parse_manifest(self.open(MANIFEST, sealed.body), added=TAG_BYTES)
 
 
 def open_file(file: ChunkRef | FileRef, place: Place, data: bytes, seal: Seal | None) -> bytes:

@@ -9,10 +9,12 @@
 True
 """
 
-from kvswap.codec.base import Codec, Part, decode, encode, get, names, raw_length, register
+from kvswap.codec.base import Codec, decode, encode, get, names, register
 from kvswap.codec.int8 import Int8
+from kvswap.codec.parts import Part, raw_length
 from kvswap.codec.planes import Planes
-from kvswap.codec.predictive import Context, Predictive, Predictor
+from kvswap.codec.predictive import Predictive, Predictor
+from kvswap.codec.predictive.context import Context
 from kvswap.codec.raw import Raw
 
 register(Raw())

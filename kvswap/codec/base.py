@@ -18,23 +18,11 @@ Contract of a codec:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from kvswap.core.errors import Incompatible, IntegrityError
-
-if TYPE_CHECKING:
-    from kvswap.codec.predictive import Context
-
-Part = npt.NDArray[np.unsignedinteger[Any]]
-
-WORD: dict[str, type[np.unsignedinteger[Any]]] = {
-    "bfloat16": np.uint16,
-    "float16": np.uint16,
-    "float32": np.uint32,
-}
+from kvswap.codec.parts import Part, check_parts, raw_length
+from kvswap.codec.predictive.context import Context
+from kvswap.core.errors import Incompatible
 
 
 class Codec(Protocol):
@@ -81,11 +69,6 @@ def get(name: str) -> Codec:
         ) from None
 
 
-def raw_length(parts: Sequence[Part]) -> int:
-    """Bytes of the parts without any coding."""
-    return sum(part.nbytes for part in parts)
-
-
 def encode(parts: Sequence[Part], dtype: str, name: str, context: Context | None = None) -> tuple[str, bytes]:
     """Encode with the named codec, or a plainer one where that does not help.  Returns (id used, bytes).
 
@@ -113,40 +96,3 @@ def decode(
     """Decode into `parts`.  Raises `Incompatible` (unknown codec) or `IntegrityError`."""
     check_parts(parts, dtype)
     get(name).decode(wire, parts, dtype, context)
-
-
-def narrowed(parts: Sequence[Part], narrow: str) -> list[Part] | None:
-    """float32 parts as bfloat16 or float16; None unless every bit comes back from `widened`."""
-    out: list[Part] = []
-    words: npt.NDArray[Any]
-    for part in parts:
-        if narrow == "bfloat16":
-            words = (part >> 16).astype(np.uint16)
-        else:
-            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                words = part.view(np.float32).astype(np.float16).view(np.uint16)
-        if not np.array_equal(widened(words, narrow), part):
-            return None
-        out.append(words)
-    return out
-
-
-def widened(words: npt.NDArray[Any], narrow: str) -> Part:
-    """Bit patterns of bfloat16 or float16 as those of float32."""
-    out: Part
-    if narrow == "bfloat16":
-        out = np.left_shift(words, 16, dtype=np.uint32)
-    else:
-        with np.errstate(invalid="ignore"):
-            out = np.ascontiguousarray(words).view(np.float16).astype(np.float32).view(np.uint32)
-    return out
-
-
-def check_parts(parts: Sequence[Part], dtype: str) -> None:
-    """Refuse a dtype or a shape that no codec is specified for."""
-    word = WORD.get(dtype)
-    if word is None:
-        raise Incompatible(f"dtype {dtype!r} has no codec", field="dtype")
-    for part in parts:
-        if part.ndim != 3 or part.dtype != word or part.shape[1] != parts[0].shape[1]:
-            raise IntegrityError(f"a part of shape {part.shape} and type {part.dtype} is not a [head, token, dim] view")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvswap.codec.base import Part, widened
+from kvswap.codec.parts import Part, widened
 from kvswap.core.errors import IntegrityError
 
 _HEADER = struct.Struct("<BBH")

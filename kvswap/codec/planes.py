@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from kvswap.codec.base import Part
+from kvswap.codec.parts import Part
 from kvswap.core.errors import IntegrityError
 
 _HEADER = struct.Struct("<BBBBIII")

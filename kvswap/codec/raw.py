@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvswap.codec.base import Part, raw_length
+from kvswap.codec.parts import Part, raw_length
 from kvswap.core.errors import IntegrityError
 
 

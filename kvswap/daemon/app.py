@@ -37,9 +37,9 @@ from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.trust_api import TrustApi
 from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
-from kvswap.exchange.answer import answer
+from kvswap.exchange.ask import answer
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.predictors import train
+from kvswap.exchange.node.predictors import train
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Progress

@@ -15,10 +15,10 @@ from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, Us
 from kvswap.core.limits import LIMITS
 from kvswap.daemon.requests import beginning_of, body_of, stream
 from kvswap.exchange import Node
-from kvswap.exchange.engines import Computed, publish_computed
-from kvswap.exchange.making import EVENTS
 from kvswap.exchange.model_port import OnEvent
 from kvswap.exchange.prefix import fetch_beginning, known_beginnings, longest_beginning
+from kvswap.exchange.publish_computed import Computed, publish_computed
+from kvswap.exchange.publishing.ingest import EVENTS
 from kvswap.exchange.request import Progress
 from kvswap.worker import protocol
 

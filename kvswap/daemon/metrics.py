@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from kvswap.daemon.supervisor import ModelProcess
-from kvswap.exchange.node import Node
+from kvswap.exchange.node.node import Node
 
 
 class _NodeCollector(Collector):

@@ -28,8 +28,9 @@ from kvswap.daemon.app import Api
 from kvswap.daemon.memory import few_arenas
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.watch import Watch
-from kvswap.exchange import Node, heard
-from kvswap.exchange.node import peer_of
+from kvswap.exchange import Node
+from kvswap.exchange.node.node import peer_of
+from kvswap.exchange.verification import waiting
 from kvswap.net import Transport
 from kvswap.store import Home, Store
 from kvswap.trust import PolicyFile
@@ -95,7 +96,7 @@ async def _look_after(node: Node, home: Home) -> None:
     def attend() -> None:
         home.attend()
         node.store.attend()
-        heard.attend(node)
+        waiting.attend(node)
 
     await forever("store", lambda: asyncio.to_thread(attend), node.problems, pause=_ATTEND_SECONDS)
 

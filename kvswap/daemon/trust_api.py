@@ -10,8 +10,9 @@ from kvswap.core.documents import check_written
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import PeerId, parse_reference
 from kvswap.daemon.requests import body_of, optional_of, send_rows, text_of
-from kvswap.exchange import Node, audits
-from kvswap.exchange.heads import rotate, withdraw
+from kvswap.exchange import Node
+from kvswap.exchange.verification import audits
+from kvswap.exchange.verification.heads import rotate, withdraw
 from kvswap.trust import Group
 
 

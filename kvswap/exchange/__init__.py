@@ -4,8 +4,8 @@
 renders, and nothing here knows HTTP.
 """
 
-from kvswap.exchange.events import EventLog
 from kvswap.exchange.model_port import ModelPort
-from kvswap.exchange.node import Node
+from kvswap.exchange.node.events import EventLog
+from kvswap.exchange.node.node import Node
 
 __all__ = ["EventLog", "ModelPort", "Node"]

@@ -14,14 +14,14 @@ from typing import Any
 from kvswap.artifact.layout import needed_files
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
-from kvswap.exchange.claims import require_text, say_claims
-from kvswap.exchange.node import Node
-from kvswap.exchange.plan import Planned, best, judge, measure_beside, not_worth_it
+from kvswap.exchange.discovery.resolve import Resolved, own_model, resolve, use
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.planning.decision import Planned, best, judge, measure_beside, not_worth_it
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.resolve import Resolved, own_model, resolve, use
 from kvswap.exchange.transfer.bring import bring
-from kvswap.exchange.transfer.engine import Transfer
+from kvswap.exchange.transfer.downloader import Transfer
 from kvswap.exchange.transfer.sources import approach
+from kvswap.exchange.verification.claims import require_text, say_claims
 from kvswap.exchange.verify import settle, verification
 from kvswap.trust import Statement
 

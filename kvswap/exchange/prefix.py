@@ -18,13 +18,13 @@ from kvswap.artifact.layout import needed_files
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
-from kvswap.exchange.candidates import Candidate, Envelopes, in_turns
-from kvswap.exchange.find import Offer, ask_these
+from kvswap.exchange.discovery.candidates import Candidate, Envelopes, in_turns
+from kvswap.exchange.discovery.lookup import Offer, ask_these
+from kvswap.exchange.discovery.resolve import Wanted, judge_envelope, use
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.node import AGENT, Node
-from kvswap.exchange.plan import Planned, plan_chunks
+from kvswap.exchange.node.node import AGENT, Node
+from kvswap.exchange.planning.decision import Planned, plan_chunks
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.resolve import Wanted, judge_envelope, use
 from kvswap.exchange.transfer.bring import bring
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Names, Statement

@@ -8,12 +8,12 @@ from typing import Any
 from kvswap.core.errors import Incompatible, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan, beside_host
-from kvswap.exchange.hosts import hosted
-from kvswap.exchange.node import Node
-from kvswap.exchange.plan import best, best_link, calibrate, decide_here, prices
+from kvswap.exchange.discovery.resolve import own_model, resolve
+from kvswap.exchange.host_reads import hosted
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.planning.decision import best, best_link, calibrate, decide_here, prices
 from kvswap.exchange.prefix import beginning_of, plan_beginning
 from kvswap.exchange.request import STRICT, Terms
-from kvswap.exchange.resolve import own_model, resolve
 
 
 async def plan_reference(

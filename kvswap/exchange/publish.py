@@ -34,14 +34,14 @@ from kvswap.core.errors import KvswapError, UsageError
 from kvswap.core.ids import Cid, document_digest
 from kvswap.core.settings import CODECS
 from kvswap.core.text import printable
-from kvswap.exchange.heads import superseded, withdraw_rows
-from kvswap.exchange.making import Made, Run, make
 from kvswap.exchange.model_port import ModelChoice, OnEvent
-from kvswap.exchange.node import Node
-from kvswap.exchange.predictors import own as own_predictor
-from kvswap.exchange.predictors import path as predictor_path
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.node.predictors import own as own_predictor
+from kvswap.exchange.node.predictors import path as predictor_path
+from kvswap.exchange.publishing.ingest import Made, Run, make
 from kvswap.exchange.request import Progress, silent
-from kvswap.exchange.statement import new_life, reusable
+from kvswap.exchange.verification.heads import superseded, withdraw_rows
+from kvswap.exchange.verification.statement import new_life, reusable
 from kvswap.trust import Group, Names, Statement
 from kvswap.trust.groups import OPEN
 

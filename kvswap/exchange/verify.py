@@ -20,14 +20,14 @@ from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.exchange import audits, heads
-from kvswap.exchange.agreement import Agreed, accused, agree, marks_of_others
-from kvswap.exchange.claims import require_text
+from kvswap.exchange.discovery.fingerprints import Agreed, accused, agree, marks_of_others
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.node import Node
-from kvswap.exchange.outcomes import conclude, dispute, is_own, reasons_against, settled
-from kvswap.exchange.own import look_at_own
+from kvswap.exchange.node.node import Node
 from kvswap.exchange.request import Progress, silent
+from kvswap.exchange.verification import audits, heads
+from kvswap.exchange.verification.claims import require_text
+from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, reasons_against, settled
+from kvswap.exchange.verification.own import look_at_own
 from kvswap.trust import Statement, verify_envelope
 from kvswap.trust.accusation import accuses, claims
 from kvswap.trust.ladder import Ladder, Level, Step, due, from_pipe

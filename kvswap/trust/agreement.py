@@ -19,7 +19,7 @@ class Agreement:
 
     @property
     def agreeing(self) -> int:
-        """Return how many made the same; it is no vote (see `exchange.agreement`)."""
+        """Return how many made the same; it is no vote (see `exchange.discovery.fingerprints`)."""
         return sum(score <= MARGIN for score in self.scores.values())
 
 

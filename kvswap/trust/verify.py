@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvswap.artifact import sealing
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.sealing import Seal, Sealed
 from kvswap.core.errors import NotAMember, Untrusted
@@ -54,7 +55,7 @@ def read_statement(data: bytes, keys: Keys = no_keys) -> Statement:
     """
     if kind_of(data) != sealing.KIND:
         signer, payload = open_signed(data)
-        manifest = Manifest.parse(payload)
+        manifest = parse_manifest(payload)
         require_signer(signer, manifest.publisher, "publisher")
         return Statement(Cid.of(payload), manifest, data)
     signer, payload = open_signed(data, sealing.KIND)

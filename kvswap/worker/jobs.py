@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvswap.artifact import chain, layout
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.core import wire
 from kvswap.core.errors import Interrupted, InvalidDocument, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
@@ -177,7 +178,6 @@ class Jobs:
         `manifest` is not signed yet; `key` opens the chunks where they are sealed.
         """
         from kvswap.artifact.assembly import load
-        from kvswap.artifact.manifest import Manifest
         from kvswap.artifact.sealing import TAG_BYTES, Seal
         from kvswap.model.cache import build_cache, new_cache
         from kvswap.model.prefill import canonical_prefill, check_length, check_reach
@@ -185,7 +185,7 @@ class Jobs:
 
         loaded, source = self.loaded, _files(chunks)
         seal = Seal(key) if key is not None else None
-        made = Manifest.parse(manifest, added=TAG_BYTES if seal is not None else 0)
+        made = parse_manifest(manifest, added=TAG_BYTES if seal is not None else 0)
         layout.check_compatible(made, loaded.identity.digest, loaded.dtype)
         question, position = loaded.tokenize_continuation(PROBE_TEXT), made.prefix.tokens
         check_reach(loaded, position, len(question) + STEPS, made.prefix.block_tokens)

@@ -14,7 +14,7 @@ import torch
 from kvswap.artifact import dsse
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError
-from kvswap.exchange.agreement import Mark, agree
+from kvswap.exchange.discovery.fingerprints import Mark, agree
 from kvswap.trust import read_statement
 from kvswap.trust.accusation import accuses, unusable
 from kvswap.trust.ladder import Ladder, Level, Step

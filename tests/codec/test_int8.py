@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvswap import codec
 from kvswap.artifact.manifest import INEXACT
-from kvswap.codec.base import narrowed, widened
+from kvswap.codec.parts import narrowed, widened
 from kvswap.core.errors import IntegrityError
 
 NAMES = ("int8", "int8-channel")

@@ -30,9 +30,9 @@ ALLOWED = {
     "worker/__main__.py": {"main": "the process", "beat": "sends nothing that can fail but to a node that is gone"},
     "worker/training.py": {"make": "one job"},
     "worker/hybrid.py": {"_go": "one job"},
-    "exchange/hybrid.py": {"_tell_rate": "one transfer"},
-    "exchange/events.py": {"follow": "one follower"},
-    "exchange/transfer/engine.py": {
+    "exchange/transfer/hybrid.py": {"_tell_rate": "one transfer"},
+    "exchange/node/events.py": {"follow": "one follower"},
+    "exchange/transfer/downloader.py": {
         "_look_again": "one transfer, which ends with its error",
         "_refresh": "one peer of a transfer, which ends with its error",
         "_show": "one transfer, which ends with its error",

@@ -12,7 +12,7 @@ import pytest
 from kvswap.artifact.manifest import FileRef
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
-from kvswap.exchange.agreement import marks_of_others
+from kvswap.exchange.discovery.fingerprints import marks_of_others
 from kvswap.net import messages
 from tests.exchange.peers import Peer, found, has_nothing, promising
 from tests.exchange.test_fetch import world

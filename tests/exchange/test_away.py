@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kvswap.exchange import Node
-from kvswap.exchange.find import find
-from kvswap.exchange.hearsay import RECORDS, Hearsay
+from kvswap.exchange.discovery.lookup import find
+from kvswap.exchange.node.hearsay import RECORDS, Hearsay
 from kvswap.net import PeerAddress, messages
 from kvswap.net.dialling import JUDGED
 from kvswap.net.memory import MemoryTransport

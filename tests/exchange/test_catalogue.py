@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvswap.exchange.catalogue import Catalogues, OwnCatalogue, holds, longest, pack_keys
+from kvswap.exchange.node.catalogue import Catalogues, OwnCatalogue, holds, longest, pack_keys
 from kvswap.net import messages
 from tests.support import make_artifact, stock
 

@@ -132,8 +132,8 @@ def test_an_unproved_difference_condemns_nobody(tmp_path: Path) -> None:
 
 def test_a_beginning_of_a_strangers_artifact_is_not_used(tmp_path: Path) -> None:
     """Of strangers what was verified whole; a part of it cannot be."""
+    from kvswap.exchange.discovery.resolve import Wanted
     from kvswap.exchange.prefix import longest_beginning
-    from kvswap.exchange.resolve import Wanted
 
     async def body() -> None:
         async with world(tmp_path) as w:

@@ -13,7 +13,7 @@ from kvswap.artifact.layout import needed
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
-from kvswap.exchange.answer import answer
+from kvswap.exchange.ask import answer
 from kvswap.exchange.request import STRICT
 from kvswap.store.files import chunk_path, chunk_reader
 from kvswap.trust import one_key, read_statement

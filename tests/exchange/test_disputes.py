@@ -20,14 +20,14 @@ from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import IntegrityError, KvswapError, Untrusted
 from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange import Node
-from kvswap.exchange.answer import answer
+from kvswap.exchange.ask import answer
+from kvswap.exchange.discovery.lookup import find
+from kvswap.exchange.discovery.resolve import Wanted
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.find import find
-from kvswap.exchange.heads import own_head
 from kvswap.exchange.prefix import longest_beginning
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Terms
-from kvswap.exchange.resolve import Wanted
+from kvswap.exchange.verification.heads import own_head
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model.recompute import differences
 from kvswap.net import messages

@@ -10,7 +10,7 @@ import pytest
 
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible
-from kvswap.exchange.engines import Computed, publish_computed
+from kvswap.exchange.publish_computed import Computed, publish_computed
 from kvswap.model.load import load_model
 from tests.attacks.kit import Scene, forge
 from tests.exchange.modelled import RealModel

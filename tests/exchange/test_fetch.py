@@ -17,8 +17,9 @@ import msgspec
 import pytest
 
 from kvswap.artifact import dsse
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.layout import needed
-from kvswap.artifact.manifest import Divergence, LayerSpec, Manifest
+from kvswap.artifact.manifest import Divergence, LayerSpec
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -37,17 +38,17 @@ from kvswap.core.ids import Cid
 from kvswap.core.settings import Settings
 from kvswap.cost import Calibration, Objective
 from kvswap.exchange import Node
+from kvswap.exchange.discovery.lookup import find
+from kvswap.exchange.discovery.resolve import Wanted, resolve
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.find import find
-from kvswap.exchange.heads import hear_heads
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.exchange.plan import best
+from kvswap.exchange.planning.decision import best
 from kvswap.exchange.prefix import fetch_beginning, longest_beginning, plan_beginning
 from kvswap.exchange.request import Terms
-from kvswap.exchange.resolve import Wanted, resolve
 from kvswap.exchange.serving import answers as serving
-from kvswap.exchange.statement import list_artifact
-from kvswap.exchange.transfer import engine
+from kvswap.exchange.transfer import downloader
+from kvswap.exchange.verification.heads import hear_heads
+from kvswap.exchange.verification.statement import list_artifact
 from kvswap.net import PeerAddress, messages
 from kvswap.net.client import session
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
@@ -633,7 +634,7 @@ def test_who_has_it_whole_is_asked_for_chunks_at_once(tmp_path: Path, monkeypatc
 
     async def body() -> None:
         kinds = heard(monkeypatch)
-        monkeypatch.setattr(engine, "_JOIN_SECONDS", 60.0)
+        monkeypatch.setattr(downloader, "_JOIN_SECONDS", 60.0)
         async with world(tmp_path) as w:
             made = make_artifact(tokens=100)
             a, b = await w.node(bulk=True), await w.node(bulk=True)
@@ -800,7 +801,7 @@ def test_what_is_signed_has_no_control_characters(where: str, text: str, tmp_pat
 
 
 def test_a_label_with_control_characters_stays_readable_and_is_not_signed_again(tmp_path: Path) -> None:
-    from kvswap.exchange.statement import sign
+    from kvswap.exchange.verification.statement import sign
 
     made = make_artifact(tokens=64)
     bad = msgspec.structs.replace(made.manifest, model=msgspec.structs.replace(made.manifest.model, label="a\x1bb"))
@@ -808,7 +809,7 @@ def test_a_label_with_control_characters_stays_readable_and_is_not_signed_again(
     async def body() -> None:
         async with world(tmp_path) as w:
             node = await w.node()
-            assert Manifest.parse(bad.encode()).model.label == "a\x1bb"
+            assert parse_manifest(bad.encode()).model.label == "a\x1bb"
             with pytest.raises(UsageError):
                 sign(node, bad)
 
@@ -880,11 +881,11 @@ def test_own_trouble_is_never_told_as_a_peers(
             made = make_artifact(a.publisher if place == "hearing" else None, tokens=100)  # then a head comes along
             w.give(a, made)
             if place == "hearing":
-                monkeypatch.setattr("kvswap.exchange.find.hear_heads", fail)
+                monkeypatch.setattr("kvswap.exchange.discovery.lookup.hear_heads", fail)
             elif place == "writing":
                 monkeypatch.setattr(b.store, "put_chunk", fail)
             elif place == "judging":
-                monkeypatch.setattr("kvswap.exchange.resolve.require_current", fail)
+                monkeypatch.setattr("kvswap.exchange.discovery.resolve.require_current", fail)
             else:
                 monkeypatch.setattr(b.store, "missing", fail)
             with pytest.raises(Exception) as caught:
@@ -915,7 +916,7 @@ def test_a_disk_that_does_not_take_what_came_along_ends_no_fetch(
             a, b = await w.node(), await w.node()
             w.give(a, made := make_artifact(a.publisher, tokens=100))  # so a head comes along
             b.policy.add(made.manifest.publisher)
-            monkeypatch.setattr("kvswap.exchange.find.hear_heads", fail)
+            monkeypatch.setattr("kvswap.exchange.discovery.lookup.hear_heads", fail)
             assert str((await fetch(b, DOCUMENT)).statement.artifact) == made.id
             assert "heard" in b.problems
             blamed(b, a)

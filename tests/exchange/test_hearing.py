@@ -14,11 +14,11 @@ from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.audits import audits_of, coverage, hear_audits, listed, refuse_if_failed
+from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.heads import freshness, heads_of, hear_heads, own_head, withdraw
-from kvswap.exchange.outcomes import refuse_withheld
-from kvswap.exchange.resolve import resolve
+from kvswap.exchange.verification.audits import audits_of, coverage, hear_audits, listed, refuse_if_failed
+from kvswap.exchange.verification.heads import freshness, heads_of, hear_heads, own_head, withdraw
+from kvswap.exchange.verification.outcomes import refuse_withheld
 from kvswap.store import AuditRow, Outcome
 from kvswap.trust import PolicyFile
 from kvswap.trust import audit as audits

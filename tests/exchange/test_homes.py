@@ -79,7 +79,7 @@ def test_an_index_that_is_damaged_or_gone_is_made_anew_from_the_disk(
     if first == "later":
         with opened(home) as node:
             made = make_artifact(node.publisher, seed=77, text=b"made later")
-            from kvswap.exchange.statement import list_artifact
+            from kvswap.exchange.verification.statement import list_artifact
 
             for cid, data in made.chunks.items():
                 node.store.put_chunk(data, cid)

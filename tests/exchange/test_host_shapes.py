@@ -19,8 +19,8 @@ from kvswap.core.errors import KvswapError, PeerError, Unexpected
 from kvswap.core.ids import document_digest
 from kvswap.core.upkeep import Problems
 from kvswap.cost import Calibration, Objective, Option
-from kvswap.exchange.events import EventLog
-from kvswap.exchange.hosts import Hosted, ask_host, hosted
+from kvswap.exchange.host_reads import Hosted, ask_host, hosted
+from kvswap.exchange.node.events import EventLog
 from kvswap.net.hosts import Hosts
 from kvswap.net.reads import HostConnection, Invitation
 from tests.trust.test_hosting import HOST, offer, sign_offer

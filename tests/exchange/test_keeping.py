@@ -13,10 +13,10 @@ import pytest
 from kvswap.core import upkeep
 from kvswap.core.errors import P2pDown
 from kvswap.core.ids import Cid
-from kvswap.exchange import keeping
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.keeping import Announcing
-from kvswap.exchange.node import document_key
+from kvswap.exchange.node.node import document_key
+from kvswap.exchange.serving import upkeep as keeping
+from kvswap.exchange.serving.upkeep import Announcing
 from kvswap.net import Unreachable
 from tests.exchange.test_fetch import World, world
 from tests.support import key, make_artifact, run
@@ -226,7 +226,7 @@ def test_when_all_was_told_to_all_it_is_quiet(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_withdrawal_does_not_wait_for_a_network_that_answers_nothing(tmp_path: Path) -> None:
-    from kvswap.exchange.heads import withdraw
+    from kvswap.exchange.verification.heads import withdraw
     from tests.support import key
 
     async def body() -> None:

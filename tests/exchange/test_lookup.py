@@ -15,13 +15,13 @@ from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange import Node
-from kvswap.exchange import find as finding
-from kvswap.exchange import resolve as resolving
-from kvswap.exchange.catalogue import pack_keys
-from kvswap.exchange.find import find
+from kvswap.exchange.discovery import lookup as finding
+from kvswap.exchange.discovery import resolve as resolving
+from kvswap.exchange.discovery.lookup import find
+from kvswap.exchange.discovery.resolve import Wanted, resolve
+from kvswap.exchange.node.catalogue import pack_keys
 from kvswap.exchange.prefix import longest_beginning
 from kvswap.exchange.request import Terms
-from kvswap.exchange.resolve import Wanted, resolve
 from kvswap.net import Announcement, PeerAddress, messages
 from kvswap.net.memory import MemoryTransport
 from kvswap.store import Outcome

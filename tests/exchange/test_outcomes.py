@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvswap.core.errors import IntegrityError, Untrusted
-from kvswap.exchange.outcomes import conclude, dispute, is_own, reasons_against, refuse_withheld, settled
+from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, reasons_against, refuse_withheld, settled
 from kvswap.store import Outcome, Records
 from kvswap.trust.ladder import ALWAYS, PROOF_RULES, RULES, STRANGER, Ladder, Level, Step
 from tests.support import key, make_artifact

@@ -10,12 +10,14 @@ import msgspec
 import pytest
 
 from kvswap.artifact import manifest as manifest_
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.manifest import Manifest
 from kvswap.core import wire
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.making import Made, make
+from kvswap.exchange.discovery.resolve import judge_envelope
+from kvswap.exchange.publishing.ingest import Made, make
 from kvswap.exchange.request import silent
-from kvswap.exchange.resolve import judge_envelope
+from kvswap.trust import verify as verifying
 from tests.exchange.test_fetch import world
 from tests.support import FULL, make_artifact, run
 
@@ -26,13 +28,13 @@ def test_a_large_manifest_is_judged_beside_the_loop(tmp_path: Path, monkeypatch:
     small = make_artifact(tokens=9)
     assert len(small.statement.envelope) < LIMITS.inline_envelope_bytes < len(large.statement.envelope)
     threads: list[int] = []
-    real = Manifest.parse.__func__  # type: ignore[attr-defined]
+    real = verifying.parse_manifest
 
-    def parse(cls: Any, *given: Any) -> Any:
+    def parse(*given: Any) -> Any:
         threads.append(threading.get_ident())
-        return real(cls, *given)
+        return real(*given)
 
-    monkeypatch.setattr(Manifest, "parse", classmethod(parse))
+    monkeypatch.setattr(verifying, "parse_manifest", parse)
 
     async def body() -> None:
         async with world(tmp_path) as w:
@@ -56,7 +58,7 @@ def test_chunks_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
         return out
 
     monkeypatch.setattr(wire, "decode", decode)
-    assert Manifest.parse(made.encode()) == made
+    assert parse_manifest(made.encode()) == made
     assert max(s for s in sizes if s != len(made.prefix.chain)) <= manifest_._TOGETHER
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from kvswap.core.errors import P2pDown
 from kvswap.exchange import Node
-from kvswap.exchange import find as finding
+from kvswap.exchange.discovery import lookup as finding
 from kvswap.net import Announcement, messages
 from kvswap.trust.head import make_head
 from tests.exchange.peers import Peer, never
@@ -85,7 +85,7 @@ def test_a_withdrawal_waits_for_no_silent_peers(tmp_path: Path, liars: int) -> N
 def test_who_has_no_word_of_the_publisher_is_left_alone_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gives: str
 ) -> None:
-    monkeypatch.setattr("kvswap.exchange.spoken._SLOW_SECONDS", 0.0 if "late" in gives else 60.0)
+    monkeypatch.setattr("kvswap.exchange.discovery.spoken._SLOW_SECONDS", 0.0 if "late" in gives else 60.0)
 
     async def body() -> None:
         async with world(tmp_path) as w:

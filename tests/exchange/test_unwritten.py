@@ -15,12 +15,12 @@ from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
 from kvswap.cost import Plan
 from kvswap.exchange import Node
-from kvswap.exchange import answer as answering
-from kvswap.exchange.answer import answer
-from kvswap.exchange.audits import hear_audits, refuse_if_failed
-from kvswap.exchange.heads import hear_heads
-from kvswap.exchange.heard import attend
-from kvswap.exchange.resolve import resolve
+from kvswap.exchange import ask as answering
+from kvswap.exchange.ask import answer
+from kvswap.exchange.discovery.resolve import resolve
+from kvswap.exchange.verification.audits import hear_audits, refuse_if_failed
+from kvswap.exchange.verification.heads import hear_heads
+from kvswap.exchange.verification.waiting import attend
 from kvswap.store import Records
 from kvswap.trust.audit import FAILED
 from kvswap.trust.head import make_head
@@ -112,7 +112,7 @@ def test_what_is_kept_meanwhile_is_bounded(tmp_path: Path) -> None:
     assert records.head("trusted") == (7, b"t") and records.head("flood 4999") == (1, b"s" * 100)
     again()
     records.attend()
-    assert len(records.unwritten.heads) == 0 and "heard" in problems  # which `heard.attend` clears
+    assert len(records.unwritten.heads) == 0 and "heard" in problems  # which `waiting.attend` clears
     records.close()
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from kvswap.artifact import dsse, sealing
-from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.codec import decode, predictive
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid, PeerId, parse_reference
-from kvswap.exchange.catalogue import holds
+from kvswap.exchange.node.catalogue import holds
 from kvswap.net import messages
 from kvswap.net.bulk import Tokens
 from kvswap.net.reads import Invitation
@@ -122,8 +122,8 @@ def group_key(data: bytes) -> None:
 @target("manifest", _payloads)
 def manifest(data: bytes) -> None:
     """The payload by itself: what a publisher with a valid signature can send."""
-    parsed = Manifest.parse(data)
-    assert Manifest.parse(parsed.encode()) == parsed
+    parsed = parse_manifest(data)
+    assert parse_manifest(parsed.encode()) == parsed
     parsed.to_json()
 
 

@@ -259,6 +259,6 @@ def test_every_address_that_the_exchange_hands_on_names_its_teller() -> None:
             if made and len(call.args) == 2 and not any(k.arg == "teller" for k in call.keywords):
                 by_hand.append(f"{path.relative_to(ROOT)}: {ast.unparse(call)}")
     assert by_hand == [
-        "kvswap/exchange/keeping.py: PeerAddress(peer, (address,))",  # bootstrap
+        "kvswap/exchange/serving/upkeep.py: PeerAddress(peer, (address,))",  # bootstrap
         "kvswap/net/memory.py: PeerAddress(p, tuple(self._network.nodes[p].addresses()))",  # nothing is dialled
     ]

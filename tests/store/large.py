@@ -16,7 +16,7 @@ import msgspec
 from kvswap.artifact import dsse
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
-from kvswap.exchange.statement import listing_of
+from kvswap.exchange.verification.statement import listing_of
 from kvswap.store import Listing, Store
 from kvswap.store.files import chunk_path
 from kvswap.store.rebuild import list_artifact

@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from kvswap.artifact import dsse
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.manifest import Manifest
 from kvswap.core import wire
 from kvswap.core.ids import Cid
@@ -126,7 +127,7 @@ class Shelf:
             "life": {"issued": now, "expires": now + 100_000, "sequence": 1, "supersedes": None},
             "publisher": str(key().peer_id),
         }
-        manifest = Manifest.parse(wire.pack(fields))
+        manifest = parse_manifest(wire.pack(fields))
         return Artifact(text, dsse.seal(manifest.encode(), manifest.publisher, key().sign), manifest)
 
     def _once(self, name: Any, make: Any) -> Any:

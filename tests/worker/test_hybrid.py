@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvswap.artifact import chain, dsse, layout
+from kvswap.artifact import chain, consistency, dsse, layout
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, Interrupted, PeerError
 from kvswap.core.limits import LIMITS
@@ -57,7 +57,7 @@ class Feeder:
         own = {n: getattr(made.manifest, n) for n in made.manifest.__struct_fields__}
         fields = own | {"prefix": prefix, "numerics": loaded.numerics()} | fields
         self.manifest = Manifest(**(fields | {"model": loaded.identity}))
-        layout.check(self.manifest)
+        consistency.check(self.manifest)
         self.chunks = made.chunks
         self.envelope = dsse.seal(self.manifest.encode(), self.manifest.publisher, key().sign)
         self.units = layout.units(self.manifest)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from kvswap.artifact import dsse
+from kvswap.artifact import consistency, dsse
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible, Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
@@ -106,7 +107,7 @@ def test_an_inexact_artifact_says_what_it_does_to_the_answers(tiny_models: dict[
         now = int(time.time())
         fields |= {k: v for k, v in result.items() if k in ("probe", "tensors", "divergence")} | {"chunks": refs}
         life = {"issued": now, "expires": now + 1000, "sequence": 1, "supersedes": None}
-        return Manifest.parse(wire.pack(fields | {"version": 1, "life": life, "publisher": str(key().peer_id)}))
+        return parse_manifest(wire.pack(fields | {"version": 1, "life": life, "publisher": str(key().peer_id)}))
 
     def sealed(manifest: Manifest) -> bytes:
         return dsse.seal(manifest.encode(), manifest.publisher, key().sign)
@@ -163,7 +164,6 @@ def test_a_cancelled_job_stops_at_the_next_block(tiny_models: dict[str, Path]) -
 def test_answers_from_a_partial_artifact_equal_those_of_a_whole_prefill(
     tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    from kvswap.artifact import layout
     from kvswap.store.files import ChunkFiles
 
     made = jobs(tiny_models["gemma3"])
@@ -173,7 +173,7 @@ def test_answers_from_a_partial_artifact_equal_those_of_a_whole_prefill(
     fields = {n: getattr(published.manifest, n) for n in published.manifest.__struct_fields__}
     fields["model"] = loaded.identity
     manifest = type(published.manifest)(**fields)
-    layout.check(manifest)
+    consistency.check(manifest)
     from tests.support import key
 
     envelope = dsse.seal(manifest.encode(), manifest.publisher, key().sign)

@@ -9,7 +9,7 @@ import pytest
 from kvswap.artifact.manifest import LayerSpec
 from kvswap.codec import predictive
 from kvswap.core.errors import Incompatible
-from kvswap.exchange import predictors
+from kvswap.exchange.node import predictors
 from kvswap.model.load import LoadedModel
 from kvswap.worker.training import frequent_tokens, make, texts, worthwhile
 

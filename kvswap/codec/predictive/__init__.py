@@ -11,7 +11,8 @@ write those; `codec` walks through the layers.  `plain` is each step in numpy, `
 where that was built; `train` makes predictors and `serial` reads and writes them.
 """
 
-from kvswap.codec.predictive.codec import BACKENDS, Context, Predictive, decode, encode
+from kvswap.codec.predictive.codec import BACKENDS, Predictive, decode, encode
+from kvswap.codec.predictive.context import Context
 from kvswap.codec.predictive.predictor import Predictor, Stack
 from kvswap.codec.predictive.serial import dump, load
 

@@ -29,10 +29,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvswap.codec.base import Part, narrowed, widened
+from kvswap.codec.parts import Part, narrowed, widened
 from kvswap.codec.predictive import fast, memory, plain
 from kvswap.codec.predictive.buckets import FORMATS, Format
-from kvswap.codec.predictive.predictor import Predictor, Stack, Tensor, Turns
+from kvswap.codec.predictive.context import Context
+from kvswap.codec.predictive.predictor import Stack, Tensor, Turns
 from kvswap.core.errors import Incompatible, IntegrityError
 
 Array = npt.NDArray[Any]
@@ -40,17 +41,6 @@ Ints = npt.NDArray[np.int64]
 BACKENDS: dict[str, ModuleType] = {"plain": plain, **({"fast": fast} if fast.AVAILABLE else {})}
 BEST = BACKENDS["fast" if fast.AVAILABLE else "plain"]
 Coder = Callable[[int, Tensor, Array, Array], Array]  # number of the part, tensor, mu, token factor -> words
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a chunk is coded against."""
-
-    predictor: Predictor
-    stack: Stack
-    place: int  # in the stack, of the first layer of the chunk
-    before: Sequence[Part]  # K and V of the layers just before it in the stack, of these tokens
-    start: int  # position of the first token
 
 
 @dataclass(frozen=True, slots=True)

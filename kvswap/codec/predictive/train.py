@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvswap.codec.base import Part
+from kvswap.codec.parts import Part
 from kvswap.codec.predictive import buckets, codec, memory, plain, rans
+from kvswap.codec.predictive.context import Context
 from kvswap.codec.predictive.predictor import (
     FEATURE,
     FEATURE_SHIFT,
@@ -236,7 +237,7 @@ class Trainer:
                 out.append((number, words, mu, factor))
                 return words
 
-            context = codec.Context(nothing, stack, 0, [], 0)
+            context = Context(nothing, stack, 0, [], 0)
             shape = (self._heads, parts[0].shape[1])
             codec.walk(codec.BEST, context, shape, self._form, len(self._layers), code, entries)
         return out

@@ -11,9 +11,9 @@ from typing import Any
 from kvswap.core.errors import KvswapError, NotFound, PeerBusy, UsageError
 from kvswap.core.ids import Cid, parse_document
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.audits import audits_of
-from kvswap.exchange.heads import heads_of
-from kvswap.exchange.node import AGENT, Node
+from kvswap.exchange.node.node import AGENT, Node
+from kvswap.exchange.verification.audits import audits_of
+from kvswap.exchange.verification.heads import heads_of
 from kvswap.net import messages
 from kvswap.net.client import bitmap
 from kvswap.net.dialling import allowed

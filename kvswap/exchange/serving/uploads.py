@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from kvswap.core.errors import PeerBusy
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.counters import Counters
+from kvswap.exchange.node.counters import Counters
+from kvswap.exchange.node.permission import Permission
 from kvswap.exchange.serving.fair import Pacer, Room
-from kvswap.exchange.serving.permission import Permission
 from kvswap.store import ChunkFile, Ledger, Store
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
-from kvswap.exchange.heads import require_current
-from kvswap.exchange.node import Node
-from kvswap.exchange.plan import Judge
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.planning.decision import Judge
 from kvswap.exchange.request import Progress
-from kvswap.exchange.statement import list_artifact
-from kvswap.exchange.transfer.engine import Transfer
+from kvswap.exchange.transfer.downloader import Transfer
+from kvswap.exchange.verification.heads import require_current
+from kvswap.exchange.verification.statement import list_artifact
 from kvswap.trust import Statement
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from kvswap.core.errors import IntegrityError, KvswapError, PeerBusy, TokenRefused
 from kvswap.core.ids import Cid
-from kvswap.exchange.node import Node
+from kvswap.exchange.node.node import Node
 from kvswap.net import PeerAddress, Stream, messages
 from kvswap.net.bulk import BulkTarget, check_record
 from kvswap.net.bulk.client import BulkUnreachable

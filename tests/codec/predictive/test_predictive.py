@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvswap.codec.base import widened
+from kvswap.codec.parts import widened
 from kvswap.codec.predictive import BACKENDS, Context, Predictor, decode, dump, encode, fast, load, plain, rope, train
 from kvswap.codec.predictive.buckets import CONTEXTS, FORMATS
 from kvswap.codec.predictive.rans import Tables

@@ -17,8 +17,8 @@ from kvswap.artifact.manifest import LayerSpec
 from kvswap.core.errors import KvswapError, NotFound, PeerBusy, TokenRefused, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
-from kvswap.exchange.audits import hear_audits, refuse_if_failed
-from kvswap.exchange.heads import hear_heads, own_head, withdraw
+from kvswap.exchange.verification.audits import hear_audits, refuse_if_failed
+from kvswap.exchange.verification.heads import hear_heads, own_head, withdraw
 from kvswap.net import messages
 from kvswap.net.bulk import BulkTarget
 from kvswap.net.client import Session, session

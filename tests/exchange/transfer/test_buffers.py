@@ -6,7 +6,7 @@ import mmap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvswap.exchange.transfer.buffers import Buffers
+from kvswap.exchange.node.buffers import Buffers
 from tests.support import run
 
 

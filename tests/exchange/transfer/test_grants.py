@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvswap.exchange.transfer.grants import Grants
+from kvswap.exchange.node.grants import Grants
 from kvswap.net import messages
 
 RECORD = messages.BulkRecord("peer", 4242, bytes(32), 1, bytes(64))

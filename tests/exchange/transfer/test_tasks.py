@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.transfer.buffers import Buffers
+from kvswap.exchange.node.buffers import Buffers
 from kvswap.exchange.transfer.sources import Source
 from kvswap.exchange.transfer.tasks import whole
 from kvswap.net.bulk.client import BulkClient
@@ -133,7 +133,7 @@ def test_a_download_that_is_cancelled_twice_keeps_its_memory_until_its_thread_is
 
 
 def test_a_flight_that_is_cancelled_before_it_began_is_no_flight_any_more(tmp_path: Path) -> None:
-    from kvswap.exchange.transfer.engine import Transfer
+    from kvswap.exchange.transfer.downloader import Transfer
     from kvswap.exchange.transfer.schedule import Schedule
 
     async def body() -> None:

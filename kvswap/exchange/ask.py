@@ -1,0 +1,284 @@
+"""Answering a question from a document's cache: fetched, prefilled, or both at once, whichever is first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+from kvswap.core.errors import (
+    Incompatible,
+    IntegrityError,
+    InvalidDocument,
+    NotFound,
+    P2pDown,
+    PlanSaysPrefill,
+    UsageError,
+)
+from kvswap.core.failures import is_local, record
+from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
+from kvswap.cost import Plan
+from kvswap.exchange.discovery.resolve import use
+from kvswap.exchange.fetch import choose, fetch
+from kvswap.exchange.host_reads import AUTO, ask_host, hosted
+from kvswap.exchange.model_port import ModelChoice, OnEvent
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
+from kvswap.exchange.preview import plan_reference
+from kvswap.exchange.request import STRICT, Progress, Terms, silent
+from kvswap.exchange.transfer.downloader import Transfer
+from kvswap.exchange.transfer.hybrid import Source, learned, run_from
+from kvswap.exchange.verification.claims import require_text, say_claims, say_unchecked
+from kvswap.exchange.verification.outcomes import is_own, settled
+from kvswap.exchange.verify import caught, forget_damaged
+from kvswap.trust.accusation import of_error
+from kvswap.trust.ladder import Level
+
+_PLAN = ("action", "seconds", "dollars", "reason")
+
+
+async def answer(
+    node: Node,
+    reference: str | Cid,
+    question: str,
+    *,
+    steps: int,
+    text: str | None = None,
+    prefill: bool = False,
+    terms: Terms = STRICT,
+    ignore_eos: bool = False,
+    host: str | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """The JSON contract of `kvswap ask`.
+
+    `host`: let that host answer, or with `auto` the best of those known, where the plan says so.
+
+    `text` is the document, when the caller has it: then a missing artifact, or one that is not worth
+    fetching, means prefilling here.  `prefill` asks for that without looking.
+    Seconds to first token count from here, the model being loaded already: look-up, transfer,
+    verification, decoding and loading are in it.
+    """
+    if not question.strip():
+        raise InvalidDocument("the question is empty")
+    if len(question.encode()) > LIMITS.question_bytes:
+        raise InvalidDocument(f"the question is over {LIMITS.question_bytes} bytes")
+    if not 1 <= steps <= 4096:
+        raise UsageError("between 1 and 4096 tokens can be asked for")
+    if prefill and text is None:
+        raise UsageError("prefilling needs the text", hint="pass the document's path instead of its digest")
+    if host is not None and prefill:
+        raise UsageError("either prefill here or let a host answer")
+    if host is not None:
+        answered = await _from_host(node, host, reference, question.strip(), steps, text, terms, ignore_eos, progress)
+        if answered is not None:
+            return answered
+    choice = await node.model.choose()
+    await node.model.warm(choice)
+    began = time.perf_counter()
+    first: list[float] = []
+
+    async def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "token" and not first:
+            first.append(time.perf_counter() - began)
+        await progress(event)
+
+    source, plan = None, Plan("prefill", 0.0, 0.0, "asked for", None, None)
+    if not prefill:
+        source, plan = await _source(node, choice, reference, text, terms, progress, began)
+    arguments: dict[str, Any] = {
+        "question": question.strip(),
+        "steps": steps,
+        "block_tokens": node.settings.block_tokens,
+        "ignore_eos": ignore_eos,
+        "text": text,
+    }
+    unchecked: dict[str, str] = {}
+    try:
+        made, transfer = await _made(node, choice, source, terms, on_event, progress, arguments)
+    except (IntegrityError, NotFound) as error:
+        # Of chunks that are damaged or gone here others may have right ones, and a text needs none: once, as what has
+        # been said cannot be taken back, and a disk that damages all it is given ends no sooner.
+        if source is None or first or (isinstance(error, IntegrityError) and of_error(error) is not None):
+            raise
+        lost = await asyncio.to_thread(forget_damaged, node, source.statement)
+        if not lost:
+            raise
+        node.events.add("damaged_here", artifact=str(source.statement.artifact), chunks=lost, reason=error.message)
+        source, plan = await _source(node, choice, reference, text, terms, progress, began)
+        made, transfer = await _made(node, choice, source, terms, on_event, progress, arguments)
+    if source is not None:
+        await say_claims(node, source.statement, progress)
+        seen = made["first_layer"]
+        if seen is not None and seen["verdict"] == "passed" and source.tokens is None:
+            await asyncio.to_thread(node.records.add_checks, str(source.statement.artifact), [int(Level.TOKENS)])
+        elif seen is not None and seen["verdict"] == "skipped":
+            unchecked = {"V3": seen["why"]}
+            await say_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
+        learned(node, source, made)
+    if transfer is None:
+        node.learn_prefill(choice, made["samples"])
+    else:
+        node.learn_hybrid(choice, made["samples"])
+    statement = source.statement if source else None
+    return {
+        "text": made["text"].strip(),
+        "token_ids": made["token_ids"],
+        "plan": {"action": plan.action, "seconds": plan.seconds, "dollars": plan.dollars, "reason": plan.reason},
+        "ttft_seconds": round(first[0], 4) if first else None,
+        "logits_digest": made["logits_digest"],
+        "claim": made["claim"],
+        "tokens": made["tokens"],
+        "artifact": str(statement.artifact) if statement else None,
+        "unchecked": unchecked,
+        "fetched_tokens": made["tokens"] - made["computed"],
+        "computed_tokens": made["computed"],
+        "wire_bytes": transfer.received if transfer else 0,
+        "from": list(transfer.served_bytes) if transfer else [],
+        "ready_seconds": round(first[0] - (made["first_us"] - made["ready_us"]) / 1e6, 4) if first else None,
+        "load_seconds": made["load_us"] / 1e6,
+        "prefill_seconds": made["prefill_us"] / 1e6,
+        "seconds": round(time.perf_counter() - began, 4),
+    }
+
+
+async def _made(
+    node: Node,
+    choice: ModelChoice,
+    source: Source | None,
+    terms: Terms,
+    on_event: OnEvent,
+    progress: Progress,
+    arguments: dict[str, Any],
+) -> tuple[dict[str, Any], Transfer | None]:
+    """Let the model process answer, from a source or by prefilling.  Who signed what is proved wrong is caught."""
+    if source is None:
+        return await node.model.run(choice, "answer", on_event, **arguments), None
+    check = arguments["text"] is not None and not await asyncio.to_thread(_checked, node, source)
+    try:
+        return await run_from(node, choice, source, terms, on_event, progress, arguments | {"check": check})
+    except IntegrityError as error:
+        if (step := of_error(error)) is not None:
+            await asyncio.to_thread(caught, node, source.statement, step)
+        raise
+
+
+async def _from_host(
+    node: Node,
+    host: str,
+    reference: str | Cid,
+    question: str,
+    steps: int,
+    text: str | None,
+    terms: Terms,
+    ignore_eos: bool,
+    progress: Progress,
+) -> dict[str, Any] | None:
+    """What a host says; None where the plan says that answering here is better.
+
+    One that was named is asked in any case.  Raises `PlanSaysPrefill` where that breaks a budget.
+    """
+    if host == AUTO:
+        planned = await plan_reference(
+            node, reference, text, terms, host=host, question=question, steps=steps, measure=False
+        )
+        await progress({"event": "plan", **{name: planned[name] for name in _PLAN}})
+        if planned["action"] != "host":
+            return None
+        host, plan = planned["hosts"][0]["peer"], {name: planned[name] for name in _PLAN}
+    else:
+        plan = {}
+    (chosen,) = await hosted(node, host, reference, question, steps, terms.objective)
+    if why := chosen.option.over(terms.objective):
+        raise PlanSaysPrefill(f"asking the host {host} takes {why}", plan={"action": "none", "reason": why})
+    option = chosen.option
+    plan = plan or {"action": "host", "seconds": option.seconds, "dollars": option.dollars, "reason": "asked for"}
+    return await ask_host(
+        node, chosen, reference, question, steps=steps, ignore_eos=ignore_eos, plan=plan, progress=progress
+    )
+
+
+def _checked(node: Node, source: Source) -> bool:
+    """Say whether layer 0 was compared with the tokens before, is our own doing, or inexact by its own word.
+
+    It was compared with those of the artifact's own document: of a beginning of another one that says nothing.
+    """
+    statement = source.statement
+    if not statement.manifest.exact or is_own(node, statement):
+        return True
+    return source.tokens is None and int(Level.TOKENS) in node.records.checks(str(statement.artifact))
+
+
+async def _source(
+    node: Node,
+    choice: ModelChoice,
+    reference: str | Cid,
+    text: str | None,
+    terms: Terms,
+    progress: Progress,
+    began: float,
+) -> tuple[Source | None, Plan]:
+    """The artifact to answer from, or a document's beginning; None: prefill, also where this machine cannot look."""
+    try:
+        return await _found(node, choice, reference, text, terms, progress, began)
+    except Exception as error:
+        if text is None or not (is_local(error) or isinstance(error, P2pDown)):
+            raise
+        why = record(error, "looking up").message
+        node.events.add("not_looked_up", reference=str(reference), reason=why)
+        return None, Plan("prefill", 0.0, 0.0, why, None, None)
+
+
+async def _found(
+    node: Node,
+    choice: ModelChoice,
+    reference: str | Cid,
+    text: str | None,
+    terms: Terms,
+    progress: Progress,
+    began: float,
+) -> tuple[Source | None, Plan]:
+    try:
+        resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
+        require_text(resolved.statement, text)
+        # A stranger's is verified whole before any of it is used.
+        if not await asyncio.to_thread(settled, node, resolved.statement):
+            artifact = resolved.statement.artifact
+            await fetch(node, artifact, terms, progress, text=text)
+            resolved, planned = await choose(node, artifact, terms, progress)
+        return Source(resolved.statement, None, planned, began), planned.plan
+    except PlanSaysPrefill as error:
+        figures = error.details.get("plan", {})
+        if text is None or figures.get("action") == "none":  # prefilling is over a budget as well
+            raise
+        seconds, dollars = figures.get("seconds", 0.0), figures.get("dollars", 0.0)
+        return None, Plan("prefill", seconds, dollars, error.message, None, None)
+    except (NotFound, Incompatible) as error:  # what others offer is not for this reader: as good as nothing
+        if text is None:
+            raise
+        nobody = error.message
+    return await _beginning(node, choice, text, nobody, terms, progress, began)
+
+
+async def _beginning(
+    node: Node, choice: ModelChoice, text: str, nobody: str, terms: Terms, progress: Progress, began: float
+) -> tuple[Source | None, Plan]:
+    """Nobody offers the document: what it has in common with one that somebody does offer."""
+    tokens, found = await beginning_of(node, choice, text, terms)
+    if found is None:
+        return None, Plan("prefill", 0.0, 0.0, nobody, None, None)
+    planned = await plan_beginning(node, found, terms, hybrid=True)
+    plan = planned.plan
+    await progress({"event": "plan", **plan.to_json()})
+    try:
+        check_beginning(found, planned, terms)
+    except PlanSaysPrefill as error:
+        return None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None)
+    await use(node, found.statement, terms)
+    whole = found.tokens == tokens == found.statement.manifest.prefix.tokens
+    if not whole:
+        reason = f"the first {found.tokens} of {tokens} tokens are published ({plan.reason}); the rest is prefilled"
+        plan = replace(plan, reason=reason)
+    return Source(found.statement, None if whole else found.tokens, planned, began), plan

@@ -1,0 +1,1 @@
+"""Finding who has an artifact, and judging what is offered."""

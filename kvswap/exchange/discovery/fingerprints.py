@@ -1,0 +1,251 @@
+"""V6: the fingerprints that other publishers signed of the same tokens, beside that of the tensors at hand.
+
+Not a vote: whoever makes many keys would win it.  Where publishers that the user trusts have signed one, theirs
+decide; among strangers one that differs is a dispute, which computing everything again (V7) settles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from msgspec import structs
+
+from kvswap.artifact.manifest import Manifest, Numerics
+from kvswap.artifact.sealing import FINGERPRINT, open_file
+from kvswap.core.errors import IntegrityError, KvswapError
+from kvswap.exchange.discovery.candidates import Envelopes, in_turns
+from kvswap.exchange.discovery.lookup import Offer, find
+from kvswap.exchange.node.node import AGENT, Node
+from kvswap.exchange.verification.statement import read_current
+from kvswap.net import PeerAddress, messages
+from kvswap.net.client import chunk_cap
+from kvswap.trust import Statement
+from kvswap.trust.accusation import Grounds, comparable, judge
+from kvswap.trust.agreement import compare
+from kvswap.trust.ladder import Level, Step
+from kvswap.trust.noise import MARGIN, Noise
+
+_OTHERS = 8  # publishers whose fingerprints are compared
+_OFFERS = 32  # artifacts whose manifests are looked at for that
+_HOLDERS = 4  # peers that are asked for one of them, in turn
+_SECONDS = 20.0  # to have them all
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A fingerprint that another publisher signed of the same tokens."""
+
+    statement: Statement
+    data: bytes
+
+    @property
+    def publisher(self) -> str:
+        """Return who signed it."""
+        return self.statement.manifest.publisher
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What V6 found: the step, the marks that differ and count, and those of strangers that differ."""
+
+    step: Step
+    against: tuple[Mark, ...] = ()
+    strangers: tuple[Mark, ...] = ()
+
+
+def agree(node: Node, statement: Statement, own: bytes, marks: Sequence[Mark], noise: Noise, began: float) -> Agreed:
+    """Compare the fingerprint of the tensors at hand with those of others.
+
+    `began`: when looking for them began, `time.perf_counter`.
+    """
+
+    def step(verdict: str, why: str = "") -> Step:
+        return Step(Level.AGREEMENT, verdict, time.perf_counter() - began, why, figures)  # type: ignore[arg-type]
+
+    figures: dict[str, object] = {}
+    if not marks:
+        return Agreed(step("skipped", "no other publisher of the same tokens was found"))
+    policy = node.policy.policy
+    scores = compare(own, {mark.publisher: mark.data for mark in marks}, noise.fingerprints).scores
+    trusted = [mark for mark in marks if policy.trusts(mark.publisher)]
+    strangers = tuple(m for m in marks if m not in trusted and scores[m.publisher] > MARGIN)
+    by_trust = bool(trusted) or policy.trusts(statement.manifest.publisher)
+    deciding = trusted if by_trust else list(marks)
+    against = tuple(mark for mark in deciding if scores[mark.publisher] > MARGIN)
+    figures |= {
+        "publishers": len(marks),
+        "trusted": len(trusted),
+        "agreeing": sum(score <= MARGIN for score in scores.values()),
+        "worst": round(max(scores.values()), 2),
+        "margin": MARGIN,
+    }
+    if against:
+        figures["disputed_with"] = [str(mark.statement.artifact) for mark in against]
+        whose = "publishers that are trusted" if by_trust else "other publishers"
+        named = ", ".join(str(mark.statement.artifact) for mark in against)
+        why = f"{len(against)} of {len(deciding)} {whose} made something else of the same tokens: {named}"
+        return Agreed(step("failed", why), against, strangers)
+    if not deciding and strangers:
+        why = f"{len(strangers)} strangers made something else of the same tokens, which counts for nothing here"
+        return Agreed(step("skipped", why), (), strangers)
+    return Agreed(step("passed"), (), strangers)
+
+
+def accused(statement: Statement, mark: bytes, computed: bytes, noise: Noise, ours: Numerics) -> Step | None:
+    """Return the step that a signed fingerprint fails beside that of what this node computed; None if it does not.
+
+    `ours`: what this node computes with.  What somebody else made is no measure: whoever knows the fingerprint's signs
+    makes a cache that V7 lets pass and whose fingerprint is far from every honest one.
+    """
+    score = compare(computed, {"": mark}, noise.fingerprints).scores[""]
+    if score <= MARGIN:
+        return None
+    manifest = statement.manifest
+    why = f"its fingerprint is not that of its tokens: {score:.1f} times as far away as honest noise explains"
+    grounds = Grounds(
+        text="",  # both sign the digest of the very tokens that were computed
+        weights="",  # and the model identity that they were computed with
+        numerics=comparable(manifest.numerics, ours),
+        rules="",
+        source="",  # the file has the digest that is signed
+        control="",  # this node's own cache has the fingerprint it is compared with
+    )
+    return judge(Step(Level.AGREEMENT, "failed", why=why, figures={"worst": round(score, 2)}), grounds)
+
+
+# -- where they come from ------------------------------------------------------------------------------
+
+
+def same_cache(one: Manifest, other: Manifest) -> bool:
+    """Say whether two manifests are of a cache of the same tokens by the same model, which ought to be the same.
+
+    What decides is compared, and nothing that a publisher may word as it likes: no label, no text, no cut into chunks.
+    """
+    return (
+        one.model.digest == other.model.digest
+        and one.prefix.tokens == other.prefix.tokens
+        and one.prefix.token_digest == other.prefix.token_digest
+        and one.layout.dtype == other.layout.dtype
+        and one.layout.layers == other.layout.layers
+        and one.exact
+        and other.exact
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Holds what another publisher signed of the same tokens, without its lists of chunks, and who has it."""
+
+    statement: Statement
+    peers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, statement: Statement, peers: Sequence[str]) -> _Known:
+        slim = structs.replace(statement.manifest, chunks=[], tensors=[])
+        return cls(replace(statement, manifest=slim, envelope=b""), tuple(peers))
+
+
+async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
+    """Find fingerprints: one of each publisher, of whom nobody was caught, those of trusted ones first.
+
+    Strangers are drawn, whoever was first: of every fingerprint one before two of any.
+    """
+    document = statement.reference  # of a sealed artifact: by the name in its group, and in no other
+    if document is None or not statement.manifest.exact:
+        return []
+    candidates: dict[str, _Known] = {}
+
+    async def consider(envelope: bytes, peers: Sequence[str]) -> None:
+        try:
+            other = await read_current(node, envelope)
+        except KvswapError:
+            return
+        theirs = other.manifest
+        unknown = theirs.publisher not in (statement.manifest.publisher, *candidates)
+        wanted = theirs.fingerprint is not None and same_cache(theirs, statement.manifest)
+        if wanted and unknown and node.policy.policy.caught(theirs.publisher) is None:
+            candidates[theirs.publisher] = _Known.of(other, peers)
+
+    for row in await asyncio.to_thread(node.store.artifacts, document):
+        if (held := await asyncio.to_thread(node.store.envelope, row.id)) is not None:
+            await consider(held, ())
+    names, manifest = statement.names, statement.manifest
+    model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)
+    found = await find(node, messages.Find(AGENT, document=document, model=model, dtype=dtype))
+    known = {manifest.publisher, *candidates}
+    offers = [offer for offer in found if offer.found.publisher not in known]
+    deadline = time.monotonic() + _SECONDS
+    asking = Envelopes(node, in_turns(_mixed(node, offers), _rank, node.delivered)[:_OFFERS], deadline)
+    async for candidate, envelope in asking:
+        if not isinstance(envelope, KvswapError):
+            first = [candidate.inline_from] if candidate.inline_from in candidate.peers else []
+            await consider(envelope, [*first, *(peer for peer in candidate.peers if peer not in first)])
+    holders: dict[str, list[str]] = {}
+    for (
+        offer
+    ) in found:  # of an artifact that is here its fingerprint need not be: nobody fetches it who does not compare
+        holders.setdefault(offer.found.artifact, []).append(offer.peer)
+    trusts = node.policy.policy.trusts
+    trusted = [one for publisher, one in candidates.items() if trusts(publisher)]
+    strangers = [one for publisher, one in candidates.items() if not trusts(publisher)]
+    asked = (
+        _mark(node, one.statement, one.peers or tuple(holders.get(str(one.statement.artifact), ())), deadline)
+        for one in (*trusted, *_drawn(strangers))[:_OTHERS]
+    )
+    return [mark for mark in await asyncio.gather(*asked) if mark is not None]
+
+
+def _mixed(node: Node, offers: Sequence[Offer]) -> list[Offer]:
+    """Peers in an order that nobody knows before; of one peer what it says is of trusted publishers first."""
+    peers = list(dict.fromkeys(offer.peer for offer in offers))
+    place = {peer: n for n, peer in enumerate(random.SystemRandom().sample(peers, len(peers)))}
+    trusts = node.policy.policy.trusts
+    return sorted(offers, key=lambda offer: (place[offer.peer], not trusts(offer.found.publisher)))
+
+
+def _rank(offer: Offer) -> tuple[int, ...]:
+    """Between peers by nothing that an offer says of its publisher: that is a word, and costs a liar nothing."""
+    return (offer.found.envelope is None,)
+
+
+def _drawn(strangers: Sequence[_Known]) -> list[_Known]:
+    """In an order that nobody knows before; what has the same fingerprint says the same, however many keys sign it."""
+    shuffled = random.SystemRandom().sample(strangers, len(strangers))
+    turns: Counter[bytes] = Counter()
+    order = []
+    for one in shuffled:
+        file = one.statement.manifest.fingerprint
+        assert file is not None  # noqa: S101 - it was considered
+        turns[file.cid] += 1
+        order.append(turns[file.cid])
+    return [one for _, one in sorted(zip(order, shuffled, strict=True), key=lambda pair: pair[0])]
+
+
+async def _mark(node: Node, other: Statement, peers: Sequence[str], deadline: float) -> Mark | None:
+    """A fingerprint, from the store or from one of the peers that offer its artifact."""
+    file = other.manifest.fingerprint
+    assert file is not None  # noqa: S101 - it was considered
+    try:
+        if await asyncio.to_thread(node.store.has_chunk, file.id):
+            return Mark(
+                other, open_file(file, FINGERPRINT, await asyncio.to_thread(node.store.get_chunk, file.id), other.seal)
+            )
+    except KvswapError:
+        return None
+    ask = messages.GetChunk(str(file.id))
+    for peer in peers[:_HOLDERS]:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                data = await node.ask(PeerAddress(peer), ask, bytes, chunk_cap(file.length))
+        except (KvswapError, TimeoutError):
+            continue
+        try:
+            return Mark(other, open_file(file, FINGERPRINT, data, other.seal))
+        except IntegrityError:
+            node.lied(peer, "a fingerprint that is not what was signed")
+    return None

@@ -1,0 +1,244 @@
+"""From a reference to the artifacts that may be used: found, well-formed, signed, trusted, compatible.
+
+A document may be offered in several codecs, each an artifact of its own: which is best to fetch is the
+plan's to say.  What is here already comes before anything elsewhere.  All of it happens before a byte
+of a chunk is asked for; what is wrong with the candidates that were refused becomes the error when none is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kvswap.artifact.layout import check_compatible
+from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, PeerError, Untrusted
+from kvswap.core.failures import is_own
+from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
+from kvswap.exchange.discovery.candidates import Candidate, Envelopes, in_turns
+from kvswap.exchange.discovery.lookup import Offer, ask_these
+from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.node.node import AGENT, Node
+from kvswap.exchange.request import STRICT, Terms
+from kvswap.exchange.verification.audits import refuse_if_failed
+from kvswap.exchange.verification.claims import refuse_uncheckable
+from kvswap.exchange.verification.heads import require_current
+from kvswap.exchange.verification.outcomes import refuse_withheld, settled
+from kvswap.exchange.verification.statement import read_current
+from kvswap.net import messages
+from kvswap.trust import Names, Statement, require_trust
+from kvswap.trust.groups import OPEN
+
+_USABLE = 3  # artifacts of one document that are looked at
+_MORE_SECONDS = 1.0  # for which more of them are waited for, once there is one
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A usable artifact and the peers that say they have it (none when it is complete here)."""
+
+    statement: Statement
+    peers: tuple[str, ...]
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The model identity and dtype that an artifact must be of."""
+
+    model: bytes
+    dtype: str
+
+    @classmethod
+    def of(cls, choice: ModelChoice) -> Wanted:
+        return cls(choice.identity.digest, choice.dtype)
+
+
+async def own_model(node: Node) -> ModelChoice | None:
+    """The node's model, or None when its files are not here: then compatibility cannot be judged."""
+    try:
+        return await node.model.choose()
+    except NotFound:
+        return None
+
+
+async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> list[Resolved]:
+    """Find what may be used, one artifact at least, within `LIMITS.resolve_seconds`.
+
+    Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most.
+    """
+    deadline = time.monotonic() + LIMITS.resolve_seconds
+    if isinstance(reference, Cid):
+        await asyncio.to_thread(node.records.ask, str(reference))
+    choice = await own_model(node)
+    wanted = Wanted.of(choice) if choice is not None else None
+    usable: list[Resolved] = []
+    errors: list[KvswapError] = []
+    answered: set[str] = set()
+    for envelope in await asyncio.to_thread(_complete_here, node, reference, terms.group):
+        try:
+            usable.append(Resolved(await judge_envelope(node, envelope, wanted, terms), (), True))
+        except KvswapError as error:
+            errors.append(error)
+    if usable:
+        return usable
+    # An id is the same under all names; a document is asked for openly only when no group has it.
+    every = [OPEN] if isinstance(reference, Cid) else node.names(terms.group)
+    for together in ([names for names in every if names is not OPEN], [names for names in every if names is OPEN]):
+        queries = [_query(reference, names, wanted, bulk=node.settings.bulk) for names in together]
+        asked = (ask_these(node, query, LIMITS.lookup_seconds, None) for query in queries)
+        found = await asyncio.gather(*asked)
+        answered.update(*(peers for _, peers in found))
+        candidates = _merged([_in_turns(node, offers, q) for q, (offers, _) in zip(queries, found, strict=True)])
+        usable = await _usable(node, reference, candidates, wanted, terms, errors, deadline)
+        if usable:
+            return usable
+    raise _most_telling(node, reference, errors, answered)
+
+
+def _query(reference: str | Cid, names: Names, wanted: Wanted | None, *, bulk: bool) -> messages.Find:
+    by_id = isinstance(reference, Cid)
+    model, dtype = names.model(wanted.model, wanted.dtype) if wanted is not None else (None, None)
+    return messages.Find(
+        AGENT,
+        document=None if by_id else names.document(str(reference)),
+        artifact=str(reference) if by_id else None,
+        model=model,
+        dtype=dtype,
+        bulk=bulk,
+    )
+
+
+def _in_turns(node: Node, offers: list[Offer], query: messages.Find) -> list[Candidate]:
+    """Artifacts in the order in which they are looked at: what is said to be of a trusted publisher first, then what
+    came with its envelope, then what is said to be of this model and dtype."""
+    policy = node.policy.policy
+
+    def rank(offer: Offer) -> tuple[int, ...]:
+        found = offer.found
+        fits = query.model is None or (found.model == query.model and found.dtype == query.dtype)
+        return (not policy.trusts(found.publisher), found.envelope is None, not fits)
+
+    return in_turns(offers, rank, node.delivered)
+
+
+def _merged(lists: Sequence[list[Candidate]]) -> list[Candidate]:
+    """What was found under several names, the first of each first."""
+    longest = max(map(len, lists), default=0)
+    every = [candidates[i] for i in range(longest) for candidates in lists if i < len(candidates)]
+    return list({candidate.artifact: candidate for candidate in reversed(every)}.values())[::-1]
+
+
+async def _usable(
+    node: Node,
+    reference: str | Cid,
+    candidates: list[Candidate],
+    wanted: Wanted | None,
+    terms: Terms,
+    errors: list[KvswapError],
+    deadline: float,
+) -> list[Resolved]:
+    """Of what peers offer, what may be used; what is wrong with the rest is added to `errors`."""
+    usable: list[Resolved] = []
+    asking = Envelopes(node, candidates, deadline)
+    async for candidate, envelope in asking:
+        try:
+            if isinstance(envelope, KvswapError):
+                raise envelope
+            statement = await judge_envelope(node, envelope, wanted, terms)
+            if not _answers(statement, reference):
+                asking.wrong(candidate)
+                why = f"artifact {candidate.artifact} is not of {reference}"
+                raise IntegrityError(why, cause="a lying peer")
+        except KvswapError as error:
+            if is_own(error):
+                raise  # a full disk here is not "nobody has it"
+            errors.append(error)
+            continue
+        usable.append(Resolved(statement, tuple(candidate.peers), False))
+        if len(usable) == _USABLE:
+            break
+        terms = replace(terms, trust_on_first_use=False)  # one new publisher at a time
+        asking.within(_MORE_SECONDS)
+    return usable
+
+
+def _complete_here(node: Node, reference: str | Cid, group: str | None) -> list[bytes]:
+    """Envelopes of complete artifacts in our own store, newest first."""
+    rows = node.lookup(reference, group)
+    return [envelope for r in rows if r.complete and (envelope := node.store.envelope(r.id)) is not None]
+
+
+async def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Terms = STRICT) -> Statement:
+    """Signature, life, model and dtype, exactness, trust.  Raises what is wrong with it."""
+    statement = await read_current(node, envelope)
+    return await asyncio.to_thread(_judge, node, statement, wanted, terms)
+
+
+def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms) -> Statement:
+    """Judge what is right in itself by what this node knows and wants.  Blocks; raises what is wrong with it."""
+    if wanted is not None:
+        check_compatible(statement.manifest, wanted.model, wanted.dtype)
+    if terms.strangers and not terms.trust_on_first_use and not settled(node, statement):
+        refuse_uncheckable(statement)
+    if statement.manifest.divergence is not None and not terms.inexact:
+        told = statement.manifest.divergence
+        raise Incompatible(
+            f"artifact {statement.artifact} is inexact ({', '.join(statement.manifest.codecs)}): "
+            f"{told.equal} of {told.steps} tokens were the model's own when it was published",
+            cause="its publisher chose size over exactness",
+            hint="kvswap fetch --inexact takes it all the same",
+            field="codec",
+        )
+    refuse_withheld(node, statement)
+    first = terms.trust_on_first_use and statement.manifest.publisher not in node.policy.policy.removed
+    unlisted = terms.strangers or first or settled(node, statement)
+    require_trust(statement, node.policy.policy, strangers=unlisted)
+    require_current(node, statement)
+    refuse_if_failed(node, statement)
+    return statement
+
+
+async def use(node: Node, statement: Statement, terms: Terms) -> None:
+    """Note that an artifact is what the user gets.
+
+    Here, and nowhere before, `trust_on_first_use` trusts its publisher: whoever can offer something is not used yet.
+    """
+    await asyncio.to_thread(_use, node, statement, terms)
+
+
+def _use(node: Node, statement: Statement, terms: Terms) -> None:
+    publisher, policy = statement.manifest.publisher, node.policy.policy
+    known = policy.trusts(publisher) or publisher in policy.removed
+    if terms.trust_on_first_use and not known and policy.caught(publisher) is None:
+        node.policy.add(publisher, "first use", how="first-use")
+        node.events.add("trusted", publisher=publisher, how="first-use")
+    node.records.ask(str(statement.artifact))
+
+
+def _answers(statement: Statement, reference: str | Cid) -> bool:
+    """Whether an artifact is what was looked for: of the id, or by its signed word of the document."""
+    if isinstance(reference, Cid):
+        return statement.artifact == reference
+    document = statement.manifest.document
+    return document is not None and document.reference == reference
+
+
+def _most_telling(node: Node, reference: str | Cid, errors: list[KvswapError], answered: set[str]) -> KvswapError:
+    for kind in (Untrusted, Incompatible, IntegrityError, PeerError):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    connected = set(node.transport.connected()) if node.transport is not None and node.p2p else set()
+    silent = len(connected - answered)
+    cause = (
+        f"none of {len(connected)} connected peers, and no provider record, has it"
+        if connected
+        else "no peer is connected"
+    )
+    if silent:
+        verb = "was" if silent == 1 else "were"
+        cause = f"{silent} of {len(connected)} connected peers {verb} not asked or did not answer, and no other has it"
+    return NotFound(f"nobody offers {reference}", cause=cause, hint="kvswap peers", peers=len(connected))

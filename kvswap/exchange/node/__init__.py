@@ -1,0 +1,1 @@
+"""The parts of one node, which the use cases share."""

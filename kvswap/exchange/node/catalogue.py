@@ -1,0 +1,168 @@
+"""Compact catalogues: which beginnings of documents a node has, in 8 bytes a block.
+
+A DHT record for every block of every document would drown the DHT, and sending a whole chain of
+digests to every peer for every document is not much better.  So nodes pull each other's catalogue:
+the first 8 bytes of the chain digests of all complete artifacts, sorted.  A reader finds the longest
+match in what it holds, by bisection - a chain digest stands for everything before it, so matches are
+monotone - and then asks only those peers, for that one digest.  A catalogue is a hint like every
+other answer: what it leads to is checked.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kvswap.core.bounded import Table
+from kvswap.core.limits import LIMITS, MIB
+from kvswap.exchange.node.permission import Permission
+from kvswap.net import messages
+from kvswap.store import Store
+
+KEY_BYTES = 8
+_KEPT = 256
+_KEPT_BYTES = 32 * MIB
+_FRESH_SECONDS = 30.0
+_IN_VAIN = 1_024
+_IN_VAIN_SECONDS = 600.0
+_TAKEN_BACK = 2  # times in as long that a claim may be gone when it is asked after
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A peer's catalogue, and when it was heard."""
+
+    version: int
+    keys: bytes
+    at: float  # monotonic
+
+
+def pack_keys(digests: Sequence[bytes]) -> bytes:
+    """Sorted, each once.  By their first byte at a time: one sort of them all keeps Python's lock for too long."""
+    parts: list[set[bytes]] = [set() for _ in range(256)]
+    for digest in digests:
+        parts[digest[0]].add(digest[:KEY_BYTES])
+    return b"".join(b"".join(sorted(part)) for part in parts)
+
+
+def holds(keys: bytes, digest: bytes) -> bool:
+    """Whether a packed catalogue has this digest's key."""
+    wanted = digest[:KEY_BYTES]
+    count = len(keys) // KEY_BYTES
+    at = bisect.bisect_left(range(count), wanted, key=lambda i: keys[i * KEY_BYTES : (i + 1) * KEY_BYTES])
+    return at < count and keys[at * KEY_BYTES : (at + 1) * KEY_BYTES] == wanted
+
+
+def longest(keys: bytes, chain: Sequence[bytes]) -> int:
+    """How many leading blocks of `chain` the catalogue has."""
+    return bisect.bisect_left(range(len(chain)), True, key=lambda i: not holds(keys, chain[i]))
+
+
+class OwnCatalogue:
+    """This node's, made anew when what it may offer has changed.  Blocks; call in a thread."""
+
+    def __init__(self, store: Store, permission: Permission | None = None) -> None:
+        self._store = store
+        self._permission = permission
+        self._lock = threading.Lock()
+        self._version = 0
+        self._keys = b""
+        self._stamp: tuple[object, ...] = ()
+        self._until = 0.0  # when something in it expires
+
+    def reply(self, version: int) -> messages.CatalogueReply:
+        """Return the keys and their version; the version alone where the reader has it."""
+        with self._lock:
+            stamp = self._permission.stamp if self._permission is not None else (self._store.generation,)
+            if stamp != self._stamp or time.time() >= self._until:
+                withheld = self._permission.withheld() if self._permission is not None else ((), ())
+                digests, self._until = self._store.chain_digests(LIMITS.catalogue_bytes // KEY_BYTES, *withheld)
+                self._keys, self._stamp = pack_keys(digests), stamp
+                self._version = max(self._version + 1, self._store.generation)
+            return messages.CatalogueReply(self._version, None if version == self._version else self._keys)
+
+
+class Catalogues:
+    """Those of peers, as last heard.  A peer that claims what it does not have is believed no more for a while."""
+
+    def __init__(self, delivered: Callable[[str], bool] = lambda peer: False) -> None:
+        """`delivered(peer)`: whether it ever gave what it was asked for; its catalogue is kept."""
+        self._delivered = delivered
+        self.table: Table[str, _Heard] = Table(
+            "catalogues",
+            entries=_KEPT,
+            nbytes=_KEPT_BYTES,
+            keep=lambda peer, heard: delivered(peer),
+            size=lambda peer, heard: len(heard.keys),
+        )
+        self.in_vain: Table[str, float] = Table("catalogues that claimed in vain", entries=_IN_VAIN)  # until when
+        self.taken_back: Table[str, tuple[int, float]] = Table("catalogues that took claims back", entries=_IN_VAIN)
+        self.generation = 0  # another one: something was heard that was not known
+
+    def version(self, peer: str) -> int:
+        heard = self.table.peek(peer)
+        return heard.version if heard is not None else 0
+
+    def stale(self, peer: str) -> bool:
+        if (self.in_vain.get(peer) or 0.0) > time.monotonic():
+            return False  # not worth another look
+        heard = self.table.peek(peer)
+        return heard is None or time.monotonic() - heard.at > _FRESH_SECONDS
+
+    def expire(self, peer: str) -> None:
+        """The peer announced something new: ask again before relying on what is held."""
+        heard = self.table.peek(peer)
+        if heard is not None:
+            self.table.put(peer, replace(heard, at=-_FRESH_SECONDS), peer)
+
+    def put(self, peer: str, reply: messages.CatalogueReply) -> None:
+        known = self.table.peek(peer)
+        before = known.keys if known is not None else b""
+        keys = reply.keys if reply.keys is not None else before
+        self.generation += keys != before
+        self.table.put(peer, _Heard(reply.version, keys, time.monotonic()), peer)
+
+    def drop(self, peer: str) -> None:
+        """It has not what it claims: forget what it said, and do not ask it again for a while."""
+        if self.table.pop(peer) is not None:
+            self.generation += 1
+        self.in_vain.put(peer, time.monotonic() + _IN_VAIN_SECONDS, peer)
+
+    def took_back(self, peer: str) -> bool:
+        """Note that it claims no more what it had not when it was asked.  False: that was too often.
+
+        An artifact may go at any time, but each such change costs who looks up a request.
+        """
+        now = time.monotonic()
+        times, since = self.taken_back.get(peer) or (0, now)
+        if now - since > _IN_VAIN_SECONDS:
+            times, since = 0, now
+        self.taken_back.put(peer, (times + 1, since), peer)
+        return times < _TAKEN_BACK
+
+    def shared_since(self, peer: str, chain: Sequence[bytes], since: float) -> int | None:
+        """Return how many leading blocks of `chain` it claims; None where it was not heard since then (monotonic)."""
+        heard = self.table.peek(peer)
+        return longest(heard.keys, chain) if heard is not None and heard.at >= since else None
+
+    def packed(self) -> bytes:
+        """The keys of all, not sorted."""
+        return b"".join(heard.keys for heard in self.table.values())
+
+    def ranked(self, chain: Sequence[bytes]) -> list[tuple[int, list[str]]]:
+        """(Blocks, peers) of every match, the longest first; of peers alike those that delivered before first."""
+        by_blocks: dict[int, list[str]] = {}
+        for peer, heard in self.table.items():
+            if blocks := longest(heard.keys, chain):
+                by_blocks.setdefault(blocks, []).append(peer)
+        return [
+            (blocks, sorted(peers, key=lambda peer: (not self._delivered(peer), peer)))
+            for blocks, peers in sorted(by_blocks.items(), reverse=True)
+        ]
+
+    def best(self, chain: Sequence[bytes]) -> tuple[int, list[str]]:
+        """(blocks, peers) of the longest match; 0 and none without one."""
+        return next(iter(self.ranked(chain)), (0, []))

@@ -1,0 +1,63 @@
+"""Provider records of what is new here, given one after the other.
+
+Peers accept ten records in ten seconds from a node, so giving them is paced, and what was fetched or published may come
+faster than that.  It waits in a bounded table, each artifact once, and nothing else is held for it meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from kvswap.core.bounded import Table
+from kvswap.core.errors import KvswapError, P2pDown
+from kvswap.core.ids import Cid
+
+if TYPE_CHECKING:
+    from kvswap.exchange.node.node import Node
+
+_WAITING = 4_096  # artifacts; the upkeep tells of all that is here from time to time, so of what gave way too
+
+
+class Providing:
+    """Holds what waits for its provider records, and gives them in turn."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        # The document of each artifact, and whether the artifact was here: then it must still be at its turn.
+        self.table: Table[str, tuple[str | None, bool]] = Table(
+            "records to give", entries=_WAITING, size=lambda artifact, what: 256
+        )
+
+    def add(self, artifact: str, document: str | None, here: bool) -> None:
+        """Line an artifact up; one that waits already keeps its place.  What is `here` now must be at its turn too."""
+        if artifact not in self.table:
+            self.table.put(artifact, (document, here))
+
+    def _is_here(self, artifact: str) -> bool:
+        return self._node.store.get_artifact(artifact) is not None
+
+    async def step(self) -> None:
+        """Give the records of all that waits, the first one first.  Best effort."""
+        node = self._node
+        while node.p2p and (artifact := next(iter(self.table), None)) is not None:
+            document, was_here = self.table.peek(artifact) or (None, False)
+            try:
+                if not was_here or await asyncio.to_thread(self._is_here, artifact):
+                    await self.give(artifact, document)
+            except P2pDown:
+                return  # it is started again, and this waits
+            except KvswapError as error:
+                node.events.add("announce_failed", artifact=artifact, reason=error.message)
+            self.table.pop(artifact)
+
+    async def give(self, artifact: str, document: str | None) -> None:
+        """Give the records of an artifact and its document, unless it may not be offered.  Raises `PeerError`."""
+        from kvswap.exchange.node.node import document_key
+
+        node = self._node
+        if node.transport is None or not await asyncio.to_thread(node.may_tell, artifact):
+            return
+        await node.transport.provide(Cid.parse(artifact).digest)
+        if document is not None:
+            await node.transport.provide(document_key(document))

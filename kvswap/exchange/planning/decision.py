@@ -1,0 +1,248 @@
+"""Gathering what `cost.decide` needs: sizes, this machine's prefill curve, the best peer's link."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kvswap.artifact.layout import block_count, block_span, needed, needed_files, units
+from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
+from kvswap.core.errors import KvswapError, PlanSaysPrefill
+from kvswap.core.ids import Cid
+from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, Work, decide
+from kvswap.exchange.discovery.resolve import Resolved, own_model
+from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.node import predictors
+from kvswap.exchange.node.node import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan with what it is about."""
+
+    plan: Plan
+    missing_bytes: int
+    work: Work  # of the artifact's units
+    link: Link | None
+    peers: tuple[str, ...]  # to fetch from: none asks for more than the plan counts with
+
+    @property
+    def most_per_gb(self) -> float:
+        return self.link.per_gb if self.link else math.inf
+
+
+async def best(
+    node: Node, usable: Sequence[Resolved], objective: Objective, *, hybrid: bool = False, measure: bool = False
+) -> tuple[Resolved, Planned]:
+    """Of artifacts judged usable the one that costs least to have, and whether to fetch it.
+
+    `hybrid`: whether the first part may be computed while the last arrives.  `measure`: measure prefill first
+    if that was never done, which takes seconds; otherwise what was never measured is not held against a fetch,
+    unless that costs money.
+    """
+    plans: list[tuple[Resolved, Planned]] = []
+    for resolved in usable:
+        manifest = resolved.statement.manifest
+        planned = await plan_chunks(node, manifest, None, resolved.peers, objective, hybrid=hybrid, measure=measure)
+        plans.append((resolved, planned))
+
+    return min(plans, key=lambda pair: _rank(node, pair[1].plan, objective))
+
+
+def _rank(node: Node, plan: Plan, objective: Objective) -> tuple[bool, tuple[float, float]]:
+    """The lower, the better to have from elsewhere."""
+    ways = [way for way in (plan.fetch, plan.hybrid) if way is not None]
+    able = [way for way in ways if way.over(objective) is None]
+    best = min((way.score(prices(node), objective) for way in able or ways), default=(math.inf, math.inf))
+    return not able, best
+
+
+def raw_by_codec(files: Iterable[ChunkRef | FileRef]) -> dict[str, int]:
+    """Raw bytes that each codec has to decode."""
+    raw: dict[str, int] = {}
+    for file in files:
+        if isinstance(file, ChunkRef):
+            raw[file.codec] = raw.get(file.codec, 0) + file.raw_length
+    return raw
+
+
+async def plan_chunks(
+    node: Node,
+    manifest: Manifest,
+    tokens: int | None,
+    peers: tuple[str, ...],
+    objective: Objective,
+    *,
+    hybrid: bool = False,
+    measure: bool = False,
+    curve: PrefillCurve | None = None,
+) -> Planned:
+    """The plan for the files that the first `tokens` tokens need (None: all), by which of them are not here.
+
+    `curve`: what prefilling costs who asks, where that is not this node's own model process.
+    """
+    await asyncio.to_thread(predictors.supply, node, manifest)
+    files = [manifest.files[i] for i in needed_files(manifest, tokens)]
+    missing = set(await asyncio.to_thread(node.store.missing, [f.id for f in files]))
+    missing_bytes = sum(f.length for f in files if f.id in missing)
+    choice = await own_model(node)
+    block_tokens = manifest.prefix.block_tokens
+    if curve is None and choice is not None:
+        curve = node.calibration.curve(choice.calibration_key, block_tokens)
+    paid = prices(node).per_gb > 0 or any(node.asks(peer) > 0 for peer in peers)
+    if choice is not None and curve is None and missing_bytes and (measure or paid):
+        curve = await calibrate(node, choice, block_tokens)
+    by_run = choice is None or choice.device == "cpu"
+    pace = node.calibration.under_way(choice.calibration_key) if choice else 1.0
+    expected = curve or PrefillCurve.guess(manifest.model.parameters, block_tokens)
+    work = work_of(node, manifest, tokens, missing, expected, pace, by_run=by_run)
+    count = manifest.prefix.tokens if tokens is None else tokens
+    raw = raw_by_codec(files)
+
+    def planned(link: Link | None, peers: tuple[str, ...]) -> Planned:
+        units = work if hybrid else None
+        able = choice is not None
+        plan = decide_here(node, count, raw, missing_bytes, curve, link, objective, units, able)
+        return Planned(plan, missing_bytes, work, link, peers)
+
+    # The cheapest peers alone, or dearer ones with them: all are counted at what the dearest asks.
+    levels = sorted({node.asks(peer) for peer in peers})
+    groups = [tuple(p for p in peers if node.asks(p) <= level) for level in levels]
+    every = [planned(best_link(node, group), group) for group in groups] or [planned(None, peers)]
+    return min(every, key=lambda p: _rank(node, p.plan, objective))
+
+
+def work_of(
+    node: Node,
+    manifest: Manifest,
+    tokens: int | None,
+    missing: Collection[Cid],
+    curve: PrefillCurve,
+    pace: float,
+    *,
+    by_run: bool,
+) -> Work:
+    """What each unit costs to compute here, to fetch and to load.  A predictor comes with the last unit.
+
+    `pace`: how much longer computing takes while the rest arrives.
+    """
+    prefix, layers = manifest.prefix, len(manifest.layout.layers)
+    compute, wire, load = [], [], []
+    for unit in units(manifest, tokens, by_run=by_run):
+        start, stop = block_span(prefix.tokens, prefix.block_tokens, unit.block)
+        compute.append(pace * curve.seconds(stop, start) * len(unit.layers) / layers)
+        chunks = [manifest.chunks[i] for i in unit.chunks]
+        wire.append(sum(c.length for c in chunks if c.id in missing))
+        load.append(node.calibration.load_seconds(raw_by_codec(chunks)))
+    if manifest.predictor is not None and manifest.predictor.id in missing:
+        wire[-1] += manifest.predictor.length
+    # Chunks of a predictive block are decoded one after the other, whatever the number of processors.
+    alone = (os.cpu_count() or 1) if manifest.predictor is not None else 1
+    blocks = block_count(prefix.tokens if tokens is None else tokens, prefix.block_tokens)
+    return Work(compute, wire, load, alone * sum(load) / blocks)
+
+
+def decide_here(
+    node: Node,
+    tokens: int,
+    raw: Mapping[str, int],
+    missing_bytes: int,
+    curve: PrefillCurve | None,
+    link: Link | None,
+    objective: Objective,
+    work: Work | None = None,
+    able: bool = True,
+) -> Plan:
+    """`cost.decide` with this node's measured load rates and its prices; `raw`: bytes by codec.
+
+    `able`: this node has a model to prefill with, whether it was measured or not.
+    """
+    return decide(
+        tokens=tokens,
+        missing_bytes=missing_bytes,
+        curve=curve,
+        link=link,
+        load_seconds=node.calibration.load_seconds(raw),
+        prices=prices(node),
+        objective=objective,
+        work=work,
+        able=able,
+    )
+
+
+def not_worth_it(artifact: str, chosen: Plan) -> PlanSaysPrefill:
+    """Exit 8, with the figures: prefilling is better, or a budget is broken."""
+    return PlanSaysPrefill(
+        f"fetching {artifact} is not worth it: {chosen.reason}",
+        hint="kvswap fetch --force fetches all the same",
+        plan=chosen.to_json(),
+    )
+
+
+Judge = Callable[[float, int], Plan]
+
+
+async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge | None:
+    """For a fetch under way: (bytes per second seen, bytes missing) -> the plan for the rest.
+
+    None when this node cannot prefill.  One that was never measured is, now that there is time.
+    """
+    choice = await own_model(node)
+    if choice is None:
+        return None
+    block_tokens = manifest.prefix.block_tokens
+    raw = raw_by_codec(manifest.chunks[i] for i in needed(manifest))
+
+    def rest(bytes_per_second: float, missing_bytes: int) -> Plan:
+        link = Link(bytes_per_second, 0.0)
+        curve = node.calibration.curve(choice.calibration_key, block_tokens)
+        if curve is None:
+            measure_beside(node, choice, block_tokens)
+        return decide_here(node, manifest.prefix.tokens, raw, missing_bytes, curve, link, objective)
+
+    return rest
+
+
+def prices(node: Node) -> Prices:
+    s = node.settings
+    return Prices(s.price_per_gb, s.price_per_second, s.value_per_second, s.price_per_million_tokens)
+
+
+def best_link(node: Node, peers: tuple[str, ...]) -> Link | None:
+    """The fastest of these peers; a lower bound on what several together reach."""
+    links = [node.calibration.link(p, node.settings.assumed_link_bytes_per_second) for p in peers]
+    fastest = max(links, key=lambda link: link.bytes_per_second, default=None)
+    return replace(fastest, per_gb=max(node.asks(p) for p in peers)) if fastest else None
+
+
+def measure_beside(node: Node, choice: ModelChoice, block_tokens: int) -> None:
+    """Measure prefill in the background, unless it is known or being measured.  Best effort."""
+    if node.measuring or node.calibration.curve(choice.calibration_key, block_tokens) is not None:
+        return
+    node.measuring = True
+
+    async def measure() -> None:
+        try:
+            await calibrate(node, choice, block_tokens)
+        except KvswapError as error:
+            node.events.add("not_calibrated", model=choice.name, reason=error.message)
+        finally:
+            node.measuring = False
+
+    node.spawn(measure())
+
+
+async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> PrefillCurve | None:
+    """Measure a few blocks on this machine and keep the result."""
+    node.events.add("calibrating", model=choice.name)
+    known = predictors.path(node, choice)
+    predictor = str(known) if known is not None else None
+    made = await node.model.run(choice, "calibrate", block_tokens=block_tokens, predictor=predictor)
+    for codec, (raw, encode, load) in made["codecs"].items():
+        node.calibration.add_encode(codec, raw, None, encode / 1e6)
+        node.calibration.add_load({codec: raw}, load / 1e6)
+    node.learn_prefill(choice, made["samples"])
+    return node.calibration.curve(choice.calibration_key, block_tokens)

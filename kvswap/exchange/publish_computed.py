@@ -1,0 +1,156 @@
+"""Publishing what a serving engine computed: it sends the chunks, this node signs what it says of them.
+
+An engine's kernels are not those of the model process, so nothing is claimed bitwise.  Where the node has the model,
+the engine's cache and one computed here answer the same question: equal tokens make the claim `token-verified`,
+anything else leaves it at `tolerance`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from kvswap.artifact.manifest import (
+    VERSION,
+    Layout,
+    Manifest,
+    ModelIdentity,
+    Numerics,
+    Prefix,
+    Probe,
+    TensorDigests,
+)
+from kvswap.core import wire
+from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
+from kvswap.core.ids import blake3_digest
+from kvswap.exchange.discovery.resolve import own_model
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.publishing.ingest import Made, Run, make
+from kvswap.exchange.request import Progress, silent
+from kvswap.exchange.verification.statement import new_life, reusable
+from kvswap.trust import Group, Statement
+from kvswap.trust.groups import OPEN
+
+NO_PROBE = Probe(question=[], tokens=[], logits=blake3_digest(b""))
+_MOST_KL = 50_000  # millionths of a nat a token: more than int8 loses (43,500 on Qwen2.5-Coder-0.5B)
+CLAIMS = ("token-verified", "tolerance")  # that an engine's cache can have
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What an engine is about to send."""
+
+    model: ModelIdentity
+    dtype: str
+    ids: tuple[int, ...]
+    block_tokens: int
+    numerics: Numerics
+    group: str | None = None
+    compare: bool = True  # with what the model process computes, where there is one
+
+    @property
+    def prefix(self) -> Prefix:
+        from kvswap.artifact.chain import prefix_of  # numpy, which most nodes have no use for
+
+        return prefix_of(self.model.digest, self.ids, self.block_tokens)
+
+
+async def publish_computed(node: Node, computed: Computed, run: Run, progress: Progress = silent) -> dict[str, Any]:
+    """Keep, sign and offer it; what this node already published of the same kind is reused, and nothing is read."""
+    name = computed.group or node.settings.group
+    readers = node.groups.get(name) if name else None
+    prefix = await asyncio.to_thread(lambda: computed.prefix)
+    if computed.numerics.claim not in CLAIMS:
+        raise UsageError(f"what an engine made cannot be claimed to be {computed.numerics.claim[:40]!r}")
+    before = await asyncio.to_thread(_own, node, computed, prefix, readers)
+    if before is not None:
+        return _result(before, None, reused=True)
+    told: dict[str, Any] | None = None
+
+    async def describe(made: Made) -> Manifest:
+        nonlocal told
+        manifest = Manifest(
+            version=VERSION,
+            model=computed.model,
+            prefix=prefix,
+            layout=wire.convert(made.result.get("layout"), Layout),
+            numerics=computed.numerics,
+            tensors=wire.convert(made.result.get("tensors"), list[TensorDigests]),
+            chunks=made.refs,
+            probe=NO_PROBE,
+            fingerprint=made.fingerprint,
+            life=new_life(node),
+            publisher=str(node.publisher.peer_id),
+        )
+        compared = await _compared(node, computed, manifest, made) if computed.compare else None
+        if compared is None:
+            return manifest
+        told = compared["divergence"]
+        _require_alike(told)
+        claim = CLAIMS[0] if told["equal"] == told["steps"] else CLAIMS[1]
+        probe = wire.convert(compared["probe"], Probe)
+        numerics = msgspec.structs.replace(computed.numerics, claim=claim)
+        return msgspec.structs.replace(manifest, numerics=numerics, probe=probe)
+
+    return _result(await make(node, run, progress, describe, readers), told, reused=False)
+
+
+def _require_alike(told: dict[str, Any]) -> None:
+    """Raise `Incompatible` for a cache that is further off than rounding in any kernel: nothing of it is signed."""
+    if told["kl"] > _MOST_KL:
+        raise Incompatible(
+            f"the engine's cache does not continue as the model does: {told['kl'] / 1e6:.2f} nats a token apart, "
+            f"{told['equal']} of {told['steps']} tokens the same",
+            cause="the engine computes with other weights, or in another way, than the model's files say",
+            hint="start the engine with the model's own files and settings",
+            field="numerics",
+        )
+
+
+async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Made) -> dict[str, Any] | None:
+    """How it answers beside what the model process computes; None where that cannot be told."""
+    choice = await own_model(node)
+    if choice is None or (choice.identity.digest, choice.dtype) != (computed.model.digest, computed.dtype):
+        return None
+    try:
+        return await node.model.run(
+            choice,
+            "compare",
+            manifest=await asyncio.to_thread(manifest.encode),
+            chunks=str(node.store.chunks_directory),
+            ids=list(computed.ids),
+            key=made.seal.key if made.seal is not None else None,
+        )
+    except IntegrityError:
+        raise  # what it sent is not what it says
+    except KvswapError as error:
+        node.events.add("not_compared", tokens=manifest.prefix.tokens, reason=error.message)
+        return None
+
+
+def _own(node: Node, computed: Computed, prefix: Prefix, readers: Group | None) -> Statement | None:
+    """What this node published of the same tokens, computed in the same way, for the same readers."""
+    names = readers or OPEN
+    wanted = names.model(computed.model.digest, computed.dtype)
+    for row, _ in node.store.longest_prefix(names.chain(prefix.chain)[-1:]):
+        statement = reusable(node, row) if (row.model, row.dtype) == wanted else None
+        if statement is None or statement.manifest.prefix.token_digest != prefix.token_digest:
+            continue
+        if statement.manifest.numerics.environment == computed.numerics.environment:
+            return statement
+    return None
+
+
+def _result(statement: Statement, divergence: dict[str, Any] | None, *, reused: bool) -> dict[str, Any]:
+    manifest = statement.manifest
+    return {
+        "artifact": str(statement.artifact),
+        "tokens": manifest.prefix.tokens,
+        "claim": manifest.numerics.claim,
+        "compared": divergence,
+        "wire_bytes": manifest.wire_bytes,
+        "reused": reused,
+    }

@@ -1,0 +1,1 @@
+"""Keeping and signing what is made here."""

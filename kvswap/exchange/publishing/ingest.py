@@ -1,0 +1,123 @@
+"""Keeping what is made - by the model process, or by an engine - and signing it: chunks into the store, a manifest.
+
+What makes it sends chunks and a fingerprint as events and ends with all else that a manifest says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+
+from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
+from kvswap.artifact.sealing import FINGERPRINT, PREDICTOR, Place, Seal, chunk_place
+from kvswap.core import wire
+from kvswap.core.errors import MalformedMessage
+from kvswap.core.ids import Cid
+from kvswap.exchange.model_port import OnEvent
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.request import Progress
+from kvswap.exchange.verification.statement import list_artifact, sign
+from kvswap.trust import Group, Statement
+from kvswap.trust.groups import Sealing
+
+Run = Callable[[OnEvent], Awaitable[dict[str, Any]]]
+"""What makes the chunks: tells of each, and returns what it has to say in the end."""
+
+
+EVENTS = ("chunk", "fingerprint")  # the others say how far it is
+
+
+class _Chunk(msgspec.Struct):
+    """An event that carries a chunk: what a manifest says of it, its bytes, and the microseconds of its coding."""
+
+    ref: ChunkRef
+    data: bytes
+    us: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+
+
+class _Mark(msgspec.Struct):
+    """An event that carries the fingerprint."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What is to be said of it; the files are in the store."""
+
+    result: dict[str, Any]
+    refs: list[ChunkRef]
+    predictor: FileRef | None
+    fingerprint: FileRef | None
+    seal: Seal | None  # with which they are sealed
+
+
+async def make(
+    node: Node,
+    run: Run,
+    progress: Progress,
+    describe: Callable[[Made], Awaitable[Manifest]],
+    readers: Group | None,
+    *,
+    predictor: bytes | None = None,
+    mark: bytes | None = None,
+) -> Statement:
+    """Keep what `run` makes, sign what `describe` says of it, and offer it.
+
+    With `readers` nothing that is kept can be read by others.  `predictor`: which predictive chunks are coded
+    with.  `mark`: the fingerprint, unless it comes as an event.
+    """
+    sealing = Sealing.new(readers) if readers is not None else None
+    cid = Cid.of(predictor) if predictor is not None else None
+    refs: list[ChunkRef] = []
+    coded: dict[str, list[int]] = {}  # by codec: raw bytes, wire bytes, microseconds
+    with node.store.lease([cid] if cid else []) as hold:
+        if predictor is not None:
+            await asyncio.to_thread(node.store.put_chunk, predictor, cid)
+
+        async def keep(place: Place, held: bytes) -> FileRef:
+            if sealing is not None:
+                held = await asyncio.to_thread(sealing.seal.close, place, held)
+            made = Cid.of(held)
+            hold(made)
+            await asyncio.to_thread(node.store.put_chunk, held, made)
+            return FileRef(cid=bytes(made), length=len(held))
+
+        async def on_event(event: dict[str, Any]) -> None:
+            nonlocal mark
+            if event["event"] == "fingerprint":
+                mark = wire.convert(event, _Mark, MalformedMessage).data
+            elif event["event"] == "chunk":
+                chunk = wire.convert(event, _Chunk, MalformedMessage)
+                ref = chunk.ref
+                file = await keep(chunk_place(ref), chunk.data)
+                refs.append(msgspec.structs.replace(ref, cid=file.cid, length=file.length))
+                sums = coded.setdefault(ref.codec, [0, 0, 0])
+                for index, value in enumerate((ref.raw_length, ref.length, chunk.us)):
+                    sums[index] += value
+            else:
+                await progress(event)
+
+        result = await run(on_event)
+        for name, (raw, coded_bytes, micro) in coded.items():
+            node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
+        named = None  # where prediction helped nowhere, every chunk is of another codec
+        if predictor is not None and any(ref.codec == "predictive" for ref in refs):
+            named = await keep(PREDICTOR, predictor)
+        fingerprint = await keep(FINGERPRINT, mark) if mark is not None else None
+        ordered = sorted(refs, key=lambda r: (r.block, r.run))
+        made = Made(result, ordered, named, fingerprint, sealing.seal if sealing is not None else None)
+        statement = await asyncio.to_thread(sign, node, await describe(made), sealing)
+        await asyncio.to_thread(list_artifact, node, statement)
+    node.counters.published += 1
+    row = statement.manifest
+    document = row.document.reference if row.document else None
+    node.events.add(
+        "published", artifact=str(statement.artifact), document=document, tokens=row.prefix.tokens, codecs=row.codecs
+    )
+    node.tell(str(statement.artifact), statement.reference)
+    return statement

@@ -1,0 +1,221 @@
+"""A document's cache in the model process while its chunks are still on their way.
+
+The transfer brings units from the last to the first, the model process loads them as they come and, where
+the text is at hand, computes from the first on; what it computes is not fetched any more.  What came stays
+in the store, each chunk checked, and serves the next attempt and other peers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from kvswap.artifact.layout import units
+from kvswap.core.errors import KvswapError, PeerError
+from kvswap.core.ids import Cid
+from kvswap.cost import Objective, Work
+from kvswap.exchange.fetch import note_fetched
+from kvswap.exchange.model_port import ModelChoice, OnEvent, Tell
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.planning.decision import Planned, judge, prices, raw_by_codec
+from kvswap.exchange.request import Progress, Terms
+from kvswap.exchange.transfer.bring import bring
+from kvswap.exchange.transfer.downloader import Transfer
+from kvswap.trust import Statement
+
+_TELL_SECONDS = 0.1
+_WAVE_SECONDS = 0.5  # of chunks among which rarity counts, not order: what is whole from the end on can be used
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An artifact, or its first `tokens` tokens, and the plan for it."""
+
+    statement: Statement
+    tokens: int | None
+    planned: Planned
+    began: float  # when it was asked for, `time.perf_counter`
+
+
+async def run_from(
+    node: Node,
+    choice: ModelChoice,
+    source: Source,
+    terms: Terms,
+    on_event: OnEvent,
+    progress: Progress,
+    arguments: dict[str, Any],
+) -> tuple[dict[str, Any], Transfer | None]:
+    """Run `answer` in the model process from a source, of which some or all is still to be fetched.
+
+    With `text` among the arguments a source that dries up only means that more is computed.
+    """
+    manifest = source.statement.manifest
+    arguments = arguments | {
+        "envelope": source.statement.envelope,
+        "key": source.statement.key,
+        "chunks": str(node.store.chunks_directory),
+        "tokens": source.tokens,
+    }
+    with node.store.lease([file.id for file in manifest.files]):
+        if not source.planned.missing_bytes:
+            return await node.model.run(choice, "answer", on_event, **arguments), None
+        feed = _Feed(node, choice, source, terms, progress, computes=arguments.get("text") is not None)
+        return await feed.run(arguments, on_event)
+
+
+class _Feed:
+    """One transfer that feeds one job."""
+
+    def __init__(
+        self, node: Node, choice: ModelChoice, source: Source, terms: Terms, progress: Progress, *, computes: bool
+    ) -> None:
+        self._node, self._choice, self._source, self._terms = node, choice, source, terms
+        self._progress = progress
+        self._computes = computes
+        manifest = source.statement.manifest
+        self._units = units(manifest, source.tokens, by_run=choice.device == "cpu")
+        self._filled = source.began
+        self._tell: Tell = asyncio.Queue()
+        self._transfer: Transfer | None = None
+        self._files = [list(unit.chunks) for unit in self._units]
+        if manifest.predictor is not None:
+            self._files[-1].insert(0, len(manifest.chunks))
+        self._given_up: set[int] = set()  # chunks
+        self._lacking: list[set[Cid]] = []  # of each unit
+        self._waiting: dict[Cid, list[int]] = {}  # units that lack a file: one may stand at several places
+
+    async def run(self, arguments: dict[str, Any], on_event: OnEvent) -> tuple[dict[str, Any], Transfer | None]:
+        planned, files = self._source.planned, self._source.statement.manifest.files
+        every = [files[i].id for unit in self._files for i in unit]
+        missing = set(await asyncio.to_thread(self._node.store.missing, every))
+        self._lacking = [{files[i].id for i in unit} & missing for unit in self._files]
+        for number, lacking in enumerate(self._lacking):
+            for cid in lacking:
+                self._waiting.setdefault(cid, []).append(number)
+        per_gb = prices(self._node).per_gb + (planned.link.per_gb if planned.link else 0.0)
+        lowest = lowest_unit(planned.work, self._terms.objective, per_gb)
+        work = {
+            "compute": [_micro(seconds) if self._computes else 0 for seconds in planned.work.compute],
+            "wire": [sum(files[i].length for i in unit if files[i].id in missing) for unit in self._files],
+            "load": [_micro(seconds) for seconds in planned.work.load],
+            "last": _micro(planned.work.last),
+            "rate": int(planned.link.bytes_per_second) if planned.link else 0,
+            "computes": self._computes,
+            "eager": planned.plan.action == "hybrid" or self._terms.objective.by != "money",
+            "lowest": lowest,
+        }
+        fetching = asyncio.create_task(self._fetch(lowest))
+
+        async def hear(event: dict[str, Any]) -> None:
+            if event["event"] == "claim":
+                self._give_up(event["unit"])
+            elif event["event"] == "filled":
+                self._filled = time.perf_counter()
+                self._end(fetching)  # all is there
+            await on_event(event)
+
+        try:
+            made = await self._node.model.run(self._choice, "answer", hear, self._tell, **arguments, work=work)
+        except PeerError:
+            if fetching.done() and not fetching.cancelled() and (why := fetching.exception()) is not None:
+                raise why from None  # the transfer knows better why nothing came
+            raise
+        finally:
+            self._end(fetching)
+            await asyncio.gather(fetching, return_exceptions=True)
+        if self._transfer is not None and not self._transfer.skipped:
+            self._transfer.learn_start(self._filled - self._source.began)
+        return made, self._transfer
+
+    def _end(self, fetching: asyncio.Task[None]) -> None:
+        """Stop fetching; a transfer that has everything ends by itself, and tells of it."""
+        if self._transfer is None or not self._transfer.complete:
+            fetching.cancel()
+
+    def _give_up(self, number: int) -> None:
+        """This unit is computed: its chunks need not come."""
+        self._given_up |= set(self._units[number].chunks)
+        if self._transfer is not None:
+            self._transfer.skip(self._units[number].chunks)
+
+    async def _fetch(self, lowest: int) -> None:
+        """Until all is here or nobody sends it; the job is told of everything that matters to it."""
+        node, statement, files = self._node, self._source.statement, self._files
+        wanted = [i for unit in reversed(files[lowest:]) for i in unit]
+        rest = None
+        if not (self._computes or self._terms.force):
+            rest = await judge(node, statement.manifest, self._terms.objective)
+        began = time.perf_counter()
+        telling: asyncio.Task[None] | None = None
+
+        def begin(transfer: Transfer) -> None:
+            nonlocal telling
+            self._transfer = transfer
+            transfer.stored = self._stored
+            transfer.skip(self._given_up)
+            transfer.wave = self._wave()
+            telling = asyncio.create_task(self._tell_rate(transfer))
+
+        try:
+            planned = self._source.planned
+            transfer = await bring(
+                node, statement, wanted, planned.peers, self._progress, rest, planned.most_per_gb, begin
+            )
+            self._tell.put_nowait({"ended": "all that was wanted is here"})
+            if not transfer.skipped and self._source.tokens is None:
+                note_fetched(node, statement, transfer, time.perf_counter() - began)
+        except KvswapError as error:
+            node.events.add("transfer_ended", artifact=str(statement.artifact), reason=error.message)
+            self._tell.put_nowait({"ended": error.message})
+            raise
+        finally:
+            if telling is not None:
+                telling.cancel()
+
+    def _wave(self) -> int:
+        link, chunks = self._source.planned.link, self._source.statement.manifest.chunks
+        mean = sum(chunk.length for chunk in chunks) / len(chunks)
+        return 1 + int(link.bytes_per_second * _WAVE_SECONDS / mean) if link else 1
+
+    def _stored(self, index: int) -> None:
+        cid = self._source.statement.manifest.files[index].id
+        for number in self._waiting.pop(cid, ()):
+            self._lacking[number].discard(cid)
+            if not self._lacking[number]:
+                self._tell.put_nowait({"unit": number})
+
+    async def _tell_rate(self, transfer: Transfer) -> None:
+        while True:
+            await asyncio.sleep(_TELL_SECONDS)
+            self._tell.put_nowait({"bytes": transfer.seen_bytes, "arriving": transfer.arriving_bytes})
+
+
+def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
+    """The first unit that may be fetched within the budgets of bytes and dollars."""
+    most = objective.max_bytes
+    if objective.max_dollars is not None and per_gb > 0:
+        affordable = int(objective.max_dollars / per_gb * 1e9)
+        most = affordable if most is None else min(most, affordable)
+    if most is None:
+        return 0
+    total, lowest = 0, len(work)
+    while lowest > 0 and total + work.wire[lowest - 1] <= most:
+        lowest -= 1
+        total += work.wire[lowest]
+    return lowest
+
+
+def learned(node: Node, source: Source, made: dict[str, Any]) -> None:
+    """Keep what a run from the store showed of loading; while chunks arrive, it waits for them."""
+    if source.planned.missing_bytes or made["computed"]:
+        return
+    files = source.statement.manifest.chunks
+    every = [files[i] for unit in units(source.statement.manifest, source.tokens) for i in unit.chunks]
+    node.calibration.add_load(raw_by_codec(every), made["load_us"] / 1e6)
+
+
+def _micro(seconds: float) -> int:
+    return int(seconds * 1e6)

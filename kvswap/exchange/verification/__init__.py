@@ -1,0 +1,1 @@
+"""What is known for and against publishers and artifacts."""

@@ -1,0 +1,154 @@
+"""Audits: made of what was verified here, given to readers, taken from auditors whom this node trusts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from kvswap.core.errors import Untrusted
+from kvswap.core.limits import LIMITS
+from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.node.standing import void
+from kvswap.exchange.verification.statement import heard, told
+from kvswap.store import AuditRow
+from kvswap.trust import Statement
+from kvswap.trust.audit import (
+    FAILED,
+    KIND,
+    PASSED,
+    Audit,
+    Coverage,
+    SignedAudit,
+    covered,
+    environment_of,
+    micro,
+    read_audit,
+    sign_audit,
+)
+from kvswap.trust.ladder import Level, Step
+
+
+def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, samples: int, seed: bytes) -> SignedAudit:
+    """Sign and keep what a step that compares with the model found."""
+    manifest = statement.manifest
+    sampled = step.level == Level.SAMPLES
+    signed = sign_audit(
+        Audit(
+            version=1,
+            artifact=bytes(statement.artifact),
+            publisher=manifest.publisher,
+            auditor=str(node.publisher.peer_id),
+            level=int(step.level),
+            tokens=manifest.prefix.tokens,
+            samples=min(samples, manifest.prefix.tokens) if sampled else 0,
+            seed=seed,
+            worst=micro(step.figures.get("worst", 0.0)),
+            verdict=FAILED if step.verdict == "failed" else PASSED,
+            why=step.why,
+            environment=environment_of(choice.dtype, choice.device, str(choice.threads)),
+            issued=int(time.time()),
+        ),
+        node.publisher,
+    )
+    node.records.add_audit(_row(signed, statement.reference))
+    return signed
+
+
+def _row(signed: SignedAudit, document: str | None) -> AuditRow:
+    audit = signed.audit
+    return AuditRow(signed.id, str(audit.cid), document, audit.publisher, audit.auditor, audit.failed, signed.envelope)
+
+
+def audits_of(node: Node, artifact: str | None, document: str | None) -> list[bytes]:
+    """What a reader is told who asks for an artifact or a document: failures first, none that is void."""
+    rows = node.records.audits(artifact=artifact, document=document)
+    return [row.envelope for row in rows if not void(row)][: LIMITS.audits_told]
+
+
+def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str | None) -> None:
+    """Keep those by auditors whom we trust; the others count for nothing, whatever they say.
+
+    Nor do failures by older rules, nor what is issued in the future: it counts when it comes again in its time, and
+    is held against nobody, since the clock that is wrong may be ours.
+    A publisher whom a trusted auditor caught is distrusted here as well.
+    """
+    for signed in told(node, peer, KIND, envelopes, LIMITS.audits_told, read_audit):
+        audit = signed.audit
+        if audit.void or audit.auditor == audit.publisher or not node.policy.policy.trusts(audit.auditor):
+            continue
+        if audit.is_early(time.time()):
+            why = "it is issued in the future: a clock is wrong"
+            node.events.add("audit_refused", auditor=audit.auditor, peer=peer, reason=why)
+            continue
+        if audit.auditor != str(node.publisher.peer_id):
+            with heard(node):
+                take(node, signed, document)
+
+
+def take(node: Node, signed: SignedAudit, document: str | None) -> None:
+    """Act on an audit by a trusted auditor, and keep it, once.
+
+    Where that cannot be written, it counts all the same, and is taken again later (`waiting.attend`).
+    """
+    row, audit = _row(signed, document), signed.audit
+    if not node.records.takes_audit(row):
+        node.records.unwritten.drop_audit(row.id)
+        return
+    try:
+        if audit.failed:
+            distrust(node, audit.publisher, str(audit.cid), audit.why, signed.id, by=audit.auditor)
+        node.records.add_audit(row)
+    except Exception:
+        node.records.remember_audit(row)
+        raise
+
+
+def distrust(node: Node, publisher: str, artifact: str, why: str, evidence: str, *, by: str) -> None:
+    """A publisher was caught: nothing of it is used any more, and what shows it is kept."""
+    if publisher == str(node.publisher.peer_id) or node.policy.policy.caught(publisher) is not None:
+        return
+    node.policy.distrust(publisher, why, artifact, evidence)
+    node.counters.publishers_caught += 1
+    node.events.add("publisher_caught", publisher=publisher, artifact=artifact, reason=why, audit=evidence, by=by)
+
+
+def coverage(node: Node, artifact: str) -> Coverage | None:
+    """What this node and auditors it trusts have looked at."""
+    rows = node.records.audits(artifact=artifact)
+    return covered(read_audit(row.envelope).audit for row in rows if node.policy.policy.trusts(row.auditor))
+
+
+def refuse_if_failed(node: Node, statement: Statement) -> None:
+    """Raise `Untrusted` for an artifact that a trusted auditor, or this node, found wrong."""
+    artifact = str(statement.artifact)
+    row = node.standings.failed([artifact]).get(artifact)
+    if row is not None:
+        raise Untrusted(
+            f"artifact {artifact} failed an audit by {row.auditor}: {read_audit(row.envelope).audit.why}",
+            cause=f"audit {row.id}",
+            hint=f"kvswap trust audits {row.publisher}",
+        )
+
+
+def listed(node: Node, publisher: str | None) -> list[dict[str, Any]]:
+    """For people: all that is kept, or what is about one publisher."""
+    return [
+        {
+            "audit": row.id,
+            "artifact": row.artifact,
+            "publisher": row.publisher,
+            "auditor": row.auditor,
+            "step": f"V{(audit := read_audit(row.envelope).audit).level}",
+            "verdict": audit.verdict,
+            "rules": audit.rules,
+            "void": audit.void,
+            "samples": audit.samples or audit.tokens,
+            "tokens": audit.tokens,
+            "worst": audit.worst / 1e6,
+            "why": audit.why,
+            "issued": audit.issued,
+        }
+        for row in node.records.audits(publisher=publisher)
+    ]

@@ -1,0 +1,51 @@
+"""What a manifest says of itself, and what a text says of it: refused or told before anything is concluded from it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from kvswap.core.errors import Untrusted, UsageError
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.request import Progress
+from kvswap.trust import Statement
+from kvswap.trust.accusation import claims, uncheckable
+
+
+def require_text(statement: Statement, text: str | None) -> None:
+    """Raise `UsageError` for a text that is not the document which the manifest names: it says nothing of the cache."""
+    document = statement.manifest.document
+    if text is None or document is None or hashlib.sha256(text.encode()).digest() == document.sha256:
+        return
+    raise UsageError(
+        f"the text that was given is not the document of artifact {statement.artifact}, {document.reference}",
+        cause="another file, or the document was changed since",
+        hint=f"kvswap show {statement.artifact}",
+    )
+
+
+def refuse_uncheckable(statement: Statement) -> None:
+    """Raise `Untrusted` for a stranger's artifact that nobody could verify, by its own word: it is not even fetched."""
+    said = uncheckable(statement.manifest)
+    if not said:
+        return
+    named = "; ".join(f"{where}: {why}" for where, why in said.items())
+    raise Untrusted(
+        f"artifact {statement.artifact} is a stranger's and cannot be verified ({named})",
+        cause="what its manifest says keeps others from checking it",
+        hint=f"kvswap trust add {statement.manifest.publisher}",
+        unchecked=said,
+    )
+
+
+async def say_claims(node: Node, statement: Statement, progress: Progress) -> None:
+    """Tell the user of a trusted publisher's artifact what its manifest says that keeps others from checking it."""
+    if statement.manifest.publisher != str(node.publisher.peer_id):
+        for why in claims(statement.manifest).values():
+            await say_unchecked(node, statement, why, progress)
+
+
+async def say_unchecked(node: Node, statement: Statement, why: str, progress: Progress) -> None:
+    """Tell that an artifact is used although something of it cannot be checked."""
+    artifact = str(statement.artifact)
+    node.events.add("uncheckable", artifact=artifact, reason=why)
+    await progress({"event": "uncheckable", "artifact": artifact, "reason": why})

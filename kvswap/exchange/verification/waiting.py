@@ -1,0 +1,26 @@
+"""What peers told and this machine could not write, done as soon as the disk takes it."""
+
+from __future__ import annotations
+
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.verification.audits import take
+from kvswap.exchange.verification.heads import follow
+from kvswap.exchange.verification.statement import heard
+from kvswap.trust.audit import read_audit
+
+
+def attend(node: Node) -> None:
+    """Write what waits: heads, audits, successors of publishers.  Blocks; call now and then."""
+    node.records.attend()
+    for row in node.records.unwritten.all_audits():
+        with heard(node):
+            if not node.policy.policy.trusts(row.auditor):
+                node.records.unwritten.drop_audit(row.id)  # not any more
+                continue
+            take(node, read_audit(row.envelope), row.document)
+    for head in list(node.to_follow.values()):
+        with heard(node), node.heads_lock:
+            node.to_follow.pop(head.publisher, None)  # it is there again where it cannot be written yet
+            follow(node, head)
+    if not node.records.unwritten and not node.to_follow:
+        node.problems.clear_one("heard")
