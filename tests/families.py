@@ -115,6 +115,122 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Made by a class that reads pictures as well; only its text is used.
+_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_heads": 2}
+
+FAMILIES |= {
+    # without sdpa: computed with eager attention, which the numerics name
+    "gpt-oss": (
+        "GptOssConfig",
+        {
+            **_HEADS,
+            "num_hidden_layers": 4,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 64,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    "gemma2": ("Gemma2Config", {**_gemma3(64), "num_hidden_layers": 4}),
+    "mimo-v2-flash": (
+        "MiMoV2FlashConfig",
+        {
+            **_HEADS,
+            "num_hidden_layers": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "sliding_window": 64,
+            "v_head_dim": 16,
+        },
+    ),
+    "vaultgemma": ("VaultGemmaConfig", {**_HEADS, "num_hidden_layers": 4, "sliding_window": 64}),
+    "gptj": (
+        "GPTJConfig",
+        {**_TOKENS, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "rotary_dim": 8},
+    ),
+    "gpt-neo": (
+        "GPTNeoConfig",
+        {
+            **_TOKENS,
+            "hidden_size": 64,
+            "num_layers": 4,
+            "num_heads": 4,
+            "max_position_embeddings": CONTEXT,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 64,
+        },
+    ),
+    "mpt": ("MptConfig", {**_TOKENS, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT}),
+    "bloom": ("BloomConfig", {**_TOKENS, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
+    # of a class for pictures and text
+    "mistral3": (
+        "Mistral3Config",
+        {
+            "text_config": {**_HEADS, "model_type": "mistral"},
+            "vision_config": {
+                **_VISION,
+                "model_type": "pixtral",
+                "num_hidden_layers": 1,
+                "image_size": 28,
+                "patch_size": 14,
+                "head_dim": 16,
+            },
+            "image_token_index": 3,
+        },
+    ),
+    "qwen3-vl": (
+        "Qwen3VLConfig",
+        {
+            "text_config": {
+                **_HEADS,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            },
+            "vision_config": {
+                **_VISION,
+                "depth": 2,
+                "out_hidden_size": 64,
+                "deepstack_visual_indexes": [0],
+                "num_position_embeddings": 16,
+            },
+            "image_token_id": 3,
+            "video_token_id": 4,
+            "vision_start_token_id": 5,
+            "vision_end_token_id": 6,
+        },
+    ),
+    # the last layers read the keys and values of earlier ones
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            **_HEADS,
+            "num_hidden_layers": 6,
+            "num_kv_shared_layers": 2,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.0] * 6,
+            "altup_num_inputs": 2,
+        },
+    ),
+    "gemma4-e": (
+        "Gemma4TextConfig",
+        {
+            **_HEADS,
+            "num_hidden_layers": 6,
+            "num_kv_shared_layers": 2,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "global_head_dim": 16,
+        },
+    ),
+}
+
+
 def write_tokenizer(directory: Path) -> None:
     """Writes a byte-level BPE tokenizer of 400 tokens, trained on the example document, into `directory`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -145,7 +261,8 @@ def build(directory: Path, name: str, seed: int = 0, **changes: Any) -> Path:
     kind, fields = FAMILIES[name]
     config = getattr(transformers, kind)(**{**fields, **changes})
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    causal, pictures = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    model = (causal if type(config) in causal._model_mapping else pictures).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():  # larger weights, so that logits are not all alike
             parameter.mul_(2.0 if parameter.dim() > 1 else 1.0)

@@ -3,6 +3,10 @@
 `RoomyLayer` is a full-attention layer with space for what follows: `update` writes behind what is
 there and returns views, where the stock layer copies everything at every step.  It is bitwise equal
 to the stock layer (tested), and falls back to it when the space is used up or the cache was edited.
+
+Not every layer of a model keeps something: in Gemma 3n and the small Gemma 4 the last layers read the keys and values
+of earlier ones, and transformers gives them a `DummyLayer`.  A *cache layer* here, as in a manifest, is one that keeps
+keys and values, counted from 0 (`kept`); `places` says which layer of the model is which cache layer.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.manifest import LayerSpec
@@ -82,10 +86,22 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         super().reset()
 
 
+def kept(cache: Any) -> list[Any]:
+    """Return the layers of a transformers cache that keep keys and values, in the model's order."""
+    return [layer for layer in cache.layers if type(layer) is not DummyLayer]
+
+
+def places(cache: Any) -> dict[int, int]:
+    """Return which cache layer each layer of the model is, by its number; those that keep nothing are left out."""
+    holding = [index for index, layer in enumerate(cache.layers) if type(layer) is not DummyLayer]
+    return {index: place for place, index in enumerate(holding)}
+
+
 class StoppableCache(DynamicCache):  # type: ignore[misc]
     """A `DynamicCache` that says when a layer is about to take what a forward pass computed.
 
-    `before` may raise, which ends the forward pass before layer `index` has taken anything.
+    `before` is called with the number of the cache layer.  It may raise, which ends the forward pass before that layer
+    has taken anything.
     """
 
     before: Callable[[int], None] | None = None
@@ -94,7 +110,7 @@ class StoppableCache(DynamicCache):  # type: ignore[misc]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
         if self.before is not None:
-            self.before(layer_idx)
+            self.before(places(self)[layer_idx])
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
@@ -113,17 +129,17 @@ def cache_over(config: Any, tensors: Sequence[LayerTensors], tokens: int, device
     """
     cache = StoppableCache(config=config)
     check_layers(cache)
-    cache.layers = [
-        RoomyLayer.filled(held.k.to(device), held.v.to(device), tokens) if type(layer) is DynamicLayer else layer
-        for layer, held in zip(cache.layers, tensors, strict=True)
-    ]
+    for index, place in places(cache).items():
+        if type(cache.layers[index]) is DynamicLayer:
+            held = tensors[place]
+            cache.layers[index] = RoomyLayer.filled(held.k.to(device), held.v.to(device), tokens)
     return cache
 
 
 def close_over(cache: StoppableCache, tensors: Sequence[LayerTensors], computed: int, tokens: int) -> None:
     """Join what was computed, the first `computed` tokens, with what the tensors hold of the rest up to `tokens`."""
     cache.before = None
-    for layer, held in zip(cache.layers, tensors, strict=True):
+    for layer, held in zip(kept(cache), tensors, strict=True):
         if isinstance(layer, RoomyLayer):
             layer.reach(tokens, held.k, held.v)
         elif computed < tokens:
@@ -145,7 +161,7 @@ def _fill_sliding(layer: Any, k: torch.Tensor, v: torch.Tensor, tokens: int) -> 
 def check_layers(cache: Any) -> None:
     """Refuse a layer kind that is not exactly understood, by its name; state is never guessed."""
     for index, layer in enumerate(cache.layers):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer, DummyLayer):
             raise Incompatible(
                 f"cache layer {index} is a {type(layer).__name__}, which kvswap cannot exchange",
                 cause="linear-attention, quantised and hybrid layers keep state of another kind",
@@ -153,16 +169,19 @@ def check_layers(cache: Any) -> None:
             )
         if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < 2:
             raise Incompatible(f"cache layer {index} has a window of {layer.sliding_window}", field="layout")
+    if not kept(cache) or type(cache.layers[0]) is DummyLayer:
+        # Reading tokens back and computing layer 0 again take it for a function of the token and its position.
+        raise Incompatible("the first layer of the model keeps no keys and values", field="layout")
 
 
 def layer_specs(cache: Any) -> list[LayerSpec]:
     """Kinds and shapes of a cache that has seen at least one token."""
     check_layers(cache)
     specs = []
-    for index, layer in enumerate(cache.layers):
+    for index, layer in enumerate(kept(cache)):
         if not layer.is_initialized or layer.keys.dim() != 4:
             raise Incompatible(
-                f"cache layer {index} was never filled", cause="shared layers are not supported", field="layout"
+                f"cache layer {index} was never filled", cause="its state lies elsewhere", field="layout"
             )
         if layer.keys.shape[0] != 1:
             raise Incompatible(f"the cache holds a batch of {layer.keys.shape[0]}", field="layout")
@@ -183,10 +202,10 @@ def capture_block(
     cache: Any, specs: Sequence[LayerSpec], run: Sequence[int], start: int, stop: int
 ) -> list[torch.Tensor]:
     """K and V of each layer of `run` for block [start, stop), just computed: CPU copies [head, token, dim]."""
-    parts = []
+    parts, layers = [], kept(cache)
     for index in run:
         first, last = layouts.stored_span(specs[index], start, stop)
-        layer = cache.layers[index]
+        layer = layers[index]
         for tensor in (layer.keys, layer.values):
             at = tensor.shape[2] - (last - first)
             parts.append(tensor[0, :, at:].cpu().contiguous().clone())
@@ -196,7 +215,7 @@ def capture_block(
 def held_tensors(cache: Any, specs: Sequence[LayerSpec], tokens: int) -> list[LayerTensors]:
     """What each layer holds after `tokens` tokens, as views."""
     out = []
-    for spec, layer in zip(specs, cache.layers, strict=True):
+    for spec, layer in zip(specs, kept(cache), strict=True):
         first, stop = layouts.held_span(spec, tokens)
         k, v = (t[0, :, t.shape[2] - (stop - first) :] for t in (layer.keys, layer.values))
         out.append(LayerTensors(k.cpu(), v.cpu(), first, stop - first))
@@ -209,17 +228,16 @@ def build_cache(
     """A cache that has seen `tokens` tokens, around these tensors.  Raises `Incompatible`."""
     cache = DynamicCache(config=config)
     check_layers(cache)
-    if len(cache.layers) != len(tensors):
+    found = places(cache)
+    if len(found) != len(tensors):
         raise Incompatible(
-            f"the artifact has {len(tensors)} cache layers, the model {len(cache.layers)}", field="layout.layers"
+            f"the artifact has {len(tensors)} cache layers, the model {len(found)}", field="layout.layers"
         )
-    built: list[Any] = []
-    for layer, held in zip(cache.layers, tensors, strict=True):
+    for index, place in found.items():
+        layer, held = cache.layers[index], tensors[place]
         k, v = held.k.to(device), held.v.to(device)
         if isinstance(layer, DynamicSlidingWindowLayer):
             _fill_sliding(layer, k, v, tokens)
-            built.append(layer)
         else:
-            built.append(RoomyLayer.filled(k, v, held.tokens))
-    cache.layers = built
+            cache.layers[index] = RoomyLayer.filled(k, v, held.tokens)
     return cache

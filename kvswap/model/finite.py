@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kvswap.core.errors import Incompatible
+from kvswap.model.cache import kept
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -29,7 +30,7 @@ def check_tensors(pairs: Sequence[Pair], dtype: str) -> None:
 def check_block(cache: Any, start: int, stop: int, dtype: str) -> None:
     """Apply `check_tensors` to what the cache's layers took of tokens [start, stop), just computed."""
     pairs: list[Pair] = []
-    for layer in cache.layers:
+    for layer in kept(cache):
         if not layer.is_initialized or layer.get_seq_length() < stop:
             break  # the forward pass was ended before this layer
         new = min(stop - start, layer.keys.shape[2])

@@ -25,17 +25,16 @@ _NAMED = 4  # names in a message
 
 def open_model(directory: Path, label: str, dtype: Any) -> tuple[Any, Any]:
     """Return model and tokenizer, all their weights from the files.  Raises `Incompatible` naming what is amiss."""
-    from transformers import AutoModelForCausalLM
-
     config = _configuration(directory, label)
+    kind, attention = _way(open_configuration(directory))
     model, info = _by_library(
         directory,
         label,
         config.get("quantization_config"),
-        lambda: AutoModelForCausalLM.from_pretrained(
+        lambda: kind.from_pretrained(
             str(directory),
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -45,6 +44,27 @@ def open_model(directory: Path, label: str, dtype: Any) -> tuple[Any, Any]:
     )
     _check_weights(model, info, label)
     return model, open_tokenizer(directory, label)
+
+
+def _way(config: Any) -> tuple[Any, str]:
+    """Return the class of transformers that makes this model, and the attention that it is computed with.
+
+    A model that reads pictures as well is taken for its text alone.  Attention is `sdpa` (PyTorch's fused one) where
+    the model's class has it, else `eager`, and the numerics of what is published name it.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind: Any = AutoModelForCausalLM
+    for way in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in way._model_mapping:
+            made = way._model_mapping[type(config)]
+            kinds = made if isinstance(made, tuple) else (made,)
+            return way, "sdpa" if all(_has_sdpa(k) for k in kinds) else "eager"
+    return kind, "sdpa"
+
+
+def _has_sdpa(kind: Any) -> bool:
+    return bool(getattr(kind, "_supports_sdpa", False))
 
 
 def open_tokenizer(directory: Path, label: str) -> Any:

@@ -15,7 +15,7 @@ import torch
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, KvswapError
 from kvswap.model import finite, reach
-from kvswap.model.cache import StoppableCache, build_cache, check_layers, held_tensors, layer_specs
+from kvswap.model.cache import StoppableCache, build_cache, check_layers, held_tensors, kept, layer_specs, places
 
 _IDS = ((5, 9, 7, 11), (23, 3, 17, 4), (8, 31, 6, 15))  # three of the document, one that follows
 _FAR = 1 << 20
@@ -60,7 +60,7 @@ def _uses(model: Any, ids: list[int]) -> bool:
     if getattr(out, "past_key_values", None) is not cache:
         raise _refused("gives back another cache than it was given")
     specs = layer_specs(cache)
-    for index, layer in enumerate(cache.layers):
+    for index, layer in enumerate(kept(cache)):
         if layer.get_seq_length() != before:
             raise _refused(f"holds {layer.get_seq_length()} tokens in cache layer {index} after {before}")
     held = held_tensors(cache, specs, before)
@@ -89,12 +89,12 @@ def _copied(model: Any, held: Sequence[LayerTensors], tokens: int, sign: float) 
 def _keys(model: Any, cache: Any, ids: list[int], start: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the last token: the keys of the first layer, and what layer `last` computes; behind the layers, the logits."""
     taken: list[torch.Tensor] = []
-    right = cache.update
+    right, where = cache.update, places(cache)
 
     def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *rest: Any, **more: Any) -> Any:
-        if layer == 0:
+        if where[layer] == 0:
             taken.append(keys[0, :, -1].clone())
-        if layer == last:
+        if where[layer] == last:
             taken.append(torch.cat([keys[0, :, -1].flatten(), values[0, :, -1].flatten()]))
             raise _Stop
         return right(keys, values, layer, *rest, **more)

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.model import reach
+from kvswap.model.cache import places
 from kvswap.model.load import LoadedModel
 from kvswap.model.settle import settle
 
@@ -41,16 +42,18 @@ class _Supplied(DynamicCache):  # type: ignore[misc]
     def __init__(self, config: Any, tensors: Sequence[LayerTensors], tokens: int, positions: torch.Tensor) -> None:
         super().__init__(config=config)
         self._tensors, self._tokens, self._positions = tensors, tokens, positions
+        self._places = places(self)
         self.errors = torch.zeros(len(positions), len(tensors), 2)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        held = self._tensors[layer_idx]
+        place = self._places[layer_idx]
+        held = self._tensors[place]
         shown = []
         for kind, (supplied, computed) in enumerate(((held.k, key_states[0]), (held.v, value_states[0]))):
             before = supplied[:, : self._tokens]
-            self.errors[:, layer_idx, kind] = relative(before[:, self._positions], computed.cpu())
+            self.errors[:, place, kind] = relative(before[:, self._positions], computed.cpu())
             shown.append(torch.cat([before.to(computed.device), computed], dim=1)[None])
-        if layer_idx == len(self._tensors) - 1:
+        if place == len(self._tensors) - 1:
             raise _Taken
         return tuple(shown)
 

@@ -62,11 +62,12 @@ class FirstLayer:
         again: Callable[[], LayerTensors],
     ) -> None:
         from kvswap.artifact.layout import held_span
+        from kvswap.model.cache import kept
 
         self._loaded, self._identity, self._manifest, self._document = loaded, identity, manifest, document
         self._again, self._tokens = again, tokens
         first, stop = held_span(manifest.layout.layers[0], tokens)
-        layer = cache.layers[0]
+        layer = kept(cache)[0]
         at = layer.keys.shape[2] - (stop - first)
         self._held = LayerTensors(layer.keys[0, :, at:], layer.values[0, :, at:], first, stop - first)
 

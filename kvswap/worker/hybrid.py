@@ -238,13 +238,14 @@ class Hybrid:
         return unit
 
     def _again(self, block: int) -> None:
+        from kvswap.model.cache import kept
         from kvswap.model.finite import check_block
         from kvswap.model.prefill import forward
 
         prefix = self._assembly.manifest.prefix
         start, stop = block_span(prefix.tokens, prefix.block_tokens, block)
         self._cache.before = None
-        for layer, held in zip(self._cache.layers, self._assembly.tensors, strict=True):
+        for layer, held in zip(kept(self._cache), self._assembly.tensors, strict=True):
             layer.reach(start, held.k, held.v)
         assert self._ids is not None  # noqa: S101 - a part of the block was computed
         forward(self._loaded, self._cache, self._ids[start:stop], start)
@@ -284,15 +285,17 @@ def split_of(units: Sequence[Unit], work: dict[str, Any] | None, computes: bool,
 
 def probed(loaded: Any, cache: Any, manifest: Manifest) -> bool:
     """Whether the cache goes on as the publisher said, by the tokens of the probe; leaves it as it was."""
+    from kvswap.model.cache import kept
     from kvswap.model.prefill import greedy
     from kvswap.model.shape import unaskable
 
     probe = manifest.probe
     if not probe.tokens or unaskable(loaded, manifest):
         return False
-    kept = [(layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in cache.layers]
+    layers = kept(cache)
+    held = [(layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in layers]
     made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
-    for layer, (keys, values, seen) in zip(cache.layers, kept, strict=True):
+    for layer, (keys, values, seen) in zip(layers, held, strict=True):
         layer.keys, layer.values = keys, values
         if seen is not None:
             layer.cumulative_length = seen
