@@ -61,6 +61,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3-80": ("Gemma3TextConfig", _gemma3(80)),
     "gemma3-512": ("Gemma3TextConfig", _gemma3(512)),
     "mistral": ("MistralConfig", {**_HEADS, "sliding_window": 96}),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {
+            **_PLAIN,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
+    "glm4-moe": (
+        "Glm4MoeConfig",
+        {
+            **_HEADS,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
     "mixtral": ("MixtralConfig", {**_PLAIN, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "phi": ("PhiConfig", {**_PLAIN, "partial_rotary_factor": 0.5}),
     "phi3": ("Phi3Config", {**_PLAIN, "sliding_window": 64}),
@@ -116,6 +138,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 # Made by a class that reads pictures as well; only its text is used.
+_SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 _VISION = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_heads": 2}
 
 FAMILIES |= {
@@ -197,6 +228,29 @@ FAMILIES |= {
             "video_token_id": 4,
             "vision_start_token_id": 5,
             "vision_end_token_id": 6,
+        },
+    ),
+    "gemma3": (
+        "Gemma3Config",
+        {
+            "text_config": {**_gemma3(24), "model_type": "gemma3_text"},
+            "vision_config": _SIGLIP,
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    "gemma4": (
+        "Gemma4Config",
+        {
+            "text_config": {
+                **_HEADS,
+                "model_type": "gemma4_text",
+                "num_hidden_layers": 6,
+                "sliding_window": 64,
+                "global_head_dim": 32,
+                "hidden_size_per_layer_input": 0,
+            },
+            "vision_config": None,
+            "audio_config": None,
         },
     ),
     # the last layers read the keys and values of earlier ones

@@ -1,0 +1,313 @@
+"""What a model's cache is made of and what kvswap can do with it, from its `config.json` alone.
+
+Neither torch nor transformers is imported: the table below names the model types that were tried, and the rules are
+those by which transformers 5.23 makes a `DynamicCache`.  Tests hold both equal to built models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvswap.artifact.manifest import LayerSpec
+from kvswap.core.errors import Incompatible
+
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One `model_type`: the names that people know it by, and why it is refused (empty: it is exchanged)."""
+
+    model_type: str
+    names: str
+    refused: str = ""
+
+
+_STATES = "its linear-attention layers keep a state that is valid at one position only"
+_INDEXED = "its sparse attention keeps an index beside keys and values"
+_COMPRESSED = "its attention keeps compressed entries beside a window"
+
+FAMILIES: dict[str, Family] = {
+    model_type: Family(model_type, names, refused)
+    for refused, rows in {
+        "": (
+            ("llama", "Llama 1 to 3.3, SmolLM2, TinyLlama, Yi and many more"),
+            ("llama4_text", "Llama 4 (text alone)"),
+            ("mistral", "Mistral 7B, Mistral Nemo, Mistral Small 2"),
+            ("mistral3", "Mistral Small 3.x, Devstral, Magistral (their text)"),
+            ("mixtral", "Mixtral"),
+            ("qwen2", "Qwen 2, Qwen 2.5, Qwen2.5-Coder, QwQ"),
+            ("qwen2_moe", "Qwen 1.5 MoE, Qwen 2 MoE"),
+            ("qwen3", "Qwen 3 (dense)"),
+            ("qwen3_moe", "Qwen 3 MoE, Qwen3-Coder"),
+            ("qwen3_vl", "Qwen3-VL (its text)"),
+            ("gemma", "Gemma 1"),
+            ("gemma2", "Gemma 2"),
+            ("gemma3_text", "Gemma 3 270M and 1B"),
+            ("gemma3", "Gemma 3 4B to 27B (their text)"),
+            ("gemma3n_text", "Gemma 3n (text)"),
+            ("gemma4_text", "Gemma 4 (text), E2B and E4B among them"),
+            ("gemma4", "Gemma 4 (its text)"),
+            ("vaultgemma", "VaultGemma"),
+            ("gpt_oss", "gpt-oss 20b and 120b"),
+            ("deepseek_v2", "DeepSeek V2, V2-Lite"),
+            ("deepseek_v3", "DeepSeek V3, R1, V3.1"),
+            ("glm4", "GLM-4"),
+            ("glm4_moe", "GLM-4.5, 4.6"),
+            ("glm4_moe_lite", "GLM-4.7 Flash"),
+            ("minicpm3", "MiniCPM3"),
+            ("mimo_v2_flash", "MiMo-V2-Flash"),
+            ("phi", "Phi 1, 1.5, 2"),
+            ("phi3", "Phi 3, Phi 4"),
+            ("smollm3", "SmolLM3"),
+            ("olmo2", "OLMo 2"),
+            ("olmo3", "OLMo 3"),
+            ("cohere2", "Command R7B, Command A"),
+            ("granite", "Granite 3"),
+            ("nemotron", "Nemotron 4, Minitron"),
+            ("starcoder2", "StarCoder 2"),
+            ("stablelm", "StableLM 2"),
+            ("falcon", "Falcon 7B to 180B"),
+            ("gpt_neox", "Pythia, GPT-NeoX"),
+            ("gpt2", "GPT-2"),
+            ("gpt_bigcode", "StarCoder 1, SantaCoder"),
+            ("gpt_neo", "GPT-Neo"),
+            ("gptj", "GPT-J"),
+            ("opt", "OPT"),
+            ("mpt", "MPT"),
+            ("bloom", "BLOOM"),
+        ),
+        _STATES: (
+            ("qwen3_next", "Qwen3-Next"),
+            ("qwen3_5", "Qwen 3.5, 3.6"),
+            ("qwen3_5_text", "Qwen 3.5, 3.6 (text)"),
+            ("qwen3_5_moe", "Qwen 3.5, 3.6 MoE"),
+            ("qwen3_5_moe_text", "Qwen 3.5, 3.6 MoE (text)"),
+            ("kimi_linear", "Kimi Linear"),
+            ("granitemoehybrid", "Granite 4-H"),
+            ("nemotron_h", "Nemotron-H, Nemotron 3"),
+            ("lfm2", "LFM2"),
+            ("lfm2_moe", "LFM2 MoE"),
+            ("falcon_h1", "Falcon-H1"),
+            ("jamba", "Jamba"),
+            ("bamba", "Bamba"),
+            ("zamba2", "Zamba 2"),
+            ("minimax", "MiniMax-01"),
+            ("mamba", "Mamba"),
+            ("mamba2", "Mamba 2"),
+            ("falcon_mamba", "Falcon Mamba"),
+            ("recurrent_gemma", "RecurrentGemma"),
+            ("rwkv", "RWKV"),
+        ),
+        _INDEXED: (
+            ("deepseek_v32", "DeepSeek V3.2"),
+            ("glm_moe_dsa", "GLM-5"),
+            ("minimax_m3", "MiniMax-M3"),
+            ("minimax_m3_vl_text", "MiniMax-M3 (text)"),
+        ),
+        _COMPRESSED: (("deepseek_v4", "DeepSeek V4"),),
+    }.items()
+    for model_type, names in rows
+}
+
+_LATENT = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3"}  # one latent for all heads, and a rotary key
+_UNGROUPED = {
+    "gpt_neox",
+    "gpt2",
+    "gptj",
+    "gpt_neo",
+    "opt",
+    "mpt",
+    "bloom",
+}  # a key for each query, whatever the file says
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+_WIDTH = ("hidden_size", "n_embd", "d_model")
+_EVERY = {  # a full layer is every n-th; the others slide.  For files that do not list their layers.
+    "gemma2": 2,
+    "vaultgemma": 2,
+    "gpt_oss": 2,
+    "gemma3_text": 6,
+    "gemma3n_text": 5,
+    "gemma4_text": 6,
+    "cohere2": 4,
+    "olmo3": 4,
+    "llama4_text": 4,
+}
+_KEPT = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "sliding"}
+
+
+def text_of(config: Config) -> Config:
+    """Return the part of a configuration that describes the text model, which of a plain model is all of it."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def layer_types(text: Config) -> list[str]:
+    """Return the kind of each layer by the names of transformers, those that read earlier layers' keys left out."""
+    count = _number(text, *_LAYERS)
+    named = text.get("layer_types")
+    if isinstance(named, Sequence) and not isinstance(named, str) and named:
+        kinds = [str(kind) for kind in named]
+    else:
+        kinds = _usual(text, count)
+    return kinds[: count - int(text.get("num_kv_shared_layers") or 0)]
+
+
+def _usual(text: Config, count: int) -> list[str]:
+    kind, window = text.get("model_type"), text.get("sliding_window") or text.get("sliding_window_size")
+    if text.get("use_sliding_window") is False:
+        window = None
+    local = "chunked_attention" if text.get("attention_chunk_size") else "sliding_attention"
+    if kind == "mimo_v2_flash":
+        return ["full_attention" if i == 0 or (i + 1) % 6 == 0 else local for i in range(count)]
+    every = text.get("sliding_window_pattern") or _EVERY.get(str(kind))
+    if isinstance(every, int) and every > 1 and (window or text.get("attention_chunk_size")):
+        return ["full_attention" if (i + 1) % every == 0 else local for i in range(count)]
+    if str(kind).startswith(("qwen2", "qwen3")) and window:
+        first = int(text.get("max_window_layers") or 0)
+        return ["sliding_attention" if i >= first else "full_attention" for i in range(count)]
+    return [local if window or text.get("attention_chunk_size") else "full_attention"] * count
+
+
+def layers_of_config(config: Config) -> list[LayerSpec]:
+    """Return the cache layers of a model.  Raises `Incompatible` naming what kvswap cannot exchange or read."""
+    text = text_of(config)
+    types = {str(config.get("model_type")), str(text.get("model_type"))}
+    if (family := next((FAMILIES[t] for t in types if t in FAMILIES and FAMILIES[t].refused), None)) is not None:
+        raise Incompatible(f"{family.names} cannot be exchanged: {family.refused}", field="layout")
+    kinds = layer_types(text)
+    if other := sorted({kind for kind in kinds if kind not in _KEPT}):
+        raise Incompatible(f"layers of kind {', '.join(other)} cannot be exchanged", field="layout")
+    return [_layer(_own(text, index, _KEPT[kind]), _KEPT[kind]) for index, kind in enumerate(kinds)]
+
+
+def _own(text: Config, index: int, kind: str) -> Config:
+    """The fields of one layer, where some have their own."""
+    listed = text.get("per_layer_config")
+    if isinstance(listed, Mapping):
+        own = listed.get(str(index))
+        return {**text, **own} if isinstance(own, Mapping) else text
+    if (
+        kind == "full" and text.get("model_type") == "gemma4_text"
+    ):  # as its files say it, before transformers saves them
+        own = {"head_dim": text.get("global_head_dim") or 512}
+        if text.get("attention_k_eq_v") and text.get("num_global_key_value_heads"):
+            own["num_key_value_heads"] = text["num_global_key_value_heads"]
+        return {**text, **own}
+    return text
+
+
+def _layer(text: Config, kind: str) -> LayerSpec:
+    window = int(text.get("sliding_window") or text.get("attention_chunk_size") or 0) if kind == "sliding" else None
+    if text.get("model_type") in _LATENT:
+        return LayerSpec(kind, 1, _number(text, "kv_lora_rank"), _number(text, "qk_rope_head_dim"), window)
+    queries = _number(text, *_HEADS)
+    grouped = () if text.get("model_type") in _UNGROUPED else ("num_key_value_heads", "num_kv_heads")
+    heads = _number(text, *grouped, default=queries)
+    if text.get("multi_query") and not text.get("new_decoder_architecture"):
+        heads = 1
+    elif text.get("model_type") == "falcon" and not text.get("new_decoder_architecture"):
+        heads = queries
+    size = _number(text, "head_dim", default=_number(text, *_WIDTH) // queries)
+    values = _number(text, "v_head_dim", default=size)
+    if kind == "sliding" and text.get("model_type") == "mimo_v2_flash":
+        heads = 2 * heads
+    return LayerSpec(kind, heads, size, values, window)
+
+
+def _number(text: Config, *names: str, default: int | None = None) -> int:
+    for name in names:
+        value = text.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    if default is None:
+        raise Incompatible(f"the configuration has none of {', '.join(names)}", field="config")
+    return default
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What kvswap makes of one model.  `refused` says why it cannot be exchanged, and is empty where it can."""
+
+    model_type: str
+    names: str
+    known: bool  # whether this model type was tried
+    layers: tuple[LayerSpec, ...]
+    token_bytes: int  # for each token, as long as the text grows: of layers without a window
+    window_bytes: int  # at most, however long the text is: of layers with one
+    refused: str
+    without: tuple[str, ...]  # what does not work although it is exchanged, with the reason
+
+
+def check(config: Config, dtype: str = "bfloat16") -> Checked:
+    """Say what a model's cache is made of, how large it is, and what works.  `config` is its parsed `config.json`."""
+    kind = str(config.get("model_type") or "?")[:60]
+    family = FAMILIES.get(kind) or FAMILIES.get(str(text_of(config).get("model_type")))
+    names = family.names if family is not None else ""
+    try:
+        layers = tuple(layers_of_config(config))
+        refused = ""
+        if config.get("auto_map") and family is None:
+            raise Incompatible("it brings its own code (auto_map), and kvswap runs none")
+    except Incompatible as error:
+        layers, refused = (), error.message
+    size = BYTES[dtype]
+    each = [(layer.window, layer.heads * (layer.k_dim + layer.v_dim) * size) for layer in layers]
+    return Checked(
+        model_type=kind,
+        names=names,
+        known=family is not None,
+        layers=layers,
+        token_bytes=sum(width for window, width in each if window is None),
+        window_bytes=sum((window - 1) * width for window, width in each if window is not None),
+        refused=refused,
+        without=tuple(_without(config, layers)) if layers else (),
+    )
+
+
+def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
+    said = []
+    if any(layer.window is not None for layer in layers):
+        said.append("untrusted publishers: positions of sliding layers cannot be computed again (V5)")
+        said.append("the codec `predictive` on sliding layers, which are packed by `planes`")
+    if text_of(config).get("model_type") in _LATENT:
+        said.append("vLLM: latents (MLA) are refused by the connector")
+    if config.get("quantization_config"):
+        said.append("vLLM: quantised weights are refused by the connector")
+    return said
+
+
+def page() -> str:
+    """Return `docs/models.md`: every model type of the table, by the names that people know."""
+    taken = [f for f in FAMILIES.values() if not f.refused]
+    lines = [
+        "# Models",
+        "",
+        "<!-- made by `python -m kvswap.model.families > docs/models.md` -->",
+        "",
+        "`kvswap model check DIRECTORY` says of a model on this machine what its cache is made of, what it weighs,",
+        "and what works with it, from its `config.json` alone. The table has the model types that are tested, each",
+        "with a tiny random model, bit for bit in float32 and bfloat16: loaded whole, from a shorter prefix, and",
+        "fetched while it is computed. Other decoder-only models with full or sliding attention usually work too;",
+        "what does not is refused by name before any work begins.",
+        "",
+        "| models | `model_type` |",
+        "|---|---|",
+        *(f"| {family.names} | `{family.model_type}` |" for family in taken),
+        "",
+        "## Refused",
+        "",
+        "| models | `model_type` | why |",
+        "|---|---|---|",
+        *(f"| {f.names} | `{f.model_type}` | {f.refused} |" for f in FAMILIES.values() if f.refused),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
