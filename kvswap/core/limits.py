@@ -1,4 +1,4 @@
-"""Every limit in one place, with its unit.
+"""The limits of kvswap in one place, each with its unit.
 
 A limit is checked before the work it bounds: before parsing, before allocating, before awaiting.
 """

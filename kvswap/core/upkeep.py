@@ -154,7 +154,10 @@ class Writer(Generic[T]):
         batch: int = 64,
         problems: Problems | None = None,
     ) -> None:
-        """`work` is called from the thread with 1 to `batch` items; `budget` bytes may wait or be worked on."""
+        """Make a writer; its thread starts with the first item.
+
+        `work` is called from the thread with 1 to `batch` items; `budget` bytes may wait or be worked on.
+        """
         self._name, self._work, self._budget, self._batch = name, work, budget, batch
         self.problems = problems if problems is not None else Problems()
         self._waiting: deque[tuple[T, int]] = deque()

@@ -40,7 +40,7 @@ class Names:
         return reference
 
     def chain(self, digests: Sequence[bytes]) -> list[bytes]:
-        """Return the identifiers of a document's prefixes, given the digests of its block chain."""
+        """Return the identifiers of a document's prefixes, given the chained digests of its blocks."""
         return list(digests)
 
     def model(self, identity: bytes, dtype: str) -> tuple[bytes, str]:

@@ -84,7 +84,8 @@ class Policy:
 class PolicyFile:
     """The list of trusted publishers on disk.  Safe for several threads; changing it blocks.
 
-    Its methods raise `StoreFull` or `LocalFault` where the file cannot be written; nothing has changed then.
+    Making one raises `UsageError` where the file cannot be read: an unreadable list is never taken for an empty one.
+    What changes it raises `StoreFull` or `LocalFault` where the file cannot be written; nothing has changed then.
     """
 
     def __init__(self, path: Path, own: PeerId) -> None:
