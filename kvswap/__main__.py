@@ -1,11 +1,11 @@
-"""Begins the program: `kvswap`, and `python -m kvswap`."""
+"""The program: `kvswap`, and `python -m kvswap`."""
 
 import os
 import sys
 
 
 def entry() -> None:
-    """Run the command line.  Ctrl-C is told in one line from here on, also while modules are being imported."""
+    """Run the command line; Ctrl-C ends it with one line instead of a traceback, even while modules are imported."""
     try:
         from kvswap.cli.main import main
 

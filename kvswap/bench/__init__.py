@@ -1,1 +1,1 @@
-"""Experiments that the installed system does with itself, as a user would: through daemons and their clients."""
+"""Experiments that the installed system runs on itself, as a user would: through daemons and their clients."""

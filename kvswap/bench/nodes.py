@@ -1,4 +1,4 @@
-"""Nodes of an experiment: daemons as processes, each with a home of its own that is removed afterwards."""
+"""The nodes of an experiment: daemons as processes, each with a home of its own that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _STOP_SECONDS = 30.0
 
 
 class BenchNode:
-    """One daemon on loopback.  `settings` are those of the configuration, by name."""
+    """A daemon on loopback, as a context manager; `settings` are those of the configuration, by name.
+
+    Entering raises `KvswapError` where the daemon does not start.
+    """
 
     def __init__(self, *flags: str, **settings: Any) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="kvswap-bench-")
@@ -53,14 +56,19 @@ class BenchNode:
 
     @property
     def client(self) -> Client:
+        """A blocking client of the daemon."""
         return Client(self.home)
 
     @property
     def address(self) -> str:
+        """The first multiaddr of the daemon."""
         return str(self.ready["addresses"][0])
 
     def meet(self, other: BenchNode) -> None:
-        """Trust the other's publisher, and wait until it is connected."""
+        """Trust the other node's publisher, and wait until a peer is connected.
+
+        Raises `KvswapError` after a minute.
+        """
         self.client.trust_add(str(other.ready["publisher"]))
         deadline = time.monotonic() + _START_SECONDS
         while not self.client.status()["peers"]:

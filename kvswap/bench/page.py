@@ -1,4 +1,4 @@
-"""The experiment's report, as text and as one HTML file."""
+"""The report of the experiment, as text and as one HTML file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = ("codec", "MB", "smaller", "exact")
 
 
 def time_rows(report: Report) -> list[tuple[str, ...]]:
-    """Text of `TIMES`'s columns."""
+    """Format the rows of the table with the columns `TIMES`."""
     return [
         (
             f"{row.tokens}",
@@ -46,7 +46,7 @@ def time_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def answer_rows(report: Report) -> list[tuple[str, ...]]:
-    """Text of `ANSWERS`'s columns."""
+    """Format the rows of the table with the columns `ANSWERS`."""
     return [
         (
             f"{row.tokens}",
@@ -62,7 +62,7 @@ def answer_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def equal_rows(report: Report) -> list[tuple[str, ...]]:
-    """Text of `EQUAL`'s columns."""
+    """Format the rows of the table with the columns `EQUAL`."""
     return [
         (e.document, f"{e.tokens}", f"{e.steps}", f"{e.equal}", "identical" if e.logits else "differ")
         for e in report.equality
@@ -70,7 +70,7 @@ def equal_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def size_rows(report: Report) -> list[tuple[str, ...]]:
-    """Text of `SIZES`'s columns."""
+    """Format the rows of the table with the columns `SIZES`."""
     raw = report.sizes["raw"]
     return [
         (codec, f"{size / 1e6:.1f}", f"{raw / size:.3f}x", "NO, lossy" if codec == "int8" else "yes")
@@ -79,7 +79,7 @@ def size_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def page(report: Report) -> str:
-    """The HTML file."""
+    """Render the report as an HTML file."""
     title = f"{report.model}, {report.dtype}: prefill against a fetched KV cache"
     curves = {
         "prefill, one shot": [(float(r.tokens), r.one_shot.seconds[1]) for r in report.rows],

@@ -1,9 +1,9 @@
 """The paper's experiment (arXiv 2606.13361) with what it leaves out, on any model.
 
-The paper compares prefill with one resident step, everything being in memory already.  Here a reader also
-fetches the artifact, verifies, decodes and loads it, and makes whole answers; and both ways of answering
-are compared token by token and logit by logit.  Prefill is measured twice: in one shot, which is the
-fastest, and block by block as kvswap does it.
+The paper compares prefill with one resident step, everything being in memory already.  Here a reader also fetches the
+artifact, verifies, decodes and loads it, and generates whole answers; and both ways of answering are compared token by
+token and logit by logit.  Prefill is measured twice: in one shot, which is the fastest, and block by block as kvswap
+does it.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ ANSWERS = (1, 24, 100)
 CODECS = ("raw", "planes", "predictive", "int8")
 QUESTION = "What does this text describe?"
 _SIZED = 1_888  # tokens of the document whose sizes are compared
-_REPEATS = 5  # of what is quick; the median counts
+_REPEATS = 5  # of quick measurements; the median counts
 
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One answer: seconds until its first, and so many, tokens, and the document's part of it."""
+    """The times of one answer in seconds, by number of tokens, and the parts that the document's cache took."""
 
     seconds: dict[int, float]  # by number of tokens
-    ready: float  # until the question could be put
+    ready: float  # seconds until the document's cache was ready
     load: float
     prefill: float
-    tokens: int  # of the document
+    tokens: int  # tokens of the document
 
     @property
     def step(self) -> float:
-        """Seconds of one token after the first, everything being in memory."""
+        """The mean seconds per token after the first, everything being in memory."""
         last = max(self.seconds)
         return (self.seconds[last] - self.seconds[1]) / max(1, last - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One length."""
+    """The measurements of one document length."""
 
     tokens: int
     raw_bytes: int
@@ -64,33 +64,33 @@ class Row:
     blocks: Answered
     stored: Answered  # from the local store
     fetched: Answered  # from a peer on loopback, which costs both ends' work and no link
-    fetch_seconds: float  # of `fetch` alone
+    fetch_seconds: float  # seconds of `fetch` alone
 
     @property
     def speed_up(self) -> float:
-        """First token from the store against the fastest prefill."""
+        """The time to first token of the fastest prefill, divided by that from the store."""
         return self.one_shot.seconds[1] / self.stored.seconds[1]
 
     @property
     def limit(self) -> float:
-        """The paper's ratio: prefill against one resident step."""
+        """The paper's ratio: prefill divided by one resident step."""
         return self.one_shot.prefill / self.stored.step
 
 
 @dataclass(frozen=True, slots=True)
 class Equality:
-    """One document, answered both ways."""
+    """The comparison of two answers on one document: from the store, and after prefilling."""
 
     document: str
     tokens: int
     steps: int
-    equal: int  # tokens
+    equal: int  # tokens before the first difference
     logits: bool  # identical bit for bit at every step
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The whole experiment."""
+    """The results of the whole experiment."""
 
     date: str
     machine: str
@@ -102,6 +102,7 @@ class Report:
     sized_tokens: int
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
         return asdict(self)
 
 
@@ -116,7 +117,11 @@ def run(
     documents: int = 5,
     note: Note = lambda text: None,
 ) -> Report:
-    """Do it all.  `directory`: of the model's files; `note` is told what is being done."""
+    """Run the experiment on documents of the given lengths (in tokens), and return its report.
+
+    `directory` has the model's files; `texts` are (name, text); `steps` tokens are compared on each of `documents`
+    texts; `note` is called with what is being done.  A length for which no text is long enough is left out.
+    """
     cutter = Cutter(directory)
     settings = {"model": model, "dtype": dtype, "also_codec": "", "quota_bytes": 10**12}
     cuts = {}
@@ -161,7 +166,7 @@ def run(
 def answer(
     node: BenchNode, text: str, *, prefill: bool = False, force: bool = False, steps: int = max(ANSWERS)
 ) -> Answered:
-    """Ask, and take the time of each token as it comes."""
+    """Ask a node a question about a text, and time each token as it comes."""
     came: list[float] = []
     began = time.perf_counter()
 
@@ -207,7 +212,7 @@ def _row(publisher: BenchNode, reader: BenchNode, text: str, one_shot: Answered)
 
 
 def _median(answers: Sequence[Answered]) -> Answered:
-    """The one whose first token took the median time."""
+    """Return the answer whose first token took the median time."""
     middle = statistics.median_low(a.seconds[1] for a in answers)
     return next(a for a in answers if a.seconds[1] == middle)
 
@@ -238,7 +243,7 @@ def _sizes(publisher: BenchNode, cutter: Cutter, texts: Sequence[tuple[str, str]
 
 
 def _longest(cutter: Cutter, texts: Sequence[tuple[str, str]], tokens: int, *, at_most: bool = False) -> str:
-    """The first text that is long enough, cut, with a title of its own so that no two begin alike."""
+    """Cut the first text that is long enough, with a title of its own so that no two texts share a prefix."""
     failure = InvalidDocument("there is no text")
     for name, text in texts:
         try:
@@ -251,7 +256,7 @@ def _longest(cutter: Cutter, texts: Sequence[tuple[str, str]], tokens: int, *, a
 
 
 def describe_machine() -> str:
-    """Processor, cores, memory, and the versions that decide about speed."""
+    """Describe the machine: processor, cores, memory, and the versions of software that decide about speed."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

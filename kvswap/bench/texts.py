@@ -1,4 +1,4 @@
-"""Documents of an experiment: texts cut to a number of tokens."""
+"""The documents of an experiment: texts cut to a number of tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _DEFAULT = ("_pydecimal.py", "argparse.py", "inspect.py", "typing.py", "tarfile.
 
 
 def read_texts(directory: Path | None) -> list[tuple[str, str]]:
-    """(name, text) of the text files below a directory, the longest first; without one, of Python's library."""
+    """Read the text files below a directory as (name, text), the longest first.
+
+    Without a directory they are modules of Python's library.  Raises `UsageError` where there is none.
+    """
     if directory is None:
         library = Path(sysconfig.get_paths()["stdlib"])
         paths: Sequence[Path] = [library / name for name in _DEFAULT if (library / name).is_file()]
@@ -34,7 +37,10 @@ def read_texts(directory: Path | None) -> list[tuple[str, str]]:
 
 
 class Cutter:
-    """Cuts texts by the tokens of a model."""
+    """A cutter of texts by the tokens of a model, whose directory it is given.
+
+    Making one raises `UsageError` where the directory has no `tokenizer.json`.
+    """
 
     def __init__(self, model: Path) -> None:
         from tokenizers import Tokenizer
@@ -45,9 +51,9 @@ class Cutter:
         self._tokenizer: Any = Tokenizer.from_file(str(path))
 
     def cut(self, text: str, tokens: int, title: str = "") -> str:
-        """The beginning of a text that has so many tokens, special ones and a title in front included.
+        """Return the beginning of a text that has `tokens` tokens, special ones and a title in front included.
 
-        Raises `InvalidDocument` when it has fewer.
+        Raises `InvalidDocument` when the text has fewer.
         """
         head = f"{title}\n\n" if title else ""
         whole = head + text[: 40 * tokens + 1000]
@@ -55,7 +61,7 @@ class Cutter:
         if len(encoded.ids) < tokens:
             raise InvalidDocument(f"the text has {len(encoded.ids)} tokens, {tokens} are needed")
         ends = [end for _, end in encoded.offsets]
-        for stop in range(tokens, min(tokens + 8, len(ends)) + 1):  # a cut may split what was one token
+        for stop in range(tokens, min(tokens + 8, len(ends)) + 1):  # cutting the text may split one token into several
             piece = whole[: ends[stop - 1]]
             if len(self._tokenizer.encode(piece).ids) == tokens:
                 return piece

@@ -1,4 +1,4 @@
-"""Tensors <-> bytes, exactly.  No IO; every codec is registered by id and states whether it is exact.
+"""Codecs, which turn tensors into bytes and back.  No IO; every codec has an id and states whether it is lossless.
 
 >>> import numpy as np
 >>> part = np.arange(2 * 4 * 8, dtype=np.uint16).reshape(2, 4, 8)

@@ -8,7 +8,7 @@ patterns, never floats, which is what makes "exact" mean every NaN payload, -0 a
 Contract of a codec:
 * `encode` may return anything of any length, or None; the registry stores the chunk as `raw` when
   that is not shorter than the raw bytes.
-* `decode` of an exact codec gives every bit back; that of another gives the same bits to everybody.
+* `decode` of an exact codec gives every bit back; that of a lossy one gives the same bits to everybody.
 * `decode` writes into the given arrays, which may be strided views of a larger cache, and must
   raise `IntegrityError` when the wire bytes do not describe exactly these parts.  It checks every
   declared size against the parts before it allocates, so memory is bounded by the parts' own size.
@@ -26,38 +26,48 @@ from kvswap.core.errors import Incompatible
 
 
 class Codec(Protocol):
-    """One way of writing a chunk.  `exact` codecs return every bit; others are never chosen alone."""
+    """A way of encoding a chunk.  `exact` codecs are lossless; a lossy one is used only when it is asked for.
+
+    `parts` are the tensors of a chunk as the module describes, `dtype` is that of their values, `context` what
+    `predictive` codes against.
+    """
 
     id: str
     exact: bool
 
     def encode(self, parts: Sequence[Part], dtype: str, context: Context | None = None) -> bytes | None:
-        """The wire bytes of these parts; None where this codec has none for them."""
+        """Return the wire bytes of these parts; None where the codec cannot encode them."""
 
     def decode(
         self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: Context | None = None
     ) -> None:
-        """Fill the parts.  Raises `IntegrityError`."""
+        """Fill the parts from the wire bytes.
+
+        Raises `IntegrityError` when the bytes do not describe exactly these parts.
+        """
 
 
-_PLANES_MAY_BE_BETTER = 0.6  # of the raw size
+_PLANES_MAY_BE_BETTER = 0.6  # part of the raw size from which `planes` is tried as well
 _REGISTRY: dict[str, Codec] = {}
 
 
 def register(codec: Codec) -> None:
-    """Add a codec.  An id is for ever: changed bytes need a new id."""
+    """Add a codec to the registry.  An id is for ever: changed bytes need a new id.
+
+    Raises `ValueError` when the id is taken.
+    """
     if codec.id in _REGISTRY:
         raise ValueError(f"codec id {codec.id!r} is taken")
     _REGISTRY[codec.id] = codec
 
 
 def names() -> list[str]:
-    """Registered ids, in order of registration."""
+    """List the ids of the registered codecs, in order of registration."""
     return list(_REGISTRY)
 
 
 def get(name: str) -> Codec:
-    """The codec of this id.  Raises `Incompatible` naming the field."""
+    """Return the codec of this id.  Raises `Incompatible` for an unknown one."""
     try:
         return _REGISTRY[name]
     except KeyError:
@@ -70,10 +80,11 @@ def get(name: str) -> Codec:
 
 
 def encode(parts: Sequence[Part], dtype: str, name: str, context: Context | None = None) -> tuple[str, bytes]:
-    """Encode with the named codec, or a plainer one where that does not help.  Returns (id used, bytes).
+    """Encode the parts with the named codec, or a simpler one where that is smaller.  Returns (id used, wire bytes).
 
-    `predictive` needs a context; where there is none for these layers, and where prediction gains little,
-    it is `planes` that has to do better than.
+    `predictive` needs a context; without one for these layers, and where prediction gains little, `planes` is tried and
+    the smaller result taken.  Other codecs are compared with `raw`.  Raises `Incompatible` or `IntegrityError` for
+    parts that no codec is specified for.
     """
     check_parts(parts, dtype)
     raw = raw_length(parts)
@@ -93,6 +104,10 @@ def encode(parts: Sequence[Part], dtype: str, name: str, context: Context | None
 def decode(
     name: str, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: Context | None = None
 ) -> None:
-    """Decode into `parts`.  Raises `Incompatible` (unknown codec) or `IntegrityError`."""
+    """Fill the parts from the wire bytes of the named codec.
+
+    Raises `Incompatible` for an unknown codec or a dtype without one, `IntegrityError` for bytes that do not fit the
+    parts.
+    """
     check_parts(parts, dtype)
     get(name).decode(wire, parts, dtype, context)

@@ -1,9 +1,9 @@
-"""Codecs `int8` and `int8-channel`: a symmetric scale and one byte a value.  INEXACT: other bits come back.
+"""Codecs `int8` and `int8-channel`: a symmetric scale and one byte per value.  LOSSY: other bits come back.
 
-The paper's comparison (arXiv 2606.13361): half the size, and other answers.  Here to be compared with,
-and for who wants it all the same; nothing chooses it without being told to.  A scale for each tensor
-of the chunk, or for each channel of it.  q = round(x / scale), scale = max |x| / 127; what comes back
-is q * scale, rounded once to float32 and once to the dtype, so all readers get the same bits.
+This is the paper's comparison (arXiv 2606.13361): half the size, and other answers.  It is here to be compared with,
+and for users who ask for it; nothing chooses it by itself.  There is a scale for each tensor of the chunk, or for each
+channel of it.  q = round(x / scale), scale = max |x| / 127; the decoded value is q * scale, rounded once to float32 and
+once to the dtype, so all readers get the same bits.
 
 Wire layout (little endian):
 
@@ -33,7 +33,10 @@ _Floats = npt.NDArray[np.float32]
 
 
 class Int8:
-    """`by_channel`: a scale for each channel instead of one for each tensor."""
+    """The lossy codec of one byte per value.
+
+    With `by_channel` there is a scale for each channel instead of one for each tensor.
+    """
 
     exact = False
 
@@ -45,7 +48,7 @@ class Int8:
         return (part.shape[0], 1, part.shape[2]) if self._by_channel else (1, 1, 1)
 
     def encode(self, parts: Sequence[Part], dtype: str, context: object = None) -> bytes | None:
-        """None where a value is infinite or no number."""
+        """Return the wire bytes; None where a value is infinite or not a number."""
         scales: list[bytes] = []
         values: list[bytes] = []
         for part in parts:
@@ -60,6 +63,7 @@ class Int8:
         return b"".join([_HEADER.pack(_VERSION, self._by_channel, 0), *scales, *values])
 
     def decode(self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: object = None) -> None:
+        """Fill the parts from the wire bytes.  Raises `IntegrityError` for bytes that do not fit them."""
         sizes = [int(np.prod(self._scales(part))) for part in parts]
         if len(wire) != _HEADER.size + 4 * sum(sizes) + sum(part.size for part in parts):
             raise IntegrityError(f"an {self.id} chunk has a wrong length")
@@ -81,7 +85,7 @@ def _floats(part: Part, dtype: str) -> _Floats:
 
 
 def _words(floats: _Floats, dtype: str) -> npt.NDArray[Any]:
-    """Rounded to the nearest, ties to even."""
+    """Round float32 values to the dtype, to the nearest, ties to even, and return their bit patterns."""
     if dtype == "float32":
         return floats.view(np.uint32)
     if dtype == "float16":

@@ -20,12 +20,12 @@ WORD: dict[str, type[np.unsignedinteger[Any]]] = {
 
 
 def raw_length(parts: Sequence[Part]) -> int:
-    """Bytes of the parts without any coding."""
+    """Return the bytes of the parts without any coding."""
     return sum(part.nbytes for part in parts)
 
 
 def narrowed(parts: Sequence[Part], narrow: str) -> list[Part] | None:
-    """float32 parts as bfloat16 or float16; None unless every bit comes back from `widened`."""
+    """Convert float32 parts to bfloat16 or float16; None unless `widened` gives every bit back."""
     out: list[Part] = []
     words: npt.NDArray[Any]
     for part in parts:
@@ -41,7 +41,7 @@ def narrowed(parts: Sequence[Part], narrow: str) -> list[Part] | None:
 
 
 def widened(words: npt.NDArray[Any], narrow: str) -> Part:
-    """Bit patterns of bfloat16 or float16 as those of float32."""
+    """Convert bit patterns of bfloat16 or float16 to those of float32."""
     out: Part
     if narrow == "bfloat16":
         out = np.left_shift(words, 16, dtype=np.uint32)
@@ -52,7 +52,10 @@ def widened(words: npt.NDArray[Any], narrow: str) -> Part:
 
 
 def check_parts(parts: Sequence[Part], dtype: str) -> None:
-    """Refuse a dtype or a shape that no codec is specified for."""
+    """Raise an error for parts that no codec is specified for.
+
+    `Incompatible` for the dtype, `IntegrityError` for a shape that is not [heads, tokens, dim].
+    """
     word = WORD.get(dtype)
     if word is None:
         raise Incompatible(f"dtype {dtype!r} has no codec", field="dtype")

@@ -1,14 +1,13 @@
-"""Codec `planes`: exponents apart from sign and mantissa, the exponents entropy-coded.
+"""Codec `planes`: exponents are separated from sign and mantissa (byte-plane split), and entropy-coded.
 
-Why: of a KV value's bits only the exponent is compressible; mantissa and sign are noise.  Of every
-word the *top byte* is taken below the sign, so that it holds the exponent (bfloat16, float32: all 8
-bits; float16: 5 bits and the top 3 of the mantissa).  The next byte is the following 7 bits with the
-sign at its bottom; float32 has two more, as they are.  The top bytes are transposed so that one
-channel's tokens lie together, and channels are sorted by their mean: zstd cuts its input into 128 KiB
-blocks with one Huffman table each, so alike channels share a table (2.6 bits an exponent against 2.95
-unsorted).  The other bytes are stored as they are, or as one byte where they are constant (float32
-that is really bfloat16).  Nothing here depends on floating-point arithmetic, so bytes and round trip
-are the same on every machine.
+Why: of a KV value's bits only the exponent is compressible; mantissa and sign are noise.  Of every word the *top byte*
+is taken below the sign, so that it holds the exponent (bfloat16, float32: all 8 bits; float16: 5 bits and the top 3 of
+the mantissa).  The next byte is the following 7 bits with the sign at its bottom; float32 has two more, as they are.
+The top bytes are transposed so that one channel's tokens lie together, and channels are sorted by their mean: zstd cuts
+its input into 128 KiB blocks with one Huffman table each, so similar channels share a table (2.6 bits an exponent
+against 2.95 unsorted).  The other bytes are stored as they are, or as one byte where they are constant (float32 that is
+really bfloat16).  Nothing here depends on floating-point arithmetic, so bytes and round trip are the same on every
+machine.
 
 Wire layout (little endian):
 
@@ -40,7 +39,7 @@ from kvswap.core.errors import IntegrityError
 
 _HEADER = struct.Struct("<BBBBIII")
 _VERSION = 1
-# Huffman only, as far as zstd lets one ask for it: matches in exponents are chance and cost bits.
+# Huffman only, as far as zstd allows it: matches in exponents are chance and cost bits.
 _PARAMETERS = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST,
     min_match=7,
@@ -68,7 +67,10 @@ def _decompressor() -> zstandard.ZstdDecompressor:
 
 
 def _scratch(name: str, size: int) -> _Bytes:
-    """Bytes to work in, kept per thread: fresh pages for every chunk would cost a third of the speed."""
+    """Return a work buffer of `size` bytes that the thread keeps.
+
+    Fresh pages for every chunk would cost a third of the speed.
+    """
     buffers = _local.__dict__.setdefault("buffers", {})
     if name not in buffers or buffers[name].size < size:
         buffers[name] = np.empty(size, np.uint8)
@@ -77,7 +79,7 @@ def _scratch(name: str, size: int) -> _Bytes:
 
 
 def _piece(plane: _Bytes, at: int, part: Part) -> _Bytes:
-    """A part's bytes of a low plane; a constant plane is broadcast."""
+    """Return a part's bytes of a low plane; a constant plane is left to be broadcast."""
     return plane if plane.size == 1 else plane[at : at + part.size].reshape(part.shape)
 
 
@@ -86,12 +88,13 @@ def _order_type(channels: int) -> Any:
 
 
 class Planes:
-    """The default exact codec: about 1.5x on bfloat16 KV at memory-like speed."""
+    """The default lossless codec: about 1.5x on bfloat16 KV at memory-like speed."""
 
     id = "planes"
     exact = True
 
     def encode(self, parts: Sequence[Part], dtype: str, context: object = None) -> bytes:
+        """Return the wire bytes of the parts."""
         width = parts[0].itemsize
         bits = 8 * width
         tokens = parts[0].shape[1]
@@ -126,6 +129,7 @@ class Planes:
         return b"".join([header, order.astype(_order_type(channels)).tobytes(), frame, *planes])
 
     def decode(self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: object = None) -> None:
+        """Fill the parts from the wire bytes.  Raises `IntegrityError` for bytes that do not fit them."""
         width = parts[0].itemsize
         bits = 8 * width
         tokens = parts[0].shape[1]
@@ -153,7 +157,10 @@ class Planes:
     def _parse(
         wire: memoryview, width: int, channels: int, tokens: int
     ) -> tuple[npt.NDArray[Any], _Bytes, list[_Bytes]]:
-        """Split the wire bytes, checking every length against what the manifest signed."""
+        """Split the wire bytes into channel order, top bytes [channels, tokens] and low planes.
+
+        Every length is checked against what the manifest signed.
+        """
         words = channels * tokens
         if len(wire) < _HEADER.size:
             raise IntegrityError("planes chunk is shorter than its header")

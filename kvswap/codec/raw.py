@@ -11,15 +11,17 @@ from kvswap.core.errors import IntegrityError
 
 
 class Raw:
-    """No coding.  The yardstick, and the fall-back where coding does not help."""
+    """The codec without coding: the yardstick, and the fall-back where coding does not help."""
 
     id = "raw"
     exact = True
 
     def encode(self, parts: Sequence[Part], dtype: str, context: object = None) -> bytes:
+        """Return the wire bytes, which have the length of the parts."""
         return b"".join(np.ascontiguousarray(p, dtype=p.dtype.newbyteorder("<")).tobytes() for p in parts)
 
     def decode(self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: object = None) -> None:
+        """Fill the parts from the wire bytes.  Raises `IntegrityError` for another length."""
         if len(wire) != raw_length(parts):
             raise IntegrityError(f"raw chunk has {len(wire)} bytes where {raw_length(parts)} were signed")
         offset = 0

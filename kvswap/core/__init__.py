@@ -1,1 +1,4 @@
-"""Values that every room shares: ids, errors, limits, settings, strict msgpack.  Imports nothing of ours."""
+"""Values that every package shares: ids, errors, limits, settings, strict msgpack.
+
+It imports no other package of kvswap.
+"""

@@ -1,10 +1,10 @@
-"""Tables that others' words fill, bounded in entries and in bytes.
+"""Tables that peers fill with what they say, bounded in entries and in bytes.
 
-Who fills a table with words alone must not push out what is worth keeping.  So every entry has a *teller*:
-whoever is answerable for it, usually the peer that said it.  A teller has a share, and beyond it pushes out only
-what it told itself.  When the table is full, the teller that fills most of it gives way - the new entry's, if
-nobody fills more - and of what it told what was used longest ago.  What is *kept* - held with `keep`, or named so
-by the table's own rule - gives way to nothing that is new and not kept itself.  `core.rows` makes rows of this.
+A peer that fills a table with mere words must not push out what is worth keeping.  So every entry has a *teller*:
+whoever is answerable for it, usually the peer that said it.  A teller has a share, and beyond it pushes out only what
+it told itself.  When the table is full, the teller that fills most of it gives way - the new entry's, if nobody fills
+more - and of its entries the least recently used one.  What is *kept* - held with `keep`, or named so by the table's
+own rule - gives way to nothing that is new and not kept itself.  `core.rows` makes rows of this.
 
 >>> heard = Table[str, bytes]("heard", entries=3, per_teller=2)
 >>> for name in "abc":
@@ -29,13 +29,13 @@ import msgspec
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-_LOOKS = 32  # kept entries that are looked at again, at most, to find room for one more
-_ENTRY_BYTES = 256  # of the tables' own book-keeping, about
+_LOOKS = 32  # kept entries that are looked at again, at most, to find room for a new one
+_ENTRY_BYTES = 256  # about what the tables' own book-keeping takes for an entry
 
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """How full a table is.  Bytes are an estimate of memory; `refused` and `evicted` count since the start."""
+    """The fill level of a table.  Bytes are an estimate of memory; `refused` and `evicted` count since the start."""
 
     name: str
     entries: int
@@ -46,15 +46,15 @@ class Filling:
     evicted: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The row of `kvswap status --json`."""
+        """Return the row of `kvswap status --json`."""
         return dataclasses.asdict(self)
 
 
 class Bounded(Protocol):
-    """A table that can say how full it is."""
+    """A table that reports its fill level."""
 
     def filling(self) -> Filling:
-        """Say how full it is; from any thread, without waiting."""
+        """Return the fill level of the table; callable from any thread, without waiting."""
 
 
 class Tables:
@@ -65,22 +65,22 @@ class Tables:
         self._others: list[Callable[[], list[Filling]]] = []
 
     def add(self, *tables: Bounded) -> None:
-        """List these tables from now on."""
+        """Add tables to the list."""
         self._tables += tables
 
     def add_all(self, fillings: Callable[[], list[Filling]]) -> None:
-        """List the tables of a part that says itself how full they are."""
+        """Add the tables of a component that reports their fill levels itself, through `fillings`."""
         self._others.append(fillings)
 
     def fillings(self) -> list[Filling]:
-        """Say how full each table is, in the order of their names."""
+        """Return the fill level of every table, sorted by name."""
         every = [table.filling() for table in self._tables]
         every += [filling for others in self._others for filling in others()]
         return sorted(every, key=lambda filling: filling.name)
 
 
 def weigh(value: object) -> int:
-    """Estimate the memory of a value in bytes: of what it holds too, where it is made of containers and structs."""
+    """Estimate the memory of a value in bytes, with all that its containers and structs hold."""
     total, todo = 0, [value]
     while todo:
         item = todo.pop()
@@ -104,11 +104,11 @@ class _Entry(Generic[V]):
         self.teller = teller
         self.size = size
         self.held = held  # by `keep`, until `release`
-        self.kept = False  # counted apart from its teller's
+        self.kept = False  # if so, not counted in its teller's share
 
 
 class Table(Generic[K, V]):
-    """A mapping bounded in entries and bytes, with a share for each teller.  For one thread, but for `filling`."""
+    """A mapping bounded in entries and bytes, with a share for each teller.  For one thread, except `filling`."""
 
     def __init__(
         self,
@@ -138,9 +138,9 @@ class Table(Generic[K, V]):
         self._removed = removed
         self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()  # the least recently used first
         self._kept: OrderedDict[K, None] = OrderedDict()
-        self._told: dict[str, OrderedDict[K, None]] = {}  # what may give way, by teller
+        self._told: dict[str, OrderedDict[K, None]] = {}  # entries that may give way, by teller
         self._told_bytes: dict[str, int] = {}
-        self._ranks: dict[int, OrderedDict[str, None]] = {}  # tellers by how many entries of theirs may give way
+        self._ranks: dict[int, OrderedDict[str, None]] = {}  # tellers by the number of their entries that may give way
         self._most = 0
         self._bytes = 0
         self._refused = 0
@@ -158,7 +158,7 @@ class Table(Generic[K, V]):
         return iter(list(self._entries))
 
     def items(self) -> list[tuple[K, V]]:
-        """Return what is here, the least recently used first."""
+        """Return the keys and values, the least recently used first."""
         return [(key, entry.value) for key, entry in self._entries.items()]
 
     def values(self) -> list[V]:
@@ -166,30 +166,30 @@ class Table(Generic[K, V]):
         return [entry.value for entry in self._entries.values()]
 
     def get(self, key: K) -> V | None:
-        """Return the value of a key and count that as a use; None where it is not here."""
+        """Return the value of a key and count that as a use; None where the key is absent."""
         if (entry := self._entries.get(key)) is None:
             return None
         self._used(key, entry)
         return entry.value
 
     def peek(self, key: K) -> V | None:
-        """Return the value of a key without counting that as a use; None where it is not here."""
+        """Return the value of a key without counting that as a use; None where the key is absent."""
         entry = self._entries.get(key)
         return entry.value if entry is not None else None
 
     def teller(self, key: K) -> str | None:
-        """Return who told an entry; None where it is not here."""
+        """Return the teller of an entry; None where the key is absent."""
         entry = self._entries.get(key)
         return entry.teller if entry is not None else None
 
     def told(self, teller: str) -> int:
-        """Count a teller's entries, but for those that are kept."""
+        """Count a teller's entries, except those that are kept."""
         return len(self._told.get(teller, ()))
 
     # -- in and out --------------------------------------------------------------------------------
 
     def put(self, key: K, value: V, teller: str = "", *, held: bool = False) -> bool:
-        """Add or replace an entry; False, and nothing changed but what gave way, where there is no room for it.
+        """Add or replace an entry; return False where there is no room for it, and nothing changed but what gave way.
 
         With `held` it is kept until `release`.  A key that was held stays so.
         """
@@ -214,14 +214,14 @@ class Table(Generic[K, V]):
         return True
 
     def pop(self, key: K) -> V | None:
-        """Remove an entry and return its value; None where it is not here."""
+        """Remove an entry and return its value; None where the key is absent."""
         if (entry := self._entries.get(key)) is None:
             return None
         self._out(key, entry)
         return entry.value
 
     def clear(self) -> None:
-        """Remove everything; what was held too."""
+        """Remove every entry, held ones included."""
         for key, entry in list(self._entries.items()):
             self._out(key, entry)
 
@@ -238,16 +238,16 @@ class Table(Generic[K, V]):
             self._set_kept(key, entry, self._keeps(key, entry))
 
     def kept(self, key: K) -> bool:
-        """Whether an entry that is here is held, or kept by the table's rule."""
+        """Return True if the entry of this key is held, or kept by the table's rule.  Raises `KeyError`."""
         return self._keeps(key, self._entries[key])
 
     def refuse(self) -> bool:
-        """Count something that its owner did not let in; False."""
+        """Count an entry that the owner of the table did not let in; always return False."""
         self._refused += 1
         return False
 
     def evict(self, key: K) -> None:
-        """Remove an entry that is here as one that gives way."""
+        """Remove the entry of this key as one that gives way.  Raises `KeyError`."""
         entry = self._entries[key]
         self._out(key, entry)
         self._evicted += 1
@@ -255,7 +255,7 @@ class Table(Generic[K, V]):
             self._removed(key, entry.value)
 
     def filling(self) -> Filling:
-        """Say how full it is; from any thread, without waiting."""
+        """Return the fill level of the table; callable from any thread, without waiting."""
         counted = (len(self._entries), self.most_entries, self._bytes, self.most_bytes)
         return Filling(self.name, *counted, self._refused, self._evicted)
 
@@ -277,7 +277,7 @@ class Table(Generic[K, V]):
                 self.evict(key)
 
     def _victim(self, new: _Entry[V]) -> K | None:
-        """The key that gives way to one more; each entry that turns out to be kept is passed over once."""
+        """Find the key that gives way to one more; each entry that turns out to be kept is passed over once."""
         for key in list(islice(self._kept, 2)):  # some are kept no longer
             self._look_again(key)
         while self._most:
@@ -297,7 +297,7 @@ class Table(Generic[K, V]):
         return next((key for key in looked if not self._entries[key].held), looked[0] if looked else None)
 
     def _look_again(self, key: K) -> bool:
-        """Whether an entry is to be kept still; it comes last in turn then."""
+        """Return True if an entry is still to be kept; it moves to the end of the kept ones then."""
         entry = self._entries[key]
         if self._keeps(key, entry):
             self._kept.move_to_end(key)

@@ -1,6 +1,6 @@
-"""Checks of single values, as somebody typed them: each returns the value in its type, or says what it should be.
+"""Checks of single values as a user typed them: each returns the value in its type, or says what it should be.
 
-A check raises `ValueError` whose text goes on after "... is not".
+A check raises `ValueError` whose text completes "... is not".
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _SHOWN = 80
 
 
 def shown(value: Any) -> str:
-    """A value in one short printable line."""
+    """Format a value as one short printable line."""
     text = printable(repr(value))
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def choice(*names: str) -> Check:
-    """One of some names."""
+    """Make a check that the value is one of some names."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
@@ -42,7 +42,10 @@ def choice(*names: str) -> Check:
 
 
 def whole(low: int, high: int) -> Check:
-    """A whole number in its range, inclusive; as text too, which the environment has."""
+    """Make a check that the value is a whole number in a range, both ends included.
+
+    Text, as the environment has it, counts too.
+    """
 
     def check(value: Any) -> int:
         wanted = ValueError(f"a whole number from {low} to {high}")
@@ -60,7 +63,7 @@ def whole(low: int, high: int) -> Check:
 
 
 def number(low: float, high: float) -> Check:
-    """A finite number in its range, inclusive."""
+    """Make a check that the value is a finite number in a range, both ends included; text counts too."""
 
     def check(value: Any) -> float:
         wanted = ValueError(f"a number from {low:g} to {high:g}")
@@ -78,7 +81,7 @@ def number(low: float, high: float) -> Check:
 
 
 def yes_or_no(value: Any) -> bool:
-    """A truth value; as text too."""
+    """Check that a value is true or false; the text forms 1/0, true/false, yes/no and on/off count too."""
     if isinstance(value, bool):
         return value
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -88,28 +91,28 @@ def yes_or_no(value: Any) -> bool:
 
 
 def model(value: Any) -> str:
-    """A model's name or directory: whether it is here is asked where models are known."""
+    """Check the form of a model's name or directory; whether it exists is asked where models are known."""
     if not isinstance(value, str) or not value.strip() or len(value) > 4096 or not is_printable(value):
         raise ValueError("the name or the directory of a model")
     return value.strip()
 
 
 def device(value: Any) -> str:
-    """A device as torch names it."""
+    """Check a device name of torch: cpu, mps, cuda or cuda:N."""
     if not isinstance(value, str) or not _DEVICE.fullmatch(value):
         raise ValueError("one of cpu, mps, cuda, cuda:N")
     return value
 
 
 def group(value: Any) -> str:
-    """A group's name; empty for none."""
+    """Check the form of a group's name; empty text means no group."""
     if not isinstance(value, str) or (value and not _GROUP.fullmatch(value)):
         raise ValueError("a group's name of letters, digits, dot, dash, underscore")
     return value
 
 
 def addresses(each: Callable[[str], str]) -> Check:
-    """Several addresses: a list, or text with commas between them, which the environment has."""
+    """Make a check of several addresses, a list or text with commas between them; `each` checks one."""
 
     def check(value: Any) -> tuple[str, ...]:
         items = value.split(",") if isinstance(value, str) else value
@@ -121,7 +124,7 @@ def addresses(each: Callable[[str], str]) -> Check:
 
 
 def listened(address: str) -> str:
-    """A multiaddr that this node can listen on: an address of this machine and a TCP port."""
+    """Check a multiaddr that this node can listen on: an address of this machine and a TCP port."""
     parts = _parts(address)
     if [name for name, _ in parts if name != "ip6zone"] not in (["ip4", "tcp"], ["ip6", "tcp"]):
         raise ValueError(f"a multiaddr to listen on: {shown(address)} is not /ip4/ADDRESS/tcp/PORT or /ip6/...")
@@ -129,7 +132,7 @@ def listened(address: str) -> str:
 
 
 def dialled(address: str) -> str:
-    """A multiaddr that others can dial."""
+    """Check a multiaddr that others can dial: an address and a port other than 0."""
     parts = _parts(address)
     first = next((name for name, _ in parts if name != "ip6zone"), "")
     ports = [value for name, value in parts if name in ("tcp", "udp")]
@@ -139,7 +142,7 @@ def dialled(address: str) -> str:
 
 
 def of_peer(address: str) -> str:
-    """A multiaddr of a peer, with its PeerId at the end."""
+    """Check the multiaddr of a peer, which has the PeerId at its end."""
     parts = _parts(address)
     if not parts or parts[-1][0] != "p2p":
         raise ValueError(f"the multiaddr of a peer: {shown(address)} has no /p2p/PEER at its end; kvswap id prints one")
@@ -149,7 +152,7 @@ def of_peer(address: str) -> str:
 
 
 def _parts(address: str) -> list[tuple[str, str]]:
-    """(protocol, value) of a multiaddr.  Raises `ValueError`."""
+    """Split a multiaddr into (protocol, value).  Raises `ValueError`."""
     words = address.split("/")
     wrong = ValueError(f"a multiaddr: {shown(address)} should be like /ip4/192.0.2.1/tcp/4777")
     if len(address) > 512 or words[0] or len(words) < 2:

@@ -1,4 +1,7 @@
-"""What counts as a document: UTF-8 text of more than white space, under the size limit.  Asked before any work."""
+"""The rules of what counts as a document: UTF-8 text of more than white space, under the size limit.
+
+They are checked before any work is done.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def check_size(length: int, name: str = "the document") -> None:
-    """Raise `InvalidDocument` for more bytes than the limit; for files, before reading them."""
+    """Raise `InvalidDocument` for more bytes than the limit.  For files, it is called before reading them."""
     if length > LIMITS.document_bytes:
         raise InvalidDocument(
             f"{name} has {length} bytes, the limit is {LIMITS.document_bytes}",
@@ -20,7 +23,7 @@ def check_size(length: int, name: str = "the document") -> None:
 
 
 def check_document(data: bytes, name: str = "the document") -> str:
-    """The text of a document.  Raises `InvalidDocument` saying what is wrong with `name`."""
+    """Return the text of a document, given its bytes.  Raises `InvalidDocument` saying what is wrong with `name`."""
     check_size(len(data), name)
     try:
         text = data.decode()
@@ -36,7 +39,10 @@ def check_document(data: bytes, name: str = "the document") -> str:
 
 
 def check_text(text: str, name: str = "the document") -> bytes:
-    """The bytes of a document that is given as text: `check_document` from the other side, by the same rules."""
+    """Return the UTF-8 bytes of a document that is given as text, by the rules of `check_document`.
+
+    Raises `InvalidDocument` saying what is wrong with `name`.
+    """
     check_unicode(text, name, InvalidDocument)
     data = text.encode()
     check_size(len(data), name)
@@ -45,7 +51,7 @@ def check_text(text: str, name: str = "the document") -> bytes:
 
 
 def check_unicode(text: str, name: str, kind: type[UsageError] = UsageError) -> str:
-    """Return a text that has a form in UTF-8.  Raises `kind` for half of a surrogate pair."""
+    """Return a text unchanged if it can be encoded as UTF-8.  Raises `kind` for half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -58,9 +64,9 @@ def check_unicode(text: str, name: str, kind: type[UsageError] = UsageError) -> 
 
 
 def check_written(text: str, name: str) -> str:
-    """Return a text that may go into what is signed, and so to the terminals of others.
+    """Return a text unchanged if it may be signed and so shown on the terminals of others.
 
-    Raises `UsageError` for control and format characters.  What was signed with them before stays readable.
+    Raises `UsageError` for control and format characters.  What was signed with them earlier stays readable.
     """
     check_unicode(text, name)
     if not is_printable(text):

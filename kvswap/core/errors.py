@@ -1,8 +1,8 @@
-"""The one exception tree.
+"""The one tree of exceptions.
 
-Every error kvswap raises on purpose derives from `KvswapError` and carries what happened (with the
-id), one likely cause, and a hint with the command that helps.  The exit code of the command line
-and the status of the HTTP API both come from the class, so a verb never catches errors itself.
+Every error that kvswap raises on purpose derives from `KvswapError` and carries what happened (with the id), one likely
+cause, and a hint with the command that helps.  The exit code of the command line and the status of the HTTP API both
+come from the class, so a verb never catches errors itself.
 
 >>> try:
 ...     raise NotFound("no peer offers sha256:ab…", hint="kvswap peers")
@@ -19,17 +19,21 @@ from kvswap.core.text import printable
 
 
 class KvswapError(Exception):
-    """Base of every error of this package."""
+    """The base of every error of this package, with a message, a likely cause and a hint.
+
+    `code` names the kind in JSON, `exit_code` is the command line's, `http_status` the local API's; `retryable` errors
+    may go away by themselves.
+    """
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
-    longest: ClassVar[int] = 900  # characters of a message, cause or hint: what was given may be in it
+    longest: ClassVar[int] = 900  # characters of a message, cause or hint, which may quote what was given
     usual: ClassVar[tuple[str, str]] = (
         "kvswap could not do what was asked",
         "kvswap doctor",
-    )  # cause and hint where who raises it knows no better ones
+    )  # cause and hint where the raising code has no better ones
 
     def __init__(
         self,
@@ -44,7 +48,7 @@ class KvswapError(Exception):
         self.cause = self._fit(cause or self.usual[0])
         self.hint = self._fit(hint or self.usual[1])
         self.details = details
-        self.origin: BaseException | None = None  # what `core.failures` made this of
+        self.origin: BaseException | None = None  # the foreign exception that `core.failures` converted
 
     def _fit(self, text: str) -> str:
         """Make a text fit for a terminal and a log: one line of bounded length, whatever names and paths it has."""
@@ -52,13 +56,13 @@ class KvswapError(Exception):
         return shown if len(shown) <= self.longest else shown[: self.longest] + " …"
 
     def about(self, name: str) -> None:
-        """Say in the message what it is about: a file that was named, of which the one who raised knew nothing."""
+        """Add the name of what the error is about to its message, such as a file that the raising code did not know."""
         if name not in self.message:
             self.message = self._fit(f"{name}: {self.message}")
             self.args = (self.message,)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, as the API sends it."""
+        """Return the JSON form, as the API sends it."""
         out: dict[str, Any] = {"code": self.code, "message": self.message, "cause": self.cause, "hint": self.hint}
         if self.details:
             out["details"] = self.details
@@ -66,8 +70,8 @@ class KvswapError(Exception):
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> KvswapError:
-        """The error that `to_dict` described; an unknown code becomes the base class, and no value is believed."""
-        by_code = {kind.code: kind for kind in _subclasses(KvswapError)}  # some live in rooms above
+        """Rebuild the error that `to_dict` described; an unknown code becomes the base class, no value is trusted."""
+        by_code = {kind.code: kind for kind in _subclasses(KvswapError)}  # some are defined in packages above
         kind = by_code.get(str(data.get("code")), KvswapError)
         details = data.get("details")
         named = details if isinstance(details, dict) else {}
@@ -77,7 +81,7 @@ class KvswapError(Exception):
 
 
 class UsageError(KvswapError):
-    """The request itself is wrong: flags, a malformed id, a document that cannot be used."""
+    """A request that is wrong itself: its flags, a malformed id, a document that cannot be used."""
 
     code = "usage"
     usual = ("a typing error, or a value of another form", "kvswap --help")
@@ -86,14 +90,14 @@ class UsageError(KvswapError):
 
 
 class InvalidDocument(UsageError):
-    """The document is empty, not UTF-8 text, too large, or longer than the model's context."""
+    """A document that is empty, not UTF-8 text, too large, or longer than the model's context."""
 
     code = "invalid_document"
     usual = ("it is not text that a model can read", "give it as UTF-8 text")
 
 
 class InvalidSettings(UsageError):
-    """Settings are unknown or have values that cannot be; `details['faults']` names each with its place."""
+    """Settings that are unknown or have impossible values; `details['faults']` lists each with its place."""
 
     code = "invalid_settings"
     longest = 9_000  # all faults at once
@@ -101,7 +105,7 @@ class InvalidSettings(UsageError):
 
 
 class Untrusted(KvswapError):
-    """The publisher is not trusted, or the statement has expired."""
+    """A publisher that is not trusted, or a statement that has expired."""
 
     code = "untrusted"
     usual = ("its publisher is not on the trust list, or its time is over", "kvswap trust ls")
@@ -110,14 +114,14 @@ class Untrusted(KvswapError):
 
 
 class NotAMember(Untrusted):
-    """The artifact is sealed for a group whose key this node does not have."""
+    """An artifact that is encrypted for a group whose key this node does not have."""
 
     code = "not_a_member"
     usual = ("nobody gave this node the group's key", "kvswap group import")
 
 
 class NotFound(KvswapError):
-    """Nothing here, or at any reachable peer, answers to this reference."""
+    """A reference that nothing answers to, neither here nor at any reachable peer."""
 
     code = "not_found"
     usual = ("it was never here, or it was removed", "kvswap ls")
@@ -126,7 +130,7 @@ class NotFound(KvswapError):
 
 
 class IntegrityError(KvswapError):
-    """Bytes are not what a digest or a signature says they are."""
+    """Bytes that are not what a digest or a signature says they are."""
 
     code = "integrity"
     usual = ("a damaged disk, or somebody who changed bytes", "kvswap verify --store")
@@ -135,7 +139,7 @@ class IntegrityError(KvswapError):
 
 
 class Incompatible(KvswapError):
-    """Another model, dtype, layout or format version; `details['field']` names which."""
+    """A model, dtype, layout or format version other than the one here; `details['field']` names which."""
 
     code = "incompatible"
     usual = ("it is of another model, dtype or version", "kvswap status")
@@ -144,14 +148,14 @@ class Incompatible(KvswapError):
 
 
 class MalformedManifest(Incompatible):
-    """The bytes are not a well-formed v1 manifest."""
+    """Bytes that are not a well-formed manifest of version 1."""
 
     code = "malformed_manifest"
     usual = ("it was cut off or changed, or is no manifest of kvswap", "kvswap manifest check --help")
 
 
 class PlanSaysPrefill(KvswapError):
-    """Fetching was checked and is not worth it; `details['plan']` has the figures."""
+    """A fetch that was planned and is not worth it; `details['plan']` has the figures."""
 
     code = "plan_says_prefill"
     usual = ("prefilling is better here", "--force fetches all the same")
@@ -160,7 +164,7 @@ class PlanSaysPrefill(KvswapError):
 
 
 class PeerError(KvswapError):
-    """A peer failed, lied, or went away, and no other peer could take its place."""
+    """A peer that failed, sent invalid data, or went away, with no other peer to take its place."""
 
     code = "peer"
     usual = ("the peer failed, or the way to it", "kvswap peers")
@@ -170,7 +174,7 @@ class PeerError(KvswapError):
 
 
 class MalformedMessage(PeerError):
-    """A peer, or the model process, sent something that is not of the protocol."""
+    """A message of a peer, or of the model process, that does not follow the protocol."""
 
     code = "malformed_message"
     usual = ("the other side speaks another version, or is broken", "kvswap --version")
@@ -178,41 +182,41 @@ class MalformedMessage(PeerError):
 
 
 class NetworkTimeout(PeerError):
-    """A peer did not answer in time."""
+    """A peer that did not answer in time."""
 
     code = "timeout"
     http_status = 504
 
 
 class PeerBusy(PeerError):
-    """The peer is at its limits, or does not serve us now."""
+    """A peer that is at its limits, or does not serve this node now."""
 
     code = "busy"
 
 
 class TokenRefused(PeerError):
-    """A bearer token is expired, revoked, of another node, or no token at all."""
+    """A bearer token that is missing, expired, revoked, or of another node."""
 
     code = "token_refused"
     http_status = 401
 
 
 class QuotaExceeded(PeerError):
-    """A host answers no more for now; `details['retry_after']`: seconds."""
+    """A host that answers no more for now; `details['retry_after']` is in seconds."""
 
     code = "quota"
     http_status = 429
 
 
 class P2pDown(PeerError):
-    """The peer-to-peer part of this node is not running; the local store still works."""
+    """A request that needs the peer-to-peer part of this node, which is not running; the local store still works."""
 
     code = "p2p_down"
     http_status = 503
 
 
 class DaemonNotRunning(KvswapError):
-    """No daemon answers for this home directory."""
+    """A home directory for which no daemon answers."""
 
     code = "daemon_not_running"
     usual = ("it was not started, or it ended", "kvswap daemon &")
@@ -221,7 +225,7 @@ class DaemonNotRunning(KvswapError):
 
 
 class DaemonSilent(DaemonNotRunning):
-    """A daemon is there, and does not answer."""
+    """A daemon that runs and does not answer."""
 
     code = "daemon_silent"
     http_status = 504
@@ -229,7 +233,7 @@ class DaemonSilent(DaemonNotRunning):
 
 
 class StoreLocked(KvswapError):
-    """Another process holds this home directory."""
+    """A home directory that another process holds."""
 
     code = "store_locked"
     usual = ("another kvswap process has it", "kvswap status")
@@ -237,7 +241,7 @@ class StoreLocked(KvswapError):
 
 
 class StoreFull(KvswapError):
-    """The quota or the disk has no room; nothing was lost."""
+    """A quota or a disk without room; nothing was lost."""
 
     code = "store_full"
     usual = ("no room is left; nothing was lost", "kvswap gc")
@@ -246,7 +250,7 @@ class StoreFull(KvswapError):
 
 
 class WorkerFailed(KvswapError):
-    """The model process died or could not do the job."""
+    """A model process that died or could not do the job."""
 
     code = "worker_failed"
     usual = ("a fault in a library, or not enough memory", "kvswap status")
@@ -254,14 +258,14 @@ class WorkerFailed(KvswapError):
 
 
 class LocalFault(KvswapError):
-    """This machine refused: a permission, a read-only or failing disk, no memory, no file handles."""
+    """A refusal of this machine: a permission, a read-only or failing disk, no memory, no file handles."""
 
     code = "local"
     usual = ("this machine's system refused it", "kvswap doctor")
 
 
 class TookTooLong(KvswapError):
-    """Something on this machine did not end in its time."""
+    """An operation on this machine that did not end in its time."""
 
     code = "took_too_long"
     usual = ("this machine is busy, or something it waits for hangs", "kvswap status")
@@ -277,7 +281,7 @@ class Unexpected(KvswapError):
 
 
 class Interrupted(KvswapError):
-    """Stopped by the user; what was fetched stays and the next run resumes."""
+    """An interruption by the user; what was fetched stays and the next run resumes."""
 
     code = "interrupted"
     usual = ("Ctrl-C, or the caller went away", "the same command resumes")

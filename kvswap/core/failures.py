@@ -1,4 +1,4 @@
-"""Exceptions that are not ours, turned into our errors.
+"""Conversion of exceptions that are not kvswap's own into errors that are.
 
 Where a process, a request or a file ends - command line, client, local API, host, model process, store - whatever is
 raised passes `as_kvswap_error`, so a person gets what happened, one likely cause and a hint, and a traceback reaches
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 _log = logging.getLogger("kvswap.failures")
-_SHOWN = 300  # characters of what somebody else's exception says
+_SHOWN = 300  # characters of a foreign exception's text
 
 _ROOM = "kvswap gc, kvswap rm REF -y, or make room on the disk"
 _FULL = {
@@ -75,17 +75,20 @@ _LOCAL: dict[int, tuple[str, str, str]] = {
 
 
 class Misplaced(OSError):
-    """Says that what lies under a file's name cannot be it: a pipe, a socket, a directory, a device, or too large."""
+    """An `OSError`: what lies under a file's name cannot be that file.
+
+    It is a pipe, a socket, a directory or a device, or too large.
+    """
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(errno.EINVAL, f"it is {what}", str(path))
 
 
 def as_kvswap_error(error: BaseException, doing: str = "") -> KvswapError:
-    """Return `error` as one of ours; an error that is ours already goes out unchanged.
+    """Return an exception as a `KvswapError`; one that is a `KvswapError` already is returned unchanged.
 
-    `doing`: what was under way, as in "reading the index", for the message.  The result has exit code, cause and
-    hint, and keeps `error` as `origin`.
+    `doing`: what was under way, as in "reading the index", for the message.  The result has exit code, cause and hint,
+    and keeps `error` as `origin`.
     """
     if isinstance(error, KvswapError):
         return error
@@ -98,7 +101,10 @@ def as_kvswap_error(error: BaseException, doing: str = "") -> KvswapError:
 
 @contextlib.contextmanager
 def ours(doing: str) -> Iterator[None]:
-    """Let no exception out that is not ours; its traceback goes to the log.  See `as_kvswap_error`."""
+    """Convert every exception of a `with` block that is not a `KvswapError`, and log its traceback.
+
+    `doing` is as in `as_kvswap_error`.
+    """
     try:
         yield
     except KvswapError:
@@ -108,7 +114,7 @@ def ours(doing: str) -> Iterator[None]:
 
 
 def record(error: BaseException, doing: str = "") -> KvswapError:
-    """Return `as_kvswap_error`, and write the traceback of what is not ours to the log, once."""
+    """Convert an exception as `as_kvswap_error` does, and log the traceback of a foreign one, once."""
     if isinstance(error, KvswapError):
         origin = error.origin
         if origin is None:
@@ -117,14 +123,14 @@ def record(error: BaseException, doing: str = "") -> KvswapError:
         origin = error
     made = as_kvswap_error(error, doing)
     if not getattr(origin, "_kvswap_recorded", False):
-        with contextlib.suppress(AttributeError):  # of exceptions with slots
+        with contextlib.suppress(AttributeError):  # exceptions with slots take no attribute
             origin._kvswap_recorded = True  # type: ignore[attr-defined]
         _log.error("%s", made.message, exc_info=origin)
     return made
 
 
 def is_own(error: BaseException) -> bool:
-    """Tell whether an error is this side's own trouble, of which no peer may be told to be the cause."""
+    """Return True if an error is this node's own trouble, which must not be counted against a peer."""
     if not isinstance(error, KvswapError):
         return isinstance(error, Exception)
     return error.origin is not None or isinstance(
@@ -133,14 +139,14 @@ def is_own(error: BaseException) -> bool:
 
 
 def is_local(error: BaseException) -> bool:
-    """Tell whether this machine refused or lost something: a disk that is full, read-only or damaged, a permission."""
+    """Return True if this machine refused or lost something: a full, read-only or damaged disk, a permission."""
     told = as_kvswap_error(error)
     damaged = isinstance(told, IntegrityError) and told.origin is not None
     return damaged or isinstance(told, LocalFault | StoreFull | StoreLocked)
 
 
 def said(error: BaseException) -> str:
-    """Return type and text of an exception in one printable line of bounded length."""
+    """Format the type and text of an exception as one printable line of bounded length."""
     text = printable(str(error))[:_SHOWN]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -152,7 +158,7 @@ def _made(error: BaseException, start: str) -> KvswapError:
             cause="this machine is busy, or something it waits for hangs",
             hint="kvswap status",
         )
-    if _is("ssl", "SSLError", error):  # an OSError whose errno is no errno
+    if _is("ssl", "SSLError", error):  # an OSError whose errno is not one of the system's
         return LocalFault(f"{start}{said(error)}", cause="TLS failed on this machine", hint="kvswap doctor")
     if isinstance(error, OSError):
         return _of_system(error, start)
@@ -205,7 +211,7 @@ def _made(error: BaseException, start: str) -> KvswapError:
 
 
 def _is(module: str, name: str, error: BaseException) -> bool:
-    """Tell whether `error` is of a module that this process may never have imported."""
+    """Return True if `error` is of a class of a module that this process may never have imported."""
     return module in sys.modules and isinstance(error, getattr(sys.modules[module], name, ()))
 
 

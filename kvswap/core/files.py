@@ -1,4 +1,4 @@
-"""Reading files, our own and those that somebody named: of a bounded size, of a kind that ends, nothing waited for."""
+"""Reading of files, kvswap's own and the user's: of bounded size, of a kind that ends, never waiting."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kvswap.core.text import printable
 
 Note = Callable[[str], None]
 
-_WRITER_SECONDS = 5.0  # for which a pipe that nobody has open for writing is waited for
-_QUIET_SECONDS = 1.0  # after which it is said that a pipe is waited for
+_WRITER_SECONDS = 5.0  # to wait for a writer to open a pipe
+_QUIET_SECONDS = 1.0  # until the user is told that a pipe is waited for
 _PIECE = 1 << 20
-_READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # of a pipe too, which opening waits for
+_READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # NONBLOCK, as opening a pipe would wait
 
 
 def kind_of(mode: int) -> str:
-    """Name what a file is, by the mode that `stat` gives."""
+    """Name the kind of a file, given the mode that `stat` gives."""
     for test, name in (
         (stat.S_ISREG, "a regular file"),
         (stat.S_ISDIR, "a directory"),
@@ -38,7 +38,7 @@ def kind_of(mode: int) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Tell whether there is something of this name; a name that no file can have is none."""
+    """Return True if there is something under this path; False also for a name that no file can have."""
     try:
         path.stat()
     except (OSError, ValueError):
@@ -47,7 +47,7 @@ def exists(path: Path) -> bool:
 
 
 def open_regular(path: Path) -> int:
-    """Return a descriptor for reading a regular file of our own, without waiting for anything.
+    """Open a regular file of kvswap's own for reading and return its descriptor, without waiting for anything.
 
     Raises `Misplaced` where something else lies under its name, or `OSError`.
     """
@@ -65,7 +65,10 @@ def open_regular(path: Path) -> int:
 
 
 def read_kept(path: Path, limit: int) -> bytes:
-    """Return the whole of a file of our own.  Raises `Misplaced` for one that is larger or none, or `OSError`."""
+    """Read the whole of a file of kvswap's own.
+
+    Raises `Misplaced` where it is larger than `limit` bytes or not a regular file, or `OSError`.
+    """
     with os.fdopen(open_regular(path), "rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size > limit:
             raise Misplaced(path, f"larger than {limit} bytes")
@@ -73,10 +76,10 @@ def read_kept(path: Path, limit: int) -> bytes:
 
 
 def check_regular(path: Path) -> None:
-    """Raise `Misplaced` where something lies under the name of a file that is none; asked of what others open."""
+    """Raise `Misplaced` where something other than a regular file lies under a path that a library is about to open."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # who opens it will see
+    except OSError:  # the caller that opens it will see
         return
     if not stat.S_ISREG(mode):
         raise Misplaced(path, f"{kind_of(mode)}, not a regular file")
@@ -90,10 +93,11 @@ def _lying(path: Path) -> str:
 
 
 def read_file(path: Path, limit: int, *, streams: bool = False, note: Note = lambda text: None) -> bytes:
-    """Return the bytes of a file, at most one more than `limit`, so that the caller can tell that it is too large.
+    """Read a file, at most one byte more than `limit`, so that the caller can tell that it is too large.
 
-    With `streams` also of pipes and devices, to their end: `note` is told when one keeps us waiting, and a pipe that
-    nobody writes to is given up.  Raises `UsageError` for what is not such a file, or cannot be read.
+    With `streams` pipes and devices are read too, to their end: `note` is called with a message when one keeps the
+    reader waiting, and a pipe that nobody writes to is given up.  Raises `UsageError` for another kind of file, or one
+    that cannot be read.
     """
     name = printable(str(path))
     try:
@@ -118,7 +122,10 @@ def read_file(path: Path, limit: int, *, streams: bool = False, note: Note = lam
 
 
 def read_text(path: Path, limit: int) -> str:
-    """Return a small regular file as text.  Raises `UsageError` for another kind, a larger one, or no UTF-8."""
+    """Read a small regular file as UTF-8 text.
+
+    Raises `UsageError` for another kind of file, one of more than `limit` bytes, or one that is not UTF-8.
+    """
     name = printable(str(path))
     data = read_file(path, limit)
     if len(data) > limit:
@@ -130,7 +137,7 @@ def read_text(path: Path, limit: int) -> str:
 
 
 def check_place(path: Path) -> None:
-    """Raise `UsageError` where no file can be made: asked before the work whose outcome goes there."""
+    """Raise `UsageError` where no file can be made; called before the work whose result goes there."""
     name = printable(str(path))
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{name} cannot be written: its directory does not exist", cause="a typing error")

@@ -29,7 +29,7 @@ _CID_TEXT = re.compile(r"b[a-z2-7]{58}")
 
 
 def blake3_digest(data: bytes | bytearray | memoryview) -> bytes:
-    """32-byte BLAKE3 digest of `data`."""
+    """Return the 32-byte BLAKE3 digest of `data`."""
     return blake3(data).digest()
 
 
@@ -45,7 +45,7 @@ class Cid:
 
     @classmethod
     def of(cls, data: bytes | bytearray | memoryview) -> Cid:
-        """The CID of these bytes."""
+        """Compute the CID of some bytes."""
         return cls(blake3_digest(data))
 
     @classmethod
@@ -64,7 +64,7 @@ class Cid:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Cid:
-        """Parse the 36-byte binary form."""
+        """Parse the 36-byte binary form.  Raises `UsageError` for anything else."""
         if len(raw) != 36 or not raw.startswith(_CID_PREFIX):
             raise UsageError("not a CIDv1 of raw bytes under BLAKE3")
         return cls(raw[4:])
@@ -108,7 +108,7 @@ class PeerId:
 
     @classmethod
     def parse(cls, text: str) -> PeerId:
-        """Parse `12D3KooW…`.  Raises `UsageError` for other keys and spellings."""
+        """Parse the text form `12D3KooW…`.  Raises `UsageError` for other keys and spellings."""
         if not 50 <= len(text) <= 54 or any(c not in _B58 for c in text):
             raise UsageError(f"not a peer id: {text[:80]!r}", cause="ids look like 12D3KooW…", hint=_ASK)
         raw = _b58decode(text)
@@ -121,17 +121,20 @@ class PeerId:
 
 
 def document_digest(data: bytes) -> str:
-    """`sha256:<hex>` of a document's bytes."""
+    """Return the digest of a document's bytes as `sha256:<hex>`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def parse_document(text: str) -> str:
-    """Check a document digest's spelling and return it."""
+    """Return a document digest unchanged if it is spelt as one.  Raises `UsageError` otherwise."""
     if not _DOCUMENT.fullmatch(text):
         raise UsageError(f"not a document digest: {text[:80]!r}", cause="it is sha256: and 64 lower-case hex digits")
     return text
 
 
 def parse_reference(text: str) -> str | Cid:
-    """A reference on the wire or the API: a document digest (str) or an artifact id (`Cid`)."""
+    """Parse a reference of the wire or the API: a document digest (`str`) or an artifact id (`Cid`).
+
+    Raises `UsageError` for anything else.
+    """
     return parse_document(text) if text.startswith("sha256:") else Cid.parse(text)

@@ -1,4 +1,4 @@
-"""The log of a process: one line a record on standard error, tracebacks in `kvswap.log` of the home alone."""
+"""The log of a process: one line a record on standard error, tracebacks only in `kvswap.log` of the home."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kvswap.core.files import check_regular
 from kvswap.core.text import printable
 
 NAME = "kvswap.log"
-_BYTES = 1 << 20  # of the file, and of the one before it
+_BYTES = 1 << 20  # of the log file, and of the one before it
 _LINE = 2_000
 _log = logging.getLogger("kvswap.failures")
 
 
 class _Brief(logging.Formatter):
-    """One printable line; instead of a traceback, what was raised."""
+    """A formatter of one printable line; instead of a traceback, what was raised."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
@@ -32,7 +32,7 @@ class _Brief(logging.Formatter):
 
 
 class _Full(logging.Formatter):
-    """Everything: also the traceback that another process sent, as `trace` of the record."""
+    """A formatter that shows everything, also the traceback that another process sent, as `trace` of the record."""
 
     def format(self, record: logging.LogRecord) -> str:
         text, trace = super().format(record), getattr(record, "trace", None)
@@ -40,7 +40,7 @@ class _Full(logging.Formatter):
 
 
 class _File(logging.handlers.RotatingFileHandler):
-    """Made with the first record, readable by the user alone; a disk that refuses it stops nothing."""
+    """A log file made with the first record, readable by the user alone; a disk that refuses it stops nothing."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace", delay=True)
@@ -68,10 +68,10 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def start_log(home: Path | None, *, stderr: bool = True) -> None:
-    """Send records of this process to standard error (unless `stderr` is false) and to `kvswap.log` in `home`.
+    """Send the log records of this process to standard error (unless `stderr` is false) and to `kvswap.log` in `home`.
 
     Exceptions that nobody caught in a thread, and those of finalisers, go the same way.  A second call replaces the
-    first; the file is made with the first record, only where `home` exists.
+    first; the file is made with the first record, and only where `home` exists.
     """
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, _File | _Stderr | logging.NullHandler)]:

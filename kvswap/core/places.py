@@ -1,4 +1,4 @@
-"""Find where a user's files are.  Every command imports this module, so it imports little."""
+"""The places of a user's files.  Every command imports this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvswap.core.errors import UsageError
 
 
 def _account_directory(env: Mapping[str, str]) -> Path:
-    """HOME, or what the account says where that is not set, as under some service managers."""
+    """Return HOME, or the account's directory where HOME is not set, as under some service managers."""
     told = env.get("HOME", "")
     if told.startswith("/"):
         return Path(told)
@@ -33,7 +33,7 @@ def _xdg(env: Mapping[str, str], name: str, fallback: str) -> Path:
 
 
 def _typed(chosen: str, name: str) -> Path:
-    """A directory as somebody typed it, made absolute.  Raises `UsageError` for what no path can be."""
+    """Make a directory that a user typed absolute.  Raises `UsageError` for what no path can be."""
     try:
         if "\0" in chosen:
             raise ValueError("a NUL character")
@@ -45,14 +45,20 @@ def _typed(chosen: str, name: str) -> Path:
 
 
 def home_directory(flag: str | None = None, env: Mapping[str, str] | None = None) -> Path:
-    """The directory that holds this node's keys, store and configuration."""
+    """Return the directory that holds this node's keys, store and configuration.
+
+    `flag` is the value of `--home`; `env` replaces the environment.  Raises `UsageError` for what no path can be.
+    """
     env = os.environ if env is None else env
     chosen = flag or env.get("KVSWAP_HOME")
     return _typed(chosen, "the home") if chosen else _xdg(env, "XDG_DATA_HOME", ".local/share")
 
 
 def models_directory(env: Mapping[str, str] | None = None) -> Path:
-    """The directory of model files, shared by all homes of a user."""
+    """Return the directory of model files, which all homes of a user share.
+
+    Raises `UsageError` for what no path can be.
+    """
     env = os.environ if env is None else env
     chosen = env.get("KVSWAP_MODELS")
     return _typed(chosen, "KVSWAP_MODELS") if chosen else _xdg(env, "XDG_CACHE_HOME", ".cache") / "models"

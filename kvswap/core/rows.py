@@ -1,4 +1,4 @@
-"""Bounded tables of rows: what several tellers say of each of many things (`core.bounded` has the rules)."""
+"""Bounded tables of rows: what several tellers say about each of many things (`core.bounded` has the rules)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class Rows(Generic[V]):
-    """A bounded table of rows: each row maps columns to values and is bounded itself, as is a teller's part of it.
+    """A bounded table of rows; each row maps columns to values and is bounded itself, as is a teller's part of it.
 
     `put`, `get`, `pop`, `keep` and `release` take a row's name and a column.
     """
@@ -52,20 +52,23 @@ class Rows(Generic[V]):
         return row in self._rows
 
     def names(self) -> list[Any]:
-        """Return the rows' names."""
+        """Return the names of the rows."""
         return list(self._rows)
 
     def row(self, row: Any) -> dict[str, V]:
-        """Return what a row holds, what was put first coming first."""
+        """Return the columns and values of a row, the oldest first."""
         values = ((column, self.table.peek((row, column))) for column in self._rows.get(row, ()))
         return {column: value for column, value in values if value is not None}
 
     def get(self, row: Any, column: str) -> V | None:
-        """Return a value and count that as a use; None where it is not here."""
+        """Return a value and count that as a use; None where it is absent."""
         return self.table.get((row, column))
 
     def put(self, row: Any, column: str, value: V, teller: str = "", *, held: bool = False) -> bool:
-        """Add or replace a value; False where there is no room for it."""
+        """Add or replace a value; return False where there is no room for it.
+
+        With `held` it is kept until `release`.
+        """
         columns = self._rows.get(row, OrderedDict())
         if column not in columns and not self._make_room(row, columns, teller, held):
             return self.table.refuse()
@@ -77,26 +80,26 @@ class Rows(Generic[V]):
         return added
 
     def pop(self, row: Any, column: str) -> V | None:
-        """Remove a value and return it; None where it is not here."""
+        """Remove a value and return it; None where it is absent."""
         value = self.table.pop((row, column))
         if value is not None:
             self._removed((row, column), value)
         return value
 
     def keep(self, row: Any, column: str) -> None:
-        """Hold a value until `release`."""
+        """Hold a value until `release`: nothing that is new and not kept pushes it out."""
         self.table.keep((row, column))
 
     def release(self, row: Any, column: str) -> None:
-        """End a `keep`."""
+        """End a `keep`; the table's own rule still holds."""
         self.table.release((row, column))
 
     def filling(self) -> Filling:
-        """Say how full it is; from any thread, without waiting."""
+        """Return the fill level of the table; callable from any thread, without waiting."""
         return self.table.filling()
 
     def _make_room(self, row: Any, columns: OrderedDict[str, None], teller: str, held: bool) -> bool:
-        """Let go of one in a full row: of the teller's own beyond its share, else of whoever tells most of the row."""
+        """Evict one value of a full row: the teller's own beyond its share, else one of whoever has most of it."""
         by_teller: dict[str, list[str]] = {}
         for column in columns:
             if not self.table.kept((row, column)):

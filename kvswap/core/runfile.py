@@ -1,7 +1,7 @@
-"""The run-file: how a client finds the daemon of a home.  `daemon.json`, mode 0600, gone after it.
+"""The run-file, by which a client finds the daemon of a home: `daemon.json`, mode 0600, removed when the daemon ends.
 
-Where the home has no room for it, or takes no writes, it lies in a directory of the user's under the system's
-directory for such files, named after the home.
+Where the home has no room for it, or takes no writes, it lies in a directory of the user's under the system's directory
+for such files, named after the home.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _URL = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """Where the daemon listens, its process, and the token that its API wants."""
+    """The address of a running daemon, its process id, and the bearer token of its API."""
 
     url: str
     token: str
     pid: int
 
     def write(self, home: Path) -> None:
-        """Write it where `read` looks for it.  Raises the error of the home when no place takes it."""
+        """Write the file where `read` looks for it.  Raises the error of the home when no place takes it."""
         text = json.dumps(asdict(self))
         try:
             _replace(home / NAME, text)
@@ -50,14 +50,17 @@ class RunFile:
 
     @staticmethod
     def remove(home: Path) -> None:
-        """Remove it, wherever it was written.  Never raises: a client knows a stale one by its process."""
+        """Remove the file, wherever it was written.  Never raises: a client recognises a stale one by its process."""
         for path in (home / NAME, _elsewhere(home)):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, home: Path) -> RunFile:
-        """Raises `DaemonNotRunning` with the command that starts one, or `LocalFault` where it may not be read."""
+        """Read the run-file of a home whose daemon runs.
+
+        Raises `DaemonNotRunning` with the command that starts one, or `LocalFault` where the file may not be read.
+        """
         elsewhere = _elsewhere(home)
         places = [home / NAME, *([elsewhere] if _private(elsewhere.parent) else [])]
         problem: Exception | None = None
@@ -123,7 +126,7 @@ def _private(directory: Path) -> bool:
 
 
 def not_running(home: Path) -> DaemonNotRunning:
-    """The error of a home for which no daemon answers."""
+    """Make the error of a home for which no daemon answers."""
     return DaemonNotRunning(
         f"no kvswap daemon runs for {home}",
         cause="it was not started, or it ended",

@@ -13,7 +13,7 @@ from typing import Any
 DEEPEST = 256
 _LARGEST = 1 << 31
 
-# What follows a first byte: how many bytes a fixed value has, or how wide the length is that stands next.
+# By first byte: the number of bytes of a fixed value, or the width of the length that follows.
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {b: 1 << (b & 3) for b in range(0xCC, 0xD4)}
 _BINARY = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _TEXT = {0xD9: 1, 0xDA: 2, 0xDB: 4}
@@ -26,7 +26,7 @@ _MANY = "more items than such a message may have"
 
 
 def plain(data: Any, items: int, depth: int) -> int:
-    """Count the items of one msgpack value: itself, what it holds, and the keys of its maps.
+    """Count the items of one msgpack value: the value itself, what it holds, and the keys of its maps.
 
     Raises `ValueError` for more than `items`, for containers nested deeper than `depth`, and for bytes that are not
     exactly one well-formed value.  This is the form without C.
@@ -83,9 +83,9 @@ def plain(data: Any, items: int, depth: int) -> int:
 
 
 def plain_starts(data: Any, every: int) -> list[int]:
-    """Find where every so manieth element of an array begins, and where the last ends.
+    """Find the byte offsets at which every `every`-th element of an array begins, and where the last one ends.
 
-    For bytes that `scan` has passed; raises `ValueError` for what is no array.  This is the form without C.
+    For bytes that `scan` has passed; raises `ValueError` for what is not an array.  This is the form without C.
     """
     view = bytes(data)
     kind, at, elements = _read(view, view[0], 1) if view else ("nothing", 0, 0)
@@ -117,7 +117,7 @@ def _note(keys: set[tuple[bool, bytes]] | None, kind: str, key: bytes) -> None:
 
 
 def _read(view: bytes, first: int, at: int) -> tuple[str, int, int]:
-    """Kind of a value, where what follows its head begins, and its bytes or entries."""
+    """Return the kind of a value, the offset of what follows its head, and its bytes or entries."""
     if first < 0x80 or first >= 0xE0:
         return "fixed", at, 0
     if first < 0xA0:

@@ -1,8 +1,8 @@
 """Configuration: flags > environment `KVSWAP_*` > `config.toml` > default; and where files live.
 
-`KVSWAP_HOME` (or `--home`) puts everything of one node under one directory.  Without it the XDG base
-directories are used.  Model files are shared by all homes of a user, because they are large and
-addressed by content: `$XDG_CACHE_HOME/kvswap/models`, or `KVSWAP_MODELS`.
+`KVSWAP_HOME` (or `--home`) puts everything of one node under one directory.  Without it the XDG base directories are
+used.  Model files are shared by all homes of a user, because they are large and addressed by content:
+`$XDG_CACHE_HOME/kvswap/models`, or `KVSWAP_MODELS`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ from kvswap.core.limits import LIMITS
 from kvswap.core.places import home_directory, models_directory
 
 GB = 1_000_000_000
-CODECS = ("planes", "predictive", "raw", "int8", "int8-channel")  # of `kvswap.codec`, which is a room above
+CODECS = (
+    "planes",
+    "predictive",
+    "raw",
+    "int8",
+    "int8-channel",
+)  # as named in `kvswap.codec`, a package above
 _MOST = 1 << 62
 _PRICE = checks.number(0, 1e9)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One setting that cannot be used: its name, where it was given, and why."""
+    """A setting that cannot be used: its name, where it was given, and why."""
 
     name: str
     place: str
@@ -43,14 +49,14 @@ class _Given:
     name: str
     value: Any
     place: str
-    base: Path  # of relative paths
+    base: Path  # for relative paths
 
 
 Also = Callable[["Settings", Collection[str]], Iterable[tuple[str, str]]]
 
 
 def invalid(faults: list[Fault]) -> InvalidSettings:
-    """One error for all faults."""
+    """Make one error of all faults."""
     told = [f"{fault.place}: {fault.why}" for fault in faults]
     many = f"{len(told)} settings cannot be used: " if len(told) > 1 else ""
     return InvalidSettings(
@@ -62,7 +68,7 @@ def invalid(faults: list[Fault]) -> InvalidSettings:
 
 
 def absolute_model(name: str, base: Path) -> str:
-    """A path made absolute, from where it was typed; a name as it is."""
+    """Make a path absolute, relative to where it was typed; return a model's name unchanged."""
     if not name.startswith((".", "/", "~")):
         return name
     return os.path.normpath(base / Path(name).expanduser())
@@ -90,7 +96,7 @@ def _of_file(path: Path, faults: list[Fault]) -> Iterator[_Given]:
 
 
 def _line_of(name: str, text: str) -> int | None:
-    """The line that a key, or a table of this name, begins on."""
+    """Find the line on which a key, or a table of this name, begins."""
     word = re.escape(name)
     key = re.compile(rf"""\s*(?:\[+\s*)?(?:{word}|"{word}"|'{word}')\s*[=\].]""")
     return next((n for n, line in enumerate(text.splitlines(), 1) if key.match(line)), None)
@@ -115,7 +121,7 @@ def _checked(check: Check, default: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one node is told.  Units are in the names; prices are in US dollars.
+    """The settings of one node.  Units are in the names; prices are in US dollars.
 
     Each setting has its check beside it; `load` judges all of them before anything is started.
     """
@@ -128,9 +134,9 @@ class Settings:
     threads: int = _checked(checks.whole(0, 1024), 0)  # 0: as many as torch chooses
     block_tokens: int = _checked(checks.whole(1, LIMITS.block_tokens), 256)
     codec: str = _checked(checks.choice(*CODECS), "planes")
-    # published beside it, in the background, where there is a predictor; "": nothing
+    # a second codec to publish in, in the background, where there is a predictor; "": none
     also_codec: str = _checked(checks.choice("", *CODECS), "predictive")
-    # for which to publish, and in which to look, unless a request names another; "": openly
+    # the group to publish for and to look in, unless a request names another; "": public
     group: str = _checked(checks.group, "")
     listen: tuple[str, ...] = _checked(checks.addresses(checks.listened), ("/ip4/127.0.0.1/tcp/0",))
     bootstrap: tuple[str, ...] = _checked(checks.addresses(checks.of_peer), ())
@@ -144,7 +150,7 @@ class Settings:
     # serve and fetch chunks over HTTPS; without it over libp2p streams only
     bulk: bool = _checked(checks.yes_or_no, True)
     bulk_port: int = _checked(checks.whole(0, 65_535), 0)
-    # to all peers together; 0: as fast as they take it
+    # to all peers together; 0: without limit
     upload_bytes_per_second: int = _checked(checks.whole(0, _MOST), 0)
     api_port: int = _checked(checks.whole(0, 65_535), 0)
     quota_bytes: int = _checked(checks.whole(0, _MOST), 10 * GB)
@@ -152,12 +158,12 @@ class Settings:
     # models loaded at the same time, where there is memory for them
     model_processes: int = _checked(checks.whole(1, 64), 2)
     artifact_days: int = _checked(checks.whole(1, LIMITS.life_seconds // 86_400), 30)
-    price_per_gb: float = _checked(_PRICE, 0.0)  # what a fetched gigabyte costs this node
-    asks_per_gb: float = _checked(_PRICE, 0.0)  # what this node tells others that a gigabyte from it costs
-    price_per_second: float = _checked(_PRICE, 0.0)  # what a second of this machine's prefill costs
-    price_per_million_tokens: float = _checked(_PRICE, 0.0)  # of prefill, where that is bought by the token
-    value_per_second: float = _checked(_PRICE, 0.0005)  # what a second of waiting is worth (1.80 an hour)
-    # until a peer was measured: 100 Mbit/s
+    price_per_gb: float = _checked(_PRICE, 0.0)  # cost to this node of a fetched gigabyte
+    asks_per_gb: float = _checked(_PRICE, 0.0)  # price that this node asks for a gigabyte
+    price_per_second: float = _checked(_PRICE, 0.0)  # cost of a second of prefill on this machine
+    price_per_million_tokens: float = _checked(_PRICE, 0.0)  # of prefill, where it is bought by the token
+    value_per_second: float = _checked(_PRICE, 0.0005)  # worth of a second less of waiting (1.80 an hour)
+    # assumed until a peer has been measured: 100 Mbit/s
     assumed_link_bytes_per_second: float = _checked(checks.number(1, 1e15), 12.5e6)
 
     @classmethod
@@ -169,10 +175,11 @@ class Settings:
         also: Also | None = None,
         **flags: Any,
     ) -> Settings:
-        """Read the layers and judge every value.
+        """Read the settings from all layers and check every value.
 
-        `also`: a further check of the settings that somebody gave, by rooms above this one.  Raises `InvalidSettings`,
-        which names all faults at once, each with the line, the environment variable or the option it came from.
+        `also`: a further check of the settings that the user gave, by packages above this one.  Raises
+        `InvalidSettings`, which names all faults at once, each with the line, the environment variable or the option it
+        came from.
         """
         env = os.environ if env is None else env
         settings = cls(home=home_directory(home, env), models=models_directory(env))

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class OnLoop:
-    """Calls things on an event loop: at once when called on it, soon when called from another thread."""
+    """A way to call functions on an event loop: at once when called on it, soon when called from another thread."""
 
     def __init__(self) -> None:
         """Take the running loop, or the first one on which something is called."""
@@ -17,7 +17,10 @@ class OnLoop:
         self._running()
 
     def call(self, work: Callable[..., object], *arguments: Any) -> None:
-        """Call `work` with the arguments; here and now where there never was a loop, never where it has ended."""
+        """Call `work` with the arguments on the loop.
+
+        The call happens at once where there never was a loop, and never where the loop has ended.
+        """
         if self._running() or self._loop is None:
             work(*arguments)
             return
@@ -25,7 +28,7 @@ class OnLoop:
             self._loop.call_soon_threadsafe(work, *arguments)
 
     def _running(self) -> bool:
-        """Say whether this is called on a loop, and remember which."""
+        """Return True if this is called on a loop, and remember which."""
         try:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -60,7 +63,7 @@ async def until_done(
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel each task once and wait until all are done, however often the caller is cancelled meanwhile.
 
-    Their errors count as seen: whoever ends them wants nothing of them any more.
+    Their errors count as seen: a caller that ends tasks wants nothing of them any more.
     """
     tasks = list(tasks)
     for task in tasks:

@@ -1,4 +1,4 @@
-"""Text of others, made fit for a terminal and a log."""
+"""Foreign text made fit for a terminal and a log."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ _JOINERS = "\u200c\u200d"  # Persian and emoji need them; they move nothing on a
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Escape every character that a terminal would obey or that cannot be encoded, but for those in `keep`.
+    r"""Escape every character that a terminal would obey or that cannot be encoded, but for those in `keep`.
 
     Control and format characters (escape sequences, direction marks, line ends) and lone surrogates become backslash
     escapes; letters, marks and spaces of every script stay as they are.
 
-    >>> printable("a\\x1b]0;title\\x07 é")
-    'a\\\\x1b]0;title\\\\x07 é'
+    >>> printable("a\x1b]0;title\x07 é")
+    'a\\x1b]0;title\\x07 é'
     """
     if text.isprintable():
         return text
@@ -20,7 +20,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Tell whether nothing in `text` would be escaped by `printable`."""
+    """Return True if `printable` would leave the text unchanged."""
     return text.isprintable() or all(map(_fits, text))
 
 

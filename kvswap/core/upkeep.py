@@ -1,8 +1,8 @@
-"""Loops that go on and threads that write: what one error must not end.
+"""Maintenance loops and writer threads that one error must not end.
 
 A node that runs for months meets every error once: a full disk, a damaged page, a thread that cannot be started.  A
-loop of upkeep that ends with it takes away what nobody misses until much later.  So there is one form of such loops:
-an error is shown (`kvswap status`, under `degraded`), waited after, and cleared when a step works again.
+loop that ends with the error takes away what nobody misses until much later.  So there is one form of such loops: an
+error is shown (`kvswap status`, under `degraded`), waited after, and cleared when a step works again.
 """
 
 from __future__ import annotations
@@ -22,17 +22,20 @@ Told = Callable[[str, "str | None"], None]
 
 _logger = logging.getLogger("kvswap.upkeep")
 _TEXT = 300
-_LOOK_SECONDS = 1.0  # how often one that waits for a thread looks whether it still lives
+_LOOK_SECONDS = 1.0  # how often a waiting caller checks that the thread still lives
 
 
 class Problems(dict[str, str]):
-    """Parts that do not work at the moment, by name, each with its reason.
+    """The parts that do not work at the moment, by name, each with its reason.
 
     `kvswap status` shows them under `degraded`.  May be changed from any thread.
     """
 
     def note(self, name: str, error: BaseException | str) -> bool:
-        """Record why the part `name` does not work; True when it worked until now.  The log has the traceback."""
+        """Record why the part `name` does not work; return True when it worked until now.
+
+        The log has the traceback.
+        """
         text = error if isinstance(error, str) else describe(error)
         new = name not in self
         if self.get(name) != text:
@@ -42,19 +45,19 @@ class Problems(dict[str, str]):
         return new
 
     def clear_one(self, name: str) -> bool:
-        """Record that the part `name` works; True when it did not until now."""
+        """Record that the part `name` works; return True when it did not until now."""
         return self.pop(name, None) is not None
 
 
 def describe(error: BaseException) -> str:
-    """Put an error into one line of at most 300 characters: our own by their message, others with their type."""
+    """Format an error as one line of at most 300 characters: kvswap's own by their message, others with their type."""
     text = error.message if isinstance(error, KvswapError) else f"{type(error).__name__}: {error}"
     return " ".join(text.removesuffix(": ").split())[:_TEXT]
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Seconds to wait after failures in a row: `first`, twice that, and so on up to `most`."""
+    """The pauses after failures in a row, in seconds: `first`, twice that, and so on up to `most`."""
 
     first: float = 1.0
     most: float = 60.0
@@ -96,16 +99,16 @@ async def forever(
             wait = pause() if callable(pause) else pause
             if problems.clear_one(name) and told is not None:
                 told(name, None)
-        if _cancelled():  # and a step kept that to itself
+        if _cancelled():  # and the step swallowed the cancellation
             raise asyncio.CancelledError
         await sleep(wait)
 
 
 def _cancelled() -> bool:
-    """Whether it is this task that was cancelled, and not something that its step waited for."""
+    """Return True if this task was cancelled, and not something that its step waited for."""
     try:
         task = asyncio.current_task()
-    except RuntimeError:  # no loop of asyncio: trio's cancellations are no exceptions that a step's errors are
+    except RuntimeError:  # not asyncio: trio's cancellations are not caught as a step's errors
         return False
     return task is not None and task.cancelling() > 0
 
@@ -136,10 +139,10 @@ def forever_in_thread(
 
 
 class Writer(Generic[T]):
-    """One thread that does what is handed over, in order and in batches.  Starts when it is needed.
+    """A thread that does what is handed over, in order and in batches.  It starts when it is needed.
 
-    What waits is bounded in bytes: who adds more waits for its turn.  An error costs the batch it came from and
-    nothing else: its bytes are given back, the problem is noted, and the thread goes on.
+    What waits is bounded in bytes: a caller that adds more waits.  An error costs the batch it came from and nothing
+    else: its bytes are given back, the problem is noted, and the thread goes on.
     """
 
     def __init__(
@@ -151,7 +154,10 @@ class Writer(Generic[T]):
         batch: int = 64,
         problems: Problems | None = None,
     ) -> None:
-        """`work` is called from the thread with 1 to `batch` items; `budget` bytes may wait or be worked on."""
+        """Make a writer; its thread starts with the first item.
+
+        `work` is called from the thread with 1 to `batch` items; `budget` bytes may wait or be worked on.
+        """
         self._name, self._work, self._budget, self._batch = name, work, budget, batch
         self.problems = problems if problems is not None else Problems()
         self._waiting: deque[tuple[T, int]] = deque()
@@ -162,16 +168,16 @@ class Writer(Generic[T]):
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes that are not done."""
+        """The bytes that are waiting or being worked on."""
         return self._bytes
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """True while the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def add(self, item: T, size: int) -> None:
-        """Hand over one item of `size` bytes; waits while too much is on its way.
+        """Hand over one item of `size` bytes; wait while more than the budget is on its way.
 
         Where no thread can be started, and after `close`, the caller does the work itself.
         """
@@ -189,7 +195,7 @@ class Writer(Generic[T]):
             self._do([one])
 
     def _running(self) -> bool:
-        """Whether there is a thread; starts one unless this is closed.  With the lock held."""
+        """Return True if there is a thread, after starting one unless this is closed.  The lock must be held."""
         if self.alive:
             return not self._closing
         if self._closing:
@@ -232,5 +238,5 @@ class Writer(Generic[T]):
             self._thread.join()
         with self._changed:
             left, self._waiting = list(self._waiting), deque()
-        for one in left:  # of a thread that was ended by force
+        for one in left:  # left by a thread that was ended by force
             self._do([one])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace a file, readable by its user alone; `durable`: on disk when this returns.
+    """Replace a file atomically by one that only its user may read; with `durable` it is on disk when this returns.
 
     Raises `OSError`; then the file is as it was.
     """

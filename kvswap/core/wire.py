@@ -2,8 +2,8 @@
 
 What comes in is checked before it is built.  `scan` goes over the bytes once: it counts items and depth against caps
 that go by the kind of message, and refuses duplicate keys and extension types.  `msgspec` then decodes straight into
-the type, and refuses unknown keys, missing keys, floats where integers belong, and anything else of another type at
-the first byte of it.  The caller caps the size before calling.
+the type, and refuses unknown keys, missing keys, floats where integers belong, and anything else of another type at the
+first byte of it.  The caller caps the size before calling.  Errors are of the type `error_type` and name the field.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIELDS = Annotated[dict[str, msgspec.Raw], Meta(max_length=LIMITS.message_field
 
 
 def pack(value: Any) -> bytes:
-    """Encode plain values: map, list, str, bytes, int, bool, None."""
+    """Encode plain values (map, list, str, bytes, int, bool, None) as msgpack."""
     packed: bytes = msgpack.packb(value, use_bin_type=True, strict_types=True)
     return packed
 
@@ -57,7 +57,7 @@ def check(
     items: int = LIMITS.message_items,
     depth: int = LIMITS.message_depth,
 ) -> None:
-    """Raise `error_type` unless `data` is one well-formed value of at most so many items.  Builds nothing."""
+    """Raise `error_type` unless `data` is one well-formed value of at most `items` items.  Builds nothing."""
     try:
         scan(data, items, depth)
     except ValueError as error:
@@ -65,7 +65,7 @@ def check(
 
 
 def parse(data: bytes, error_type: type[KvswapError] = MalformedManifest, *, items: int = LIMITS.message_items) -> Any:
-    """Build plain values from msgpack bytes of at most so many items.  Raises `error_type`."""
+    """Build plain values from msgpack bytes of at most `items` items.  Raises `error_type`."""
     check(data, error_type, items=items)
     try:
         return msgpack.unpackb(data, raw=False, strict_map_key=True)
@@ -75,7 +75,7 @@ def parse(data: bytes, error_type: type[KvswapError] = MalformedManifest, *, ite
 
 
 def convert(value: Any, kind: type[T], error_type: type[KvswapError] = MalformedManifest) -> T:
-    """Typed struct from plain values.  Raises `error_type` naming the field."""
+    """Convert plain values to a struct of the type `kind`.  Raises `error_type` naming the field."""
     _decoder(cast(Any, kind))
     try:
         # bytes are native here: otherwise msgspec would take base64 text for them
@@ -91,13 +91,13 @@ def unpack(
     *,
     items: int = LIMITS.message_items,
 ) -> T:
-    """Decode bytes of at most so many items straight into a type.  Raises `error_type` naming the field."""
+    """Decode bytes of at most `items` items straight into the type `kind`.  Raises `error_type` naming the field."""
     check(data, error_type, items=items)
     return decode(data, kind, error_type)
 
 
 def decode(data: Any, kind: type[T], error_type: type[KvswapError] = MalformedManifest, at: str = "") -> T:
-    """Decode bytes that `check` has passed; `at` names the field they are of.  Raises `error_type`."""
+    """Decode bytes that `check` has passed into the type `kind`; `at` names their field.  Raises `error_type`."""
     try:
         decoded: T = _decoder(cast(Any, kind)).decode(data)
         return decoded
@@ -116,9 +116,9 @@ def fields(
 def pieces(
     data: Any, each: int, most: int, error_type: type[KvswapError] = MalformedManifest, at: str = ""
 ) -> Iterator[bytes]:
-    """Cut an array that `check` has passed into arrays of `each` elements; `at` names the field it is of.
+    """Cut an array that `check` has passed into arrays of `each` elements; `at` names its field.
 
-    Raises `error_type` for what is no array, or one of more than about `most` elements.
+    Raises `error_type` for what is not an array, or one of more than about `most` elements.
     """
     try:
         found = starts(data, each)
@@ -133,12 +133,12 @@ def pieces(
 
 
 def _elements(array: memoryview) -> int:
-    """How many elements an array has, by its head."""
+    """Return the number of elements of an array, by its head."""
     width = {0xDC: 2, 0xDD: 4}.get(array[0], 0)
     return int.from_bytes(array[1 : 1 + width], "big") if width else array[0] & 15
 
 
-_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}  # by type: as many as the code has
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}  # by type; bounded by the number of types in the code
 _building = threading.Lock()
 
 
@@ -163,12 +163,12 @@ def _invalid(error: Exception, kind: Any, error_type: type[KvswapError], at: str
 
 
 def plain(value: Any) -> Any:
-    """Plain values of a struct, ready for `pack`."""
+    """Return the plain values of a struct, ready for `pack`."""
     return msgspec.to_builtins(value, builtin_types=(bytes,))
 
 
 def jsonable(value: Any) -> Any:
-    """For people and scripts: bytes become hex."""
+    """Convert plain values to JSON's, for people and scripts: bytes become hex."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, dict):

@@ -1,4 +1,8 @@
-"""Fetch, prefill, or both?  `estimate` decides and is pure, `split` goes on deciding; `calibration` remembers."""
+"""The choice between fetching, prefilling, and both at once.
+
+`estimate` decides beforehand and is pure, `split` goes on deciding while both are under way, `calibration` remembers
+what was measured.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What was measured on this machine, kept in `calibration.json`: prefill per model, links per peer, rates per codec.
+"""The measurements of this machine, kept in `calibration.json`: prefill by model, links by peer, rates by codec.
 
-Everything here is a cache of measurements: a lost or damaged file costs a new measurement, nothing
-else, so reading it never raises.
+Everything here is a cache of measurements: a lost or damaged file costs a new measurement, nothing else, so reading it
+never raises.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from kvswap.cost.estimate import Link, PrefillCurve
 
 _SAMPLES_KEPT = 256
 _PEERS_KEPT = 1_024
-_WAITING_BYTES = 4 << 20  # of versions of the file that are to be written
-_WEIGHT = 0.3  # of a new measurement in the running mean, when the last one is recent
-_DAY = 86_400.0  # seconds after which what was known weighs little against a new measurement
-_PACE_SECONDS = 900.0  # for which the pace of the last blocks says something of this machine's load
-_UNDER_WAY = 1.1  # prefill takes so much longer while chunks arrive, until measured
-# Raw bytes a second of verifying, decoding and loading, until this machine's own were measured.
+_WAITING_BYTES = 4 << 20  # of versions of the file that wait to be written
+_WEIGHT = 0.3  # weight of a new measurement in the running mean, when the last one is recent
+_DAY = 86_400.0  # seconds after which the mean weighs little against a new measurement
+_PACE_SECONDS = 900.0  # time constant for which the last blocks tell of this machine's load
+_UNDER_WAY = 1.1  # factor by which prefill slows down while chunks arrive, until measured
+# Raw bytes per second of verifying, decoding and loading, until they are measured on this machine.
 LOAD_BYTES_PER_SECOND = {"raw": 0.8e9, "planes": 0.4e9, "predictive": 0.1e9, "int8": 0.4e9, "int8-channel": 0.4e9}
 
 
 class Calibration:
-    """Measured rates.  Not thread-safe; lives on the node's loop."""
+    """The measured rates of this machine.  Not thread-safe; lives on the node's event loop."""
 
     def __init__(self, path: Path, problems: Problems | None = None) -> None:
-        """Read the file; one that is damaged is set aside, which `problems` tells."""
+        """Read the file; a damaged one is set aside and noted in `problems`."""
         self._path = path
         self._data: dict[str, Any] = {"prefill": {}, "peers": {}, "codecs": {}, "noise": {}, "hosts": {}}
         self._versions = self._written = 0
@@ -70,16 +70,16 @@ class Calibration:
             problems.note("calibration", text)
 
     def save(self) -> None:
-        """Write as a whole; a failure is not worth an error.  Blocks."""
+        """Write the file as a whole; a failure is ignored.  Blocks."""
         self._write([self._version()])
 
     def close(self) -> None:
-        """Write, and end the thread that does."""
+        """Write the file and end the thread that writes it."""
         self._writer.close()
         self.save()
 
     def _save_soon(self) -> None:
-        """The same in a thread; a disk that does not come along is not waited for."""
+        """Write the file in a thread; nothing waits for a disk that is too slow."""
         version = self._version()
         if self._writer.waiting_bytes + len(version[1]) < _WAITING_BYTES:
             self._writer.add(version, len(version[1]))
@@ -91,16 +91,17 @@ class Calibration:
     def _write(self, versions: Sequence[tuple[int, bytes]]) -> None:
         number, data = versions[-1]
         with self._writing, contextlib.suppress(OSError):
-            if number > self._written:  # a newer one may have come before
+            if number > self._written:  # a newer version may have been written first
                 write_whole(self._path, data, durable=False)
                 self._written = number
 
     # -- prefill ---------------------------------------------------------------------------------
 
     def add_prefill(self, key: str, samples: Sequence[tuple[int, int, float]]) -> None:
-        """Block times of a prefill just done; `key` names model, dtype, device and threads.
+        """Record the blocks of a prefill as (tokens before, tokens in the block, seconds).
 
-        A longer run replaces a shorter one: it says more about the slope.
+        `key` names model, dtype, device and threads.  A longer run replaces a shorter one: it says more about the
+        slope.
         """
         rows = [[int(a), int(b), float(c)] for a, b, c in samples][:_SAMPLES_KEPT]
         if not rows:
@@ -114,13 +115,16 @@ class Calibration:
         self._save_soon()
 
     def add_hybrid(self, key: str, samples: Sequence[tuple[int, int, float]]) -> None:
-        """Block times while chunks were arriving, which takes something from computing."""
+        """Record blocks that were computed while chunks were arriving, which slows computing down.
+
+        The arguments are those of `add_prefill`.
+        """
         pace = self._pace(key, samples)
         if pace is not None:
             _blend(self._data["prefill"][key], "under_way", max(1.0, pace / self.pace(key)))
 
     def _pace(self, key: str, samples: Sequence[tuple[int, int, float]]) -> float | None:
-        """What these blocks took against what the curve says."""
+        """Return the seconds of these blocks as a multiple of what the curve predicts; None without a curve."""
         expected = 0.0
         for at, tokens, _ in samples:
             curve = self._fit(key, tokens)
@@ -128,7 +132,7 @@ class Calibration:
         return sum(seconds for *_, seconds in samples) / expected if expected > 0 else None
 
     def _prefill(self, key: str) -> dict[str, Any]:
-        """What is known of a model; a damaged row is as good as none."""
+        """Return the row of a model; a damaged row counts as none."""
         row = self._data["prefill"].get(key)
         return row if isinstance(row, dict) else {}
 
@@ -140,18 +144,21 @@ class Calibration:
             return None
 
     def pace(self, key: str) -> float:
-        """How much slower than the curve the last blocks were; soon forgotten, as load comes and goes."""
+        """Return how many times the curve's seconds the last blocks took.
+
+        The value decays to 1 with a time constant of 15 minutes, as load comes and goes.
+        """
         known = self._prefill(key)
         age = time.time() - _number(known.get("paced"), 0.0)
         fresh = math.exp(-max(0.0, age) / _PACE_SECONDS)
         return 1 + fresh * (_number(known.get("pace"), 1.0) - 1)
 
     def under_way(self, key: str) -> float:
-        """How much longer a block takes while chunks arrive."""
+        """Return how many times longer a block takes while chunks arrive."""
         return _number(self._prefill(key).get("under_way"), _UNDER_WAY)
 
     def curve(self, key: str, block_tokens: int) -> PrefillCurve | None:
-        """Seconds of a block by where it begins, at this machine's present pace."""
+        """Return the prefill curve of a model at this machine's present pace; None where it was never measured."""
         curve = self._fit(key, block_tokens)
         if curve is None:
             return None
@@ -161,14 +168,14 @@ class Calibration:
     # -- hosts -----------------------------------------------------------------------------------
 
     def add_host(self, peer: str, seconds: float) -> None:
-        """A host's first token came after so long."""
+        """Record the seconds until a host's first token."""
         _blend(self._data["hosts"].setdefault(peer, {}), "first", seconds)
         while len(self._data["hosts"]) > _PEERS_KEPT:
             self._data["hosts"].pop(next(iter(self._data["hosts"])))
         self._save_soon()
 
     def host_seconds(self, peer: str) -> float | None:
-        """To a host's first token, as experienced; None before that."""
+        """Return the mean seconds until a host's first token; None where it was never measured."""
         row = self._data["hosts"].get(peer)
         seconds = _number(row.get("first") if isinstance(row, dict) else None, 0.0)
         return seconds or None
@@ -176,25 +183,27 @@ class Calibration:
     # -- honest noise ----------------------------------------------------------------------------
 
     def add_noise(self, key: str, value: dict[str, Any]) -> None:
-        """How far apart right caches of a model are here, as `trust.noise.Noise.of` reads it."""
+        """Record the honest noise of a model on this machine, in the form that `trust.noise.Noise.of` reads."""
         self._data["noise"][key] = value
         self._save_soon()
 
     def noise(self, key: str) -> dict[str, Any] | None:
+        """Return the honest noise of a model as it was recorded; None where it was never measured."""
         row = self._data["noise"].get(key)
         return row if isinstance(row, dict) else None
 
     # -- links -----------------------------------------------------------------------------------
 
     def add_latency(self, peer: str, seconds: float) -> None:
+        """Record a round trip to a peer, in seconds."""
         self._mean(peer, "latency", seconds)
 
     def add_rate(self, peer: str, bytes_per_second: float) -> None:
-        """Goodput of a transfer, as the reader saw it."""
+        """Record the goodput of a transfer from a peer, in bytes per second, as the reader saw it."""
         self._mean(peer, "rate", bytes_per_second)
 
     def add_start(self, peer: str, seconds: float) -> None:
-        """What a fetch takes beside its bytes: looking up, joining, the last check and write."""
+        """Record the fixed overhead of a fetch from a peer, in seconds: look-up, joining, the last check and write."""
         self._mean(peer, "start", seconds)
 
     def _mean(self, peer: str, field: str, value: float) -> None:
@@ -206,6 +215,7 @@ class Calibration:
         self.links.put(peer, row, peer)
 
     def link(self, peer: str, assumed_rate: float) -> Link:
+        """Return the measured link to a peer; `assumed_rate` (bytes per second) stands for a rate never measured."""
         row = self.links.peek(peer) or {}
         rate = row.get("rate")
         return Link(
@@ -218,19 +228,25 @@ class Calibration:
         )
 
     def peer(self, peer: str) -> dict[str, Any]:
-        """What is known of a peer, for showing."""
+        """Return everything measured of a peer, for display."""
         return dict(self.links.peek(peer) or {})
 
     # -- codecs ----------------------------------------------------------------------------------
 
     def add_load(self, raw: Mapping[str, int], seconds: float) -> None:
-        """Verify, decode and load from the local store, of so many raw bytes by codec."""
+        """Record the seconds of verifying, decoding and loading from the local store; `raw` has raw bytes by codec.
+
+        Mixed and small loads are ignored: they say nothing of one codec.
+        """
         codec, most = max(raw.items(), key=lambda item: item[1], default=("", 0))
         if seconds > 0 and most > 1_000_000 and most > 0.9 * sum(raw.values()):
             self._rate(codec, "load", most / seconds)
 
     def add_encode(self, codec: str, raw_bytes: int, wire_bytes: int | None, seconds: float) -> None:
-        """Encoding of so many bytes, by one thread; `wire_bytes` None: of no real text, whose ratio says nothing."""
+        """Record the encoding of `raw_bytes` by one thread; `wire_bytes` is None where the data is not of a real text.
+
+        Without real text the ratio says nothing and is not recorded.
+        """
         if seconds > 0 and raw_bytes > 1_000_000:
             self._rate(codec, "encode", raw_bytes / seconds)
             if wire_bytes:
@@ -242,7 +258,7 @@ class Calibration:
         row["at"] = int(time.time())
 
     def load_seconds(self, raw: Mapping[str, int]) -> float:
-        """For so many raw bytes by codec."""
+        """Predict the seconds of verifying, decoding and loading; `raw` has raw bytes by codec."""
         return sum(size / self._load_rate(codec) for codec, size in raw.items())
 
     def _load_rate(self, codec: str) -> float:
@@ -252,7 +268,7 @@ class Calibration:
         return float(rate) if isinstance(rate, int | float) and rate > 0 else usual
 
     def codecs(self) -> dict[str, dict[str, float]]:
-        """What is known of each, for showing: `load` and `encode` in bytes a second, `ratio`."""
+        """Return everything measured of each codec, for display: `load` and `encode` in bytes per second, `ratio`."""
         kept = ("load", "encode", "ratio")
         return {
             name: {field: row[field] for field in kept if field in row}
@@ -262,14 +278,14 @@ class Calibration:
 
 
 def _blend(row: dict[str, Any], field: str, value: float, age: float = 0.0) -> None:
-    """A running mean, in which a new measurement weighs the more the older the last one is."""
+    """Update a running mean, in which a new measurement weighs the more the older the last one is (seconds)."""
     old = row.get(field)
     weight = 1 - (1 - _WEIGHT) * math.exp(-max(0.0, age) / _DAY)
     row[field] = value if old is None else old + weight * (value - old)
 
 
 def _age(row: Mapping[str, Any]) -> float:
-    """Seconds since a row was last measured."""
+    """Return the seconds since a row was last measured."""
     at = row.get("at")
     return max(0.0, time.time() - at) if isinstance(at, int | float) else 0.0
 

@@ -3,14 +3,13 @@
     seconds(prefill) = sum over blocks of (a + b * tokens before the block), scaled by block length
     seconds(fetch)   = start + missing wire bytes / link rate + seconds of loading
     seconds(hybrid)  = those of the best meeting of both, see `split`
-
-`start` is what does not depend on the size: looking up, joining, the last write; two round trips until measured.
     dollars(prefill) = seconds * price per second of this machine
     dollars(fetch)   = missing wire bytes * price per byte
-    score            = dollars + seconds * what a second of waiting is worth
+    score            = dollars + seconds * worth of a second of waiting
 
-The lower score wins; at equal scores prefill does, because it needs nobody.  An objective may count
-time or money alone, the other deciding between equals, and an option over a budget is none.
+`start` is the overhead that does not depend on the size: looking up, joining, the last write; two round trips until
+measured.  The lower score wins; at equal scores prefill does, because it needs nobody.  An objective may count time or
+money alone, the other deciding between equals, and an option over a budget is none.
 
 >>> curve = PrefillCurve(a=0.5, b=0.0001, block_tokens=256)
 >>> plan = decide(tokens=1024, load_seconds=0.05, missing_bytes=16_000_000,
@@ -27,14 +26,14 @@ from typing import Any
 
 from kvswap.cost.split import Work, meetings
 
-_HYBRID_GAIN = 0.97  # of the better of the two others: doing both is worth no less than this
-_GUESSED_FLOPS = 1e11  # a second, of a machine that was never measured: two cores
-_MEETINGS = 256  # that are weighed, of a document of many more units
+_HYBRID_GAIN = 0.97  # doing both must score below this part of the better of the two others
+_GUESSED_FLOPS = 1e11  # per second, of a machine that was never measured: two cores
+_MEETINGS = 256  # at most compared, of a document of many more units
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillCurve:
-    """Seconds of one full block after `n` tokens: a + b * n.  Linear in n because attention is."""
+    """The seconds of one full block after `n` tokens: a + b * n.  Linear in n because attention is."""
 
     a: float
     b: float
@@ -42,7 +41,10 @@ class PrefillCurve:
 
     @classmethod
     def fit(cls, samples: Sequence[tuple[int, int, float]], block_tokens: int) -> PrefillCurve:
-        """Least squares over (tokens before, tokens in the block, seconds); short blocks are scaled up."""
+        """Fit a curve by least squares to samples (tokens before, tokens in the block, seconds).
+
+        Short blocks are scaled up.  Raises `ValueError` without samples.
+        """
         points = [(at, seconds * block_tokens / tokens) for at, tokens, seconds in samples if tokens > 0]
         if not points:
             raise ValueError("no samples")
@@ -56,11 +58,14 @@ class PrefillCurve:
 
     @classmethod
     def guess(cls, parameters: int, block_tokens: int) -> PrefillCurve:
-        """What a machine that was never measured may need: a guess that is corrected by the first block."""
+        """Guess the curve of a machine that was never measured, from the number of the model's parameters.
+
+        The first block that is computed corrects it.
+        """
         return cls(2 * parameters * block_tokens / _GUESSED_FLOPS, 0.0, block_tokens)
 
     def seconds(self, tokens: int, start: int = 0) -> float:
-        """Prefill of tokens [start, tokens) on the canonical schedule."""
+        """Predict the seconds of prefilling the tokens [start, tokens) on the canonical schedule."""
         total = 0.0
         for first in range(start, tokens, self.block_tokens):
             share = min(self.block_tokens, tokens - first) / self.block_tokens
@@ -70,24 +75,28 @@ class PrefillCurve:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """To the best peer: bytes per second, round trip in seconds, and whether it was ever measured."""
+    """The link to the best peer: bytes per second, round trip in seconds, and whether it was ever measured."""
 
     bytes_per_second: float
     latency: float
     measured: bool = True
     start: float | None = None  # seconds of a fetch that do not depend on its size
-    spread: float = 0.0  # how far rates measured lately were from their mean, as a part of it
+    spread: float = 0.0  # mean deviation of recent rates from their mean, as a part of it
     age: float = 0.0  # seconds since the last measurement
-    per_gb: float = 0.0  # US dollars that the peer asks, on top of what any gigabyte costs here
+    per_gb: float = 0.0  # US dollars that the peer asks, on top of the cost of any gigabyte here
 
     @property
     def start_seconds(self) -> float:
+        """The fixed overhead of a fetch in seconds; two round trips where it was never measured."""
         return 2 * self.latency if self.start is None else self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """US dollars: per fetched gigabyte, per second and per million tokens of prefill, per second of waiting."""
+    """The prices in US dollars.
+
+    `per_gb`: a fetched gigabyte; `per_second`, `per_million_tokens`: prefill; `value_per_second`: a second of waiting.
+    """
 
     per_gb: float = 0.0
     per_second: float = 0.0
@@ -95,15 +104,17 @@ class Prices:
     per_million_tokens: float = 0.0
 
     def prefill(self, seconds: float, tokens: float) -> float:
+        """Return the dollars of a prefill of that many seconds and tokens."""
         return seconds * self.per_second + tokens / 1e6 * self.per_million_tokens
 
     def fetch(self, size: int, link: Link) -> float:
+        """Return the dollars of fetching `size` bytes over a link."""
         return size / 1e9 * (self.per_gb + link.per_gb)
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What the caller minds, `time`, `money` or the `mix` of both at the price of a second; and budgets."""
+    """The goal of a plan: `time`, `money`, or the `mix` of both at the price of a second; and budgets."""
 
     by: str = "mix"
     max_seconds: float | None = None
@@ -117,14 +128,14 @@ OBJECTIVES = ("mix", "time", "money")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way of getting the cache."""
+    """A way of getting the cache: its seconds, dollars and bytes to fetch."""
 
     seconds: float
     dollars: float
     bytes: int = 0  # to be fetched
 
     def score(self, prices: Prices, objective: Objective = MIX) -> tuple[float, float]:
-        """The lower the better."""
+        """Return the score by which options are compared, the lower the better."""
         if objective.by == "time":
             return self.seconds, self.dollars
         if objective.by == "money":
@@ -132,7 +143,7 @@ class Option:
         return self.dollars + self.seconds * prices.value_per_second, 0.0
 
     def over(self, objective: Objective) -> str | None:
-        """Which budget it breaks."""
+        """Describe the first budget that the option exceeds; None where it keeps all."""
         for what, amount, most in (
             ("seconds", self.seconds, objective.max_seconds),
             ("dollars", self.dollars, objective.max_dollars),
@@ -145,7 +156,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, what it costs, why, and what the other ways would cost (None: not possible)."""
+    """The way to take, its seconds and dollars, the reason, and the other ways (None: not possible)."""
 
     action: str
     seconds: float
@@ -153,10 +164,11 @@ class Plan:
     reason: str
     prefill: Option | None
     fetch: Option | None
-    hybrid: Option | None = None  # the first part computed while the last is fetched
-    host: Option | None = None  # the question asked of somebody who has the cache
+    hybrid: Option | None = None  # the first part is computed while the last is fetched
+    host: Option | None = None  # a host that has the cache answers the question
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
         return asdict(self)
 
 
@@ -175,11 +187,11 @@ def decide(
     work: Work | None = None,
     able: bool = False,
 ) -> Plan:
-    """Choose.  `curve` None: this node cannot prefill, or with `able` it was never measured; `link` None: nobody to
-    fetch from.
+    """Choose between fetching, prefilling, and both at once.
 
-    `load_seconds`: verifying, decoding and loading what is here then.  `work`: the document's units, where
-    computing and fetching at once is possible; then loading goes on while the rest arrives.
+    `curve` None: this node cannot prefill, or with `able` it was never measured; `link` None: nobody to fetch from.
+    `load_seconds`: verifying, decoding and loading after a fetch.  `work`: the document's units, where computing and
+    fetching at once is possible; then loading goes on while the rest arrives.
     """
     prefill = hybrid = None
     if curve is not None:
@@ -214,9 +226,9 @@ def decide(
 
 
 def beside_host(plan: Plan, host: Option, prices: Prices, objective: Objective = MIX) -> Plan:
-    """A plan with asking a host as one more way, taken where it scores lower than what was chosen.
+    """Add the option of asking a host to a plan, and take it where it scores lower than what was chosen.
 
-    `host`: seconds to its first token, and what it charges for all of the answer.
+    `host`: the seconds to its first token, and the dollars that it charges for the whole answer.
     """
     plan = replace(plan, host=host)
     if host.over(objective) is not None:
@@ -231,7 +243,10 @@ def beside_host(plan: Plan, host: Option, prices: Prices, objective: Objective =
 def _together(
     work: Work, tokens: int, link: Link, prices: Prices, objective: Objective
 ) -> tuple[Option, Option | None]:
-    """Fetching all while loading what is here, and the best way of computing a part; None: over a budget."""
+    """Return the option of fetching everything, and the best of computing a part; None: all exceed a budget.
+
+    Loading goes on while the rest arrives.
+    """
     whole: Option | None = None
     best: Option | None = None
     every = -(-len(work) // _MEETINGS)
@@ -259,7 +274,7 @@ def _one_of(
     prices: Prices,
     objective: Objective,
 ) -> Plan:
-    """Either or, within the budgets."""
+    """Choose between fetching and prefilling within the budgets."""
     too_much = {
         name: why
         for name, option in (("fetch", fetch), ("prefill", prefill))
@@ -279,7 +294,7 @@ def _one_of(
 
 
 def _within(too_much: dict[str, str], prefill: Option | None, fetch: Option | None) -> Plan:
-    """What is left when options break a budget."""
+    """Choose among the options that keep the budgets, where some do not."""
     why = "; ".join(f"{name} takes {what}" for name, what in too_much.items())
     if fetch is not None and "fetch" not in too_much:
         return Plan("fetch", fetch.seconds, fetch.dollars, why, prefill, fetch)

@@ -1,9 +1,9 @@
-"""Computing from the front while fetching from the back: where the two meet.
+"""Computing from the front while fetching from the back, and the unit where the two meet.
 
-A prefill can only begin at the first token, chunks can come in any order, so both go at once and every
-part is made by whoever gets to it first (Cake, arXiv 2410.03065).  The parts are `units`: a block, or a
-run of layers of a block.  Where they meet is not settled beforehand: before each unit is computed,
-`Split` says from what was measured so far whether that still pays, or waiting for the link does.
+A prefill can only begin at the first token, chunks can come in any order, so both go on at once and every part is made
+by whichever gets to it first (Cake, arXiv 2410.03065).  The parts are `units`: a block, or a group of layers of a
+block.  Where they meet is not fixed beforehand: before each unit is computed, `Split` says from what was measured so
+far whether that still pays, or waiting for the link does.
 
     seconds(m) = max(compute of units before m + loading of the others, bytes from m on / rate + loading of the last)
 
@@ -20,16 +20,16 @@ from typing import Literal
 
 _RATE_SECONDS = 1.5  # time constant of the mean rate
 _GRACE_SECONDS = 1.0  # before the first byte: looking up, joining, the first round trips
-_NEVER = 1 << 60  # bytes of a unit that nobody is asked for
-_WORTH = 0.95  # of the seconds of waiting: what computing has to get below
-_PACE_WEIGHT = 0.5  # of the newest unit in how fast computing goes against what was expected
+_NEVER = 1 << 60  # bytes of a unit that is never fetched
+_WORTH = 0.95  # computing must take less than this part of the seconds of waiting
+_PACE_WEIGHT = 0.5  # weight of the newest unit in the pace of computing
 
 Step = Literal["compute", "wait", "met", "stuck"]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What each unit costs, in the order of computing: seconds here, bytes still to come, seconds of loading.
+    """The costs of each unit, in the order of computing: seconds to compute, bytes left to fetch, seconds to load.
 
     `last`: seconds of loading the block that comes last, by itself: nothing overlaps with it.
     """
@@ -45,7 +45,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Units before `at` are computed, the others fetched; `seconds` until all are there."""
+    """A split of the work: units before `at` are computed, the others fetched.
+
+    `seconds`: until all are there; `bytes`: to fetch.
+    """
 
     at: int
     seconds: float
@@ -62,10 +65,10 @@ def meetings(
     pace: float = 1.0,
     start: float = 0.0,
 ) -> Iterable[Meeting]:
-    """Each possible meeting in [front, back], first that where all is fetched.
+    """Yield the possible meetings in [front, back], first the one where all is fetched.
 
-    `rate`: bytes a second; `arriving`: bytes of what is wanted that are here already; `pace`: seconds of
-    computing for each that `work` says; `start`: seconds before bytes come, in which computing goes on already.
+    `rate`: bytes per second; `arriving`: bytes received of units that are not whole yet; `pace`: seconds of computing
+    for each second that `work` predicts; `start`: seconds before bytes come, in which computing goes on already.
     """
     back = len(work) if back is None else back
     wire = list(accumulate(work.wire[front:back], initial=0))
@@ -82,7 +85,10 @@ def meetings(
 
 
 class Split:
-    """One document under way.  `front`: the next unit to compute; `back`: all from there on are here."""
+    """The work on one document while it goes on.
+
+    `front`: the next unit to compute; `back`: every unit from there on is here.
+    """
 
     def __init__(
         self,
@@ -95,16 +101,19 @@ class Split:
         eager: bool = True,
         lowest: int = 0,
     ) -> None:
-        """`rate`: what is expected of the link, bytes a second; `computes`: whether computing is an option, and
-        unless `eager` the last one; `lowest`: units before it are not fetched, whatever happens."""
+        """Start at the time `now` (seconds of any clock).
+
+        `rate`: expected bytes per second of the link; `computes`: whether computing is possible, and without `eager`
+        only after the link ended; `lowest`: units before it are never fetched.
+        """
         wire = [_NEVER if bytes_ and unit < lowest else bytes_ for unit, bytes_ in enumerate(work.wire)]
         self._work = Work(work.compute, wire, work.load, work.last)
         self._computes = computes
         self._eager = eager
         self._rate = rate
         self._began = self._last = now
-        self._got = 0  # bytes, as last heard
-        self._arriving = 0  # of these, of units that are under way
+        self._got = 0  # bytes, by the last report
+        self._arriving = 0  # those of them that belong to units that are not whole
         self._pace = 1.0
         self._ended = False
         self.front = front
@@ -113,13 +122,13 @@ class Split:
 
     @property
     def rate(self) -> float:
-        """Bytes a second, as of what was last heard."""
+        """The rate of the link in bytes per second, by the last report; 0 after it ended."""
         return 0.0 if self._ended else self._rate
 
     # -- what happened ---------------------------------------------------------------------------
 
     def arrived(self, unit: int) -> None:
-        """A unit is here, whole and checked."""
+        """Record that a unit is here, whole and checked."""
         self._work.wire[unit] = 0  # type: ignore[index]  # our own list
         self._meet()
 
@@ -128,7 +137,10 @@ class Split:
             self.back -= 1
 
     def got(self, total: int, arriving: int, now: float) -> None:
-        """So many bytes came since the beginning, some of them of units under way; told also when nothing came."""
+        """Record the bytes received since the beginning, and how many of them belong to units that are not whole.
+
+        To be called also when nothing came, so that the rate falls.
+        """
         self._arriving = arriving
         elapsed = now - self._last
         if elapsed <= 0 or (not total and now - self._began < _GRACE_SECONDS):
@@ -138,11 +150,11 @@ class Split:
         self._got, self._last = total, now
 
     def ended(self) -> None:
-        """Nobody sends any more."""
+        """Record that no peer sends any more."""
         self._ended = True
 
     def computed(self, seconds: float) -> None:
-        """The unit at the front was computed."""
+        """Record that the unit at the front was computed, in that many seconds."""
         expected = self._work.compute[self.front]
         if expected > 0:
             self._pace += _PACE_WEIGHT * (seconds / expected - self._pace)
@@ -151,7 +163,10 @@ class Split:
     # -- what to do ------------------------------------------------------------------------------
 
     def step(self) -> Step:
-        """What the front does next; `stuck`: nobody sends and nobody computes."""
+        """Decide what the front does next: compute, wait, or end as the two have met.
+
+        `stuck` means that nobody sends and nobody computes.
+        """
         if self.front >= self.back:
             return "met"
         if not self._computes:
@@ -161,7 +176,7 @@ class Split:
         return "compute" if self.meeting().at > self.front else "wait"
 
     def meeting(self) -> Meeting:
-        """The best meeting from here on: computing has to gain something over waiting for all that is left."""
+        """Find the best meeting from here on; computing has to gain something over waiting for all that is left."""
         options = iter(
             meetings(self._work, self.rate, front=self.front, back=self.back, arriving=self._arriving, pace=self._pace)
         )
@@ -172,5 +187,5 @@ class Split:
             if option.seconds < best.seconds:
                 best = option
             elif option.seconds > 2 * best.seconds:
-                break  # from here on it is computing that takes longer
+                break  # from here on computing takes longer than fetching
         return best

@@ -1,7 +1,7 @@
-"""What reuse is worth, in money and in time: the paper's cost model (arXiv 2606.13361), recomputed.
+"""The worth of reuse in money and in time: the paper's cost model (arXiv 2606.13361), recomputed.
 
-`model` is pure arithmetic, `figures` the dated numbers it is fed with, `study` the questions it is asked,
-`page` their answers with pictures.
+`model` is pure arithmetic, `figures` the dated numbers it is fed with, `study` the questions it is asked, `page` their
+answers with pictures.
 """
 
 from kvswap.economics import page

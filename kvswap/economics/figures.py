@@ -1,4 +1,4 @@
-"""Reading the dated numbers, ours or the user's."""
+"""Reading of the dated figures, those shipped with kvswap or the user's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Amount = Annotated[float, Meta(gt=0, lt=1e30)]
 
 
 class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One document and its readers."""
+    """The example of the study: one document, its tokens, its readers, and the measured speed-up of reuse."""
 
     readers: _Amount
     tokens: _Amount
@@ -27,7 +27,10 @@ class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tariffs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """US dollars."""
+    """The prices in US dollars.
+
+    `cached_fraction` is none: it is the price of a cached input token as a part of an uncached one's.
+    """
 
     input_per_million_tokens: _Amount
     cached_fraction: _Amount
@@ -37,7 +40,7 @@ class Tariffs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the paper prints, US dollars."""
+    """The totals that the paper prints, in US dollars."""
 
     prefill: _Amount
     cached: _Amount
@@ -47,14 +50,14 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of prices, US dollars."""
+    """A range of prices in US dollars."""
 
     least: _Amount
     most: _Amount
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`parameters`: those that work on a token."""
+    """A model: its active parameters per token, and the bytes of KV per token."""
 
     name: Annotated[str, Meta(max_length=60)]
     parameters: _Amount
@@ -62,7 +65,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that the study needs; see `figures.toml`."""
+    """The figures that the study needs, as in `figures.toml`."""
 
     date: Annotated[str, Meta(max_length=20)]
     example: Example
@@ -76,7 +79,7 @@ class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read(path: Path | None = None) -> Figures:
-    """From a TOML file; without one those that come with kvswap.  Raises `UsageError` naming what is wrong."""
+    """Read the figures from a TOML file, or those that ship with kvswap.  Raises `UsageError` naming what is wrong."""
     path = path or SHIPPED
     text = read_text(path, LIMITS.config_bytes)
     try:

@@ -1,4 +1,4 @@
-"""The cost model of arXiv 2606.13361, a function a term.  Dollars, seconds, bytes; no IO.
+"""The cost model of arXiv 2606.13361, one function for each term.  Dollars, seconds, bytes; no IO.
 
 A reader of a document pays, when n readers share one prefill,
 
@@ -18,26 +18,35 @@ from __future__ import annotations
 
 
 def shared(*, prefill: float, readers: float, load: float, move: float, keep: float = 0.0) -> float:
-    """Dollars a reader, of whom each loads and has moved what was computed once and kept for all."""
+    """Compute the dollars per reader when readers share one prefill and its storage.
+
+    Each of them pays for moving and loading the cache.
+    """
     return prefill / readers + load + move + keep / readers
 
 
 def break_even_readers(*, prefill: float, load: float, move: float, keep: float = 0.0) -> float | None:
-    """N*: from so many readers on sharing is cheaper than each prefilling; None: never."""
+    """Compute N*, the number of readers from which sharing is cheaper than that each prefills; None: it never is."""
     saved = prefill - load - move
     return (prefill + keep) / saved if saved > 0 else None
 
 
 def break_even_egress(prefill: float, size: float) -> float:
-    """Dollars a byte below which moving `size` bytes is cheaper than prefilling, among many readers."""
+    """Compute the dollars per byte below which moving `size` bytes is cheaper than prefilling, among many readers."""
     return prefill / size
 
 
 def break_even_link(bytes_per_token: float, tokens_per_second: float, ratio: float = 1.0) -> float:
-    """Bytes a second above which fetching is faster than prefilling at this speed (load not counted)."""
+    """Compute the bytes per second above which fetching is faster than prefilling at this speed, without loading.
+
+    `ratio` is the compression ratio of the codec.
+    """
     return bytes_per_token * tokens_per_second / ratio
 
 
 def prefill_speed(flops: float, parameters: float) -> float:
-    """Tokens a second: two operations a parameter and token; attention is left out, so long texts are slower."""
+    """Compute the tokens per second of prefill at two operations for each parameter and token.
+
+    Attention is left out, so long texts are slower.
+    """
     return flops / (2 * parameters)

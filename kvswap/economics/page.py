@@ -1,4 +1,4 @@
-"""The study as one HTML file: tables, and pictures as SVG drawn here.  Loads nothing from anywhere."""
+"""The study as one HTML file: tables, and pictures as SVG.  It loads nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvswap.report import bars, document, figure, lines, rate, table
 
 
 def page(study: Study) -> str:
-    """The whole file."""
+    """Render the study as an HTML file."""
     parts = [
         f"<p>The cost model of arXiv 2606.13361, recomputed with prices of {escape(study.date)}.</p>",
         "<h2>The paper's example</h2><p>80 million readers of one document, as published and as computed here.</p>",
@@ -48,12 +48,12 @@ WHERE = ("model", "machine", "tokens/s", "link, raw", "link, coded", "egress $ a
 
 
 def paper_rows(study: Study) -> list[tuple[str, ...]]:
-    """Text of `PAPER`'s columns."""
+    """Format the rows of the table with the columns `PAPER`."""
     return [(x.what, f"${x.published:,.0f}", f"${x.computed:,.0f}", f"{x.off:+.1%}") for x in study.paper]
 
 
 def way_rows(study: Study) -> list[tuple[str, ...]]:
-    """Text of `WAYS`'s columns."""
+    """Format the rows of the table with the columns `WAYS`."""
     rows: list[tuple[str, ...]] = []
     for way in study.ways:
         count = way.break_even_readers
@@ -63,13 +63,13 @@ def way_rows(study: Study) -> list[tuple[str, ...]]:
 
 
 def egress_rows(study: Study) -> list[tuple[str, ...]]:
-    """Text of `EGRESS`'s columns."""
+    """Format the rows of the table with the columns `EGRESS`."""
     tariff, machine = study.break_even_egress["API tariff"], study.break_even_egress["rented machine"]
     return [(name, f"{tariff[name]:.4f}", f"{machine[name]:.6f}") for name in tariff]
 
 
 def where_rows(study: Study) -> list[tuple[str, ...]]:
-    """Text of `WHERE`'s columns."""
+    """Format the rows of the table with the columns `WHERE`."""
     return [
         (
             w.model,

@@ -1,4 +1,7 @@
-"""The questions: the paper's example, the same with costs instead of tariffs, egress, and where shipping wins."""
+"""The questions of the study.
+
+They are the paper's example, the same with costs instead of tariffs, the price of egress, and where shipping wins.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from kvswap.economics.model import (
 )
 
 GB = 1e9
-_POINTS = 60  # of a sweep
-_MONTH = 1.0  # that a document is kept
+_POINTS = 60  # prices in a sweep
+_MONTH = 1.0  # months for which a document is kept
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One published number and ours."""
+    """A number that the paper published beside the one computed here, in dollars."""
 
     what: str
     published: float
@@ -29,12 +32,16 @@ class Line:
 
     @property
     def off(self) -> float:
+        """The relative deviation of the computed number from the published one."""
         return self.computed / self.published - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Giving the document to all readers in one way: dollars in all, and per reader."""
+    """A way of giving the document to all readers.
+
+    Its dollars in all and per reader, and the number of readers from which it is cheaper than the tariff (None: never).
+    """
 
     what: str
     dollars: float
@@ -44,7 +51,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """From which link, and below which egress price, shipping a model's KV wins on a machine."""
+    """The link and the egress price from which shipping a model's KV wins over prefilling on a machine."""
 
     model: str
     machine: str
@@ -56,23 +63,24 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Everything that is printed."""
+    """The answers to all questions, as they are printed."""
 
     date: str
     paper: list[Line]
     ways: list[Way]
-    break_even_egress: dict[str, dict[str, float]]  # dollars a GB, by what prefill costs and codec
-    sweep: dict[str, list[tuple[float, float]]]  # dollars in all by dollars a GB
-    levels: dict[str, float]  # dollars in all that do not depend on egress
+    break_even_egress: dict[str, dict[str, float]]  # dollars per GB, by price of prefill, then by codec
+    sweep: dict[str, list[tuple[float, float]]]  # (dollars per GB, dollars in all), by codec
+    levels: dict[str, float]  # dollars in all, of ways that do not depend on egress
     where: list[Where]
     best: str  # the codec of the last column
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
         return asdict(self)
 
 
 def study(f: Figures) -> Study:
-    """Answer them all."""
+    """Answer all questions from the given figures."""
     e, t = f.example, f.tariffs
     raw = e.tokens * e.bytes_per_token
     tariff = e.tokens * t.input_per_million_tokens / 1e6

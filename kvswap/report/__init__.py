@@ -1,4 +1,4 @@
-"""What reports are made of."""
+"""The building blocks of HTML reports."""
 
 from kvswap.report.html import bars, document, figure, lines, rate, table
 

@@ -1,4 +1,4 @@
-"""Tables, and pictures as SVG drawn here: for reports that are one HTML file and load nothing from anywhere."""
+"""Tables, and pictures as SVG, for reports that are one HTML file and load nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ figure { margin: 1.5rem 0 } figcaption { color: #555 } svg { max-width: 100%; he
 
 
 def document(title: str, heading: str, parts: Sequence[str]) -> str:
-    """The whole file."""
+    """Assemble an HTML file from its parts, which are HTML already; `title` and `heading` are escaped."""
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
     return "\n".join([head, f"<style>{_STYLE}</style><h1>{escape(heading)}</h1>", *parts, "</html>\n"])
 
 
 def rate(bits: float) -> str:
-    """Bits a second, with three digits."""
+    """Format a rate in bits per second with three digits and a unit."""
     for unit, size in (("Tbit/s", 1e12), ("Gbit/s", 1e9), ("Mbit/s", 1e6)):
         if bits >= size:
             return f"{bits / size:.3g} {unit}"
@@ -31,12 +31,14 @@ def rate(bits: float) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Render an HTML table; the cells are escaped."""
     head = "".join(f"<th>{escape(h)}</th>" for h in headers)
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def figure(svg: str, caption: str) -> str:
+    """Render an SVG picture with a caption, neither of which is escaped."""
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -52,7 +54,7 @@ def _svg(height: float) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round values on a logarithmic axis: powers of ten, and where these are few 2 and 5 times them."""
+    """Return round values on a logarithmic axis: powers of ten, and where these are few 2 and 5 times them."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high < 100 * low else (1,)
     every = [step * 10.0**power for power in powers for step in steps]
@@ -67,7 +69,10 @@ def lines(
     levels: Mapping[str, float] | None = None,
     unit: Callable[[float], str] = "{:g}".format,
 ) -> str:
-    """Curves and levels over two logarithmic axes; `unit` writes the values of the one that goes up."""
+    """Draw curves and horizontal levels over two logarithmic axes, as SVG.
+
+    `across` and `up` label the axes; `unit` formats the values of the vertical one.
+    """
     levels = levels or {}
     xs = [math.log10(x) for curve in curves.values() for x, _ in curve]
     ys = [math.log10(y) for curve in curves.values() for _, y in curve] + [math.log10(v) for v in levels.values()]
@@ -94,7 +99,7 @@ def lines(
     last_curve = list(curves.values())[-1]
     for curve, colour in zip(curves.values(), _COLOURS, strict=False):
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in curve))
-        dash = ' stroke-dasharray="8 6"' if curve is last_curve else ""  # it may lie on another
+        dash = ' stroke-dasharray="8 6"' if curve is last_curve else ""  # dashed, as it may cover another curve
         out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"{dash}/>')
     labels = [(at(*curve[-1])[1] + 4, name, c) for (name, curve), c in zip(curves.items(), _COLOURS, strict=False)]
     for name, value in levels.items():
@@ -111,7 +116,7 @@ def lines(
 
 
 def bars(rows: Sequence[tuple[str, float]]) -> str:
-    """Bits a second on one logarithmic axis."""
+    """Draw rates in bits per second as bars over one logarithmic axis, as SVG; `rows` are (label, rate)."""
     low = math.floor(math.log10(min(v for _, v in rows)))
     top = math.ceil(math.log10(max(v for _, v in rows)))
     left, step, wide = 330, 18, 340

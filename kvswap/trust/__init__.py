@@ -1,7 +1,8 @@
-"""Who is believed, and what is checked before a byte is used.
+"""Signatures, trusted publishers, and what is checked before a byte is used.
 
-`keys` holds Ed25519 keys, `groups` those of readers, `policy` the allow-list, `verify` the order of checks.  Deciding
-is pure: `verify` takes bytes, a policy and a clock reading, and returns a manifest or raises.
+`keys` holds Ed25519 keys, `groups` the keys that readers share, `policy` the list of trusted publishers, `verify` the
+order of checks.  Deciding is pure: `verify` takes bytes, a policy and a clock reading, and returns a manifest or
+raises.
 """
 
 from kvswap.trust.groups import Group, Groups, Names, one_key

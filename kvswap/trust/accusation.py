@@ -1,9 +1,10 @@
-"""When a difference is a publisher's lie: the one place that decides it.
+"""The rule that decides when a difference proves that a publisher signed invalid data.
 
-A difference between an artifact and the model is seen from one side.  It condemns a publisher only where a third
-party that has the signed bytes, the model and the text would see it as well, because nothing on the reader's side can
-explain it: `Grounds` lists what that takes.  Where one of them is lacking the step "cannot be checked", with the
-reason, and a stranger's artifact is not used (`unusable`), so that no word of a publisher turns a check off.
+One reader sees a difference between an artifact and the model.  It condemns the publisher only where a third party that
+has the signed bytes, the model and the text would see it as well, because nothing on the reader's side can explain it:
+`Grounds` lists the conditions.  Where one of them does not hold the check counts as one that could not be done, with
+the reason, and an untrusted publisher's artifact is not used (`unusable`), so that nothing a publisher claims turns a
+check off.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _ENVIRONMENT = ("schedule", "attention", "compute_dtype", "torch", "transformers
 
 @dataclass(frozen=True, slots=True)
 class Grounds:
-    """Why a condition of an accusation does not hold, by condition; an empty text where it holds.
+    """The conditions of an accusation: for each the reason why it does not hold, or an empty text where it holds.
 
-    `text`: the tokens are those that the manifest signs, or the text has the SHA-256 digest that it signs.
-    `weights`: the weights in the reader's memory are those of the model identity that the manifest names.
-    `numerics`: both computed in one class of environment.  `rules`: both made tokens by the rules of the model's files,
-    without a template.  `source`: the values were read from the signed bytes, for this step, after it failed once.
-    `control`: the reader's own cache of the same tokens, computed in another way, passes the step.
+    `text`: the tokens are those that the manifest signs, or the text has the SHA-256 digest that it signs. `weights`:
+    the weights in the reader's memory are those of the model identity that the manifest names. `numerics`: both
+    computed in one class of environment. `rules`: both tokenised by the rules of the model's files, without a template.
+    `source`: the values were read again from the signed bytes, for this check, after it failed once. `control`: the
+    reader's own cache of the same tokens, computed in another way, passes the check.
     """
 
     text: str = "whether the text is the document's " + _OPEN
@@ -43,14 +44,14 @@ class Grounds:
 
     @property
     def lacking(self) -> tuple[str, ...]:
-        """Returns the reasons why nobody can be accused, none where the difference is a proof."""
+        """The reasons why nobody can be accused; empty where the difference is a proof."""
         return tuple(why for field in fields(self) if (why := getattr(self, field.name)))
 
 
 def judge(step: Step, grounds: Grounds) -> Step:
-    """Returns a failed step as a proof, or as one that could not be done, with the reason; any other as it is.
+    """Return a failed check as a proof, or as skipped with the reason where nobody can be accused; others unchanged.
 
-    A structure that is wrong stays wrong, whoever is to blame: such a cache is of no use.
+    A structure (V2) that is wrong stays failed, whoever is to blame: such a cache is of no use.
     """
     if step.verdict != "failed" or step.level not in PROVES:
         return step
@@ -63,12 +64,12 @@ def judge(step: Step, grounds: Grounds) -> Step:
 
 
 def proof(step: Step, cause: str) -> IntegrityError:
-    """Returns a step that `accuses` as the error that crosses from the model process to the node."""
+    """Return a failed check as the error that carries it from the model process to the node."""
     return IntegrityError(step.why, cause=cause, step=f"V{int(step.level)}", proven=step.proven)
 
 
 def of_error(error: IntegrityError) -> Step | None:
-    """Returns the step that an error carries from the model process; None where it carries none."""
+    """Return the check that an error carries from the model process, or None: the inverse of `proof`."""
     name = error.details.get("step")
     if name not in {f"V{int(level)}" for level in PROVES}:
         return None
@@ -76,15 +77,15 @@ def of_error(error: IntegrityError) -> Step | None:
 
 
 def accuses(step: Step) -> bool:
-    """Says whether this step proves that the publisher signed what is not the model's."""
+    """Return True if this check proves that the publisher signed something other than what the model computes."""
     return step.verdict == "failed" and step.proven and step.level in PROVES
 
 
 def comparable(theirs: Numerics, ours: Numerics, names: Sequence[str] = _ENVIRONMENT) -> str:
-    """Returns in which of these fields two environments differ, as a reason; empty where they are of one class.
+    """Name the fields in which two environments differ, as a reason; empty where they are of one class.
 
-    Machines of one class compute equal bits on the same schedule, whatever the number of threads does to them is in
-    the honest noise.  Between classes nobody knows how far apart honest caches are.
+    Machines of one class compute equal bits on the same schedule, up to what the number of threads changes, which the
+    honest noise covers.  Between classes it is not known how far apart honest caches are.
     """
     other = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
     if not other:
@@ -94,7 +95,7 @@ def comparable(theirs: Numerics, ours: Numerics, names: Sequence[str] = _ENVIRON
 
 
 def claims(manifest: Manifest) -> dict[str, str]:
-    """Returns what a manifest says of itself that keeps others from checking it, as reasons by field."""
+    """List what a manifest says of itself that keeps readers from checking it, as reasons by field."""
     out = {}
     if not manifest.exact:
         out["divergence"] = f"it is inexact ({', '.join(manifest.codecs)}) by its publisher's own word"
@@ -110,19 +111,19 @@ def claims(manifest: Manifest) -> dict[str, str]:
 
 
 def uncheckable(manifest: Manifest) -> dict[str, str]:
-    """Returns those claims for which no stranger's artifact is used, so that it need not even be fetched.
+    """List the claims because of which an untrusted publisher's artifact is refused before it is fetched, by field.
 
-    Two are no such, since no step that is due needs what they lack: without the document's name the tokens can be
-    compared with those of a text at hand (V3), and the probe (V4) is never security.
+    Two of `claims` are no obstacle, as no check that is due needs what they lack: without the document's name the
+    tokens can be compared with those of a text at hand (V3), and the probe (V4) is never security.
     """
     return {where: why for where, why in claims(manifest).items() if where not in ("document", "probe")}
 
 
 def unusable(manifest: Manifest, ladder: Ladder) -> dict[str, str]:
-    """Returns why an artifact of a stranger may not be used, as reasons by step or field; nothing where it may be.
+    """List why an untrusted publisher's artifact may not be used, as reasons by check or field; empty where it may be.
 
-    A step that is due has to have passed, and the manifest has to claim nothing that keeps it from being checked.
-    Of a document that it does not name, the tokens decide: V3 compares them with those of the text at hand.
+    Every check that is due has to have passed, and the manifest may claim nothing that keeps it from being checked.
+    Where the manifest names no document the tokens decide: V3 compares them with those of the text at hand.
     """
     unchecked = ladder.unchecked
     lacking = [level for level in ladder.lacking(due(listed=False)) if level != Level.POLICY]

@@ -1,4 +1,4 @@
-"""Whether independent publishers made the same cache, by their fingerprints (see `artifact.fingerprint`)."""
+"""Agreement of independent publishers on one cache, by their fingerprints (see `artifact.fingerprint`)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from kvswap.trust.noise import MARGIN, Errors, Spread
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far each other publisher's cache is, in multiples of the most that honest ones show."""
+    """The distance of each other publisher's cache, in multiples of the largest that honest caches show."""
 
     scores: Mapping[str, float]
 
     @property
     def agreeing(self) -> int:
-        """Return how many made the same; it is no vote (see `exchange.discovery.fingerprints`)."""
+        """The number of publishers with the same cache; it is not a vote (see `exchange.discovery.fingerprints`)."""
         return sum(score <= MARGIN for score in self.scores.values())
 
 
 def apart(one: bytes, other: bytes, layers: int) -> Errors:
-    """How far two fingerprints are from each other, relative to the second, [64 tokens, layer, K or V].
+    """Compute the distance of two fingerprints relative to the second, by [position (64 of them), layer, K or V].
 
-    What is not a number is infinitely far away.
+    A value that is not a number makes the distance infinite.
     """
     a, b = (
         np.frombuffer(data, "<f2").astype(np.float32).reshape(-1, layers, 2, FINGERPRINT_WIDTH) for data in (one, other)
@@ -39,6 +39,9 @@ def apart(one: bytes, other: bytes, layers: int) -> Errors:
 
 
 def compare(own: bytes, others: Mapping[str, bytes], spread: Spread) -> Agreement:
-    """`own` is made from the tensors that were supplied, `others` are what other publishers signed."""
+    """Compare the fingerprint of the cache at hand, `own`, with those that other publishers signed.
+
+    `others` holds fingerprints by publisher; `spread` says how far apart honest fingerprints are.
+    """
     layers = len(spread.usual)
     return Agreement({who: spread.score(apart(own, data, layers)).worst for who, data in others.items()})

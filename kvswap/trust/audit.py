@@ -1,10 +1,10 @@
-"""Audit statements: what one reader found when it computed an artifact, or samples of it, again.
+"""Audits: signed statements of what a reader found when it computed an artifact, or samples of it, again.
 
-    manifest, step, positions, worst difference, verdict, by whom, in which environment
+    manifest, check, positions, worst difference, verdict, auditor, environment
 
-Signed by the auditor's publisher key.  A node counts the statements of auditors whom it trusts, with the
-positions they looked at; what somebody else says decides nothing.  The positions follow from the seed, so
-that an auditor who had chosen them to its liking would have had to choose the seed.
+An audit is signed by the auditor's publisher key.  A node counts the audits of auditors that it trusts, with the
+positions they looked at; others decide nothing.  The positions follow from the seed, so an auditor that wanted to
+choose them would have had to choose the seed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from kvswap.trust.sampling import coverage, draw
 KIND = "application/vnd.kvswap.audit.v1+msgpack"
 PASSED, FAILED = "passed", "failed"
 _LEVELS = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
-_RULES = "rules "  # a text of the environment: readers of before take it for one more of those
+_RULES = "rules "  # marks one text of the environment; readers of older versions skip it as any other
 
 
 class Audit(msgspec.Struct, frozen=True):
-    """Records what an auditor looked at and found.  Fields that a later version adds are skipped.
+    """The statement of an auditor: what it looked at and found.  Fields that a later version adds are skipped.
 
-    `worst`: largest difference that was seen, in millionths of honest noise; `samples`: 0 for all positions.
+    `worst`: largest difference that was seen, in millionths of the honest noise; `samples`: number of positions that
+    were sampled, 0 for all of them.
     """
 
     version: int
@@ -55,36 +56,38 @@ class Audit(msgspec.Struct, frozen=True):
 
     @property
     def failed(self) -> bool:
+        """True if the auditor found the artifact wrong."""
         return self.verdict == FAILED
 
     @property
     def rules(self) -> int:
-        """The version of the rules by which it was judged, as its environment names it; 1 where it names none."""
+        """The version of the proof rules that the auditor followed, by its environment; 1 where that names none."""
         said = [text.removeprefix(_RULES) for text in self.environment if text.startswith(_RULES)]
         return int(said[0]) if said and said[0].isascii() and said[0].isdigit() else 1
 
     @property
     def void(self) -> bool:
-        """Whether it condemns by older rules, which took for a lie what the reader's own side explains."""
+        """True if it condemns by older rules, which took for a lie what the reader's own side can explain."""
         return self.failed and self.rules < PROOF_RULES
 
     def is_early(self, now: float) -> bool:
-        """Say whether it was issued later than now, by more than clocks differ."""
+        """Return True if it was issued after `now` (Unix seconds) by more than clocks may differ."""
         return self.issued > now + LIMITS.clock_skew_seconds
 
     @property
     def positions(self) -> list[int]:
-        """Those that were looked at; empty for all of them."""
+        """The token positions that were looked at, drawn again from the seed; empty for all positions."""
         return draw(self.seed, self.artifact, self.tokens, self.samples) if self.samples else []
 
     @property
     def cid(self) -> Cid:
+        """The id of the artifact."""
         return Cid.from_bytes(self.artifact)
 
 
 @dataclass(frozen=True, slots=True)
 class SignedAudit:
-    """With its envelope, and the digest of its payload as its id."""
+    """An audit with its envelope; `id` is the CID of its payload."""
 
     id: str
     audit: Audit
@@ -92,17 +95,23 @@ class SignedAudit:
 
 
 def environment_of(*said: str) -> list[str]:
-    """Returns what an audit says of where and by which rules it was made."""
+    """Return the `environment` field of an audit: the given texts, then the version of the proof rules."""
     return [*said, f"{_RULES}{PROOF_RULES}"]
 
 
 def sign_audit(audit: Audit, key: Key) -> SignedAudit:
-    """Sign by the auditor's key, and word the reason so that others take it.  Raises `UsageError` for other texts."""
+    """Sign an audit with the auditor's key; its reason is escaped and cut so that readers accept it.
+
+    Raises `UsageError` where another text holds control characters.
+    """
     return read_audit(sign_value(msgspec.structs.replace(audit, why=reason(audit.why)), key, KIND))
 
 
 def read_audit(data: bytes) -> SignedAudit:
-    """Checked.  Raises `MalformedManifest` or `IntegrityError`."""
+    """Parse an audit and check its signature, version and bounds.
+
+    Raises `MalformedManifest` or `IntegrityError`.
+    """
     signer, payload = open_signed(data, KIND, LIMITS.audit_bytes)
     audit = wire.unpack(payload, Audit)
     if audit.version != 1 or audit.verdict not in (PASSED, FAILED) or audit.level not in _LEVELS:
@@ -116,21 +125,26 @@ def read_audit(data: bytes) -> SignedAudit:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What several audits say together of one artifact."""
+    """The positions of one artifact that several audits checked together.
+
+    `positions` counts different ones; `one` is the least probability that a single changed position would have been
+    seen, `span` the same for a changed span of 64 tokens.
+    """
 
     readers: int
-    positions: int  # different ones
+    positions: int
     tokens: int
-    one: float  # least chance that a single changed position would have been seen,
-    span: float  # and a changed span of 64 tokens
+    one: float
+    span: float
 
     def to_json(self) -> dict[str, float | int]:
+        """Return the JSON form, probabilities rounded to four digits."""
         out: dict[str, float | int] = {"readers": self.readers, "positions": self.positions, "tokens": self.tokens}
         return out | {"one_position": round(self.one, 4), "span_of_64": round(self.span, 4)}
 
 
 def covered(audits: Iterable[Audit]) -> Coverage | None:
-    """Of audits that passed, of one artifact, by auditors one trusts."""
+    """Sum up the passed audits of one artifact, made by trusted auditors; None where none of them looked at layers."""
     passed = [a for a in audits if not a.failed and a.level != Level.TOKENS]
     if not passed:
         return None
@@ -146,5 +160,5 @@ def covered(audits: Iterable[Audit]) -> Coverage | None:
 
 
 def micro(ratio: float) -> int:
-    """A ratio to honest noise as an audit holds it."""
+    """Convert a multiple of the honest noise into the millionths that an audit holds, at most a million times."""
     return int(min(ratio, 1e6) * MICRO)

@@ -1,4 +1,4 @@
-"""Signed statements of any kind: envelope, signature by the key it names, payload."""
+"""Signed statements of any kind: a DSSE envelope, a signature by the key that it names, and a payload."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ TEXT = 256  # characters of a text in a statement
 
 
 def open_signed(data: bytes, kind: str = dsse.PAYLOAD_TYPE, most: int | None = None) -> tuple[str, bytes]:
-    """(signer, payload), the signature checked.  Raises `MalformedManifest` or `IntegrityError`.
+    """Check the signature of an envelope and return the signer's PeerId and the payload.
 
-    The caller still has to compare the signer with whom the payload says it is by.
+    `kind` is the payload type that is expected, `most` the largest size in bytes.  The caller still has to compare the
+    signer with the author that the payload names (`require_signer`).  Raises `MalformedManifest` or `IntegrityError`.
     """
     if most is not None and len(data) > most:
         raise MalformedManifest(f"a statement of {len(data)} bytes is over the cap of {most}")
@@ -34,7 +35,7 @@ def open_signed(data: bytes, kind: str = dsse.PAYLOAD_TYPE, most: int | None = N
 
 
 def require_signer(signer: str, named: str, role: str) -> None:
-    """Raise `IntegrityError` unless who signed is who the payload says it is by."""
+    """Raise `IntegrityError` unless the signer is the author that the payload names; `role` is for the message."""
     if signer != named:
         raise IntegrityError(
             f"signed by {signer}, but the {role} it names is {named}",
@@ -43,12 +44,12 @@ def require_signer(signer: str, named: str, role: str) -> None:
 
 
 def kind_of(data: bytes) -> str:
-    """The payload type that an envelope names, nothing else of it checked.  Raises `MalformedManifest`."""
+    """Return the payload type that an envelope names, without checking anything else.  Raises `MalformedManifest`."""
     return dsse.read_envelope(data).payload_type
 
 
 def check_cid(raw: bytes, field: str) -> None:
-    """Raise `MalformedManifest` for bytes that are no CID of ours."""
+    """Raise `MalformedManifest` for bytes that are not a CID of the one form in use; `field` is for the message."""
     try:
         Cid.from_bytes(raw)
     except UsageError as error:
@@ -56,7 +57,7 @@ def check_cid(raw: bytes, field: str) -> None:
 
 
 def is_signed(data: bytes, kind: str) -> bool:
-    """Say whether this is a statement of that kind by whom it names, whatever it says and in which version."""
+    """Return True if this is a statement of that kind with a valid signature, whatever its content and version."""
     try:
         open_signed(data, kind)
     except (MalformedManifest, IntegrityError):
@@ -65,7 +66,7 @@ def is_signed(data: bytes, kind: str) -> bool:
 
 
 def names(data: bytes, artifact: str) -> bool:
-    """Say whether this is a signed statement of that artifact, which is the name of its payload."""
+    """Return True if this is a signed statement whose payload has the id `artifact`."""
     try:
         _, payload = open_signed(data, kind_of(data))
     except (MalformedManifest, IntegrityError):
@@ -74,15 +75,18 @@ def names(data: bytes, artifact: str) -> bool:
 
 
 def reason(text: str) -> str:
-    """Word a reason as it may be signed: its control characters escaped, its length that of a text.
+    """Escape a reason's control characters and cut it to `TEXT` characters, so that it may be signed.
 
-    It may hold what a library or somebody else said.
+    The text may come from a library or from a peer.
     """
     return printable(text)[:TEXT]
 
 
 def sign_value(value: Any, key: Key, kind: str) -> bytes:
-    """Seal a struct in an envelope.  Raises `UsageError` for texts with control characters, which others refuse."""
+    """Encode a struct and sign it in an envelope.
+
+    Raises `UsageError` for texts with control characters, which readers refuse.
+    """
     plain = wire.plain(value)
     for name, text in _texts(plain):
         check_written(text, name)
@@ -90,7 +94,7 @@ def sign_value(value: Any, key: Key, kind: str) -> bytes:
 
 
 def _texts(value: Any, name: str = "a field") -> Iterator[tuple[str, str]]:
-    """All texts in plain values, with the names of their fields."""
+    """Yield every text in a plain value, with the name of its field."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, dict):
@@ -102,5 +106,5 @@ def _texts(value: Any, name: str = "a field") -> Iterator[tuple[str, str]]:
 
 
 def sign(payload: bytes, key: Key, kind: str) -> bytes:
-    """The envelope."""
+    """Sign a payload and return the envelope."""
     return dsse.seal(payload, str(key.peer_id), key.sign, kind)

@@ -1,9 +1,9 @@
-"""Groups: who holds a 32-byte key can publish for, and read from, the others who hold it; nobody else can.
+"""Groups of readers: the holders of a 32-byte key publish for each other; nobody else can read what they publish.
 
-From the key come the keys of sealed artifacts (HKDF-SHA256, RFC 5869, salted for each), and the names under
-which members find each other's documents (HMAC-SHA256): the same for every member, and to others numbers that
-do not lead back to a document, a model or a beginning, even if they have a guess.  The key itself decides who
-is a member: there is no list, and who is to be left out is left out by a new group.
+The keys of encrypted artifacts are derived from it (HKDF-SHA256, RFC 5869, salted for each), and the blinded
+identifiers under which members find each other's documents (HMAC-SHA256): equal for every member, and to others numbers
+that do not lead back to a document, a model or a prefix, even if they have a guess.  The key alone decides who is a
+member: there is no list, and to leave a member out one makes a new group.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ from kvswap.core.limits import LIMITS
 from kvswap.trust.keys import private_text, write_private
 
 KEY_BYTES = 32
-SEALED_DTYPE = "sealed"  # in the place of a dtype, where it is not told
+SEALED_DTYPE = "sealed"  # stands for a dtype that peers are not told
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PREFIX = "kvswap-group-1"
 
 
 class Names:
-    """What documents, beginnings and models are called when peers are asked for them: by their own digests."""
+    """The identifiers by which peers are asked for documents, prefixes and models: here the public digests."""
 
     def document(self, reference: str) -> str:
+        """Return the identifier of a document, given its reference `sha256:<hex>`."""
         return reference
 
     def chain(self, digests: Sequence[bytes]) -> list[bytes]:
+        """Return the identifiers of a document's prefixes, given the chained digests of its blocks."""
         return list(digests)
 
     def model(self, identity: bytes, dtype: str) -> tuple[bytes, str]:
-        """Identity and dtype, as they are told."""
+        """Return the model identity and dtype as peers are told them."""
         return identity, dtype
 
 
@@ -51,7 +53,7 @@ OPEN = Names()
 
 @dataclass(frozen=True)
 class Group(Names):
-    """A group, under the name that this node has for it."""
+    """A group of readers under its local name; as `Names` it gives blinded identifiers (HMAC-SHA256)."""
 
     name: str
     key: bytes = field(repr=False)
@@ -67,29 +69,35 @@ class Group(Names):
         return hmac.digest(self._naming, kind + b"\0" + value, "sha256")
 
     def document(self, reference: str) -> str:
+        """Return the blinded identifier of a document; it has the form of a reference."""
         return "sha256:" + self._named(b"document", reference.encode()).hex()
 
     def chain(self, digests: Sequence[bytes]) -> list[bytes]:
+        """Return the blinded identifiers of a document's prefixes."""
         return [self._named(b"chain", digest) for digest in digests]
 
     def model(self, identity: bytes, dtype: str) -> tuple[bytes, str]:
+        """Return the blinded identity of a model and dtype, and `SEALED_DTYPE` in the place of the dtype."""
         return self._named(b"model", identity + dtype.encode()), SEALED_DTYPE
 
     def seal(self, salt: bytes) -> Seal:
-        """The key of the artifact with this salt."""
+        """Derive the encryption key of the artifact with this salt."""
         return Seal(self._derive(salt, b"kvswap group artifact v1"))
 
     def mark(self, salt: bytes) -> bytes:
-        """What tells members that such an artifact is theirs."""
+        """Derive the tag by which members recognise the artifact with this salt as their group's."""
         return self._derive(salt, b"kvswap group mark v1", MARK_BYTES)
 
     def to_text(self) -> str:
-        """The secret, on one line."""
+        """Return the secret on one line, as `kvswap group export` prints it."""
         return f"{_PREFIX} {self.name} {self.key.hex()}"
 
     @classmethod
     def from_text(cls, text: str, name: str | None = None) -> Group:
-        """Raises `UsageError`; the secret is in no message."""
+        """Parse the line that `to_text` makes; `name` overrides the name in it.
+
+        Raises `UsageError`, whose message never holds the secret.
+        """
         parts = text.split()
         if len(parts) != 3 or parts[0] != _PREFIX or not re.fullmatch(r"[0-9a-f]{64}", parts[2]):
             raise UsageError(
@@ -108,7 +116,7 @@ def _checked(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sealing:
-    """A group and a fresh salt: how one artifact is sealed, once."""
+    """The encryption of one artifact: a group, a fresh salt and the key derived from both.  Used once."""
 
     group: Group
     salt: bytes
@@ -116,30 +124,31 @@ class Sealing:
 
     @classmethod
     def new(cls, group: Group) -> Sealing:
+        """Draw a salt and derive the key for one artifact of the group."""
         salt = os.urandom(SALT_BYTES)
         return cls(group, salt, group.seal(salt))
 
     def payload(self, manifest: Manifest) -> bytes:
-        """What is to be signed."""
+        """Encrypt a manifest into the payload that the publisher signs."""
         return self.seal.close_manifest(manifest, self.salt, self.group.mark(self.salt))
 
 
 Keys = Callable[[bytes, bytes], tuple[Seal, Names] | None]
-"""(salt, mark) -> the key of such an artifact and the names its group uses; None to who is no member."""
+"""A look-up by (salt, tag of a group) of the encryption key and the group's identifiers; None to non-members."""
 
 
 def no_keys(salt: bytes, mark: bytes) -> tuple[Seal, Names] | None:
-    """Of who is in no group."""
+    """Find no key: the `Keys` of a node that is in no group."""
     return None
 
 
 def one_key(key: bytes | None) -> Keys:
-    """Of who was given the key of the one artifact that is to be read."""
+    """Make a `Keys` that opens the one artifact whose encryption key is given; None opens nothing."""
     return lambda salt, mark: (Seal(key), OPEN) if key is not None else None
 
 
 def keys_of(groups: Iterable[Group]) -> Keys:
-    """Of a member of these."""
+    """Make a `Keys` that opens the artifacts of these groups."""
 
     def find(salt: bytes, mark: bytes) -> tuple[Seal, Names] | None:
         group = next((g for g in groups if hmac.compare_digest(g.mark(salt), mark)), None)
@@ -157,7 +166,7 @@ def _stored(path: Path) -> Group:
 
 
 class Groups:
-    """The groups of a node: a file each, mode 0600, in a directory."""
+    """The groups of a node, one file of mode 0600 each in a directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -165,10 +174,11 @@ class Groups:
         self._groups = {g.name: g for g in map(_stored, files)}
 
     def all(self) -> list[Group]:
+        """List the groups by the order of their files, then as they were added."""
         return list(self._groups.values())
 
     def get(self, name: str) -> Group:
-        """Raises `NotFound`."""
+        """Return the group of this name.  Raises `NotFound` when there is none."""
         try:
             return self._groups[name]
         except KeyError:
@@ -177,22 +187,25 @@ class Groups:
             ) from None
 
     def names(self, name: str | None) -> list[Names]:
-        """Under which names to look something up: those of one group, or those of all and then the open ones.
+        """List the identifiers to look something up by: of the named group, or of all groups and then the public ones.
 
-        The open ones last, so that a member does not tell everybody what its group is reading.
+        The public ones come last, so that a member does not tell everybody what its group is reading.
         """
         return [self.get(name)] if name else [*self.all(), OPEN]
 
     def keys(self, salt: bytes, mark: bytes) -> tuple[Seal, Names] | None:
-        """See `Keys`."""
+        """Find the key of the artifact with this salt and tag, as `Keys` describes."""
         return keys_of(self._groups.values())(salt, mark)
 
     def new(self, name: str) -> Group:
-        """A group with a key of its own.  Raises `UsageError` when the name is taken."""
+        """Create a group with a random key.  Raises `UsageError` when the name is taken."""
         return self.add(Group(_checked(name), os.urandom(KEY_BYTES)))
 
     def add(self, group: Group) -> Group:
-        """Raises `UsageError` when there is another of this name, or too many."""
+        """Add a group and write its file.
+
+        Raises `UsageError` when another group has this name, or when there are too many.
+        """
         known = self._groups.get(group.name)
         if known is not None and known.key != group.key:
             raise UsageError(
@@ -206,12 +219,12 @@ class Groups:
         return group
 
     def remove(self, name: str) -> Group:
-        """Forget a key: what it opened can not be read here any more.  Raises `NotFound`."""
+        """Delete a group's key: what it opened can no longer be read here.  Raises `NotFound`."""
         group = self.get(name)
         (self._directory / f"{name}.group").unlink(missing_ok=True)
         del self._groups[name]
         return group
 
     def rows(self) -> list[dict[str, Any]]:
-        """For people; no secrets.  `mark`: equal for members of the same group, whatever they call it."""
+        """List the groups without their secrets; `mark` is equal for members of one group, whatever they call it."""
         return [{"name": g.name, "mark": g.mark(b"").hex()[:16]} for g in self._groups.values()]

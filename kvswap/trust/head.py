@@ -1,10 +1,10 @@
-"""Head records: the newest word of a publisher about everything it published.
+"""Publisher status records ("heads"): the newest statement of a publisher about everything it published.
 
-An artifact's manifest lives for weeks; a head lives two days at most and says what has been withdrawn
-since, and by which key the publisher goes on.  After TUF's timestamp and snapshot roles
-(https://theupdateframework.github.io/specification/): the highest sequence is kept, so nobody can roll a
-reader back; a head expires, so nobody can freeze it for long; a sequence may not jump, so nobody who
-had the key for a moment can use all of them up.
+An artifact's manifest lives for weeks; a status record lives two days at most and says what has been withdrawn since,
+and by which key the publisher goes on.  After TUF's timestamp and snapshot roles
+(https://theupdateframework.github.io/specification/): the highest sequence number is kept, so nobody can roll a reader
+back; a record expires, so nobody can freeze it for long; a sequence may not jump, so nobody who had the key for a
+moment can use all numbers up.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ from kvswap.trust.envelopes import check_cid, open_signed, reason, require_signe
 from kvswap.trust.keys import Key, check_signature
 
 KIND = "application/vnd.kvswap.head.v1+msgpack"
-_JUMP = 1_000_000  # a publisher that signs a head a second takes eleven days for this
+_JUMP = 1_000_000  # one record a second takes eleven days to get this far
 
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
 class Withdrawn(msgspec.Struct, frozen=True):
-    """An artifact that its publisher does not stand by any more."""
+    """An artifact that its publisher no longer stands by, and why."""
 
     artifact: CidBytes
     why: Text
 
 
 class Successor(msgspec.Struct, frozen=True):
-    """The key by which the publisher goes on; `sig` is its own, over both names."""
+    """The key by which the publisher goes on; `sig` is that key's own signature over both names."""
 
     peer: Annotated[str, Meta(max_length=64)]
     sig: Signature
 
 
 class Head(msgspec.Struct, frozen=True):
-    """Records what a publisher says now.  Fields of a later version are skipped: a withdrawal is obeyed all the same.
+    """A publisher's status record.  Fields of a later version are skipped: a withdrawal is obeyed all the same.
 
-    `catalogue`: BLAKE3 of the sorted ids of the artifacts that hold, `artifacts` how many these are.
+    `issued` and `expires` are in Unix seconds; `catalogue` is the BLAKE3 digest of the sorted ids of the artifacts that
+    stand, `artifacts` their number.
     """
 
     version: int
@@ -62,25 +63,31 @@ class Head(msgspec.Struct, frozen=True):
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why, by the ids of what was withdrawn."""
+        """The reasons of the withdrawals, by artifact id."""
         return {str(Cid.from_bytes(w.artifact)): w.why for w in self.withdrawn}
 
 
 @dataclass(frozen=True, slots=True)
 class SignedHead:
+    """A publisher's status record with its envelope."""
+
     head: Head
     envelope: bytes
 
 
 def catalogue_root(artifacts: Iterable[str]) -> bytes:
-    """Of artifact ids in any order."""
+    """Compute the BLAKE3 digest of a set of artifact ids, given in any order."""
     return blake3_digest(b"".join(sorted(bytes(Cid.parse(a)) for a in artifacts)))
 
 
 def make_head(
     key: Key, sequence: int, now: int, artifacts: list[str], withdrawn: Mapping[str, str], next_key: Key | None = None
 ) -> SignedHead:
-    """Signed, for as long as a head may live."""
+    """Make and sign a publisher's status record that lives as long as one may.
+
+    `now` is in Unix seconds, `withdrawn` maps artifact ids to reasons; with `next_key` it names a successor, which
+    signs as well.
+    """
     own = str(key.peer_id)
     successor = None
     if next_key is not None:
@@ -101,7 +108,10 @@ def make_head(
 
 
 def read_head(data: bytes) -> SignedHead:
-    """What depends on the bytes alone.  Raises `MalformedManifest` or `IntegrityError`."""
+    """Parse a publisher's status record and check all that depends on the bytes alone, its signatures included.
+
+    Raises `MalformedManifest` or `IntegrityError`.
+    """
     signer, payload = open_signed(data, KIND, LIMITS.head_bytes)
     head = wire.unpack(payload, Head, items=LIMITS.head_items)
     if head.version != 1:
@@ -122,7 +132,7 @@ def _succession(old: str, new: str) -> bytes:
 
 
 def check_life(head: Head, now: int) -> None:
-    """Raise `Untrusted` for a head that has expired, or is from the future."""
+    """Raise `Untrusted` for a status record that has expired, or that was issued in the future."""
     if head.issued > now + LIMITS.clock_skew_seconds:
         raise Untrusted(f"a head of {head.publisher} is issued in the future", cause="a clock is wrong")
     if now >= head.expires:
@@ -130,9 +140,10 @@ def check_life(head: Head, now: int) -> None:
 
 
 def accept(head: Head, known: Head | None, now: int) -> bool:
-    """Whether `head` takes the place of the `known` one.  Raises `Untrusted` for what cannot be honest.
+    """Return True if `head` replaces the `known` record; `now` is in Unix seconds.
 
-    An older head than the known one is not an error: somebody has not heard yet.
+    An expired or older record is no error: its sender has not heard of the newer one.  Raises `Untrusted` for what no
+    honest publisher signs: a sequence that jumps, two records of one number, one from the future.
     """
     if now >= head.expires:
         return False

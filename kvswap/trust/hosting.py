@@ -1,8 +1,8 @@
-"""What a host signs: the offer that names its prices, and a record of every read.
+"""The statements that a host signs: the offer that names its prices, and a record of every hosted request.
 
-Prices are in millionths of a US dollar for a million tokens, so that a token costs a whole number of picodollars and
-no sum is rounded.  Records are numbered and each names the digest of the one before: one that is left out or
-changed later shows (after Haber and Stornetta, 1991).
+Prices are in millionths of a US dollar for a million tokens, so that a token costs a whole number of picodollars and no
+sum is rounded.  Records are numbered and each names the digest of the one before: one that is left out or changed later
+shows (after Haber and Stornetta, 1991).
 """
 
 from __future__ import annotations
@@ -25,34 +25,38 @@ OFFER = "application/vnd.kvswap.host-offer.v1+msgpack"
 READ = "application/vnd.kvswap.host-read.v1+msgpack"
 VERSION = 1
 PICO = 1e12
-NOTHING = bytes(32)  # before the first record
+NOTHING = bytes(32)  # the digest that the first record names as the one before it
 
 Price = Annotated[int, Meta(ge=0, le=10**12)]
 Peer = Annotated[str, Meta(max_length=64)]
 
 
 class Tariff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Millionths of a US dollar for a million tokens, which is picodollars for one."""
+    """The prices of a host in millionths of a US dollar for a million tokens, which is picodollars for one token.
 
-    read: Price  # that were in the cache
-    prefill: Price  # that had to be computed
-    make: Price  # of the answer
+    `read`: a prompt token that was in the cache; `prefill`: one that had to be computed; `make`: a token of the answer.
+    """
+
+    read: Price
+    prefill: Price
+    make: Price
 
     @classmethod
     def of_dollars(cls, read: float, prefill: float, make: float) -> Tariff:
-        """From dollars a million tokens."""
+        """Make a tariff from prices in dollars for a million tokens."""
         return cls(*(round(price * 1e6) for price in (read, prefill, make)))
 
     def picodollars(self, read: int, prefilled: int, made: int) -> int:
+        """Return the price of a request in picodollars, given its cached, prefilled and generated tokens."""
         return read * self.read + prefilled * self.prefill + made * self.make
 
     def to_json(self) -> dict[str, float]:
-        """Dollars a million tokens."""
+        """Return the prices in dollars for a million tokens."""
         return {name: getattr(self, name) / 1e6 for name in self.__struct_fields__}
 
 
 class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a host serves, at which prices, until when (Unix seconds)."""
+    """The model that a host serves, its prices, and until when they hold (Unix seconds)."""
 
     version: int
     host: Peer
@@ -65,7 +69,10 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One read: `read` tokens came from the cache, `prefilled` had to be computed, `made` are the answer's."""
+    """The record of one hosted request.
+
+    `read` prompt tokens came from the cache, `prefilled` had to be computed, `made` tokens were generated.
+    """
 
     version: int
     host: Peer
@@ -82,6 +89,7 @@ class Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ended: Count  # Unix seconds
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, with the price in dollars beside that in picodollars."""
         out: dict[str, Any] = wire.jsonable(wire.plain(self))
         out["document"] = f"sha256:{out['document']}" if out["document"] else None
         return out | {"dollars": self.picodollars / PICO}
@@ -89,7 +97,7 @@ class Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class SignedOffer:
-    """With the digest that records name it by."""
+    """An offer with its envelope; `digest` is the BLAKE3 digest of the payload, by which records name it."""
 
     digest: bytes
     offer: Offer
@@ -98,7 +106,7 @@ class SignedOffer:
 
 @dataclass(frozen=True, slots=True)
 class SignedRead:
-    """With the digest that the next record names it by."""
+    """A record of a hosted request with its envelope; `digest` (BLAKE3) is how the next record names it."""
 
     digest: bytes
     read: Read
@@ -106,12 +114,15 @@ class SignedRead:
 
 
 def sign_offer(offer: Offer, key: Key) -> SignedOffer:
-    """Raise `UsageError` for a text with control characters, which no reader would show."""
+    """Sign an offer.  Raises `UsageError` for a text with control characters, which no reader would show."""
     return read_offer(sign_value(offer, key, OFFER))
 
 
 def read_offer(data: bytes) -> SignedOffer:
-    """Signature and form checked, not the time.  Raises `MalformedManifest` or `IntegrityError`."""
+    """Parse an offer and check its signature and form, but not its time.
+
+    Raises `MalformedManifest` or `IntegrityError`.
+    """
     signer, payload = open_signed(data, OFFER, LIMITS.statement_bytes)
     offer = wire.unpack(payload, Offer)
     if offer.version != VERSION or offer.issued >= offer.expires:
@@ -121,18 +132,24 @@ def read_offer(data: bytes) -> SignedOffer:
 
 
 def check_life(offer: Offer, now: float) -> None:
-    """Raise `Untrusted` for an offer that does not hold now."""
+    """Raise `Untrusted` for an offer that does not hold at `now` (Unix seconds)."""
     if now > offer.expires + LIMITS.clock_skew_seconds or now < offer.issued - LIMITS.clock_skew_seconds:
         raise Untrusted(f"the offer of {offer.host} has expired, or is of tomorrow", cause="a clock is wrong")
 
 
 def sign_read(read: Read, key: Key) -> SignedRead:
-    """Raise `UsageError` for a text with control characters, which no reader would show."""
+    """Sign a record of a hosted request.
+
+    Raises `UsageError` for a text with control characters, which no reader would show.
+    """
     return read_read(sign_value(read, key, READ))
 
 
 def read_read(data: bytes) -> SignedRead:
-    """Signature and form checked.  Raises `MalformedManifest` or `IntegrityError`."""
+    """Parse a record of a hosted request and check its signature and form.
+
+    Raises `MalformedManifest` or `IntegrityError`.
+    """
     signer, payload = open_signed(data, READ, LIMITS.statement_bytes)
     read = wire.unpack(payload, Read)
     if read.version != VERSION:
@@ -142,7 +159,7 @@ def read_read(data: bytes) -> SignedRead:
 
 
 def check_price(read: Read, offer: SignedOffer) -> None:
-    """Raise `IntegrityError` unless a record costs what the offer says."""
+    """Raise `IntegrityError` unless a record names this offer and costs what it says."""
     if read.offer != offer.digest or read.host != offer.offer.host:
         raise IntegrityError(f"read {read.number} was priced by another offer", cause="the host changed its prices")
     wanted = offer.offer.tariff.picodollars(read.read, read.prefilled, read.made)

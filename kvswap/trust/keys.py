@@ -1,7 +1,7 @@
 """Ed25519 keys (RFC 8032): made, kept with mode 0600, and checked.
 
-`cryptography` accepts public keys of small order, for which one signature verifies under any
-message; `check_signature` refuses them (the points are those of libsodium's and Wycheproof's lists).
+`cryptography` accepts public keys of small order, for which one signature verifies under any message; `check_signature`
+refuses them (the points are those of libsodium's and Wycheproof's lists).
 """
 
 from __future__ import annotations
@@ -38,33 +38,38 @@ _SMALL_ORDER_Y = frozenset(
 
 
 def is_small_order(public_key: bytes) -> bool:
-    """True for the encodings of the eight points whose order divides 8, canonical or not."""
+    """Return True for the encodings of the eight points whose order divides 8, canonical or not."""
     return int.from_bytes(public_key, "little") & ((1 << 255) - 1) in _SMALL_ORDER_Y
 
 
 @dataclass(frozen=True)
 class Key:
-    """A private key.  `seed` is what libp2p and the PEM file hold as well."""
+    """A private Ed25519 key."""
 
     _private: Ed25519PrivateKey
 
     @classmethod
     def generate(cls) -> Key:
+        """Generate a random key."""
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def from_seed(cls, seed: bytes) -> Key:
+        """Make the key of a 32-byte seed.  Raises `ValueError` for another length."""
         return cls(Ed25519PrivateKey.from_private_bytes(seed))
 
     @property
     def seed(self) -> bytes:
+        """The 32-byte seed, which the key file and libp2p hold as well."""
         return self._private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
 
     @cached_property
     def peer_id(self) -> PeerId:
+        """The PeerId of the public key."""
         return PeerId(self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
 
     def sign(self, message: bytes) -> bytes:
+        """Sign a message; the signature has 64 bytes."""
         return self._private.sign(message)
 
 
@@ -81,7 +86,7 @@ def check_signature(public_key: bytes, signature: bytes, message: bytes) -> None
 
 
 def replace(path: Path, key: Key, retired: Path) -> None:
-    """Put another key into a file; the old file goes to `retired`, a directory, under its PeerId."""
+    """Write another key into a key file; the old file is kept in the directory `retired` under its PeerId."""
     old = load_or_create(path)
     retired.mkdir(mode=0o700, exist_ok=True)
     kept = retired / f"{old.peer_id}.key"
@@ -91,12 +96,15 @@ def replace(path: Path, key: Key, retired: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file that only its owner may read."""
+    """Replace a file atomically by one of mode 0600."""
     write_whole(path, text.encode())
 
 
 def private_text(path: Path) -> str:
-    """What is in a file that only its owner may read.  Raises `UsageError` when others may, or it is no such file."""
+    """Read a text file that only its owner may read.
+
+    Raises `UsageError` when others may read it, when it is not a regular file, or not text.
+    """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -114,7 +122,10 @@ def private_text(path: Path) -> str:
 
 
 def load_or_create(path: Path) -> Key:
-    """The key in this file; made on first use.  Refuses a file that others may read."""
+    """Load the key from a file, or create the file with a new key.
+
+    Raises `UsageError` when others may read the file, or it holds no key.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -130,7 +141,7 @@ def load_or_create(path: Path) -> Key:
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        path.unlink(missing_ok=True)  # half a key is none
+        path.unlink(missing_ok=True)  # a key file that is cut off is of no use
         raise
     sync_directory(path.parent)
     return key

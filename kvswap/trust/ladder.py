@@ -1,8 +1,8 @@
-"""The ladder: what can be checked of an artifact, from the cheapest to the dearest, as values.
+"""The verification levels: what can be checked of an artifact, from the cheapest check to the dearest, as values.
 
-| step | says | does not say |
+| level | says | does not say |
 |---|---|---|
-| V0 | who signed it, that it has not expired, that its publisher is trusted | anything of a liar whom one trusts |
+| V0 | who signed it, that it has not expired, that its publisher is trusted | anything if a trusted publisher lies |
 | V1 | the chunks are those that were signed | that they are right |
 | V2 | lengths, structure, every number finite | that they are right |
 | V3 | layer 0 is what these tokens give at these positions, all of them | anything of the layers above |
@@ -11,7 +11,7 @@
 | V6 | independent publishers agree | anything when they collude |
 | V7 | everything is what the model makes of the text | - |
 
-Doing the steps is the node's and the model process's; here is what they mean, and which of them are due.
+The node and the model process run the checks; here is what they mean, and which of them are due.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Verdict = Literal["passed", "failed", "skipped"]
 
 
 class Level(IntEnum):
-    """A step of the ladder."""
+    """A verification level; the number is that of its name, V0 to V7."""
 
     POLICY = 0
     DIGESTS = 1
@@ -42,15 +42,16 @@ class Level(IntEnum):
 ALWAYS = (Level.POLICY, Level.DIGESTS, Level.STRUCTURE, Level.TOKENS)
 STRANGER = (*ALWAYS, Level.SAMPLES, Level.AGREEMENT)
 LAST = Level.RECOMPUTE
-RULES = 3  # the version of what the steps look at: what passed by older ones is judged again (3: the chain, at V3)
-PROOF_RULES = 2  # the version of what is a proof: by which an older one condemned, or withheld, is void
+RULES = 3  # version of what the checks look at; a pass by older rules is checked again (3: V3 checks the chain)
+PROOF_RULES = 2  # version of what counts as proof; verdicts by older rules are void
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step's outcome.  `why` is for people: what was wrong, or why it was not done.
+    """The outcome of one check.
 
-    `proven`: what is wrong is the publisher's doing, as `accusation.judge` found.
+    `why` is for people: what was wrong, or why the check was not done.  `proven`: what is wrong is the publisher's
+    doing, as `accusation.judge` found.  `figures` holds what was measured.
     """
 
     level: Level
@@ -61,6 +62,7 @@ class Step:
     proven: bool = False
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; `proven` is in it only where the check failed."""
         out: dict[str, Any] = {"step": f"V{int(self.level)}", "name": self.level.name.lower(), "verdict": self.verdict}
         if self.verdict == "failed":
             out["proven"] = self.proven
@@ -69,21 +71,25 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """The steps that were gone, or tried, in order."""
+    """The checks of an artifact that were run or skipped, in order."""
 
     steps: tuple[Step, ...]
 
     def passed(self, level: Level) -> bool:
+        """Return True if the check of this level passed."""
         return any(s.level == level and s.verdict == "passed" for s in self.steps)
 
     @property
     def failed(self) -> Step | None:
-        """The first step that found something wrong.  A probe that differs is no proof of anything."""
+        """The first check that found something wrong, or None.
+
+        A probe (V4) that differs proves nothing and is left out.
+        """
         return next((s for s in self.steps if s.verdict == "failed" and s.level != Level.PROBE), None)
 
     @property
     def unchecked(self) -> dict[str, str]:
-        """What nobody looked at, and why: by step."""
+        """The levels that were not checked, and why, by their names (V0 to V7)."""
         done = {s.level: s for s in self.steps}
         out = {}
         for level in Level:
@@ -95,10 +101,11 @@ class Ladder:
         return out
 
     def lacking(self, due: Sequence[Level]) -> list[Level]:
-        """Those of the steps that are due which did not pass; where publishers are few, V6 cannot be due."""
+        """List the levels in `due` that did not pass.  V6 never counts: there may be too few publishers for it."""
         return [level for level in due if level != Level.AGREEMENT and not self.passed(level)]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON form: the levels that passed, those that were not checked and why, and every check."""
         return {
             "passed": [f"V{int(s.level)}" for s in self.steps if s.verdict == "passed"],
             "unchecked": self.unchecked,
@@ -107,17 +114,17 @@ class Ladder:
 
 
 def due(*, listed: bool) -> tuple[Level, ...]:
-    """The steps for an artifact of a publisher on the allow-list (or oneself), or of a stranger."""
+    """Return the levels that are due for an artifact of a trusted publisher (`listed`, oneself too) or of another."""
     return ALWAYS if listed else STRANGER
 
 
 def up_to(level: int) -> tuple[Level, ...]:
-    """All steps up to one."""
+    """Return all levels up to one, this included."""
     return tuple(step for step in Level if step <= level)
 
 
 def to_pipe(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """Steps as the pipe carries them, which has no floats."""
+    """Encode checks for the pipe between node and model process, which carries no floats."""
     return [
         {
             "level": int(s.level),
@@ -132,7 +139,7 @@ def to_pipe(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def from_pipe(rows: Sequence[dict[str, Any]]) -> list[Step]:
-    """The steps again."""
+    """Decode the checks that `to_pipe` encoded."""
     return [
         Step(
             Level(row["level"]),

@@ -1,4 +1,4 @@
-"""The allow-list: which publishers' statements this node acts on.
+"""The list of trusted publishers, whose statements this node acts on.
 
 `Policy` is a value and decides without IO; `PolicyFile` keeps it in `trust.json`, replaced as a whole.
 """
@@ -20,16 +20,16 @@ from kvswap.core.limits import MIB
 from kvswap.core.whole import write_whole
 from kvswap.trust.ladder import PROOF_RULES
 
-_CAUGHT_KEPT = 1_000  # who was caught and never listed: each needs a key, and keys cost nothing
-_REMOVED_KEPT = 1_000  # whom the user removed last
-_FOLLOWED = 1_000  # publishers up to which the successor of one is listed by itself
+_CAUGHT_KEPT = 1_000  # bans of publishers that were never trusted: a liar's new keys cost nothing
+_REMOVED_KEPT = 1_000  # publishers that the user removed, the latest ones
+_FOLLOWED = 1_000  # length of the list up to which a successor is added without the user
 _FILE_BYTES = 16 * MIB
 _WHY = 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """One trusted publisher: since when (Unix seconds), and how it came to be trusted."""
+    """A trusted publisher: since when (Unix seconds), and how it came to be trusted."""
 
     peer: str
     label: str = ""
@@ -39,9 +39,9 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Caught:
-    """A publisher one of whose artifacts was proved wrong: since when, why, and the audit that shows it.
+    """A banned publisher, one of whose artifacts was proved wrong: since when (Unix seconds), why, and the audit.
 
-    `rules`: the version of the rules by which it was.  What version 1 found at V3, V5 or V7 is void: there the
+    `rules`: the version of the proof rules that condemned it.  What version 1 found at V3, V5 or V7 is void: there the
     reader's own side could explain the difference.  At V2 it could not.
     """
 
@@ -54,30 +54,39 @@ class Caught:
 
     @property
     def void(self) -> bool:
+        """True if older rules condemned it by what proves nothing."""
         return self.rules < PROOF_RULES and not self.why.startswith("V2:")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Own artifacts and those of listed publishers are trusted; nobody else's, nor those of one who was caught."""
+    """The publishers that are trusted and those that are banned; own artifacts are always trusted.
+
+    `lifted`: bans by older rules, not yet judged again; `removed`: publishers that the user took off the list, with the
+    time (Unix seconds), which are never trusted again by themselves.
+    """
 
     own: str
     publishers: dict[str, Publisher] = field(default_factory=dict)
     distrusted: dict[str, Caught] = field(default_factory=dict)
-    lifted: dict[str, Caught] = field(default_factory=dict)  # who was caught by older rules, and not yet judged again
-    removed: dict[str, int] = field(
-        default_factory=dict
-    )  # since when the user trusts them no more; nothing undoes that
+    lifted: dict[str, Caught] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
 
     def trusts(self, peer: str) -> bool:
+        """Return True if this publisher is the node itself, or is listed and not banned."""
         return peer == self.own or (peer in self.publishers and peer not in self.distrusted)
 
     def caught(self, peer: str) -> Caught | None:
+        """Return the ban of a publisher, or None; the node's own publisher is never banned."""
         return None if peer == self.own else self.distrusted.get(peer)
 
 
 class PolicyFile:
-    """The allow-list on disk.  May be used from several threads; what changes it blocks."""
+    """The list of trusted publishers on disk.  Safe for several threads; changing it blocks.
+
+    Making one raises `UsageError` where the file cannot be read: an unreadable list is never taken for an empty one.
+    What changes it raises `StoreFull` or `LocalFault` where the file cannot be written; nothing has changed then.
+    """
 
     def __init__(self, path: Path, own: PeerId) -> None:
         self._path = path
@@ -107,7 +116,10 @@ class PolicyFile:
         return {p.peer: p for p in read}, {c.peer: c for c in caught if not c.void}, void, removed
 
     def add(self, peer: str, label: str = "", how: str = "added") -> Publisher:
-        """Trust a publisher from now on, whatever it did before."""
+        """Trust a publisher from now on, whatever it did before.
+
+        Raises `UsageError` when `peer` is not a PeerId; `label` is cut to 200 characters.
+        """
         PeerId.parse(peer)
         row = Publisher(peer, label[:200], int(time.time()), how)
         with self._lock:
@@ -118,7 +130,7 @@ class PolicyFile:
     def follow(self, peer: str, label: str, before: str) -> bool:
         """Trust the successor of a trusted publisher.
 
-        False where the list is full, or the user removed it: then the user adds to it.
+        Returns False where the list is full or the user had removed the successor: then only the user adds it.
         """
         with self._lock:
             if len(self.policy.publishers) >= _FOLLOWED or peer in self.policy.removed:
@@ -127,9 +139,10 @@ class PolicyFile:
         return True
 
     def distrust(self, peer: str, why: str, artifact: str, evidence: str) -> None:
-        """Never act on anything of this publisher again, unless somebody says `trust add`.
+        """Ban a publisher: nothing of it is used again, unless the user says `kvswap trust add`.
 
-        Of strangers that were caught the last thousand are kept: who is forgotten is a stranger, and verified again.
+        Of banned publishers that were never trusted the last thousand are kept: one that is forgotten is an untrusted
+        publisher again, whose artifacts are verified.
         """
         row = Caught(peer, int(time.time()), why[:_WHY], artifact, evidence, PROOF_RULES)
         with self._lock:
@@ -138,19 +151,19 @@ class PolicyFile:
             self._write(self.policy.publishers, self._bounded({**self.policy.distrusted, peer: row}), judged=peer)
 
     def _bounded(self, distrusted: dict[str, Caught]) -> dict[str, Caught]:
-        """Leave out the strangers that were caught first, where they are too many."""
+        """Drop the oldest bans of publishers that were never trusted, where they are too many."""
         strangers = [name for name in distrusted if name not in self.policy.publishers]
         gone = set(strangers[: max(0, len(strangers) - _CAUGHT_KEPT)])
         return {name: row for name, row in distrusted.items() if name not in gone}
 
     def succeed(self, own: str) -> None:
-        """This node's publisher has another key from now on; what the old one signed stays trusted."""
+        """Make `own` this node's publisher, after a change of keys; what the old key signed stays trusted."""
         with self._lock:
             old = Publisher(self.policy.own, "this node, before", int(time.time()), "rotated")
             self._write({**self.policy.publishers, old.peer: old}, self.policy.distrusted, own=own)
 
     def remove(self, peer: str) -> bool:
-        """Stop trusting a publisher, whoever names it as a successor.  False when it was not on the list."""
+        """Stop trusting a publisher, also as a successor.  Returns False when it was not on the list."""
         with self._lock:
             rest = {k: v for k, v in self.policy.publishers.items() if k != peer}
             changed = len(rest) != len(self.policy.publishers)
@@ -160,15 +173,18 @@ class PolicyFile:
         return changed
 
     def rows(self) -> list[dict[str, Any]]:
-        """List trusted publishers, those trusted longest first."""
+        """List the trusted publishers, those trusted longest first."""
         return _rows(self.policy)
 
     def caught(self) -> list[dict[str, Any]]:
-        """List distrusted publishers, those distrusted longest first."""
+        """List the banned publishers, those banned longest first."""
         return _sorted(self.policy.distrusted)
 
     def lifted(self) -> list[dict[str, Any]]:
-        """Who was caught by older rules, which is void; each is judged again when something of it is used."""
+        """List the publishers banned by older rules, which is void.
+
+        Each is judged again when something of it is used.
+        """
         return _sorted(self.policy.lifted)
 
     def _write(
@@ -179,7 +195,10 @@ class PolicyFile:
         own: str | None = None,
         removed: dict[str, int] | None = None,
     ) -> None:
-        """The file first: what a full disk does not take does not hold.  Raises `StoreFull` or `LocalFault`."""
+        """Write the file, then take the new policy: what a full disk does not store does not hold.
+
+        Raises `StoreFull` or `LocalFault`.
+        """
         lifted = {k: v for k, v in self.policy.lifted.items() if k != judged}
         gone = self.policy.removed if removed is None else removed
         gone = {k: v for k, v in gone.items() if k not in publishers}

@@ -1,10 +1,10 @@
-"""The order of checks between received bytes and a manifest one may act on.
+"""The order of checks between received bytes and a manifest that may be acted on.
 
-    size cap -> envelope -> signature by the named key -> opened, where sealed -> payload parsed
-    -> that key is the publisher -> every field consistent -> life -> policy
+    size cap -> envelope -> signature by the named key -> decrypted, where it is encrypted -> payload parsed
+    -> that key is the publisher -> every field consistent -> lifetime -> policy
 
-`read_statement` does everything that depends on the bytes alone, `verify_envelope` adds the clock,
-`require_trust` the policy.  All before a single chunk is asked for.
+`read_statement` does everything that depends on the bytes alone, `verify_envelope` adds the clock, `require_trust` the
+policy.  All of it comes before a single chunk is asked for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kvswap.trust.policy import Policy
 class Statement:
     """A manifest whose signature is that of its publisher.
 
-    `seal`: what opens its files, where it is sealed for a group; `names` are then those of the group.
+    `seal`: the key that opens its files, where it is encrypted for a group; `names` are then the group's identifiers.
     """
 
     artifact: Cid
@@ -38,20 +38,20 @@ class Statement:
 
     @property
     def reference(self) -> str | None:
-        """The document, by the name that peers are told."""
+        """The document's identifier as peers are told it, or None where the manifest names no document."""
         document = self.manifest.document
         return self.names.document(document.reference) if document is not None else None
 
     @property
     def key(self) -> bytes | None:
-        """What a process that is to read this artifact, and no other, needs to be given."""
+        """The encryption key that a process needs to read this artifact, and no other; None where it is public."""
         return self.seal.key if self.seal is not None else None
 
 
 def read_statement(data: bytes, keys: Keys = no_keys) -> Statement:
-    """Check envelope, signature and payload.
+    """Check the envelope, the signature and the payload of a manifest.
 
-    Raises `MalformedManifest`, `IntegrityError`, or `NotAMember` for one that is sealed and that `keys` do not open.
+    Raises `MalformedManifest`, `IntegrityError`, or `NotAMember` for one that is encrypted and that `keys` do not open.
     """
     if kind_of(data) != sealing.KIND:
         signer, payload = open_signed(data)
@@ -75,7 +75,10 @@ def read_statement(data: bytes, keys: Keys = no_keys) -> Statement:
 
 
 def verify_envelope(data: bytes, now: int, keys: Keys = no_keys) -> Statement:
-    """`read_statement`, and the statement's life.  Raises `Untrusted` outside it."""
+    """Check a manifest as `read_statement` does, and that it is issued and not expired at `now` (Unix seconds).
+
+    Raises `Untrusted` where it is not, and what `read_statement` raises.
+    """
     statement = read_statement(data, keys)
     life = statement.manifest.life
     if now >= life.expires:
@@ -95,7 +98,8 @@ def verify_envelope(data: bytes, now: int, keys: Keys = no_keys) -> Statement:
 def require_trust(statement: Statement, policy: Policy, *, strangers: bool = False) -> None:
     """Raise `Untrusted`, with the command that would trust, unless the policy allows the publisher.
 
-    `strangers`: what it makes is going to be verified instead; nobody who was caught gets that.
+    `strangers`: an untrusted publisher is allowed, as its artifact is going to be verified instead; a banned one never
+    is.
     """
     publisher = statement.manifest.publisher
     if (caught := policy.caught(publisher)) is not None:

@@ -18,7 +18,11 @@ ALLOWED = {
     "core/upkeep.py": {"forever": "the helper", "forever_in_thread": "the helper"},
     "net/client.py": {"_exchange": "ends with an answer or an error"},
     "net/bulk/client.py": {"_get": "ends with an answer or an error"},
-    "net/bulk/tls.py": {"handshake": "one handshake, with a deadline", "recv": "one read, with a deadline"},
+    "net/bulk/tls.py": {
+        "handshake": "one handshake, with a deadline",
+        "recv": "one read, with a deadline",
+        "_pull": "one read, with a deadline or a time-out",
+    },
     "net/bulk/server.py": {
         "_serve": "one connection, whose thread reports nothing but ends",
         "_request": "one request",

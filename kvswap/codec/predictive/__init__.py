@@ -1,14 +1,13 @@
 """The codec `predictive`: lossless, at about the size of int8.
 
-A layer's keys and values are largely a linear function of those of the layers before it.  So they are
-predicted from what has been decoded already, in integers, and only the difference is stored.  Measured
-on bfloat16 KV of texts that the predictor never saw: 8.3 bits a value where `planes` needs 10.7
-(`docs/adr/0012-predictive-codec.md`).
+A layer's keys and values are largely a linear function of those of the layers before it.  So they are predicted from
+what has been decoded already, in integers, and only the difference is stored.  Measured on bfloat16 KV of texts that
+the predictor never saw: 8.0 bits a value where `planes` needs 10.6 (`docs/adr/0012-predictive-codec.md`).
 
-In the order of the data: `predictor` (the weights) with `rope` (positions in integers) says what to
-expect; `buckets` turns a value and what was expected of it into a symbol and bits; `rans` and `bits`
-write those; `codec` walks through the layers.  `plain` is each step in numpy, `fast` the same in C
-where that was built; `train` makes predictors and `serial` reads and writes them.
+In the order of the data: `predictor` (the weights) with `rope` (positions in integers) predicts a value; `buckets`
+splits a value, given its prediction, into a symbol and bits; `rans` and `bits` write those; `codec` walks through the
+layers.  `plain` is each step in numpy, `fast` the same in C where that was built; `train` makes predictors and `serial`
+reads and writes them.
 """
 
 from kvswap.codec.predictive.codec import BACKENDS, Predictive, decode, encode

@@ -1,4 +1,4 @@
-"""Bits that are stored as they are: plain ones, lowest first, and runs of zeros that a one ends."""
+"""Bits that are stored without entropy coding: plain ones, lowest first, and runs of zeros that end with a one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_RUN = 15
 
 
 def pack_plain(values: Ints, counts: Ints) -> Array:
-    """One byte a bit, of values of so many bits."""
+    """Unpack values into one byte per bit, lowest bit first; `counts` says how many bits each value has."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     place = np.arange(total) - np.repeat(ends - counts, counts)
@@ -24,7 +24,7 @@ def pack_plain(values: Ints, counts: Ints) -> Array:
 
 
 def pack_runs(runs: Ints) -> Array:
-    """One byte a bit, of the lengths of runs."""
+    """Write each run length as that many zeros and a one, one byte per bit."""
     ends = np.cumsum(runs + 1)
     out = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
     out[ends - 1] = 1
@@ -32,7 +32,7 @@ def pack_runs(runs: Ints) -> Array:
 
 
 class Bits:
-    """Reads both kinds.  Raises `IntegrityError` at the end."""
+    """A reader of both kinds of bits.  Its methods raise `IntegrityError` when the data ends early."""
 
     def __init__(self, data: memoryview) -> None:
         self._bytes = np.concatenate([np.frombuffer(data, np.uint8), np.zeros(8, np.uint8)])
@@ -40,7 +40,7 @@ class Bits:
         self._at = 0
 
     def plain(self, counts: Ints) -> Ints:
-        """Values of so many bits, at most 32 each."""
+        """Read one value for each entry of `counts`, which says how many bits it has, at most 32."""
         ends = np.cumsum(counts) + self._at
         if len(ends) and ends[-1] > self._total:
             raise IntegrityError("a predictive chunk's bits end early")
@@ -53,7 +53,7 @@ class Bits:
         return out
 
     def runs(self, number: int) -> Ints:
-        """So many lengths."""
+        """Read `number` run lengths.  Raises `IntegrityError` also for one over `LONGEST_RUN`."""
         if not number:
             return np.empty(0, np.int64)
         rest = np.unpackbits(self._bytes[self._at >> 3 : -8], bitorder="little")[self._at & 7 :]
@@ -67,12 +67,12 @@ class Bits:
         return lengths
 
     def finish(self) -> None:
-        """Raises unless all was read: what is left is less than a byte, and zero."""
+        """Raise `IntegrityError` unless all was read: less than a byte is left, and it is zero."""
         if not all_read(self._bytes, self._at):
             raise IntegrityError("a predictive chunk has bits that nobody reads")
 
 
 def all_read(padded: Array, at: int) -> bool:
-    """Whether less than a byte is left, and zero, of bits that 8 bytes of padding follow."""
+    """Return True if less than a byte is left from bit `at` on, and it is zero; 8 bytes of padding follow the bits."""
     rest = np.unpackbits(padded[at >> 3 : -8], bitorder="little")[at & 7 :]
     return len(rest) <= 7 and not rest.any()

@@ -1,11 +1,10 @@
-"""A floating-point value, given what is expected of it: a bucket, which is coded, and bits, which are not.
+"""The split of a floating-point value, given its prediction, into a bucket, which is coded, and bits, which are not.
 
-Expected is mu +- sigma.  The buckets are as wide as the largest power of two below sigma / 4, or as
-one unit in the last place near mu if that is more.  A value's symbol is how many buckets it lies from
-mu's; sign is taken out of it by turning everything so that mu is not negative.  Inside a bucket all
-values are as good as equally likely: their remaining bits are stored as they are.  A value in the
-bucket that touches zero may be of any smaller exponent: a run of zeros says of which.  Whatever does
-not fit - far off, zero, denormal, infinite, not a number - is an escape with all its bits.
+The prediction is mu +- sigma.  The buckets are as wide as the largest power of two below sigma / 4, or as one unit in
+the last place near mu if that is more.  A value's symbol is the number of buckets between it and mu's; everything is
+mirrored so that mu is not negative.  Inside a bucket all values are about equally likely: their remaining bits are
+stored as they are.  A value in the bucket that touches zero may have any smaller exponent: a run of zeros says which.
+Whatever does not fit - far off, zero, denormal, infinite, not a number - is an escape with all its bits.
 
 Everything is integer: mu counts units of 2^-e, sigma is 2^(s/4).
 """
@@ -26,14 +25,14 @@ Array = npt.NDArray[Any]
 
 ESCAPE = SYMBOLS - 1
 _MIDDLE = 64
-_FINEST, _COARSEST = -12, 11  # of s - 4 * (log2 of the bucket): how many quarter octaves sigma is wider
+_FINEST, _COARSEST = -12, 11  # range of s - 4 * log2(bucket), the quarter octaves by which sigma is wider
 RATIOS = _COARSEST - _FINEST + 1
-CONTEXTS = 4 * RATIOS  # and the quarter of its bucket that mu lies in
+CONTEXTS = 4 * RATIOS  # times the quarter of its bucket in which mu lies
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A binary floating-point format."""
+    """A binary floating-point format, by its numbers of bits."""
 
     bits: int
     exponent: int
@@ -41,6 +40,7 @@ class Format:
 
     @property
     def bias(self) -> int:
+        """The bias of the exponent."""
         return (1 << (self.exponent - 1)) - 1
 
 
@@ -48,29 +48,36 @@ FORMATS = {"bfloat16": Format(16, 8, 7), "float16": Format(16, 5, 10), "float32"
 
 
 def length(values: Ints) -> Ints:
-    """Bits of non-negative integers below 2^53; 0 of 0."""
+    """Return the bit lengths of non-negative integers below 2^53; 0 has none."""
     return np.frexp(values.astype(np.float64))[1].astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where the buckets lie, for each value."""
+    """The position of the buckets for each value.
+
+    `log_width`: log2 of a bucket's width; `base`: the bucket of mu; `context`: the context of the entropy coder;
+    `negative`: whether mu is, and so everything mirrored.
+    """
 
     form: Format
-    negative: npt.NDArray[np.bool_]  # mu
+    negative: npt.NDArray[np.bool_]
     log_width: Ints
-    base: Ints  # mu's bucket
+    base: Ints
     context: npt.NDArray[np.uint8]
 
     @classmethod
     def of(cls, form: Format, mu: Ints, log_sigma: Ints, unit: int) -> Frame:
-        """`mu` in 2^-unit, `log_sigma` in quarter octaves; any shape."""
+        """Place the buckets for predictions of any shape.
+
+        `mu` counts units of 2^-unit, `log_sigma` quarter octaves.
+        """
         size = np.abs(mu)
         octave = log_sigma >> 2
         reach = size + np.left_shift(1, np.clip(octave + unit, 0, 40))
         last_place = np.maximum(length(reach) - 1 - unit - form.mantissa, 1 - form.bias - form.mantissa)
         log_width = np.maximum(np.maximum(last_place, octave - 2), -unit - 4)
-        shift = np.minimum(log_width + unit + 4, 62)  # of mu in sixteenths of its unit, never negative
+        shift = np.minimum(log_width + unit + 4, 62)  # for mu in sixteenths of its unit; never negative
         base = size << 4 >> shift
         quarter = size << 6 >> shift & 3
         ratio = np.clip(log_sigma - 4 * log_width, _FINEST, _COARSEST) - _FINEST
@@ -79,16 +86,16 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Values taken apart: `run` is -1 where there is none."""
+    """The parts of values: symbol, run of zeros (-1 where there is none), and `count` plain bits."""
 
     symbol: npt.NDArray[np.uint8]
     run: Ints
-    count: Ints  # of plain bits
+    count: Ints
     plain: Ints
 
 
 def split(words: Array, frame: Frame) -> Split:
-    """Take bit patterns apart."""
+    """Split bit patterns into symbols, runs and plain bits."""
     form = frame.form
     word = words.astype(np.int64)
     size = word & ((1 << (form.bits - 1)) - 1)
@@ -96,7 +103,7 @@ def split(words: Array, frame: Frame) -> Split:
     exponent = size >> form.mantissa
     fraction = size & ((1 << form.mantissa) - 1)
     whole = fraction | 1 << form.mantissa
-    over = frame.log_width - (exponent - form.bias - form.mantissa)  # buckets are 2^over of the last place here
+    over = frame.log_width - (exponent - form.bias - form.mantissa)  # a bucket is 2^over units in the last place
     down = np.clip(over, 0, form.mantissa)
     near = over > form.mantissa
     steps = np.where(near, 0, np.where(over >= 0, whole >> down, whole << np.clip(-over, 0, 12)))
@@ -115,7 +122,7 @@ def split(words: Array, frame: Frame) -> Split:
 
 
 def escape(value: Split, hit: npt.NDArray[np.bool_], words: Array, form: Format) -> Split:
-    """The same with escapes in the given places."""
+    """Replace the values at the places `hit` by escapes that hold the whole bit patterns."""
     return Split(
         np.where(hit, ESCAPE, value.symbol).astype(np.uint8),
         np.where(hit, -1, value.run),
@@ -125,7 +132,7 @@ def escape(value: Split, hit: npt.NDArray[np.bool_], words: Array, form: Format)
 
 
 def needs(symbol: Array, frame: Frame) -> tuple[npt.NDArray[np.bool_], Ints]:
-    """Which symbols have a run, and how many plain bits each has."""
+    """Return which symbols are followed by a run, and how many plain bits each has."""
     steps = _steps(symbol, frame)
     count = np.clip(frame.form.mantissa - (length(steps) - 1), 0, frame.form.mantissa)
     out = symbol == ESCAPE
@@ -142,7 +149,10 @@ def _bucket(symbol: Array, frame: Frame) -> Ints:
 
 
 def join(symbol: Array, run: Ints, plain: Ints, frame: Frame) -> Array:
-    """The bit patterns; of a stream that nobody wrote, some bit patterns."""
+    """Restore the bit patterns, the inverse of `split`.
+
+    A stream that no encoder wrote gives some bit patterns, never an error.
+    """
     form = frame.form
     steps = _steps(symbol, frame)
     over = form.mantissa - (length(steps) - 1)

@@ -1,22 +1,22 @@
-"""Codec `predictive`: of each value only what the layers before it do not say already.
+"""Codec `predictive`: each value is coded against its prediction from the layers before it.
 
-Layer by layer, K then V: predict (`predictor`), then code the value given the prediction (`buckets`,
-`rans`), then let the exact value feed the next predictions.  Both ends do the same integer arithmetic
-on the same integers, so they predict the same, whatever machine, thread count or backend.
+Layer by layer, K then V: predict (`predictor`), then code the value given the prediction (`buckets`, `rans`), then let
+the exact value feed the next predictions.  Both ends do the same integer arithmetic on the same integers, so they
+predict the same, whatever the machine, thread count or backend.
 
 Wire layout (little endian):
 
     u8   version, 1
     u8   format of the values: 0 bfloat16, 1 float16, 2 float32
-    u16  tokens with an entry of the memory, or without: all of them, or 0 where there is no memory
+    u16  tokens with an entry of the token table, or without: all of them, or 0 where there is no table
     u32  words, u32 bytes of runs, u32 bytes of plain bits
     u16 * tokens   entries, from 1; 0 for none
     u32 * 128   states of the coder
     u16 * words
     runs, then plain bits
 
-Tensors in the order K, V of each layer; values in the order token, head, dim.  Tensors of float32
-whose values, and those that they are coded against, are all bfloat16 or all float16 are coded as such.
+Tensors in the order K, V of each layer; values in the order token, head, dim.  Tensors of float32 whose values, and
+those that they are coded against, are all bfloat16 or all float16 are coded as such.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Coder = Callable[[int, Tensor, Array, Array], Array]  # number of the part, tens
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a layer gives to those after it."""
+    """The features and prediction errors of a layer, from which the layers after it are predicted."""
 
     k: Array
     v: Array
@@ -53,7 +53,7 @@ class _Known:
 
 
 def flat(part: Part) -> Array:
-    """[tokens, channels] of [heads, tokens, dim]."""
+    """Transpose a part [heads, tokens, dim] to [tokens, channels]."""
     return np.ascontiguousarray(part.transpose(1, 0, 2)).reshape(part.shape[1], -1)
 
 
@@ -66,9 +66,10 @@ def walk(
     code: Coder,
     entries: Array | None = None,
 ) -> None:
-    """Through the layers before a chunk and those of it; `code` takes or gives the words of each tensor.
+    """Walk through the layers before a chunk and those of it, and call `code` for each tensor with its prediction.
 
-    `shape` is heads and tokens; `entries` of the memory are given where the chunk begins with the first layer.
+    `code` returns the tensor's words, which it encodes or decodes.  `shape` is (heads, tokens); `layers` counts those
+    of the chunk; `entries` of the token table are given where the chunk begins with the first layer.
     """
     heads, tokens = shape
     stack = context.stack
@@ -79,8 +80,8 @@ def walk(
     def one(
         number: int, tensor: Tensor, inputs: list[Array], wrong: list[Ints | None], by: Turns
     ) -> tuple[Array, Ints | None]:
-        # Of the first layers given as context not all is known that they were predicted from: then how wrong
-        # their prediction would have been says nothing.
+        # For the first layers given as context not everything is known that they were predicted from: then the error
+        # of their prediction says nothing.
         place = context.place + number // 2
         if recalls(stack, place):
             whole, inputs = entries is not None, []
@@ -108,12 +109,15 @@ def walk(
 
 
 def recalls(stack: Stack, place: int) -> bool:
-    """Whether a layer is known by its tokens."""
+    """Return True if the layer at this place of the stack is predicted from the token table."""
     return place == 0 and len(stack.memory) > 0
 
 
 def encode(context: Context, parts: Sequence[Part], dtype: str, engine: Any = BEST) -> bytes:
-    """The wire bytes of K, V, K, V ...  Raises `Incompatible` when the predictor is not for these parts."""
+    """Encode K, V, K, V ... of consecutive layers into wire bytes.
+
+    Raises `Incompatible` when the predictor is for tensors of another shape.
+    """
     layers = _check(context, parts)
     dtype, (before, parts) = _narrowest(dtype, context.before, parts)
     form = FORMATS[dtype]
@@ -135,7 +139,7 @@ def encode(context: Context, parts: Sequence[Part], dtype: str, engine: Any = BE
 
 
 def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, engine: Any = BEST) -> None:
-    """Fill the parts.  Raises `IntegrityError`, or `Incompatible` as `encode` does."""
+    """Fill the parts from the wire bytes.  Raises `IntegrityError`, or `Incompatible` as `encode` does."""
     layers = _check(context, parts)
     stream = plain.parse(memoryview(wire))
     heads, tokens, _ = parts[0].shape
@@ -168,7 +172,7 @@ def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dt
 
 
 def _narrowest(dtype: str, *several: Sequence[Part]) -> tuple[str, Sequence[Sequence[Part]]]:
-    """The narrowest format that holds every value of the parts, and the parts in it."""
+    """Return the narrowest format that holds every value of the parts, and the parts in it."""
     for narrow in ("bfloat16", "float16") if dtype == "float32" else ():
         found = [narrowed(parts, narrow) for parts in several]
         if all(parts is not None for parts in found):
@@ -177,7 +181,10 @@ def _narrowest(dtype: str, *several: Sequence[Part]) -> tuple[str, Sequence[Sequ
 
 
 def _check(context: Context, parts: Sequence[Part]) -> int:
-    """The number of layers.  Nothing below looks at a shape again."""
+    """Check the shapes of a chunk and its context, and return the number of layers.
+
+    Nothing below looks at a shape again.
+    """
     stack, layers, earlier = context.stack, len(parts) // 2, len(context.before) // 2
     every = [*context.before, *parts]
     fits = 0 < 2 * layers == len(parts) and 2 * earlier == len(context.before) and earlier <= context.place
@@ -196,17 +203,19 @@ def _check(context: Context, parts: Sequence[Part]) -> int:
 
 
 class Predictive:
-    """The registered codec: the functions above, with the best backend there is."""
+    """The registered codec `predictive`, with the fastest backend that is available."""
 
     id = "predictive"
     exact = True
 
     def encode(self, parts: Sequence[Part], dtype: str, context: Context | None = None) -> bytes:
+        """Return the wire bytes of the parts.  Raises `Incompatible` without a context."""
         return encode(_given(context), parts, dtype)
 
     def decode(
         self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: Context | None = None
     ) -> None:
+        """Fill the parts from the wire bytes.  Raises `Incompatible` without a context, or `IntegrityError`."""
         decode(_given(context), wire, parts, dtype)
 
 

@@ -11,7 +11,11 @@ from kvswap.codec.predictive.predictor import Predictor, Stack
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a chunk is coded against."""
+    """The data that a chunk is coded against.
+
+    `place`: the place in the stack of the chunk's first layer; `before`: K and V of the layers just before it in the
+    stack, for the same tokens; `start`: position of the first token.
+    """
 
     predictor: Predictor
     stack: Stack

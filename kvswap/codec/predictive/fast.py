@@ -1,4 +1,4 @@
-"""The codec's steps in C, where the module was built; the same names and the same bits as `plain`."""
+"""The steps of the codec in C, where the module was built, with the names and the bits of `plain`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ AVAILABLE: bool = _fast is not None and sys.byteorder == "little"
 _KIND = {form: kind for kind, form in enumerate(FORMATS.values())}
 _NOTHING = np.empty(0, np.int32)
 _BY = {"fours": 4, "twos": 2}.get(_fast.kernel(), 0) if AVAILABLE else 0
-_SIXTEENS = True  # sixteen values at a time, where the processor can
-_ROUND = 64  # channels, for the kernels
+_SIXTEENS = True  # decode sixteen values at a time, where the processor can
+_ROUND = 64  # channels are padded to a multiple of this, for the kernels
 
 
 def sums(tensor: Tensor, inputs: list[Array]) -> Array:
-    """See `plain.sums`; [tokens, channels and some more]."""
+    """Multiply features by weights as `plain.sums` does; the result may have more columns than there are channels."""
     if not _BY:
         return plain.sums(tensor, inputs)
     size, channels = tensor.weights.shape
@@ -51,7 +51,7 @@ def sums(tensor: Tensor, inputs: list[Array]) -> Array:
 
 
 def expected(tensor: Tensor, sums: Array | None, turns: Turns, heads: int) -> Array:
-    """See `plain.expected`."""
+    """Predict a tensor as `plain.expected` does."""
     tokens, channels = len(turns.cos), len(tensor.mean)
     mu = np.empty((tokens, channels), np.int32)
     given = _NOTHING if sums is None else np.ascontiguousarray(sums)
@@ -62,7 +62,7 @@ def expected(tensor: Tensor, sums: Array | None, turns: Turns, heads: int) -> Ar
 
 
 def known(tensor: Tensor, words: Array, mu: Array, turns: Turns, heads: int, form: Format) -> tuple[Array, Array]:
-    """See `plain.known`."""
+    """Compute features and prediction errors as `plain.known` does."""
     tokens, channels = mu.shape
     out, scratch = np.empty(mu.shape, np.int8), np.empty(mu.shape, np.int32)
     wrong = np.empty(tokens, np.int64)
@@ -73,7 +73,7 @@ def known(tensor: Tensor, words: Array, mu: Array, turns: Turns, heads: int, for
 
 
 class Encoder:
-    """See `plain.Encoder`."""
+    """An encoder of the words of tensors, with the interface of `plain.Encoder`."""
 
     def __init__(self, tables: Tables, form: Format) -> None:
         self._tables = tables
@@ -83,6 +83,7 @@ class Encoder:
         self._runs, self._plain = _Sink(), _Sink()
 
     def put(self, words: Array, mu: Array, tensor: Tensor, token: Array) -> None:
+        """Encode the words of one tensor, as `plain.Encoder.put` does."""
         tokens, channels = mu.shape
         contexts, symbols = np.empty(mu.size, np.uint8), np.empty(mu.size, np.uint8)
         runs = np.empty(2 * mu.size + 8, np.uint8)
@@ -98,6 +99,7 @@ class Encoder:
         self._symbols.append(symbols)
 
     def finish(self, entries: Array | None) -> bytes:
+        """Return the wire bytes."""
         contexts, symbols = np.concatenate(self._contexts), np.concatenate(self._symbols)
         lengths = np.array([len(s) for s in self._symbols], np.uint64)
         states = np.full(rans.LANES, 1 << 16, np.uint32)
@@ -108,11 +110,11 @@ class Encoder:
 
 
 class _Sink:
-    """Whole bytes so far, and the bits that do not fill one."""
+    """A collector of bits: whole bytes so far, and the bits that do not fill one."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
-        self.left = (0, 0)  # how many bits, and which
+        self.left = (0, 0)  # (number of bits, the bits)
 
     def take(self, data: Array, size: int, held: int, hold: int) -> None:
         self._pieces.append(data[:size].tobytes())
@@ -124,7 +126,7 @@ class _Sink:
 
 
 class Decoder:
-    """See `plain.Decoder`."""
+    """A decoder of the words of tensors, with the interface of `plain.Decoder`."""
 
     def __init__(self, stream: plain.Stream, tables: Tables, form: Format) -> None:
         if (stream.states < 1 << 16).any():
@@ -138,10 +140,11 @@ class Decoder:
         self._form = form
 
     def get(self, mu: Array, tensor: Tensor, token: Array) -> Array:
+        """Decode the words of one tensor, as `plain.Decoder.get` does."""
         tokens, channels = mu.shape
         out = np.empty(mu.shape, np.uint16 if self._form.bits == 16 else np.uint32)
         tables = self._tables
-        room = channels + 16  # so much the module may read behind the end
+        room = channels + 16  # the module may read this far past the end
         if len(self._padded) != len(self._words) + room:
             self._padded = np.concatenate([self._words, np.zeros(room, np.uint16)])
         streams = (out, self._state, self._padded, self._runs, self._plain)
@@ -154,6 +157,7 @@ class Decoder:
         return out
 
     def finish(self) -> None:
+        """Raise `IntegrityError` unless everything was read and the coder ended in its first state."""
         words, runs, bits = self._at
         whole = words == len(self._words) and (self._state == 1 << 16).all()
         if not (whole and all_read(self._runs, runs) and all_read(self._plain, bits)):

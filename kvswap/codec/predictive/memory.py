@@ -1,8 +1,8 @@
-"""What the first layer holds for frequent tokens, known by heart.
+"""The token table: what the first layer holds for frequent tokens.
 
-K and V of a model's first layer depend on the token alone, but for the rotary turn.  So the predictor
-keeps them for the tokens that texts use most, and a chunk says of each of its tokens which entry it
-is; 0 stands for none.  The writer finds entries by what V looks like: it needs no text for that.
+K and V of a model's first layer depend on the token alone, but for the rotation of its position (RoPE).  So the
+predictor keeps them for the tokens that texts use most, and a chunk names the entry of each of its tokens; 0 stands for
+none.  The writer finds entries by comparing V: it needs no text for that.
 """
 
 from __future__ import annotations
@@ -20,26 +20,29 @@ from kvswap.codec.predictive.predictor import FEATURE, FEATURE_SHIFT, SHIFT, Sta
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-FINER = 4  # steps a feature
-_COMPARED = 64  # channels
+FINER = 4  # steps for each unit of a feature
+_COMPARED = 64  # channels of V by which entries are found
 
 
 def recall_scale(factor: Array) -> Array:
-    """int32 [channels]: steps to units, SHIFT bits after the point; `factor`: units to features."""
+    """Compute the factors from steps of the table to units, int32 [channels], SHIFT bits after the point.
+
+    `factor` has those from units to features.
+    """
     exact = 2.0 ** (FEATURE_SHIFT + SHIFT) / (FINER * factor.astype(np.float64))
     out: Array = np.clip(np.rint(exact), 1, 2**31 - 1).astype(np.int32)
     return out
 
 
 def entries(tensor: Tensor, straight: Ints) -> Array:
-    """int16 [tokens, channels], in steps, of whole units without the turn."""
+    """Convert unrotated values in units to steps of the table, int16 [tokens, channels]."""
     scaled = (straight - tensor.mean) * tensor.factor * FINER + (1 << (FEATURE_SHIFT - 1)) >> FEATURE_SHIFT
     out: Array = np.clip(scaled, -(1 << 15) + 1, (1 << 15) - 1).astype(np.int16)
     return out
 
 
 def find(stack: Stack, words: Array, form: Format, engine: Any) -> Array:
-    """uint16 [tokens]: the entry, from 1, that each token of the first layer's V is; 0 where it is none."""
+    """Find the table entry, from 1, of each token by the first layer's V: uint16 [tokens]; 0 where none is close."""
     tensor = stack.v[0]
     seen = _likeness(entries(tensor, plain.units(words, form, tensor.unit)))
     if "held" not in stack.prepared:
@@ -47,7 +50,7 @@ def find(stack: Stack, words: Array, form: Format, engine: Any) -> Array:
         size = np.square(held.astype(np.int32)).sum(axis=1)
         stack.prepared["held"] = replace(tensor, weights=np.ascontiguousarray(held.T), prepared={}), held, size // 2
     compared, held, half = stack.prepared["held"]
-    best = (engine.sums(compared, [seen])[:, : len(held)] - half).argmax(axis=1)  # the nearest
+    best = (engine.sums(compared, [seen])[:, : len(held)] - half).argmax(axis=1)  # the nearest entry
     off, whole = (
         np.square(x, dtype=np.int32).sum(axis=1) for x in (np.subtract(seen, held[best], dtype=np.int32), seen)
     )
@@ -60,7 +63,10 @@ def _likeness(steps: Array) -> Array:
 
 
 def rows(stack: Stack, found: Array, number: int) -> Array:
-    """Of K (0) or V (1), int32 [tokens, channels]: what the entries say, in steps from the mean; zeros for 0."""
+    """Return the table's K (`number` 0) or V (1) of the found entries: int32 [tokens, channels].
+
+    They are in steps from the mean; rows of tokens without an entry are zeros.
+    """
     split = len(stack.k[0].mean)
     columns = stack.memory[:, split:] if number else stack.memory[:, :split]
     out = np.zeros((len(found), columns.shape[1]), np.int32)
@@ -70,5 +76,8 @@ def rows(stack: Stack, found: Array, number: int) -> Array:
 
 
 def unsure(stack: Stack, found: Array, number: int) -> Array:
-    """Of K (0) or V (1), int16 [tokens]: how much wider sigma is, in quarter octaves."""
+    """Return by how many quarter octaves sigma of K (`number` 0) or V (1) is wider, int16 [tokens].
+
+    It is wider for tokens without an entry.
+    """
     return np.where(found > 0, 0, stack.missing[number]).astype(np.int16)

@@ -1,4 +1,4 @@
-"""The codec's steps in numpy: the plain form, complete on any machine, and what `_fast.c` is tested against."""
+"""The steps of the codec in numpy: complete on any machine, and what `_fast.c` is tested against."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ VERSION = 1
 
 
 def units(words: Array, form: Format, unit: int) -> Ints:
-    """Bit patterns as whole units.  Every step is exact or rounded as IEEE 754 says, whatever the machine."""
+    """Convert bit patterns to whole units of 2^-unit; what is not finite becomes 0.
+
+    Every step is exact or rounded as IEEE 754 says, whatever the machine.
+    """
     if form.exponent == 5:
         values = words.view(np.float16).astype(np.float64)
     else:
@@ -45,7 +48,10 @@ def units(words: Array, form: Format, unit: int) -> Ints:
 
 
 def sums(tensor: Tensor, inputs: list[Array]) -> Array:
-    """Features times weights, int32 [tokens, channels]: in pieces below 2^24, which float32 holds exactly."""
+    """Multiply features by weights: int32 [tokens, channels].
+
+    The products are summed in pieces below 2^24, which float32 holds exactly.
+    """
     given = np.concatenate(inputs, axis=1).astype(np.float32)
     if "matrix" not in tensor.prepared:
         tensor.prepared["matrix"] = tensor.weights.astype(np.float32)
@@ -58,7 +64,10 @@ def sums(tensor: Tensor, inputs: list[Array]) -> Array:
 
 
 def expected(tensor: Tensor, sums: Array | None, turns: Turns, heads: int) -> Array:
-    """mu, int32 [tokens, channels]: sums of features times weights to units, turned."""
+    """Predict a tensor: mu, int32 [tokens, channels], in units, rotated.
+
+    `sums` are those of features times weights; None predicts the mean.
+    """
     tokens = len(turns.cos)
     mu = np.broadcast_to(tensor.mean.astype(np.int64), (tokens, len(tensor.mean)))
     if sums is not None:
@@ -68,7 +77,7 @@ def expected(tensor: Tensor, sums: Array | None, turns: Turns, heads: int) -> Ar
 
 
 def turn(values: Ints, turns: Turns, heads: int, back: bool) -> Ints:
-    """[tokens, heads * dim] of units, turned or turned back."""
+    """Rotate values in units, [tokens, heads * dim], by their positions, or back."""
     if not turns.pairs:
         return values
     shaped = values.reshape(len(values), heads, -1)
@@ -76,7 +85,7 @@ def turn(values: Ints, turns: Turns, heads: int, back: bool) -> Ints:
 
 
 def known(tensor: Tensor, words: Array, mu: Array, turns: Turns, heads: int, form: Format) -> tuple[Array, Ints]:
-    """Features of a tensor, int8 [tokens, channels]; and how far off mu was, [tokens], quarter octaves."""
+    """Compute a tensor's features, int8 [tokens, channels], and how far off mu was, [tokens], in quarter octaves."""
     values = units(words, form, tensor.unit)
     wrong = wrongness(values - mu, tensor)
     straight = turn(values, turns, heads, back=True)
@@ -85,13 +94,16 @@ def known(tensor: Tensor, words: Array, mu: Array, turns: Turns, heads: int, for
 
 
 def wrongness(deviation: Ints, tensor: Tensor) -> Ints:
-    """[tokens]: how far off the prediction of a token was, in quarter octaves."""
+    """Compute how far off the prediction of each token was, [tokens], in quarter octaves."""
     each = np.minimum(np.abs(deviation) * tensor.inverse >> 16, CAP)
     return quarter_log(each.sum(axis=1) * 16 // deviation.shape[1] + 1)
 
 
 def quarter_log(values: Ints) -> Ints:
-    """floor(4 * log2) of positive integers below 2^40; the constants are 2^20 times 2^(1/4), 2^(1/2), 2^(3/4)."""
+    """Compute floor(4 * log2) of positive integers below 2^40.
+
+    The constants are 2^20 times 2^(1/4), 2^(1/2) and 2^(3/4).
+    """
     octaves = length(values) - 1
     mantissa = values << 20 >> octaves
     above = [(mantissa >= limit).astype(np.int64) for limit in (1246975, 1482911, 1763488)]
@@ -99,12 +111,12 @@ def quarter_log(values: Ints) -> Ints:
 
 
 def log_sigma(tensor: Tensor, token: Array) -> Ints:
-    """[tokens, channels] in quarter octaves."""
+    """Return sigma as quarter octaves, [tokens, channels]: the channel's constant and the token's factor."""
     return tensor.log_sigma.astype(np.int64) + token.astype(np.int64)[:, None]
 
 
 class Encoder:
-    """Tensor by tensor, then `finish`."""
+    """An encoder of tensors: call `put` for each, then `finish`."""
 
     def __init__(self, tables: Tables, form: Format) -> None:
         self._tables = tables
@@ -114,7 +126,10 @@ class Encoder:
         self._plain: list[Array] = []
 
     def put(self, words: Array, mu: Array, tensor: Tensor, token: Array) -> None:
-        """[tokens, channels] of bit patterns."""
+        """Encode the bit patterns of one tensor, [tokens, channels].
+
+        `mu` is its prediction, `token` the tokens' factors of sigma.
+        """
         frame = buckets.Frame.of(self._form, mu.astype(np.int64), log_sigma(tensor, token), tensor.unit)
         value = buckets.split(words, frame)
         unsaid = self._tables.frequency[frame.context, value.symbol] == 0
@@ -125,14 +140,14 @@ class Encoder:
         self._plain.append(bits.pack_plain(value.plain.reshape(-1), value.count.reshape(-1)))
 
     def finish(self, entries: Array | None) -> bytes:
-        """The wire bytes."""
+        """Return the wire bytes."""
         states, words = rans.encode(self._segments, self._tables)
         runs, plain = (np.packbits(np.concatenate(b), bitorder="little") for b in (self._runs, self._plain))
         return wire_of(self._form, entries, states, words, runs.tobytes(), plain.tobytes())
 
 
 def wire_of(form: Format, entries: Array | None, states: Array, words: Array, runs: bytes, plain: bytes) -> bytes:
-    """The layout that `codec` states."""
+    """Join the parts of a chunk into wire bytes, in the layout that `codec` states."""
     entries = np.empty(0, np.uint16) if entries is None else entries
     kind = list(FORMATS.values()).index(form)
     header = HEADER.pack(VERSION, kind, len(entries), len(words), len(runs), len(plain))
@@ -142,7 +157,7 @@ def wire_of(form: Format, entries: Array | None, states: Array, words: Array, ru
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A chunk's wire bytes, taken apart."""
+    """The parts of a chunk's wire bytes."""
 
     dtype: str
     entries: Array
@@ -153,7 +168,7 @@ class Stream:
 
 
 def parse(wire: memoryview) -> Stream:
-    """Raises `IntegrityError` unless every length agrees."""
+    """Split wire bytes into their parts.  Raises `IntegrityError` unless every length agrees."""
     if len(wire) < HEADER.size:
         raise IntegrityError("a predictive chunk is shorter than its header")
     version, kind, entries, words, runs, plain = HEADER.unpack_from(wire)
@@ -173,7 +188,10 @@ def parse(wire: memoryview) -> Stream:
 
 
 class Decoder:
-    """The same tensors in the same order, then `finish`.  Raises `IntegrityError`."""
+    """A decoder of tensors in the order in which they were encoded: call `get` for each, then `finish`.
+
+    Its methods raise `IntegrityError`.
+    """
 
     def __init__(self, stream: Stream, tables: Tables, form: Format) -> None:
         self._coder = rans.Decoder(stream.states, stream.words, tables)
@@ -181,7 +199,10 @@ class Decoder:
         self._form = form
 
     def get(self, mu: Array, tensor: Tensor, token: Array) -> Array:
-        """[tokens, channels] of bit patterns."""
+        """Decode the bit patterns of one tensor, [tokens, channels].
+
+        `mu` is its prediction, `token` the tokens' factors of sigma.
+        """
         frame = buckets.Frame.of(self._form, mu.astype(np.int64), log_sigma(tensor, token), tensor.unit)
         symbol = self._coder.segment(frame.context.reshape(-1)).reshape(mu.shape)
         with_run, count = buckets.needs(symbol, frame)
@@ -191,7 +212,7 @@ class Decoder:
         return buckets.join(symbol, run, plain, frame)
 
     def finish(self) -> None:
-        """Everything was read, and came out where it began."""
+        """Raise `IntegrityError` unless everything was read and the coder ended in its first state."""
         self._coder.finish()
         self._runs.finish()
         self._plain.finish()

@@ -1,12 +1,11 @@
-"""The predictor of a model: integer weights that say what a layer's K and V will be, from the layers before.
+"""The predictor of a model: integer weights that predict a layer's K and V from the layers before.
 
-A *stack* is the layers of one kind and shape, in order.  K of a layer is predicted from K and V of the
-one or more layers before it in the stack, without its rotary turn; V from those and from K; the first
-layer of a model from the token (`memory`).  A tensor goes in as int8 features, one scale a channel;
-weights are int8; sums of 1,040 products stay below 2^24, so that even a float32 matrix product of
-these integers is exact in any order and on any machine.  How wrong the
-prediction is likely to be, sigma, is a constant of the channel times a factor of the token, which
-follows from how wrong it was in what has been decoded of that token already.
+A *stack* is the layers of one kind and shape, in order.  K of a layer is predicted from K and V of the one or more
+layers before it in the stack, without its rotation (RoPE); V from those and from K; the first layer of a model from the
+token (`memory`).  A tensor enters as int8 features, one scale a channel; weights are int8; sums of 1,040 products stay
+below 2^24, so that even a float32 matrix product of these integers is exact in any order and on any machine.  The
+likely error of the prediction, sigma, is a constant of the channel times a factor of the token, which follows from the
+errors in what has been decoded of that token already.
 """
 
 from __future__ import annotations
@@ -24,33 +23,36 @@ from kvswap.codec.predictive.rans import Tables
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-FEATURE = 127  # largest
+FEATURE = 127  # the largest feature
 EXACT_PRODUCTS = 1_040  # 1,040 * 127 * 127 < 2^24
-SHIFT = 24  # of the factor from sums to units
-FEATURE_SHIFT = 16  # of the factor from units to features
-LARGEST = 1 << 26  # units; beyond that a value only feeds saturated features
-FAR = 1 << 30  # units; no expectation is beyond
-WRONG = 16  # a deviation of sigma counts so much
+SHIFT = 24  # bits after the point of the factor from sums to units
+FEATURE_SHIFT = 16  # bits after the point of the factor from units to features
+LARGEST = 1 << 26  # units; values beyond only feed saturated features
+FAR = 1 << 30  # units; the largest prediction
+WRONG = 16  # counts for a deviation of one sigma
 CAP = 8 * WRONG
 TOKEN_CAP = 24  # quarter octaves
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """K or V of one layer."""
+    """The weights and scales that predict K or V of one layer."""
 
     unit: int  # values count 2^-unit
-    mean: Array  # int32 [channels], in units, without the turn
+    mean: Array  # int32 [channels], in units, without the rotation
     factor: Array  # int32 [channels]: units to features, FEATURE_SHIFT bits after the point
     weights: Array  # int8 [features, channels]
-    scale: Array  # int32 [channels]: sums, or steps of the memory, to units, SHIFT bits after the point
-    log_sigma: Array  # int16 [channels], in quarter octaves, with the turn
-    inverse: Array  # int32 [channels]: what a deviation of one unit counts, 16 bits after the point
-    token: Array  # int16: of each earlier wrongness its weight in sixteenths and its usual value; then a constant
-    prepared: dict[str, Any] = field(default_factory=dict, compare=False)  # by a backend, when first needed
+    scale: Array  # int32 [channels]: sums, or steps of the token table, to units, SHIFT bits after the point
+    log_sigma: Array  # int16 [channels], in quarter octaves, with the rotation
+    inverse: Array  # int32 [channels]: counts for a deviation of one unit, 16 bits after the point
+    token: Array  # int16: for each earlier error its weight in sixteenths and usual value; then a constant
+    prepared: dict[str, Any] = field(default_factory=dict, compare=False)  # filled by a backend, when first needed
 
     def token_factor(self, wrong: Sequence[Ints], tokens: int) -> Array:
-        """int16 [tokens], quarter octaves, from how wrong other predictions of the tokens were."""
+        """Compute the tokens' factors of sigma, int16 [tokens], in quarter octaves.
+
+        `wrong` has the errors of other predictions of the same tokens, in quarter octaves.
+        """
         total = np.full(tokens, int(self.token[-1]), np.int64)
         for (weight, usual), value in zip(self.token[:-1].reshape(-1, 2).astype(np.int64), wrong, strict=True):
             total += weight * (value - usual)
@@ -60,27 +62,27 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Layers of one kind and shape."""
+    """A stack of layers of one kind and shape, with the weights that predict each of them."""
 
     layers: tuple[int, ...]
-    before: int  # how many layers a prediction looks back
+    before: int  # number of layers that a prediction looks back on
     turns: Array  # int32 [pairs, bits, 2], see `rope.powers`
     k: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
-    memory: Array  # int16 [entries, channels of K and V]: of the first layer; no entries where there is none
-    missing: tuple[int, int]  # of K and V: quarter octaves that sigma is wider for tokens without an entry
+    memory: Array  # token table, int16 [entries, channels of K and V] of the first layer; may have no entries
+    missing: tuple[int, int]  # for K and V: quarter octaves by which sigma is wider for tokens without an entry
     prepared: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """Everything, and the tables of the entropy coder."""
+    """The predictor of a model: all stacks, and the tables of the entropy coder."""
 
     stacks: tuple[Stack, ...]
     tables: Tables
 
     def stack_of(self, layer: int) -> tuple[Stack, int]:
-        """The stack that a layer belongs to, and its place in it.  Raises `KeyError`."""
+        """Return the stack that a layer belongs to, and its place in it.  Raises `KeyError`."""
         for stack in self.stacks:
             if layer in stack.layers:
                 return stack, stack.layers.index(layer)
@@ -89,20 +91,22 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """cos and sin of some positions, int32 [tokens, pairs]."""
+    """The rotations of some positions: cos and sin, int32 [tokens, pairs]."""
 
     cos: Array
     sin: Array
 
     @classmethod
     def of(cls, stack: Stack, start: int, tokens: int) -> Turns:
+        """Compute the rotations of `tokens` positions from `start` on."""
         cos, sin = rope.tables(stack.turns, np.arange(start, start + tokens, dtype=np.int64))
         return cls(cos.astype(np.int32), sin.astype(np.int32))
 
     @property
     def pairs(self) -> int:
+        """The number of channel pairs that are rotated."""
         return int(self.cos.shape[1])
 
     def none(self) -> Turns:
-        """For V, which is not turned."""
+        """Return rotations of no pairs, for V, which is not rotated."""
         return Turns(self.cos[:, :0].copy(), self.sin[:, :0].copy())

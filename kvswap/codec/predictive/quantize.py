@@ -1,8 +1,8 @@
-"""Real weights to whole numbers, coarse where it costs little.
+"""Quantisation of real weights to small integers, coarse where it costs little.
 
-Rounded one feature after another, each making up for the errors of those before it (OPTQ, arXiv
-2210.17323, in the form of arXiv 2307.13304): weights of three to five bits predict as well as rounded
-ones of seven.  Their file is entropy-coded, so small numbers are short ones.
+The weights are rounded one feature after another, each making up for the errors of those before it (OPTQ, arXiv
+2210.17323, in the form of arXiv 2307.13304): weights of three to five bits predict as well as rounded ones of seven.
+Their file is entropy-coded, so small numbers take few bits.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ Floats = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
 LARGEST = 127
-_ROWS = 64  # at once
+_ROWS = 64  # features at a time
 
 
 def quantize(square: Floats, weights: Floats, step: Floats) -> Array:
-    """int8 [features, channels], in steps of each channel; `square`: products of features with features, summed."""
+    """Quantise weights to int8 [features, channels], in multiples of each channel's `step`.
+
+    `square`: the sum of products of features with features, [features, features].
+    """
     lower = np.linalg.cholesky(square)
-    lower /= np.diag(lower)  # unit diagonal: of an error, what it asks of the features before it
+    lower /= np.diag(lower)  # unit diagonal: the part of an error that each feature before it makes up for
     errors = np.zeros_like(weights)
     out = np.zeros(weights.shape, np.int8)
     for end in range(len(weights), 0, -_ROWS):

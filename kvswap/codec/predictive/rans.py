@@ -1,9 +1,9 @@
 """The entropy coder: 128 interleaved range-ANS states over one stream of 16-bit words (Giesen, arXiv 1402.3392).
 
-A symbol is coded under a context, of which each has a table of frequencies that add up to 4096.
-Value i of a segment belongs to state i mod 128; a segment's last step uses the first states only.
-Decoding ends with every state where encoding began it: a stream that was changed is noticed there,
-if not before.  This is the plain form, in numpy; `_fast.c` does the same in one pass.
+A symbol is coded under a context; each context has a table of frequencies that add up to 4096.  Value i of a segment
+belongs to state i mod 128; a segment's last step uses the first states only.  Decoding ends with every state where
+encoding began it: a stream that was changed is noticed there, if not before.  This is the plain form, in numpy;
+`_fast.c` does the same in one pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Array = npt.NDArray[Any]
 
 
 class Tables:
-    """Frequencies by context, [contexts, 128], each row adding up to 4096; zero for what cannot be said."""
+    """The frequencies of symbols by context, [contexts, 128], each row adding up to 4096; 0 for what cannot be coded.
+
+    Making it raises `IntegrityError` for other shapes and sums.
+    """
 
     def __init__(self, frequencies: Array) -> None:
         if frequencies.ndim != 2 or frequencies.shape[1] != SYMBOLS or (frequencies.sum(1) != 1 << BITS).any():
@@ -38,7 +41,7 @@ class Tables:
 
     @cached_property
     def slots(self) -> Array:
-        """uint32 [contexts, 4096]: symbol, place within it and frequency, in 7, 12 and 13 bits."""
+        """The decoding table, uint32 [contexts, 4096]: symbol, place within it and frequency, in 7, 12 and 13 bits."""
         rows = np.arange(len(self.symbol))[:, None]
         place = np.arange(1 << BITS, dtype=np.uint32) - self.start[rows, self.symbol]
         out: Array = self.symbol | place << 7 | self.frequency[rows, self.symbol].astype(np.uint32) << 19
@@ -46,12 +49,12 @@ class Tables:
 
     @classmethod
     def flat(cls, contexts: int) -> Tables:
-        """All symbols alike."""
+        """Make tables in which all symbols are equally frequent."""
         return cls(np.full((contexts, SYMBOLS), (1 << BITS) // SYMBOLS, np.uint16))
 
 
 def encode(segments: list[tuple[Array, Array]], tables: Tables) -> tuple[Array, Array]:
-    """(states, words) of segments of (contexts, symbols), each of one dimension."""
+    """Encode segments of (contexts, symbols), each of one dimension; return the coder's states and words."""
     state = np.full(LANES, _LOW, np.uint64)
     pieces: list[Array] = []
     for contexts, symbols in reversed(segments):
@@ -70,7 +73,7 @@ def encode(segments: list[tuple[Array, Array]], tables: Tables) -> tuple[Array, 
 
 
 class Decoder:
-    """Reads segments in the order in which they were written."""
+    """A decoder of segments, in the order in which they were encoded."""
 
     def __init__(self, states: Array, words: Array, tables: Tables) -> None:
         if (states < _LOW).any():
@@ -81,7 +84,10 @@ class Decoder:
         self._tables = tables
 
     def segment(self, contexts: Array) -> Array:
-        """The symbols that belong to these contexts."""
+        """Decode the symbols of one segment, given their contexts.
+
+        Raises `IntegrityError` when the words end early.
+        """
         out = np.empty(len(contexts), np.uint8)
         tables = self._tables
         for at in range(0, len(contexts), LANES):
@@ -101,13 +107,16 @@ class Decoder:
         return out
 
     def finish(self) -> None:
-        """Raises `IntegrityError` unless everything was read and came out where it began."""
+        """Raise `IntegrityError` unless everything was read and every state is where encoding began."""
         if self._at != len(self._words) or (self._state != _LOW).any():
             raise IntegrityError("a predictive chunk's coder does not end where it began")
 
 
 def normalized(counts: Array) -> Array:
-    """Frequencies that add up to 4096 out of counts; what never occurred cannot be said, but for the escape."""
+    """Scale counts to frequencies that add up to 4096.
+
+    A symbol that never occurred cannot be coded, except the escape.
+    """
     counts = np.asarray(counts, np.float64).copy()
     counts[..., SYMBOLS - 1] += 0.5
     out = np.zeros(counts.shape, np.int64)

@@ -1,9 +1,8 @@
-"""Rotary positions in integers: the same turn on every machine.
+"""Rotary positions (RoPE) in integers: the same rotation on every machine.
 
-A pair of channels at position p is turned by p * angle.  cos and sin of that come from the bits of p
-and a table of cos and sin of 2^i * angle, multiplied up in 30-bit fixed point with a stated rounding
-(Goertzel's idea, by squaring): no floating point is left to differ.  Off the true angle by less than
-1e-7, which costs a prediction nothing.
+A pair of channels at position p is rotated by p * angle.  cos and sin of that come from the bits of p and a table of
+cos and sin of 2^i * angle, multiplied in 30-bit fixed point with a stated rounding (Goertzel's idea, by squaring): no
+floating point is left to differ.  The error against the true angle is below 1e-7, which costs a prediction nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +15,14 @@ Ints = npt.NDArray[np.int64]
 BITS = 24  # positions below 2^24
 _ONE = 30
 _HALF = np.int64(1 << (_ONE - 1))
-TURN = 14  # of the tables handed out
+TURN = 14  # bits after the point in the tables that `tables` returns
 
 
 def powers(inverse_frequency: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
-    """[pairs, BITS, 2] of cos and sin of 2^i * angle: what a predictor carries.  Made once, by whoever trains."""
+    """Compute cos and sin of 2^i * angle, [pairs, BITS, 2], which a predictor carries.
+
+    They are in floating point, and so computed once, by whoever trains.
+    """
     out = np.empty((len(inverse_frequency), BITS, 2), np.int32)
     for i in range(BITS):
         angle = np.asarray(inverse_frequency, np.float64) * float(1 << i)
@@ -30,7 +32,7 @@ def powers(inverse_frequency: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
 
 
 def tables(powers: npt.NDArray[np.int32], positions: Ints) -> tuple[Ints, Ints]:
-    """cos and sin, [tokens, pairs], `TURN` bits after the point."""
+    """Compute cos and sin of positions, [tokens, pairs], with `TURN` bits after the point."""
     cos = np.full((len(positions), len(powers)), 1 << _ONE, np.int64)
     sin = np.zeros_like(cos)
     for i in range(BITS):
@@ -45,7 +47,10 @@ def tables(powers: npt.NDArray[np.int32], positions: Ints) -> tuple[Ints, Ints]:
 
 
 def turn(values: Ints, cos: Ints, sin: Ints, back: bool) -> Ints:
-    """[tokens, heads, dim] turned by the tables, or back; channel i goes with i + pairs, the rest stays."""
+    """Rotate values [tokens, heads, dim] by the tables, or back.
+
+    Channel i is paired with i + pairs; the channels after the pairs stay as they are.
+    """
     pairs = cos.shape[1]
     if not pairs:
         return values

@@ -1,4 +1,4 @@
-"""A predictor as bytes: one msgpack map of little-endian arrays.  Read from anybody, so every number is checked.
+"""The predictor as bytes: one msgpack map of little-endian arrays.  They come from untrusted peers, so all is checked.
 
     version  1
     stacks   [{layers, before, turns: int32 [pairs, 24, 2], k: [tensor], v: [tensor],
@@ -8,11 +8,11 @@
     tensor   {unit, mean: int32, factor: int32, weights: int8 [features, channels], scale: int32,
               log_sigma: int16, inverse: int32, token: int16}
 
-`weights` are one zstd frame that declares its size, `memory` is one of the low bytes and then the high
-bytes of its numbers.  All frames of a predictor together hold no more than `predictor_raw_bytes`.
+`weights` are one zstd frame that declares its size, `memory` is one of the low bytes and then the high bytes of its
+numbers.  All frames of a predictor together hold no more than `predictor_raw_bytes`.
 
-A hostile predictor can make chunks large or slow to the bounds below, never wrong: what is decoded is
-compared with the digests its publisher signed.
+A hostile predictor can make chunks large or slow to the bounds below, never wrong: what is decoded is compared with the
+digests that its publisher signed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kvswap.core.limits import LIMITS
 Array = npt.NDArray[Any]
 
 VERSION = 1
-MOST_FEATURES = 16_384  # so many products of 127 * 127 fit int32 eight times
+MOST_FEATURES = 16_384  # the sum of that many products of 127 * 127 is an eighth of int32's range
 _MOST_LOG_SIGMA = 400
 _LEVEL = 19  # of zstd
 _LAYERS = Meta(min_length=1, max_length=LIMITS.manifest_layers)
@@ -53,7 +53,7 @@ _KINDS = {
 
 
 def dump(predictor: Predictor) -> bytes:
-    """The bytes; equal predictors have equal bytes."""
+    """Serialise a predictor; equal predictors have equal bytes."""
     stacks = [
         {
             "layers": list(stack.layers),
@@ -81,13 +81,13 @@ def _pressed(array: Array) -> bytes:
 
 
 class _Room:
-    """How much more the frames of a predictor may hold."""
+    """The bytes that the frames of a predictor may still hold."""
 
     def __init__(self) -> None:
         self._left = LIMITS.predictor_raw_bytes
 
     def take(self, frame: bytes) -> bytes:
-        # zstandard does not hold a frame to max_output_size when it declares its size.
+        # zstandard ignores max_output_size when a frame declares its size.
         size = zstandard.get_frame_parameters(frame).content_size
         _require(0 <= size <= self._left, "holds more than its cap, or does not say how much")
         self._left -= size
@@ -126,7 +126,7 @@ class _Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(data: bytes | memoryview) -> Predictor:
-    """Raises `IntegrityError` naming what is wrong."""
+    """Parse a predictor and check every number of it.  Raises `IntegrityError` naming what is wrong."""
     _require(len(data) <= LIMITS.predictor_bytes, f"of {len(data)} bytes is over the cap")
     try:
         fields = wire.unpack(bytes(data), _Fields, IntegrityError, items=LIMITS.predictor_items)
@@ -149,7 +149,7 @@ def _require(condition: bool, what: str) -> None:
 
 
 def _array(data: bytes, kind: str, *shape: int) -> Array:
-    """A copy in native order; -1 stands for what the length says."""
+    """Copy an array to native order; -1 stands for the dimension that follows from the length."""
     flat = np.frombuffer(data, kind)
     return np.ascontiguousarray(flat.reshape(shape), flat.dtype.newbyteorder("="))
 

@@ -1,8 +1,7 @@
-"""Training a predictor: least squares on integer features, then how wrong it is on parts of the documents.
+"""Training of a predictor: least squares on integer features, then its errors on parts of the documents.
 
-`Trainer` is fed documents of one stack, in any number: the first few set the scales, all of them the
-weights, and every fifth, in part, the scales of error and the tables.  Memory does not grow with the
-corpus but for those.
+`Trainer` is fed documents of one stack, in any number: the first few set the scales, all of them the weights, and every
+fifth, in part, the scales of error and the tables.  Only those parts are kept, so memory hardly grows with the corpus.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 _SCALING = 6  # documents that set the scales
-_MEASURING_TOKENS = 768  # of every fifth document
+_MEASURING_TOKENS = 768  # tokens measured of every fifth document
 _SPREAD = 5.0  # standard deviations that a feature spans
 _RIDGE = 1e-4
 COARSENESS = 0.05
-_OUTLIER = 8.0  # deviations beyond count as so many
+_OUTLIER = 8.0  # standard deviations to which outliers are clipped
 _LARGEST = 2**31 - 1
 
 
 class Trainer:
-    """For one stack.  `add` documents, then `finish`."""
+    """The training of one stack: `add` documents, then `finish`."""
 
     def __init__(
         self,
@@ -53,8 +52,11 @@ class Trainer:
         known: Sequence[tuple[Part, Part]] = (),
         coarseness: float = COARSENESS,
     ) -> None:
-        """`turns`: see `rope.powers`; `known`: the first layer's K and V of tokens to know by heart, each from
-        position 0; `coarseness`: a feature's usual value moves a prediction by so much of its usual error.
+        """Start the training of the stack of these layers, each predicted from `before` layers before it.
+
+        `turns`: see `rope.powers`; `known`: the first layer's K and V of the tokens of the token table, each from
+        position 0; `coarseness`: a step of a weight, as the part of a channel's usual error by which it moves a
+        prediction for a usual feature.
         """
         self._layers = tuple(layers)
         self._turns = turns
@@ -62,14 +64,14 @@ class Trainer:
         self._form = buckets.FORMATS[dtype]
         self._first: list[list[Part]] = []
         self._kept: list[list[Part]] = []
-        self._entries: list[Array | None] = []  # of each document kept, which of its tokens are known by heart
+        self._entries: list[Array | None] = []  # for each document kept: the table entries of its tokens
         self._tensors: list[Tensor] = []
         self._spread: list[Floats] = []
         self._known = known
         self.coarseness = coarseness
         self._memory, self._missing = np.empty((0, 0), np.int16), (0, 0)
-        # By tensor: products of its features with those of the tensors just before it and its own, of what it is
-        # predicted from with what is to be said, and of that with itself.
+        # Sums by tensor: of products of its features with its own and those of the tensors just before it; of its
+        # inputs with its values; and of squares of its values.
         self._squares: list[Any] = [0.0] * (2 * len(self._layers))
         self._products: list[Any] = [0.0] * (2 * len(self._layers))
         self._energy: list[Any] = [0.0] * (2 * len(self._layers))
@@ -78,7 +80,7 @@ class Trainer:
         self._gathered = 0  # documents
 
     def add(self, parts: Sequence[Part]) -> None:
-        """K, V of each layer of one document, from position 0."""
+        """Add one document: K and V of each layer, from position 0."""
         self._heads = parts[0].shape[0]
         if not self._tensors:
             self._first.append([p.copy() for p in parts])
@@ -100,7 +102,7 @@ class Trainer:
         return Stack(self._layers, self._before, self._turns, k, v, self._memory, self._missing)
 
     def _straight(self, number: int, part: Part, unit: int) -> Array:
-        """Whole units without the turn."""
+        """Return a part's values in whole units, without the rotation."""
         tokens = part.shape[1]
         turns = Turns.of(self._stack(), 0, tokens)
         values = plain.units(codec.flat(part), self._form, unit)
@@ -136,7 +138,7 @@ class Trainer:
         self._memory = np.concatenate(columns, axis=1)
 
     def _inputs(self, number: int) -> list[int]:
-        """The tensors that one is predicted from, in the codec's order."""
+        """List the tensors that one is predicted from, in the codec's order."""
         if number < 2 and self._known:
             return []
         layer = number // 2
@@ -144,7 +146,7 @@ class Trainer:
         return [*seen, number - 1] if number % 2 else seen
 
     def _gather(self, parts: Sequence[Part]) -> None:
-        """Sums of products of features with features and with what they are to say."""
+        """Add up products of features with features, and of features with what they are to predict."""
         tokens = parts[0].shape[1]
         turns = Turns.of(self._stack(), 0, tokens)
         features: list[Array] = []
@@ -172,11 +174,11 @@ class Trainer:
             self._entries.append(entries)
 
     def _first_of(self, number: int) -> int:
-        """The first tensor that is an input wherever this one is the last."""
+        """Return the first tensor that is an input wherever this one is the last."""
         return max(0, number - 2 * self._before)
 
     def _square(self, inputs: Sequence[int]) -> Floats:
-        """Products of the inputs' features with each other, summed."""
+        """Return the sum of products of the inputs' features with each other."""
         widths = [len(t.mean) for t in self._tensors]
         ends = np.cumsum([0, *(widths[i] for i in inputs)])
         out = np.zeros((ends[-1], ends[-1]))
@@ -190,7 +192,7 @@ class Trainer:
         return out
 
     def finish(self) -> tuple[Stack, Array]:
-        """The stack, and counts of symbols by context for the tables.  Raises `UsageError` without documents."""
+        """Return the stack, and counts of symbols by context for the tables.  Raises `UsageError` without documents."""
         if not self._tensors:
             if not self._first:
                 raise UsageError("there is nothing to train on", cause="the corpus has no text", hint="--corpus DIR")
@@ -198,7 +200,7 @@ class Trainer:
         for number in range(len(self._tensors)):
             if self._inputs(number):
                 self._set_weights(number)
-        deviations = self._deviations()  # of what is expected: what follows says only how far off it is
+        deviations = self._deviations()  # of fixed predictions: the next steps only estimate their errors
         self._set_error_scales(deviations)
         self._set_token_factors(deviations)
         counts = np.zeros((buckets.CONTEXTS, rans.SYMBOLS))
@@ -226,7 +228,7 @@ class Trainer:
         self._tensors[number] = Tensor(**{name: fields.get(name, getattr(tensor, name)) for name in names})
 
     def _measure(self) -> list[tuple[int, Array, Array, Array]]:
-        """(number, words, mu, token factor) of every tensor of the documents kept."""
+        """Return (number, words, mu, token factor) of every tensor of the documents kept."""
         out: list[tuple[int, Array, Array, Array]] = []
         stack = self._stack()
         nothing = Predictor((stack,), rans.Tables.flat(buckets.CONTEXTS))
@@ -285,7 +287,7 @@ class Trainer:
 
 
 def _usual(deviations: Array) -> Floats:
-    """[channels]: sigma of what is about normal, with a few far off."""
+    """Estimate sigma of each channel, [channels], from deviations that are about normal, with a few outliers."""
     size = np.abs(deviations).astype(np.float64)
     sigma = np.minimum(size, _OUTLIER * (np.median(size, axis=0) + 1)).mean(0) * np.sqrt(np.pi / 2)
     out: Floats = np.maximum(sigma, 0.5)
@@ -297,5 +299,5 @@ def _positive(values: Floats) -> Array:
 
 
 def predictor(stacks: Sequence[Stack], counts: Sequence[Array]) -> Predictor:
-    """One of all stacks, with tables common to them."""
+    """Join stacks into a predictor, with tables from the sum of their counts."""
     return Predictor(tuple(stacks), rans.Tables(rans.normalized(sum(counts[1:], start=counts[0]))))
