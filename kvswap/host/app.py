@@ -1,4 +1,4 @@
-"""The HTTP API of a host: OpenAI's completions for invited clients, its documents, its offer, and their usage."""
+"""The HTTP API of a host: OpenAI's completions for invited clients, its documents and offer, and a client's usage."""
 
 from __future__ import annotations
 

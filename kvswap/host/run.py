@@ -54,7 +54,7 @@ class HostOptions:
     model: str
     dtype: str
     listen: str  # address:port
-    block_tokens: int  # as the node publishes
+    block_tokens: int  # the block size with which the node publishes
     tariff: Tariff
     engine: str | None = None  # url of a vLLM server; None: start one
     engine_key: str = ""

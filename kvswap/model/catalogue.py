@@ -108,7 +108,10 @@ def label_of(directory: Path, models: Path) -> str:
 
 
 def resolve(name: str, models: Path) -> Path:
-    """Return the directory of a model that is on this machine.  Raises `NotFound` with a hint if it is not."""
+    """Return the directory of a model that is on this machine.
+
+    Raises `NotFound` with a hint if it is not here, `UsageError` for an unknown name or a relative path.
+    """
     directory = local_directory(name, models)
     if is_complete(directory):
         return directory

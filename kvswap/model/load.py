@@ -89,7 +89,7 @@ def _device_name(device: str) -> str:
 
 
 def quiet_transformers() -> None:
-    """Turn off the progress bars and warnings of transformers, in which nobody at a prompt is interested here."""
+    """Turn off the progress bars and warnings of transformers, which are meant for people at a prompt."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 

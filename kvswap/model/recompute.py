@@ -93,7 +93,7 @@ def at_positions(
         raise Incompatible("sliding layers keep too little to compute a position again", field="layout")
     wanted = len(positions)
     if tokens - 1 not in positions and reach.thresholds(loaded.model.config.get_text_config(decoder=True)):
-        positions = [*positions, tokens - 1]  # so that the document's own rotary table is taken
+        positions = [*positions, tokens - 1]  # the last position makes the model use the document's own rotary table
     where = torch.tensor(list(positions))
     cache = _Supplied(loaded.model.config, tensors, tokens, where)
     count = len(positions)

@@ -44,7 +44,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every exception of a handler into a JSON response.  This has to be the outermost middleware."""
     try:
         return await handler(request)
-    except web.HTTPException as error:  # of aiohttp's own: no such path, method, or too large a body
+    except web.HTTPException as error:  # raised by aiohttp: no such path or method, or too large a body
         return response_of(_of_http(request, error), error.status)
     except web.RequestPayloadError as error:
         return response_of(_of_payload(request, error))
@@ -68,14 +68,14 @@ async def errors_for_guests(request: web.Request, handler: Handler) -> web.Strea
         return response_of(_of_payload(request, error))
     except ConnectionError:
         raise  # the guest went away, or reads nothing of what has begun
-    except Exception as error:  # noqa: BLE001 - told, and in the log
+    except Exception as error:  # noqa: BLE001 - it is answered, and logged
         return response_of(for_guests(error, f"{request.method} {request.path}"))
 
 
 def for_guests(error: Exception, doing: str) -> KvswapError:
     """Log an error, and return it in the form that a remote caller may see: internal faults without details."""
     told = record(error, doing)
-    if not is_own(error) or isinstance(told, UsageError):  # what is wrong with the guest's own words
+    if not is_own(error) or isinstance(told, UsageError):  # a fault of the request, not of this machine
         return told
     return Unexpected("this host failed at the request", cause="a fault on its side", hint="ask again later")
 

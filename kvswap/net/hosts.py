@@ -47,9 +47,9 @@ class Hosts:
         self._offers: dict[str, SignedOffer] = {}
 
     def add(self, text: str, *, plain: bool = False) -> Invitation:
-        """Store an invitation; `plain` says that the user accepts http.  Blocks.
+        """Store an invitation, and return it; `plain` says that the user accepts http.  Blocks.
 
-        Raises `UsageError` if it is no invitation.
+        Raises `UsageError` if it is malformed, or the node knows too many hosts.
         """
         with self._writing:
             return self._add(Invitation.from_text(text, plain=plain), plain)
@@ -101,7 +101,8 @@ class Hosts:
     async def offer(self, peer: str, *, fresh: bool = False) -> SignedOffer:
         """Return a host's signed offer: the cached one until it expires, or a `fresh` one.
 
-        Raises `NotFound`, `PeerError`, `IntegrityError` or `Untrusted`.
+        Raises `NotFound` for an unknown host, `PeerError`, `IntegrityError` or `MalformedManifest` if the offer is not
+        received or not the host's, `Untrusted` if it has expired.
         """
         known = self._offers.get(peer)
         if fresh or known is None or known.offer.expires < time.time():

@@ -41,7 +41,7 @@ from kvswap.net.dialling import Place, host_and_port, origin_of, place_of
 
 _PREFIX = "kvswap-host:"
 _SHORT_SECONDS = 10.0
-_SHORT_BYTES = 64 * 1024  # of an answer that is no stream, and of one line of a stream
+_SHORT_BYTES = 64 * 1024  # limit for an answer that is not streamed, and for a line of a stream
 _PARTS: Any = tuple[str, str, str]
 
 
@@ -166,7 +166,7 @@ class HostConnection:
             raise PeerError(
                 f"the host {self.peer} was not reached: {type(error).__name__}", cause="it is down, or elsewhere now"
             ) from error
-        except ValueError as error:  # of aiohttp, for a line without an end
+        except ValueError as error:  # aiohttp raises it for an overlong line
             raise PeerError(f"the host {self.peer} answered in another format") from error
 
     async def _pinned(self) -> aiohttp.Fingerprint | bool:

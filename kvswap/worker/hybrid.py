@@ -97,7 +97,7 @@ class Hybrid:
         self._ids, self._talk = ids, talk
         self._cache: Any = None
         self._reached = 0  # tokens at the front that are in the cache being computed
-        self._loading = len(units)  # those from here on are loaded, or on their way
+        self._loading = len(units)  # units from here on are loaded, or being loaded
         self._beside = not str(loaded.device).startswith("cpu")
         self.filled = Filled()
 

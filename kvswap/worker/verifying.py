@@ -208,7 +208,7 @@ class Checks:
         cache = build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
         try:
             made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
-        except Incompatible as error:  # what follows from this cache is not finite: no reason to skip the other steps
+        except Incompatible as error:  # the logits after this cache are not finite: the other checks still run
             return Step(Level.PROBE, "failed", why=error.message, figures=figures)
         figures["tokens_equal"] = made.ids == list(probe.tokens)
         figures["logits_equal"] = made.logits_digest == "blake3:" + probe.logits.hex()

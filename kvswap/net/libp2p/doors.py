@@ -86,10 +86,11 @@ class Places:
                     del counter[name]
 
     def _victim(self, new: _Place) -> _Place | None:
-        """Return the place that makes way for a newcomer, or None: idle places first, then the oldest.
+        """Return the place that makes way for a newcomer, or None.
 
-        It is taken from the IP address, and there from the peer, that holds most places; never from a favoured peer,
-        nor from one that holds no more than the newcomer.
+        It is taken from the IP address, and there from the peer, that holds most places, idle ones first, then the
+        oldest. Favoured peers lose none.  If the address and peer hold no more than the newcomer's, they lose one only
+        to a favoured newcomer, or if the address holds more than one.
         """
         loose = [p for p in self._places if not self._favoured(p.peer)]
         if not loose:

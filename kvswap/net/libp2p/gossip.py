@@ -30,9 +30,9 @@ from kvswap.net.server import Buckets
 RPC_BYTES = 64 * 1024
 _MESSAGE_BYTES = 8 * 1024
 _MESSAGES = 64  # of one RPC that are handled
-_CONTROLS = 4  # entries of one kind in one RPC,
-_IDS = 128  # message ids in each,
-_ID_BYTES = 128  # and how long they are
+_CONTROLS = 4  # entries of one kind in one RPC
+_IDS = 128  # message ids in each entry
+_ID_BYTES = 128  # of one message id
 _PER_SECOND = 20  # messages and control messages of one IP address; handling one costs a millisecond on both loops
 _PER_SECOND_OF_ONE = 100  # of a favoured peer
 _SEEN = 16_384

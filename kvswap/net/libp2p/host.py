@@ -342,7 +342,10 @@ class TrioHost:
         self._known.put(str(info.peer_id), PeerInfo(info.peer_id, trimmed(info.addrs)), str(info.peer_id))
 
     async def connect(self, address: PeerAddress) -> None:
-        """Dial a peer unless it is connected: directly, then through relays.  Raises `PeerError`."""
+        """Dial a peer unless it is connected: directly, then through relays.
+
+        Raises `PeerError`, or one of libp2p's own exceptions.
+        """
         peer = ID.from_string(address.peer)
         self._forget_closed(peer)
         if peer in self.host.get_connected_peers():
@@ -386,7 +389,10 @@ class TrioHost:
         await self.host.disconnect(ID.from_string(peer))
 
     async def open(self, peer: str) -> Any:
-        """Connect to a peer if necessary, and open a stream of the exchange protocol.  Raises `PeerError`."""
+        """Connect to a peer if necessary, and open a stream of the exchange protocol.
+
+        Raises `PeerError`, or one of libp2p's own exceptions.
+        """
         await self.connect(PeerAddress(peer))
         return await self.host.new_stream(ID.from_string(peer), [TProtocol(PROTOCOL)])
 

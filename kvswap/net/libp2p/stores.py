@@ -22,14 +22,14 @@ from kvswap.core.limits import MIB
 from kvswap.core.rows import Rows
 from kvswap.net.libp2p.mapped import Mapped
 
-ADDRESSES = 8  # of one peer that are kept,
-ADDRESS_BYTES = 256  # each no longer than this
-_RECORD_BYTES = 2_048  # of a signed peer record, in an answer that holds twenty
+ADDRESSES = 8  # kept of one peer
+ADDRESS_BYTES = 256  # a longer address is not kept
+_RECORD_BYTES = 2_048  # of a signed peer record; a DHT answer holds twenty
 _PROTOCOLS = 64
 _PROTOCOL_BYTES = 128
-_KEYS = 4_096  # provider records,
-_PROVIDERS = 20  # of one key,
-_OF_ONE_SENDER = 512  # and by one peer
+_KEYS = 4_096  # provider records in all
+_PROVIDERS = 20  # provider records of one key
+_OF_ONE_SENDER = 512  # provider records sent by one peer
 _PEERS = 2_048
 _PEER_BYTES = 6_144  # a peer with all it may have, about
 
