@@ -32,6 +32,7 @@ Called Checked Kept Issued Given Made Done Taken Told Said Seen Heard Sorted Bou
 
 # A function says what it does, in the imperative.  (A new verb is added here.)
 VERBS = """
+De-quantise Gossip Redirect Say
 Abandon Abort Accept Account Acquire Act Add Adjust Admit Advance Align Allocate Allow Announce Answer Append
 Apply Arrange Ask Assemble Assert Assign Attach Audit Authenticate Await Ban Bind Block Blind Book Bound Bring Build
 Bump Buy Cache Calculate Calibrate Call Cancel Cap Capture Cast Change Charge Check Choose Clamp Classify Clean
@@ -90,7 +91,7 @@ def fault(node: Documented) -> str | None:
         return "does not begin with a word"
     if first in fragments or "-".join(words[:2]) in fragments:
         return "begins in the middle of a sentence"
-    if words[0][-1] in ".:;,":
+    if words[0][-1] in ".:;" or (words[0][-1] == "," and first not in verbs):
         return "begins with a single word"
     if isinstance(node, ast.ClassDef) or is_property(node):
         return "begins with a verb" if first in acts else None

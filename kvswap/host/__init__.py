@@ -1,5 +1,6 @@
-"""Hosted reads: an OpenAI-compatible front of a vLLM server, whose requests name a document instead of sending it.
+"""The host: an OpenAI-compatible front of a vLLM server, whose requests name a document instead of sending it.
 
-`run` starts it, `app` is the HTTP, `prompts` and `answers` the two directions of OpenAI's format, `engine` vLLM,
-`admission` who may ask how much, `journal` what is kept: clients, documents, and a signed record of every read.
+`run` starts it, `app` is the HTTP API, `prompts` parses requests and `answers` formats responses, `engine` is the
+client of vLLM, `admission` decides who may ask and how much, `journal` is the database: clients, documents, and a usage
+log with a signed record of every hosted request.
 """

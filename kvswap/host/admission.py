@@ -1,4 +1,7 @@
-"""Who may ask, and how much.  What a request may take at most is reserved before it runs, and what it took is kept."""
+"""Admission control: who may ask, and how much.
+
+The most tokens that a request may use are reserved before it runs; afterwards it is charged what it used.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,23 @@ from kvswap.host.journal import HostClient, Journal, today, until_tomorrow
 
 @dataclass(slots=True)
 class Admitted:
-    """One request."""
+    """An admitted request, with the tokens that are reserved for it."""
 
     admission: Admission
     client: HostClient
     tokens: int = 0
 
     def reserve(self, tokens: int) -> None:
-        """What it may take at most, before anything is computed.  Raises `QuotaExceeded`."""
+        """Reserve the most tokens that the request may use, before anything is computed.  Raises `QuotaExceeded`."""
         self.admission.reserve(self.client, tokens)
         self.tokens += tokens
 
 
 class Admission:
-    """Of one host process.  `concurrent`: requests at a time, of all clients together."""
+    """The admission control of one host process.
+
+    `concurrent` is the most requests at a time, of all clients together.
+    """
 
     def __init__(self, journal: Journal, secret: bytes, concurrent: int) -> None:
         self._journal, self._secret, self._concurrent = journal, secret, concurrent
@@ -37,7 +43,7 @@ class Admission:
         self._bodies: Counter[str] = Counter()
 
     def client(self, authorization: str) -> HostClient:
-        """Of an `Authorization` header.  Raises `TokenRefused`."""
+        """Return the client whose token an `Authorization` header bears.  Raises `TokenRefused` if there is none."""
         scheme, _, token = authorization.partition(" ")
         found = self._journal.client(token.strip()) if scheme.lower() == "bearer" and len(token) <= 256 else None
         if found is None:
@@ -49,12 +55,18 @@ class Admission:
         return found
 
     def salt(self, client: HostClient) -> str:
-        """What keeps a client's cache apart from all others'; the host's own secret, which no client can choose."""
+        """Return the salt that separates a client's prefix cache from all others'.
+
+        It is derived from the host's own secret, so that no client can choose it.
+        """
         return hmac.digest(self._secret, client.id.encode(), "sha256").hex()
 
     @contextmanager
     def reading(self, client: HostClient) -> Iterator[None]:
-        """While a request's body comes: who sends slowly is in nobody else's way.  Raises `QuotaExceeded`."""
+        """Count a request while its body is received, apart from running requests, so that a slow sender delays nobody.
+
+        Raises `QuotaExceeded` if the client has too many.
+        """
         if self._bodies[client.id] >= LIMITS.host_bodies:
             raise QuotaExceeded(f"{LIMITS.host_bodies} requests of yours have not come whole", retry_after=1.0)
         self._bodies[client.id] += 1
@@ -66,7 +78,11 @@ class Admission:
 
     @contextmanager
     def admit(self, client: HostClient) -> Iterator[Admitted]:
-        """While a request is looked at and runs; not where the day is used up already.  Raises `QuotaExceeded`."""
+        """Admit a request for the duration of the block.
+
+        Raises `QuotaExceeded` if the host or the client has too many requests running, or the client's tokens of the
+        day are used up.
+        """
         name = client.id
         if self._running.total() >= self._concurrent:
             raise QuotaExceeded("the host answers as many requests as it can", retry_after=1.0)
@@ -84,7 +100,7 @@ class Admission:
             self._reserved += Counter()
 
     def reserve(self, client: HostClient, tokens: int) -> None:
-        """See `Admitted.reserve`."""
+        """Reserve tokens of a client's day; see `Admitted.reserve`."""
         self._require_left(client, tokens)
         self._reserved[client.id] += tokens
 

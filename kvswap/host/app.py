@@ -1,4 +1,4 @@
-"""HTTP of a host: OpenAI's completions for whom it has invited, and what they may know of it."""
+"""The HTTP API of a host: OpenAI's completions for invited clients, its documents and offer, and a client's usage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a host serves."""
+    """The model that a host serves, and its prices."""
 
     label: str
     identity: bytes
@@ -46,7 +46,7 @@ class Served:
 
 @dataclass(slots=True)
 class Warmth:
-    """What the host itself saw of a document lately: seconds to the first token, and tokens from the cache."""
+    """A host's own last measurement of a document: seconds to the first token, tokens from the cache, and when."""
 
     seconds: float
     cached: int
@@ -54,7 +54,7 @@ class Warmth:
 
 
 class HostApi:
-    """The handlers of one host."""
+    """The HTTP handlers of one host."""
 
     def __init__(
         self, served: Served, key: Key, journal: Journal, admission: Admission, prompts: Prompts, engine: Engine
@@ -62,11 +62,12 @@ class HostApi:
         self._served, self._key, self._journal = served, key, journal
         self._admission, self._prompts, self._engine = admission, prompts, engine
         self._offer: SignedOffer | None = None
-        self._owed: list[tuple[Read, int | None]] = []  # reads that could not be recorded, at most as many as ran
+        self._owed: list[tuple[Read, int | None]] = []  # usage records that could not be written yet
         self._paying = asyncio.Lock()
         self.warmth: dict[str, Warmth] = {}
 
     def application(self) -> web.Application:
+        """Return the aiohttp application with all routes."""
         app = web.Application(middlewares=[errors_for_guests, self._guard], client_max_size=LIMITS.host_request_bytes)
         routes = [
             web.get("/healthz", self.healthz),
@@ -83,7 +84,7 @@ class HostApi:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """First in line: who asks."""
+        """Authenticate the client, before any other handler."""
         if request.path != "/healthz":
             if "Origin" in request.headers:
                 raise UsageError("this host does not answer web pages")
@@ -93,14 +94,16 @@ class HostApi:
     # -- what is here ----------------------------------------------------------------------------
 
     async def healthz(self, request: web.Request) -> web.Response:
+        """Answer `GET /healthz`, the only route that needs no token."""
         return web.json_response({"ok": True})
 
     async def models(self, request: web.Request) -> web.Response:
+        """Answer `GET /v1/models` with the one model that is served."""
         row = {"id": self._served.label, "object": "model", "created": 0, "owned_by": "kvswap"}
         return web.json_response({"object": "list", "data": [row]})
 
     def current_offer(self) -> SignedOffer:
-        """Signed anew when half of its time is over."""
+        """Return the signed offer, which is renewed when half of its lifetime is over."""
         now = int(time.time())
         if self._offer is None or self._offer.offer.expires - now < _OFFER_SECONDS // 2:
             served = self._served
@@ -119,14 +122,17 @@ class HostApi:
         return self._offer
 
     async def offer(self, request: web.Request) -> web.Response:
+        """Answer `GET /v1/offer` with the envelope of the signed offer, in base64."""
         signed = await asyncio.to_thread(self.current_offer)
         return web.json_response({"offer": base64.b64encode(signed.envelope).decode()})
 
     async def documents(self, request: web.Request) -> web.Response:
+        """Answer `GET /v1/documents` with all hosted documents."""
         references = await asyncio.to_thread(self._journal.references)
         return web.json_response({"documents": [await asyncio.to_thread(self._shown, ref) for ref in references]})
 
     async def document(self, request: web.Request) -> web.Response:
+        """Answer `GET /v1/documents/{document}` with one hosted document."""
         return web.json_response(await asyncio.to_thread(self._shown, request.match_info["document"]))
 
     def _shown(self, reference: str) -> dict[str, Any]:
@@ -142,7 +148,7 @@ class HostApi:
         }
 
     async def usage(self, request: web.Request) -> web.Response:
-        """A client's own reads, from the one numbered `?after=` on."""
+        """Answer `GET /v1/usage` with the client's own usage records after the number `?after=`, 100 at most."""
         try:
             after = int(request.query.get("after", "0"))
             if not 0 <= after < 1 << 63:
@@ -155,9 +161,11 @@ class HostApi:
     # -- asking ----------------------------------------------------------------------------------
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
+        """Answer `POST /v1/chat/completions`."""
         return await self._answer(request, self._prompts.chat, chat=True)
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
+        """Answer `POST /v1/completions`."""
         return await self._answer(request, self._prompts.completion, chat=False)
 
     async def _answer(
@@ -165,9 +173,9 @@ class HostApi:
     ) -> web.StreamResponse:
         client = request[_CLIENT]
         with self._admission.reading(client):
-            body = await _body(request)  # whole, before anything is taken that others wait for
+            body = await _body(request)  # whole, before the request takes a place that others wait for
         await self._record_owed()
-        offer = await asyncio.to_thread(self.current_offer)  # at its prices, whenever the answer ends
+        offer = await asyncio.to_thread(self.current_offer)  # its prices apply, whenever the answer ends
         with self._admission.admit(client) as admitted:
             asked = await asyncio.to_thread(parse, body)
             admitted.reserve(len(asked.ids) + asked.most)
@@ -188,7 +196,7 @@ class HostApi:
 
     async def _stream(self, request: web.Request, reading: Reading, answer: Answer) -> web.StreamResponse:
         async with aclosing(reading.pieces()) as pieces:  # type: ignore[type-var]
-            first = await anext(pieces, None)  # what the engine refuses is an error with a status of its own
+            first = await anext(pieces, None)  # before the head is sent, so that a refusal has a status of its own
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
             await response.prepare(request)
             try:
@@ -199,7 +207,7 @@ class HostApi:
                 usage = _usage(await reading.settle())
                 await _write(response, answer.end(usage if reading.asked.usage else None))
             except ConnectionError:
-                raise  # the guest went away
+                raise  # the client went away
             except Exception as error:  # noqa: BLE001 - the boundary of an answer that has begun
                 await _write(response, error_event(for_guests(error, "answering").to_dict()))
         await response.write_eof()
@@ -208,7 +216,11 @@ class HostApi:
     async def record(
         self, client: HostClient, asked: Asked, offer: SignedOffer, cached: int, made: int, quota: int | None = None
     ) -> SignedRead:
-        """Sign and keep what a request took; `quota`: what of a day's tokens, where that is something else."""
+        """Sign and store the usage record of a request.
+
+        `cached` and `made` are the tokens from the cache and of the answer; `quota` is the number of tokens to count
+        against the client's day, if it differs from the record's.
+        """
         served = self._served
         prefilled = len(asked.ids) - cached
         read = Read(
@@ -228,14 +240,14 @@ class HostApi:
         )
         try:
             return await asyncio.to_thread(self._journal.add_read, read, self._key, quota)
-        except Exception:  # a full disk, most of all: the guest has its answer by now
+        except Exception:  # a full disk, most likely: the client has its answer by now
             self._owed.append((read, quota))
             raise
 
     async def _record_owed(self) -> None:
-        """Record what could not be recorded when it ended: nobody reads for free while the journal cannot be written.
+        """Write usage records that failed when their requests ended, so that nobody is served while none can be stored.
 
-        Raises what still keeps it from being written.
+        Raises the error that still prevents it.
         """
         async with self._paying:
             while self._owed:
@@ -258,7 +270,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
 
 
 def _usage(signed: SignedRead) -> dict[str, Any]:
-    """OpenAI's usage, with the record."""
+    """Return OpenAI's usage object, with the signed usage record under `kvswap`."""
     read = signed.read
     return {
         "prompt_tokens": read.read + read.prefilled,
@@ -270,7 +282,7 @@ def _usage(signed: SignedRead) -> dict[str, Any]:
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:
-    """A client that takes nothing for too long has gone."""
+    """Send data, treating a client that accepts none for too long as gone."""
     try:
         async with asyncio.timeout(LIMITS.upload_piece_seconds):
             await response.write(data)

@@ -1,4 +1,4 @@
-"""Documents of a host: made local, pinned, and read now and then, so that a client finds them warm."""
+"""The documents of a host: fetched, pinned, and read now and then, so that a client finds them in the cache."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger("kvswap.host")
 
 
 def add(client: Client, journal: Journal, text: str, name: str) -> tuple[Document, bool]:
-    """Fetch a document's cache, or publish it where nobody has; pin it, and let clients ask about it.
+    """Fetch a document's cache, or publish it if nobody has; pin it, and host the document.
 
-    The flag: it was published here.
+    Returns the document, and whether it was published here.
     """
     reference, published = document_digest(text.encode()), False
     try:
@@ -35,7 +35,7 @@ def add(client: Client, journal: Journal, text: str, name: str) -> tuple[Documen
 
 
 def remove(client: Client, journal: Journal, reference: str) -> None:
-    """No more questions about it, and its cache may go.  Raises `NotFound`."""
+    """Stop hosting a document, and unpin its cache.  Raises `NotFound` if it is not hosted."""
     document = journal.document(reference)
     journal.remove_document(reference)
     try:
@@ -47,7 +47,7 @@ def remove(client: Client, journal: Journal, reference: str) -> None:
 async def keep_warm(
     api: HostApi, client: AsyncClient, journal: Journal, prompts: Prompts, engine: Engine, seconds: float
 ) -> None:
-    """For ever: look after each document, at once when it is new, and again after so many seconds."""
+    """Fetch and read each document, at once when it is new and again after so many seconds, until cancelled."""
 
     async def step() -> None:
         for reference in await asyncio.to_thread(journal.references):
@@ -66,16 +66,16 @@ async def keep_warm(
 
 
 async def _look_after(client: AsyncClient, document: Document) -> None:
-    """Its artifact is in the store, whole and pinned; what went missing is fetched again."""
+    """Make sure that a document's artifact is in the store, whole and pinned, fetching what is missing."""
     await client.fetch(document.artifact, text=document.text, force=True)
     await client.pin(document.artifact)
 
 
 async def _read(prompts: Prompts, engine: Engine, document: Document) -> Warmth:
-    """As a client that reads it for the first time would."""
+    """Read a document as a client that asks about it for the first time would, and measure it."""
     ids = await asyncio.to_thread(prompts.document, document.document)
     began, first, cached = time.monotonic(), 0.0, 0
-    salt = f"kvswap-warm-{time.monotonic_ns()}"  # of its own: not from the engine's prefix cache, but the node's store
+    salt = f"kvswap-warm-{time.monotonic_ns()}"  # a new one: not from the engine's prefix cache, but the node's store
     async for piece in engine.complete([*ids, ids[-1]], {"max_tokens": 1}, salt):
         first = first or time.monotonic() - began
         cached = piece.usage[1] if piece.usage is not None else cached

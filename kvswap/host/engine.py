@@ -1,4 +1,4 @@
-"""A vLLM server, as its host talks to it: token ids in, pieces of text out."""
+"""The host's client of its vLLM server: token ids in, pieces of text out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _SHORT = aiohttp.ClientTimeout(total=10)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Of an answer.  `usage` comes with the last one: prompt tokens, those of them in the cache, tokens made."""
+    """A piece of an answer: text, token ids, and with the last ones the reason why it finished and the usage.
+
+    `usage` is (prompt tokens, those of them that were in the cache, tokens generated).
+    """
 
     text: str = ""
     ids: tuple[int, ...] = ()
@@ -28,23 +31,23 @@ class Piece:
 
 
 class EngineFailed(PeerError):
-    """The vLLM server behind the host did not do what it should."""
+    """The error for a vLLM server that is not reached, or failed at a request."""
 
     code = "engine"
 
 
 class Engine:
-    """`url` of a vLLM server; `key`: what it was started with as `--api-key`, or nothing."""
+    """A client of the vLLM server at `url`, whose `--api-key` is `key` (empty for none)."""
 
     def __init__(self, url: str, key: str = "") -> None:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._session: aiohttp.ClientSession | None = None
-        self.model = ""  # its name for it
+        self.model = ""  # the server's name for its model
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0)  # how many requests run is for admission to say
+            connector = aiohttp.TCPConnector(limit=0)  # `admission` limits how many requests run
             tracing = aiohttp.TraceConfig()
             tracing.on_request_chunk_sent.append(_tell_sent)
             self._session = aiohttp.ClientSession(
@@ -53,11 +56,16 @@ class Engine:
         return self._session
 
     async def close(self) -> None:
+        """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
     async def ready(self, alive: Callable[[], bool]) -> None:
-        """Wait for it, and learn its model's name.  `alive`: whether waiting is of use.  Raises `EngineFailed`."""
+        """Wait until the server answers, and learn its model's name.
+
+        It gives up after five minutes, or once `alive` returns False.  Raises `EngineFailed`, or `UsageError` for a
+        wrong key.
+        """
         deadline = asyncio.get_running_loop().time() + _READY_SECONDS
         while True:
             try:
@@ -76,7 +84,10 @@ class Engine:
             await asyncio.sleep(0.2)
 
     async def check(self) -> None:
-        """Raise `UsageError` unless it says how much of a prompt was in its cache, without which nothing is metered."""
+        """Check that the server reports how many prompt tokens were cached, on which metering depends.
+
+        Raises `UsageError` if it does not.
+        """
         async for piece in self.complete([1, 2, 3], {"max_tokens": 1}, "kvswap-check"):
             if piece.usage is not None:
                 return
@@ -88,10 +99,10 @@ class Engine:
     async def complete(
         self, ids: list[int], options: dict[str, Any], salt: str, sent: Callable[[], None] = lambda: None
     ) -> AsyncIterator[Piece]:
-        """Continue these ids; `sent` is called once the engine has the request.
+        """Yield the continuation of these token ids; `sent` is called once the server has the request.
 
-        Raises `UsageError` for what the engine refuses, `EngineFailed` for all else.  How long it takes as a whole is
-        the caller's to bound.
+        `options` are vLLM's sampling parameters, `salt` is its `cache_salt`.  Raises `UsageError` for what the server
+        refuses, `EngineFailed` for all else.  The caller has to limit the total time.
         """
         body = {
             **options,

@@ -1,7 +1,7 @@
-"""What a host keeps, in `host.sqlite3`: clients, documents, offers, and the chain of signed reads.
+"""The database of a host, `host.sqlite3`: clients, documents, offers, and the chained usage log.
 
-Several processes use it: the host, and the commands that add clients and documents while it runs.  A read is on disk
-(`synchronous=FULL`) before the end of its answer is sent.
+Several processes use it: the host, and the commands that add clients and documents while it runs.  A usage record is on
+disk (`synchronous=FULL`) before the end of its answer is sent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MIGRATIONS = (
     );
     CREATE INDEX reads_client ON reads (client, day);
     """,
-    # A client is who was invited then: its id.  Those of before have their name for one, and new ones never a name.
+    # A client is identified by the id of its invitation.  Older clients keep their name as id; new ids are never names.
     """
     ALTER TABLE clients ADD COLUMN id TEXT NOT NULL DEFAULT '';
     UPDATE clients SET id = name;
@@ -54,9 +54,9 @@ _DAY = 86_400
 
 @dataclass(frozen=True, slots=True)
 class HostClient:
-    """Who may ask, and how much: tokens a day (UTC), read or made, and requests at a time.  0: no bound.
+    """An invited client and its limits: tokens a day (UTC), read or generated, and requests at a time; 0 for no limit.
 
-    `id` is one invitation's: what is kept of a client goes by it, and `name` is for people.
+    `id` identifies one invitation, and all records of the client; `name` is for display.
     """
 
     id: str
@@ -76,17 +76,17 @@ class Document:
 
 
 def today(now: float | None = None) -> int:
-    """Days since 1970, UTC."""
+    """Return the number of days since 1970, UTC."""
     return int(time.time() if now is None else now) // _DAY
 
 
 def until_tomorrow(now: float | None = None) -> float:
-    """Seconds to the next day, UTC."""
+    """Return the seconds until the next day, UTC."""
     return _DAY - (time.time() if now is None else now) % _DAY
 
 
 class Journal:
-    """Of one host.  Safe to use from several threads and processes."""
+    """The database of one host, which several threads and processes may use at a time."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -95,12 +95,16 @@ class Journal:
         self._index = Index(path, _MIGRATIONS, "FULL")
 
     def close(self) -> None:
+        """Close the database."""
         self._index.close()
 
     # -- clients ---------------------------------------------------------------------------------
 
     def invite(self, name: str, daily_tokens: int = 0, concurrent: int = 0) -> str:
-        """A new client's token, of which only a digest is kept.  Raises `UsageError` when the name is taken."""
+        """Add a client and return its token, of which only a digest is stored.
+
+        Raises `UsageError` if the name is taken or malformed, or there are too many clients.
+        """
         if not name or len(name) > 64 or not name.isprintable():
             raise UsageError(f"{name[:80]!r} is no name for a client")
         token, now = secrets.token_urlsafe(32), time.time()
@@ -118,26 +122,30 @@ class Journal:
         return token
 
     def revoke(self, name: str) -> None:
-        """Raises `NotFound`."""
+        """Remove a client, whose token is refused from then on.  Raises `NotFound`."""
         with self._index.transaction() as db:
             if not db.execute("DELETE FROM clients WHERE name = ?", (name,)).rowcount:
                 raise NotFound(f"there is no client {name[:80]!r}", hint="kvswap host clients")
 
     def client(self, token: str) -> HostClient | None:
-        """Who has this token.  Looked up by its digest, which tells nothing by the time it takes."""
+        """Return the client that holds this token, or None.
+
+        It is looked up by its digest, so that the time of the look-up discloses nothing about other tokens.
+        """
         rows = self._index.rows("SELECT * FROM clients WHERE token = ?", _digest(token))
         return _client(rows[0]) if rows else None
 
     def clients(self) -> list[HostClient]:
+        """Return all clients, sorted by name."""
         return [_client(row) for row in self._index.rows("SELECT * FROM clients ORDER BY name")]
 
     def name_of(self, client: str) -> str:
-        """The name under which the client with this id was invited, also when it is revoked by now."""
+        """Return the name under which the client with this id was invited, even if it is revoked by now."""
         rows = self._index.rows("SELECT name FROM guests WHERE id = ?", client)
         return str(rows[0]["name"]) if rows else client
 
     def used(self, client: str, day: int) -> int:
-        """Count the tokens that the client with this id has used on a day."""
+        """Return the tokens that the client with this id has used on a day."""
         (row,) = self._index.rows(
             "SELECT COALESCE(SUM(tokens), 0) n FROM reads WHERE client = ? AND day = ?", client, day
         )
@@ -146,46 +154,47 @@ class Journal:
     # -- documents -------------------------------------------------------------------------------
 
     def add_document(self, document: Document) -> None:
-        """Or replace what is known of it."""
+        """Store a document, replacing an older entry for it."""
         row = (document.document, document.name, document.text, document.artifact, time.time())
         with self._index.transaction() as db:
             db.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)", row)
 
     def remove_document(self, document: str) -> None:
-        """Raises `NotFound`."""
+        """Delete a document.  Raises `NotFound`."""
         with self._index.transaction() as db:
             if not db.execute("DELETE FROM documents WHERE document = ?", (document,)).rowcount:
                 raise NotFound(f"{document[:80]} is not hosted here", hint="kvswap host ls")
 
     def document(self, document: str) -> Document:
-        """Raises `NotFound`."""
+        """Return a document with its text.  Raises `NotFound`."""
         rows = self._index.rows("SELECT * FROM documents WHERE document = ?", document)
         if not rows:
             raise NotFound(f"{document[:80]} is not hosted here", cause="the host has not added it")
         return _document(rows[0])
 
     def named(self, document: str) -> tuple[str, str]:
-        """Return a document's name and artifact; its text may be large, and stays where it is.  Raises `NotFound`."""
+        """Return a document's name and artifact without its text, which may be large.  Raises `NotFound`."""
         rows = self._index.rows("SELECT name, artifact FROM documents WHERE document = ?", document)
         if not rows:
             raise NotFound(f"{document[:80]} is not hosted here", cause="the host has not added it")
         return str(rows[0]["name"]), str(rows[0]["artifact"])
 
     def references(self) -> list[str]:
-        """Of all documents, oldest first; their texts may be large."""
+        """Return the references of all documents, oldest first, without their texts, which may be large."""
         return [str(row["document"]) for row in self._index.rows("SELECT document FROM documents ORDER BY added")]
 
     # -- reads -----------------------------------------------------------------------------------
 
     def add_offer(self, offer: SignedOffer) -> None:
-        """Kept for as long as there are reads at its prices."""
+        """Store a signed offer, to which usage records refer for their prices."""
         with self._index.transaction() as db:
             db.execute("INSERT OR IGNORE INTO offers VALUES (?, ?)", (offer.digest, offer.envelope))
 
     def add_read(self, read: Read, key: Key, quota: int | None = None) -> SignedRead:
-        """Number it, sign it, and keep it; it is on disk when this returns.  `number` and `previous` are filled in.
+        """Assign the next number to a usage record, chain, sign and store it; it is on disk when this returns.
 
-        `quota`: how many of its day's tokens the client has used by it, where these are not those of the record.
+        The fields `number` and `previous` are filled in.  `quota` is the number of tokens to count against the client's
+        day, if it differs from the record's.
         """
         with self._index.transaction() as db:
             last = db.execute("SELECT number, envelope FROM reads ORDER BY number DESC LIMIT 1").fetchone()
@@ -197,20 +206,26 @@ class Journal:
         return signed
 
     def reads(self, client: str | None = None, after: int = 0, most: int = 1_000) -> list[SignedRead]:
-        """In order, from the one numbered `after` on; `client` is an id."""
+        """Return at most `most` usage records with numbers above `after`, in order; `client` is an id."""
         where, arguments = ("AND client = ?", (client,)) if client is not None else ("", ())
         query = f"SELECT envelope FROM reads WHERE number > ? {where} ORDER BY number LIMIT ?"
         return [read_read(row["envelope"]) for row in self._index.rows(query, after, *arguments, most)]
 
     def last_reads(self, client: str | None, most: int) -> list[SignedRead]:
-        """The newest, in order; `client` is an id, or a name and so all who were ever invited by it."""
+        """Return the `most` newest usage records, in order.
+
+        `client` is an id, or a name, which stands for all clients that were ever invited under it.
+        """
         by_name = "WHERE client = ? OR client IN (SELECT id FROM guests WHERE name = ?)"
         where, arguments = (by_name, (client, client)) if client is not None else ("", ())
         query = f"SELECT envelope FROM reads {where} ORDER BY number DESC LIMIT ?"
         return [read_read(row["envelope"]) for row in self._index.rows(query, *arguments, most)][::-1]
 
     def check(self) -> int:
-        """Check every record: signature, number, chain, price.  Returns how many; raises `IntegrityError`."""
+        """Verify every usage record: signature, number, hash chain and price.
+
+        Returns how many there are.  Raises `IntegrityError` for the first that is missing or wrong.
+        """
         offers = {bytes(row["digest"]): read_offer(row["envelope"]) for row in self._index.rows("SELECT * FROM offers")}
         number, previous = 0, NOTHING
         while reads := self.reads(after=number):
@@ -226,7 +241,7 @@ class Journal:
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()  # whatever came in a header
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()  # a header may hold any characters
 
 
 def _client(row: sqlite3.Row) -> HostClient:

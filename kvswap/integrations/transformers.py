@@ -21,10 +21,10 @@ __all__ = ["inputs_after", "question_text"]
 
 
 def inputs_after(text: str, question: str, tokenizer: Any, cache: Any, device: Any = "cpu") -> dict[str, Any]:
-    """Keyword arguments for `generate`: ids of document and question, their mask, and the cache.
+    """Return the keyword arguments for `generate`: ids of document and question, their mask, and the cache.
 
-    `cache` holds all of the document.  It is used up by `generate`: load it again, or deep-copy it,
-    for another question.
+    `cache` has to hold the whole document.  `generate` consumes it: load it again, or deep-copy it, for another
+    question. Raises `InvalidDocument` for an empty question, `Incompatible` for a cache of another length.
     """
     import torch
 

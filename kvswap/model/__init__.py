@@ -1,5 +1,5 @@
-"""Models: where they come from, which they are, canonical prefill, and caches to and from tensors.
+"""Models: finding and loading them, their identity, canonical prefill, and conversion of caches from and to tensors.
 
-The only room that imports transformers, and it does so when a model is loaded: identity digests and
-the catalogue need neither transformers nor torch.
+Only this package imports transformers, and only when a model is loaded: identity digests and the catalogue need neither
+transformers nor torch.
 """

@@ -1,8 +1,8 @@
-"""transformers caches to and from tensors.
+"""Conversion of transformers caches to tensors and back.
 
-`RoomyLayer` is a full-attention layer with space for what follows: `update` writes behind what is
-there and returns views, where the stock layer copies everything at every step.  It is bitwise equal
-to the stock layer (tested), and falls back to it when the space is used up or the cache was edited.
+`RoomyLayer` is a full-attention layer with memory reserved for further tokens: `update` writes behind the present ones
+and returns views, while the stock layer copies everything at every step.  It is bitwise equal to the stock layer
+(tested), and falls back to it when the memory is used up or the cache was edited.
 
 Not every layer of a model keeps something: in Gemma 3n and the small Gemma 4 the last layers read the keys and values
 of earlier ones, and transformers gives them a `DummyLayer`.  A *cache layer* here, as in a manifest, is one that keeps
@@ -24,7 +24,7 @@ from kvswap.core.errors import Incompatible
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """A `DynamicLayer` over preallocated memory.  `room` is in tokens."""
+    """A `DynamicLayer` over preallocated memory for `room` tokens."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     @classmethod
     def filled(cls, k: torch.Tensor, v: torch.Tensor, tokens: int) -> RoomyLayer:
-        """Around tensors [head, room, dim] whose first `tokens` are filled; takes them over."""
+        """Wrap tensors [head, room, dim] whose first `tokens` tokens are filled; the layer owns them from then on."""
         layer = cls(k.shape[1])
         layer._k, layer._v = k[None], v[None]
         layer.dtype, layer.device, layer.is_initialized = k.dtype, k.device, True
@@ -52,6 +52,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         )
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append keys and values, and return all of them so far, as views while they fit the memory."""
         new = key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -62,7 +63,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         k, v = self._k, self._v
         have = self.keys.shape[-2] if self.keys.dim() == 4 else 0
         fits = k is not None and v is not None and have + new <= k.shape[2] and key_states.shape[0] == k.shape[0]
-        # Somebody may have cropped, repeated or reordered the cache: then the views are not ours.
+        # If the cache was cropped, repeated or reordered, `keys` and `values` are no longer views of this memory.
         if not fits or k is None or v is None or not (self._owns(self.keys, k) and self._owns(self.values, v)):
             self._k = self._v = None
             return super().update(key_states, value_states, *args, **kwargs)
@@ -72,7 +73,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def reach(self, tokens: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Show the first `tokens` tokens, all computed or in k and v [head, room, dim], which may be our own memory."""
+        """Extend the layer to the first `tokens` tokens: those it holds already, and the rest from k and v.
+
+        `k` and `v` are [head, room, dim] and may be the layer's own memory, which is then not copied.  Raises
+        `ValueError` if the layer was edited.
+        """
         if self._k is None or self._v is None:
             raise ValueError("the layer was edited")
         have = self.keys.shape[2]
@@ -82,6 +87,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = self._k[:, :, :tokens], self._v[:, :, :tokens]
 
     def reset(self) -> None:
+        """Empty the layer and give up its memory."""
         self._k = self._v = None
         super().reset()
 
@@ -98,7 +104,7 @@ def places(cache: Any) -> dict[int, int]:
 
 
 class StoppableCache(DynamicCache):  # type: ignore[misc]
-    """A `DynamicCache` that says when a layer is about to take what a forward pass computed.
+    """A `DynamicCache` that calls `before` when a layer is about to store what a forward pass computed.
 
     `before` is called with the number of the cache layer.  It may raise, which ends the forward pass before that layer
     has taken anything.
@@ -109,13 +115,17 @@ class StoppableCache(DynamicCache):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
+        """Call `before`, then store the keys and values of a layer."""
         if self.before is not None:
             self.before(places(self)[layer_idx])
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 def new_cache(config: Any, room: int) -> DynamicCache:
-    """An empty cache for this model with room for `room` tokens in its full layers."""
+    """Make an empty cache for a model, with memory for `room` tokens in its full-attention layers.
+
+    Raises `Incompatible` for a layer kind that kvswap cannot exchange.
+    """
     cache = DynamicCache(config=config)
     check_layers(cache)
     cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -123,9 +133,10 @@ def new_cache(config: Any, room: int) -> DynamicCache:
 
 
 def cache_over(config: Any, tensors: Sequence[LayerTensors], tokens: int, device: str | torch.device) -> StoppableCache:
-    """A cache for computing a document into tensors whose first `tokens` tokens are there, of full layers only.
+    """Make a cache that computes a document into `tensors`, whose first `tokens` tokens are present already.
 
-    On the CPU it computes into the tensors' own memory.  `close_over` ends it.
+    The tensors of full-attention layers become the cache's memory (on the CPU without a copy); sliding layers start
+    empty.  `close_over` ends the computation.  Raises `Incompatible` for a layer kind that kvswap cannot exchange.
     """
     cache = StoppableCache(config=config)
     check_layers(cache)
@@ -137,13 +148,13 @@ def cache_over(config: Any, tensors: Sequence[LayerTensors], tokens: int, device
 
 
 def close_over(cache: StoppableCache, tensors: Sequence[LayerTensors], computed: int, tokens: int) -> None:
-    """Join what was computed, the first `computed` tokens, with what the tensors hold of the rest up to `tokens`."""
+    """Complete a cache of `cache_over`: join the `computed` first tokens with the tensors' others, up to `tokens`."""
     cache.before = None
     for layer, held in zip(kept(cache), tensors, strict=True):
         if isinstance(layer, RoomyLayer):
             layer.reach(tokens, held.k, held.v)
         elif computed < tokens:
-            own = computed - held.first  # tokens of its window that were computed
+            own = computed - held.first  # tokens of the layer's window that were computed
             if own > 0:
                 held.k[:, :own], held.v[:, :own] = (t[0, :, -own:].cpu() for t in (layer.keys, layer.values))
             device = layer.keys.device if layer.is_initialized else held.k.device
@@ -159,7 +170,10 @@ def _fill_sliding(layer: Any, k: torch.Tensor, v: torch.Tensor, tokens: int) -> 
 
 
 def check_layers(cache: Any) -> None:
-    """Refuse a layer kind that is not exactly understood, by its name; state is never guessed."""
+    """Check that every cache layer is of a kind that kvswap handles exactly.
+
+    Raises `Incompatible` naming the others.
+    """
     for index, layer in enumerate(cache.layers):
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer, DummyLayer):
             raise Incompatible(
@@ -175,7 +189,11 @@ def check_layers(cache: Any) -> None:
 
 
 def layer_specs(cache: Any) -> list[LayerSpec]:
-    """Kinds and shapes of a cache that has seen at least one token."""
+    """Return the kinds and shapes of the layers of a cache that holds at least one token.
+
+    Raises `Incompatible` for a layer that was never filled, for a batch, and for a layer kind that kvswap cannot
+    exchange.
+    """
     check_layers(cache)
     specs = []
     for index, layer in enumerate(kept(cache)):
@@ -201,7 +219,10 @@ def layer_specs(cache: Any) -> list[LayerSpec]:
 def capture_block(
     cache: Any, specs: Sequence[LayerSpec], run: Sequence[int], start: int, stop: int
 ) -> list[torch.Tensor]:
-    """K and V of each layer of `run` for block [start, stop), just computed: CPU copies [head, token, dim]."""
+    """Copy K and V of each layer in `run` for block [start, stop), which was just computed.
+
+    The copies are CPU tensors [head, token, dim], in the order of `run`, K before V.
+    """
     parts, layers = [], kept(cache)
     for index in run:
         first, last = layouts.stored_span(specs[index], start, stop)
@@ -213,7 +234,7 @@ def capture_block(
 
 
 def held_tensors(cache: Any, specs: Sequence[LayerSpec], tokens: int) -> list[LayerTensors]:
-    """What each layer holds after `tokens` tokens, as views."""
+    """Return K and V of each layer after `tokens` tokens, as views where the cache is on the CPU."""
     out = []
     for spec, layer in zip(specs, kept(cache), strict=True):
         first, stop = layouts.held_span(spec, tokens)
@@ -225,7 +246,10 @@ def held_tensors(cache: Any, specs: Sequence[LayerSpec], tokens: int) -> list[La
 def build_cache(
     config: Any, tensors: Sequence[LayerTensors], tokens: int, device: str | torch.device = "cpu"
 ) -> DynamicCache:
-    """A cache that has seen `tokens` tokens, around these tensors.  Raises `Incompatible`."""
+    """Wrap tensors into a cache that has seen `tokens` tokens.
+
+    Raises `Incompatible` if the model has another number of cache layers, or one of a kind that kvswap cannot exchange.
+    """
     cache = DynamicCache(config=config)
     check_layers(cache)
     found = places(cache)

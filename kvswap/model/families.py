@@ -186,7 +186,7 @@ def layers_of_config(config: Config) -> list[LayerSpec]:
 
 
 def _own(text: Config, index: int, kind: str) -> Config:
-    """The fields of one layer, where some have their own."""
+    """Return the fields of one layer, where some have their own."""
     listed = text.get("per_layer_config")
     if isinstance(listed, Mapping):
         own = listed.get(str(index))
@@ -231,7 +231,7 @@ def _number(text: Config, *names: str, default: int | None = None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What kvswap makes of one model.  `refused` says why it cannot be exchanged, and is empty where it can."""
+    """The verdict on one model.  `refused` says why it cannot be exchanged, and is empty where it can."""
 
     model_type: str
     names: str

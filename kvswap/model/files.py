@@ -1,9 +1,8 @@
-"""What lies in a model's directory, and what of it is loaded.
+"""The files of a model's directory, and which of them are loaded.
 
-transformers loads one set of weight files: the one that the configuration names, `model.safetensors`, or the shards
-of its index.  Identity is of those and no others.  What a library would decide on its own is refused by name: an
-adapter beside the weights is applied or not by what happens to be installed.  Neither torch nor transformers is
-imported here.
+transformers loads one set of weight files: the one that the configuration names, `model.safetensors`, or the shards of
+its index.  Identity is over those and no others.  An adapter beside the weights is refused, as it would be applied or
+not depending on which libraries are installed.  Neither torch nor transformers is imported here.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Header = dict[str, dict[str, Any]]
 
 
 def unfit(what: str, field: str, *, cause: str | None = None, hint: str | None = None) -> Incompatible:
-    """Return the error of a directory that holds no model as it should; `field`: which part of it is amiss."""
+    """Return the error for a directory that does not hold a proper model; `field` names the part that is at fault."""
     return Incompatible(
         what,
         cause=cause or "a file of the model is damaged, cut off, missing, or of another model",
@@ -38,7 +37,7 @@ def unfit(what: str, field: str, *, cause: str | None = None, hint: str | None =
 
 
 def not_a_pointer(path: Path, start: bytes) -> None:
-    """Raise `Incompatible` when a file that begins like this is a Git LFS pointer in place of the file."""
+    """Check that a file that begins with `start` is no Git LFS pointer.  Raises `Incompatible` if it is one."""
     if start.startswith(_POINTER):
         raise Incompatible(
             f"{path} is a Git LFS pointer, not the file itself",
@@ -49,7 +48,7 @@ def not_a_pointer(path: Path, start: bytes) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON in a file.  Raises `Incompatible` when it is too large, no JSON, or a Git LFS pointer."""
+    """Parse a JSON file.  Raises `Incompatible` if it is too large, no JSON, or a Git LFS pointer."""
     if path.stat().st_size > LIMITS.json_bytes:
         raise unfit(f"{path} is over {LIMITS.json_bytes} bytes", "config")
     data = path.read_bytes()
@@ -61,9 +60,10 @@ def read_json(path: Path) -> Any:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the files that transformers loads weights from, in its order.  Raises `Incompatible`.
+    """Return the files that transformers loads weights from, in its order.
 
-    Where there is neither `model.safetensors` nor an index, which transformers loads nothing from, all of them.
+    If there is neither `model.safetensors` nor an index, from which transformers loads nothing, all safetensors files
+    are returned.  Raises `Incompatible` for an index or configuration that names no weight file beside it.
     """
     config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
     named = config.get("transformers_weights") if isinstance(config, dict) else None
@@ -88,7 +88,7 @@ def _of_index(index: Path) -> list[Path]:
 
 
 def _inside(directory: Path, name: Any, by: Path) -> Path:
-    """The file of this name in the directory."""
+    """Return the file of this name in the directory; `by` is the file that names it, for the error."""
     if not isinstance(name, str) or not name.endswith((".safetensors", ".index.json")) or Path(name).name != name:
         raise unfit(f"{by} names {str(name)[:80]!r}, which is no weight file beside it", "weights")
     path = directory / name
@@ -98,13 +98,16 @@ def _inside(directory: Path, name: Any, by: Path) -> Path:
 
 
 def state(directory: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return name, size and time of every file: equal when nothing was changed."""
+    """Return name, size and modification time of every file: equal when nothing was changed."""
     files = sorted(path for path in directory.iterdir() if path.is_file())
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 def check_directory(directory: Path) -> None:
-    """Raise `Incompatible` for what must not be left to what happens to be installed."""
+    """Check that no adapter lies beside the weights.
+
+    Raises `Incompatible`, as loading would depend on what is installed.
+    """
     if os.path.lexists(directory / ADAPTER):
         raise Incompatible(
             f"{directory} holds an adapter ({ADAPTER}) beside its weights",
@@ -115,9 +118,10 @@ def check_directory(directory: Path) -> None:
 
 
 def check_experts(header: Header) -> None:
-    """Raise `Incompatible` naming a tensor of an expert that is not there, or has another shape than the others'.
+    """Check that every expert of a mixture has all its tensors, in equal shapes.
 
-    transformers stacks whatever experts it finds, by order: a gap would move all behind it.
+    transformers stacks the experts that it finds, by order: a gap would shift all later ones.  Raises `Incompatible`
+    naming the tensor that is missing or has another shape.
     """
     shapes: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
     counts: dict[str, int] = defaultdict(int)

@@ -1,4 +1,4 @@
-"""Refusing a cache that is not finite, as one is that overflowed its dtype."""
+"""The check that a cache is finite, which one that overflowed its dtype is not."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def check_tensors(pairs: Sequence[Pair], dtype: str) -> None:
-    """Raise `Incompatible` naming the first layer whose K or V holds a number that is not finite.
+    """Check that all K and V are finite.  Raises `Incompatible` naming the first layer that is not.
 
-    Sums tell, at a few percent of the cost of looking at each number: what is not finite makes no finite sum.
+    It sums each tensor first, at a few percent of the cost of testing each number: a non-finite number makes a
+    non-finite sum.
     """
     sums = [tensor.sum(dtype=torch.float32) for pair in pairs for tensor in pair]
     if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
@@ -28,11 +29,11 @@ def check_tensors(pairs: Sequence[Pair], dtype: str) -> None:
 
 
 def check_block(cache: Any, start: int, stop: int, dtype: str) -> None:
-    """Apply `check_tensors` to what the cache's layers took of tokens [start, stop), just computed."""
+    """Apply `check_tensors` to what the cache's layers hold of tokens [start, stop), which were just computed."""
     pairs: list[Pair] = []
     for layer in kept(cache):
         if not layer.is_initialized or layer.get_seq_length() < stop:
-            break  # the forward pass was ended before this layer
+            break  # the forward pass was stopped before this layer
         new = min(stop - start, layer.keys.shape[2])
         first = layer.keys.shape[2] - new
         pairs.append((layer.keys[:, :, first:], layer.values[:, :, first:]))
@@ -40,7 +41,7 @@ def check_block(cache: Any, start: int, stop: int, dtype: str) -> None:
 
 
 def not_finite(what: str, dtype: str, **details: Any) -> Incompatible:
-    """Return the error for a number that is not finite."""
+    """Return the error for a number that is not finite, with a hint for this dtype."""
     return Incompatible(
         what,
         cause=f"the model overflows in {dtype}" if dtype == "float16" else "the model or its weights are damaged",

@@ -1,12 +1,12 @@
 """Model identity: digests over weights, configuration and tokenizer.  A name is only a label.
 
 * weights: BLAKE3 over the sorted list of (name, dtype, shape, BLAKE3 of the data) of every tensor in
-  the safetensors files that are loaded (`files.weight_files`) - so sharding and file names do not
-  matter, and one changed weight changes everything.
+  the safetensors files that are loaded (`files.weight_files`), so that sharding and file names do not
+  matter, and one changed weight changes the identity.
 * config: BLAKE3 of config.json as canonical JSON, without the keys that only label or tell how to load.
 * tokenizer: the same over the tokenizer's files, chat template included.
 
-Neither torch nor transformers is imported: the headers are parsed here, under a size cap.
+Neither torch nor transformers is imported: safetensors headers are parsed here, under a size cap.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TensorEntry = tuple[str, str, list[int], bytes]
 
 
 def weights_digest(entries: Iterable[TensorEntry]) -> bytes:
-    """Digest of (name, safetensors dtype, shape, digest of the little-endian data) in name order."""
+    """Return the BLAKE3 digest over all (name, safetensors dtype, shape, digest of the little-endian data), sorted."""
     lines = [
         json.dumps([name, dtype, shape, digest.hex()], separators=(",", ":")) for name, dtype, shape, digest in entries
     ]
@@ -51,7 +51,10 @@ def weights_digest(entries: Iterable[TensorEntry]) -> bytes:
 
 
 def read_header(path: Path) -> Header:
-    """Return the header of a safetensors file: name -> dtype, shape, data_offsets.  Raises `Incompatible`."""
+    """Return the header of a safetensors file: name -> dtype, shape, data_offsets, at (file offset), bytes.
+
+    Raises `Incompatible` if the file is none, or its header is malformed.
+    """
     with path.open("rb") as file:
         size = path.stat().st_size
         start = file.read(32)
@@ -84,7 +87,7 @@ def read_header(path: Path) -> Header:
 
 
 def _headers(directory: Path) -> Iterator[tuple[Path, Header]]:
-    """Each file that is loaded with its tensors; of a name in several files the last is loaded."""
+    """Yield each weight file with the tensors loaded from it; of a name in several files the last is loaded."""
     files = [(path, read_header(path)) for path in weight_files(directory)]
     last = {name: path for path, header in files for name in header}
     for path, header in files:
@@ -97,7 +100,10 @@ def headers(directory: Path) -> Header:
 
 
 def tensor_entries(directory: Path) -> Iterator[TensorEntry]:
-    """Yield every tensor that is loaded with its digest; a few MiB of memory, whatever the model's size."""
+    """Yield name, dtype, shape and digest of every tensor that is loaded, using a few MiB of memory.
+
+    Raises `Incompatible` if a file is truncated.
+    """
     buffer = memoryview(bytearray(_READ))
     for path, header in _headers(directory):
         with path.open("rb", buffering=0) as file:
@@ -122,12 +128,12 @@ def _canonical(value: Any) -> bytes:
 
 
 def config_digest(config: dict[str, Any]) -> bytes:
-    """Digest of a configuration without its labels."""
+    """Return the digest of a configuration without the keys that are only labels."""
     return blake3_digest(_canonical({k: v for k, v in config.items() if k not in _LABELS}))
 
 
 def tokenizer_digest(directory: Path) -> bytes:
-    """Digest over the tokenizer's files.  Raises `NotFound` when there is none."""
+    """Return the digest over the tokenizer's files.  Raises `NotFound` if there are none."""
     parts: list[bytes] = []
     for name in _TOKENIZER_FILES:
         path = directory / name
@@ -152,9 +158,9 @@ def _parameters(directory: Path) -> int:
 
 
 def directory_identity(directory: Path, label: str) -> ModelIdentity:
-    """Return the identity of the model in this directory.  Reads every weight once (about 4 GB/s a core).
+    """Return the identity of the model in this directory, reading every weight once (about 4 GB/s a core).
 
-    Raises `NotFound` where there is none, `Incompatible` where it cannot be told what would be loaded.
+    Raises `NotFound` if there is no model, `Incompatible` if it is not certain what would be loaded.
     """
     if not (directory / "config.json").is_file():
         raise NotFound(f"{directory} has no config.json", hint="kvswap model ls")

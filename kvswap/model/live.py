@@ -1,9 +1,9 @@
-"""The identity of a model in memory: that of its directory, when it is what its directory loads as.
+"""The identity of a model in memory: its directory's, once the object is shown to be what its directory loads as.
 
-A model object is anybody's to change: weights through `.data`, which no counter tells of, adapters, hooks, settings, a
-cast that rounds its rotary table.  So everything that it computes with is hashed at every call, and compared with the
-directory when it is new.  On the CPU BLAKE3 reads some GB/s; on a device sums by row and column are taken there, which
-tell any change of one number, row or column.
+A model object can be changed by its owner: weights through `.data`, which no version counter records, adapters, hooks,
+settings, or a cast that rounds its rotary table.  So everything that it computes with is hashed at every call, and
+compared with the directory when the hash is new.  On the CPU BLAKE3 reads some GB/s; on a device, sums weighted by
+position are computed there, which change with any change of one number, row or column.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kvswap.model.settle import settle
 
 _known: weakref.WeakKeyDictionary[Any, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
 _PIECE = 1 << 24
-# of a configuration: what names, and what only `generate` and training look at
+# configuration keys that are labels, or that only `generate` and training use
 _IDLE = ("_", "pad_token", "bos_token", "eos_token", "sep_token", "decoder_start", "use_cache", "dtype", "torch_dtype")
 _IDLE_TOO = {
     "transformers_version",
@@ -47,10 +47,11 @@ _IDLE_TOO = {
 
 
 def live_identity(model: Any) -> bytes:
-    """Return the identity of a transformers model in memory.
+    """Return the identity digest of a transformers model in memory.
 
-    Raises `Incompatible` when it is not what its directory loads as: fine-tuned, quantised, merged with an adapter,
-    cast, hooked, in training mode.  Compared once with its files; later calls hash what is in memory and compare that.
+    The model is compared with its files at the first call; later calls hash what is in memory and compare that.  Raises
+    `Incompatible` if it is not what its directory loads as: fine-tuned, quantised, merged with an adapter, cast,
+    hooked, or in training mode.
     """
     settle()
     _check_state(model)
@@ -81,7 +82,10 @@ def fingerprint(model: Any) -> bytes:
 
 
 def sums(tensor: torch.Tensor) -> tuple[int, int, int]:
-    """Return sums over a tensor's bits on its device: plain, weighted by place, and by the square of the place."""
+    """Return three sums over a tensor's bits, computed on its device.
+
+    They are the plain sum, one weighted by position, and one by its square, each modulo 2**64.
+    """
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
     wide = next(size for size in (8, 4, 2, 1) if flat.numel() % size == 0)
     words = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[wide])
@@ -101,13 +105,13 @@ def _bytes(tensor: torch.Tensor) -> Any:
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """All parameters and buffers, each once, those too that are not saved."""
+    """Yield all parameters and buffers, each once, including buffers that are not saved."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor as tensors of numbers; a quantised one is several."""
+    """Yield a tensor as plain tensors of numbers; a quantised one consists of several."""
     data = tensor.detach()
     if type(data) is torch.Tensor:
         yield name, data
@@ -123,7 +127,7 @@ def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _volatile(model: Any) -> set[str]:
-    """Rotary tables that are written at every pass, from others that are not."""
+    """Return the names of rotary tables that every forward pass overwrites, from tables that are not."""
     found = set()
     for name, module in model.named_modules():
         kinds = getattr(module, "rope_type", None)
@@ -135,13 +139,13 @@ def _volatile(model: Any) -> set[str]:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """What a configuration says of the computation."""
+    """Return the part of a configuration that affects the computation."""
     given = config.get_text_config(decoder=True).to_dict()
     return {k: v for k, v in given.items() if not k.startswith(_IDLE) and k not in _IDLE_TOO}
 
 
 def _check_state(model: Any) -> None:
-    """Refuse what changes the computation and is no tensor."""
+    """Refuse state outside the tensors that changes the result: training mode, hooks, adapters, reduced precision."""
     precision.check(str(model.device))
     if model.training:
         raise _differs("the model is in training mode", hint="model.eval()")
@@ -194,7 +198,7 @@ def _compare_settings(model: Any, directory: Path) -> None:
 
 
 def _same_by_name(model: Any, directory: Path) -> bool:
-    """Compare with the files tensor by tensor; False where names do not tell which belongs to which."""
+    """Compare with the files tensor by tensor; False if the names do not match the files'."""
     from safetensors import safe_open
 
     own = dict(model.state_dict())
@@ -218,7 +222,7 @@ def _same_by_name(model: Any, directory: Path) -> bool:
 
 
 def _compare_with_another(model: Any, directory: Path) -> None:
-    """Compare with the same directory loaded again: weights that are joined, renamed or quantised on the way."""
+    """Compare with the directory loaded again, for weights that are joined, renamed or quantised while loading."""
     other, _ = opening.open_model(directory, directory.name, model.dtype)
     own, theirs = dict(model.state_dict()), dict(other.state_dict())
     if odd := sorted(own.keys() ^ theirs.keys()):
@@ -233,7 +237,7 @@ def _compare_with_another(model: Any, directory: Path) -> None:
 
 
 def _compare_tables(model: Any) -> None:
-    """Compare rotary tables with new ones: a cast of the whole model rounds them, and nothing else tells."""
+    """Compare rotary tables with newly computed ones: a cast of the whole model rounds them without another trace."""
     volatile = _volatile(model)
     for path, module in model.named_modules():
         buffers = dict(module.named_buffers(recurse=False))
@@ -243,7 +247,7 @@ def _compare_tables(model: Any) -> None:
             fresh = dict(type(module)(getattr(module, "config", model.config)).named_buffers(recurse=False))
         except KvswapError:
             raise
-        except Exception:  # noqa: BLE001 - made in another way: then only the kind of number is known
+        except Exception:  # noqa: BLE001 - it is constructed in another way: then only its dtype can be checked
             fresh = {}
         for name, value in buffers.items():
             full = f"{path}.{name}"

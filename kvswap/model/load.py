@@ -21,11 +21,11 @@ SCHEDULE = "blocks"  # prefill in blocks of a fixed number of tokens, one forwar
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A model ready to run.  `dtype` is the compute dtype by name, e.g. `bfloat16`."""
+    """A model ready to run, with its tokenizer and identity; `dtype` is the compute dtype by name, e.g. `bfloat16`."""
 
     model: Any
     tokenizer: Any
-    identity: ModelIdentity | None  # None: somebody else's object, only prefilled with
+    identity: ModelIdentity | None  # None: the caller's object, which is only used to prefill
     dtype: str
     device: str
 
@@ -46,15 +46,15 @@ class LoadedModel:
         return reach.longest(self.model.config.get_text_config(decoder=True), self.context)
 
     def tokenize(self, text: str) -> list[int]:
-        """See `document_ids`."""
+        """Return the token ids of a document; see `document_ids`."""
         return document_ids(self.tokenizer, text)
 
     def tokenize_continuation(self, text: str) -> list[int]:
-        """See `continuation_ids`."""
+        """Return the token ids of a text that follows a document; see `continuation_ids`."""
         return continuation_ids(self.tokenizer, text)
 
     def numerics(self) -> Numerics:
-        """What a bitwise claim is bound to."""
+        """Return the numerics that a claim of bitwise equality is bound to: schedule, libraries, device, dtype."""
         import torch
         import transformers
 
@@ -71,12 +71,12 @@ class LoadedModel:
         )
 
     def rope(self) -> str:
-        """RoPE parameters as canonical JSON text."""
+        """Return the RoPE parameters as canonical JSON text."""
         return rope_text(self.model.config.get_text_config(decoder=True))
 
 
 def rope_text(config: Any) -> str:
-    """RoPE parameters of a text configuration as canonical JSON text."""
+    """Return the RoPE parameters of a text configuration as canonical JSON text."""
     return json.dumps(getattr(config, "rope_parameters", None), sort_keys=True, separators=(",", ":"))
 
 
@@ -89,7 +89,7 @@ def _device_name(device: str) -> str:
 
 
 def quiet_transformers() -> None:
-    """Progress bars and advice are for people at a prompt; the worker's output is a protocol."""
+    """Turn off the progress bars and warnings of transformers, which are meant for people at a prompt."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
@@ -99,16 +99,16 @@ def quiet_transformers() -> None:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Return the tokenizer alone, where another process has the model.  Raises `Incompatible`."""
+    """Load a tokenizer without its model.  Raises `Incompatible` if the directory has no usable one."""
     quiet_transformers()
     return opening.open_tokenizer(directory, directory.name)
 
 
 def document_ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids of a document: from position 0, with the special tokens that the tokenizer puts before a text.
+    """Return the token ids of a document, with the special tokens that the tokenizer puts before a text.
 
-    Those that it puts behind one, such as an end of text, are left out: a question follows.  Raises `InvalidDocument`
-    for a text without tokens, `Incompatible` for a tokenizer whose special tokens stand elsewhere.
+    Special tokens behind the text, such as an end of text, are left out, as a question follows.  Raises
+    `InvalidDocument` for a text without tokens, `Incompatible` for a tokenizer whose special tokens stand elsewhere.
     """
     ids: list[int] = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
     if behind := _behind(tokenizer):
@@ -119,7 +119,7 @@ def document_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _behind(tokenizer: Any) -> int:
-    """How many special tokens stand behind every text."""
+    """Return how many special tokens the tokenizer puts behind every text."""
     sample = "text"
     marked, bare = (
         list(tokenizer(sample, add_special_tokens=special, verbose=False)["input_ids"]) for special in (True, False)
@@ -136,13 +136,13 @@ def _behind(tokenizer: Any) -> int:
 
 
 def continuation_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of what follows a document: no special tokens."""
+    """Return the token ids of a text that follows a document, without special tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
 def _has_gpu(device: str) -> bool:
-    """Tell whether this machine has a CUDA device of this name: `cuda`, or `cuda:` and its number."""
+    """Return True if this machine has a CUDA device of this name: `cuda`, or `cuda:` and its number."""
     import torch
 
     number = device.removeprefix("cuda").removeprefix(":") if device != "cuda" else "0"
@@ -150,9 +150,10 @@ def _has_gpu(device: str) -> bool:
 
 
 def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", threads: int = 0) -> LoadedModel:
-    """Load from a local directory; nothing is downloaded, and no code of the directory's is run.
+    """Load a model from a local directory; nothing is downloaded, and no code in the directory is run.
 
-    Raises `UsageError`, and `Incompatible` where what would be computed with is not the model that the files hold.
+    `threads` sets torch's number of threads, 0 leaves it.  Raises `UsageError` for an unknown dtype or a missing
+    device, and `Incompatible` if the model that would run is not the one that the files hold.
     """
     import torch
 

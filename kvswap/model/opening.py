@@ -1,7 +1,8 @@
-"""A directory to a model in memory through transformers, which guesses where it may; here nothing is guessed.
+"""Loading a directory through transformers, without the guesses that transformers makes.
 
-Weights that are not in the files would be filled at random, weights that no layer takes would be dropped, and both
-without a word.  Code that a directory brings along is never run, and nobody is asked whether it may be.
+transformers fills weights that are missing from the files at random, and drops weights that no layer takes, both
+without an error; here both are refused.  Code that a directory contains is never run, and no prompt asks whether it may
+be.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NAMED = 4  # names in a message
 
 
 def open_model(directory: Path, label: str, dtype: Any) -> tuple[Any, Any]:
-    """Return model and tokenizer, all their weights from the files.  Raises `Incompatible` naming what is amiss."""
+    """Load model and tokenizer, with all weights from the files.  Raises `Incompatible` naming what is wrong."""
     config = _configuration(directory, label)
     kind, attention = _way(open_configuration(directory))
     model, info = _by_library(
@@ -39,7 +40,7 @@ def open_model(directory: Path, label: str, dtype: Any) -> tuple[Any, Any]:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # `_check_weights` refuses them by name
         ),
     )
     _check_weights(model, info, label)
@@ -68,7 +69,7 @@ def _has_sdpa(kind: Any) -> bool:
 
 
 def open_tokenizer(directory: Path, label: str) -> Any:
-    """Return the directory's tokenizer.  Raises `Incompatible`."""
+    """Load the directory's tokenizer.  Raises `Incompatible` if transformers cannot."""
     from transformers import AutoTokenizer
 
     _configuration(directory, label)
@@ -81,7 +82,7 @@ def open_tokenizer(directory: Path, label: str) -> Any:
 
 
 def open_configuration(directory: Path) -> Any:
-    """Return the directory's configuration as transformers reads it.  Raises `Incompatible`."""
+    """Load the directory's configuration as transformers reads it.  Raises `Incompatible` if transformers cannot."""
     from transformers import AutoConfig
 
     _configuration(directory, directory.name)
@@ -94,7 +95,7 @@ def open_configuration(directory: Path) -> Any:
 
 
 def _configuration(directory: Path, label: str) -> dict[str, Any]:
-    """The configuration, when transformers has the class that it names."""
+    """Read the configuration; refuse one that needs code of its own, or that is none."""
     from transformers import CONFIG_MAPPING
 
     files.check_directory(directory)
@@ -115,7 +116,7 @@ def _configuration(directory: Path, label: str) -> dict[str, Any]:
 
 
 def _by_library(directory: Path, label: str, quantisation: Any, way: Callable[[], Any]) -> Any:
-    """What transformers makes of it; whatever it raises becomes our error."""
+    """Call transformers, converting whatever it raises into one of the package's errors."""
     import torch
 
     try:
@@ -125,7 +126,7 @@ def _by_library(directory: Path, label: str, quantisation: Any, way: Callable[[]
         raise
     except ImportError as error:
         raise _not_installed(label, error, quantisation) from error
-    except Exception as error:  # a configuration is a stranger's, and any of it may be wrong
+    except Exception as error:  # a configuration is untrusted, and any of it may be wrong
         said = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:200]
         named = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         raise files.unfit(f"transformers cannot load {label!r}: {named}{said}", "model") from error
@@ -146,7 +147,7 @@ def _not_installed(label: str, error: ImportError, quantisation: Any) -> Incompa
 
 
 def _check_weights(model: Any, info: dict[str, Any], label: str) -> None:
-    """Every weight of the model came from the files, in its shape, and every weight for its layers was taken."""
+    """Check that the files set every weight of the model in its shape, and hold no weight that a layer left out."""
     if missing := sorted(info["missing_keys"]):
         raise _amiss(
             label, f"the files lack {_some(missing)}", "a name that was changed, or a download that is not whole"
@@ -179,7 +180,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def belongs(model: Any, name: str) -> bool:
-    """Whether a weight lies in a layer that the model has, or in a module that has weights of its own."""
+    """Return True if a weight of this name lies in a layer of the model, or in a module with weights of its own."""
     import torch
 
     parts = name.split(".")

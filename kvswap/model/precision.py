@@ -1,8 +1,8 @@
-"""The precision that a process computes in: settings of torch and of its libraries that round more than a model says.
+"""The precision that a process computes in: settings of torch and its libraries that round more than the dtype does.
 
-With TF32 or bfloat16 in the place of float32, or under autocast, a right cache differs from what is computed here, and
-so does the reader's own.  The model process computes in full precision whatever surrounds it; a caller's own process is
-the caller's to set, so there such settings are refused by name.  Importing this module imports nothing.
+With TF32 or bfloat16 in the place of float32, or under autocast, a correct cache differs from what is computed here,
+and so does the reader's own.  The model process always computes in full precision; a caller's own process belongs to
+the caller, so there such settings are refused by name.  Importing this module imports no library.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _ROUNDING = (
     "PYTORCH_MPS_FAST_MATH",
 )
 LIMITS_OF_ONEDNN = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-# What a model process does not inherit: each changes how libraries compute, and torch does not tell.
+# Environment variables that a model process does not inherit: each changes results, and torch does not report them.
 VARIABLES = (*_ROUNDING, *LIMITS_OF_ONEDNN, "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 _FULL = ("", "0", "false", "strict")
-_NEWER = ("", "mkldnn", "mkldnn.matmul", "cuda.matmul")  # where torch 2.9 and later have a precision of their own
+_NEWER = ("", "mkldnn", "mkldnn.matmul", "cuda.matmul")  # backends with a precision of their own since torch 2.9
 _CAUSE = "a cache is compared, bit for bit where it can be, with one that was computed in full precision"
 
 
 def set_full() -> None:
-    """Compute float32 in float32 from now on: for a process of our own, whose settings are nobody else's."""
+    """Make torch compute float32 in full precision, in a process whose settings belong to kvswap."""
     import torch
 
     torch.set_float32_matmul_precision("highest")
 
 
 def reduced(device: str = "cpu") -> tuple[str, str] | None:
-    """Return what makes this thread compute in less than full precision on `device`, and how to end it, if anything.
+    """Return what makes this thread compute in reduced precision on `device` and how to end it, or None.
 
-    `device`: a torch device by name.
+    `device` is the name of a torch device.
     """
     for name in _ROUNDING:
         if os.environ.get(name, "").strip().lower() not in _FULL:
@@ -51,7 +51,10 @@ def reduced(device: str = "cpu") -> tuple[str, str] | None:
 
 
 def check(device: str = "cpu") -> None:
-    """Raise `Incompatible` where `reduced` names something."""
+    """Check that this process computes in full precision.
+
+    Raises `Incompatible` naming the setting that prevents it.
+    """
     if (found := reduced(device)) is not None:
         raise Incompatible(
             f"{found[0]}: this process computes in reduced precision", cause=_CAUSE, hint=found[1], field="numerics"
@@ -75,7 +78,7 @@ def _of_torch() -> tuple[str, str] | None:
 
     try:
         precision = str(torch.get_float32_matmul_precision())
-    except RuntimeError:  # it was set by the older and the newer way
+    except RuntimeError:  # it was set through both the older and the newer API
         precision = "highest"
     if precision != "highest":
         what = f"torch's precision of float32 matrix products is {precision!r}"

@@ -1,9 +1,8 @@
 """The canonical schedule: prefill block by block, and greedy continuation.
 
-Floating-point sums depend on the shapes they are done in, so "the KV cache of a text" is only
-defined together with a schedule.  kvswap's is: blocks of a fixed number of tokens, one forward pass
-each, from position 0, `logits_to_keep=1`.  Publisher and reader make the same calls, and so get the
-same bits on the same class of machine.
+Floating-point sums depend on the shapes they are computed in, so "the KV cache of a text" is only defined together with
+a schedule.  kvswap's is: blocks of a fixed number of tokens, one forward pass each, from position 0,
+`logits_to_keep=1`.  Publisher and reader make the same calls, and so get the same bits on the same class of machine.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from kvswap.model.finite import check_block, not_finite
 from kvswap.model.load import LoadedModel
 from kvswap.model.settle import settle
 
-settle()  # whoever computes imports this
+settle()  # every module that computes imports this one
 
 PROBE_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block just computed: tokens [start, stop), in `seconds`."""
+    """A block that was just computed: tokens [start, stop), and the seconds it took."""
 
     index: int
     start: int
@@ -41,7 +40,7 @@ class Block:
 
 @dataclass(slots=True)
 class Continuation:
-    """Greedy tokens and the BLAKE3 digest over every step's float32 logits."""
+    """The greedy tokens after a prefix, and the BLAKE3 digest over every step's float32 logits."""
 
     ids: list[int]
     logits_digest: str
@@ -50,7 +49,7 @@ class Continuation:
 
 
 def check_length(loaded: LoadedModel, tokens: int) -> None:
-    """Raise `InvalidDocument` when the model was not made for so many tokens."""
+    """Check that so many tokens fit the model's context.  Raises `InvalidDocument` if they do not."""
     if tokens > loaded.context:
         raise InvalidDocument(
             f"the document has {tokens} tokens, the model's context is {loaded.context}",
@@ -60,7 +59,10 @@ def check_length(loaded: LoadedModel, tokens: int) -> None:
 
 
 def check_reach(loaded: LoadedModel, tokens: int, room: int, block_tokens: int) -> None:
-    """Raise `Incompatible` when a document of `tokens` tokens, with `room` more, crosses a threshold of its RoPE."""
+    """Check that a document of `tokens` tokens, with `room` more behind it, uses one RoPE table throughout.
+
+    Raises `Incompatible` if it crosses a threshold at which the model changes its table.
+    """
     config = loaded.model.config.get_text_config(decoder=True)
     reach.check(config, tokens, room, block_tokens)
     if reach.thresholds(config):
@@ -68,7 +70,10 @@ def check_reach(loaded: LoadedModel, tokens: int, room: int, block_tokens: int) 
 
 
 def forward(loaded: LoadedModel, cache: Any, ids: Sequence[int], start: int) -> torch.Tensor:
-    """One forward pass of `ids` at positions from `start`; the last position's logits, float32, on the CPU."""
+    """Run one forward pass of `ids` at positions from `start`, and return the last position's logits.
+
+    They are float32, on the CPU.
+    """
     tokens = torch.tensor([list(ids)], device=loaded.device)
     positions = torch.arange(start, start + len(ids), device=loaded.device)[None]
     with torch.inference_mode(False), torch.no_grad():
@@ -82,9 +87,9 @@ def forward(loaded: LoadedModel, cache: Any, ids: Sequence[int], start: int) -> 
 def canonical_prefill(
     loaded: LoadedModel, cache: Any, ids: Sequence[int], block_tokens: int, start: int = 0
 ) -> Iterator[Block]:
-    """Fill `cache` from `start` (a block's end) to the end of `ids`, yielding after each block.
+    """Fill `cache` from token `start` (a block's end) to the end of `ids`, yielding after each block.
 
-    Raises `Incompatible` when a block is not finite.
+    Raises `Incompatible` if a block is not finite.
     """
     if start % block_tokens:
         raise ValueError("a resumed prefill starts at a block's end")
@@ -99,7 +104,7 @@ def canonical_prefill(
 
 
 def prefill(loaded: LoadedModel, ids: Sequence[int], block_tokens: int, room: int = 0) -> Any:
-    """A cache of `ids` on the canonical schedule."""
+    """Compute a cache of `ids` on the canonical schedule, with memory for `room` more tokens."""
     cache = new_cache(loaded.model.config, len(ids) + room)
     for _ in canonical_prefill(loaded, cache, ids, block_tokens):
         pass
@@ -119,9 +124,10 @@ def greedy(
     follow: Sequence[int] = (),
     cancelled: Callable[[], bool] | None = None,
 ) -> Continuation:
-    """Put `ids` in at `position`, then `steps` greedy tokens one by one (fewer at a stop id).
+    """Process `ids` at `position`, then generate `steps` greedy tokens one by one, or fewer up to a stop id.
 
-    `follow`: tokens to go on with instead of those that were made, as far as they reach.
+    `follow` holds tokens to continue with in the place of the generated ones, as far as it reaches.  Raises
+    `Incompatible` if the logits are not finite, `Interrupted` once `cancelled` returns True.
     """
     began = time.perf_counter()
     hasher = blake3()
@@ -130,7 +136,7 @@ def greedy(
     following = list(ids)
     while len(made) < steps:
         logits = forward(loaded, cache, following, position)
-        if not math.isfinite(float(logits.max())):  # some models rule tokens out with -inf, none all of them
+        if not math.isfinite(float(logits.max())):  # some models exclude tokens with -inf, none excludes all
             raise not_finite(f"the logits after {position} tokens are not finite in {loaded.dtype}", loaded.dtype)
         if on_logits is not None:
             on_logits(logits)
@@ -150,7 +156,7 @@ def greedy(
 
 
 def stop_ids(loaded: LoadedModel) -> frozenset[int]:
-    """Ids that end an answer."""
+    """Return the token ids that end an answer."""
     eos = getattr(loaded.model.generation_config, "eos_token_id", None)
     ids = eos if isinstance(eos, list) else [eos]
     return frozenset(i for i in [*ids, loaded.tokenizer.eos_token_id] if isinstance(i, int))

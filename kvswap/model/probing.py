@@ -1,8 +1,8 @@
-"""Whether a model uses the cache that it is given, by a few tokens.
+"""A test, on a few tokens, that a model uses the cache that it is given.
 
-Some take a cache and keep their state elsewhere, or look at new tokens alone: theirs would be filled, signed and loaded
-in good order, and mean nothing.  The whole model runs once, for three tokens; what follows them is computed up to the
-second layer only: on the cache, on a cache of other contents, and in one pass.
+Some models accept a cache and keep their state elsewhere, or attend to new tokens only: their caches would be filled,
+signed and loaded without an error, and mean nothing.  The whole model runs once, for three tokens; the token that
+follows is computed up to the second layer only: on the cache, on a cache with other contents, and in one pass.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from kvswap.model.cache import StoppableCache, build_cache, check_layers, held_t
 
 _IDS = ((5, 9, 7, 11), (23, 3, 17, 4), (8, 31, 6, 15))  # three of the document, one that follows
 _FAR = 1 << 20
-_NEAR = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}  # keys of one token at one place
+_NEAR = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}  # tolerance of one token's keys at one position
 
 
 class _Stop(Exception):
-    """The keys that are wanted are there."""
+    """The signal that the wanted keys were computed."""
 
 
 def check_cache(model: Any) -> None:
-    """Raise `Incompatible` unless the model fills the cache that it is given, and continues from what is in it."""
+    """Check that the model fills the cache that it is given, and continues from its contents.
+
+    Raises `Incompatible` if it does not, or cannot be run with such a cache.
+    """
     text = model.config.get_text_config(decoder=True)
     vocabulary = int(getattr(text, "vocab_size", 0) or 40)
     try:
@@ -38,7 +41,7 @@ def check_cache(model: Any) -> None:
                 _check_far(model, int(getattr(text, "max_position_embeddings", 0) or _FAR))
     except (KvswapError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # the model is a stranger's
+    except Exception as error:  # the model is the caller's, and may raise anything
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise _refused(f"cannot be run with the cache that kvswap gives it ({said})") from error
 
@@ -52,7 +55,10 @@ def _refused(what: str) -> Incompatible:
 
 
 def _uses(model: Any, ids: list[int]) -> bool:
-    """Whether what follows is computed from the cache's contents, and is nearer to one pass than with others."""
+    """Return True if the next token depends on the cache's contents.
+
+    It has to be nearer to the token of one pass with the right contents than with others.
+    """
     before = len(ids) - 1
     cache = StoppableCache(config=model.config)
     check_layers(cache)
@@ -64,7 +70,7 @@ def _uses(model: Any, ids: list[int]) -> bool:
         if layer.get_seq_length() != before:
             raise _refused(f"holds {layer.get_seq_length()} tokens in cache layer {index} after {before}")
     held = held_tensors(cache, specs, before)
-    # Of what is not finite nothing can be compared; and a model that overflows at three tokens computes no document.
+    # Non-finite values cannot be compared; and a model that overflows at three tokens computes no document.
     finite.check_tensors([(layer.k, layer.v) for layer in held], str(held[0].k.dtype).removeprefix("torch."))
     last = min(1, len(held) - 1)
     while True:
@@ -87,7 +93,7 @@ def _copied(model: Any, held: Sequence[LayerTensors], tokens: int, sign: float) 
 
 
 def _keys(model: Any, cache: Any, ids: list[int], start: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the last token: the keys of the first layer, and what layer `last` computes; behind the layers, the logits."""
+    """Return the first layer's keys of the last token, and what layer `last` computes (logits beyond all layers)."""
     taken: list[torch.Tensor] = []
     right, where = cache.update, places(cache)
 
@@ -110,7 +116,7 @@ def _keys(model: Any, cache: Any, ids: list[int], start: int, last: int) -> tupl
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """|one - other| / |other|."""
+    """Return the relative distance |one - other| / |other|."""
     far = (one.float() - other.float()).norm()
     return float(far / other.float().norm().clamp_min(1e-12))
 
@@ -130,7 +136,7 @@ def _at(model: Any, cache: Any, ids: Sequence[int], positions: Sequence[int]) ->
 
 
 def _check_far(model: Any, context: int) -> None:
-    """Refuse keys of one token and place that are others where a longer text is computed with them."""
+    """Refuse a model whose keys of one token at one position change with the length of the text."""
     keys = []
     for second in (2, min(context, _FAR) - 1):
         cache = StoppableCache(config=model.config)

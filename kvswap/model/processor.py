@@ -1,4 +1,4 @@
-"""What a CPU has for narrow numbers: with it, bfloat16 and float16 are summed and rounded in another order."""
+"""CPU instructions for narrow floats, which change how bfloat16 and float16 are summed and rounded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _NAME = 40  # characters of a limit
 
 
 def isa(device: str, dtype: str) -> str:
-    """Return the instructions that decide the bits of a computation in `dtype`: empty beside the CPU.
+    """Return the CPU instruction sets that determine the bits of a computation in `dtype`; empty for other devices.
 
-    What torch takes of its own kernels (`AVX2`, `AVX512`), and of narrow numbers what the libraries below it take as
-    well, each by its name: a processor with AMX computes bfloat16 otherwise than one without.
+    They are those of torch's own kernels (`AVX2`, `AVX512`) and, for narrow floats, those that the libraries below it
+    use, each by name: a processor with AMX computes bfloat16 differently from one without.
     """
     import torch
 

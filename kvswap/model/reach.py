@@ -1,9 +1,9 @@
-"""Rotary tables that depend on how long the text is.
+"""Rotary tables (RoPE) that depend on the length of the text.
 
-With LongRoPE transformers takes one set of frequencies while a text is short and another for all of it once it is
-longer; with dynamic RoPE the frequencies follow the length.  Computed block by block, a document that crosses the
-threshold would have keys of both kinds, which no model was made for.  So it stays on one side, with question and
-answer, or is refused.
+With LongRoPE transformers uses one set of frequencies while a text is short, and another one for all of it once it is
+longer; with dynamic RoPE the frequencies change with the length.  Computed block by block, a document that crosses the
+threshold would have keys of both kinds, which no model was trained for.  So it has to stay on one side, with question
+and answer, or is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from kvswap.core.errors import Incompatible
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """Up to `tokens` the frequencies are the same for all lengths; `beyond` says whether they are again after it."""
+    """A length of text, in tokens, up to which a model's RoPE frequencies are the same.
+
+    `beyond` is True if they are constant again for longer texts.
+    """
 
     kind: str
     tokens: int
@@ -25,7 +28,7 @@ class Threshold:
 
 
 def thresholds(config: Any) -> tuple[Threshold, ...]:
-    """Return those of a text configuration, none for most models."""
+    """Return the thresholds of a text configuration, shortest first; most models have none."""
     found = set()
     for parameters in _rope_parameters(config):
         kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
@@ -50,7 +53,10 @@ def _rope_parameters(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def check(config: Any, tokens: int, room: int, block_tokens: int) -> None:
-    """Raise `Incompatible` unless `tokens` tokens in blocks, and `room` more, are computed with one table."""
+    """Check that `tokens` tokens in blocks, and `room` more, are computed with one RoPE table.
+
+    Raises `Incompatible` if they cross a threshold.
+    """
     first = min(block_tokens, tokens)  # the shortest that the model sees of it
     for threshold in thresholds(config):
         if tokens + room <= threshold.tokens or (threshold.beyond and first > threshold.tokens):
@@ -67,12 +73,12 @@ def check(config: Any, tokens: int, room: int, block_tokens: int) -> None:
 
 
 def longest(config: Any, context: int) -> int:
-    """Return the most tokens that a text may have, block size aside."""
+    """Return the most tokens that a text may have to fit the context and stay below every threshold."""
     return min([context, *(threshold.tokens for threshold in thresholds(config))])
 
 
 def set_back(model: Any) -> None:
-    """Give dynamic tables that a longer text has left grown their own frequencies again, as a shorter text would."""
+    """Restore dynamic RoPE tables that a longer text has extended, so that a shorter one gets its own frequencies."""
     for module in model.modules():
         grown, own = getattr(module, "max_seq_len_cached", None), getattr(module, "original_max_seq_len", None)
         if grown is not None and own is not None and grown > own and hasattr(module, "original_inv_freq"):

@@ -1,9 +1,9 @@
-"""Token ids from a cache, where K or V of layer 0 depends on the token alone: then it can be looked up.
+"""Reading token ids back from a cache, where K or V of layer 0 depends on the token alone and can be looked up.
 
-Whoever holds a KV cache holds its text.  A reader who asked for a document by its digest uses that: the ids
-must have the manifest's token digest, and the text they spell the document's digest.  Whether a model's layer 0 is
-such a function, the reader's own model shows (`readable`): V is where positions are turned into keys; K where a
-latent is cached and V holds what is turned; neither where positions are added to the embedding.
+A KV cache therefore discloses its text.  A reader who asked for a document by its digest uses that: the ids must have
+the manifest's token digest, and the text they decode to the document's digest.  Whether a model's layer 0 allows it is
+tested with the reader's own model (`readable`): V does where RoPE rotates the keys; K does where a latent is cached and
+V holds the rotated part; neither does where positions are added to the embedding.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from kvswap.trust.noise import ROUNDING
 
 _BATCH = 4_096
 _TRIED = 64  # positions of the self-test
-_NEAR = 8.0  # roundings within which two values are the same
-_SUMS = 1e-5  # what a squared distance, relative, may be off when it is summed in float32
+_NEAR = 8.0  # values within so many roundings count as the same
+_SUMS = 1e-5  # relative error of a squared distance that is summed in float32
 
 Part = Literal["k", "v"]
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Holds the ids that were read, and whether no other could be meant at any position."""
+    """The ids that were read back, and whether they are unambiguous at every position."""
 
     ids: list[int]
     certain: bool
 
 
 def readable(loaded: LoadedModel) -> Part | None:
-    """Says which of V and K of layer 0 is the same for a token wherever it stands; None: neither is.
+    """Return which of V and K of layer 0 is the same for a token at every position, or None if neither is.
 
-    Five tokens in changing order, each at many positions and beside different neighbours.
+    It is tested on five tokens in changing order, each at many positions and with different neighbours.
     """
     size = loaded.vocabulary
     count = min(_TRIED, loaded.context)
@@ -57,7 +57,7 @@ def readable(loaded: LoadedModel) -> Part | None:
 
 
 def _rows(part: torch.Tensor) -> torch.Tensor:
-    """[head, token, dim] as [token, all], float32."""
+    """Reshape [head, token, dim] to [token, head * dim], float32."""
     return part.transpose(0, 1).reshape(part.shape[1], -1).float()
 
 
@@ -67,7 +67,7 @@ def _together(rows: torch.Tensor, loaded: LoadedModel) -> bool:
 
 
 def read_ids(loaded: LoadedModel, held: LayerTensors, part: Part) -> Read:
-    """The ids whose `part` of layer 0, computed here, is nearest to what is held at each position."""
+    """Return, for each position, the id whose own `part` of layer 0 is nearest to the one in `held`."""
     rows = _rows((held.v if part == "v" else held.k)[:, : held.tokens].cpu())
     unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
     size = loaded.vocabulary
@@ -93,10 +93,11 @@ def read_ids(loaded: LoadedModel, held: LayerTensors, part: Part) -> Read:
 
 
 def read_document(loaded: LoadedModel, held: LayerTensors, wanted: bytes, sha256: bytes) -> list[int]:
-    """Ids with the token digest `wanted` that are those of the text with this digest, from layer 0.
+    """Return the ids of a document, read back from layer 0 and checked against both signed digests.
 
-    Raises `IntegrityError` when layer 0 holds other tokens and no others could be meant; `Incompatible` when this
-    model's layer 0 does not tell its tokens, or when they do not spell that text, which may be the tokenizer's doing.
+    The ids have the token digest `wanted` and decode to the text with the digest `sha256`.  Raises `IntegrityError` if
+    layer 0 unambiguously holds other tokens; `Incompatible` if this model's layer 0 does not determine its tokens, or
+    if they do not decode to that text, which may be the tokenizer's doing.
     """
     part = readable(loaded)
     hint = "give the document's file instead of its digest"

@@ -1,9 +1,8 @@
-"""Parts of a cache computed again, to compare with what somebody else says they are.
+"""Recomputation of parts of a cache, for comparison with a cache that another node supplied.
 
-`first_layer` needs nothing but the tokens: K and V of layer 0 come from a token and its position alone.
-`at_positions` computes a few positions of every layer on top of a supplied cache, all in one forward
-pass: each attends to the supplied tokens before it and to itself.  Both stop as soon as the last K and V
-they are after is there.
+`first_layer` needs only the tokens: K and V of layer 0 come from a token and its position alone.  `at_positions`
+computes a few positions of every layer on top of a supplied cache, all in one forward pass: each attends to the
+supplied tokens before it and to itself.  Both stop as soon as the last K and V that they need are computed.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from kvswap.model.cache import places
 from kvswap.model.load import LoadedModel
 from kvswap.model.settle import settle
 
-settle()  # whoever computes imports this
+settle()  # every module that computes imports this one or `prefill`
 
 
 class _Taken(Exception):
-    """The last K and V that were wanted are there."""
+    """The signal that the last wanted K and V were computed."""
 
 
 class _FirstLayer(DynamicCache):  # type: ignore[misc]
@@ -37,7 +36,7 @@ class _FirstLayer(DynamicCache):  # type: ignore[misc]
 
 
 class _Supplied(DynamicCache):  # type: ignore[misc]
-    """Shows every layer the supplied tokens and behind them what is computed now; keeps how far the two differ."""
+    """A cache that shows every layer the supplied tokens before the computed ones, and records their differences."""
 
     def __init__(self, config: Any, tensors: Sequence[LayerTensors], tokens: int, positions: torch.Tensor) -> None:
         super().__init__(config=config)
@@ -59,9 +58,9 @@ class _Supplied(DynamicCache):  # type: ignore[misc]
 
 
 def relative(supplied: torch.Tensor, computed: torch.Tensor) -> torch.Tensor:
-    """|supplied - computed| / |computed| for each token of [head, token, dim], norms over heads and dims, float32.
+    """Return |supplied - computed| / |computed| for each token of [head, token, dim], as float32.
 
-    What is not a finite number is infinitely far away.
+    The norms are over heads and dims.  A difference that is not finite counts as infinite.
     """
     wanted = computed.float()
     far = (supplied.float() - wanted).square().sum((0, 2)).sqrt()
@@ -70,9 +69,9 @@ def relative(supplied: torch.Tensor, computed: torch.Tensor) -> torch.Tensor:
 
 
 def first_layer(loaded: LoadedModel, ids: Sequence[int], block_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """K (after RoPE) and V of layer 0, [head, token, dim], on the CPU.
+    """Compute K (after RoPE) and V of layer 0, [head, token, dim], on the CPU.
 
-    In the canonical schedule's blocks, so that on one class of machine the bits are the publisher's.
+    It uses the canonical schedule's blocks, so that on one class of machine the bits are the publisher's.
     """
     keys, values = [], []
     for start in range(0, len(ids), block_tokens):
@@ -88,16 +87,16 @@ def first_layer(loaded: LoadedModel, ids: Sequence[int], block_tokens: int) -> t
 def at_positions(
     loaded: LoadedModel, tensors: Sequence[LayerTensors], tokens: int, ids: Sequence[int], positions: Sequence[int]
 ) -> torch.Tensor:
-    """How far a supplied cache of `tokens` tokens is from the model at these positions, [position, layer, K or V].
+    """Return the relative difference of a supplied cache from the model at these positions, [position, layer, K or V].
 
-    `ids`: those of all tokens.  For models of full-attention layers: a sliding layer's end does not hold
-    what positions before it attended to.  Raises `Incompatible`.
+    `ids` are the ids of all `tokens` tokens.  Raises `Incompatible` for sliding-window layers, whose caches lack what
+    earlier positions attended to.
     """
     if any(held.first for held in tensors):
         raise Incompatible("sliding layers keep too little to compute a position again", field="layout")
     wanted = len(positions)
     if tokens - 1 not in positions and reach.thresholds(loaded.model.config.get_text_config(decoder=True)):
-        positions = [*positions, tokens - 1]  # so that the document's own rotary table is taken
+        positions = [*positions, tokens - 1]  # the last position makes the model use the document's own rotary table
     where = torch.tensor(list(positions))
     cache = _Supplied(loaded.model.config, tensors, tokens, where)
     count = len(positions)
@@ -128,7 +127,10 @@ def _run(
 
 
 def differences(supplied: Sequence[LayerTensors], computed: Sequence[LayerTensors]) -> torch.Tensor:
-    """How far two caches are from each other at each token, [token, layer, K or V]; 0 where a layer keeps nothing."""
+    """Return the relative difference of two caches at each token, [token, layer, K or V].
+
+    It is 0 where a layer keeps nothing of a token.
+    """
     tokens = max(held.first + held.tokens for held in computed)
     out = torch.zeros(tokens, len(computed), 2)
     for layer, (one, other) in enumerate(zip(supplied, computed, strict=True)):

@@ -1,9 +1,9 @@
-"""The first computation of a process, on one thread, before anything parallel.
+"""The first computation of a process, done on one thread before anything runs in parallel.
 
-MKL keeps which kernels the processor has in two steps without a lock.  A thread that computes its first cos or sin
-between them takes other kernels, which are less accurate (https://github.com/pytorch/pytorch/issues/188792): half of
-the first rotary table of a process was wrong, and so was the cache that was signed.  What is computed here first, by
-one thread, makes both steps.  Importing this module imports nothing.
+MKL detects which kernels the processor supports in two steps without a lock.  A thread that computes its first cos or
+sin between them uses other kernels, which are less accurate (https://github.com/pytorch/pytorch/issues/188792): half of
+the first rotary table of a process was wrong, and so was the cache that was signed.  What is computed here first, on
+one thread, completes both steps.  Importing this module imports nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _settled = False
 
 
 def settle() -> None:
-    """Compute one value of each function that MKL's vector kernels serve.  Costs a millisecond once, then nothing."""
+    """Compute one value of each function that MKL's vector kernels serve; it takes a millisecond once, then nothing."""
     global _settled
     with _lock:
         if _settled:

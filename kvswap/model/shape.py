@@ -1,4 +1,4 @@
-"""What a model's cache looks like: the kinds and shapes of its layers."""
+"""The structure of a model's cache: the kinds and shapes of its layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _known: WeakKeyDictionary[Any, Sequence[LayerSpec]] = WeakKeyDictionary()
 
 
 def layers_of(loaded: Any) -> Sequence[LayerSpec]:
-    """Return the layers of this model's cache, seen on one token that goes through it once."""
+    """Return the layers of this model's cache, determined once by running one token through it."""
     from kvswap.model.cache import layer_specs, new_cache
     from kvswap.model.prefill import forward
 
@@ -25,7 +25,7 @@ def layers_of(loaded: Any) -> Sequence[LayerSpec]:
 
 
 def misshapen(loaded: Any, manifest: Manifest) -> str:
-    """Say how a manifest's layers differ from those of the model that it names; empty where they are the same."""
+    """Return how a manifest's layers differ from those of its model, in words; empty if they are the same."""
     theirs, own = manifest.layout.layers, layers_of(loaded)
     if len(theirs) != len(own):
         return f"it has {len(theirs)} layers, the model has {len(own)}"
@@ -41,7 +41,7 @@ def _told(spec: LayerSpec) -> str:
 
 
 def unaskable(loaded: Any, manifest: Manifest) -> str:
-    """Say why a manifest's probe cannot be put to this model; empty where it can."""
+    """Return why a manifest's probe cannot be run on this model, in words; empty if it can."""
     probe = manifest.probe
     if not probe.question:
         return "its probe asks nothing"

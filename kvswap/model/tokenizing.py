@@ -1,7 +1,7 @@
-"""Whether a tokenizer that was loaded does what its files say.
+"""The comparison of a loaded tokenizer with its files.
 
-The model identity holds the tokenizer's files.  Which class opens them is a label there, a version, or an optional
-package that happens to be installed, and some classes put rules of their own in the place of the file's.
+The model identity covers the tokenizer's files.  Which class loads them depends on a label there, a version, or an
+optional package that happens to be installed, and some classes replace the file's rules by their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FILE = "tokenizer.json"
 
 
 def departure(tokenizer: Any, text: str) -> str:
-    """Say why this tokenizer's tokens of a text are not known to be those of its files; empty where they are."""
+    """Return why this tokenizer's tokens of a text may not be those of its files, in words; empty if they are."""
     name = type(tokenizer).__name__
     made = _by_file(tokenizer, text)
     if made is None:
@@ -27,14 +27,17 @@ def departure(tokenizer: Any, text: str) -> str:
 
 
 def template_of(tokenizer: Any, text: str) -> str | None:
-    """Return what a manifest says of a tokenizer that departs from its file; None for one that does not."""
+    """Return the manifest's note for a tokenizer that departs from its file, or None for one that does not."""
     made = _by_file(tokenizer, text)
     departs = made is not None and made != continuation_ids(tokenizer, text)
     return f"tokenizer class {type(tokenizer).__name__}"[:256] if departs else None
 
 
 def _by_file(tokenizer: Any, text: str) -> list[int] | None:
-    """The tokens that the file makes, without special ones, which other files may say; None without the file."""
+    """Return the tokens by the tokenizer file, without special tokens, or None without the file.
+
+    Special tokens are left out because other files may set them.
+    """
     path = Path(tokenizer.name_or_path) / _FILE
     try:
         state = path.stat()
@@ -46,7 +49,7 @@ def _by_file(tokenizer: Any, text: str) -> list[int] | None:
 
 @lru_cache(maxsize=2)
 def _opened(path: str, changed: int, size: int) -> Any:
-    """The file as it is now: opening one of a few megabytes takes a tenth of a second."""
+    """Load the file in its present state, cached, as loading one of a few megabytes takes a tenth of a second."""
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_file(path)

@@ -1,4 +1,4 @@
-"""Asking a peer: one stream, requests sent ahead, answers in order."""
+"""The asking end of a stream: requests are pipelined, answers come in order."""
 
 from __future__ import annotations
 
@@ -20,43 +20,50 @@ _IDLE = 64
 
 
 def chunk_cap(length: int) -> int:
-    """Return how many bytes an answer may have that is a chunk of this signed length, or an error."""
+    """Return the most bytes that the answer to a chunk request may have: a chunk of this signed length, or an error."""
     return max(length + 256, LIMITS.error_bytes)
 
 
 class Session:
-    """A stream to one peer.  Not for concurrent use."""
+    """A stream to one peer, for one task at a time."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.peer = stream.peer
 
     async def send(self, request: messages.Request) -> None:
-        """Send without waiting for the answer; at most `LIMITS.pipelined_requests` may be open."""
+        """Send a request without waiting for its answer; at most `LIMITS.pipelined_requests` may be open."""
         await self.stream.send(messages.encode_request(request), LIMITS.request_seconds)
 
     async def answer(self, kind: type[T], *, limit: int | None = None, seconds: float = LIMITS.request_seconds) -> T:
-        """The answer to the oldest open request, of `limit` bytes at most.  Raises `NotFound` or `PeerError`."""
+        """Receive the answer to the oldest open request, of at most `limit` bytes.
+
+        Raises `NotFound` or `PeerError`.
+        """
         most = messages.cap_of(kind).size if limit is None else limit
         return messages.decode_response(await self.stream.receive(most, seconds), kind)
 
     async def ask(self, request: messages.Request, kind: type[T]) -> T:
+        """Send a request and receive its answer.  Raises `NotFound` or `PeerError`."""
         frame = await self.stream.exchange(
             messages.encode_request(request), messages.cap_of(kind).size, LIMITS.request_seconds
         )
         return messages.decode_response(frame, kind)
 
     async def chunk(self, cid: str, length: int) -> bytes:
-        """One chunk, whose signed wire length is `length`."""
+        """Fetch the wire bytes of one chunk, whose signed wire length is `length`.
+
+        Raises `NotFound` or `PeerError`.
+        """
         await self.send(messages.GetChunk(cid))
         return await self.answer(bytes, limit=chunk_cap(length), seconds=LIMITS.chunk_seconds)
 
 
 class Sessions:
-    """Streams kept open between requests: opening one costs more round trips than asking on it.
+    """A pool of streams kept open between requests, as opening one costs more round trips than a request.
 
-    A stream that the other side has closed meanwhile shows at the next request, which then goes over
-    a fresh one; so a request may reach the peer twice, and must mean the same both times.
+    A stream that the other side closed meanwhile fails at the next request, which is then repeated on a fresh one; so a
+    request may reach the peer twice, and must mean the same both times.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -65,13 +72,16 @@ class Sessions:
         self._closing: set[asyncio.Future[None]] = set()
 
     async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T], limit: int | None = None) -> T:
-        """One request and its answer, of `limit` bytes at most.  Raises `NotFound` or `PeerError`."""
+        """Send one request and receive its answer, of at most `limit` bytes.  Raises `NotFound` or `PeerError`."""
         stream, frame = await self._exchange(address, request, limit or messages.cap_of(kind).size)
         self._give(stream)
         return messages.decode_response(frame, kind)
 
     async def begin(self, address: PeerAddress, request: messages.Request, kind: type[T]) -> tuple[Session, T]:
-        """The same, and the stream is the caller's from then on."""
+        """Send one request, and return its answer with the stream, which the caller owns from then on.
+
+        Raises `NotFound` or `PeerError`; the stream then returns to the pool.
+        """
         stream, frame = await self._exchange(address, request, messages.cap_of(kind).size)
         try:
             return Session(stream), messages.decode_response(frame, kind)
@@ -120,7 +130,7 @@ class Sessions:
         task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Close what is idle."""
+        """Close all idle streams."""
         for stream, _ in self._idle.values():
             self._drop(stream)
         self._idle.clear()
@@ -129,7 +139,7 @@ class Sessions:
 
 @asynccontextmanager
 async def session(transport: Transport, peer: str) -> AsyncIterator[Session]:
-    """A session that is closed at the end, and reset when anything went wrong."""
+    """Open a session with a peer; it is closed at the end of the block, or reset if the block raises."""
     stream = await transport.open(peer)
     try:
         yield Session(stream)
@@ -140,7 +150,7 @@ async def session(transport: Transport, peer: str) -> AsyncIterator[Session]:
 
 
 def bitmap(flags: Sequence[bool]) -> bytes:
-    """Bit i of byte i // 8 (least significant first) is flag i."""
+    """Pack flags into bytes: flag i is bit i % 8, least significant first, of byte i // 8."""
     out = bytearray(-(-len(flags) // 8))
     for index, flag in enumerate(flags):
         out[index >> 3] |= flag << (index & 7)
@@ -148,5 +158,5 @@ def bitmap(flags: Sequence[bool]) -> bytes:
 
 
 def from_bitmap(data: bytes, count: int) -> list[bool]:
-    """Inverse of `bitmap`; missing bytes count as absent."""
+    """Unpack `count` flags that `bitmap` packed; flags beyond the last byte are False."""
     return [bool(data[i >> 3] >> (i & 7) & 1) if i >> 3 < len(data) else False for i in range(count)]

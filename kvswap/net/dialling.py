@@ -1,12 +1,14 @@
-"""Where a node connects to on whose word: the one rule, for multiaddrs and for URLs.
+"""The rule for which addresses a node may connect to, depending on who supplied them: for multiaddrs and for URLs.
 
-A stranger who names an address chooses where this machine sends its packets. So an address that was told leads only
-where its teller could have sent them as well: to the public internet; to a private or link-local network when we are
-connected to the teller on a network of that kind; to this machine when the teller is on it. It never leads to
-addresses that no peer can have (unspecified, multicast, reserved, the metadata services of clouds), to a port below
-1024, or to a name: names are for what the user typed, which is not judged.
+An unknown peer that supplies an address chooses where this machine sends its packets (as in server-side request
+forgery). So an address from a peer, its *teller*, leads only where the teller could have sent packets as well: to the
+public internet; to a private or link-local network if we are connected to the teller on a network of that kind; to this
+machine if the teller is on it. It never leads to addresses that no peer can have (unspecified, multicast, reserved, the
+metadata services of clouds), to a port below 1024, or to a name: names are only for what the user typed, which is not
+restricted.
 
-An IPv6 address that holds an IPv4 address (mapped, compatible, 6to4, NAT64, Teredo, ISATAP) is also judged by that one.
+An IPv6 address that embeds an IPv4 address (mapped, compatible, 6to4, NAT64, Teredo, ISATAP) is also judged by that
+one.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 BY_HAND = "by hand"
-"""The teller of what the user typed."""
+"""The `teller` of addresses that the user typed."""
 
 JUDGED = "judged"
-"""The teller of what was judged already, when it was heard."""
+"""The `teller` of addresses that passed the rule already, when they were received."""
 
 MOST = 8
 _LOWEST_PORT = 1_024
@@ -35,13 +37,13 @@ _CIRCUIT = "/p2p-circuit"
 
 
 class Place(StrEnum):
-    """Kind of network that an IP address belongs to."""
+    """The kind of network that an IP address belongs to."""
 
     LOOPBACK = "loopback"
     LINK = "link-local"
     PRIVATE = "private"
     PUBLIC = "public"
-    NOWHERE = "nowhere"  # that a peer could be
+    NOWHERE = "nowhere"  # no peer can have such an address
 
 
 def _networks(*texts: str) -> tuple[Network, ...]:
@@ -69,7 +71,7 @@ _KINDS: tuple[tuple[Place, tuple[Network, ...]], ...] = (
 
 
 def plain_host(host: str) -> Address | None:
-    """Read an IP address, an IPv4 address that is mapped into IPv6 as itself; None for anything else."""
+    """Parse an IP address, mapping an IPv4-mapped IPv6 address to IPv4.  Returns None for anything else."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -79,7 +81,7 @@ def plain_host(host: str) -> Address | None:
 
 
 def _inside(address: Address) -> list[Address]:
-    """IPv4 addresses to which a packet for this IPv6 address would go."""
+    """Return the IPv4 addresses to which a packet for this IPv6 address would go."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
     number, found = int(address), []
@@ -97,7 +99,7 @@ def _inside(address: Address) -> list[Address]:
 
 
 def place_of(host: str | Address) -> Place:
-    """Say which kind of network an address belongs to; `Place.NOWHERE` for what is no address."""
+    """Return the kind of network that an address belongs to; `Place.NOWHERE` for what is no address."""
     address = plain_host(str(host))
     if address is None:
         return Place.NOWHERE
@@ -111,7 +113,7 @@ def place_of(host: str | Address) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Host and port of a multiaddr; `named` when the host is a name to be looked up."""
+    """The host and port of a multiaddr; `named` is True if the host is a name to be resolved."""
 
     host: str
     port: int
@@ -123,7 +125,10 @@ _PEER = re.compile(r"[1-9A-HJ-NP-Za-km-z]{1,128}|[a-z2-7]{1,128}")
 
 
 def endpoint_of(address: str) -> Endpoint | None:
-    """Read where a multiaddr leads first: itself, or of a circuit the relay.  None for any form that we do not dial."""
+    """Parse the endpoint that a multiaddr leads to first: the peer itself or, for a circuit, the relay.
+
+    Returns None for any form that is not dialled.
+    """
     direct, circuit, beyond = address.partition(_CIRCUIT)
     parts = direct.split("/")
     if len(parts) not in (5, 7) or parts[0] or parts[3] != "tcp" or not _NUMBER.fullmatch(parts[4]):
@@ -147,9 +152,10 @@ def endpoint_of(address: str) -> Endpoint | None:
 
 
 def may_dial(address: str, teller: str | None) -> bool:
-    """Whether to dial a multiaddr on the word of `teller`: the IP address it is connected at, or `BY_HAND`.
+    """Return True if a multiaddr may be dialled when `teller` supplied it.
 
-    None is a teller of whom nothing is known, or who is reached through a relay.
+    `teller` is the IP address at which the supplying peer is connected, `BY_HAND` or `JUDGED`; None stands for a peer
+    that is unknown or reached through a relay.
     """
     if teller == BY_HAND:
         return True
@@ -165,19 +171,19 @@ def may_dial(address: str, teller: str | None) -> bool:
 
 
 def may_reach(host: str, port: int) -> bool:
-    """Whether to go to a port that a peer named of the very host at which it is connected."""
+    """Return True if a port that a connected peer announced may be reached at `host`, where the peer is connected."""
     return port >= _LOWEST_PORT and place_of(host) is not Place.NOWHERE
 
 
 def allowed(addresses: Iterable[str], teller: str | None) -> tuple[str, ...]:
-    """Those of a peer's addresses that may be dialled on the word of `teller`, each once, eight at most."""
+    """Return the first eight of a peer's distinct addresses that may be dialled when `teller` supplied them."""
     return tuple(dict.fromkeys(a for a in addresses if may_dial(a, teller)))[:MOST]
 
 
 def common(hosts: Iterable[str | None]) -> str | None:
-    """One of the hosts, when all are in one kind of network that is not the public one; else None.
+    """Return one of the hosts if all are on one kind of network other than the public one, else None.
 
-    The teller of what was told by somebody unknown among those who are connected.
+    The result is the `teller` of addresses that came from an unknown one of these connected hosts.
     """
     known = list(hosts)
     places = {place_of(host) for host in known if host is not None}
@@ -187,7 +193,10 @@ def common(hosts: Iterable[str | None]) -> str | None:
 
 
 def group_of(host: str) -> str:
-    """What limits go by: an IPv4 address, or the /64 of an IPv6 address, all of which one machine can have."""
+    """Return the key under which limits count a host: its IPv4 address, or the /64 network of its IPv6 address.
+
+    One machine can have all addresses of a /64 network.
+    """
     address = plain_host(host)
     if address is None or address.version == 4:
         return str(address or host)
@@ -200,15 +209,15 @@ _NAME = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-
 
 
 def bracketed(host: str) -> str:
-    """The form of a host in a URL."""
+    """Return a host as it is written in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def origin_of(url: str, *, plain: bool = False) -> str:
-    """Read a URL that is scheme, host and port and nothing else; `plain`: the user accepts http.
+    """Parse a URL that is scheme, host and port and nothing else; `plain` says that the user accepts http.
 
-    Raises `UsageError` for anything more, for a host that is neither an address nor a name, and for addresses
-    at which no peer can be.
+    Raises `UsageError` for anything more, for http without `plain`, for a host that is neither an address nor a name,
+    and for addresses that no peer can have.
     """
     refused = UsageError(
         f"{url[:100]!r} is not https://host:port",
@@ -236,6 +245,6 @@ def origin_of(url: str, *, plain: bool = False) -> str:
 
 
 def host_and_port(origin: str) -> tuple[str, int]:
-    """Host and port of what `origin_of` gave."""
+    """Return the host and port of an origin that `origin_of` returned; the port defaults to the scheme's."""
     parts = urlsplit(origin)
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

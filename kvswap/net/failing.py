@@ -1,4 +1,4 @@
-"""Where an exception becomes a response of our HTTP servers: JSON, with the status, cause and hint of our errors."""
+"""Exceptions as responses of the HTTP servers: JSON with the status, cause and hint of the package's errors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kvswap.core.failures import is_own, record, said
 
 
 def response_of(error: KvswapError, status: int | None = None) -> web.Response:
-    """The error as a JSON response."""
+    """Return an error as a JSON response, with `Retry-After` if the caller should try again later."""
     again = error.details.get("retry_after", 1 if isinstance(error, QuotaExceeded) else None)
     headers = {"Retry-After": str(int(again) + 1)} if isinstance(again, int | float) else None
     return web.json_response({"error": error.to_dict()}, status=status or error.http_status, headers=headers)
 
 
 async def _expected(request: web.Request) -> web.Response | None:
-    """Answer the header `Expect`, which aiohttp looks at before any middleware."""
+    """Handle the header `Expect`, which aiohttp checks before any middleware."""
     expect = request.headers.get("Expect", "")
     if request.version < (1, 1):
         return None
@@ -32,16 +32,19 @@ async def _expected(request: web.Request) -> web.Response | None:
 
 
 def answering(routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
-    """Return the routes with what their handlers' middlewares never see: refusals of a header are JSON as well."""
+    """Return the routes with a handler of the header `Expect`, so that its refusal is JSON as well.
+
+    aiohttp checks that header before any middleware runs.
+    """
     return [web.RouteDef(r.method, r.path, r.handler, r.kwargs | {"expect_handler": _expected}) for r in routes]
 
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The one place where an exception becomes a response; the outermost middleware."""
+    """Turn every exception of a handler into a JSON response.  This has to be the outermost middleware."""
     try:
         return await handler(request)
-    except web.HTTPException as error:  # of aiohttp's own: no such path, method, or too large a body
+    except web.HTTPException as error:  # raised by aiohttp: no such path or method, or too large a body
         return response_of(_of_http(request, error), error.status)
     except web.RequestPayloadError as error:
         return response_of(_of_payload(request, error))
@@ -53,7 +56,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @web.middleware
 async def errors_for_guests(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """As `errors`, for callers who are no users of this machine: of its own trouble they get no details."""
+    """Turn every exception of a handler into a JSON response that shows remote callers no details of internal faults.
+
+    It is `errors` for callers who are not users of this machine.
+    """
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -62,14 +68,14 @@ async def errors_for_guests(request: web.Request, handler: Handler) -> web.Strea
         return response_of(_of_payload(request, error))
     except ConnectionError:
         raise  # the guest went away, or reads nothing of what has begun
-    except Exception as error:  # noqa: BLE001 - told, and in the log
+    except Exception as error:  # noqa: BLE001 - it is answered, and logged
         return response_of(for_guests(error, f"{request.method} {request.path}"))
 
 
 def for_guests(error: Exception, doing: str) -> KvswapError:
-    """The error as a guest may read it; the whole of it is in the log."""
+    """Log an error, and return it in the form that a remote caller may see: internal faults without details."""
     told = record(error, doing)
-    if not is_own(error) or isinstance(told, UsageError):  # what is wrong with the guest's own words
+    if not is_own(error) or isinstance(told, UsageError):  # a fault of the request, not of this machine
         return told
     return Unexpected("this host failed at the request", cause="a fault on its side", hint="ask again later")
 

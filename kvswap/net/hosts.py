@@ -1,4 +1,4 @@
-"""The hosts that invited this node: a file each, and what they offer while it holds."""
+"""The hosts that invited this node: one file for each invitation, and their offers until these expire."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _PLAIN = "plain"
 
 
 def _stored(text: str) -> Invitation:
-    """Read a file of ours.  Before there was a flag for http, it was accepted on this machine.  Raises `UsageError`."""
+    """Read an invitation file.  Raises `UsageError` if it is malformed, or uses http without the user's consent.
+
+    Files from before that consent was recorded may use http for a host on this machine.
+    """
     first, _, rest = text.strip().partition("\n")
     invitation = Invitation.from_text(first, plain=True)
     host, _port = host_and_port(invitation.url)
@@ -26,13 +29,13 @@ def _stored(text: str) -> Invitation:
 
 
 class Hosts:
-    """The invitations of a node: a file each, mode 0600, as they hold secrets."""
+    """The invitations of a node: one file each, mode 0600, as they hold secrets."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._writing = threading.Lock()
         self._known: dict[str, Invitation] = {}
-        self.unusable: dict[str, str] = {}  # PeerId -> what is wrong with the invitation that is kept of it
+        self.unusable: dict[str, str] = {}  # PeerId -> what is wrong with its stored invitation
         for path in sorted(directory.glob("*.host")):
             try:
                 invitation = _stored(private_text(path))
@@ -44,7 +47,10 @@ class Hosts:
         self._offers: dict[str, SignedOffer] = {}
 
     def add(self, text: str, *, plain: bool = False) -> Invitation:
-        """Keep an invitation; `plain`: the user accepts http.  Raises `UsageError`.  Blocks."""
+        """Store an invitation, and return it; `plain` says that the user accepts http.  Blocks.
+
+        Raises `UsageError` if it is malformed, or the node knows too many hosts.
+        """
         with self._writing:
             return self._add(Invitation.from_text(text, plain=plain), plain)
 
@@ -60,7 +66,7 @@ class Hosts:
         return invitation
 
     def remove(self, peer: str) -> None:
-        """Forget a host.  Raises `NotFound`.  Blocks."""
+        """Forget a host and delete its file.  Blocks.  Raises `NotFound` for an unknown host."""
         with self._writing:
             known = peer in self.unusable or self.get(peer)
             if known:
@@ -74,7 +80,7 @@ class Hosts:
         self._offers.pop(peer, None)
 
     def get(self, peer: str) -> Invitation:
-        """Raises `NotFound`."""
+        """Return the invitation of a host.  Raises `NotFound` for a host that has not invited this node."""
         try:
             return self._known[peer]
         except KeyError:
@@ -84,15 +90,20 @@ class Hosts:
             ) from None  # fmt: skip
 
     def all(self) -> list[Invitation]:
+        """Return the invitations of all known hosts."""
         return list(self._known.values())
 
     def connection(self, peer: str) -> HostConnection:
-        """Raises `NotFound`."""
+        """Return the connection to a host, which is kept between requests.  Raises `NotFound` for an unknown host."""
         invitation = self.get(peer)
         return self._connections.setdefault(peer, HostConnection(invitation))
 
     async def offer(self, peer: str, *, fresh: bool = False) -> SignedOffer:
-        """What a host offers, while that holds.  Raises `PeerError`, `IntegrityError`, `Untrusted`."""
+        """Return a host's signed offer: the cached one until it expires, or a `fresh` one.
+
+        Raises `NotFound` for an unknown host, `PeerError`, `IntegrityError` or `MalformedManifest` if the offer is not
+        received or not the host's, `Untrusted` if it has expired.
+        """
         known = self._offers.get(peer)
         if fresh or known is None or known.offer.expires < time.time():
             known = read_offer(await self.connection(peer).offer())

@@ -1,17 +1,19 @@
-"""What travels in a frame, as values.  Sans-IO: this module only turns structs into bytes and back.
+"""The wire messages of the exchange protocol, as typed values.  Sans-IO: structs to bytes and back, nothing else.
 
-A request is a msgpack map with a `kind`; a response is `{"ok": body}` or `{"error": {code, message}}`.
-Requests on one stream are answered in order, so a reader may send several ahead.  Unknown keys are
-refused: a change of meaning is a new protocol id, never a new key.
+A request is a msgpack map with a `kind`; a response is `{"ok": body}` or `{"error": {code, message}}`.  Requests on one
+stream are answered in order, so a reader may pipeline several.  Unknown keys are refused: a change of meaning is a new
+protocol id, never a new key.
 
-| request   | asks                                                         | answer           |
-|-----------|--------------------------------------------------------------|------------------|
-| find      | artifacts by document, by id, or by chain digests; a token   | `FindReply`      |
-| manifest  | the signed envelope of an artifact                           | bytes            |
-| join      | to fetch an artifact: what is here, who else is at it, a token | `JoinReply`    |
-| have      | the first two of these again                                 | `HaveReply`      |
-| chunk     | the wire bytes of one chunk, on this stream                  | bytes            |
-| catalogue | keys of everything here, for longest-prefix look-ups         | `CatalogueReply` |
+| request   | asks for                                                         | answer           |
+|-----------|------------------------------------------------------------------|------------------|
+| find      | artifacts by document, by id, or by chain digests; a token       | `FindReply`      |
+| manifest  | the signed envelope of an artifact                               | bytes            |
+| join      | which chunks are here, who else fetches the artifact; a token    | `JoinReply`      |
+| have      | the first two of these again                                     | `HaveReply`      |
+| chunk     | the wire bytes of one chunk, on this stream                      | bytes            |
+| catalogue | the prefix index of all complete artifacts here                  | `CatalogueReply` |
+
+The format is specified in `docs/protocol.md`.
 """
 
 from __future__ import annotations
@@ -51,17 +53,18 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Provider(_Message):
-    """Somebody who may have something: a referral, to be dialled and checked."""
+    """A peer that may have what is wanted, and its addresses: a referral, to be dialled and checked."""
 
     peer: PeerText
     addresses: Annotated[list[AddressText], Meta(max_length=8)]
 
 
 class Find(_Message, tag="find", tag_field="kind"):
-    """Exactly one of document, artifact and chain is given.
+    """A request for artifacts by exactly one of `document`, `artifact` and `chain` (prefix digests, one a block).
 
     With the reader's `model` and `dtype` the first artifact that fits comes with its manifest, without a `model` the
-    first.  `bulk` asks for a token: who has an artifact whole can be fetched from at once, and be joined later.
+    first of all.  `bulk` asks for a bearer token, so that the reader can fetch at once from a peer that has an artifact
+    whole, and join later.
     """
 
     agent: AgentText
@@ -74,11 +77,16 @@ class Find(_Message, tag="find", tag_field="kind"):
 
 
 class GetManifest(_Message, tag="manifest", tag_field="kind"):
+    """A request for the signed envelope of one artifact."""
+
     artifact: CidText
 
 
 class Join(_Message, tag="join", tag_field="kind"):
-    """`me` is the reader itself, for other readers of the same artifact; `bulk` asks for a token."""
+    """A request to fetch an artifact: it lists the reader among those that fetch it, and asks which chunks are here.
+
+    `me` is the reader itself, as a referral for other readers of the artifact; `bulk` asks for a bearer token.
+    """
 
     artifact: CidText
     me: Provider
@@ -86,15 +94,19 @@ class Join(_Message, tag="join", tag_field="kind"):
 
 
 class Have(_Message, tag="have", tag_field="kind"):
+    """A request for the chunks of an artifact that a peer has by now, and for other peers that have some."""
+
     artifact: CidText
 
 
 class GetChunk(_Message, tag="chunk", tag_field="kind"):
+    """A request for the wire bytes of one chunk, by its content id."""
+
     cid: CidText
 
 
 class GetCatalogue(_Message, tag="catalogue", tag_field="kind"):
-    """`version` is the one the reader has (0: none)."""
+    """A request for a peer's prefix index, unless it is still the `version` that the reader has (0 for none)."""
 
     version: Size
 
@@ -103,7 +115,11 @@ Request = Find | GetManifest | Join | Have | GetChunk | GetCatalogue
 
 
 class Found(_Message):
-    """An artifact somebody offers.  Hints only: the manifest decides.  `complete` false: still fetching it."""
+    """An artifact that a peer offers, as a hint: only the manifest decides.
+
+    `complete` is False while the peer is still fetching it itself; `shared_blocks` counts the blocks of the reader's
+    chain that the artifact shares.
+    """
 
     artifact: CidText
     model: Digest
@@ -117,7 +133,10 @@ class Found(_Message):
 
 
 class BulkRecord(_Message):
-    """Where and as whom `peer` serves HTTPS: signed by its node key (see `net.bulk.record`)."""
+    """The port and the certificate with which `peer` serves HTTPS, signed by its node key; see `net.bulk.identity`.
+
+    `certificate` is the SHA-256 of its DER form, `issued` is in Unix seconds.
+    """
 
     peer: PeerText
     port: Port
@@ -127,7 +146,7 @@ class BulkRecord(_Message):
 
 
 class Grant(_Message):
-    """A bearer token for the bulk plane, good while this stream is open and for at most `seconds`."""
+    """A bearer token for the bulk plane, valid while this stream is open and for at most `seconds`."""
 
     token: TokenText
     seconds: Size
@@ -135,11 +154,12 @@ class Grant(_Message):
 
 
 class FindReply(_Message):
-    """`asks`: what the answering peer wants for a gigabyte, in millionths of a US dollar.
+    """The answer to `Find`: what the peer has, and which other peers may have more.
 
-    `heads`: head records, of the answering node's publisher and of those of what it found.  `audits`: signed
-    statements of who verified what was asked for, or found it wrong: the answering node need not have it any more.
-    `grant`: where a token was asked for, and something found is here whole.
+    `asks` is the peer's price for a gigabyte, in millionths of a US dollar.  `heads` holds publisher status records: of
+    the answering node's own publisher, and of the publishers of what it found.  `audits` holds signed statements of
+    peers that verified the requested artifact or found it wrong, which the answering node need not have any more.
+    `grant` is present if a token was requested and something found is here whole.
     """
 
     agent: AgentText
@@ -153,7 +173,7 @@ class FindReply(_Message):
 
 
 class JoinReply(_Message):
-    """`have`: bit i is chunk i of the manifest.  `peers`: others that fetch or have it."""
+    """The answer to `Join`: bit i of `have` is chunk i of the manifest, `peers` are others that fetch or have it."""
 
     have: Bitmap
     peers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
@@ -161,19 +181,24 @@ class JoinReply(_Message):
 
 
 class HaveReply(_Message):
+    """The answer to `Have`: bit i of `have` is chunk i of the manifest, `peers` are others that fetch or have it."""
+
     have: Bitmap
     peers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
 
 
 class CatalogueReply(_Message):
-    """`keys`: 8 bytes each, sorted; None when the reader's version is the present one."""
+    """The answer to `GetCatalogue`: a prefix index of sorted keys, 8 bytes each.
+
+    `keys` is None if the reader's version is the current one.
+    """
 
     version: Size
     keys: Annotated[bytes, Meta(max_length=LIMITS.catalogue_bytes)] | None
 
 
 class Announce(_Message):
-    """Gossip: a new artifact, and where its provider can be dialled."""
+    """A gossip message: a new artifact, and where its provider can be dialled."""
 
     artifact: CidText
     document: DocumentText | None
@@ -184,11 +209,12 @@ T = TypeVar("T")
 
 
 def encode_request(request: Request) -> bytes:
+    """Encode a request as msgpack."""
     return wire.pack(wire.plain(request))
 
 
 def decode_request(frame: bytes) -> Request:
-    """Read a request.  Raises `MalformedMessage` for what is none, or is larger than its kind may be."""
+    """Decode a request.  Raises `MalformedMessage` if it is none, or larger than its kind may be."""
     if len(frame) > LIMITS.request_bytes:
         raise MalformedMessage(f"a request of {len(frame)} bytes is over the cap")
     request: Request = wire.unpack(frame, Request, MalformedMessage, items=LIMITS.request_items)  # type: ignore[arg-type]
@@ -198,17 +224,17 @@ def decode_request(frame: bytes) -> Request:
 
 
 def encode_ok(body: Any) -> bytes:
-    """The bytes of an answer."""
+    """Encode a successful response with this body."""
     return wire.pack({"ok": wire.plain(body)})
 
 
 def encode_error(error: KvswapError) -> bytes:
-    """The bytes of an answer that says why there is none."""
+    """Encode an error response: the error's code, and its message cut to 500 characters."""
     return wire.pack({"error": {"code": error.code, "message": error.message[:500]}})
 
 
 class _Told(msgspec.Struct, frozen=True):
-    """An error, as a peer tells it; what else it says is skipped."""
+    """An error in a peer's response; keys other than these are skipped."""
 
     code: Annotated[str, Meta(max_length=64)] = ""
     message: Annotated[str, Meta(max_length=2_000)] = ""
@@ -223,7 +249,7 @@ def _response(kind: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """How large an answer may be, in bytes and in items of msgpack."""
+    """The largest size of a response, in bytes and in msgpack items."""
 
     size: int
     items: int = LIMITS.message_items
@@ -239,12 +265,16 @@ _CAPS: dict[Any, Cap] = {
 
 
 def cap_of(kind: Any) -> Cap:
-    """How large an answer of this type may be.  A frame that is longer is not even read."""
+    """Return the largest size of a response of this type; a longer frame is not even read."""
     return _CAPS[kind]
 
 
 def decode_response(frame: bytes, kind: type[T]) -> T:
-    """The body of an answer.  Raises the peer's error, `NotFound`, `PeerBusy` or `PeerError`, or `MalformedMessage`."""
+    """Decode a response and return its body of type `kind`.
+
+    Raises the error that the peer sent, as `NotFound`, `PeerBusy` or `PeerError`; raises `MalformedMessage` if it is no
+    response.
+    """
     answer = wire.unpack(frame, _response(cast(Any, kind)), MalformedMessage, items=cap_of(kind).items)
     if (answer.ok is msgspec.UNSET) == (answer.error is msgspec.UNSET):
         raise MalformedMessage("a response is ok or error")
@@ -257,11 +287,12 @@ def decode_response(frame: bytes, kind: type[T]) -> T:
 
 
 def encode_announce(announce: Announce) -> bytes:
+    """Encode an announcement as msgpack."""
     return wire.pack(wire.plain(announce))
 
 
 def decode_announce(data: bytes) -> Announce:
-    """Raises `MalformedMessage`."""
+    """Decode an announcement.  Raises `MalformedMessage` if it is none, or larger than 8 KiB."""
     if len(data) > 8192:
         raise MalformedMessage("an announcement is over the cap")
     return wire.unpack(data, Announce, MalformedMessage, items=64)

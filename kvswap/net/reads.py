@@ -1,6 +1,6 @@
-"""A host as one who asks it sees it: HTTPS, whose certificate has to be of the host's own key, and a token.
+"""The client of a host: HTTPS with a certificate of the host's own key, and a bearer token.
 
-An invitation holds all three: `kvswap-host:` and base64url of msgpack [url, host's PeerId, token].
+An invitation holds what is needed: `kvswap-host:` and base64url of msgpack [url, host's PeerId, token].
 """
 
 from __future__ import annotations
@@ -41,27 +41,28 @@ from kvswap.net.dialling import Place, host_and_port, origin_of, place_of
 
 _PREFIX = "kvswap-host:"
 _SHORT_SECONDS = 10.0
-_SHORT_BYTES = 64 * 1024  # of an answer that is no stream, and of one line of a stream
+_SHORT_BYTES = 64 * 1024  # limit for an answer that is not streamed, and for a line of a stream
 _PARTS: Any = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """Where a host is, whose key it has, and what it lets one in with."""
+    """The URL of a host, the PeerId of its key, and the token that admits the holder."""
 
     url: str
     peer: str
     token: str = field(repr=False)
 
     def to_text(self) -> str:
+        """Return the invitation as one line of text, which contains the secret token."""
         packed = wire.pack([self.url, self.peer, self.token])
         return _PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
     @classmethod
     def from_text(cls, text: str, *, plain: bool = False) -> Invitation:
-        """Read an invitation; `plain`: the user accepts http, which nothing in an invitation can.
+        """Parse an invitation; `plain` says that the user accepts http, as an invitation itself cannot.
 
-        Raises `UsageError`.
+        Raises `UsageError` if it is malformed, or its URL is http without `plain`.
         """
         text = text.strip()
         if not text.startswith(_PREFIX) or len(text) > 4_096:
@@ -78,7 +79,7 @@ class Invitation:
 
 
 class HostConnection:
-    """Asks one host.  Every answer is bounded, in bytes and in time."""
+    """A client of one host, which bounds every answer in bytes and in time."""
 
     def __init__(self, invitation: Invitation) -> None:
         self._invitation = invitation
@@ -86,26 +87,37 @@ class HostConnection:
 
     @property
     def peer(self) -> str:
+        """The PeerId of the host."""
         return self._invitation.peer
 
     async def get(self, path: str) -> dict[str, Any]:
-        """Raises `PeerError`, or the error that the host answers with."""
+        """Fetch a JSON object.
+
+        Raises `IntegrityError` if another key answers there, `PeerError` if the host is not reached, and `NotFound`,
+        `TokenRefused`, `QuotaExceeded` or `UsageError` if the host answers with that error.
+        """
         async with self._request("GET", path, None, _SHORT_SECONDS) as response:
             return _object(await _body(response, _SHORT_BYTES))
 
     async def offer(self) -> bytes:
-        """The envelope of its offer."""
+        """Fetch the signed envelope of the host's offer, unverified.  Raises `PeerError` and what `get` raises."""
         try:
             return base64.b64decode(str((await self.get("/v1/offer"))["offer"]), validate=True)
         except (LookupError, ValueError) as error:
             raise PeerError(f"{self.peer} made no offer") from error
 
     async def document(self, reference: str) -> dict[str, Any]:
-        """Raises `NotFound` where it is not hosted."""
+        """Fetch what the host says of a document that it hosts.
+
+        Raises `NotFound` if it does not, and what `get` raises.
+        """
         return await self.get(f"/v1/documents/{quote(reference, safe=':')}")
 
     async def ask(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """The chunks of a streamed chat completion; the last has `usage`."""
+        """Yield the chunks of a streamed chat completion, decoded from JSON; the last one has `usage`.
+
+        Raises `PeerError` if the answer exceeds `LIMITS.host_answer_bytes`, and what `get` raises.
+        """
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
         async with self._request(
             "POST", "/v1/chat/completions", body, LIMITS.host_seconds + LIMITS.host_first_seconds
@@ -154,11 +166,14 @@ class HostConnection:
             raise PeerError(
                 f"the host {self.peer} was not reached: {type(error).__name__}", cause="it is down, or elsewhere now"
             ) from error
-        except ValueError as error:  # of aiohttp, for a line without an end
+        except ValueError as error:  # aiohttp raises it for an overlong line
             raise PeerError(f"the host {self.peer} answered in another format") from error
 
     async def _pinned(self) -> aiohttp.Fingerprint | bool:
-        """The certificate that the host shows, if it is of the host's own key; nothing is sent before that is known."""
+        """Return the fingerprint of the host's certificate after checking that it is of the host's own key.
+
+        No request is sent before that is known.  Returns True for http, which the user accepted when joining.
+        """
         if self._invitation.url.startswith("http:"):
             return True  # the user said so when joining
         host, port = host_and_port(self._invitation.url)
@@ -182,7 +197,7 @@ class HostConnection:
 
 
 class _Judged(aiohttp.ThreadedResolver):
-    """Names lead to no address at which no host can be, whatever they are looked up to."""
+    """A resolver that drops addresses at which no host can be, whatever a name resolves to."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -210,7 +225,7 @@ async def _refused(peer: str, response: aiohttp.ClientResponse) -> KvswapError:
 
 
 def _told(peer: str, error: Any) -> KvswapError:
-    """What a host says went wrong, as one of the errors that it may speak of."""
+    """Convert the error that a host sent into one of the error types that a host may raise here."""
     told = error if isinstance(error, dict) else {}
     message = f"the host {peer}: {str(told.get('message', 'failed'))[:300]}"
     kinds: tuple[type[KvswapError], ...] = (NotFound, TokenRefused, QuotaExceeded, UsageError)

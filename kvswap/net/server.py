@@ -1,10 +1,10 @@
-"""Answering peers: read a request, ask the handler, send the answer, until the stream ends.
+"""The serving end of a stream: read a request, call the handler, send the answer, until the stream ends.
 
-Requests of one stream are answered in order.  A malformed request ends the stream; an error of the
-handler is an answer.  What keeps a silent or greedy peer cheap: a cap on streams, for each peer and
-for all; a bucket of requests that refills at a fixed rate, beyond which the peer simply waits; an
-idle time-out; never more than a few answers prepared ahead; and whoever goes on opening streams beyond
-the cap, leaves answers unread, or sends what is no request, is told on to the node, which hangs up.
+Requests on one stream are answered in order.  A malformed request ends the stream; an error of the handler is an
+answer.  A silent or greedy peer is kept cheap by a cap on streams, for each peer and for all; a token bucket of
+requests, beyond which the peer waits; an idle time-out; and a small number of answers prepared ahead.  A peer that
+keeps opening streams beyond the cap, leaves answers unread, or sends malformed requests is reported to the node, which
+disconnects it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _ONE_REQUEST_BYTES = 8 * 1024  # a larger one, with a long chain, counts as seve
 
 @dataclass(slots=True)
 class Caller:
-    """Who asks, on which stream; `ending` is closed when the stream ends, however it does."""
+    """A peer that sends requests on one stream; `ending` is closed when the stream ends, however it does."""
 
     peer: str
     ending: ExitStack = field(default_factory=ExitStack)
-    token: str | None = None  # for the bulk plane, the last that was handed over on this stream,
-    token_until: float = 0.0  # and until when it is good enough to be handed over again (monotonic)
+    token: str | None = None  # for the bulk plane: the last one issued on this stream
+    token_until: float = 0.0  # until then it lasts long enough to be sent again (monotonic seconds)
 
 
 def _nothing() -> None:
@@ -44,9 +44,9 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A body that something is reserved for until it is sent, or will not be.
+    """A response body with a reservation that ends once the body is sent or dropped.
 
-    `permit` is called right before it is sent, and raises what the peer is told in its place.
+    `release` ends the reservation.  `permit` is called right before sending; what it raises is sent instead.
     """
 
     body: Any
@@ -65,7 +65,10 @@ class _Prepared:
 
 
 class Buckets:
-    """A token bucket for each peer: `rate` a second, and so many `at_once`, or twice as many as in a second."""
+    """A token bucket for each peer, refilled at `rate` tokens a second.
+
+    Its capacity is `at_once` tokens, by default as many as refill in two seconds.
+    """
 
     def __init__(
         self,
@@ -82,14 +85,14 @@ class Buckets:
         )
 
     def wait(self, peer: str, count: int = 1) -> float:
-        """Take so many; the seconds to wait before using them."""
+        """Take `count` tokens, and return the seconds to wait before using them."""
         now = self._clock()
         full_at = max(self.table.peek(peer) or now, now) + count / self._rate
         self.table.put(peer, full_at, peer)
         return max(0.0, full_at - now - self._ahead)
 
     def take(self, peer: str) -> bool:
-        """Take one if it may be used at once; who is refused owes nothing for having asked."""
+        """Take one token and return True if it may be used at once; otherwise take none and return False."""
         now = self._clock()
         if max(self.table.peek(peer) or now, now) + 1 / self._rate - now > self._ahead + 1e-9:
             return False
@@ -98,7 +101,7 @@ class Buckets:
 
 
 class Server:
-    """The serving end of every incoming stream."""
+    """The handler of all incoming streams: an instance is called with each stream, and serves it until it ends."""
 
     def __init__(
         self,
@@ -116,6 +119,7 @@ class Server:
         self.tables = (self._offences.table, self._buckets.table)
 
     async def __call__(self, stream: Stream) -> None:
+        """Serve the requests on one stream until it ends; refuse it if the peer or all peers have too many streams."""
         peer = stream.peer
         full = self._streams[peer] >= LIMITS.streams_per_peer
         if full or self._refuse(peer) or not await self._room_for(peer):
@@ -147,7 +151,10 @@ class Server:
                     del self._open[peer]
 
     async def _room_for(self, peer: str) -> bool:
-        """Whether there is a place for one more; of whoever has most, the oldest stream ends for who has few."""
+        """Return True if there is a place for one more stream of this peer.
+
+        When all are taken, the oldest stream of the peer that has most is reset for a peer that has fewer.
+        """
         if self._streams.total() < LIMITS.streams:
             return True
         most, count = self._streams.most_common(1)[0]
@@ -159,12 +166,12 @@ class Server:
         return self._streams.total() < LIMITS.streams + LIMITS.streams_per_peer  # it is still ending
 
     def _offence(self, peer: str, how: str) -> None:
-        """Once is an accident, many at a time are a flood."""
+        """Count an offence: one is an accident, many in a short time are a flood, which is reported."""
         if self._offences.wait(peer) > 0:
             self._flooded(peer, how)
 
     async def _serve(self, stream: Stream, caller: Caller) -> None:
-        """Answers are prepared a few ahead while earlier ones are on their way out."""
+        """Send the answers in order, while a few more are prepared ahead."""
         answers: asyncio.Queue[asyncio.Task[_Prepared] | None] = asyncio.Queue(_PREPARED_AHEAD)
         unsent: set[asyncio.Task[_Prepared]] = set()
         reader = asyncio.create_task(self._read(stream, caller, answers, unsent))
@@ -195,7 +202,7 @@ class Server:
         answers: asyncio.Queue[asyncio.Task[_Prepared] | None],
         unsent: set[asyncio.Task[_Prepared]],
     ) -> None:
-        """Requests in; raises `MalformedMessage` for one that is not of the protocol."""
+        """Read requests and start preparing their answers.  Raises `MalformedMessage` for what is no request."""
         try:
             while True:
                 try:
@@ -204,7 +211,7 @@ class Server:
                     break  # ended, or silent for too long
                 request = messages.decode_request(frame)
                 if (wait := self._buckets.wait(stream.peer, 1 + len(frame) // _ONE_REQUEST_BYTES)) > 0:
-                    await asyncio.sleep(wait)  # and meanwhile nothing more is read from it
+                    await asyncio.sleep(wait)  # nothing more is read from the peer meanwhile
                 prepared = asyncio.create_task(self._respond(caller, request))
                 unsent.add(prepared)
                 await answers.put(prepared)
@@ -225,7 +232,7 @@ class Server:
             return _Prepared(messages.encode_error(error))
 
     async def _checked(self, peer: str, ready: _Prepared) -> bytes:
-        """What goes out now of an answer that was prepared a while ago: itself, or why it may not any more."""
+        """Return the frame to send: the prepared answer, or the error for why it must not go out any more."""
         try:
             if self._refuse(peer):
                 raise PeerBusy("this node does not serve you")

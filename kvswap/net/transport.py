@@ -9,7 +9,7 @@ Contract:
   usable, and the stream must then be reset.
 * `receive(limit)` raises `PeerError` for a longer frame *before* buffering it.
 * `on_stream` and `on_announcement` are called on the asyncio loop that called `start`.
-* Provider records and announcements are hints: they may be lost, late, or lies.
+* Provider records and announcements are hints: they may be lost, late or false.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from kvswap.net.dialling import BY_HAND
 
 
 class StreamClosed(PeerError):
-    """The other side ended the stream between frames."""
+    """The error for a stream that the other side ended between two frames."""
 
     code = "stream_closed"
 
 
 class Unreachable(PeerError):
-    """No connection to a peer came about: nothing that the peer itself did or said."""
+    """The error for a peer that could not be connected to, which proves no fault of the peer's."""
 
     code = "unreachable"
 
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """A peer and where it may be: multiaddrs with or without the /p2p/ part.  Unverified.
+    """A peer and the unverified multiaddrs, with or without the /p2p/ part, at which it may be reached.
 
-    `teller`: on whose word, as `net.dialling` has it; whatever was not typed by the user names one.
+    `teller` is the source of the addresses, as `net.dialling` defines it: `BY_HAND` for what the user typed, otherwise
+    the IP address of the peer that sent them, or None if that is unknown.
     """
 
     peer: str
@@ -49,7 +50,7 @@ class PeerAddress:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A gossip message, the peer that signed it, and the connected one that passed it on (empty: unknown)."""
+    """A gossip message, with the peer that signed it and the connected peer that forwarded it (empty if unknown)."""
 
     origin: str
     data: bytes
@@ -57,25 +58,26 @@ class Announcement:
 
 
 class Stream(Protocol):
-    """One bidirectional stream of frames."""
+    """A bidirectional stream of frames to one authenticated peer."""
 
     @property
-    def peer(self) -> str: ...
+    def peer(self) -> str:
+        """The PeerId of the other side, which is authenticated."""
 
     async def send(self, frame: bytes, seconds: float) -> None:
-        """Send a whole frame.  Raises `NetworkTimeout` or `PeerError`."""
+        """Send a whole frame within `seconds`.  Raises `NetworkTimeout` or `PeerError`."""
 
     async def receive(self, limit: int, seconds: float) -> bytes:
-        """The next frame of at most `limit` bytes.  Raises `StreamClosed`, `NetworkTimeout`, `PeerError`."""
+        """Receive the next frame, of at most `limit` bytes.  Raises `StreamClosed`, `NetworkTimeout` or `PeerError`."""
 
     async def exchange(self, frame: bytes, limit: int, seconds: float) -> bytes:
-        """`send`, then `receive`, together in `seconds`.  Raises what they do."""
+        """Send a frame and receive the next one, both within `seconds`.  Raises what `send` and `receive` raise."""
 
     async def close(self) -> None:
-        """End our side; never raises."""
+        """End this side of the stream; frames already sent still arrive.  Never raises."""
 
     async def reset(self) -> None:
-        """Abandon the stream; never raises."""
+        """Abort the stream in both directions and drop what is still queued.  Never raises."""
 
 
 StreamHandler = Callable[[Stream], Awaitable[None]]
@@ -83,63 +85,70 @@ AnnouncementHandler = Callable[[Announcement], None]
 
 
 class Transport(Protocol):
-    """A node's place in the network."""
+    """A node's connection to the network of its peers."""
 
     @property
-    def peer(self) -> str: ...
+    def peer(self) -> str:
+        """The PeerId of this node."""
 
     @property
     def alive(self) -> bool:
-        """False once the transport failed; the node goes on without peers."""
+        """True while the transport runs; False once it failed or was stopped, and the node goes on without peers."""
 
     @property
     def failed(self) -> str:
-        """Why it is not alive although nobody stopped it, or empty: then `start` may be called again."""
+        """The reason why the transport ended although nobody stopped it, or empty; `start` may then be called again."""
 
     async def start(self, on_stream: StreamHandler, on_announcement: AnnouncementHandler) -> None:
-        """Listen.  Raises `P2pDown` when that is not possible."""
+        """Listen, and call the handlers for incoming streams and announcements.
+
+        Raises `P2pDown` if it cannot listen.
+        """
 
     async def stop(self) -> None:
-        """Close everything; idempotent, never raises."""
+        """Close all connections and listeners.  Idempotent; never raises."""
 
     def favour(self, favoured: Callable[[str], bool]) -> None:
-        """Say which peers keep their places when these are short.  Called from any thread; before `start`."""
+        """Set the predicate that says which peers keep their places when places are short.
+
+        Call it before `start`.  The transport calls `favoured` from any thread.
+        """
 
     def fillings(self) -> list[Filling]:
-        """How full the transport's own tables are."""
+        """Return how full each of the transport's own bounded tables is."""
 
     def addresses(self) -> list[str]:
-        """Where this node can be dialled: multiaddrs that end in /p2p/<peer>."""
+        """Return the multiaddrs at which this node can be dialled; each ends in /p2p/<peer>."""
 
     async def connect(self, address: PeerAddress) -> None:
-        """Make sure there is a connection.  Raises `Unreachable`."""
+        """Dial a peer unless it is connected already.  Raises `Unreachable`."""
 
     def connected(self) -> list[str]:
-        """Peers with a live connection."""
+        """Return the PeerIds of all peers with a live connection."""
 
     def connected_since(self, peer: str) -> float | None:
-        """When the newest connection to a peer was made (Unix seconds); None without one."""
+        """Return when the newest connection to a peer was made (Unix seconds), or None without a connection."""
 
     async def disconnect(self, peer: str) -> None:
         """Close the connection to a peer, and its streams with it.  Best effort; never raises."""
 
     def host_of(self, peer: str) -> str | None:
-        """The IP address that a connected peer is seen at; None when it is relayed or not connected."""
+        """Return the IP address of a connected peer, or None if it is reached through a relay or not connected."""
 
     def relayed(self, peer: str) -> bool:
-        """Whether a connected peer is reached through a relay only."""
+        """Return True if a connected peer is reached through a relay only."""
 
     def vicinity(self) -> str | None:
-        """The teller of what somebody unknown among the connected told: see `dialling.common`."""
+        """Return the `teller` for addresses sent by an unknown one of the connected peers; see `dialling.common`."""
 
     async def open(self, peer: str) -> Stream:
-        """A new stream to a connected or dialable peer.  Raises `Unreachable`, or another `PeerError`."""
+        """Open a new stream to a connected or dialable peer.  Raises `Unreachable` or another `PeerError`."""
 
     async def provide(self, key: bytes) -> None:
-        """Tell the network that we have this 32-byte key.  Best effort."""
+        """Publish a provider record: this node has this 32-byte key.  Best effort."""
 
     async def find_providers(self, key: bytes) -> list[PeerAddress]:
-        """Who says to have it.  Best effort; may be empty."""
+        """Look up the peers that published a provider record for this key.  Best effort; the list may be empty."""
 
     async def announce(self, data: bytes) -> None:
-        """Gossip at most 64 KiB to whoever listens.  Best effort."""
+        """Gossip at most 64 KiB to all subscribed peers.  Best effort."""

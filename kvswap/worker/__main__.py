@@ -1,8 +1,8 @@
-"""The model process.  Speaks `protocol` on a socket of its own, whose descriptor is the last argument.
+"""The entry point of the model process, which speaks `protocol` on the socket whose descriptor is its last argument.
 
-Standard input is /dev/null and standard output is standard error, so nothing that a library prints or asks gets
-between the frames.  While a job runs a thread says every few seconds that the process lives, and how much it has
-computed: by that the node knows work from a frozen process.
+Standard input is /dev/null and standard output is redirected to standard error, so nothing that a library prints or
+reads gets between the frames.  While a job runs, a thread sends a heartbeat every few seconds with the CPU time used so
+far, by which the node distinguishes a working process from a frozen one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Told], _
 
 
 def own_streams() -> None:
-    """Point standard input at nothing and standard output at standard error."""
+    """Redirect standard input from /dev/null, and standard output to standard error."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     try:
@@ -49,7 +49,7 @@ def own_streams() -> None:
 
 
 class _Channel:
-    """The socket to the node; frames go out whole, from any thread."""
+    """The socket to the node, on which any thread may send a whole frame."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
@@ -66,15 +66,15 @@ class _Channel:
 
 
 def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_seconds) -> int:
-    """Serve jobs until the node closes its end.  Never returns in any other case."""
+    """Serve jobs until the node closes its end of the socket, which ends the process; it never returns otherwise."""
     own_streams()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the node handles Ctrl-C
     channel = _Channel(int(sys.argv[-1]))
     inbox: queue.Queue[dict[str, Any]] = queue.Queue(16)
     cancelled, working, told = threading.Event(), threading.Event(), Told()
 
     def listen() -> None:
-        with contextlib.suppress(Exception):  # a frame that is none: the two are out of step
+        with contextlib.suppress(Exception):  # a malformed frame: the two sides are out of step
             stream = channel.stream()
             while (message := protocol.read(stream)) is not None:
                 if message.get("cancel"):
@@ -83,9 +83,9 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
                     told.put(message["tell"])
                 else:
                     told.clear()
-                    cancelled.clear()  # here, not when it begins: it may be cancelled before
+                    cancelled.clear()  # here, not when the job starts: it may be cancelled before that
                     inbox.put(message)
-        os._exit(0)  # the node is gone: nobody will read a result
+        os._exit(0)  # the node is gone: nothing will read a result
 
     def beat() -> None:
         while working.wait():
@@ -109,7 +109,7 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
 
 
 def answer_of(jobs: _Jobs, message: dict[str, Any]) -> dict[str, Any]:
-    """Do one job; whatever it raises becomes one of our errors, with the traceback beside it for the node's log."""
+    """Do one job and return its answer: the result, or its error with the traceback for the node's log."""
     doing = f"the job {str(message.get('job'))[:40]!r}"
     try:
         return {"result": jobs.run(message)}
@@ -124,7 +124,7 @@ def answer_of(jobs: _Jobs, message: dict[str, Any]) -> dict[str, Any]:
 
 
 def sendable(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer, or an error in the place of one that cannot be packed: one request fails, and not the process."""
+    """Return the answer, or an error in its place if it cannot be packed, so that only this request fails."""
     try:
         protocol.frame(answer)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""How fast this machine encodes and loads each codec, measured on keys and values of its own making."""
+"""The speed at which this machine encodes and loads each codec, measured on keys and values computed here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from blake3 import blake3
 def codec_rates(
     loaded: Any, cache: Any, tokens: int, block_tokens: int, predictor: Path | None
 ) -> dict[str, list[int]]:
-    """By codec: raw bytes, microseconds of encoding in one thread, and of loading.
+    """Measure each codec: return by name the raw bytes, and the microseconds of encoding and of loading them.
 
-    Loading has a thread for each processor and is what `artifact.assembly.load` does with a chunk: digest,
-    decode, digest.
+    Encoding uses one thread, loading one for each processor.  Loading is what `artifact.assembly.load` does with a
+    chunk: digest, decode, digest.
     """
     from kvswap import codec as codecs
     from kvswap.artifact import layout
@@ -53,7 +53,7 @@ def codec_rates(
                 codecs.decode(chunk.ref.codec, chunk.wire, made, loaded.dtype, context)
                 digest_parts(made)
 
-        load(encoded[0])  # tables and kernels are made ready once
+        load(encoded[0])  # warm-up of tables and kernels
         began = time.perf_counter()
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             list(pool.map(load, encoded))

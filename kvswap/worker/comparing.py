@@ -1,4 +1,4 @@
-"""What a cache that is not the model's own to the bit does to the answers: measured beside one that is."""
+"""The effect of a cache that differs from the model's own bits on the answers, measured against one that does not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ STEPS = 32
 def compare(
     loaded: Any, exact: Callable[[int], Any], inexact: Callable[[int], Any], position: int, question: Sequence[int]
 ) -> Any:
-    """(divergence, probe of the inexact cache) after `question`, ids.  Both make a fresh cache with so much room."""
+    """Return the divergence of a lossy cache from an exact one, and the lossy cache's probe.
+
+    `exact` and `inexact` each make a fresh cache with memory for so many more tokens; both continue at `position` with
+    the ids `question`.
+    """
     from kvswap.model.prefill import PROBE_STEPS, greedy
 
     room = len(question) + STEPS
@@ -34,6 +38,6 @@ def compare(
 
 
 def _divergence(right: Any, other: Any) -> float:
-    """Kullback-Leibler, in nats, of what follows."""
+    """Return the Kullback-Leibler divergence in nats of the next token's distributions."""
     p, q = right.double().log_softmax(0), other.double().log_softmax(0)
     return max(0.0, float((p.exp() * (p - q)).sum()))

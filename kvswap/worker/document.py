@@ -1,4 +1,4 @@
-"""Which tokens an artifact has to be of, as far as a reader can know: from the text, or read back from layer 0."""
+"""The tokens that an artifact has to consist of, as far as a reader can know: from the text, or read from layer 0."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from kvswap.core.text import printable
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Holds the ids that the manifest signs, or why they are not known.
+    """The token ids that the manifest signs, or the reason why they are not known.
 
-    `lie`: they are not known because the manifest's own words contradict each other, as far as this reader sees.
-    `read_back`: they were read from layer 0.  `rules`: why this reader's own tokens are not those of the model's files.
-    `signed`: the lie is in what is signed alone, whatever this or any other reader makes of the text.
+    `lie` is True if they are not known because the manifest contradicts itself, as far as this reader can tell.
+    `read_back` is True if they were read from layer 0.  `rules` is the reason why this reader's tokens may not be those
+    of the model's files.  `signed` is True if the contradiction is between signed values alone, whatever any reader
+    makes of the text.
     """
 
     ids: Sequence[int] | None
@@ -33,7 +34,7 @@ class Document:
 
 
 def rules_of(manifest: Manifest) -> str:
-    """Says by which rules of its own a manifest's tokens were made; empty for those of every reader."""
+    """Return which special rules a manifest's tokens were made by, in words; empty if every reader makes the same."""
     if manifest.prefix.template is not None:
         return f"its tokens were made by rules of its own ({printable(manifest.prefix.template)[:80]})"
     if not manifest.prefix.special_tokens:
@@ -42,7 +43,10 @@ def rules_of(manifest: Manifest) -> str:
 
 
 def of_text(loaded: Any, manifest: Manifest, text: str) -> Document:
-    """The document that a text is: proved by the token digest, refuted only by a text that has the signed digest."""
+    """Compare a text with the manifest: its tokens are confirmed by the signed token digest.
+
+    They are refuted only if the text has the signed document digest, so that it is certainly the document's.
+    """
     from kvswap.model.tokenizing import departure
 
     prefix, document = manifest.prefix, manifest.document
@@ -65,9 +69,9 @@ def of_text(loaded: Any, manifest: Manifest, text: str) -> Document:
 
 
 def _chained(manifest: Manifest, ids: Sequence[int], *, read_back: bool = False) -> Document:
-    """The document of these ids, which have the signed token digest, if the signed chain is theirs as well.
+    """Return these ids, which have the signed token digest, if the signed chain digests are theirs as well.
 
-    By the chain alone an artifact is found, and used, as the beginning of other documents.
+    By its chain digests alone an artifact is found, and used, as a prefix of other documents.
     """
     prefix = manifest.prefix
     if chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens) != prefix.chain:
@@ -77,7 +81,7 @@ def _chained(manifest: Manifest, ids: Sequence[int], *, read_back: bool = False)
 
 
 def of_beginning(loaded: Any, manifest: Manifest, text: str, tokens: int) -> Document:
-    """The first `tokens` tokens of a text, where they are those that the manifest begins with."""
+    """Return the first `tokens` tokens of a text if the manifest's prefix starts with them."""
     prefix = manifest.prefix
     ids = loaded.tokenize(text)[:tokens]
     made = chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens)
@@ -87,7 +91,7 @@ def of_beginning(loaded: Any, manifest: Manifest, text: str, tokens: int) -> Doc
 
 
 def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> Document:
-    """The document as layer 0 spells it."""
+    """Return the document's tokens as read back from layer 0."""
     from kvswap.model.readback import read_document
 
     prefix, document = manifest.prefix, manifest.document

@@ -1,4 +1,7 @@
-"""V3: layer 0 against the tokens.  It costs a hundredth of a prefill, so whoever has the text looks."""
+"""Verification level V3: layer 0 against the tokens.
+
+It costs a hundredth of a prefill, so every reader that has the text runs it.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from kvswap.trust.noise import ROUNDING
 from kvswap.worker.document import Document
 from kvswap.worker.grounds import judged, static
 
-_ROUNDINGS = 4.0  # that a position of layer 0 may be away
+_ROUNDINGS = 4.0  # a position of layer 0 may differ by so many
 
 
 def first_layer_step(loaded: Any, held: LayerTensors, ids: Sequence[int], block_tokens: int) -> Step:
-    """Compares K and V of layer 0, as held after the last of these ids, with what the model makes of the ids alone."""
+    """Compare K and V of layer 0, as held after the last of these ids, with what the model computes from the ids."""
     import torch
 
     from kvswap.model.recompute import first_layer, relative
@@ -45,10 +48,10 @@ def first_layer_step(loaded: Any, held: LayerTensors, ids: Sequence[int], block_
 
 
 class FirstLayer:
-    """Layer 0 of a cache as it was loaded, to be compared once the answer is out.
+    """Layer 0 of a cache as it was loaded, to be compared with the tokens once the answer is complete.
 
-    Make one before anything is put into the cache: what is put in moves a window.  `again` reads layer 0 from the
-    signed bytes, for the second look at what failed.
+    Create it before the cache is used, as further tokens move a sliding window.  `again` reads layer 0 from the signed
+    bytes once more, for the second look after a failure.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class FirstLayer:
         self._held = LayerTensors(layer.keys[0, :, at:], layer.values[0, :, at:], first, stop - first)
 
     def step(self) -> Step:
-        """V3, as it is judged."""
+        """Run V3 and return its outcome, with the judgement whether a failure proves a fault of the publisher."""
         document = self._document
         if document.ids is None:
             look = Step(Level.TOKENS, "failed" if document.lie else "skipped", why=document.why)
@@ -101,6 +104,6 @@ class FirstLayer:
 
 
 def require(step: Step) -> None:
-    """Raises `IntegrityError` for a step that is a proof."""
+    """Raise `IntegrityError` if a check's outcome proves that the publisher is at fault."""
     if accuses(step):
         raise proof(step, "the cache is of another text")

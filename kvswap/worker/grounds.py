@@ -1,4 +1,4 @@
-"""What of an accusation's grounds this model process can see (see `trust.accusation`)."""
+"""The part of an accusation's grounds that the model process can determine (see `trust.accusation`)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kvswap.trust.accusation import Grounds, comparable, judge
 from kvswap.trust.ladder import Step
 from kvswap.worker.document import Document, rules_of
 
-_TOKENISING = ("transformers",)  # all that the tokens of a text depend on beside the tokenizer's files
+_TOKENISING = ("transformers",)  # beside the tokenizer's files, all that the tokens of a text depend on
 
 
 def static(loaded: Any, identity: bytes, manifest: Manifest, document: Document) -> Grounds:
-    """The grounds that need no computing; `source` and `control` are left open."""
+    """Return the grounds that need no computation; `source` and `control` are left open."""
     if document.signed:  # two signed digests of the same ids: neither a model nor a tokenizer comes into it
         return Grounds(text="", weights="", numerics="", rules="")
     environment, less = loaded.numerics(), precision.reduced(loaded.device)
@@ -35,7 +35,10 @@ def static(loaded: Any, identity: bytes, manifest: Manifest, document: Document)
 
 
 def _weights(loaded: Any, identity: bytes, manifest: Manifest) -> str:
-    """What is in memory now is compared with the model's files: what was loaded may have been changed since."""
+    """Return why the model in memory may not be the manifest's, in words; empty if it is.
+
+    It is compared with the model's files now, as it may have been changed since it was loaded.
+    """
     from kvswap.model.live import live_identity
 
     if identity != manifest.model.digest:
@@ -53,23 +56,23 @@ def judged(
     again: Callable[[], None],
     control: Callable[[], str],
 ) -> Step:
-    """What a step finds; of a failure, what it finds a second time, and whether that is a proof.
+    """Run a check; if it fails, run it a second time, and judge whether that failure proves a fault of the publisher.
 
-    `again`: reads the values from the signed bytes once more.  `control`: takes the step with this reader's own cache
-    of the same tokens, and says why that does not pass; empty where it does.
+    `again` reads the values from the signed bytes once more.  `control` runs the check on this reader's own cache of
+    the same tokens, and returns why that does not pass, or empty.
     """
     step = look()
     if step.verdict != "failed":
         return step
     try:
         again()
-    except KvswapError as error:  # of a cache that was computed in part not every chunk is here
+    except KvswapError as error:  # for a cache that was computed in part, not every chunk is here
         return judge(step, replace(grounds(), source=f"the signed bytes cannot be read again: {error.message}"))
     step = look()
     if step.verdict != "failed":
         return step
     found = replace(grounds(), source="")
-    if found.lacking == (found.control,):  # all else holds: then it is worth computing
+    if found.lacking == (found.control,):  # all else holds: then the control is worth its computation
         found = replace(found, control=_controlled(control))
     return judge(step, found)
 
@@ -77,5 +80,5 @@ def judged(
 def _controlled(control: Callable[[], str]) -> str:
     try:
         return control()
-    except (Incompatible, InvalidDocument) as error:  # not finite here either, or longer than it can be computed
+    except (Incompatible, InvalidDocument) as error:  # not finite here either, or too long to compute
         return f"this reader's own cache of the same tokens: {error.message}"

@@ -1,9 +1,9 @@
 """Filling a cache from both ends: blocks are computed from the front while chunks arrive from the back.
 
-With everything in the store this is loading, with nothing to come it is prefilling, and in between both
-go at once until they meet: `cost.split` says before every unit whether to compute it or to wait for it.
-Chunks are decoded between two units when computing is done on the CPU, which has nothing to spare, and
-beside it otherwise.  Blocks from elsewhere are verified as ever.
+With everything in the store this is loading, with nothing to come it is prefilling, and in between both run at once
+until they meet: `cost.split` decides before every unit whether to compute it or to wait for it.  If the model runs on
+the CPU, which has no time to spare, chunks are decoded between two units, otherwise in parallel.  Loaded blocks are
+verified as always.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LISTEN_SECONDS = 0.05
 
 @dataclass(slots=True)
 class Filled:
-    """How the cache came about."""
+    """The record of how a cache was filled: tokens computed, and the seconds of loading and computing."""
 
     computed: int = 0  # tokens, of blocks that were computed whole
     load_seconds: float = 0.0  # spent on verifying and decoding
@@ -36,7 +36,7 @@ class Filled:
 
 
 class _Met(Exception):
-    """All layers from here on are there."""
+    """The signal that all layers from here on are loaded."""
 
 
 def fill(
@@ -50,9 +50,9 @@ def fill(
     predictors: Predictors,
     talk: Talk,
 ) -> tuple[Any, int, Filled, str]:
-    """A cache of an artifact's first `tokens` tokens: loaded, or in parts computed while the others arrive.
+    """Fill a cache with an artifact's first `tokens` tokens: loaded, or partly computed while the rest arrives.
 
-    Returns it with its length, how it came about, and what can be claimed of it.
+    Returns the cache, its length in tokens, how it was filled, and the exactness claim that holds for it.
     """
     from kvswap.model.prefill import check_length, check_reach
 
@@ -63,7 +63,7 @@ def fill(
     total = stop if tokens is None or ids is None else len(ids)
     check_reach(loaded, total, room, prefix.block_tokens)
     check_length(loaded, total + room)
-    # What is computed has to be the artifact's own tokens, whatever it says of its document.
+    # Only the artifact's own tokens may be computed, whatever its manifest says of the document.
     own = chain.chain_digests(loaded.identity.digest, (ids or [])[:stop], prefix.block_tokens)
     known = ids if ids is not None and len(ids) >= stop and own == prefix.chain[: len(own)] else None
     units = layout.units(manifest, tokens, by_run=loaded.device == "cpu")
@@ -81,7 +81,7 @@ def fill(
 
 
 class Hybrid:
-    """One document.  `run` once."""
+    """One document's cache being filled from both ends; `run` is called once."""
 
     def __init__(
         self,
@@ -92,22 +92,22 @@ class Hybrid:
         ids: Sequence[int] | None,
         talk: Talk,
     ) -> None:
-        """`ids`: the document's, None when it can only be loaded."""
+        """Prepare to fill the assembly's cache; `ids` are the document's, or None if it can only be loaded."""
         self._loaded, self._assembly, self._units, self._split = loaded, assembly, units, split
         self._ids, self._talk = ids, talk
         self._cache: Any = None
         self._reached = 0  # tokens at the front that are in the cache being computed
-        self._loading = len(units)  # those from here on are loaded, or on their way
+        self._loading = len(units)  # units from here on are loaded, or being loaded
         self._beside = not str(loaded.device).startswith("cpu")
         self.filled = Filled()
 
     def run(self) -> Any:
-        """A cache of the assembly's tokens.  Raises `IntegrityError`, or `PeerError` when nothing more comes."""
+        """Fill the cache and return it.  Raises `IntegrityError`, or `PeerError` if no more chunks arrive."""
         from kvswap.model.cache import build_cache, close_over
 
         first = self._split.front
         self._load(0, first)
-        self._assembly.wait()  # what is computed builds on it
+        self._assembly.wait()  # the computation builds on these blocks
         while self._go():
             self._compute(self._units[self._split.front].block)
         self._rest()
@@ -120,7 +120,7 @@ class Hybrid:
     # -- the front -------------------------------------------------------------------------------
 
     def _go(self) -> bool:
-        """Wait until it is clear whether the unit at the front is to be computed, or is not needed any more."""
+        """Wait until the next unit at the front must be computed (True), or is not needed any more (False)."""
         while True:
             self._talk.check()
             self._hear(0.0)
@@ -136,7 +136,7 @@ class Hybrid:
             self._hear(_LISTEN_SECONDS)
 
     def _compute(self, block: int) -> None:
-        """Units of a block from the front on; stops between two of them when the rest is there."""
+        """Compute units of a block from the front on; stop between two of them if the rest has arrived."""
         from kvswap.model.cache import cache_over
         from kvswap.model.finite import check_block
         from kvswap.model.prefill import forward
@@ -191,11 +191,11 @@ class Hybrid:
                 self._split.arrived(unit)
             elif "ended" in message:
                 self._split.ended()
-        if came is not None:  # the last: those before it were told while we were busy
+        if came is not None:  # the latest only: earlier ones arrived while this thread was busy
             self._split.got(came["bytes"], came["arriving"], time.monotonic())
 
     def _load_back(self, busy: bool) -> None:
-        """Decode what is whole, from the end; while `busy` with something else, as many blocks as go at once."""
+        """Decode complete blocks from the end; while `busy` computing, only if there are as many as worker threads."""
         back = self._whole(self._split.back)  # a block is decoded when all of it is here
         blocks = {self._units[i].block for i in range(back, self._loading)}
         if blocks and (not busy or len(blocks) >= self._assembly.workers):
@@ -210,7 +210,7 @@ class Hybrid:
         self.filled.load_seconds += time.perf_counter() - began
 
     def _rest(self) -> None:
-        """What arrived last, and of the block in which both met the layers that were not computed."""
+        """Load the remaining units, and the uncomputed layers of the block where both sides met."""
         units, front = self._units, self._split.front
         self._load(until := self._whole(front), self._loading)
         self._loading = until
@@ -223,15 +223,15 @@ class Hybrid:
             except IntegrityError:
                 if not computed or self._assembly.manifest.predictor is None:
                     raise
-                # These chunks are coded against layers that were computed here, and here is another class of
-                # machine than the publisher's: the bits differ.  Then the block is computed whole.
+                # These chunks are predicted from layers that were computed here, on another class of machine than
+                # the publisher's: the bits differ.  So the whole block is computed.
                 self._again(block)
         began = time.perf_counter()
         self._assembly.wait()
         self.filled.load_seconds += time.perf_counter() - began
 
     def _whole(self, unit: int) -> int:
-        """The first unit from this one on that begins a block."""
+        """Return the first unit at or after this one that starts a block."""
         units = self._units
         while 0 < unit < len(units) and units[unit].block == units[unit - 1].block:
             unit += 1
@@ -262,14 +262,14 @@ def _settle(device: str) -> None:
 
 
 def split_of(units: Sequence[Unit], work: dict[str, Any] | None, computes: bool, full: bool) -> Split:
-    """The split that the node's figures make; without any, everything is in the store.
+    """Make the split from the node's figures; without any, everything counts as stored.
 
-    `computes`: the document's text is here; `full`: no layer is a sliding one.
+    `computes` is True if the document's tokens are known, `full` if no layer has a sliding window.
     """
     work = work or {}
     wire = list(work.get("wire") or [0] * len(units))
     compute, load = ([us / 1e6 for us in work.get(part) or [0] * len(units)] for part in ("compute", "load"))
-    front = next((i for i, size in enumerate(wire) if size), 0)  # what is here at the front is not computed again
+    front = next((i for i, size in enumerate(wire) if size), 0)  # stored units at the front are not computed again
     while front and units[front].block == units[front - 1].block:
         front -= 1
     return Split(
@@ -284,7 +284,7 @@ def split_of(units: Sequence[Unit], work: dict[str, Any] | None, computes: bool,
 
 
 def probed(loaded: Any, cache: Any, manifest: Manifest) -> bool:
-    """Whether the cache goes on as the publisher said, by the tokens of the probe; leaves it as it was."""
+    """Return True if the cache continues with the tokens of the publisher's probe; the cache is left unchanged."""
     from kvswap.model.cache import kept
     from kvswap.model.prefill import greedy
     from kvswap.model.shape import unaskable

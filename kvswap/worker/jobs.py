@@ -1,6 +1,6 @@
-"""What the model process does: load, tokenise, publish, answer, verify, calibrate.
+"""The jobs of the model process: load, tokenise, publish, answer, verify, calibrate, train.
 
-A job is a method; what is more than a few lines has a module of its own beside this one.
+A job is a method; one of more than a few lines has a module of its own beside this one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Send = Callable[[dict[str, Any]], None]
 
 
 class Jobs:
-    """The jobs of one process.  Holds at most one model."""
+    """The jobs of one model process, which holds at most one model."""
 
     def __init__(self, send: Send, cancelled: threading.Event, told: Told | None = None) -> None:
         self._send = send
@@ -34,7 +34,10 @@ class Jobs:
         self._predictors: Any = OrderedDict()
 
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Do one job by name; raises `KvswapError`."""
+        """Do one job by name; the message's other entries are its parameters.
+
+        Raises `UsageError` for an unknown job, and the `KvswapError` of the job.
+        """
         job = message.pop("job", None)
         method = getattr(self, f"do_{job}", None)
         if method is None:
@@ -54,6 +57,7 @@ class Jobs:
 
     @property
     def loaded(self) -> Any:
+        """The loaded model; without one it raises `WorkerFailed`."""
         if self._loaded is None:
             raise WorkerFailed("no model is loaded")
         return self._loaded
@@ -61,7 +65,7 @@ class Jobs:
     # -- jobs ------------------------------------------------------------------------------------
 
     def do_open(self, directory: str, label: str, dtype: str, device: str, threads: int) -> dict[str, Any]:
-        """Load the model; says who it is."""
+        """Load a model, and return its identity, numerics, context length in tokens, and dtype."""
         from kvswap.model.load import load_model
         from kvswap.model.tokenizing import template_of
 
@@ -75,7 +79,7 @@ class Jobs:
         }
 
     def do_tokenize(self, text: str, block_tokens: int) -> dict[str, Any]:
-        """Token count and chain digests of a document."""
+        """Return the token count, token digest and chain digests of a document."""
         ids = self.loaded.tokenize(text)
         return {
             "tokens": len(ids),
@@ -84,7 +88,11 @@ class Jobs:
         }
 
     def do_calibrate(self, block_tokens: int, predictor: str | None = None, blocks: int = 3) -> dict[str, Any]:
-        """For a few blocks after a warm-up, [tokens before it, tokens, seconds]; and what codecs take for them."""
+        """Measure prefill and codecs on this machine, after a warm-up.
+
+        Returns for each of a few blocks [tokens before it, tokens, microseconds], and for each codec what `codec_rates`
+        returns.
+        """
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill
         from kvswap.worker.calibrating import codec_rates
@@ -112,7 +120,7 @@ class Jobs:
         predictor: str | None = None,
         chunks: str | None = None,
     ) -> dict[str, Any]:
-        """Prefill, encode, send chunks as events; the result is all the manifest needs."""
+        """Prefill a document and send its encoded chunks as events; return what else the manifest needs."""
         from kvswap import codec as codecs
         from kvswap.artifact.assembly import read_predictor
 
@@ -125,9 +133,10 @@ class Jobs:
     def do_recode(
         self, envelope: bytes, codec: str, chunks: str, predictor: str | None = None, key: bytes | None = None
     ) -> dict[str, Any]:
-        """An artifact's chunks in another codec, as events; of an inexact one, what it does to the answers.
+        """Transcode an artifact's chunks to another codec, and send them as events.
 
-        `key` opens it, here and below, where it is sealed; what is sent is not.
+        For a lossy codec it returns the effect on answers, the probe and the tensor digests.  `key` decrypts the
+        artifact where it is sealed, here and in other jobs; the chunks that are sent are not encrypted.
         """
         import msgspec
 
@@ -173,9 +182,9 @@ class Jobs:
         return {"divergence": wire.plain(told), "probe": wire.plain(probe), "tensors": wire.plain(tensors)}
 
     def do_compare(self, manifest: bytes, chunks: str, ids: list[int], key: bytes | None = None) -> dict[str, Any]:
-        """How a cache that an engine made of `ids` answers beside one computed here; the probe of it.
+        """Compare a cache that an engine computed from `ids` with one computed here; return its divergence and probe.
 
-        `manifest` is not signed yet; `key` opens the chunks where they are sealed.
+        `manifest` is not signed yet; `key` decrypts the chunks where they are sealed.
         """
         from kvswap.artifact.assembly import load
         from kvswap.artifact.sealing import TAG_BYTES, Seal
@@ -206,7 +215,7 @@ class Jobs:
         return {"divergence": wire.plain(told), "probe": wire.plain(probe)}
 
     def do_train(self, corpus: str, tokens: int, block_tokens: int) -> dict[str, Any]:
-        """Train a predictor on the texts below a directory; it leaves as an event."""
+        """Train a predictor on the texts below a directory, send it as an event, and return the tokens used."""
         from kvswap.worker.training import make
 
         data, done = make(
@@ -234,12 +243,13 @@ class Jobs:
         ignore_eos: bool = False,
         check: bool = False,
     ) -> dict[str, Any]:
-        """Continue greedily with `question`, from an artifact's cache, or after prefilling `text`.
+        """Continue greedily with `question`, from an artifact's cache or after prefilling `text`.
 
-        With both, the artifact covers the first `tokens` tokens and the rest of `text` is prefilled on the
-        canonical schedule, which gives the same bits as prefilling all of it.  `work` says what of the
-        artifact is still to come and what each part would cost: see `hybrid`.  `check`: layer 0 of what was loaded
-        is compared with the text's tokens (V3, in `first_layer`); raises `IntegrityError` for a proof that it is not.
+        With both, the artifact covers the first `tokens` tokens and the rest of `text` is prefilled on the canonical
+        schedule, which gives the same bits as prefilling all of it.  `steps` is the most tokens of the answer.  `work`
+        says what of the artifact is still to arrive and what each part would cost: see `hybrid`.  With `check`, layer 0
+        of what was loaded is compared with the text's tokens (V3, in `first_layer`); raises `IntegrityError` for a
+        proof that it differs.
         """
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill, check_length, check_reach, greedy, stop_ids
@@ -267,10 +277,10 @@ class Jobs:
                 loaded, statement, _files(str(chunks)), tokens, room, ids, work, self._predictors, self._talk()
             )
             cache, position, filled, claim = assembled
-            if check and text is not None:  # as it was loaded: what comes next moves windows
+            if check and text is not None:  # before the cache is used: further tokens move sliding windows
                 loaded_first = self._first_layer(statement, str(chunks), cache, text, tokens)
             if tokens is None:
-                ids = None  # the artifact is all of it, or as much as fits the model
+                ids = None  # the artifact is the whole document, or as much as fits the model
         else:
             cache = new_cache(loaded.model.config, len(ids or []) + room)
         total = len(ids) if ids is not None else position
@@ -295,7 +305,7 @@ class Jobs:
             on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
             cancelled=self._cancelled.is_set,
         )
-        step = loaded_first.step() if loaded_first is not None else None  # when the answer is out: it is no part of it
+        step = loaded_first.step() if loaded_first is not None else None  # only now, as the answer does not wait for it
         if step is not None:
             require(step)
         return {
@@ -315,7 +325,7 @@ class Jobs:
         }
 
     def _first_layer(self, statement: Any, chunks: str, cache: Any, text: str, tokens: int | None) -> Any:
-        """V3 of a cache just loaded, whole or its first `tokens` tokens."""
+        """Prepare V3 for a cache just loaded, whole or its first `tokens` tokens."""
         from kvswap.artifact.assembly import load
         from kvswap.worker.document import of_beginning, of_text
         from kvswap.worker.first_layer import FirstLayer
@@ -341,7 +351,11 @@ class Jobs:
         text: str | None = None,
         noise: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Steps of the ladder; see `verifying`."""
+        """Run checks of the verification levels that need the model; see `verifying`.
+
+        Returns their outcomes, the fingerprint of the cache if V6 is among the levels, the fingerprint of what V7
+        recomputed, and this machine's numerics.
+        """
         from kvswap.trust import one_key, read_statement
         from kvswap.trust.ladder import Level, to_pipe
         from kvswap.trust.noise import Noise
@@ -369,7 +383,7 @@ class Jobs:
         }
 
     def do_noise(self) -> dict[str, Any]:
-        """How far apart right caches of this model are on this machine."""
+        """Measure by how much correct caches of this model differ on this machine."""
         from kvswap.worker.noise import measure
 
         return measure(self.loaded, self._check_cancelled).plain()

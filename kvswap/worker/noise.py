@@ -1,8 +1,8 @@
-"""Honest noise of one model on this machine: the same text by other right ways of computing it.
+"""The honest noise of one model on this machine: the same text computed in other correct ways.
 
-Other numbers of threads, other blocks and another attention implementation give other bits, as another
-machine does.  Kept is what such caches differ by from what the model computes on top of them (V5), from each
-other (V7), and in their fingerprints (V6).
+Other thread counts, block sizes and attention implementations give other bits, as another machine does.  What is
+measured is by how much such caches differ from what the model computes on top of them (V5), from each other (V7), and
+in their fingerprints (V6).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from kvswap.core.errors import KvswapError
 from kvswap.trust.agreement import apart
 from kvswap.trust.noise import Errors, Noise, Spread
 
-Way = Callable[[Any], AbstractContextManager[int]]  # of computing: while it is entered; gives the tokens of a block
+Way = Callable[[Any], AbstractContextManager[int]]  # a way of computing, in force within it; yields the block size
 
 TOKENS = 1024
-_EVERY = 4  # positions
-_TEXTS = ("argparse.py", "typing.py", "inspect.py")  # on every machine, half prose and half code
+_EVERY = 4  # every fourth position is sampled
+_TEXTS = ("argparse.py", "typing.py", "inspect.py")  # present on every machine, half prose and half code
 _BLOCKS = 512
-_FAR = 0.1  # relative: in every layer of a right cache half the errors are smaller, or V5 is not what the model does
+_FAR = 0.1  # relative: if a layer's median error on a correct cache is larger, V5 does not compute what the model does
 
 
 def measure(loaded: Any, check: Callable[[], None]) -> Noise:
-    """A few prefills of 1,024 tokens."""
+    """Measure the noise with four prefills of 1,024 tokens; `check` raises to cancel."""
     from kvswap.artifact.fingerprint import fingerprint
     from kvswap.model.recompute import differences
 
@@ -59,10 +59,10 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
 
 
 def _at_positions(loaded: Any, tensors: list[Any], ids: list[int]) -> Errors | None:
-    """Errors of V5 on a right cache; None where this model's positions cannot be computed one by one.
+    """Return the errors of V5 on a correct cache, or None if this model's positions cannot be computed one by one.
 
-    That is so with sliding layers, and with masks that a model makes for itself (ALiBi): some fail, and some go on
-    without the mask they were given, which shows as a right cache that is far away.
+    That is so with sliding layers, and with masks that a model builds itself (ALiBi): some models fail, and some ignore
+    the mask they are given, which shows as large errors on a correct cache.
     """
     from kvswap.model.recompute import at_positions
 
@@ -72,7 +72,7 @@ def _at_positions(loaded: Any, tensors: list[Any], ids: list[int]) -> Errors | N
         errors: Errors = at_positions(loaded, tensors, len(ids), ids, range(0, len(ids), _EVERY)).numpy()
     except KvswapError:
         raise
-    except Exception:  # noqa: BLE001 - the mask of V5 is one that no other use of a model has
+    except Exception:  # noqa: BLE001 - the mask of V5 is unusual, and models may raise anything for it
         return None
     return errors if float(np.median(errors, axis=0).max()) <= _FAR else None
 
@@ -94,16 +94,17 @@ def _computed(loaded: Any, ids: list[int], blocks: int) -> list[Any]:
 
 
 def otherwise(loaded: Any, ids: list[int]) -> list[Any]:
-    """Compute a cache in another right way than the usual one: by another attention where the model has one.
+    """Compute a cache in another correct way than the usual one: with another attention implementation if there is one.
 
-    What is always wrong in the same way, such as a broken kernel of this machine, is seen in no cache that it makes.
+    A fault that is the same in every computation, such as a broken kernel of this machine, shows in no cache made the
+    usual way.
     """
     other = _by(_eager, loaded, ids) if loaded.model.config._attn_implementation != "eager" else None
     return other or _by(_small_blocks, loaded, ids) or _computed(loaded, ids, _BLOCKS)
 
 
 def _by(way: Way, loaded: Any, ids: list[int]) -> list[Any] | None:
-    """Compute a cache in this way; None where the model cannot: not every one has another attention."""
+    """Compute a cache in this way, or return None if the model cannot, as not every model has another attention."""
     try:
         with way(loaded) as blocks:
             return _computed(loaded, ids, blocks)

@@ -1,9 +1,9 @@
-"""Frames between node and model process, on a socket of their own.
+"""The frames between node and model process, on a socket of their own.
 
-A frame is a big-endian u32 length and that many bytes of msgpack.  The node sends
-`{"job": name, ...}`, `{"tell": ...}` to the job that is running, or `{"cancel": true}`; the process answers
-with any number of `{"event": ...}` frames and one `{"result": ...}` or `{"error": ...}`.  While a job runs
-`{"event": "alive", "cpu_us": ...}` comes every few seconds, whatever the job does.
+A frame is a big-endian u32 length and that many bytes of msgpack.  The node sends `{"job": name, ...}`, `{"tell": ...}`
+for the job that is running, or `{"cancel": true}`; the process answers with any number of `{"event": ...}` frames and
+one `{"result": ...}` or `{"error": ...}`.  While a job runs, `{"event": "alive", "cpu_us": ...}` is sent every few
+seconds, whatever the job does.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ALIVE = "alive"
 
 
 def frame(value: dict[str, Any]) -> bytes:
-    """Length and body in one piece."""
+    """Encode a message as one frame: length and body."""
     body = wire.pack(value)
     return HEADER.pack(len(body)) + body
 
 
 def check_length(header: bytes) -> int:
-    """Length of the body that follows.  Raises `MalformedMessage` over the cap."""
+    """Return the length of the body that follows a header.  Raises `MalformedMessage` if it is over the cap."""
     (length,) = HEADER.unpack(header)
     if length > LIMITS.chunk_frame_bytes:
         raise MalformedMessage(f"a frame of {length} bytes is over the cap")
@@ -34,7 +34,7 @@ def check_length(header: bytes) -> int:
 
 
 def read(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next frame, or None at the end.  Blocks."""
+    """Read the next frame, or return None at the end of the stream.  Blocks.  Raises `MalformedMessage`."""
     header = stream.read(HEADER.size)
     if len(header) < HEADER.size:
         return None

@@ -1,7 +1,7 @@
-"""Publishing in the model process: prefill, and encoding beside it.
+"""Publishing in the model process: prefill, with encoding in parallel.
 
-While a block is computed, earlier blocks are encoded by a thread and leave through the pipe, which the node
-empties into its store.  At most `LIMITS.blocks_in_flight` encoded or waiting blocks exist at a time.
+While a block is computed, a thread encodes earlier blocks and sends them through the pipe to the node, which stores
+them.  At most `LIMITS.blocks_in_flight` encoded or waiting blocks exist at a time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ PROBE_TEXT = "\n\nIn summary,"
 
 
 class Publishing:
-    """One document in one codec.  `run` once."""
+    """One document being published in one codec; `run` is called once."""
 
     def __init__(
         self, loaded: Any, codec: str, predictor: Any, say: Callable[..., None], check: Callable[[], None]
     ) -> None:
-        """`say` sends an event, `check` raises when the job is to stop."""
+        """Prepare to publish; `say` sends an event, `check` raises if the job has to stop."""
         self._loaded, self._codec, self._predictor = loaded, codec, predictor
         self._say, self._check = say, check
         self._gate = threading.BoundedSemaphore(LIMITS.blocks_in_flight)
@@ -34,7 +34,11 @@ class Publishing:
         self._runs: list[list[int]] = []
 
     def run(self, text: str, block_tokens: int, truncate: bool) -> dict[str, Any]:
-        """Chunks and the fingerprint leave as events; the result is all else that the manifest needs."""
+        """Prefill a text, send chunks and fingerprint as events, and return what else the manifest needs.
+
+        Raises `InvalidDocument` or `Incompatible` if the text does not fit the model; `truncate` cuts it to whole
+        blocks that fit.
+        """
         from kvswap.artifact.fingerprint import fingerprint
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.cache import held_tensors, new_cache
@@ -83,7 +87,7 @@ class Publishing:
     def _prefill(
         self, cache: Any, ids: Sequence[int], block_tokens: int, pool: ThreadPoolExecutor, pending: list[Future[None]]
     ) -> list[list[float]]:
-        """[tokens before, tokens, seconds] of each block; what is being encoded is in `pending`."""
+        """Prefill, and return [tokens before, tokens, seconds] of each block; encoding jobs are added to `pending`."""
         from kvswap.model.cache import capture_block, layer_specs
         from kvswap.model.prefill import canonical_prefill
 
@@ -125,12 +129,12 @@ class Publishing:
 
 
 def send(chunk: Any, say: Callable[..., None]) -> None:
-    """An encoded chunk, as an event."""
+    """Send an encoded chunk as an event."""
     say("chunk", ref=wire.plain(chunk.ref), data=chunk.wire, us=int(chunk.seconds * 1e6))
 
 
 def micro(samples: list[list[float]]) -> list[list[int]]:
-    """[position, tokens, microseconds]: the pipe, like the format, carries no floats."""
+    """Convert [position, tokens, seconds] to [position, tokens, microseconds], as the pipe carries no floats."""
     return [[int(at), int(tokens), int(seconds * 1e6)] for at, tokens, seconds in samples]
 
 

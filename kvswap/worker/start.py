@@ -1,7 +1,7 @@
 """The first file that the model process runs, by its path: `python -P start.py DESCRIPTOR`.
 
-With `-P` neither the current directory nor this one is searched for modules, so a `queue.py` that lies about is not
-run in the place of the library's.  The package is therefore loaded by its file: it is the node's own, wherever the
+With `-P` neither the current directory nor this one is searched for modules, so that a stray `queue.py` is not imported
+in the place of the standard library's.  The package is therefore loaded by its file: it is the node's own, wherever the
 node was started.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def load_package() -> None:
-    """Load `kvswap` from the directory above this file, whatever else is called so."""
+    """Load the package `kvswap` from the directory above this file, regardless of other modules of that name."""
     package = Path(__file__).resolve().parents[1]
     spec = importlib.util.spec_from_file_location(
         "kvswap", package / "__init__.py", submodule_search_locations=[str(package)]

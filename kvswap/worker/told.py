@@ -1,4 +1,4 @@
-"""What the node and a job say to each other while it runs."""
+"""The messages between the node and a job while it runs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Any
 
 
 class Told:
-    """Messages from the listening thread to the working one, in order."""
+    """The inbox of the running job: messages from the listening thread, in order."""
 
     def __init__(self) -> None:
         self._messages: deque[dict[str, Any]] = deque()
         self._changed = threading.Condition()
 
     def put(self, message: dict[str, Any]) -> None:
+        """Add a message, and wake the job if it waits."""
         with self._changed:
             self._messages.append(message)
             self._changed.notify()
 
     def clear(self) -> None:
-        """A new job begins: what was meant for the last one is of no use."""
+        """Drop all messages, which were for the previous job."""
         with self._changed:
             self._messages.clear()
 
     def take(self, seconds: float) -> list[dict[str, Any]]:
-        """All there is; waits so long for the first."""
+        """Remove and return all messages; if there are none, wait at most `seconds` for the first."""
         with self._changed:
             if not self._messages:
                 self._changed.wait(seconds)
@@ -38,7 +39,10 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """A job's side of it: what it is told, how it says something, and whether it is to stop (raises `Interrupted`)."""
+    """A job's side of the conversation: its inbox, `say` to send an event, and `check`.
+
+    `check` raises `Interrupted` once the job is cancelled.
+    """
 
     told: Told
     say: Callable[..., None]

@@ -1,4 +1,4 @@
-"""Training a predictor: texts of a corpus through the model, their keys and values to the trainer."""
+"""Training a predictor: run the texts of a corpus through the model, and pass keys and values to the trainer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from kvswap.codec.predictive.train import COARSENESS
 from kvswap.core.errors import Incompatible, UsageError
 from kvswap.core.limits import LIMITS
 
-_FILES = 20_000  # looked at
-_FILE_BYTES = 64 * 1024  # read of one
+_FILES = 20_000  # files considered
+_FILE_BYTES = 64 * 1024  # read from each
 _DOCUMENT_TOKENS = 1_536
 _SHORTEST = 128  # tokens
-_BEFORE = 4  # layers that a prediction looks back, unless that makes too many weights
+_BEFORE = 4  # earlier layers that a prediction uses, unless that makes too many weights
 _WEIGHTS = 32 << 20
-BY_HEART = 4_096  # tokens
+BY_HEART = 4_096  # tokens in the token table
 _COUNTED = 300_000  # tokens, to find the frequent ones
 
 
 def texts(corpus: Path) -> Iterator[str]:
-    """Beginnings of the text files below a directory, in an order that is arbitrary and always the same."""
+    """Yield the starts of the text files below a directory, in an arbitrary but fixed order.
+
+    Raises `UsageError` if it is no directory.
+    """
     if not corpus.is_dir():
         raise UsageError(f"{corpus} is not a directory", hint="kvswap codec train --corpus DIR")
     paths: list[Path] = []
@@ -39,7 +42,7 @@ def texts(corpus: Path) -> Iterator[str]:
         try:
             with path.open("rb") as file:
                 data = file.read(_FILE_BYTES)
-        except OSError:  # one of thousands that may not be read, or is gone
+        except OSError:  # one file of thousands that is not readable, or is gone
             continue
         if b"\0" not in data:
             yield data.decode(errors="ignore")
@@ -47,10 +50,10 @@ def texts(corpus: Path) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of a predictor: what it costs against what it saves."""
+    """The size of a predictor, which trades its bytes against the bytes it saves."""
 
-    before: int | None = None  # layers that a prediction looks back; None: as many as seems worth it
-    by_heart: int = BY_HEART
+    before: int | None = None  # earlier layers that a prediction uses; None: as many as `worthwhile` says
+    by_heart: int = BY_HEART  # tokens in the token table
     coarseness: float = COARSENESS  # see `train.Trainer`
 
 
@@ -63,7 +66,11 @@ def make(
     check: Callable[[], None],
     size: Size = Size(),
 ) -> tuple[bytes, int]:
-    """The predictor's bytes and how many tokens it was trained on.  Raises `UsageError` without enough text."""
+    """Train a predictor; return its bytes and the number of tokens it was trained on.
+
+    `told` is called with the number of tokens done so far, `check` raises to cancel.  Raises `UsageError` if the corpus
+    has too little text, `Incompatible` if the model has only sliding-window layers.
+    """
     from kvswap.artifact.tensors import as_part
 
     stacks: dict[LayerSpec, list[int]] = {}
@@ -118,7 +125,7 @@ def make(
 
 
 def _prefill(loaded: Any, ids: list[int], block_tokens: int, check: Callable[[], None]) -> Any:
-    """What the layers hold after these tokens, and what kind they are."""
+    """Return what the layers hold after these tokens, and the layers' kinds and shapes."""
     from kvswap.model.cache import held_tensors, layer_specs, new_cache
     from kvswap.model.prefill import canonical_prefill
 
@@ -130,7 +137,7 @@ def _prefill(loaded: Any, ids: list[int], block_tokens: int, check: Callable[[],
 
 
 def frequent_tokens(tokenize: Callable[[str], list[int]], corpus: Path, most: int) -> list[int]:
-    """Those that the corpus repeats, the most frequent first."""
+    """Return at most `most` tokens that occur repeatedly in the corpus, the most frequent first."""
     counted: Counter[int] = Counter()
     for text in texts(corpus) if most else ():
         counted.update(tokenize(text))
@@ -140,13 +147,13 @@ def frequent_tokens(tokenize: Callable[[str], list[int]], corpus: Path, most: in
 
 
 def worthwhile(spec: LayerSpec, layers: int) -> int:
-    """How many layers to look back on: `_BEFORE`, fewer where that makes too many weights."""
+    """Return how many earlier layers a prediction should use: `_BEFORE`, or fewer if that makes too many weights."""
     k, v = spec.heads * spec.k_dim, spec.heads * spec.v_dim
     return next((b for b in range(_BEFORE, 1, -1) if layers * (b * (k + v) * (k + v) + k * v) <= _WEIGHTS), 1)
 
 
 def _frequencies(loaded: Any) -> Any:
-    """Of the rotary embedding of full layers; none where the model has none, or one that is not known."""
+    """Return the RoPE frequencies of full-attention layers; empty if the model has none, or of an unknown kind."""
     base = getattr(loaded.model, "model", loaded.model)
     embedding = getattr(getattr(base, "language_model", base), "rotary_emb", None)
     for name in ("full_attention_inv_freq", "inv_freq"):

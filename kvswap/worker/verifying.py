@@ -1,8 +1,8 @@
-"""The steps of the ladder that need the model: structure, tokens, probe, samples, fingerprint, recomputing.
+"""The verification levels that need the model: structure, tokens, probe, samples, fingerprint, recomputation.
 
-A step never raises for what it finds; it says so.  What cannot be decoded at all raises `IntegrityError`.
-A step that fails is taken a second time, from the signed bytes, and condemns only on the grounds that
-`trust.accusation` lists: nothing on this machine's side may explain the difference.
+A check never raises for what it finds, but returns it as its outcome; a cache that cannot be decoded at all raises
+`IntegrityError`.  A check that fails is run a second time, from the signed bytes, and accuses the publisher only on the
+grounds that `trust.accusation` lists: nothing on this machine's side may explain the difference.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ from kvswap.worker.grounds import judged, static
 if TYPE_CHECKING:
     from kvswap.artifact.assembly import ChunkSource, Predictors
 
-_COMPARED = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)  # with what the model makes
+_COMPARED = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)  # compared with what the model computes
 Tensors = Sequence[LayerTensors]
 
 
 class Checks:
-    """Of one artifact, all of it in memory.  `noise` None: only steps that need none."""
+    """The checks of one artifact, all of which is in memory.
+
+    Without `noise` only checks that need none are run.  Raises `Incompatible` or `IntegrityError` if the artifact
+    cannot be loaded for this model.
+    """
 
     def __init__(
         self,
@@ -74,18 +78,21 @@ class Checks:
 
         manifest, probe = self._manifest, self._manifest.probe
         room = len(probe.question) + len(probe.tokens)
-        self._tensors: list[LayerTensors] = []  # the former ones go before the new ones come
+        self._tensors: list[LayerTensors] = []  # free the former tensors before the new ones are loaded
         self._tensors = load(manifest, self._source, room=room, predictors=self._predictors, seal=self._seal)
         verify_tensors(manifest, self._tensors)
 
     def _again(self) -> None:
-        """Forget what was read and what was concluded from it."""
+        """Read every tensor once more, and forget what was concluded from the former ones."""
         self._check()
         self._load()
         self._document = None
 
     def run(self, levels: Sequence[Level]) -> list[Step]:
-        """These steps, in order."""
+        """Run the checks of these levels in order, and return their outcomes.
+
+        Levels that need no model are left out.
+        """
         ways: dict[Level, Callable[[Tensors], Step]] = {
             Level.STRUCTURE: self._structure,
             Level.TOKENS: self._first_layer,
@@ -123,18 +130,19 @@ class Checks:
         )
 
     def fingerprint(self) -> bytes:
+        """Return the fingerprint of the artifact's cache."""
         from kvswap.artifact.fingerprint import fingerprint
 
         return fingerprint(self._tensors)
 
     def computed_fingerprint(self) -> bytes:
-        """Return the fingerprint of what this reader computed for V7; empty where it did not."""
+        """Return the fingerprint of the cache that V7 recomputed, or empty if V7 did not run."""
         return self._mark
 
     # -- what they need --------------------------------------------------------------------------
 
     def _known(self) -> Document:
-        """The ids of the document: from its text, or read back from layer 0."""
+        """Return the document's token ids: from its text, or read back from layer 0."""
         if self._document is None:
             if self._misshapen:
                 self._document = Document(None, self._misshapen)
@@ -145,7 +153,7 @@ class Checks:
         return self._document
 
     def _own(self) -> list[LayerTensors]:
-        """This reader's own cache of the document, computed once and in another way than the steps compute."""
+        """Return this reader's own cache of the document, computed once and in another way than the checks compute."""
         from kvswap.worker.noise import otherwise
 
         if self._computed is None:
@@ -200,7 +208,7 @@ class Checks:
         cache = build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
         try:
             made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
-        except Incompatible as error:  # what follows from this cache is not finite: no reason to skip the other steps
+        except Incompatible as error:  # the logits after this cache are not finite: the other checks still run
             return Step(Level.PROBE, "failed", why=error.message, figures=figures)
         figures["tokens_equal"] = made.ids == list(probe.tokens)
         figures["logits_equal"] = made.logits_digest == "blake3:" + probe.logits.hex()
@@ -209,7 +217,7 @@ class Checks:
         return Step(Level.PROBE, "failed", why="it does not continue as its publisher said", figures=figures)
 
     def _compared(self, level: Level, way: Callable[[Tensors, Sequence[int], Noise], Step], tensors: Tensors) -> Step:
-        """A step that needs the ids and what is noise."""
+        """Run a check that needs the token ids and the honest noise; skip it without either."""
         known = self._known()
         if known.ids is None:
             return Step(level, "skipped", why=known.why)
@@ -248,7 +256,7 @@ class Checks:
         return Step(Level.RECOMPUTE, step.verdict, 0.0, why, step.figures | {"bitwise": bitwise})
 
     def _measured(self, level: Level, errors: Any, positions: Sequence[int], spread: Spread) -> Step:
-        """By [position, layer, K or V]."""
+        """Judge errors [position, layer, K or V] against the honest noise."""
         score = spread.score(errors.numpy())
         wrong = score.wrong
         figures = {"positions": len(positions), "wrong": len(wrong), "worst": round(score.worst, 2), "margin": MARGIN}

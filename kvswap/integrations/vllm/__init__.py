@@ -4,8 +4,9 @@
         "kv_connector_module_path": "kvswap.integrations.vllm", "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute"}'
 
-A node (`kvswap daemon`) runs beside the engine; this package talks to it and reads its chunk files.  `engine`
-says what is supported, `scheduler` decides what to load, `worker` loads it, `paged` knows vLLM's blocks.
+A node (`kvswap daemon`) runs beside the engine; this package queries it and reads its chunk files.  `engine` describes
+the engine and refuses what is not supported, `scheduler` decides what to load, `worker` loads it, `paged` reads and
+writes vLLM's blocks, `marks` and `capture` publish.
 """
 
 from kvswap.integrations.vllm.connector import KvswapConnector

@@ -1,7 +1,7 @@
-"""Blocks as vLLM computed them, to the node, which signs and offers them: the worker's half of publishing.
+"""Blocks that vLLM computed, sent to the node, which signs and offers them: the worker's half of publishing.
 
-A part is copied at the end of the step that completes it: afterwards vLLM may give its blocks to others.  Encoding
-and sending go on in a thread.
+Tokens are copied at the end of the step that computes them: afterwards vLLM may reuse their blocks.  Encoding and
+sending run in a thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from kvswap.worker.protocol import frame
 
 logger = logging.getLogger("vllm.kvswap")
 
-_MOST_BYTES = 2 << 30  # of what is being captured and sent
+_MOST_BYTES = 2 << 30  # of all copies that are being filled and sent
 
 
 @dataclass(slots=True)
@@ -46,10 +46,13 @@ class _Captured:
 
 
 class Captures:
-    """Of one engine, which has layers that keep all tokens, and no others."""
+    """The copies of the prompts that one engine publishes; all its layers have to be full attention."""
 
     def __init__(self, engine: Engine, layers: Mapping[int, PagedLayer], attention: str, settings: Settings) -> None:
-        """Raises `Incompatible` where layers cannot be read."""
+        """Learn how the layers' blocks are laid out.
+
+        Raises `Incompatible` if the engine has sliding layers, or its blocks cannot be read.
+        """
         if engine.hybrid:
             raise Incompatible(
                 "kvswap does not publish from an engine with sliding layers",
@@ -68,19 +71,19 @@ class Captures:
         self._bytes = 0
 
     def close(self) -> None:
-        """Send what is complete, and end; what a step has not completed is dropped."""
+        """Send the copies that are complete, and drop the others."""
         self._pool.shutdown(wait=True)
         for request in list(self._open):
             self.drop(request)
 
     def drop(self, request: str) -> None:
-        """No more of it will come."""
+        """Drop the copy of a request of which no more tokens will come."""
         captured = self._open.pop(request, None)
         if captured is not None:
             self._take(-captured.size)
 
     def _take(self, size: int) -> bool:
-        """Count memory, unless that is too much; what is given back is negative."""
+        """Count memory as used and return True, unless that is too much; a negative size gives it back."""
         with self._lock:
             if size > 0 and self._bytes + size > _MOST_BYTES:
                 return False
@@ -88,7 +91,7 @@ class Captures:
             return True
 
     def save(self, save: Save) -> None:
-        """Copy what a step has completed; with the last part, send it."""
+        """Copy the tokens that a step has computed; once they are all there, send them to the node."""
         captured = self._begin(save) if save.first == 0 else self._open.get(save.request)
         if captured is None:
             return
@@ -103,7 +106,7 @@ class Captures:
             del self._open[save.request]
             try:
                 self._pool.submit(self._send, captured)
-            except RuntimeError as error:  # no more threads, or the engine is ending: no step fails for that
+            except RuntimeError as error:  # no more threads, or the engine is ending: the step must not fail for that
                 self._take(-captured.size)
                 logger.warning("kvswap: %d tokens not published: %s", save.tokens, error)
 
@@ -138,7 +141,7 @@ class Captures:
             self._take(-captured.size)
 
     def _frames(self, captured: _Captured) -> Iterator[bytes]:
-        """What `POST /v1/computed` takes."""
+        """Yield the frames of the body of `POST /v1/computed`."""
         engine, size = self._engine, self._settings.block_tokens
         runs = layouts.plan_runs(engine.layers, size, ITEM_BYTES[engine.dtype])
         shape = Layout(dtype=engine.dtype, axes=AXES, rope=engine.rope, layers=engine.layers, runs=runs)

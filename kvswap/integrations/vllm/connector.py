@@ -1,4 +1,4 @@
-"""`KvswapConnector`: vLLM's interface (KVConnectorBase_V1), and nothing else; the work is in its two halves."""
+"""`KvswapConnector`: vLLM's interface (KVConnectorBase_V1), and nothing else; its two halves do the work."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ from kvswap.integrations.vllm.settings import Settings
 from kvswap.integrations.vllm.worker import WorkerSide
 from kvswap.model.settle import settle
 
-settle()  # the entry point has, where this version is installed
+settle()  # the package's entry point has called it already, if this version is installed
 
 
 @dataclass
 class KvswapMetadata(KVConnectorMetadata):
-    """From scheduler to worker, once a step."""
+    """The message from scheduler to worker for one step: what to load, what to publish."""
 
     loads: list[Load] = field(default_factory=list)
     idle: bool = False  # nothing runs in this step
     saves: list[Save] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)  # requests whose saves end in the middle
+    dropped: list[str] = field(default_factory=list)  # requests whose saves stay incomplete
 
 
 class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
-    """Loads published prefixes, and publishes.  See the package's text for how to name it in vLLM's configuration."""
+    """A vLLM KV connector that loads published prefixes, and publishes.
+
+    The package's docstring shows how to name it in vLLM's configuration.
+    """
 
     _cache_hit_source = CacheHitSource.P2P
 
@@ -63,10 +66,11 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """A cache that is not published is no loss."""
+        """Always False: a cache that is not published is no loss."""
         return False
 
     def shutdown(self) -> None:
+        """Close the connection to the node, and end loading and publishing."""
         if self._node is not None:
             self._node.close()
         if self._worker is not None:
@@ -86,29 +90,37 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
         return metadata
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Take the engine's cache tensors, by layer name.  Raises `Incompatible` for what kvswap cannot handle."""
         layers = self._vllm_config.compilation_config.static_forward_context
         self._work.register(kv_caches, layers)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Start the loads of this step in threads."""
         for load in self._step.loads:
             self._work.start(load)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing: requests wait for their loads before they run."""
+        """Do nothing: requests wait for their loads before they run."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing: what is to be published is read when the whole step has run."""
+        """Do nothing: blocks to be published are read once the whole step has run."""
 
     def wait_for_save(self) -> None:
+        """Copy the tokens to be published that this step has computed."""
         self._work.save(self._step.saves, self._step.dropped)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """Return the requests whose loads have ended or failed since the last call.
+
+        In a step in which nothing runs it waits for a load to end, for a moment.
+        """
         if self._step.idle:
             self._work.wait()
         finished, failed = self._work.finished()
         return KVConnectorTransferResults(finished_recving=finished, failed_recving=failed)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
+        """Return the blocks that were not filled, of the requests last reported as ended."""
         return self._work.invalid()
 
     # -- scheduler -------------------------------------------------------------------------------
@@ -119,30 +131,40 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
         return self._scheduler
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """Return how many tokens after the computed ones can be loaded, and whether that happens asynchronously.
+
+        None as the number means that the look-up is not over, and vLLM should ask again.
+        """
         return self._requests.matched(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Note the blocks that vLLM has allocated for a request's load."""
         self._requests.allocated(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        """Return what the worker has to load and to save in this step."""
         self._requests.stepped(scheduler_output)
         idle = scheduler_output.total_num_scheduled_tokens == 0
         self._requests.pause(idle)
         return KvswapMetadata(self._requests.take(), idle, *self._requests.saves(scheduler_output))
 
     def on_new_request(self, request: Any) -> None:
+        """Start the look-up for a new request."""
         self._requests.added(request)
 
     def update_connector_output(self, connector_output: Any) -> None:
+        """Note which loads have ended, and which of them failed."""
         output = connector_output
         self._requests.heard(output.finished_recving or set(), output.failed_recving, output.invalid_block_ids)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Forget a finished request; its blocks may be freed at once."""
         self._requests.forget(request.request_id)
         return False, None
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
+        """Forget a finished request of an engine with several cache groups; its blocks may be freed at once."""
         self._requests.forget(request.request_id)
         return False, None

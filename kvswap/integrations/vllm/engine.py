@@ -1,4 +1,4 @@
-"""What an engine is to kvswap: its model's identity, its dtype, and how its layers are cut into paged blocks.
+"""The description of an engine: its model's identity, its dtype, and how its layers are cut into paged blocks.
 
 What is not supported is refused by name when the engine starts, not when a request fails.
 """
@@ -16,15 +16,18 @@ from kvswap.model.files import read_json, weight_files
 from kvswap.model.identity import directory_identity
 from kvswap.model.load import rope_text
 
-_FILES = ("auto", "safetensors")  # of vLLM's load formats, those that read the files which the identity is made of
+_FILES = ("auto", "safetensors")  # the load formats of vLLM that read the files which the identity covers
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Layers that share block tables.  `names` and `layers` go together; `window` None: full attention."""
+    """A group of layers that share block tables.
+
+    `names` and `layers` correspond; `window` is None for full attention.
+    """
 
     names: tuple[str, ...]
-    layers: tuple[int, ...]  # of the model, from 0
+    layers: tuple[int, ...]  # indices of the model's layers, from 0
     block_tokens: int
     heads: int
     k_dim: int
@@ -39,25 +42,28 @@ class Engine:
     identity: ModelIdentity
     dtype: str
     groups: tuple[Group, ...]
-    rope: str = "null"  # its parameters, as manifests have them
+    rope: str = "null"  # RoPE parameters, in the form of manifests
 
     @property
     def hybrid(self) -> bool:
-        """Whether some layers keep a window of tokens only: then a load ends where a published block does."""
+        """True if some layers keep only a window of tokens, so that a load has to end where a published block does."""
         return any(group.window is not None for group in self.groups)
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of the largest of vLLM's blocks."""
+        """The number of tokens of the largest of vLLM's blocks."""
         return max(group.block_tokens for group in self.groups)
 
     def usable(self, tokens: int) -> int:
-        """How much of a published beginning can be loaded: what layers with windows hold fits whole blocks alone."""
+        """Return how many tokens of a published prefix can be loaded.
+
+        With sliding layers these are whole blocks, as the tokens that such layers hold fit no others.
+        """
         return tokens - tokens % self.block_tokens if self.hybrid else tokens
 
     @property
     def layers(self) -> list[LayerSpec]:
-        """Its layers, as manifests describe them."""
+        """The kinds and shapes of the model's layers, as manifests describe them."""
         specs = {
             index: LayerSpec(
                 kind="full" if group.window is None else "sliding",
@@ -72,7 +78,10 @@ class Engine:
         return [specs[index] for index in sorted(specs)]
 
     def check(self, manifest: Manifest) -> None:
-        """Raise `Incompatible` unless an artifact's layers are those of this engine."""
+        """Check that an artifact's layers are those of this engine.
+
+        Raises `Incompatible` naming the first that is not.
+        """
         theirs, own = manifest.layout.layers, self.layers
         for index, (have, wanted) in enumerate(zip(theirs, own, strict=False)):
             if have != wanted:
@@ -87,14 +96,17 @@ def _require(condition: bool, what: str, hint: str | None = None) -> None:
 
 
 def engine_of(config: Any, cache: Any) -> Engine:
-    """From vLLM's configuration and its KV cache configuration.  Raises `Incompatible` naming what is not supported."""
+    """Describe an engine from vLLM's configuration and its KV cache configuration.
+
+    Raises `Incompatible` naming what is not supported.
+    """
     model, parallel = config.model_config, config.parallel_config
     for name in ("tensor_parallel_size", "pipeline_parallel_size", "decode_context_parallel_size"):
         _require(getattr(parallel, name, 1) == 1, f"{name} above 1")
     _require(config.speculative_config is None, "speculative decoding")
     _require(model.quantization is None, f"quantised weights ({model.quantization})")
     _require(config.lora_config is None, "LoRA adapters")
-    # The identity is that of the directory's files: what else decides what is computed with is refused.
+    # The identity covers the directory's files: whatever else changes the computation is refused.
     overrides = getattr(model, "hf_overrides", None)
     _require(not overrides, "--hf-overrides", "put the change into config.json, which makes another model of it")
     load = getattr(config.load_config, "load_format", "auto")
@@ -107,7 +119,7 @@ def engine_of(config: Any, cache: Any) -> Engine:
     _require(flat == list(range(len(flat))), "layers without a cache of their own, or shared ones")
     windows = {getattr(g.kv_cache_spec, "sliding_window", None) for g in cache.kv_cache_groups}
     managed = not config.scheduler_config.disable_hybrid_kv_cache_manager
-    # Without it a block of a sliding layer that was not loaded would be taken for a cached one.
+    # Without the manager, a block of a sliding layer that was not loaded would be taken for a cached one.
     _require(managed or windows == {None}, "sliding layers and --disable-hybrid-kv-cache-manager")
     directory = model_directory(str(model.model), model.revision)
     _check_files(directory)
@@ -117,7 +129,10 @@ def engine_of(config: Any, cache: Any) -> Engine:
 
 
 def _check_files(directory: Path) -> None:
-    """vLLM reads every weight file of a directory that has no index, and those of the index where there is one."""
+    """Refuse a directory of which vLLM and transformers would read different weight files.
+
+    vLLM reads every weight file of a directory without an index, and those of the index if there is one.
+    """
     names = {path.name for path in directory.glob("*.safetensors")}
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -133,7 +148,10 @@ def _check_files(directory: Path) -> None:
 
 
 def _check_rope(model: Any) -> None:
-    """What depends on a text's length is chosen once for an engine, by the longest that it takes."""
+    """Refuse RoPE that depends on a text's length, unless the engine's longest text is below the threshold.
+
+    vLLM chooses the table once for an engine, by the longest text that it accepts.
+    """
     if not hasattr(model, "hf_text_config"):
         return
     for threshold in reach.thresholds(model.hf_text_config):
@@ -171,7 +189,10 @@ def _group(group: Any, dtype: str) -> Group:
 
 
 def model_directory(name: str, revision: str | None) -> Path:
-    """Where the model's files are; nothing is downloaded.  Raises `Incompatible`."""
+    """Return the directory of the model's files without downloading any.
+
+    Raises `Incompatible` if they are not here.
+    """
     path = Path(name)
     if not path.is_dir():
         from huggingface_hub import snapshot_download

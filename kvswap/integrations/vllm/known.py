@@ -1,8 +1,8 @@
-"""What beginnings the node could find: a request that hits nothing is told so here, without asking anybody.
+"""A filter of the prefixes that the node could find, so that a request which hits nothing needs no look-up.
 
-A look-up takes the node 2 ms, but vLLM's processes spin for a second after every step, and where they have all
-processors each hand-over between engine and node waits for them.  Most prompts hit nothing; for them a digest of their
-first block and a search in memory will do.  What is published is known here a moment later.
+A look-up takes the node 2 ms, but vLLM's processes spin for a second after every step, and while they keep all
+processors busy, each hand-over between engine and node waits for them.  Most prompts hit nothing; for them a digest of
+their first block and a search in memory suffice.  A newly published prefix is known here a moment later.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from kvswap.core.upkeep import Backoff, Problems, forever_in_thread
 
 _WAIT_SECONDS = 20.0
 _REST_SECONDS = 5.0
-_SHORTEST_SECONDS = 0.05  # between two looks, however often it changes
+_SHORTEST_SECONDS = 0.05  # between two updates, however often the index changes
 _KEY = np.dtype(">u8")
 
 
 class Known:
-    """Kept up to date by a thread.  Until it has heard, and whenever the node is not reached, all may be there."""
+    """A filter of published prefixes, which a thread keeps up to date.
+
+    Before the first update, and while the node is not reached, every prompt counts as a possible hit.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -38,10 +41,11 @@ class Known:
         ).start()
 
     def close(self) -> None:
+        """End the thread."""
         self._closed.set()
 
     def may_have(self, digest: bytes) -> bool:
-        """Whether something begins with the block of this chain digest, as far as is known."""
+        """Return True if a published prefix may start with the block of this chain digest."""
         keys = self._keys
         if keys is None:
             return True
@@ -50,15 +54,15 @@ class Known:
         return at < len(keys) and bool(keys[at] == key)
 
     def _look(self) -> None:
-        """Wait until what is published has changed, and keep it."""
+        """Wait until the node's prefix index has changed, and fetch it."""
         try:
             self._version, packed = self._client.beginnings(self._version, _WAIT_SECONDS)
             self._keys = self.sorted(packed) if packed is not None else None
         except BaseException:
-            self._version, self._keys = "", None  # all may be there
+            self._version, self._keys = "", None  # every prompt is a possible hit
             raise
 
     @staticmethod
     def sorted(packed: bytes) -> Any:
-        """Keys as `may_have` searches them.  Raises `ValueError`."""
+        """Decode packed keys and sort them for `may_have`.  Raises `ValueError` if they are not whole 64-bit keys."""
         return np.unique(np.frombuffer(packed, _KEY).astype(np.uint64))

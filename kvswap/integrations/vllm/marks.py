@@ -1,9 +1,9 @@
-"""Which beginnings are to be published, and what of them each step computes: the scheduler's half of publishing.
+"""The prefixes to be published, and which of their tokens each step computes: the scheduler's half of publishing.
 
-A KV cache reveals its text, so nothing is published unless the operator allows it (`publish`) and a request asks:
-`{"kvswap": {"publish": true}}` in its `kv_transfer_params` for what vLLM's own prefix cache keeps of the prompt,
-`{"publish": {"tokens": n}}` for its first n tokens.  With `repeated` what two prompts began with is published as
-well: for a group alone, since a conversation repeats its own beginning.
+A KV cache reveals its text, so nothing is published unless the operator allows it (`publish`) and a request asks for
+it: `{"kvswap": {"publish": true}}` in its `kv_transfer_params` for what vLLM's own prefix cache keeps of the prompt,
+`{"publish": {"tokens": n}}` for its first n tokens.  With `repeated` a prefix that two prompts share is published as
+well: only for a group, since a conversation repeats its own prefix.
 """
 
 from __future__ import annotations
@@ -20,37 +20,40 @@ from kvswap.integrations.vllm.settings import Settings
 
 logger = logging.getLogger("vllm.kvswap")
 
-_KEPT = 1 << 17  # digests of what prompts began with, and of pages that were loaded
+_KEPT = 1 << 17  # digests of the prompts' prefixes, and of pages that were loaded
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Tokens [first, stop) of `tokens`, which this step completes, in these blocks; a tuple a group of layers."""
+    """The tokens [first, stop) of a prefix of `tokens` tokens, which this step computes, and the blocks that hold them.
+
+    `blocks` has one tuple for each group of layers.
+    """
 
     request: str
     first: int
     stop: int
     tokens: int
     blocks: tuple[tuple[int, ...], ...]
-    ids: bytes = b""  # all of them, u32, with the first part
+    ids: bytes = b""  # of the whole prefix, u32; only with the first part
 
 
 @dataclass(slots=True)
 class _Mark:
     ids: list[int]
-    pages: list[bytes]  # digests of the prompt's pages that they reach into
+    pages: list[bytes]  # digests of the prompt's pages that the prefix reaches into
     done: int = 0
 
 
 class Recent:
-    """The last digests that were seen, and how often."""
+    """The digests seen last, with the number of times."""
 
     def __init__(self, most: int = _KEPT) -> None:
         self._counts: OrderedDict[bytes, int] = OrderedDict()
         self._most = most
 
     def add(self, digest: bytes) -> int:
-        """How often, this time included."""
+        """Count a digest, and return how often it was seen, this time included."""
         count = self._counts.pop(digest, 0) + 1
         self._counts[digest] = count
         if len(self._counts) > self._most:
@@ -62,21 +65,21 @@ class Recent:
 
 
 class Marks:
-    """Of one engine.  Called from the scheduler's thread alone."""
+    """The requests of one engine that are to be published; used by the scheduler's thread only."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._marks: dict[str, _Mark] = {}
-        self._begun = Recent()  # beginnings of prompts
-        self._sent = Recent()  # ends of what was published
+        self._begun = Recent()  # prefixes of prompts, by block
+        self._sent = Recent()  # prefixes that were published
         self._foreign = Recent()  # pages that were loaded: not this engine's own work
         self._dropped: list[str] = []
 
     def added(self, request: Any) -> None:
-        """A request whose tokens alone say what its cache is."""
+        """Decide how much of a new request to publish; its cache must be determined by its tokens alone."""
         ids = request.prompt_token_ids
         if getattr(request, "cache_salt", None) is not None:
-            return  # its cache is nobody else's
+            return  # a salted cache is not to be shared
         wish = wish_of(request, "publish")
         stop = self._asked(wish, len(ids)) if wish is not None else 0
         if self._settings.publish == "repeated":
@@ -93,7 +96,7 @@ class Marks:
         return chain.chain_digests(self._engine.identity.digest, ids, size)
 
     def _asked(self, wish: Any, tokens: int) -> int:
-        whole = tokens - tokens % self._engine.block_tokens  # what vLLM's own prefix cache would have of it
+        whole = tokens - tokens % self._engine.block_tokens  # as much as vLLM's own prefix cache would keep
         if wish is True:
             return whole
         asked = wish.get("tokens", whole) if isinstance(wish, dict) else None
@@ -110,14 +113,17 @@ class Marks:
         return stop
 
     def loaded(self, request: Any, first: int, stop: int) -> None:
-        """These tokens of a request come from somebody's artifact: neither they nor what they begin is our work."""
+        """Note that tokens of a request were loaded from an artifact: no prefix with them is published as ours."""
         self.forget(request.request_id)
         page = self._engine.block_tokens
         for digest in self._digests(request.prompt_token_ids, page)[first // page : -(-stop // page)]:
             self._foreign.add(digest)
 
     def step(self, output: Any, published: Callable[[str], int]) -> list[Save]:
-        """What a step completes.  `published`: how much of a request's prompt is known to be published."""
+        """Return the tokens to be saved that a step computes.
+
+        `published` returns how many tokens of a request's prompt are known to be published.
+        """
         if not self._marks:
             return []
         cached, scheduled = output.scheduled_cached_reqs, output.num_scheduled_tokens
@@ -150,19 +156,19 @@ class Marks:
         return Save(name, first, stop, len(mark.ids), blocks, ids)
 
     def forget(self, name: str) -> None:
-        """This request is over, or not to be published."""
+        """Stop publishing a request, because it is finished or its tokens were loaded."""
         mark = self._marks.pop(name, None)
         if mark is not None and mark.done:
             self._dropped.append(name)
 
     def dropped(self) -> list[str]:
-        """Requests of which no more will come."""
+        """Remove and return the requests whose saves stay incomplete."""
         names, self._dropped = self._dropped, []
         return names
 
 
 def wish_of(request: Any, name: str) -> Any:
-    """What a request says to kvswap, in its `kv_transfer_params`; None: nothing."""
+    """Return the value of a key of `kvswap` in a request's `kv_transfer_params`, or None."""
     params = getattr(request, "kv_transfer_params", None)
     asked = params.get("kvswap") if isinstance(params, dict) else None
     return asked.get(name) if isinstance(asked, dict) else None

@@ -1,6 +1,6 @@
-"""The node beside the engine, as the scheduler sees it: threads that ask it, and answers that nobody waits for.
+"""The scheduler's client of the node beside the engine: threads query it, and the scheduler never waits for them.
 
-Whatever the node does, the engine goes on: no answer in time, an error, no daemon at all are as good as nothing found.
+Whatever the node does, the engine goes on: no answer in time, an error and no daemon all count as nothing found.
 """
 
 from __future__ import annotations
@@ -25,80 +25,85 @@ from kvswap.integrations.vllm.settings import Settings
 
 logger = logging.getLogger("vllm.kvswap")
 
-_THREADS = 64  # each waits for one look-up
+_THREADS = 64  # one for each look-up under way
 _DETAILS_KEPT = 32
 _REST_SECONDS = 5.0  # after the daemon was not reached
-_PATIENCE_SECONDS = 30.0  # for a fetch, where the plan says nothing of prefilling
+_PATIENCE_SECONDS = 30.0  # for a fetch, if the plan has no estimate of prefilling
 _SAMPLES = 64
-_READS = ("artifact", "envelope", "chunks_directory", "key")  # of the daemon's answer
+_READS = ("artifact", "envelope", "chunks_directory", "key")  # fields of the daemon's answer that are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An artifact in the node's store that a prompt begins with, for `tokens` tokens."""
+    """An artifact in the node's store that shares its first `tokens` tokens with a prompt."""
 
     artifact: str
     tokens: int
-    whole: bool  # these are all of the artifact
-    details: dict[str, Any] = field(repr=False)  # what a process needs to read it
+    whole: bool  # whether these are all of the artifact's tokens
+    details: dict[str, Any] = field(repr=False)  # what a process needs to read the artifact
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a search is for."""
+    """The input of a search: token ids, and the seconds that it may take."""
 
     search: Search
-    beginning: bytes  # its first block
+    beginning: bytes  # the ids of its first block
     ids: tuple[int, ...]
     budget: float
 
 
 @dataclass(slots=True)
 class Search:
-    """One look-up.  `match` once it has `ended`; `planned` once there is something and it is being fetched."""
+    """A look-up of a prompt's longest published prefix.
+
+    `match` is set once it has `ended`, `planned` once something was found and is being fetched.
+    """
 
     began: float = field(default_factory=lambda: time.monotonic())
     ended: threading.Event = field(default_factory=threading.Event)
-    planned: float | None = None  # seconds that it may take in all
+    planned: float | None = None  # seconds that the look-up may take in all
     match: Match | None = None
     why: str = ""
-    leader: Search | None = None  # one that was under way for the same beginning: this one starts when it has ended
-    followers: list[_Asked] = field(default_factory=list)  # attached to its end: no thread waits for it
+    leader: Search | None = None  # the look-up under way for the same first block, after which this one starts
+    followers: list[_Asked] = field(default_factory=list)  # those that start when this one ends; no thread waits
     ended_at: float = 0.0
 
     @property
     def under_way(self) -> Search:
-        """The one that is waited for: the leader, and then this."""
+        """The look-up that is being waited for: the leader until it has ended, then this one."""
         return self.leader if self.leader is not None and not self.leader.ended.is_set() else self
 
     @property
     def waited(self) -> float:
-        """Seconds since it could begin."""
+        """The seconds since this look-up could start."""
         return time.monotonic() - (max(self.began, self.leader.ended_at) if self.leader is not None else self.began)
 
     def end(self) -> None:
+        """Mark the look-up as ended."""
         self.ended_at = time.monotonic()
         self.ended.set()
 
 
 class Node:
-    """Asks the daemon of a home directory."""
+    """A client of the daemon of one home directory."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._client = Client(settings.home)
         self._pool = ThreadPoolExecutor(_THREADS, "kvswap-node")
-        self._leaders: dict[bytes, Search] = {}  # by their first block of ids
+        self._leaders: dict[bytes, Search] = {}  # by the ids of their first block
         self._details: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
-        self.news = threading.Event()  # some look-up has ended
+        self.news = threading.Event()  # set when a look-up has ended
         self._resting_until = 0.0
-        # Who says how long a look-up may take wants it made.
+        # A configured time for look-ups, or a group, means that look-ups are wanted for every prompt.
         asks = settings.lookup_seconds is not None or settings.group is not None
         self._known = None if asks else Known(self._client)
         self._samples: list[tuple[int, int, float]] = []
 
     def close(self) -> None:
+        """End the threads; look-ups under way are not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._known is not None:
             self._known.close()
@@ -106,22 +111,26 @@ class Node:
     # -- what the engine itself takes ------------------------------------------------------------
 
     def learn(self, before: int, tokens: int, seconds: float) -> None:
-        """A prefill of `tokens` tokens after `before` others took so long."""
+        """Record that a prefill of `tokens` tokens after `before` others took so many seconds."""
         self._samples = [*self._samples[-_SAMPLES:], (before, tokens, seconds)]
 
     @property
     def curve(self) -> PrefillCurve | None:
-        """What prefilling costs this engine; None until it has been seen."""
+        """The engine's measured cost of prefilling, or None before the first measurement."""
         return PrefillCurve.fit(self._samples, self._settings.block_tokens) if self._samples else None
 
     def prefill_seconds(self, tokens: int) -> float | None:
+        """Return the estimated seconds of prefilling `tokens` tokens, or None before the first measurement."""
         curve = self.curve
         return curve.seconds(tokens) if curve is not None else None
 
     # -- asking ----------------------------------------------------------------------------------
 
     def search(self, ids: Sequence[int], budget: float) -> Search:
-        """Begin to look for the longest published beginning of these ids."""
+        """Start to look up the longest published prefix of these ids, and return the look-up.
+
+        `budget` is the seconds that the node may take for it, a fetch aside.
+        """
         search = Search()
         if time.monotonic() < self._resting_until:
             search.why = "the daemon was not reached"
@@ -155,7 +164,7 @@ class Node:
 
     def _run(self, asked: _Asked) -> None:
         search = asked.search
-        alike = False  # whether what was found out is so for whatever begins with the same block
+        alike = False  # whether the result holds for every prompt with the same first block
         try:
             search.match = self._find(search, list(asked.ids), asked.budget)
         except (NotFound, PlanSaysPrefill) as error:
@@ -174,7 +183,7 @@ class Node:
             self._ended(asked, alike)
 
     def _ended(self, asked: _Asked, alike: bool) -> None:
-        """End a search, and those that waited for it: what it found is theirs, or the first of each begins."""
+        """End a look-up and its followers: they share its result, or the first one of each distinct prompt starts."""
         search, begin = asked.search, []
         with self._lock:
             followers, search.followers = search.followers, []
@@ -219,7 +228,7 @@ class Node:
         return Match(found["artifact"], found["tokens"], found["whole"], self._read(found["artifact"]))
 
     def _patience(self, plan: dict[str, Any], tokens: int) -> float:
-        """How long something that was found may take: no longer than prefilling would have."""
+        """Return the seconds that a fetch may take: as long as prefilling would."""
         if self._settings.force:
             return _PATIENCE_SECONDS
         prefill = (plan.get("prefill") or {}).get("seconds")
@@ -240,7 +249,10 @@ class Node:
         return details
 
     def doubt(self, artifact: str) -> None:
-        """Its files did not load: let the node look at them again, and fetch anew what is wrong."""
+        """Let the node verify an artifact whose files failed to load, and drop what is wrong, in a thread.
+
+        The next look-up then fetches it again.
+        """
 
         def work() -> None:
             with self._lock:

@@ -1,8 +1,8 @@
-"""vLLM's paged cache of one layer: tokens go in as the engine's own writer puts them, and come out again.
+"""vLLM's paged cache of one layer: tokens are written as the engine's own writer does, and read back.
 
-How a backend lays out a block is its own affair (packed for AMX, transposed, interleaved).  What it writes with
-every backend has under the same name, so loading calls just that.  For reading there is no such call: where the
-writer puts each number is learned by having it write a block of numbered places.
+Each attention backend lays out its blocks differently (packed for AMX, transposed, interleaved).  Their writers have a
+common name, so loading calls those.  There is no such function for reading: the position of each number is learned by
+letting the writer write a block of consecutive numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DIGIT = 8  # bits that every dtype holds exactly
 
 
 def slots(group: Group, blocks: Sequence[int], first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(slot, token) for each token of [first, stop) that has a block; block 0 is vLLM's null block."""
+    """Return (slot, token) for each token of [first, stop) that has a block; block 0 is vLLM's null block."""
     tokens = torch.arange(first, stop, dtype=torch.int64)
     places = torch.tensor(blocks, dtype=torch.int64)[tokens // group.block_tokens]
     there = places != 0
@@ -27,7 +27,7 @@ def slots(group: Group, blocks: Sequence[int], first: int, stop: int) -> tuple[t
 
 
 class PagedLayer:
-    """One layer's cache.  `layer` is vLLM's attention layer, `cache` its [blocks, ...] tensor."""
+    """The paged cache of one layer: `layer` is vLLM's attention layer, `cache` its [blocks, ...] tensor."""
 
     def __init__(self, layer: Any, cache: torch.Tensor) -> None:
         write = getattr(layer.impl, "do_kv_cache_update", None)
@@ -38,22 +38,25 @@ class PagedLayer:
                 field="engine",
             )
         self._layer, self._cache, self._write = layer, cache, write
-        self._places: torch.Tensor | None = None  # where in a block each number is, [2 * head * token * dim]
+        self._places: torch.Tensor | None = None  # position in a block of each number of K, then of V
 
     def put(self, k: torch.Tensor, v: torch.Tensor, slot: torch.Tensor) -> None:
-        """K and V, [head, token, dim], into these slots."""
+        """Write K and V, [head, token, dim], to these slots."""
         device = self._cache.device
         key, value = (t.transpose(0, 1).contiguous().to(device) for t in (k, v))
         self._write(self._layer, key, value, self._cache, slot.to(device))
 
     def learn(self, group: Group) -> None:
-        """Find out how a block is laid out, so that it can be read.  Raises `Incompatible` where that fails."""
+        """Learn the layout of a block, so that it can be read.
+
+        Raises `Incompatible` if K and V cannot be read back.
+        """
         shape = (group.block_tokens, group.heads)
         count = group.block_tokens * group.heads * (group.k_dim + group.v_dim)
         middle = group.block_tokens * group.heads * group.k_dim
         found = torch.zeros(self._cache[0].numel(), dtype=torch.int64)
         digits = range(0, count.bit_length(), _DIGIT)
-        numbers = torch.arange(1, count + 1, dtype=torch.int64)  # 0: nothing was written there
+        numbers = torch.arange(1, count + 1, dtype=torch.int64)  # 0 means that nothing was written there
         for shift in digits:
             digit = (numbers >> shift) & ((1 << _DIGIT) - 1)
             k, v = digit[:middle], digit[middle:]
@@ -72,7 +75,7 @@ class PagedLayer:
             )
 
     def _written(self, k: torch.Tensor, v: torch.Tensor, block: int = 0) -> torch.Tensor:
-        """A block as the engine's writer leaves it, flat; K and V, [token, head, dim], any numbers the dtype has."""
+        """Return a block, flat, as the engine's writer leaves it for K and V of [token, head, dim]."""
         scratch = torch.zeros((block + 1, *self._cache.shape[1:]), dtype=self._cache.dtype, device=self._cache.device)
         slot = torch.arange(block * len(k), (block + 1) * len(k), device=scratch.device)
         k, v = (t.to(scratch.dtype).contiguous().to(scratch.device) for t in (k, v))
@@ -93,13 +96,13 @@ class PagedLayer:
         return torch.equal(read_k, k.transpose(0, 1)) and torch.equal(read_v, v.transpose(0, 1))
 
     def get(self, blocks: Sequence[int], group: Group) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of these blocks, [head, token, dim], on the CPU.  `learn` first."""
+        """Read K and V of these blocks, [head, token, dim], to the CPU; `learn` has to be called first."""
         assert self._places is not None  # noqa: S101
         raw = self._cache[torch.tensor(blocks, device=self._cache.device)].reshape(len(blocks), -1)
         return self._shaped(raw[:, self._places].cpu(), group)
 
     def _shaped(self, numbers: torch.Tensor, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
-        """[block, place] to K and V."""
+        """Reshape [block, position] to K and V of [head, token, dim]."""
         size, heads = group.block_tokens, group.heads
         middle = size * heads * group.k_dim
         k, v = (

@@ -1,8 +1,8 @@
-"""The scheduler's half: which requests wait for a published prefix, and which blocks it goes into.
+"""The scheduler's half: which requests wait for a published prefix, and which blocks it is loaded into.
 
-With a request its look-up begins.  Then it is asked about again and again until it runs; until the look-up ends,
-or has cost more than it may, the answer is "later".  Of several requests that begin with the
-same artifact one loads it; the others wait and then find it in vLLM's own prefix cache.
+A request's look-up starts when the request arrives.  vLLM then asks about the request repeatedly until it runs; until
+the look-up ends, or has taken longer than allowed, the answer is "later".  If several requests start with the same
+artifact, one loads it; the others wait and then find it in vLLM's own prefix cache.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ logger = logging.getLogger("vllm.kvswap")
 
 _AT_ONCE = 0.005  # seconds that a step waits for a look-up
 _PAUSE = 0.02
-_LEAST = 16  # tokens that are worth a load
+_LEAST = 16  # fewer tokens are not worth a load
 _SHORTEST_BUDGET = 0.003
-_FIRST_BUDGET = 0.25  # for a look-up, until it is known what prefilling takes
-_SHARE = 0.02  # of the prefill that a look-up may take of it
-_BUSY = 10.0  # times that, while the engine has other things to do
-_FORGIVEN_SECONDS = 10.0  # for which an artifact that failed to load is not tried again
+_FIRST_BUDGET = 0.25  # seconds for a look-up until the cost of prefilling is known
+_SHARE = 0.02  # of the time of the prefill, for a look-up
+_BUSY = 10.0  # times that while the engine has other work
+_FORGIVEN_SECONDS = 10.0  # before an artifact that failed to load is tried again
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Tokens [first, stop) of an artifact into these blocks, one list for each group of layers."""
+    """A load of tokens [first, stop) of an artifact into these blocks, one tuple for each group of layers."""
 
     request: str
     match: Match
@@ -43,13 +43,13 @@ class Load:
 
 @dataclass(slots=True)
 class _Wanted:
-    """A request that has not run yet."""
+    """A request that has not run yet, with its look-up."""
 
     search: Search
-    budget: float  # seconds for which the engine may idle for it
+    budget: float  # seconds that the engine may be idle for it
     asked: bool = False
     waits_for: Search | None = None
-    idle_before: float = 0.0  # the engine's idle time when that began
+    idle_before: float = 0.0  # the engine's idle time when the wait for it began
     given_up: bool = False
     load: Load | None = None
 
@@ -62,7 +62,7 @@ class _Step:
 
 
 class SchedulerSide:
-    """Of one engine.  Called from the scheduler's thread alone."""
+    """The scheduler's half of one engine's connector; used by the scheduler's thread only."""
 
     def __init__(self, engine: Engine, node: Node, settings: Settings) -> None:
         self._engine, self._node, self._shortest = engine, node, settings.min_tokens
@@ -73,13 +73,13 @@ class SchedulerSide:
         self._pending: list[Load] = []
         self._failed: dict[str, float] = {}
         self._step: _Step | None = None
-        self._idle = 0.0  # seconds in which nothing ran and something was waited for
+        self._idle = 0.0  # seconds in which nothing ran while a look-up was under way
         self._idle_since: float | None = None
 
     # -- before a request runs -------------------------------------------------------------------
 
     def added(self, request: Any) -> None:
-        """See `on_new_request`."""
+        """Start the look-up for a new request (vLLM's `on_new_request`)."""
         ids = request.prompt_token_ids
         if ids is None or len(ids) - 1 < self._shortest or not _plain(request):
             return
@@ -88,20 +88,23 @@ class SchedulerSide:
         if wish_of(request, "lookup") is False:
             return
         if not any(True for _ in self._open()):
-            self._idle_since = None  # the engine was not waiting for anybody
+            self._idle_since = None  # the engine was not waiting for a look-up
         budget = self._budget(len(ids))
         # The last token is always computed: its logits are wanted.
         self._wanted[request.request_id] = _Wanted(self._node.search(ids[:-1], budget), budget)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
-        """See `KVConnectorBase_V1.get_num_new_matched_tokens`."""
+        """Return (tokens that can be loaded, True), (0, False), or (None, False) to be asked again later.
+
+        This is vLLM's `get_num_new_matched_tokens`; `computed` is the number of tokens in vLLM's own prefix cache.
+        """
         wanted = self._wanted.get(request.request_id)
         if wanted is None or wanted.given_up:
             return 0, False
         search = wanted.search
         if not wanted.asked:
             wanted.asked = True
-            search.ended.wait(min(_AT_ONCE, wanted.budget))  # most have ended by then
+            search.ended.wait(min(_AT_ONCE, wanted.budget))  # most look-ups have ended by then
         if not search.ended.is_set():
             if not self._overdue(wanted):
                 return None, False
@@ -116,13 +119,14 @@ class SchedulerSide:
             return self._give_up(wanted, "it is here already")
         loader = self._loading.get(match.artifact, request.request_id)
         if loader != request.request_id and more > self._engine.block_tokens:
-            return None, False  # somebody else's load is going to be a local hit, but for its last block
+            return None, False  # another request's load will be a local hit, except for its last block
         return more, True
 
     def _overdue(self, wanted: _Wanted) -> bool:
-        """Whether waiting any longer costs more than it may.
+        """Return True if waiting for a look-up any longer costs more than it may.
 
-        What counts is time in which the engine had nothing else to do, and that is shared by all that it waits for.
+        Only the time counts in which the engine had nothing else to do, and it is shared by all requests that it waits
+        for.
         """
         search = wanted.search.under_way
         if search is not wanted.waits_for:
@@ -144,7 +148,7 @@ class SchedulerSide:
         return 0, False
 
     def allocated(self, request: Any, blocks: Any, tokens: int) -> None:
-        """See `update_state_after_alloc`."""
+        """Note the blocks that vLLM has allocated for a load of so many tokens (vLLM's `update_state_after_alloc`)."""
         wanted = self._wanted.get(request.request_id)
         if tokens <= 0 or wanted is None or wanted.search.match is None or wanted.load is not None:
             return
@@ -158,14 +162,14 @@ class SchedulerSide:
             self._marks.loaded(request, wanted.load.first, stop)
 
     def take(self) -> list[Load]:
-        """What is to be loaded from now on."""
+        """Remove and return the loads to be started."""
         pending, self._pending = self._pending, []
         return pending
 
     def pause(self, idle: bool) -> None:
-        """A step in which nothing runs waits for look-ups: until one ends, or for a moment.
+        """Wait, in a step in which nothing runs, until a look-up ends or for 20 ms.
 
-        An engine that only waits asks again at once, and would take the interpreter from the threads it waits for.
+        An engine that only waits asks again at once, and would take the interpreter lock from the threads it waits for.
         """
         now = time.monotonic()
         if self._idle_since is not None:
@@ -177,13 +181,16 @@ class SchedulerSide:
         self._node.news.clear()
 
     def _open(self) -> Iterator[_Wanted]:
-        """Requests whose look-ups are under way."""
+        """Return the requests whose look-ups are under way."""
         return (w for w in self._wanted.values() if not w.given_up and not w.search.ended.is_set())
 
     # -- afterwards ------------------------------------------------------------------------------
 
     def heard(self, finished: set[str], failed: set[str], invalid: set[int]) -> None:
-        """These requests' loads have ended; these of them failed, or these blocks were not filled."""
+        """Note that these requests' loads have ended, and which failed or left blocks unfilled.
+
+        This is vLLM's `update_connector_output`.
+        """
         for name in finished:
             wanted = self._wanted.get(name)
             load = wanted.load if wanted is not None else None
@@ -204,7 +211,7 @@ class SchedulerSide:
             del self._loading[load.match.artifact]
 
     def forget(self, name: str) -> None:
-        """This request is over."""
+        """Forget a request that is finished."""
         wanted = self._wanted.pop(name, None)
         if wanted is not None and wanted.load is not None:
             self._end(wanted.load)
@@ -214,11 +221,11 @@ class SchedulerSide:
     # -- publishing ------------------------------------------------------------------------------
 
     def saves(self, output: Any) -> tuple[list[Save], list[str]]:
-        """What this step completes of what is to be published; requests of which no more will come."""
+        """Return the tokens to be published that this step computes, and the requests whose saves stay incomplete."""
         return (self._marks.step(output, self._published), self._marks.dropped()) if self._marks else ([], [])
 
     def _published(self, name: str) -> int:
-        """How many of a request's tokens are known to be published."""
+        """Return how many of a request's tokens are known to be published."""
         wanted = self._wanted.get(name)
         match = wanted.search.match if wanted is not None and wanted.search.ended.is_set() else None
         return match.tokens if match is not None else 0
@@ -226,7 +233,7 @@ class SchedulerSide:
     # -- what prefilling takes -------------------------------------------------------------------
 
     def stepped(self, output: Any) -> None:
-        """A step is scheduled: the one before it is over, and if it was a prefill, says what prefilling takes."""
+        """Note that a step is scheduled, so the one before is over; if that was a prefill, record its duration."""
         now = time.monotonic()
         step, self._step = self._step, None
         if step is not None:
@@ -241,5 +248,5 @@ class SchedulerSide:
 
 
 def _plain(request: Any) -> bool:
-    """Whether its tokens alone say what its cache is."""
+    """Return True if a request's cache is determined by its tokens alone."""
     return not (request.mm_features or request.lora_request or getattr(request, "prompt_embeds", None) is not None)

@@ -1,4 +1,4 @@
-"""What an engine is told about kvswap: `kv_connector_extra_config`."""
+"""The settings of the connector: `kv_connector_extra_config`."""
 
 from __future__ import annotations
 
@@ -42,22 +42,25 @@ _CHECKS: dict[str, checks.Check] = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All have defaults.  Seconds, and tokens of the model."""
+    """The settings of the connector, all of which have defaults."""
 
-    home: str | None = None  # of the node; None: KVSWAP_HOME, or the user's own
-    group: str | None = None  # look only among what is sealed for this group
-    block_tokens: int = 256  # of the artifacts that are looked for
+    home: str | None = None  # the node's home directory; None: KVSWAP_HOME, or the user's own
+    group: str | None = None  # find only artifacts that are encrypted for this group
+    block_tokens: int = 256  # block size of the artifacts to find and to publish
     min_tokens: int = 256  # shorter prompts are neither looked up nor published
-    lookup_seconds: float | None = None  # what a look-up may take; None: a fiftieth of the prompt's prefill
-    force: bool = False  # load whatever is found, also where the plan says that prefilling is better
-    local: bool = False  # look only into the node's own store, and tell no peer what prompts begin with
-    publish: str = "never"  # "asked": what a request marks; "repeated": also what two requests began with
-    codec: str = "planes"  # of what is published
-    compare: bool = True  # what is published with what the node's own model process computes, where there is one
+    lookup_seconds: float | None = None  # limit for a look-up; None: a fiftieth of the prompt's prefill
+    force: bool = False  # load whatever is found, even if the plan says that prefilling is faster
+    local: bool = False  # search only the node's own store, and disclose no prefix to peers
+    publish: str = "never"  # "asked": what a request marks; "repeated": also a prefix that two requests share
+    codec: str = "planes"  # of published artifacts
+    compare: bool = True  # compare published caches with the node's own model process, if it has that model
 
     @classmethod
     def of(cls, extra: dict[str, Any]) -> Settings:
-        """Judge every key and value.  Raises `InvalidSettings` naming all that cannot be used."""
+        """Check every key and value.
+
+        Raises `InvalidSettings` naming all that are wrong, or `UsageError` for a combination.
+        """
         faults = []
         for name, value in extra.items():
             if name not in _CHECKS:
@@ -67,7 +70,7 @@ class Settings:
             try:
                 _CHECKS[name](value)
                 if isinstance(value, str) != (name in ("home", "group", "publish", "codec")):
-                    raise ValueError("a number")  # text of one is for the environment
+                    raise ValueError("a number")  # a number written as text is for the environment
             except ValueError as error:
                 faults.append(Fault(name, _PLACE, f"{name} = {checks.shown(value)} is not {error}"))
         if faults:

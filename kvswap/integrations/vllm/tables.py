@@ -1,7 +1,7 @@
-"""vLLM's tables of cos and sin, which it makes once and uses for the life of the process, computed again.
+"""A check of vLLM's cos and sin tables, which are computed once and used for the life of the process.
 
-A table whose first computation was raced (`kvswap.model.settle`) would stay wrong, and everything published or
-continued with it.
+A table whose first computation was raced (`kvswap.model.settle`) would stay wrong, and with it every cache that is
+published or continued.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kvswap.core.errors import Incompatible
 
 
 def check_tables() -> None:
-    """Raise `Incompatible` when a table on the CPU is not what the same code makes of it now."""
+    """Check that each table on the CPU is what the same code computes now.  Raises `Incompatible` if one is not."""
     from vllm.model_executor.layers import rotary_embedding
 
     for rope in list(rotary_embedding._ROPE_DICT.values()):
@@ -31,7 +31,7 @@ def check_tables() -> None:
 
 
 def _made_again(rope: Any) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
-    """Each table with what its parts are now; the parts follow each other."""
+    """Yield each table with its parts computed anew, in order."""
     if hasattr(rope, "long_short_cos_sin_cache"):
         short = (rope.original_max_position_embeddings, rope.short_factor, rope.short_mscale)
         long = (rope.max_position_embeddings, rope.long_factor, rope.long_mscale)

@@ -1,7 +1,7 @@
-"""The worker's half: chunk files to paged blocks, in threads, while other requests run; and blocks to the node.
+"""The worker's half: chunk files are loaded into paged blocks, and blocks published, in threads beside requests.
 
-Every signature and digest is checked here again.  Tensors are put together and verified whole before a byte
-goes into a block; what does not load is reported, and vLLM computes it.
+Every signature and digest is checked here again.  Tensors are assembled and verified whole before a byte goes into a
+block; what does not load is reported, and vLLM computes it.
 """
 
 from __future__ import annotations
@@ -31,25 +31,28 @@ from kvswap.store.files import chunk_reader
 logger = logging.getLogger("vllm.kvswap")
 
 _PAUSE = 0.02
-_LOADS = 2  # at a time; each decodes with several threads
+_LOADS = 2  # loads at a time; each decodes with several threads
 
 
 class WorkerSide:
-    """Of one engine."""
+    """The worker's half of one engine's connector."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
-        self._captures: Captures | None = None  # where publishing is allowed
+        self._captures: Captures | None = None  # None if publishing is not allowed
         self._layers: dict[int, PagedLayer] = {}
         self._pool = ThreadPoolExecutor(_LOADS, "kvswap-load")
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._under_way = 0
-        self._results: dict[str, set[int] | None] = {}  # by request: blocks that were not filled; None: of them all
+        self._results: dict[str, set[int] | None] = {}  # request -> blocks that were not filled; None: all of them
         self._invalid: set[int] = set()
 
     def register(self, caches: Mapping[str, torch.Tensor], layers: Mapping[str, Any]) -> None:
-        """The engine's cache tensors and attention layers, by layer name.  Raises `Incompatible`."""
+        """Take the engine's cache tensors and attention layers, by layer name.
+
+        Raises `Incompatible` if a table of cos and sin is wrong, or the attention backend is not supported.
+        """
         check_tables()
         for group in self._engine.groups:
             for name, index in zip(group.names, group.layers, strict=True):
@@ -59,35 +62,36 @@ class WorkerSide:
             self._captures = Captures(self._engine, self._layers, attention, self._settings)
 
     def close(self) -> None:
+        """Wait for loads that are running, drop the others, and end publishing."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._captures is not None:
             self._captures.close()
 
     def save(self, saves: Sequence[Save], dropped: Sequence[str]) -> None:
-        """Copy what the step that just ran has completed."""
+        """Copy the tokens to be published that the last step computed."""
         if self._captures is not None:
             for request in dropped:
                 self._captures.drop(request)
             for save in saves:
                 try:
                     self._captures.save(save)
-                except Exception:  # the engine goes on, whatever it is
+                except Exception:  # publishing must not stop the engine
                     logger.exception("kvswap: a prompt is not published")
                     self._captures.drop(save.request)
 
     def start(self, load: Load) -> None:
-        """Begin a load; `finished` tells of its end."""
+        """Start a load in a thread; `finished` reports its end."""
         with self._lock:
             self._under_way += 1
         self._pool.submit(self._run, load)
 
     def wait(self) -> None:
-        """Where nothing runs: until a load ends, or for a moment (see `SchedulerSide.pause`)."""
+        """Wait, while nothing runs, until a load ends or for 20 ms (see `SchedulerSide.pause`)."""
         if self._under_way:
             self._ended.wait(_PAUSE)
 
     def finished(self) -> tuple[set[str], set[str]]:
-        """(requests whose loads have ended since the last call, those of them that failed)."""
+        """Return the requests whose loads have ended since the last call, and those of them that failed."""
         with self._lock:
             self._ended.clear()
             results, self._results = self._results, {}
@@ -95,7 +99,7 @@ class WorkerSide:
         return set(results), {request for request, blocks in results.items() if blocks is None}
 
     def invalid(self) -> set[int]:
-        """Blocks of the requests just told of that were not filled."""
+        """Remove and return the blocks that were not filled, of the requests that `finished` returned."""
         blocks, self._invalid = self._invalid, set()
         return blocks
 
@@ -108,7 +112,7 @@ class WorkerSide:
             size = self._engine.groups[0].block_tokens
             failed = set(load.blocks[0][load.first // size : -(-load.stop // size)])
             if len(self._engine.groups) > 1:
-                failed = None  # numbers of blocks say nothing across groups
+                failed = None  # block numbers are ambiguous among several groups
         with self._lock:
             self._under_way -= 1
             self._results[load.request] = failed
@@ -123,7 +127,7 @@ class WorkerSide:
         tokens = None if match.whole else match.tokens
         read = chunk_reader(Path(details["chunks_directory"]))
         with Assembly(manifest, read, tokens=tokens, seal=statement.seal) as assembly:
-            # What vLLM has already is left out; of layers with windows all is needed.
+            # Tokens that vLLM has already are left out; sliding layers need all of them.
             size, skipped = manifest.prefix.block_tokens, 0 if self._engine.hybrid else load.first
             assembly.fill(i for i in needed(manifest, tokens) if (manifest.chunks[i].block + 1) * size > skipped)
             assembly.wait()
@@ -139,6 +143,6 @@ class WorkerSide:
             return
         low, high = int(token[0]) - held.first, int(token[-1]) - held.first + 1
         k, v = held.k[:, low:high], held.v[:, low:high]
-        if high - low != len(token):  # null blocks between: none that matter, but none to write either
+        if high - low != len(token):  # there are null blocks between, which are not written
             k, v = (t[:, token - token[0]] for t in (k, v))
         layer.put(k, v, slot)

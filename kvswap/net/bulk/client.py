@@ -1,8 +1,7 @@
-"""The reading end: one chunk, straight into the caller's buffer.
+"""The reading end of the bulk plane: fetch one chunk straight into the caller's buffer.
 
-Blocking sockets in threads, not asyncio: TLS records are decrypted into the buffer itself, without
-the copies and callbacks of a stream reader, and outside the interpreter lock
-(`docs/adr/0009-bulk-plane.md` has the measurements).
+It uses blocking sockets in threads, not asyncio: TLS records are decrypted into the buffer itself, without the copies
+and callbacks of a stream reader, and outside the interpreter lock (measured in `docs/adr/0009-bulk-plane.md`).
 """
 
 from __future__ import annotations
@@ -42,21 +41,21 @@ _TELL_BYTES = 1024 * 1024
 _TELL_SECONDS = 0.1
 _HASH_BYTES = 128 * 1024
 _KEPT = 64  # idle connections
-_LOOK_SECONDS = 1.0  # between looks at whether idle connections have ended
-_APPROACH = 2  # connections to a peer that is going to be asked: as many chunks as it is asked for at first
+_LOOK_SECONDS = 1.0  # between checks whether idle connections have ended
+_APPROACH = 2  # connections opened ahead to a peer: as many chunks as are requested from it at first
 _REFUSALS: dict[int, type[KvswapError]] = {401: TokenRefused, 404: NotFound, 503: PeerBusy}
 OnBytes = Callable[[int], None]
 
 
 class BulkUnreachable(PeerError):
-    """No connection to the peer's HTTPS port, or not the certificate it signed for: use libp2p."""
+    """The error for an HTTPS port that is not reached, or shows another certificate than the signed one: use libp2p."""
 
     code = "bulk_unreachable"
 
 
 @dataclass(frozen=True, slots=True)
 class BulkTarget:
-    """Where to ask, which certificate to accept, and with which token."""
+    """The address of a peer's bulk plane, the certificate to accept, and the bearer token to show."""
 
     peer: str
     host: str  # an IP address
@@ -66,11 +65,12 @@ class BulkTarget:
 
     @property
     def endpoint(self) -> tuple[str, int, bytes]:
+        """The address, port and certificate, by which connections are reused."""
         return self.host, self.port, self.certificate
 
 
 def _context() -> ssl.SSLContext:
-    """Encrypts, and checks nothing by itself: the certificate's digest is compared after the handshake."""
+    """Make a TLS context that encrypts only: the certificate's digest is compared after the handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
@@ -79,7 +79,7 @@ def _context() -> ssl.SSLContext:
 
 
 class _Connection:
-    """One keep-alive connection.  Used by one thread at a time; `abort` may come from another."""
+    """A keep-alive connection for one thread at a time; `abort` may be called from any thread."""
 
     def __init__(self, target: BulkTarget, context: ssl.SSLContext) -> None:
         self.endpoint = target.endpoint
@@ -94,7 +94,7 @@ class _Connection:
         self.used_at = 0.0
 
     def connect(self) -> None:
-        """Raises `BulkUnreachable`."""
+        """Connect, and check the certificate.  Raises `BulkUnreachable`."""
         seconds = LIMITS.bulk_connect_seconds
         try:
             sock = socket.create_connection((self._target.host, self._target.port), seconds)
@@ -113,7 +113,7 @@ class _Connection:
         self.used_at = time.monotonic()
 
     def get(self, token: str, cid: Cid, into: memoryview, tell: OnBytes) -> bytes:
-        """One request and its body; the body's digest.  After an error the connection is of no more use."""
+        """Fetch one chunk into `into` and return its BLAKE3 digest.  After an error the connection must be closed."""
         peer, sock = self._target.peer, self._tls
         if self._aborted or sock is None:
             raise PeerError("given up")
@@ -171,24 +171,25 @@ class _Connection:
             self._tls = None
 
     def abort(self) -> None:
-        """End whatever another thread is doing with it."""
+        """Abort what another thread is doing on this connection."""
         self._aborted = True
         if (tls := self._tls) is not None:
             tls.abort()
 
 
 class BulkClient:
-    """Connections of one node to the bulk planes of others, kept open between chunks."""
+    """The pool of one node's connections to the bulk planes of other nodes, kept open between chunks."""
 
     def __init__(self) -> None:
         self._context = _context()
         self._threads = ThreadPoolExecutor(_THREADS, "kvswap-bulk")
         self._idle: list[_Connection] = []
         self._approaching: Counter[tuple[str, int, bytes]] = Counter()
-        self._look_at = 0.0  # when the idle ones are looked at again
+        self._look_at = 0.0  # when the idle connections are checked next
         self._lock = threading.Lock()
 
     async def close(self) -> None:
+        """Close the idle connections and stop the threads; chunks that are under way are not waited for."""
         with self._lock:
             for connection in self._idle:
                 connection.close()
@@ -196,11 +197,13 @@ class BulkClient:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def get(self, target: BulkTarget, cid: Cid, into: memoryview, on_bytes: OnBytes = lambda n: None) -> Cid:
-        """Fill `into`, whose length is the chunk's, and say what arrived: it is not compared here.
+        """Fetch a chunk into `into`, whose length is the chunk's, and return the Cid of what arrived.
 
-        When this returns or raises, nothing writes to `into` any more.  Raises `BulkUnreachable`,
-        `TokenRefused`, `NotFound`, `PeerBusy`; `IntegrityError` for another length than asked;
-        `NetworkTimeout` when nothing comes; `PeerError` when the connection breaks.
+        The Cid is not compared with `cid` here.  `on_bytes` is called on the event loop with each number of bytes that
+        arrived.  When this returns or raises, nothing writes to `into` any more.
+
+        Raises `BulkUnreachable`, `TokenRefused`, `NotFound` or `PeerBusy`; `IntegrityError` if the peer offers another
+        length; `NetworkTimeout` if nothing arrives; `PeerError` if the connection breaks.
         """
         loop = asyncio.get_running_loop()
 
@@ -215,25 +218,25 @@ class BulkClient:
         try:
             return Cid(await asyncio.shield(ended))
         except asyncio.CancelledError:
-            # The thread writes to the caller's memory: nobody goes on before it has ended, or never began.
+            # The thread writes to the caller's memory: do not return before it has ended, or was never started.
             def abort() -> None:
                 for connection in list(held):
                     connection.abort()
 
             if not work.cancel():
                 abort()
-                await until_done([ended], abort, 0.05)  # it may be about to take a connection: again, until it is over
+                await until_done([ended], abort, 0.05)  # it may be about to take a connection: repeat until it ended
             raise
 
     def forget(self, peer: str) -> None:
-        """Close the connections to a peer that nothing uses now."""
+        """Close the idle connections to a peer."""
         with self._lock:
             for connection in [c for c in self._idle if c.peer == peer]:
                 self._idle.remove(connection)
                 connection.close()
 
     def approach(self, target: BulkTarget) -> None:
-        """Open connections that will be asked for chunks in a moment; nothing is said of those that fail."""
+        """Open connections ahead to a peer that will be asked for chunks in a moment; failures are ignored."""
         with self._lock:
             ready = sum(c.endpoint == target.endpoint and c.usable for c in self._idle)
             ready += self._approaching[target.endpoint]
@@ -268,7 +271,7 @@ class BulkClient:
                 held.remove(connection)
                 if connection.fresh:
                     raise PeerError(f"{target.peer} closed the connection before chunk {cid}") from error
-                continue  # it had been idle too long for the other side: once more, on another
+                continue  # it was idle too long for the other side: retry on another connection
             except TimeoutError as error:
                 connection.close()
                 raise NetworkTimeout(f"{target.peer} stopped sending chunk {cid}") from error
@@ -292,9 +295,9 @@ class BulkClient:
         return _Connection(target, self._context)
 
     def _give(self, connection: _Connection) -> None:
-        """Keep a connection for the next chunk; those that nobody would use any more, and the oldest of many, end.
+        """Return a connection to the pool; close those that have ended, and the oldest beyond the pool's size.
 
-        All of them are looked at once a second at most: asking the system about each takes longer than a piece.
+        All of them are checked at most once a second: asking the system about each takes longer than reading a piece.
         """
         with self._lock:
             if connection.connected:
@@ -312,6 +315,6 @@ class BulkClient:
 
 
 def _seen(future: asyncio.Future[bytes]) -> None:
-    """Its error is its caller's, unless that one was cancelled meanwhile."""
+    """Retrieve the future's exception, which nobody awaits if the caller was cancelled."""
     if not future.cancelled():
         future.exception()

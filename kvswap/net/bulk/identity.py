@@ -1,6 +1,6 @@
-"""The certificate of a node, made with its node key, and the signed record that names it.
+"""The TLS certificate of a node, made with its node key, and the signed record that names it.
 
-The certificate is self-signed and valid for all time: what is trusted is its digest, not its dates,
+The certificate is self-signed and valid for all time (RFC 5280, 4.1.2.5): what is trusted is its digest, not its dates,
 so a clock that is days off changes nothing.
 """
 
@@ -35,10 +35,10 @@ _UNTIL = datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC)  # RFC 5280: no we
 
 @contextmanager
 def _path_of(secret: bytes) -> Iterator[str]:
-    """A path to read a secret from: Python's ssl takes keys from files only.
+    """Yield a path to read a secret from, as Python's ssl takes keys from files only.
 
-    Of memory where the system has such files, so that no disk ever holds it; else of a file that nobody else can
-    read, and that is gone at once.
+    It is a memory file where the system has such, so that no disk ever holds the secret; elsewhere a file that nobody
+    else can read, and that is deleted at the end of the block.
     """
     if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
         descriptor, on_disk = os.memfd_create("kvswap-key"), False
@@ -58,7 +58,7 @@ def _path_of(secret: bytes) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class BulkIdentity:
-    """A certificate, its digest, and the TLS context that serves it."""
+    """A node's key, the digest of its certificate, and the TLS context that serves it."""
 
     key: Key
     certificate: bytes  # SHA-256 of the DER form
@@ -66,6 +66,7 @@ class BulkIdentity:
 
     @classmethod
     def create(cls, key: Key) -> BulkIdentity:
+        """Make a new self-signed certificate with the node key."""
         private = Ed25519PrivateKey.from_private_bytes(key.seed)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(key.peer_id))])
         made = (
@@ -87,7 +88,7 @@ class BulkIdentity:
         return cls(key, made.fingerprint(hashes.SHA256()), context)
 
     def record(self, port: int) -> BulkRecord:
-        """The signed record for a server on this port."""
+        """Return the signed record for a server on this port."""
         issued = int(time.time())
         peer = str(self.key.peer_id)
         signature = self.key.sign(_signed(peer, port, self.certificate, issued))
@@ -99,7 +100,7 @@ def _signed(peer: str, port: int, certificate: bytes, issued: int) -> bytes:
 
 
 def check_record(record: BulkRecord, peer: str) -> None:
-    """Raise `IntegrityError` unless `peer`'s own key signed the record.  Its time is not judged."""
+    """Check that `peer`'s own key signed the record, whatever its time.  Raises `IntegrityError` if it did not."""
     if record.peer != peer:
         raise IntegrityError(f"{peer} gave the bulk record of {record.peer}", cause="a lying peer")
     message = _signed(record.peer, record.port, record.certificate, record.issued)

@@ -1,18 +1,17 @@
-"""The serving end: `GET /v1/chunks/<cid>`, with Range, for the bearer of a token.
+"""The serving end of the bulk plane: `GET /v1/chunks/<cid>`, with Range, for the holder of a token.
 
 | status | when |
 |---|---|
-| 200, 206 | the wire bytes, or the asked range of them |
+| 200, 206 | the wire bytes, or the requested range of them |
 | 401 | no token, or one that is expired, revoked, of another node, or forged |
-| 404 | the chunk is not here, is not to be given any more, or is of another artifact than the token |
+| 404 | the chunk is not here, must not be served any more, or is not of the token's artifacts |
 | 405, 400, 416 | another method, path or id, or a range that does not exist |
-| 503 | the peer has too much under way here, or is not served |
+| 503 | the peer has too many transfers under way here, or is not served |
 
-A chunk's file is checked against its id before its first byte goes out, so a damaged disk makes this
-node say 404, never lie.  From there it goes out in pieces, so a connection costs one piece of memory
-and a thread, however large the chunk.  Before each piece it is asked whether it may still go out; where not, the
-connection is closed.  A connection that asks for nothing, or takes less than a piece
-in half a minute, is closed.
+A chunk's file is checked against its id before its first byte goes out, so a damaged disk makes this node answer 404,
+never send wrong bytes.  The chunk is then sent in pieces, so that a connection costs the memory of one piece and a
+thread, however large the chunk.  Before each piece it is checked again whether the peer may have it; if not, the
+connection is closed.  A connection that requests nothing, or takes less than a piece in half a minute, is closed.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ from kvswap.net.dialling import group_of
 from kvswap.net.messages import BulkRecord
 
 _PATH = "/v1/chunks/"
-_LOOK_SECONDS = 10.0  # after which accepting counts as working again, also without a caller
+_LOOK_SECONDS = 10.0  # accepting counts as working again after so long, even if nobody connected
 _HANDSHAKE_SECONDS = 10.0
 _HEAD_BYTES = 8 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
@@ -69,37 +68,41 @@ class OpenChunk(Protocol):
     """A checked chunk, read in pieces."""
 
     @property
-    def length(self) -> int: ...
+    def length(self) -> int:
+        """The length of the chunk in bytes."""
 
     def read_into(self, into: memoryview, at: int) -> int:
-        """Fill `into` from the offset `at`; how many bytes there were."""
+        """Fill `into` from the offset `at`, and return the number of bytes read."""
 
 
 class Chunks(Protocol):
-    """What serves the bytes: the exchange, with its limits and its ledger."""
+    """The source of the bytes that a bulk server sends, with its limits and its ledger."""
 
     def permit(self, peer: str, cid: Cid, artifacts: Collection[str] | None) -> None:
-        """Raise `PeerBusy` or `NotFound` unless this peer may have this chunk of one of these artifacts (None: of any).
+        """Check that a peer may have a chunk of one of these artifacts (None for any).
 
-        Called from any thread, before each piece.
+        Called from any thread, before each piece.  Raises `PeerBusy` or `NotFound` if the peer may not.
         """
 
     def open(self, peer: str, cid: Cid) -> AbstractContextManager[OpenChunk]:
-        """Called from any thread.  Raises `NotFound`, `IntegrityError`, `PeerBusy`."""
+        """Open a checked chunk for a peer.  Called from any thread.
+
+        Raises `NotFound`, `IntegrityError` or `PeerBusy`.
+        """
 
     @property
     def paced(self) -> bool:
-        """Whether there is a turn to wait for."""
+        """True if uploads are rate-limited, so that each piece has to wait for its `turn`."""
 
     async def turn(self, peer: str, size: int) -> None:
-        """Wait until `size` more bytes may go to `peer`; on the loop of the server."""
+        """Wait until `size` more bytes may be sent to `peer`; runs on the server's event loop."""
 
     def count(self, peer: str, size: int) -> None:
-        """They went out.  Called from any thread."""
+        """Count `size` bytes as sent to `peer`.  Called from any thread, before they leave."""
 
 
 class BulkServer:
-    """HTTPS on the given addresses, one port; a thread for each connection."""
+    """An HTTPS server on one port of the given addresses, with a thread for each connection."""
 
     def __init__(
         self, identity: BulkIdentity, tokens: Tokens, chunks: Chunks, problems: Problems | None = None
@@ -119,10 +122,14 @@ class BulkServer:
 
     @property
     def connections(self) -> int:
+        """The number of open connections."""
         return len(self._connections)
 
     async def start(self, hosts: list[str], port: int) -> None:
-        """Listen; port 0: any, the same on every address.  Raises `P2pDown`."""
+        """Listen on the same port of every address; port 0 picks a free one.
+
+        Raises `P2pDown` if that is impossible.
+        """
         self._loop = asyncio.get_running_loop()
         try:
             for host in hosts:
@@ -151,7 +158,7 @@ class BulkServer:
         ]
 
     async def stop(self) -> None:
-        """Idempotent."""
+        """Stop listening and abort all connections.  Idempotent."""
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
@@ -167,7 +174,10 @@ class BulkServer:
             await asyncio.to_thread(connection.join, 1.0)
 
     async def _accept(self, listener: socket.socket) -> None:
-        """Take one connection, or none for a while.  Raises what the system says where it has no room for more."""
+        """Accept one connection, or none for ten seconds.
+
+        Raises the system's error if it has no resources for more.
+        """
         with contextlib.suppress(TimeoutError, ConnectionError):  # ConnectionError: it went away while it waited
             async with asyncio.timeout(_LOOK_SECONDS):
                 sock, address = await asyncio.get_running_loop().sock_accept(listener)
@@ -201,20 +211,24 @@ class BulkServer:
             return True
 
     def leave(self, connection: _Connection) -> None:
+        """Count a connection as ended."""
         with self._lock:
             self._connections.discard(connection)
             self._hosts[connection.host] -= 1
             self._hosts += Counter()
 
     def hang_up(self, peer: str) -> None:
-        """Close the connections on which a token of this peer was shown."""
+        """Abort the connections on which a token of this peer was shown."""
         with self._lock:
             theirs = [connection for connection in self._connections if connection.peer == peer]
         for connection in theirs:
             connection.abort()
 
     def wait_for_turn(self, peer: str, size: int) -> None:
-        """Called by a connection's thread.  Raises `ConnectionError` when the server is stopping."""
+        """Wait in a connection's thread until `size` more bytes may go to `peer`.
+
+        Raises `ConnectionError` if the server is stopping.
+        """
         assert self._loop is not None  # noqa: S101 - there are no connections before `start`
         work = asyncio.run_coroutine_threadsafe(self.chunks.turn(peer, size), self._loop)
         while self.port is not None:
@@ -225,10 +239,10 @@ class BulkServer:
 
 
 class _Connection(threading.Thread):
-    """One connection: requests and answers take turns on it.
+    """One connection, on which requests and answers alternate.
 
-    Threads rather than asyncio: its TLS moves every byte through two more buffers, for half as much CPU
-    again.  h11 keeps the grammar.
+    It is a thread because asyncio's TLS copies every byte through two more buffers, for half as much CPU again.  h11
+    parses the requests.
     """
 
     def __init__(self, server: BulkServer, sock: socket.socket, host: str) -> None:
@@ -269,7 +283,7 @@ class _Connection(threading.Thread):
             self._http.start_next_cycle()
 
     def _request(self) -> h11.Request | None:
-        """The next one, whole; None when the peer has ended.  All of it has to come within the idle time."""
+        """Receive the next request whole, within the idle time; None if the peer has ended."""
         request, deadline = None, time.monotonic() + LIMITS.bulk_idle_seconds
         while True:
             event = self._http.next_event()
@@ -355,7 +369,7 @@ class _Connection(threading.Thread):
 
 
 def byte_range(text: str, length: int) -> tuple[int, int] | None:
-    """Start and end of the one range that a Range header (RFC 9110, 14.2) asks for; None: there is no such."""
+    """Parse a Range header (RFC 9110, 14.2) of one range into start and end; None if there is no such range."""
     match = _RANGE.fullmatch(text)
     first, last = match.groups() if match else ("", "")
     if first:

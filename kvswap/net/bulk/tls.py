@@ -1,8 +1,8 @@
-"""TLS for much: ciphertext comes from the kernel, and goes to it, in large pieces.
+"""A TLS socket for bulk data, which moves ciphertext from and to the kernel in large pieces.
 
-`ssl.SSLSocket` asks the kernel twice for every record of 16 KiB, is woken as often, and hands over every record by
-itself.  Here 256 KiB come at a time and the records are opened from memory: 0.40 CPU-seconds where it took 0.56,
-for 520 MB; and eight records leave together, which spares both ends a fifth (`docs/adr/0009-bulk-plane.md`).
+`ssl.SSLSocket` calls the kernel twice for every record of 16 KiB, is woken as often, and sends every record by itself.
+Here up to 256 KiB are received at a time and the records decrypted from memory: 0.40 CPU-seconds instead of 0.56 for
+520 MB; and eight records are sent together, which spares both ends a fifth (`docs/adr/0009-bulk-plane.md`).
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ import time
 from typing import Any
 
 _PIECE = 256 * 1024
-_SENT = 128 * 1024  # sealed and handed over at a time
+_SENT = 128 * 1024  # encrypted and sent at a time
 _HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 _scratch = threading.local()
 
 
 class TlsSocket:
-    """One end of a connection, as `http.client` wants a socket.  One thread at a time, but for `abort`."""
+    """One end of a TLS connection, with the socket methods that `http.client` uses.
+
+    One thread may use it at a time; `abort` may be called from any thread.
+    """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server: bool = False) -> None:
-        with contextlib.suppress(OSError):  # it was closed meanwhile, which the next call says
+        with contextlib.suppress(OSError):  # it was closed meanwhile: the next call raises
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError):
-            # Waiting is done here, and only where there is something to wait for: a socket with a time-out of its own
-            # asks the system before each call, and once more for each change of the time-out.
+            # The waiting is done here, and only if there is something to wait for: a socket with a time-out of its own
+            # polls before each call, and makes one more system call for each change of the time-out.
             sock.setblocking(False)
         self._sock = sock
-        self._deadline: float | None = None  # of the waits from now on, monotonic
-        self._seconds: float | None = None  # or for each of them
+        self._deadline: float | None = None  # for all waits from now on together (monotonic seconds),
+        self._seconds: float | None = None  # or a limit for each of them
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=server)
 
     def handshake(self, seconds: float) -> None:
-        """Raises `OSError`, of which `ssl.SSLError` and `TimeoutError` are kinds."""
+        """Do the TLS handshake within `seconds`.  Raises `OSError`, including `ssl.SSLError` and `TimeoutError`."""
         self._until(time.monotonic() + seconds)
         while True:
             try:
@@ -53,12 +56,12 @@ class TlsSocket:
 
     @property
     def certificate(self) -> bytes:
-        """What the other side showed, in DER form."""
+        """The other side's certificate in DER form; empty if it showed none."""
         return self._tls.getpeercert(binary_form=True) or b""
 
     @property
     def ended(self) -> bool:
-        """Whether the other side has hung up; where the system cannot tell, False."""
+        """True if the other side has hung up; False if the system cannot tell."""
         poll = select.poll()
         try:
             poll.register(self._sock, _HUNG_UP)
@@ -67,11 +70,11 @@ class TlsSocket:
             return True
 
     def settimeout(self, seconds: float) -> None:
-        """For every wait from now on."""
+        """Set the time limit in seconds for each wait from now on."""
         self._seconds, self._deadline = seconds, None
 
     def sendall(self, data: bytes | memoryview, seconds: float | None = None) -> None:
-        """All of it, within `seconds` where they are given.  Raises `TimeoutError`."""
+        """Send all of `data`, within `seconds` if given.  Raises `TimeoutError`."""
         view = memoryview(data)
         if seconds is not None:
             self._until(time.monotonic() + seconds)
@@ -80,7 +83,7 @@ class TlsSocket:
             self._push()
 
     def recv(self, most: int, seconds: float) -> bytes:
-        """What comes within `seconds`, at most so many bytes; empty at the end.  Raises `TimeoutError`."""
+        """Receive at most `most` bytes within `seconds`; empty at the end of the stream.  Raises `TimeoutError`."""
         self._until(time.monotonic() + seconds)
         while True:
             try:
@@ -92,7 +95,7 @@ class TlsSocket:
                 return b""
 
     def recv_into(self, into: memoryview) -> int:
-        """Wait for something, then take all that is here and fits; 0 at the end."""
+        """Wait for data, then read all that is here and fits; return the number of bytes, or 0 at the end."""
         have = 0
         while have < len(into):
             try:
@@ -111,22 +114,22 @@ class TlsSocket:
         return have
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """For the head of an answer."""
+        """Return a buffered reader, from which `http.client` reads the head of a response."""
         return io.BufferedReader(_Raw(self))
 
     def _until(self, deadline: float) -> None:
-        """For the waits from now on, all together: however little comes, nothing moves the deadline."""
+        """Set a deadline for all waits from now on together, which a slow trickle of bytes does not extend."""
         self._deadline, self._seconds = deadline, None
 
     def _left(self) -> float | None:
-        """Seconds that the next wait may take; None: any.  Raises `TimeoutError` when there are none left."""
+        """Return the seconds that the next wait may take, None for any.  Raises `TimeoutError` if none are left."""
         left = self._seconds if self._deadline is None else self._deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError("the time is over")
         return left
 
     def _wait(self, event: int) -> None:
-        """Until the system says that there is something to read, or room to write.  Raises `TimeoutError`."""
+        """Wait until the system can read or write.  Raises `TimeoutError`."""
         left = self._left()
         poll = select.poll()
         poll.register(self._sock, event)
@@ -161,16 +164,17 @@ class TlsSocket:
                 self._wait(select.POLLOUT)
 
     def close(self) -> None:
+        """Close the socket."""
         self._sock.close()
 
     def abort(self) -> None:
-        """End whatever another thread is doing with it."""
+        """Shut the connection down, which ends what another thread is doing on it."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
 
 class _Raw(io.RawIOBase):
-    """Closing it leaves the connection open: the next answer comes on it as well."""
+    """A raw reader that leaves the connection open when closed, as the next response comes on it as well."""
 
     def __init__(self, tls: TlsSocket) -> None:
         self._tls = tls

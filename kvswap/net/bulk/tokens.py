@@ -1,13 +1,13 @@
-"""Bearer tokens of the bulk plane.
+"""The bearer tokens of the bulk plane.
 
     token   = base64url(payload) "." base64url(mac)
     payload = msgpack [number, peer, expires]     expires: milliseconds of the issuer's monotonic clock
     mac     = HMAC-SHA256(secret of this process, payload)
 
-Only the issuer checks a token, so its own secret and its own clock are enough: another node's clock
-may be days off, and a token does not outlive the process.  A token is also revoked when the libp2p
-stream ends on which it was handed over; replayed after that, it opens nothing.  It is for the artifacts that were
-asked for on that stream, which the issuer remembers; the newest few of them.
+Only the issuer checks a token, so its own secret and its own clock are enough: another node's clock may be days off,
+and a token does not outlive the process.  A token is revoked when the libp2p stream ends on which it was issued;
+replayed after that, it is refused.  It is valid for the artifacts that were requested on that stream, which the issuer
+remembers; the newest few of them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from kvswap.core.bounded import Table
 from kvswap.core.errors import KvswapError, PeerBusy, TokenRefused
 from kvswap.core.limits import LIMITS, MIB
 
-_ARTIFACTS = 256  # that one token opens
+_ARTIFACTS = 256  # that one token is valid for
 _LIVE = 2_048
 
 
 @dataclass(slots=True)
 class _Live:
-    """A token that opens something: whose, until when, and what."""
+    """A valid token: its holder, its expiry and its artifacts."""
 
     peer: str
     expires: float
@@ -41,25 +41,28 @@ class _Live:
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """Whom a token was handed over to, and which artifacts it is for (None: all)."""
+    """The peer that a token was issued to, and the artifacts that it is valid for (None for all)."""
 
     peer: str
     artifacts: Collection[str] | None
 
 
 class Tokens:
-    """Issued, checked and revoked by one node."""
+    """The tokens of one node, which issues, checks and revokes them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._secret = os.urandom(32)
         self._next = 1
-        # The streams bound them; here is a bound for whatever happens.
+        # The number of streams bounds them already; this bound holds even if that fails.
         self.table: Table[int, _Live] = Table("tokens", entries=_LIVE, nbytes=16 * MIB, size=lambda n, live: 7_000)
         self._held: Counter[str] = Counter()
 
     def issue(self, peer: str, seconds: float = LIMITS.token_seconds, artifacts: Collection[str] | None = None) -> str:
-        """Make a token for `peer` and these artifacts (None: all).  Raises `PeerBusy` when it holds too many."""
+        """Issue a token to `peer` for these artifacts (None for all), valid for `seconds`.
+
+        Raises `PeerBusy` if the peer, or all peers together, hold too many.
+        """
         self._drop_expired()
         if self._held[peer] >= LIMITS.tokens_per_peer:
             raise PeerBusy(f"{peer} holds {self._held[peer]} tokens already")
@@ -73,16 +76,16 @@ class Tokens:
         return f"{_text(payload)}.{_text(self._mac(payload))}"
 
     def check(self, token: str) -> str:
-        """Return the peer that it was issued to.  Raises `TokenRefused` saying why."""
+        """Return the peer that a token was issued to.  Raises `TokenRefused` with the reason if it is not valid."""
         return self.bearer(token).peer
 
     def bearer(self, token: str) -> Bearer:
-        """Return the peer that it was issued to, and what it is for.  Raises `TokenRefused` saying why."""
+        """Return the peer and the artifacts of a token.  Raises `TokenRefused` with the reason if it is not valid."""
         live = self._living(token)
         return Bearer(live.peer, tuple(live.artifacts) if live.artifacts is not None else None)
 
     def extend(self, token: str, artifacts: Collection[str]) -> None:
-        """Let a token open these as well.  Raises `TokenRefused`."""
+        """Make a token valid for these artifacts as well.  Raises `TokenRefused` if it is not valid."""
         live = self._living(token)
         if live.artifacts is not None:
             kept = {name: None for name in live.artifacts if name not in artifacts} | dict.fromkeys(artifacts)
@@ -98,7 +101,7 @@ class Tokens:
         return live
 
     def holds(self, token: str) -> bool:
-        """Whether `check` would take it."""
+        """Return True if a token is valid."""
         try:
             self.check(token)
         except TokenRefused:
@@ -106,7 +109,7 @@ class Tokens:
         return True
 
     def revoke(self, token: str) -> None:
-        """Idempotent."""
+        """Revoke a token.  Idempotent; a token that is not valid is ignored."""
         try:
             number, _ = self._read(token)
         except TokenRefused:
@@ -114,7 +117,7 @@ class Tokens:
         self._drop(number)
 
     def revoke_all(self, peer: str) -> None:
-        """Let no token of this peer open anything any more."""
+        """Revoke all tokens of a peer."""
         for number in [n for n, live in self.table.items() if live.peer == peer]:
             self._drop(number)
 

@@ -1,7 +1,7 @@
-"""The tables of py-libp2p 0.8.1 that strangers fill, exchanged for bounded ones.
+"""Bounded replacements for the tables of py-libp2p 0.8.1 that remote peers fill.
 
-Listed by `tests/swarm/test_tables.py`, which floods a live node and looks at every container: what grows is here, or
-is cleared when a peer goes, or does not come in (`gossip`, `doors`).
+`tests/swarm/test_tables.py` floods a live node and checks every container: what grows is replaced here, is cleared when
+a peer disconnects, or is kept out (`gossip`, `doors`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from libp2p.kad_dht import kad_dht, peer_routing, provider_store, value_store
 from kvswap.core.bounded import Bounded
 from kvswap.net.libp2p.mapped import Mapped, small
 
-_REQUEST_BYTES = 64 * 1024  # of the DHT
-_ANSWER_BYTES = 128 * 1024  # with twenty providers and twenty peers, each with its addresses and record
+_REQUEST_BYTES = 64 * 1024  # of a DHT request
+_ANSWER_BYTES = 128 * 1024  # of a DHT answer: twenty providers and twenty peers, each with addresses and record
 _PEERS = 1_024
 
 
 def cap_messages() -> None:
-    """Let no message of the DHT be larger than it needs to be; py-libp2p takes 4 MiB."""
+    """Limit the size of DHT messages to what they need; py-libp2p accepts 4 MiB."""
     for module, size in (
         (kad_dht, _REQUEST_BYTES),
         (peer_routing, _REQUEST_BYTES),
@@ -33,7 +33,7 @@ def cap_messages() -> None:
 
 
 def exchange(owner: Any, name: str, entries: int = _PEERS, default: Callable[[], Any] | None = None) -> Bounded:
-    """Put a bounded table in the place of a dict."""
+    """Replace the dict in `owner`'s attribute `name` by a bounded table, keeping its entries, and return the table."""
     made: Mapped = small(f"libp2p {name.strip('_').replace('_', ' ')}", entries, default)
     for key, value in dict(getattr(owner, name)).items():
         made[key] = value
@@ -42,23 +42,31 @@ def exchange(owner: Any, name: str, entries: int = _PEERS, default: Callable[[],
 
 
 class NoAutoConnect:
-    """Dials nobody.  py-libp2p's own dials whatever addresses strangers have put into the peer store."""
+    """A replacement for py-libp2p's auto-connector that dials nobody.
+
+    py-libp2p's own dials all addresses that remote peers have put into the peer store.
+    """
 
     _is_connecting = True  # it is never asked to begin
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Do nothing."""
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """Do nothing."""
 
-    async def run_background_task(self, nursery: Any) -> None: ...
+    async def run_background_task(self, nursery: Any) -> None:
+        """Do nothing."""
 
-    async def maybe_connect(self) -> None: ...
+    async def maybe_connect(self) -> None:
+        """Do nothing."""
 
-    def record_disconnect(self, peer: Any) -> None: ...
+    def record_disconnect(self, peer: Any) -> None:
+        """Do nothing."""
 
 
 def bound(host: Any, dht: Any, gossip: Any) -> list[Bounded]:
-    """Exchange the tables of a host, its DHT and its GossipSub router; return the new ones, for `status`."""
+    """Replace the tables of a host, its DHT and its GossipSub router by bounded ones; return these, for `status`."""
     swarm = host.get_network()
     swarm.set_resource_manager(None)  # `doors` has the limits; it keeps a record of every peer
     swarm.auto_connector = NoAutoConnect()

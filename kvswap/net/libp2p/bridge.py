@@ -1,9 +1,9 @@
-"""trio in one thread beside asyncio.
+"""A trio run in one thread beside asyncio.
 
-asyncio is the node's loop and owns signals; py-libp2p needs trio.  `TrioThread.call` runs an async
-function over there and awaits its result here; cancelling the await cancels the trio side.  No
-exception leaves a wrapper on the trio side: one that escaped into the nursery would take the host
-down.  When trio is gone, calls raise `P2pDown` and the node goes on.
+asyncio is the node's event loop and owns signals; py-libp2p needs trio.  `TrioThread.call` runs an async function in
+trio and awaits its result in asyncio; cancelling the await cancels the trio side.  No exception leaves a wrapper on the
+trio side: one that escaped into the nursery would end the host.  When trio has ended, calls raise `P2pDown` and the
+node goes on.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Main = Callable[[Callable[[], None]], Awaitable[None]]
 
 
 def innermost(error: BaseException | None) -> BaseException | None:
-    """The first plain exception inside trio's groups."""
+    """Return the first plain exception inside nested exception groups; other exceptions are returned unchanged."""
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     return error
 
 
 class TrioThread:
-    """One trio run in one thread.  Start once, stop once."""
+    """A trio run in a thread of its own, which is started once and stopped once."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -46,15 +46,19 @@ class TrioThread:
 
     @property
     def alive(self) -> bool:
+        """True while trio runs."""
         return self._up.is_set() and not self._done.is_set()
 
     @property
     def failure(self) -> str:
-        """Why it ended; empty while it runs."""
+        """The reason why trio ended; empty while it runs."""
         return describe(innermost(self._failure) or P2pDown("it stopped")) if self._done.is_set() else ""
 
     async def start(self, main: Main, seconds: float) -> None:
-        """Run `main(ready)` in the thread and wait until it calls `ready`.  Raises `P2pDown`."""
+        """Run `main(ready)` in the thread and wait until it calls `ready`.
+
+        Raises `P2pDown` if it fails, or takes longer than `seconds`.
+        """
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, args=(main,), name="kvswap-p2p", daemon=True)
         self._thread.start()
@@ -89,7 +93,7 @@ class TrioThread:
         finally:
             self._done.set()
             self._up.clear()
-            self.to_loop(self._fail_all)  # trio may have died without telling those it worked for
+            self.to_loop(self._fail_all)  # trio may have died without completing the calls under way
 
     def _fail_all(self) -> None:
         for future in self._open:
@@ -97,9 +101,10 @@ class TrioThread:
                 future.set_exception(P2pDown("the peer-to-peer part stopped", hint="kvswap status"))
 
     async def call(self, function: Callable[..., Awaitable[T]], *args: Any, seconds: float) -> T:
-        """`await function(*args)` in trio, within `seconds`.  Raises `NetworkTimeout`, `P2pDown`, or its own error.
+        """Run `await function(*args)` in trio and return its result.
 
-        It ends whatever becomes of trio: when that dies, and when it answers nobody any more.
+        Raises `NetworkTimeout` if it takes longer than `seconds`, `P2pDown` if trio ended, or the function's own error.
+        The call ends even if trio dies or hangs.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -113,7 +118,7 @@ class TrioThread:
             try:
                 loop.call_soon_threadsafe(settle, set_it, value)
             except RuntimeError:
-                pass  # the loop is closed: nobody waits any more
+                pass  # the loop is closed: nothing waits for the result any more
 
         async def wrapper() -> None:
             try:
@@ -152,7 +157,7 @@ class TrioThread:
             self._open.discard(future)
 
     def post(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
-        """Start `function` in trio and forget it; its errors are swallowed."""
+        """Start `function` in trio without waiting for it; its errors are ignored."""
 
         async def wrapper() -> None:
             try:
@@ -176,7 +181,7 @@ class TrioThread:
             try:
                 assert self._nursery is not None  # noqa: S101 - there is a token
                 self._nursery.start_soon(wrapper)
-            except (AssertionError, RuntimeError):  # it is ending: an error here would be one of trio itself
+            except (AssertionError, RuntimeError):  # trio is ending: an error that escaped here would break it
                 refused()
 
         self._soon(begin)
@@ -190,7 +195,7 @@ class TrioThread:
             raise P2pDown("the peer-to-peer part has stopped", hint="kvswap status") from None
 
     async def stop(self, seconds: float = 5.0) -> None:
-        """Cancel everything in trio and join the thread; a thread that hangs is left behind (daemon)."""
+        """Cancel everything in trio and join the thread; a thread that hangs for `seconds` is left behind."""
         with contextlib.suppress(P2pDown):
             self._soon(lambda: self._nursery.cancel_scope.cancel() if self._nursery else None)
         if self._thread is not None:

@@ -1,8 +1,9 @@
-"""Who comes in: connections and streams, with shares by peer and by IP address.
+"""Admission of inbound connections and streams, with shares by peer and by IP address.
 
-Any number of PeerIds costs nothing; addresses cost a little, and having delivered something costs work.  So when places
-are short, whoever holds most of them gives one back, idle ones first, and peers that once delivered keep theirs.
-Nothing that a stranger sends ends more than its own stream: what a handler raises stays here.
+Any number of PeerIds costs an attacker nothing; addresses cost a little, and having delivered data costs work.  So when
+places are short, the IP address and peer that hold most of them lose one, idle ones first, and peers that once
+delivered keep theirs.  Nothing that a remote peer sends ends more than its own stream: what a handler raises stays
+here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HostOf = Callable[[str], str | None]
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """A stream or a connection, whose it is, and how to end it."""
+    """A stream or a connection: its peer and IP address, and how to end it."""
 
     peer: str
     host: str
@@ -39,10 +40,13 @@ class _Place:
 
 
 class Places:
-    """Places for strangers.  When all are taken, one of whoever holds most is given to who comes."""
+    """A limited number of places for peers: when all are taken, a newcomer may get one of the host that holds most."""
 
     def __init__(self, name: str, most: int, per_peer: int, per_host: int, favoured: Callable[[str], bool]) -> None:
-        """`favoured(peer)`: whether it keeps its places, and may have more than its host's share."""
+        """Make `most` places, of which a peer and an IP address may hold a share each.
+
+        `favoured(peer)` is True for a peer that keeps its places, and may have more than its IP address's share.
+        """
         self.name = name
         self._most = most
         self._per_peer = per_peer
@@ -55,7 +59,7 @@ class Places:
         self._evicted = 0
 
     def take(self, place: _Place) -> tuple[bool, _Place | None]:
-        """(Whether there is a place, and whose has to end for it)."""
+        """Give a place to a newcomer: return whether it got one, and the place that has to end for it, if any."""
         favoured = self._favoured(place.peer)
         if self._peers[place.peer] >= self._per_peer or (not favoured and self._hosts[place.host] >= self._per_host):
             self._refused += 1
@@ -73,7 +77,7 @@ class Places:
         return True, victim
 
     def leave(self, place: _Place) -> None:
-        """Give a place back; idempotent."""
+        """Give a place back.  Idempotent."""
         if place in self._places:
             del self._places[place]
             for counter, name in ((self._peers, place.peer), (self._hosts, place.host)):
@@ -82,7 +86,12 @@ class Places:
                     del counter[name]
 
     def _victim(self, new: _Place) -> _Place | None:
-        """Of the host, and there of the peer, that holds most: the oldest that is idle; nobody's who holds less."""
+        """Return the place that makes way for a newcomer, or None.
+
+        It is taken from the IP address, and there from the peer, that holds most places, idle ones first, then the
+        oldest. Favoured peers lose none.  If the address and peer hold no more than the newcomer's, they lose one only
+        to a favoured newcomer, or if the address holds more than one.
+        """
         loose = [p for p in self._places if not self._favoured(p.peer)]
         if not loose:
             return None
@@ -95,12 +104,12 @@ class Places:
         return worst if more or self._favoured(new.peer) or self._hosts[worst.host] > 1 else None
 
     def filling(self) -> Filling:
-        """Say how full it is."""
+        """Return how many places are taken."""
         return Filling(self.name, len(self._places), self._most, 0, 0, self._refused, self._evicted)
 
 
 class Streams:
-    """Every stream that a peer opens, from before it is known what for."""
+    """The handler of every inbound stream, which gives it a place before its protocol is negotiated."""
 
     def __init__(self, handler: Handler, host_of: HostOf, favoured: Callable[[str], bool]) -> None:
         self._handler = handler
@@ -109,6 +118,7 @@ class Streams:
         self.places = Places("streams", most, LIMITS.transport_streams_per_peer, most // 2, favoured)
 
     async def __call__(self, stream: Any) -> None:
+        """Give a stream a place and run its handler, or reset it if there is no place or the handler raises."""
         peer = str(stream.muxed_conn.peer_id)
         place = _Place(peer, self._host_of(peer) or peer, stream.reset)
         taken, victim = self.places.take(place)
@@ -126,7 +136,7 @@ class Streams:
 
 
 class Door:
-    """The handler of one protocol, for a few streams of each peer and so long a time."""
+    """The handler of one protocol, limited to a few streams of each peer and a duration in seconds."""
 
     def __init__(self, handler: Handler, per_peer: int, most: int, seconds: float) -> None:
         self._handler = handler
@@ -136,6 +146,7 @@ class Door:
         self._open: Counter[str] = Counter()
 
     async def __call__(self, stream: Any) -> None:
+        """Run the handler on a stream, and reset the stream if the peer has too many or the time is up."""
         peer = str(stream.muxed_conn.peer_id)
         if self._open[peer] >= self._per_peer or self._open.total() >= self._most:
             await stream.reset()
@@ -153,14 +164,14 @@ class Door:
 
 
 class Connections:
-    """Incoming connections: few at once that have not said who they are, and places for those that have.
+    """The inbound connections: a few in handshake at once, and places for those that completed it.
 
-    py-libp2p gives a slot to every connection that ever came about and takes none of them back.
+    py-libp2p gives a slot to every connection that was ever made and frees none of them.
     """
 
     def __init__(self, swarm: Any, favoured: Callable[[str], bool]) -> None:
         self._swarm = swarm
-        self._half: Counter[str] = Counter()  # on their way in, by IP address
+        self._half: Counter[str] = Counter()  # in handshake, by IP address
         self._arrivals = Buckets(
             LIMITS.arrivals_per_second, LIMITS.arrivals_at_once, trio.current_time, "arrivals by host"
         )
@@ -171,14 +182,14 @@ class Connections:
         swarm._handle_inbound_connection = self.handle
 
     def filling(self) -> Filling:
-        """Say how many have not said who they are."""
+        """Return how many connections are in handshake."""
         return Filling("connections on their way in", self._half.total(), LIMITS.half_open, 0, 0)
 
     async def handle(self, raw: Any, listener: Any) -> None:
-        """Serve one incoming connection until it ends."""
+        """Serve one inbound connection until it ends."""
         host = _host(raw)
         full = self._half[host] >= LIMITS.half_open_per_host or self._half.total() >= LIMITS.half_open
-        # A handshake costs the loop that carries everything else; so there are only so many, of one host first.
+        # A handshake takes time on the loop that serves everything else: limit them for each IP address, then for all.
         if full or not self._arrivals.take(host) or not self._all.take(""):
             await _closed(raw)
             return
@@ -194,7 +205,7 @@ class Connections:
         await _closed(raw)
 
     async def _upgraded(self, raw: Any, listener: Any) -> Any:
-        """The connection of the swarm, secured and multiplexed; None where it came to nothing."""
+        """Return the swarm's connection, secured and multiplexed; None if the handshake failed."""
         try:
             with trio.fail_after(LIMITS.dial_seconds):
                 muxed = await self._swarm.upgrade_inbound_raw_conn(RawConnection(raw, False), listener)

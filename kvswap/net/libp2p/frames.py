@@ -1,7 +1,7 @@
 """Frames on a libp2p stream: u32 length, big endian, then that many bytes.  Runs in the trio thread.
 
-Every write is a message of Yamux in one of Noise, and every read gives back window in another, all of them in
-Python: a small frame is one write, and is read in one.
+Every write is a Yamux message inside a Noise message, and every read returns window in another, all of them in Python:
+so a small frame is one write, and is read in one.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from kvswap.core.limits import LIMITS
 from kvswap.net.transport import StreamClosed
 
 _READ = 1 << 20
-_AHEAD = 64 * 1024  # what is read beyond what is waited for, at most
+_AHEAD = 64 * 1024  # at most so much is read beyond the frame that is waited for
 _JOINED = 64 * 1024  # a larger frame is not copied behind its length
 
 
 class Frames:
-    """Of one stream.  One sends at a time, and one receives."""
+    """The frames of one libp2p stream, which one task may send and another receive."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._ahead = b""
 
     async def send(self, frame: bytes) -> None:
+        """Write a frame behind its length."""
         length = len(frame).to_bytes(4, "big")
         if len(frame) <= _JOINED:
             await self._stream.write(length + frame)
@@ -36,25 +37,35 @@ class Frames:
             await self._stream.write(frame)
 
     async def receive(self, limit: int) -> bytes:
-        """The next whole frame.  Raises `StreamClosed` at a clean end, `PeerError` otherwise."""
+        """Read the next whole frame.
+
+        Raises `StreamClosed` if the stream ended between frames; `NetworkTimeout` if a frame stalls; `PeerError` if it
+        is longer than `limit` or the stream breaks.
+        """
         length = int.from_bytes(await self._exactly(4, between=True), "big")
         if length > limit:
             raise PeerError(f"a frame of {length} bytes where {limit} are allowed")
         return await self._exactly(length)
 
     async def exchange(self, frame: bytes, limit: int) -> bytes:
-        """Send, then receive."""
+        """Send a frame, then receive the next one."""
         await self.send(frame)
         return await self.receive(limit)
 
     async def close(self) -> None:
+        """End this side of the stream."""
         await self._stream.close()
 
     async def reset(self) -> None:
+        """Abort the stream in both directions."""
         await self._stream.reset()
 
     async def _exactly(self, length: int, between: bool = False) -> bytes:
-        """`between` frames the stream may end, and how long to wait is the caller's; elsewhere silence is a fault."""
+        """Read `length` bytes.
+
+        With `between`, at the start of a frame, the stream may end and the caller limits the wait; elsewhere silence
+        raises `NetworkTimeout`.
+        """
         pieces: list[bytes] = []
         have = 0
         while have < length:

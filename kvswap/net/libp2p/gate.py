@@ -1,8 +1,9 @@
-"""The last check before a connection is opened, whoever in libp2p asks for it.
+"""The last check before a connection is opened, whichever part of libp2p asks for it.
 
-The DHT, identify, hole punching and gossip dial addresses that strangers wrote into the peer store, without asking
-anybody. So the rule of `net.dialling` is held where every dial passes, at the transports: what was judged with its
-teller, or typed by the user, is let through; all else is judged as told by somebody unknown among the connected.
+The DHT, identify, hole punching and gossip dial addresses that remote peers wrote into the peer store, without a check.
+So the rule of `net.dialling` is enforced where every dial passes, at the transports: addresses that were judged with a
+known teller, or typed by the user, are let through; all others are judged as if an unknown one of the connected peers
+had sent them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ Dial = Callable[..., Awaitable[Any]]
 
 
 class Gate:
-    """Hold the rule at the transports of one host.  `unknown`: the teller of what nobody is known to have told."""
+    """The check in front of every dial of one host's transports.
+
+    `unknown()` returns the `teller` for addresses of which it is not known who sent them.
+    """
 
     def __init__(self, unknown: Callable[[], str | None]) -> None:
         self._unknown = unknown
@@ -31,7 +35,7 @@ class Gate:
         self._typed: set[tuple[str, int]] = set()
 
     def let(self, addresses: Iterable[str], *, typed: bool = False) -> None:
-        """Remember that these were judged, and may be dialled; what was typed is never forgotten."""
+        """Let these addresses through from now on, as they were judged already; typed ones are never forgotten."""
         for address in addresses:
             if (end := endpoint_of(address)) is None:
                 continue
@@ -41,7 +45,7 @@ class Gate:
                 self.table.put((end.host, end.port), True)
 
     def allows(self, address: str) -> bool:
-        """Whether a transport may dial this."""
+        """Return True if a transport may dial this address."""
         end = endpoint_of(address.split("/p2p/")[0])
         if end is None:
             return False
@@ -52,7 +56,7 @@ class Gate:
         return (end.host, end.port) in self.table or may_dial(address, self._unknown())
 
     def guard(self, swarm: Any) -> None:
-        """Put the rule in front of every transport of a swarm."""
+        """Put the check in front of every transport of a swarm."""
         for transport in swarm.transport_manager.get_transports():
             transport.dial = self._guarded(transport.dial)
             if hasattr(transport, "dial_with_source"):
@@ -74,7 +78,10 @@ class Gate:
 
 
 def _remote_address(stream: Any) -> tuple[str, int] | None:
-    """Host and port at the other end; py-libp2p 0.8.1 says None of IPv6, whose socket names have four parts."""
+    """Return host and port of the other end.
+
+    py-libp2p 0.8.1 returns None for IPv6, whose socket names have four parts.
+    """
     if stream._cached_remote_address is None:
         try:
             host, port, *_ = stream.stream.socket.getpeername()

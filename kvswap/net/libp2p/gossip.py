@@ -1,7 +1,8 @@
-"""GossipSub behind a door: what is not of our topic, or too much, is left out before py-libp2p keeps anything of it.
+"""GossipSub behind a filter: messages of other topics, or too many, are dropped before py-libp2p stores anything.
 
-py-libp2p starts a task for every message and makes entries for every topic that anybody names.  Here the messages of
-one stream are handled one after the other, no faster than a host may, and only what is ours goes on.
+py-libp2p starts a task for every message and makes entries for every topic that a peer names.  Here the messages of one
+stream are handled one after the other, at a limited rate for each IP address, and only messages of our topic are passed
+on.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from kvswap.net.server import Buckets
 
 RPC_BYTES = 64 * 1024
 _MESSAGE_BYTES = 8 * 1024
-_MESSAGES = 64  # of one RPC that are looked at
-_CONTROLS = 4  # entries of one kind in one RPC,
-_IDS = 128  # message ids in each,
-_ID_BYTES = 128  # and how long they are
-_PER_SECOND = 20  # messages and control messages of one host; looking at one costs a millisecond on both loops
-_PER_SECOND_OF_ONE = 100  # of a peer that once delivered
+_MESSAGES = 64  # of one RPC that are handled
+_CONTROLS = 4  # entries of one kind in one RPC
+_IDS = 128  # message ids in each entry
+_ID_BYTES = 128  # of one message id
+_PER_SECOND = 20  # messages and control messages of one IP address; handling one costs a millisecond on both loops
+_PER_SECOND_OF_ONE = 100  # of a favoured peer
 _SEEN = 16_384
 _SEEN_SECONDS = 120.0
 _SWEEP_SECONDS = 30.0
 _END_SECONDS = 2.0
 
-OnMessage = Callable[[str, str, bytes], None]  # signer, who passed it on, data
+OnMessage = Callable[[str, str, bytes], None]  # signer, forwarding peer, data
 
 
 class Seen:
-    """Ids of messages that were here before, for a while; in the place of py-libp2p's, which has no bound."""
+    """The ids of recent messages: a bounded replacement for py-libp2p's unbounded cache."""
 
     def __init__(self) -> None:
         self.table: Table[bytes, float] = Table(
@@ -52,21 +53,21 @@ class Seen:
         self._swept = -_SWEEP_SECONDS
 
     def has(self, key: bytes) -> bool:
-        """Whether a message was here; asking counts as seeing it again."""
+        """Return True if a message was seen within two minutes; asking counts as seeing it again."""
         if (self.table.get(key) or 0.0) < trio.current_time() - _SEEN_SECONDS:
             return False
         self.table.put(key, trio.current_time(), "")
         return True
 
     def add(self, key: bytes) -> bool:
-        """Note a message; False where it was here before."""
+        """Record a message id, and return False if it was seen before."""
         fresh = not self.has(key)
         self.table.put(key, trio.current_time(), "")
         self._forget()
         return fresh
 
     def _forget(self) -> None:
-        """Let go of what is too old, every now and then: a quiet node does not fill the table."""
+        """Drop expired ids at intervals, so that a quiet node does not fill the table."""
         now = trio.current_time()
         if now < self._swept + _SWEEP_SECONDS:
             return
@@ -76,15 +77,15 @@ class Seen:
                 self.table.pop(key)
 
     def length(self) -> int:
-        """Return how many are known."""
+        """Return how many ids are known."""
         return len(self.table)
 
     def stop(self) -> None:
-        """Nothing runs beside it."""
+        """Do nothing, as no background task runs here."""
 
 
 class Gossip(Pubsub):  # type: ignore[misc]
-    """`Pubsub` for one topic."""
+    """A GossipSub router's `Pubsub` for one topic, with limits for each peer and IP address."""
 
     def __init__(
         self,
@@ -107,14 +108,14 @@ class Gossip(Pubsub):  # type: ignore[misc]
         self.seen_messages: Any = Seen()
         self._on_message = on_message
         self._address = host_of
-        self._via: dict[bytes, str] = {}  # of the messages that are being looked at: one for each stream
+        self._via: dict[bytes, str] = {}  # message id -> forwarding peer, of the message each stream is handling
         self._favoured = favoured
         self._coming: dict[Any, trio.Event] = {}  # peers whose stream is being opened; each event is its end
         self.rate = Buckets(_PER_SECOND, clock=trio.current_time, name="gossip rates")
         self.rate_of_one = Buckets(_PER_SECOND_OF_ONE, clock=trio.current_time, name="gossip rates of who delivered")
 
     async def _handle_new_peer(self, peer_id: Any) -> None:
-        """Open the stream to a peer: one, however many connections come about at once.
+        """Open one stream to a peer, however many connections are made at once.
 
         py-libp2p would open one for each, and forget the queue of the first, whose writer then waits for ever.
         """
@@ -131,7 +132,7 @@ class Gossip(Pubsub):  # type: ignore[misc]
             ended.set()
 
     async def handle_sending_messages(self, peer_id: Any, stream: Any, queue: Any) -> None:
-        """Write to a peer until its queue is closed, or writing fails; then the stream is over as well."""
+        """Write to a peer until its queue is closed or writing fails; then reset the stream."""
         try:
             await super().handle_sending_messages(peer_id, stream, queue)
         finally:
@@ -139,7 +140,7 @@ class Gossip(Pubsub):  # type: ignore[misc]
                 await stream.reset()
 
     async def continuously_read_stream(self, stream: Any) -> None:
-        """Read what a peer says, as fast as it may, until its stream ends or breaks the rules."""
+        """Read a peer's messages, at its allowed rate, until its stream ends or breaks the protocol."""
         peer = stream.muxed_conn.peer_id
         host = self._address(str(peer)) or str(peer)
         try:
@@ -149,8 +150,8 @@ class Gossip(Pubsub):  # type: ignore[misc]
                 if maybe_consume_signed_record(rpc, self.host, peer):
                     await self._take(rpc, peer, host)
         except (StreamEOF, StreamError, IOException, RawConnError):
-            return  # it ended, as streams do
-        except Exception:  # noqa: BLE001 - whatever it said, it breaks the rules
+            return  # the stream ended normally
+        except Exception:  # noqa: BLE001 - whatever it sent breaks the protocol
             with contextlib.suppress(Exception):
                 await stream.reset()
             self._handle_dead_peer(peer)
@@ -175,10 +176,10 @@ class Gossip(Pubsub):  # type: ignore[misc]
     async def _turn(self, peer: Any, host: str) -> None:
         name = str(peer)
         if (wait := self.rate_of_one.wait(name) if self._favoured(name) else self.rate.wait(host)) > 0:
-            await trio.sleep(wait)  # and meanwhile nothing more is read from it
+            await trio.sleep(wait)  # nothing more is read from the peer meanwhile
 
     def notify_subscriptions(self, publish_message: Any) -> None:
-        """Hand a message over, with who passed it on."""
+        """Pass a message to the handler, with its signer and the peer that forwarded it."""
         signer = ID(publish_message.from_id)
         if signer != self.host.get_id():
             via = self._via.get(self.get_message_id(publish_message), str(signer))
@@ -191,7 +192,7 @@ def _ours(message: Any) -> bool:
 
 
 def _control(said: Any) -> Any:
-    """What of control messages is about our topic, and of bounded size."""
+    """Return the control messages that concern our topic, cut to bounded size."""
     rpc = rpc_pb2.RPC()
     control = rpc.control
     control.SetInParent()

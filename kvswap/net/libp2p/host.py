@@ -1,4 +1,4 @@
-"""What lives in the trio thread: the libp2p host, Kademlia, GossipSub and mDNS.
+"""The part of the node that runs in the trio thread: the libp2p host, Kademlia, GossipSub and mDNS.
 
 Pitfalls of py-libp2p 0.8.1 that this file is shaped by (measured; `docs/adr/0004-libp2p.md`):
 * `new_host()` would also offer plaintext and TLS, with which one can impersonate a peer: Noise only.
@@ -59,7 +59,7 @@ _PROVIDE_EVERY_SECONDS = 1.2  # the receiving side allows 10 records in 10 s
 _MDNS_CLEAN_SECONDS = 120
 _KNOWN_PEERS = 1_024
 _ANY_HOST = {Place.LOOPBACK: "127.0.0.1", Place.PRIVATE: "10.0.0.1", Place.LINK: "169.254.1.1"}  # as tellers
-_MOST = 1_024  # connections of both directions; `doors` bounds those that come in
+_MOST = 1_024  # connections of both directions; `doors` bounds the inbound ones
 # Streams of one peer, of all peers, and the seconds that one may take.
 _PROTOCOLS = (
     (TProtocol("/ipfs/kad/1.0.0"), 4, 64, 30.0),
@@ -71,7 +71,7 @@ _PROTOCOLS = (
 
 
 def multihash(key: bytes) -> bytes:
-    """The DHT key of a 32-byte digest: its SHA2-256 multihash form."""
+    """Return the DHT key of a 32-byte digest: its SHA2-256 multihash form."""
     return bytes([0x12, 0x20]) + key
 
 
@@ -79,7 +79,10 @@ logging.getLogger("libp2p").setLevel(logging.CRITICAL)  # it logs every hang-up 
 
 
 class TrioHost:
-    """The trio side.  Only `run` and what the bridge calls; nothing here touches asyncio."""
+    """The libp2p host, used only in the trio thread: by `run`, and by calls through the bridge.
+
+    Nothing here uses asyncio.
+    """
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class TrioHost:
             key_pair=keys,
             sec_opt={NOISE: NoiseTransport(keys, create_noise_key_pair().private_key)},
             muxer_opt={TProtocol(YAMUX): Yamux},
-            # We dial whom we want something of, not whoever is known.
+            # Dial a peer only when something is wanted of it, not every peer that is known.
             connection_config=ConnectionConfig(
                 min_connections=0, low_watermark=0, high_watermark=_MOST, max_connections=_MOST
             ),
@@ -120,8 +123,8 @@ class TrioHost:
             announce_addrs=[multiaddr.Multiaddr(a) for a in announce] or None,
             disable_identify_address_discovery=True,
         )
-        self.host.get_network().retry_config = RetryConfig(max_retries=0)  # when to try again is ours to decide
-        self._seen: Table[str, str] = Table(  # the host that a peer was last connected at
+        self.host.get_network().retry_config = RetryConfig(max_retries=0)  # callers decide when to retry
+        self._seen: Table[str, str] = Table(  # peer -> the IP address that it was last connected at
             "peers seen", entries=_KNOWN_PEERS, keep=lambda peer, host: favoured(peer)
         )
         self._gate = Gate(self.vicinity)
@@ -150,7 +153,7 @@ class TrioHost:
         self._provided_at = -_PROVIDE_EVERY_SECONDS
 
     def _doors(self, providers: Providers) -> None:
-        """Let nobody in beyond what is bounded, and keep nothing beyond it."""
+        """Put limits on inbound connections, streams and protocols, and bounded tables in the place of py-libp2p's."""
         network = self.host.get_network()
         self.tables: list[Bounded] = [
             providers.rows,
@@ -175,13 +178,16 @@ class TrioHost:
         self.dht._inbound_limiter = trio.CapacityLimiter(1_000)
 
     def _keeps(self, peer: ID) -> bool:
-        """Whether what is known of a peer gives way to nobody new: ourselves, the connected, who delivered."""
+        """Return True for peers whose records are never evicted: this node, connected peers and favoured ones."""
         return peer == self._own or peer in self.host.get_network().connections or self._favoured(str(peer))
 
     # -- life ------------------------------------------------------------------------------------
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Listen and serve until cancelled."""
+        """Listen and serve until cancelled; `ready` is called once the node listens.
+
+        Raises `P2pDown` if it cannot listen.
+        """
         async with (
             self.host.run(listen_addrs=self._listen),
             background_trio_service(self.dht),
@@ -211,7 +217,7 @@ class TrioHost:
             await trio.sleep_forever()
 
     async def _run_mdns(self) -> None:
-        """Advertise and listen until cancelled.  zeroconf blocks for a second or two: in a thread."""
+        """Advertise and listen over mDNS until cancelled, in a thread, as zeroconf blocks for a second or two."""
         addresses = self.host.get_transport_addrs()
         port = int(addresses[0].value_for_protocol("tcp") or 0) if addresses else 0
         self._trio = trio.lowlevel.current_trio_token()
@@ -259,16 +265,17 @@ class TrioHost:
                 return
 
     def _is_near(self, address: str) -> bool:
-        """Whether mDNS may lead there: to the local network, or, where this node listens nowhere else, to itself.
+        """Return True if an address found by mDNS may be dialled: one of the local network.
 
-        Whoever is on the local network can send such a packet, so it is not let speak of this machine's own ports.
+        If this node listens on loopback only, loopback addresses are allowed as well; otherwise not, as anybody on the
+        local network can send such a packet and could name this machine's own ports.
         """
         own = {place_of(a.value_for_protocol(a.protocols()[0].code)) for a in self._listen if len(a.protocols())}
         places = (Place.PRIVATE, Place.LINK, *((Place.LOOPBACK,) if own == {Place.LOOPBACK} else ()))
         return any(allowed([address], _ANY_HOST[place]) for place in places)
 
     async def _fill_routing_table(self) -> None:
-        """Peers that dialled us belong into the routing table as much as those we dialled."""
+        """Add peers that dialled this node to the routing table, as those that it dialled already are."""
         for peer in self.host.get_connected_peers():
             if (host := self.host_of(str(peer))) is not None:
                 self._seen.put(str(peer), host, str(peer))
@@ -282,16 +289,18 @@ class TrioHost:
     # -- called through the bridge -----------------------------------------------------------------
 
     def addresses(self) -> list[str]:
+        """Return the multiaddrs at which this node can be dialled, those through its relays included."""
         return [str(a) for a in self.host.get_addrs()] + self._relays.addresses()
 
     def connected(self) -> list[str]:
+        """Return the PeerIds of all peers with a live connection."""
         every = list(self.host.get_network().connections.items())
         return [str(peer) for peer, connections in every if any(not c.is_closed for c in connections)]
 
     def _forget_closed(self, peer: ID) -> None:
-        """Take connections that are being closed off py-libp2p's list.
+        """Remove connections that are being closed from py-libp2p's list.
 
-        It opens no stream on them, and dials nobody whom it lists.
+        py-libp2p opens no stream on them, and does not dial a peer that is listed.
         """
         network = self.host.get_network()
         for connection in list(network.get_connections(peer)):
@@ -299,12 +308,12 @@ class TrioHost:
                 network.remove_conn(connection)
 
     def connected_since(self, peer: str) -> float | None:
-        """When the newest connection to a peer was made (Unix seconds); None without one."""
+        """Return when the newest connection to a peer was made (Unix seconds), or None without a connection."""
         made = [c._created_at for c in self.host.get_network().get_connections(ID.from_string(peer))]
         return max(made, default=None)
 
     def host_of(self, peer: str) -> str | None:
-        """The IP address of the direct connection to a peer, if there is one."""
+        """Return the IP address of the direct connection to a peer, or None without one."""
         for connection in self.host.get_network().get_connections(ID.from_string(peer)):
             remote = connection.muxed_conn.get_remote_address()
             if remote is not None and not is_relayed(connection) and (host := plain_host(remote[0])) is not None:
@@ -312,17 +321,17 @@ class TrioHost:
         return None
 
     def relayed(self, peer: str) -> bool:
-        """Whether all connections to a peer go through relays; False without one."""
+        """Return True if there are connections to a peer and all go through relays."""
         connections = self.host.get_network().get_connections(ID.from_string(peer))
         return bool(connections) and all(map(is_relayed, connections))
 
     def vicinity(self) -> str | None:
-        """The teller of what somebody unknown among the connected told."""
+        """Return the `teller` for addresses sent by an unknown one of the connected peers; see `dialling.common`."""
         direct = [p for p in self.connected() if not self.relayed(p)]
         return common(map(self.host_of, direct))
 
     async def _connect(self, info: PeerInfo) -> None:
-        # py-libp2p refuses for a minute to dial whom it failed to reach; how long to wait is ours to decide.
+        # py-libp2p refuses for a minute to dial a peer that it failed to reach; the caller decides how long to wait.
         self.host.get_network().unblock_peer(info.peer_id)
         self._forget_closed(info.peer_id)
         await self.host.connect(info)
@@ -333,7 +342,10 @@ class TrioHost:
         self._known.put(str(info.peer_id), PeerInfo(info.peer_id, trimmed(info.addrs)), str(info.peer_id))
 
     async def connect(self, address: PeerAddress) -> None:
-        """Dial unless connected.  Raises `PeerError`."""
+        """Dial a peer unless it is connected: directly, then through relays.
+
+        Raises `PeerError`, or one of libp2p's own exceptions.
+        """
         peer = ID.from_string(address.peer)
         self._forget_closed(peer)
         if peer in self.host.get_connected_peers():
@@ -352,7 +364,7 @@ class TrioHost:
         await self._relays.dial(peer, circuits)
 
     def _remembered(self, peer: str) -> list[multiaddr.Multiaddr]:
-        """Where a peer was reached before, or else what it said of itself while it was connected."""
+        """Return where a peer was reached before, or else the addresses that it announced while it was connected."""
         if (known := self._known.get(peer)) is not None:
             return list(known.addrs)
         store, who = self.host.get_peerstore(), ID.from_string(peer)
@@ -362,7 +374,7 @@ class TrioHost:
         return [_transport_part(a) for a in itself if not is_circuit(a)]
 
     async def _tried(self, info: PeerInfo, last: bool) -> bool:
-        """Dial directly; a failure is raised only when nothing else is left to try."""
+        """Dial directly and return True if that succeeded; raise the failure only if nothing else is left to try."""
         try:
             with trio.fail_after(math.inf if last else LIMITS.dial_seconds / 3):
                 await self._connect(info)
@@ -373,13 +385,19 @@ class TrioHost:
         return True
 
     async def disconnect(self, peer: str) -> None:
+        """Close all connections to a peer."""
         await self.host.disconnect(ID.from_string(peer))
 
     async def open(self, peer: str) -> Any:
+        """Connect to a peer if necessary, and open a stream of the exchange protocol.
+
+        Raises `PeerError`, or one of libp2p's own exceptions.
+        """
         await self.connect(PeerAddress(peer))
         return await self.host.new_stream(ID.from_string(peer), [TProtocol(PROTOCOL)])
 
     async def provide(self, key: bytes) -> None:
+        """Publish a provider record for a 32-byte key in the DHT, waiting for its turn (one in 1.2 s)."""
         async with self._provide_lock:
             wait = self._provided_at + _PROVIDE_EVERY_SECONDS - trio.current_time()
             if wait > 0:
@@ -388,12 +406,14 @@ class TrioHost:
             await self.dht.provider_store.provide(multihash(key))
 
     async def find_providers(self, key: bytes) -> list[PeerAddress]:
+        """Look up the providers of a 32-byte key in the DHT, without this node."""
         found = await self.dht.provider_store.find_providers(multihash(key))
         me = self.host.get_id()
         by_peer = {str(i.peer_id): tuple(str(a) for a in i.addrs[:8]) for i in found if i.peer_id != me}
         return [PeerAddress(peer, addresses, teller=self.vicinity()) for peer, addresses in by_peer.items()]
 
     async def announce(self, data: bytes) -> None:
+        """Publish a message to the gossip topic."""
         await self.pubsub.publish(TOPIC, data)
 
     async def _handle_stream(self, stream: Any) -> None:
@@ -401,5 +421,5 @@ class TrioHost:
 
 
 def _transport_part(address: str) -> multiaddr.Multiaddr:
-    """A multiaddr without its /p2p/ part."""
+    """Return a multiaddr without its /p2p/ part."""
     return multiaddr.Multiaddr(address.split("/p2p/")[0])

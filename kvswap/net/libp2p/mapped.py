@@ -1,4 +1,4 @@
-"""A bounded table in the place of a dict of py-libp2p's."""
+"""A bounded table with the interface of the dicts that it replaces in py-libp2p."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from kvswap.core.bounded import Table
 
 
 class Mapped(MutableMapping[Any, Any]):
-    """Looks like a dict (with `default`, like a defaultdict) and holds no more than its table does.
+    """A mapping like a dict (with `default`, like a defaultdict) that holds no more than its bounded table does.
 
-    What does not fit is not kept: a caller that put it does not find it again.
+    A value that does not fit is not kept: a caller that put it does not find it again.
     """
 
     def __init__(self, table: Table[Any, Any], default: Callable[[], Any] | None = None) -> None:
@@ -39,7 +39,7 @@ class Mapped(MutableMapping[Any, Any]):
         return key in self.table
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """Return a value as a dict does, without making one."""
+        """Return the value of a key, or `default` without storing it, as a dict does."""
         return self.table.get(key) if key in self.table else default
 
     def __iter__(self) -> Iterator[Any]:
@@ -50,5 +50,5 @@ class Mapped(MutableMapping[Any, Any]):
 
 
 def small(name: str, entries: int, default: Callable[[], Any] | None = None) -> Mapped:
-    """Make one for values that are small whatever strangers say."""
+    """Make a mapping for values that are small whatever remote peers send."""
     return Mapped(Table(name, entries=entries, size=lambda key, value: 512), default)

@@ -1,9 +1,9 @@
-"""Reaching nodes behind NAT: circuit relay v2 (https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md).
+"""Circuit relay v2, for nodes behind NAT (https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md).
 
-A node that cannot be dialled keeps a reservation at a relay and says that it is reachable there:
-`<relay>/p2p-circuit/p2p/<node>`.  Whoever dials that address gets an end-to-end Noise connection
-through the relay, which sees neither keys nor bytes.  What py-libp2p 0.8.1 really does of this, and
-of hole punching, is told in `docs/reach.md`.
+A node that cannot be dialled keeps a reservation at a relay and announces that it is reachable there, at
+`<relay>/p2p-circuit/p2p/<node>`.  A peer that dials that address gets an end-to-end Noise connection through the relay,
+which sees neither keys nor plaintext.  How much of this, and of hole punching, works in py-libp2p 0.8.1 is described in
+`docs/reach.md`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _RENEW_SECONDS = 600.0
 
 
 def is_circuit(address: str) -> bool:
-    """Whether an address leads through a relay."""
+    """Return True if an address leads through a relay."""
     return _CIRCUIT in address
 
 
 class Relays:
-    """This node's reservations, its dialling through relays, and - where it is asked to - its own relaying."""
+    """The reservations of this node at relays, its dialling through relays, and its own relaying if `serve` is set."""
 
     def __init__(
         self, host: Any, connect: Callable[[PeerInfo], Awaitable[None]], relays: tuple[str, ...], serve: bool
@@ -57,11 +57,11 @@ class Relays:
         self._reserved: dict[str, float] = {}  # relay address -> when
 
     def addresses(self) -> list[str]:
-        """Where this node is reachable through its relays."""
+        """Return the multiaddrs at which this node is reachable through its relays."""
         return [f"{relay}{_CIRCUIT}/p2p/{self._host.get_id()}" for relay in self._reserved]
 
     async def keep_reserved(self, problems: Problems) -> None:
-        """Hold a reservation at every relay, for ever."""
+        """Keep a reservation at every relay until cancelled; a relay that fails is retried and noted in `problems`."""
 
         async def round_of(nursery: trio.Nursery) -> None:
             for relay in self._relays:
@@ -72,7 +72,7 @@ class Relays:
                 except Exception as error:  # noqa: BLE001 - tried again in a moment, whatever it was
                     problems.note(f"relay {relay}", error)
 
-        async def hold() -> None:  # what the library starts in the nursery may end it
+        async def hold() -> None:  # a task that the library starts in the nursery may end it
             self._reserved.clear()
             async with trio.open_nursery() as nursery:
                 step = partial(round_of, nursery)
@@ -100,7 +100,7 @@ class Relays:
                 await stream.close()
 
     async def dial(self, peer: ID, addresses: list[str]) -> None:
-        """Connect to a peer through the first relay that works.  Raises `PeerError`."""
+        """Connect to a peer through the first relay that works.  Raises `PeerError` if none does."""
         failure: Exception | None = None
         for address in addresses:
             whole = address if address.endswith(f"/p2p/{peer}") else f"{address}/p2p/{peer}"
@@ -113,6 +113,6 @@ class Relays:
 
 
 def is_relayed(connection: Any) -> bool:
-    """Whether a connection of the swarm goes through a relay: then its remote address is the relay's."""
+    """Return True if a connection of the swarm goes through a relay, so that its remote address is the relay's."""
     kind = getattr(connection, "get_connection_type", lambda: None)()
     return getattr(kind, "name", "") == "RELAYED"

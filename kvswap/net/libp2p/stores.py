@@ -1,6 +1,6 @@
-"""What libp2p remembers of strangers, bounded: provider records, addresses and protocols of peers.
+"""The bounded stores for what remote peers tell libp2p: provider records, addresses and protocols of peers.
 
-py-libp2p's own stores have no cap on addresses, on keys, or on bytes, and live for a day or more.
+py-libp2p's own stores have no cap on addresses, keys or bytes, and keep entries for a day or more.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from kvswap.core.limits import MIB
 from kvswap.core.rows import Rows
 from kvswap.net.libp2p.mapped import Mapped
 
-ADDRESSES = 8  # of one peer that are kept,
-ADDRESS_BYTES = 256  # each no longer than this
-_RECORD_BYTES = 2_048  # of a signed peer record, in an answer that holds twenty
+ADDRESSES = 8  # kept of one peer
+ADDRESS_BYTES = 256  # a longer address is not kept
+_RECORD_BYTES = 2_048  # of a signed peer record; a DHT answer holds twenty
 _PROTOCOLS = 64
 _PROTOCOL_BYTES = 128
-_KEYS = 4_096  # provider records,
-_PROVIDERS = 20  # of one key,
-_OF_ONE_SENDER = 512  # and by one peer
+_KEYS = 4_096  # provider records in all
+_PROVIDERS = 20  # provider records of one key
+_OF_ONE_SENDER = 512  # provider records sent by one peer
 _PEERS = 2_048
 _PEER_BYTES = 6_144  # a peer with all it may have, about
 
@@ -46,7 +46,7 @@ class _Record:
 
 
 class Providers(ProviderStore):  # type: ignore[misc]
-    """Provider records: so many keys, so many of one key, so many by one peer; our own are kept."""
+    """The provider records of the DHT, bounded by key and by sending peer; this node's own records are kept."""
 
     def __init__(self, host: Any, peer_routing: Any) -> None:
         super().__init__(host, peer_routing)
@@ -64,7 +64,7 @@ class Providers(ProviderStore):  # type: ignore[misc]
         self.providers: dict[bytes, Any] = {}  # the base class's own, which stays empty
 
     def add_provider(self, key: bytes, provider: Any) -> None:
-        """Keep that a peer says to have a key, with a few of its addresses."""
+        """Store that a peer announced to have a key, with up to eight of its addresses."""
         if provider is None or not provider.peer_id or len(key) > 80:
             return
         peer = str(provider.peer_id)
@@ -72,7 +72,7 @@ class Providers(ProviderStore):  # type: ignore[misc]
         self.rows.put(bytes(key), peer, _Record(addresses, time.time()), peer)
 
     def get_providers(self, key: bytes) -> list[Any]:
-        """Return who says to have a key."""
+        """Return the peers that announced to have a key, and drop expired records."""
         now, found = time.time(), []
         for peer, record in self.rows.row(bytes(key)).items():
             if now - record.at > PROVIDER_RECORD_EXPIRATION_INTERVAL:
@@ -82,12 +82,12 @@ class Providers(ProviderStore):  # type: ignore[misc]
         return found
 
     def cleanup_expired(self) -> None:
-        """Forget records that are too old."""
+        """Drop expired records."""
         for key in self.rows.names():
             self.get_providers(key)
 
     def get_provided_keys(self, peer_id: Any) -> list[bytes]:
-        """Return what a peer says to have."""
+        """Return the keys that a peer announced to have."""
         return [key for key in self.rows.names() if str(peer_id) in self.rows.row(key)]
 
     def size(self) -> int:
@@ -96,17 +96,19 @@ class Providers(ProviderStore):  # type: ignore[misc]
 
 
 class NoValues(ValueStore):  # type: ignore[misc]
-    """No values: the network knows none, and a stranger's could be a megabyte under any key."""
+    """A DHT value store that accepts nothing: kvswap uses no values, and a remote peer's could be a megabyte."""
 
     def put(self, *_: Any, **__: Any) -> None:
+        """Refuse a value.  Raises `ValueError`."""
         raise ValueError("this node keeps no values")
 
     def put_record(self, *_: Any, **__: Any) -> None:
+        """Refuse a value.  Raises `ValueError`."""
         raise ValueError("this node keeps no values")
 
 
 class Peers(PeerStore):  # type: ignore[misc]
-    """Addresses, protocols and keys of peers; those that `keep` names give way to nobody new."""
+    """The bounded peer store: addresses, protocols and keys of peers; those that `keep` selects are never evicted."""
 
     def __init__(self, keep: Callable[[Any], bool]) -> None:
         super().__init__(max_records=_PEERS, max_peers=2 * _PEERS)
@@ -128,7 +130,7 @@ class Peers(PeerStore):  # type: ignore[misc]
         self.peer_record_map = Mapped(self.records)
 
     def add_addrs(self, peer_id: Any, addrs: Sequence[Any], ttl: int = 0) -> None:
-        """Keep a few addresses of a peer: the newest, where there are too many."""
+        """Store up to eight addresses of a peer; the newest replace older ones."""
         known = self.peer_data_map.get(peer_id)
         new = trimmed(addrs)
         if known is not None and len(known.addrs) + len(new) > ADDRESSES:
@@ -136,22 +138,25 @@ class Peers(PeerStore):  # type: ignore[misc]
         super().add_addrs(peer_id, new, ttl)
 
     def consume_peer_record(self, envelope: Any, ttl: int) -> bool:
-        """Keep a signed record unless it is too large, which is as good as none."""
+        """Store a signed peer record and return True if it is valid.
+
+        One that is too large is ignored, and True returned.
+        """
         if len(envelope.marshal_envelope()) > _RECORD_BYTES:
             return True
         return bool(super().consume_peer_record(envelope, ttl))
 
     def set_protocols(self, peer_id: Any, protocols: Sequence[str]) -> None:
-        """Keep a few protocols of a peer."""
+        """Store the protocols of a peer, cut to a bounded number."""
         super().set_protocols(peer_id, _short(protocols))
 
     def add_protocols(self, peer_id: Any, protocols: Sequence[str]) -> None:
-        """Keep a few more protocols of a peer."""
+        """Add to the protocols of a peer, cut to a bounded number."""
         known = self.peer_data_map.get(peer_id)
         super().set_protocols(peer_id, _short([*(known.protocols if known is not None else ()), *protocols]))
 
     def put(self, peer_id: Any, key: str, val: Any) -> None:
-        """Keep something about a peer that is short."""
+        """Store a short metadata value of a peer; strings are cut, and keys beyond eight are ignored."""
         known = self.peer_data_map.get(peer_id)
         if len(key) > 32 or (known is not None and len(known.metadata) >= 8 and key not in known.metadata):
             return
