@@ -66,7 +66,7 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """Always False: a cache that is not published is no loss."""
+        """The constant False: a cache that is not published is no loss."""
         return False
 
     def shutdown(self) -> None:
