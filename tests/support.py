@@ -278,7 +278,7 @@ def stock(home: Path, *made: Made, only: Any = None) -> None:
     """Put artifacts into the store of a node that is not running; `only`: these chunks of them."""
     from types import SimpleNamespace
 
-    from kvswap.exchange.verification.statement import list_artifact
+    from kvswap.exchange.node.listing import list_artifact
     from kvswap.store import Store
 
     store = Store.open(home / "store")

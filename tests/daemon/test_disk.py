@@ -352,7 +352,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.support import stock, make_artifact
 from types import SimpleNamespace
-from kvswap.exchange.verification.statement import list_artifact
+from kvswap.exchange.node.listing import list_artifact
 from kvswap.store import Store
 store = Store.open(Path(sys.argv[1]) / "store")
 number = 0

@@ -31,7 +31,7 @@ class Away:
         self.now = 1000.0
         self._connect = reader.transport.connect  # type: ignore[union-attr]
         reader.transport.connect = self._counted  # type: ignore[union-attr,method-assign]
-        reader.hearsay._clock = lambda: self.now
+        reader.network.hearsay._clock = lambda: self.now
 
     async def _counted(self, address: PeerAddress) -> None:
         self.dialled[address.peer] += 1
@@ -133,7 +133,7 @@ def test_who_delivered_is_dialled_in_spite_of_a_pause_where_nobody_else_offers(t
             made, peer = make_artifact(), str(key(3000).peer_id)
             away = Away(reader := await w.node())
             await gone(away, made, peer, 1)
-            reader.record(peer).bytes_in = 1000
+            reader.peers.record(peer).bytes_in = 1000
             await back(w, 3000, made)
             other = await w.node()
             w.give(other, made)
@@ -186,11 +186,11 @@ def test_who_was_there_loses_its_place_to_no_names_at_its_address(tmp_path: Path
             made, peer = make_artifact(), str(key(3000).peer_id)
             away = Away(reader := await w.node())
             if how == "it gave something":
-                reader.record(peer).bytes_in = 1000
+                reader.peers.record(peer).bytes_in = 1000
             announce(reader, made, peer, place(1), via=None if "itself" in how else "somebody")
             for n in range(20):
                 announce(reader, made, str(key(5000 + n).peer_id), place(1), via=f"somebody {n}")
-            known = [a.peer for a in reader.referrals(DOCUMENT)]
+            known = [a.peer for a in reader.network.referrals(DOCUMENT)]
             assert peer in known and len(known) <= 3
             assert away.dialled == {}
 

@@ -15,7 +15,7 @@ import pytest
 
 from kvswap.core.errors import Incompatible, IntegrityError, NotFound, StoreFull, StoreLocked
 from kvswap.core.ids import Cid
-from kvswap.exchange.verification.statement import list_artifact
+from kvswap.exchange.node.listing import list_artifact
 from kvswap.store import Store
 from kvswap.store.files import ChunkFile
 from kvswap.store.index import MIGRATIONS
