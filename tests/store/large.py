@@ -92,7 +92,7 @@ def _list(store: Store, batch: list[tuple[Listing, dict[Cid, bytes]]]) -> None:
         for listing, bodies in batch:
             rows = [(cid.digest, len(body), now) for cid, body in bodies.items()]
             db.executemany("INSERT OR IGNORE INTO chunks (cid, length, added) VALUES (?, ?, ?)", rows)
-            list_artifact(db.store, listing)
+            list_artifact(db, listing)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -148,7 +148,7 @@ class Reader:
     async def get(self, plane: str, cid: Cid, on_bytes: Callable[[int], None] = lambda _: None) -> bytes:
         into = bytearray(len(self.made.chunks[cid]))
         if plane == "https":
-            await self.node.bulk.get(self.target(), cid, memoryview(into), on_bytes)
+            await self.node.network.bulk.get(self.target(), cid, memoryview(into), on_bytes)
             return bytes(into)
         async with session(self.node.transport, self.server.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
             return await talk.chunk(str(cid), len(into))
