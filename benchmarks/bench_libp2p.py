@@ -107,7 +107,7 @@ def serve_ours() -> None:
 
 def fetch_ours(address: str) -> float:
     async def main() -> float:
-        from kvswap.exchange.node.node import peer_of
+        from kvswap.core.ids import peer_of
         from kvswap.net import PeerAddress
 
         node = _transport()

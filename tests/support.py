@@ -276,9 +276,8 @@ def captured(loaded: Any, cache: Any, ids: list[int], block_tokens: int) -> Any:
 
 def stock(home: Path, *made: Made, only: Any = None) -> None:
     """Put artifacts into the store of a node that is not running; `only`: these chunks of them."""
-    from types import SimpleNamespace
 
-    from kvswap.exchange.verification.statement import list_artifact
+    from kvswap.exchange.node.listing import list_artifact
     from kvswap.store import Store
 
     store = Store.open(home / "store")
@@ -287,7 +286,7 @@ def stock(home: Path, *made: Made, only: Any = None) -> None:
             for cid, data in artifact.chunks.items():
                 if only is None or cid in only:
                     store.put_chunk(data, cid)
-            list_artifact(SimpleNamespace(store=store), artifact.statement)  # type: ignore[arg-type]
+            list_artifact(store, artifact.statement)
     finally:
         store.close()
 

@@ -138,3 +138,16 @@ def parse_reference(text: str) -> str | Cid:
     Raises `UsageError` for anything else.
     """
     return parse_document(text) if text.startswith("sha256:") else Cid.parse(text)
+
+
+def document_key(document: str) -> bytes:
+    """Return the 32-byte DHT key of `sha256:<hex>`."""
+    return bytes.fromhex(document.removeprefix("sha256:"))
+
+
+def peer_of(address: str) -> str:
+    """Return the PeerId at the end of a multiaddr.  Raises `UsageError`."""
+    _, found, peer = address.rpartition("/p2p/")
+    if not found:
+        raise UsageError(f"the address {address!r} has no /p2p/ part", hint="kvswap id  prints whole addresses")
+    return str(PeerId.parse(peer))

@@ -39,10 +39,10 @@ from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
 from kvswap.exchange.ask import answer
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.node.predictors import train
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Progress
+from kvswap.exchange.train import train
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.net.failing import answering, errors
@@ -83,7 +83,7 @@ class Api:
 
     def _queries(self) -> int:
         """Database accesses on the event loop: there should be none while the node serves."""
-        return self._node.store.on_loop + self._node.records.on_loop
+        return self._node.store.on_loop + self._node.trust.records.on_loop
 
     def application(self, token: str) -> web.Application:
         app = web.Application(middlewares=[errors, guard(token)], client_max_size=LIMITS.api_body_bytes)
@@ -133,13 +133,13 @@ class Api:
     async def status(self, request: web.Request) -> web.Response:
         node = self._node
         count = await asyncio.to_thread(node.store.count)
-        connected = node.transport.connected() if node.transport is not None and node.p2p else []
+        connected = node.transport.connected() if node.p2p else []
         return web.json_response(
             {
                 "version": __version__,
                 "home": str(node.settings.home),
-                "peer": node.transport.peer if node.transport else None,
-                "publisher": str(node.publisher.peer_id),
+                "peer": node.transport.peer or None,
+                "publisher": node.identity.own,
                 "p2p": node.p2p,
                 "peers": len(connected),
                 "degraded": node.problems,
@@ -167,23 +167,23 @@ class Api:
     def _withheld(self) -> dict[str, int]:
         """Count the artifacts here that are disputed, and those that were found wrong."""
         node = self._node
-        rows = [row for name in node.standings.withheld() if (row := node.store.get_artifact(name)) is not None]
-        names = [standing.name for standing in node.standings.of_all(rows)]
+        rows = [row for name in node.trust.standings.withheld() if (row := node.store.get_artifact(name)) is not None]
+        names = [standing.name for standing in node.trust.standings.of_all(rows)]
         return {"disputed": names.count("disputed"), "wrong": names.count("wrong")}
 
     async def identity(self, request: web.Request) -> web.Response:
         transport = self._node.transport
         return web.json_response(
             {
-                "peer": transport.peer if transport else None,
-                "publisher": str(self._node.publisher.peer_id),
-                "addresses": transport.addresses() if transport and self._node.p2p else [],
+                "peer": transport.peer or None,
+                "publisher": self._node.identity.own,
+                "addresses": transport.addresses() if self._node.p2p else [],
             }
         )
 
     async def peers(self, request: web.Request) -> web.Response:
         node = self._node
-        connected = set(node.transport.connected()) if node.transport is not None and node.p2p else set()
+        connected = set(node.transport.connected()) if node.p2p else set()
         rows = []
         records = node.ledger.peers()
         for peer in sorted(connected | records.keys()):
@@ -210,11 +210,11 @@ class Api:
 
     def _relayed(self, peer: str) -> bool:
         transport = self._node.transport
-        return transport is not None and transport.relayed(peer)
+        return transport.relayed(peer)
 
     async def block(self, request: web.Request) -> web.Response:
         peer, blocked = request.match_info["peer"], request.path.endswith("/block")
-        self._node.block(peer, blocked)
+        self._node.peers.block(peer, blocked)
         return web.json_response({"peer": peer, "blocked": blocked})
 
     async def models(self, request: web.Request) -> web.Response:
@@ -255,7 +255,7 @@ class Api:
     def _shown(self, rows: Sequence[ArtifactRow]) -> list[dict[str, Any]]:
         """Rows as people read them: the index knows no more of what is sealed than everybody may."""
         out = []
-        for row, standing in zip(rows, self._node.standings.of_all(rows), strict=True):
+        for row, standing in zip(rows, self._node.trust.standings.of_all(rows), strict=True):
             shown = row.to_json() | {"group": None, "standing": standing.name, "why": standing.why or None}
             shown["disputed_with"] = list(standing.others)
             if row.dtype == SEALED_DTYPE:

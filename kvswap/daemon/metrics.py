@@ -27,7 +27,7 @@ class _NodeCollector(Collector):
             ("kvswap_worker_crashes", "Times the model process ended while working", self._model.crashes),
         ):
             yield CounterMetricFamily(name, text, value)
-        peers = len(node.transport.connected()) if node.transport is not None and node.p2p else 0
+        peers = len(node.transport.connected()) if node.p2p else 0
         for name, text, gauge in (
             ("kvswap_store_bytes", "Bytes of chunks in the store", node.store.used_bytes),
             ("kvswap_store_quota_bytes", "Quota of the store", node.store.quota_bytes),

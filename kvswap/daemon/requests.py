@@ -19,7 +19,7 @@ from kvswap.core.errors import UsageError
 from kvswap.core.failures import record, said
 from kvswap.core.limits import LIMITS
 from kvswap.cost import OBJECTIVES, Objective, PrefillCurve
-from kvswap.exchange.discovery.resolve import Wanted
+from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.request import Progress, Terms
 
 Work = Callable[[Progress], Awaitable[dict[str, Any]]]

@@ -19,6 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from kvswap.core.errors import KvswapError, UsageError
+from kvswap.core.ids import peer_of
 from kvswap.core.log import start_log
 from kvswap.core.runfile import RunFile
 from kvswap.core.settings import Settings
@@ -29,7 +30,8 @@ from kvswap.daemon.memory import few_arenas
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
-from kvswap.exchange.node.node import peer_of
+from kvswap.exchange.node.identity import keys_of
+from kvswap.exchange.serving.service import Service
 from kvswap.exchange.verification import waiting
 from kvswap.net import Transport
 from kvswap.store import Home, Store
@@ -73,7 +75,7 @@ async def _serve(settings: Settings, home: Home, stop: asyncio.Event, ready: Rea
     store = Store.open(settings.home / "store", settings.quota_bytes)
     model = ModelProcess(settings, store.problems)
     try:
-        node_key, publisher_key = Node.keys(settings.home)
+        node_key, publisher_key = keys_of(settings.home)
         node = Node(
             settings,
             store,
@@ -111,7 +113,7 @@ def _write_run_file(run_file: RunFile, home: Home) -> None:
 
 
 async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event, ready: Ready, watch: Watch) -> None:
-    settings = node.settings
+    settings, service = node.settings, Service(node)
     token = secrets.token_urlsafe(32)
     # What a client cancelled must stop here too, hence handler_cancellation.
     runner = web.AppRunner(
@@ -128,7 +130,7 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
         await runner.cleanup()
         raise UsageError(f"cannot listen on port {settings.api_port}: {error.strerror}") from error
     port = runner.addresses[0][1]
-    await node.start()
+    await service.start()
     idle = asyncio.create_task(model.unload_when_idle())
     run_file = RunFile(f"http://127.0.0.1:{port}", token, os.getpid())
     _write_run_file(run_file, home)
@@ -140,11 +142,11 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
         ready(
             {
                 "url": run_file.url,
-                "peer": node.transport.peer if node.transport else None,
-                "publisher": str(node.publisher.peer_id),
-                "addresses": node.transport.addresses() if node.transport and node.p2p else [],
+                "peer": node.transport.peer or None,
+                "publisher": node.identity.own,
+                "addresses": node.transport.addresses() if node.p2p else [],
                 "degraded": node.problems,
-                "lifted": node.policy.lifted(),
+                "lifted": node.trust.policy.lifted(),
             }
         )
         await stop.wait()
@@ -154,7 +156,7 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
         looking.cancel()
         await model.stop()  # ends a running job, so its request can end too
         await runner.cleanup()
-        await node.stop()
+        await service.stop()
 
 
 def main(settings: Settings, ready: Ready) -> None:

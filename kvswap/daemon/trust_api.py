@@ -11,8 +11,9 @@ from kvswap.core.errors import NotFound
 from kvswap.core.ids import PeerId, parse_reference
 from kvswap.daemon.requests import body_of, optional_of, send_rows, text_of
 from kvswap.exchange import Node
+from kvswap.exchange.rotate import rotate
 from kvswap.exchange.verification import audits
-from kvswap.exchange.verification.heads import rotate, withdraw
+from kvswap.exchange.withdraw import withdraw
 from kvswap.trust import Group
 
 
@@ -37,21 +38,21 @@ class TrustApi:
         ]
 
     async def publishers(self, request: web.Request) -> web.Response:
-        policy = self._node.policy
-        own = str(self._node.publisher.peer_id)
+        policy = self._node.trust.policy
+        own = self._node.identity.own
         told = {"distrusted": policy.caught(), "lifted": policy.lifted()}
         return web.json_response({"own": own, "publishers": policy.rows(), **told})
 
     async def add(self, request: web.Request) -> web.Response:
         body = await body_of(request)
         peer, label = text_of(body, "peer"), optional_of(body, "label") or ""
-        row = await asyncio.to_thread(self._node.policy.add, peer, label)
+        row = await asyncio.to_thread(self._node.trust.policy.add, peer, label)
         self._node.events.add("trusted", publisher=row.peer, how=row.how)
         return web.json_response({"peer": row.peer, "label": row.label, "added": row.added, "how": row.how})
 
     async def remove(self, request: web.Request) -> web.Response:
         peer = str(PeerId.parse(request.match_info["peer"]))
-        if not await asyncio.to_thread(self._node.policy.remove, peer):
+        if not await asyncio.to_thread(self._node.trust.policy.remove, peer):
             raise NotFound(f"{peer} is not on the trust list", hint="kvswap trust ls")
         return web.json_response({"peer": peer, "removed": True})
 
@@ -72,13 +73,15 @@ class TrustApi:
     # -- groups ----------------------------------------------------------------------------------
 
     async def groups(self, request: web.Request) -> web.Response:
-        return web.json_response({"groups": self._node.groups.rows(), "default": self._node.settings.group or None})
+        return web.json_response(
+            {"groups": self._node.trust.groups.rows(), "default": self._node.settings.group or None}
+        )
 
     async def join(self, request: web.Request) -> web.Response:
         """A new group of this name, or with `key` the one that somebody else made."""
         body = await body_of(request)
         name, key = optional_of(body, "name"), optional_of(body, "key")
-        groups = self._node.groups
+        groups = self._node.trust.groups
         wanted = text_of(body, "name") if key is None else ""
         given = Group.from_text(key, name) if key is not None else None
         group = await asyncio.to_thread(lambda: groups.new(wanted) if given is None else groups.add(given))
@@ -87,11 +90,11 @@ class TrustApi:
 
     async def export(self, request: web.Request) -> web.Response:
         """The secret itself."""
-        group = self._node.groups.get(request.match_info["name"])
+        group = self._node.trust.groups.get(request.match_info["name"])
         self._node.events.add("group", name=group.name, how="exported")
         return web.json_response({"name": group.name, "key": group.to_text()})
 
     async def leave(self, request: web.Request) -> web.Response:
-        group = await asyncio.to_thread(self._node.groups.remove, request.match_info["name"])
+        group = await asyncio.to_thread(self._node.trust.groups.remove, request.match_info["name"])
         self._node.events.add("group", name=group.name, how="left")
         return web.json_response({"name": group.name, "removed": True})

@@ -21,13 +21,14 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
 from kvswap.exchange.discovery.resolve import use
-from kvswap.exchange.fetch import choose, fetch
+from kvswap.exchange.fetch import fetch
 from kvswap.exchange.host_reads import AUTO, ask_host, hosted
 from kvswap.exchange.model_port import ModelChoice, OnEvent
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
 from kvswap.exchange.preview import plan_reference
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
+from kvswap.exchange.transfer.choosing import choose
 from kvswap.exchange.transfer.downloader import Transfer
 from kvswap.exchange.transfer.hybrid import Source, learned, run_from
 from kvswap.exchange.verification.claims import require_text, say_claims, say_unchecked
@@ -113,7 +114,7 @@ async def answer(
         await say_claims(node, source.statement, progress)
         seen = made["first_layer"]
         if seen is not None and seen["verdict"] == "passed" and source.tokens is None:
-            await asyncio.to_thread(node.records.add_checks, str(source.statement.artifact), [int(Level.TOKENS)])
+            await asyncio.to_thread(node.trust.records.add_checks, str(source.statement.artifact), [int(Level.TOKENS)])
         elif seen is not None and seen["verdict"] == "skipped":
             unchecked = {"V3": seen["why"]}
             await say_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
@@ -208,7 +209,7 @@ def _checked(node: Node, source: Source) -> bool:
     statement = source.statement
     if not statement.manifest.exact or is_own(node, statement):
         return True
-    return source.tokens is None and int(Level.TOKENS) in node.records.checks(str(statement.artifact))
+    return source.tokens is None and int(Level.TOKENS) in node.trust.records.checks(str(statement.artifact))
 
 
 async def _source(

@@ -14,13 +14,12 @@ from typing import Any
 from kvswap.artifact.layout import needed_files
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
-from kvswap.exchange.discovery.resolve import Resolved, own_model, resolve, use
+from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.planning.decision import Planned, best, judge, measure_beside, not_worth_it
+from kvswap.exchange.planning.decision import judge, measure_beside
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.transfer.bring import bring
-from kvswap.exchange.transfer.downloader import Transfer
-from kvswap.exchange.transfer.sources import approach
+from kvswap.exchange.transfer.bring import bring, note_fetched
+from kvswap.exchange.transfer.choosing import choose
 from kvswap.exchange.verification.claims import require_text, say_claims
 from kvswap.exchange.verify import settle, verification
 from kvswap.trust import Statement
@@ -84,7 +83,7 @@ async def fetch(
     transfer = await bring(node, statement, files, planned.peers, progress, rest, planned.most_per_gb)
     seconds = time.perf_counter() - began
     transfer.learn_start(seconds)
-    if (choice := await own_model(node)) is not None:
+    if (choice := await own_model(node.model)) is not None:
         measure_beside(node, choice, statement.manifest.prefix.block_tokens)  # for the next plan
     said = await _verified(node, statement, terms, text, progress)
     note_fetched(node, statement, transfer, seconds)
@@ -98,37 +97,3 @@ async def _verified(
     ladder = await settle(node, statement, text, terms.samples, progress)
     await say_claims(node, statement, progress)
     return await asyncio.to_thread(verification, node, statement, ladder)
-
-
-async def choose(
-    node: Node, reference: str | Cid, terms: Terms, progress: Progress, *, hybrid: bool = False
-) -> tuple[Resolved, Planned]:
-    """The artifact to have.  Raises `PlanSaysPrefill` when that is not worth it, and what `resolve` does."""
-    usable = await resolve(node, reference, terms)
-    for found in usable:
-        approach(node, found.peers, str(found.statement.artifact))
-    resolved, planned = await best(node, usable, terms.objective, hybrid=hybrid)
-    statement, chosen = resolved.statement, planned.plan
-    await progress({"event": "found", "artifact": str(statement.artifact), "peers": list(resolved.peers)})
-    await progress({"event": "plan", **chosen.to_json()})
-    if resolved.local:
-        await asyncio.to_thread(node.store.touch, str(statement.artifact))
-    elif chosen.action not in ("fetch", "hybrid") and not terms.force:
-        node.counters.plans_prefill += 1
-        node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
-        raise not_worth_it(str(statement.artifact), chosen)
-    await use(node, statement, terms)
-    return resolved, planned
-
-
-def note_fetched(node: Node, statement: Statement, transfer: Transfer, seconds: float) -> None:
-    """An artifact is complete in the store: tell of it."""
-    node.counters.fetched += 1
-    node.events.add(
-        "fetched",
-        artifact=str(statement.artifact),
-        bytes=transfer.received,
-        peers=list(transfer.served_bytes),
-        seconds=round(seconds, 3),
-    )
-    node.tell(str(statement.artifact), statement.reference)

@@ -19,7 +19,7 @@ from kvswap.core.errors import KvswapError, NotFound, PeerError, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective, Option
-from kvswap.exchange.discovery.resolve import own_model
+from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import prices
 from kvswap.exchange.request import Progress
@@ -90,7 +90,7 @@ async def hosted(
         return [await _hosted(node, host, document, question, steps)]
     asked = [_hosted(node, i.peer, document, question, steps) for i in node.hosts.all()]
     answers = await asyncio.gather(*asked, return_exceptions=True)
-    choice = await own_model(node)
+    choice = await own_model(node.model)
     found = []
     for answer in answers:
         if isinstance(answer, KvswapError):

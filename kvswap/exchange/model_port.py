@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kvswap.artifact.manifest import ModelIdentity
+from kvswap.core.errors import NotFound
 
 Tell = asyncio.Queue[dict[str, Any]]
 OnEvent = Callable[[dict[str, Any]], Awaitable[None]]
@@ -55,3 +56,23 @@ class ModelPort(Protocol):
 
     async def warm(self, choice: ModelChoice) -> None:
         """Load the model now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The model identity and dtype that an artifact must be of."""
+
+    model: bytes
+    dtype: str
+
+    @classmethod
+    def of(cls, choice: ModelChoice) -> Wanted:
+        return cls(choice.identity.digest, choice.dtype)
+
+
+async def own_model(model: ModelPort) -> ModelChoice | None:
+    """The node's model, or None when its files are not here: then compatibility cannot be judged."""
+    try:
+        return await model.choose()
+    except NotFound:
+        return None

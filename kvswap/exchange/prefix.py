@@ -20,8 +20,8 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
 from kvswap.exchange.discovery.candidates import Candidate, Envelopes, in_turns
 from kvswap.exchange.discovery.lookup import Offer, ask_these
-from kvswap.exchange.discovery.resolve import Wanted, judge_envelope, use
-from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.discovery.resolve import judge_envelope, use
+from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.planning.decision import Planned, plan_chunks
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
@@ -91,7 +91,7 @@ async def longest_beginning(
         claims = [
             _Claim(blocks, tuple(peers[:_OF_ONE_LENGTH]), names, told)
             for names, told in called
-            for blocks, peers in node.catalogues.ranked(told)
+            for blocks, peers in node.network.catalogues.ranked(told)
         ]
     claims.sort(key=lambda claim: -claim.blocks)
     search = _Search(node, wanted, chain, block_tokens, terms, ids)
@@ -143,7 +143,7 @@ class _Search:
         Returns what those claim now whose artifacts have gone meanwhile.
         """
         node = self._node
-        connected = set(node.transport.connected()) if node.transport is not None else set()
+        connected = set(node.transport.connected())
         seconds = LIMITS.lookup_seconds / 5
         asked = await asyncio.gather(*(ask_these(node, self._query(c), seconds, c.peers) for c in claims))
         offers: list[Offer] = []
@@ -156,18 +156,18 @@ class _Search:
                 said[offer.peer] = max(claim.blocks, said.get(offer.peer, 0))
             lacking += [(peer, claim) for peer in answered - {offer.peer for offer in found}]
             for peer in set(claim.peers) - answered - connected:
-                node.catalogues.table.pop(peer)  # gone
+                node.network.catalogues.table.pop(peer)  # gone
         began = time.monotonic()
         for peer, _ in lacking:
             _pull_soon(node, peer)
-        policy = node.policy.policy
+        policy = node.trust.policy.policy
 
         def rank(offer: Offer) -> tuple[int, ...]:
             found = offer.found
             said = claimed[found.artifact][offer.peer]
             return (-said, not policy.trusts(found.publisher), found.envelope is None)
 
-        candidates = in_turns(offers, rank, node.delivered)
+        candidates = in_turns(offers, rank, node.peers.delivered)
         for candidate in candidates:
             candidate.claimed = claimed[candidate.artifact]
         await self.look([c for c in candidates if c.artifact not in self._looked], deadline)
@@ -175,7 +175,7 @@ class _Search:
 
     async def _now_claimed(self, lacking: Sequence[tuple[str, _Claim]], began: float) -> list[_Claim]:
         """What those claim in a catalogue of now who offered nothing; who claims the same still is believed no more."""
-        catalogues, pulling = self._node.catalogues, self._node.pulling
+        catalogues, pulling = self._node.network.catalogues, self._node.network.pulling
         if pulls := [pulling[peer] for peer, _ in lacking if peer in pulling]:
             await asyncio.wait(pulls, timeout=_AGAIN_SECONDS)
         left = []
@@ -235,7 +235,7 @@ class _Search:
         return tokens, blocks
 
     def _in_vain(self, peer: str, why: str) -> None:
-        self._node.catalogues.drop(peer)
+        self._node.network.catalogues.drop(peer)
         self._node.events.add("claimed_in_vain", peer=peer, reason=why)
 
 
@@ -248,16 +248,16 @@ async def known_beginnings(node: Node, version: str, seconds: float) -> tuple[st
     deadline = time.monotonic() + seconds
     while True:
         await _refresh_catalogues(node, min(_CATALOGUE_SECONDS, max(0.0, deadline - time.monotonic())))
-        present = f"{node.store.generation}.{node.catalogues.generation}.{len(node.groups.all())}"
+        present = f"{node.store.generation}.{node.network.catalogues.generation}.{len(node.trust.groups.all())}"
         if present != version:
             break
         if time.monotonic() >= deadline:
             break
         await asyncio.sleep(_WATCH_SECONDS)
-    if node.groups.all() or node.settings.group:
+    if node.trust.groups.all() or node.settings.group:
         return present, None
     own = await asyncio.to_thread(node.catalogue.reply, 0)
-    keys = (own.keys or b"") + node.catalogues.packed()
+    keys = (own.keys or b"") + node.network.catalogues.packed()
     return present, keys if len(keys) <= LIMITS.known_bytes else None
 
 
@@ -316,28 +316,28 @@ def check_beginning(beginning: Beginning, planned: Planned, terms: Terms) -> Non
 
 async def _refresh_catalogues(node: Node, seconds: float) -> None:
     """Pull those of connected peers that are not fresh, all at once; who waits no longer leaves them on their way."""
-    if node.transport is None or not node.p2p:
+    if not node.p2p:
         return
-    stale = [p for p in node.transport.connected() if node.catalogues.stale(p) and not node.resting(p)]
-    stale.sort(key=lambda peer: not node.delivered(peer))
+    stale = [p for p in node.transport.connected() if node.network.catalogues.stale(p) and not node.peers.resting(p)]
+    stale.sort(key=lambda peer: not node.peers.delivered(peer))
     for peer in stale:
         _pull_soon(node, peer)
-    if node.pulling:
-        await asyncio.wait(list(node.pulling.values()), timeout=seconds)
+    if node.network.pulling:
+        await asyncio.wait(list(node.network.pulling.values()), timeout=seconds)
 
 
 def _pull_soon(node: Node, peer: str) -> None:
-    if peer not in node.pulling and len(node.pulling) < _PULLED_AT_ONCE:
-        node.pulling[peer] = node.spawn(_pull(node, peer))
+    if peer not in node.network.pulling and len(node.network.pulling) < _PULLED_AT_ONCE:
+        node.network.pulling[peer] = node.background.spawn(_pull(node, peer))
 
 
 async def _pull(node: Node, peer: str) -> None:
     """Ask one peer for its catalogue, which is kept."""
     try:
         async with asyncio.timeout(_CATALOGUE_SECONDS):
-            ask = messages.GetCatalogue(node.catalogues.version(peer))
-            node.catalogues.put(peer, await node.ask(PeerAddress(peer), ask, messages.CatalogueReply))
+            ask = messages.GetCatalogue(node.network.catalogues.version(peer))
+            node.network.catalogues.put(peer, await node.network.ask(PeerAddress(peer), ask, messages.CatalogueReply))
     except (KvswapError, TimeoutError) as error:
-        node.blame(peer, error)
+        node.peers.blame(peer, error)
     finally:
-        node.pulling.pop(peer, None)
+        node.network.pulling.pop(peer, None)

@@ -8,8 +8,9 @@ from typing import Any
 from kvswap.core.errors import Incompatible, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan, beside_host
-from kvswap.exchange.discovery.resolve import own_model, resolve
+from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.host_reads import hosted
+from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import best, best_link, calibrate, decide_here, prices
 from kvswap.exchange.prefix import beginning_of, plan_beginning
@@ -69,7 +70,7 @@ async def _own_plan(
 
 async def _without_cache(node: Node, text: str | None, terms: Terms, why: str) -> tuple[Plan, dict[str, Any]]:
     """Nothing published is usable: prefilling, where that is possible."""
-    if text is not None and await own_model(node) is not None:
+    if text is not None and await own_model(node.model) is not None:
         return await _plan_unpublished(node, text, terms)
     told: dict[str, Any] = {"artifact": None, "from": []}
     return Plan("none", 0.0, 0.0, why, None, None), told | {"basis": await basis(node, node.settings.block_tokens, ())}
@@ -77,7 +78,7 @@ async def _without_cache(node: Node, text: str | None, terms: Terms, why: str) -
 
 async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> dict[str, Any]:
     """What the plan was calculated with: this machine's prefill, links, codecs, and prices."""
-    choice = await own_model(node)
+    choice = await own_model(node.model)
     curve = node.calibration.curve(choice.calibration_key, block_tokens) if choice else None
     return {
         "prefill": asdict(curve) if curve else None,

@@ -39,9 +39,9 @@ from kvswap.exchange.node.node import Node
 from kvswap.exchange.node.predictors import own as own_predictor
 from kvswap.exchange.node.predictors import path as predictor_path
 from kvswap.exchange.publishing.ingest import Made, Run, make
+from kvswap.exchange.publishing.signing import new_life, reusable
+from kvswap.exchange.publishing.withdrawal import superseded, withdraw_rows
 from kvswap.exchange.request import Progress, silent
-from kvswap.exchange.verification.heads import superseded, withdraw_rows
-from kvswap.exchange.verification.statement import new_life, reusable
 from kvswap.trust import Group, Names, Statement
 from kvswap.trust.groups import OPEN
 
@@ -73,7 +73,7 @@ async def publish(
     check_written(media_type, "the media type")
     check_written(source or "", "the source")
     name = group or node.settings.group
-    readers = node.groups.get(name) if name else None
+    readers = node.trust.groups.get(name) if name else None
     choice = await node.model.choose(model)
     document = DocumentRef(sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source)
     own = await asyncio.to_thread(_own, node, document_digest(data), choice, readers or OPEN)
@@ -82,7 +82,7 @@ async def publish(
     other = await asyncio.to_thread(_other_codec, node, choice, codec, own)
     if alike is not None:
         if other and exact:
-            node.spawn(_also(node, choice, exact, other))
+            node.background.spawn(_also(node, choice, exact, other))
         return _result(alike, time.perf_counter() - began, reused=True)
     old = await asyncio.to_thread(superseded, node, source, document.reference) if source else []
     made = None
@@ -97,7 +97,7 @@ async def publish(
             await withdraw_rows(node, [row], f"{what} has changed: superseded by {exact.artifact}")
     statement = exact if made == codec else await recoded(node, choice, exact, codec, progress)
     if other:
-        node.spawn(_also(node, choice, exact, other))
+        node.background.spawn(_also(node, choice, exact, other))
     return _result(statement, time.perf_counter() - began, reused=False)
 
 
@@ -112,7 +112,7 @@ def _other_codec(node: Node, choice: ModelChoice, codec: str, own: list[Statemen
 async def _also(node: Node, choice: ModelChoice, exact: Statement, codec: str) -> None:
     """The same in the other codec, for readers whom that serves better; unless somebody else was faster."""
     document = exact.manifest.document.reference if exact.manifest.document else ""
-    async with node.recoding:
+    async with node.background.recoding:
         own = await asyncio.to_thread(_own, node, document, choice, exact.names)
         if any(_made_with(s.manifest, codec) for s in own):
             return
@@ -148,7 +148,7 @@ async def _prefilled(
             predictor=made.predictor,
             fingerprint=made.fingerprint,
             life=life,
-            publisher=str(node.publisher.peer_id),
+            publisher=node.identity.own,
         )
 
     arguments = {"text": text, "block_tokens": node.settings.block_tokens, "truncate": truncate}

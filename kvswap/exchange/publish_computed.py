@@ -26,11 +26,11 @@ from kvswap.artifact.manifest import (
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
-from kvswap.exchange.discovery.resolve import own_model
+from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.publishing.ingest import Made, Run, make
+from kvswap.exchange.publishing.signing import new_life, reusable
 from kvswap.exchange.request import Progress, silent
-from kvswap.exchange.verification.statement import new_life, reusable
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import OPEN
 
@@ -61,7 +61,7 @@ class Computed:
 async def publish_computed(node: Node, computed: Computed, run: Run, progress: Progress = silent) -> dict[str, Any]:
     """Keep, sign and offer it; what this node already published of the same kind is reused, and nothing is read."""
     name = computed.group or node.settings.group
-    readers = node.groups.get(name) if name else None
+    readers = node.trust.groups.get(name) if name else None
     prefix = await asyncio.to_thread(lambda: computed.prefix)
     if computed.numerics.claim not in CLAIMS:
         raise UsageError(f"what an engine made cannot be claimed to be {computed.numerics.claim[:40]!r}")
@@ -83,7 +83,7 @@ async def publish_computed(node: Node, computed: Computed, run: Run, progress: P
             probe=NO_PROBE,
             fingerprint=made.fingerprint,
             life=new_life(node),
-            publisher=str(node.publisher.peer_id),
+            publisher=node.identity.own,
         )
         compared = await _compared(node, computed, manifest, made) if computed.compare else None
         if compared is None:
@@ -112,7 +112,7 @@ def _require_alike(told: dict[str, Any]) -> None:
 
 async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Made) -> dict[str, Any] | None:
     """How it answers beside what the model process computes; None where that cannot be told."""
-    choice = await own_model(node)
+    choice = await own_model(node.model)
     if choice is None or (choice.identity.digest, choice.dtype) != (computed.model.digest, computed.dtype):
         return None
     try:

@@ -23,11 +23,11 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.discovery.fingerprints import Agreed, accused, agree, marks_of_others
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
+from kvswap.exchange.publishing.own import look_at_own
 from kvswap.exchange.request import Progress, silent
 from kvswap.exchange.verification import audits, heads
 from kvswap.exchange.verification.claims import require_text
 from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, reasons_against, settled
-from kvswap.exchange.verification.own import look_at_own
 from kvswap.trust import Statement, verify_envelope
 from kvswap.trust.accusation import accuses, claims
 from kvswap.trust.ladder import Ladder, Level, Step, due, from_pipe
@@ -53,7 +53,7 @@ async def verify_artifact(
     """
     statement = await asyncio.to_thread(_in_store, node, reference)
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
-    trusted = node.policy.policy.trusts(publisher)
+    trusted = node.trust.policy.policy.trusts(publisher)
     wanted = sorted({*due(listed=trusted), Level.PROBE}) if levels is None else levels
 
     async def look(steps: Sequence[Level]) -> Ladder:
@@ -91,7 +91,7 @@ def _in_store(node: Node, reference: str | Cid) -> Statement:
     for number, row in enumerate(node.lookup(reference)):
         try:
             if (envelope := node.store.envelope(row.id)) is not None:
-                return verify_envelope(envelope, int(time.time()), node.groups.keys)
+                return verify_envelope(envelope, int(time.time()), node.trust.groups.keys)
         except Untrusted as error:
             failure = failure if number else error
     raise failure
@@ -141,7 +141,7 @@ async def climb(
 
 def _remember(node: Node, statement: Statement, levels: Sequence[Level], ladder: Ladder) -> None:
     passed = [int(step.level) for step in ladder.steps if step.verdict == "passed"]
-    node.records.add_checks(str(statement.artifact), passed)
+    node.trust.records.add_checks(str(statement.artifact), passed)
     conclude(node, statement, levels, ladder)
 
 
@@ -175,7 +175,7 @@ def _policy(node: Node, statement: Statement) -> Step:
         audits.refuse_if_failed(node, statement)
     except Untrusted as error:
         return Step(Level.POLICY, "failed", why=error.message, figures=figures)
-    if node.policy.policy.trusts(publisher):
+    if node.trust.policy.policy.trusts(publisher):
         return Step(Level.POLICY, "passed", figures=figures)
     return Step(Level.POLICY, "skipped", why=f"{publisher} is not on the allow-list", figures=figures)
 
@@ -221,7 +221,7 @@ async def _with_model(
         honest = Noise.of(noise)
         agreed = agree(node, statement, made["fingerprint"], marks, honest, began)
         steps.append(agreed.step)
-        if agreed.against and not node.policy.policy.trusts(manifest.publisher):
+        if agreed.against and not node.trust.policy.policy.trusts(manifest.publisher):
             await asyncio.to_thread(dispute, node, statement, agreed.step)  # first: settling may take long, or fail
             steps = await _settle_dispute(node, statement, agreed, steps, made, honest, run, progress)
     if not is_own(node, statement):  # nobody audits himself
@@ -283,7 +283,7 @@ def caught(node: Node, statement: Statement, step: Step, evidence: str = "") -> 
     with contextlib.suppress(NotFound):  # of another publisher's, only the fingerprint was looked at
         node.store.remove(artifact)
     why = f"V{int(step.level)}: {step.why}"
-    audits.distrust(node, publisher, artifact, why, evidence, by=str(node.publisher.peer_id))
+    audits.distrust(node, publisher, artifact, why, evidence, by=node.identity.own)
     return True
 
 
@@ -351,12 +351,12 @@ def verification(node: Node, statement: Statement, ladder: Ladder | None) -> dic
 
     Blocks.
     """
-    trusted = node.policy.policy.trusts(statement.manifest.publisher)
+    trusted = node.trust.policy.policy.trusts(statement.manifest.publisher)
     if ladder is not None:
         return {k: v for k, v in ladder.to_json().items() if k != "steps"} | {"trusted": trusted}
     if is_own(node, statement):
         return {"passed": ["V0", "V1"], "unchecked": {}, "own": True, "trusted": True}
-    done = node.records.checks(str(statement.artifact)) | {int(Level.DIGESTS)}
+    done = node.trust.records.checks(str(statement.artifact)) | {int(Level.DIGESTS)}
     if trusted:
         done.add(int(Level.POLICY))
         why = "its publisher is trusted; kvswap verify --level N checks it"

@@ -351,8 +351,7 @@ import sys, os
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.support import stock, make_artifact
-from types import SimpleNamespace
-from kvswap.exchange.verification.statement import list_artifact
+from kvswap.exchange.node.listing import list_artifact
 from kvswap.store import Store
 store = Store.open(Path(sys.argv[1]) / "store")
 number = 0
@@ -360,7 +359,7 @@ while True:
     made = make_artifact(seed=number, text=b"%d" % number)
     for cid, data in made.chunks.items():
         store.put_chunk(data, cid, behind=number % 2 == 0)
-    list_artifact(SimpleNamespace(store=store), made.statement)
+    list_artifact(store, made.statement)
     store.pin(made.id, True)
     print(made.id, flush=True)
     number += 1

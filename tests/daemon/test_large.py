@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvswap.exchange import Node
+from kvswap.exchange.node.identity import keys_of
 from tests.store.large import fill
 from tests.support import Daemon, until
 
@@ -25,7 +25,7 @@ def test_the_loop_waits_for_no_query(tmp_path: Path) -> None:
     try:
         b.start()
         client, reader = a.client, b.client
-        reader.trust_add(a.publisher)
+        reader.trust_add(a.identity.publisher)
         until(lambda: reader.status()["peers"], what="a connection")
         assert len(client.artifacts()) == ARTIFACTS
 
@@ -75,8 +75,8 @@ def test_pages_are_the_whole(tmp_path: Path) -> None:
                 paged += page
                 page = store.page(page[-1], limit)
             assert paged == rows
-        assert {row.id for row in rows if row.publisher == str(Node.keys(tmp_path)[1].peer_id)} == set(
-            store.ids_of(str(Node.keys(tmp_path)[1].peer_id))
+        assert {row.id for row in rows if row.publisher == str(keys_of(tmp_path)[1].peer_id)} == set(
+            store.ids_of(str(keys_of(tmp_path)[1].peer_id))
         )
     finally:
         store.close()

@@ -40,8 +40,8 @@ def test_status_counts_what_is_neither_used_nor_offered(tmp_path: Path) -> None:
             for one in made[:3]:
                 w.give(node, one)
             for one, verdict in zip(made, ("disputed", "disputed", "wrong", "disputed"), strict=True):
-                node.records.put_outcome(Outcome(one.id, one.manifest.publisher, verdict, RULES))  # type: ignore[arg-type]
-            node.policy.add(made[1].manifest.publisher)  # no stranger disputes what the user trusts
+                node.trust.records.put_outcome(Outcome(one.id, one.manifest.publisher, verdict, RULES))  # type: ignore[arg-type]
+            node.trust.policy.add(made[1].manifest.publisher)  # no stranger disputes what the user trusts
             async with TestClient(served(node)) as client:
                 async with client.get("/v1/status", headers=HEADERS) as response:
                     status = await response.json()

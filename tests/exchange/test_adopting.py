@@ -12,7 +12,7 @@ import pytest
 from kvswap.artifact.dsse import PAYLOAD_TYPE
 from kvswap.core.errors import Incompatible, IntegrityError, LocalFault, MalformedManifest, StoreFull, StoreLocked
 from kvswap.core.failures import as_kvswap_error
-from kvswap.exchange.verification.statement import listing_of
+from kvswap.exchange.node.listing import listing_of
 from kvswap.store import Store
 from kvswap.store.listing import Listing
 from kvswap.trust import read_statement

@@ -55,8 +55,8 @@ def test_offers_that_are_never_given_hide_no_stranger(tmp_path: Path, said_to_be
     async def body() -> None:
         async with world(tmp_path) as w:
             reader = await w.node(trust=False)
-            reader.policy.add(str(key(90).peer_id))
-            told = {"the reader": reader.policy.policy.own, "a trusted publisher": str(key(90).peer_id)}
+            reader.trust.policy.add(str(key(90).peer_id))
+            told = {"the reader": reader.trust.policy.policy.own, "a trusted publisher": str(key(90).peer_id)}
             by = told.get(said_to_be_by, str(key(91).peer_id))
 
             async def lying(request: messages.Request) -> Any:
@@ -101,7 +101,7 @@ def test_of_trusted_publishers_none_gives_way_to_strangers(tmp_path: Path) -> No
     async def body() -> None:
         async with world(tmp_path) as w:
             reader = await w.node(trust=False)
-            reader.policy.add(str(key(11).peer_id))
+            reader.trust.policy.add(str(key(11).peer_id))
             for number in range(12):
                 await Peer(w.network, 4000 + number, offering([signed(20 + number, b"%d" % number)])).start(reader)
             await Peer(w.network, 4100, offering([signed(11)])).start(reader)
@@ -134,15 +134,15 @@ def test_manifests_are_asked_for_a_few_at_a_time_and_fingerprints_by_their_lengt
             reader = await w.node(trust=False)
             count: list[int] = []
             caps: list[int] = []
-            assert reader.sessions is not None
-            exchange = reader.sessions._exchange
+            assert reader.network.sessions is not None
+            exchange = reader.network.sessions._exchange
 
             async def noted(address: Any, request: messages.Request, most: int) -> Any:
                 if isinstance(request, messages.GetChunk):
                     caps.append(most)
                 return await exchange(address, request, most)
 
-            monkeypatch.setattr(reader.sessions, "_exchange", noted)
+            monkeypatch.setattr(reader.network.sessions, "_exchange", noted)
             many = [signed(20 + number, b"%d" % number) for number in range(16)]
             await Peer(w.network, 4000, offering(many, count=count)).start(reader)
             marks = await marks_of_others(reader, signed(10).statement)

@@ -31,7 +31,7 @@ class Away:
         self.now = 1000.0
         self._connect = reader.transport.connect  # type: ignore[union-attr]
         reader.transport.connect = self._counted  # type: ignore[union-attr,method-assign]
-        reader.hearsay._clock = lambda: self.now
+        reader.network.hearsay._clock = lambda: self.now
 
     async def _counted(self, address: PeerAddress) -> None:
         self.dialled[address.peer] += 1
@@ -71,7 +71,7 @@ def test_a_peer_that_went_away_is_told_of_once_and_dialled_ever_more_seldom(tmp_
             for _ in range(30):
                 for n, peer in enumerate(dead):  # others go on naming them
                     announced = messages.Provider(peer, place(n))
-                    away.reader.hearsay.refer(DOCUMENT, announced, f"teller {n}")
+                    away.reader.network.hearsay.refer(DOCUMENT, announced, f"teller {n}")
                 await away.look(5.0)
             assert away.events() == Counter(dead)
             assert set(away.dialled) == set(dead) and max(away.dialled.values()) <= 7
@@ -86,10 +86,10 @@ def gone(away: Away, made: Made, peer: str, number: int) -> Any:
     async def body() -> None:
         announce(away.reader, made, peer, place(number), via="somebody")
         for _ in range(9):
-            away.reader.hearsay.refer(DOCUMENT, messages.Provider(peer, place(number)), "somebody")
+            away.reader.network.hearsay.refer(DOCUMENT, messages.Provider(peer, place(number)), "somebody")
             await away.look(300.0)
         tried = away.dialled[peer]
-        away.reader.hearsay.refer(DOCUMENT, messages.Provider(peer, place(number)), "somebody")
+        away.reader.network.hearsay.refer(DOCUMENT, messages.Provider(peer, place(number)), "somebody")
         assert not await away.look(60.0) and away.dialled[peer] == tried, "it is not paused"
 
     return body()
@@ -121,7 +121,7 @@ def test_a_peer_that_was_connected_again_is_dialled_at_once(tmp_path: Path) -> N
             assert await away.look() == [peer]
             await its.disconnect(peer_of(away.reader))
             away.now += 1.0
-            away.reader.hearsay.refer(DOCUMENT, messages.Provider(peer, place(1)), "somebody")
+            away.reader.network.hearsay.refer(DOCUMENT, messages.Provider(peer, place(1)), "somebody")
             assert await away.look() == [peer]
 
     run(body(), 60)
@@ -133,7 +133,7 @@ def test_who_delivered_is_dialled_in_spite_of_a_pause_where_nobody_else_offers(t
             made, peer = make_artifact(), str(key(3000).peer_id)
             away = Away(reader := await w.node())
             await gone(away, made, peer, 1)
-            reader.record(peer).bytes_in = 1000
+            reader.peers.record(peer).bytes_in = 1000
             await back(w, 3000, made)
             other = await w.node()
             w.give(other, made)
@@ -171,7 +171,7 @@ def test_names_at_a_peers_address_take_not_the_place_of_what_it_announces(tmp_pa
             for n in range(12):
                 announce(away.reader, made, str(key(5000 + n).peer_id), place(1), via=f"somebody {n % vias}")
             announce(away.reader, made, peer, place(1), via="somebody 0")
-            known = [a.peer for a in away.reader.referrals(DOCUMENT)]
+            known = [a.peer for a in away.reader.network.referrals(DOCUMENT)]
             assert peer in known and len(known) <= 3
             assert await back(w, 3000, made) == peer
             assert await away.look(seconds=5.0) == [peer]
@@ -186,11 +186,11 @@ def test_who_was_there_loses_its_place_to_no_names_at_its_address(tmp_path: Path
             made, peer = make_artifact(), str(key(3000).peer_id)
             away = Away(reader := await w.node())
             if how == "it gave something":
-                reader.record(peer).bytes_in = 1000
+                reader.peers.record(peer).bytes_in = 1000
             announce(reader, made, peer, place(1), via=None if "itself" in how else "somebody")
             for n in range(20):
                 announce(reader, made, str(key(5000 + n).peer_id), place(1), via=f"somebody {n}")
-            known = [a.peer for a in reader.referrals(DOCUMENT)]
+            known = [a.peer for a in reader.network.referrals(DOCUMENT)]
             assert peer in known and len(known) <= 3
             assert away.dialled == {}
 

@@ -100,7 +100,7 @@ def test_a_text_that_is_not_the_document_is_the_callers_mistake(tmp_path: Path) 
             for levels in (None, tuple(Level)):
                 with pytest.raises(UsageError, match="not the document"):
                     await verify_artifact(b, Cid.parse(made.id), levels=levels, text="another text")
-            assert b.policy.caught() == [] and b.store.artifacts() != [] and b.records.audits() == []
+            assert b.trust.policy.caught() == [] and b.store.artifacts() != [] and b.trust.records.audits() == []
             await climb(b, made.statement, [Level.POLICY, Level.DIGESTS], text="a document for tests")
 
     run(body())
@@ -123,16 +123,16 @@ def test_an_unproved_difference_condemns_nobody(tmp_path: Path) -> None:
                 Step(Level.AGREEMENT, "failed", why="x"),
             ):
                 assert not caught(node, made.statement, step)
-            assert node.policy.caught() == [] and node.store.artifacts() != []
+            assert node.trust.policy.caught() == [] and node.store.artifacts() != []
             assert caught(node, made.statement, Step(Level.TOKENS, "failed", why="x", proven=True))
-            assert [row["rules"] for row in node.policy.caught()] == [2] and node.store.artifacts() == []
+            assert [row["rules"] for row in node.trust.policy.caught()] == [2] and node.store.artifacts() == []
 
     run(body())
 
 
 def test_a_beginning_of_a_strangers_artifact_is_not_used(tmp_path: Path) -> None:
     """Of strangers what was verified whole; a part of it cannot be."""
-    from kvswap.exchange.discovery.resolve import Wanted
+    from kvswap.exchange.model_port import Wanted
     from kvswap.exchange.prefix import longest_beginning
 
     async def body() -> None:
@@ -172,6 +172,6 @@ def test_a_chunk_that_is_damaged_here_is_nobody_elses_fault(tmp_path: Path) -> N
             node.store.put_chunk(made.chunks[cid], cid)
             with pytest.raises(IntegrityError, match="decodes"):
                 await climb(node, made.statement, [Level.STRUCTURE])
-            assert node.store.artifacts() == [] and node.policy.caught() == []
+            assert node.store.artifacts() == [] and node.trust.policy.caught() == []
 
     run(body())

@@ -22,8 +22,8 @@ from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange import Node
 from kvswap.exchange.ask import answer
 from kvswap.exchange.discovery.lookup import find
-from kvswap.exchange.discovery.resolve import Wanted
 from kvswap.exchange.fetch import fetch
+from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.prefix import longest_beginning
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Terms
@@ -85,7 +85,7 @@ async def reading(
 
 
 def caught(node: Node) -> set[str]:
-    return {row["peer"] for row in node.policy.caught()}
+    return {row["peer"] for row in node.trust.policy.caught()}
 
 
 WORDINGS: dict[str, Callable[[Manifest], dict[str, Any]]] = {
@@ -179,7 +179,7 @@ def test_no_number_of_strangers_outvotes_a_right_cache(
             said = done.verification
             assert {"V3", "V5", "V6", "V7"} <= set(said["passed"]) and said["trusted"] is False
             assert caught(node) == {s.manifest.publisher for s in sybils}
-            outcome = node.records.outcome(made["honest"].id)
+            outcome = node.trust.records.outcome(made["honest"].id)
             assert outcome is not None and outcome.verdict == "passed" and 7 in outcome.levels
             before = port.done["verify"]
             again = await fetch(node, Cid.parse(made["honest"].id), FORCED)
@@ -208,7 +208,7 @@ def test_what_is_disputed_is_neither_used_nor_offered(
             assert caught(node) == set()
             row = node.store.get_artifact(lie.id)
             assert row is not None and row.complete
-            standing = node.standings.of(row)
+            standing = node.trust.standings.of(row)
             assert standing.name == "disputed" and standing.others == (honest.id,)
             # not used: by its id, as a beginning, whatever the terms
             for terms in (FORCED, STRANGERS, Terms(force=True, trust_on_first_use=True)):
@@ -235,12 +235,12 @@ def test_what_is_disputed_is_neither_used_nor_offered(
             with pytest.raises(KvswapError):
                 await fetch(node, Cid.parse(lie.id), STRANGERS, text=TEXT)
             await verify_artifact(node, Cid.parse(lie.id), levels=up_to(6), text=TEXT, samples=1)
-            assert node.standings.of(row).name == "disputed"
+            assert node.trust.standings.of(row).name == "disputed"
             # the user may trust its publisher, and take that back
-            node.policy.add(str(LIAR.peer_id))
-            assert node.standings.of(row).name == "trusted"
+            node.trust.policy.add(str(LIAR.peer_id))
+            assert node.trust.standings.of(row).name == "trusted"
             assert (await fetch(node, Cid.parse(lie.id))).verification["trusted"] is True
-            node.policy.remove(str(LIAR.peer_id))
+            node.trust.policy.remove(str(LIAR.peer_id))
             with pytest.raises(Untrusted, match="disputed"):
                 await fetch(node, Cid.parse(lie.id))
 
@@ -258,7 +258,7 @@ def test_computing_everything_settles_a_dispute(
             port.cannot = {7}  # for now
             with pytest.raises(IntegrityError, match="V6"):
                 await fetch(node, Cid.parse(asked.id), STRANGERS, text=TEXT)
-            outcome = node.records.outcome(asked.id)
+            outcome = node.trust.records.outcome(asked.id)
             assert outcome is not None and (outcome.verdict, outcome.others) == ("disputed", (other.id,))
             port.cannot = set()
             if right:
@@ -303,11 +303,11 @@ def test_a_stranger_disputes_nothing_that_the_user_trusts(
         honest, lie = made["honest"], made["lie"]
         second = resigned(honest, key(330))
         async with reading(tmp_path, tiny_models["llama"], honest, lie, second) as (_, node, port):
-            node.policy.add(str(HONEST.peer_id))
+            node.trust.policy.add(str(HONEST.peer_id))
             await fetch(node, Cid.parse(honest.id), FORCED)
             report = await verify_artifact(node, Cid.parse(honest.id), levels=up_to(6), text=TEXT, samples=8)
             assert "V6" in report["unchecked"] and "strangers" in report["unchecked"]["V6"]
-            assert node.records.outcome(honest.id) is None and port.done["V7"] == 0
+            assert node.trust.records.outcome(honest.id) is None and port.done["V7"] == 0
             # and what a trusted publisher made as well is right, whatever strangers say: nothing need be computed
             done = await fetch(node, Cid.parse(second.id), STRANGERS, text=TEXT)
             assert "V6" in done.verification["passed"] and port.done["V7"] == 0
@@ -322,7 +322,7 @@ def test_a_stranger_that_differs_from_whom_the_user_trusts_is_caught(
         unlucky(monkeypatch)
         sybils = [resigned(made["lie"], key(340 + number)) for number in range(2)]  # they agree with it
         async with reading(tmp_path, tiny_models["llama"], made["lie"], made["honest"], *sybils) as (_, node, _port):
-            node.policy.add(str(HONEST.peer_id))
+            node.trust.policy.add(str(HONEST.peer_id))
             with pytest.raises(IntegrityError, match="V7"):
                 await fetch(node, Cid.parse(made["lie"].id), STRANGERS, text=TEXT)
             assert caught(node) == {str(LIAR.peer_id)}
@@ -348,9 +348,9 @@ def test_what_older_rules_passed_is_verified_again(
         async with reading(tmp_path, tiny_models["llama"], made["honest"]) as (_, node, port):
             reference = Cid.parse(made["honest"].id)
             await fetch(node, reference, STRANGERS, text=TEXT)
-            outcome = node.records.outcome(made["honest"].id)
+            outcome = node.trust.records.outcome(made["honest"].id)
             assert outcome is not None and outcome.verdict == "passed"
-            node.records.put_outcome(replace(outcome, rules=RULES - 1))
+            node.trust.records.put_outcome(replace(outcome, rules=RULES - 1))
             with pytest.raises(Untrusted):
                 await fetch(node, reference, FORCED)
             before = port.done["verify"]
@@ -400,9 +400,9 @@ def test_layer_0_of_a_beginning_is_compared_whatever_was_compared_of_the_whole(
     async def body() -> None:
         lie = forge(scene, scene.right, signer=LIAR, signed="chain of another text")
         async with reading(tmp_path, tiny_models["llama"], lie) as (_, node, _port):
-            node.policy.add(str(LIAR.peer_id))
+            node.trust.policy.add(str(LIAR.peer_id))
             await fetch(node, Cid.parse(lie.id), FORCED)
-            node.records.add_checks(lie.id, [3])  # as a version that looked at no chain noted
+            node.trust.records.add_checks(lie.id, [3])  # as a version that looked at no chain noted
             other = DOCUMENT.read_text()[5000:8000]
             with pytest.raises(IntegrityError, match="layer 0"):
                 await answer(node, document_digest(other.encode()), "And?", steps=1, text=other, terms=FORCED)
@@ -421,7 +421,7 @@ async def publishing(tmp_path: Path, model: Path, *, tensors: Any = None, scene:
         port = RealModel(model)
         node = await w.node(trust=False, model=port, block_tokens=64)
         reader = await w.node(trust=False)
-        reader.policy.add(str(node.publisher.peer_id))
+        reader.trust.policy.add(node.identity.own)
         own = forge(scene, tensors if tensors is not None else scene.right, signer=key(1000))
         w.give(node, own)
         yield node, reader, port, own
@@ -455,7 +455,7 @@ def test_what_its_publisher_cannot_compute_twice_is_unlisted(
             with pytest.raises(IntegrityError, match="V5"):
                 await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
             (row,) = node.store.artifacts()
-            standing = node.standings.of(row)
+            standing = node.trust.standings.of(row)
             assert standing.name == "wrong" and "V5" in standing.why and not standing.offered
             assert await find(reader, messages.Find("t", artifact=own.id)) == []
             with pytest.raises(IntegrityError, match="found wrong"):
@@ -477,7 +477,7 @@ def test_a_slip_while_verifying_takes_nothing_back(tmp_path: Path, tiny_models: 
             with pytest.raises(IntegrityError, match="slip"):
                 await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
             (row,) = node.store.artifacts()
-            assert node.standings.of(row).name == "own" and node.records.outcome(own.id) is None
+            assert node.trust.standings.of(row).name == "own" and node.trust.records.outcome(own.id) is None
             assert [o.found.artifact for o in await find(reader, messages.Find("t", artifact=own.id))] == [own.id]
 
     run(body(), 200)
@@ -492,7 +492,9 @@ def test_a_chunk_that_is_damaged_here_takes_nothing_back(
             path.write_bytes(b"\0" + path.read_bytes()[1:])
             with pytest.raises(IntegrityError):
                 await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
-            assert node.records.outcome(own.id) is None and node.records.withdrawn_by(str(node.publisher.peer_id)) == {}
+            assert (
+                node.trust.records.outcome(own.id) is None and node.trust.records.withdrawn_by(node.identity.own) == {}
+            )
 
     run(body(), 200)
 
@@ -504,13 +506,13 @@ def test_what_was_made_while_the_clock_was_ahead_is_made_again(
         async with world(tmp_path) as w:
             node = await w.node(trust=False, model=RealModel(tiny_models["llama"]), block_tokens=64)
             reader = await w.node(trust=False)
-            reader.policy.add(str(node.publisher.peer_id))
+            reader.trust.policy.add(node.identity.own)
             right = time.time
             with monkeypatch.context() as ahead:
                 ahead.setattr(time, "time", lambda: right() + 10 * 365 * 86_400)
                 early = await publish(node, TEXT.encode())
             row = node.store.get_artifact(early["artifact"])
-            assert row is not None and node.standings.of(row).name == "future"
+            assert row is not None and node.trust.standings.of(row).name == "future"
             now = await publish(node, TEXT.encode())
             assert now["reused"] is False and now["artifact"] != early["artifact"]
             assert (await publish(node, TEXT.encode()))["reused"] is True

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 import pytest
@@ -39,16 +40,17 @@ from kvswap.core.settings import Settings
 from kvswap.cost import Calibration, Objective
 from kvswap.exchange import Node
 from kvswap.exchange.discovery.lookup import find
-from kvswap.exchange.discovery.resolve import Wanted, resolve
+from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.model_port import ModelChoice, Wanted
+from kvswap.exchange.node.listing import list_artifact
 from kvswap.exchange.planning.decision import best
 from kvswap.exchange.prefix import fetch_beginning, longest_beginning, plan_beginning
 from kvswap.exchange.request import Terms
 from kvswap.exchange.serving import answers as serving
+from kvswap.exchange.serving.service import Service
 from kvswap.exchange.transfer import downloader
 from kvswap.exchange.verification.heads import hear_heads
-from kvswap.exchange.verification.statement import list_artifact
 from kvswap.net import PeerAddress, messages
 from kvswap.net.client import session
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
@@ -78,6 +80,9 @@ class SlowModel(NoModel):
 
     async def choose(self, name: str | None = None) -> ModelChoice:
         return self.choice
+
+
+SERVICES: WeakKeyDictionary[Node, Service] = WeakKeyDictionary()  # of the nodes of every world
 
 
 class World:
@@ -111,7 +116,8 @@ class World:
             Calibration(home / "calibration.json"),
             key(2000 + number) if bulk else None,
         )
-        await node.start()
+        SERVICES[node] = Service(node)
+        await SERVICES[node].start()
         for other in [n for n in self.nodes if n.p2p]:
             await node.transport.connect(PeerAddress(other.transport.peer))  # type: ignore[union-attr]
         self.nodes.append(node)
@@ -122,7 +128,7 @@ class World:
         for cid, wire in made.chunks.items():
             if only is None or cid in only:
                 node.store.put_chunk(wire, cid)
-        list_artifact(node, made.statement)
+        list_artifact(node.store, made.statement)
 
 
 def resigned(made: Made, signer: Any, **changes: Any) -> Made:
@@ -138,7 +144,7 @@ async def world(root: Path) -> AsyncIterator[World]:
         yield made
     finally:
         for node in made.nodes:
-            await node.stop()
+            await SERVICES[node].stop()
             node.store.close()
 
 
@@ -200,14 +206,14 @@ def test_a_source_that_is_blocked_gives_nothing_more(tmp_path: Path, bulk: bool)
                 await asyncio.sleep(0.005)
             other = await w.node(bulk=bulk)
             w.give(other, made)
-            reader.block(peer, True)
-            held = reader.record(peer).bytes_in
+            reader.peers.block(peer, True)
+            held = reader.peers.record(peer).bytes_in
             done = await fetching
             assert str(done.statement.artifact) == made.id
-            assert reader.record(peer).bytes_in == held  # not even what was under way
+            assert reader.peers.record(peer).bytes_in == held  # not even what was under way
             assert peer not in reader.transport.connected()  # type: ignore[union-attr]
-            assert not [c for c in reader.bulk._idle if c.peer == peer]
-            assert reader.record(peer).failures == 0  # it did nothing wrong in this
+            assert not [c for c in reader.network.bulk._idle if c.peer == peer]
+            assert reader.peers.record(peer).failures == 0  # it did nothing wrong in this
 
     run(body())
 
@@ -337,7 +343,7 @@ def test_trust_is_decided_before_a_byte_of_a_chunk(tmp_path: Path) -> None:
             assert caught.value.hint == f"kvswap trust add {made.manifest.publisher}"
             assert a.counters.bytes_out == 0 and b.store.artifacts() == []
             await fetch(b, DOCUMENT, Terms(trust_on_first_use=True))
-            assert b.policy.rows()[0]["how"] == "first-use"
+            assert b.trust.policy.rows()[0]["how"] == "first-use"
 
     run(body())
 
@@ -368,18 +374,18 @@ def test_first_use_trusts_nobody_of_whom_nothing_is_used(
             if offered == "withdrawn":
                 hear_heads(b, [make_head(key(), 1, int(time.time()), [], {made.id: "an error"}).envelope], "teller")
             if offered == "removed by the user":
-                b.policy.add(made.manifest.publisher, "known")
-                b.policy.remove(made.manifest.publisher)
+                b.trust.policy.add(made.manifest.publisher, "known")
+                b.trust.policy.remove(made.manifest.publisher)
             if offered == "only planned":
                 await resolve(b, DOCUMENT, first)
             elif offered == "not worth it":
-                monkeypatch.setattr("kvswap.exchange.fetch.best", declined)
+                monkeypatch.setattr("kvswap.exchange.transfer.choosing.best", declined)
                 with pytest.raises(PlanSaysPrefill):
                     await fetch(b, DOCUMENT, first)
             else:
                 with pytest.raises((Untrusted, IntegrityError, NotFound)):
                     await fetch(b, DOCUMENT, first)
-            assert b.policy.rows() == []
+            assert b.trust.policy.rows() == []
 
     async def declined(*given: Any, **named: Any) -> Any:
         resolved, planned = await best(*given, **named)
@@ -405,9 +411,9 @@ def test_first_use_trusts_whose_beginning_is_used_and_no_other(tmp_path: Path) -
             found = await longest_beginning(b, wanted, chain, 8, terms)
             assert found is not None and found.tokens == 64
             await plan_beginning(b, found, terms)
-            assert b.policy.rows() == []
+            assert b.trust.policy.rows() == []
             await fetch_beginning(b, found, terms)
-            assert [row["peer"] for row in b.policy.rows()] == [str(key(31).peer_id)]
+            assert [row["peer"] for row in b.trust.policy.rows()] == [str(key(31).peer_id)]
 
     run(body())
 
@@ -664,15 +670,15 @@ def test_who_has_a_part_is_joined_and_so_is_whoever_refuses_the_token(
                 await fetch(b, DOCUMENT)
             assert "Join" in kinds
             w.give(a, made)
-            right = b.grants.put
+            right = b.peers.grants.put
 
             def put(peer: str, grant: messages.Grant, artifacts: Any) -> None:
-                a.tokens.revoke(grant.token)  # as when it had restarted meanwhile
+                SERVICES[a].serving.tokens.revoke(grant.token)  # as when it had restarted meanwhile
                 right(peer, grant, artifacts)
 
-            monkeypatch.setattr(b.grants, "put", put)
+            monkeypatch.setattr(b.peers.grants, "put", put)
             kinds.clear()
-            b.record(a.transport.peer).worked()  # type: ignore[union-attr]
+            b.peers.record(a.transport.peer).worked()  # type: ignore[union-attr]
             assert (await fetch(b, DOCUMENT)).wire_bytes > 0
             assert kinds[0] == "Find" and "Join" in kinds
             assert b.store.verify().clean
@@ -695,15 +701,15 @@ def test_a_stream_has_one_token_until_half_of_its_time_is_over(tmp_path: Path, m
                     return reply.grant.token if reply.grant is not None else None
 
                 first = await token()
-                assert first is not None and a.tokens.check(first) == b.transport.peer  # type: ignore[union-attr]
+                assert first is not None and SERVICES[a].serving.tokens.check(first) == b.transport.peer  # type: ignore[union-attr]
                 assert await token() == first
                 assert await token(messages.Find("test", document=DOCUMENT)) is None
                 assert await token(messages.Find("test", document="sha256:" + "0" * 64, bulk=True)) is None
             async with asyncio.timeout(5):
-                while a.tokens.holds(first):  # until the stream has ended
+                while SERVICES[a].serving.tokens.holds(first):  # until the stream has ended
                     await asyncio.sleep(0.01)
             with pytest.raises(TokenRefused):
-                a.tokens.check(first)
+                SERVICES[a].serving.tokens.check(first)
             monkeypatch.setattr(serving, "LIMITS", replace(serving.LIMITS, token_seconds=0.0))
             async with session(b.transport, address) as talk:  # type: ignore[arg-type]
                 assert await token() != await token()
@@ -746,7 +752,7 @@ def test_bad_requests_get_an_error_and_the_stream_goes_on(tmp_path: Path, reques
                 with pytest.raises(KvswapError):
                     await talk.ask(request_, bytes)
                 reply = await talk.ask(messages.Find("test", document=DOCUMENT), messages.FindReply)
-                assert reply.publisher == str(a.publisher.peer_id)
+                assert reply.publisher == a.identity.own
 
     run(body())
 
@@ -760,11 +766,11 @@ def test_announcements_for_somebody_else_are_ignored(tmp_path: Path) -> None:
             artifact = str(Cid.of(b"x"))
             provider = messages.Provider(str(key(5).peer_id), ["/ip4/127.0.0.1/tcp/1"])
             data = messages.encode_announce(messages.Announce(artifact, None, provider))
-            a._heard(Announcement(str(key(6).peer_id), data))
-            a._heard(Announcement(str(key(5).peer_id), b"noise"))
-            assert a.referrals(artifact) == []
-            a._heard(Announcement(str(key(5).peer_id), data))
-            assert [p.peer for p in a.referrals(artifact)] == [str(key(5).peer_id)]
+            SERVICES[a].hear(Announcement(str(key(6).peer_id), data))
+            SERVICES[a].hear(Announcement(str(key(5).peer_id), b"noise"))
+            assert a.network.referrals(artifact) == []
+            SERVICES[a].hear(Announcement(str(key(5).peer_id), data))
+            assert [p.peer for p in a.network.referrals(artifact)] == [str(key(5).peer_id)]
 
     run(body())
 
@@ -777,7 +783,7 @@ def test_a_background_task_that_fails_is_seen(tmp_path: Path) -> None:
             async def breaks() -> None:
                 raise ZeroDivisionError("on purpose")
 
-            a.spawn(breaks())
+            a.background.spawn(breaks())
             await asyncio.sleep(0.01)
             assert "ZeroDivisionError" in a.problems["breaks"]
             assert a.events.recent()[-1]["event"] == "task_failed"
@@ -801,7 +807,7 @@ def test_what_is_signed_has_no_control_characters(where: str, text: str, tmp_pat
 
 
 def test_a_label_with_control_characters_stays_readable_and_is_not_signed_again(tmp_path: Path) -> None:
-    from kvswap.exchange.verification.statement import sign
+    from kvswap.exchange.publishing.signing import sign
 
     made = make_artifact(tokens=64)
     bad = msgspec.structs.replace(made.manifest, model=msgspec.structs.replace(made.manifest.model, label="a\x1bb"))
@@ -878,7 +884,9 @@ def test_own_trouble_is_never_told_as_a_peers(
     async def body() -> None:
         async with world(tmp_path) as w:
             a, b = await w.node(), await w.node()
-            made = make_artifact(a.publisher if place == "hearing" else None, tokens=100)  # then a head comes along
+            made = make_artifact(
+                a.identity.publisher if place == "hearing" else None, tokens=100
+            )  # then a head comes along
             w.give(a, made)
             if place == "hearing":
                 monkeypatch.setattr("kvswap.exchange.discovery.lookup.hear_heads", fail)
@@ -900,8 +908,8 @@ def test_own_trouble_is_never_told_as_a_peers(
 def blamed(node: Node, other: Node) -> None:
     """Nothing is held against the other."""
     peer = other.transport.peer  # type: ignore[union-attr]
-    record = node.record(peer)
-    assert (record.failures, record.lies, list(node.catalogues.in_vain)) == (0, 0, [])
+    record = node.peers.record(peer)
+    assert (record.failures, record.lies, list(node.network.catalogues.in_vain)) == (0, 0, [])
 
 
 @pytest.mark.parametrize("name", DISK)
@@ -914,8 +922,8 @@ def test_a_disk_that_does_not_take_what_came_along_ends_no_fetch(
     async def body() -> None:
         async with world(tmp_path) as w:
             a, b = await w.node(), await w.node()
-            w.give(a, made := make_artifact(a.publisher, tokens=100))  # so a head comes along
-            b.policy.add(made.manifest.publisher)
+            w.give(a, made := make_artifact(a.identity.publisher, tokens=100))  # so a head comes along
+            b.trust.policy.add(made.manifest.publisher)
             monkeypatch.setattr("kvswap.exchange.discovery.lookup.hear_heads", fail)
             assert str((await fetch(b, DOCUMENT)).statement.artifact) == made.id
             assert "heard" in b.problems
@@ -933,7 +941,7 @@ def test_when_our_own_network_part_ends_no_peer_is_told_to_have_failed(
             a, b = await w.node(), await w.node()
             w.give(a, made := make_artifact(tokens=64, block_tokens=8))
             monkeypatch.setattr(serving, "LIMITS", replace(serving.LIMITS, inline_envelope_bytes=0))
-            sessions = b.sessions
+            sessions = b.network.sessions
             assert sessions is not None
 
             def ends(right: Any) -> Any:
@@ -952,7 +960,7 @@ def test_when_our_own_network_part_ends_no_peer_is_told_to_have_failed(
             if asked != "Join":
                 wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
                 if asked == "Find":
-                    b.catalogues.put(a.transport.peer, a.catalogue.reply(0))  # type: ignore[union-attr]
+                    b.network.catalogues.put(a.transport.peer, a.catalogue.reply(0))  # type: ignore[union-attr]
                     with pytest.raises(P2pDown):
                         await longest_beginning(b, wanted, made.manifest.prefix.chain, 8, Terms())
                 else:

@@ -17,8 +17,9 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.verification.audits import audits_of, coverage, hear_audits, listed, refuse_if_failed
-from kvswap.exchange.verification.heads import freshness, heads_of, hear_heads, own_head, withdraw
+from kvswap.exchange.verification.heads import freshness, heads_of, hear_heads, own_head
 from kvswap.exchange.verification.outcomes import refuse_withheld
+from kvswap.exchange.withdraw import withdraw
 from kvswap.store import AuditRow, Outcome
 from kvswap.trust import PolicyFile
 from kvswap.trust import audit as audits
@@ -93,7 +94,7 @@ def test_no_flood_of_heads_undoes_a_withdrawal(tmp_path: Path, monkeypatch: pyte
             w.give(a, made)
             if when == "fetched":
                 await fetch(b, Cid.parse(made.id))
-                b.policy.remove(made.manifest.publisher)
+                b.trust.policy.remove(made.manifest.publisher)
             elif when == "refused":
                 with pytest.raises(Untrusted):
                     await fetch(b, Cid.parse(made.id))
@@ -104,7 +105,7 @@ def test_no_flood_of_heads_undoes_a_withdrawal(tmp_path: Path, monkeypatch: pyte
             for number in range(100):
                 forged = make_head(key(5000 + number), 1, int(time.time()), [], {}).envelope
                 hear_heads(b, [forged], str(key(4000 + number).peer_id))
-            b.policy.add(made.manifest.publisher)
+            b.trust.policy.add(made.manifest.publisher)
             with pytest.raises(Untrusted, match="an error"):
                 await fetch(b, Cid.parse(made.id))
 
@@ -122,7 +123,7 @@ def test_what_strangers_offer_is_not_what_the_user_asked_for(tmp_path: Path) -> 
             w.give(holder, strange)  # of the same document
 
             def asked() -> set[str]:
-                return {row["artifact"] for row in reader.records._rows("SELECT artifact FROM asked")}
+                return {row["artifact"] for row in reader.trust.records._rows("SELECT artifact FROM asked")}
 
             await resolve(reader, DOCUMENT)
             assert asked() == set()
@@ -166,10 +167,10 @@ def test_a_head_from_the_future_is_signed_again(tmp_path: Path, monkeypatch: pyt
                 w.give(a, make_artifact(key(1000), tokens=40))
                 (early,) = heads_of(a, [str(key(1000).peer_id)])
             hear_heads(b, [early], PEER)
-            assert b.records.head(str(key(1000).peer_id)) is None
+            assert b.trust.records.head(str(key(1000).peer_id)) is None
             (now,) = heads_of(a, [str(key(1000).peer_id)])
             hear_heads(b, [now], PEER)
-            assert b.records.head(str(key(1000).peer_id)) is not None
+            assert b.trust.records.head(str(key(1000).peer_id)) is not None
 
     run(body())
 
@@ -194,7 +195,7 @@ def test_a_forged_head_is_a_lie_of_the_peer_that_passed_it_on(tmp_path: Path) ->
             forged = bytearray(head(1, {}))
             forged[-1] ^= 1
             hear_heads(b, [bytes(forged)], PEER)
-            assert b.record(PEER).lies == 1 and b.records.head(str(PUBLISHER.peer_id)) is None
+            assert b.peers.record(PEER).lies == 1 and b.trust.records.head(str(PUBLISHER.peer_id)) is None
 
     run(body())
 
@@ -207,7 +208,7 @@ def test_a_successor_is_trusted_only_after_a_publisher_that_was(tmp_path: Path) 
                 after = key(50 + follows)
                 signed = make_head(signer, 1, int(time.time()), [], {}, after)
                 hear_heads(b, [signed.envelope], PEER)
-                assert b.policy.policy.trusts(str(after.peer_id)) is follows
+                assert b.trust.policy.policy.trusts(str(after.peer_id)) is follows
 
     run(body())
 
@@ -224,16 +225,16 @@ def test_a_successor_that_the_user_removed_is_followed_no_more(tmp_path: Path) -
                 hear_heads(b, [make_head(PUBLISHER, sequence, int(time.time()), [], {}, after).envelope], PEER)
 
             told(1)
-            assert b.policy.policy.trusts(name) and b.policy.remove(name)
+            assert b.trust.policy.policy.trusts(name) and b.trust.policy.remove(name)
             told(2)
-            assert not b.policy.policy.trusts(name) and b.to_follow == {}
-            b.policy.policy = PolicyFile(tmp_path / "0" / "trust.json", b.publisher.peer_id).policy
+            assert not b.trust.policy.policy.trusts(name) and b.trust.to_follow == {}
+            b.trust.policy.policy = PolicyFile(tmp_path / "0" / "trust.json", b.identity.publisher.peer_id).policy
             told(3)
-            assert not b.policy.policy.trusts(name)
-            assert not b.policy.follow(name, "", str(PUBLISHER.peer_id))
-            b.policy.add(name)
+            assert not b.trust.policy.policy.trusts(name)
+            assert not b.trust.policy.follow(name, "", str(PUBLISHER.peer_id))
+            b.trust.policy.add(name)
             told(4)
-            assert b.policy.policy.trusts(name) and b.policy.policy.removed == {}
+            assert b.trust.policy.policy.trusts(name) and b.trust.policy.policy.removed == {}
 
     run(body())
 
@@ -267,16 +268,16 @@ def test_audits_count_of_auditors_whom_one_trusts(tmp_path: Path) -> None:
             publisher = made.manifest.publisher
             hear_audits(b, [audit(made, "failed")], PEER, None)  # of a stranger
             hear_audits(b, [audit(made, "failed", PUBLISHER)], PEER, None)  # of the publisher about itself
-            assert b.records.audits() == [] and b.policy.policy.caught(publisher) is None
-            b.policy.add(str(AUDITOR.peer_id))
+            assert b.trust.records.audits() == [] and b.trust.policy.policy.caught(publisher) is None
+            b.trust.policy.add(str(AUDITOR.peer_id))
             hear_audits(b, [audit(made, "passed")], PEER, None)
             seen = coverage(b, made.id)
             assert seen is not None and seen.readers == 1 and seen.positions == 8
             hear_audits(b, [audit(made, "failed")], PEER, None)
-            assert b.policy.policy.caught(publisher) is not None
+            assert b.trust.policy.policy.caught(publisher) is not None
             with pytest.raises(Untrusted, match="caught"):
                 await fetch(b, Cid.parse(made.id))
-            assert [row["peer"] for row in b.policy.caught()] == [publisher]
+            assert [row["peer"] for row in b.trust.policy.caught()] == [publisher]
 
     run(body())
 
@@ -291,18 +292,18 @@ def test_failures_by_older_rules_count_for_nothing(tmp_path: Path) -> None:
             a, b = await w.node(), await w.node()
             for node in (a, b):
                 w.give(node, made)
-                node.policy.add(str(AUDITOR.peer_id))
+                node.trust.policy.add(str(AUDITOR.peer_id))
             hear_audits(a, [old], PEER, None)
-            assert a.policy.policy.caught(made.manifest.publisher) is None
+            assert a.trust.policy.policy.caught(made.manifest.publisher) is None
             signed = read_audit(old)
-            b.records.add_audit(
+            b.trust.records.add_audit(
                 AuditRow(signed.id, made.id, None, made.manifest.publisher, str(AUDITOR.peer_id), True, old)
             )
             refuse_if_failed(b, made.statement)  # kept from before: void
             assert audits_of(b, made.id, None) == []
             assert [(row["verdict"], row["void"]) for row in listed(b, None)] == [("failed", True)]
             hear_audits(b, [audit(made, "failed")], PEER, None)
-            assert b.policy.policy.caught(made.manifest.publisher) is not None
+            assert b.trust.policy.policy.caught(made.manifest.publisher) is not None
             with pytest.raises(Untrusted, match="failed an audit"):
                 refuse_if_failed(b, made.statement)
             assert len(audits_of(b, made.id, None)) == 1
@@ -318,22 +319,22 @@ def test_an_audit_of_tomorrow_counts_when_it_is_tomorrow(tmp_path: Path, monkeyp
             made = make_artifact(tokens=40)
             b = await w.node()
             w.give(b, made)
-            b.policy.add(str(AUDITOR.peer_id))
+            b.trust.policy.add(str(AUDITOR.peer_id))
             now = int(time.time())
             tomorrow = [
                 changed(audit(made, verdict), AUDITOR, audits.KIND, issued=now + 2 * LIMITS.clock_skew_seconds)
                 for verdict in ("passed", "failed")
             ]
             hear_audits(b, tomorrow, PEER, None)
-            assert b.records.audits() == [] and coverage(b, made.id) is None
-            assert b.policy.policy.caught(made.manifest.publisher) is None and b.record(PEER).lies == 0
+            assert b.trust.records.audits() == [] and coverage(b, made.id) is None
+            assert b.trust.policy.policy.caught(made.manifest.publisher) is None and b.peers.record(PEER).lies == 0
             assert {e["event"] for e in b.events.recent()} >= {"audit_refused"}
             soon = changed(audit(made, "passed"), AUDITOR, audits.KIND, issued=now + LIMITS.clock_skew_seconds // 2)
             hear_audits(b, [soon], PEER, None)  # clocks are never the same
             assert coverage(b, made.id) is not None
             monkeypatch.setattr(time, "time", lambda: now + 3.0 * LIMITS.clock_skew_seconds)
             hear_audits(b, tomorrow, PEER, None)
-            assert b.policy.policy.caught(made.manifest.publisher) is not None
+            assert b.trust.policy.policy.caught(made.manifest.publisher) is not None
 
     run(body())
 
@@ -345,12 +346,12 @@ def test_a_failure_is_acted_on_however_many_passed(tmp_path: Path) -> None:
         async with world(tmp_path) as w:
             made = make_artifact(tokens=40)
             b = await w.node()
-            b.policy.add(str(AUDITOR.peer_id))
+            b.trust.policy.add(str(AUDITOR.peer_id))
             for number in range(70):
                 passed = changed(audit(made, "passed"), AUDITOR, audits.KIND, issued=int(time.time()) - number)
                 hear_audits(b, [passed], PEER, None)
             hear_audits(b, [audit(made, "failed")], PEER, None)
-            assert b.policy.policy.caught(made.manifest.publisher) is not None
+            assert b.trust.policy.policy.caught(made.manifest.publisher) is not None
             assert read_audit(audits_of(b, made.id, None)[0]).audit.failed
             with pytest.raises(Untrusted, match="failed an audit"):
                 refuse_if_failed(b, made.statement)
@@ -367,11 +368,11 @@ def test_a_field_of_a_later_version_changes_nothing_of_what_is_known(tmp_path: P
             a, b = await w.node(), await w.node()
             for node in (a, b):
                 w.give(node, made)
-                node.policy.add(str(AUDITOR.peer_id))
+                node.trust.policy.add(str(AUDITOR.peer_id))
             hear_audits(a, [changed(audit(made, "failed"), AUDITOR, audits.KIND, region="x")], PEER, None)
-            assert a.policy.policy.caught(made.manifest.publisher) is not None and a.record(PEER).lies == 0
+            assert a.trust.policy.policy.caught(made.manifest.publisher) is not None and a.peers.record(PEER).lies == 0
             hear_heads(b, [changed(head(7, {made.id: "an error"}), PUBLISHER, heads.KIND, region={"x": 1})], PEER)
-            assert b.store.artifacts() == [] and b.record(PEER).lies == 0
+            assert b.store.artifacts() == [] and b.peers.record(PEER).lies == 0
 
     run(body())
 
@@ -385,15 +386,15 @@ def test_who_passes_on_what_its_auditor_signed_is_no_liar(tmp_path: Path, fields
             made = make_artifact(tokens=40)
             b = await w.node()
             w.give(b, made)
-            b.policy.add(str(AUDITOR.peer_id))
+            b.trust.policy.add(str(AUDITOR.peer_id))
             odd = changed(audit(made, "failed"), AUDITOR, audits.KIND, **fields)
             hear_audits(b, [odd, audit(made, "passed")], PEER, None)
-            assert b.record(PEER).lies == 0 and b.policy.policy.caught(made.manifest.publisher) is None
+            assert b.peers.record(PEER).lies == 0 and b.trust.policy.policy.caught(made.manifest.publisher) is None
             assert coverage(b, made.id) is not None
             newer = {} if "version" not in fields else fields
             if newer:
                 hear_heads(b, [changed(head(1, {}), PUBLISHER, heads.KIND, **newer), head(7, {made.id: ""})], PEER)
-                assert b.record(PEER).lies == 0 and b.store.artifacts() == []
+                assert b.peers.record(PEER).lies == 0 and b.store.artifacts() == []
 
     run(body())
 
@@ -413,7 +414,7 @@ def test_a_forged_audit_is_a_lie_of_the_peer_that_passed_it_on(tmp_path: Path, h
                 "no envelope": b"an audit",
             }[how]
             hear_audits(b, [forged], PEER, None)
-            assert b.record(PEER).lies == 1 and b.records.audits() == []
+            assert b.peers.record(PEER).lies == 1 and b.trust.records.audits() == []
 
     run(body())
 
@@ -431,7 +432,7 @@ def test_a_reason_is_signed_once_however_it_is_worded(tmp_path: Path, why: str) 
             seen = {signed.head.sequence for _ in range(3) if (signed := own_head(a)) is not None}
             assert len(seen) == 1
             hear_heads(b, heads_of(a, [str(key(1000).peer_id)]), PEER)
-            assert b.records.withdrawn(made.id, made.manifest.publisher) and b.record(PEER).lies == 0
+            assert b.trust.records.withdrawn(made.id, made.manifest.publisher) and b.peers.record(PEER).lies == 0
 
     run(body())
 
@@ -444,7 +445,7 @@ def test_what_older_rules_withheld_is_judged_again(tmp_path: Path, verdict: Any)
             b = await w.node(trust=False)
             w.give(b, made)
             for rules in (PROOF_RULES - 1, *range(PROOF_RULES, RULES + 1)):
-                b.records.put_outcome(Outcome(made.id, made.manifest.publisher, verdict, rules, why="it differs"))
+                b.trust.records.put_outcome(Outcome(made.id, made.manifest.publisher, verdict, rules, why="it differs"))
                 if rules < PROOF_RULES:
                     refuse_withheld(b, made.statement)
                     continue

@@ -11,6 +11,7 @@ import pytest
 from kvswap.core.settings import Settings
 from kvswap.cost import Calibration
 from kvswap.exchange import Node
+from kvswap.exchange.node.identity import keys_of
 from kvswap.store import Store
 from kvswap.trust import PolicyFile
 from tests.store.homes import DAMAGES, old_home
@@ -21,7 +22,7 @@ from tests.support import NoModel, make_artifact
 def opened(home: Path) -> Iterator[Node]:
     """A node on a home, as the daemon makes it, without a network."""
     store = Store.open(home / "store")
-    node_key, publisher = Node.keys(home)
+    node_key, publisher = keys_of(home)
     policy = PolicyFile(home / "trust.json", publisher.peer_id)
     settings = Settings(home=home, models=home / "models", p2p=False)
     calibration = Calibration(home / "calibration.json", store.problems)
@@ -30,7 +31,7 @@ def opened(home: Path) -> Iterator[Node]:
         yield node
     finally:
         node.ledger.close()
-        node.records.close()
+        node.trust.records.close()
         store.close()
 
 
@@ -52,17 +53,19 @@ def test_a_home_of_2b501d5_opens_and_loses_nothing(tmp_path: Path) -> None:
         with opened(home) as node:
             assert held(node) == expected_of(expected)
             assert node.store.used_bytes == expected["used_bytes"]
-            assert str(node.publisher.peer_id) == expected["publisher"]
-            assert [row["peer"] for row in node.policy.rows()] == expected["trusted"]
-            assert [row["peer"] for row in (*node.policy.caught(), *node.policy.lifted())] == expected["distrusted"]
-            assert set(node.records.withdrawn_by(expected["publisher"])) == {expected["withdrawn"]}
-            assert node.records.withdrawn(expected["withdrawn_by_friend"], expected["friend"])
-            head = node.records.head(expected["publisher"])
+            assert node.identity.own == expected["publisher"]
+            assert [row["peer"] for row in node.trust.policy.rows()] == expected["trusted"]
+            assert [row["peer"] for row in (*node.trust.policy.caught(), *node.trust.policy.lifted())] == expected[
+                "distrusted"
+            ]
+            assert set(node.trust.records.withdrawn_by(expected["publisher"])) == {expected["withdrawn"]}
+            assert node.trust.records.withdrawn(expected["withdrawn_by_friend"], expected["friend"])
+            head = node.trust.records.head(expected["publisher"])
             assert head is not None and head[0] == expected["sequence"]
-            assert {1, 2, 3} <= node.records.checks(expected["checked"])
-            assert len(node.records.audits()) == 1
+            assert {1, 2, 3} <= node.trust.records.checks(expected["checked"])
+            assert len(node.trust.records.audits()) == 1
             assert node.ledger.blocked(expected["blocked"]) and node.ledger.peers()[expected["peer"]].bytes_out == 2500
-            assert [g.name for g in node.groups.all()] == [expected["group"]]
+            assert [g.name for g in node.trust.groups.all()] == [expected["group"]]
             assert [h.peer for h in node.hosts.all()] == [expected["host"]]
             report = node.store.verify()
             assert report.clean and not report.adopted
@@ -78,12 +81,12 @@ def test_an_index_that_is_damaged_or_gone_is_made_anew_from_the_disk(
         pass  # what only the index held is on disk from now on
     if first == "later":
         with opened(home) as node:
-            made = make_artifact(node.publisher, seed=77, text=b"made later")
-            from kvswap.exchange.verification.statement import list_artifact
+            made = make_artifact(node.identity.publisher, seed=77, text=b"made later")
+            from kvswap.exchange.node.listing import list_artifact
 
             for cid, data in made.chunks.items():
                 node.store.put_chunk(data, cid)
-            list_artifact(node, made.statement)
+            list_artifact(node.store, made.statement)
             node.store.pin(made.id, True)
             node.store.pin(expected["own"][1], False)
             before = held(node)
@@ -112,9 +115,9 @@ def test_withdrawals_and_our_own_sequence_outlive_a_damaged_trust_database(
     damage(home / "trust.sqlite3")
     damage(home / "store" / "index.sqlite3")
     with opened(home) as node:
-        assert set(node.records.withdrawn_by(expected["publisher"])) == {expected["withdrawn"]}
-        assert node.records.withdrawn(expected["withdrawn_by_friend"], expected["friend"])
-        head = node.records.head(expected["publisher"])
+        assert set(node.trust.records.withdrawn_by(expected["publisher"])) == {expected["withdrawn"]}
+        assert node.trust.records.withdrawn(expected["withdrawn_by_friend"], expected["friend"])
+        head = node.trust.records.head(expected["publisher"])
         assert head is not None and head[0] >= expected["sequence"]
         assert expected["withdrawn"] not in held(node)
         assert "trust.sqlite3" in caplog.text and any("trust.sqlite3" in text for text in node.problems.values())

@@ -12,13 +12,12 @@ import pytest
 
 from kvswap.core import upkeep
 from kvswap.core.errors import P2pDown
-from kvswap.core.ids import Cid
+from kvswap.core.ids import Cid, document_key
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.node.node import document_key
 from kvswap.exchange.serving import upkeep as keeping
 from kvswap.exchange.serving.upkeep import Announcing
 from kvswap.net import Unreachable
-from tests.exchange.test_fetch import World, world
+from tests.exchange.test_fetch import SERVICES, World, world
 from tests.support import key, make_artifact, run
 
 
@@ -112,10 +111,10 @@ def test_what_could_not_be_started_is_tried_again(tmp_path: Path, monkeypatch: p
         async with world(tmp_path) as w:
             node = await w.node(bulk=True)
             await shown(node, "bulk")
-            assert node.bulk_record is None and node.p2p
+            assert SERVICES[node].serving.bulk_record is None and node.p2p
             broken = False
             await shown(node, "bulk", False)
-            assert node.bulk_record is not None
+            assert SERVICES[node].serving.bulk_record is not None
 
     run(body())
 
@@ -129,10 +128,10 @@ def test_a_task_that_failed_once_is_not_degraded_for_ever(tmp_path: Path) -> Non
                 if fails:
                     raise OSError(28, "No space left on device")
 
-            await asyncio.wait([node.spawn(once(True))])
+            await asyncio.wait([node.background.spawn(once(True))])
             await asyncio.sleep(0)
             assert "No space" in node.problems["once"]
-            await asyncio.wait([node.spawn(once(False))])
+            await asyncio.wait([node.background.spawn(once(False))])
             await asyncio.sleep(0)
             assert "once" not in node.problems
 
@@ -154,7 +153,7 @@ class Clock:
 
 async def announcing(w: World, clock: Clock, count: int, seconds_each: float) -> tuple[Any, Announcing, list[str]]:
     node = await w.node()
-    for task in list(node._tasks):
+    for task in list(node.background.tasks):
         task.cancel()  # its own upkeep: the steps are taken here
     told: list[str] = []
     for number in range(count):
@@ -164,7 +163,7 @@ async def announcing(w: World, clock: Clock, count: int, seconds_each: float) ->
         told.append(artifact)
         clock.now += seconds_each
 
-    node.announce = announce  # type: ignore[method-assign]
+    node.network.announce = announce  # type: ignore[method-assign]
     return node, Announcing(node), told
 
 
@@ -226,7 +225,7 @@ def test_when_all_was_told_to_all_it_is_quiet(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_withdrawal_does_not_wait_for_a_network_that_answers_nothing(tmp_path: Path) -> None:
-    from kvswap.exchange.verification.heads import withdraw
+    from kvswap.exchange.withdraw import withdraw
     from tests.support import key
 
     async def body() -> None:
@@ -273,9 +272,9 @@ def test_what_waits_for_its_provider_records_holds_nothing_else(tmp_path: Path) 
             node, made, given, go = await held_up(w, 24)
             for one in made:
                 await fetch(node, Cid.parse(one.id))
-            while any(not t.done() and "gossip" in repr(t) for t in node._tasks):
+            while any(not t.done() and "gossip" in repr(t) for t in node.background.tasks):
                 await asyncio.sleep(0.005)
-            assert len(node._tasks) < 16, node._tasks
+            assert len(node.background.tasks) < 16, node.background.tasks
             go.set()
             while len(set(given)) < 2 * len(made):
                 await asyncio.sleep(0.005)

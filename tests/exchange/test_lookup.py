@@ -18,7 +18,8 @@ from kvswap.exchange import Node
 from kvswap.exchange.discovery import lookup as finding
 from kvswap.exchange.discovery import resolve as resolving
 from kvswap.exchange.discovery.lookup import find
-from kvswap.exchange.discovery.resolve import Wanted, resolve
+from kvswap.exchange.discovery.resolve import resolve
+from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.node.catalogue import pack_keys
 from kvswap.exchange.prefix import longest_beginning
 from kvswap.exchange.request import Terms
@@ -27,7 +28,7 @@ from kvswap.net.memory import MemoryTransport
 from kvswap.store import Outcome
 from kvswap.trust.ladder import RULES
 from tests.exchange.peers import Peer, found, has_nothing, made_up, never, promising
-from tests.exchange.test_fetch import DOCUMENT, World, resigned, world
+from tests.exchange.test_fetch import DOCUMENT, SERVICES, World, resigned, world
 from tests.support import Made, key, make_artifact, run
 
 DEAD = "/ip4/127.0.0.1/tcp/9"
@@ -39,7 +40,7 @@ def announce(
     """What GossipSub hands over: signed by `peer`, passed on by `via`."""
     provider = messages.Provider(peer, addresses)
     announced = messages.Announce(made.id if number is None else made_up(number), DOCUMENT, provider)
-    node._heard(Announcement(peer, messages.encode_announce(announced), *([via] if via else [])))
+    SERVICES[node].hear(Announcement(peer, messages.encode_announce(announced), *([via] if via else [])))
 
 
 def flood(node: Node, made: Made, count: int, via: str, first: int = 0) -> None:
@@ -97,12 +98,12 @@ def test_who_delivered_once_is_pushed_out_by_nothing_that_is_said(tmp_path: Path
     async def body() -> None:
         async with world(tmp_path) as w:
             reader, holder, made = await document(w)
-            reader.record(peer_of(holder)).bytes_in = 1000
+            reader.peers.record(peer_of(holder)).bytes_in = 1000
             announce(reader, made, peer_of(holder), ["/memory/1"], via="somebody")
             await apart(reader, holder)
             for n in range(200):  # each passed on by another peer
                 flood(reader, made, 1, via=f"liar {n}", first=n)
-            assert peer_of(holder) in [a.peer for a in reader.referrals(made.id)]
+            assert peer_of(holder) in [a.peer for a in reader.network.referrals(made.id)]
             assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
 
     run(body())
@@ -119,7 +120,7 @@ def test_a_referral_that_led_nowhere_is_dropped_and_others_have_their_turn(tmp_p
                 flood(reader, made, 1, via=f"liar {n}", first=n)
             announce(reader, made, peer_of(holder), ["/memory/1"])
             assert await find(reader, messages.Find("test", document=DOCUMENT))
-            left = [a.peer for a in reader.referrals(DOCUMENT)]
+            left = [a.peer for a in reader.network.referrals(DOCUMENT)]
             assert peer_of(holder) in left and len(left) < 41
 
     run(body())
@@ -226,7 +227,7 @@ def test_who_delivered_before_is_waited_for_while_nobody_else_offers(
                 return messages.FindReply("test", str(key(7).peer_id), [found(1)], [])
 
             slow = await Peer(w.network, 4000, slowly).start(reader)
-            reader.record(slow.id).bytes_in = 1
+            reader.peers.record(slow.id).bytes_in = 1
             for _ in range(2):
                 offers = await find(reader, messages.Find("test", document=DOCUMENT), 0.3)
                 assert [o.peer for o in offers] == [slow.id]
@@ -242,18 +243,18 @@ def test_who_delivered_before_is_asked_again_after_a_failure_or_two(tmp_path: Pa
         async with world(tmp_path) as w:
             reader, holder, _ = await document(w)
             stranger = await Peer(w.network, 4000, has_nothing).start(reader)
-            reader.record(peer_of(holder)).bytes_in = 1
+            reader.peers.record(peer_of(holder)).bytes_in = 1
             for _ in range(2):
-                reader.failed(peer_of(holder), "no answer")
-                reader.failed(stranger.id, "no answer")
-                assert not reader.resting(peer_of(holder)) and reader.resting(stranger.id)
+                reader.peers.failed(peer_of(holder), "no answer")
+                reader.peers.failed(stranger.id, "no answer")
+                assert not reader.peers.resting(peer_of(holder)) and reader.peers.resting(stranger.id)
                 offers = await find(reader, messages.Find("test", document=DOCUMENT))
                 assert [o.peer for o in offers] == [peer_of(holder)]
-            reader.failed(peer_of(holder), "no answer")
-            assert reader.resting(peer_of(holder))
-            reader.record(peer_of(holder)).worked()
-            reader.lied(peer_of(holder), "wrong bytes")
-            assert reader.resting(peer_of(holder)) > 1000
+            reader.peers.failed(peer_of(holder), "no answer")
+            assert reader.peers.resting(peer_of(holder))
+            reader.peers.record(peer_of(holder)).worked()
+            reader.peers.lied(peer_of(holder), "wrong bytes")
+            assert reader.peers.resting(peer_of(holder)) > 1000
 
     run(body())
 
@@ -271,7 +272,7 @@ def test_a_wrong_address_is_not_held_against_the_peer_it_is_said_to_be_of(tmp_pa
             for _ in range(6):
                 announce(reader, made, holder.peer, [DEAD], via="a liar")
                 assert not await find(reader, messages.Find("test", document=DOCUMENT), seconds=0.3)
-            assert reader.record(holder.peer).failures == 0 and not reader.resting(holder.peer)
+            assert reader.peers.record(holder.peer).failures == 0 and not reader.peers.resting(holder.peer)
 
             async def honest(request: messages.Request) -> Any:
                 if isinstance(request, messages.Find):
@@ -311,18 +312,18 @@ def test_a_new_connection_ends_a_pause_after_failures_but_not_after_a_lie(tmp_pa
         async with world(tmp_path) as w:
             reader, holder, _ = await document(w)
             for _ in range(6):
-                reader.failed(peer_of(holder), "no answer")
-            assert reader.resting(peer_of(holder))
+                reader.peers.failed(peer_of(holder), "no answer")
+            assert reader.peers.resting(peer_of(holder))
             await apart(reader, holder)
-            assert reader.resting(peer_of(holder))
+            assert reader.peers.resting(peer_of(holder))
             await holder.transport.connect(PeerAddress(peer_of(reader)))  # type: ignore[union-attr]
-            assert not reader.resting(peer_of(holder))
-            reader.failed(peer_of(holder), "no answer")
-            assert reader.resting(peer_of(holder)) > 60  # what it did before counts as before
-            reader.lied(peer_of(holder), "wrong bytes")
+            assert not reader.peers.resting(peer_of(holder))
+            reader.peers.failed(peer_of(holder), "no answer")
+            assert reader.peers.resting(peer_of(holder)) > 60  # what it did before counts as before
+            reader.peers.lied(peer_of(holder), "wrong bytes")
             await apart(reader, holder)
             await holder.transport.connect(PeerAddress(peer_of(reader)))  # type: ignore[union-attr]
-            assert reader.resting(peer_of(holder)) > 1000
+            assert reader.peers.resting(peer_of(holder)) > 1000
 
     run(body())
 
@@ -390,8 +391,8 @@ def test_who_claims_an_honest_peers_artifact_is_shorter_than_it_says_harms_nobod
             wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
             beginning = await longest_beginning(reader, wanted, chain, 8, Terms())
             assert beginning is not None and beginning.tokens == 64
-            assert list(reader.catalogues.in_vain) == [liar.id]
-            assert reader.catalogues.table.peek(peer_of(holder)) is not None
+            assert list(reader.network.catalogues.in_vain) == [liar.id]
+            assert reader.network.catalogues.table.peek(peer_of(holder)) is not None
 
     run(body(), 60)
 
@@ -404,10 +405,12 @@ def test_what_was_found_wrong_here_is_not_held_against_who_has_it(tmp_path: Path
             made = make_artifact(tokens=64, block_tokens=8)
             reader, holder = await w.node(), await w.node()
             w.give(holder, made)
-            reader.records.put_outcome(Outcome(made.id, made.manifest.publisher, "wrong", RULES, why="it differs"))
+            reader.trust.records.put_outcome(
+                Outcome(made.id, made.manifest.publisher, "wrong", RULES, why="it differs")
+            )
             wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
             assert await longest_beginning(reader, wanted, made.manifest.prefix.chain, 8, Terms()) is None
-            assert list(reader.catalogues.in_vain) == []
+            assert list(reader.network.catalogues.in_vain) == []
 
     run(body())
 
@@ -426,8 +429,8 @@ def test_a_holder_is_not_held_to_what_its_publisher_signed(tmp_path: Path) -> No
             w.give(holder, odd)
             wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
             assert await longest_beginning(reader, wanted, chain, 8, Terms()) is None
-            assert reader.catalogues.best(chain)[0] == len(chain)
-            assert list(reader.catalogues.in_vain) == []
+            assert reader.network.catalogues.best(chain)[0] == len(chain)
+            assert list(reader.network.catalogues.in_vain) == []
 
     run(body())
 
@@ -455,7 +458,7 @@ def test_what_was_removed_meanwhile_is_not_held_against_who_had_it(tmp_path: Pat
             holder.store.remove(long.id)
             rest = await longest_beginning(reader, wanted, chain, 8, Terms())
             assert rest is not None and rest.tokens == 32 and rest.peers == (peer_of(holder),)
-            assert list(reader.catalogues.in_vain) == []
+            assert list(reader.network.catalogues.in_vain) == []
 
     run(body())
 
@@ -478,10 +481,10 @@ def test_who_takes_back_what_it_claims_each_time_it_is_asked_is_believed_no_more
             liar = await Peer(w.network, 4000, turning).start(reader)
             wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
             for _ in range(3):
-                assert liar.id not in reader.catalogues.in_vain
+                assert liar.id not in reader.network.catalogues.in_vain
                 assert await longest_beginning(reader, wanted, chain, 8, Terms()) is None
-                reader.catalogues.expire(liar.id)
-            assert liar.id in reader.catalogues.in_vain
+                reader.network.catalogues.expire(liar.id)
+            assert liar.id in reader.network.catalogues.in_vain
 
     run(body(), 60)
 
@@ -527,11 +530,11 @@ def test_nothing_is_found_where_there_is_nothing(tmp_path: Path) -> None:
 
 def failed_often(node: Node, peer: str, *, gave: bool) -> None:
     """Failures in a row, as of a machine too busy to answer, from after the connection was made."""
-    record = node.record(peer)
+    record = node.peers.record(peer)
     record.bytes_in = 1000 if gave else 0
     for _ in range(6):
         record.failed(time.time() + 1.0)
-    assert node.resting(peer) > 0
+    assert node.peers.resting(peer) > 0
 
 
 def test_a_connected_peer_that_delivered_is_asked_before_nobody_offers_is_said(tmp_path: Path) -> None:
@@ -552,9 +555,9 @@ def test_who_rests_for_more_than_failures_is_not_asked(why: str, tmp_path: Path)
             reader, holder, _ = await document(w)
             failed_often(reader, peer_of(holder), gave=why != "never delivered")
             if why == "lied":
-                reader.record(peer_of(holder)).lied(time.time())
+                reader.peers.record(peer_of(holder)).lied(time.time())
             if why == "blocked":
-                reader.record(peer_of(holder)).blocked = True
+                reader.peers.record(peer_of(holder)).blocked = True
             with pytest.raises(NotFound, match="nobody offers") as caught:
                 await resolve(reader, DOCUMENT)
             assert "1 of 1 connected peers was not asked or did not answer" in (caught.value.cause or "")
@@ -569,14 +572,14 @@ def test_who_is_blocked_or_lied_is_not_asked_however_many_peers_delivered(tmp_pa
         async with world(tmp_path) as w:
             node = await w.node()
             for number in range(5000):
-                node.record(f"peer {number}").bytes_in = 1
+                node.peers.record(f"peer {number}").bytes_in = 1
             bad, liar = str(key(4000).peer_id), str(key(4001).peer_id)
-            node.block(bad, True)
-            node.lied(liar, "wrong bytes")
+            node.peers.block(bad, True)
+            node.peers.lied(liar, "wrong bytes")
             for number in range(5000):
-                node.failed(f"stranger {number}", "no answer")
-            assert node.ledger.blocked(bad) and node.resting(bad) == float("inf")
-            assert node.resting(liar) > 3500 and node.resting("stranger 4999") > 0
+                node.peers.failed(f"stranger {number}", "no answer")
+            assert node.ledger.blocked(bad) and node.peers.resting(bad) == float("inf")
+            assert node.peers.resting(liar) > 3500 and node.peers.resting("stranger 4999") > 0
 
     run(body())
 

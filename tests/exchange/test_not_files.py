@@ -22,6 +22,7 @@ from kvswap.core.runfile import RunFile
 from kvswap.core.settings import Settings
 from kvswap.cost import Calibration
 from kvswap.exchange import Node
+from kvswap.exchange.node.identity import keys_of
 from kvswap.host.run import _salts, host_key, journal_of, written_url
 from kvswap.store import Home, Store
 from kvswap.store.files import chunk_reader
@@ -103,13 +104,13 @@ def opened(home: Path) -> list[str]:
         logging.getLogger("kvswap.test").warning("said")
         Settings.load(home=str(home), env={})
         store = Store.open(home / "store")
-        node_key, publisher = Node.keys(home)
+        node_key, publisher = keys_of(home)
         policy = PolicyFile(home / "trust.json", publisher.peer_id)
         calibration = Calibration(home / "calibration.json", store.problems)
         settings = Settings(home=home, models=home / "models", p2p=False)
         node = Node(settings, store, None, NoModel(), publisher, policy, calibration, node_key)  # type: ignore[arg-type]
         for row in store.artifacts():
-            node._chunk_list(row.id)
+            node.files_of(row.id)
         store.verify()
         calibration.save()
         return list(map(str, store.problems))
@@ -117,7 +118,7 @@ def opened(home: Path) -> list[str]:
         start_log(None, stderr=False)
         if node is not None:
             node.ledger.close()
-            node.records.close()
+            node.trust.records.close()
         if store is not None:
             store.close()
         held.close()

@@ -95,7 +95,7 @@ def test_what_is_signed_is_encoded_and_read_beside_the_loop(tmp_path: Path, monk
             node = await w.node()
 
             async def describe(made: Made) -> Manifest:
-                publisher = str(node.publisher.peer_id)
+                publisher = node.identity.own
                 return msgspec.structs.replace(artifact.manifest, chunks=made.refs, publisher=publisher)
 
             statement = await make(node, computed, silent, describe, None)

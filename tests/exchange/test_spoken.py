@@ -16,7 +16,7 @@ from kvswap.exchange.discovery import lookup as finding
 from kvswap.net import Announcement, messages
 from kvswap.trust.head import make_head
 from tests.exchange.peers import Peer, never
-from tests.exchange.test_fetch import DOCUMENT, World, world
+from tests.exchange.test_fetch import DOCUMENT, SERVICES, World, world
 from tests.support import Made, key, make_artifact, run
 
 PUBLISHER = key()
@@ -25,7 +25,7 @@ NAME = str(PUBLISHER.peer_id)
 
 def announce(node: Node, made: Made, peer: Peer) -> None:
     announced = messages.Announce(made.id, DOCUMENT, messages.Provider(peer.id, []))
-    node._heard(Announcement(peer.id, messages.encode_announce(announced)))
+    SERVICES[node].hear(Announcement(peer.id, messages.encode_announce(announced)))
 
 
 def head(sequence: int, withdrawn: dict[str, str]) -> bytes:
@@ -92,7 +92,7 @@ def test_who_has_no_word_of_the_publisher_is_left_alone_for_a_while(
             reader, made = await w.node(), make_artifact(tokens=16)
             w.give(reader, made)
             now = head(1, {})
-            reader.records.hear_head(NAME, 1, now, {})
+            reader.trust.records.hear_head(NAME, 1, now, {})
 
             async def vain() -> list[bytes]:
                 other = make_head(key(9), 1, int(time.time()), [], {}).envelope
@@ -100,10 +100,10 @@ def test_who_has_no_word_of_the_publisher_is_left_alone_for_a_while(
 
             one = await peer(w, 4000, reader, vain)
             announce(reader, made, one)
-            await until(lambda: not len(reader.spoken.table) and not reader.spoken.under_way)
+            await until(lambda: not len(SERVICES[reader].spoken.table) and not SERVICES[reader].spoken.under_way)
             assert asked(one) == 1
             announce(reader, made, one)
-            assert not len(reader.spoken.table) and not reader.spoken.under_way
+            assert not len(SERVICES[reader].spoken.table) and not SERVICES[reader].spoken.under_way
 
     run(body())
 
@@ -123,7 +123,7 @@ def test_a_publisher_that_says_the_same_is_asked_each_time_it_announces(tmp_path
             one = await peer(w, 4000, reader, right)
             for times in (1, 2, 3):
                 announce(reader, made, one)
-                await until(lambda: not len(reader.spoken.table) and not reader.spoken.under_way)
+                await until(lambda: not len(SERVICES[reader].spoken.table) and not SERVICES[reader].spoken.under_way)
                 assert asked(one) == times
             told.append(head(2, {made.id: "an error"}))
             announce(reader, made, one)
@@ -150,7 +150,7 @@ def test_our_own_trouble_makes_nobody_wait(tmp_path: Path, monkeypatch: pytest.M
             with monkeypatch.context() as broken:
                 broken.setattr(finding, "find", fails)
                 announce(reader, made, one)
-                await until(lambda: not len(reader.spoken.table) and not reader.spoken.under_way)
+                await until(lambda: not len(SERVICES[reader].spoken.table) and not SERVICES[reader].spoken.under_way)
             announce(reader, made, one)
             await until(lambda: reader.store.get_artifact(made.id) is None)
 

@@ -57,7 +57,7 @@ def test_a_look_up_goes_on_and_withdrawals_are_obeyed(tmp_path: Path, error: Exc
             made = make_artifact(tokens=40)
             holder, reader = await w.node(), await w.node()
             w.give(holder, made)
-            again = takes_nothing(reader.records, error)
+            again = takes_nothing(reader.trust.records, error)
             hear_heads(holder, [head(1, {})], PEER)  # which it tells with its answers
             assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
             assert "heard" in reader.problems
@@ -83,7 +83,7 @@ def test_what_is_here_and_withdrawn_goes_also_then(tmp_path: Path) -> None:
             made = make_artifact(tokens=40)
             node = await w.node()
             w.give(node, made)
-            takes_nothing(node.records, FULL)
+            takes_nothing(node.trust.records, FULL)
             hear_heads(node, [head(1, {made.id: "an error"})], PEER)
             assert node.store.artifacts() == []
             for number in range(
@@ -92,8 +92,8 @@ def test_what_is_here_and_withdrawn_goes_also_then(tmp_path: Path) -> None:
                 hear_heads(
                     node, [make_head(key(5000), number + 1, int(time.time()), [], {}).envelope], f"peer {number}"
                 )
-            assert node.records.withdrawn_of([made.id]) == {(made.id, made.manifest.publisher): "an error"}
-            assert node.records.withdrawn_by(made.manifest.publisher) == {made.id: "an error"}
+            assert node.trust.records.withdrawn_of([made.id]) == {(made.id, made.manifest.publisher): "an error"}
+            assert node.trust.records.withdrawn_by(made.manifest.publisher) == {made.id: "an error"}
 
     run(body())
 
@@ -131,26 +131,26 @@ def test_a_failed_audit_counts_and_its_publisher_is_caught_later(tmp_path: Path,
         async with world(tmp_path) as w:
             made = make_artifact(tokens=40)
             node = await w.node()
-            node.policy.add(str(AUDITOR.peer_id))
+            node.trust.policy.add(str(AUDITOR.peer_id))
             told = [audit(made, FAILED)]
             if full == "the database":
-                again = takes_nothing(node.records, FULL)
+                again = takes_nothing(node.trust.records, FULL)
                 hear_audits(node, told, PEER, None)
                 again()
             else:
                 with no_larger_files(20):
                     hear_audits(node, told, PEER, None)
-                assert node.policy.policy.caught(made.manifest.publisher) is None
+                assert node.trust.policy.policy.caught(made.manifest.publisher) is None
             assert "heard" in node.problems
             with pytest.raises(Untrusted, match="failed an audit"):
                 refuse_if_failed(node, made.statement)
             attend(node)
-            assert node.policy.policy.caught(made.manifest.publisher) is not None and "heard" not in node.problems
-            assert len(node.records.audits(artifact=made.id)) == 1
-            node.policy.add(made.manifest.publisher)  # what was heard once is not held against it again
+            assert node.trust.policy.policy.caught(made.manifest.publisher) is not None and "heard" not in node.problems
+            assert len(node.trust.records.audits(artifact=made.id)) == 1
+            node.trust.policy.add(made.manifest.publisher)  # what was heard once is not held against it again
             hear_audits(node, told, PEER, None)
             attend(node)
-            assert node.policy.policy.trusts(made.manifest.publisher)
+            assert node.trust.policy.policy.trusts(made.manifest.publisher)
 
     run(body())
 
@@ -162,9 +162,9 @@ def test_a_successor_is_followed_when_the_disk_takes_it(tmp_path: Path) -> None:
             envelope = make_head(old, 3, int(time.time()) - 5, [], {}, new).envelope
             with no_larger_files(20):
                 hear_heads(node, [envelope], PEER)
-            assert not node.policy.policy.trusts(str(new.peer_id)) and "heard" in node.problems
+            assert not node.trust.policy.policy.trusts(str(new.peer_id)) and "heard" in node.problems
             attend(node)
-            assert node.policy.policy.trusts(str(new.peer_id)) and "heard" not in node.problems
+            assert node.trust.policy.policy.trusts(str(new.peer_id)) and "heard" not in node.problems
 
     run(body())
 

@@ -15,8 +15,8 @@ import msgspec
 
 from kvswap.artifact import dsse
 from kvswap.core.ids import Cid
-from kvswap.exchange import Node
-from kvswap.exchange.verification.statement import listing_of
+from kvswap.exchange.node.identity import keys_of
+from kvswap.exchange.node.listing import listing_of
 from kvswap.store import Listing, Store
 from kvswap.store.files import chunk_path
 from kvswap.store.rebuild import list_artifact
@@ -40,7 +40,7 @@ def fill(home: Path, artifacts: int, chunks_each: int = 30, *, files: bool = Tru
 
     Without `files` the chunks are listed and not on disk.
     """
-    _, own = Node.keys(home)
+    _, own = keys_of(home)
     other = key(77)
     made = make_artifact(own, tokens=8 * chunks_each, block_tokens=8, specs=(FULL,))
     store = Store.open(home / "store", 10**13)

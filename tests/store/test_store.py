@@ -15,24 +15,17 @@ import pytest
 
 from kvswap.core.errors import Incompatible, IntegrityError, NotFound, StoreFull, StoreLocked
 from kvswap.core.ids import Cid
-from kvswap.exchange.verification.statement import list_artifact
+from kvswap.exchange.node.listing import list_artifact
 from kvswap.store import Store
 from kvswap.store.files import ChunkFile
 from kvswap.store.index import MIGRATIONS
 from tests.support import Made, make_artifact
 
 
-class Holder:
-    """Enough of a node for `list_artifact`."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-
 def put(store: Store, made: Made, *, leave_out: int = 0, durable: bool = True) -> None:
     for cid, wire in list(made.chunks.items())[leave_out:]:
         store.put_chunk(wire, cid)
-    list_artifact(Holder(store), made.statement, durable=durable)  # type: ignore[arg-type]
+    list_artifact(store, made.statement, durable=durable)
 
 
 def test_chunks_are_named_by_what_they_are(tmp_path: Path) -> None:

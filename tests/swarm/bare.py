@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from kvswap.core.ids import peer_of
 from kvswap.core.settings import Settings
-from kvswap.exchange.node.node import peer_of
 from kvswap.net import PeerAddress, Stream, Transport
 from kvswap.net.libp2p.transport import Libp2pTransport
 from tests.support import Daemon

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvswap.core.errors import KvswapError
-from kvswap.exchange.node.node import peer_of
+from kvswap.core.ids import peer_of
 from tests.support import Daemon, key, run, until
 from tests.swarm import attackers
 from tests.swarm.bare import stranger

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from kvswap.core.errors import KvswapError, TokenRefused
+from kvswap.core.ids import peer_of
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.node.node import peer_of
 from kvswap.net import PeerAddress, Transport, messages
 from kvswap.net.bulk import BulkClient, BulkTarget
 from kvswap.net.client import Session, session

@@ -15,7 +15,7 @@ import pytest
 
 from kvswap.artifact.manifest import Manifest
 from kvswap.core import wire
-from kvswap.exchange.node.node import peer_of
+from kvswap.core.ids import peer_of
 from kvswap.net import messages
 from kvswap.net.client import session
 from kvswap.trust import Group, read_statement

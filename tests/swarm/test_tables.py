@@ -23,6 +23,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.settings import Settings
 from kvswap.cost import Calibration
 from kvswap.exchange import Node
+from kvswap.exchange.serving.service import Service
 from kvswap.net import PeerAddress, messages
 from kvswap.net.client import Session
 from kvswap.net.libp2p.transport import Libp2pTransport
@@ -59,11 +60,12 @@ async def live(home: Path) -> AsyncIterator[Node]:
         Calibration(home / "calibration.json"),
         key(2),
     )
-    await node.start()
+    service = Service(node)
+    await service.start()
     try:
         yield node
     finally:
-        await node.stop()
+        await service.stop()
         store.close()
 
 

@@ -160,7 +160,7 @@ class Envelopes:
         self._todo.extendleft(reversed(later))
 
     async def _ask(self, peer: str, artifact: str) -> bytes:
-        envelope = await self._node.ask(PeerAddress(peer), messages.GetManifest(artifact), bytes)
+        envelope = await self._node.network.ask(PeerAddress(peer), messages.GetManifest(artifact), bytes)
         if not await _is_of(envelope, artifact):
             raise _another(peer, artifact)
         return envelope
@@ -178,7 +178,7 @@ class Envelopes:
             self._lacked[peer] += isinstance(error, NotFound)
             if peer not in self.failed and self._lacked[peer] != 1:  # once it may have gone just now
                 self.failed.add(peer)
-                self._node.blame(peer, told)
+                self._node.peers.blame(peer, told)
             if candidate.artifact in self._done:
                 return None
             self._todo.appendleft((candidate, at + 1))

@@ -21,7 +21,7 @@ from kvswap.core.errors import IntegrityError, KvswapError
 from kvswap.exchange.discovery.candidates import Envelopes, in_turns
 from kvswap.exchange.discovery.lookup import Offer, find
 from kvswap.exchange.node.node import AGENT, Node
-from kvswap.exchange.verification.statement import read_current
+from kvswap.exchange.verification.hearing import read_current
 from kvswap.net import PeerAddress, messages
 from kvswap.net.client import chunk_cap
 from kvswap.trust import Statement
@@ -70,7 +70,7 @@ def agree(node: Node, statement: Statement, own: bytes, marks: Sequence[Mark], n
     figures: dict[str, object] = {}
     if not marks:
         return Agreed(step("skipped", "no other publisher of the same tokens was found"))
-    policy = node.policy.policy
+    policy = node.trust.policy.policy
     scores = compare(own, {mark.publisher: mark.data for mark in marks}, noise.fingerprints).scores
     trusted = [mark for mark in marks if policy.trusts(mark.publisher)]
     strangers = tuple(m for m in marks if m not in trusted and scores[m.publisher] > MARGIN)
@@ -168,7 +168,7 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
         theirs = other.manifest
         unknown = theirs.publisher not in (statement.manifest.publisher, *candidates)
         wanted = theirs.fingerprint is not None and same_cache(theirs, statement.manifest)
-        if wanted and unknown and node.policy.policy.caught(theirs.publisher) is None:
+        if wanted and unknown and node.trust.policy.policy.caught(theirs.publisher) is None:
             candidates[theirs.publisher] = _Known.of(other, peers)
 
     for row in await asyncio.to_thread(node.store.artifacts, document):
@@ -180,7 +180,7 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
     known = {manifest.publisher, *candidates}
     offers = [offer for offer in found if offer.found.publisher not in known]
     deadline = time.monotonic() + _SECONDS
-    asking = Envelopes(node, in_turns(_mixed(node, offers), _rank, node.delivered)[:_OFFERS], deadline)
+    asking = Envelopes(node, in_turns(_mixed(node, offers), _rank, node.peers.delivered)[:_OFFERS], deadline)
     async for candidate, envelope in asking:
         if not isinstance(envelope, KvswapError):
             first = [candidate.inline_from] if candidate.inline_from in candidate.peers else []
@@ -190,7 +190,7 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
         offer
     ) in found:  # of an artifact that is here its fingerprint need not be: nobody fetches it who does not compare
         holders.setdefault(offer.found.artifact, []).append(offer.peer)
-    trusts = node.policy.policy.trusts
+    trusts = node.trust.policy.policy.trusts
     trusted = [one for publisher, one in candidates.items() if trusts(publisher)]
     strangers = [one for publisher, one in candidates.items() if not trusts(publisher)]
     asked = (
@@ -204,7 +204,7 @@ def _mixed(node: Node, offers: Sequence[Offer]) -> list[Offer]:
     """Peers in an order that nobody knows before; of one peer what it says is of trusted publishers first."""
     peers = list(dict.fromkeys(offer.peer for offer in offers))
     place = {peer: n for n, peer in enumerate(random.SystemRandom().sample(peers, len(peers)))}
-    trusts = node.policy.policy.trusts
+    trusts = node.trust.policy.policy.trusts
     return sorted(offers, key=lambda offer: (place[offer.peer], not trusts(offer.found.publisher)))
 
 
@@ -241,11 +241,11 @@ async def _mark(node: Node, other: Statement, peers: Sequence[str], deadline: fl
     for peer in peers[:_HOLDERS]:
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                data = await node.ask(PeerAddress(peer), ask, bytes, chunk_cap(file.length))
+                data = await node.network.ask(PeerAddress(peer), ask, bytes, chunk_cap(file.length))
         except (KvswapError, TimeoutError):
             continue
         try:
             return Mark(other, open_file(file, FINGERPRINT, data, other.seal))
         except IntegrityError:
-            node.lied(peer, "a fingerprint that is not what was signed")
+            node.peers.lied(peer, "a fingerprint that is not what was signed")
     return None

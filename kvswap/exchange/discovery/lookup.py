@@ -20,13 +20,13 @@ from typing import Any
 
 from kvswap.core.errors import KvswapError
 from kvswap.core.failures import record
-from kvswap.core.ids import Cid
+from kvswap.core.ids import Cid, document_key
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.hearsay import RECORDS
-from kvswap.exchange.node.node import Node, document_key
+from kvswap.exchange.node.node import Node
 from kvswap.exchange.verification.audits import hear_audits
 from kvswap.exchange.verification.heads import hear_heads
-from kvswap.exchange.verification.statement import heard
+from kvswap.exchange.verification.hearing import heard
 from kvswap.net import PeerAddress, Unreachable, messages
 
 _GRACE_SECONDS = 0.15
@@ -64,7 +64,7 @@ async def ask_these(
     node: Node, query: messages.Find, seconds: float, only: Sequence[str] | None
 ) -> tuple[list[Offer], set[str]]:
     """Return offers as `find` does, and who answered at all."""
-    if node.transport is None or not node.p2p:
+    if not node.p2p:
         return [], set()
     lookup = _Lookup(node, query, only)
     await lookup.run(seconds)
@@ -87,7 +87,7 @@ class _Far:
         return bool(self._first or self._named)
 
     def add(self, address: PeerAddress, teller: str) -> None:
-        if self._node.delivered(address.peer):
+        if self._node.peers.delivered(address.peer):
             self._first.append((address, teller))
             return
         named = self._named.setdefault(teller, deque())
@@ -113,7 +113,6 @@ class _Far:
 
 class _Lookup:
     def __init__(self, node: Node, query: messages.Find, only: Sequence[str] | None) -> None:
-        assert node.transport is not None  # noqa: S101 - ask_these() checked
         self._node = node
         self._transport = node.transport
         self._query = query
@@ -146,7 +145,7 @@ class _Lookup:
         self._ask_near()
         if self._reference is not None and self._only is None:
             self._spawn(self._ask_providers())
-            for referral in self._node.hearsay.known(self._reference):
+            for referral in self._node.network.hearsay.known(self._reference):
                 self._consider(referral.address, referral.teller)
         try:
             while time.monotonic() < (late if self._proven and not self.offers else deadline) or self._ask_again():
@@ -172,7 +171,7 @@ class _Lookup:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         # Never cancelled: what is cut off inside libp2p may take its connection along.  All of it ends
         # by itself, and a peer that was dialled in vain for this look-up is there for the next.
-        task = self._node.spawn(work)
+        task = self._node.background.spawn(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -186,9 +185,9 @@ class _Lookup:
                 continue
             if peer in connected:
                 self._known.add(peer)
-                if not self._node.resting(peer):
+                if not self._node.peers.resting(peer):
                     self._near.add(peer)
-                    if self._node.delivered(peer):
+                    if self._node.peers.delivered(peer):
                         self._proven.add(peer)
                     self._ask_soon(PeerAddress(peer), "")
                 else:
@@ -198,7 +197,7 @@ class _Lookup:
 
     def _ask_again(self) -> bool:
         """Ask who delivered before and rests for failures alone: sooner than to say that nobody has it."""
-        self._spared = [peer for peer in self._spared if self._node.paused(peer)] if not self.offers else []
+        self._spared = [peer for peer in self._spared if self._node.peers.paused(peer)] if not self.offers else []
         for peer in self._spared:
             self._near.add(peer)
             self._proven.add(peer)
@@ -214,7 +213,7 @@ class _Lookup:
         """Somebody is named who may have it."""
         if address.peer not in self._known and not self._over:
             self._known.add(address.peer)
-            if not self._node.resting(address.peer):  # failed or lied lately, or blocked
+            if not self._node.peers.resting(address.peer):  # failed or lied lately, or blocked
                 self._far.add(address, teller)
 
     def _ask_far(self) -> None:
@@ -224,10 +223,10 @@ class _Lookup:
             if sum(since > slow for since in self._dialling.values()) >= _FAR_AT_ONCE:
                 return
             address, teller = self._far.next() or (None, "")
-            worth = self._node.hearsay.reachable(address, teller) if address is not None else None
+            worth = self._node.network.hearsay.reachable(address, teller) if address is not None else None
             if worth is not None:
                 self._dial(worth, teller)
-            elif address is not None and self._node.delivered(address.peer):
+            elif address is not None and self._node.peers.delivered(address.peer):
                 self._away.append((address, teller))
 
     def _dial(self, address: PeerAddress, teller: str) -> None:
@@ -262,9 +261,9 @@ class _Lookup:
         except Unreachable:
             self._far.in_vain(teller)
             if self._reference is not None:
-                self._node.hearsay.forget(self._reference, address.peer)
+                self._node.network.hearsay.forget(self._reference, address.peer)
         except Exception as error:  # noqa: BLE001 - what is not the peer's is kept, and told if nothing is found
-            if self._node.blame(address.peer, error):
+            if self._node.peers.blame(address.peer, error):
                 self._far.in_vain(teller)
             else:
                 self.own = record(error, "looking up")
@@ -283,18 +282,18 @@ class _Lookup:
 
     async def _ask(self, address: PeerAddress, teller: str) -> None:
         peer = address.peer
-        await self._node.reach(address, LIMITS.hearsay_dial_seconds, teller)
+        await self._node.network.reach(address, LIMITS.hearsay_dial_seconds, teller)
         async with asyncio.timeout(LIMITS.request_seconds if peer in self._proven else LIMITS.lookup_seconds):
             began = time.perf_counter()
-            reply = await self._node.ask(PeerAddress(peer), self._query, messages.FindReply)
+            reply = await self._node.network.ask(PeerAddress(peer), self._query, messages.FindReply)
             self._node.calibration.add_latency(peer, time.perf_counter() - began)
             with self._node.ledger.changing(peer) as known:
                 known.publisher = reply.publisher
-            self._node.offered(peer, reply.asks / 1e6)
+            self._node.peers.asks(peer, reply.asks / 1e6)
         if reply.heads or reply.audits:
             await asyncio.to_thread(self._hear, reply, peer)
         if reply.grant is not None:
-            self._node.grants.put(peer, reply.grant, [found.artifact for found in reply.found if found.complete])
+            self._node.peers.grants.put(peer, reply.grant, [found.artifact for found in reply.found if found.complete])
         self.answered.add(peer)
         self.offers += [Offer(peer, found) for found in reply.found]
         host = self._transport.host_of(peer)

@@ -19,14 +19,14 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.discovery.candidates import Candidate, Envelopes, in_turns
 from kvswap.exchange.discovery.lookup import Offer, ask_these
-from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.model_port import Wanted, own_model
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.request import STRICT, Terms
 from kvswap.exchange.verification.audits import refuse_if_failed
 from kvswap.exchange.verification.claims import refuse_uncheckable
 from kvswap.exchange.verification.heads import require_current
+from kvswap.exchange.verification.hearing import read_current
 from kvswap.exchange.verification.outcomes import refuse_withheld, settled
-from kvswap.exchange.verification.statement import read_current
 from kvswap.net import messages
 from kvswap.trust import Names, Statement, require_trust
 from kvswap.trust.groups import OPEN
@@ -44,26 +44,6 @@ class Resolved:
     local: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The model identity and dtype that an artifact must be of."""
-
-    model: bytes
-    dtype: str
-
-    @classmethod
-    def of(cls, choice: ModelChoice) -> Wanted:
-        return cls(choice.identity.digest, choice.dtype)
-
-
-async def own_model(node: Node) -> ModelChoice | None:
-    """The node's model, or None when its files are not here: then compatibility cannot be judged."""
-    try:
-        return await node.model.choose()
-    except NotFound:
-        return None
-
-
 async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> list[Resolved]:
     """Find what may be used, one artifact at least, within `LIMITS.resolve_seconds`.
 
@@ -71,8 +51,8 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     """
     deadline = time.monotonic() + LIMITS.resolve_seconds
     if isinstance(reference, Cid):
-        await asyncio.to_thread(node.records.ask, str(reference))
-    choice = await own_model(node)
+        await asyncio.to_thread(node.trust.records.ask, str(reference))
+    choice = await own_model(node.model)
     wanted = Wanted.of(choice) if choice is not None else None
     usable: list[Resolved] = []
     errors: list[KvswapError] = []
@@ -114,14 +94,14 @@ def _query(reference: str | Cid, names: Names, wanted: Wanted | None, *, bulk: b
 def _in_turns(node: Node, offers: list[Offer], query: messages.Find) -> list[Candidate]:
     """Artifacts in the order in which they are looked at: what is said to be of a trusted publisher first, then what
     came with its envelope, then what is said to be of this model and dtype."""
-    policy = node.policy.policy
+    policy = node.trust.policy.policy
 
     def rank(offer: Offer) -> tuple[int, ...]:
         found = offer.found
         fits = query.model is None or (found.model == query.model and found.dtype == query.dtype)
         return (not policy.trusts(found.publisher), found.envelope is None, not fits)
 
-    return in_turns(offers, rank, node.delivered)
+    return in_turns(offers, rank, node.peers.delivered)
 
 
 def _merged(lists: Sequence[list[Candidate]]) -> list[Candidate]:
@@ -193,9 +173,9 @@ def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms
             field="codec",
         )
     refuse_withheld(node, statement)
-    first = terms.trust_on_first_use and statement.manifest.publisher not in node.policy.policy.removed
+    first = terms.trust_on_first_use and statement.manifest.publisher not in node.trust.policy.policy.removed
     unlisted = terms.strangers or first or settled(node, statement)
-    require_trust(statement, node.policy.policy, strangers=unlisted)
+    require_trust(statement, node.trust.policy.policy, strangers=unlisted)
     require_current(node, statement)
     refuse_if_failed(node, statement)
     return statement
@@ -210,12 +190,12 @@ async def use(node: Node, statement: Statement, terms: Terms) -> None:
 
 
 def _use(node: Node, statement: Statement, terms: Terms) -> None:
-    publisher, policy = statement.manifest.publisher, node.policy.policy
+    publisher, policy = statement.manifest.publisher, node.trust.policy.policy
     known = policy.trusts(publisher) or publisher in policy.removed
     if terms.trust_on_first_use and not known and policy.caught(publisher) is None:
-        node.policy.add(publisher, "first use", how="first-use")
+        node.trust.policy.add(publisher, "first use", how="first-use")
         node.events.add("trusted", publisher=publisher, how="first-use")
-    node.records.ask(str(statement.artifact))
+    node.trust.records.ask(str(statement.artifact))
 
 
 def _answers(statement: Statement, reference: str | Cid) -> bool:
@@ -231,7 +211,7 @@ def _most_telling(node: Node, reference: str | Cid, errors: list[KvswapError], a
         for error in errors:
             if isinstance(error, kind):
                 return error
-    connected = set(node.transport.connected()) if node.transport is not None and node.p2p else set()
+    connected = set(node.transport.connected()) if node.p2p else set()
     silent = len(connected - answered)
     cause = (
         f"none of {len(connected)} connected peers, and no provider record, has it"

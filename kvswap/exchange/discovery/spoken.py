@@ -13,14 +13,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
 
 from kvswap.core.bounded import Table
 from kvswap.core.errors import KvswapError
+from kvswap.exchange.discovery.lookup import find
+from kvswap.exchange.node.node import AGENT, Node
 from kvswap.net import messages
-
-if TYPE_CHECKING:
-    from kvswap.exchange.node.node import Node
 
 _WAITING = 256
 _OF_ONE_PEER = 64
@@ -80,13 +78,10 @@ class Spoken:
             _, (artifact, peer) = min(turns)
             self.table.pop((artifact, peer))
             self.under_way[peer] = _Asked(now)
-            self._node.spawn(self._ask(artifact, peer))
+            self._node.background.spawn(self._ask(artifact, peer))
             fast += 1
 
     async def _ask(self, artifact: str, peer: str) -> None:
-        from kvswap.exchange.discovery.lookup import find
-        from kvswap.exchange.node.node import AGENT
-
         asked, ours = self.under_way[peer], False
         try:
             asked.publisher = await asyncio.to_thread(self._whose, artifact, peer)

@@ -7,30 +7,27 @@ stays with the artifacts that need it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
-from typing import Any
 
 import kvswap.model
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import Cid
-from kvswap.exchange.model_port import ModelChoice, OnEvent
+from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
 
-TOKENS = 40_000
 SHIPPED = Path(kvswap.model.__file__).parent / "predictors"  # by model identity
 
 
-def _trained(node: Node, choice: ModelChoice) -> Path:
+def trained(node: Node, choice: ModelChoice) -> Path:
     return node.settings.home / "predictors" / choice.identity.digest.hex()
 
 
 def path(node: Node, choice: ModelChoice) -> Path | None:
     """The file of a model's predictor: one trained here, or the one that comes with kvswap; None without either."""
     shipped = SHIPPED / choice.identity.digest.hex()
-    return next((p for p in (_trained(node, choice), shipped) if p.is_file()), None)
+    return next((p for p in (trained(node, choice), shipped) if p.is_file()), None)
 
 
 def own(node: Node, choice: ModelChoice) -> bytes:
@@ -55,34 +52,7 @@ def supply(node: Node, manifest: Manifest) -> None:
             node.store.put_chunk(data, wanted.id)
 
 
-async def train(
-    node: Node, corpus: str, progress: OnEvent, *, model: str | None = None, tokens: int = TOKENS
-) -> dict[str, Any]:
-    """Train on the text files below a directory of this machine, and keep the outcome.  Raises `UsageError`."""
-    choice = await node.model.choose(model)
-    made: list[bytes] = []
-
-    async def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "predictor":
-            made.append(event["data"])
-        else:
-            await progress(event)
-
-    done = await node.model.run(
-        choice, "train", on_event, corpus=corpus, tokens=tokens, block_tokens=node.settings.block_tokens
-    )
-    (data,) = made
-    await asyncio.to_thread(_keep, _trained(node, choice), data)
-    node.events.add("trained", model=choice.identity.label, tokens=done["tokens"], bytes=len(data))
-    return {
-        "model": choice.identity.label,
-        "predictor": str(Cid.of(data)),
-        "bytes": len(data),
-        "tokens": done["tokens"],
-    }
-
-
-def _keep(path: Path, data: bytes) -> None:
+def keep(path: Path, data: bytes) -> None:
     from kvswap.codec import predictive  # numpy, which this process has no other use for
 
     predictive.load(data)  # what readers will do with it

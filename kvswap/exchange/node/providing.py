@@ -7,14 +7,14 @@ faster than that.  It waits in a bounded table, each artifact once, and nothing 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from kvswap.core.bounded import Table
 from kvswap.core.errors import KvswapError, P2pDown
-from kvswap.core.ids import Cid
-
-if TYPE_CHECKING:
-    from kvswap.exchange.node.node import Node
+from kvswap.core.ids import Cid, document_key
+from kvswap.exchange.node.events import EventLog
+from kvswap.net import Transport
+from kvswap.store import Store
 
 _WAITING = 4_096  # artifacts; the upkeep tells of all that is here from time to time, so of what gave way too
 
@@ -22,8 +22,12 @@ _WAITING = 4_096  # artifacts; the upkeep tells of all that is here from time to
 class Providing:
     """Holds what waits for its provider records, and gives them in turn."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, transport: Transport, store: Store, events: EventLog, may_tell: Callable[[str], bool]) -> None:
+        """`may_tell(artifact)`: whether peers may hear of it; it blocks."""
+        self._transport = transport
+        self._store = store
+        self._events = events
+        self._may_tell = may_tell
         # The document of each artifact, and whether the artifact was here: then it must still be at its turn.
         self.table: Table[str, tuple[str | None, bool]] = Table(
             "records to give", entries=_WAITING, size=lambda artifact, what: 256
@@ -35,12 +39,11 @@ class Providing:
             self.table.put(artifact, (document, here))
 
     def _is_here(self, artifact: str) -> bool:
-        return self._node.store.get_artifact(artifact) is not None
+        return self._store.get_artifact(artifact) is not None
 
     async def step(self) -> None:
         """Give the records of all that waits, the first one first.  Best effort."""
-        node = self._node
-        while node.p2p and (artifact := next(iter(self.table), None)) is not None:
+        while self._transport.alive and (artifact := next(iter(self.table), None)) is not None:
             document, was_here = self.table.peek(artifact) or (None, False)
             try:
                 if not was_here or await asyncio.to_thread(self._is_here, artifact):
@@ -48,16 +51,13 @@ class Providing:
             except P2pDown:
                 return  # it is started again, and this waits
             except KvswapError as error:
-                node.events.add("announce_failed", artifact=artifact, reason=error.message)
+                self._events.add("announce_failed", artifact=artifact, reason=error.message)
             self.table.pop(artifact)
 
     async def give(self, artifact: str, document: str | None) -> None:
         """Give the records of an artifact and its document, unless it may not be offered.  Raises `PeerError`."""
-        from kvswap.exchange.node.node import document_key
-
-        node = self._node
-        if node.transport is None or not await asyncio.to_thread(node.may_tell, artifact):
+        if not await asyncio.to_thread(self._may_tell, artifact):
             return
-        await node.transport.provide(Cid.parse(artifact).digest)
+        await self._transport.provide(Cid.parse(artifact).digest)
         if document is not None:
-            await node.transport.provide(document_key(document))
+            await self._transport.provide(document_key(document))

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from kvswap.core.bounded import Tables
+from kvswap.cost import Calibration
+from kvswap.exchange.node.events import EventLog
+from kvswap.exchange.node.network import Network
+from kvswap.exchange.node.peers import Peers
+from kvswap.exchange.node.permission import Permission
+from kvswap.exchange.node.trust import Trust
 
-if TYPE_CHECKING:
-    from kvswap.exchange.node.node import Node
 
-
-def tables_of(node: Node) -> Tables:
+def tables_of(
+    network: Network, peers: Peers, trust: Trust, permission: Permission, events: EventLog, calibration: Calibration
+) -> Tables:
     """List what strangers' words fill: each bounded, with a share for each teller."""
     tables = Tables()
     tables.add(
-        node.hearsay.referrals,
-        node.hearsay.pauses,
-        node.hearsay.shown,
-        node.neighbours.shunned,
-        node.neighbours.no_bulk,
-        node.neighbours.prices,
-        node.catalogues.table,
-        node.catalogues.in_vain,
-        node.catalogues.taken_back,
-        node.grants.table,
-        node.swarms.table,
-        node.chunk_list.table,
-        node.tokens.table,
-        node.permission.table,
-        node.spoken.table,
-        node.spoken.resting,
-        node.spoken.last,
-        node.events.table,
-        node.ledger.table,
-        node.providing.table,
-        node.records.heads,
-        node.records.unwritten.heads,
-        node.records.unwritten.audits,
-        node.calibration.links,
+        network.hearsay.referrals,
+        network.hearsay.pauses,
+        network.hearsay.shown,
+        peers.neighbours.shunned,
+        peers.neighbours.no_bulk,
+        peers.neighbours.prices,
+        network.catalogues.table,
+        network.catalogues.in_vain,
+        network.catalogues.taken_back,
+        peers.grants.table,
+        network.swarms.table,
+        permission.table,
+        events.table,
+        peers.ledger.table,
+        network.providing.table,
+        trust.records.heads,
+        trust.records.unwritten.heads,
+        trust.records.unwritten.audits,
+        calibration.links,
     )
-    if node.transport is not None:
-        tables.add_all(node.transport.fillings)
+    tables.add_all(network.transport.fillings)
     return tables

@@ -13,8 +13,8 @@ from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.ids import Cid
 from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, Work, decide
-from kvswap.exchange.discovery.resolve import Resolved, own_model
-from kvswap.exchange.model_port import ModelChoice
+from kvswap.exchange.discovery.resolve import Resolved
+from kvswap.exchange.model_port import ModelChoice, own_model
 from kvswap.exchange.node import predictors
 from kvswap.exchange.node.node import Node
 
@@ -88,11 +88,11 @@ async def plan_chunks(
     files = [manifest.files[i] for i in needed_files(manifest, tokens)]
     missing = set(await asyncio.to_thread(node.store.missing, [f.id for f in files]))
     missing_bytes = sum(f.length for f in files if f.id in missing)
-    choice = await own_model(node)
+    choice = await own_model(node.model)
     block_tokens = manifest.prefix.block_tokens
     if curve is None and choice is not None:
         curve = node.calibration.curve(choice.calibration_key, block_tokens)
-    paid = prices(node).per_gb > 0 or any(node.asks(peer) > 0 for peer in peers)
+    paid = prices(node).per_gb > 0 or any(node.peers.price(peer) > 0 for peer in peers)
     if choice is not None and curve is None and missing_bytes and (measure or paid):
         curve = await calibrate(node, choice, block_tokens)
     by_run = choice is None or choice.device == "cpu"
@@ -109,8 +109,8 @@ async def plan_chunks(
         return Planned(plan, missing_bytes, work, link, peers)
 
     # The cheapest peers alone, or dearer ones with them: all are counted at what the dearest asks.
-    levels = sorted({node.asks(peer) for peer in peers})
-    groups = [tuple(p for p in peers if node.asks(p) <= level) for level in levels]
+    levels = sorted({node.peers.price(peer) for peer in peers})
+    groups = [tuple(p for p in peers if node.peers.price(p) <= level) for level in levels]
     every = [planned(best_link(node, group), group) for group in groups] or [planned(None, peers)]
     return min(every, key=lambda p: _rank(node, p.plan, objective))
 
@@ -190,7 +190,7 @@ async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge |
 
     None when this node cannot prefill.  One that was never measured is, now that there is time.
     """
-    choice = await own_model(node)
+    choice = await own_model(node.model)
     if choice is None:
         return None
     block_tokens = manifest.prefix.block_tokens
@@ -215,14 +215,14 @@ def best_link(node: Node, peers: tuple[str, ...]) -> Link | None:
     """The fastest of these peers; a lower bound on what several together reach."""
     links = [node.calibration.link(p, node.settings.assumed_link_bytes_per_second) for p in peers]
     fastest = max(links, key=lambda link: link.bytes_per_second, default=None)
-    return replace(fastest, per_gb=max(node.asks(p) for p in peers)) if fastest else None
+    return replace(fastest, per_gb=max(node.peers.price(p) for p in peers)) if fastest else None
 
 
 def measure_beside(node: Node, choice: ModelChoice, block_tokens: int) -> None:
     """Measure prefill in the background, unless it is known or being measured.  Best effort."""
-    if node.measuring or node.calibration.curve(choice.calibration_key, block_tokens) is not None:
+    if node.background.measuring or node.calibration.curve(choice.calibration_key, block_tokens) is not None:
         return
-    node.measuring = True
+    node.background.measuring = True
 
     async def measure() -> None:
         try:
@@ -230,9 +230,9 @@ def measure_beside(node: Node, choice: ModelChoice, block_tokens: int) -> None:
         except KvswapError as error:
             node.events.add("not_calibrated", model=choice.name, reason=error.message)
         finally:
-            node.measuring = False
+            node.background.measuring = False
 
-    node.spawn(measure())
+    node.background.spawn(measure())
 
 
 async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> PrefillCurve | None:

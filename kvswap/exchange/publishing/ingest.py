@@ -18,9 +18,10 @@ from kvswap.core import wire
 from kvswap.core.errors import MalformedMessage
 from kvswap.core.ids import Cid
 from kvswap.exchange.model_port import OnEvent
+from kvswap.exchange.node.listing import list_artifact
 from kvswap.exchange.node.node import Node
+from kvswap.exchange.publishing.signing import sign
 from kvswap.exchange.request import Progress
-from kvswap.exchange.verification.statement import list_artifact, sign
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import Sealing
 
@@ -112,12 +113,12 @@ async def make(
         ordered = sorted(refs, key=lambda r: (r.block, r.run))
         made = Made(result, ordered, named, fingerprint, sealing.seal if sealing is not None else None)
         statement = await asyncio.to_thread(sign, node, await describe(made), sealing)
-        await asyncio.to_thread(list_artifact, node, statement)
+        await asyncio.to_thread(list_artifact, node.store, statement)
     node.counters.published += 1
     row = statement.manifest
     document = row.document.reference if row.document else None
     node.events.add(
         "published", artifact=str(statement.artifact), document=document, tokens=row.prefix.tokens, codecs=row.codecs
     )
-    node.tell(str(statement.artifact), statement.reference)
+    node.network.tell(str(statement.artifact), statement.reference)
     return statement

@@ -11,7 +11,8 @@ from typing import Any
 from kvswap.core.errors import KvswapError, NotFound, PeerBusy, UsageError
 from kvswap.core.ids import Cid, parse_document
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.node.node import AGENT, Node
+from kvswap.exchange.node.node import AGENT
+from kvswap.exchange.serving.parts import Serving
 from kvswap.exchange.verification.audits import audits_of
 from kvswap.exchange.verification.heads import heads_of
 from kvswap.net import messages
@@ -21,103 +22,105 @@ from kvswap.net.server import Caller, Held
 from kvswap.store import ArtifactRow
 
 
-async def answer(node: Node, caller: Caller, request: messages.Request) -> Any:
+async def answer(serving: Serving, caller: Caller, request: messages.Request) -> Any:
     """The body of the answer.  Raises `NotFound`, `PeerBusy` or `UsageError`, which the peer is told."""
     if isinstance(request, messages.Find):
-        return await _find(node, caller, request)
+        return await _find(serving, caller, request)
     if isinstance(request, messages.GetManifest):
-        return await _manifest(node, caller.peer, request.artifact)
+        return await _manifest(serving, caller.peer, request.artifact)
     if isinstance(request, messages.Join):
-        return await _join(node, caller, request)
+        return await _join(serving, caller, request)
     if isinstance(request, messages.Have):
-        have = await asyncio.to_thread(_have, node, request.artifact)
-        return messages.HaveReply(have, _others(node, caller.peer, request.artifact))
+        have = await asyncio.to_thread(_have, serving, request.artifact)
+        return messages.HaveReply(have, _others(serving, caller.peer, request.artifact))
     if isinstance(request, messages.GetCatalogue):
-        return await _catalogue(node, caller.peer, request.version)
-    return await _chunk(node, caller.peer, request.cid)
+        return await _catalogue(serving, caller.peer, request.version)
+    return await _chunk(serving, caller.peer, request.cid)
 
 
-async def _chunk(node: Node, peer: str, text: str) -> Held:
+async def _chunk(serving: Serving, peer: str, text: str) -> Held:
     cid = Cid.parse(text)
-    data, size = await node.uploads.take(peer, cid)
-    return Held(data, partial(node.uploads.give_back, peer, size), partial(node.uploads.permit, peer, cid))
+    data, size = await serving.uploads.take(peer, cid)
+    return Held(data, partial(serving.uploads.give_back, peer, size), partial(serving.uploads.permit, peer, cid))
 
 
-def _require_offered(node: Node, artifact: str) -> str:
+def _require_offered(serving: Serving, artifact: str) -> str:
     """The id of an artifact that peers may have.  Raises `NotFound`."""
-    row = node.store.get_artifact(str(Cid.parse(artifact)))
-    if row is None or not node.permission.offered(row):
+    row = serving.node.store.get_artifact(str(Cid.parse(artifact)))
+    if row is None or not serving.node.permission.offered(row):
         raise NotFound(f"artifact {artifact} is not here")
     return row.id
 
 
-async def _manifest(node: Node, peer: str, artifact: str) -> Held:
+async def _manifest(serving: Serving, peer: str, artifact: str) -> Held:
     """Room and turns are those of chunks: a manifest may be as large as one."""
-    size = await asyncio.to_thread(lambda: node.store.envelope_length(_require_offered(node, artifact)))
-    data = await node.uploads.share(peer, size, partial(_envelope, node, artifact))
-    return Held(data, partial(node.uploads.give_back, peer, size))
+    size = await asyncio.to_thread(lambda: serving.node.store.envelope_length(_require_offered(serving, artifact)))
+    data = await serving.uploads.share(peer, size, partial(_envelope, serving, artifact))
+    return Held(data, partial(serving.uploads.give_back, peer, size))
 
 
-async def _catalogue(node: Node, peer: str, version: int) -> Held | messages.CatalogueReply:
-    reply = await asyncio.to_thread(node.catalogue.reply, version)
+async def _catalogue(serving: Serving, peer: str, version: int) -> Held | messages.CatalogueReply:
+    reply = await asyncio.to_thread(serving.node.catalogue.reply, version)
     if reply.keys is None:
         return reply
     keys = reply.keys
-    await node.uploads.share(peer, len(keys), lambda: keys)
-    return Held(reply, partial(node.uploads.give_back, peer, len(keys)))
+    await serving.uploads.share(peer, len(keys), lambda: keys)
+    return Held(reply, partial(serving.uploads.give_back, peer, len(keys)))
 
 
-def _envelope(node: Node, artifact: str) -> bytes:
-    envelope = node.store.envelope(_require_offered(node, artifact))
+def _envelope(serving: Serving, artifact: str) -> bytes:
+    envelope = serving.node.store.envelope(_require_offered(serving, artifact))
     if envelope is None:
         raise NotFound(f"artifact {artifact} is not here")
     return envelope
 
 
-async def _join(node: Node, caller: Caller, request: messages.Join) -> messages.JoinReply:
+async def _join(serving: Serving, caller: Caller, request: messages.Join) -> messages.JoinReply:
     if request.me.peer != caller.peer:
         raise UsageError("nobody joins for somebody else")
-    have = await asyncio.to_thread(_have, node, request.artifact)
-    others = _others(node, caller.peer, request.artifact)
-    seen = node.transport.host_of(caller.peer) if node.transport is not None else None
-    node.swarms.join(request.artifact, messages.Provider(caller.peer, list(allowed(request.me.addresses, seen))))
-    caller.ending.callback(node.swarms.leave, request.artifact, caller.peer)
-    return messages.JoinReply(have, others, _grant(node, caller, [request.artifact]) if request.bulk else None)
+    have = await asyncio.to_thread(_have, serving, request.artifact)
+    others = _others(serving, caller.peer, request.artifact)
+    seen = serving.node.transport.host_of(caller.peer)
+    serving.node.network.swarms.join(
+        request.artifact, messages.Provider(caller.peer, list(allowed(request.me.addresses, seen)))
+    )
+    caller.ending.callback(serving.node.network.swarms.leave, request.artifact, caller.peer)
+    return messages.JoinReply(have, others, _grant(serving, caller, [request.artifact]) if request.bulk else None)
 
 
-def _grant(node: Node, caller: Caller, artifacts: list[str]) -> messages.Grant | None:
+def _grant(serving: Serving, caller: Caller, artifacts: list[str]) -> messages.Grant | None:
     """A token of this stream, which opens these artifacts too: the one it has for half of its life, then another."""
-    record, now = node.bulk_record, time.monotonic()
+    record, now = serving.bulk_record, time.monotonic()
     if record is None:
         return None
-    if caller.token is None or now > caller.token_until or not node.tokens.holds(caller.token):
+    if caller.token is None or now > caller.token_until or not serving.tokens.holds(caller.token):
         try:
-            caller.token = node.tokens.issue(caller.peer, artifacts=artifacts)
+            caller.token = serving.tokens.issue(caller.peer, artifacts=artifacts)
         except PeerBusy:
             return None  # this stream still serves
         caller.token_until = now + LIMITS.token_seconds / 2
-        caller.ending.callback(node.tokens.revoke, caller.token)
+        caller.ending.callback(serving.tokens.revoke, caller.token)
     else:
-        node.tokens.extend(caller.token, artifacts)
+        serving.tokens.extend(caller.token, artifacts)
     left = caller.token_until + LIMITS.token_seconds / 2 - now
     return messages.Grant(caller.token, int(left), record)
 
 
-def _others(node: Node, peer: str, artifact: str) -> list[messages.Provider]:
-    known = {p.peer: p for p in node.swarms.readers(artifact, but=peer)}
-    for address in node.referrals(artifact):
+def _others(serving: Serving, peer: str, artifact: str) -> list[messages.Provider]:
+    known = {p.peer: p for p in serving.node.network.swarms.readers(artifact, but=peer)}
+    for address in serving.node.network.referrals(artifact):
         if address.peer != peer:
             known.setdefault(address.peer, messages.Provider(address.peer, list(address.addresses[:8])))
     return list(known.values())[: LIMITS.find_results]
 
 
-def _have(node: Node, artifact: str) -> bytes:
-    cids = node.chunk_list(_require_offered(node, artifact))
-    missing = set(node.store.missing(cids))
+def _have(serving: Serving, artifact: str) -> bytes:
+    cids = serving.chunk_list(_require_offered(serving, artifact))
+    missing = set(serving.node.store.missing(cids))
     return bitmap([c not in missing for c in cids])
 
 
-async def _find(node: Node, caller: Caller, request: messages.Find) -> messages.FindReply:
+async def _find(serving: Serving, caller: Caller, request: messages.Find) -> messages.FindReply:
     given = [v for v in (request.document, request.artifact, request.chain) if v is not None]
     if len(given) != 1:
         raise UsageError("a find names exactly one of document, artifact, chain")
@@ -126,46 +129,48 @@ async def _find(node: Node, caller: Caller, request: messages.Find) -> messages.
     if request.chain is None:
         by_document = request.document is not None
         reference = parse_document(str(request.document)) if by_document else Cid.parse(str(request.artifact))
-        providers = [messages.Provider(p.peer, list(p.addresses[:8])) for p in node.referrals(str(reference))]
-    own = str(node.publisher.peer_id)
-    pairs, fitting, envelope = await asyncio.to_thread(_looked_up, node, request, reference)
-    said, told = await asyncio.to_thread(_said, node, request, [own, *(row.publisher for row, _ in pairs)])
+        providers = [
+            messages.Provider(p.peer, list(p.addresses[:8])) for p in serving.node.network.referrals(str(reference))
+        ]
+    own = serving.node.identity.own
+    pairs, fitting, envelope = await asyncio.to_thread(_looked_up, serving, request, reference)
+    said, told = await asyncio.to_thread(_said, serving, request, [own, *(row.publisher for row, _ in pairs)])
     if len(pairs) == 1 and request.chain is None:
-        node.spawn(_prepare(node, pairs[0][0].id))
+        serving.node.background.spawn(_prepare(serving, pairs[0][0].id))
     found = [_found(row, blocks, envelope if row.id == fitting else None) for row, blocks in pairs]
-    asks = int(node.settings.asks_per_gb * 1e6)
+    asks = int(serving.node.settings.asks_per_gb * 1e6)
     whole = [row.id for row, _ in pairs if row.complete]
-    grant = _grant(node, caller, whole) if request.bulk and whole else None
+    grant = _grant(serving, caller, whole) if request.bulk and whole else None
     return messages.FindReply(AGENT, own, found, providers[: LIMITS.find_results], asks, said, told, grant)
 
 
 def _looked_up(
-    node: Node, request: messages.Find, reference: str | Cid | None
+    serving: Serving, request: messages.Find, reference: str | Cid | None
 ) -> tuple[list[tuple[ArtifactRow, int]], str | None, bytes | None]:
     """What is here, with the blocks shared; which of it fits the reader; and its envelope, where it may come along."""
     if reference is None:
-        pairs = node.store.longest_prefix(request.chain or [])
+        pairs = serving.node.store.longest_prefix(request.chain or [])
     else:
-        pairs = [(row, 0) for row in node.store.lookup(reference)]
-    pairs = [(row, blocks) for row, blocks in pairs if node.permission.offered(row)][: LIMITS.find_results]
+        pairs = [(row, 0) for row in serving.node.store.lookup(reference)]
+    pairs = [(row, blocks) for row, blocks in pairs if serving.node.permission.offered(row)][: LIMITS.find_results]
     wanted = (request.model, request.dtype)
     fitting = next((row.id for row, _ in pairs if request.model is None or (row.model, row.dtype) == wanted), None)
-    envelope = node.store.envelope(fitting) if fitting else None
+    envelope = serving.node.store.envelope(fitting) if fitting else None
     if envelope is not None and len(envelope) > LIMITS.inline_envelope_bytes:
         envelope = None
     return pairs, fitting, envelope
 
 
-def _said(node: Node, request: messages.Find, publishers: list[str]) -> tuple[list[bytes], list[bytes]]:
+def _said(serving: Serving, request: messages.Find, publishers: list[str]) -> tuple[list[bytes], list[bytes]]:
     """Head records and audits that a reader is told."""
-    told = audits_of(node, request.artifact, request.document) if request.chain is None else []
-    return heads_of(node, publishers), told
+    told = audits_of(serving.node, request.artifact, request.document) if request.chain is None else []
+    return heads_of(serving.node, publishers), told
 
 
-async def _prepare(node: Node, artifact: str) -> None:
+async def _prepare(serving: Serving, artifact: str) -> None:
     """Who asked for one artifact is going to join it: have its chunks ready."""
     with contextlib.suppress(KvswapError):
-        await asyncio.to_thread(node.chunk_list, artifact)
+        await asyncio.to_thread(serving.chunk_list, artifact)
 
 
 def _found(row: ArtifactRow, shared: int, envelope: bytes | None) -> messages.Found:

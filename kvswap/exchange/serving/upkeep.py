@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
 from kvswap.core.errors import KvswapError
+from kvswap.core.ids import peer_of
 from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import forever
+from kvswap.exchange.node.node import Node
 from kvswap.net import PeerAddress, Transport
 from kvswap.store import ArtifactRow
-
-if TYPE_CHECKING:
-    from kvswap.exchange.node.node import Node
 
 _FLUSH_SECONDS = 5.0
 _BOOTSTRAP_SECONDS = 5.0
@@ -30,38 +29,39 @@ _MET_KEPT = 4_096
 _MET_SECONDS = 600.0  # a peer that was gone for less is not new
 
 
-def begin(node: Node) -> None:
-    """Start the upkeep of a node that has a transport."""
+Step = Callable[[], Awaitable[None]]
+
+
+def begin(node: Node, join: Step, serve_bulk: Step) -> None:
+    """Start the upkeep of a node that takes part in the network, which `join` and `serve_bulk` start again."""
     announcing = Announcing(node)
     for name, step, pause in (
         ("ledger", lambda: asyncio.to_thread(node.ledger.flush), _FLUSH_SECONDS),
-        ("p2p", lambda: keep_network(node), _LOOK_SECONDS),
-        ("bulk", lambda: keep_bulk(node), _LOOK_SECONDS),
+        ("p2p", lambda: keep_network(node, join), _LOOK_SECONDS),
+        ("bulk", lambda: keep_bulk(node, serve_bulk), _LOOK_SECONDS),
         ("bootstrap", Bootstrap(node).step, _BOOTSTRAP_SECONDS),
         ("announcing", announcing.step, _LOOK_SECONDS),
-        ("records", node.providing.step, _LOOK_SECONDS),
+        ("records", node.network.providing.step, _LOOK_SECONDS),
     ):
-        node.spawn(forever(name, step, node.problems, pause=pause, told=node.tell_problem))
+        node.background.spawn(forever(name, step, node.problems, pause=pause, told=node.background.tell_problem))
 
 
-async def keep_network(node: Node) -> None:
+async def keep_network(node: Node, join: Step) -> None:
     """Start the network part where it ended by itself, or could not be started.  Raises `P2pDown`."""
     transport = node.transport
-    assert transport is not None  # noqa: S101 - started only with one
     if not transport.failed:
         return
     if "p2p" not in node.problems:
         node.problems.note("p2p", f"the peer-to-peer part stopped: {transport.failed}")
-        node.tell_problem("p2p", node.problems["p2p"])
-    if node.sessions is not None:
-        await node.sessions.close()  # streams of the one that is gone
-    await node.join()
+        node.background.tell_problem("p2p", node.problems["p2p"])
+    await node.network.sessions.close()  # streams of the one that is gone
+    await join()
 
 
-async def keep_bulk(node: Node) -> None:
+async def keep_bulk(node: Node, serve_bulk: Step) -> None:
     """Serve HTTPS where this node should and does not.  Raises `P2pDown`."""
     if node.p2p:
-        await node.serve_bulk()
+        await serve_bulk()
 
 
 class Bootstrap:
@@ -77,10 +77,8 @@ class Bootstrap:
 
     async def step(self) -> None:
         """Dial who is not connected; nobody is waited for."""
-        from kvswap.exchange.node.node import peer_of
-
         node, transport = self._node, self._node.transport
-        if transport is None or not node.p2p:
+        if not node.p2p:
             return
         connected = {*transport.connected(), transport.peer}
         for address in sorted(dict.fromkeys(node.settings.bootstrap), key=lambda a: self._tried.get(a, 0.0)):
@@ -96,7 +94,7 @@ class Bootstrap:
             elif len(self._dialling) < _DIALLED:
                 self._dialling.add(address)
                 self._tried[address] = time.monotonic()
-                node.spawn(self._dial(transport, PeerAddress(peer, (address,))))
+                node.background.spawn(self._dial(transport, PeerAddress(peer, (address,))))
 
     async def _dial(self, transport: Transport, there: PeerAddress) -> None:
         (address,) = there.addresses
@@ -133,7 +131,7 @@ class Announcing:
     async def step(self) -> None:
         """Look who is new, and do a round if there is something to tell and the last one is long enough ago."""
         node, now = self._node, time.monotonic()
-        if node.transport is None or not node.p2p:
+        if not node.p2p:
             return
         connected = node.transport.connected()
         new = [p for p in connected if now - self._met.get(p, -_MET_SECONDS) >= _MET_SECONDS]
@@ -170,7 +168,7 @@ class Announcing:
                 self._last = None
             for row in page:
                 if row.complete:  # `announce` looks whether it may be told
-                    await node.announce(row.id, row.document)
+                    await node.network.announce(row.id, row.document)
                     told += 1
                 self._last = row
                 self._left -= 1

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
+from kvswap.exchange.node.listing import list_artifact
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import Judge
 from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.downloader import Transfer
 from kvswap.exchange.verification.heads import require_current
-from kvswap.exchange.verification.statement import list_artifact
 from kvswap.trust import Statement
 
 
@@ -36,7 +36,7 @@ async def bring(
     files = manifest.files
     cids = [files[i].id for i in wanted]
     # Whoever wants the same at the same time waits, and then finds it here.
-    one_at_a_time = node.bringing.setdefault(str(statement.artifact), asyncio.Lock())
+    one_at_a_time = node.background.bringing.setdefault(str(statement.artifact), asyncio.Lock())
     with node.store.lease(cids):
         await asyncio.to_thread(_list, node, statement)
         transfer = Transfer(node, manifest, str(statement.artifact), wanted, progress, rest, most_per_gb)
@@ -59,9 +59,22 @@ async def bring(
 
 def _list(node: Node, statement: Statement) -> bool:
     """What comes from peers can be had from them again: no need to wait for the disk."""
-    return list_artifact(node, statement, durable=False)
+    return list_artifact(node.store, statement, durable=False)
 
 
 def _listed(node: Node, statement: Statement, kept: Sequence[Cid]) -> list[Cid]:
     """Note what is here now; those of `kept` that are not."""
     return [] if _list(node, statement) else node.store.missing(kept)
+
+
+def note_fetched(node: Node, statement: Statement, transfer: Transfer, seconds: float) -> None:
+    """An artifact is complete in the store: tell of it."""
+    node.counters.fetched += 1
+    node.events.add(
+        "fetched",
+        artifact=str(statement.artifact),
+        bytes=transfer.received,
+        peers=list(transfer.served_bytes),
+        seconds=round(seconds, 3),
+    )
+    node.network.tell(str(statement.artifact), statement.reference)

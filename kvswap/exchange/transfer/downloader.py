@@ -112,7 +112,7 @@ class Transfer:
         if self._schedule.complete:
             return
         self._consider(PeerAddress(peer) for peer in peers)
-        self.node.leaving.add(self._leave)
+        self.node.peers.leaving.add(self._leave)
         helpers = [self._watch(), self._show(), self._look_again()]
         work = asyncio.create_task(self._supervise())
         tasks = [work, *(asyncio.create_task(helper) for helper in helpers)]
@@ -122,7 +122,7 @@ class Transfer:
             for task in done:
                 await task
         finally:
-            self.node.leaving.discard(self._leave)
+            self.node.peers.leaving.discard(self._leave)
             await end([*tasks, *self._tasks.values()])
             self.node.buffers.drop_free_soon()
 
@@ -175,18 +175,22 @@ class Transfer:
 
     def _consider(self, addresses: Iterable[PeerAddress]) -> None:
         """Peers that may be asked.  Bounded: those that were tried in vain make room for others."""
-        me = self.node.transport.peer if self.node.transport else ""
+        me = self.node.transport.peer
         for address in addresses:
-            if address.peer == me or address.peer in self._peers or self.node.asks(address.peer) > self.most_per_gb:
+            if (
+                address.peer == me
+                or address.peer in self._peers
+                or self.node.peers.price(address.peer) > self.most_per_gb
+            ):
                 continue
-            if self.node.hearsay.reachable(address) is None:
+            if self.node.network.hearsay.reachable(address) is None:
                 continue  # it led nowhere a moment ago
             if len(self._peers) >= _KNOWN:
                 spent = (p for p, k in self._peers.items() if k.tries >= _TRIES and p not in self._tasks)
                 if (forgotten := next(spent, None)) is None:
                     return
                 del self._peers[forgotten]
-            rest = self.node.resting(address.peer)
+            rest = self.node.peers.resting(address.peer)
             self._peers[address.peer] = _Known(address, 0, time.monotonic() + rest if rest else 0.0)
             self._notify()
 
@@ -204,7 +208,7 @@ class Transfer:
             if self._broken is not None:
                 raise self._broken
             now = time.monotonic()
-            readers = self.node.swarms.readers(self.artifact)
+            readers = self.node.network.swarms.readers(self.artifact)
             self._consider(PeerAddress(p.peer, tuple(p.addresses), JUDGED) for p in readers)
             for peer, known in self._peers.items():
                 room = len(self._tasks) < LIMITS.peers_per_transfer
@@ -264,13 +268,13 @@ class Transfer:
                 return
             self._liars.add(peer)
             self._reasons[peer] = error.message
-            self.node.lied(peer, error.message, artifact=self.artifact)
+            self.node.peers.lied(peer, error.message, artifact=self.artifact)
         except KvswapError as error:
             self._reasons[peer] = error.message
             self._down += isinstance(error, P2pDown)
             # What cannot be reached is held against its addresses, and what we failed at against nobody.
             if not isinstance(error, Unreachable) and self._broken is None:
-                self.node.blame(peer, error)
+                self.node.peers.blame(peer, error)
             if isinstance(error, NetworkTimeout):
                 known.tries = max(known.tries, _TRIES - 1)  # each costs a whole time-out: once more, not twice
             known.not_before = time.monotonic() + min(4.0, 0.5 * 2**known.tries)

@@ -16,12 +16,11 @@ from kvswap.artifact.layout import units
 from kvswap.core.errors import KvswapError, PeerError
 from kvswap.core.ids import Cid
 from kvswap.cost import Objective, Work
-from kvswap.exchange.fetch import note_fetched
 from kvswap.exchange.model_port import ModelChoice, OnEvent, Tell
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import Planned, judge, prices, raw_by_codec
 from kvswap.exchange.request import Progress, Terms
-from kvswap.exchange.transfer.bring import bring
+from kvswap.exchange.transfer.bring import bring, note_fetched
 from kvswap.exchange.transfer.downloader import Transfer
 from kvswap.trust import Statement
 

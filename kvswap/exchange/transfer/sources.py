@@ -30,13 +30,13 @@ def approach(node: Node, peers: Sequence[str], artifact: str) -> None:
     """Connect to peers that may be asked in a moment, while it is decided whether they are.  Best effort."""
     for peer in peers[:_APPROACHED]:
         with contextlib.suppress(KvswapError):
-            if (target := _aim(node, peer, node.grants.of(peer, artifact))) is not None:
-                node.bulk.approach(target)
+            if (target := _aim(node, peer, node.peers.grants.of(peer, artifact))) is not None:
+                node.network.bulk.approach(target)
 
 
 def _aim(node: Node, peer: str, grant: messages.Grant | None) -> BulkTarget | None:
     """Where its chunks are had over HTTPS.  Raises `IntegrityError` for a forged record."""
-    host = node.transport.host_of(peer) if node.transport is not None else None
+    host = node.transport.host_of(peer)
     if grant is None or host is None:
         return None
     check_record(grant.record, peer)
@@ -49,7 +49,6 @@ class Source:
     """Joined to one peer for one artifact.  `open`, then `chunk` any number at once, then `close`."""
 
     def __init__(self, node: Node, peer: str, artifact: str, chunks: int) -> None:
-        assert node.transport is not None  # noqa: S101 - fetching starts only with one
         self._node = node
         self._transport = node.transport
         self.peer = peer
@@ -78,7 +77,7 @@ class Source:
         Raises `Unreachable`, `PeerError`, `NotFound`, `IntegrityError` for a forged record.
         """
         if self._wants_bulk:
-            self._target = _aim(self._node, self.peer, self._node.grants.of(self.peer, self._artifact))
+            self._target = _aim(self._node, self.peer, self._node.peers.grants.of(self.peer, self._artifact))
         if self._target is not None:
             self.has = set(range(self._count))
         else:
@@ -86,17 +85,16 @@ class Source:
 
     @property
     def _wants_bulk(self) -> bool:
-        return self._node.settings.bulk and self._node.neighbours.has_bulk(self.peer)
+        return self._node.settings.bulk and self._node.peers.neighbours.has_bulk(self.peer)
 
     async def _join(self, address: PeerAddress) -> None:
-        assert self._node.sessions is not None  # noqa: S101 - there is a transport
         if self._control is not None:
             await self._control.stream.reset()
             self._control = None
         me = messages.Provider(self._transport.peer, self._transport.addresses()[:8])
         join = messages.Join(self._artifact, me, self._wants_bulk)
-        await self._node.reach(address)
-        self._control, reply = await self._node.sessions.begin(address, join, messages.JoinReply)
+        await self._node.network.reach(address)
+        self._control, reply = await self._node.network.sessions.begin(address, join, messages.JoinReply)
         # Meanwhile its bulk plane may have turned out to be of no use.
         self._target = _aim(self._node, self.peer, reply.grant) if self._wants_bulk else None
         self._heard(reply.have, reply.peers)
@@ -125,7 +123,7 @@ class Source:
             if target is None:
                 break
             try:
-                return await self._node.bulk.get(target, cid, into, on_bytes)
+                return await self._node.network.bulk.get(target, cid, into, on_bytes)
             except BulkUnreachable as error:
                 self._without_bulk(target, error)
             except TokenRefused as error:
@@ -140,7 +138,7 @@ class Source:
         """From now on over libp2p, and so for a while with this peer."""
         if self._target is not None and self._target.endpoint == target.endpoint:
             self._target = None
-            self._node.neighbours.without_bulk(self.peer)
+            self._node.peers.neighbours.without_bulk(self.peer)
             self._node.events.add("without_bulk", peer=self.peer, reason=error.message)
 
     async def _renew(self, refused: BulkTarget) -> None:

@@ -11,7 +11,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.node.standing import void
-from kvswap.exchange.verification.statement import heard, told
+from kvswap.exchange.verification.hearing import heard, told
 from kvswap.store import AuditRow
 from kvswap.trust import Statement
 from kvswap.trust.audit import (
@@ -39,7 +39,7 @@ def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, sa
             version=1,
             artifact=bytes(statement.artifact),
             publisher=manifest.publisher,
-            auditor=str(node.publisher.peer_id),
+            auditor=node.identity.own,
             level=int(step.level),
             tokens=manifest.prefix.tokens,
             samples=min(samples, manifest.prefix.tokens) if sampled else 0,
@@ -50,9 +50,9 @@ def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, sa
             environment=environment_of(choice.dtype, choice.device, str(choice.threads)),
             issued=int(time.time()),
         ),
-        node.publisher,
+        node.identity.publisher,
     )
-    node.records.add_audit(_row(signed, statement.reference))
+    node.trust.records.add_audit(_row(signed, statement.reference))
     return signed
 
 
@@ -63,7 +63,7 @@ def _row(signed: SignedAudit, document: str | None) -> AuditRow:
 
 def audits_of(node: Node, artifact: str | None, document: str | None) -> list[bytes]:
     """What a reader is told who asks for an artifact or a document: failures first, none that is void."""
-    rows = node.records.audits(artifact=artifact, document=document)
+    rows = node.trust.records.audits(artifact=artifact, document=document)
     return [row.envelope for row in rows if not void(row)][: LIMITS.audits_told]
 
 
@@ -76,13 +76,13 @@ def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str
     """
     for signed in told(node, peer, KIND, envelopes, LIMITS.audits_told, read_audit):
         audit = signed.audit
-        if audit.void or audit.auditor == audit.publisher or not node.policy.policy.trusts(audit.auditor):
+        if audit.void or audit.auditor == audit.publisher or not node.trust.policy.policy.trusts(audit.auditor):
             continue
         if audit.is_early(time.time()):
             why = "it is issued in the future: a clock is wrong"
             node.events.add("audit_refused", auditor=audit.auditor, peer=peer, reason=why)
             continue
-        if audit.auditor != str(node.publisher.peer_id):
+        if audit.auditor != node.identity.own:
             with heard(node):
                 take(node, signed, document)
 
@@ -93,37 +93,37 @@ def take(node: Node, signed: SignedAudit, document: str | None) -> None:
     Where that cannot be written, it counts all the same, and is taken again later (`waiting.attend`).
     """
     row, audit = _row(signed, document), signed.audit
-    if not node.records.takes_audit(row):
-        node.records.unwritten.drop_audit(row.id)
+    if not node.trust.records.takes_audit(row):
+        node.trust.records.unwritten.drop_audit(row.id)
         return
     try:
         if audit.failed:
             distrust(node, audit.publisher, str(audit.cid), audit.why, signed.id, by=audit.auditor)
-        node.records.add_audit(row)
+        node.trust.records.add_audit(row)
     except Exception:
-        node.records.remember_audit(row)
+        node.trust.records.remember_audit(row)
         raise
 
 
 def distrust(node: Node, publisher: str, artifact: str, why: str, evidence: str, *, by: str) -> None:
     """A publisher was caught: nothing of it is used any more, and what shows it is kept."""
-    if publisher == str(node.publisher.peer_id) or node.policy.policy.caught(publisher) is not None:
+    if publisher == node.identity.own or node.trust.policy.policy.caught(publisher) is not None:
         return
-    node.policy.distrust(publisher, why, artifact, evidence)
+    node.trust.policy.distrust(publisher, why, artifact, evidence)
     node.counters.publishers_caught += 1
     node.events.add("publisher_caught", publisher=publisher, artifact=artifact, reason=why, audit=evidence, by=by)
 
 
 def coverage(node: Node, artifact: str) -> Coverage | None:
     """What this node and auditors it trusts have looked at."""
-    rows = node.records.audits(artifact=artifact)
-    return covered(read_audit(row.envelope).audit for row in rows if node.policy.policy.trusts(row.auditor))
+    rows = node.trust.records.audits(artifact=artifact)
+    return covered(read_audit(row.envelope).audit for row in rows if node.trust.policy.policy.trusts(row.auditor))
 
 
 def refuse_if_failed(node: Node, statement: Statement) -> None:
     """Raise `Untrusted` for an artifact that a trusted auditor, or this node, found wrong."""
     artifact = str(statement.artifact)
-    row = node.standings.failed([artifact]).get(artifact)
+    row = node.trust.standings.failed([artifact]).get(artifact)
     if row is not None:
         raise Untrusted(
             f"artifact {artifact} failed an audit by {row.auditor}: {read_audit(row.envelope).audit.why}",
@@ -150,5 +150,5 @@ def listed(node: Node, publisher: str | None) -> list[dict[str, Any]]:
             "why": audit.why,
             "issued": audit.issued,
         }
-        for row in node.records.audits(publisher=publisher)
+        for row in node.trust.records.audits(publisher=publisher)
     ]

@@ -39,7 +39,7 @@ def refuse_uncheckable(statement: Statement) -> None:
 
 async def say_claims(node: Node, statement: Statement, progress: Progress) -> None:
     """Tell the user of a trusted publisher's artifact what its manifest says that keeps others from checking it."""
-    if statement.manifest.publisher != str(node.publisher.peer_id):
+    if statement.manifest.publisher != node.identity.own:
         for why in claims(statement.manifest).values():
             await say_unchecked(node, statement, why, progress)
 

@@ -7,60 +7,58 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
-from kvswap.core.errors import NotAMember, NotFound, Untrusted, UsageError
+from kvswap.core.errors import NotFound, Untrusted
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.verification.statement import heard, told
-from kvswap.store import ArtifactRow
+from kvswap.exchange.verification.hearing import heard, told
 from kvswap.trust import Statement
 from kvswap.trust.envelopes import reason
-from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.head import KIND, Head, SignedHead, accept, catalogue_root, make_head, read_head
-from kvswap.trust.keys import Key, replace
+from kvswap.trust.keys import Key
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _RENEW_SECONDS = LIMITS.head_seconds // 2
 
 
-def _one_at_a_time(function: Callable[Concatenate[Node, P], T]) -> Callable[Concatenate[Node, P], T]:
+def one_at_a_time(function: Callable[Concatenate[Node, P], T]) -> Callable[Concatenate[Node, P], T]:
     """Let one thread of a node at a time change or make heads; a function that holds the lock may call another."""
 
     @functools.wraps(function)
     def locked(node: Node, /, *arguments: P.args, **named: P.kwargs) -> T:
-        with node.heads_lock:
+        with node.trust.heads_lock:
             return function(node, *arguments, **named)
 
     return locked
 
 
-@_one_at_a_time
+@one_at_a_time
 def own_head(node: Node) -> SignedHead | None:
     """Of what this node published and still holds to; signed anew when that changed, or half its life is over.
 
     None when it never published anything.  Blocks; a sequence is signed once, whoever asks.
     """
-    own = str(node.publisher.peer_id)
+    own = node.identity.own
     now = int(time.time())
-    stamp, signed = node.head
+    stamp, signed = node.identity.head
     if stamp == node.permission.stamp and signed is not None and _fresh(signed.head, now):
         return signed
     stamp = node.permission.stamp  # of before what is read now
-    withdrawn = node.records.withdrawn_by(own)
-    holding = _holding(node, own)
+    withdrawn = node.trust.records.withdrawn_by(own)
+    holding = stands_by(node, own)
     known = _known(node, own)
     if known is None and not holding:
         return None
     if known is None or not _still_says(known.head, holding, withdrawn, now):
-        known = _sign(node, holding, withdrawn)
+        known = sign_head(node, holding, withdrawn)
         stamp = node.permission.stamp  # keeping it is a change as well
-    node.head = (stamp, known)
+    node.identity.head = (stamp, known)
     return known
 
 
-def _holding(node: Node, publisher: str) -> list[str]:
+def stands_by(node: Node, publisher: str) -> list[str]:
     """Name what a publisher whose key is here stands by: what holds by the index, but for the few that are withheld.
 
     No row is read of all the others: there may be tens of thousands.
@@ -68,7 +66,7 @@ def _holding(node: Node, publisher: str) -> list[str]:
     withheld, caught = node.permission.withheld()
     if publisher in caught:
         return []
-    left_out = withheld | node.records.withdrawn_by(publisher).keys()
+    left_out = withheld | node.trust.records.withdrawn_by(publisher).keys()
     return [name for name in node.store.ids_of(publisher, time.time()) if name not in left_out]
 
 
@@ -85,55 +83,55 @@ def _still_says(head: Head, holding: list[str], withdrawn: dict[str, str], now: 
     )
 
 
-def _sign(node: Node, holding: list[str], withdrawn: dict[str, str], next_key: Key | None = None) -> SignedHead:
-    made = _signed_by(node, node.publisher, holding, withdrawn, next_key)
-    node.head = ((), None)  # read again at the next look
+def sign_head(node: Node, holding: list[str], withdrawn: dict[str, str], next_key: Key | None = None) -> SignedHead:
+    made = _signed_by(node, node.identity.publisher, holding, withdrawn, next_key)
+    node.identity.head = ((), None)  # read again at the next look
     return made
 
 
 def _signed_by(node: Node, key: Key, holding: list[str], withdrawn: dict[str, str], next_key: Key | None) -> SignedHead:
     publisher = str(key.peer_id)
-    known = node.records.head(publisher)
+    known = node.trust.records.head(publisher)
     sequence = known[0] + 1 if known else 1
     made = make_head(key, sequence, int(time.time()), holding, withdrawn, next_key)
-    node.records.put_head(publisher, sequence, made.envelope, made.head.reasons, held=withdrawn, kept=True)
-    node.head_files.put(publisher, made.envelope)
+    node.trust.records.put_head(publisher, sequence, made.envelope, made.head.reasons, held=withdrawn, kept=True)
+    node.trust.head_files.put(publisher, made.envelope)
     return made
 
 
 def _known(node: Node, publisher: str) -> SignedHead | None:
-    row = node.records.head(publisher)
+    row = node.trust.records.head(publisher)
     return read_head(row[1]) if row else None
 
 
-@_one_at_a_time
+@one_at_a_time
 def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
     """Return the heads that are known and have not expired, for a reader; our own first.  Blocks."""
     now = time.time()
     out: list[bytes] = []
-    for publisher in dict.fromkeys([*publishers, *node.retired]):
+    for publisher in dict.fromkeys([*publishers, *node.identity.retired]):
         if len(out) == LIMITS.heads_told:
             break
-        signed = own_head(node) if publisher == str(node.publisher.peer_id) else _known(node, publisher)
-        if signed is not None and publisher in node.retired and not _fresh(signed.head, int(now)):
+        signed = own_head(node) if publisher == node.identity.own else _known(node, publisher)
+        if signed is not None and publisher in node.identity.retired and not _fresh(signed.head, int(now)):
             signed = _still_retired(node, signed.head)
         if signed is not None and signed.head.expires > now:
             out.append(signed.envelope)
     return out
 
 
-@_one_at_a_time
+@one_at_a_time
 def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
     """Keep what is newer than what we have; a peer that passes on a forged one is not asked for a while.  Blocks."""
     for signed in told(node, peer, KIND, envelopes, LIMITS.heads_told, read_head):
         head = signed.head
-        if head.publisher == str(node.publisher.peer_id):
+        if head.publisher == node.identity.own:
             continue
         try:
             known = _known(node, head.publisher)
             newer = accept(head, known.head if known else None, int(time.time()))
             if newer or (known is not None and head == known.head):
-                node.spoken.told(peer, head.publisher, newer)
+                node.trust.head_came(peer, head.publisher, newer)
             if not newer:
                 continue
         except Untrusted as error:
@@ -141,20 +139,20 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
             continue
         reasons = head.reasons
         here = set(node.store.ids_of(head.publisher)) if reasons else set()
-        node.records.hear_head(head.publisher, head.sequence, signed.envelope, reasons, teller=peer, held=here)
-        if node.policy.policy.trusts(head.publisher):
-            node.head_files.put(head.publisher, signed.envelope)
+        node.trust.records.hear_head(head.publisher, head.sequence, signed.envelope, reasons, teller=peer, held=here)
+        if node.trust.policy.policy.trusts(head.publisher):
+            node.trust.head_files.put(head.publisher, signed.envelope)
         for artifact in sorted(here & reasons.keys()):
             with contextlib.suppress(NotFound):  # collected meanwhile
                 node.store.remove(artifact)
             node.events.add("withdrawn", artifact=artifact, publisher=head.publisher, reason=reasons[artifact])
         if here & reasons.keys():
-            node.spawn_from(lambda: _collect(node))
+            node.background.spawn_from(lambda: collect(node))
         with heard(node):
             follow(node, head)
 
 
-async def _collect(node: Node) -> None:
+async def collect(node: Node) -> None:
     """Delete the chunks that belong to nothing any more."""
     await asyncio.to_thread(node.store.collect)
 
@@ -164,62 +162,31 @@ def follow(node: Node, head: Head) -> None:
 
     Where the trust list cannot be written, that is done later (`waiting.attend`).
     """
-    policy, then = node.policy.policy, head.successor
+    policy, then = node.trust.policy.policy, head.successor
     if then is None or head.publisher not in policy.publishers or not policy.trusts(head.publisher):
         return
     if policy.caught(then.peer) is None and not policy.trusts(then.peer) and then.peer not in policy.removed:
-        node.to_follow[head.publisher] = head
-        added = node.policy.follow(then.peer, policy.publishers[head.publisher].label, head.publisher)
-        node.to_follow.pop(head.publisher, None)
+        node.trust.to_follow[head.publisher] = head
+        added = node.trust.policy.follow(then.peer, policy.publishers[head.publisher].label, head.publisher)
+        node.trust.to_follow.pop(head.publisher, None)
         if not added:
             return
         node.events.add("trusted", publisher=then.peer, how=f"the successor of {head.publisher}")
 
 
-@_one_at_a_time
-def rotate(node: Node) -> dict[str, Any]:
-    """Go on with a new publisher key: the old one names it, both sign, and who trusts the old one follows.
-
-    The old key is kept, to say so for as long as somebody may ask.  Blocks.
-    """
-    old, new = node.publisher, Key.generate()
-    own_head(node)
-    own = str(old.peer_id)
-    signed = _sign(node, _holding(node, own), node.records.withdrawn_by(own), new)
-    replace(node.publisher_file, new, node.publisher_file.parent / "retired")
-    node.retired[own] = old
-    node.publisher = new
-    node.policy.succeed(str(new.peer_id))
-    node.head = ((), None)
-    node.events.add("rotated", old=own, new=str(new.peer_id))
-    return {"old": own, "new": str(new.peer_id), "sequence": signed.head.sequence}
-
-
 def _still_retired(node: Node, head: Head) -> SignedHead:
     """The last head of a key that is not used any more, again: it names the same successor."""
     then = head.successor
-    last = next((key for peer, key in node.retired.items() if then and peer == then.peer), node.publisher)
-    return _signed_by(node, node.retired[head.publisher], _holding(node, head.publisher), head.reasons, last)
-
-
-def superseded(node: Node, source: str, document: str) -> list[Statement]:
-    """Own artifacts of what stood at `source` before it was this document.  Blocks."""
-    own = str(node.publisher.peer_id)
-    out = []
-    for row in node.store.mentioning(own, source.encode(), SEALED_DTYPE):
-        envelope = node.store.envelope(row.id) if row.document != document else None
-        with contextlib.suppress(NotAMember):  # of a group whose key is not here any more
-            statement = node.read(envelope) if envelope else None
-            known = statement.manifest.document if statement else None
-            if statement and known and known.source == source and known.reference != document:
-                out.append(statement)
-    return out
+    last = next(
+        (key for peer, key in node.identity.retired.items() if then and peer == then.peer), node.identity.publisher
+    )
+    return _signed_by(node, node.identity.retired[head.publisher], stands_by(node, head.publisher), head.reasons, last)
 
 
 def require_current(node: Node, statement: Statement) -> None:
     """Raise `Untrusted` for what its publisher has withdrawn."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
-    why = node.records.withdrawn(artifact, publisher)
+    why = node.trust.records.withdrawn(artifact, publisher)
     if why is not None:
         raise Untrusted(
             f"artifact {artifact} was withdrawn by its publisher: {why}", cause="it is not to be used any more"
@@ -233,43 +200,3 @@ def freshness(node: Node, publisher: str) -> str:
         return "no head record of the publisher is known: it may have been withdrawn"
     late = int(time.time()) - known.head.expires
     return f"the publisher's last head record expired {late // 3600} hours ago" if late > 0 else ""
-
-
-async def withdraw(node: Node, reference: str | Any, why: str) -> dict[str, Any]:
-    """Take back own artifacts: not used, offered or served any more, here and by whoever hears of it.
-
-    Raises `NotFound`, or `UsageError` for somebody else's.
-    """
-    own = str(node.publisher.peer_id)
-    rows = await asyncio.to_thread(node.lookup, reference)
-    if not rows:
-        raise NotFound(f"{reference} is not in the store", hint="kvswap ls")
-    mine = [row for row in rows if row.publisher == own]
-    if not mine:
-        raise UsageError(f"{reference} was published by {rows[0].publisher}: only it can withdraw that")
-    return await withdraw_rows(node, mine, why)
-
-
-async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[str, Any]:
-    """The same of these own artifacts."""
-    own = str(node.publisher.peer_id)
-    signed = await asyncio.to_thread(_sign_without, node, mine, why)
-    for row in mine:
-        with contextlib.suppress(NotFound):  # removed by hand in the same moment
-            await asyncio.to_thread(node.store.remove, row.id)
-        node.events.add("withdrawn", artifact=row.id, publisher=own, reason=why)
-    await _collect(node)
-    for row in mine:
-        node.tell(row.id, row.document, here=False)  # who holds it looks it up here, and hears
-    return {"withdrawn": [row.id for row in mine], "why": why, "sequence": signed.head.sequence}
-
-
-@_one_at_a_time
-def _sign_without(node: Node, mine: list[ArtifactRow], why: str) -> SignedHead:
-    own = str(node.publisher.peer_id)
-    withdrawn = node.records.withdrawn_by(own) | {row.id: why for row in mine}
-    if len(withdrawn) > LIMITS.head_withdrawn:
-        raise UsageError(
-            f"a publisher can have {LIMITS.head_withdrawn} withdrawn artifacts", hint="kvswap trust rotate  begins anew"
-        )
-    return _sign(node, [name for name in _holding(node, own) if name not in withdrawn], withdrawn)

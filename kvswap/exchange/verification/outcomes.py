@@ -17,20 +17,20 @@ _WHOLE = frozenset(level for level in STRANGER if level not in (Level.POLICY, Le
 
 def is_own(node: Node, statement: Statement) -> bool:
     """Say whether this node signed it, with the key it has now."""
-    return statement.manifest.publisher == str(node.publisher.peer_id)
+    return statement.manifest.publisher == node.identity.own
 
 
 def settled(node: Node, statement: Statement) -> bool:
     """Say whether nothing is left to verify: a trusted publisher's, or what a whole climb here ended well for."""
-    if node.policy.policy.trusts(statement.manifest.publisher):
+    if node.trust.policy.policy.trusts(statement.manifest.publisher):
         return True
-    return passed(node.records.outcome(str(statement.artifact)))
+    return passed(node.trust.records.outcome(str(statement.artifact)))
 
 
 def refuse_withheld(node: Node, statement: Statement) -> None:
     """Raise `IntegrityError` for what was found wrong here, `Untrusted` for a stranger's that is disputed."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
-    outcome = current(node.records.outcome(artifact))
+    outcome = current(node.trust.records.outcome(artifact))
     if outcome is None:
         return
     if outcome.verdict == "wrong":
@@ -41,7 +41,7 @@ def refuse_withheld(node: Node, statement: Statement) -> None:
             + (", or publish the document again" if is_own(node, statement) else ""),
             publisher=publisher,
         )
-    if outcome.verdict == "disputed" and not node.policy.policy.trusts(publisher):
+    if outcome.verdict == "disputed" and not node.trust.policy.policy.trusts(publisher):
         raise Untrusted(
             f"artifact {artifact} is disputed: {outcome.why}",
             cause="it or what it differs from is wrong, and nobody has computed which",
@@ -66,38 +66,40 @@ def conclude(node: Node, statement: Statement, levels: Sequence[Level], ladder: 
     whoever disagreed is away.
     """
     publisher, artifact = statement.manifest.publisher, str(statement.artifact)
-    step, before = ladder.failed, current(node.records.outcome(artifact))
-    if node.policy.policy.trusts(publisher):
+    step, before = ladder.failed, current(node.trust.records.outcome(artifact))
+    if node.trust.policy.policy.trusts(publisher):
         if before is not None and step is None and ladder.passed(Level.RECOMPUTE):
-            node.records.forget_outcome(artifact)  # it is right, whatever was found while its publisher was a stranger
+            node.trust.records.forget_outcome(
+                artifact
+            )  # it is right, whatever was found while its publisher was a stranger
         return
     if not set(levels) >= _WHOLE or (step is not None and step.level == Level.POLICY):
         return
     if any(accuses(s) for s in ladder.steps):  # its publisher was caught, and the audit tells why
-        node.records.forget_outcome(artifact)
+        node.trust.records.forget_outcome(artifact)
         return
     done = tuple(int(s.level) for s in ladder.steps if s.verdict == "passed")
     if step is not None:
         verdict = "disputed" if step.level == Level.AGREEMENT else "wrong"
         others = tuple(step.figures.get("disputed_with", ()))
-        node.records.put_outcome(Outcome(artifact, publisher, verdict, RULES, done, others, step.why))  # type: ignore[arg-type]
+        node.trust.records.put_outcome(Outcome(artifact, publisher, verdict, RULES, done, others, step.why))  # type: ignore[arg-type]
         return
     decided = ladder.passed(Level.RECOMPUTE) or _trusted_agree(ladder)
     if before is not None and before.verdict in ("disputed", "wrong") and not decided:
         return
     reasons = reasons_against(statement, ladder)
     if not reasons:
-        node.records.put_outcome(Outcome(artifact, publisher, "passed", RULES, done))
+        node.trust.records.put_outcome(Outcome(artifact, publisher, "passed", RULES, done))
     elif before is None or before.verdict == "undecided":
         why = "; ".join(f"{where}: {why}" for where, why in reasons.items())
-        node.records.put_outcome(Outcome(artifact, publisher, "undecided", RULES, done, why=why))
+        node.trust.records.put_outcome(Outcome(artifact, publisher, "undecided", RULES, done, why=why))
 
 
 def dispute(node: Node, statement: Statement, step: Step) -> None:
     """Remember that a stranger's artifact failed V6 with this step, until `conclude` knows better."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
     others = tuple(step.figures.get("disputed_with", ()))
-    node.records.put_outcome(Outcome(artifact, publisher, "disputed", RULES, others=others, why=step.why))
+    node.trust.records.put_outcome(Outcome(artifact, publisher, "disputed", RULES, others=others, why=step.why))
 
 
 def _trusted_agree(ladder: Ladder) -> bool:

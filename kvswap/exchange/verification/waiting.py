@@ -5,22 +5,22 @@ from __future__ import annotations
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.verification.audits import take
 from kvswap.exchange.verification.heads import follow
-from kvswap.exchange.verification.statement import heard
+from kvswap.exchange.verification.hearing import heard
 from kvswap.trust.audit import read_audit
 
 
 def attend(node: Node) -> None:
     """Write what waits: heads, audits, successors of publishers.  Blocks; call now and then."""
-    node.records.attend()
-    for row in node.records.unwritten.all_audits():
+    node.trust.records.attend()
+    for row in node.trust.records.unwritten.all_audits():
         with heard(node):
-            if not node.policy.policy.trusts(row.auditor):
-                node.records.unwritten.drop_audit(row.id)  # not any more
+            if not node.trust.policy.policy.trusts(row.auditor):
+                node.trust.records.unwritten.drop_audit(row.id)  # not any more
                 continue
             take(node, read_audit(row.envelope), row.document)
-    for head in list(node.to_follow.values()):
-        with heard(node), node.heads_lock:
-            node.to_follow.pop(head.publisher, None)  # it is there again where it cannot be written yet
+    for head in list(node.trust.to_follow.values()):
+        with heard(node), node.trust.heads_lock:
+            node.trust.to_follow.pop(head.publisher, None)  # it is there again where it cannot be written yet
             follow(node, head)
-    if not node.records.unwritten and not node.to_follow:
+    if not node.trust.records.unwritten and not node.trust.to_follow:
         node.problems.clear_one("heard")

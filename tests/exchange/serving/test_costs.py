@@ -19,7 +19,7 @@ from kvswap.net.bulk import BulkIdentity
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
 from kvswap.net.server import Caller, Server
 from kvswap.trust import Key
-from tests.exchange.test_fetch import world
+from tests.exchange.test_fetch import SERVICES, world
 from tests.support import key, make_artifact, run
 
 NOT_REQUESTS = [
@@ -77,16 +77,16 @@ def test_manifests_and_catalogues_wait_for_room_as_chunks_do(tmp_path: Path, mon
                 taken.append(size)
 
             monkeypatch.setattr(uploads.Room, "acquire", acquire)
-            envelope = await b.ask(peer, messages.GetManifest(made.id), bytes)
-            catalogue = await b.ask(peer, messages.GetCatalogue(0), messages.CatalogueReply)
+            envelope = await b.network.ask(peer, messages.GetManifest(made.id), bytes)
+            catalogue = await b.network.ask(peer, messages.GetCatalogue(0), messages.CatalogueReply)
             assert envelope == made.statement.envelope and catalogue.keys
             assert taken == [len(envelope), len(catalogue.keys)]
-            room = a.uploads._room
+            room = SERVICES[a].serving.uploads._room
             async with asyncio.timeout(20):
                 while room.used:  # and it is given back when it is sent
                     await asyncio.sleep(0.01)
             await real(room, reader, LIMITS.upload_bytes_per_peer)
-            asked = asyncio.create_task(b.ask(peer, messages.GetManifest(made.id), bytes))
+            asked = asyncio.create_task(b.network.ask(peer, messages.GetManifest(made.id), bytes))
             await asyncio.sleep(0.2)
             assert not asked.done()
             room.release(reader, LIMITS.upload_bytes_per_peer)

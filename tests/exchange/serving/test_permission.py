@@ -18,13 +18,14 @@ from kvswap.core.errors import KvswapError, NotFound, PeerBusy, TokenRefused, Un
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
 from kvswap.exchange.verification.audits import hear_audits, refuse_if_failed
-from kvswap.exchange.verification.heads import hear_heads, own_head, withdraw
+from kvswap.exchange.verification.heads import hear_heads, own_head
+from kvswap.exchange.withdraw import withdraw
 from kvswap.net import messages
 from kvswap.net.bulk import BulkTarget
 from kvswap.net.client import Session, session
 from kvswap.store import Records
 from kvswap.trust.head import catalogue_root, make_head
-from tests.exchange.test_fetch import World, world
+from tests.exchange.test_fetch import SERVICES, World, world
 from tests.exchange.test_hearing import AUDITOR, audit
 from tests.exchange.test_unwritten import FULL, takes_nothing
 from tests.support import Made, key, make_artifact, run
@@ -48,15 +49,15 @@ def artifacts() -> dict[str, Made]:
 
 
 async def blocked(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
-    node.block(peer, True)
+    node.peers.block(peer, True)
 
 
 async def shunned(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
-    node.flooded(peer, "floods, in this test")
+    node.peers.flooded(peer, "floods, in this test")
 
 
 async def withdrawn(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
-    if made.manifest.publisher == str(node.publisher.peer_id):
+    if made.manifest.publisher == node.identity.own:
         await withdraw(node, Cid.parse(made.id), "a typing error")
     else:
         head = make_head(STRANGER, 5, int(time.time()) - 5, [], {made.id: "a typing error"})
@@ -72,7 +73,9 @@ def _outcome(node: Node, made: Made, verdict: Any) -> None:
     from kvswap.store import Outcome
     from kvswap.trust.ladder import RULES
 
-    node.records.put_outcome(Outcome(made.id, made.manifest.publisher, verdict, RULES, (1, 2, 3, 5), ("another",)))
+    node.trust.records.put_outcome(
+        Outcome(made.id, made.manifest.publisher, verdict, RULES, (1, 2, 3, 5), ("another",))
+    )
 
 
 async def disputed(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
@@ -84,15 +87,15 @@ async def unlisted(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch)
 
 
 async def caught(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
-    node.policy.distrust(made.manifest.publisher, "it lied elsewhere", "another", "")
+    node.trust.policy.distrust(made.manifest.publisher, "it lied elsewhere", "another", "")
 
 
 async def audited(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
     """A trusted auditor's audit failed, and the user trusts the publisher again all the same."""
-    node.policy.add(str(AUDITOR.peer_id))
+    node.trust.policy.add(str(AUDITOR.peer_id))
     hear_audits(node, [audit(made, "failed")], str(key(4000).peer_id), None)
-    if made.manifest.publisher != str(node.publisher.peer_id):
-        node.policy.add(made.manifest.publisher)
+    if made.manifest.publisher != node.identity.own:
+        node.trust.policy.add(made.manifest.publisher)
 
 
 async def removed(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
@@ -138,14 +141,14 @@ class Reader:
         self.token = reply.grant.token
 
     def target(self, token: str | None = None) -> BulkTarget:
-        record = self.server.bulk_record
+        record = SERVICES[self.server].serving.bulk_record
         assert record is not None
         return BulkTarget(record.peer, "127.0.0.1", record.port, record.certificate, token or self.token)
 
     async def get(self, plane: str, cid: Cid, on_bytes: Callable[[int], None] = lambda _: None) -> bytes:
         into = bytearray(len(self.made.chunks[cid]))
         if plane == "https":
-            await self.node.bulk.get(self.target(), cid, memoryview(into), on_bytes)
+            await self.node.network.bulk.get(self.target(), cid, memoryview(into), on_bytes)
             return bytes(into)
         async with session(self.node.transport, self.server.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
             return await talk.chunk(str(cid), len(into))
@@ -243,7 +246,7 @@ def test_nobody_is_told_of_it(
                 assert reply.keys == b""
             heard = len([e for e in reader.node.events.recent() if e["event"] == "heard"])
             if node.store.get_artifact(made.id) is not None:
-                await node.announce(made.id, document)
+                await node.network.announce(made.id, document)
                 assert len([e for e in reader.node.events.recent() if e["event"] == "heard"]) == heard
             if (head := own_head(node)) is not None:
                 assert head.head.artifacts == 0 and head.head.catalogue == catalogue_root([])
@@ -262,19 +265,19 @@ def test_what_a_trusted_auditor_found_wrong_is_offered_as_little_as_it_is_used(
             node, made = await w.node(trust=False), artifacts["stranger"]
             w.give(node, made)
             row = node.store.get_artifact(made.id)
-            assert row is not None and node.standings.of(row).name == "unverified"
-            again = takes_nothing(node.records, FULL) if disk == "full" else None
+            assert row is not None and node.trust.standings.of(row).name == "unverified"
+            again = takes_nothing(node.trust.records, FULL) if disk == "full" else None
             await audited(node, made, "", pytest.MonkeyPatch())
             for trusted in (True, False):
-                assert node.standings.of(row).name == "wrong" and made.id in node.standings.withheld()
+                assert node.trust.standings.of(row).name == "wrong" and made.id in node.trust.standings.withheld()
                 assert node.permission.withheld()[0] == {made.id}
                 with pytest.raises(Untrusted, match="failed an audit"):
                     refuse_if_failed(node, made.statement)
                 if trusted:
-                    node.policy.remove(made.manifest.publisher)
-            node.policy.remove(str(AUDITOR.peer_id))
+                    node.trust.policy.remove(made.manifest.publisher)
+            node.trust.policy.remove(str(AUDITOR.peer_id))
             refuse_if_failed(node, made.statement)
-            assert node.standings.of(row).name == "unverified" and node.permission.withheld()[0] == set()
+            assert node.trust.standings.of(row).name == "unverified" and node.permission.withheld()[0] == set()
             if again is not None:
                 again()
                 return
@@ -317,7 +320,7 @@ def test_a_chunk_that_another_artifact_has_too_is_served_as_its(tmp_path: Path) 
                 _outcome(a, two, "disputed")
                 with pytest.raises(NotFound):
                     await talk.chunk(str(cid), len(one.chunks[cid]))
-                a.policy.add(two.manifest.publisher)  # no stranger disputes what the user trusts
+                a.trust.policy.add(two.manifest.publisher)  # no stranger disputes what the user trusts
                 assert await talk.chunk(str(cid), len(one.chunks[cid])) == one.chunks[cid]
 
     run(body())
@@ -351,13 +354,13 @@ def test_who_is_blocked_is_hung_up_on_and_its_tokens_are_gone(tmp_path: Path, ar
             await reader.join()
             await reader.get("https", reader.chunks[0])
             node = reader.server
-            node.block(reader.peer, True)
+            node.peers.block(reader.peer, True)
             with pytest.raises(TokenRefused):
-                node.tokens.check(reader.token)
+                SERVICES[node].serving.tokens.check(reader.token)
             async with asyncio.timeout(10):
-                while reader.peer in node.transport.connected() or node._bulk_server.connections:  # type: ignore[union-attr]
+                while reader.peer in node.transport.connected() or SERVICES[node].serving.bulk_server.connections:  # type: ignore[union-attr]
                     await asyncio.sleep(0.01)
-            node.block(reader.peer, False)
+            node.peers.block(reader.peer, False)
             async with session(reader.node.transport, node.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
                 cid = reader.chunks[0]
                 assert await talk.chunk(str(cid), len(artifacts["own"].chunks[cid])) == artifacts["own"].chunks[cid]

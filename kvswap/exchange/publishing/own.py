@@ -10,7 +10,7 @@ from kvswap.artifact import layout
 from kvswap.core.errors import IntegrityError
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.node.standing import current
-from kvswap.exchange.verification.heads import withdraw_rows
+from kvswap.exchange.publishing.withdrawal import withdraw_rows
 from kvswap.store import Outcome
 from kvswap.trust import Statement
 from kvswap.trust.ladder import RULES, Ladder, Level
@@ -45,20 +45,20 @@ async def look_at_own(node: Node, statement: Statement, climb: Climb, levels: Se
     wrong as well, as when a former look did, it is withdrawn.  Where it is right after all it is listed again.
     """
     artifact = str(statement.artifact)
-    before = current(await asyncio.to_thread(node.records.outcome, artifact))
+    before = current(await asyncio.to_thread(node.trust.records.outcome, artifact))
     found = await _look(node, statement, climb, levels)
     if not found.why:
         if found.right and before is not None:
-            await asyncio.to_thread(node.records.forget_outcome, artifact)
+            await asyncio.to_thread(node.trust.records.forget_outcome, artifact)
         return found.result()
     publisher = statement.manifest.publisher
     wrong = Outcome(artifact, publisher, "wrong", RULES, why=found.why)
-    await asyncio.to_thread(node.records.put_outcome, wrong)
+    await asyncio.to_thread(node.trust.records.put_outcome, wrong)
     node.events.add("found_wrong", artifact=artifact, reason=found.why)
     if before is None or before.verdict != "wrong":
         again = await _look(node, statement, climb, _AGAIN)
         if again.right:
-            await asyncio.to_thread(node.records.forget_outcome, artifact)
+            await asyncio.to_thread(node.trust.records.forget_outcome, artifact)
         if not again.why:
             return found.result()
     row = await asyncio.to_thread(node.store.get_artifact, artifact)

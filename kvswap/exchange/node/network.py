@@ -1,0 +1,128 @@
+"""A node's place in the network: asking peers, telling them what is here, and what they say of others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from kvswap.core.errors import KvswapError
+from kvswap.core.limits import LIMITS
+from kvswap.exchange.node.background import Background
+from kvswap.exchange.node.catalogue import Catalogues
+from kvswap.exchange.node.events import EventLog
+from kvswap.exchange.node.hearsay import Hearsay
+from kvswap.exchange.node.peers import Peers
+from kvswap.exchange.node.permission import Permission
+from kvswap.exchange.node.providing import Providing
+from kvswap.exchange.node.swarms import Swarms
+from kvswap.net import PeerAddress, Transport, Unreachable, messages
+from kvswap.net.bulk import BulkClient
+from kvswap.net.client import Sessions
+from kvswap.net.offline import Offline
+from kvswap.store import Store
+
+T = TypeVar("T")
+
+
+class Network:
+    """The network as one node sees it.  Without a transport of its own nobody is there (`net.offline`)."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        store: Store,
+        permission: Permission,
+        peers: Peers,
+        background: Background,
+        events: EventLog,
+    ) -> None:
+        self.transport = transport
+        self.sessions = Sessions(transport)
+        self.bulk = BulkClient()
+        self.hearsay = Hearsay(peers.delivered)
+        self.catalogues = Catalogues(peers.delivered)
+        self.pulling: dict[str, asyncio.Task[None]] = {}  # catalogues of peers, on their way
+        self.swarms = Swarms()
+        self.providing = Providing(transport, store, events, self.may_tell)
+        self._store = store
+        self._permission = permission
+        self._background = background
+        self._events = events
+        peers.leaving.add(self.bulk.forget)
+        transport.favour(peers.delivered)
+
+    @property
+    def taking_part(self) -> bool:
+        """Whether this node is to be in the network at all, be it up just now or not."""
+        return not isinstance(self.transport, Offline)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the network part runs."""
+        return self.transport.alive
+
+    async def reach(self, address: PeerAddress, seconds: float = LIMITS.dial_seconds, teller: str = "") -> None:
+        """Connect unless connected.  Raises `Unreachable`, which is held against the addresses and who told them."""
+        if address.peer in self.transport.connected():
+            self.hearsay.met(address.peer)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self.transport.connect(address)
+        except (Unreachable, TimeoutError) as error:
+            if self.hearsay.unreached(address, teller):  # and not with each try of a peer that is gone
+                self._events.add("unreached", peer=address.peer, reason=str(error)[:200] or "no connection in time")
+            raise Unreachable(f"{address.peer} was not reached: {error or 'no connection in time'}") from error
+        self.hearsay.reached(address, teller)
+
+    async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T], limit: int | None = None) -> T:
+        """Send one request to a peer and return its answer, of `limit` bytes at most.
+
+        Raises `NotFound` or `PeerError`.
+        """
+        return await self.sessions.ask(address, request, kind, limit)
+
+    def tell(self, artifact: str, document: str | None, *, here: bool = True) -> None:
+        """Announce what is new: gossip it now, and give its provider records when their turn comes.
+
+        `here`: it is in the store; where it is not any more at its turn, it gets no records.
+        """
+        if self.alive:
+            self._background.spawn(self.gossip(artifact, document))
+            self.providing.add(artifact, document, here)
+
+    async def announce(self, artifact: str, document: str | None) -> None:
+        """Gossip an artifact and give provider records for it and its document, all at once.  Best effort."""
+        await self.gossip(artifact, document)
+        try:
+            if self.alive:
+                await self.providing.give(artifact, document)
+        except KvswapError as error:
+            self._events.add("announce_failed", artifact=artifact, reason=error.message)
+
+    async def gossip(self, artifact: str, document: str | None) -> None:
+        """Tell peers of an artifact, unless it may not be offered.  Best effort."""
+        if not self.alive:
+            return
+        if not await asyncio.to_thread(self.may_tell, artifact):
+            return
+        mine = messages.Provider(self.transport.peer, self.transport.addresses()[:8])
+        try:
+            await self.transport.announce(messages.encode_announce(messages.Announce(artifact, document, mine)))
+        except KvswapError as error:
+            self._events.add("announce_failed", artifact=artifact, reason=error.message)
+
+    def may_tell(self, artifact: str) -> bool:
+        """Say whether peers may hear of an artifact: one that is not here, or one that is offered.  Blocks."""
+        row = self._store.get_artifact(artifact)
+        return row is None or self._permission.offered(row)
+
+    def referrals(self, reference: str) -> list[PeerAddress]:
+        """Return who may have this, as far as was heard."""
+        return [referral.address for referral in self.hearsay.known(reference)]
+
+    async def stop(self) -> None:
+        """Leave the network, on both planes."""
+        await self.bulk.close()
+        await self.sessions.close()
+        await self.transport.stop()

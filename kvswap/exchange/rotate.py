@@ -1,0 +1,28 @@
+"""Going on with a new publisher key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.verification.heads import one_at_a_time, own_head, sign_head, stands_by
+from kvswap.trust.keys import Key, replace
+
+
+@one_at_a_time
+def rotate(node: Node) -> dict[str, Any]:
+    """Go on with a new publisher key: the old one names it, both sign, and who trusts the old one follows.
+
+    The old key is kept, to say so for as long as somebody may ask.  Blocks.
+    """
+    old, new = node.identity.publisher, Key.generate()
+    own_head(node)
+    own = str(old.peer_id)
+    signed = sign_head(node, stands_by(node, own), node.trust.records.withdrawn_by(own), new)
+    replace(node.identity.publisher_file, new, node.identity.publisher_file.parent / "retired")
+    node.identity.retired[own] = old
+    node.identity.publisher = new
+    node.trust.policy.succeed(str(new.peer_id))
+    node.identity.head = ((), None)
+    node.events.add("rotated", old=own, new=str(new.peer_id))
+    return {"old": own, "new": str(new.peer_id), "sequence": signed.head.sequence}

@@ -1,0 +1,33 @@
+"""Choosing which artifact to have, and whether it is worth fetching."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kvswap.core.ids import Cid
+from kvswap.exchange.discovery.resolve import Resolved, resolve, use
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.planning.decision import Planned, best, not_worth_it
+from kvswap.exchange.request import Progress, Terms
+from kvswap.exchange.transfer.sources import approach
+
+
+async def choose(
+    node: Node, reference: str | Cid, terms: Terms, progress: Progress, *, hybrid: bool = False
+) -> tuple[Resolved, Planned]:
+    """The artifact to have.  Raises `PlanSaysPrefill` when that is not worth it, and what `resolve` does."""
+    usable = await resolve(node, reference, terms)
+    for found in usable:
+        approach(node, found.peers, str(found.statement.artifact))
+    resolved, planned = await best(node, usable, terms.objective, hybrid=hybrid)
+    statement, chosen = resolved.statement, planned.plan
+    await progress({"event": "found", "artifact": str(statement.artifact), "peers": list(resolved.peers)})
+    await progress({"event": "plan", **chosen.to_json()})
+    if resolved.local:
+        await asyncio.to_thread(node.store.touch, str(statement.artifact))
+    elif chosen.action not in ("fetch", "hybrid") and not terms.force:
+        node.counters.plans_prefill += 1
+        node.events.add("declined", artifact=str(statement.artifact), reason=chosen.reason)
+        raise not_worth_it(str(statement.artifact), chosen)
+    await use(node, statement, terms)
+    return resolved, planned
