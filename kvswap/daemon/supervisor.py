@@ -20,7 +20,7 @@ from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever
 from kvswap.daemon.child import PROGRAM, Child, Lost, Patience
 from kvswap.exchange.model_port import ModelChoice, OnEvent, Tell
-from kvswap.model import catalogue
+from kvswap.model import catalogue, needs
 from kvswap.model.identity import directory_identity
 
 _LOOK_SECONDS = 0.5  # at least, between two looks for what is idle
@@ -103,6 +103,7 @@ class ModelProcess:
 
     async def choose(self, name: str | None = None) -> ModelChoice:
         name = name or self._settings.model
+        needs.require(f"the model {name!r}")
         directory = catalogue.resolve(name, self._settings.models)
         label = catalogue.label_of(directory, self._settings.models)
         identity = await asyncio.to_thread(self._identity, directory, label)
