@@ -51,7 +51,7 @@ from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.ladder import LAST, up_to
 
-_PAGE = 200  # artifacts
+_PAGE = 500  # artifacts
 
 
 def _opened(statement: Statement) -> dict[str, Any]:
