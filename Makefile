@@ -20,7 +20,7 @@ help:
 	@echo "make docs   the site of the docs, in site/; a broken link ends it"
 	@echo "make test-docs    the first tutorial's commands as written, on two network namespaces (Linux, root)"
 	@echo "make wheel  the wheel: built, installed in a new environment, and used from there"
-	@echo "make bench  the figures of the README (about 90 minutes; bench_swarm and bench_grid need Linux and root)"
+	@echo "make bench  the figures of docs/benchmarks.md (about 90 minutes; bench_swarm and bench_grid need Linux and root)"
 	@echo "make clean  remove the virtual environment and the demo's homes"
 
 setup: $(VENV)/.ready
