@@ -16,6 +16,8 @@ import pytest
 from kvswap.core.places import models_directory
 from tests.support import Daemon, tiny_model
 
+pytest_plugins = ("tests.spending",)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as `model` what computes with the default model: it takes both cores, and has a tier of its own."""
