@@ -53,9 +53,14 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     started: list[Daemon] = []
 
     def start(
-        name: str, *flags: str, program: tuple[str, ...] = ("kvswap",), wrapper: tuple[str, ...] = (), **env: str
+        name: str,
+        *flags: str,
+        program: tuple[str, ...] = ("kvswap",),
+        wrapper: tuple[str, ...] = (),
+        cold: bool = False,
+        **env: str,
     ) -> Daemon:
-        node = Daemon(tmp_path / name, list(flags), env, program, wrapper)
+        node = Daemon(tmp_path / name, list(flags), env, program, wrapper, cold)
         started.append(node)
         return node.start()
 
