@@ -437,7 +437,7 @@ class Daemon:
             return 0
         if self.process.poll() is None:
             self.process.send_signal(how)
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         if self.process.stdout:
             self.process.stdout.close()
         return code
@@ -464,7 +464,7 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def until(condition: Any, seconds: float = 30.0, what: str = "condition") -> Any:
+def until(condition: Any, seconds: float = 120.0, what: str = "condition") -> Any:
     """Poll until the condition gives something true.  The time is a bound, not a wait."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -478,6 +478,6 @@ def until(condition: Any, seconds: float = 30.0, what: str = "condition") -> Any
     raise AssertionError(f"{what} did not come true within {seconds} s")
 
 
-def run(coroutine: Any, seconds: float = 60.0) -> Any:
-    """Run a coroutine to its end."""
+def run(coroutine: Any, seconds: float = 240.0) -> Any:
+    """Run a coroutine to its end.  The time ends what hangs, and no slow machine comes near it."""
     return asyncio.run(asyncio.wait_for(coroutine, seconds))

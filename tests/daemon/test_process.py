@@ -24,7 +24,7 @@ from tests.support import DOCUMENT, Daemon, kvswap, last_json, until
 def call(node: Daemon, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, Any]:
     run = RunFile.read(node.home)
     url = urlsplit(run.url)
-    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=20)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=120)
     sent = {"Authorization": f"Bearer {run.token}", **{k.replace("_", "-"): v for k, v in headers.items()}}
     sent = {k: v for k, v in sent.items() if v}
     connection.request(method, path, body, sent)
