@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvswap.exchange.events import EventLog
+from kvswap.exchange.node.events import EventLog
 
 from kvswap.core import log
 
