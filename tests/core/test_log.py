@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvswap.exchange.node.events import EventLog
 
 from kvswap.core import log
+from kvswap.exchange.node.events import EventLog
 
 logger = logging.getLogger("kvswap.some.module")
 
@@ -65,7 +65,7 @@ def test_json_lines_have_event_request_and_trace(tmp_path: Path) -> None:
         log.REQUEST.reset(token)
     made = {line["message"].split()[0]: line for line in map(json.loads, lines(tmp_path))}
     assert made["fetched"]["event"] == {"event": "fetched", "artifact": "kv:1", "bytes": 5, "reason": "no sha256:…"}
-    assert made["fetched"]["logger"] == "kvswap.exchange.events" and made["fetched"]["level"] == "info"
+    assert made["fetched"]["logger"] == "kvswap.exchange.node.events" and made["fetched"]["level"] == "info"
     assert made["it"]["trace"].endswith("ValueError: wrong")
     assert {line["request"] for line in made.values()} == {"an-id"}
 

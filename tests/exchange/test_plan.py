@@ -12,6 +12,7 @@ import pytest
 from kvswap.core.errors import Incompatible
 from kvswap.core.ids import document_digest
 from kvswap.cost import MIX, Objective
+from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.planning.decision import (
     best,
     best_link,
@@ -22,7 +23,6 @@ from kvswap.exchange.planning.decision import (
     plan_chunks,
 )
 from kvswap.exchange.publish import publish
-from kvswap.exchange.discovery.resolve import resolve
 from tests.exchange.modelled import RealModel, jobs_of, publisher_and_reader
 from tests.exchange.test_fetch import DOCUMENT, SlowModel, world
 from tests.support import DOCUMENT as TEXTS

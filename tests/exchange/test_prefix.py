@@ -11,7 +11,7 @@ from kvswap.core.errors import PlanSaysPrefill
 from kvswap.core.ids import Cid
 from kvswap.cost import Objective
 from kvswap.exchange import Node
-from kvswap.exchange.withdraw import withdraw
+from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.prefix import (
     Beginning,
     beginning_of,
@@ -23,7 +23,7 @@ from kvswap.exchange.prefix import (
 )
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import STRICT, Terms
-from kvswap.exchange.model_port import Wanted
+from kvswap.exchange.withdraw import withdraw
 from tests.exchange.modelled import publisher_and_reader
 from tests.support import DOCUMENT, run
 

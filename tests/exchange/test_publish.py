@@ -13,10 +13,10 @@ from kvswap.core.errors import InvalidDocument, NotAMember, NotFound, UsageError
 from kvswap.core.ids import Cid, document_digest
 from kvswap.exchange import Node
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.withdraw import withdraw
 from kvswap.exchange.model_port import ModelPort
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Terms
+from kvswap.exchange.withdraw import withdraw
 from kvswap.trust import Statement, read_statement
 from kvswap.trust.groups import no_keys
 from tests.exchange.modelled import jobs_of, publisher_and_reader
