@@ -24,7 +24,7 @@ STANDINGS = {
 @click.command("ls", help="List artifacts in the store.")
 @verb
 def ls_command(output: Output) -> None:
-    rows = output.client.artifacts()
+    rows = output.client.ls()
 
     def text() -> str:
         cells = [
