@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from kvswap.core.version import __version__
 
 if TYPE_CHECKING:
+    from kvswap import errors
     from kvswap.client import AsyncClient, Client
     from kvswap.core.errors import KvswapError
     from kvswap.cost import Objective
 
-__all__ = ["AsyncClient", "Client", "KvswapError", "Objective", "__version__"]
+__all__ = ["AsyncClient", "Client", "KvswapError", "Objective", "__version__", "errors"]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from kvswap.cost import Objective
 
         return Objective
+    if name == "errors":
+        import importlib
+
+        return importlib.import_module("kvswap.errors")
     if name == "KvswapError":
         from kvswap.core.errors import KvswapError
 

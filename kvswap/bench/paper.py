@@ -193,7 +193,7 @@ def _row(publisher: BenchNode, reader: BenchNode, text: str, one_shot: Answered)
     publisher.client.publish(text, codec="planes")
     reference = document_digest(text.encode())
     answered = answer(reader, text, force=True)  # while it is being fetched
-    reader.client.remove(reference)
+    reader.client.rm(reference)
     got = reader.client.fetch(reference, force=True).report
     firsts = _median([answer(reader, text, force=True, steps=1) for _ in range(_REPEATS)])
     whole = answer(reader, text, force=True)

@@ -23,7 +23,7 @@ def codec_command() -> None:
 @verb
 def train_command(output: Output, corpus: Path, model: str | None, tokens: int) -> None:
     with output.progress() as progress:
-        done = output.client.train(str(corpus.resolve()), model=model, tokens=tokens, on_event=progress)
+        done = output.client.codec_train(str(corpus.resolve()), model=model, tokens=tokens, on_event=progress)
     output.result(
         done,
         f"{done['predictor']}\n  {done['model']}, {size(done['bytes'])}, trained on {done['tokens']} tokens",

@@ -34,7 +34,7 @@ def ls_command(output: Output) -> None:
 
 
 def _list(output: Output) -> None:
-    rows = output.client.artifacts()
+    rows = output.client.ls()
 
     def text() -> str:
         cells = [

@@ -25,5 +25,5 @@ def rm_command(output: Output, ref: str, yes: bool, dry_run: bool) -> None:
         if not sys.stdin.isatty():
             raise UsageError("removing needs a yes", hint=f"kvswap rm -y {row['artifact']}")
         click.confirm(f"remove {what}?", abort=True, err=True)
-    done = output.client.remove(row["artifact"])
+    done = output.client.rm(row["artifact"])
     output.result(done, f"removed {done['removed']}, {size(done['freed_bytes'])} freed")

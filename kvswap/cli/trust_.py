@@ -15,7 +15,7 @@ def trust_command() -> None:
 @trust_command.command("ls", help="List trusted publishers.")
 @verb
 def ls(output: Output) -> None:
-    found = output.client.trust_list()
+    found = output.client.trust_ls()
     rows = [(p["peer"], p["how"], p["label"]) for p in found["publishers"]]
     rows += [(p["peer"], "CAUGHT", p["why"]) for p in found["distrusted"]]
     rows += [
@@ -58,12 +58,12 @@ def add(output: Output, peerid: str, label: str) -> None:
 @click.argument("peerid")
 @verb
 def rm(output: Output, peerid: str) -> None:
-    done = output.client.trust_remove(peerid)
+    done = output.client.trust_rm(peerid)
     output.result(done, f"no longer trusted: {done['peer']}")
 
 
 @trust_command.command("rotate", help="Publish with a new key from now on; who trusts the old one follows.")
 @verb
 def rotate(output: Output) -> None:
-    done = output.client.rotate()
+    done = output.client.trust_rotate()
     output.result(done, f"publisher {done['old']} goes on as {done['new']}")

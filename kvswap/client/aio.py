@@ -1,31 +1,35 @@
-"""The asyncio client, on aiohttp.  Method for method the blocking one (tested for parity)."""
+"""The asyncio client.  The blocking one is made from this file by `.ci/unasync`."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from kvswap.client import calls
-from kvswap.client.answers import (
-    HEADER,
-    HEARTBEAT,
-    error_of,
-    message_of,
-    not_ours,
-    result_of,
-    silence_seconds,
-    silent,
-    went_away,
+from kvswap.api import (
+    AskRequest,
+    BeginningRequest,
+    FetchRequest,
+    PlanRequest,
+    PublishRequest,
+    TrainRequest,
+    VerifyRequest,
 )
-from kvswap.client.calls import Accept, Call
-from kvswap.client.values import AsyncArtifact, model_argument, report
+from kvswap.api.requests import aim_fields
+from kvswap.client import calls
+from kvswap.client.answers import result_of, went_away
+from kvswap.client.calls import Call
+from kvswap.client.old import OldNames
+from kvswap.client.sender_aio import AsyncSender, to_thread
+from kvswap.client.target import Target
+from kvswap.client.values import AsyncArtifact, CacheReport, model_argument, read_document
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
+    DaemonNotRunning,
     Incompatible,
     IntegrityError,
     KvswapError,
@@ -34,113 +38,79 @@ from kvswap.core.errors import (
     PlanSaysPrefill,
     Untrusted,
 )
-from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
-from kvswap.core.places import home_directory
-from kvswap.core.runfile import RunFile, not_running
 from kvswap.cost import MIX, Objective
 
 OnEvent = Callable[[dict[str, Any]], None]
 
 
-async def _pieces(frames: calls.Frames) -> AsyncIterator[bytes]:
-    for frame in frames:
-        yield frame
+class AsyncClient(OldNames):
+    """A running daemon: that of a home, or the one at a URL.
 
+    `home` is its directory (default: yours).  `url` names it instead: `http://127.0.0.1:PORT` with the `token` of its
+    `daemon.json`, or `unix:/path/to/daemon.sock`, the socket in its home, which needs no token.  A verb raises
+    `DaemonNotRunning` when nothing answers there, and other errors of `kvswap.errors` as it says.
 
-class AsyncClient:
-    """See `kvswap.client.sync.Client`; every verb is a coroutine."""
+    Each call has a connection of its own, so there is nothing that `close` must free.
+    """
 
-    def __init__(self, home: str | Path | None = None) -> None:
-        self.home = home_directory(str(home) if home is not None else None)
+    def __init__(self, home: str | Path | None = None, *, url: str | None = None, token: str | None = None) -> None:
+        self._target = Target.of(home, url, token)
+        self.home = self._target.home
+        self._sender = AsyncSender(self._target)
 
-    async def _lines(self, call: Call) -> AsyncGenerator[dict[str, Any], None]:
-        """The messages of an answer; of one that is no answer of lines, the whole as a result."""
-        import aiohttp
+    async def __aenter__(self) -> AsyncClient:
+        return self
 
-        run = RunFile.read(self.home)
-        frames = calls.Frames(call.frames) if call.frames is not None else None
-        body: dict[str, Any] = {"json": call.body} if frames is None else {"data": _pieces(frames)}
-        # Between lines this task waits itself, by the heartbeats that the head of the answer promises.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=calls.SHORT_SECONDS)
-        headers = {"Authorization": f"Bearer {run.token}"}
-        waits = call.head_seconds
-        try:
-            async with aiohttp.ClientSession(timeout=timeout, headers=headers, read_bufsize=1 << 20) as session:
-                async with asyncio.timeout(waits):
-                    response = await session.request(call.method, run.url + call.path, **body)
-                async with response:
-                    if response.status != 200 or not call.lines:
-                        async with asyncio.timeout(waits):
-                            message = message_of(await response.read(), self.home)
-                        if response.status != 200:
-                            raise error_of(message, response.status)
-                        yield {"result": message}
-                        return
-                    waits = silence_seconds(call, response.headers.get(HEADER))
-                    while True:
-                        async with asyncio.timeout(waits):
-                            line = await response.content.readline()
-                        if not line:
-                            return
-                        message = message_of(line, self.home)
-                        if message.get("event") != HEARTBEAT:
-                            yield message
-        except KvswapError:
-            raise
-        except (OSError, aiohttp.ClientError) as error:  # what a callback of the caller's raises is not seen here
-            if frames is not None and frames.error is not None:
-                raise frames.error from None
-            raise self._told(error, waits) from error
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
-    def _told(self, error: Exception, waited: float) -> KvswapError:
-        import aiohttp
-
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return not_running(self.home)
-        if isinstance(error, TimeoutError):
-            return silent(self.home, waited)
-        if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL):  # nothing that speaks HTTP
-            return not_ours(self.home)
-        if isinstance(error, ConnectionError | aiohttp.ClientError):
-            return went_away(error)
-        return as_kvswap_error(error, "calling the daemon")
+    async def close(self) -> None:
+        """End the use of this client."""
 
     async def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
-        async with contextlib.aclosing(self._lines(call)) as messages:
+        async with contextlib.aclosing(self._sender.lines(call)) as messages:
             async for message in messages:
                 if "event" not in message:
-                    return result_of(message, self.home)
+                    return result_of(message, self._target.where)
                 if on_event is not None:
                     on_event(message)
         raise went_away()
 
     async def status(self) -> dict[str, Any]:
+        """Say how the node is: peers, store, model, what does not work."""
         return await self._do(calls.status())
 
-    async def identity(self) -> dict[str, Any]:
+    async def id(self) -> dict[str, Any]:
+        """`{"peer", "publisher", "addresses"}` of this node."""
         return await self._do(calls.identity())
 
     async def peers(self) -> list[dict[str, Any]]:
+        """List peers with what was experienced with them."""
         return list((await self._do(calls.peers()))["peers"])
 
     async def block(self, peer: str, blocked: bool = True) -> dict[str, Any]:
         """Neither serve nor ask a peer; or, with `blocked` false, do so again."""
         return await self._do(calls.block(peer, blocked))
 
-    async def artifacts(self) -> list[dict[str, Any]]:
+    async def ls(self) -> list[dict[str, Any]]:
+        """List the artifacts in the store."""
         return list((await self._do(calls.artifacts()))["artifacts"])
 
     async def show(self, ref: str) -> dict[str, Any]:
+        """An artifact in the store: its index row, manifest and envelope."""
         return await self._do(calls.show(ref))
 
     async def details(self, ref: str) -> dict[str, Any]:
+        """Show an artifact with what opens its files where they are sealed: all that a process needs to read it."""
         return await self._do(calls.show(ref, key=True))
 
     async def publish(
         self,
-        text: str,
+        text: str | Path,
         *,
         model: str | None = None,
         codec: str | None = None,
@@ -149,12 +119,26 @@ class AsyncClient:
         group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return await self._do(calls.publish(text, model_argument(model), codec, truncate, source, group), on_event)
+        """Prefill and publish a document, given as its text or as the path of its file.
 
-    async def train(
+        A KV cache reveals its text: publish public documents, or seal it for the members of `group`.
+        """
+        request = PublishRequest(
+            text=await to_thread(read_document, text),
+            model=model_argument(model),
+            codec=codec,
+            truncate=truncate,
+            source=source,
+            group=group,
+        )
+        return await self._do(calls.publish(request), on_event)
+
+    async def codec_train(
         self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
     ) -> dict[str, Any]:
-        return await self._do(calls.train(str(Path(corpus).absolute()), model_argument(model), tokens), on_event)
+        """Train the predictive codec on the text files below a directory of the daemon's machine."""
+        request = TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
+        return await self._do(calls.train(request), on_event)
 
     async def fetch(
         self,
@@ -170,9 +154,24 @@ class AsyncClient:
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> AsyncArtifact:
-        report = await self._do(
-            calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples, group), objective), on_event
+        """Make an artifact local and verified.  The report's `verification` says what nobody looked at.
+
+        `strangers`: take what a publisher made who is not on the allow-list, once `samples` positions were computed
+        again (V5); with the document's `text`, or else by reading the tokens back from the cache.
+        Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
+        """
+        request = FetchRequest(
+            ref=ref,
+            text=text,
+            force=force,
+            trust_on_first_use=tofu,
+            inexact=inexact,
+            strangers=strangers,
+            samples=samples,
+            group=group,
+            **aim_fields(objective),
         )
+        report = await self._do(calls.fetch(request), on_event)
         return AsyncArtifact(report["artifact"], report, lambda: self.details(report["artifact"]))
 
     async def plan(
@@ -186,7 +185,9 @@ class AsyncClient:
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return await self._do(calls.plan(ref, text, inexact, group, objective, host), on_event)
+        """Say what `ask` would do, fetch, prefill, both at once or ask a host, with seconds, dollars and the reason."""
+        request = PlanRequest(ref=ref, text=text, inexact=inexact, group=group, host=host, **aim_fields(objective))
+        return await self._do(calls.plan(request), on_event)
 
     async def verify(
         self,
@@ -198,9 +199,12 @@ class AsyncClient:
         text: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return await self._do(calls.verify(ref, store, level, samples, text), on_event)
+        """Check an artifact up to a step of the ladder (0 to 7), or with `store` every file of the store."""
+        request = VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
+        return await self._do(calls.verify(request), on_event)
 
     async def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
+        """Take back own artifacts: who hears of it uses and serves them no more."""
         return await self._do(calls.withdraw(ref, why))
 
     async def groups(self) -> list[dict[str, Any]]:
@@ -235,10 +239,12 @@ class AsyncClient:
         """Forget a host."""
         return await self._do(calls.host_leave(peer))
 
-    async def rotate(self) -> dict[str, Any]:
+    async def trust_rotate(self) -> dict[str, Any]:
+        """A new publisher key, which the old one names: who trusts the old one follows."""
         return await self._do(calls.rotate())
 
     async def audits(self, publisher: str | None = None) -> list[dict[str, Any]]:
+        """What was found by verifying: here, and by auditors whom this node trusts."""
         return list((await self._do(calls.audits(publisher)))["audits"])
 
     async def ask(
@@ -260,9 +266,28 @@ class AsyncClient:
         host: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        accept = Accept(force, tofu, inexact, strangers, samples, group)
-        call = calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos, host)
-        return await self._do(call, on_event)
+        """Answer from a document's cache, in the node's model process.
+
+        `host`: ask the host with this PeerId, or with `auto` the best of those known where the plan says so.  A host
+        gets to know the question.
+        """
+        request = AskRequest(
+            ref=ref,
+            question=question,
+            max_tokens=max_tokens,
+            text=text,
+            prefill=prefill,
+            force=force,
+            trust_on_first_use=tofu,
+            inexact=inexact,
+            strangers=strangers,
+            samples=samples,
+            group=group,
+            ignore_eos=ignore_eos,
+            host=host,
+            **aim_fields(objective),
+        )
+        return await self._do(calls.ask(request), on_event)
 
     async def beginning(
         self,
@@ -279,40 +304,70 @@ class AsyncClient:
         group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, local, group)
-        return await self._do(call, on_event)
+        """The longest published beginning of token ids (u32, little endian), made local.
+
+        Returns `{"artifact", "tokens", "whole", "plan"}`.  For engines that know ids and no text.  `parts`: also a
+        part of a block, where the document ends there.  `curve`: seconds that a block, and each token before it,
+        cost to prefill there.  `seconds`: the longest to wait for peers to say what they have; `local`: ask none.
+        Raises `NotFound`, `PlanSaysPrefill` and what `fetch` does.
+        """
+        request = BeginningRequest(
+            ids=base64.b64encode(ids).decode(),
+            model=model.hex(),
+            dtype=dtype,
+            block_tokens=block_tokens,
+            parts=parts,
+            curve=curve,
+            seconds=seconds,
+            force=force,
+            local=local,
+            group=group,
+        )
+        return await self._do(calls.beginning(request), on_event)
 
     async def beginnings(self, version: str = "", wait: float = 0.0) -> tuple[str, bytes | None]:
+        """Keys of all beginnings that a look-up could find, 8 bytes each; None: ask for each.
+
+        Returns `(version, keys)`, at once when the version is another one, else after `wait` seconds.
+        """
         told = await self._do(calls.beginnings(version, wait))
         return str(told["version"]), base64.b64decode(told["keys"]) if told["keys"] is not None else None
 
     async def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:
+        """Publish what an engine computed, by the frames of `POST /v1/computed` (`docs/extending.md`)."""
         return await self._do(calls.computed(frames), on_event)
 
-    async def remove(self, ref: str) -> dict[str, Any]:
+    async def rm(self, ref: str) -> dict[str, Any]:
+        """Remove an artifact, or all of a document."""
         return await self._do(calls.remove(ref))
 
     async def pin(self, ref: str, pinned: bool = True) -> dict[str, Any]:
+        """Keep an artifact whatever room is needed; or, with `pinned` false, no longer."""
         return await self._do(calls.pin(ref, pinned))
 
-    async def collect(self, target_bytes: int | None = None) -> dict[str, Any]:
+    async def gc(self, target_bytes: int | None = None) -> dict[str, Any]:
+        """Free room in the store, down to `target_bytes` where given."""
         return await self._do(calls.collect(target_bytes))
 
-    async def trust_list(self) -> dict[str, Any]:
+    async def trust_ls(self) -> dict[str, Any]:
+        """List the publishers on the allow-list, and those found to be wrong."""
         return await self._do(calls.trust_list())
 
     async def trust_add(self, peer: str, label: str = "") -> dict[str, Any]:
+        """Put a publisher on the allow-list."""
         return await self._do(calls.trust_add(peer, label))
 
-    async def trust_remove(self, peer: str) -> dict[str, Any]:
+    async def trust_rm(self, peer: str) -> dict[str, Any]:
+        """Take a publisher off the allow-list."""
         return await self._do(calls.trust_remove(peer))
 
     async def events(self, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
-        async with contextlib.aclosing(self._lines(calls.events(follow))) as messages:
+        """What happened lately; with `follow`, for ever."""
+        async with contextlib.aclosing(self._sender.lines(calls.events(follow))) as messages:
             async for event in messages:
                 yield event
 
-    async def prefix(
+    async def get_cache(
         self,
         text: str,
         model: Any,
@@ -323,23 +378,38 @@ class AsyncClient:
         tofu: bool = False,
         strangers: bool = False,
         group: str | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
+        prefill_alone: bool = True,
+    ) -> tuple[Any, CacheReport]:
+        """Get a cache of `text` for this model: fetched where that is possible and worth it, else prefilled here.
+
+        Of a document that nobody published, the beginning that it shares with a published one is fetched.  Where no
+        daemon runs it is prefilled, or with `prefill_alone` false `DaemonNotRunning` raised.  `room`: tokens that may
+        follow before the cache must be copied.  Returns the cache and what was done.
+        """
         from kvswap.client.loading import LocalPrefill, check_precision, load_for
 
         began, document = time.perf_counter(), document_digest(check_text(text))
-        await asyncio.to_thread(check_precision, model)
+        await to_thread(check_precision, model)
+        refused: KvswapError
         try:
             artifact = await self.fetch(document, tofu=tofu, strangers=strangers, group=group, text=text)
             details = await self.details(artifact.id)
-            cache = await asyncio.to_thread(load_for, text, details, model, tokenizer, room)
+            cache = await to_thread(load_for, text, details, model, tokenizer, room)
+            reason, tokens = artifact.report["plan"]["reason"], artifact.tokens
+            return cache, CacheReport.of("fetch", reason, began, tokens, tokens, artifact.id)
+        except DaemonNotRunning as error:
+            if not prefill_alone:
+                raise
+            refused = error
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
-            local = await asyncio.to_thread(LocalPrefill, text, model, tokenizer, block_tokens)
-            begun: dict[str, Any] = {"artifact": None, "tokens": 0}
-            with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
-                if isinstance(error, NotFound):
-                    begun = await self._do(calls.beginning(await asyncio.to_thread(local.beginning), tofu, group))
-            shared = await self.details(begun["artifact"]) if begun["tokens"] else None
-            cache = await asyncio.to_thread(local.cache, room, shared, begun["tokens"])
-            return cache, report("prefill", error.message, began, local.tokens, begun["tokens"], begun["artifact"])
-        reason = artifact.report["plan"]["reason"]
-        return cache, report("fetch", reason, began, artifact.tokens, artifact.tokens, artifact.id)
+            refused = error
+        local = await to_thread(LocalPrefill, text, model, tokenizer, block_tokens)
+        begun: dict[str, Any] = {"artifact": None, "tokens": 0}
+        with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
+            if isinstance(refused, NotFound):
+                request = BeginningRequest(**await to_thread(local.beginning), trust_on_first_use=tofu, group=group)
+                begun = await self._do(calls.beginning(request))
+        shared = await self.details(begun["artifact"]) if begun["tokens"] else None
+        cache = await to_thread(local.cache, room, shared, begun["tokens"])
+        reason = refused.message
+        return cache, CacheReport.of("prefill", reason, began, local.tokens, begun["tokens"], begun["artifact"])

@@ -8,20 +8,21 @@ from typing import Any
 
 from kvswap.client.calls import SHORT_SECONDS, Call
 from kvswap.core.errors import DaemonNotRunning, DaemonSilent, KvswapError
+from kvswap.core.runfile import not_running
 
 HEARTBEAT = "heartbeat"
 HEADER = "Kvswap-Heartbeat"  # of an answer of lines: seconds between its heartbeats
 _MISSED = 10  # heartbeats in a row, and the daemon is taken for frozen
 
 
-def message_of(line: bytes | str, home: Path) -> dict[str, Any]:
+def message_of(line: bytes | str, where: Path | str) -> dict[str, Any]:
     """One JSON object of an answer.  Raises `DaemonNotRunning` for anything else."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise not_ours(home) from error
+        raise not_ours(where) from error
     if not isinstance(value, dict):
-        raise not_ours(home)
+        raise not_ours(where)
     return value
 
 
@@ -35,13 +36,13 @@ def error_of(body: dict[str, Any], status: int) -> KvswapError:
     )
 
 
-def result_of(message: dict[str, Any], home: Path) -> dict[str, Any]:
+def result_of(message: dict[str, Any], where: Path | str) -> dict[str, Any]:
     """The last line of an answer.  Raises the error that it stands for."""
     if "error" in message:
         raise error_of(message, 500)
     result = message.get("result")
     if not isinstance(result, dict):
-        raise not_ours(home)
+        raise not_ours(where)
     return result
 
 
@@ -54,19 +55,32 @@ def silence_seconds(call: Call, heartbeat: str | None) -> float:
     return max(SHORT_SECONDS, _MISSED * promised) if 0 < promised < call.seconds else call.seconds
 
 
-def not_ours(home: Path) -> DaemonNotRunning:
+def not_ours(where: Path | str) -> DaemonNotRunning:
     """What listens under the run-file's address does not speak as a daemon does."""
     return DaemonNotRunning(
-        f"what answers for {home} is not a kvswap daemon",
+        f"what answers for {where} is not a kvswap daemon",
         cause="its port was taken over by another program, or the daemon is of another version",
-        hint=f"kvswap daemon --home {home} &",
+        hint=_start(where),
     )
 
 
-def silent(home: Path, seconds: float) -> DaemonSilent:
+def not_there(where: Path | str) -> DaemonNotRunning:
+    """Make the error of a home, or a URL, at which nothing listens."""
+    if isinstance(where, Path):
+        return not_running(where)
+    return DaemonNotRunning(
+        f"no kvswap daemon answers at {where}", cause="it was not started, or it ended", hint=_start(where)
+    )
+
+
+def _start(where: Path | str) -> str:
+    return f"kvswap daemon --home {where} &" if isinstance(where, Path) else "kvswap daemon, where that is to run"
+
+
+def silent(where: Path | str, seconds: float) -> DaemonSilent:
     """Nothing came in time."""
     return DaemonSilent(
-        f"the daemon of {home} does not answer: nothing came for {seconds:g} s",
+        f"the daemon of {where} does not answer: nothing came for {seconds:g} s",
         cause="it is stopped (SIGSTOP), or this machine has far too much to do",
         hint="look at the process that daemon.json names, end it and start it again",
     )

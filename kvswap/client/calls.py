@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib import parse
 
+from kvswap.api import (
+    AskRequest,
+    BeginningRequest,
+    CollectRequest,
+    FetchRequest,
+    GroupRequest,
+    JoinRequest,
+    PlanRequest,
+    PublishRequest,
+    Request,
+    TrainRequest,
+    TrustRequest,
+    VerifyRequest,
+    WithdrawRequest,
+    to_body,
+)
 from kvswap.core.documents import check_unicode
-from kvswap.core.limits import LIMITS
-from kvswap.cost import Objective
 
 LONG_SECONDS = 3600.0  # publish, fetch, ask: their own time-outs are in the daemon
 SHORT_SECONDS = 30.0
@@ -53,24 +66,12 @@ class Frames:
             raise
 
 
-@dataclass(frozen=True, slots=True)
-class Accept:
-    """What a caller takes beyond what is safe by itself."""
-
-    force: bool = False  # fetch although the plan says that prefilling is better
-    tofu: bool = False  # trust the publisher from now on, if it is not known yet
-    inexact: bool = False  # a cache that is not the model's own to the bit
-    strangers: bool = False  # of publishers that are not listed, once it is verified by recomputing
-    samples: int = LIMITS.usual_samples  # so many positions
-    group: str | None = None  # look only among what is sealed for this group
+def _send(path: str, request: Request) -> Call:
+    return Call("POST", path, to_body(request))
 
 
-def _long(path: str, **body: Any) -> Call:
-    return Call("POST", path, {k: v for k, v in body.items() if v is not None}, True, LONG_SECONDS)
-
-
-def _wish(objective: Objective) -> dict[str, Any]:
-    return {("objective" if name == "by" else name): value for name, value in asdict(objective).items()}
+def _stream(path: str, request: Request) -> Call:
+    return Call("POST", path, to_body(request), True, LONG_SECONDS)
 
 
 def status() -> Call:
@@ -106,7 +107,7 @@ def pin(ref: str, pinned: bool) -> Call:
 
 
 def collect(target_bytes: int | None) -> Call:
-    return Call("POST", "/v1/gc", {"target_bytes": target_bytes}, seconds=600)
+    return replace(_send("/v1/gc", CollectRequest(target_bytes=target_bytes)), seconds=600)
 
 
 def events(follow: bool) -> Call:
@@ -118,7 +119,7 @@ def trust_list() -> Call:
 
 
 def trust_add(peer: str, label: str) -> Call:
-    return Call("POST", "/v1/trust", {"peer": peer, "label": label})
+    return _send("/v1/trust", TrustRequest(peer=peer, label=label))
 
 
 def trust_remove(peer: str) -> Call:
@@ -130,7 +131,7 @@ def groups() -> Call:
 
 
 def group_add(name: str | None, key: str | None) -> Call:
-    return Call("POST", "/v1/groups", {k: v for k, v in (("name", name), ("key", key)) if v is not None})
+    return _send("/v1/groups", GroupRequest(name=name, key=key))
 
 
 def group_export(name: str) -> Call:
@@ -141,22 +142,20 @@ def group_remove(name: str) -> Call:
     return Call("DELETE", f"/v1/groups/{quote(name, safe='')}")
 
 
-def publish(
-    text: str, model: str | None, codec: str | None, truncate: bool, source: str | None, group: str | None
-) -> Call:
-    return _long("/v1/publish", text=text, model=model, codec=codec, truncate=truncate, source=source, group=group)
+def publish(request: PublishRequest) -> Call:
+    return _stream("/v1/publish", request)
 
 
-def train(corpus: str, model: str | None, tokens: int) -> Call:
-    return _long("/v1/codec/train", corpus=corpus, model=model, tokens=tokens)
+def train(request: TrainRequest) -> Call:
+    return _stream("/v1/codec/train", request)
 
 
-def fetch(ref: str, text: str | None, accept: Accept, objective: Objective) -> Call:
-    return _long("/v1/fetch", ref=ref, text=text, **asdict(accept), **_wish(objective))
+def fetch(request: FetchRequest) -> Call:
+    return _stream("/v1/fetch", request)
 
 
 def withdraw(ref: str, why: str) -> Call:
-    return Call("POST", f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", {"why": why})
+    return _send(f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", WithdrawRequest(why=why))
 
 
 def rotate() -> Call:
@@ -167,26 +166,8 @@ def audits(publisher: str | None) -> Call:
     return Call("GET", "/v1/audits" + (f"?publisher={quote(publisher)}" if publisher else ""))
 
 
-def beginning(asked: dict[str, Any], tofu: bool, group: str | None) -> Call:
-    return _long("/v1/beginning", **asked, tofu=tofu, group=group)
-
-
-def beginning_of_ids(
-    ids: bytes,
-    model: bytes,
-    dtype: str,
-    block_tokens: int,
-    parts: bool,
-    curve: tuple[float, float] | None,
-    seconds: float | None,
-    force: bool,
-    local: bool,
-    group: str | None,
-) -> Call:
-    asked = {"ids": base64.b64encode(ids).decode(), "model": model.hex(), "dtype": dtype, "block_tokens": block_tokens}
-    return beginning(
-        asked | {"parts": parts, "curve": curve, "seconds": seconds, "force": force, "local": local}, False, group
-    )
+def beginning(request: BeginningRequest) -> Call:
+    return _stream("/v1/beginning", request)
 
 
 def beginnings(version: str, wait: float) -> Call:
@@ -198,8 +179,8 @@ def computed(frames: Iterable[bytes]) -> Call:
     return Call("POST", "/v1/computed", lines=True, seconds=LONG_SECONDS, frames=frames)
 
 
-def plan(ref: str, text: str | None, inexact: bool, group: str | None, objective: Objective, host: str | None) -> Call:
-    return _long("/v1/plan", ref=ref, text=text, inexact=inexact, group=group, host=host, **_wish(objective))
+def plan(request: PlanRequest) -> Call:
+    return _stream("/v1/plan", request)
 
 
 def hosts() -> Call:
@@ -207,37 +188,16 @@ def hosts() -> Call:
 
 
 def host_join(invitation: str, *, plain: bool = False) -> Call:
-    return Call("POST", "/v1/hosts", {"invitation": invitation, "plain": plain})
+    return _send("/v1/hosts", JoinRequest(invitation=invitation, plain=plain))
 
 
 def host_leave(peer: str) -> Call:
     return Call("DELETE", f"/v1/hosts/{quote(peer)}")
 
 
-def verify(ref: str | None, store: bool, level: int | None, samples: int, text: str | None) -> Call:
-    return _long("/v1/verify", ref=ref, store=store, level=level, samples=samples, text=text)
+def verify(request: VerifyRequest) -> Call:
+    return _stream("/v1/verify", request)
 
 
-def ask(
-    ref: str,
-    question: str,
-    max_tokens: int,
-    text: str | None,
-    prefill: bool,
-    accept: Accept,
-    objective: Objective,
-    ignore_eos: bool,
-    host: str | None,
-) -> Call:
-    return _long(
-        "/v1/ask",
-        host=host,
-        ref=ref,
-        question=question,
-        max_tokens=max_tokens,
-        text=text,
-        prefill=prefill,
-        ignore_eos=ignore_eos,
-        **asdict(accept),
-        **_wish(objective),
-    )
+def ask(request: AskRequest) -> Call:
+    return _stream("/v1/ask", request)

@@ -1,33 +1,35 @@
-"""The blocking client, on the standard library's HTTP."""
+"""The blocking client.  Made from `aio.py` by `.ci/unasync`: change that file, and run it."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import http.client
-import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
-from kvswap.client import calls
-from kvswap.client.answers import (
-    HEADER,
-    HEARTBEAT,
-    error_of,
-    message_of,
-    not_ours,
-    result_of,
-    silence_seconds,
-    silent,
-    went_away,
+from kvswap.api import (
+    AskRequest,
+    BeginningRequest,
+    FetchRequest,
+    PlanRequest,
+    PublishRequest,
+    TrainRequest,
+    VerifyRequest,
 )
-from kvswap.client.calls import Accept, Call
-from kvswap.client.values import Artifact, model_argument, report
+from kvswap.api.requests import aim_fields
+from kvswap.client import calls
+from kvswap.client.answers import result_of, went_away
+from kvswap.client.calls import Call
+from kvswap.client.old import OldNames
+from kvswap.client.sender_sync import Sender, call_here
+from kvswap.client.target import Target
+from kvswap.client.values import Artifact, CacheReport, model_argument, read_document
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
+    DaemonNotRunning,
     Incompatible,
     IntegrityError,
     KvswapError,
@@ -36,122 +38,79 @@ from kvswap.core.errors import (
     PlanSaysPrefill,
     Untrusted,
 )
-from kvswap.core.failures import as_kvswap_error
 from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
-from kvswap.core.places import home_directory
-from kvswap.core.runfile import RunFile, not_running
 from kvswap.cost import MIX, Objective
 
 OnEvent = Callable[[dict[str, Any]], None]
-_CALLING = "calling the daemon"
 
 
-class Client:
-    """The running daemon of a home.  Raises `DaemonNotRunning` when there is none."""
+class Client(OldNames):
+    """A running daemon: that of a home, or the one at a URL.
 
-    def __init__(self, home: str | Path | None = None) -> None:
-        self.home = home_directory(str(home) if home is not None else None)
+    `home` is its directory (default: yours).  `url` names it instead: `http://127.0.0.1:PORT` with the `token` of its
+    `daemon.json`, or `unix:/path/to/daemon.sock`, the socket in its home, which needs no token.  A verb raises
+    `DaemonNotRunning` when nothing answers there, and other errors of `kvswap.errors` as it says.
 
-    # -- transport -------------------------------------------------------------------------------
+    Each call has a connection of its own, so there is nothing that `close` must free.
+    """
 
-    def _lines(self, call: Call) -> Generator[dict[str, Any], None, None]:
-        """The messages of an answer; of one that is no answer of lines, the whole as a result."""
-        run = RunFile.read(self.home)
-        url = urlsplit(run.url)
-        connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=call.head_seconds)
-        body, headers = self._body(call, run)
-        waits = call.head_seconds
-        try:
-            try:
-                connection.connect()
-            except ConnectionError as error:
-                raise not_running(self.home) from error
-            socket = connection.sock  # which the answer may take from the connection
-            try:
-                connection.request(call.method, call.path, body, headers)
-            except ConnectionError:  # it may have said why before it closed
-                if isinstance(body, calls.Frames) and body.error is not None:
-                    raise  # it was not the daemon that ended it
-                socket.settimeout(calls.SHORT_SECONDS)
-                with contextlib.suppress(http.client.HTTPException):
-                    refused = connection.getresponse()
-                    raise error_of(message_of(refused.read(), self.home), refused.status) from None
-                raise
-            response = connection.getresponse()
-            if response.status != 200 or not call.lines:
-                message = message_of(response.read(), self.home)
-                if response.status != 200:
-                    raise error_of(message, response.status)
-                yield {"result": message}
-                return
-            waits = silence_seconds(call, response.headers.get(HEADER))
-            socket.settimeout(waits)
-            while line := response.readline():
-                message = message_of(line, self.home)
-                if message.get("event") != HEARTBEAT:
-                    yield message
-        except KvswapError:
-            raise
-        except (OSError, http.client.HTTPException) as error:  # what a callback of the caller's raises is not seen here
-            if isinstance(body, calls.Frames) and body.error is not None:
-                raise body.error from None
-            raise self._told(error, waits) from error
-        finally:
-            connection.close()
+    def __init__(self, home: str | Path | None = None, *, url: str | None = None, token: str | None = None) -> None:
+        self._target = Target.of(home, url, token)
+        self.home = self._target.home
+        self._sender = Sender(self._target)
 
-    def _body(self, call: Call, run: RunFile) -> tuple[bytes | calls.Frames | None, dict[str, str]]:
-        headers = {"Authorization": f"Bearer {run.token}"}
-        if call.body is not None:
-            return json.dumps(call.body).encode(), {**headers, "Content-Type": "application/json"}
-        return calls.Frames(call.frames) if call.frames is not None else None, headers
+    def __enter__(self) -> Client:
+        return self
 
-    def _told(self, error: Exception, waited: float) -> KvswapError:
-        if isinstance(error, TimeoutError):
-            return silent(self.home, waited)
-        if isinstance(error, ConnectionError | http.client.IncompleteRead):
-            return went_away(error)
-        return not_ours(self.home) if isinstance(error, http.client.HTTPException) else as_kvswap_error(error, _CALLING)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the use of this client."""
 
     def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
-        with contextlib.closing(self._lines(call)) as messages:
+        with contextlib.closing(self._sender.lines(call)) as messages:
             for message in messages:
                 if "event" not in message:
-                    return result_of(message, self.home)
+                    return result_of(message, self._target.where)
                 if on_event is not None:
                     on_event(message)
         raise went_away()
 
-    # -- verbs -----------------------------------------------------------------------------------
-
     def status(self) -> dict[str, Any]:
+        """Say how the node is: peers, store, model, what does not work."""
         return self._do(calls.status())
 
-    def identity(self) -> dict[str, Any]:
+    def id(self) -> dict[str, Any]:
         """`{"peer", "publisher", "addresses"}` of this node."""
         return self._do(calls.identity())
 
     def peers(self) -> list[dict[str, Any]]:
-        return list(self._do(calls.peers())["peers"])
+        """List peers with what was experienced with them."""
+        return list((self._do(calls.peers()))["peers"])
 
     def block(self, peer: str, blocked: bool = True) -> dict[str, Any]:
         """Neither serve nor ask a peer; or, with `blocked` false, do so again."""
         return self._do(calls.block(peer, blocked))
 
-    def artifacts(self) -> list[dict[str, Any]]:
-        return list(self._do(calls.artifacts())["artifacts"])
+    def ls(self) -> list[dict[str, Any]]:
+        """List the artifacts in the store."""
+        return list((self._do(calls.artifacts()))["artifacts"])
 
     def show(self, ref: str) -> dict[str, Any]:
         """An artifact in the store: its index row, manifest and envelope."""
         return self._do(calls.show(ref))
 
     def details(self, ref: str) -> dict[str, Any]:
-        """The same, and what opens its files where they are sealed: all that a process needs to read it."""
+        """Show an artifact with what opens its files where they are sealed: all that a process needs to read it."""
         return self._do(calls.show(ref, key=True))
 
     def publish(
         self,
-        text: str,
+        text: str | Path,
         *,
         model: str | None = None,
         codec: str | None = None,
@@ -160,17 +119,26 @@ class Client:
         group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """Prefill and publish a document's text.  A KV cache reveals its text: publish public documents.
+        """Prefill and publish a document, given as its text or as the path of its file.
 
-        `group`: sealed for the members of this group instead.
+        A KV cache reveals its text: publish public documents, or seal it for the members of `group`.
         """
-        return self._do(calls.publish(text, model_argument(model), codec, truncate, source, group), on_event)
+        request = PublishRequest(
+            text=call_here(read_document, text),
+            model=model_argument(model),
+            codec=codec,
+            truncate=truncate,
+            source=source,
+            group=group,
+        )
+        return self._do(calls.publish(request), on_event)
 
-    def train(
+    def codec_train(
         self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
     ) -> dict[str, Any]:
         """Train the predictive codec on the text files below a directory of the daemon's machine."""
-        return self._do(calls.train(str(Path(corpus).absolute()), model_argument(model), tokens), on_event)
+        request = TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
+        return self._do(calls.train(request), on_event)
 
     def fetch(
         self,
@@ -192,9 +160,18 @@ class Client:
         again (V5); with the document's `text`, or else by reading the tokens back from the cache.
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
-        report = self._do(
-            calls.fetch(ref, text, Accept(force, tofu, inexact, strangers, samples, group), objective), on_event
+        request = FetchRequest(
+            ref=ref,
+            text=text,
+            force=force,
+            trust_on_first_use=tofu,
+            inexact=inexact,
+            strangers=strangers,
+            samples=samples,
+            group=group,
+            **aim_fields(objective),
         )
+        report = self._do(calls.fetch(request), on_event)
         return Artifact(report["artifact"], report, lambda: self.details(report["artifact"]))
 
     def plan(
@@ -208,7 +185,9 @@ class Client:
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        return self._do(calls.plan(ref, text, inexact, group, objective, host), on_event)
+        """Say what `ask` would do, fetch, prefill, both at once or ask a host, with seconds, dollars and the reason."""
+        request = PlanRequest(ref=ref, text=text, inexact=inexact, group=group, host=host, **aim_fields(objective))
+        return self._do(calls.plan(request), on_event)
 
     def verify(
         self,
@@ -221,7 +200,8 @@ class Client:
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Check an artifact up to a step of the ladder (0 to 7), or with `store` every file of the store."""
-        return self._do(calls.verify(ref, store, level, samples, text), on_event)
+        request = VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
+        return self._do(calls.verify(request), on_event)
 
     def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
         """Take back own artifacts: who hears of it uses and serves them no more."""
@@ -259,13 +239,13 @@ class Client:
         """Forget a host."""
         return self._do(calls.host_leave(peer))
 
-    def rotate(self) -> dict[str, Any]:
+    def trust_rotate(self) -> dict[str, Any]:
         """A new publisher key, which the old one names: who trusts the old one follows."""
         return self._do(calls.rotate())
 
     def audits(self, publisher: str | None = None) -> list[dict[str, Any]]:
         """What was found by verifying: here, and by auditors whom this node trusts."""
-        return list(self._do(calls.audits(publisher))["audits"])
+        return list((self._do(calls.audits(publisher)))["audits"])
 
     def ask(
         self,
@@ -291,10 +271,23 @@ class Client:
         `host`: ask the host with this PeerId, or with `auto` the best of those known where the plan says so.  A host
         gets to know the question.
         """
-        accept = Accept(force, tofu, inexact, strangers, samples, group)
-        return self._do(
-            calls.ask(ref, question, max_tokens, text, prefill, accept, objective, ignore_eos, host), on_event
+        request = AskRequest(
+            ref=ref,
+            question=question,
+            max_tokens=max_tokens,
+            text=text,
+            prefill=prefill,
+            force=force,
+            trust_on_first_use=tofu,
+            inexact=inexact,
+            strangers=strangers,
+            samples=samples,
+            group=group,
+            ignore_eos=ignore_eos,
+            host=host,
+            **aim_fields(objective),
         )
+        return self._do(calls.ask(request), on_event)
 
     def beginning(
         self,
@@ -318,8 +311,19 @@ class Client:
         cost to prefill there.  `seconds`: the longest to wait for peers to say what they have; `local`: ask none.
         Raises `NotFound`, `PlanSaysPrefill` and what `fetch` does.
         """
-        call = calls.beginning_of_ids(ids, model, dtype, block_tokens, parts, curve, seconds, force, local, group)
-        return self._do(call, on_event)
+        request = BeginningRequest(
+            ids=base64.b64encode(ids).decode(),
+            model=model.hex(),
+            dtype=dtype,
+            block_tokens=block_tokens,
+            parts=parts,
+            curve=curve,
+            seconds=seconds,
+            force=force,
+            local=local,
+            group=group,
+        )
+        return self._do(calls.beginning(request), on_event)
 
     def beginnings(self, version: str = "", wait: float = 0.0) -> tuple[str, bytes | None]:
         """Keys of all beginnings that a look-up could find, 8 bytes each; None: ask for each.
@@ -333,29 +337,37 @@ class Client:
         """Publish what an engine computed, by the frames of `POST /v1/computed` (`docs/extending.md`)."""
         return self._do(calls.computed(frames), on_event)
 
-    def remove(self, ref: str) -> dict[str, Any]:
+    def rm(self, ref: str) -> dict[str, Any]:
+        """Remove an artifact, or all of a document."""
         return self._do(calls.remove(ref))
 
     def pin(self, ref: str, pinned: bool = True) -> dict[str, Any]:
+        """Keep an artifact whatever room is needed; or, with `pinned` false, no longer."""
         return self._do(calls.pin(ref, pinned))
 
-    def collect(self, target_bytes: int | None = None) -> dict[str, Any]:
+    def gc(self, target_bytes: int | None = None) -> dict[str, Any]:
+        """Free room in the store, down to `target_bytes` where given."""
         return self._do(calls.collect(target_bytes))
 
-    def trust_list(self) -> dict[str, Any]:
+    def trust_ls(self) -> dict[str, Any]:
+        """List the publishers on the allow-list, and those found to be wrong."""
         return self._do(calls.trust_list())
 
     def trust_add(self, peer: str, label: str = "") -> dict[str, Any]:
+        """Put a publisher on the allow-list."""
         return self._do(calls.trust_add(peer, label))
 
-    def trust_remove(self, peer: str) -> dict[str, Any]:
+    def trust_rm(self, peer: str) -> dict[str, Any]:
+        """Take a publisher off the allow-list."""
         return self._do(calls.trust_remove(peer))
 
     def events(self, follow: bool = False) -> Iterator[dict[str, Any]]:
         """What happened lately; with `follow`, for ever."""
-        yield from self._lines(calls.events(follow))
+        with contextlib.closing(self._sender.lines(calls.events(follow))) as messages:
+            for event in messages:
+                yield event
 
-    def prefix(
+    def get_cache(
         self,
         text: str,
         model: Any,
@@ -366,27 +378,38 @@ class Client:
         tofu: bool = False,
         strangers: bool = False,
         group: str | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
-        """A cache of `text` for this model: fetched where that is possible and worth it, else prefilled here.
+        prefill_alone: bool = True,
+    ) -> tuple[Any, CacheReport]:
+        """Get a cache of `text` for this model: fetched where that is possible and worth it, else prefilled here.
 
-        Of a document that nobody published, the beginning that it shares with a published one is fetched.
-        Returns the cache and a report: `action`, `reason`, `seconds`, `tokens`, `fetched_tokens`, `artifact`.
+        Of a document that nobody published, the beginning that it shares with a published one is fetched.  Where no
+        daemon runs it is prefilled, or with `prefill_alone` false `DaemonNotRunning` raised.  `room`: tokens that may
+        follow before the cache must be copied.  Returns the cache and what was done.
         """
         from kvswap.client.loading import LocalPrefill, check_precision, load_for
 
         began, document = time.perf_counter(), document_digest(check_text(text))
-        check_precision(model)
+        call_here(check_precision, model)
+        refused: KvswapError
         try:
             artifact = self.fetch(document, tofu=tofu, strangers=strangers, group=group, text=text)
-            cache = load_for(text, self.details(artifact.id), model, tokenizer, room)
+            details = self.details(artifact.id)
+            cache = call_here(load_for, text, details, model, tokenizer, room)
+            reason, tokens = artifact.report["plan"]["reason"], artifact.tokens
+            return cache, CacheReport.of("fetch", reason, began, tokens, tokens, artifact.id)
+        except DaemonNotRunning as error:
+            if not prefill_alone:
+                raise
+            refused = error
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
-            local = LocalPrefill(text, model, tokenizer, block_tokens)
-            begun: dict[str, Any] = {"artifact": None, "tokens": 0}
-            with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
-                if isinstance(error, NotFound):
-                    begun = self._do(calls.beginning(local.beginning(), tofu, group))
-            shared = self.details(begun["artifact"]) if begun["tokens"] else None
-            cache = local.cache(room, shared, begun["tokens"])
-            return cache, report("prefill", error.message, began, local.tokens, begun["tokens"], begun["artifact"])
-        reason = artifact.report["plan"]["reason"]
-        return cache, report("fetch", reason, began, artifact.tokens, artifact.tokens, artifact.id)
+            refused = error
+        local = call_here(LocalPrefill, text, model, tokenizer, block_tokens)
+        begun: dict[str, Any] = {"artifact": None, "tokens": 0}
+        with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
+            if isinstance(refused, NotFound):
+                request = BeginningRequest(**call_here(local.beginning), trust_on_first_use=tofu, group=group)
+                begun = self._do(calls.beginning(request))
+        shared = self.details(begun["artifact"]) if begun["tokens"] else None
+        cache = call_here(local.cache, room, shared, begun["tokens"])
+        reason = refused.message
+        return cache, CacheReport.of("prefill", reason, began, local.tokens, begun["tokens"], begun["artifact"])

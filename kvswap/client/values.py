@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 
 def model_argument(name: str | None) -> str | None:
@@ -64,15 +68,39 @@ class AsyncArtifact:
         return int(self.report["tokens"])
 
 
-def report(
-    action: str, reason: str, began: float, tokens: int, fetched_tokens: int, artifact: str | None
-) -> dict[str, Any]:
-    """What `prefix` did; `began` is a `time.perf_counter` value."""
-    return {
-        "action": action,
-        "reason": reason,
-        "seconds": time.perf_counter() - began,
-        "tokens": tokens,
-        "fetched_tokens": fetched_tokens,
-        "artifact": artifact,
-    }
+class CacheReport(msgspec.Struct, frozen=True):
+    """What `get_cache` did.  `action` is `fetch` or `prefill`; `tokens` is the length of the cached prefix."""
+
+    action: str
+    reason: str
+    seconds: float
+    tokens: int
+    fetched_tokens: int
+    artifact: str | None
+
+    @classmethod
+    def of(
+        cls, action: str, reason: str, began: float, tokens: int, fetched_tokens: int, artifact: str | None
+    ) -> CacheReport:
+        """Make a report of what ends now; `began` is a `time.perf_counter` value."""
+        return cls(action, reason, time.perf_counter() - began, tokens, fetched_tokens, artifact)
+
+    def __getitem__(self, name: str) -> Any:
+        warnings.warn(f"a report is no dict any more: use .{name}", DeprecationWarning, stacklevel=2)
+        if name not in self.__struct_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+def read_document(document: str | Path) -> str:
+    """Return a document's text, read from its file where a path was given.
+
+    Raises `InvalidDocument` for a file that is not UTF-8 text, and kvswap's error for one that cannot be read.
+    """
+    if isinstance(document, str):
+        return document
+    from kvswap.core.documents import check_document
+    from kvswap.core.files import read_file
+    from kvswap.core.limits import LIMITS
+
+    return check_document(read_file(document, LIMITS.document_bytes), str(document))

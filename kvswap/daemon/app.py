@@ -11,6 +11,15 @@ from typing import Any
 
 from aiohttp import web
 
+from kvswap.api import (
+    AskRequest,
+    CollectRequest,
+    FetchRequest,
+    PlanRequest,
+    PublishRequest,
+    TrainRequest,
+    VerifyRequest,
+)
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid, parse_reference
 from kvswap.core.limits import LIMITS
@@ -20,17 +29,12 @@ from kvswap.daemon.engine_api import EngineApi
 from kvswap.daemon.guard import guard
 from kvswap.daemon.hosts_api import HostsApi
 from kvswap.daemon.requests import (
-    body_of,
     heartbeats,
-    number_of,
-    optional_of,
-    samples_of,
+    request_of,
     send_line,
     send_rows,
     start_lines,
     stream,
-    terms_of,
-    text_of,
     wrong,
 )
 from kvswap.daemon.supervisor import ModelProcess
@@ -50,7 +54,7 @@ from kvswap.net.failing import answering, errors
 from kvswap.store import ArtifactRow, PeerRecord
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
-from kvswap.trust.ladder import LAST, up_to
+from kvswap.trust.ladder import up_to
 
 _PAGE = 500  # artifacts
 
@@ -67,10 +71,6 @@ def _opened(statement: Statement) -> dict[str, Any]:
         "raw_bytes": manifest.raw_bytes,
         "group": statement.names.name if isinstance(statement.names, Group) else None,
     }
-
-
-def _steps(body: dict[str, Any]) -> int:
-    return int(number_of(body, "max_tokens", 1, LIMITS.host_tokens, whole=True) or 64)
 
 
 class Api:
@@ -316,106 +316,99 @@ class Api:
         return web.Response(body=await asyncio.to_thread(self._node.store.get_chunk, cid))
 
     async def collect(self, request: web.Request) -> web.Response:
-        body = await body_of(request)
-        target = number_of(body, "target_bytes", 0, 1 << 62, whole=True)
-        freed = await asyncio.to_thread(self._node.store.collect, None if target is None else int(target))
+        asked = await request_of(request, CollectRequest)
+        freed = await asyncio.to_thread(self._node.store.collect, asked.target_bytes)
         return web.json_response({"freed_bytes": freed, "store_bytes": self._node.store.used_bytes})
 
     # -- use cases -------------------------------------------------------------------------------
 
     async def publish(self, request: web.Request) -> web.StreamResponse:
-        body = await body_of(request)
+        asked = await request_of(request, PublishRequest)
 
         async def work(progress: Progress) -> dict[str, Any]:
             return await publish(
                 self._node,
-                text_of(body, "text").encode(),
-                model=optional_of(body, "model"),
-                codec=optional_of(body, "codec"),
-                truncate=bool(body.get("truncate")),
-                media_type=optional_of(body, "media_type") or "text/plain",
-                source=optional_of(body, "source"),
-                group=optional_of(body, "group"),
+                asked.text.encode(),
+                model=asked.model,
+                codec=asked.codec,
+                truncate=asked.truncate,
+                media_type=asked.media_type or "text/plain",
+                source=asked.source,
+                group=asked.group,
                 progress=progress,
             )
 
         return await stream(request, work)
 
     async def train(self, request: web.Request) -> web.StreamResponse:
-        body = await body_of(request)
-        tokens = number_of(body, "tokens", 1_000, 1_000_000, whole=True)
-        if tokens is None:
-            raise wrong("the request needs a number 'tokens'")
+        asked = await request_of(request, TrainRequest)
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await train(
-                self._node, text_of(body, "corpus"), progress, model=optional_of(body, "model"), tokens=int(tokens)
-            )
+            return await train(self._node, asked.corpus, progress, model=asked.model, tokens=asked.tokens)
 
         return await stream(request, work)
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
-        body = await body_of(request)
-        reference = parse_reference(text_of(body, "ref"))
+        asked = await request_of(request, FetchRequest)
+        reference = parse_reference(asked.ref)
 
         async def work(progress: Progress) -> dict[str, Any]:
-            done = await fetch(self._node, reference, terms_of(body), progress, text=optional_of(body, "text"))
-            return done.to_json()
+            return (await fetch(self._node, reference, asked.terms(), progress, text=asked.text)).to_json()
 
         return await stream(request, work)
 
     async def plan(self, request: web.Request) -> web.StreamResponse:
-        body = await body_of(request)
-        reference = parse_reference(text_of(body, "ref"))
+        asked = await request_of(request, PlanRequest)
+        reference = parse_reference(asked.ref)
 
         async def work(progress: Progress) -> dict[str, Any]:
             return await plan_reference(
                 self._node,
                 reference,
-                optional_of(body, "text"),
-                terms_of(body),
-                host=optional_of(body, "host"),
-                question=optional_of(body, "question") or "",
-                steps=_steps(body),
+                asked.text,
+                asked.terms(),
+                host=asked.host,
+                question=asked.question,
+                steps=asked.max_tokens,
             )
 
         return await stream(request, work)
 
     async def ask(self, request: web.Request) -> web.StreamResponse:
-        body = await body_of(request)
-        reference = parse_reference(text_of(body, "ref"))
-        steps = _steps(body)
+        asked = await request_of(request, AskRequest)
+        reference = parse_reference(asked.ref)
 
         async def work(progress: Progress) -> dict[str, Any]:
             return await answer(
                 self._node,
                 reference,
-                text_of(body, "question"),
-                steps=steps,
-                text=optional_of(body, "text"),
-                prefill=bool(body.get("prefill")),
-                terms=terms_of(body),
-                ignore_eos=bool(body.get("ignore_eos")),
-                host=optional_of(body, "host"),
+                asked.question,
+                steps=asked.max_tokens,
+                text=asked.text,
+                prefill=asked.prefill,
+                terms=asked.terms(),
+                ignore_eos=asked.ignore_eos,
+                host=asked.host,
                 progress=progress,
             )
 
         return await stream(request, work)
 
     async def verify(self, request: web.Request) -> web.StreamResponse:
-        body = await body_of(request)
+        asked = await request_of(request, VerifyRequest)
 
         async def work(progress: Progress) -> dict[str, Any]:
-            if body.get("store"):
+            if asked.store:
                 report = await asyncio.to_thread(self._node.store.verify)
                 return {n: getattr(report, n) for n in report.__slots__} | {"clean": report.clean}
-            level = number_of(body, "level", 0, int(LAST), whole=True)
+            if asked.ref is None:
+                raise wrong("the request needs a text 'ref'")
             return await verify_artifact(
                 self._node,
-                parse_reference(text_of(body, "ref")),
-                levels=up_to(int(level)) if level is not None else None,
-                samples=samples_of(body),
-                text=optional_of(body, "text"),
+                parse_reference(asked.ref),
+                levels=up_to(asked.level) if asked.level is not None else None,
+                samples=asked.samples,
+                text=asked.text,
                 progress=progress,
             )
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from aiohttp import web
 
+from kvswap.api import BeginningRequest
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, UsageError
 from kvswap.core.limits import LIMITS
-from kvswap.daemon.requests import beginning_of, body_of, stream
+from kvswap.daemon.requests import beginning_of, request_of, stream
 from kvswap.exchange import Node
 from kvswap.exchange.model_port import OnEvent
 from kvswap.exchange.prefix import fetch_beginning, known_beginnings, longest_beginning
@@ -38,8 +39,7 @@ class EngineApi:
 
     async def beginning(self, request: web.Request) -> web.StreamResponse:
         """The longest published beginning of a document given by its ids, or their chain digests, made local."""
-        body = await body_of(request)
-        asked = beginning_of(body)
+        asked = beginning_of(await request_of(request, BeginningRequest))
 
         async def work(progress: Progress) -> dict[str, Any]:
             found = await longest_beginning(

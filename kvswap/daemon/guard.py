@@ -3,7 +3,8 @@
 Loopback alone protects nobody: any page in a browser can reach it by DNS rebinding (Ollama
 GHSA-5jx5-hqx5-2vrj, Transmission CVE-2018-5702).  So every request needs a `Host` that names this
 machine's loopback, no foreign `Origin`, and - but for the health checks - the bearer token of the
-run-file, compared in constant time.
+run-file, compared in constant time.  Over the socket in the home, whose mode says who may open it, no token is asked
+for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import hmac
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+
+from kvswap.daemon.socket import came_by_it
 
 __all__ = ["Handler", "guard"]
 
@@ -47,7 +50,7 @@ def guard(token: str) -> Middleware:
         origin = request.headers.get("Origin")
         if origin is not None and _host_name(origin.partition("//")[2]) not in _HOSTS:
             return _refuse(403, "forbidden", "this API does not answer web pages", *_ORIGIN)
-        if request.path not in _OPEN:
+        if request.path not in _OPEN and not came_by_it(request):
             given = request.headers.get("Authorization", "")
             if not hmac.compare_digest(_bytes(given), f"Bearer {token}".encode()):
                 return _refuse(401, "unauthorized", "the bearer token is missing or wrong", *_TOKEN)

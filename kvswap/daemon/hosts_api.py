@@ -7,8 +7,9 @@ from typing import Any
 
 from aiohttp import web
 
+from kvswap.api import JoinRequest
 from kvswap.core.errors import KvswapError
-from kvswap.daemon.requests import body_of, text_of
+from kvswap.daemon.requests import request_of
 from kvswap.exchange import Node
 from kvswap.net.reads import Invitation
 
@@ -45,9 +46,8 @@ class HostsApi:
         return row | {"model": offer.label, "dtype": offer.dtype, "tariff": offer.tariff.to_json(), "problem": None}
 
     async def join(self, request: web.Request) -> web.Response:
-        body = await body_of(request)
-        text, plain = text_of(body, "invitation"), body.get("plain") is True
-        invitation = await asyncio.to_thread(self._node.hosts.add, text, plain=plain)
+        asked = await request_of(request, JoinRequest)
+        invitation = await asyncio.to_thread(self._node.hosts.add, asked.invitation, plain=asked.plain)
         self._node.events.add("host", peer=invitation.peer, how="joined")
         return web.json_response({"peer": invitation.peer, "url": invitation.url})
 

@@ -9,26 +9,28 @@ import itertools
 import json
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
+from msgspec import structs
 
+from kvswap.api import BeginningRequest, Request
 from kvswap.core.documents import check_unicode
 from kvswap.core.errors import UsageError
 from kvswap.core.failures import record, said
 from kvswap.core.limits import LIMITS
-from kvswap.cost import OBJECTIVES, Objective, PrefillCurve
+from kvswap.cost import PrefillCurve
 from kvswap.exchange.model_port import Wanted
-from kvswap.exchange.request import Progress, Terms
+from kvswap.exchange.request import LookupTerms, Progress, lookup_of
 
+R = TypeVar("R", bound=Request)
 Work = Callable[[Progress], Awaitable[dict[str, Any]]]
 
 HEARTBEAT = {"event": "heartbeat"}
 HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
 _ROWS_AT_ONCE = 500  # a millisecond or two of JSON
-_MOST = 1e18  # of whatever is counted in a request
 _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
 
@@ -52,34 +54,29 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def text_of(body: dict[str, Any], name: str) -> str:
-    """A field that has to be there, as Unicode text.  Raises `UsageError`."""
-    value = body.get(name)
-    if not isinstance(value, str):
-        raise wrong(f"the request needs a text {name!r}")
-    return check_unicode(value, name)
+def parse(body: dict[str, Any], kind: type[R]) -> R:
+    """Convert a JSON object into a request of this kind.  Raises `UsageError` naming the field that is wrong.
+
+    Null means that a field is absent.  0 and 1 stand for false and true, as they did before there were structs.
+    """
+    specs = structs.fields(kind)
+    strict = {spec.encode_name for spec in specs if spec.default is msgspec.UNSET}  # there null is no value
+    given = {name: value for name, value in body.items() if value is not None or name in strict}
+    for spec in specs:
+        value = given.get(spec.encode_name)
+        if isinstance(value, str):
+            check_unicode(value, spec.encode_name)
+        elif spec.type is bool and type(value) is int and value in (0, 1):
+            given[spec.encode_name] = bool(value)
+    try:
+        return msgspec.convert(given, kind)
+    except (msgspec.ValidationError, RecursionError, OverflowError) as error:
+        raise wrong(f"the request's body is of another form: {error}") from error
 
 
-def number_of(body: dict[str, Any], name: str, low: float, high: float, *, whole: bool = False) -> float | int | None:
-    """A finite number in its bounds, or None where the field is absent.  Raises `UsageError`."""
-    value = body.get(name)
-    if value is None:
-        return None
-    kinds = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:  # NaN is in no bounds
-        raise wrong(f"{name} is a {'whole ' if whole else ''}number from {low:.16g} to {high:.16g}")
-    return value
-
-
-def terms_of(body: dict[str, Any]) -> Terms:
-    """What the caller accepts, minds, and will not pay.  Raises `UsageError`."""
-    by = body.get("objective") or "mix"
-    if not isinstance(by, str) or by not in OBJECTIVES:
-        raise wrong(f"objective is one of {', '.join(OBJECTIVES)}")
-    seconds, dollars, most = (number_of(body, name, 0, _MOST) for name in ("max_seconds", "max_dollars", "max_bytes"))
-    objective = Objective(by, seconds, dollars, int(most) if most is not None else None)
-    force, tofu, inexact, strangers = (bool(body.get(name)) for name in ("force", "tofu", "inexact", "strangers"))
-    return Terms(force, tofu, inexact, strangers, samples_of(body), optional_of(body, "group"), objective)
+async def request_of(request: web.Request, kind: type[R]) -> R:
+    """Read the body of a request as one of this kind.  Raises `UsageError`."""
+    return parse(await body_of(request), kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,63 +86,33 @@ class Asked:
     wanted: Wanted
     chain: list[bytes]
     block_tokens: int
-    terms: Terms
+    terms: LookupTerms
     ids: Sequence[int] | None
 
 
-def beginning_of(body: dict[str, Any]) -> Asked:
-    """By `ids` (u32, little endian, in base64) or `chain` (digests in hex), with model, dtype and block size.
-
-    `parts`: a document that ends within a block is of use to its end.  `curve`: what a block costs to prefill who
-    asks, and each token before it.  `seconds`: the longest to wait for peers; `local`: ask none.  Raises `UsageError`.
-    """
+def beginning_of(request: BeginningRequest) -> Asked:
+    """Unpack what stands for bytes in a request for a beginning.  Raises `UsageError`."""
     from kvswap.artifact.chain import chain_digests  # numpy, which most requests have no use for
 
     ids: list[int] | None = None
-    chain, block_tokens = body.get("chain"), body.get("block_tokens")
-    curve, seconds = body.get("curve"), body.get("seconds")
-    if isinstance(block_tokens, bool) or not isinstance(block_tokens, int):
-        raise wrong("block_tokens is a number")
-    if not 1 <= block_tokens <= LIMITS.block_tokens:
-        raise wrong(f"block_tokens is a number from 1 to {LIMITS.block_tokens}")
+    block_tokens, curve = request.block_tokens, request.curve
     try:
-        wanted = Wanted(bytes.fromhex(text_of(body, "model")), text_of(body, "dtype"))
-        if "ids" in body:
-            packed = base64.b64decode(text_of(body, "ids"), validate=True)
+        wanted = Wanted(bytes.fromhex(request.model), request.dtype)
+        if isinstance(request.ids, str):
+            packed = base64.b64decode(request.ids, validate=True)
             ids = [i for (i,) in struct.iter_unpack("<I", packed)]
-            if not body.get("parts"):
+            if not request.parts:
                 ids = ids[: len(ids) // block_tokens * block_tokens]
             digests = chain_digests(wanted.model, ids, block_tokens)
         else:
-            digests = [bytes.fromhex(d) for d in chain] if isinstance(chain, list) else []
-        fitted = PrefillCurve(_finite(curve[0]), _finite(curve[1]), block_tokens) if curve is not None else None
-        wait = _finite(seconds) if seconds is not None else None
-    except UsageError:
-        raise
-    except (TypeError, ValueError, LookupError, OverflowError, struct.error) as error:
+            digests = [bytes.fromhex(d) for d in request.chain or []]
+    except (ValueError, struct.error) as error:
         raise wrong("a beginning is asked for by ids or chain, model, dtype and block_tokens") from error
     if any(len(d) != 32 for d in (*digests, wanted.model)):
         raise wrong("chain and model are digests of 32 bytes")
-    terms = replace(terms_of(body), curve=fitted, lookup_seconds=wait, local=bool(body.get("local")))
-    return Asked(wanted, digests, block_tokens, terms, ids if body.get("parts") else None)
-
-
-def samples_of(body: dict[str, Any]) -> int:
-    """Positions to compute again.  Raises `UsageError`."""
-    samples = number_of(body, "samples", 1, LIMITS.audit_samples, whole=True)
-    return LIMITS.usual_samples if samples is None else int(samples)
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not 0 <= number <= _MOST:
-        raise ValueError("out of bounds")
-    return number
-
-
-def optional_of(body: dict[str, Any], name: str) -> str | None:
-    """A text, or None where the field is absent."""
-    return text_of(body, name) if body.get(name) is not None else None
+    fitted = PrefillCurve(*curve, block_tokens) if curve is not None else None
+    terms = lookup_of(request, curve=fitted, lookup_seconds=request.seconds, local=request.local)
+    return Asked(wanted, digests, block_tokens, terms, ids if request.parts else None)
 
 
 async def start_lines(request: web.Request) -> web.StreamResponse:

@@ -27,6 +27,7 @@ from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever
 from kvswap.core.version import __version__
 from kvswap.cost import Calibration
+from kvswap.daemon import socket
 from kvswap.daemon.app import Api
 from kvswap.daemon.memory import few_arenas
 from kvswap.daemon.supervisor import ModelProcess
@@ -133,6 +134,7 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
         await runner.cleanup()
         raise UsageError(f"cannot listen on port {settings.api_port}: {error.strerror}") from error
     port = runner.addresses[0][1]
+    listening = await socket.listen(runner, settings.home)
     await service.start()
     idle = asyncio.create_task(model.unload_when_idle())
     run_file = RunFile(f"http://127.0.0.1:{port}", token, os.getpid())
@@ -157,6 +159,7 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
         _logger.info("stopping: a signal came")
     finally:
         RunFile.remove(settings.home)
+        socket.remove(listening)
         idle.cancel()
         looking.cancel()
         await model.stop()  # ends a running job, so its request can end too

@@ -6,10 +6,11 @@ import asyncio
 
 from aiohttp import web
 
+from kvswap.api import GroupRequest, TrustRequest, WithdrawRequest
 from kvswap.core.documents import check_written
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import PeerId, parse_reference
-from kvswap.daemon.requests import body_of, optional_of, send_rows, text_of
+from kvswap.daemon.requests import request_of, send_rows, wrong
 from kvswap.exchange import Node
 from kvswap.exchange.rotate import rotate
 from kvswap.exchange.verification import audits
@@ -44,9 +45,8 @@ class TrustApi:
         return web.json_response({"own": own, "publishers": policy.rows(), **told})
 
     async def add(self, request: web.Request) -> web.Response:
-        body = await body_of(request)
-        peer, label = text_of(body, "peer"), optional_of(body, "label") or ""
-        row = await asyncio.to_thread(self._node.trust.policy.add, peer, label)
+        asked = await request_of(request, TrustRequest)
+        row = await asyncio.to_thread(self._node.trust.policy.add, asked.peer, asked.label)
         self._node.events.add("trusted", publisher=row.peer, how=row.how)
         return web.json_response({"peer": row.peer, "label": row.label, "added": row.added, "how": row.how})
 
@@ -64,11 +64,9 @@ class TrustApi:
         return await send_rows(request, "audits", [rows])
 
     async def withdraw(self, request: web.Request) -> web.Response:
-        body = await body_of(request)
+        asked = await request_of(request, WithdrawRequest)
         reference = parse_reference(request.match_info["ref"])
-        return web.json_response(
-            await withdraw(self._node, reference, check_written((optional_of(body, "why") or "")[:256], "why"))
-        )
+        return web.json_response(await withdraw(self._node, reference, check_written(asked.why[:256], "why")))
 
     # -- groups ----------------------------------------------------------------------------------
 
@@ -79,12 +77,14 @@ class TrustApi:
 
     async def join(self, request: web.Request) -> web.Response:
         """A new group of this name, or with `key` the one that somebody else made."""
-        body = await body_of(request)
-        name, key = optional_of(body, "name"), optional_of(body, "key")
-        groups = self._node.trust.groups
-        wanted = text_of(body, "name") if key is None else ""
-        given = Group.from_text(key, name) if key is not None else None
-        group = await asyncio.to_thread(lambda: groups.new(wanted) if given is None else groups.add(given))
+        asked = await request_of(request, GroupRequest)
+        groups, key = self._node.trust.groups, asked.key
+        if key is not None:
+            group = await asyncio.to_thread(groups.add, Group.from_text(key, asked.name))
+        elif asked.name is not None:
+            group = await asyncio.to_thread(groups.new, asked.name)
+        else:
+            raise wrong("the request needs a text 'name'")
         self._node.events.add("group", name=group.name, how="new" if key is None else "imported")
         return web.json_response({"name": group.name})
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from kvswap.artifact.chain import token_digest
 from kvswap.artifact.layout import needed_files
@@ -24,7 +26,7 @@ from kvswap.exchange.discovery.resolve import judge_envelope, use
 from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.planning.decision import Planned, plan_chunks
-from kvswap.exchange.request import STRICT, Progress, Terms, silent
+from kvswap.exchange.request import STRICT, Progress, Terms, lookup_of, silent
 from kvswap.exchange.transfer.bring import bring
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Names, Statement
@@ -79,7 +81,8 @@ async def longest_beginning(
     chain = list(chain[: LIMITS.chain_digests])
     if not chain:
         return None
-    terms = replace(terms, strangers=False)  # a part is not verified by itself: of strangers what was verified whole
+    # A part is not verified by itself: of strangers what was verified whole.
+    terms = structs.replace(lookup_of(terms), strangers=False)
     called = [(names, names.chain(chain)) for names in node.names(terms.group)]
     here: dict[str, Candidate] = {}
     for _, told in called:
@@ -275,7 +278,8 @@ async def plan_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT
     """Fetch or prefill these first tokens."""
     manifest = beginning.statement.manifest
     tokens, peers = beginning.tokens, beginning.peers
-    return await plan_chunks(node, manifest, tokens, peers, terms.objective, hybrid=hybrid, curve=terms.curve)
+    curve = lookup_of(terms).curve
+    return await plan_chunks(node, manifest, tokens, peers, terms.objective, hybrid=hybrid, curve=curve)
 
 
 async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, progress: Progress = silent) -> Plan:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
-from kvswap.core.limits import LIMITS
-from kvswap.cost import MIX, Objective, PrefillCurve
+from kvswap.api import Terms
+from kvswap.cost import PrefillCurve
+
+__all__ = ["STRICT", "LookupTerms", "Progress", "Terms", "lookup_of", "silent"]
 
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -16,20 +17,19 @@ async def silent(event: dict[str, Any]) -> None:
     """A progress callback that shows nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the caller accepts beyond what is safe by itself."""
+class LookupTerms(Terms, frozen=True, kw_only=True):
+    """The terms of a look-up of a shared prefix, with what only the node knows of who asks."""
 
-    force: bool = False  # fetch although the plan says that prefilling is better
-    trust_on_first_use: bool = False  # trust the publisher from now on, if not known yet
-    inexact: bool = False  # take a cache that is not the model's own to the bit
-    strangers: bool = False  # take what a publisher made who is not listed, once it is verified
-    samples: int = LIMITS.usual_samples  # positions that are computed again for that
-    group: str | None = None  # look only among what is sealed for this group
-    objective: Objective = MIX
     curve: PrefillCurve | None = None  # what prefilling costs whoever asks, unless it is this node's own model process
     lookup_seconds: float | None = None  # wait no longer for peers to say what they have
     local: bool = False  # look only into the own store
+
+
+def lookup_of(terms: Terms, **more: Any) -> LookupTerms:
+    """Take terms as those of a look-up: they are, or they limit nothing beyond what `more` says."""
+    if isinstance(terms, LookupTerms) and not more:
+        return terms
+    return LookupTerms(**{name: getattr(terms, name) for name in Terms.__struct_fields__}, **more)
 
 
 STRICT = Terms()

@@ -3,7 +3,7 @@
 `model.generate` wants the *full* ids and a mask of the same length, and at least one token that is
 not in the cache.  `inputs_after` builds them.
 
->>> cache, report = node.prefix(text, model, tokenizer)                         # doctest: +SKIP
+>>> cache, report = node.get_cache(text, model, tokenizer)                         # doctest: +SKIP
 >>> question = question_text(tokenizer, "What is it about?")                     # doctest: +SKIP
 >>> out = model.generate(**inputs_after(text, question, tokenizer, cache, model.device),
 ...                      max_new_tokens=64)                                     # doctest: +SKIP

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from kvswap import AsyncClient, Client
+from kvswap.api import AskRequest
 from kvswap.client import answers, calls
 from kvswap.core.errors import DaemonNotRunning, DaemonSilent, InvalidDocument, KvswapError, NotFound, UsageError
 from kvswap.core.runfile import RunFile
-from kvswap.cost import MIX
 from tests.core.test_failures import is_told
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -186,7 +186,7 @@ def test_heartbeats_are_no_events_and_keep_it_alive(kind: str, server: Callable[
 
 
 def test_a_daemon_without_heartbeats_may_be_silent_for_long() -> None:
-    long = calls.ask(REF, "q", 1, None, False, calls.Accept(), MIX, False, None)
+    long = calls.ask(AskRequest(ref=REF, question="q"))
     assert answers.silence_seconds(long, None) == answers.silence_seconds(long, "soon") == calls.LONG_SECONDS
     assert answers.silence_seconds(long, "3") == 30
     assert answers.silence_seconds(long, "nan") == answers.silence_seconds(long, "-1") == calls.LONG_SECONDS

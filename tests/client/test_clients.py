@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvswap import AsyncClient, Client
+from kvswap import AsyncClient, Client, errors
+from kvswap.client import loading
+from kvswap.client.old import NAMES
+from kvswap.client.values import CacheReport, read_document
 from kvswap.core.errors import DaemonNotRunning, Incompatible, NotFound
 from kvswap.core.ids import document_digest
 from tests.support import DOCUMENT, Daemon
@@ -29,6 +32,79 @@ def test_both_clients_have_the_same_verbs_and_parameters() -> None:
     for name in verbs(AsyncClient):
         function = getattr(AsyncClient, name)
         assert inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function), name
+
+
+def test_the_blocking_client_is_made_from_the_asyncio_one() -> None:
+    script = Path(__file__).parents[2] / ".ci/unasync"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("old", NAMES)
+def test_an_old_name_works_hidden_and_warns(old: str, tmp_path: Path) -> None:
+    for client in (Client(tmp_path), AsyncClient(tmp_path)):
+        assert old not in dir(client) and NAMES[old] in dir(client)
+        with pytest.warns(DeprecationWarning, match=NAMES[old]):
+            verb = getattr(client, old)
+        assert callable(verb)
+    with pytest.raises(AttributeError):
+        _ = client.nothing
+
+
+def test_the_old_prefix_raises_without_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "check_precision", lambda model: None)
+    with pytest.warns(DeprecationWarning), pytest.raises(DaemonNotRunning):
+        Client(tmp_path).prefix("text", None, None)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"url": "http://192.0.2.1:80", "token": "t"},
+        {"url": "http://127.0.0.1:99999", "token": "t"},
+        {"url": "http://127.0.0.1:80"},
+        {"url": "https://127.0.0.1:80", "token": "t"},
+        {"url": "unix:daemon.sock"},
+        {"url": "http://127.0.0.1:80", "token": "a\r\nb"},
+        {"token": "t"},
+        {"home": "/x", "url": "unix:/x/daemon.sock"},
+    ],
+    ids=str,
+)
+def test_a_url_that_no_daemon_has_is_refused(given: dict[str, str]) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(errors.UsageError):
+            kind(**given)
+
+
+def test_at_a_url_without_a_daemon_both_say_so(tmp_path: Path) -> None:
+    for given in ({"url": f"unix:{tmp_path}/daemon.sock"}, {"url": "http://127.0.0.1:1", "token": "t"}):
+        with Client(**given) as client, pytest.raises(errors.DaemonNotRunning, match=given["url"]):
+            client.status()
+
+        async def ask(given: dict[str, str] = given) -> None:
+            async with AsyncClient(**given) as client:
+                await client.status()
+
+        with pytest.raises(errors.DaemonNotRunning, match=given["url"]):
+            asyncio.run(ask())
+
+
+def test_a_report_answers_as_the_dict_it_was() -> None:
+    report = CacheReport.of("fetch", "why", 0.0, 3, 2, None)
+    with pytest.warns(DeprecationWarning):
+        assert report["tokens"] == report.tokens == 3
+    with pytest.warns(DeprecationWarning), pytest.raises(KeyError):
+        report["nothing"]
+
+
+def test_a_path_is_read_and_what_is_no_text_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a\r\nb")
+    assert read_document("a") == "a" and read_document(path) == path.read_bytes().decode()
+    path.write_bytes(b"\xff")
+    with pytest.raises(errors.InvalidDocument):
+        read_document(path)
 
 
 def test_importing_the_client_is_light() -> None:

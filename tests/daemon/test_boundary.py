@@ -13,11 +13,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from kvswap.api import AskRequest, BeginningRequest
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.limits import LIMITS
 from kvswap.core.runfile import RunFile
 from kvswap.daemon.guard import guard
-from kvswap.daemon.requests import beginning_of, body_of, samples_of, stream, terms_of, text_of
+from kvswap.daemon.requests import beginning_of, body_of, parse, stream
 from kvswap.net.failing import errors
 from tests.core.test_failures import REAL, is_told
 from tests.support import Daemon, run
@@ -126,7 +127,11 @@ WRONG = [None, True, -1, 0.5, 1e400, float("nan"), 10**400, "1", [], {}, "\ud800
 def test_a_field_of_the_wrong_kind_is_refused_or_taken_but_never_a_fault(field: str, value: Any) -> None:
     model = {"model": "00" * 32, "dtype": "float32", "block_tokens": 16, "chain": ["00" * 32]}
     ids = {"ids": base64.b64encode(b"\1\0\0\0").decode(), "parts": True}
-    for work in (terms_of, samples_of, lambda b: text_of(b, "text"), beginning_of, lambda b: beginning_of(b | ids)):
+    for work in (
+        lambda b: parse({"ref": "x", "question": "q", **b}, AskRequest),
+        lambda b: beginning_of(parse(b, BeginningRequest)),
+        lambda b: beginning_of(parse(b | ids, BeginningRequest)),
+    ):
         try:
             work({**model, field: value})
         except KvswapError as error:
@@ -141,7 +146,8 @@ def test_a_beginning_of_the_wrong_form_is_refused(field: str, value: Any) -> Non
     if field in ("chain", "dtype") and not isinstance(value, list):
         pytest.skip("an empty chain is none")
     with pytest.raises(KvswapError) as caught:
-        beginning_of({**model, field: value} if value != [] else {**model, field: ["zz"]})
+        body = {**model, field: value} if value != [] else {**model, field: ["zz"]}
+        beginning_of(parse(body, BeginningRequest))
     is_told(caught.value)
 
 

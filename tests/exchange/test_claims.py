@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def test_a_claim_that_turns_checks_off_is_refused_or_said_aloud(tmp_path: Path, 
             w.give(a, made)
             for inexact in (True, False):
                 with pytest.raises(Untrusted, match="cannot be verified") as refused:
-                    await fetch(stranger, DOCUMENT, replace(TERMS, inexact=inexact))
+                    await fetch(stranger, DOCUMENT, msgspec.structs.replace(TERMS, inexact=inexact))
                 assert refused.value.exit_code == 4 and refused.value.details["unchecked"]
             assert not any(stranger.store.has_chunk(cid) for cid in made.chunks)  # and nothing was fetched for it
             said: list[dict[str, Any]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from kvswap.core.errors import IntegrityError, KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
 from kvswap.exchange.ask import answer
-from kvswap.exchange.request import STRICT
+from kvswap.exchange.request import Terms
 from kvswap.store.files import chunk_path, chunk_reader
 from kvswap.trust import one_key, read_statement
 from tests.exchange.test_fetch import DOCUMENT, SlowModel, world
 from tests.support import Made, make_artifact, run
 
-FORCED = replace(STRICT, force=True)
+FORCED = Terms(force=True)
 TEXT = "a document for tests"
 
 

@@ -26,7 +26,7 @@ from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.prefix import longest_beginning
 from kvswap.exchange.publish import publish
-from kvswap.exchange.request import Terms
+from kvswap.exchange.request import LookupTerms, Terms
 from kvswap.exchange.verification.heads import own_head
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model.recompute import differences
@@ -217,7 +217,7 @@ def test_what_is_disputed_is_neither_used_nor_offered(
                 assert honest.id in str(refused.value.details) and "--level 7" in (refused.value.hint or "")
             choice = await port.choose()
             chain = lie.manifest.prefix.chain
-            local = Terms(local=True, strangers=True)
+            local = LookupTerms(local=True, strangers=True)
             assert await longest_beginning(node, Wanted.of(choice), chain, 64, local) is None
             # not offered
             other = await w.node(trust=False)

@@ -241,7 +241,7 @@ def test_what_peers_ask_for_decides_from_whom_it_is_fetched(tmp_path: Path) -> N
                 chosen[by] = (set(planned.peers), fetching.dollars / fetching.bytes * 1e9)
             assert chosen["money"] == ({peers[1]}, pytest.approx(0.25))
             assert chosen["time"] == (set(peers), pytest.approx(5.0))
-            terms = Terms(objective=Objective("money"))
+            terms = Terms(aim="money")
             assert (await fetch(reader, DOCUMENT, terms)).peers == (peers[1],)
 
     run(scenario())

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from kvswap.artifact.layout import check_compatible
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, PeerError, Untrusted
@@ -140,7 +142,7 @@ async def _usable(
         usable.append(Resolved(statement, tuple(candidate.peers), False))
         if len(usable) == _USABLE:
             break
-        terms = replace(terms, trust_on_first_use=False)  # one new publisher at a time
+        terms = structs.replace(terms, trust_on_first_use=False)  # one new publisher at a time
         asking.within(_MORE_SECONDS)
     return usable
 

@@ -1,0 +1,40 @@
+"""The contract of the local API: what is asked for, once, for command line, clients, daemon and exchange.
+
+Importing this loads msgspec and the planner's arithmetic, and neither aiohttp nor torch.
+"""
+
+from kvswap.api.requests import (
+    AskRequest,
+    BeginningRequest,
+    CollectRequest,
+    FetchRequest,
+    GroupRequest,
+    JoinRequest,
+    PlanRequest,
+    PublishRequest,
+    Request,
+    Terms,
+    TrainRequest,
+    TrustRequest,
+    VerifyRequest,
+    WithdrawRequest,
+    to_body,
+)
+
+__all__ = [
+    "AskRequest",
+    "BeginningRequest",
+    "CollectRequest",
+    "FetchRequest",
+    "GroupRequest",
+    "JoinRequest",
+    "PlanRequest",
+    "PublishRequest",
+    "Request",
+    "Terms",
+    "TrainRequest",
+    "TrustRequest",
+    "VerifyRequest",
+    "WithdrawRequest",
+    "to_body",
+]

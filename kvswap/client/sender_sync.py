@@ -1,0 +1,120 @@
+"""How the blocking client sends: on the standard library's HTTP, so that importing it costs little."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Callable, Generator
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+from kvswap.client import calls
+from kvswap.client.answers import (
+    HEADER,
+    HEARTBEAT,
+    error_of,
+    message_of,
+    not_ours,
+    not_there,
+    silence_seconds,
+    silent,
+    went_away,
+)
+from kvswap.client.calls import Call
+from kvswap.client.target import Address, Target
+from kvswap.core.errors import KvswapError
+from kvswap.core.failures import as_kvswap_error
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def call_here(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function: what the asyncio client does in a thread."""
+    return function(*args, **kwargs)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _connection(address: Address, timeout: float) -> http.client.HTTPConnection:
+    if address.socket is not None:
+        return _UnixConnection(address.socket, timeout)
+    url = urlsplit(address.url)
+    return http.client.HTTPConnection(str(url.hostname), url.port, timeout=timeout)
+
+
+class Sender:
+    """Sends calls to one daemon, a connection for each."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def lines(self, call: Call) -> Generator[dict[str, Any], None, None]:
+        """Yield the messages of an answer; of one that is no answer of lines, the whole as a result."""
+        where, address = self._target.where, self._target.address()
+        connection = _connection(address, call.head_seconds)
+        body, headers = _body(call, address)
+        waits = call.head_seconds
+        try:
+            try:
+                connection.connect()
+            except (ConnectionError, FileNotFoundError) as error:  # the latter: of a Unix socket
+                raise not_there(where) from error
+            sock = connection.sock  # which the answer may take from the connection
+            try:
+                connection.request(call.method, call.path, body, headers)
+            except ConnectionError:  # it may have said why before it closed
+                if isinstance(body, calls.Frames) and body.error is not None:
+                    raise  # it was not the daemon that ended it
+                sock.settimeout(calls.SHORT_SECONDS)
+                with contextlib.suppress(http.client.HTTPException):
+                    refused = connection.getresponse()
+                    raise error_of(message_of(refused.read(), where), refused.status) from None
+                raise
+            response = connection.getresponse()
+            if response.status != 200 or not call.lines:
+                message = message_of(response.read(), where)
+                if response.status != 200:
+                    raise error_of(message, response.status)
+                yield {"result": message}
+                return
+            waits = silence_seconds(call, response.headers.get(HEADER))
+            sock.settimeout(waits)
+            while line := response.readline():
+                message = message_of(line, where)
+                if message.get("event") != HEARTBEAT:
+                    yield message
+        except KvswapError:
+            raise
+        except (OSError, http.client.HTTPException) as error:  # what a callback of the caller's raises is not seen here
+            if isinstance(body, calls.Frames) and body.error is not None:
+                raise body.error from None
+            raise self._told(error, waits) from error
+        finally:
+            connection.close()
+
+    def _told(self, error: Exception, waited: float) -> KvswapError:
+        if isinstance(error, TimeoutError):
+            return silent(self._target.where, waited)
+        if isinstance(error, ConnectionError | http.client.IncompleteRead):
+            return went_away(error)
+        if isinstance(error, http.client.HTTPException):
+            return not_ours(self._target.where)
+        return as_kvswap_error(error, "calling the daemon")
+
+
+def _body(call: Call, address: Address) -> tuple[bytes | calls.Frames | None, dict[str, str]]:
+    if call.body is not None:
+        return json.dumps(call.body).encode(), {**address.headers, "Content-Type": "application/json"}
+    return calls.Frames(call.frames) if call.frames is not None else None, address.headers
