@@ -15,11 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from kvswap import Client
-from kvswap.core.errors import DaemonNotRunning, KvswapError
-from kvswap.core.places import models_directory
-from kvswap.integrations.transformers import inputs_after, question_text
-from kvswap.model.pull import pull
+import kvswap
+from kvswap.integrations.transformers import inputs_after, load_model, question_text
 
 
 def main() -> int:
@@ -31,26 +28,12 @@ def main() -> int:
     parser.add_argument("--home", help="home of the node to ask (default: yours)")
     arguments = parser.parse_args()
 
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    directory = pull(arguments.model, models_directory())
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model, tokenizer = load_model(arguments.model)
     text = arguments.document.read_bytes().decode()  # as it is: the digest is over these bytes
 
-    node = Client(arguments.home)
-    try:
-        cache, report = node.prefix(text, model, tokenizer)
-    except DaemonNotRunning as error:
-        from kvswap.client.loading import LocalPrefill
-
-        began = time.perf_counter()
-        local = LocalPrefill(text, model, tokenizer, block_tokens=256)
-        cache = local.cache(room=1024)
-        seconds = time.perf_counter() - began
-        report = {"action": "prefill", "reason": error.message, "seconds": seconds, "tokens": local.tokens}
-    print(f"{report['action']}: {report['tokens']} tokens in {report['seconds']:.2f} s ({report['reason']})")
+    with kvswap.Client(arguments.home) as node:
+        cache, report = node.get_cache(text, model, tokenizer)  # prefilled here where no daemon runs
+    print(f"{report.action}: {report.tokens} tokens in {report.seconds:.2f} s ({report.reason})")
 
     began = time.perf_counter()
     inputs = inputs_after(text, question_text(tokenizer, arguments.question), tokenizer, cache)
@@ -63,6 +46,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KvswapError as error:
+    except kvswap.KvswapError as error:
         print(f"{error.message}\n  Hint: {error.hint}", file=sys.stderr)
         sys.exit(error.exit_code)

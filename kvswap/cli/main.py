@@ -48,6 +48,16 @@ VERBS = {
 }
 
 
+# Heading of the help -> verbs, in their order.
+GROUPS = {
+    "Basics": ("daemon", "publish", "fetch", "ask", "plan", "status"),
+    "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw"),
+    "Trust": ("verify", "trust", "group", "manifest"),
+    "Network": ("id", "peers", "block", "unblock", "host", "events"),
+    "Models and costs": ("model", "codec", "economics", "bench", "doctor"),
+}
+
+
 class LazyGroup(click.Group):
     """Imports a verb's module only when the verb is used."""
 
@@ -62,8 +72,21 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+        for heading, names in GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, VERBS[name][1]) for name in names])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; of a typing error say which one is like it."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            like = get_close_matches(args[0], VERBS, n=1)
+            meant = f" Did you mean {like[0]!r}?" if like else ""
+            ctx.fail(f"No such command {args[0]!r}.{meant}")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

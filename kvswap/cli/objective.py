@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, TypeVar, cast
 
 import click
@@ -12,6 +14,7 @@ import click
 from kvswap.core.limits import LIMITS
 from kvswap.cost import OBJECTIVES, Objective
 
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([KMGT])(i)?B?", re.IGNORECASE)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -25,13 +28,26 @@ class Finite(click.FloatRange):
         return number
 
 
+class Bytes(click.IntRange):
+    """A number of bytes; K, M, G and T stand for powers of 1000, KiB, MiB, GiB and TiB for powers of 1024."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a size, or fail as click does."""
+        if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+            number, unit, binary = found.groups()
+            value = int(Decimal(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper()))
+        return super().convert(value, param, ctx)
+
+
 def plan_options(function: F) -> F:
     """Adds the options; the function gets `objective`."""
 
     @click.option("--objective", type=click.Choice(OBJECTIVES), default="mix", help="What to save (default: both).")
-    @click.option("--max-seconds", type=Finite(0, 1e18), help="Nothing that takes longer.")
-    @click.option("--max-dollars", type=Finite(0, 1e18), help="Nothing that costs more.")
-    @click.option("--max-bytes", type=click.IntRange(0, 10**18), help="Nothing that fetches more.")
+    @click.option("--max-seconds", type=Finite(0, 1e18), help="Reject plans that take longer.")
+    @click.option("--max-dollars", type=Finite(0, 1e18), help="Reject plans that cost more.")
+    @click.option("--max-bytes", type=Bytes(0, 10**18), help="Reject plans that fetch more; also as 500M or 10G.")
     @functools.wraps(function)
     def wrapped(
         *args: Any,

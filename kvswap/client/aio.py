@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from kvswap.api import (
@@ -21,11 +20,8 @@ from kvswap.api import (
 )
 from kvswap.api.requests import aim_fields
 from kvswap.client import calls
-from kvswap.client.answers import result_of, went_away
-from kvswap.client.calls import Call
-from kvswap.client.old import OldNames
-from kvswap.client.sender_aio import AsyncSender, to_thread
-from kvswap.client.target import Target
+from kvswap.client.base_aio import AsyncCaller, OnEvent
+from kvswap.client.sender_aio import to_thread
 from kvswap.client.values import AsyncArtifact, CacheReport, model_argument, read_document
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
@@ -42,10 +38,8 @@ from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
 from kvswap.cost import MIX, Objective
 
-OnEvent = Callable[[dict[str, Any]], None]
 
-
-class AsyncClient(OldNames):
+class AsyncClient(AsyncCaller):
     """A running daemon: that of a home, or the one at a URL.
 
     `home` is its directory (default: yours).  `url` names it instead: `http://127.0.0.1:PORT` with the `token` of its
@@ -54,31 +48,6 @@ class AsyncClient(OldNames):
 
     Each call has a connection of its own, so there is nothing that `close` must free.
     """
-
-    def __init__(self, home: str | Path | None = None, *, url: str | None = None, token: str | None = None) -> None:
-        self._target = Target.of(home, url, token)
-        self.home = self._target.home
-        self._sender = AsyncSender(self._target)
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """End the use of this client."""
-
-    async def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
-        async with contextlib.aclosing(self._sender.lines(call)) as messages:
-            async for message in messages:
-                if "event" not in message:
-                    return result_of(message, self._target.where)
-                if on_event is not None:
-                    on_event(message)
-        raise went_away()
 
     async def status(self) -> dict[str, Any]:
         """Say how the node is: peers, store, model, what does not work."""

@@ -1,13 +1,12 @@
-"""The blocking client.  Made from `aio.py` by `.ci/unasync`: change that file, and run it."""
+"""The blocking form of `aio.py`.  Made from it by `.ci/unasync`: change that file, and run this."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from kvswap.api import (
@@ -21,11 +20,8 @@ from kvswap.api import (
 )
 from kvswap.api.requests import aim_fields
 from kvswap.client import calls
-from kvswap.client.answers import result_of, went_away
-from kvswap.client.calls import Call
-from kvswap.client.old import OldNames
-from kvswap.client.sender_sync import Sender, call_here
-from kvswap.client.target import Target
+from kvswap.client.base_sync import Caller, OnEvent
+from kvswap.client.sender_sync import call_here
 from kvswap.client.values import Artifact, CacheReport, model_argument, read_document
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
@@ -42,10 +38,8 @@ from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
 from kvswap.cost import MIX, Objective
 
-OnEvent = Callable[[dict[str, Any]], None]
 
-
-class Client(OldNames):
+class Client(Caller):
     """A running daemon: that of a home, or the one at a URL.
 
     `home` is its directory (default: yours).  `url` names it instead: `http://127.0.0.1:PORT` with the `token` of its
@@ -54,31 +48,6 @@ class Client(OldNames):
 
     Each call has a connection of its own, so there is nothing that `close` must free.
     """
-
-    def __init__(self, home: str | Path | None = None, *, url: str | None = None, token: str | None = None) -> None:
-        self._target = Target.of(home, url, token)
-        self.home = self._target.home
-        self._sender = Sender(self._target)
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the use of this client."""
-
-    def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
-        with contextlib.closing(self._sender.lines(call)) as messages:
-            for message in messages:
-                if "event" not in message:
-                    return result_of(message, self._target.where)
-                if on_event is not None:
-                    on_event(message)
-        raise went_away()
 
     def status(self) -> dict[str, Any]:
         """Say how the node is: peers, store, model, what does not work."""

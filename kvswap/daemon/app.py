@@ -28,6 +28,7 @@ from kvswap.daemon import metrics
 from kvswap.daemon.engine_api import EngineApi
 from kvswap.daemon.guard import guard
 from kvswap.daemon.hosts_api import HostsApi
+from kvswap.daemon.peers_api import PeersApi
 from kvswap.daemon.requests import (
     heartbeats,
     request_of,
@@ -51,7 +52,7 @@ from kvswap.exchange.train import train
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.net.failing import answering, errors
-from kvswap.store import ArtifactRow, PeerRecord
+from kvswap.store import ArtifactRow
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.ladder import up_to
@@ -94,9 +95,6 @@ class Api:
             web.get("/metrics", self.metrics),
             web.get("/v1/status", self.status),
             web.get("/v1/id", self.identity),
-            web.get("/v1/peers", self.peers),
-            web.post("/v1/peers/{peer}/block", self.block),
-            web.post("/v1/peers/{peer}/unblock", self.block),
             web.get("/v1/events", self.events),
             web.get("/v1/models", self.models),
             web.get("/v1/artifacts", self.artifacts),
@@ -114,6 +112,7 @@ class Api:
             web.post("/v1/gc", self.collect),
             *EngineApi(self._node).routes(),
             *HostsApi(self._node).routes(),
+            *PeersApi(self._node).routes(),
             *TrustApi(self._node).routes(),
         ]
         app.add_routes(answering(routes))
@@ -182,42 +181,6 @@ class Api:
                 "addresses": transport.addresses() if self._node.p2p else [],
             }
         )
-
-    async def peers(self, request: web.Request) -> web.Response:
-        node = self._node
-        connected = set(node.transport.connected()) if node.p2p else set()
-        rows = []
-        records = node.ledger.peers()
-        for peer in sorted(connected | records.keys()):
-            record = records.get(peer) or PeerRecord()
-            known = node.calibration.peer(peer)
-            rows.append(
-                {
-                    "peer": peer,
-                    "publisher": record.publisher or None,
-                    "connected": peer in connected,
-                    "relayed": peer in connected and self._relayed(peer),
-                    "bytes_in": record.bytes_in,
-                    "bytes_out": record.bytes_out,
-                    "rate": known.get("rate"),
-                    "latency": known.get("latency"),
-                    "ratio": record.ratio,
-                    "failures": record.failures,
-                    "lies": record.lies,
-                    "blocked": record.blocked,
-                    "seen": record.seen or None,
-                }
-            )
-        return web.json_response({"peers": rows})
-
-    def _relayed(self, peer: str) -> bool:
-        transport = self._node.transport
-        return transport.relayed(peer)
-
-    async def block(self, request: web.Request) -> web.Response:
-        peer, blocked = request.match_info["peer"], request.path.endswith("/block")
-        self._node.peers.block(peer, blocked)
-        return web.json_response({"peer": peer, "blocked": blocked})
 
     async def models(self, request: web.Request) -> web.Response:
         here = catalogue.pulled(self._node.settings.models)

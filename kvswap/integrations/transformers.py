@@ -16,8 +16,9 @@ from typing import Any
 from kvswap.core.errors import Incompatible, InvalidDocument
 from kvswap.model.load import continuation_ids, document_ids
 from kvswap.model.question import question_text
+from kvswap.model.ready import load_model
 
-__all__ = ["inputs_after", "question_text"]
+__all__ = ["inputs_after", "load_model", "question_text"]
 
 
 def inputs_after(text: str, question: str, tokenizer: Any, cache: Any, device: Any = "cpu") -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,10 @@ def test_both_clients_have_the_same_verbs_and_parameters() -> None:
         assert inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function), name
 
 
+@pytest.mark.skipif(
+    not (Path(sys.executable).with_name("ruff").exists() or shutil.which("ruff")),
+    reason="ruff lays it out; see make lint",
+)
 def test_the_blocking_client_is_made_from_the_asyncio_one() -> None:
     script = Path(__file__).parents[2] / ".ci/unasync"
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
@@ -179,3 +184,26 @@ def test_both_clients_against_a_real_node(
     with pytest.raises(Incompatible) as caught:
         artifact.load(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16))
     assert caught.value.details["field"] == "dtype"
+
+
+def test_without_a_daemon_a_cache_is_prefilled_here(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = tiny_models["gemma3"]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer, text = AutoTokenizer.from_pretrained(directory), DOCUMENT.read_text()[:400]
+    with Client(tmp_path) as client:
+        cache, report = client.get_cache(text, model, tokenizer, block_tokens=64)
+        with pytest.raises(DaemonNotRunning):
+            client.get_cache(text, model, tokenizer, prefill_alone=False)
+    assert report.action == "prefill" and report.artifact is None and report.fetched_tokens == 0
+    assert "no kvswap daemon" in report.reason
+    assert cache.layers[0].get_seq_length() == report.tokens > 0
+
+    async def asynchronously() -> None:
+        async with AsyncClient(tmp_path) as other:
+            again, told = await other.get_cache(text, model, tokenizer, block_tokens=64)
+        assert told.tokens == report.tokens
+        assert torch.equal(again.layers[0].keys, cache.layers[0].keys)
+
+    asyncio.run(asynchronously())

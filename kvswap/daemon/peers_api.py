@@ -1,0 +1,59 @@
+"""HTTP to the peers of this node: what was experienced with them, and whom the user blocked."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from kvswap.exchange import Node
+from kvswap.store import PeerRecord
+
+
+class PeersApi:
+    """The handlers of one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def routes(self) -> list[web.RouteDef]:
+        """List the routes."""
+        return [
+            web.get("/v1/peers", self.peers),
+            web.post("/v1/peers/{peer}/block", self.block),
+            web.post("/v1/peers/{peer}/unblock", self.block),
+        ]
+
+    async def peers(self, request: web.Request) -> web.Response:
+        node = self._node
+        connected = set(node.transport.connected()) if node.p2p else set()
+        rows = []
+        records = node.ledger.peers()
+        for peer in sorted(connected | records.keys()):
+            record = records.get(peer) or PeerRecord()
+            known = node.calibration.peer(peer)
+            rows.append(
+                {
+                    "peer": peer,
+                    "publisher": record.publisher or None,
+                    "connected": peer in connected,
+                    "relayed": peer in connected and self._relayed(peer),
+                    "bytes_in": record.bytes_in,
+                    "bytes_out": record.bytes_out,
+                    "rate": known.get("rate"),
+                    "latency": known.get("latency"),
+                    "ratio": record.ratio,
+                    "failures": record.failures,
+                    "lies": record.lies,
+                    "blocked": record.blocked,
+                    "seen": record.seen or None,
+                }
+            )
+        return web.json_response({"peers": rows})
+
+    def _relayed(self, peer: str) -> bool:
+        transport = self._node.transport
+        return transport.relayed(peer)
+
+    async def block(self, request: web.Request) -> web.Response:
+        peer, blocked = request.match_info["peer"], request.path.endswith("/block")
+        self._node.peers.block(peer, blocked)
+        return web.json_response({"peer": peer, "blocked": blocked})
