@@ -134,7 +134,7 @@ class Rebuild:
         if listing is None or listing.row.id != kept.id:
             self._envelopes.remove(kept.id)  # withdrawn, or not what its name says
             return False
-        row = replace(listing.row, added=kept.added, used=kept.used, pinned=kept.pinned)
+        row = msgspec.structs.replace(listing.row, added=kept.added, used=kept.used, pinned=kept.pinned)
         here = [(cid.digest, size, time.time()) for cid, size in self._here(listing)]
 
         def insert(db: sqlite3.Connection) -> None:

@@ -34,6 +34,8 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "model": (["", "  ", 5, ["x"], "a\x1bb", "x" * 5000], ["smollm2-135m", "org/name", "/a/b", "./a", "~/a"]),
     "dtype": (["bf16", "", "Float32", 16, ["float32"]], ["bfloat16", "float16", "float32"]),
     "device": (["gpu", "", "cuda:", "cuda:x", 0, "cpu:0"], ["cpu", "mps", "cuda", "cuda:0", "cuda:12"]),
+    "log_level": (["INFO", "", "trace", 10, ["info"]], ["debug", "info", "warning", "error"]),
+    "log_format": (["JSON", "", "lines", True], ["text", "json"]),
     "threads": ([*WHOLE, 1025, 10**8], [0, 1, 1024, "2"]),
     "block_tokens": ([*WHOLE, 0, 8193], [1, 256, 8192, "64"]),
     "model_processes": ([*WHOLE, 0, 65], [1, 2, 64]),
