@@ -60,7 +60,7 @@ Shut Shuffle Sign Skip Sleep Slice Snapshot Solve Sort Spawn Specify Spend Split
 Stop Store Stream Strip Submit Subscribe Subtract Sum Summarise Supply Suppress Suspend Swap Switch Sync Take Tally
 Tell Terminate Test Throttle Throw Time Toggle Tokenise Touch Trace Track Train Transcode Transfer Transform
 Translate Transpose Treat Trim Trust Try Tune Turn Unblock Undo Unlist Unlock Unpack Unpin Unquantise Unseal
-Unsubscribe Update Upgrade Upload Use Validate Verify Vote Wait Wake Walk Warm Warn Watch Weigh Widen Withdraw Wrap
+Unsubscribe Update Upgrade Upload Use Validate Verify View Vote Wait Wake Walk Warm Warn Watch Weigh Widen Withdraw Wrap
 Write Yield
 """
 
