@@ -46,7 +46,7 @@ Extract Fail Feed Fetch Fill Filter Find Finish Fit Fix Flag Flatten Flush Fold 
 Forward Free Freeze Gather Generate Get Give Go Grant Group Grow Guard Guess Halt Hand Handle Hash Hide Hold Host
 Identify Ignore Implement Import Include Increase Increment Index Infer Inform Initialise Inject Insert Inspect
 Install Interleave Interpolate Interpret Interrupt Introduce Invalidate Invert Invite Invoke Issue Iterate Join
-Judge Keep Kill Label Launch Lay Learn Leave Let Lift Limit Link List Listen Load Locate Lock Log Look Lower Make
+Judge Keep Kill Label Launch Lay Learn Lease Leave Let Lift Limit Link List Listen Load Locate Lock Log Look Lower Make
 Manage Map Mark Match Measure Meet Merge Move Multiply Name Narrow Negotiate Normalise Note Notice Notify Obtain
 Offer Open Order Overwrite Pack Pad Parse Partition Pass Pause Perform Permit Permute Persist Pick Pin Place Plan
 Poll Pool Pop Post Predict Prefer Prefill Prepare Present Prevent Price Print Probe Process Produce Project Promise

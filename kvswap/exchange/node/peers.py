@@ -109,8 +109,8 @@ class Peers:
     def block(self, peer: str, blocked: bool) -> None:
         """Block a peer, which is then neither served nor asked, or unblock it and forget its past.
 
-        Transfers to it and from it end at once.  Call on the event loop.  Raises `UsageError` for more blocked peers than
-        can be remembered.
+        Transfers to it and from it end at once.  Call on the event loop.  Raises `UsageError` for more blocked peers
+        than can be remembered.
         """
         peer = str(PeerId.parse(peer))
         self.ledger.block(peer, blocked)
