@@ -31,7 +31,7 @@ def settled(node: Node, statement: Statement) -> bool:
 
 
 def refuse_withheld(node: Node, statement: Statement) -> None:
-    """Raise `IntegrityError` for what was found wrong here, `Untrusted` for what is disputed and by no trusted publisher."""
+    """Raise `IntegrityError` for what was found wrong here, `Untrusted` for what is disputed and not trusted."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
     outcome = current(node.trust.records.outcome(artifact))
     if outcome is None:
