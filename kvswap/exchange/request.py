@@ -1,4 +1,4 @@
-"""What comes with a request to the exchange: what the caller accepts, and where to tell of progress."""
+"""The terms of a request to the exchange: what the caller accepts, and where to report progress."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Progress = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def silent(event: dict[str, Any]) -> None:
-    """A progress callback that shows nothing."""
+    """Ignore an event: the progress callback of callers that show nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the caller accepts beyond what is safe by itself."""
+    """The terms of a caller: what it accepts beyond what is safe by itself, and how costs are weighed."""
 
     force: bool = False  # fetch although the plan says that prefilling is better
     trust_on_first_use: bool = False  # trust the publisher from now on, if not known yet
