@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+DOCS_VENV ?= .venv-docs
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-model test-faults soak test-vllm lint setup model bench clean help
+.PHONY: demo test test-model test-faults soak test-vllm test-docs docs wheel lint setup model bench clean help
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
@@ -16,7 +17,10 @@ help:
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood; disks that fail (about 20 minutes)"
 	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (20 minutes)"
 	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 16 minutes and set-up)"
-	@echo "make bench  the figures of the README (about 90 minutes; bench_swarm and bench_grid need Linux and root)"
+	@echo "make docs   the site of the docs, in site/; a broken link ends it"
+	@echo "make test-docs    the first tutorial's commands as written, on two network namespaces (Linux, root)"
+	@echo "make wheel  the wheel: built, installed in a new environment, and used from there"
+	@echo "make bench  the figures of docs/benchmarks.md (about 90 minutes; bench_swarm and bench_grid need Linux and root)"
 	@echo "make clean  remove the virtual environment and the demo's homes"
 
 setup: $(VENV)/.ready
@@ -61,8 +65,23 @@ $(VLLM_VENV)/.ready: pyproject.toml .ci/setup-vllm
 test-vllm: $(VLLM_VENV)/.ready
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm
 
+$(DOCS_VENV)/.ready: pyproject.toml
+	@$(PYTHON) -m venv $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install -q "$$(sed -n 's/^docs = \["\(.*\)"\]/\1/p' pyproject.toml)"
+	@touch $@
+
+docs: $(DOCS_VENV)/.ready
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet
+	@echo "the site is in site/index.html"
+
+test-docs: setup model docs
+	$(BIN)/python docs/tools/run_tutorial.py
+
+wheel:
+	@PYTHON="$(PYTHON)" .ci/check-wheel
+
 bench: setup model
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .demo
+	rm -rf $(VENV) $(VLLM_VENV) $(DOCS_VENV) site .demo

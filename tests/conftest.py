@@ -16,6 +16,8 @@ import pytest
 from kvswap.core.places import models_directory
 from tests.support import Daemon, tiny_model
 
+pytest_plugins = ("tests.covering", "tests.spending")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as `model` what computes with the default model: it takes both cores, and has a tier of its own."""
@@ -51,9 +53,14 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     started: list[Daemon] = []
 
     def start(
-        name: str, *flags: str, program: tuple[str, ...] = ("kvswap",), wrapper: tuple[str, ...] = (), **env: str
+        name: str,
+        *flags: str,
+        program: tuple[str, ...] = ("kvswap",),
+        wrapper: tuple[str, ...] = (),
+        cold: bool = False,
+        **env: str,
     ) -> Daemon:
-        node = Daemon(tmp_path / name, list(flags), env, program, wrapper)
+        node = Daemon(tmp_path / name, list(flags), env, program, wrapper, cold)
         started.append(node)
         return node.start()
 

@@ -45,6 +45,7 @@ from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.trust import Group, Key, Statement, read_statement
 from kvswap.trust.groups import Sealing
+from tests import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "examples" / "documents" / "python-special-methods.txt"
@@ -395,28 +396,22 @@ class Daemon:
     env: dict[str, str] = field(default_factory=dict)
     program: tuple[str, ...] = ("kvswap",)  # or a test's own, that misbehaves
     wrapper: tuple[str, ...] = ()  # a command that runs it, such as unshare
-    process: subprocess.Popen[str] | None = None
+    cold: bool = False  # started by a command, with all its imports, and not as `tests.warm` does
+    process: subprocess.Popen[str] | warm.Process | None = None
     ready: dict[str, Any] = field(default_factory=dict)
 
     def start(self) -> Daemon:
         environment = {**os.environ, **self.env}
-        command = [
-            *self.wrapper,
-            sys.executable,
-            "-m",
-            *self.program,
-            "daemon",
-            "--json",
-            "--home",
-            str(self.home),
-            "--no-mdns",
-            *self.flags,
-        ]
+        arguments = ["daemon", "--json", "--home", str(self.home), "--no-mdns", *self.flags]
         self.home.mkdir(parents=True, exist_ok=True)
-        log = (self.home / "stderr.log").open("a")
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=ROOT
-        )
+        with (self.home / "stderr.log").open("a") as log:
+            if self.cold or self.wrapper or not warm.able(environment):
+                command = [*self.wrapper, sys.executable, "-m", *self.program, *arguments]
+                self.process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=ROOT
+                )
+            else:
+                self.process = warm.start(self.program, arguments, environment, ROOT, log.fileno())
         assert self.process.stdout is not None
         line = self.process.stdout.readline()  # printed once everything listens
         if not line:
@@ -441,7 +436,7 @@ class Daemon:
             return 0
         if self.process.poll() is None:
             self.process.send_signal(how)
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         if self.process.stdout:
             self.process.stdout.close()
         return code
@@ -450,14 +445,17 @@ class Daemon:
 def kvswap(
     home: Path, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240, typed: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user would."""
+    """Run the command line as a user would, in a process of its own."""
+    environment = {**os.environ, **(env or {})}
+    if warm.able(environment):
+        return warm.run(["--home", str(home), *arguments], environment, timeout, typed)
     return subprocess.run(
         [sys.executable, "-m", "kvswap", "--home", str(home), *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
         input=typed,
-        env={**os.environ, **(env or {})},
+        env=environment,
     )
 
 
@@ -465,7 +463,7 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def until(condition: Any, seconds: float = 30.0, what: str = "condition") -> Any:
+def until(condition: Any, seconds: float = 120.0, what: str = "condition") -> Any:
     """Poll until the condition gives something true.  The time is a bound, not a wait."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -479,6 +477,6 @@ def until(condition: Any, seconds: float = 30.0, what: str = "condition") -> Any
     raise AssertionError(f"{what} did not come true within {seconds} s")
 
 
-def run(coroutine: Any, seconds: float = 60.0) -> Any:
-    """Run a coroutine to its end."""
+def run(coroutine: Any, seconds: float = 240.0) -> Any:
+    """Run a coroutine to its end.  The time ends what hangs, and no slow machine comes near it."""
     return asyncio.run(asyncio.wait_for(coroutine, seconds))

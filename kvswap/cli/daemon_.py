@@ -26,6 +26,8 @@ from kvswap.core.errors import KvswapError
 @click.option("--dtype", help="Compute dtype: bfloat16, float16, float32.")
 @click.option("--device", help="cpu, cuda, cuda:0, mps.")
 @click.option("--threads", help="Compute threads (0: as torch chooses).")
+@click.option("--log-level", help="What kvswap.log holds: debug, info, warning, error.")
+@click.option("--log-format", help="text, or json: one object a line.")
 @verb
 def daemon_command(output: Output, **flags: Any) -> None:
     from kvswap.core.places import models_directory
@@ -48,4 +50,4 @@ def daemon_command(output: Output, **flags: Any) -> None:
         with suppress(KvswapError, BrokenPipeError):  # a node whose output goes to a full disk is up all the same
             output.result({"ready": True, **info}, "\n".join(lines))
 
-    main(settings, ready)
+    main(settings, ready, verbose=output.verbose)

@@ -12,7 +12,7 @@ import click
 from kvswap.cli.output import Output, size, verb
 from kvswap.core.errors import KvswapError
 
-PACKAGES = ("torch", "transformers", "libp2p", "cryptography", "zstandard", "msgpack", "aiohttp", "blake3")
+PACKAGES = ("libp2p", "cryptography", "zstandard", "msgpack", "aiohttp", "blake3")
 
 
 @click.command("doctor", help="Check this machine and this installation.")
@@ -26,8 +26,9 @@ def doctor_command(output: Output) -> int:
 
 
 def _checks(output: Output) -> Iterator[tuple[str, bool, str, str]]:
+    from kvswap.core.failures import INSTALL_TORCH
     from kvswap.core.settings import Settings
-    from kvswap.model import catalogue
+    from kvswap.model import catalogue, needs
 
     version = sys.version_info
     yield (
@@ -41,6 +42,11 @@ def _checks(output: Output) -> Iterator[tuple[str, bool, str, str]]:
             yield package, True, metadata.version(package), ""
         except metadata.PackageNotFoundError:
             yield package, False, "missing", f"pip install {package}"
+    lacking = needs.missing()
+    for package in needs.PACKAGES:  # a node that shares and fetches needs neither
+        here = package not in lacking
+        detail = metadata.version(package) if here else f"not here: this node computes nothing ({INSTALL_TORCH})"
+        yield package, True, detail, ""
     try:
         settings = Settings.load(output.home)
     except KvswapError as error:
@@ -54,8 +60,9 @@ def _checks(output: Output) -> Iterator[tuple[str, bool, str, str]]:
     yield "home", private, str(home), f"chmod 700 {home}"
     name = settings.model
     try:
-        catalogue.resolve(name, settings.models)
-        yield "model", True, name, ""
+        if not lacking:
+            catalogue.resolve(name, settings.models)
+        yield "model", True, name if not lacking else "none", ""
     except KvswapError as error:
         yield "model", False, name, error.hint
     try:

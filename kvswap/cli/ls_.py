@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from kvswap.cli.output import Output, size, verb
@@ -24,6 +26,14 @@ STANDINGS = {
 @click.command("ls", help="List artifacts in the store.")
 @verb
 def ls_command(output: Output) -> None:
+    gc.disable()  # of the many thousand rows that may come none is garbage
+    try:
+        _list(output)
+    finally:
+        gc.enable()
+
+
+def _list(output: Output) -> None:
     rows = output.client.artifacts()
 
     def text() -> str:

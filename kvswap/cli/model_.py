@@ -63,11 +63,12 @@ def ls(output: Output) -> None:
 @verb
 def pull(output: Output, name: str) -> None:
     from kvswap.core.places import models_directory
-    from kvswap.model import catalogue
+    from kvswap.model import catalogue, needs
     from kvswap.model.identity import directory_identity
     from kvswap.model.pull import pull as pull_model
 
     name = catalogue.typed(name, models_directory())
+    needs.require("`model pull`")
     directory = pull_model(name, models_directory(), lambda stage, _: output.note(f"model {name}: {stage}"))
     identity = directory_identity(directory, name)
     output.result(

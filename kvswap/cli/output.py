@@ -55,9 +55,10 @@ class Output:
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         """Plain aligned columns: easy to read, easy to cut.  No cell can break out of its line."""
-        cells = [list(headers)] + [["" if v is None else printable(str(v)) for v in row] for row in rows]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+        columns = [["" if v is None else str(v) for v in column] for column in zip(headers, *rows, strict=True)]
+        columns = [c if "".join(c).isprintable() else [printable(cell) for cell in c] for c in columns]
+        line = "  ".join(f"%-{max(map(len, column))}s" for column in columns)
+        return "\n".join([(line % row).rstrip() for row in zip(*columns, strict=True)])
 
     def progress(self) -> Progress:
         return Progress(self)

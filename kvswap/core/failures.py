@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 _log = logging.getLogger("kvswap.failures")
+INSTALL_TORCH = 'pip install "kvswap[torch]"'
+_COMPUTING = frozenset({"torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate", "tokenizers"})
 _SHOWN = 300  # characters of a foreign exception's text
 
 _ROOM = "kvswap gc, kvswap rm REF -y, or make room on the disk"
@@ -178,7 +180,7 @@ def _made(error: BaseException, start: str) -> KvswapError:
         return Incompatible(
             f"{start}a package is missing or does not load ({said(error)})",
             cause=f"{error.name or 'it'} is not installed, or not in a version that fits",
-            hint="kvswap doctor",
+            hint=INSTALL_TORCH if (error.name or "").partition(".")[0] in _COMPUTING else "kvswap doctor",
             field="installation",
         )
     if isinstance(error, RecursionError):

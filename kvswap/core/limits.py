@@ -11,7 +11,7 @@ KIB = 1 << 10
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)  # methods of so many fields take 20 ms to make
 class Limits:
     """The bounds that hold everywhere; the unit is in the name or the comment."""
 

@@ -152,6 +152,9 @@ class Settings:
     bulk_port: int = _checked(checks.whole(0, 65_535), 0)
     # to all peers together; 0: without limit
     upload_bytes_per_second: int = _checked(checks.whole(0, _MOST), 0)
+    # of kvswap.log; standard error has warnings and errors alone
+    log_level: str = _checked(checks.choice("debug", "info", "warning", "error"), "info")
+    log_format: str = _checked(checks.choice("text", "json"), "text")
     api_port: int = _checked(checks.whole(0, 65_535), 0)
     quota_bytes: int = _checked(checks.whole(0, _MOST), 10 * GB)
     idle_unload_seconds: float = _checked(checks.number(0, 1e9), 600.0)

@@ -16,6 +16,8 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
+    if "\n" in keep and "\n" in text:  # line by line: hardly one of a long table has to be looked at by characters
+        return text if text.replace("\n", "").isprintable() else "\n".join(printable(t, keep) for t in text.split("\n"))
     return "".join(c if c in keep or _fits(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

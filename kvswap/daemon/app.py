@@ -34,6 +34,7 @@ from kvswap.daemon.requests import (
     wrong,
 )
 from kvswap.daemon.supervisor import ModelProcess
+from kvswap.daemon.tracing import put_header, trace
 from kvswap.daemon.trust_api import TrustApi
 from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
@@ -51,7 +52,7 @@ from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.ladder import LAST, up_to
 
-_PAGE = 200  # artifacts
+_PAGE = 500  # artifacts
 
 
 def _opened(statement: Statement) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class Api:
         return self._node.store.on_loop + self._node.trust.records.on_loop
 
     def application(self, token: str) -> web.Application:
-        app = web.Application(middlewares=[errors, guard(token)], client_max_size=LIMITS.api_body_bytes)
+        app = web.Application(middlewares=[trace, errors, guard(token)], client_max_size=LIMITS.api_body_bytes)
         routes = [
             web.get("/healthz", self.healthz),
             web.get("/readyz", self.readyz),
@@ -116,6 +117,7 @@ class Api:
             *TrustApi(self._node).routes(),
         ]
         app.add_routes(answering(routes))
+        app.on_response_prepare.append(put_header)
         return app
 
     # -- state -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import secrets
 import signal
@@ -24,6 +25,7 @@ from kvswap.core.log import start_log
 from kvswap.core.runfile import RunFile
 from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever
+from kvswap.core.version import __version__
 from kvswap.cost import Calibration
 from kvswap.daemon.app import Api
 from kvswap.daemon.memory import few_arenas
@@ -37,6 +39,7 @@ from kvswap.net import Transport
 from kvswap.store import Home, Store
 from kvswap.trust import PolicyFile
 
+_logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 3.0
 _ATTEND_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
@@ -52,7 +55,7 @@ def _transport(settings: Settings, seed: bytes, problems: Problems) -> Transport
     return Libp2pTransport(seed, settings, problems)
 
 
-async def serve(settings: Settings, ready: Ready, watch: Watch) -> None:
+async def serve(settings: Settings, ready: Ready, watch: Watch, verbose: bool = False) -> None:
     """Run a node until SIGINT or SIGTERM, on a loop that `watch` made.  Raises `StoreLocked`, `UsageError`."""
     for address in settings.bootstrap:
         peer_of(address)  # a typing error is worth stopping for; an absent peer is not
@@ -64,7 +67,7 @@ async def serve(settings: Settings, ready: Ready, watch: Watch) -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, lambda: os._exit(130) if stop.is_set() else stop.set())
     home = Home(settings.home)
-    start_log(settings.home)  # again: now there is a place for its file
+    start_log(settings.home, level=settings.log_level, style=settings.log_format, verbose=verbose)  # now it has a place
     try:
         await _serve(settings, home, stop, ready, watch)
     finally:
@@ -149,7 +152,9 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
                 "lifted": node.trust.policy.lifted(),
             }
         )
+        _logger.info("kvswap %s is ready, port %d, p2p %s", __version__, port, "on" if node.p2p else "off")
         await stop.wait()
+        _logger.info("stopping: a signal came")
     finally:
         RunFile.remove(settings.home)
         idle.cancel()
@@ -159,12 +164,12 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
         await service.stop()
 
 
-def main(settings: Settings, ready: Ready) -> None:
-    """Blocking form of `serve`."""
+def main(settings: Settings, ready: Ready, verbose: bool = False) -> None:
+    """Blocking form of `serve`; with `verbose` standard error gets as much as the log."""
     os.umask(0o077)  # a cache reveals its text: what is written here is this user's alone
     # The trio thread moves every byte; at Python's default of 5 ms it waits for the loop's thread too long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     start_log(settings.home)
     watch = Watch()
     with asyncio.Runner(loop_factory=watch.new_loop) as runner:
-        runner.run(serve(settings, ready, watch))
+        runner.run(serve(settings, ready, watch, verbose))

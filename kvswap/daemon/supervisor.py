@@ -8,6 +8,7 @@ the process to stop at the next block or token; one that does not is killed, and
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,9 +21,10 @@ from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever
 from kvswap.daemon.child import PROGRAM, Child, Lost, Patience
 from kvswap.exchange.model_port import ModelChoice, OnEvent, Tell
-from kvswap.model import catalogue
+from kvswap.model import catalogue, needs
 from kvswap.model.identity import directory_identity
 
+_logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5  # at least, between two looks for what is idle
 _PROBLEM = "model process"
 _KILLED = "not enough memory"
@@ -56,7 +58,11 @@ class _Slot:
 
     async def end(self, now: bool = False) -> int | None:
         child, self.child, self.loaded = self.child, None, False
-        return await child.end(now) if child is not None else None
+        if child is None:
+            return None
+        pid, code = child.pid, await child.end(now)
+        _logger.info("model process %s ended, exit %s", pid, code)
+        return code
 
 
 class ModelProcess:
@@ -103,6 +109,7 @@ class ModelProcess:
 
     async def choose(self, name: str | None = None) -> ModelChoice:
         name = name or self._settings.model
+        needs.require(f"the model {name!r}")
         directory = catalogue.resolve(name, self._settings.models)
         label = catalogue.label_of(directory, self._settings.models)
         identity = await asyncio.to_thread(self._identity, directory, label)
@@ -252,6 +259,7 @@ class ModelProcess:
             await slot.end(now=True)
             raise
         slot.loaded = True
+        _logger.info("model process %s has loaded its model", child.pid)
         self.problems.clear_one(_PROBLEM)
         return child
 
@@ -261,6 +269,7 @@ class ModelProcess:
         if self._stopping:  # it did not fail
             return _the_end()
         self.crashes += 1
+        _logger.warning("a model process %s", lost.what)
         by_itself = lost.what.startswith("ended")
         after = f" (exit {code})" if by_itself else "; it was ended, the next request starts another"
         error = WorkerFailed(

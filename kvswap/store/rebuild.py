@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
+import msgspec
+
 from kvswap.core.errors import IntegrityError, KvswapError, MalformedManifest, Untrusted
 from kvswap.core.failures import Misplaced, as_kvswap_error, is_own, record
 from kvswap.core.ids import Cid
@@ -151,7 +153,7 @@ class Rebuild:
 def list_artifact(db: sqlite3.Connection, listing: Listing) -> bool:
     """Insert an artifact; True when all that it needs is listed.  Idempotent; keeps pins."""
     row = listing.row
-    values = {**{n: getattr(row, n) for n in row.__slots__}, "complete": False, "envelope": b""}
+    values = {**msgspec.structs.asdict(row), "complete": False, "envelope": b""}
     columns = f"{COLUMNS}, envelope"
     marks = ", ".join(f":{n}" for n in columns.split(", "))
     wanted = frozenset(listing.needed)

@@ -89,7 +89,7 @@ def node() -> Iterator[Callable[..., Daemon]]:
 
 
 def did(home: Path, *arguments: str, code: int | tuple[int, ...] = 0) -> subprocess.CompletedProcess[str]:
-    done = kvswap(home, *arguments, timeout=60)
+    done = kvswap(home, *arguments, timeout=240)
     codes = (code,) if isinstance(code, int) else code
     assert done.returncode in codes, (arguments, done.returncode, done.stderr, done.stdout)
     assert "Traceback" not in done.stderr, done.stderr

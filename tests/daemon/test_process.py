@@ -24,7 +24,7 @@ from tests.support import DOCUMENT, Daemon, kvswap, last_json, until
 def call(node: Daemon, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, Any]:
     run = RunFile.read(node.home)
     url = urlsplit(run.url)
-    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=20)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=120)
     sent = {"Authorization": f"Bearer {run.token}", **{k.replace("_", "-"): v for k, v in headers.items()}}
     sent = {k: v for k, v in sent.items() if v}
     connection.request(method, path, body, sent)
@@ -61,7 +61,7 @@ def test_without_a_daemon_every_verb_says_how_to_start_one(tmp_path: Path) -> No
 
 
 def test_sigterm_ends_it_in_order_and_it_starts_again(daemon: Callable[..., Daemon]) -> None:
-    node = daemon("a")
+    node = daemon("a", cold=True)
     first = node.ready["peer"]
     run = RunFile.read(node.home)
     assert (node.home / "daemon.json").stat().st_mode & 0o077 == 0
@@ -82,7 +82,7 @@ def test_a_killed_daemon_leaves_a_home_that_starts(daemon: Callable[..., Daemon]
 
 
 def test_an_idle_daemon_is_small_and_imports_no_torch(daemon: Callable[..., Daemon]) -> None:
-    node = daemon("a")
+    node = daemon("a", cold=True)
     assert node.process is not None
     process = psutil.Process(node.process.pid)
     assert process.memory_info().rss < 250e6
@@ -175,7 +175,9 @@ def test_the_json_contract_of_the_small_verbs(daemon: Callable[..., Daemon]) -> 
 def test_the_model_process_is_supervised(
     daemon: Callable[..., Daemon], tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    node = daemon("a", "--model", str(tiny_models["llama"]), "--dtype", "float32", KVSWAP_IDLE_UNLOAD_SECONDS="3600")
+    node = daemon(
+        "a", "--model", str(tiny_models["llama"]), "--dtype", "float32", cold=True, KVSWAP_IDLE_UNLOAD_SECONDS="3600"
+    )
     text = tmp_path / "t.txt"
     text.write_text("Some words to read. " * 20)
     assert kvswap(node.home, "publish", str(text), "--json").returncode == 0
@@ -195,7 +197,7 @@ def test_the_model_process_is_supervised(
 def test_a_killed_daemon_takes_its_model_process_along(
     daemon: Callable[..., Daemon], tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    node = daemon("a", "--model", str(tiny_models["llama"]), "--dtype", "float32")
+    node = daemon("a", "--model", str(tiny_models["llama"]), "--dtype", "float32", cold=True)
     text = tmp_path / "t.txt"
     text.write_text("Some words to read. " * 20)
     assert kvswap(node.home, "publish", str(text)).returncode == 0

@@ -79,7 +79,7 @@ def test_a_job_cancelled_any_number_of_times_leaves_the_next_ones_alone(times: i
             assert [await w for w in waiting] == [{"value": n} for n in range(3)]
             assert p.starts == 1  # it obeyed: there is no reason for another
 
-    run(body(), 45)
+    run(body())
 
 
 def test_one_that_does_not_obey_is_killed_and_replaced(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_one_that_does_not_obey_is_killed_and_replaced(tmp_path: Path) -> None:
             assert await p.run(choice, "echo", value=1) == {"value": 1}
             assert p.starts == 2
 
-    run(body(), 45)
+    run(body())
 
 
 @given(
@@ -165,7 +165,7 @@ def test_a_process_that_fails_is_told_of_ended_and_replaced(job: str, tmp_path: 
             assert (await p.run(choice, "who"))["pid"] != pid
             assert "model process" not in p.problems
 
-    run(body(), 45)
+    run(body())
 
 
 def test_work_and_what_is_told_count_as_life(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_work_and_what_is_told_count_as_life(tmp_path: Path) -> None:
             assert [m["n"] for m in done["heard"]] == list(range(15))
             await telling
 
-    run(body(), 45)
+    run(body())
 
 
 def test_noise_and_questions_do_not_get_between_the_frames(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_noise_and_questions_do_not_get_between_the_frames(tmp_path: Path) -> No
                 await p.run(model(tmp_path, "asks"), "echo")
             assert p.crashes == 0
 
-    run(body(), 45)
+    run(body())
 
 
 def test_the_current_directory_is_not_on_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_the_current_directory_is_not_on_its_path(tmp_path: Path, monkeypatch: p
                 found = await p.run(choice, "imports", names=names)
                 assert not any(str(origin).startswith(str(here)) for origin in found.values())
 
-        run(body(), 45)
+        run(body())
     assert not (tmp_path / "ran").exists()
 
 
@@ -256,7 +256,7 @@ def test_a_load_holds_up_nobody_else_and_leaves_the_loaded_one_alone(kind: str, 
                 assert len(p.processes) == 1
             assert (await p.run(good, "who"))["pid"] == pid
 
-    run(body(), 45)
+    run(body())
 
 
 def test_who_waited_for_a_load_that_failed_does_not_try_again_each(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_who_waited_for_a_load_that_failed_does_not_try_again_each(tmp_path: Pat
                 await p.run(other, "echo")
             assert p.starts == 2
 
-    run(body(), 45)
+    run(body())
 
 
 def test_at_most_so_many_processes_and_everybody_has_a_turn(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_where_memory_is_short_one_goes_before_the_other_comes(tmp_path: Path, m
             await second
             assert not psutil.pid_exists(first) and len(p.processes) == 1
 
-    run(body(), 45)
+    run(body())
 
 
 @pytest.mark.parametrize("phase", ["waits for a place", "waits for its turn", "loads"])
@@ -338,7 +338,7 @@ def test_cancelled_while_it_waits_it_leaves_no_trace(phase: str, tmp_path: Path)
             assert await p.run(a, "echo", value=3) == {"value": 3}
             assert len(p.processes) == 1 and not any(s.users for s in p._slots)
 
-    run(body(), 45)
+    run(body())
 
 
 def test_the_end_of_the_node_ends_all_of_them_whatever_they_do(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_the_end_of_the_node_ends_all_of_them_whatever_they_do(tmp_path: Path) -
             with pytest.raises(WorkerFailed):
                 await p.run(model(tmp_path, "a"), "echo")
 
-    run(body(), 45)
+    run(body())
 
 
 def test_idle_processes_end(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_idle_processes_end(tmp_path: Path) -> None:
             await asyncio.wait([keeping])
             assert p.model is None and p.pid is None
 
-    run(body(), 45)
+    run(body())
 
 
 def test_one_that_was_killed_while_idle_is_replaced(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_one_that_was_killed_while_idle_is_replaced(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
             assert (await p.run(choice, "who"))["pid"] != pid
 
-    run(body(), 45)
+    run(body())
 
 
 @pytest.mark.parametrize(("idle", "pause"), [(1e-6, 0.5), (0.0, 5.0), (2.0, 2.0), (900.0, 5.0)])
@@ -403,5 +403,5 @@ def test_however_soon_they_are_to_end_the_loop_does_not_spin(
         async with processes(tmp_path, idle_unload_seconds=idle) as p:
             await p.unload_when_idle()
 
-    run(body(), 45)
+    run(body())
     assert seen == [pause]

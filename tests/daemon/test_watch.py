@@ -131,7 +131,7 @@ def test_a_process_that_was_stopped_is_excused() -> None:
         os.waitpid(process.pid, os.WUNTRACED)
         time.sleep(_LONG)
         process.send_signal(signal.SIGCONT)
-        out, _ = process.communicate("\n", timeout=60)
+        out, _ = process.communicate("\n", timeout=240)
     finally:
         process.kill()
         process.wait()

@@ -77,7 +77,7 @@ def test_a_peer_that_went_away_is_told_of_once_and_dialled_ever_more_seldom(tmp_
             assert set(away.dialled) == set(dead) and max(away.dialled.values()) <= 7
             assert made.id  # nobody offers it
 
-    run(body(), 60)
+    run(body())
 
 
 def gone(away: Away, made: Made, peer: str, number: int) -> Any:
@@ -106,7 +106,7 @@ def test_a_peer_that_announces_itself_is_found_at_once(tmp_path: Path) -> None:
             announce(away.reader, made, peer, place(1), via="somebody else")
             assert await away.look() == [peer]
 
-    run(body(), 60)
+    run(body())
 
 
 def test_a_peer_that_was_connected_again_is_dialled_at_once(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_peer_that_was_connected_again_is_dialled_at_once(tmp_path: Path) -> N
             away.reader.network.hearsay.refer(DOCUMENT, messages.Provider(peer, place(1)), "somebody")
             assert await away.look() == [peer]
 
-    run(body(), 60)
+    run(body())
 
 
 def test_who_delivered_is_dialled_in_spite_of_a_pause_where_nobody_else_offers(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_who_delivered_is_dialled_in_spite_of_a_pause_where_nobody_else_offers(t
             await other.stop()
             assert await away.look() == [peer] and away.dialled[peer] > tried
 
-    run(body(), 60)
+    run(body())
 
 
 def test_who_announces_itself_again_and_again_is_not_dialled_as_often(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_who_announces_itself_again_and_again_is_not_dialled_as_often(tmp_path: 
             assert away.dialled[peer] <= 9
             assert away.events() == Counter([peer])
 
-    run(body(), 90)
+    run(body())
 
 
 @pytest.mark.parametrize("vias", [1, 3, 4], ids=["by one teller", "by three tellers", "by as many as there are names"])

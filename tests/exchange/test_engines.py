@@ -53,4 +53,4 @@ def test_an_engine_with_other_weights_than_it_says_gets_nothing_signed(
                 done = await publish_computed(node, computed, sent)
                 assert done["claim"] == "token-verified" and done["compared"]["kl"] == 0
 
-    run(body(), 100)
+    run(body())

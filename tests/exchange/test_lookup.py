@@ -160,7 +160,7 @@ def test_offers_without_a_manifest_hold_up_nobody(tmp_path: Path, liars: int) ->
                 await Peer(w.network, 4000 + n, promising(same + own)).start(reader)
             assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
 
-    run(body(), 40)
+    run(body())
 
 
 def test_offers_that_look_better_than_the_honest_one_hold_up_nobody(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_offers_that_look_better_than_the_honest_one_hold_up_nobody(tmp_path: Pa
             await Peer(w.network, 4100, honest).start(reader)
             assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
 
-    run(body(), 40)
+    run(body())
 
 
 def test_a_look_up_of_peers_that_never_answer_ends_by_one_deadline(
@@ -209,7 +209,7 @@ def test_a_look_up_of_peers_that_never_answer_ends_by_one_deadline(
             with pytest.raises(KvswapError):
                 await resolve(reader, DOCUMENT)
 
-    run(body(), 60)
+    run(body())
 
 
 def test_who_delivered_before_is_waited_for_while_nobody_else_offers(
@@ -356,7 +356,7 @@ def test_a_catalogue_that_claims_more_hides_no_honest_one(tmp_path: Path, liars:
                 assert beginning is not None and beginning.tokens == 64
                 assert beginning.peers == (peer_of(holder),)
 
-    run(body(), 60)
+    run(body())
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_who_claims_an_honest_peers_artifact_is_shorter_than_it_says_harms_nobod
             assert list(reader.network.catalogues.in_vain) == [liar.id]
             assert reader.network.catalogues.table.peek(peer_of(holder)) is not None
 
-    run(body(), 60)
+    run(body())
 
 
 def test_what_was_found_wrong_here_is_not_held_against_who_has_it(tmp_path: Path) -> None:
@@ -486,7 +486,7 @@ def test_who_takes_back_what_it_claims_each_time_it_is_asked_is_believed_no_more
                 reader.network.catalogues.expire(liar.id)
             assert liar.id in reader.network.catalogues.in_vain
 
-    run(body(), 60)
+    run(body())
 
 
 @pytest.mark.parametrize("wrong", ["another's", "forged"])

@@ -78,7 +78,7 @@ def test_a_withdrawal_waits_for_no_silent_peers(tmp_path: Path, liars: int) -> N
             await until(lambda: reader.store.get_artifact(held[-1].id) is None)
             assert max(asked(one) for one in silent) <= 1
 
-    run(body(), 25)
+    run(body())
 
 
 @pytest.mark.parametrize("gives", ["nothing", "another's head", "the head of now, late"])

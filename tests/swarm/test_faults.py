@@ -161,7 +161,7 @@ def test_a_peer_that_dies_or_freezes_half_way_is_replaced(nodes: Start, made: Ma
     assert victim.process is not None
     victim.process.send_signal(how)
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
         check_complete(reader, made)
     finally:
@@ -197,7 +197,7 @@ def test_a_peer_that_comes_back_under_another_address_is_found_again(nodes: Star
     finally:
         reader.process.send_signal(signal.SIGCONT)
     assert victim.address != before
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     check_complete(reader, made)
 
@@ -213,7 +213,7 @@ def test_a_reader_killed_thirty_times_resumes_and_never_holds_a_wrong_byte(nodes
         process = begin(reader, made)
         time.sleep(rng.random() * 0.15)  # a random point, not a wait
         reader.stop(signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=240)
         kills += 1
         if kills % 10 == 0:  # begin again from nothing, so that every phase is hit
             shutil.rmtree(reader.home / "store")

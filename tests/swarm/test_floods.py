@@ -144,7 +144,7 @@ def test_a_token_replayed_after_its_stream_has_ended_opens_nothing(nodes: Start,
                     await client.get(wrong, chunk.id, into)
         await client.close()
 
-    run(body(), 60)
+    run(body())
 
 
 def test_a_blocked_peer_gets_nothing_and_is_asked_nothing(nodes: Start, made: Made) -> None:  # noqa: F811

@@ -1,11 +1,16 @@
 """The event log: a bounded list of what happened, for people and scripts, that can be followed.
 
-A follower that is too slow loses the oldest events, never the node's time.
+A follower that is too slow loses the oldest events, never the node's time.  Each event is in `kvswap.log` as well, in
+the name of the module where it happened, with the fields of `LOGGED` alone: what the local API may tell its user,
+such as a sealed document's digest or a group's name, is not for a file that is sent to others when something is wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +18,32 @@ from typing import Any
 from kvswap.core.bounded import Table
 from kvswap.core.limits import LIMITS, MIB
 from kvswap.core.tasks import OnLoop
+
+LOGGED = frozenset(
+    {
+        *("artifact", "audit", "auditor", "bytes", "by", "chunks", "codec", "codecs", "how", "new", "old", "part"),
+        *("peer", "peers", "problem", "publisher", "reason", "seconds", "task", "teller"),
+    }
+)
+"""The fields of events that are logged."""
+_WARNINGS = frozenset({"damaged_here", "found_wrong", "publisher_caught"})
+_DOCUMENT = re.compile(r"sha256:[0-9a-f]{6,}")
+_REASON = 300  # characters
+
+
+def _brief(value: object) -> object:
+    """Return a value as it is logged: what stands for a document is left out of sentences, and they are cut."""
+    return _DOCUMENT.sub("sha256:…", value)[:_REASON] if isinstance(value, str) else value
+
+
+def _log(kind: str, values: dict[str, Any]) -> None:
+    module = str(sys._getframe(2).f_globals.get("__name__"))
+    logger = logging.getLogger(module if module.startswith("kvswap.") else __name__)
+    level = logging.WARNING if kind in _WARNINGS else logging.INFO
+    if logger.isEnabledFor(level):
+        told = {name: _brief(value) for name, value in values.items() if name in LOGGED}
+        words = " ".join(f"{name}={value}" for name, value in told.items())
+        logger.log(level, "%s %s", kind, words, extra={"event": {"event": kind, **told}})
 
 
 class EventLog:
@@ -28,6 +59,7 @@ class EventLog:
 
     def add(self, kind: str, **values: Any) -> None:
         """Record an event.  May be called from any thread; off the event loop it appears with a short delay."""
+        _log(kind, values)
         self._on_loop.call(self._add, kind, round(time.time(), 3), values)
 
     def _add(self, kind: str, at: float, values: dict[str, Any]) -> None:

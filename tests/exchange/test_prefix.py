@@ -1,0 +1,154 @@
+"""The shared beginning of two documents, with the model process's own jobs in a thread: found, weighed and fetched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvswap.core.errors import PlanSaysPrefill
+from kvswap.core.ids import Cid
+from kvswap.cost import Objective
+from kvswap.exchange import Node
+from kvswap.exchange.model_port import Wanted
+from kvswap.exchange.prefix import (
+    Beginning,
+    beginning_of,
+    check_beginning,
+    fetch_beginning,
+    known_beginnings,
+    longest_beginning,
+    plan_beginning,
+)
+from kvswap.exchange.publish import publish
+from kvswap.exchange.request import STRICT, Terms
+from kvswap.exchange.withdraw import withdraw
+from tests.exchange.modelled import publisher_and_reader
+from tests.support import DOCUMENT, run
+
+TEXT = DOCUMENT.read_text()[:700]
+OTHER = TEXT[:500] + " And something else entirely, which nobody has published yet."
+FORCED = Terms(force=True)
+
+
+async def look(node: Node, text: str = OTHER, terms: Terms = STRICT) -> tuple[int, Beginning | None]:
+    return await beginning_of(node, await node.model.choose(), text, terms)
+
+
+def test_a_beginning_ends_at_a_block_and_a_whole_document_at_its_end(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    async def body() -> None:
+        async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, b):
+            made = await publish(a, TEXT.encode())
+            tokens, found = await look(b)
+            assert found is not None and str(found.statement.artifact) == made["artifact"]
+            assert 64 <= found.tokens < tokens and found.tokens % 64 == 0
+            assert found.peers == (a.transport.peer,)  # type: ignore[union-attr]
+            longer = TEXT + " and more after it"
+            _, all_of_it = await look(b, longer)
+            assert all_of_it is not None and all_of_it.tokens == made["tokens"] // 64 * 64
+            choice = await b.model.choose()
+            ids = b.model.loaded.tokenize(longer)  # type: ignore[attr-defined]
+            told = await b.model.run(choice, "tokenize", text=longer, block_tokens=64)
+            whole = await longest_beginning(b, Wanted.of(choice), told["chain"], 64, ids=ids)
+            shared = whole.statement.manifest.prefix.tokens if whole is not None else 0
+            assert shared == made["tokens"] and whole is not None
+            assert whole.tokens in (shared, all_of_it.tokens)  # to its end where its last token is the longer one's too
+            assert await look(b, "Nothing of this was ever published.") == (pytest.approx(20, abs=20), None)
+
+    run(body())
+
+
+def test_the_longest_of_several_wins_and_of_equals_what_is_here(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    async def body() -> None:
+        async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, b):
+            short = await publish(a, TEXT[:300].encode())
+            _, found = await look(b)
+            assert found is not None and str(found.statement.artifact) == short["artifact"]
+            long = await publish(a, TEXT.encode())
+            b.network.catalogues.expire(a.transport.peer)  # type: ignore[union-attr]
+            _, found = await look(b)
+            assert found is not None and str(found.statement.artifact) == long["artifact"]
+            own = await publish(b, TEXT.encode())
+            _, found = await look(b)
+            assert found is not None and str(found.statement.artifact) == own["artifact"] and found.peers == ()
+            _, found = await look(b, terms=replace(STRICT, local=True))
+            assert found is not None and found.peers == ()
+
+    run(body())
+
+
+@pytest.mark.parametrize("why", ["withdrawn", "untrusted", "other blocks", "local only"])
+def test_what_is_not_to_be_used_begins_nothing(tmp_path: Path, tiny_models: dict[str, Path], why: str) -> None:
+    async def body() -> None:
+        async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, b):
+            made = await publish(a, TEXT.encode())
+            terms = STRICT
+            if why == "withdrawn":
+                await withdraw(a, Cid.parse(made["artifact"]), "a typing error")
+            elif why == "untrusted":
+                b.trust.policy.remove(str(a.identity.publisher.peer_id))
+                terms = replace(terms, strangers=True)  # a part cannot be verified by itself
+            elif why == "other blocks":
+                object.__setattr__(b.settings, "block_tokens", 32)
+            else:
+                terms = replace(terms, local=True)
+            assert (await look(b, terms=terms))[1] is None
+            if why == "untrusted":
+                assert "beginning_refused" in [event["event"] for event in b.events.recent()]
+
+    run(body())
+
+
+def test_only_the_chunks_of_the_beginning_are_fetched_and_once(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    async def body() -> None:
+        async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, b):
+            made = await publish(a, TEXT.encode())
+            _, found = await look(b)
+            assert found is not None
+            planned = await plan_beginning(b, found)
+            chunks = found.statement.manifest.chunks
+            assert planned.missing_bytes == sum(chunks[i].length for i in found.chunks) < made["wire_bytes"]
+            await fetch_beginning(b, found, FORCED)
+            assert b.store.used_bytes == planned.missing_bytes
+            assert (await plan_beginning(b, found)).missing_bytes == 0
+            before = a.counters.bytes_out
+            await fetch_beginning(b, found, FORCED)
+            assert a.counters.bytes_out == before
+
+    run(body())
+
+
+def test_one_that_is_not_worth_it_is_not_fetched(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    async def body() -> None:
+        async with publisher_and_reader(tmp_path, tiny_models["llama"], price_per_gb=1e6) as (_, a, b):
+            await publish(a, TEXT.encode())
+            b.calibration.add_prefill((await b.model.choose()).calibration_key, [(0, 64, 1e-6)])
+            cheap = Terms(objective=Objective("money"))
+            _, found = await look(b, terms=cheap)
+            assert found is not None
+            with pytest.raises(PlanSaysPrefill, match="is not worth it"):
+                await fetch_beginning(b, found, cheap)
+            assert b.store.used_bytes == 0
+            check_beginning(found, await plan_beginning(b, found, cheap), replace(cheap, force=True))
+
+    run(body())
+
+
+def test_who_looks_up_often_is_told_of_all_beginnings_at_once(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    async def body() -> None:
+        async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, b):
+            version, keys = await known_beginnings(b, "", 0.0)
+            assert keys == b""
+            again, _ = await known_beginnings(b, version, 0.0)
+            assert again == version
+            await publish(a, TEXT.encode())
+            b.network.catalogues.expire(a.transport.peer)  # type: ignore[union-attr]
+            changed, keys = await known_beginnings(b, version, 30.0)
+            assert changed != version and keys
+            b.trust.groups.new("team")
+            assert (await known_beginnings(b, changed, 30.0))[1] is None  # some have other names than their own
+
+    run(body())
