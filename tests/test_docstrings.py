@@ -46,7 +46,7 @@ Extract Fail Feed Fetch Fill Filter Find Finish Fit Fix Flag Flatten Flush Fold 
 Forward Free Freeze Gather Generate Get Give Go Grant Group Grow Guard Guess Halt Hand Handle Hash Hide Hold Host
 Identify Ignore Implement Import Include Increase Increment Index Infer Inform Initialise Inject Insert Inspect
 Install Interleave Interpolate Interpret Interrupt Introduce Invalidate Invert Invite Invoke Issue Iterate Join
-Judge Keep Kill Label Launch Lay Learn Leave Let Lift Limit Link List Listen Load Locate Lock Log Look Lower Make
+Judge Keep Kill Label Launch Lay Learn Lease Leave Let Lift Limit Link List Listen Load Locate Lock Log Look Lower Make
 Manage Map Mark Match Measure Meet Merge Move Multiply Name Narrow Negotiate Normalise Note Notice Notify Obtain
 Offer Open Order Overwrite Pack Pad Parse Partition Pass Pause Perform Permit Permute Persist Pick Pin Place Plan
 Poll Pool Pop Post Predict Prefer Prefill Prepare Present Prevent Price Print Probe Process Produce Project Promise
@@ -60,7 +60,7 @@ Shut Shuffle Sign Skip Sleep Slice Snapshot Solve Sort Spawn Specify Spend Split
 Stop Store Stream Strip Submit Subscribe Subtract Sum Summarise Supply Suppress Suspend Swap Switch Sync Take Tally
 Tell Terminate Test Throttle Throw Time Toggle Tokenise Touch Trace Track Train Transcode Transfer Transform
 Translate Transpose Treat Trim Trust Try Tune Turn Unblock Undo Unlist Unlock Unpack Unpin Unquantise Unseal
-Unsubscribe Update Upgrade Upload Use Validate Verify Vote Wait Wake Walk Warm Warn Watch Weigh Widen Withdraw Wrap
+Unsubscribe Update Upgrade Upload Use Validate Verify View Vote Wait Wake Walk Warm Warn Watch Weigh Widen Withdraw Wrap
 Write Yield
 """
 

@@ -1,4 +1,4 @@
-"""A document's K and V in memory, put together from chunks: the reader's side.
+"""The K and V of a document in memory, assembled from chunks: the reader's side.
 
 The tensors that the model will use are allocated once, with room for what follows, and every chunk is
 decoded straight into its place, chunks in parallel and in any order.  Every wire digest is checked before
@@ -37,7 +37,11 @@ Predictors = OrderedDict[Cid, Predictor]
 def read_predictor(
     cid: Cid, source: ChunkSource, kept: Predictors | None = None, seal: Seal | None = None
 ) -> Predictor:
-    """Checked.  Raises `IntegrityError`."""
+    """Read the predictor of an artifact, from `kept` or else from its source, and keep it there.
+
+    `kept` holds the four predictors that were read last; `seal` opens the file where it is sealed.  Raises
+    `IntegrityError` if the file does not have its digest.
+    """
     kept = OrderedDict() if kept is None else kept
     known = kept.pop(cid, None)
     if known is None:
@@ -52,11 +56,11 @@ def read_predictor(
 
 
 class Assembly:
-    """The first `tokens` tokens (a block's end; default all) of an artifact, on the CPU.
+    """The first `tokens` tokens (a block's end; default all) of an artifact's cache, on the CPU.
 
     `room` tokens are left free behind full layers, so that what follows needs no copy.  `source` returns
     a chunk's wire bytes and is called from several threads; `seal` opens them where they are sealed.  Memory
-    is the cache plus one chunk a worker.
+    is the cache plus one chunk for each worker.
     """
 
     def __init__(
@@ -90,9 +94,9 @@ class Assembly:
         self._pool.shutdown(cancel_futures=True)
 
     def fill(self, chunks: Iterable[int], computed: Sequence[int] = ()) -> None:
-        """Begin to decode these chunks of the manifest, all those of a block at once.
+        """Start to decode these chunks (indices into the manifest's list), all those of a block in one call.
 
-        `computed`: the layers of that block that are in their place already, not from a chunk.
+        `computed`: the layers of that block that are in their place already, computed and not decoded.
         """
         refs = [self.manifest.chunks[i] for i in chunks]
         if refs and self.manifest.predictor and self._predictor is None:
@@ -102,7 +106,7 @@ class Assembly:
         self._pending += [self._pool.submit(self._several, task, computed) for task in tasks]
 
     def wait(self) -> None:
-        """Until all is decoded and checked.  Raises `IntegrityError` naming the chunk."""
+        """Wait until all chunks are decoded and checked.  Raises `IntegrityError` naming the chunk."""
         pending, self._pending = self._pending, []
         for future in pending:
             future.result()
@@ -116,7 +120,7 @@ class Assembly:
             self._decode(ref, self._source(ref.id), earlier)
 
     def _places(self, index: int, block: int) -> list[tuple[Part, int]]:
-        """Where K and V of a layer's part of a block go, and from which of its tokens on."""
+        """Return where K and V of a layer's part of a block go, and how many of its tokens are left out before."""
         manifest, held = self.manifest, self.tensors[index]
         span = layouts.block_span(manifest.prefix.tokens, manifest.prefix.block_tokens, block)
         first, last = layouts.stored_span(manifest.layout.layers[index], *span)
@@ -149,7 +153,10 @@ def load(
     predictors: Predictors | None = None,
     seal: Seal | None = None,
 ) -> list[LayerTensors]:
-    """The tensors of an artifact whose chunks are all here.  See `Assembly`."""
+    """Load the tensors of an artifact whose chunks are all in the source; the arguments are those of `Assembly`.
+
+    Raises `IntegrityError` naming a damaged chunk.
+    """
     with Assembly(
         manifest, source, tokens=tokens, room=room, workers=workers, predictors=predictors, seal=seal
     ) as assembly:

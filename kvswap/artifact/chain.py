@@ -16,17 +16,17 @@ from kvswap.core.ids import blake3_digest
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
-    """Token ids as little-endian u32, the form every digest is taken over."""
+    """Pack token ids as little-endian u32, the form that every digest is taken over."""
     return np.asarray(ids, dtype="<u4").tobytes()
 
 
 def token_digest(ids: Sequence[int]) -> bytes:
-    """BLAKE3 of the packed ids."""
+    """Compute the BLAKE3 digest of the packed ids."""
     return blake3_digest(pack_ids(ids))
 
 
 def chain_digests(identity: bytes, ids: Sequence[int], block_tokens: int) -> list[bytes]:
-    """One digest a block; the last block may be shorter.  Work is linear in the ids."""
+    """Compute one digest for each block; the last block may be shorter.  Takes time linear in the ids."""
     digests = []
     previous = identity
     for start in range(0, len(ids), block_tokens):

@@ -1,4 +1,4 @@
-"""Whether the fields of a manifest agree with each other: all that its bytes alone can show to be wrong."""
+"""The consistency of a manifest's fields with each other: all that can be shown to be wrong from its bytes alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvswap.core.limits import LIMITS
 
 
 def parse_manifest(payload: bytes, added: int = 0) -> Manifest:
-    """Read and check a payload.  Raises `MalformedManifest` naming the field.
+    """Parse a manifest's payload and check it.  Raises `MalformedManifest` naming the field.
 
     `added`: bytes by which every file is longer than its codec made it, where it is sealed.
     """

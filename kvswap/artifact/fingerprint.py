@@ -1,4 +1,4 @@
-"""A cache in a thousandth of its size: what independent publishers can be compared by.
+"""Fingerprints: a cache in a thousandth of its size, by which independent publishers are compared.
 
 For every 64 tokens and every layer's K and V a random projection to 8 numbers: signs from a fixed seed, sums
 over every eighth channel (a count sketch; Charikar, Chen and Farach-Colton 2002).  It keeps distances: the
@@ -36,7 +36,10 @@ def _signs(layer: int, kind: int, heads: int, dim: int) -> torch.Tensor:
 
 
 def fingerprint(tensors: Sequence[LayerTensors]) -> bytes:
-    """Of a whole document: float16, little endian, [64 tokens, layer, K or V, 8]; a sliding layer's part is 0."""
+    """Compute the fingerprint of a whole document's cache.
+
+    The bytes are float16, little endian, in the order [64 tokens, layer, K or V, 8]; a sliding layer's part is 0.
+    """
     tokens = max(held.first + held.tokens for held in tensors)
     parts = -(-tokens // FINGERPRINT_TOKENS)
     # In double precision, so that the order of a sum does not show in what is left of it.

@@ -1,4 +1,4 @@
-"""Which tokens and layers a chunk holds, and the proof that a manifest is consistent with itself.
+"""The tokens and layers that a chunk holds, the chunks that a reader needs, and the units of work they form.
 
 A *full* layer keeps every token, so its part of a block is the block.  A *sliding* layer of window W
 keeps the last W-1 tokens; of a block it stores those of the last W-1 that lie in the block, which is
@@ -19,23 +19,27 @@ FINGERPRINT_WIDTH = 8
 
 
 def block_span(tokens: int, block_tokens: int, block: int) -> tuple[int, int]:
-    """[start, stop) of a block in tokens."""
+    """Return the [start, stop) of a block, in tokens."""
     return block * block_tokens, min((block + 1) * block_tokens, tokens)
 
 
 def block_count(tokens: int, block_tokens: int) -> int:
+    """Count the blocks of a document of `tokens` tokens; the last one may be shorter."""
     return -(-tokens // block_tokens)
 
 
 def stored_span(layer: LayerSpec, start: int, stop: int) -> tuple[int, int]:
-    """The tokens of block [start, stop) that this layer's chunk holds; may be empty (window 1)."""
+    """Return the [first, stop) of the tokens of block [start, stop) that this layer's chunk holds.
+
+    It is empty for a sliding layer of window 1.
+    """
     if layer.window is None:
         return start, stop
     return max(start, stop - (layer.window - 1)), stop
 
 
 def held_span(layer: LayerSpec, tokens: int) -> tuple[int, int]:
-    """The tokens that this layer holds once `tokens` of the document have gone in."""
+    """Return the [first, stop) of the tokens that this layer holds after `tokens` tokens of the document."""
     return (0, tokens) if layer.window is None else (max(0, tokens - (layer.window - 1)), tokens)
 
 
@@ -56,7 +60,7 @@ def plan_runs(layers: Sequence[LayerSpec], block_tokens: int, itemsize: int) -> 
 
 
 def part_shapes(layout: Layout, run: int, start: int, stop: int) -> list[tuple[int, int, int]]:
-    """[head, token, dim] of K, then V, for each layer of the run, for block [start, stop)."""
+    """List the shapes [head, token, dim] of K, then V, for each layer of the run, for block [start, stop)."""
     shapes = []
     for index in layout.runs[run]:
         layer = layout.layers[index]
@@ -66,15 +70,15 @@ def part_shapes(layout: Layout, run: int, start: int, stop: int) -> list[tuple[i
 
 
 def raw_length(layout: Layout, run: int, start: int, stop: int) -> int:
-    """Bytes of a chunk before coding."""
+    """Compute the length in bytes of a chunk before coding: one run for block [start, stop)."""
     return sum(h * t * d for h, t, d in part_shapes(layout, run, start, stop)) * ITEM_BYTES[layout.dtype]
 
 
 def needed(manifest: Manifest, tokens: int | None = None) -> list[int]:
-    """Indices of the chunks a reader needs to resume after `tokens` (a block's end; default: all).
+    """List the indices of the chunks that a reader needs to resume after `tokens` (a block's end; default: all).
 
-    Sliding layers need only the blocks that reach into their window.  In the order the reader uses
-    them: by block.
+    Sliding layers need only the blocks that reach into their window.  The order is that in which the reader
+    uses them: by block.  Raises `UsageError` unless `tokens` is the end of a block.
     """
     prefix = manifest.prefix
     stop = prefix.tokens if tokens is None else tokens
@@ -94,12 +98,12 @@ def needed(manifest: Manifest, tokens: int | None = None) -> list[int]:
 
 
 def needed_files(manifest: Manifest, tokens: int | None = None) -> list[int]:
-    """Indices into `manifest.files` of all that such a reader needs."""
+    """List the indices into `manifest.files` of what such a reader needs: the chunks of `needed` and the predictor."""
     return needed(manifest, tokens) + ([len(manifest.chunks)] if manifest.predictor else [])
 
 
 def expected_chunks(layout: Layout, tokens: int, block_tokens: int) -> Iterator[tuple[int, int, int]]:
-    """(block, run, raw length) of every chunk a manifest of this layout must list, in order."""
+    """Iterate over (block, run, raw length) of every chunk that a manifest of this layout must list, in order."""
     lengths: dict[tuple[int, int], int] = {}  # a chunk's length depends on its run and how many tokens it spans
     for block in range(block_count(tokens, block_tokens)):
         start, stop = block_span(tokens, block_tokens, block)
@@ -112,7 +116,7 @@ def expected_chunks(layout: Layout, tokens: int, block_tokens: int) -> Iterator[
 
 
 def fingerprint_length(manifest: Manifest) -> int:
-    """Bytes of a fingerprint: for each 64 tokens, layer, and K or V, eight float16."""
+    """Compute the length of a fingerprint in bytes: for each 64 tokens, layer, and K or V, eight float16."""
     parts = -(-manifest.prefix.tokens // FINGERPRINT_TOKENS)
     return parts * len(manifest.layout.layers) * 2 * FINGERPRINT_WIDTH * 2
 
@@ -138,7 +142,7 @@ def check_compatible(manifest: Manifest, identity: bytes, dtype: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What is computed or fetched as a whole: a block, or one run of its layers."""
+    """A unit of work that is computed or fetched as a whole: a block, or one run of its layers."""
 
     block: int
     layers: tuple[int, ...]  # of the model, in order
@@ -146,7 +150,7 @@ class Unit:
 
 
 def units(manifest: Manifest, tokens: int | None = None, *, by_run: bool = True) -> list[Unit]:
-    """The first `tokens` tokens in the order of computing: block by block, and where layers allow it run by run.
+    """List the units of the first `tokens` tokens in the order of computing: by block, and where possible by run.
 
     Layers are computed in order, so a run can be a unit only where runs are neighbouring layers that
     keep every token: what a sliding layer keeps depends on where the reader goes on.

@@ -1,6 +1,6 @@
-"""The manifest, version 1, as typed values.  Field by field: `manifests/FORMAT.md`.
+"""The manifest, version 1, as typed values; `manifests/FORMAT.md` describes it field by field.
 
-A manifest says what was computed (model, document, prefix, layout, numerics), every chunk of it,
+A manifest says what was computed (model, document, token sequence, layout, numerics), every chunk of it,
 until when it holds, and who says so.  `consistency.parse_manifest` accepts only what `consistency.check` proves
 consistent; nothing downstream checks shapes again.
 """
@@ -38,7 +38,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelIdentity(_Strict):
-    """Which model.  The digests decide; `label` is for people."""
+    """The identity of a model with its tokenizer and adapters: the digests decide, `label` is for people to read."""
 
     label: Text
     weights: Digest
@@ -54,7 +54,7 @@ class ModelIdentity(_Strict):
 
 
 class DocumentRef(_Strict):
-    """Which text; omitted (None) for private documents."""
+    """The document's text, by digest, and where it came from; a manifest of a private document has none (None)."""
 
     sha256: Digest
     length: Positive
@@ -64,11 +64,12 @@ class DocumentRef(_Strict):
 
     @property
     def reference(self) -> str:
+        """The name of the document: `sha256:` and its digest in hex."""
         return "sha256:" + self.sha256.hex()
 
 
 class Prefix(_Strict):
-    """The token ids the cache stands for, by digest."""
+    """The token sequence that the cache stands for, by digest; its blocks by chain digests (see `chain`)."""
 
     tokens: Positive
     token_digest: Digest
@@ -90,7 +91,7 @@ class LayerSpec(_Strict):
 
 
 class Layout(_Strict):
-    """Shapes.  `runs` partitions the layers; a chunk holds one block of one run."""
+    """The shapes of the cache.  `runs` partitions the layers; a chunk holds one block of one run."""
 
     dtype: Text
     axes: Text
@@ -100,7 +101,7 @@ class Layout(_Strict):
 
 
 class Numerics(_Strict):
-    """How it was computed: what must be alike for the claim to hold on another machine."""
+    """The environment of a computation: what must be alike for the exactness claim to hold on another machine."""
 
     schedule: Text
     attention: Text
@@ -138,6 +139,7 @@ class ChunkRef(_Strict):
 
     @property
     def id(self) -> Cid:
+        """The CID of the chunk's wire bytes."""
         return Cid.from_bytes(self.cid)
 
 
@@ -149,11 +151,12 @@ class FileRef(_Strict):
 
     @property
     def id(self) -> Cid:
+        """The CID of the file's wire bytes."""
         return Cid.from_bytes(self.cid)
 
     @property
     def raw_length(self) -> int:
-        """What of the cache is in it."""
+        """The bytes of the cache that the file holds: none."""
         return 0
 
 
@@ -166,11 +169,11 @@ class Probe(_Strict):
 
 
 class Divergence(_Strict):
-    """How an inexact cache answers after the probe's question, beside the exact one it was made from.
+    """The difference between a lossy cache's answers and those of the exact cache it was made from, after the probe.
 
     Of `steps` greedy tokens `equal` are the same in the same place, the first that differs is number `first`
     (from 0; `steps` without one).  `kl`: mean Kullback-Leibler divergence of the next token's distribution,
-    exact from inexact, over the exact tokens, in millionths of a nat.
+    exact from lossy, over the exact tokens, in millionths of a nat.
     """
 
     steps: Positive
@@ -180,7 +183,7 @@ class Divergence(_Strict):
 
 
 class Life(_Strict):
-    """Unix seconds, and the place in the publisher's sequence."""
+    """The lifetime of an artifact in Unix seconds, and its place in the publisher's sequence of statements."""
 
     issued: Count
     expires: Count
@@ -208,35 +211,37 @@ class Manifest(_Strict):
     extensions: Annotated[list[Text], Meta(max_length=16)] = []
 
     def encode(self) -> bytes:
-        """The payload bytes to sign."""
+        """Encode the manifest as the payload bytes to sign."""
         told = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
         return wire.pack_fields(told, _TOGETHER)
 
     @property
     def files(self) -> list[ChunkRef | FileRef]:
-        """All that is stored and sent: the chunks, in order, and after them predictor and fingerprint."""
+        """The files that are stored and sent: the chunks in order, then predictor and fingerprint, if any."""
         return [*self.chunks, *(file for file in (self.predictor, self.fingerprint) if file)]
 
     @property
     def codecs(self) -> list[str]:
-        """Names, the one with the most chunks first."""
+        """The names of the chunks' codecs, the one with the most chunks first."""
         return [name for name, _ in Counter(c.codec for c in self.chunks).most_common()]
 
     @property
     def exact(self) -> bool:
-        """Whether the model's own bits come back."""
+        """True if the cache is lossless: the model's own bits come back."""
         return self.divergence is None
 
     @property
     def raw_bytes(self) -> int:
+        """The bytes of all chunks before coding."""
         return sum(c.raw_length for c in self.chunks)
 
     @property
     def wire_bytes(self) -> int:
+        """The bytes of all chunks as they are stored and sent, predictor and fingerprint left out."""
         return sum(c.length for c in self.chunks)
 
     def to_json(self) -> dict[str, Any]:
-        """What `kvswap show --json` prints: digests in hex, ids in their text form."""
+        """Return what `kvswap show --json` prints: digests in hex, CIDs in their text form."""
         out: dict[str, Any] = wire.jsonable(wire.plain(msgspec.structs.replace(self, chunks=[])))
         out["chunks"] = [wire.jsonable(wire.plain(chunk)) | {"cid": str(chunk.id)} for chunk in self.chunks]
         out["model"]["identity"] = self.model.digest.hex()
@@ -257,9 +262,9 @@ _TOGETHER = 512  # chunks that are decoded or encoded at a time: between two tim
 
 
 def decode_manifest(payload: bytes) -> Manifest:
-    """Return the manifest of a payload, each field by itself as it has to be.  Raises `MalformedManifest`.
+    """Decode the manifest of a payload, and check each field by itself.  Raises `MalformedManifest`.
 
-    Whether the fields agree with each other is not looked at: `consistency.parse_manifest` does both.
+    Whether the fields agree with each other is not checked: `consistency.parse_manifest` does both.
     """
     if len(payload) > LIMITS.manifest_bytes:
         raise MalformedManifest(f"a payload of {len(payload)} bytes is over the cap")
@@ -274,7 +279,7 @@ def decode_manifest(payload: bytes) -> Manifest:
 
 
 def _fields_of(told: dict[str, msgspec.Raw]) -> dict[str, Any]:
-    """What is known of a manifest, decoded field by field; what only its extensions name is not even built."""
+    """Decode the known fields of a manifest one by one; fields that only its extensions name are not even built."""
     declared = wire.decode(told["extensions"], _TYPES["extensions"], at="extensions") if "extensions" in told else []
     if _KNOWN.intersection(declared):
         raise MalformedManifest("an extension may not take the name of a field", field="extensions")
@@ -292,7 +297,10 @@ def _fields_of(told: dict[str, msgspec.Raw]) -> dict[str, Any]:
 
 
 def _chunks(data: msgspec.Raw) -> list[ChunkRef]:
-    """A hundred thousand at once would keep the interpreter to themselves for a tenth of a second."""
+    """Decode the list of chunks piece by piece.
+
+    A hundred thousand at once would keep the interpreter from all other threads for a tenth of a second.
+    """
     out: list[ChunkRef] = []
     for part in wire.pieces(data, _TOGETHER, LIMITS.manifest_chunks, at="chunks"):
         try:
@@ -303,7 +311,7 @@ def _chunks(data: msgspec.Raw) -> list[ChunkRef]:
 
 
 def _numbered(error: MalformedManifest, start: int) -> MalformedManifest:
-    """With the number of the chunk in the whole list."""
+    """Return the error with the number of the chunk in the whole list."""
     inside, _, rest = str(error.details.get("field", "")).removeprefix("[").partition("]")
     where = f"chunks[{start + int(inside)}]{rest}" if inside.isdigit() else "chunks"
     return MalformedManifest(f"not a valid manifest: {error.message} (of {where})", field=where)

@@ -1,4 +1,4 @@
-"""The same cache in another codec: block by block, decoded and checked, then encoded.  No model is needed."""
+"""Transcoding: the same cache in another codec, decoded and checked block by block, then encoded, without a model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def recode(
     known: Predictors | None = None,
     seal: Seal | None = None,
 ) -> Iterator[EncodedChunk]:
-    """Every chunk of an artifact in another codec, in order, not sealed; `predictor` is for `predictive` ones.
+    """Transcode every chunk of an artifact into another codec, in order and not sealed.
 
-    `source` must have all chunks, those included that a reader of the whole document does not need.
-    Raises `IntegrityError` naming a damaged chunk.
+    `predictor` is the one for `predictive` chunks.  `source` must have all chunks, those included that a reader of
+    the whole document does not need.  Raises `IntegrityError` naming a damaged chunk.
     """
     layout, prefix = manifest.layout, manifest.prefix
     own = read_predictor(manifest.predictor.id, source, known, seal) if manifest.predictor else None

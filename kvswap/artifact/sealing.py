@@ -2,8 +2,8 @@
 
 What is signed and given to anybody is a salt, a tag and a ciphertext.  Under the *artifact key*, derived from
 the group's key and the salt (`trust.groups`), the ciphertext is the payload of an ordinary manifest, whose
-`cid` and `length` are those of the sealed files.  ChaCha20-Poly1305 (RFC 8439); as a key serves one artifact,
-a nonce is the place of what it is used for, and no place is used twice.
+`cid` and `length` are those of the sealed files.  The cipher is ChaCha20-Poly1305 (RFC 8439).  A key serves one
+artifact, so the nonce is the place of what is encrypted, and no place is used twice.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ FINGERPRINT: Place = (3, 0, 0)
 
 
 def chunk_place(ref: ChunkRef) -> Place:
+    """Return the place of a chunk: the nonce that it is encrypted with."""
     return (1, ref.block, ref.run)
 
 
 class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The payload that is signed.  `mark` tells members which of their groups it is for, and others nothing."""
+    """The signed payload of a sealed artifact; `mark` is the group tag, by which only members recognise their group."""
 
     version: int
     salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
@@ -48,11 +49,12 @@ class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body: bytes
 
     def encode(self) -> bytes:
+        """Encode the payload bytes to sign."""
         return wire.pack(wire.plain(self))
 
     @classmethod
     def parse(cls, payload: bytes) -> Sealed:
-        """Raises `MalformedManifest`."""
+        """Parse the payload of a sealed artifact.  Raises `MalformedManifest`, also for another version."""
         sealed = wire.unpack(payload, cls)
         if sealed.version != VERSION:
             raise MalformedManifest(f"sealed artifact version {sealed.version} is not {VERSION}", field="version")
@@ -61,16 +63,19 @@ class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """The key of one artifact, 32 bytes."""
+    """The artifact key of one sealed artifact, 32 bytes."""
 
     key: bytes = field(repr=False)
 
     def close(self, place: Place, data: bytes) -> bytes:
-        """Encrypt what belongs at a place; for each place once."""
+        """Encrypt the bytes that belong at a place; call it only once for each place."""
         return ChaCha20Poly1305(self.key).encrypt(struct.pack(">III", *place), data, None)
 
     def open(self, place: Place, data: bytes) -> bytes:
-        """Raises `IntegrityError`."""
+        """Decrypt the bytes that belong at a place.
+
+        Raises `IntegrityError` if they were encrypted with another key or for another place, or were changed.
+        """
         try:
             return ChaCha20Poly1305(self.key).decrypt(struct.pack(">III", *place), data, None)
         except InvalidTag:
@@ -79,16 +84,16 @@ class Seal:
             ) from None
 
     def close_manifest(self, manifest: Manifest, salt: bytes, mark: bytes) -> bytes:
-        """The payload to sign."""
+        """Encrypt a manifest and return the payload to sign; `mark` is the group tag."""
         return Sealed(VERSION, salt, mark, self.close(MANIFEST, manifest.encode())).encode()
 
     def open_manifest(self, sealed: Sealed) -> Manifest:
-        """Raises `IntegrityError` or `MalformedManifest`."""
+        """Decrypt and check the manifest of a sealed artifact.  Raises `IntegrityError` or `MalformedManifest`."""
         return parse_manifest(self.open(MANIFEST, sealed.body), added=TAG_BYTES)
 
 
 def open_file(file: ChunkRef | FileRef, place: Place, data: bytes, seal: Seal | None) -> bytes:
-    """What a file of an artifact holds, from its wire bytes: checked against the manifest, opened where sealed.
+    """Return the content of one file of an artifact: its wire bytes, checked by digest and decrypted where sealed.
 
     Raises `IntegrityError` naming the file.
     """

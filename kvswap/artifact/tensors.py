@@ -1,4 +1,4 @@
-"""Bytes <-> tensors, one block of one run at a time.  With `assembly` the only torch in this room.
+"""The step between bytes and tensors, one block of one run at a time.
 
 `encode_chunk` is the publisher's step, `decode_chunk` the reader's: wire digest, decoding, raw digest.
 """
@@ -28,7 +28,7 @@ _WORD = {2: np.uint16, 4: np.uint32}
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
-    """A chunk ready to be stored."""
+    """A chunk ready to be stored: its entry in the manifest, and its wire bytes."""
 
     ref: ChunkRef
     wire: bytes
@@ -37,7 +37,7 @@ class EncodedChunk:
 
 @dataclass(slots=True)
 class LayerTensors:
-    """One layer's K and V, [head, room, dim]; the first `tokens` are filled, from position `first`."""
+    """The K and V of one layer, [head, room, dim]; the first `tokens` are filled, from position `first`."""
 
     k: torch.Tensor
     v: torch.Tensor
@@ -46,14 +46,14 @@ class LayerTensors:
 
 
 def as_part(tensor: torch.Tensor) -> Part:
-    """The bit patterns of a CPU tensor as unsigned integers; shares memory."""
+    """View the bit patterns of a CPU tensor as unsigned integers; shares memory."""
     size = tensor.element_size()
     part: Part = tensor.view(_SIGNED[size]).numpy().view(_WORD[size])
     return part
 
 
 def digest_parts(parts: Sequence[Part]) -> bytes:
-    """BLAKE3 of the parts' bytes in order, without joining them."""
+    """Compute the BLAKE3 digest of the parts' bytes in order, without joining them."""
     hasher = blake3()
     for part in parts:
         for head in part:  # a head's tokens are contiguous even where the part is a view into a cache
@@ -62,7 +62,7 @@ def digest_parts(parts: Sequence[Part]) -> bytes:
 
 
 def digest_layer(tensors: LayerTensors) -> TensorDigests:
-    """The manifest's digests of one layer."""
+    """Compute the digests of one layer's K and V, as the manifest holds them."""
     k, v = (as_part(t[:, : tensors.tokens]) for t in (tensors.k, tensors.v))
     return TensorDigests(k=digest_parts([k]), v=digest_parts([v]))
 
@@ -70,7 +70,10 @@ def digest_layer(tensors: LayerTensors) -> TensorDigests:
 def encode_chunk(
     parts: Sequence[Part], dtype: str, codec: str, block: int, run: int, context: Context | None = None
 ) -> EncodedChunk:
-    """Encode one block of one run and describe it: of an inexact codec, what a reader will get."""
+    """Encode one block of one run and describe it.
+
+    For a lossy codec, the raw digest is that of what a reader will decode.
+    """
     began = time.perf_counter()
     used, wire = codecs.encode(parts, dtype, codec, context)
     seconds = time.perf_counter() - began
@@ -93,12 +96,15 @@ Layers = dict[int, tuple[Part, Part]]
 
 
 def by_layer(run: Sequence[int], parts: Sequence[Part]) -> Layers:
-    """K and V of each layer of a run, of its parts in order."""
+    """Map each layer of a run to its K and V, given the parts of the run in order."""
     return dict(zip(run, zip(parts[::2], parts[1::2], strict=True), strict=True))
 
 
 def context_of(predictor: Predictor | None, layers: Sequence[int], start: int, earlier: Layers) -> Context | None:
-    """What a run of layers is coded against: `earlier` layers of the same block, whose first token is at `start`."""
+    """Return the context that a run of layers is coded with, or None where the predictor does not cover the run.
+
+    The context holds the `earlier` layers of the same block; the block's first token is at position `start`.
+    """
     if predictor is None:
         return None
     try:
@@ -124,7 +130,7 @@ def decode_chunk(
     earlier: Layers,
     seal: Seal | None = None,
 ) -> None:
-    """Fill the parts of one block of one run, checked before and after; `earlier` layers of the block grow by them.
+    """Decode one block of one run into `parts`, checked before and after, and add the parts to `earlier`.
 
     Raises `IntegrityError` naming the chunk.
     """
@@ -151,7 +157,7 @@ def verify_tensors(manifest: Manifest, tensors: Sequence[LayerTensors]) -> None:
 
 
 def cache_bytes(layout: Layout, tokens: int) -> int:
-    """Bytes of K and V that a reader of `tokens` tokens holds."""
+    """Compute the bytes of K and V that a reader of `tokens` tokens holds."""
     size = ITEM_BYTES[layout.dtype]
     total = 0
     for layer in layout.layers:

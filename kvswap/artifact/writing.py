@@ -1,4 +1,4 @@
-"""What is in memory already to chunks: the publisher's side, for a cache that some engine computed."""
+"""The publisher's side for a cache that some engine computed: from tensors in memory to chunks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from kvswap.artifact.tensors import EncodedChunk, LayerTensors, as_part, encode_
 def write(
     layout: Layout, tensors: Sequence[LayerTensors], tokens: int, block_tokens: int, codec: str
 ) -> Iterator[EncodedChunk]:
-    """Every chunk, in order; layers keep all tokens.  `codec` needs no predictor."""
+    """Encode every chunk of a cache, in order; sliding layers must still hold all tokens.
+
+    `codec` is one that needs no predictor.
+    """
     for block in range(layouts.block_count(tokens, block_tokens)):
         start, stop = layouts.block_span(tokens, block_tokens, block)
         for run, members in enumerate(layout.runs):

@@ -1,4 +1,4 @@
-"""The use cases: publish, find, fetch, serve, answer.  The only room where the others meet.
+"""The use cases: publish, find, fetch, serve, answer.  The only package where the others meet.
 
 `node.Node` holds the parts; each use case is a module with one verb that takes a node.  Nothing here
 renders, and nothing here knows HTTP.

@@ -1,4 +1,4 @@
-"""Answering a question from a document's cache: fetched, prefilled, or both at once, whichever is first."""
+"""The answer to a question from a document's cache: fetched, prefilled, or both at once, whichever is first."""
 
 from __future__ import annotations
 
@@ -53,10 +53,9 @@ async def answer(
     host: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """The JSON contract of `kvswap ask`.
+    """Answer a question about a document, and return the JSON contract of `kvswap ask`.
 
     `host`: let that host answer, or with `auto` the best of those known, where the plan says so.
-
     `text` is the document, when the caller has it: then a missing artifact, or one that is not worth
     fetching, means prefilling here.  `prefill` asks for that without looking.
     Seconds to first token count from here, the model being loaded already: look-up, transfer,
@@ -154,7 +153,10 @@ async def _made(
     progress: Progress,
     arguments: dict[str, Any],
 ) -> tuple[dict[str, Any], Transfer | None]:
-    """Let the model process answer, from a source or by prefilling.  Who signed what is proved wrong is caught."""
+    """Let the model process answer, from a source or by prefilling.
+
+    The publisher of a source that is proved wrong on the way is banned.
+    """
     if source is None:
         return await node.model.run(choice, "answer", on_event, **arguments), None
     check = arguments["text"] is not None and not await asyncio.to_thread(_checked, node, source)
@@ -177,9 +179,9 @@ async def _from_host(
     ignore_eos: bool,
     progress: Progress,
 ) -> dict[str, Any] | None:
-    """What a host says; None where the plan says that answering here is better.
+    """Let a host answer; None where the plan says that answering here is better.
 
-    One that was named is asked in any case.  Raises `PlanSaysPrefill` where that breaks a budget.
+    One that was named is asked in any case.  Raises `PlanSaysPrefill` where that would exceed a budget.
     """
     if host == AUTO:
         planned = await plan_reference(
@@ -202,9 +204,9 @@ async def _from_host(
 
 
 def _checked(node: Node, source: Source) -> bool:
-    """Say whether layer 0 was compared with the tokens before, is our own doing, or inexact by its own word.
+    """Return True if layer 0 need not be compared with the tokens: that was done, or the artifact is our own, or lossy.
 
-    It was compared with those of the artifact's own document: of a beginning of another one that says nothing.
+    It was compared with those of the artifact's own document: of a prefix of another one that says nothing.
     """
     statement = source.statement
     if not statement.manifest.exact or is_own(node, statement):
@@ -221,7 +223,10 @@ async def _source(
     progress: Progress,
     began: float,
 ) -> tuple[Source | None, Plan]:
-    """The artifact to answer from, or a document's beginning; None: prefill, also where this machine cannot look."""
+    """Find the artifact to answer from, or one with a prefix of the document; None means to prefill.
+
+    Where the text is at hand, this node's own trouble in looking means prefilling as well.
+    """
     try:
         return await _found(node, choice, reference, text, terms, progress, began)
     except Exception as error:
@@ -266,7 +271,7 @@ async def _found(
 async def _beginning(
     node: Node, choice: ModelChoice, text: str, nobody: str, terms: Terms, progress: Progress, began: float
 ) -> tuple[Source | None, Plan]:
-    """Nobody offers the document: what it has in common with one that somebody does offer."""
+    """Find an artifact that shares a prefix with the document, which nobody offers itself."""
     tokens, found = await beginning_of(node, choice, text, terms)
     if found is None:
         return None, Plan("prefill", 0.0, 0.0, nobody, None, None)

@@ -37,7 +37,7 @@ class Fetched:
     verification: dict[str, Any]  # which steps of the ladder it passed, and what nobody looked at
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON contract of `kvswap fetch`."""
+        """Return the JSON contract of `kvswap fetch`."""
         chosen = self.plan
         return {
             "artifact": str(self.statement.artifact),
@@ -69,7 +69,8 @@ async def fetch(
 ) -> Fetched:
     """Make an artifact complete in the store.  Raises `PlanSaysPrefill` when that is not worth it.
 
-    A stranger's is verified before it counts (see `verify.settle`); `text` is the document, where it is at hand.
+    An untrusted publisher's is verified before it counts (see `verify.settle`); `text` is the document, where it
+    is at hand.
     """
     began = time.perf_counter()
     resolved, planned = await choose(node, reference, terms, progress)

@@ -1,4 +1,4 @@
-"""Hosts that this node was invited by: what they offer, what asking them would cost, and asking.
+"""Reads at hosts that this node was invited by: what they offer, what asking them would cost, and asking.
 
 A host gets to know the question, and its answer is its word: nothing of it can be checked here but what it charges.
 So a host is asked only where the caller says so.
@@ -40,7 +40,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    """What is read of a chunk of an OpenAI-compatible stream."""
+    """The part that is read of a chunk of an OpenAI-compatible stream."""
 
     choices: list[_Choice] | None = None
     usage: dict[str, Any] | None = None
@@ -48,7 +48,7 @@ class _Chunk(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """A host that has a document, and what asking it costs."""
+    """A host that has a document, and what asking it costs; `tokens` are those of the document."""
 
     peer: str
     offer: SignedOffer
@@ -56,6 +56,7 @@ class Hosted:
     option: Option
 
     def to_json(self) -> dict[str, Any]:
+        """Return the host and its price as JSON, in seconds to the first token and US dollars."""
         offer = self.offer.offer
         return {
             "peer": self.peer,
@@ -68,7 +69,10 @@ class Hosted:
 
 
 def document_of(node: Node, reference: str | Cid) -> str:
-    """Hosts know documents by their text's digest.  Raises `UsageError`.  Blocks."""
+    """Return the digest that hosts know a document by, `sha256:<hex>`.  Blocks.
+
+    Raises `UsageError` for an artifact that is not in the store or has no document.
+    """
     if not isinstance(reference, Cid):
         return reference
     row = next(iter(node.store.lookup(reference)), None)
@@ -80,9 +84,9 @@ def document_of(node: Node, reference: str | Cid) -> str:
 async def hosted(
     node: Node, host: str, reference: str | Cid, question: str, steps: int, objective: Objective
 ) -> list[Hosted]:
-    """Hosts that have a document, the best first: one by its PeerId, or with `auto` all that run the node's model.
+    """List the hosts that have a document, the best first: one by its PeerId, or with `auto` all of the node's model.
 
-    Raises what one that was named answers; with `auto` those that fail are left out.
+    Raises the error of one that was named; with `auto` those that fail are left out.
     """
     document = await asyncio.to_thread(document_of, node, reference)
     if host != AUTO:
@@ -129,7 +133,7 @@ async def ask_host(
     plan: dict[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
-    """The JSON contract of `kvswap ask`, answered by a host."""
+    """Let a host answer a question, and return the JSON contract of `kvswap ask`."""
     document, peer = await asyncio.to_thread(document_of, node, reference), chosen.peer
     body = {
         "document": document,
@@ -189,7 +193,10 @@ async def ask_host(
 
 
 def _piece(peer: str, chunk: dict[str, Any]) -> tuple[str | None, list[int], dict[str, Any]]:
-    """The text (None: there is no choice), token ids and usage of one chunk.  Raises `PeerError` for another shape."""
+    """Return the text (None: there is no choice), token ids and usage of one chunk.
+
+    Raises `PeerError` for another shape.
+    """
     try:
         piece = msgspec.convert(chunk, _Chunk)
     except (msgspec.ValidationError, RecursionError) as error:
@@ -209,7 +216,10 @@ def _dollars(signed: SignedRead | None) -> float | None:
 async def _checked(
     node: Node, chosen: Hosted, document: str, usage: dict[str, Any], asked: int, made: int
 ) -> tuple[SignedRead | None, str | None]:
-    """The record that the host signed, and what is wrong with it: it is of `asked` and `made` tokens at most."""
+    """Return the receipt that the host signed, and what is wrong with it; None and the reason where there is none.
+
+    It must be for `asked` and `made` tokens at most.
+    """
     try:
         signed = read_read(base64.b64decode(str(usage["kvswap"]["receipt"]), validate=True))
     except (LookupError, TypeError, ValueError, KvswapError):  # ValueError: of base64

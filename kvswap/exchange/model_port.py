@@ -1,4 +1,4 @@
-"""What the use cases need of the model process; `kvswap.daemon.supervisor` provides it."""
+"""The interface of the model process that the use cases need; `kvswap.daemon.supervisor` provides it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ class ModelChoice:
 
     @property
     def calibration_key(self) -> str:
+        """The key under which this machine's measurements with the model are kept."""
         return f"{self.identity.digest.hex()[:32]}/{self.dtype}/{self.device}/{self.threads}"
 
 
 class ModelPort(Protocol):
-    """One model process, started on demand."""
+    """The port to one model process, which is started on demand."""
 
     async def choose(self, name: str | None = None) -> ModelChoice:
-        """Which model a name means here (None: the node's default).  Loads nothing.
+        """Return the model that a name means here (None: the node's default).  Loads nothing.
 
         Raises `NotFound` when its files are not on this machine.
         """
@@ -67,11 +68,12 @@ class Wanted:
 
     @classmethod
     def of(cls, choice: ModelChoice) -> Wanted:
+        """Return the identity and dtype of a model as this node would run it."""
         return cls(choice.identity.digest, choice.dtype)
 
 
 async def own_model(model: ModelPort) -> ModelChoice | None:
-    """The node's model, or None when its files are not here: then compatibility cannot be judged."""
+    """Return the node's model, or None when its files are not here: then compatibility cannot be judged."""
     try:
         return await model.choose()
     except NotFound:

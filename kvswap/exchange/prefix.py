@@ -1,9 +1,9 @@
-"""The shared beginning of two documents: found in catalogues, fetched block by block, used for both.
+"""The shared prefix of two documents: found in prefix indexes, fetched block by block, used for both.
 
 A chain digest stands for all tokens up to its block's end, so a document's cache can begin with the
 blocks of any artifact whose signed chain agrees with ours that far; the rest is prefilled on the same
 schedule, which gives the same bits as prefilling everything.  How far they agree is decided here, by
-comparing our own chain with the signed one - never by what a catalogue or a peer says.
+comparing our own chain with the signed one - never by what a prefix index or a peer says.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PULLED_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """An artifact whose first `tokens` tokens are those of the document, and who has it."""
+    """An artifact whose first `tokens` tokens are a prefix of the document, and the peers that have it."""
 
     statement: Statement
     tokens: int
@@ -52,13 +52,13 @@ class Beginning:
 
     @property
     def chunks(self) -> list[int]:
-        """Indices of the chunks to resume after those tokens."""
+        """The indices of the files that a reader needs to resume after those tokens."""
         return needed_files(self.statement.manifest, self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """Peers whose catalogues have so many blocks of a document, under the names they know it by."""
+    """The peers whose prefix indexes have so many blocks of a document, under the names they know it by."""
 
     blocks: int
     peers: tuple[str, ...]
@@ -74,9 +74,10 @@ async def longest_beginning(
     terms: Terms = STRICT,
     ids: Sequence[int] | None = None,
 ) -> Beginning | None:
-    """Find the longest usable beginning in our store and at all peers; None without one.
+    """Find the longest usable prefix of a document in this node's store and at all peers; None without one.
 
-    With the `ids` themselves a document that ends within a block is used to its end.
+    `chain`: the document's chain digests.  With the token `ids` as well, an artifact that ends within a block is used
+    to its end.
     """
     chain = list(chain[: LIMITS.chain_digests])
     if not chain:
@@ -114,7 +115,7 @@ async def longest_beginning(
 
 
 class _Search:
-    """One look-up of a beginning: the longest so far, and who claimed more than there was."""
+    """One look-up of a prefix: the longest so far, and who claimed more than there was."""
 
     def __init__(
         self,
@@ -137,13 +138,13 @@ class _Search:
 
     @property
     def blocks(self) -> int:
-        """Blocks of the longest so far."""
+        """The number of blocks of the longest so far."""
         return -(-self.best.tokens // self._block_tokens) if self.best is not None else 0
 
     async def ask(self, claims: Sequence[_Claim], deadline: float) -> list[_Claim]:
-        """Ask those who claim the longest, all at once; who has not what it claims is believed no more.
+        """Ask the peers that claim the longest, all at once; those that lack what they claim are ignored for a while.
 
-        Returns what those claim now whose artifacts have gone meanwhile.
+        Returns the present claims of those whose artifacts have gone meanwhile.
         """
         node = self._node
         connected = set(node.transport.connected())
@@ -177,7 +178,7 @@ class _Search:
         return await self._now_claimed(lacking, began)
 
     async def _now_claimed(self, lacking: Sequence[tuple[str, _Claim]], began: float) -> list[_Claim]:
-        """What those claim in a catalogue of now who offered nothing; who claims the same still is believed no more."""
+        """Return the present claims of peers that offered nothing; who still claims the same is ignored for a while."""
         catalogues, pulling = self._node.network.catalogues, self._node.network.pulling
         if pulls := [pulling[peer] for peer, _ in lacking if peer in pulling]:
             await asyncio.wait(pulls, timeout=_AGAIN_SECONDS)
@@ -224,7 +225,10 @@ class _Search:
             self._in_vain(peer, "it gives nothing of what it offers")
 
     def _shared(self, statement: Statement) -> tuple[int, int]:
-        """(Tokens, blocks) that a signed chain shares with ours; never by what a catalogue or a peer says."""
+        """Count the (tokens, blocks) that a signed chain shares with ours.
+
+        Never by what a prefix index or a peer says.
+        """
         prefix = statement.manifest.prefix
         pairs = enumerate(zip(prefix.chain, self._chain, strict=False))
         alike = next((i for i, (a, b) in pairs if a != b), None)
@@ -243,10 +247,11 @@ class _Search:
 
 
 async def known_beginnings(node: Node, version: str, seconds: float) -> tuple[str, bytes | None]:
-    """Keys of all beginnings that a look-up could find, and their version; at once, unless that is `version` still.
+    """Return the version and keys of all prefixes that a look-up could find, as soon as the version is another.
 
-    For who looks up so often that most look-ups, which find nothing, are better answered without asking.  None: there
-    are too many, or some have other names than their own (`groups`): ask.
+    It is for callers that look up so often that most look-ups, which find nothing, are better answered without asking.
+    `seconds` is how long it waits for another version than `version`.  The keys are None where there are too many, or
+    some have other names than their own (`groups`): then ask.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -267,7 +272,7 @@ async def known_beginnings(node: Node, version: str, seconds: float) -> tuple[st
 async def beginning_of(
     node: Node, choice: ModelChoice, text: str, terms: Terms = STRICT
 ) -> tuple[int, Beginning | None]:
-    """How many tokens a text has for this model, and the longest usable beginning of it."""
+    """Count the tokens of a text for this model, and find the longest usable prefix of it (None without one)."""
     block_tokens = node.settings.block_tokens
     made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
     found = await longest_beginning(node, Wanted.of(choice), made["chain"], block_tokens, terms)
@@ -275,7 +280,7 @@ async def beginning_of(
 
 
 async def plan_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, *, hybrid: bool = False) -> Planned:
-    """Fetch or prefill these first tokens."""
+    """Plan whether to fetch or to prefill these first tokens."""
     manifest = beginning.statement.manifest
     tokens, peers = beginning.tokens, beginning.peers
     curve = lookup_of(terms).curve
@@ -283,7 +288,7 @@ async def plan_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT
 
 
 async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, progress: Progress = silent) -> Plan:
-    """Make the chunks of a beginning local.  Raises `PlanSaysPrefill` when prefilling them is better."""
+    """Make the chunks of a prefix local.  Raises `PlanSaysPrefill` when prefilling them is better."""
     statement = beginning.statement
     artifact = str(statement.artifact)
     planned = await plan_beginning(node, beginning, terms)
@@ -319,7 +324,7 @@ def check_beginning(beginning: Beginning, planned: Planned, terms: Terms) -> Non
 
 
 async def _refresh_catalogues(node: Node, seconds: float) -> None:
-    """Pull those of connected peers that are not fresh, all at once; who waits no longer leaves them on their way."""
+    """Pull the prefix indexes of connected peers that are not fresh, all at once; slow ones go on after `seconds`."""
     if not node.p2p:
         return
     stale = [p for p in node.transport.connected() if node.network.catalogues.stale(p) and not node.peers.resting(p)]
@@ -336,7 +341,7 @@ def _pull_soon(node: Node, peer: str) -> None:
 
 
 async def _pull(node: Node, peer: str) -> None:
-    """Ask one peer for its catalogue, which is kept."""
+    """Pull the prefix index of one peer, and keep it."""
     try:
         async with asyncio.timeout(_CATALOGUE_SECONDS):
             ask = messages.GetCatalogue(node.network.catalogues.version(peer))

@@ -1,4 +1,4 @@
-"""Saying what a fetch would do, without doing it: `kvswap plan`."""
+"""The preview of a fetch, without doing it: `kvswap plan`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ async def plan_reference(
     steps: int = 64,
     measure: bool = True,
 ) -> dict[str, Any]:
-    """The plan for a reference, as JSON.  Transfers no chunk.
+    """Plan how to have what a reference names, and return the plan as JSON.  Transfers no chunk.
 
     With the document's `text`, a document that nobody offers is planned too: which published artifact
-    shares the longest beginning with it, whether that is worth fetching, and prefill of the rest.
+    shares the longest prefix with it, whether that is worth fetching, and prefill of the rest.
     `host`: also what asking that host, or with `auto` the best of those known, would cost for so many `steps`.
     `measure`: measure prefill first if that was never done, which takes seconds.
     """
@@ -50,7 +50,7 @@ async def plan_reference(
 async def _own_plan(
     node: Node, reference: str | Cid, text: str | None, terms: Terms, measure: bool
 ) -> tuple[Plan, dict[str, Any]]:
-    """The plan without hosts, and what it is about."""
+    """Return the plan without hosts, and what it is about."""
     try:
         usable = await resolve(node, reference, terms)
     except NotFound:
@@ -69,7 +69,7 @@ async def _own_plan(
 
 
 async def _without_cache(node: Node, text: str | None, terms: Terms, why: str) -> tuple[Plan, dict[str, Any]]:
-    """Nothing published is usable: prefilling, where that is possible."""
+    """Plan a prefill, where that is possible, as nothing published is usable."""
     if text is not None and await own_model(node.model) is not None:
         return await _plan_unpublished(node, text, terms)
     told: dict[str, Any] = {"artifact": None, "from": []}
@@ -77,7 +77,7 @@ async def _without_cache(node: Node, text: str | None, terms: Terms, why: str) -
 
 
 async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> dict[str, Any]:
-    """What the plan was calculated with: this machine's prefill, links, codecs, and prices."""
+    """Return the figures that a plan was calculated with: this machine's prefill, links, codecs, and prices."""
     choice = await own_model(node.model)
     curve = node.calibration.curve(choice.calibration_key, block_tokens) if choice else None
     return {

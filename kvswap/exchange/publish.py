@@ -1,7 +1,7 @@
 """Publishing: text -> model process -> chunks into the store -> signed manifest -> announcement.
 
-A document that this node holds already, in another codec, is not prefilled again but recoded; an
-inexact codec always is, so that its answers can be compared with the exact ones.
+A document that this node holds already, in another codec, is not prefilled again but transcoded; a
+lossy codec always is, so that its answers can be compared with the exact ones.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ async def publish(
     group: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Publish a document and return the JSON contract's fields.
+    """Publish a document and return the JSON contract of `kvswap publish`.
 
     An artifact that this node already published for the same document, model, codec and readers is reused.
-    `group`: for the holders of this group's key alone.
+    `group`: seal it for the holders of this group's key.
     """
     began = time.perf_counter()
     text = check_document(data)
@@ -102,7 +102,7 @@ async def publish(
 
 
 def _other_codec(node: Node, choice: ModelChoice, codec: str, own: list[Statement]) -> str | None:
-    """What to publish beside `codec`; None: nothing, or it is there already."""
+    """Return the codec to publish in beside `codec`; None where there is none, or it is there already."""
     other = node.settings.also_codec
     able = other != "predictive" or predictor_path(node, choice) is not None
     wanted = other not in ("", codec) and other not in INEXACT and codec not in INEXACT and able
@@ -110,7 +110,7 @@ def _other_codec(node: Node, choice: ModelChoice, codec: str, own: list[Statemen
 
 
 async def _also(node: Node, choice: ModelChoice, exact: Statement, codec: str) -> None:
-    """The same in the other codec, for readers whom that serves better; unless somebody else was faster."""
+    """Publish the same in the other codec, for readers whom that serves better; unless it is there by now."""
     document = exact.manifest.document.reference if exact.manifest.document else ""
     async with node.background.recoding:
         own = await asyncio.to_thread(_own, node, document, choice, exact.names)
@@ -159,7 +159,7 @@ async def _prefilled(
 async def _job(
     node: Node, choice: ModelChoice, job: str, codec: str, arguments: dict[str, Any]
 ) -> tuple[Run, bytes | None]:
-    """A job of the model process that makes chunks in a codec, and the predictor that it codes them with."""
+    """Return a job of the model process that makes chunks in a codec, and the predictor that it codes them with."""
     predictor = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
     arguments |= {
         "codec": codec,
@@ -174,7 +174,10 @@ async def _job(
 
 
 async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str, progress: Progress) -> Statement:
-    """An own exact artifact again in another codec.  Raises `UsageError` when that needs a predictor and has none."""
+    """Transcode an own exact artifact into another codec and publish it.
+
+    Raises `UsageError` when that needs a predictor and there is none.
+    """
 
     async def manifest(made: Made) -> Manifest:
         same = msgspec.structs.replace(
@@ -204,7 +207,7 @@ async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str,
 
 
 def _own(node: Node, document: str, choice: ModelChoice, names: Names) -> list[Statement]:
-    """What this node published of a document with this model for the same readers, complete and with some life left."""
+    """List what this node published of a document with this model for the same readers, complete and still valid."""
     out: list[Statement] = []
     wanted = names.model(choice.identity.digest, choice.dtype)
     for row in node.store.artifacts(names.document(document)):
@@ -218,7 +221,7 @@ def _own(node: Node, document: str, choice: ModelChoice, names: Names) -> list[S
 
 
 def _made_with(manifest: Manifest, codec: str) -> bool:
-    """Whether asking for `codec` gives this again; a chunk that it does not help is of a plainer one."""
+    """Return True if publishing in `codec` gives this again; a chunk that it does not help is of a plainer one."""
     if manifest.predictor is not None:
         return codec == "predictive"
     codecs = set(manifest.codecs) - {"raw"} or {"raw"}
@@ -226,7 +229,7 @@ def _made_with(manifest: Manifest, codec: str) -> bool:
 
 
 def _exact(node: Node, own: list[Statement]) -> Statement | None:
-    """The first of these that is exact and whole in the store."""
+    """Return the first of these that is exact and whole in the store."""
     exact = (statement for statement in own if statement.manifest.exact)
     return next((s for s in exact if not node.store.missing([f.id for f in s.manifest.files])), None)
 

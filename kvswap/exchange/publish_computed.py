@@ -41,7 +41,7 @@ CLAIMS = ("token-verified", "tolerance")  # that an engine's cache can have
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What an engine is about to send."""
+    """The description of a cache that an engine is about to send."""
 
     model: ModelIdentity
     dtype: str
@@ -53,13 +53,18 @@ class Computed:
 
     @property
     def prefix(self) -> Prefix:
+        """The token sequence, as a manifest names it."""
         from kvswap.artifact.chain import prefix_of  # numpy, which most nodes have no use for
 
         return prefix_of(self.model.digest, self.ids, self.block_tokens)
 
 
 async def publish_computed(node: Node, computed: Computed, run: Run, progress: Progress = silent) -> dict[str, Any]:
-    """Keep, sign and offer it; what this node already published of the same kind is reused, and nothing is read."""
+    """Publish the cache that `run` sends; one of the same kind that this node already published is reused.
+
+    Nothing is read of `run` then.  Raises `UsageError` for a claim that an engine cannot make, `Incompatible` for a
+    cache that does not continue as the model does.
+    """
     name = computed.group or node.settings.group
     readers = node.trust.groups.get(name) if name else None
     prefix = await asyncio.to_thread(lambda: computed.prefix)
@@ -111,7 +116,7 @@ def _require_alike(told: dict[str, Any]) -> None:
 
 
 async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Made) -> dict[str, Any] | None:
-    """How it answers beside what the model process computes; None where that cannot be told."""
+    """Compare how the cache and the model process's own answer; None where that cannot be done."""
     choice = await own_model(node.model)
     if choice is None or (choice.identity.digest, choice.dtype) != (computed.model.digest, computed.dtype):
         return None
@@ -132,7 +137,7 @@ async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Ma
 
 
 def _own(node: Node, computed: Computed, prefix: Prefix, readers: Group | None) -> Statement | None:
-    """What this node published of the same tokens, computed in the same way, for the same readers."""
+    """Return what this node published of the same tokens, computed in the same way, for the same readers."""
     names = readers or OPEN
     wanted = names.model(computed.model.digest, computed.dtype)
     for row, _ in node.store.longest_prefix(names.chain(prefix.chain)[-1:]):

@@ -1,4 +1,4 @@
-"""What comes with a request to the exchange: what the caller accepts, and where to tell of progress."""
+"""The terms of a request to the exchange: what the caller accepts, and where to report progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Progress = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def silent(event: dict[str, Any]) -> None:
-    """A progress callback that shows nothing."""
+    """Ignore an event: the progress callback of callers that show nothing."""
 
 
 class LookupTerms(Terms, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Going on with a new publisher key."""
+"""Rotation of the publisher key."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kvswap.trust.keys import Key, replace
 
 @one_at_a_time
 def rotate(node: Node) -> dict[str, Any]:
-    """Go on with a new publisher key: the old one names it, both sign, and who trusts the old one follows.
+    """Replace the publisher key by a new one: the old one names it, both sign, and who trusts the old one follows.
 
-    The old key is kept, to say so for as long as somebody may ask.  Blocks.
+    The old key is kept, to sign that again for as long as somebody may ask.  Blocks.
     """
     old, new = node.identity.publisher, Key.generate()
     own_head(node)

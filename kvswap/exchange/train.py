@@ -16,7 +16,7 @@ TOKENS = 40_000
 async def train(
     node: Node, corpus: str, progress: OnEvent, *, model: str | None = None, tokens: int = TOKENS
 ) -> dict[str, Any]:
-    """Train on the text files below a directory of this machine, and keep the outcome.  Raises `UsageError`."""
+    """Train a predictor on the text files below a directory of this machine, and keep it.  Raises `UsageError`."""
     choice = await node.model.choose(model)
     made: list[bytes] = []
 

@@ -1,7 +1,7 @@
-"""Going up the ladder with an artifact that is in the store (see `trust.ladder`).
+"""Verification of an artifact that is in the store, level by level (see `trust.ladder`).
 
-Who fetches from a stranger goes as far as V5 before the artifact counts as there; what was found is kept,
-as is the proof against a publisher that was caught.
+Who fetches from an untrusted publisher goes as far as V5 before the artifact counts as there; what was found is kept,
+as is the proof against a publisher that was banned for it.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ async def verify_artifact(
     text: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """A report by step.  Raises for what must not be used: a bad signature, digest or chunk, a step that failed.
+    """Verify an artifact of the store and return a report by level, the JSON contract of `kvswap verify`.
 
-    `levels` None: what the publisher's standing asks for, and the probe.
+    `levels` None: what the publisher's standing asks for, and the probe.  Raises for what must not be used:
+    `Untrusted` or `IntegrityError` for a bad signature, digest or chunk, or a level that failed; `NotFound`.
     """
     statement = await asyncio.to_thread(_in_store, node, reference)
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
@@ -86,7 +87,7 @@ async def verify_artifact(
 
 
 def _in_store(node: Node, reference: str | Cid) -> Statement:
-    """The newest that is here and in its time.  Raises `NotFound`, or what is wrong with the newest."""
+    """Return the newest that is here and in its time.  Raises `NotFound`, or what is wrong with the newest."""
     failure: KvswapError = NotFound(f"{reference} is not in the store", hint=f"kvswap fetch {reference}")
     for number, row in enumerate(node.lookup(reference)):
         try:
@@ -106,7 +107,7 @@ async def climb(
     text: str | None = None,
     progress: Progress = silent,
 ) -> Ladder:
-    """Do these steps, as far as they can be done here; what finds something wrong is signed and kept.
+    """Run these verification levels, as far as it can be done here; what finds something wrong is signed and kept.
 
     Raises `IntegrityError` for chunks that are not what was signed, `NotFound` for those that are not here,
     `UsageError` for a text that is not the document's.
@@ -151,9 +152,9 @@ def _check_chunks(node: Node, cids: Iterable[Cid]) -> None:
 
 
 def forget_damaged(node: Node, statement: Statement) -> int:
-    """Unlist what is damaged or gone of an artifact's chunks here; how many these were.  Blocks.
+    """Unlist the damaged or lost chunks of an artifact here, and return how many these were.  Blocks.
 
-    Called when the model process could not use one: the index says that all is here until it is told otherwise.
+    Call it when the model process could not use one: the index says that all is here until it is told otherwise.
     """
     cids = {file.id for file in statement.manifest.files}
     with node.store.lease(cids):
@@ -251,7 +252,7 @@ async def _settle_dispute(
     run: Callable[[Sequence[Level]], Awaitable[dict[str, Any]]],
     progress: Progress,
 ) -> list[Step]:
-    """The steps with V7, which says who is right; whose fingerprint is not what this node computes is caught."""
+    """Return the steps with V7, which says who is right; whose fingerprint is not what this node computes is banned."""
     recomputed = next((s for s in steps if s.level == Level.RECOMPUTE), None)
     if recomputed is None:
         await progress({"event": "disputed", "with": [str(mark.statement.artifact) for mark in agreed.against]})
@@ -273,9 +274,9 @@ async def _settle_dispute(
 
 
 def caught(node: Node, statement: Statement, step: Step, evidence: str = "") -> bool:
-    """Where a step proves an artifact wrong, never use, offer or ask for it again, nor anything of its publisher.
+    """Remove an artifact and ban its publisher where a step proves it wrong; return True if it does.
 
-    Returns whether it does (see `trust.accusation`).  Blocks.
+    Nothing of it is used, offered or asked for again (see `trust.accusation`).  Blocks.
     """
     if not accuses(step) or is_own(node, statement):
         return False
@@ -288,7 +289,7 @@ def caught(node: Node, statement: Statement, step: Step, evidence: str = "") -> 
 
 
 async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent) -> dict[str, Any]:
-    """Honest noise of the model on this machine, measured once."""
+    """Return the honest noise of the model on this machine, measured once."""
     known = node.calibration.noise(choice.calibration_key)
     if known is None:
         await progress({"event": "noise", "model": choice.name})
@@ -303,7 +304,7 @@ async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent)
 
 
 async def settle(node: Node, statement: Statement, text: str | None, samples: int, progress: Progress) -> Ladder | None:
-    """Verify what a stranger made, before anything of it is used.  None: there was nothing to do.
+    """Verify an untrusted publisher's artifact before anything of it is used.  None: there was nothing to do.
 
     Raises `IntegrityError` for what is wrong, `Untrusted` naming what could not be checked.
     """
@@ -316,7 +317,7 @@ async def settle(node: Node, statement: Statement, text: str | None, samples: in
 
 
 def refuse_unusable(statement: Statement, reasons: dict[str, str], unchecked: dict[str, str]) -> None:
-    """Raise `Untrusted` for a stranger's artifact that cannot be verified, for these reasons; nothing without any."""
+    """Raise `Untrusted` for an untrusted publisher's artifact that cannot be verified, for these reasons, if any."""
     if not reasons:
         return
     named = "; ".join(f"{where}: {why}" for where, why in reasons.items())
@@ -329,7 +330,7 @@ def refuse_unusable(statement: Statement, reasons: dict[str, str], unchecked: di
 
 
 def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
-    """Raise `IntegrityError`, or `Untrusted`, for a step that found something wrong."""
+    """Raise `IntegrityError`, or `Untrusted`, for a level that found something wrong."""
     step = next((s for s in ladder.steps if accuses(s)), ladder.failed)
     if step is None:
         return
@@ -347,7 +348,7 @@ def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
 
 
 def verification(node: Node, statement: Statement, ladder: Ladder | None) -> dict[str, Any]:
-    """Return what a fetch says of how far an artifact was verified; trusted is called only what the user trusts.
+    """Return how far an artifact was verified, as `kvswap fetch` reports it; "trusted" is only what the user trusts.
 
     Blocks.
     """

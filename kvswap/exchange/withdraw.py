@@ -1,4 +1,4 @@
-"""Taking back what this node published."""
+"""Withdrawal of what this node published."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvswap.exchange.publishing.withdrawal import withdraw_rows
 
 
 async def withdraw(node: Node, reference: str | Cid, why: str) -> dict[str, Any]:
-    """Take back own artifacts: not used, offered or served any more, here and by whoever hears of it.
+    """Withdraw own artifacts: not used, offered or served any more, here and by whoever hears of it.
 
     Raises `NotFound`, or `UsageError` for somebody else's.
     """

@@ -1,4 +1,4 @@
-"""What this node holds: chunk files by digest, and an index that never lists a wrong one.
+"""The store of a node: chunk files by digest, and an index that never lists a wrong one.
 
 >>> import tempfile, pathlib
 >>> store = Store.open(pathlib.Path(tempfile.mkdtemp()))

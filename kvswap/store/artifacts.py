@@ -1,4 +1,4 @@
-"""Asking the index about artifacts."""
+"""Queries of the index for artifacts."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _BATCH = 500
 
 
 class Artifacts:
-    """What is listed.  Each method is one committed state, and blocks."""
+    """The artifacts that the index lists.  Each method sees one committed state, and blocks."""
 
     _index: Index
 
     @property
     def on_loop(self) -> int:
-        """Accesses to the index by a thread that runs an event loop, which they hold up."""
+        """The number of accesses to the index by a thread that runs an event loop, which they hold up."""
         return self._index.on_loop
 
     def get_artifact(self, artifact: str) -> ArtifactRow | None:
-        """Return what the index knows of an artifact; None when it is not listed."""
+        """Return the row of an artifact; None when it is not listed."""
         rows = self._index.rows(f"SELECT {COLUMNS} FROM artifacts WHERE id = ?", artifact)
         return row_of(rows[0]) if rows else None
 
     def lookup(self, reference: str | Cid) -> list[ArtifactRow]:
-        """Return what answers to a reference: the artifact of an id, or those of a document, newest first."""
+        """Return the rows that a reference names: the artifact of a CID, or those of a document, newest first."""
         if isinstance(reference, Cid):
             row = self.get_artifact(str(reference))
             return [row] if row else []
@@ -42,12 +42,12 @@ class Artifacts:
         return bytes(rows[0]["envelope"]) if rows else None
 
     def envelope_length(self, artifact: str) -> int:
-        """Return how many bytes an envelope has, without reading it; 0 where there is none."""
+        """Return the length of an envelope in bytes, without reading it; 0 where there is none."""
         rows = self._index.rows("SELECT length(envelope) n FROM envelopes WHERE artifact = ?", artifact)
         return int(rows[0]["n"]) if rows else 0
 
     def artifacts(self, document: str | None = None) -> list[ArtifactRow]:
-        """Return all, newest first, or those of one document.  Of many, take `pages` instead."""
+        """Return all artifacts, newest first, or those of one document.  Where there are many, use `page` instead."""
         where, given = ("document = ?", [document]) if document else ("1", [])
         query = f"SELECT {COLUMNS} FROM artifacts WHERE {where} ORDER BY added DESC, id DESC"
         return [row_of(r) for r in self._index.rows(query, *given)]
@@ -59,7 +59,7 @@ class Artifacts:
         return [row_of(r) for r in self._index.rows(query, *given, limit)]
 
     def count(self) -> int:
-        """Return how many artifacts are listed."""
+        """Return the number of artifacts that are listed."""
         return int(self._index.rows("SELECT COUNT(*) AS n FROM artifacts")[0]["n"])
 
     def ids_of(self, publisher: str, alive: float = -math.inf) -> list[str]:
@@ -76,7 +76,7 @@ class Artifacts:
         return [row_of(r) for r in self._index.rows(query, publisher, sealed, text)]
 
     def longest_prefix(self, chain: Sequence[bytes]) -> list[tuple[ArtifactRow, int]]:
-        """Return complete artifacts that share a beginning with `chain`, as (artifact, shared blocks), longest first.
+        """Return complete artifacts that share a prefix with `chain`, as (artifact, shared blocks), longest first.
 
         Chain digests include everything before them, so the last one that matches decides.
         """
@@ -98,10 +98,10 @@ class Artifacts:
     def chain_digests(
         self, limit: int, without: Collection[str] = (), publishers: Collection[str] = ()
     ) -> tuple[list[bytes], float]:
-        """Return chain digests of complete artifacts that have not expired, the newest artifacts' first, and until
-        when (Unix seconds) none of them expires.
+        """Return chain digests of complete, unexpired artifacts, and when the first of these expires (Unix seconds).
 
-        Left out are the artifacts `without`, all of the `publishers`, and what was added later than now.
+        The newest artifacts come first, `limit` digests at most.  Left out are the artifacts `without`, all of the
+        `publishers`, and what was added later than now.
         """
         now = time.time()
         query = (

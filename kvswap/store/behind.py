@@ -1,8 +1,8 @@
-"""Syncing behind: what was fetched is listed when it is written, and made durable a little later.
+"""Write-behind: what was fetched is listed when it is written, and made durable a little later.
 
 Waiting for the disk before each chunk is listed costs a fetch 5 to 30 ms at its end and, where a sync is slow, most
-of its rate.  What the power takes before it was synced can be had again; it only has to be noticed, so the index
-says of each chunk whether it was synced, and those that were not are looked at when the store is opened next
+of its rate.  What a loss of power takes before it was synced can be had again; it only has to be noticed, so the index
+says of each chunk whether it was synced, and those that were not are checked when the store is opened next
 (`docs/adr/0020-behind.md`).
 """
 
@@ -19,7 +19,7 @@ _NAME = "syncing"
 
 
 class Behind:
-    """One thread that syncs, oldest first.  Starts when it is needed, and survives what the disk says."""
+    """A thread that syncs files, the oldest first.  It starts when it is needed, and survives errors of the disk."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Behind:
         self._writer = Writer(_NAME, self._work, budget=_WAITING_BYTES, batch=_BATCH, problems=problems)
 
     def add(self, cid: Cid, size: int) -> None:
-        """To be synced; waits while too much is already."""
+        """Queue a chunk of `size` bytes to be synced; waits while too many bytes are queued already."""
         self._writer.add(cid, size)
 
     def _work(self, cids: Sequence[Cid]) -> None:
@@ -52,5 +52,5 @@ class Behind:
             raise failure
 
     def close(self) -> None:
-        """Sync what is waiting, and end."""
+        """Sync what is queued, and end."""
         self._writer.close()

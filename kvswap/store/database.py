@@ -35,29 +35,29 @@ _UNWRITABLE = frozenset(
 
 
 def is_damage(error: BaseException) -> bool:
-    """Tell whether SQLite says that the file is no database, or a broken one."""
+    """Return True if SQLite says that the file is no database, or a broken one."""
     return isinstance(error, sqlite3.Error) and _code(error) in _DAMAGED
 
 
 def is_of_another_schema(error: BaseException) -> bool:
-    """Tell whether a statement does not fit the tables: the file is of another version, or of another program."""
+    """Return True if a statement does not fit the tables: the file is of another version, or of another program."""
     return isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_ERROR
 
 
 def is_unwritable(error: BaseException) -> bool:
-    """Tell whether SQLite says that it cannot write: the disk is full, read-only, failing, or of another user."""
+    """Return True if SQLite says that it cannot write: the disk is full, read-only, failing, or of another user."""
     return isinstance(error, sqlite3.Error) and _code(error) in _UNWRITABLE
 
 
 def cannot_write(error: BaseException) -> bool:
-    """Tell whether it is the disk that does not take something: it is full, read-only, damaged or in use."""
+    """Return True if it is the disk that refuses to write: it is full, read-only, damaged or in use."""
     refused = (sqlite3.OperationalError, StoreFull, LocalFault, StoreLocked)
     return isinstance(error, refused) or is_damage(error)
 
 
 @contextlib.contextmanager
 def where_it_can() -> Iterator[None]:
-    """Go on without what the disk does not take."""
+    """Ignore the errors of a disk that refuses to write; all others are raised."""
     try:
         yield
     except Exception as error:
@@ -89,7 +89,10 @@ def connect(path: Path, synchronous: str = "NORMAL") -> sqlite3.Connection:
 
 
 def _check_kind(path: Path) -> None:
-    """SQLite waits for pipes and reads devices without end; what is no log of its own holds nothing."""
+    """Raise `sqlite3.DatabaseError` for what is no regular file; set aside logs that are none.
+
+    SQLite waits for pipes and reads devices without end; what is no log of its own holds nothing.
+    """
     try:
         check_regular(path)
     except Misplaced as error:
@@ -105,7 +108,7 @@ def _check_kind(path: Path) -> None:
 
 
 def in_memory() -> sqlite3.Connection:
-    """Return an empty database that no disk holds."""
+    """Return an empty database in memory."""
     db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     db.row_factory = sqlite3.Row
     for pragma in _PRAGMAS:
@@ -114,7 +117,7 @@ def in_memory() -> sqlite3.Connection:
 
 
 def copied(path: Path) -> sqlite3.Connection:
-    """Return a copy in memory of a file that cannot be written where it lies.
+    """Return a copy in memory of a database file that cannot be written where it lies.
 
     Its write-ahead log is read as well, from another disk where that has room.  What cannot be read at all comes back
     empty.
@@ -158,7 +161,7 @@ def _backup(path: Path, how: str, into: sqlite3.Connection) -> None:
 
 
 def write_back(db: sqlite3.Connection, path: Path) -> None:
-    """Put a database in memory in the place of a file.  Raises `OSError` or `sqlite3.Error`; then nothing changed."""
+    """Replace a database file by one in memory.  Raises `OSError` or `sqlite3.Error`; then nothing changed."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = path.with_suffix(".new")
     try:

@@ -1,4 +1,4 @@
-"""Writing a file past the page cache.
+"""Direct writes: a file written past the page cache.
 
 A chunk is written once, made durable, and read later or never.  Through the page cache that costs
 1.4 to 2 CPU-seconds a gigabyte on the machine where it was measured, with `O_DIRECT` 0.05, at four
@@ -21,14 +21,14 @@ _scratch = threading.local()
 
 
 def aligned(length: int) -> mmap.mmap:
-    """Page-aligned memory for at least `length` bytes, a whole number of pages."""
+    """Allocate page-aligned memory for at least `length` bytes, a whole number of pages."""
     return mmap.mmap(-1, max(1, -(-length // _PAGE)) * _PAGE)
 
 
 def write(descriptor: int, data: bytes | memoryview, owner: mmap.mmap | None = None, *, cached: bool = False) -> None:
     """Write `data` at the start of an empty file and cut it to that length.
 
-    `cached`: through the page cache after all, for who reads it soon.
+    `cached`: write through the page cache after all, for a file that is read soon.
     `owner` is the `aligned` memory that `data` is the beginning of, if it is: then nothing is copied.
     Raises `OSError`.
     """
@@ -63,7 +63,7 @@ def _direct(descriptor: int, on: bool) -> bool:
 
 
 def _copied(data: bytes | memoryview) -> mmap.mmap:
-    """`data` in this thread's aligned scratch memory."""
+    """Copy `data` into this thread's aligned scratch memory, and return that."""
     held: mmap.mmap | None = getattr(_scratch, "memory", None)
     if held is None or len(held) < len(data):
         held = _scratch.memory = aligned(len(data))

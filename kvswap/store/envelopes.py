@@ -1,4 +1,4 @@
-"""The signed manifests on disk, beside the chunks: what the index says can be made anew from these two.
+"""The signed manifests on disk, beside the chunks: the index can be rebuilt from these two.
 
 `artifacts/<id>.kvm` is the envelope as it is sent to peers; `artifacts/<id>.pin`, an empty file, says that it is
 pinned; `artifacts/<id>.gone` is one that was removed, while an index that says otherwise may still be on disk: renaming
@@ -26,7 +26,7 @@ _ENVELOPE, _PIN, _GONE = ".kvm", ".pin", ".gone"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An envelope that was found on disk."""
+    """An envelope that was found on disk; times are Unix seconds."""
 
     id: str
     added: float
@@ -47,11 +47,11 @@ class Envelopes:
         return self._root / f"{artifact}{kind}"
 
     def has(self, artifact: str) -> bool:
-        """Tell whether the envelope is on disk."""
+        """Return True if the envelope of an artifact is on disk."""
         return self._path(artifact).exists()
 
     def write(self, artifact: str, envelope: bytes, *, added: float, used: float, durable: bool) -> None:
-        """Keep an envelope, whole or not at all; durable when this returns, if so asked.  Raises `OSError`."""
+        """Write an envelope, whole or not at all; with `durable` it is synced when this returns.  Raises `OSError`."""
         temporary = self._temporary / f"{os.getpid()}-{next(self._numbers)}{_ENVELOPE}"
         try:
             with self._created(temporary) as descriptor:
@@ -87,7 +87,7 @@ class Envelopes:
         return read_kept(self._path(artifact), LIMITS.manifest_bytes)
 
     def bury(self, artifact: str, *, durable: bool = True) -> None:
-        """Remove an envelope and its pin, but remember that until `forget`.  Raises `OSError`."""
+        """Remove an envelope and its pin, but remember the removal until `forget`.  Raises `OSError`."""
         self._path(artifact, _PIN).unlink(missing_ok=True)
         gone = self._path(artifact, _GONE)
         try:
@@ -99,12 +99,12 @@ class Envelopes:
             self.sync()
 
     def forget(self, artifact: str) -> None:
-        """No index on disk lists it any more.  Best effort."""
+        """Forget the removal of an artifact that no index on disk lists any more.  Best effort."""
         with contextlib.suppress(OSError):
             self._path(artifact, _GONE).unlink(missing_ok=True)
 
     def buried(self) -> list[str]:
-        """Return the ids of what was removed and not forgotten."""
+        """Return the ids of the artifacts that were removed and not forgotten."""
         return sorted(path.stem for path in self._root.glob(f"*{_GONE}"))
 
     def remove(self, artifact: str) -> None:
@@ -118,7 +118,7 @@ class Envelopes:
             os.replace(self._path(artifact), quarantine / f"{artifact}{_ENVELOPE}")
 
     def pin(self, artifact: str, pinned: bool) -> None:
-        """Note a pin, or that there is none.  Raises `OSError`."""
+        """Write or delete the pin of an artifact.  Raises `OSError`."""
         path = self._path(artifact, _PIN)
         if pinned:
             with self._created_once(path):
@@ -141,7 +141,7 @@ class Envelopes:
             sync(self._root)
 
     def all(self) -> dict[str, Kept]:
-        """Return what is on disk, by id; other names are passed over.  Empty where the directory is gone."""
+        """Return the envelopes on disk, by id; other names are passed over.  Empty where the directory is gone."""
         found: dict[str, os.stat_result] = {}
         pins: set[str] = set()
         with contextlib.suppress(FileNotFoundError), os.scandir(self._root) as entries:

@@ -32,20 +32,20 @@ _ANEW = "kvswap verify --store, then kvswap fetch it again"  # until a file is l
 
 
 def chunk_path(chunks: Path, cid: Cid) -> Path:
-    """Where a chunk is below the `chunks` directory; readers of other processes use it too."""
+    """Return the path of a chunk below the `chunks` directory; readers of other processes use it too."""
     name = str(cid)
     return chunks / name[-2:] / name
 
 
 def wrong_chunk(cid: Cid, what: str) -> IntegrityError:
-    """Return the error of a file that is not the chunk of its name."""
+    """Make the error of a file that is not the chunk of its name."""
     return IntegrityError(f"chunk {cid} {what}", cause="the disk, or somebody, changed the file", hint=_ANEW)
 
 
 def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
-    """What reads chunks below that directory in another process than the node's; whoever reads checks.
+    """Return a function that reads chunks below that directory in another process than the node's.
 
-    It raises `NotFound`, and `IntegrityError` for what cannot be a chunk.
+    Whoever reads checks the digest.  The function raises `NotFound`, and `IntegrityError` for what cannot be a chunk.
     """
 
     def read(cid: Cid) -> bytes:
@@ -62,7 +62,7 @@ def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
 
 
 class ChunkFile:
-    """An open chunk, read in pieces."""
+    """An open chunk, read in pieces; `length` is in bytes."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -71,11 +71,11 @@ class ChunkFile:
         self.state = (found.st_size, found.st_mtime_ns)  # another one: the file was written to
 
     def read_into(self, into: memoryview, at: int) -> int:
-        """Fill `into` from the offset `at`; how many bytes there were, 0 at the end."""
+        """Fill `into` from the offset `at` and return how many bytes there were, 0 at the end."""
         return os.preadv(self._descriptor, [into], at)
 
     def read(self) -> bytes:
-        """The whole chunk."""
+        """Read the whole chunk."""
         whole = bytearray(self.length)
         view, at = memoryview(whole), 0
         while at < self.length and (size := self.read_into(view[at:], at)):
@@ -83,7 +83,7 @@ class ChunkFile:
         return bytes(view[:at])
 
     def id(self) -> Cid:
-        """What the bytes are, whatever the name says."""
+        """Compute the CID of the bytes, whatever the name of the file says."""
         hasher, at, view = blake3(), 0, memoryview(bytearray(min(_PIECE, self.length)))
         while size := self.read_into(view, at) if view else 0:
             hasher.update(view[:size])
@@ -107,10 +107,12 @@ class ChunkFiles:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, cid: Cid) -> Path:
+        """Return the path of a chunk's file, whether it is there or not."""
         return chunk_path(self._root, cid)
 
     @property
     def directory(self) -> Path:
+        """The directory of chunks."""
         return self._root
 
     def write(
@@ -122,9 +124,9 @@ class ChunkFiles:
         synced: bool = True,
         cached: bool = False,
     ) -> None:
-        """Store the bytes under their name.  Raises `StoreFull` or `LocalFault`; the store stays as it was.
+        """Write the bytes under their name.  Raises `StoreFull` or `LocalFault`; the store stays as it was.
 
-        `owner` and `cached`: see `direct.write`.  Unless `synced` it is the caller's to `sync` the file later.
+        `owner` and `cached`: see `direct.write`.  Unless `synced`, the caller has to `sync` the file later.
         """
         target = self.path(cid)
         temporary: Path | None = self._temporary / f"{os.getpid()}-{next(self._numbers)}"
@@ -163,7 +165,7 @@ class ChunkFiles:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
     def gone(self, cid: Cid) -> bool:
-        """Tell whether there is no file of this name for certain: one that cannot be asked for now is not gone."""
+        """Return True if there is certainly no file of this name: one that cannot be looked at now is not gone."""
         try:
             self.path(cid).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -198,7 +200,10 @@ class ChunkFiles:
 
     @contextlib.contextmanager
     def open(self, cid: Cid) -> Iterator[ChunkFile]:
-        """The bytes as they are on disk; the caller checks them.  Raises `FileNotFoundError`, `Misplaced`."""
+        """Open a chunk's file, as a context manager; the caller checks the bytes.
+
+        Raises `FileNotFoundError`, `Misplaced`.
+        """
         descriptor = open_regular(self.path(cid))
         try:
             yield ChunkFile(descriptor)
@@ -206,10 +211,11 @@ class ChunkFiles:
             os.close(descriptor)
 
     def remove(self, cid: Cid) -> None:
+        """Delete a chunk's file; one that is not there is no error.  Raises `OSError`."""
         self.path(cid).unlink(missing_ok=True)
 
     def set_aside(self, cid: Cid) -> None:
-        """Move a wrong file out of the way, kept for whoever wants to know why."""
+        """Move a wrong file into quarantine, where it is kept for inspection."""
         aside = self.quarantine / str(cid)
         if os.path.lexists(aside):  # a file cannot take the place of a directory, nor a directory that of a file
             aside = self.quarantine / f"{cid}.{time.time_ns()}"
@@ -217,7 +223,7 @@ class ChunkFiles:
             os.replace(self.path(cid), aside)
 
     def clear_temporary(self) -> None:
-        """Drop what a crash left half-written."""
+        """Delete what a crash left half-written."""
         for path in self._temporary.iterdir():
             path.unlink(missing_ok=True)
 
@@ -243,7 +249,7 @@ class ChunkFiles:
 
 
 def _listed(directory: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """Sorted; nothing of a directory that is not there any more."""
+    """List a directory, sorted; empty for one that is not there any more."""
     try:
         with os.scandir(directory) as entries:
             return sorted(entries, key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""Head records in a second place: what a publisher withdrew, and how often we signed, outlive `trust.sqlite3`.
+"""Publisher status records in a second place: withdrawals, and how often we signed, outlive `trust.sqlite3`.
 
 A directory with a file for this node's own publisher and each that it trusts: the envelope as it was signed, so it is
 checked when it is read.
@@ -21,13 +21,13 @@ _KEPT = 4_096
 
 
 class HeadFiles:
-    """The newest head record of some publishers, by PeerId."""
+    """The newest status record of some publishers, by PeerId."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def put(self, publisher: str, envelope: bytes) -> None:
-        """Keep the newest; a disk that does not take it has the database still."""
+        """Write the newest status record of a publisher.  Best effort: the database has it as well."""
         with contextlib.suppress(OSError):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             path = self._directory / f"{publisher}{_KIND}"
@@ -35,11 +35,11 @@ class HeadFiles:
                 write_whole(path, envelope)
 
     def has(self, publisher: str) -> bool:
-        """Tell whether there is one of this publisher."""
+        """Return True if there is a status record of this publisher."""
         return (self._directory / f"{publisher}{_KIND}").exists()
 
     def all(self) -> Iterator[tuple[str, bytes]]:
-        """Yield publisher and envelope of each that can be read; nothing of it is checked."""
+        """Yield the publisher and envelope of each that can be read; nothing of it is checked."""
         for path in sorted(self._directory.glob(f"*{_KIND}")):
             with contextlib.suppress(OSError, UsageError):
                 yield str(PeerId.parse(path.stem)), read_kept(path, LIMITS.head_bytes)

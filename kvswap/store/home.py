@@ -17,7 +17,7 @@ _PRIVATE = ("*.sqlite3", "*.sqlite3-wal", "*.sqlite3-shm", "*.json", "*.log", "c
 
 
 class Home:
-    """A home that this process holds until `close`."""
+    """A home directory that this process holds until `close`."""
 
     def __init__(self, path: Path) -> None:
         """Make the directory, close it to others and lock it.
@@ -58,7 +58,7 @@ class Home:
                     path.chmod(0o700 if stat.S_ISDIR(mode) else 0o600)
 
     def _try_to_write(self) -> None:
-        """A disk that is full is good enough to start on; one that refuses to be written is not."""
+        """Raise the error of a disk that refuses to be written; one that is full is good enough to start on."""
         probe = self.path / f".probe-{os.getpid()}"
         try:
             probe.touch(mode=0o600)
@@ -70,7 +70,7 @@ class Home:
                 probe.unlink(missing_ok=True)
 
     def attend(self) -> None:
-        """Keep a little room for what a start on a full disk has to write, while there is room for it."""
+        """Reserve a little room for what a start on a full disk has to write, while there is room for it."""
         with contextlib.suppress(OSError):
             disk = os.statvfs(self.path)
             if not self._reserve.exists() and disk.f_bavail * disk.f_frsize > _ROOMY_BYTES:
@@ -85,12 +85,12 @@ class Home:
         return True
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Unlock the home, so that another process can hold it."""
         os.close(self._lock)
 
 
 def _no_home(path: Path, error: OSError) -> KvswapError:
-    """One line for people: that a directory cannot be used is no fault that a log is wanted of."""
+    """Make the error of a directory that cannot be a home: one line for people, and no traceback in the log."""
     what, elsewhere = f"{path} cannot be a home: {error.strerror}", "kvswap --home DIRECTORY"
     if isinstance(error, FileExistsError | NotADirectoryError):
         return UsageError(what, cause="a file lies in its place", hint=elsewhere)

@@ -92,7 +92,10 @@ MIGRATIONS = (
 
 
 class Index:
-    """Serialised access to the database.  Safe to use from several threads."""
+    """The database behind one lock for writers and several connections for readers.
+
+    Safe to use from several threads.
+    """
 
     def __init__(
         self,
@@ -152,7 +155,7 @@ class Index:
         return db
 
     def _anew(self, why: Exception) -> sqlite3.Connection:
-        """Set the file aside and begin another."""
+        """Set the damaged file aside and begin another."""
         try:
             database.set_aside(self.path)
             db = self._opened()
@@ -162,7 +165,7 @@ class Index:
         return db
 
     def _without_disk(self, why: Exception) -> sqlite3.Connection:
-        """Go on with a copy in memory."""
+        """Replace the file that cannot be written by a copy in memory."""
         db = database.copied(self.path)
         try:
             self._migrate(db)
@@ -219,7 +222,7 @@ class Index:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One writer at a time; rolled back on any exception."""
+        """Open a transaction, one writer at a time; it is rolled back on any exception."""
         self._noticed()
         with self._lock:
             if self._refusal is not None:
@@ -233,7 +236,7 @@ class Index:
                 raise
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what `work` returns, called with the connection in a transaction.
+        """Call `work` with the connection in a transaction, and return what it returns.
 
         It is called again where the database had to be replaced in between (`told`).  Raises `sqlite3.Error`, or where
         there is `told` an error of ours.
@@ -249,11 +252,11 @@ class Index:
         raise AssertionError("unreachable")
 
     def _plain(self, error: sqlite3.Error, doing: str) -> Exception:
-        """Who can go on without the file is told of the disk, not of SQLite."""
+        """Return the error to raise: callers that can go on without the file are told of the disk, not of SQLite."""
         return error if self._told is None else as_kvswap_error(error, f"{doing} {self.path.name}")
 
     def _replaced(self, error: sqlite3.Error, epoch: int) -> bool:
-        """Whether there is another database now, with which to try again."""
+        """Return True if there is another database now, with which to try again."""
         if self._told is None:
             return False
         if database.is_damage(error):
@@ -325,7 +328,7 @@ class Index:
         return (found.st_dev, found.st_ino) != self._file
 
     def check(self) -> None:
-        """Look at all of it, which reads the file once; what is damaged is made anew."""
+        """Check all of the file, which reads it once; a damaged one is made anew."""
         epoch = self.epoch
         try:
             with self._reader() as db:
@@ -337,7 +340,7 @@ class Index:
     # -- reading -----------------------------------------------------------------------------------
 
     def rows(self, query: str, *arguments: object) -> list[sqlite3.Row]:
-        """What is committed.  Inside a `transaction`, read through its own connection instead."""
+        """Return the committed rows of a query.  Inside a `transaction`, read through its own connection instead."""
         self._noticed()
         for last in (False, True):
             epoch = self.epoch
@@ -391,7 +394,7 @@ class Index:
             self._db.close()
 
     def close(self) -> None:
-        """Close; what is only in memory is written back if that is possible."""
+        """Close the database; what is only in memory is written back if that is possible."""
         with self._lock:
             if self._told is not None and (self.detached or self._gone()):
                 self.attend()
@@ -399,7 +402,7 @@ class Index:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Each statement of a script; those of a trigger belong to it."""
+    """Iterate over the statements of a script; those of a trigger belong to it."""
     statement = ""
     for piece in script.split(";"):
         statement += piece + ";"
@@ -421,7 +424,7 @@ def _coded(text: str, code: int) -> sqlite3.DatabaseError:
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
-    """SQLite may have done so itself, on a full disk."""
+    """Roll back, unless SQLite has done so itself, as on a full disk."""
     with contextlib.suppress(sqlite3.Error):
         if db.in_transaction:
             db.execute("ROLLBACK")

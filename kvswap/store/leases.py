@@ -1,4 +1,4 @@
-"""Chunks that are in use and not to be collected, and those that are being collected.
+"""The leases of chunks: those in use are not collected, and those being collected are waited for.
 
 The lock is held for no disk: whoever wants a lease waits for nobody.
 """
@@ -13,7 +13,7 @@ from kvswap.core.ids import Cid
 
 
 class Leases:
-    """How often each chunk is held."""
+    """The leases of chunks: how often each is held."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -25,7 +25,7 @@ class Leases:
 
     @contextmanager
     def lease(self, cids: Iterable[Cid] = ()) -> Iterator[Callable[[Cid], None]]:
-        """While held, these chunks - and those passed to the yielded function - are not collected."""
+        """Hold these chunks, and those passed to the yielded function, so that they are not collected meanwhile."""
         held: list[Cid] = []
 
         def hold(cid: Cid) -> None:
@@ -48,7 +48,7 @@ class Leases:
 
     @contextmanager
     def free(self, cids: Collection[Cid], *, together: bool = False) -> Iterator[list[Cid]]:
-        """Yield those that nobody holds, to be deleted meanwhile; `together`: all of them or none.
+        """Yield the chunks that nobody holds, to be deleted meanwhile; `together`: all of them or none.
 
         Who takes a lease from now on comes after the deletion, and `settled` waits for its end.
         """
@@ -65,7 +65,7 @@ class Leases:
                 self._changed.notify_all()
 
     def settled(self, cid: Cid) -> None:
-        """Wait while a chunk is being deleted.  Blocks: in a thread only."""
+        """Wait while a chunk is being deleted.  Blocks: call it in a thread only."""
         if cid in self._going:
             with self._changed:
                 self._changed.wait_for(lambda: cid not in self._going)

@@ -1,6 +1,6 @@
-"""What this node experienced with each peer: bytes both ways, failures, lies, and whom it blocks.
+"""The ledger of peers: bytes both ways, failures, invalid data, and which peers are blocked.
 
-Kept in memory, written behind to `peers.sqlite3`, and read again at the next start.  A damaged file
+It is kept in memory, written behind to `peers.sqlite3`, and read again at the next start.  A damaged file
 costs the history, nothing else: it is moved aside.
 """
 
@@ -29,7 +29,7 @@ _FORGIVEN = 2  # failures in a row of who ever delivered: a flood makes good pee
 
 @dataclass(slots=True)
 class PeerRecord:
-    """One peer.  Times are Unix seconds; bytes are chunk bytes."""
+    """The record of one peer.  Times are Unix seconds; bytes are chunk bytes."""
 
     bytes_in: int = 0
     bytes_out: int = 0
@@ -44,7 +44,7 @@ class PeerRecord:
 
     @property
     def ratio(self) -> float | None:
-        """Bytes given for each byte taken; None before anything was taken."""
+        """The bytes given for each byte taken; None before anything was taken."""
         return self.bytes_out / self.bytes_in if self.bytes_in else None
 
     def failed(self, now: float) -> None:
@@ -54,12 +54,12 @@ class PeerRecord:
         self.failed_at = now
 
     def lied(self, now: float) -> None:
-        """Count a lie at `now`."""
+        """Count a lie, that is invalid data, at `now`."""
         self.lies += 1
         self.lied_at = now
 
     def precede(self, before: PeerRecord) -> None:
-        """Add what was experienced before this record was begun."""
+        """Add the counts of an earlier record, read only after this one was begun."""
         for name in ("bytes_in", "bytes_out", "failures", "lies"):
             setattr(self, name, getattr(self, name) + getattr(before, name))
         for name in ("lied_at", "failed_at", "seen"):
@@ -69,20 +69,24 @@ class PeerRecord:
 
     @property
     def liar(self) -> bool:
-        """Whether a lie counts still."""
+        """True while a lie of the peer still counts."""
         return self.lied_at > 0 and self.lied_at + LIMITS.lie_seconds > time.time()
 
     @property
     def kept(self) -> bool:
-        """Whether nobody who is new takes the place of this one: blocked, a liar, or one that ever delivered."""
+        """True if no new peer takes the place of this one: it is blocked, a liar, or ever delivered."""
         return self.blocked or self.bytes_in > 0 or self.liar
 
     def worked(self) -> None:
-        """Note that the peer did what it should: failures in a row end."""
+        """Note a success of the peer, which ends its failures in a row."""
         self.in_a_row = 0
 
     def not_before(self, longest: float, lie_seconds: float, connected: float | None = None) -> float:
-        """When this peer may be asked again (0: now).  A connection made after a failure ends the pause for that."""
+        """Return when this peer may be asked again, in Unix seconds (0: now).
+
+        `longest`: the longest pause after failures, in seconds; `lie_seconds`: the pause after a lie.  A connection
+        made after a failure, at `connected`, ends the pause for that.
+        """
         pause = min(longest, _FAILURE_SECONDS * 2.0 ** min(16, self.in_a_row - 1)) if self.in_a_row else 0.0
         over = connected is not None and connected > self.failed_at
         counted = self.in_a_row > (_FORGIVEN if self.bytes_in else 0)
@@ -95,7 +99,7 @@ _Values = tuple[object, ...]
 
 
 class Ledger:
-    """Records by PeerId.  `record` and `flush` may be called from different threads."""
+    """The records of peers by PeerId.  `record` and `flush` may be called from different threads."""
 
     def __init__(self, path: Path, problems: Problems | None = None) -> None:
         """Read the file.  One that is damaged is set aside and begun anew, which `problems` tells."""
@@ -145,7 +149,7 @@ class Ledger:
                     self._add(peer, record)
 
     def _read_only(self, why: Exception) -> None:
-        """The history is read; what comes is written when the disk takes it."""
+        """Read the history from a copy; what comes is written when the disk takes it."""
         self._close()
         copy = database.copied(self._path)
         try:
@@ -196,12 +200,12 @@ class Ledger:
 
     @contextlib.contextmanager
     def changing(self, peer: str) -> Iterator[PeerRecord]:
-        """Give the record of a peer to be changed, which nobody who comes in the same moment pushes out."""
+        """Yield the record of a peer to be changed; no new peer pushes it out meanwhile."""
         with self._lock:
             yield self.record(peer)
 
     def block(self, peer: str, blocked: bool) -> None:
-        """Block a peer, or do so no longer, its past forgiven.
+        """Block a peer, or unblock it and forget its failures and lies.
 
         Raises `UsageError` where as many are blocked as there is room for: none of them is ever forgotten.
         """
@@ -224,7 +228,7 @@ class Ledger:
             self.table.put(peer, record, peer)
 
     def _make_room(self) -> bool:
-        """Let go of one that is kept no longer, else of a liar where there are many, else of one that delivered."""
+        """Drop a record that is not to be kept any more, else a liar's where there are many, else another's."""
         rows = self.table.items()
         spare = [peer for peer, record in rows if not record.kept]
         liars = [peer for peer, record in rows if record.liar and not record.blocked]
@@ -235,7 +239,7 @@ class Ledger:
         return bool(given)  # not where an older kvswap let the user block as many as there are places
 
     def peers(self) -> dict[str, PeerRecord]:
-        """All records, by PeerId."""
+        """Return all records, by PeerId."""
         with self._lock:
             return dict(self.table.items())
 
@@ -245,22 +249,26 @@ class Ledger:
         return known.publisher if known is not None else ""
 
     def blocked(self, peer: str) -> bool:
-        """Whether somebody blocked this peer."""
+        """Return True if the user blocked this peer."""
         known = self.table.peek(peer)
         return known is not None and known.blocked
 
     def lies(self, peer: str) -> bool:
-        """Whether a lie of this peer counts still."""
+        """Return True if a lie of this peer still counts."""
         known = self.table.peek(peer)
         return known is not None and known.liar
 
     def delivered(self, peer: str) -> bool:
-        """Whether it ever gave what it was asked for."""
+        """Return True if the peer ever gave what it was asked for."""
         known = self.table.peek(peer)
         return known is not None and known.bytes_in > 0
 
     def resting(self, peer: str, longest: float, lie_seconds: float, connected: float | None = None) -> float:
-        """Seconds for which this peer is better not asked; failures from before it `connected` (Unix) do not count."""
+        """Return the seconds for which this peer should not be asked.
+
+        Failures from before it `connected` (Unix seconds) do not count; `longest` and `lie_seconds` are the pauses, as
+        in `PeerRecord.not_before`.
+        """
         known = self.table.peek(peer)
         return max(0.0, known.not_before(longest, lie_seconds, connected) - time.time()) if known else 0.0
 
@@ -312,7 +320,7 @@ class Ledger:
             raise
 
     def _renew(self, why: Exception) -> None:
-        """The file was damaged while this ran: memory has it all, for the next flush."""
+        """Set aside a file that was damaged while this ran: memory has it all, for the next flush."""
         self._close()
         self._written.clear()
         with contextlib.suppress(sqlite3.Error, OSError):
@@ -320,7 +328,7 @@ class Ledger:
         self._problems.note("peers", f"{self._path.name} was damaged and is written anew ({why})")
 
     def close(self) -> None:
-        """Write what changed, and let go."""
+        """Write what changed, and close the file."""
         self.flush()
         with self._writing:
             self._close()

@@ -1,4 +1,4 @@
-"""What the store says of an artifact and of itself."""
+"""The values that the store returns: rows of artifacts, listings, reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvswap.core.ids import Cid
 
 
 class ArtifactRow(msgspec.Struct, frozen=True):
-    """What the index knows of an artifact, without parsing its manifest.
+    """The row of an artifact in the index, known without parsing its manifest; times are Unix seconds.
 
     A struct of msgspec, and not a dataclass: a list of 20,000 is made in a tenth of the time.
     """
@@ -53,11 +53,11 @@ def row_of(row: sqlite3.Row) -> ArtifactRow:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All that the index is told of an artifact.
+    """The entry of an artifact that the index is given.
 
     `needed` are the files that a reader of the whole document needs; `others` belong to it as well and are kept if
     here, but nothing waits for them: windows of sliding layers that the document's end has left behind.  `chain` has
-    the digest of each beginning, by blocks.
+    the digest of each prefix, by blocks.
     """
 
     row: ArtifactRow
@@ -73,7 +73,7 @@ Reader = Callable[[bytes], Listing | None]
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """Outcome of `verify`: how many files were right, restored from none, set aside, or missing."""
+    """The outcome of `verify`: how many files were checked, adopted into the index, set aside, or missing."""
 
     checked: int
     adopted: int
@@ -83,5 +83,5 @@ class StoreReport:
 
     @property
     def clean(self) -> bool:
-        """Tell whether no file was wrong or missing."""
+        """True if no file was wrong or missing."""
         return not (self.quarantined or self.missing)

@@ -1,4 +1,4 @@
-"""One process on one directory: an advisory lock, which ends with the process however it ends."""
+"""The lock of a directory: one process holds it, and it ends with the process however that ends."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from kvswap.core.files import check_regular
 
 
 def hold(path: Path, what: Path) -> int:
-    """Lock a file, made if it is not there, or a directory; the descriptor holds the lock until it is closed.
+    """Lock a directory, or a file, which is made if it is not there; return the descriptor that holds the lock.
 
-    Raises `StoreLocked`, naming `what`, when another process has it, and `OSError`.
+    The lock is held until the descriptor is closed.  Raises `StoreLocked`, naming `what`, when another process has it,
+    and `OSError`.
     """
     if not path.is_dir():
         check_regular(path)

@@ -1,4 +1,4 @@
-"""How a whole climb of the ladder ended, as it is kept."""
+"""The outcome of a whole verification, as it is kept."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ WITHHELD = ("disputed", "wrong")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a whole climb for an artifact ended, by which version of the rules, and which steps had passed.
+    """The outcome of a whole verification of an artifact: the verdict, by which rules, and which levels had passed.
 
-    *disputed*: it disagrees with `others` (artifact ids), and nothing has said who is right.  *undecided*: a step that
-    was due could not be done.  *wrong*: a step found that it is not the model's cache, and caught
-    nobody by it: this node made it itself, or the step is no proof of who is to blame (a structure, at V2).
+    *disputed*: it disagrees with `others` (artifact ids), and nothing has said who is right.  *undecided*: a level that
+    was due could not be done.  *wrong*: a level found that it is not the model's cache, and banned
+    nobody for it: this node made it itself, or the level is no proof of who is to blame (a structure, at V2).
     """
 
     artifact: str

@@ -1,4 +1,4 @@
-"""The index from the disk: what it says of chunks and artifacts can be made anew from their files.
+"""Rebuilding the index: what it says of chunks and artifacts can be made anew from their files.
 
 Chunk files have the digest as their name, envelopes are beside them (`envelopes`), so an index that is damaged or gone
 costs nothing but the time to read the directories; a chunk is hashed when it is read, as ever.
@@ -32,7 +32,7 @@ _PART, _MANIFESTS = "artifacts", "manifests"  # in `Problems`
 
 
 class Rebuild:
-    """Makes index and disk say the same."""
+    """The repair of index and disk, after which both say the same."""
 
     def __init__(self, index: Index, files: ChunkFiles, envelopes: Envelopes, problems: Problems) -> None:
         self._index, self._files, self._envelopes, self._problems = index, files, envelopes, problems
@@ -40,7 +40,7 @@ class Rebuild:
         self.put_off = False  # envelopes that could not be judged, for our own trouble
 
     def list_files(self) -> None:
-        """List every chunk file, by its name; who reads one checks it."""
+        """List every chunk file, by its name; readers check its bytes."""
         found = ((cid.digest, size, time.time()) for cid, size in self._files.sizes())
         while rows := list(islice(found, _BATCH)):
 
@@ -63,13 +63,13 @@ class Rebuild:
         self.forget_removals(buried)
 
     def forget_removals(self, artifacts: Iterable[str]) -> None:
-        """These are in no index; where that of the disk could not be written, they are kept in mind."""
+        """Forget the removal of artifacts that are in no index, unless the index on disk could not be written."""
         if not self._index.detached:
             for artifact in artifacts:
                 self._envelopes.forget(artifact)
 
     def keep(self) -> None:
-        """Put on disk what only the index has: envelopes and pins of older versions, or of a directory removed."""
+        """Write to disk what only the index has: envelopes and pins of older versions, or of a directory removed."""
         rows = {str(r["id"]): bool(r["pinned"]) for r in self._index.rows("SELECT id, pinned FROM artifacts")}
         kept = self._envelopes.all()
         missing = [artifact for artifact in rows if artifact not in kept]
@@ -96,7 +96,7 @@ class Rebuild:
             self._envelopes.write(artifact, envelope, added=added, used=used, durable=False)
 
     def adopt(self, reader: Reader) -> int:
-        """List the envelopes that the index does not know; how many there were."""
+        """List the envelopes on disk that the index does not know, and return how many there were."""
         listed = {str(r["id"]) for r in self._index.rows("SELECT id FROM artifacts")}
         adopted, waiting, self.put_off = 0, "", False
         tell = as_kvswap_error if _MANIFESTS in self._problems else record  # the upkeep tries again: told once
@@ -174,7 +174,7 @@ def list_artifact(db: sqlite3.Connection, listing: Listing) -> bool:
 
 
 def recount(db: sqlite3.Connection, artifact: str | None = None) -> bool:
-    """Note of one artifact, or of all, whether what it needs is listed; of one, return it."""
+    """Update whether what an artifact needs, or each of them, is listed; return it for one, False for all."""
     where, about = ("", ()) if artifact is None else (" WHERE id = ?", (artifact,))
     db.execute(
         "UPDATE artifacts SET complete = NOT EXISTS (SELECT 1 FROM artifact_chunks a "

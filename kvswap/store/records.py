@@ -1,6 +1,6 @@
-"""What this node found out of artifacts and publishers, or was told: own checks and outcomes, audits, head records.
+"""The records of trust: own checks and outcomes, audits, and publisher status records, in `trust.sqlite3`.
 
-In `trust.sqlite3`.  Who may be believed is not decided here; what is kept is bounded.  What strangers tell gives way
+Who may be believed is not decided here; what is kept is bounded.  What untrusted peers tell gives way
 first, and of that what one teller told most of; a withdrawal of something that was held or asked for never does.
 """
 
@@ -36,12 +36,12 @@ _WITHDRAWN_BYTES = 512  # a row of `withdrawn`, about
 
 
 def nobody(publisher: str) -> bool:
-    """Hold no publisher's head record against others: the rule of who trusts nobody."""
+    """Return False: the rule of a node that trusts no publisher, so that no status record is kept for good."""
     return False
 
 
 class Records:
-    """Own findings and what others said.  May be used from several threads."""
+    """The findings of this node and the statements of others.  May be used from several threads."""
 
     def __init__(self, path: Path, keeps: Callable[[str], bool] = nobody, problems: Problems | None = None) -> None:
         """Open or create the file.
@@ -88,16 +88,16 @@ class Records:
 
     @property
     def empty(self) -> bool:
-        """Tell whether the file was begun anew when it was opened."""
+        """True if the file was begun anew when it was opened."""
         return self._db.empty
 
     @property
     def on_loop(self) -> int:
-        """Accesses to the file by a thread that runs an event loop, which they hold up."""
+        """The number of accesses to the file by a thread that runs an event loop, which they hold up."""
         return self._db.on_loop
 
     def attend(self) -> None:
-        """Write to the disk again as soon as it can be: call now and then, in a thread."""
+        """Write to the disk again as soon as it can be: call it now and then, in a thread."""
         self._db.attend()
         for publisher, head in self.unwritten.all_heads():
             try:
@@ -125,27 +125,30 @@ class Records:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction, rolled back on any exception, and one at a time."""
+        """Begin a transaction, rolled back on any exception, and one at a time."""
         with self._lock, self._db.transaction() as db:
             yield db
 
     # -- own checks ------------------------------------------------------------------------------
 
     def add_checks(self, artifact: str, levels: list[int]) -> None:
-        """Note that these steps of the ladder passed here; where it cannot be noted, they are done again one day."""
+        """Record that these verification levels passed here.
+
+        Where that cannot be written, they are done again one day.
+        """
         now = time.time()
         with database.where_it_can(), self._writing() as db:
             db.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", [(artifact, n, now) for n in levels])
             rooms.trim(db, "checks", _CHECKS_KEPT)
 
     def checks(self, artifact: str) -> set[int]:
-        """Return the steps that passed here."""
+        """Return the verification levels that an artifact passed here."""
         return {int(r["level"]) for r in self._rows("SELECT level FROM checks WHERE artifact = ?", artifact)}
 
     # -- outcomes --------------------------------------------------------------------------------
 
     def put_outcome(self, outcome: Outcome) -> None:
-        """Keep how a whole climb ended; what was kept of the artifact before is replaced.
+        """Keep the outcome of a whole verification; what was kept of the artifact before is replaced.
 
         Where it cannot be written it holds until the end of the process.
         """
@@ -167,23 +170,23 @@ class Records:
             self.generation += 1
 
     def outcome(self, artifact: str) -> Outcome | None:
-        """Return how the last whole climb ended; None where there was none."""
+        """Return the outcome of the last whole verification of an artifact; None where there was none."""
         return self.outcomes([artifact]).get(artifact)
 
     def outcomes(self, artifacts: Sequence[str]) -> dict[str, Outcome]:
-        """Return how the last whole climbs ended, by artifact."""
+        """Return the outcomes of the last whole verifications, by artifact."""
         found = {row["artifact"]: outcome_of(row) for row in self._of("SELECT * FROM outcomes", artifacts)}
         with self._lock:
             return found | {name: self._withheld[name] for name in artifacts if name in self._withheld}
 
     def _of(self, query: str, artifacts: Sequence[str], more: str = "1") -> Iterator[sqlite3.Row]:
-        """The rows of these artifacts for which `more` holds too."""
+        """Iterate over the rows of these artifacts for which `more` holds too."""
         for start in range(0, len(artifacts), _BATCH):
             piece = artifacts[start : start + _BATCH]
             yield from self._rows(f"{query} WHERE artifact IN ({', '.join('?' * len(piece))}) AND {more}", *piece)
 
     def forget_outcome(self, artifact: str) -> None:
-        """Judge an artifact anew when it is next asked for."""
+        """Forget the outcome of an artifact, so that it is judged anew when it is next requested."""
         with self._writing() as db:
             db.execute("DELETE FROM outcomes WHERE artifact = ?", (artifact,))
         with self._lock:
@@ -191,7 +194,7 @@ class Records:
             self.generation += 1
 
     def withheld(self) -> list[str]:
-        """Name the artifacts that are disputed or wrong, or failed an audit; without a look at the disk."""
+        """List the artifacts that are disputed or wrong, or failed an audit, without reading the disk."""
         with self._lock:
             return list(dict.fromkeys([*self._withheld, *self._failed]))
 
@@ -219,12 +222,12 @@ class Records:
         return True
 
     def takes_audit(self, row: AuditRow) -> bool:
-        """Say whether `add_audit` would keep this one: it is not written yet, and there is room for it."""
+        """Return True if `add_audit` would keep this one: it is not written yet, and there is room for it."""
         (counted,) = self._rows("SELECT COUNT(*), SUM(id = ?) FROM audits WHERE artifact = ?", row.id, row.artifact)
         return not counted[1] and (row.failed or counted[0] < rooms.AUDITS_OF_ONE_ARTIFACT)
 
     def remember_audit(self, row: AuditRow) -> None:
-        """Keep in memory what cannot be written: it counts, and has to be heard again to be kept."""
+        """Keep an audit in memory that cannot be written: it counts, and has to be received again to be kept."""
         self.unwritten.put_audit(row)
         self._count_audit(row)
 
@@ -248,7 +251,10 @@ class Records:
         return [row for row in self.unwritten.all_audits() if row.failed and row.artifact in names] + kept
 
     def audits(self, **wanted: str | None) -> list[AuditRow]:
-        """Return those of an `artifact`, a `document`, about a `publisher`, or all; failures first, then the newest."""
+        """Return the audits of an `artifact`, a `document`, about a `publisher`, or all.
+
+        Failures first, then the newest.
+        """
         given = {name: value for name, value in wanted.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in given) or "1"
         query = f"SELECT * FROM audits WHERE {where} ORDER BY failed DESC, at DESC"
@@ -260,7 +266,7 @@ class Records:
     # -- head records ----------------------------------------------------------------------------
 
     def head(self, publisher: str) -> tuple[int, bytes] | None:
-        """Return (sequence, envelope) of the newest head of a publisher that was seen."""
+        """Return (sequence, envelope) of the newest status record of a publisher that was seen; None without one."""
         if (told := self.unwritten.head(publisher)) is not None:
             return told.sequence, told.envelope
         rows = self._rows("SELECT sequence, envelope FROM heads WHERE publisher = ?", publisher)
@@ -277,11 +283,12 @@ class Records:
         held: Collection[str] = (),
         kept: bool = False,
     ) -> None:
-        """Replace what was there of a publisher; what was once withdrawn stays so.  Raises where it cannot be written.
+        """Replace the status record of a publisher; what was once withdrawn stays so.
 
-        So many withdrawals of one publisher stay that were not said again, the last ones.
-        `teller`: the peer that told it.  `held`: artifacts that are here; their withdrawal is remembered whatever
-        happens to the head, as is that of what was `asked` for.  `kept`: give way to nobody's.
+        Of the withdrawals that the new record does not repeat, only the last ones stay, up to a bound by publisher.
+        `teller`: the peer that sent it.  `held`: artifacts that are here; their withdrawal is remembered whatever
+        happens to the record, as is that of what was `asked` for.  `kept`: never let the record give way to another.
+        Raises where it cannot be written.
         """
         now = time.time()
         with self._writing() as db:
@@ -318,7 +325,10 @@ class Records:
         held: Collection[str] = (),
         kept: bool = False,
     ) -> None:
-        """Do as `put_head` with what others told: what cannot be written is kept in memory until `attend` can."""
+        """Keep a status record that a peer sent as `put_head` does, in memory where it cannot be written.
+
+        `attend` writes it as soon as that is possible.
+        """
         with self._lock:
             waiting = self.unwritten.head(publisher)
             if waiting is not None:
@@ -340,7 +350,7 @@ class Records:
     def _forget_heads(self, db: sqlite3.Connection) -> None:
         """Drop what gave way, and the withdrawals that came with it and concern nothing that was ever here.
 
-        Those of trusted publishers stay.  What the user asked for and what was here have a room each, as only that
+        Those of trusted publishers stay.  What the user asked for and what was here have a quota each, as only that
         fills it.
         """
         db.create_function("trusted", 1, lambda publisher: int(self._keeps(publisher)))
@@ -354,9 +364,10 @@ class Records:
                 rooms.trim(db, "withdrawn", _WITHDRAWN_KEPT, f"kept = {why} AND {headless} AND NOT trusted(publisher)")
 
     def ask(self, artifact: str) -> None:
-        """Note that the user named an artifact by its id, or uses it: its withdrawal is kept, heard before or after.
+        """Note that the user named an artifact by its id, or uses it, so that its withdrawal is kept.
 
-        Not for what others offer: the last `_ASKED_KEPT` are noted, and who could fill that would push out the user's.
+        It does not matter which of both comes first.  Do not call it for what others offer: the last `_ASKED_KEPT` are
+        noted, and who could fill that would push out the user's.
         """
         if artifact in self._asked:
             return
@@ -370,7 +381,7 @@ class Records:
             self._asked.add(artifact)
 
     def withdrawn(self, artifact: str, publisher: str) -> str | None:
-        """Say why its publisher withdrew an artifact; None when it did not."""
+        """Return the reason for which its publisher withdrew an artifact; None when it did not."""
         told = self.unwritten.head(publisher)
         if told is not None and artifact in told.withdrawn:
             return told.withdrawn[artifact]
@@ -378,12 +389,12 @@ class Records:
         return str(rows[0]["why"]) if rows else None
 
     def withdrawn_of(self, artifacts: Sequence[str]) -> dict[tuple[str, str], str]:
-        """Return why artifacts were withdrawn, by artifact and publisher: only its own publisher's word counts."""
+        """Return why artifacts were withdrawn, by (artifact, publisher): only its own publisher's word counts."""
         rows = self._of("SELECT * FROM withdrawn", artifacts)
         return {(r["artifact"], r["publisher"]): str(r["why"]) for r in rows} | self.unwritten.withdrawn_of(artifacts)
 
     def withdrawn_by(self, publisher: str) -> dict[str, str]:
-        """Return what a publisher has withdrawn, and why, by artifact."""
+        """Return the artifacts that a publisher has withdrawn, with the reasons."""
         rows = self._rows("SELECT artifact, why FROM withdrawn WHERE publisher = ? ORDER BY artifact", publisher)
         told = self.unwritten.head(publisher)
         return {r["artifact"]: r["why"] for r in rows} | (told.withdrawn if told is not None else {})

@@ -1,4 +1,4 @@
-"""How much of `trust.sqlite3` what was told may fill, and what gives way where that is more."""
+"""The quotas of `trust.sqlite3`: how much of it peers' statements may fill, and what gives way beyond that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AUDITS_OF_ONE_ARTIFACT = 64
 
 
 def trim(db: sqlite3.Connection, table: str, kept: int, where: str = "1", values: Iterable[object] = ()) -> None:
-    """Delete the oldest rows of a table, or of a part of it, beyond so many."""
+    """Delete the oldest rows of a table, or of a part of it, beyond `kept`."""
     given = tuple(values)
     (count,) = db.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}", given).fetchone()
     if count > kept:
@@ -24,7 +24,7 @@ def trim(db: sqlite3.Connection, table: str, kept: int, where: str = "1", values
 
 
 def trim_lines(db: sqlite3.Connection, publisher: str, said: Collection[str], most: int) -> int:
-    """Bound what a publisher withdrew, but for what was here or asked for: that of its newest head stays.
+    """Bound the withdrawals of a publisher; those of what was here or asked for, and of its newest record, all stay.
 
     Of the rest what was said longest ago gives way.  Returns how many lines there are.
     """
@@ -35,7 +35,10 @@ def trim_lines(db: sqlite3.Connection, publisher: str, said: Collection[str], mo
 
 
 def joined_lines(before: dict[str, str], said: dict[str, str], held: Collection[str], most: int) -> dict[str, str]:
-    """Do the same with what waits in memory: `before` with what its newest head says, the newest last."""
+    """Join withdrawals that wait in memory, `before`, with those of the newest status record, `said`.
+
+    They are bounded as by `trim_lines`, and the newest come last.
+    """
     rest = {name: why for name, why in before.items() if name not in said}
     over = max(0, len(rest) + len(said) - most)
     gone = set(islice((name for name in rest if name not in held), over))
@@ -43,7 +46,7 @@ def joined_lines(before: dict[str, str], said: dict[str, str], held: Collection[
 
 
 def make_room_for_audit(db: sqlite3.Connection, artifact: str, failed: bool) -> bool:
-    """Say whether an artifact has room for one more audit; the oldest gives way to a failure, passes first."""
+    """Return True if an artifact has room for one more audit; for a failure the oldest is deleted, passes first."""
     (count,) = db.execute("SELECT COUNT(*) FROM audits WHERE artifact = ?", (artifact,)).fetchone()
     if count < AUDITS_OF_ONE_ARTIFACT:
         return True

@@ -46,7 +46,7 @@ _CHUNKS = "chunks"  # in `Problems`
 
 
 class Store(Artifacts):
-    """One node's chunks and artifacts.  Methods block; callers on an event loop use a thread."""
+    """The chunks and artifacts of one node.  Methods block; callers on an event loop use a thread."""
 
     def __init__(self, root: Path, quota_bytes: int, lock: int) -> None:
         self.root = root
@@ -79,7 +79,10 @@ class Store(Artifacts):
 
     @classmethod
     def open(cls, root: Path, quota_bytes: int = 10**10) -> Store:
-        """Open or create.  Raises `StoreLocked` when another process has it, `KvswapError` where the disk refuses."""
+        """Open or create a store, of `quota_bytes` of chunks at most.
+
+        Raises `StoreLocked` when another process has it, `KvswapError` where the disk refuses.
+        """
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = hold(root / "lock", root)
@@ -92,7 +95,7 @@ class Store(Artifacts):
             raise as_kvswap_error(error, f"opening the store {root}") from error
 
     def close(self) -> None:
-        """Sync what is waiting, and let go."""
+        """Sync what is waiting, and release the store."""
         self._behind.close()
         self._index.close()
         os.close(self._lock)
@@ -100,7 +103,10 @@ class Store(Artifacts):
     # -- the disk ----------------------------------------------------------------------------------
 
     def read_with(self, reader: Reader) -> None:
-        """List what is on disk and not in the index; `reader` says what an envelope holds, now and after damage."""
+        """List the artifacts that are on disk and not in the index.
+
+        `reader` parses an envelope, now and after damage.
+        """
         self._reader = reader
         adopted = self._rebuild.adopt(reader)
         if adopted:
@@ -109,7 +115,7 @@ class Store(Artifacts):
             self.problems.note("index", f"the index was not there: it was made anew from {adopted} manifests on disk")
 
     def attend(self) -> None:
-        """Put right what the disk allows again: call now and then, in a thread.  Raises `KvswapError`."""
+        """Repair what the disk allows again: call it now and then, in a thread.  Raises `KvswapError`."""
         try:
             gone = not self._files.directory.exists()
             self._files.make_directories()
@@ -155,7 +161,7 @@ class Store(Artifacts):
                 os.close(old)
 
     def _changed(self) -> None:
-        """After COMMIT: whoever sees the new number sees what is new."""
+        """Increase `generation`, after COMMIT: whoever sees the new number sees what is new."""
         with self._guard:
             self.generation += 1
 
@@ -163,11 +169,12 @@ class Store(Artifacts):
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of listed chunks."""
+        """The bytes of all listed chunks."""
         return self._used
 
     @property
     def quota_bytes(self) -> int:
+        """The bytes of chunks that the store may hold."""
         return self._quota
 
     def put_chunk(
@@ -179,12 +186,12 @@ class Store(Artifacts):
         behind: bool = False,
         cached: bool = False,
     ) -> Cid:
-        """Store bytes; `cid`, when given, is what they must be.  Idempotent.
+        """Store bytes as a chunk and return its CID; `cid`, when given, is what they must be.  Idempotent.
 
-        `behind`: listed when they are written and synced soon after, for what can be had again; `cached`: through the
-        page cache, for what is read soon.
+        `behind`: list the chunk when it is written and sync it soon after, for what can be had again; `cached`: write
+        it through the page cache, for what is read soon.
         `owner` is the aligned memory that `data` lies at the beginning of, if it does (`store.direct`);
-        `arrived` is the id of these very bytes, when the caller has computed it: then they are not hashed again.
+        `arrived` is the CID of these very bytes, when the caller has computed it: then they are not hashed again.
         Raises `IntegrityError` before anything is written, `StoreFull` when the quota or the disk
         has no room even after collection.
         """
@@ -235,7 +242,7 @@ class Store(Artifacts):
             raise as_kvswap_error(error, f"reading chunk {cid}") from error
 
     def _discard(self, cid: Cid) -> None:
-        """A file that is of no use; where it cannot be deleted it stays, and nobody lists it."""
+        """Delete a file that is of no use; where it cannot be deleted it stays, and nobody lists it."""
         with contextlib.suppress(OSError):
             self._files.remove(cid)
 
@@ -244,7 +251,7 @@ class Store(Artifacts):
         self._index.write(lambda db: db.executemany("UPDATE chunks SET synced = 1 WHERE cid = ?", digests))
 
     def _check_unsynced(self) -> None:
-        """What a crash left unsynced is here, or it is not: after a loss of power a file may be empty."""
+        """Check the chunks that a crash left unsynced: after a loss of power a file may be empty, or gone."""
         cids = [Cid(bytes(r["cid"])) for r in self._index.rows("SELECT cid FROM chunks WHERE NOT synced")]
         done = []
         for cid in cids:
@@ -265,17 +272,18 @@ class Store(Artifacts):
             self._synced(done)
 
     def has_chunk(self, cid: Cid) -> bool:
+        """Return True if a chunk is listed."""
         return bool(self._index.rows("SELECT 1 FROM chunks WHERE cid = ?", cid.digest))
 
     def chunk_length(self, cid: Cid) -> int:
-        """Bytes of a listed chunk.  Raises `NotFound`."""
+        """Return the length of a listed chunk in bytes.  Raises `NotFound`."""
         rows = self._index.rows("SELECT length FROM chunks WHERE cid = ?", cid.digest)
         if not rows:
             raise NotFound(f"chunk {cid} is not in the store")
         return int(rows[0]["length"])
 
     def missing(self, cids: Iterable[Cid]) -> list[Cid]:
-        """Those that are not here, in order, each once."""
+        """List those of the chunks that are not in the store, in order, each once."""
         wanted = list(dict.fromkeys(cids))
         have: set[bytes] = set()
         for start in range(0, len(wanted), 500):
@@ -287,10 +295,10 @@ class Store(Artifacts):
 
     @contextmanager
     def open_chunk(self, cid: Cid) -> Iterator[ChunkFile]:
-        """A chunk to read in pieces, checked whole before, not collected while it is open.
+        """Open a chunk to read in pieces, checked whole before, not collected while it is open.
 
         A file that was found right is hashed again only when its length or time of change is another:
-        a chunk that many peers ask for is hashed once, not once for each.  Readers hash all the same.
+        a chunk that many peers request is hashed once, not once for each.  Readers hash all the same.
         Raises `NotFound`, `IntegrityError` after setting a bad file aside, or `LocalFault` where the disk refuses.
         """
         if not self.has_chunk(cid):
@@ -310,12 +318,12 @@ class Store(Artifacts):
             yield file
 
     def get_chunk(self, cid: Cid) -> bytes:
-        """The bytes, whole.  Raises as `open_chunk` does."""
+        """Return the bytes of a chunk, whole and checked.  Raises as `open_chunk` does."""
         with self.open_chunk(cid) as file:
             return file.read()
 
     def check_chunk(self, cid: Cid) -> None:
-        """Hash the file, whatever was found before.  Raises as `open_chunk` does."""
+        """Hash the file of a chunk, whatever was found before.  Raises as `open_chunk` does."""
         with self._guard:
             self._checked.pop(cid, None)
         with self.open_chunk(cid):
@@ -336,7 +344,7 @@ class Store(Artifacts):
 
     @property
     def chunks_directory(self) -> Path:
-        """Where the files are, for readers that check the digests themselves (see `files.chunk_path`)."""
+        """The directory of chunk files, for readers that check the digests themselves (see `files.chunk_path`)."""
         return self._files.directory
 
     def _list_chunk(self, cid: Cid, length: int, *, synced: bool) -> bool:
@@ -366,9 +374,9 @@ class Store(Artifacts):
             self._changed()
 
     def lease(self, cids: Iterable[Cid] = ()) -> AbstractContextManager[Callable[[Cid], None]]:
-        """While held, these chunks - and those passed to the yielded function - are not collected.
+        """Hold these chunks, and those passed to the yielded function, so that they are not collected meanwhile.
 
-        Waits for nothing: it may be taken on an event loop.
+        It waits for nothing: it may be taken on an event loop.
         """
         return self._leases.lease(cids)
 
@@ -386,7 +394,7 @@ class Store(Artifacts):
     ) -> bool:
         """List an artifact; True when all its `needed` chunks are here.  Idempotent; keeps pins.
 
-        See `Listing`.  `durable`: files, names and envelope outlive the loss of power from now on; else what is lost
+        See `Listing`.  `durable`: files, names and envelope survive a loss of power from now on; else what is lost
         can be had again from where it came.  Raises `StoreFull` or `LocalFault`, and lists nothing.
         """
         listing = Listing(row, envelope, needed, others, chain)
@@ -420,13 +428,16 @@ class Store(Artifacts):
         self._files.sync_names(here)
 
     def touch(self, artifact: str) -> None:
-        """Note that an artifact is used now.  Where that cannot be written, it is not noted."""
+        """Note that an artifact is used now.  Best effort: where that cannot be written, it is not noted."""
         query = "UPDATE artifacts SET used = ? WHERE id = ?"
         with contextlib.suppress(KvswapError, sqlite3.Error), self._index.transaction() as db:
             db.execute(query, (time.time(), artifact))
 
     def pin(self, artifact: str, pinned: bool) -> None:
-        """Keep an artifact, or let it go.  Raises `NotFound`, `StoreFull`, `LocalFault`."""
+        """Pin an artifact, so that it is never collected, or unpin it.
+
+        Raises `NotFound`, `StoreFull`, `LocalFault`.
+        """
         if self.get_artifact(artifact) is None:
             raise NotFound(f"artifact {artifact} is not in the store", hint="kvswap ls")
         try:
@@ -450,10 +461,10 @@ class Store(Artifacts):
     # -- keeping house ---------------------------------------------------------------------------
 
     def collect(self, target_bytes: int | None = None) -> int:
-        """Remove orphans, then unpinned artifacts until at most `target_bytes` are used.
+        """Delete chunks of no artifact, then unpinned artifacts until at most `target_bytes` are used.
 
         What has expired goes first, then what was used longest ago.  Returns the bytes freed.  Without a
-        target only orphans go.  In short steps: whoever wants to write meanwhile waits for one.
+        target only orphans go.  It works in short steps: whoever wants to write meanwhile waits for one.
         """
         with self._collecting:
             before = self._used
@@ -529,7 +540,7 @@ class Store(Artifacts):
             self._reserved += size
 
     def verify(self) -> StoreReport:
-        """Hash every file again.  Right but unlisted files are adopted, wrong ones set aside.
+        """Hash every file again: right but unlisted files are adopted, wrong ones set aside.
 
         What cannot be read stays as it is: the first of these is raised, as `LocalFault`, when all others are done.
         """
@@ -575,7 +586,7 @@ class Store(Artifacts):
         return added
 
     def _forget_missing(self) -> int:
-        """Unlist chunks whose files are gone; how many there were."""
+        """Unlist chunks whose files are gone, and return how many there were."""
         missing = 0
         for cid in self._listed():
             if self.has_chunk(cid) and self._files.gone(cid):
@@ -584,7 +595,7 @@ class Store(Artifacts):
         return missing
 
     def _listed(self) -> Iterator[Cid]:
-        """Every listed chunk, a page at a time: of many, no list is worth its memory."""
+        """Iterate over every listed chunk, a page at a time: of many, no list is worth its memory."""
         after = b""
         while rows := self._index.rows("SELECT cid FROM chunks WHERE cid > ? ORDER BY cid LIMIT 1000", after):
             for row in rows:

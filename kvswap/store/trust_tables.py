@@ -1,4 +1,4 @@
-"""The tables of `trust.sqlite3`, as they came to be."""
+"""The tables of `trust.sqlite3`, as migrations."""
 
 # Append only, as those of the index.  The first is what was there before there were migrations.
 MIGRATIONS = (

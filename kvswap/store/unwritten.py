@@ -1,4 +1,4 @@
-"""What peers told and the disk does not take: kept in bounded memory, and obeyed, until it can be written."""
+"""Statements of peers that the disk does not take: kept in bounded memory, and obeyed, until they can be written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LINE_BYTES = 512  # of one artifact that is withdrawn, about
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """An audit as it was signed."""
+    """An audit as it was signed, with the fields that it is looked up by."""
 
     id: str
     artifact: str
@@ -32,7 +32,7 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True)
 class ToldHead:
-    """A head record as it was told, with what its publisher withdrew while nothing could be written."""
+    """A publisher status record as it was received, with what was withdrawn while nothing could be written."""
 
     sequence: int
     envelope: bytes
@@ -43,7 +43,7 @@ class ToldHead:
 
 
 class Unwritten:
-    """Heads by publisher and audits by id.  From any thread."""
+    """The status records by publisher and audits by id that wait for the disk.  May be used from any thread."""
 
     def __init__(self, keeps: Callable[[str], bool]) -> None:
         """`keeps(publisher)`: whose heads give way to no stranger's; nor do those that withdraw what was here."""
@@ -77,7 +77,7 @@ class Unwritten:
         held: Collection[str],
         kept: bool,
     ) -> None:
-        """Keep a head; what its publisher withdrew before stays withdrawn."""
+        """Keep a status record; what its publisher withdrew before stays withdrawn."""
         with self._lock:
             known = self.heads.peek(publisher)
             before, had = (known.withdrawn, known.held) if known is not None else ({}, frozenset[str]())
@@ -87,17 +87,17 @@ class Unwritten:
             self.heads.put(publisher, told, teller, held=kept)
 
     def head(self, publisher: str) -> ToldHead | None:
-        """Return what waits of a publisher."""
+        """Return the status record of a publisher that waits; None without one."""
         with self._lock:
             return self.heads.peek(publisher)
 
     def all_heads(self) -> list[tuple[str, ToldHead]]:
-        """Return all that wait, with their publishers."""
+        """Return all status records that wait, with their publishers."""
         with self._lock:
             return self.heads.items()
 
     def written(self, publisher: str) -> None:
-        """Forget a head that is written."""
+        """Forget a status record that is written."""
         with self._lock:
             self.heads.pop(publisher)
 

@@ -1,4 +1,4 @@
-"""From offers to signed envelopes: several at once, every peer in its turn, by one deadline.
+"""The step from offers to signed envelopes: several at once, every peer in its turn, by one deadline.
 
 An offer is a word.  A peer that offers much and gives nothing must not hold up those that give: so the first offer of
 each peer comes before the second of any, who failed once is not asked again, who is slow makes room for the next, and
@@ -31,7 +31,7 @@ _MOST = 256  # that are looked at for one reference
 
 @dataclass(slots=True)
 class Candidate:
-    """An artifact that is offered, who offers it, and its envelope where one came along.  Unverified."""
+    """An artifact that is offered, the peers that offer it, and its envelope where one came along.  Unverified."""
 
     artifact: str
     peers: list[str] = field(default_factory=list)
@@ -44,9 +44,9 @@ Rank = Callable[[Offer], tuple[int, ...]]
 
 
 def in_turns(offers: Sequence[Offer], rank: Rank, first: Callable[[str], bool]) -> list[Candidate]:
-    """Order artifacts: the best of each peer before the second best of any; smaller ranks are better.
+    """Order the offered artifacts: the best of each peer before the second best of any; smaller ranks are better.
 
-    Peers for which `first(peer)` holds - who delivered before - come first among alike.
+    Peers for which `first(peer)` holds - those that delivered before - come first among equals.
     """
     held: Counter[str] = Counter(artifact for artifact, _ in {(o.found.artifact, o.peer) for o in offers})
     by_peer: dict[str, list[Offer]] = defaultdict(list)
@@ -82,7 +82,10 @@ def in_turns(offers: Sequence[Offer], rank: Rank, first: Callable[[str], bool]) 
 
 
 class Envelopes:
-    """The envelopes of candidates, each as soon as it is here: first what is here already or came along."""
+    """The envelopes of candidates, each as soon as it is here: first those that are here already or came along.
+
+    Iterating gives (candidate, envelope), or the error of a candidate that no peer gave.
+    """
 
     def __init__(self, node: Node, candidates: Sequence[Candidate], deadline: float) -> None:
         """`deadline`: of all of it together, in seconds of the monotonic clock."""
@@ -97,11 +100,11 @@ class Envelopes:
         self.failed: set[str] = set()  # peers that gave nothing, or nothing right: not asked again
 
     def within(self, seconds: float) -> None:
-        """Go on for so long at most: there is something to go on with."""
+        """Limit the time that is left to `seconds` from now: something usable was found."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     def wrong(self, candidate: Candidate) -> None:
-        """Note that an artifact is not what was looked for: who gave its envelope is not asked any more."""
+        """Note that an artifact is not what was looked for: the peer that gave its envelope is not asked any more."""
         if candidate.inline_from:
             self.failed.add(candidate.inline_from)
 
@@ -139,7 +142,7 @@ class Envelopes:
             self._make_room()
 
     def _start(self) -> None:
-        """Ask those whose turn it is."""
+        """Ask the peers whose turn it is."""
         mine = Counter(candidate.peers[at] for candidate, at, _ in self._running.values())
         later: list[tuple[Candidate, int]] = []
         while self._todo and len(self._running) < _UNDER_WAY and len(self._running.keys() - self._slow) < _AT_ONCE:
@@ -190,7 +193,7 @@ class Envelopes:
         return candidate, envelope
 
     def _make_room(self) -> None:
-        """Who is slow takes no place any more, and another peer is asked for the same."""
+        """Take slow requests off the count, and ask another peer for the same."""
         now = time.monotonic()
         for task, (candidate, at, since) in self._running.items():
             if task not in self._slow and now - since > _SLOW_SECONDS:
@@ -199,7 +202,7 @@ class Envelopes:
 
 
 async def _is_of(envelope: bytes, artifact: str) -> bool:
-    """Say whether this is the signed envelope of an artifact, whatever else is to be said of that.
+    """Return True if this is the signed envelope of an artifact, whatever else is wrong with it.
 
     Whose word an offer is says nothing of others who offer the same: a wrong envelope must hide no right one.
     """
@@ -213,6 +216,6 @@ def _another(peer: str, artifact: str) -> IntegrityError:
 
 
 def _looked_at(task: asyncio.Task[bytes]) -> None:
-    """Its error may be for nobody any more."""
+    """Take note of a task's error, which may be for nobody any more."""
     if not task.cancelled():
         task.exception()

@@ -1,7 +1,7 @@
 """V6: the fingerprints that other publishers signed of the same tokens, beside that of the tensors at hand.
 
-Not a vote: whoever makes many keys would win it.  Where publishers that the user trusts have signed one, theirs
-decide; among strangers one that differs is a dispute, which computing everything again (V7) settles.
+It is not a vote: whoever makes many keys would win it.  Where publishers that the user trusts have signed one, theirs
+decide; among untrusted ones, one that differs is a dispute, which computing everything again (V7) settles.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Mark:
 
     @property
     def publisher(self) -> str:
-        """Return who signed it."""
+        """The PeerId of the publisher that signed it."""
         return self.statement.manifest.publisher
 
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What V6 found: the step, the marks that differ and count, and those of strangers that differ."""
+    """The result of V6: the step, the fingerprints that differ and count, and those of untrusted ones that differ."""
 
     step: Step
     against: tuple[Mark, ...] = ()
@@ -59,7 +59,7 @@ class Agreed:
 
 
 def agree(node: Node, statement: Statement, own: bytes, marks: Sequence[Mark], noise: Noise, began: float) -> Agreed:
-    """Compare the fingerprint of the tensors at hand with those of others.
+    """Compare the fingerprint of the tensors at hand with those of other publishers (level V6).
 
     `began`: when looking for them began, `time.perf_counter`.
     """
@@ -99,8 +99,8 @@ def agree(node: Node, statement: Statement, own: bytes, marks: Sequence[Mark], n
 def accused(statement: Statement, mark: bytes, computed: bytes, noise: Noise, ours: Numerics) -> Step | None:
     """Return the step that a signed fingerprint fails beside that of what this node computed; None if it does not.
 
-    `ours`: what this node computes with.  What somebody else made is no measure: whoever knows the fingerprint's signs
-    makes a cache that V7 lets pass and whose fingerprint is far from every honest one.
+    `ours`: the environment that this node computes in.  What somebody else made is no measure: whoever knows the
+    fingerprint's signs makes a cache that V7 lets pass and whose fingerprint is far from every honest one.
     """
     score = compare(computed, {"": mark}, noise.fingerprints).scores[""]
     if score <= MARGIN:
@@ -122,7 +122,7 @@ def accused(statement: Statement, mark: bytes, computed: bytes, noise: Noise, ou
 
 
 def same_cache(one: Manifest, other: Manifest) -> bool:
-    """Say whether two manifests are of a cache of the same tokens by the same model, which ought to be the same.
+    """Return True if two manifests are of a cache of the same tokens by the same model, which ought to be the same.
 
     What decides is compared, and nothing that a publisher may word as it likes: no label, no text, no cut into chunks.
     """
@@ -139,7 +139,7 @@ def same_cache(one: Manifest, other: Manifest) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Holds what another publisher signed of the same tokens, without its lists of chunks, and who has it."""
+    """The statement of another publisher on the same tokens, without lists of chunks, and the peers that have it."""
 
     statement: Statement
     peers: tuple[str, ...]
@@ -151,9 +151,9 @@ class _Known:
 
 
 async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
-    """Find fingerprints: one of each publisher, of whom nobody was caught, those of trusted ones first.
+    """Find fingerprints of other publishers: one of each that is not banned, those of trusted ones first.
 
-    Strangers are drawn, whoever was first: of every fingerprint one before two of any.
+    Untrusted ones are drawn by lot, whoever was first: of every fingerprint one before two of any.
     """
     document = statement.reference  # of a sealed artifact: by the name in its group, and in no other
     if document is None or not statement.manifest.exact:
@@ -201,7 +201,7 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
 
 
 def _mixed(node: Node, offers: Sequence[Offer]) -> list[Offer]:
-    """Peers in an order that nobody knows before; of one peer what it says is of trusted publishers first."""
+    """Shuffle the peers; of one peer, what it says is of trusted publishers comes first."""
     peers = list(dict.fromkeys(offer.peer for offer in offers))
     place = {peer: n for n, peer in enumerate(random.SystemRandom().sample(peers, len(peers)))}
     trusts = node.trust.policy.policy.trusts
@@ -209,12 +209,12 @@ def _mixed(node: Node, offers: Sequence[Offer]) -> list[Offer]:
 
 
 def _rank(offer: Offer) -> tuple[int, ...]:
-    """Between peers by nothing that an offer says of its publisher: that is a word, and costs a liar nothing."""
+    """Rank an offer by nothing that it says of its publisher: that is a word, and costs a liar nothing."""
     return (offer.found.envelope is None,)
 
 
 def _drawn(strangers: Sequence[_Known]) -> list[_Known]:
-    """In an order that nobody knows before; what has the same fingerprint says the same, however many keys sign it."""
+    """Shuffle the publishers, but of each fingerprint one before two of any, however many keys sign it."""
     shuffled = random.SystemRandom().sample(strangers, len(strangers))
     turns: Counter[bytes] = Counter()
     order = []
@@ -227,7 +227,7 @@ def _drawn(strangers: Sequence[_Known]) -> list[_Known]:
 
 
 async def _mark(node: Node, other: Statement, peers: Sequence[str], deadline: float) -> Mark | None:
-    """A fingerprint, from the store or from one of the peers that offer its artifact."""
+    """Read a fingerprint from the store, or from one of the peers that offer its artifact."""
     file = other.manifest.fingerprint
     assert file is not None  # noqa: S101 - it was considered
     try:

@@ -1,4 +1,4 @@
-"""Looking up: connected peers, what was announced, provider records, and whom those refer to.
+"""Look-ups: connected peers, what was announced, provider records, and the peers that those refer to.
 
 Connected peers are asked first, all at once.  Whom others name has to be dialled, on nobody's word but theirs: a few
 at a time, those that delivered before first, then one of each teller in turn, tellers whose last ones led nowhere last.
@@ -6,7 +6,7 @@ The first offer starts a short grace in which other connected peers may still an
 dialled first is worth waiting for only while there is no offer.  Without one, and once everybody known has answered,
 waiting is for peers yet to be met: worth a few seconds to a node that just started, half a second to one that has been
 there for a while.  Who delivered before is waited for longer while nobody else offers anything, and asked after all
-when it rests for failures alone, or was not reached lately: a flood, or a busy machine, may have made it late.
+when it is in backoff for failures alone, or was not reached lately: a flood, or a busy machine, may have made it late.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OF_ONE_TELLER = 32
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A peer says it has an artifact.  Unverified."""
+    """A peer's word that it has an artifact.  Unverified."""
 
     peer: str
     found: messages.Found
@@ -52,7 +52,7 @@ class Offer:
 async def find(
     node: Node, query: messages.Find, seconds: float = LIMITS.lookup_seconds, only: Sequence[str] | None = None
 ) -> list[Offer]:
-    """Return offers for a document, an artifact, or a chain of digests.  Empty when nobody answered.
+    """Find offers for a document, an artifact, or a chain of digests; none when nobody answered.
 
     `only`: ask these peers and no others.
     """
@@ -63,7 +63,10 @@ async def find(
 async def ask_these(
     node: Node, query: messages.Find, seconds: float, only: Sequence[str] | None
 ) -> tuple[list[Offer], set[str]]:
-    """Return offers as `find` does, and who answered at all."""
+    """Find offers as `find` does, and return them with the peers that answered at all.
+
+    Raises this node's own trouble, such as a full disk, where it left no offer.
+    """
     if not node.p2p:
         return [], set()
     lookup = _Lookup(node, query, only)
@@ -210,7 +213,7 @@ class _Lookup:
         return asked
 
     def _consider(self, address: PeerAddress, teller: str) -> None:
-        """Somebody is named who may have it."""
+        """Line up a peer that somebody names as having it."""
         if address.peer not in self._known and not self._over:
             self._known.add(address.peer)
             if not self._node.peers.resting(address.peer):  # failed or lied lately, or blocked

@@ -1,8 +1,8 @@
-"""From a reference to the artifacts that may be used: found, well-formed, signed, trusted, compatible.
+"""The step from a reference to the artifacts that may be used: found, well-formed, signed, trusted, compatible.
 
 A document may be offered in several codecs, each an artifact of its own: which is best to fetch is the
 plan's to say.  What is here already comes before anything elsewhere.  All of it happens before a byte
-of a chunk is asked for; what is wrong with the candidates that were refused becomes the error when none is left.
+of a chunk is requested; what is wrong with the candidates that were refused becomes the error when none is left.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Resolved:
 
 
 async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> list[Resolved]:
-    """Find what may be used, one artifact at least, within `LIMITS.resolve_seconds`.
+    """Find the artifacts that may be used for a reference, one at least, within `LIMITS.resolve_seconds`.
 
     Raises `NotFound`, `Untrusted`, `Incompatible` or `IntegrityError`, whichever says most.
     """
@@ -94,8 +94,11 @@ def _query(reference: str | Cid, names: Names, wanted: Wanted | None, *, bulk: b
 
 
 def _in_turns(node: Node, offers: list[Offer], query: messages.Find) -> list[Candidate]:
-    """Artifacts in the order in which they are looked at: what is said to be of a trusted publisher first, then what
-    came with its envelope, then what is said to be of this model and dtype."""
+    """Order artifacts by how promising they are.
+
+    What is said to be of a trusted publisher comes first, then what came with its envelope, then what is said to be
+    of this model and dtype.
+    """
     policy = node.trust.policy.policy
 
     def rank(offer: Offer) -> tuple[int, ...]:
@@ -107,7 +110,7 @@ def _in_turns(node: Node, offers: list[Offer], query: messages.Find) -> list[Can
 
 
 def _merged(lists: Sequence[list[Candidate]]) -> list[Candidate]:
-    """What was found under several names, the first of each first."""
+    """Merge the lists of candidates that were found under several names, the first of each first."""
     longest = max(map(len, lists), default=0)
     every = [candidates[i] for i in range(longest) for candidates in lists if i < len(candidates)]
     return list({candidate.artifact: candidate for candidate in reversed(every)}.values())[::-1]
@@ -122,7 +125,7 @@ async def _usable(
     errors: list[KvswapError],
     deadline: float,
 ) -> list[Resolved]:
-    """Of what peers offer, what may be used; what is wrong with the rest is added to `errors`."""
+    """Return the candidates that may be used; what is wrong with the rest is added to `errors`."""
     usable: list[Resolved] = []
     asking = Envelopes(node, candidates, deadline)
     async for candidate, envelope in asking:
@@ -148,13 +151,16 @@ async def _usable(
 
 
 def _complete_here(node: Node, reference: str | Cid, group: str | None) -> list[bytes]:
-    """Envelopes of complete artifacts in our own store, newest first."""
+    """Return the envelopes of complete artifacts in this node's own store, newest first."""
     rows = node.lookup(reference, group)
     return [envelope for r in rows if r.complete and (envelope := node.store.envelope(r.id)) is not None]
 
 
 async def judge_envelope(node: Node, envelope: bytes, wanted: Wanted | None, terms: Terms = STRICT) -> Statement:
-    """Signature, life, model and dtype, exactness, trust.  Raises what is wrong with it."""
+    """Check the signature, life, model and dtype, exactness and trust of an artifact.
+
+    Raises what is wrong with it: `Untrusted`, `Incompatible`, `IntegrityError` or `MalformedManifest`.
+    """
     statement = await read_current(node, envelope)
     return await asyncio.to_thread(_judge, node, statement, wanted, terms)
 
@@ -201,7 +207,7 @@ def _use(node: Node, statement: Statement, terms: Terms) -> None:
 
 
 def _answers(statement: Statement, reference: str | Cid) -> bool:
-    """Whether an artifact is what was looked for: of the id, or by its signed word of the document."""
+    """Return True if an artifact is what was looked for: by its CID, or by its signed word of the document."""
     if isinstance(reference, Cid):
         return statement.artifact == reference
     document = statement.manifest.document

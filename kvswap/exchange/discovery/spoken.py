@@ -1,8 +1,8 @@
-"""What publishers speak of themselves: of an artifact that is here, their head record says whether it still holds.
+"""Inquiries at publishers: of an artifact that is here, its publisher's status record says whether it still holds.
 
 Whoever announces it is asked, if it once said that it is the publisher.  That is its word alone, so nobody waits for
 it: several peers are asked beside each other and each for one artifact at a time, who is slow makes room, and whose
-turn was longest ago is next.  Who gave no head record of that publisher, or slowly one that was known, is not asked
+turn was longest ago is next.  Who gave no status record of that publisher, or slowly one that was known, is not asked
 for a while; who gives it at once is asked each time, as the next may withdraw something.
 """
 
@@ -40,7 +40,7 @@ class _Asked:
 
 
 class Spoken:
-    """Looks up what was announced, in a thread, and asks its publisher again where it is here."""
+    """The queue of announced artifacts whose publishers are asked again, where the artifact is here."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -61,13 +61,13 @@ class Spoken:
         self._start()
 
     def told(self, peer: str, publisher: str, newer: bool) -> None:
-        """Note that a peer gave a head record that is at least the one we had.  From any thread."""
+        """Note that a peer gave a publisher status record at least as new as ours.  May be called from any thread."""
         asked = self.under_way.get(peer)
         if asked is not None and asked.publisher == publisher:
             asked.told, asked.newer = True, asked.newer or newer
 
     def _start(self) -> None:
-        """Ask those whose turn it is."""
+        """Ask the peers whose turn it is."""
         now = time.monotonic()
         fast = sum(asked.since > now - _SLOW_SECONDS for asked in self.under_way.values())
         while self._node.p2p and fast < _AT_ONCE and len(self.under_way) < _UNDER_WAY:

@@ -1,4 +1,4 @@
-"""What runs beside the requests: tasks whose errors are seen, and what is done by one at a time."""
+"""The background tasks of a node: their errors are seen, and what only one may do at a time is locked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvswap.exchange.node.events import EventLog
 
 
 class Background:
-    """Tasks of a node that no request waits for."""
+    """The tasks of a node that no request waits for."""
 
     def __init__(self, problems: Problems, events: EventLog) -> None:
         self.problems = problems  # what is degraded, by part
@@ -25,14 +25,14 @@ class Background:
         self.bringing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # artifacts being fetched
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run something beside the requests, until it ends or the node stops.  On the event loop."""
+        """Run a task beside the requests, until it ends or the node stops.  Call it on the event loop."""
         task = asyncio.create_task(work)
         self.tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._ended)
         return task
 
     def spawn_from(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run what `work` makes beside the requests; call from any thread."""
+        """Run the coroutine that `work` makes beside the requests; may be called from any thread."""
         self._on_loop.call(lambda: self.spawn(work()))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -47,7 +47,7 @@ class Background:
             self._events.add("task_failed", task=name, reason=self.problems[name])
 
     def tell_problem(self, name: str, why: str | None) -> None:
-        """Note in the events that a part does not work any more, or (`why` is None) that it works again."""
+        """Add an event that a part does not work any more, or (`why` is None) that it works again."""
         kind = {"p2p": "p2p", "bulk": "bulk"}.get(name, "upkeep")
         about = {"part": name} if kind == "upkeep" else {}
         if why is None:
@@ -56,7 +56,7 @@ class Background:
             self._events.add(f"{kind}_down", reason=why, **about)
 
     async def stop(self) -> None:
-        """Cancel all of it and wait until it has ended."""
+        """Cancel all tasks and wait until they have ended."""
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)

@@ -1,6 +1,6 @@
 """Memory for chunks between the socket and the disk: page-aligned, reused, and bounded.
 
-Room is taken before a chunk is asked for, so no peer can make the node hold more.
+Room is taken before a chunk is requested, so no peer can make the node hold more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _IDLE_SECONDS = 2.0  # after which memory that no transfer uses is given back
 
 
 class Buffers:
-    """Shared by all transfers of a node."""
+    """The receive buffers that all transfers of a node share; `budget` is in bytes."""
 
     def __init__(self, budget: int = LIMITS.receive_bytes) -> None:
         self._budget = budget
@@ -30,11 +30,12 @@ class Buffers:
 
     @property
     def used_bytes(self) -> int:
+        """The bytes that are leased now, in whole pages."""
         return self._used
 
     @asynccontextmanager
     async def lease(self, length: int) -> AsyncIterator[mmap.mmap]:
-        """Memory of at least `length` bytes; waits, first come first served, while the budget is spent."""
+        """Lease memory of at least `length` bytes; waits, first come first served, while the budget is spent."""
         size = -(-max(1, length) // mmap.PAGESIZE) * mmap.PAGESIZE
         await self._take(size)
         memory = next((m for m in reversed(self._free) if size <= len(m) <= 2 * size), None)
@@ -81,7 +82,7 @@ class Buffers:
             self._waiting.popleft()
 
     def drop_free_soon(self) -> None:
-        """Give unused memory back unless somebody asks for it again; the end of a transfer does not wait for that."""
+        """Free unused memory in two seconds unless it is leased again; a transfer's end does not wait for that."""
         if self._dropping is not None:
             self._dropping.cancel()
         self._dropping = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._drop_free)

@@ -1,10 +1,10 @@
-"""Compact catalogues: which beginnings of documents a node has, in 8 bytes a block.
+"""Prefix indexes: which prefixes of documents a node has, in 8 bytes a block.
 
 A DHT record for every block of every document would drown the DHT, and sending a whole chain of
-digests to every peer for every document is not much better.  So nodes pull each other's catalogue:
+digests to every peer for every document is not much better.  So nodes pull each other's prefix index:
 the first 8 bytes of the chain digests of all complete artifacts, sorted.  A reader finds the longest
 match in what it holds, by bisection - a chain digest stands for everything before it, so matches are
-monotone - and then asks only those peers, for that one digest.  A catalogue is a hint like every
+monotone - and then asks only those peers, for that one digest.  A prefix index is a hint like every
 other answer: what it leads to is checked.
 """
 
@@ -33,7 +33,7 @@ _TAKEN_BACK = 2  # times in as long that a claim may be gone when it is asked af
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """A peer's catalogue, and when it was heard."""
+    """A peer's prefix index, and when it was received."""
 
     version: int
     keys: bytes
@@ -41,7 +41,10 @@ class _Heard:
 
 
 def pack_keys(digests: Sequence[bytes]) -> bytes:
-    """Sorted, each once.  By their first byte at a time: one sort of them all keeps Python's lock for too long."""
+    """Pack the first 8 bytes of each digest, sorted and each once, into one prefix index.
+
+    They are sorted in 256 parts, by their first byte: one sort of them all keeps Python's lock for too long.
+    """
     parts: list[set[bytes]] = [set() for _ in range(256)]
     for digest in digests:
         parts[digest[0]].add(digest[:KEY_BYTES])
@@ -49,7 +52,7 @@ def pack_keys(digests: Sequence[bytes]) -> bytes:
 
 
 def holds(keys: bytes, digest: bytes) -> bool:
-    """Whether a packed catalogue has this digest's key."""
+    """Return True if a packed prefix index has this digest's key."""
     wanted = digest[:KEY_BYTES]
     count = len(keys) // KEY_BYTES
     at = bisect.bisect_left(range(count), wanted, key=lambda i: keys[i * KEY_BYTES : (i + 1) * KEY_BYTES])
@@ -57,12 +60,15 @@ def holds(keys: bytes, digest: bytes) -> bool:
 
 
 def longest(keys: bytes, chain: Sequence[bytes]) -> int:
-    """How many leading blocks of `chain` the catalogue has."""
+    """Count the leading blocks of `chain` that a packed prefix index has."""
     return bisect.bisect_left(range(len(chain)), True, key=lambda i: not holds(keys, chain[i]))
 
 
 class OwnCatalogue:
-    """This node's, made anew when what it may offer has changed.  Blocks; call in a thread."""
+    """The prefix index of this node, rebuilt when what it may offer has changed.
+
+    Its methods block; call them in a thread.
+    """
 
     def __init__(self, store: Store, permission: Permission | None = None) -> None:
         self._store = store
@@ -74,7 +80,7 @@ class OwnCatalogue:
         self._until = 0.0  # when something in it expires
 
     def reply(self, version: int) -> messages.CatalogueReply:
-        """Return the keys and their version; the version alone where the reader has it."""
+        """Return the keys and their version; the version alone where it is the one that the reader has."""
         with self._lock:
             stamp = self._permission.stamp if self._permission is not None else (self._store.generation,)
             if stamp != self._stamp or time.time() >= self._until:
@@ -86,7 +92,10 @@ class OwnCatalogue:
 
 
 class Catalogues:
-    """Those of peers, as last heard.  A peer that claims what it does not have is believed no more for a while."""
+    """The prefix indexes of peers, as last received.
+
+    A peer that claims what it does not have is ignored for a while.
+    """
 
     def __init__(self, delivered: Callable[[str], bool] = lambda peer: False) -> None:
         """`delivered(peer)`: whether it ever gave what it was asked for; its catalogue is kept."""
@@ -103,22 +112,25 @@ class Catalogues:
         self.generation = 0  # another one: something was heard that was not known
 
     def version(self, peer: str) -> int:
+        """Return the version of a peer's prefix index that is held; 0 without one."""
         heard = self.table.peek(peer)
         return heard.version if heard is not None else 0
 
     def stale(self, peer: str) -> bool:
+        """Return True if a peer's prefix index should be pulled again; False for a peer that is ignored for now."""
         if (self.in_vain.get(peer) or 0.0) > time.monotonic():
             return False  # not worth another look
         heard = self.table.peek(peer)
         return heard is None or time.monotonic() - heard.at > _FRESH_SECONDS
 
     def expire(self, peer: str) -> None:
-        """The peer announced something new: ask again before relying on what is held."""
+        """Mark what is held of a peer as stale, because it announced something new."""
         heard = self.table.peek(peer)
         if heard is not None:
             self.table.put(peer, replace(heard, at=-_FRESH_SECONDS), peer)
 
     def put(self, peer: str, reply: messages.CatalogueReply) -> None:
+        """Keep a peer's answer; one without keys confirms those that are held."""
         known = self.table.peek(peer)
         before = known.keys if known is not None else b""
         keys = reply.keys if reply.keys is not None else before
@@ -126,15 +138,15 @@ class Catalogues:
         self.table.put(peer, _Heard(reply.version, keys, time.monotonic()), peer)
 
     def drop(self, peer: str) -> None:
-        """It has not what it claims: forget what it said, and do not ask it again for a while."""
+        """Forget the prefix index of a peer that does not have what it claims, and ignore the peer for ten minutes."""
         if self.table.pop(peer) is not None:
             self.generation += 1
         self.in_vain.put(peer, time.monotonic() + _IN_VAIN_SECONDS, peer)
 
     def took_back(self, peer: str) -> bool:
-        """Note that it claims no more what it had not when it was asked.  False: that was too often.
+        """Note that a peer no longer claims what it did not have when asked for it; False if that happened too often.
 
-        An artifact may go at any time, but each such change costs who looks up a request.
+        An artifact may go at any time, but each such change costs a reader that looks up a request.
         """
         now = time.monotonic()
         times, since = self.taken_back.get(peer) or (0, now)
@@ -144,16 +156,16 @@ class Catalogues:
         return times < _TAKEN_BACK
 
     def shared_since(self, peer: str, chain: Sequence[bytes], since: float) -> int | None:
-        """Return how many leading blocks of `chain` it claims; None where it was not heard since then (monotonic)."""
+        """Count the leading blocks of `chain` that a peer claims; None if nothing came since then (monotonic)."""
         heard = self.table.peek(peer)
         return longest(heard.keys, chain) if heard is not None and heard.at >= since else None
 
     def packed(self) -> bytes:
-        """The keys of all, not sorted."""
+        """Return the keys of all peers, joined and not sorted."""
         return b"".join(heard.keys for heard in self.table.values())
 
     def ranked(self, chain: Sequence[bytes]) -> list[tuple[int, list[str]]]:
-        """(Blocks, peers) of every match, the longest first; of peers alike those that delivered before first."""
+        """List (blocks, peers) of every match, the longest first; of equal peers those that delivered come first."""
         by_blocks: dict[int, list[str]] = {}
         for peer, heard in self.table.items():
             if blocks := longest(heard.keys, chain):
@@ -164,5 +176,5 @@ class Catalogues:
         ]
 
     def best(self, chain: Sequence[bytes]) -> tuple[int, list[str]]:
-        """(blocks, peers) of the longest match; 0 and none without one."""
+        """Return (blocks, peers) of the longest match; (0, []) without one."""
         return next(iter(self.ranked(chain)), (0, []))

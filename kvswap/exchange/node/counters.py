@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Counters:
+    """The totals of a node since `started` (Unix seconds): artifacts, plans, chunk bytes in and out, and refusals."""
+
     published: int = 0
     fetched: int = 0
     plans_prefill: int = 0

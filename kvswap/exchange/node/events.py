@@ -1,4 +1,4 @@
-"""What happened, for people and scripts: a bounded log that can be followed.
+"""The event log: a bounded list of what happened, for people and scripts, that can be followed.
 
 A follower that is too slow loses the oldest events, never the node's time.  Each event is in `kvswap.log` as well, in
 the name of the module where it happened, with the fields of `LOGGED` alone: what the local API may tell its user,
@@ -32,7 +32,7 @@ _REASON = 300  # characters
 
 
 def _brief(value: object) -> object:
-    """A value as it is logged: what stands for a document is left out of sentences, and they are cut."""
+    """Return a value as it is logged: what stands for a document is left out of sentences, and they are cut."""
     return _DOCUMENT.sub("sha256:…", value)[:_REASON] if isinstance(value, str) else value
 
 
@@ -58,7 +58,7 @@ class EventLog:
         self._on_loop = OnLoop()
 
     def add(self, kind: str, **values: Any) -> None:
-        """Record an event.  From any thread; from another than the loop's it is there soon."""
+        """Record an event.  May be called from any thread; off the event loop it appears with a short delay."""
         _log(kind, values)
         self._on_loop.call(self._add, kind, round(time.time(), 3), values)
 
@@ -72,10 +72,11 @@ class EventLog:
             queue.put_nowait(event)
 
     def recent(self, count: int = 100) -> list[dict[str, Any]]:
+        """Return the last `count` events, the oldest first."""
         return self.table.values()[-count:]
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
-        """Events from now on."""
+        """Iterate over the events from now on, without end."""
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(LIMITS.events_kept)
         self._followers.add(queue)
         try:

@@ -1,6 +1,6 @@
-"""Tokens that came with the answers to look-ups.
+"""Bulk tickets that came with the answers to look-ups.
 
-A peer that has an artifact whole hands over a token when it is found there: its chunks can be asked for
+A peer that has an artifact whole hands over a ticket when it is found there: its chunks can be requested
 at once, a round trip sooner than after joining.
 """
 
@@ -18,7 +18,7 @@ _KEPT = 256
 
 
 class Grants:
-    """The latest of each peer, for a short time."""
+    """The latest bulk ticket of each peer, kept for ten seconds at most."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -27,11 +27,11 @@ class Grants:
         )
 
     def put(self, peer: str, grant: messages.Grant, artifacts: Iterable[str]) -> None:
-        """`artifacts`: what the peer says to have whole."""
+        """Keep a peer's ticket for the artifacts that the peer says it has whole."""
         until = self._clock() + min(_FRESH_SECONDS, grant.seconds)
         self.table.put(peer, (grant, frozenset(artifacts), until), peer)
 
     def of(self, peer: str, artifact: str) -> messages.Grant | None:
-        """What opens the chunks of this artifact at this peer, if it was found there just now."""
+        """Return the ticket that opens the chunks of this artifact at this peer, if it was found there just now."""
         grant, artifacts, until = self.table.get(peer) or (None, frozenset(), 0.0)
         return grant if artifact in artifacts and self._clock() < until else None

@@ -1,6 +1,6 @@
-"""Who may have what, and where: what peers say of others, and of themselves.
+"""Referrals: which peer may have what, and where, as peers say of others and of themselves.
 
-None of it is checked before somebody is asked.  So it is bounded by who told it, what once delivered is kept, and what
+None of it is checked before the peer is asked.  So it is bounded by who told it, what once delivered is kept, and what
 led nowhere is forgotten.  Where a peer was not, it is looked for again after ever longer pauses, unless it shows
 meanwhile that it is back.  That an address leads nowhere is held against the address, and against that peer at that
 address: never against the peer, who may be elsewhere and know nothing of what is said of it.
@@ -30,7 +30,7 @@ RECORDS = "the DHT"  # the teller of provider records, as far as we know: one fo
 
 @dataclass(frozen=True, slots=True)
 class Referral:
-    """A peer that may have something, and who said so: itself, or another."""
+    """A peer that may have something, and who said so: the peer itself, or another."""
 
     address: PeerAddress
     teller: str
@@ -45,14 +45,14 @@ class _Pause:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """Holds when a peer showed that it is there (monotonic seconds), and how."""
+    """The moment when a peer showed that it is there (monotonic seconds), and how."""
 
     at: float
     met: bool  # by a connection
 
 
 class Hearsay:
-    """Referrals by reference, and addresses that led nowhere."""
+    """The referrals by reference, and the addresses that led nowhere."""
 
     def __init__(self, delivered: Callable[[str], bool], clock: Callable[[], float] = time.monotonic) -> None:
         """`delivered(peer)`: whether a peer gave what it was asked for, ever: what is said of it is kept."""
@@ -74,7 +74,7 @@ class Hearsay:
         )
 
     def refer(self, reference: str, provider: messages.Provider, teller: str) -> bool:
-        """Remember that a peer may have this; False where there is no place for it.
+        """Remember that a peer may have what `reference` names; False where there is no place for it.
 
         Its addresses are those that may be dialled on the word of whoever told them (`net.dialling`).  A few may be
         said to be at one address.  One more takes the place of one that its own teller named there, else of one by
@@ -105,7 +105,7 @@ class Hearsay:
         return min(loose, key=lambda peer: worth[peer], default=None)
 
     def known(self, reference: str) -> list[Referral]:
-        """Return who may have this."""
+        """Return the referrals for a reference: the peers that may have it."""
         return list(self.referrals.row(reference).values())
 
     def forget(self, reference: str, peer: str) -> None:
@@ -127,7 +127,7 @@ class Hearsay:
         return replace(address, addresses=worth) if worth else None
 
     def unreached(self, address: PeerAddress, teller: str = "") -> bool:
-        """Note that a peer was at none of these addresses, where `teller` said it was; whether that is new."""
+        """Note that a peer was at none of these addresses, where `teller` said it was; True if that is new."""
         places = _places(address) or {""}
         fresh = {place for place in places if self._fail(address.peer, place) == 1}
         for place in fresh - {""}:  # each peer counts once among those that were not there, and each teller among all
@@ -136,23 +136,23 @@ class Hearsay:
         return fresh == places
 
     def reached(self, address: PeerAddress, teller: str = "") -> None:
-        """Note that a peer was found: nothing is held against its addresses, nor against whose word that was."""
+        """Note that a peer was found: nothing is held any more against its addresses, nor against the teller."""
         for place in {"", *_places(address)}:
             for whose in (address.peer, "", _by(teller)):
                 self.pauses.pop((whose, place))
 
     def met(self, peer: str) -> None:
-        """Note that a peer is connected: that it was not there counts no more."""
+        """Note that a peer is connected: earlier failures to reach it no longer count."""
         self.shown.put(peer, _Shown(self._clock(), True))
 
     def announced(self, peer: str) -> None:
-        """Note that a peer says itself that it is there: it is looked for at once."""
+        """Note that a peer announced itself: it is looked for at once."""
         known, now = self.shown.peek(peer), self._clock()
         if known is None or known.at <= now - _SHOWN_SECONDS:
             self.shown.put(peer, _Shown(now, False))
 
     def _resting(self, peer: str, place: str, teller: str, sure: bool) -> bool:
-        """Whether a peer is not looked for at a place for now.
+        """Return True if a peer is not looked for at a place for now.
 
         What one teller named there in vain is held against its word alone, and that of several against everybody's:
         but not against provider records, which go by their own, as anybody can have a few names told.
@@ -171,7 +171,7 @@ class Hearsay:
         return pause is not None and pause.until > self._clock() and (shown is None or shown.at < pause.at)
 
     def _fail(self, peer: str, place: str) -> int:
-        """Pause, and return how often in a row it was like this."""
+        """Begin a pause, and return how many failures in a row there were."""
         known, shown, now = self.pauses.peek((peer, place)), self.shown.peek(peer), self._clock()
         anew = known is None or (shown is not None and shown.met and shown.at >= known.at)
         failures = 1 if anew or known is None else known.failures + 1
@@ -181,7 +181,7 @@ class Hearsay:
 
 
 def _by(teller: str) -> str:
-    """Return under which name what a teller named in vain is kept: no peer has it."""
+    """Return the name under which a teller's failures at a place are kept: no peer has such a name."""
     return f"by {teller}"
 
 

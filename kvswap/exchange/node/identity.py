@@ -1,4 +1,4 @@
-"""Who a node is: the key it publishes with, those of before, and what its own status record says."""
+"""The identity of a node: the key it publishes with, its retired keys, and its own publisher status record."""
 
 from __future__ import annotations
 

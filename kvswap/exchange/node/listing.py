@@ -1,4 +1,4 @@
-"""What the index of the store is told of an artifact."""
+"""The entry of an artifact in the index of the store, made from its statement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvswap.trust import Statement
 
 
 def listing_of(statement: Statement) -> Listing:
-    """Return what the index is told of an artifact: its document, chain digests, and which files a reader needs."""
+    """Make the index entry of an artifact: its document, chain digests, and which files a reader needs."""
     manifest, names = statement.manifest, statement.names
     now = time.time()
     model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)
@@ -38,9 +38,9 @@ def listing_of(statement: Statement) -> Listing:
 
 
 def list_artifact(store: Store, statement: Statement, *, durable: bool = True) -> bool:
-    """Index an artifact under its document and chain digests; True when what a reader needs is here.
+    """Index an artifact under its document and chain digests; True if all that a reader needs is here.
 
-    `durable`: nobody else has it, so it is on disk, whatever happens, when this returns.
+    `durable`: the entry is on disk when this returns, as nobody else has the artifact.
     """
     listing = listing_of(statement)
     return store.put_artifact(

@@ -1,4 +1,4 @@
-"""Peers as they are for the moment: whom it does not serve, who has no bulk plane, what they ask for."""
+"""The present state of peers: which are throttled, which have no bulk plane, and what price they ask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WITHOUT_BULK_SECONDS = 600.0
 
 
 class Neighbours:
-    """Bounded tables by peer, each entry for a while."""
+    """The state of peers that holds for a while, in bounded tables by peer."""
 
     def __init__(self, delivered: Callable[[str], bool], clock: Callable[[], float] = time.monotonic) -> None:
         """`delivered(peer)`: whether it ever gave what it was asked for; what is known of such a peer is kept."""
@@ -29,7 +29,7 @@ class Neighbours:
         self.shunned.put(peer, self._clock() + LIMITS.shun_seconds, peer)
 
     def is_shunned(self, peer: str) -> bool:
-        """Whether a peer is not served just now."""
+        """Return True if a peer is throttled: it is not served just now."""
         return (self.shunned.get(peer) or 0.0) > self._clock()
 
     def without_bulk(self, peer: str) -> None:
@@ -37,15 +37,15 @@ class Neighbours:
         self.no_bulk.put(peer, self._clock() + _WITHOUT_BULK_SECONDS, peer)
 
     def has_bulk(self, peer: str) -> bool:
-        """Whether the HTTPS port of a peer is worth trying."""
+        """Return True if the HTTPS port of a peer is worth trying."""
         return (self.no_bulk.get(peer) or 0.0) <= self._clock()
 
     def asks(self, peer: str, per_gb: float) -> None:
-        """Note what a peer wants for a gigabyte, in US dollars."""
+        """Note the price that a peer asks for a gigabyte, in US dollars."""
         self.prices.put(peer, per_gb, peer)
 
     def price(self, peer: str) -> float:
-        """Return what a peer wants for a gigabyte, in US dollars, as far as known."""
+        """Return the price that a peer asks for a gigabyte, in US dollars; 0 where it is not known."""
         return self.prices.get(peer) or 0.0
 
 

@@ -1,4 +1,4 @@
-"""A node's place in the network: asking peers, telling them what is here, and what they say of others."""
+"""A node's side of the network: requests to peers, announcements, and what peers say of others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Network:
-    """The network as one node sees it.  Without a transport of its own nobody is there (`net.offline`)."""
+    """The network as one node sees it; where p2p is off, its transport has no peers (`net.offline`)."""
 
     def __init__(
         self,
@@ -53,16 +53,19 @@ class Network:
 
     @property
     def taking_part(self) -> bool:
-        """Whether this node is to be in the network at all, be it up just now or not."""
+        """True if this node is meant to be in the network, whether that is up just now or not."""
         return not isinstance(self.transport, Offline)
 
     @property
     def alive(self) -> bool:
-        """Whether the network part runs."""
+        """True if the network part is running."""
         return self.transport.alive
 
     async def reach(self, address: PeerAddress, seconds: float = LIMITS.dial_seconds, teller: str = "") -> None:
-        """Connect unless connected.  Raises `Unreachable`, which is held against the addresses and who told them."""
+        """Connect to a peer unless it is connected, within `seconds`.
+
+        Raises `Unreachable`, which is held against the addresses and against `teller`, who named them.
+        """
         if address.peer in self.transport.connected():
             self.hearsay.met(address.peer)
             return
@@ -83,16 +86,16 @@ class Network:
         return await self.sessions.ask(address, request, kind, limit)
 
     def tell(self, artifact: str, document: str | None, *, here: bool = True) -> None:
-        """Announce what is new: gossip it now, and give its provider records when their turn comes.
+        """Announce what is new: gossip it now, and publish its provider records when their turn comes.
 
-        `here`: it is in the store; where it is not any more at its turn, it gets no records.
+        `here`: it is in the store; if it is not any more at its turn, it gets no records.
         """
         if self.alive:
             self._background.spawn(self.gossip(artifact, document))
             self.providing.add(artifact, document, here)
 
     async def announce(self, artifact: str, document: str | None) -> None:
-        """Gossip an artifact and give provider records for it and its document, all at once.  Best effort."""
+        """Gossip an artifact and publish provider records for it and its document, all at once.  Best effort."""
         await self.gossip(artifact, document)
         try:
             if self.alive:
@@ -101,7 +104,7 @@ class Network:
             self._events.add("announce_failed", artifact=artifact, reason=error.message)
 
     async def gossip(self, artifact: str, document: str | None) -> None:
-        """Tell peers of an artifact, unless it may not be offered.  Best effort."""
+        """Announce an artifact to peers over gossip, unless it may not be offered.  Best effort."""
         if not self.alive:
             return
         if not await asyncio.to_thread(self.may_tell, artifact):
@@ -113,12 +116,12 @@ class Network:
             self._events.add("announce_failed", artifact=artifact, reason=error.message)
 
     def may_tell(self, artifact: str) -> bool:
-        """Say whether peers may hear of an artifact: one that is not here, or one that is offered.  Blocks."""
+        """Return True if an artifact may be announced: one that is not here, or one that is offered.  Blocks."""
         row = self._store.get_artifact(artifact)
         return row is None or self._permission.offered(row)
 
     def referrals(self, reference: str) -> list[PeerAddress]:
-        """Return who may have this, as far as was heard."""
+        """Return the addresses of peers that may have what a reference names."""
         return [referral.address for referral in self.hearsay.known(reference)]
 
     async def stop(self) -> None:

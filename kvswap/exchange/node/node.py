@@ -33,7 +33,7 @@ AGENT = f"kvswap/{__version__}"
 
 
 class Node:
-    """The parts of one node.  Made by the daemon; the use cases take it as their first argument."""
+    """The parts of one node.  The daemon makes it; the use cases take it as their first argument."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class Node:
 
     @property
     def p2p(self) -> bool:
-        """Whether the network part runs."""
+        """True if the network part is running."""
         return self.transport.alive
 
     # -- the store, with this node's keys ----------------------------------------------------------
 
     def _listing(self, envelope: bytes) -> Listing | None:
-        """What to list of an envelope that the disk has and the index has not; None for what was withdrawn."""
+        """Make the index entry of an envelope that is on disk and not in the index; None for what was withdrawn."""
         try:
             listing = listing_of(self.read(envelope))
         except MalformedManifest as error:
@@ -96,18 +96,18 @@ class Node:
         return listing if withdrawn is None else None
 
     def read(self, envelope: bytes) -> Statement:
-        """Return a statement from our own store.  Raises `NotAMember` for one that is sealed for others."""
+        """Read a statement from this node's own store.  Raises `NotAMember` for one that is sealed for others."""
         return read_statement(envelope, self.trust.groups.keys)
 
     def names(self, group: str | None) -> list[Names]:
-        """Return under which names to look something up, in this order.
+        """Return the names under which to look something up, in this order: those of groups, and the open one.
 
-        Raises `NotFound` for a group we are not in.
+        Raises `NotFound` for a group that this node is not in.
         """
         return self.trust.groups.names(group or self.settings.group or None)
 
     def lookup(self, reference: str | Cid, group: str | None = None) -> list[ArtifactRow]:
-        """Return artifacts in the store, newest first: this one, or those of a document under every name it has."""
+        """Return artifacts in the store, newest first: by CID the one, by document all, under every name it has."""
         if isinstance(reference, Cid):
             return self.store.lookup(reference)
         return [row for names in self.names(group) for row in self.store.lookup(names.document(reference))]
@@ -122,15 +122,15 @@ class Node:
     # -- what was measured -------------------------------------------------------------------------
 
     def learn_prefill(self, choice: ModelChoice, samples: list[list[int]]) -> None:
-        """Keep the block times of a prefill just done: [tokens before, tokens, microseconds] from the model process."""
+        """Record the block times of a prefill just done: [tokens before, tokens, microseconds] of each block."""
         self.calibration.add_prefill(choice.calibration_key, _seconds(samples))
 
     def learn_hybrid(self, choice: ModelChoice, samples: list[list[int]]) -> None:
-        """Keep the block times of a prefill while chunks arrived, which say what that costs."""
+        """Record the block times of a prefill while chunks arrived: they say how much slower that is."""
         self.calibration.add_hybrid(choice.calibration_key, _seconds(samples))
 
     async def stop(self) -> None:
-        """End all that runs, and write what is to be remembered."""
+        """End all that runs, and write what is to be kept."""
         await self.background.stop()
         await self.network.stop()
         await asyncio.to_thread(self.calibration.close)

@@ -1,4 +1,4 @@
-"""What a node knows of its peers: how they did, whom it leaves alone, and what they ask for."""
+"""The peers that a node knows: their records, which of them are left alone, and the prices they ask."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class Peers:
         self._counters = counters
 
     def record(self, peer: str) -> PeerRecord:
-        """Return what is known of a peer; changes to it are kept."""
+        """Return the record of a peer, as it is now; to change one, use `ledger.changing`."""
         return self.ledger.record(peer)
 
     def failed(self, peer: str, reason: str) -> None:
-        """Note that a peer did not do what it should; it is left alone for a while."""
+        """Record that a peer failed; it is in backoff for a while."""
         with self.ledger.changing(peer) as record:
             record.failed(time.time())
         self._events.add("peer_failed", peer=peer, reason=reason)
 
     def blame(self, peer: str, error: BaseException) -> bool:
-        """Hold an error of asking a peer against it, unless it is this side's own trouble; say whether it was.
+        """Record an error of a request as the peer's failure, unless it is this node's own trouble.
 
-        That it did not answer in time is the peer's.
+        Returns True if it was recorded.  An answer that does not come in time is the peer's failure.
         """
         if is_own(error) and not isinstance(error, TimeoutError):
             return False
@@ -55,14 +55,14 @@ class Peers:
         return True
 
     def lied(self, peer: str, reason: str, **about: str) -> None:
-        """Note that a peer sent something else than it was asked for: not asked again for an hour."""
+        """Record that a peer sent invalid data: it is not asked again for an hour."""
         with self.ledger.changing(peer) as record:
             record.lied(time.time())
         self._counters.rejected_chunks += 1
         self._events.add("peer_lied", peer=peer, reason=reason, **about)
 
     def flooded(self, peer: str, how: str) -> None:
-        """Hang up on a peer that asks for more than it takes, and serve it again in a minute."""
+        """Disconnect a peer that asks for more than it takes, and throttle it for a minute."""
         if self.neighbours.is_shunned(peer):
             return  # what was under way when it was cut off
         self.neighbours.shun(peer)
@@ -79,38 +79,38 @@ class Peers:
             self._background.spawn(self._transport.disconnect(peer))
 
     def unwelcome(self, peer: str) -> bool:
-        """Say whether nothing is given to a peer at all: it is blocked, or flooded lately."""
+        """Return True if a peer is given nothing at all: it is blocked, or throttled for flooding."""
         return self.ledger.blocked(peer) or self.neighbours.is_shunned(peer)
 
     def resting(self, peer: str) -> float:
-        """Return for how many seconds a peer is better not asked; after a mere failure until it comes anew."""
+        """Return the seconds for which a peer should not be asked; after a mere failure a new connection ends them."""
         if self.ledger.blocked(peer):
             return float("inf")
         since = self._transport.connected_since(peer)
         return self.ledger.resting(peer, LIMITS.backoff_seconds, LIMITS.lie_seconds, since)
 
     def paused(self, peer: str) -> bool:
-        """Say whether a peer that delivered rests for failures alone: not for a lie, nor blocked or shunned."""
+        """Return True if a peer that delivered is in backoff for mere failures: not for a lie, nor blocked."""
         rests = self.resting(peer) > 0
         return rests and self.delivered(peer) and not self.ledger.lies(peer) and not self.unwelcome(peer)
 
     def delivered(self, peer: str) -> bool:
-        """Say whether this peer ever gave what it was asked for: what is new pushes nothing of it out."""
+        """Return True if this peer ever gave what it was asked for; new entries never push out what is kept of it."""
         return self.ledger.delivered(peer)
 
     def asks(self, peer: str, per_gb: float) -> None:
-        """Note what a peer wants for a gigabyte, in US dollars."""
+        """Note the price that a peer asks for a gigabyte, in US dollars."""
         self.neighbours.asks(peer, per_gb)
 
     def price(self, peer: str) -> float:
-        """Return what a peer wants for a gigabyte, in US dollars, as far as known."""
+        """Return the price that a peer asks for a gigabyte, in US dollars; 0 where it is not known."""
         return self.neighbours.price(peer)
 
     def block(self, peer: str, blocked: bool) -> None:
-        """Neither serve nor ask a peer, from now on; or do so again, its past forgiven.  On the event loop.
+        """Block a peer, which is then neither served nor asked, or unblock it and forget its past.
 
-        What is under way to it ends at once, and what is under way from it.  Raises `UsageError` for more than can be
-        remembered.
+        Transfers to it and from it end at once.  Call on the event loop.  Raises `UsageError` for more blocked peers
+        than can be remembered.
         """
         peer = str(PeerId.parse(peer))
         self.ledger.block(peer, blocked)

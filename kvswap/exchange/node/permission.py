@@ -1,4 +1,4 @@
-"""Which peer may be served, and what: the one place that both planes, announcements and the catalogue ask.
+"""The permission to serve: which peer may be given what; both planes, announcements and the prefix index ask here.
 
 The answer holds for the moment.  Whoever sends something that takes time asks again before each piece of it.
 """
@@ -19,7 +19,7 @@ _KEPT = 4_096  # chunks whose artifacts are remembered
 
 
 class Permission:
-    """What one node may give to whom.  May be asked from several threads."""
+    """The rules of what one node may give to whom.  May be used from several threads."""
 
     def __init__(self, store: Store, standings: Standings, unwelcome: Callable[[str], bool]) -> None:
         """`unwelcome(peer)` says whom nothing is given to at all: who is blocked, or flooded lately."""
@@ -32,28 +32,28 @@ class Permission:
 
     @property
     def stamp(self) -> tuple[object, ...]:
-        """Something that is another when an answer may have changed by more than the passing of time."""
+        """A value that changes whenever an answer may have changed by more than the passing of time."""
         return (self._store.generation, *self._standings.stamp)
 
     def offered(self, row: ArtifactRow) -> bool:
-        """Say whether peers may be told of an artifact and be given it."""
+        """Return True if peers may be told of an artifact and be given it."""
         return self._standings.of(row).offered
 
     def withheld(self) -> tuple[set[str], set[str]]:
-        """Return what must not be offered, its life aside: artifacts that are here, and whole publishers."""
+        """Return what must not be offered, expiry aside: the artifacts that are here, and the banned publishers."""
         rows = [row for name in self._standings.withheld() if (row := self._store.get_artifact(name)) is not None]
         return {row.id for row in rows if not self.offered(row)}, self._standings.caught()
 
     def refuse_peer(self, peer: str) -> None:
-        """Raise `PeerBusy` for a peer that nothing is given to."""
+        """Raise `PeerBusy` for a peer that is given nothing: one that is blocked or throttled."""
         if self._unwelcome(peer):
             raise PeerBusy("this node does not serve you")
 
     def refuse_chunk(self, peer: str, cid: Cid, artifacts: Collection[str] | None = None) -> None:
-        """Raise `PeerBusy` for a peer that nothing is given to, `NotFound` for a chunk that it must not have.
+        """Raise `PeerBusy` for a peer that is given nothing, `NotFound` for a chunk that it must not have.
 
         A chunk may be given that belongs to an artifact that is offered: to one of `artifacts`, where the peer's
-        token names these.
+        bulk ticket names these.
         """
         self.refuse_peer(peer)
         offered = self._offered_with(cid)
@@ -61,7 +61,7 @@ class Permission:
             raise NotFound(f"chunk {cid} is not here")
 
     def _offered_with(self, cid: Cid) -> frozenset[str]:
-        """The offered artifacts that a chunk belongs to."""
+        """Return the offered artifacts that a chunk belongs to."""
         stamp = self.stamp
         with self._lock:
             if stamp != self._stamp:

@@ -1,7 +1,7 @@
-"""Provider records of what is new here, given one after the other.
+"""Provider records of new artifacts, published one after the other.
 
-Peers accept ten records in ten seconds from a node, so giving them is paced, and what was fetched or published may come
-faster than that.  It waits in a bounded table, each artifact once, and nothing else is held for it meanwhile.
+Peers accept ten records in ten seconds from a node, so publishing them is paced, and what was fetched or published may
+come faster than that.  It waits in a bounded table, each artifact once, and nothing else is held for it meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WAITING = 4_096  # artifacts; the upkeep tells of all that is here from time to
 
 
 class Providing:
-    """Holds what waits for its provider records, and gives them in turn."""
+    """The queue of artifacts whose provider records are still to be published."""
 
     def __init__(self, transport: Transport, store: Store, events: EventLog, may_tell: Callable[[str], bool]) -> None:
         """`may_tell(artifact)`: whether peers may hear of it; it blocks."""
@@ -34,7 +34,7 @@ class Providing:
         )
 
     def add(self, artifact: str, document: str | None, here: bool) -> None:
-        """Line an artifact up; one that waits already keeps its place.  What is `here` now must be at its turn too."""
+        """Queue an artifact; one that waits already keeps its place.  What is `here` now must be at its turn too."""
         if artifact not in self.table:
             self.table.put(artifact, (document, here))
 
@@ -42,7 +42,7 @@ class Providing:
         return self._store.get_artifact(artifact) is not None
 
     async def step(self) -> None:
-        """Give the records of all that waits, the first one first.  Best effort."""
+        """Publish the records of all that waits, the first one first.  Best effort."""
         while self._transport.alive and (artifact := next(iter(self.table), None)) is not None:
             document, was_here = self.table.peek(artifact) or (None, False)
             try:
@@ -55,7 +55,7 @@ class Providing:
             self.table.pop(artifact)
 
     async def give(self, artifact: str, document: str | None) -> None:
-        """Give the records of an artifact and its document, unless it may not be offered.  Raises `PeerError`."""
+        """Publish the records of an artifact and its document, unless it may not be offered.  Raises `PeerError`."""
         if not await asyncio.to_thread(self._may_tell, artifact):
             return
         await self._transport.provide(Cid.parse(artifact).digest)

@@ -1,6 +1,6 @@
-"""How an artifact that is here stands: whether it may be used, and whether it may be offered and served.
+"""The standing of artifacts that are here: whether each may be used, and whether it may be offered and served.
 
-One place answers, from what is remembered - the policy, withdrawals, audits, how climbing the ladder ended, the
+One place answers, from what is remembered - the policy, withdrawals, audits, how its verification ended, the
 clock - and everything that uses, lists, announces or serves an artifact asks it.
 """
 
@@ -25,13 +25,13 @@ OFFERED: tuple[Name, ...] = ("own", "trusted", "verified", "unverified", "future
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one artifact stands, and why, for people.
+    """The standing of one artifact, and the reason for people to read.
 
-    "own" and "trusted" are by the policy, "verified" is a stranger's that went up the ladder to V5 here, "unverified"
-    one that did not.  "disputed", "wrong" (it failed an audit by a trusted auditor, or a step found so, which caught
-    nobody: this node made it itself, or nobody is proved to be to blame), of a "caught" publisher, "withdrawn" and
-    "expired" are neither used nor offered.  "future" (it came later than now) is not used, and is offered: this
-    machine's clock may be the one that is wrong, and who fetches judges by its own.
+    "own" and "trusted" are by the policy, "verified" is by an untrusted publisher and passed all levels to V5 here,
+    "unverified" is one that did not.  "disputed", "wrong" (it failed an audit by a trusted auditor, or a level found so
+    without banning anybody: this node made it itself, or nobody is proved to be to blame), of a "caught" (banned)
+    publisher, "withdrawn" and "expired" are neither used nor offered.  "future" (it came later than now) is not used,
+    and is offered: this machine's clock may be the one that is wrong, and who fetches judges by its own.
     """
 
     name: Name
@@ -40,12 +40,12 @@ class Standing:
 
     @property
     def offered(self) -> bool:
-        """Whether peers may be told of it and get it."""
+        """True if peers may be told of the artifact and be given it."""
         return self.name in OFFERED
 
 
 class Standings:
-    """The answer for every artifact of one node.  May be asked from several threads."""
+    """The rules that give every artifact of one node its standing.  May be used from several threads."""
 
     def __init__(self, records: Records, policy: PolicyFile) -> None:
         self._records = records
@@ -53,15 +53,15 @@ class Standings:
 
     @property
     def stamp(self) -> tuple[object, ...]:
-        """Something that is another when an answer may have changed by more than the passing of time."""
+        """A value that changes whenever an answer may have changed by more than the passing of time."""
         return (self._records.generation, self._policy.policy)
 
     def of(self, row: ArtifactRow) -> Standing:
-        """Say how an artifact of the index stands now."""
+        """Return the standing of an artifact of the index now."""
         return self.of_all([row])[0]
 
     def of_all(self, rows: Sequence[ArtifactRow]) -> list[Standing]:
-        """Say how these stand now, in their order."""
+        """Return the standings of these artifacts now, in their order."""
         names = [row.id for row in rows]
         withdrawn, outcomes = self._records.withdrawn_of(names), self._records.outcomes(names)
         failed = self.failed(names)
@@ -71,9 +71,10 @@ class Standings:
         ]
 
     def failed(self, artifacts: Sequence[str]) -> dict[str, AuditRow]:
-        """Return an audit for each of these that failed one by a trusted auditor, or by this node; none that is void.
+        """Return an audit for each of these artifacts that failed one by a trusted auditor or this node.
 
-        It counts whatever becomes of its publisher: who is trusted again, or forgotten, made no other cache by that.
+        Void audits are left out.  It counts whatever becomes of the publisher: who is trusted again, or forgotten, made
+        no other cache by that.
         """
         rows = [row for row in self._records.failures(artifacts) if self._policy.policy.trusts(row.auditor)]
         return {row.artifact: row for row in rows if not void(row)}
@@ -103,23 +104,23 @@ class Standings:
         return Standing("verified" if passed(outcome) else "unverified")
 
     def withheld(self) -> list[str]:
-        """Name all that may be disputed or wrong, whether it is here or not: how it stands, `of` says."""
+        """List all artifacts that may be disputed or wrong, whether here or not; `of` gives the standing of each."""
         return self._records.withheld()
 
     def caught(self) -> set[str]:
-        """Name the publishers that were caught."""
+        """Return the publishers that are banned."""
         return {peer for peer in self._policy.policy.distrusted if self._policy.policy.caught(peer) is not None}
 
 
 def void(row: AuditRow) -> bool:
-    """Say whether an audit condemns by older rules, which counts for nothing."""
+    """Return True if an audit condemns by older rules: it does not count."""
     return row.failed and read_audit(row.envelope).audit.void
 
 
 def current(outcome: Outcome | None) -> Outcome | None:
-    """Return an outcome that the present rules would not undo; any other is judged again.
+    """Return an outcome that the present rules would not undo, or None, and the artifact is judged again.
 
-    What passed has to have passed all that is looked at now.  What was withheld stays so: more was not needed for that.
+    What passed has to have passed all that is checked now.  What was withheld stays so: that took no more.
     """
     if outcome is None:
         return None
@@ -128,6 +129,6 @@ def current(outcome: Outcome | None) -> Outcome | None:
 
 
 def passed(outcome: Outcome | None) -> bool:
-    """Say whether a whole climb, by the present rules, ended without a failure and with nothing lacking."""
+    """Return True if a whole verification, by the present rules, ended without a failure and with nothing lacking."""
     outcome = current(outcome)
     return outcome is not None and outcome.verdict == "passed"

@@ -1,4 +1,4 @@
-"""Who is fetching what from this node: told to others who fetch the same, so that they give to each other.
+"""Swarms: which peers are fetching an artifact from this node, told to each other so that they exchange chunks.
 
 A reader is in a swarm while the stream is open on which it joined.
 """
@@ -18,14 +18,14 @@ _OF_ONE_READER = 128
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """A reader of an artifact, and on how many streams it joined."""
+    """A reader of an artifact, and the number of streams on which it joined."""
 
     provider: messages.Provider
     streams: int
 
 
 class Swarms:
-    """Readers by artifact; bounded both ways, and by reader."""
+    """The readers of each artifact; bounded in artifacts, readers of one, and memberships of one reader."""
 
     def __init__(self) -> None:
         self.table: Rows[_Reader] = Rows(
@@ -33,14 +33,14 @@ class Swarms:
         )
 
     def join(self, artifact: str, reader: messages.Provider) -> None:
-        """Add a reader, or one more stream of it; nothing where there is no room."""
+        """Add a reader, or one more stream of it; where there is no room, nothing happens."""
         known = self.table.get(artifact, reader.peer)
         streams = known.streams if known is not None else 0
         if known is not None or len(self.table.row(artifact)) < _READERS:
             self.table.put(artifact, reader.peer, _Reader(reader, streams + 1), reader.peer)
 
     def leave(self, artifact: str, peer: str) -> None:
-        """A stream on which a reader joined has ended."""
+        """Remove one stream of a reader, and the reader with its last one."""
         known = self.table.get(artifact, peer)
         if known is None:
             return
@@ -50,6 +50,6 @@ class Swarms:
             self.table.pop(artifact, peer)
 
     def readers(self, artifact: str, but: str = "") -> list[messages.Provider]:
-        """Return those of one swarm, the newest first; without `but`."""
+        """Return the readers of an artifact, the newest first, without the peer `but`."""
         found = [r.provider for peer, r in reversed(self.table.row(artifact).items()) if peer != but]
         return found[: LIMITS.find_results]

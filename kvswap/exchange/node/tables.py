@@ -14,7 +14,7 @@ from kvswap.exchange.node.trust import Trust
 def tables_of(
     network: Network, peers: Peers, trust: Trust, permission: Permission, events: EventLog, calibration: Calibration
 ) -> Tables:
-    """List what strangers' words fill: each bounded, with a share for each teller."""
+    """List the tables that untrusted peers can fill: each is bounded, with a share for each teller."""
     tables = Tables()
     tables.add(
         network.hearsay.referrals,

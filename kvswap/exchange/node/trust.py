@@ -1,4 +1,4 @@
-"""Whom a node trusts, and what it remembers of publishers and artifacts."""
+"""The trust of a node: whom it trusts, and what it remembers of publishers and artifacts."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Trust:
         self.on_head: list[Callable[[str, str, bool], None]] = []  # called with peer, publisher, and whether it is new
 
     def head_came(self, peer: str, publisher: str, newer: bool) -> None:
-        """Tell whoever listens that a peer gave a head record that is at least the one we had.  From any thread."""
+        """Notify all listeners that a peer gave a publisher status record at least as new as ours.  From any thread."""
         for listener in self.on_head:
             listener(peer, publisher, newer)
 
     def match_heads(self, identity: Identity) -> None:
-        """Bring files and database together: head records of our own and of whom we trust are in both."""
+        """Make files and database agree: status records of our own and of trusted publishers are in both."""
         restored = 0
         for publisher, envelope in self.head_files.all():
             with contextlib.suppress(KvswapError):

@@ -1,1 +1,1 @@
-"""Choosing between fetching and prefilling."""
+"""The choice between fetching a cache and prefilling it."""

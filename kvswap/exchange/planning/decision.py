@@ -1,4 +1,4 @@
-"""Gathering what `cost.decide` needs: sizes, this machine's prefill curve, the best peer's link."""
+"""The inputs of `cost.decide`, and the decision: sizes, this machine's prefill curve, the best peer's link."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kvswap.exchange.node.node import Node
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan with what it is about."""
+    """A plan, and what it was made for: sizes, work by unit, link and peers."""
 
     plan: Plan
     missing_bytes: int
@@ -31,13 +31,14 @@ class Planned:
 
     @property
     def most_per_gb(self) -> float:
+        """The highest price of a gigabyte, in US dollars, that the plan counts with; infinite without a link."""
         return self.link.per_gb if self.link else math.inf
 
 
 async def best(
     node: Node, usable: Sequence[Resolved], objective: Objective, *, hybrid: bool = False, measure: bool = False
 ) -> tuple[Resolved, Planned]:
-    """Of artifacts judged usable the one that costs least to have, and whether to fetch it.
+    """Return the usable artifact that costs least to have, with its plan: whether to fetch it.
 
     `hybrid`: whether the first part may be computed while the last arrives.  `measure`: measure prefill first
     if that was never done, which takes seconds; otherwise what was never measured is not held against a fetch,
@@ -53,7 +54,7 @@ async def best(
 
 
 def _rank(node: Node, plan: Plan, objective: Objective) -> tuple[bool, tuple[float, float]]:
-    """The lower, the better to have from elsewhere."""
+    """Return a sort key: the lower, the better the artifact is to have from elsewhere."""
     ways = [way for way in (plan.fetch, plan.hybrid) if way is not None]
     able = [way for way in ways if way.over(objective) is None]
     best = min((way.score(prices(node), objective) for way in able or ways), default=(math.inf, math.inf))
@@ -61,7 +62,7 @@ def _rank(node: Node, plan: Plan, objective: Objective) -> tuple[bool, tuple[flo
 
 
 def raw_by_codec(files: Iterable[ChunkRef | FileRef]) -> dict[str, int]:
-    """Raw bytes that each codec has to decode."""
+    """Sum up the raw bytes that each codec has to decode."""
     raw: dict[str, int] = {}
     for file in files:
         if isinstance(file, ChunkRef):
@@ -80,9 +81,9 @@ async def plan_chunks(
     measure: bool = False,
     curve: PrefillCurve | None = None,
 ) -> Planned:
-    """The plan for the files that the first `tokens` tokens need (None: all), by which of them are not here.
+    """Plan how to have the files that the first `tokens` tokens need (None: all), by which of them are not here.
 
-    `curve`: what prefilling costs who asks, where that is not this node's own model process.
+    `curve`: what prefilling costs the caller, where that is not this node's own model process.
     """
     await asyncio.to_thread(predictors.supply, node, manifest)
     files = [manifest.files[i] for i in needed_files(manifest, tokens)]
@@ -125,7 +126,7 @@ def work_of(
     *,
     by_run: bool,
 ) -> Work:
-    """What each unit costs to compute here, to fetch and to load.  A predictor comes with the last unit.
+    """Estimate what each unit costs to compute here, to fetch and to load; a predictor comes with the last unit.
 
     `pace`: how much longer computing takes while the rest arrives.
     """
@@ -156,7 +157,7 @@ def decide_here(
     work: Work | None = None,
     able: bool = True,
 ) -> Plan:
-    """`cost.decide` with this node's measured load rates and its prices; `raw`: bytes by codec.
+    """Decide with this node's measured load rates and its prices (see `cost.decide`); `raw`: bytes by codec.
 
     `able`: this node has a model to prefill with, whether it was measured or not.
     """
@@ -174,7 +175,10 @@ def decide_here(
 
 
 def not_worth_it(artifact: str, chosen: Plan) -> PlanSaysPrefill:
-    """Exit 8, with the figures: prefilling is better, or a budget is broken."""
+    """Make the error of a fetch that is not worth it (exit code 8), with the plan's figures.
+
+    Prefilling is better, or a budget would be exceeded.
+    """
     return PlanSaysPrefill(
         f"fetching {artifact} is not worth it: {chosen.reason}",
         hint="kvswap fetch --force fetches all the same",
@@ -186,9 +190,9 @@ Judge = Callable[[float, int], Plan]
 
 
 async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge | None:
-    """For a fetch under way: (bytes per second seen, bytes missing) -> the plan for the rest.
+    """Make the function that plans the rest of a fetch under way: (bytes per second seen, bytes missing) -> plan.
 
-    None when this node cannot prefill.  One that was never measured is, now that there is time.
+    None when this node cannot prefill.  If prefill was never measured, it is now, beside the fetch.
     """
     choice = await own_model(node.model)
     if choice is None:
@@ -207,12 +211,16 @@ async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge |
 
 
 def prices(node: Node) -> Prices:
+    """Return the prices of this node's settings, in US dollars."""
     s = node.settings
     return Prices(s.price_per_gb, s.price_per_second, s.value_per_second, s.price_per_million_tokens)
 
 
 def best_link(node: Node, peers: tuple[str, ...]) -> Link | None:
-    """The fastest of these peers; a lower bound on what several together reach."""
+    """Return the link of the fastest of these peers, at the price of the dearest; None without peers.
+
+    It is a lower bound on what several together reach.
+    """
     links = [node.calibration.link(p, node.settings.assumed_link_bytes_per_second) for p in peers]
     fastest = max(links, key=lambda link: link.bytes_per_second, default=None)
     return replace(fastest, per_gb=max(node.peers.price(p) for p in peers)) if fastest else None
@@ -236,7 +244,10 @@ def measure_beside(node: Node, choice: ModelChoice, block_tokens: int) -> None:
 
 
 async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> PrefillCurve | None:
-    """Measure a few blocks on this machine and keep the result."""
+    """Measure prefill and codecs with a few blocks on this machine, and keep the result.
+
+    Returns the prefill curve.
+    """
     node.events.add("calibrating", model=choice.name)
     known = predictors.path(node, choice)
     predictor = str(known) if known is not None else None

@@ -1,1 +1,1 @@
-"""Keeping and signing what is made here."""
+"""The common steps of publishing: keep what is made here, sign it, withdraw it."""

@@ -1,6 +1,6 @@
-"""Keeping what is made - by the model process, or by an engine - and signing it: chunks into the store, a manifest.
+"""Ingest: chunks that the model process or an engine makes go into the store, and a manifest of them is signed.
 
-What makes it sends chunks and a fingerprint as events and ends with all else that a manifest says.
+What makes them sends chunks and a fingerprint as events and ends with all else that a manifest says.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EVENTS = ("chunk", "fingerprint")  # the others say how far it is
 
 
 class _Chunk(msgspec.Struct):
-    """An event that carries a chunk: what a manifest says of it, its bytes, and the microseconds of its coding."""
+    """An event that carries a chunk: its entry in the manifest, its bytes, and the microseconds of its coding."""
 
     ref: ChunkRef
     data: bytes
@@ -48,7 +48,7 @@ class _Mark(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What is to be said of it; the files are in the store."""
+    """The outcome of a run, from which its manifest is made; the files are in the store."""
 
     result: dict[str, Any]
     refs: list[ChunkRef]
@@ -67,10 +67,10 @@ async def make(
     predictor: bytes | None = None,
     mark: bytes | None = None,
 ) -> Statement:
-    """Keep what `run` makes, sign what `describe` says of it, and offer it.
+    """Keep the chunks that `run` makes, sign the manifest that `describe` makes of them, and offer the artifact.
 
-    With `readers` nothing that is kept can be read by others.  `predictor`: which predictive chunks are coded
-    with.  `mark`: the fingerprint, unless it comes as an event.
+    With `readers` nothing that is kept can be read by others.  `predictor`: the predictor that predictive chunks
+    are coded with.  `mark`: the fingerprint, unless it comes as an event.
     """
     sealing = Sealing.new(readers) if readers is not None else None
     cid = Cid.of(predictor) if predictor is not None else None

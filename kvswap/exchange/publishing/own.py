@@ -1,4 +1,4 @@
-"""What this node published and finds wrong: unlisted at once, and withdrawn when a second computation agrees."""
+"""Artifacts of this node that it finds wrong: unlisted at once, and withdrawn when a second computation agrees."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Climb = Callable[[Sequence[Level]], Awaitable[Ladder]]
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What a look came to; `why` is empty where nothing is wrong."""
+    """The result of one verification; `why` is empty where nothing is wrong."""
 
     ladder: Ladder
     why: str = ""
@@ -39,7 +39,7 @@ class _Look:
 
 
 async def look_at_own(node: Node, statement: Statement, climb: Climb, levels: Sequence[Level]) -> Ladder:
-    """Climb with an own artifact and act on what is found.  Raises what `climb` does.
+    """Verify an own artifact by these levels and act on what is found.  Raises what `climb` does.
 
     What is wrong is neither offered nor served from then on; everything is computed again, and where that finds it
     wrong as well, as when a former look did, it is withdrawn.  Where it is right after all it is listed again.

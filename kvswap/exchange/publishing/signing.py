@@ -1,4 +1,4 @@
-"""Signing what was made here, and saying which of it need not be made again."""
+"""The signature of what was made here, and which of it need not be made again."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ RENEW_SECONDS = 86_400  # an own artifact with less life than this is made again
 
 
 def new_life(node: Node, supersedes: Cid | None = None) -> Life:
-    """From now, for as long as this node's artifacts hold; `supersedes`: the artifact whose place it takes."""
+    """Make the lifetime of a new artifact: from now, for as long as this node's settings say.
+
+    `supersedes`: the artifact whose place it takes.
+    """
     now = int(time.time())
     old = bytes(supersedes) if supersedes is not None else None
     return Life(issued=now, expires=now + node.settings.artifact_days * 86_400, sequence=now, supersedes=old)
 
 
 def sign(node: Node, manifest: Manifest, sealing: Sealing | None = None) -> Statement:
-    """By this node's publisher key; `sealing`: for the members of a group, its files are sealed already.
+    """Sign a manifest with this node's publisher key.  Blocks for as long as the manifest is large; call in a thread.
 
-    Blocks for as long as the manifest is large; call in a thread.
+    `sealing`: sign it for the members of a group; its files are sealed already.  Raises `UsageError` for a text
+    that must not be written.
     """
     for part in (manifest.model, manifest.document, manifest.prefix, manifest.layout, manifest.numerics):
         for name, value in wire.plain(part).items() if part is not None else ():

@@ -1,4 +1,4 @@
-"""Withdrawing own artifacts: signed into the head record, removed here, told to peers."""
+"""Withdrawal of own artifacts: signed into the publisher status record, removed here, announced to peers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from kvswap.trust.head import SignedHead
 
 
 async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[str, Any]:
-    """Withdraw these artifacts, all published by this node, and return what was done."""
+    """Withdraw these artifacts, all published by this node, and return what was done.
+
+    Raises `UsageError` for more than a status record can list.
+    """
     own = node.identity.own
     signed = await asyncio.to_thread(_sign_without, node, mine, why)
     for row in mine:
@@ -42,7 +45,7 @@ def _sign_without(node: Node, mine: list[ArtifactRow], why: str) -> SignedHead:
 
 
 def superseded(node: Node, source: str, document: str) -> list[Statement]:
-    """Own artifacts of what stood at `source` before it was this document.  Blocks."""
+    """Return own artifacts of the document that stood at `source` before this one.  Blocks."""
     own = node.identity.own
     out = []
     for row in node.store.mentioning(own, source.encode(), SEALED_DTYPE):

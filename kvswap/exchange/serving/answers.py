@@ -1,4 +1,4 @@
-"""Answering peers from the store: of what may be offered (`permission`), checked as it is read."""
+"""The answers to peers from the store: of what may be offered (`permission`), checked as it is read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from kvswap.store import ArtifactRow
 
 
 async def answer(serving: Serving, caller: Caller, request: messages.Request) -> Any:
-    """The body of the answer.  Raises `NotFound`, `PeerBusy` or `UsageError`, which the peer is told."""
+    """Return the body of the answer to a peer's request.
+
+    Raises `NotFound`, `PeerBusy` or `UsageError`, which are sent to the peer.
+    """
     if isinstance(request, messages.Find):
         return await _find(serving, caller, request)
     if isinstance(request, messages.GetManifest):
@@ -45,7 +48,7 @@ async def _chunk(serving: Serving, peer: str, text: str) -> Held:
 
 
 def _require_offered(serving: Serving, artifact: str) -> str:
-    """The id of an artifact that peers may have.  Raises `NotFound`."""
+    """Return the id of an artifact that peers may have.  Raises `NotFound`."""
     row = serving.node.store.get_artifact(str(Cid.parse(artifact)))
     if row is None or not serving.node.permission.offered(row):
         raise NotFound(f"artifact {artifact} is not here")
@@ -53,7 +56,7 @@ def _require_offered(serving: Serving, artifact: str) -> str:
 
 
 async def _manifest(serving: Serving, peer: str, artifact: str) -> Held:
-    """Room and turns are those of chunks: a manifest may be as large as one."""
+    """Return an envelope under the limits of chunks: a manifest may be as large as one."""
     size = await asyncio.to_thread(lambda: serving.node.store.envelope_length(_require_offered(serving, artifact)))
     data = await serving.uploads.share(peer, size, partial(_envelope, serving, artifact))
     return Held(data, partial(serving.uploads.give_back, peer, size))
@@ -89,7 +92,10 @@ async def _join(serving: Serving, caller: Caller, request: messages.Join) -> mes
 
 
 def _grant(serving: Serving, caller: Caller, artifacts: list[str]) -> messages.Grant | None:
-    """A token of this stream, which opens these artifacts too: the one it has for half of its life, then another."""
+    """Return a bulk ticket of this stream, which opens these artifacts too; None where none can be issued.
+
+    It is the one that the stream has for half of its life, then another.
+    """
     record, now = serving.bulk_record, time.monotonic()
     if record is None:
         return None
@@ -147,7 +153,7 @@ async def _find(serving: Serving, caller: Caller, request: messages.Find) -> mes
 def _looked_up(
     serving: Serving, request: messages.Find, reference: str | Cid | None
 ) -> tuple[list[tuple[ArtifactRow, int]], str | None, bytes | None]:
-    """What is here, with the blocks shared; which of it fits the reader; and its envelope, where it may come along."""
+    """Return what is here, with the blocks shared; which of it fits the reader; and its envelope, if small enough."""
     if reference is None:
         pairs = serving.node.store.longest_prefix(request.chain or [])
     else:
@@ -162,13 +168,13 @@ def _looked_up(
 
 
 def _said(serving: Serving, request: messages.Find, publishers: list[str]) -> tuple[list[bytes], list[bytes]]:
-    """Head records and audits that a reader is told."""
+    """Return the status records and audits to send to a reader."""
     told = audits_of(serving.node, request.artifact, request.document) if request.chain is None else []
     return heads_of(serving.node, publishers), told
 
 
 async def _prepare(serving: Serving, artifact: str) -> None:
-    """Who asked for one artifact is going to join it: have its chunks ready."""
+    """Have the chunks of an artifact ready: who asked for one artifact is going to join it."""
     with contextlib.suppress(KvswapError):
         await asyncio.to_thread(serving.chunk_list, artifact)
 

@@ -1,4 +1,4 @@
-"""Sharing among peers: each one that waits has its turn, whatever the others ask for.
+"""Fair sharing among peers: each one that waits has its turn, whatever the others ask for.
 
 `Room` shares memory, `Pacer` shares bytes per second.  Both serve waiting peers in rotation, and the
 requests of one peer in order.
@@ -15,7 +15,7 @@ _Turn = tuple[int, "asyncio.Future[None]"]
 
 
 class _Rotation:
-    """Waiting requests by peer."""
+    """The waiting requests by peer."""
 
     def __init__(self) -> None:
         self._queues: OrderedDict[str, deque[_Turn]] = OrderedDict()
@@ -32,7 +32,7 @@ class _Rotation:
         return turn
 
     def heads(self) -> list[tuple[str, int, asyncio.Future[None]]]:
-        """The first living request of each peer, the peer whose turn it is first."""
+        """Return the first living request of each peer, the peer whose turn it is first."""
         out = []
         for peer in list(self._queues):
             queue = self._queues[peer]
@@ -54,7 +54,10 @@ class _Rotation:
 
 
 class Room:
-    """At most `capacity` bytes are held by all peers, and `per_peer` by one; a larger piece goes alone."""
+    """A memory quota: at most `capacity` bytes are held by all peers, and `per_peer` by one.
+
+    A larger piece goes alone.
+    """
 
     def __init__(self, capacity: int, per_peer: int, waiting_per_peer: int) -> None:
         self._capacity = capacity
@@ -65,10 +68,11 @@ class Room:
 
     @property
     def used(self) -> int:
+        """The bytes that are held now."""
         return self._held.total()
 
     async def acquire(self, peer: str, size: int) -> None:
-        """Wait for room.  Raises `PeerBusy` when this peer has too many requests waiting already."""
+        """Wait for `size` bytes of room.  Raises `PeerBusy` when this peer has too many requests waiting already."""
         if self._rotation.waiting(peer) >= self._waiting_per_peer:
             raise PeerBusy(f"more than {self._waiting_per_peer} requests of yours are waiting")
         turn = self._rotation.add(peer, size)
@@ -81,6 +85,7 @@ class Room:
             raise
 
     def release(self, peer: str, size: int) -> None:
+        """Give back `size` bytes that a peer holds, and let waiting requests go on."""
         self._held[peer] -= size
         self._held += Counter()
         self._dispatch()
@@ -99,7 +104,7 @@ class Room:
 
 
 class Pacer:
-    """At most `rate` bytes a second to all peers together; 0: as fast as they take it."""
+    """A rate limit: at most `rate` bytes a second to all peers together; 0: as fast as they take it."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate

@@ -1,4 +1,4 @@
-"""Which chunks an artifact has, for readers that ask again and again."""
+"""The chunk lists of artifacts, cached for readers that ask again and again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CID_BYTES = 160  # of one id in memory, about
 
 
 class ChunkLists:
-    """The chunk ids of artifacts in the store, in the manifest's order.  From any thread."""
+    """The CIDs of artifacts' files in the store, in the manifest's order.  May be used from any thread."""
 
     def __init__(self, read: Callable[[str], list[Cid]]) -> None:
         """`read(artifact)` makes the list of one; it blocks, and raises `NotFound`."""

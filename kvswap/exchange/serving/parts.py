@@ -1,4 +1,4 @@
-"""What a node serves with: tokens, chunks on their way, and the HTTPS port."""
+"""The parts that a node serves with: bulk tickets, chunks on their way, and the HTTPS port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvswap.net.bulk import BulkIdentity, BulkServer, Tokens
 
 
 class Serving:
-    """The giving side of one node."""
+    """The serving side of one node."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -30,7 +30,7 @@ class Serving:
 
     @property
     def bulk_record(self) -> messages.BulkRecord | None:
-        """Where this node serves HTTPS, signed; None when it does not."""
+        """The signed record of where this node serves HTTPS; None when it does not."""
         return self.bulk_server.record if self.bulk_server is not None else None
 
     async def serve_bulk(self) -> None:

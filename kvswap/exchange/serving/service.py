@@ -1,4 +1,4 @@
-"""A node that takes part: it joins the network, answers peers, hears what they announce, and ends in order."""
+"""The service of a node that takes part: it joins the network, answers peers, hears what they announce, and ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvswap.net.server import Server
 
 
 class Service:
-    """One node from start to stop."""
+    """The life of one node from start to stop."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -73,13 +73,13 @@ class Service:
         self.spoken.note(heard.artifact, announcement.origin)
 
     def _dialable(self, provider: messages.Provider) -> tuple[str, ...]:
-        """The addresses that a peer said of itself, as far as they may be dialled; and passed on to others."""
+        """Return the addresses that a peer said of itself, as far as they may be dialled and passed on to others."""
         transport = self.node.transport
         near = provider.peer in transport.connected()
         return allowed(provider.addresses, transport.host_of(provider.peer) if near else transport.vicinity())
 
     async def stop(self) -> None:
-        """End all that runs, first what others start, and write what is to be remembered."""
+        """End all that runs, first what others start, and write what is to be kept."""
         await self.node.background.stop()
         if self.serving.bulk_server is not None:
             await self.serving.bulk_server.stop()

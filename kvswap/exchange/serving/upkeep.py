@@ -65,7 +65,7 @@ async def keep_bulk(node: Node, serve_bulk: Step) -> None:
 
 
 class Bootstrap:
-    """Be connected to every peer that the settings name; one that is not reached holds up no other.
+    """The connections to the peers that the settings name; one that is not reached holds up no other.
 
     They are dialled at once, `_DIALLED` at a time, and who was tried longest ago first.
     """
@@ -76,7 +76,7 @@ class Bootstrap:
         self._tried: dict[str, float] = {}
 
     async def step(self) -> None:
-        """Dial who is not connected; nobody is waited for."""
+        """Dial the peers that are not connected; waits for none of them."""
         node, transport = self._node, self._node.transport
         if not node.p2p:
             return
@@ -114,7 +114,7 @@ def _named(address: str) -> str:
 
 
 class Announcing:
-    """Tell peers we meet what we hold: a record given to nobody is found by nobody.
+    """The announcements of what is held, to peers that are met: a record given to nobody is found by nobody.
 
     All artifacts have their turn, newest first and then where the last round ended.  After a round it rests for as
     long as that took, however many peers come and go.
@@ -129,7 +129,7 @@ class Announcing:
         self._again_at = 0.0
 
     async def step(self) -> None:
-        """Look who is new, and do a round if there is something to tell and the last one is long enough ago."""
+        """Look for new peers, and do a round if there is something to announce and the last one is long enough ago."""
         node, now = self._node, time.monotonic()
         if not node.p2p:
             return

@@ -22,7 +22,7 @@ from kvswap.store import ChunkFile, Ledger, Store
 
 
 class Uploads:
-    """Implements `net.bulk.Chunks`; libp2p answers go through it as well."""
+    """The chunks on their way to peers: implements `net.bulk.Chunks`, and libp2p answers go through it as well."""
 
     def __init__(self, store: Store, permission: Permission, ledger: Ledger, counters: Counters, rate: int) -> None:
         self._store = store
@@ -36,14 +36,17 @@ class Uploads:
         self.paced = rate > 0
 
     def permit(self, peer: str, cid: Cid, artifacts: Collection[str] | None = None) -> None:
-        """Raise `PeerBusy` or `NotFound` unless this peer may be given this chunk now: one of these artifacts'."""
+        """Raise `PeerBusy` or `NotFound` unless this peer may be given this chunk now.
+
+        `artifacts`: those that the peer's bulk ticket names; the chunk must belong to one of them.
+        """
         self._permission.refuse_chunk(peer, cid, artifacts)
 
     # -- in pieces, from any thread ----------------------------------------------------------------
 
     @contextmanager
     def open(self, peer: str, cid: Cid) -> Iterator[ChunkFile]:
-        """Open a chunk for a peer.  Raises `NotFound`, `IntegrityError`, `PeerBusy`."""
+        """Open a chunk for a peer, as a context manager.  Raises `NotFound`, `IntegrityError`, `PeerBusy`."""
         self.permit(peer, cid)
         with self._lock:
             if self._open[peer] >= LIMITS.uploads_per_peer:
@@ -71,7 +74,7 @@ class Uploads:
     # -- whole -------------------------------------------------------------------------------------
 
     async def take(self, peer: str, cid: Cid) -> tuple[bytes, int]:
-        """Return the bytes and the room they take, until `give_back`.  Raises as `open` does."""
+        """Return the bytes of a chunk and the room they take, until `give_back`.  Raises as `open` does."""
         size = await asyncio.to_thread(self._permitted_length, peer, cid)
         await self._room.acquire(peer, size)
         try:
@@ -104,4 +107,5 @@ class Uploads:
         return data
 
     def give_back(self, peer: str, size: int) -> None:
+        """Give back the room of bytes that `take` or `share` returned, once they are sent."""
         self._room.release(peer, size)

@@ -1,4 +1,4 @@
-"""Making chunks of an artifact local: what a whole fetch and a shared beginning both do."""
+"""Downloading chunks of an artifact into the store: what a whole fetch and a shared prefix both do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def bring(
 ) -> Transfer:
     """Fetch the files of these indices that are not here; the artifact is listed, complete or not.
 
-    `begin` is called with the transfer before it starts, by who wants to follow or change it.  Raises what
+    `begin` is called with the transfer before it starts, for callers that follow or change it.  Raises what
     `Transfer.run` does, and `NotFound` when the store could not keep them.
     """
     manifest = statement.manifest
@@ -58,17 +58,17 @@ async def bring(
 
 
 def _list(node: Node, statement: Statement) -> bool:
-    """What comes from peers can be had from them again: no need to wait for the disk."""
+    """List the artifact without waiting for the disk: what comes from peers can be had from them again."""
     return list_artifact(node.store, statement, durable=False)
 
 
 def _listed(node: Node, statement: Statement, kept: Sequence[Cid]) -> list[Cid]:
-    """Note what is here now; those of `kept` that are not."""
+    """List what is here now, and return those of `kept` that are not."""
     return [] if _list(node, statement) else node.store.missing(kept)
 
 
 def note_fetched(node: Node, statement: Statement, transfer: Transfer, seconds: float) -> None:
-    """An artifact is complete in the store: tell of it."""
+    """Count, log and announce an artifact that is now complete in the store; `seconds` is what the fetch took."""
     node.counters.fetched += 1
     node.events.add(
         "fetched",

@@ -1,4 +1,4 @@
-"""Choosing which artifact to have, and whether it is worth fetching."""
+"""The choice of the artifact to have, and whether it is worth fetching."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from kvswap.exchange.transfer.sources import approach
 async def choose(
     node: Node, reference: str | Cid, terms: Terms, progress: Progress, *, hybrid: bool = False
 ) -> tuple[Resolved, Planned]:
-    """The artifact to have.  Raises `PlanSaysPrefill` when that is not worth it, and what `resolve` does."""
+    """Choose the artifact to have for a reference, and plan how.
+
+    Raises `PlanSaysPrefill` when fetching is not worth it, and what `resolve` does.
+    """
     usable = await resolve(node, reference, terms)
     for found in usable:
         approach(node, found.peers, str(found.statement.artifact))

@@ -1,4 +1,4 @@
-"""A document's cache in the model process while its chunks are still on their way.
+"""Loading a document's cache into the model process while its chunks are still on their way.
 
 The transfer brings units from the last to the first, the model process loads them as they come and, where
 the text is at hand, computes from the first on; what it computes is not fetched any more.  What came stays
@@ -49,7 +49,8 @@ async def run_from(
 ) -> tuple[dict[str, Any], Transfer | None]:
     """Run `answer` in the model process from a source, of which some or all is still to be fetched.
 
-    With `text` among the arguments a source that dries up only means that more is computed.
+    With `text` among the arguments a source that dries up only means that more is computed.  Returns what the job
+    made, and the transfer if there was one.
     """
     manifest = source.statement.manifest
     arguments = arguments | {
@@ -66,7 +67,7 @@ async def run_from(
 
 
 class _Feed:
-    """One transfer that feeds one job."""
+    """A transfer that feeds one job of the model process."""
 
     def __init__(
         self, node: Node, choice: ModelChoice, source: Source, terms: Terms, progress: Progress, *, computes: bool
@@ -135,13 +136,13 @@ class _Feed:
             fetching.cancel()
 
     def _give_up(self, number: int) -> None:
-        """This unit is computed: its chunks need not come."""
+        """Drop the chunks of a unit that is computed: they need not come."""
         self._given_up |= set(self._units[number].chunks)
         if self._transfer is not None:
             self._transfer.skip(self._units[number].chunks)
 
     async def _fetch(self, lowest: int) -> None:
-        """Until all is here or nobody sends it; the job is told of everything that matters to it."""
+        """Fetch until all is here or nobody sends it; the job is sent everything that matters to it."""
         node, statement, files = self._node, self._source.statement, self._files
         wanted = [i for unit in reversed(files[lowest:]) for i in unit]
         rest = None
@@ -193,7 +194,10 @@ class _Feed:
 
 
 def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
-    """The first unit that may be fetched within the budgets of bytes and dollars."""
+    """Return the number of the first unit that may be fetched within the budgets of bytes and dollars.
+
+    Units are fetched from the last to the first; `per_gb` is in US dollars.
+    """
     most = objective.max_bytes
     if objective.max_dollars is not None and per_gb > 0:
         affordable = int(objective.max_dollars / per_gb * 1e9)
@@ -208,7 +212,7 @@ def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
 
 
 def learned(node: Node, source: Source, made: dict[str, Any]) -> None:
-    """Keep what a run from the store showed of loading; while chunks arrive, it waits for them."""
+    """Record how fast a run from the store loaded; one that waited for chunks, or computed, says nothing of that."""
     if source.planned.missing_bytes or made["computed"]:
         return
     files = source.statement.manifest.chunks

@@ -1,4 +1,6 @@
-"""Who is asked for which chunk, when.  Pure: no clock, no IO, no randomness but the given one.
+"""The download schedule: which peer is asked for which chunk, when.
+
+It is pure: no clock, no IO, no randomness but the given one.
 
 *Which chunk*: the reader's order is cut into waves; the first unfinished wave goes first, within it
 the chunk that fewest peers have (BitTorrent's rarest first: it spreads what only one peer can give),
@@ -73,7 +75,7 @@ class _Peer:
 
 
 class Schedule:
-    """The state of one transfer.  Chunks are numbered in the reader's order."""
+    """The state of one transfer.  Chunks are numbered in the reader's order; `lengths` are in bytes."""
 
     def __init__(self, lengths: Sequence[int], *, wave: int = 64, rng: random.Random | None = None) -> None:
         self._chunks = [_Chunk(length) for length in lengths]
@@ -91,44 +93,48 @@ class Schedule:
 
     @property
     def complete(self) -> bool:
+        """True if every chunk is done or not wanted any more."""
         return not self._unfinished
 
     @property
     def left(self) -> int:
-        """Chunks that are not done."""
+        """The number of chunks that are not done."""
         return len(self._unfinished)
 
     def peers(self) -> list[str]:
+        """List the peers that take part."""
         return list(self._peers)
 
     def rate(self, peer: str) -> float | None:
-        """Bytes per second, or None while unknown."""
+        """Return the present rate of a peer in bytes per second, or None while unknown."""
         known = self._peers.get(peer)
         return known.rate if known else None
 
     def mean_rate(self, peer: str) -> float | None:
-        """Bytes per second over all the time in which it was sending; None: too short to tell."""
+        """Return a peer's bytes per second over all the time in which it was sending; None where that was too short."""
         known = self._peers.get(peer)
         if known is None or known.measured_seconds <= 0:
             return None
         return known.measured_bytes / known.measured_seconds
 
     def total_rate(self) -> float:
+        """Sum up the known rates of all peers, in bytes per second."""
         return sum(p.rate or 0.0 for p in self._peers.values())
 
     def arriving(self) -> int:
-        """Bytes received of chunks that are not done; of each chunk, from the peer that is furthest."""
+        """Count the bytes received of chunks that are not done; of each chunk, from the peer that is furthest."""
         under_way = (self._chunks[i] for i in self._unfinished if self._chunks[i].flights)
         return sum(max(f.received for f in chunk.flights.values()) for chunk in under_way)
 
     def flights(self, peer: str) -> int:
+        """Count the chunks that a peer has in flight."""
         known = self._peers.get(peer)
         return len(known.flights) if known else 0
 
     # -- peers -----------------------------------------------------------------------------------
 
     def set_peer(self, peer: str, has: Iterable[int], rate: float | None = None) -> None:
-        """A peer is here, or has more than before.  `rate` is what an earlier transfer showed."""
+        """Add a peer, or replace what it has; `rate` is what an earlier transfer showed, in bytes per second."""
         known = self._peers.setdefault(peer, _Peer(rate=rate, proven=rate is not None))
         new = {i for i in has if 0 <= i < len(self._chunks)}
         for index in known.has - new:
@@ -138,7 +144,7 @@ class Schedule:
         known.has = new
 
     def drop_peer(self, peer: str) -> None:
-        """A peer is gone: what it had under way is wanted again."""
+        """Remove a peer that is gone: what it had under way is wanted again."""
         known = self._peers.pop(peer, None)
         if known is None:
             return
@@ -150,7 +156,10 @@ class Schedule:
     # -- giving out ------------------------------------------------------------------------------
 
     def next(self, peer: str, now: float) -> int | None:
-        """The chunk to ask this peer for, now counted as in flight; None: nothing for it at present."""
+        """Choose the chunk to ask this peer for, now counted as in flight.
+
+        None where there is nothing for it at present.
+        """
         known = self._peers.get(peer)
         if known is None or len(known.flights) >= self._window(known):
             return None
@@ -206,7 +215,7 @@ class Schedule:
         return mine <= max(together, alone) + _SLACK_SECONDS
 
     def _proves(self, peer: str, now: float) -> bool:
-        """Say whether a peer gave a chunk before, and goes on doing so."""
+        """Return True if a peer gave a chunk before, and goes on doing so."""
         known = self._peers[peer]
         flights = [self._chunks[i].flights[peer] for i in known.flights]
         return known.proven and (not flights or any(now - f.last <= _SILENT_SECONDS for f in flights))
@@ -215,7 +224,7 @@ class Schedule:
         return sum(self._chunks[i].length for i in known.flights)
 
     def _hedge(self, peer: str, known: _Peer, now: float) -> int | None:
-        """The chunk expected latest that this peer would have well before."""
+        """Choose the chunk expected latest that this peer would have well before."""
         worst, chosen = 0.0, None
         for index in known.has & self._unfinished:
             chunk = self._chunks[index]
@@ -243,11 +252,11 @@ class Schedule:
 
     @staticmethod
     def _guess(known: _Peer) -> float:
-        """Seconds for a chunk from a peer of which nothing is known; one trial, and no more until it gave something."""
+        """Guess the seconds for a chunk from an unknown peer; one trial, and no more until it gave something."""
         return float("inf") if known.given or known.flights else _TRIAL_SECONDS
 
     def _expected(self, peer: str, chunk: _Chunk, flight: _Flight, now: float) -> float:
-        """Seconds until this flight is done, by what it and its peer showed so far."""
+        """Estimate the seconds until this flight is done, by what it and its peer showed so far."""
         elapsed = max(now - flight.began, 1e-3)
         known = self._peers[peer]
         rate = flight.received / elapsed if flight.received and elapsed > _MEASURE_SECONDS else 0.0
@@ -257,7 +266,7 @@ class Schedule:
     # -- what happened ---------------------------------------------------------------------------
 
     def progress(self, peer: str, chunk: int, size: int, now: float) -> None:
-        """`size` more bytes of a chunk came from a peer."""
+        """Count `size` more bytes of a chunk that came from a peer, at the time `now`."""
         known, flight = self._peers.get(peer), self._chunks[chunk].flights.get(peer)
         if known is None or flight is None:
             return
@@ -282,7 +291,7 @@ class Schedule:
             known.window_bytes, known.window_began = 0, now
 
     def received(self, peer: str, chunk: int) -> list[str] | None:
-        """A whole chunk came; it is going to be checked.
+        """Note that a whole chunk came from a peer; it is going to be checked.
 
         Returns the peers whose flights for it are now useless, or None when it came too late itself.
         """
@@ -297,7 +306,7 @@ class Schedule:
         return losers
 
     def done(self, chunk: int) -> None:
-        """A chunk is in the store."""
+        """Note that a chunk is in the store."""
         if chunk in self._unfinished:
             self._unfinished.discard(chunk)
             self.left_bytes -= self._chunks[chunk].length
@@ -306,7 +315,7 @@ class Schedule:
         self._chunks[chunk].state = "done"
 
     def skip(self, chunk: int) -> list[str]:
-        """A chunk is not wanted any more.  Returns the peers whose flights for it are now useless."""
+        """Drop a chunk that is not wanted any more, and return the peers whose flights for it are now useless."""
         state = self._chunks[chunk]
         if state.state != "wanted":
             return []
@@ -317,7 +326,7 @@ class Schedule:
         return losers
 
     def failed(self, peer: str, chunk: int) -> None:
-        """A flight ended without the chunk, or with a wrong one: it is wanted again."""
+        """Note that a flight ended without the chunk, or with a wrong one: it is wanted again."""
         self._land(chunk, peer)
         state = self._chunks[chunk]
         known = self._peers.get(peer)
@@ -327,14 +336,14 @@ class Schedule:
             self._first = min(self._first, chunk)
 
     def lacks(self, peer: str, chunk: int) -> None:
-        """A peer that said to have a chunk has it not."""
+        """Note that a peer does not have a chunk that it claimed to have."""
         known = self._peers.get(peer)
         if known is not None:
             known.has.discard(chunk)
         self._chunks[chunk].holders.discard(peer)
 
     def slow(self, peer: str, now: float) -> bool:
-        """Whether a peer with something in flight is below the slowest rate that is waited for."""
+        """Return True if a peer with something in flight is below the slowest rate that is waited for."""
         known = self._peers.get(peer)
         if known is None or not known.flights:
             return False

@@ -1,10 +1,10 @@
-"""One peer as a source of chunks: over HTTPS where its bulk plane is reached, over libp2p streams where not.
+"""A peer as a source of chunks: over HTTPS where its bulk plane is reached, over libp2p streams where not.
 
-The choice makes itself.  A peer is joined on a libp2p stream, which stays open: it carries the token,
+The choice makes itself.  A peer is joined on a libp2p stream, which stays open: it carries the bulk ticket,
 and says from time to time what the peer has by now and who else is fetching.  Chunks then come from the
 peer's HTTPS port at the address of that very connection; when no connection comes about there, or it
 is a relayed peer, each chunk in flight has a libp2p stream of its own.  A peer where the artifact was
-found just now, whole, handed over a token with its answer, and is joined while its chunks come already.
+found just now, whole, handed over a ticket with its answer, and is joined while its chunks come already.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def approach(node: Node, peers: Sequence[str], artifact: str) -> None:
 
 
 def _aim(node: Node, peer: str, grant: messages.Grant | None) -> BulkTarget | None:
-    """Where its chunks are had over HTTPS.  Raises `IntegrityError` for a forged record."""
+    """Return where a peer's chunks are had over HTTPS; None for nowhere.
+
+    Raises `IntegrityError` for a forged record.
+    """
     host = node.transport.host_of(peer)
     if grant is None or host is None:
         return None
@@ -46,7 +49,7 @@ def _aim(node: Node, peer: str, grant: messages.Grant | None) -> BulkTarget | No
 
 
 class Source:
-    """Joined to one peer for one artifact.  `open`, then `chunk` any number at once, then `close`."""
+    """The connection to one peer for one artifact: `open`, then `chunk` any number at once, then `close`."""
 
     def __init__(self, node: Node, peer: str, artifact: str, chunks: int) -> None:
         self._node = node
@@ -63,16 +66,16 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """How chunks come: "https" or "libp2p"."""
+        """The way that chunks come: "https" or "libp2p"."""
         return "https" if self._target is not None else "libp2p"
 
     @property
     def joined(self) -> bool:
-        """Whether this reader is a member of the artifact's swarm there; `refresh` makes it one."""
+        """True if this reader is a member of the artifact's swarm at the peer; `refresh` makes it one."""
         return self._control is not None
 
     async def open(self, address: PeerAddress) -> None:
-        """Connect and join, if that is needed for asking.
+        """Connect to the peer, and join the artifact's swarm there unless a bulk ticket is held already.
 
         Raises `Unreachable`, `PeerError`, `NotFound`, `IntegrityError` for a forged record.
         """
@@ -105,7 +108,7 @@ class Source:
         self.others = [PeerAddress(p.peer, tuple(p.addresses), teller) for p in peers if p.peer not in (me, self.peer)]
 
     async def refresh(self) -> None:
-        """What it has, and who else is at it, by now.  Raises as `open` does."""
+        """Ask what the peer has by now, and which others are fetching.  Raises as `open` does."""
         async with self._asking:
             if self._control is None:
                 await self._join(PeerAddress(self.peer))
@@ -114,9 +117,9 @@ class Source:
         self._heard(reply.have, reply.peers)
 
     async def chunk(self, cid: Cid, into: memoryview, on_bytes: OnBytes) -> Cid | None:
-        """Fill `into`; what it holds now, where that was computed on the way.
+        """Fill `into` with a chunk; returns the CID of the received bytes where it was computed on the way, else None.
 
-        Not checked but for its length.  Raises `PeerError`, `NotFound`, `IntegrityError`.
+        Nothing is checked but the length.  Raises `PeerError`, `NotFound`, `IntegrityError`.
         """
         for renewed in (False, True):
             target = self._target
@@ -135,7 +138,7 @@ class Source:
         return None
 
     def _without_bulk(self, target: BulkTarget, error: KvswapError) -> None:
-        """From now on over libp2p, and so for a while with this peer."""
+        """Use libp2p from now on, and for a while for all that comes from this peer."""
         if self._target is not None and self._target.endpoint == target.endpoint:
             self._target = None
             self._node.peers.neighbours.without_bulk(self.peer)
@@ -163,7 +166,7 @@ class Source:
         on_bytes(len(data))
 
     async def close(self) -> None:
-        """Leave; never raises."""
+        """Leave the swarm and close the streams; never raises."""
         for stream in self._idle:
             await stream.close()
         self._idle.clear()

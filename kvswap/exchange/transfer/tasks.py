@@ -1,4 +1,4 @@
-"""Tasks of a transfer: ended in order, their errors seen, their memory theirs until they are done."""
+"""The tasks of a transfer: ended in order, their errors seen, their memory theirs until they are done."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from kvswap.core.tasks import until_done
 
 
 def seen(task: asyncio.Task[None]) -> None:
-    """Its error is looked at by the peer's task, unless that one is ending for another one."""
+    """Mark the error of a task as seen, which the peer's task looks at unless it is ending for another one."""
     if not task.cancelled():
         task.exception()
 
 
 async def whole(function: Callable[..., Any], *arguments: Any) -> None:
-    """Run in a thread and await its end however often this is cancelled: it still uses our memory."""
+    """Run a function in a thread and await its end however often this is cancelled: it still uses our memory."""
     work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     try:
         await until_done([work])

@@ -1,1 +1,1 @@
-"""What is known for and against publishers and artifacts."""
+"""The evidence for and against publishers and artifacts: audits, publisher status records, outcomes of verification."""

@@ -1,4 +1,4 @@
-"""Audits: made of what was verified here, given to readers, taken from auditors whom this node trusts."""
+"""Audits: signed from what was verified here, given to readers, accepted from auditors whom this node trusts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kvswap.trust.ladder import Level, Step
 
 
 def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, samples: int, seed: bytes) -> SignedAudit:
-    """Sign and keep what a step that compares with the model found."""
+    """Sign an audit of what a level that compares with the model found, and keep it."""
     manifest = statement.manifest
     sampled = step.level == Level.SAMPLES
     signed = sign_audit(
@@ -62,17 +62,17 @@ def _row(signed: SignedAudit, document: str | None) -> AuditRow:
 
 
 def audits_of(node: Node, artifact: str | None, document: str | None) -> list[bytes]:
-    """What a reader is told who asks for an artifact or a document: failures first, none that is void."""
+    """Return the audits to send to a reader of an artifact or a document: failures first, none that is void."""
     rows = node.trust.records.audits(artifact=artifact, document=document)
     return [row.envelope for row in rows if not void(row)][: LIMITS.audits_told]
 
 
 def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str | None) -> None:
-    """Keep those by auditors whom we trust; the others count for nothing, whatever they say.
+    """Keep the audits by trusted auditors that came with a peer's answer; all others count for nothing.
 
     Nor do failures by older rules, nor what is issued in the future: it counts when it comes again in its time, and
     is held against nobody, since the clock that is wrong may be ours.
-    A publisher whom a trusted auditor caught is distrusted here as well.
+    A publisher that a trusted auditor banned is banned here as well.
     """
     for signed in told(node, peer, KIND, envelopes, LIMITS.audits_told, read_audit):
         audit = signed.audit
@@ -106,7 +106,10 @@ def take(node: Node, signed: SignedAudit, document: str | None) -> None:
 
 
 def distrust(node: Node, publisher: str, artifact: str, why: str, evidence: str, *, by: str) -> None:
-    """A publisher was caught: nothing of it is used any more, and what shows it is kept."""
+    """Ban a publisher that a check proved to be wrong: nothing of it is used any more, and the evidence is kept.
+
+    Nothing happens for this node's own key, or for one that is banned already.
+    """
     if publisher == node.identity.own or node.trust.policy.policy.caught(publisher) is not None:
         return
     node.trust.policy.distrust(publisher, why, artifact, evidence)
@@ -115,7 +118,10 @@ def distrust(node: Node, publisher: str, artifact: str, why: str, evidence: str,
 
 
 def coverage(node: Node, artifact: str) -> Coverage | None:
-    """What this node and auditors it trusts have looked at."""
+    """Sum up what this node and the auditors it trusts have checked of an artifact.
+
+    None where nobody checked layers.
+    """
     rows = node.trust.records.audits(artifact=artifact)
     return covered(read_audit(row.envelope).audit for row in rows if node.trust.policy.policy.trusts(row.auditor))
 
@@ -133,7 +139,7 @@ def refuse_if_failed(node: Node, statement: Statement) -> None:
 
 
 def listed(node: Node, publisher: str | None) -> list[dict[str, Any]]:
-    """For people: all that is kept, or what is about one publisher."""
+    """List the audits that are kept, all or those about one publisher, as JSON for people to read."""
     return [
         {
             "audit": row.id,

@@ -1,4 +1,4 @@
-"""What a manifest says of itself, and what a text says of it: refused or told before anything is concluded from it."""
+"""The claims of a manifest that keep others from checking it: refused, or reported before the artifact is used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def require_text(statement: Statement, text: str | None) -> None:
 
 
 def refuse_uncheckable(statement: Statement) -> None:
-    """Raise `Untrusted` for a stranger's artifact that nobody could verify, by its own word: it is not even fetched."""
+    """Raise `Untrusted` for an untrusted publisher's artifact that by its own word nobody could verify.
+
+    Such an artifact is not even fetched.
+    """
     said = uncheckable(statement.manifest)
     if not said:
         return
@@ -38,14 +41,14 @@ def refuse_uncheckable(statement: Statement) -> None:
 
 
 async def say_claims(node: Node, statement: Statement, progress: Progress) -> None:
-    """Tell the user of a trusted publisher's artifact what its manifest says that keeps others from checking it."""
+    """Report, for a trusted publisher's artifact, what its manifest says that keeps others from checking it."""
     if statement.manifest.publisher != node.identity.own:
         for why in claims(statement.manifest).values():
             await say_unchecked(node, statement, why, progress)
 
 
 async def say_unchecked(node: Node, statement: Statement, why: str, progress: Progress) -> None:
-    """Tell that an artifact is used although something of it cannot be checked."""
+    """Report that an artifact is used although a part of it cannot be checked: as an event, and to the caller."""
     artifact = str(statement.artifact)
     node.events.add("uncheckable", artifact=artifact, reason=why)
     await progress({"event": "uncheckable", "artifact": artifact, "reason": why})

@@ -1,4 +1,4 @@
-"""Heads of publishers: our own is signed and given out, those of others are kept and obeyed."""
+"""Publisher status records ("heads"): our own is signed and given out, those of others are kept and obeyed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _RENEW_SECONDS = LIMITS.head_seconds // 2
 
 
 def one_at_a_time(function: Callable[Concatenate[Node, P], T]) -> Callable[Concatenate[Node, P], T]:
-    """Let one thread of a node at a time change or make heads; a function that holds the lock may call another."""
+    """Let one thread of a node at a time change or sign status records.
+
+    A function that holds the lock may call another.
+    """
 
     @functools.wraps(function)
     def locked(node: Node, /, *arguments: P.args, **named: P.kwargs) -> T:
@@ -36,9 +39,9 @@ def one_at_a_time(function: Callable[Concatenate[Node, P], T]) -> Callable[Conca
 
 @one_at_a_time
 def own_head(node: Node) -> SignedHead | None:
-    """Of what this node published and still holds to; signed anew when that changed, or half its life is over.
+    """Return the status record of what this node published and stands by; None if it never published anything.
 
-    None when it never published anything.  Blocks; a sequence is signed once, whoever asks.
+    It is signed again when that changed, or half its life is over.  Blocks; a sequence is signed once, whoever asks.
     """
     own = node.identity.own
     now = int(time.time())
@@ -59,7 +62,7 @@ def own_head(node: Node) -> SignedHead | None:
 
 
 def stands_by(node: Node, publisher: str) -> list[str]:
-    """Name what a publisher whose key is here stands by: what holds by the index, but for the few that are withheld.
+    """List the artifacts that a publisher whose key is here stands by: all that hold, but the withheld ones.
 
     No row is read of all the others: there may be tens of thousands.
     """
@@ -71,7 +74,10 @@ def stands_by(node: Node, publisher: str) -> list[str]:
 
 
 def _fresh(head: Head, now: int) -> bool:
-    """Whether a head need not be signed again for its age.  One from the future helps nobody: readers refuse it."""
+    """Return True unless a status record must be signed again for its age.
+
+    One from the future must be as well: readers refuse it.
+    """
     return head.issued - LIMITS.clock_skew_seconds <= now < head.issued + _RENEW_SECONDS
 
 
@@ -84,6 +90,10 @@ def _still_says(head: Head, holding: list[str], withdrawn: dict[str, str], now: 
 
 
 def sign_head(node: Node, holding: list[str], withdrawn: dict[str, str], next_key: Key | None = None) -> SignedHead:
+    """Sign the next status record of this node's publisher key, and keep it in database and file.
+
+    `holding`: the artifacts it stands by; `withdrawn`: reasons by artifact; `next_key`: the key that succeeds this one.
+    """
     made = _signed_by(node, node.identity.publisher, holding, withdrawn, next_key)
     node.identity.head = ((), None)  # read again at the next look
     return made
@@ -106,7 +116,10 @@ def _known(node: Node, publisher: str) -> SignedHead | None:
 
 @one_at_a_time
 def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
-    """Return the heads that are known and have not expired, for a reader; our own first.  Blocks."""
+    """Return the status records of these publishers that are known and have not expired, for a reader.
+
+    Those of this node's retired keys come with them.  Blocks.
+    """
     now = time.time()
     out: list[bytes] = []
     for publisher in dict.fromkeys([*publishers, *node.identity.retired]):
@@ -122,7 +135,10 @@ def heads_of(node: Node, publishers: Iterable[str]) -> list[bytes]:
 
 @one_at_a_time
 def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
-    """Keep what is newer than what we have; a peer that passes on a forged one is not asked for a while.  Blocks."""
+    """Keep the status records that are newer than those we have, and remove what they withdraw.  Blocks.
+
+    A peer that passes on a forged one is not asked for a while.
+    """
     for signed in told(node, peer, KIND, envelopes, LIMITS.heads_told, read_head):
         head = signed.head
         if head.publisher == node.identity.own:
@@ -153,12 +169,12 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
 
 
 async def collect(node: Node) -> None:
-    """Delete the chunks that belong to nothing any more."""
+    """Delete the chunks that belong to no artifact any more."""
     await asyncio.to_thread(node.store.collect)
 
 
 def follow(node: Node, head: Head) -> None:
-    """Go on trusting who is trusted by the key that it names, and that has signed as well; not one the user removed.
+    """Trust the successor that a trusted publisher names and that has signed as well, unless the user removed it.
 
     Where the trust list cannot be written, that is done later (`waiting.attend`).
     """
@@ -175,7 +191,7 @@ def follow(node: Node, head: Head) -> None:
 
 
 def _still_retired(node: Node, head: Head) -> SignedHead:
-    """The last head of a key that is not used any more, again: it names the same successor."""
+    """Sign the last status record of a retired key again: it names the same successor."""
     then = head.successor
     last = next(
         (key for peer, key in node.identity.retired.items() if then and peer == then.peer), node.identity.publisher
@@ -184,7 +200,7 @@ def _still_retired(node: Node, head: Head) -> SignedHead:
 
 
 def require_current(node: Node, statement: Statement) -> None:
-    """Raise `Untrusted` for what its publisher has withdrawn."""
+    """Raise `Untrusted` for an artifact that its publisher has withdrawn."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
     why = node.trust.records.withdrawn(artifact, publisher)
     if why is not None:
@@ -194,7 +210,7 @@ def require_current(node: Node, statement: Statement) -> None:
 
 
 def freshness(node: Node, publisher: str) -> str:
-    """What is known of a publisher's withdrawals, for people."""
+    """Describe, for people to read, how old the news of a publisher's withdrawals is; empty when it is current."""
     known = _known(node, publisher)
     if known is None:
         return "no head record of the publisher is known: it may have been withdrawn"

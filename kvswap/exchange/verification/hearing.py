@@ -1,4 +1,4 @@
-"""What peers tell of publishers and artifacts: checked before anything is concluded from it."""
+"""Statements that peers pass on: checked before anything is concluded from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 def told(
     node: Node, peer: str, kind: str, envelopes: Iterable[bytes], most: int, read: Callable[[bytes], T]
 ) -> Iterator[T]:
-    """Statements of one kind that came with a peer's answer, checked.
+    """Iterate over the statements of one kind that came with a peer's answer, `most` at most, each checked by `read`.
 
     A forged one ends them, and is a lie of that peer.  One that is what its signer signed, and that we do not
     understand, is left out: it may be of a later version, and whoever passes it on vouches for the signature alone.
@@ -51,7 +51,7 @@ def heard(node: Node) -> Iterator[None]:
 
 
 async def read_current(node: Node, envelope: bytes) -> Statement:
-    """Check a statement's envelope, signature, payload and life.  Raises as `verify_envelope` does.
+    """Check the envelope, signature, payload and life of a statement, and return it.  Raises as `verify_envelope` does.
 
     A large one is read in a thread, which gives way between its chunks: the loop waits for no manifest.
     """

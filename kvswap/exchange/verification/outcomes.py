@@ -1,4 +1,7 @@
-"""What a climb came to, remembered: it decides of what strangers made whether it may be used, until rules change."""
+"""The outcomes of verification, which decide whether an untrusted publisher's artifact may be used.
+
+They hold until the rules change.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,19 @@ _WHOLE = frozenset(level for level in STRANGER if level not in (Level.POLICY, Le
 
 
 def is_own(node: Node, statement: Statement) -> bool:
-    """Say whether this node signed it, with the key it has now."""
+    """Return True if this node signed the artifact, with the key that it has now."""
     return statement.manifest.publisher == node.identity.own
 
 
 def settled(node: Node, statement: Statement) -> bool:
-    """Say whether nothing is left to verify: a trusted publisher's, or what a whole climb here ended well for."""
+    """Return True if nothing is left to verify: its publisher is trusted, or all levels were passed here."""
     if node.trust.policy.policy.trusts(statement.manifest.publisher):
         return True
     return passed(node.trust.records.outcome(str(statement.artifact)))
 
 
 def refuse_withheld(node: Node, statement: Statement) -> None:
-    """Raise `IntegrityError` for what was found wrong here, `Untrusted` for a stranger's that is disputed."""
+    """Raise `IntegrityError` for what was found wrong here, `Untrusted` for what is disputed and not trusted."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
     outcome = current(node.trust.records.outcome(artifact))
     if outcome is None:
@@ -52,7 +55,10 @@ def refuse_withheld(node: Node, statement: Statement) -> None:
 
 
 def reasons_against(statement: Statement, ladder: Ladder) -> dict[str, str]:
-    """Return why what a stranger made may not be used, by step or field; V7 looks at all that V5 samples."""
+    """Return why an untrusted publisher's artifact may not be used, by level or field.
+
+    V7 checks all that V5 samples, so V5 is no reason where V7 passed.
+    """
     reasons = unusable(statement.manifest, ladder)
     if ladder.passed(Level.RECOMPUTE):
         reasons.pop(f"V{int(Level.SAMPLES)}", None)
@@ -60,7 +66,9 @@ def reasons_against(statement: Statement, ladder: Ladder) -> dict[str, str]:
 
 
 def conclude(node: Node, statement: Statement, levels: Sequence[Level], ladder: Ladder) -> None:
-    """Remember how a climb for a stranger's artifact ended, if it was a whole one.
+    """Remember how a whole verification of an untrusted publisher's artifact ended.
+
+    One of a few levels changes nothing.
 
     A dispute is over when everything was computed again, or when a trusted publisher's cache is the same: not when
     whoever disagreed is away.
@@ -96,7 +104,7 @@ def conclude(node: Node, statement: Statement, levels: Sequence[Level], ladder: 
 
 
 def dispute(node: Node, statement: Statement, step: Step) -> None:
-    """Remember that a stranger's artifact failed V6 with this step, until `conclude` knows better."""
+    """Remember that an untrusted publisher's artifact failed V6, until `conclude` replaces that."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
     others = tuple(step.figures.get("disputed_with", ()))
     node.trust.records.put_outcome(Outcome(artifact, publisher, "disputed", RULES, others=others, why=step.why))

@@ -1,4 +1,4 @@
-"""What peers told and this machine could not write, done as soon as the disk takes it."""
+"""The retry of what peers told and this machine could not write: done as soon as the disk takes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from kvswap.trust.audit import read_audit
 
 
 def attend(node: Node) -> None:
-    """Write what waits: heads, audits, successors of publishers.  Blocks; call now and then."""
+    """Write what waits for the disk: status records, audits, successors of publishers.
+
+    Blocks; call it now and then.
+    """
     node.trust.records.attend()
     for row in node.trust.records.unwritten.all_audits():
         with heard(node):
