@@ -66,8 +66,8 @@ async def answer(
         raise InvalidDocument("the question is empty")
     if len(question.encode()) > LIMITS.question_bytes:
         raise InvalidDocument(f"the question is over {LIMITS.question_bytes} bytes")
-    if not 1 <= steps <= 4096:
-        raise UsageError("between 1 and 4096 tokens can be asked for")
+    if not 1 <= steps <= LIMITS.host_tokens:
+        raise UsageError(f"between 1 and {LIMITS.host_tokens} tokens can be asked for")
     if prefill and text is None:
         raise UsageError("prefilling needs the text", hint="pass the document's path instead of its digest")
     if host is not None and prefill:

@@ -19,6 +19,7 @@ from kvswap.core.upkeep import Problems
 from kvswap.store import database, rooms
 from kvswap.store.index import Index
 from kvswap.store.outcome import WITHHELD, Outcome, Verdict, outcome_of
+from kvswap.store.tables import ROWS_AT_ONCE
 from kvswap.store.trust_tables import MIGRATIONS
 from kvswap.store.unwritten import AuditRow, Unwritten
 
@@ -28,7 +29,6 @@ _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
 _WITHDRAWN_KEPT = 100_000  # whose head records are gone: of what was asked for, and as many of what was here
 _ASKED, _HELD = 1, 2  # why a withdrawal is kept
-_BATCH = 500
 _HEADS_KEPT = 1_024
 _HEADS_OF_A_TELLER = 32
 _HEADS_BYTES = 64 << 20
@@ -178,8 +178,8 @@ class Records:
 
     def _of(self, query: str, artifacts: Sequence[str], more: str = "1") -> Iterator[sqlite3.Row]:
         """The rows of these artifacts for which `more` holds too."""
-        for start in range(0, len(artifacts), _BATCH):
-            piece = artifacts[start : start + _BATCH]
+        for start in range(0, len(artifacts), ROWS_AT_ONCE):
+            piece = artifacts[start : start + ROWS_AT_ONCE]
             yield from self._rows(f"{query} WHERE artifact IN ({', '.join('?' * len(piece))}) AND {more}", *piece)
 
     def forget_outcome(self, artifact: str) -> None:
