@@ -20,12 +20,11 @@ LONG_MODULES = {
     "daemon/app.py": (420, "one handler for each route of the local API"),
     "exchange/transfer/downloader.py": (485, "one state machine, whose methods share all of its state"),
     "net/libp2p/host.py": (405, "the trio side of the bridge, one class"),
-    "store/index.py": (434, "opening, damage and reading of one database, under one lock"),
     "store/store.py": (597, "one lock over files and index; to be cut by responsibility"),
 }
 # Functions over FUNCTION_LINES: (lines, why).
 LONG_FUNCTIONS = {
-    "exchange/ask.py:answer": (103, "the whole of one use case; to be cut with its typed result"),
+    "exchange/ask.py:answer": (106, "the whole of one use case; to be cut with its typed result"),
     "exchange/host_reads.py:ask_host": (68, "ends with the JSON contract spelt out; to be cut with its typed result"),
     "exchange/publishing/ingest.py:make": (65, "what happens while the chunks' lease is held"),
     "net/libp2p/host.py:__init__": (67, "puts py-libp2p together"),
