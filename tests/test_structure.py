@@ -26,7 +26,6 @@ LONG_MODULES = {
 LONG_FUNCTIONS = {
     "exchange/ask.py:answer": (106, "the whole of one use case; to be cut with its typed result"),
     "exchange/host_reads.py:ask_host": (68, "ends with the JSON contract spelt out; to be cut with its typed result"),
-    "exchange/publishing/ingest.py:make": (65, "what happens while the chunks' lease is held"),
     "net/libp2p/host.py:__init__": (67, "puts py-libp2p together"),
     "worker/jobs.py:do_answer": (93, "one job, in the order of its steps"),
     "worker/training.py:make": (61, "one job, in the order of its steps"),
