@@ -8,6 +8,7 @@ import click
 
 from kvswap.cli.output import Output, verb
 from kvswap.core.files import check_place
+from kvswap.core.limits import LIMITS
 
 
 @click.group("bench", help="Experiments on this machine.")
@@ -23,7 +24,9 @@ def bench_command() -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory of text files (default: modules of Python's library).",
 )
-@click.option("--steps", type=click.IntRange(1, 4096), default=256, show_default=True, help="Tokens compared.")
+@click.option(
+    "--steps", type=click.IntRange(1, LIMITS.host_tokens), default=256, show_default=True, help="Tokens compared."
+)
 @click.option("--quick", is_flag=True, help="Only lengths below 1000 tokens, and two documents.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with a picture there.")
 @verb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any
 
@@ -65,8 +66,8 @@ async def answer(
         raise InvalidDocument("the question is empty")
     if len(question.encode()) > LIMITS.question_bytes:
         raise InvalidDocument(f"the question is over {LIMITS.question_bytes} bytes")
-    if not 1 <= steps <= 4096:
-        raise UsageError("between 1 and 4096 tokens can be asked for")
+    if not 1 <= steps <= LIMITS.host_tokens:
+        raise UsageError(f"between 1 and {LIMITS.host_tokens} tokens can be asked for")
     if prefill and text is None:
         raise UsageError("prefilling needs the text", hint="pass the document's path instead of its digest")
     if host is not None and prefill:
@@ -85,9 +86,12 @@ async def answer(
             first.append(time.perf_counter() - began)
         await progress(event)
 
+    def look() -> Awaitable[tuple[Source | None, Plan]]:
+        return _found(node, choice, reference, text, terms, progress, began)
+
     source, plan = None, Plan("prefill", 0.0, 0.0, "asked for", None, None)
     if not prefill:
-        source, plan = await _source(node, choice, reference, text, terms, progress, began)
+        source, plan = await _or_prefill(node, reference, text, look())
     arguments: dict[str, Any] = {
         "question": question.strip(),
         "steps": steps,
@@ -107,7 +111,7 @@ async def answer(
         if not lost:
             raise
         node.events.add("damaged_here", artifact=str(source.statement.artifact), chunks=lost, reason=error.message)
-        source, plan = await _source(node, choice, reference, text, terms, progress, began)
+        source, plan = await _or_prefill(node, reference, text, look())
         made, transfer = await _made(node, choice, source, terms, on_event, progress, arguments)
     if source is not None:
         await say_claims(node, source.statement, progress)
@@ -214,21 +218,12 @@ def _checked(node: Node, source: Source) -> bool:
     return source.tokens is None and int(Level.TOKENS) in node.trust.records.checks(str(statement.artifact))
 
 
-async def _source(
-    node: Node,
-    choice: ModelChoice,
-    reference: str | Cid,
-    text: str | None,
-    terms: Terms,
-    progress: Progress,
-    began: float,
+async def _or_prefill(
+    node: Node, reference: str | Cid, text: str | None, looking: Awaitable[tuple[Source | None, Plan]]
 ) -> tuple[Source | None, Plan]:
-    """Find the artifact to answer from, or one with a prefix of the document; None means to prefill.
-
-    Where the text is at hand, this node's own trouble in looking means prefilling as well.
-    """
+    """Return what `looking` found; with a text prefill where this machine itself cannot look."""
     try:
-        return await _found(node, choice, reference, text, terms, progress, began)
+        return await looking
     except Exception as error:
         if text is None or not (is_local(error) or isinstance(error, P2pDown)):
             raise
@@ -246,6 +241,7 @@ async def _found(
     progress: Progress,
     began: float,
 ) -> tuple[Source | None, Plan]:
+    """Return the artifact to answer from, or a document's beginning; None: prefill."""
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
         require_text(resolved.statement, text)

@@ -10,8 +10,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.store.index import Index
 from kvswap.store.listing import COLUMNS, ArtifactRow, row_of
-
-_BATCH = 500
+from kvswap.store.tables import ROWS_AT_ONCE
 
 
 class Artifacts:
@@ -81,8 +80,8 @@ class Artifacts:
         Chain digests include everything before them, so the last one that matches decides.
         """
         best: dict[str, int] = {}
-        for start in range(0, len(chain), _BATCH):
-            piece = list(chain[start : start + _BATCH])
+        for start in range(0, len(chain), ROWS_AT_ONCE):
+            piece = list(chain[start : start + ROWS_AT_ONCE])
             marks = ",".join("?" * len(piece))
             query = f"SELECT artifact, block FROM prefixes WHERE chain IN ({marks})"
             for r in self._index.rows(query, *piece):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -19,8 +20,9 @@ from kvswap.core.upkeep import Problems
 from kvswap.store import database, rooms
 from kvswap.store.index import Index
 from kvswap.store.outcome import WITHHELD, Outcome, Verdict, outcome_of
+from kvswap.store.tables import ROWS_AT_ONCE
 from kvswap.store.trust_tables import MIGRATIONS
-from kvswap.store.unwritten import AuditRow, Unwritten
+from kvswap.store.unwritten import AuditRow, ToldHead, Unwritten
 
 _AUDITS_KEPT = 20_000
 _CHECKS_KEPT = 100_000
@@ -28,7 +30,6 @@ _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
 _WITHDRAWN_KEPT = 100_000  # whose head records are gone: of what was asked for, and as many of what was here
 _ASKED, _HELD = 1, 2  # why a withdrawal is kept
-_BATCH = 500
 _HEADS_KEPT = 1_024
 _HEADS_OF_A_TELLER = 32
 _HEADS_BYTES = 64 << 20
@@ -101,15 +102,7 @@ class Records:
         self._db.attend()
         for publisher, head in self.unwritten.all_heads():
             try:
-                self.put_head(
-                    publisher,
-                    head.sequence,
-                    head.envelope,
-                    head.withdrawn,
-                    teller=head.teller,
-                    held=head.held,
-                    kept=head.kept,
-                )
+                self.put_head(publisher, head)
             except Exception as error:
                 if not database.cannot_write(error):
                     raise
@@ -181,8 +174,8 @@ class Records:
 
     def _of(self, query: str, artifacts: Sequence[str], more: str = "1") -> Iterator[sqlite3.Row]:
         """Iterate over the rows of these artifacts for which `more` holds too."""
-        for start in range(0, len(artifacts), _BATCH):
-            piece = artifacts[start : start + _BATCH]
+        for start in range(0, len(artifacts), ROWS_AT_ONCE):
+            piece = artifacts[start : start + ROWS_AT_ONCE]
             yield from self._rows(f"{query} WHERE artifact IN ({', '.join('?' * len(piece))}) AND {more}", *piece)
 
     def forget_outcome(self, artifact: str) -> None:
@@ -272,41 +265,33 @@ class Records:
         rows = self._rows("SELECT sequence, envelope FROM heads WHERE publisher = ?", publisher)
         return (int(rows[0]["sequence"]), bytes(rows[0]["envelope"])) if rows else None
 
-    def put_head(
-        self,
-        publisher: str,
-        sequence: int,
-        envelope: bytes,
-        withdrawn: dict[str, str],
-        *,
-        teller: str = "",
-        held: Collection[str] = (),
-        kept: bool = False,
-    ) -> None:
+    def put_head(self, publisher: str, told: ToldHead) -> None:
         """Replace the status record of a publisher; what was once withdrawn stays so.
 
         Of the withdrawals that the new record does not repeat, only the last ones stay, up to a bound by publisher.
-        `teller`: the peer that sent it.  `held`: artifacts that are here; their withdrawal is remembered whatever
-        happens to the record, as is that of what was `asked` for.  `kept`: never let the record give way to another.
-        Raises where it cannot be written.
+        Those of artifacts that are here are remembered whatever happens to the record, as are those of what was
+        `asked` for.  Raises where it cannot be written.
         """
         now = time.time()
         with self._writing() as db:
             db.execute(
                 "INSERT OR REPLACE INTO heads (publisher, sequence, at, kept, envelope, teller) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
-                (publisher, sequence, now, kept, envelope, teller),
+                (publisher, told.sequence, now, told.kept, told.envelope, told.teller),
             )
             db.executemany(
                 "INSERT INTO withdrawn (artifact, publisher, why, kept, at) VALUES (?, ?, ?, "
                 f"MAX(?, {_ASKED} * EXISTS (SELECT 1 FROM asked WHERE artifact = ?)), ?) "
                 "ON CONFLICT DO UPDATE SET why = excluded.why, kept = MAX(kept, excluded.kept), at = excluded.at",
-                [(name, publisher, why, _HELD * (name in held), name, now) for name, why in withdrawn.items()],
+                [
+                    (name, publisher, why, _HELD * (name in told.held), name, now)
+                    for name, why in told.withdrawn.items()
+                ],
             )
-            lines = rooms.trim_lines(db, publisher, withdrawn, self._most_lines(publisher, kept))
-            size = len(envelope) + lines * _WITHDRAWN_BYTES
+            lines = rooms.trim_lines(db, publisher, told.withdrawn, self._most_lines(publisher, told.kept))
+            size = len(told.envelope) + lines * _WITHDRAWN_BYTES
             self._gone = [name for name in self._gone if name != publisher]  # of a transaction that did not end well
-            if not self.heads.put(publisher, size, teller, held=kept):
+            if not self.heads.put(publisher, size, told.teller, held=told.kept):
                 self._gone.append(publisher)
             self._forget_heads(db)
         with self._lock:
@@ -314,17 +299,7 @@ class Records:
             self.unwritten.written(publisher)
             self.generation += 1
 
-    def hear_head(
-        self,
-        publisher: str,
-        sequence: int,
-        envelope: bytes,
-        withdrawn: dict[str, str],
-        *,
-        teller: str = "",
-        held: Collection[str] = (),
-        kept: bool = False,
-    ) -> None:
+    def hear_head(self, publisher: str, told: ToldHead) -> None:
         """Keep a status record that a peer sent as `put_head` does, in memory where it cannot be written.
 
         `attend` writes it as soon as that is possible.
@@ -332,15 +307,18 @@ class Records:
         with self._lock:
             waiting = self.unwritten.head(publisher)
             if waiting is not None:
-                held = waiting.held.union(held)
-                withdrawn = rooms.joined_lines(waiting.withdrawn, withdrawn, held, self._most_lines(publisher))
+                held = frozenset(waiting.held).union(told.held)
+                most = self._most_lines(publisher)
+                told = replace(
+                    told, withdrawn=rooms.joined_lines(waiting.withdrawn, told.withdrawn, held, most), held=held
+                )
             try:
-                self.put_head(publisher, sequence, envelope, withdrawn, teller=teller, held=held, kept=kept)
+                self.put_head(publisher, told)
             except Exception as error:
                 if not database.cannot_write(error):
                     raise
-                asked = self._asked.intersection(withdrawn)
-                self.unwritten.put_head(publisher, sequence, envelope, withdrawn, teller, asked.union(held), kept)
+                asked = self._asked.intersection(told.withdrawn)
+                self.unwritten.put_head(publisher, replace(told, held=asked.union(told.held)))
                 self.generation += 1
                 self._problems.note("heard", error)
 

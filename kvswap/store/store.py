@@ -37,11 +37,11 @@ from kvswap.store.leases import Leases
 from kvswap.store.listing import ArtifactRow, Listing, Reader, StoreReport
 from kvswap.store.lock import hold
 from kvswap.store.rebuild import Rebuild, list_artifact, recount
+from kvswap.store.tables import ROWS_AT_ONCE
 
 T = TypeVar("T")
 _CHECKED_KEPT = 65_536
 _WATERMARK = 0.9  # of the quota: what a collection for want of room leaves at most
-_BATCH = 500
 _CHUNKS = "chunks"  # in `Problems`
 
 
@@ -286,8 +286,8 @@ class Store(Artifacts):
         """List those of the chunks that are not in the store, in order, each once."""
         wanted = list(dict.fromkeys(cids))
         have: set[bytes] = set()
-        for start in range(0, len(wanted), 500):
-            piece = wanted[start : start + 500]
+        for start in range(0, len(wanted), ROWS_AT_ONCE):
+            piece = wanted[start : start + ROWS_AT_ONCE]
             marks = ",".join("?" * len(piece))
             query = f"SELECT cid FROM chunks WHERE cid IN ({marks})"
             have |= {bytes(r["cid"]) for r in self._index.rows(query, *(c.digest for c in piece))}
@@ -604,5 +604,5 @@ class Store(Artifacts):
 
 
 def _pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), _BATCH):
-        yield items[start : start + _BATCH]
+    for start in range(0, len(items), ROWS_AT_ONCE):
+        yield items[start : start + ROWS_AT_ONCE]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Set
+from dataclasses import dataclass, replace
 
 from kvswap.core.bounded import Table
 from kvswap.store.rooms import LINES_OF_A_STRANGER, LINES_OF_TRUSTED, joined_lines
@@ -37,9 +37,9 @@ class ToldHead:
     sequence: int
     envelope: bytes
     withdrawn: dict[str, str]
-    teller: str
-    held: frozenset[str]
-    kept: bool
+    teller: str = ""  # the peer that told it
+    held: Set[str] = frozenset()  # artifacts that are here
+    kept: bool = False  # it gives way to nobody's
 
 
 class Unwritten:
@@ -67,24 +67,15 @@ class Unwritten:
     def __bool__(self) -> bool:
         return bool(len(self.heads) or len(self.audits))
 
-    def put_head(
-        self,
-        publisher: str,
-        sequence: int,
-        envelope: bytes,
-        withdrawn: dict[str, str],
-        teller: str,
-        held: Collection[str],
-        kept: bool,
-    ) -> None:
+    def put_head(self, publisher: str, told: ToldHead) -> None:
         """Keep a status record; what its publisher withdrew before stays withdrawn."""
         with self._lock:
             known = self.heads.peek(publisher)
             before, had = (known.withdrawn, known.held) if known is not None else ({}, frozenset[str]())
-            here = had | frozenset(held)
-            most = LINES_OF_TRUSTED if kept or self._keeps(publisher) else LINES_OF_A_STRANGER
-            told = ToldHead(sequence, envelope, joined_lines(before, withdrawn, here, most), teller, here, kept)
-            self.heads.put(publisher, told, teller, held=kept)
+            here = frozenset(had) | frozenset(told.held)
+            most = LINES_OF_TRUSTED if told.kept or self._keeps(publisher) else LINES_OF_A_STRANGER
+            kept = replace(told, withdrawn=joined_lines(before, told.withdrawn, here, most), held=here)
+            self.heads.put(publisher, kept, told.teller, held=told.kept)
 
     def head(self, publisher: str) -> ToldHead | None:
         """Return the status record of a publisher that waits; None without one."""

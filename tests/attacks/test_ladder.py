@@ -82,7 +82,7 @@ def agreed(made: Any, mark: bytes, others: list[bytes], noise: Noise, alike: int
     def of(publisher: str, manifest: Any = None) -> Any:
         return SimpleNamespace(manifest=manifest or SimpleNamespace(publisher=publisher), artifact=f"of {publisher}")
 
-    node: Any = SimpleNamespace(policy=SimpleNamespace(policy=Policy("reader")))
+    node: Any = SimpleNamespace(trust=SimpleNamespace(policy=SimpleNamespace(policy=Policy("reader"))))
     signed = [*others, *[mark] * alike]
     marks = [Mark(of(f"stranger {number}"), data) for number, data in enumerate(signed)]
     return agree(node, of("", made.manifest), mark, marks, noise, 0.0).step

@@ -48,6 +48,7 @@ from kvswap.exchange.planning.decision import best
 from kvswap.exchange.prefix import fetch_beginning, longest_beginning, plan_beginning
 from kvswap.exchange.request import Terms
 from kvswap.exchange.serving import answers as serving
+from kvswap.exchange.serving.parts import Serving
 from kvswap.exchange.serving.service import Service
 from kvswap.exchange.transfer import downloader
 from kvswap.exchange.verification.heads import hear_heads
@@ -282,9 +283,9 @@ def test_a_liar_is_marked_and_the_rest_comes_from_elsewhere(
             w.give(honest, made)
             true_chunk = serving._chunk
 
-            async def chunk(node: Node, peer: str, text: str) -> Held:
-                held = await true_chunk(node, peer, text)
-                return Held(LIES[lie](held.body, made), held.release) if node is liar else held
+            async def chunk(giving: Serving, peer: str, text: str) -> Held:
+                held = await true_chunk(giving, peer, text)
+                return Held(LIES[lie](held.body, made), held.release) if giving.node is liar else held
 
             monkeypatch.setattr(serving, "_chunk", chunk)
             reader = await w.node()
@@ -536,9 +537,9 @@ def test_a_link_that_turns_out_slow_is_given_up(tmp_path: Path, monkeypatch: pyt
             w.give(a, made)
             true_chunk = serving._chunk
 
-            async def slow(node: Node, peer: str, text: str) -> Held:
+            async def slow(giving: Serving, peer: str, text: str) -> Held:
                 await asyncio.sleep(0.8)
-                return await true_chunk(node, peer, text)
+                return await true_chunk(giving, peer, text)
 
             monkeypatch.setattr(serving, "_chunk", slow)
             model = SlowModel()
@@ -628,9 +629,9 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kinds: list[str] = []
     right = serving.answer
 
-    async def answer(node: Node, caller: Any, request: messages.Request) -> Any:
+    async def answer(giving: Serving, caller: Any, request: messages.Request) -> Any:
         kinds.append(type(request).__name__)
-        return await right(node, caller, request)
+        return await right(giving, caller, request)
 
     monkeypatch.setattr(serving, "answer", answer)
     return kinds

@@ -48,7 +48,8 @@ def records(tmp_path: Path) -> Iterator[Records]:
 
 def node_of(records: Records, *, trusted: bool = False, own: bool = False) -> Any:
     policy = SimpleNamespace(policy=SimpleNamespace(trusts=lambda peer: trusted and peer == PUBLISHER))
-    return SimpleNamespace(records=records, policy=policy, publisher=key() if own else key(2))
+    trust = SimpleNamespace(records=records, policy=policy)
+    return SimpleNamespace(trust=trust, identity=SimpleNamespace(own=str((key() if own else key(2)).peer_id)))
 
 
 def ladder_of(changes: list[Step]) -> Ladder:

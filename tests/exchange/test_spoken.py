@@ -14,6 +14,7 @@ from kvswap.core.errors import P2pDown
 from kvswap.exchange import Node
 from kvswap.exchange.discovery import lookup as finding
 from kvswap.net import Announcement, messages
+from kvswap.store.unwritten import ToldHead
 from kvswap.trust.head import make_head
 from tests.exchange.peers import Peer, never
 from tests.exchange.test_fetch import DOCUMENT, SERVICES, World, world
@@ -92,7 +93,7 @@ def test_who_has_no_word_of_the_publisher_is_left_alone_for_a_while(
             reader, made = await w.node(), make_artifact(tokens=16)
             w.give(reader, made)
             now = head(1, {})
-            reader.trust.records.hear_head(NAME, 1, now, {})
+            reader.trust.records.hear_head(NAME, ToldHead(1, now, {}))
 
             async def vain() -> list[bytes]:
                 other = make_head(key(9), 1, int(time.time()), [], {}).envelope

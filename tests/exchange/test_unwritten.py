@@ -22,6 +22,7 @@ from kvswap.exchange.verification.audits import hear_audits, refuse_if_failed
 from kvswap.exchange.verification.heads import hear_heads
 from kvswap.exchange.verification.waiting import attend
 from kvswap.store import Records
+from kvswap.store.unwritten import ToldHead
 from kvswap.trust.audit import FAILED
 from kvswap.trust.head import make_head
 from tests.exchange.test_fetch import DOCUMENT, SlowModel, world
@@ -102,10 +103,10 @@ def test_what_is_kept_meanwhile_is_bounded(tmp_path: Path) -> None:
     problems = Problems()
     records = Records(tmp_path / "t.sqlite3", {"trusted"}.__contains__, problems)
     again = takes_nothing(records, FULL)
-    records.hear_head("trusted", 7, b"t", {"x": "why"}, teller="somebody")
-    records.hear_head("had", 7, b"h", {"y": "why"}, teller="somebody", held={"y"})
+    records.hear_head("trusted", ToldHead(7, b"t", {"x": "why"}, teller="somebody"))
+    records.hear_head("had", ToldHead(7, b"h", {"y": "why"}, teller="somebody", held={"y"}))
     for number in range(5000):
-        records.hear_head(f"flood {number}", 1, b"s" * 100, {"z": "why"}, teller=f"liar {number % 100}")
+        records.hear_head(f"flood {number}", ToldHead(1, b"s" * 100, {"z": "why"}, teller=f"liar {number % 100}"))
     filling = records.unwritten.heads.filling()
     assert filling.entries <= filling.most_entries <= 1024 and filling.bytes <= filling.most_bytes
     assert records.withdrawn("x", "trusted") == "why" and records.withdrawn("y", "had") == "why"
@@ -120,7 +121,7 @@ def test_an_own_head_is_never_in_memory_only(tmp_path: Path) -> None:
     records = Records(tmp_path / "t.sqlite3")
     takes_nothing(records, FULL)
     with pytest.raises(sqlite3.OperationalError):
-        records.put_head("own", 1, b"h", {"x": "why"}, kept=True)
+        records.put_head("own", ToldHead(1, b"h", {"x": "why"}, kept=True))
     assert records.head("own") is None
     records.close()
 

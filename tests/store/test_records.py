@@ -8,6 +8,7 @@ import pytest
 
 from kvswap.store import AuditRow, Records, rooms
 from kvswap.store import records as module
+from kvswap.store.unwritten import ToldHead
 
 
 @pytest.fixture
@@ -43,12 +44,12 @@ def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: set[str]) 
 def test_a_flood_of_heads_forgets_strangers_and_nobody_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trusted: set[str] = set()
     records = crowded(tmp_path, monkeypatch, trusted)
-    records.put_head("own", 7, b"t", {"x": "why"}, kept=True)
-    records.put_head("later trusted", 7, b"t", {"x": "why"}, teller="somebody")
-    records.put_head("stranger", 1, b"s", {"y": "because"}, teller="quiet")
+    records.put_head("own", ToldHead(7, b"t", {"x": "why"}, kept=True))
+    records.put_head("later trusted", ToldHead(7, b"t", {"x": "why"}, teller="somebody"))
+    records.put_head("stranger", ToldHead(1, b"s", {"y": "because"}, teller="quiet"))
     trusted.add("later trusted")  # after it was heard
     for number in range(50):
-        records.put_head(f"flood {number}", 1, b"s", {"y": "because"}, teller=f"liar {number % 10}")
+        records.put_head(f"flood {number}", ToldHead(1, b"s", {"y": "because"}, teller=f"liar {number % 10}"))
     assert records.head("own") == (7, b"t") and records.withdrawn("x", "own") == "why"
     assert records.head("later trusted") == (7, b"t") and records.withdrawn("x", "later trusted") == "why"
     assert records.head("flood 0") is None and records.withdrawn("y", "flood 0") is None
@@ -58,9 +59,9 @@ def test_a_flood_of_heads_forgets_strangers_and_nobody_trusted(tmp_path: Path, m
 
 def test_one_teller_pushes_out_what_it_told_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = crowded(tmp_path, monkeypatch, set())
-    records.put_head("honest", 1, b"s", {"y": "because"}, teller="honest peer")
+    records.put_head("honest", ToldHead(1, b"s", {"y": "because"}, teller="honest peer"))
     for number in range(50):
-        records.put_head(f"flood {number}", 1, b"s", {}, teller=f"liar {number % 3}")
+        records.put_head(f"flood {number}", ToldHead(1, b"s", {}, teller=f"liar {number % 3}"))
     assert records.head("honest") == (1, b"s")
     assert sum(records.head(f"flood {number}") is not None for number in range(50)) <= 8
     records.close()
@@ -74,12 +75,13 @@ def test_a_withdrawal_of_what_was_held_or_asked_for_outlives_every_flood(
     if when == "asked before":
         records.ask("x")
     records.put_head(
-        "publisher", 3, b"h", {"x": "why", "z": "other"}, teller="peer", held=["x"] if when == "held" else []
+        "publisher",
+        ToldHead(3, b"h", {"x": "why", "z": "other"}, teller="peer", held={"x"} if when == "held" else set()),
     )
     if when == "asked after":
         records.ask("x")
     for number in range(50):
-        records.put_head(f"flood {number}", 1, b"s", {}, teller=f"liar {number}")
+        records.put_head(f"flood {number}", ToldHead(1, b"s", {}, teller=f"liar {number}"))
     assert records.head("publisher") is None and records.withdrawn("z", "publisher") is None
     assert records.withdrawn("x", "publisher") == "why"
     records.close()
@@ -91,8 +93,8 @@ def test_a_withdrawal_of_what_was_held_or_asked_for_outlives_every_flood(
 def test_what_goes_wrong_in_the_middle_leaves_nothing_open(tmp_path: Path) -> None:
     records = Records(tmp_path / "t.sqlite3")
     with pytest.raises(Exception):  # noqa: B017 - whatever SQLite makes of it
-        records.put_head("p", 1, b"one", {"x": object()})  # type: ignore[dict-item]
-    records.put_head("p", 2, b"two", {"x": "why"})
+        records.put_head("p", ToldHead(1, b"one", {"x": object()}))  # type: ignore[dict-item]
+    records.put_head("p", ToldHead(2, b"two", {"x": "why"}))
     records.add_checks("a", [1, 5])
     records.close()
     again = Records(tmp_path / "t.sqlite3")
@@ -159,8 +161,8 @@ def test_a_file_of_2b501d5_is_opened_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_what_was_withdrawn_stays_so_and_only_by_its_publisher(records: Records) -> None:
-    records.put_head("p", 1, b"one", {"x": "why"}, kept=True)
-    records.put_head("p", 2, b"two", {}, kept=True)
+    records.put_head("p", ToldHead(1, b"one", {"x": "why"}, kept=True))
+    records.put_head("p", ToldHead(2, b"two", {}, kept=True))
     assert records.withdrawn("x", "p") == "why" and records.withdrawn("x", "q") is None
     assert records.head("p") == (2, b"two")
 
@@ -191,12 +193,12 @@ def test_no_number_of_withdrawals_pushes_out_those_of_what_was_here_or_of_the_tr
     monkeypatch.setattr(module, "_ASKED_KEPT", 1000)
     trusted = {f"friend {number}" for number in range(12)}
     records = crowded(tmp_path, monkeypatch, trusted)
-    records.put_head("publisher", 1, b"h", {"held": "why"}, teller="peer", held=["held"])
+    records.put_head("publisher", ToldHead(1, b"h", {"held": "why"}, teller="peer", held={"held"}))
     for friend in sorted(trusted):  # more than there is room for
-        records.put_head(friend, 1, b"h", {f"of {friend}": "why"}, teller=friend)
+        records.put_head(friend, ToldHead(1, b"h", {f"of {friend}": "why"}, teller=friend))
     for number in range(40):
         records.ask(f"asked {number}")
-        records.put_head(f"flood {number}", 1, b"s", {f"asked {number}": "why"}, teller=f"liar {number}")
+        records.put_head(f"flood {number}", ToldHead(1, b"s", {f"asked {number}": "why"}, teller=f"liar {number}"))
     assert records.withdrawn("held", "publisher") == "why"
     assert all(records.withdrawn(f"of {friend}", friend) == "why" for friend in trusted)
     known = [number for number in range(40) if records.withdrawn(f"asked {number}", f"flood {number}")]
@@ -216,7 +218,7 @@ def test_one_publishers_withdrawals_are_bounded_and_counted(tmp_path: Path, trus
     for sequence in range(1, 5 * most // 1000):
         last = {f"{sequence} {number}": "why" for number in range(1000)}
         held = [next(iter(last))] if sequence == 1 else []
-        records.hear_head("liar", sequence, b"h", last, teller="a peer", held=held)
+        records.hear_head("liar", ToldHead(sequence, b"h", last, teller="a peer", held=held))
     lines = records.withdrawn_by("liar")
     assert len(lines) <= most + 1 and last.keys() <= lines.keys() and "1 0" in lines
     assert len(lines) > 1000  # and not less than there is room for

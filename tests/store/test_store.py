@@ -18,7 +18,7 @@ from kvswap.core.ids import Cid
 from kvswap.exchange.node.listing import list_artifact
 from kvswap.store import Store
 from kvswap.store.files import ChunkFile
-from kvswap.store.index import MIGRATIONS
+from kvswap.store.tables import MIGRATIONS
 from tests.support import Made, make_artifact
 
 

@@ -7,13 +7,13 @@ stays with the artifacts that need it.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import kvswap.model
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import Cid
+from kvswap.core.whole import write_whole
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
 
@@ -59,6 +59,4 @@ def keep(path: Path, data: bytes) -> None:
 
     predictive.load(data)  # what readers will do with it
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    write_whole(path, data)

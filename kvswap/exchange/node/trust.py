@@ -12,6 +12,7 @@ from kvswap.core.upkeep import Problems
 from kvswap.exchange.node.identity import Identity
 from kvswap.exchange.node.standing import Standings
 from kvswap.store import HeadFiles, Records
+from kvswap.store.unwritten import ToldHead
 from kvswap.trust import Groups, PolicyFile
 from kvswap.trust.head import Head, read_head
 
@@ -43,7 +44,7 @@ class Trust:
                 head = read_head(envelope).head
                 known = self.records.head(publisher)
                 if head.publisher == publisher and (known is None or known[0] < head.sequence):
-                    self.records.hear_head(publisher, head.sequence, envelope, head.reasons, kept=True)
+                    self.records.hear_head(publisher, ToldHead(head.sequence, envelope, head.reasons, kept=True))
                     restored += 1
         for publisher in (identity.own, *identity.retired, *self.policy.policy.publishers):
             known = self.records.head(publisher) if not self.head_files.has(publisher) else None

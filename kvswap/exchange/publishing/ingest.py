@@ -57,6 +57,55 @@ class Made:
     seal: Seal | None  # with which they are sealed
 
 
+class _Ingest:
+    """What is kept of one run: each file sealed where that is asked for, held against collection, and counted."""
+
+    def __init__(
+        self, node: Node, hold: Callable[[Cid], None], sealing: Sealing | None, progress: Progress, mark: bytes | None
+    ) -> None:
+        self._node = node
+        self._hold = hold
+        self._seal = sealing.seal if sealing is not None else None
+        self._progress = progress
+        self._refs: list[ChunkRef] = []
+        self._coded: dict[str, list[int]] = {}  # by codec: raw bytes, wire bytes, microseconds
+        self._mark = mark
+
+    async def keep(self, place: Place, held: bytes) -> FileRef:
+        """Put a file into the store."""
+        if self._seal is not None:
+            held = await asyncio.to_thread(self._seal.close, place, held)
+        made = Cid.of(held)
+        self._hold(made)
+        await asyncio.to_thread(self._node.store.put_chunk, held, made)
+        return FileRef(cid=bytes(made), length=len(held))
+
+    async def on_event(self, event: dict[str, Any]) -> None:
+        """Keep a chunk or a fingerprint; the user is told of everything else."""
+        if event["event"] == "fingerprint":
+            self._mark = wire.convert(event, _Mark, MalformedMessage).data
+        elif event["event"] == "chunk":
+            chunk = wire.convert(event, _Chunk, MalformedMessage)
+            ref = chunk.ref
+            file = await self.keep(chunk_place(ref), chunk.data)
+            self._refs.append(msgspec.structs.replace(ref, cid=file.cid, length=file.length))
+            sums = self._coded.setdefault(ref.codec, [0, 0, 0])
+            for index, value in enumerate((ref.raw_length, ref.length, chunk.us)):
+                sums[index] += value
+        else:
+            await self._progress(event)
+
+    async def made(self, result: dict[str, Any], predictor: bytes | None) -> Made:
+        """Return what is to be said of it, once all chunks are there."""
+        for name, (raw, coded_bytes, micro) in self._coded.items():
+            self._node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
+        named = None  # where prediction helped nowhere, every chunk is of another codec
+        if predictor is not None and any(ref.codec == "predictive" for ref in self._refs):
+            named = await self.keep(PREDICTOR, predictor)
+        fingerprint = await self.keep(FINGERPRINT, self._mark) if self._mark is not None else None
+        return Made(result, sorted(self._refs, key=lambda r: (r.block, r.run)), named, fingerprint, self._seal)
+
+
 async def make(
     node: Node,
     run: Run,
@@ -74,44 +123,11 @@ async def make(
     """
     sealing = Sealing.new(readers) if readers is not None else None
     cid = Cid.of(predictor) if predictor is not None else None
-    refs: list[ChunkRef] = []
-    coded: dict[str, list[int]] = {}  # by codec: raw bytes, wire bytes, microseconds
     with node.store.lease([cid] if cid else []) as hold:
         if predictor is not None:
             await asyncio.to_thread(node.store.put_chunk, predictor, cid)
-
-        async def keep(place: Place, held: bytes) -> FileRef:
-            if sealing is not None:
-                held = await asyncio.to_thread(sealing.seal.close, place, held)
-            made = Cid.of(held)
-            hold(made)
-            await asyncio.to_thread(node.store.put_chunk, held, made)
-            return FileRef(cid=bytes(made), length=len(held))
-
-        async def on_event(event: dict[str, Any]) -> None:
-            nonlocal mark
-            if event["event"] == "fingerprint":
-                mark = wire.convert(event, _Mark, MalformedMessage).data
-            elif event["event"] == "chunk":
-                chunk = wire.convert(event, _Chunk, MalformedMessage)
-                ref = chunk.ref
-                file = await keep(chunk_place(ref), chunk.data)
-                refs.append(msgspec.structs.replace(ref, cid=file.cid, length=file.length))
-                sums = coded.setdefault(ref.codec, [0, 0, 0])
-                for index, value in enumerate((ref.raw_length, ref.length, chunk.us)):
-                    sums[index] += value
-            else:
-                await progress(event)
-
-        result = await run(on_event)
-        for name, (raw, coded_bytes, micro) in coded.items():
-            node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
-        named = None  # where prediction helped nowhere, every chunk is of another codec
-        if predictor is not None and any(ref.codec == "predictive" for ref in refs):
-            named = await keep(PREDICTOR, predictor)
-        fingerprint = await keep(FINGERPRINT, mark) if mark is not None else None
-        ordered = sorted(refs, key=lambda r: (r.block, r.run))
-        made = Made(result, ordered, named, fingerprint, sealing.seal if sealing is not None else None)
+        ingest = _Ingest(node, hold, sealing, progress, mark)
+        made = await ingest.made(await run(ingest.on_event), predictor)
         statement = await asyncio.to_thread(sign, node, await describe(made), sealing)
         await asyncio.to_thread(list_artifact, node.store, statement)
     node.counters.published += 1

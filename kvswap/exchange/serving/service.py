@@ -6,8 +6,7 @@ from kvswap.core.errors import KvswapError, MalformedMessage, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.exchange.discovery.spoken import Spoken
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.serving import upkeep
-from kvswap.exchange.serving.answers import answer
+from kvswap.exchange.serving import answers, upkeep
 from kvswap.exchange.serving.parts import Serving
 from kvswap.net import Announcement, messages
 from kvswap.net.dialling import allowed
@@ -42,7 +41,7 @@ class Service:
         """Start the network part.  Raises `P2pDown`."""
         node, serving = self.node, self.serving
         server = Server(
-            lambda caller, request: answer(serving, caller, request), node.peers.unwelcome, node.peers.flooded
+            lambda caller, request: answers.answer(serving, caller, request), node.peers.unwelcome, node.peers.flooded
         )
         node.tables.add(*server.tables)
         try:

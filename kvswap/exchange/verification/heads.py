@@ -13,6 +13,7 @@ from kvswap.core.errors import NotFound, Untrusted
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.verification.hearing import heard, told
+from kvswap.store.unwritten import ToldHead
 from kvswap.trust import Statement
 from kvswap.trust.envelopes import reason
 from kvswap.trust.head import KIND, Head, SignedHead, accept, catalogue_root, make_head, read_head
@@ -104,7 +105,9 @@ def _signed_by(node: Node, key: Key, holding: list[str], withdrawn: dict[str, st
     known = node.trust.records.head(publisher)
     sequence = known[0] + 1 if known else 1
     made = make_head(key, sequence, int(time.time()), holding, withdrawn, next_key)
-    node.trust.records.put_head(publisher, sequence, made.envelope, made.head.reasons, held=withdrawn, kept=True)
+    node.trust.records.put_head(
+        publisher, ToldHead(sequence, made.envelope, made.head.reasons, held=withdrawn.keys(), kept=True)
+    )
     node.trust.head_files.put(publisher, made.envelope)
     return made
 
@@ -155,7 +158,9 @@ def hear_heads(node: Node, envelopes: Iterable[bytes], peer: str) -> None:
             continue
         reasons = head.reasons
         here = set(node.store.ids_of(head.publisher)) if reasons else set()
-        node.trust.records.hear_head(head.publisher, head.sequence, signed.envelope, reasons, teller=peer, held=here)
+        node.trust.records.hear_head(
+            head.publisher, ToldHead(head.sequence, signed.envelope, reasons, teller=peer, held=here)
+        )
         if node.trust.policy.policy.trusts(head.publisher):
             node.trust.head_files.put(head.publisher, signed.envelope)
         for artifact in sorted(here & reasons.keys()):

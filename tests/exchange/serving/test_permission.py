@@ -336,12 +336,12 @@ def test_a_token_opens_what_was_asked_for_and_nothing_else(tmp_path: Path) -> No
             assert await reader.get("https", cid) == wanted.chunks[cid]
             into = bytearray(len(other.chunks[foreign]))
             with pytest.raises(NotFound):
-                await reader.node.bulk.get(reader.target(), foreign, memoryview(into))
+                await reader.node.network.bulk.get(reader.target(), foreign, memoryview(into))
             # asked for on the same stream, it is the same token
             me = messages.Provider(reader.peer, [])
             reply = await reader.talk.ask(messages.Join(other.id, me, True), messages.JoinReply)
             assert reply.grant is not None and reply.grant.token == reader.token
-            await reader.node.bulk.get(reader.target(), foreign, memoryview(into))
+            await reader.node.network.bulk.get(reader.target(), foreign, memoryview(into))
             assert bytes(into) == other.chunks[foreign]
             assert await reader.get("https", cid) == wanted.chunks[cid]
 
