@@ -8,13 +8,15 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-model test-faults soak test-vllm test-docs docs wheel lint setup model bench clean help
+.PHONY: demo test test-model test-faults test-all test-found soak test-vllm test-docs docs wheel lint setup model bench clean help
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
-	@echo "make test   linters, types, and the tests (about 10 minutes on two cores)"
+	@echo "make test   linters, types, and the tests (about 6 minutes on two cores)"
 	@echo "make test-model   with the default model: 256 steps, real documents, computing and fetching at once"
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood; disks that fail (about 20 minutes)"
+	@echo "make test-all     these and test-vllm, one after the other"
+	@echo "make test-found   that the test of each module is where its name says, and runs half of it at least"
 	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (20 minutes)"
 	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 16 minutes and set-up)"
 	@echo "make docs   the site of the docs, in site/; a broken link ends it"
@@ -45,6 +47,7 @@ lint: setup
 	@$(BIN)/python .ci/unasync --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
+	@$(BIN)/python -m tests.found
 
 test: setup lint model
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults and not model"
@@ -55,6 +58,14 @@ test-model: setup model
 test-faults: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not model and not alone"
 	$(BIN)/python -m pytest -m "faults and alone and not model"
+
+test-all: test test-model test-faults test-vllm
+
+COVERING := .covering
+test-found: setup model
+	rm -rf $(COVERING)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not model and not alone" --covering $(COVERING)
+	$(BIN)/python -m tests.found $(COVERING)
 
 soak: setup
 	$(BIN)/python -m tests.swarm.soak --report docs/results/soak.md
@@ -85,4 +96,4 @@ bench: setup model
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(DOCS_VENV) site .demo
+	rm -rf $(VENV) $(VLLM_VENV) $(DOCS_VENV) $(COVERING) site .demo

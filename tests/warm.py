@@ -260,7 +260,7 @@ class _Server:
         self._listening.listen(64)
         self._waking, self._woken = socket.socketpair()
         self._running: dict[int, socket.socket] = {}
-        self._models = False
+        self._models: list[int] = []  # the server of model processes, once there is one
         for one in (self._waking, self._woken):
             one.setblocking(False)
         signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
@@ -276,9 +276,18 @@ class _Server:
                 self._waking.recv(4096)
                 self._reap()
             if self._parent in ready:
-                os._exit(0)  # and with it all that it started
+                self._end()
             if self._listening in ready and (request := self._answer()) is not None:
                 return request
+
+    def _end(self) -> None:
+        """End, with all that was started; waited for, so that their CPU-seconds are told."""
+        for pid in [*self._running, *self._models]:
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
+        os._exit(0)
 
     def _answer(self) -> _Request | None:
         connection, _ = self._listening.accept()
@@ -291,7 +300,6 @@ class _Server:
         if "models" in message:
             request = None if self._models else self._fork_models(message["models"], connection)
             if request is None:
-                self._models = True
                 connection.sendall(b"0")
                 connection.close()
             return request
@@ -309,7 +317,8 @@ class _Server:
     def _fork_models(self, environment: Mapping[str, str], connection: socket.socket) -> _Request | None:
         """Fork a server of model processes and wait until it listens; from there, what one of its own is to be."""
         told, tells = os.pipe()
-        if os.fork():
+        if pid := os.fork():
+            self._models.append(pid)
             os.close(tells)
             os.read(told, 1)
             os.close(told)
