@@ -27,7 +27,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(Request, frozen=True, kw_only=True):
-    """What a caller accepts beyond what is safe by itself, what it wants to save, and what it will not pay."""
+    """The terms of a caller: what it accepts beyond what is safe by itself, wants to save, and will not pay."""
 
     force: bool = False
     """Fetch although the plan says that prefilling is better."""
@@ -70,7 +70,7 @@ def aim_fields(objective: Objective) -> dict[str, Any]:
 
 
 class FetchRequest(Terms, frozen=True, kw_only=True):
-    """`POST /v1/fetch`: make an artifact local and verified."""
+    """The request `POST /v1/fetch`: make an artifact local and verified."""
 
     ref: str
     text: str | None = None
@@ -86,7 +86,7 @@ class PlanRequest(FetchRequest, frozen=True, kw_only=True):
 
 
 class AskRequest(FetchRequest, frozen=True, kw_only=True):
-    """`POST /v1/ask`: answer a question from a document's cache."""
+    """The request `POST /v1/ask`: answer a question from a document's cache."""
 
     question: str
     max_tokens: AnswerTokens = 64
@@ -99,7 +99,7 @@ class AskRequest(FetchRequest, frozen=True, kw_only=True):
 
 
 class BeginningRequest(Terms, frozen=True, kw_only=True):
-    """`POST /v1/beginning`: the longest published prefix of a document that is given by token ids or chain digests."""
+    """The request `POST /v1/beginning`: the longest published prefix of a document, given by ids or chain digests."""
 
     model: str
     """The model's digest, in hex."""
@@ -120,7 +120,7 @@ class BeginningRequest(Terms, frozen=True, kw_only=True):
 
 
 class PublishRequest(Request, frozen=True, kw_only=True):
-    """`POST /v1/publish`: prefill, sign and announce a document."""
+    """The request `POST /v1/publish`: prefill, sign and announce a document."""
 
     text: str
     model: str | None = None
@@ -133,7 +133,7 @@ class PublishRequest(Request, frozen=True, kw_only=True):
 
 
 class TrainRequest(Request, frozen=True, kw_only=True):
-    """`POST /v1/codec/train`: train the predictive codec on a directory of texts."""
+    """The request `POST /v1/codec/train`: train the predictive codec on a directory of texts."""
 
     corpus: str
     tokens: Annotated[int, Meta(ge=1_000, le=1_000_000)]
@@ -141,7 +141,7 @@ class TrainRequest(Request, frozen=True, kw_only=True):
 
 
 class VerifyRequest(Request, frozen=True, kw_only=True):
-    """`POST /v1/verify`: check an artifact, or with `store` every file of the store."""
+    """The request `POST /v1/verify`: check an artifact, or with `store` every file of the store."""
 
     ref: str | None = None
     store: bool = False
@@ -152,33 +152,33 @@ class VerifyRequest(Request, frozen=True, kw_only=True):
 
 
 class CollectRequest(Request, frozen=True, kw_only=True):
-    """`POST /v1/gc`: free room in the store."""
+    """The request `POST /v1/gc`: free room in the store."""
 
     target_bytes: Annotated[int, Meta(ge=0, le=1 << 62)] | None = None
 
 
 class WithdrawRequest(Request, frozen=True, kw_only=True):
-    """`POST /v1/artifacts/{ref}/withdraw`: take back what this node published."""
+    """The request `POST /v1/artifacts/{ref}/withdraw`: take back what this node published."""
 
     why: str = ""
 
 
 class TrustRequest(Request, frozen=True, kw_only=True):
-    """`POST /v1/trust`: put a publisher on the allow-list."""
+    """The request `POST /v1/trust`: put a publisher on the allow-list."""
 
     peer: str
     label: str = ""
 
 
 class GroupRequest(Request, frozen=True, kw_only=True):
-    """`POST /v1/groups`: make a group of this name, or join the one of this key."""
+    """The request `POST /v1/groups`: make a group of this name, or join the one of this key."""
 
     name: str | None = None
     key: str | None = None
 
 
 class JoinRequest(Request, frozen=True, kw_only=True):
-    """`POST /v1/hosts`: accept the invitation of a host."""
+    """The request `POST /v1/hosts`: accept the invitation of a host."""
 
     invitation: str
     plain: bool = False

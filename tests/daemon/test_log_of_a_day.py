@@ -58,7 +58,7 @@ def test_the_log_tells_what_was_done_and_no_secret(
     lines = [[json.loads(line) for line in log.splitlines()] for log in logs]
     told = [{line["event"]["event"] for line in of if "event" in line} for of in lines]
     assert {"published", "withdrawn"} <= told[0] and {"fetched", "blocked", "unblocked", "connected"} <= told[1]
-    assert {"kvswap.exchange.making", "kvswap.daemon.tracing", "kvswap.daemon.supervisor"} <= {
+    assert {"kvswap.exchange.publishing.ingest", "kvswap.daemon.tracing", "kvswap.daemon.supervisor"} <= {
         line["logger"] for line in lines[0]
     }
     (asked,) = [line for line in lines[1] if line["message"].startswith("POST /v1/ask")]

@@ -10,7 +10,6 @@ import pytest
 from kvswap.core.errors import InvalidDocument, NotFound, PlanSaysPrefill, UsageError
 from kvswap.core.ids import Cid, document_digest
 from kvswap.core.limits import LIMITS
-from kvswap.cost import Objective
 from kvswap.exchange.ask import answer
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Terms
@@ -53,7 +52,7 @@ def test_of_another_document_only_what_is_not_shared_is_computed(tmp_path: Path,
             made = await publish(a, TEXT.encode())
             reference = document_digest(OTHER.encode())
             alone = await asked(b, OTHER, reference, prefill=True)
-            shared = await asked(b, OTHER, reference, terms=Terms(force=True, objective=Objective("money")))
+            shared = await asked(b, OTHER, reference, terms=Terms(force=True, aim="money"))
             assert shared["artifact"] == made["artifact"] and shared["logits_digest"] == alone["logits_digest"]
             assert shared["fetched_tokens"] >= 64 and shared["fetched_tokens"] % 64 == 0
             assert shared["computed_tokens"] == alone["tokens"] - shared["fetched_tokens"] > 0
@@ -82,7 +81,7 @@ def test_a_plan_that_says_prefill_is_followed_with_a_text_and_told_without(
         async with publisher_and_reader(tmp_path, tiny_models["llama"], price_per_gb=1e6) as (_, a, b):
             await publish(a, TEXT.encode())
             b.calibration.add_prefill((await b.model.choose()).calibration_key, [(0, 64, 1e-6)])
-            cheap = Terms(objective=Objective("money"))
+            cheap = Terms(aim="money")
             made = await asked(b, terms=cheap)
             assert made["artifact"] is None and "prefilling here is better" in made["plan"]["reason"]
             with pytest.raises(PlanSaysPrefill):

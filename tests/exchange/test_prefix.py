@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvswap.core.errors import PlanSaysPrefill
 from kvswap.core.ids import Cid
-from kvswap.cost import Objective
 from kvswap.exchange import Node
 from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.prefix import (
@@ -22,7 +21,7 @@ from kvswap.exchange.prefix import (
     plan_beginning,
 )
 from kvswap.exchange.publish import publish
-from kvswap.exchange.request import STRICT, Terms
+from kvswap.exchange.request import STRICT, Terms, lookup_of
 from kvswap.exchange.withdraw import withdraw
 from tests.exchange.modelled import publisher_and_reader
 from tests.support import DOCUMENT, run
@@ -74,7 +73,7 @@ def test_the_longest_of_several_wins_and_of_equals_what_is_here(tmp_path: Path, 
             own = await publish(b, TEXT.encode())
             _, found = await look(b)
             assert found is not None and str(found.statement.artifact) == own["artifact"] and found.peers == ()
-            _, found = await look(b, terms=replace(STRICT, local=True))
+            _, found = await look(b, terms=lookup_of(STRICT, local=True))
             assert found is not None and found.peers == ()
 
     run(body())
@@ -90,11 +89,11 @@ def test_what_is_not_to_be_used_begins_nothing(tmp_path: Path, tiny_models: dict
                 await withdraw(a, Cid.parse(made["artifact"]), "a typing error")
             elif why == "untrusted":
                 b.trust.policy.remove(str(a.identity.publisher.peer_id))
-                terms = replace(terms, strangers=True)  # a part cannot be verified by itself
+                terms = msgspec.structs.replace(terms, strangers=True)  # a part cannot be verified by itself
             elif why == "other blocks":
                 object.__setattr__(b.settings, "block_tokens", 32)
             else:
-                terms = replace(terms, local=True)
+                terms = lookup_of(terms, local=True)
             assert (await look(b, terms=terms))[1] is None
             if why == "untrusted":
                 assert "beginning_refused" in [event["event"] for event in b.events.recent()]
@@ -126,13 +125,13 @@ def test_one_that_is_not_worth_it_is_not_fetched(tmp_path: Path, tiny_models: di
         async with publisher_and_reader(tmp_path, tiny_models["llama"], price_per_gb=1e6) as (_, a, b):
             await publish(a, TEXT.encode())
             b.calibration.add_prefill((await b.model.choose()).calibration_key, [(0, 64, 1e-6)])
-            cheap = Terms(objective=Objective("money"))
+            cheap = Terms(aim="money")
             _, found = await look(b, terms=cheap)
             assert found is not None
             with pytest.raises(PlanSaysPrefill, match="is not worth it"):
                 await fetch_beginning(b, found, cheap)
             assert b.store.used_bytes == 0
-            check_beginning(found, await plan_beginning(b, found, cheap), replace(cheap, force=True))
+            check_beginning(found, await plan_beginning(b, found, cheap), msgspec.structs.replace(cheap, force=True))
 
     run(body())
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvswap.artifact.manifest import Divergence
@@ -117,7 +118,7 @@ def test_an_inexact_one_is_taken_by_who_says_so(tmp_path: Path) -> None:
             with pytest.raises(Incompatible, match="15 of 32") as caught:
                 await resolve(reader, DOCUMENT)
             assert "--inexact" in caught.value.hint  # type: ignore[operator]
-            assert ids(await resolve(reader, DOCUMENT, replace(STRICT, inexact=True))) == {made.id}
+            assert ids(await resolve(reader, DOCUMENT, msgspec.structs.replace(STRICT, inexact=True))) == {made.id}
 
     run(body())
 
@@ -192,9 +193,9 @@ def test_a_groups_document_is_found_by_its_members_alone(tmp_path: Path) -> None
             with pytest.raises(NotFound):
                 await resolve(reader, DOCUMENT)
             with pytest.raises(NotFound):
-                await resolve(reader, DOCUMENT, replace(STRICT, group="team"))  # it is in no such group
+                await resolve(reader, DOCUMENT, msgspec.structs.replace(STRICT, group="team"))  # it is in no such group
             reader.trust.groups.add(team)
-            for terms in (STRICT, replace(STRICT, group="team")):
+            for terms in (STRICT, msgspec.structs.replace(STRICT, group="team")):
                 assert ids(await resolve(reader, DOCUMENT, terms)) == {sealed.id}
 
     run(body())

@@ -201,6 +201,9 @@ class Transfer:
             self._reasons[peer] = f"{peer} is blocked"
         if (task := self._tasks.get(peer)) is not None:
             task.cancel()
+        for (giver, _), flight in list(self._flights.items()):
+            if giver == peer:
+                flight.cancel()  # at once: what arrives in the same moment counts no more
 
     async def _supervise(self) -> None:
         starved = time.monotonic()
