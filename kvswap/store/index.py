@@ -59,6 +59,7 @@ class Index:
         self.epoch = 0  # grows when another database takes the place of this one
         self.on_loop = 0  # accesses by a thread that runs an event loop, which they hold up
         self._lock = threading.RLock()
+        self._filling = 0  # the thread that fills a new database from the disk
         self._idle = threading.Condition()
         self._readers: list[sqlite3.Connection] = []
         self._reading = 0
@@ -213,7 +214,11 @@ class Index:
             self._db = self._anew(why)
             self.epoch += 1
             if self.remake is not None:
-                self.remake()
+                self._filling = threading.get_ident()
+                try:
+                    self.remake()
+                finally:
+                    self._filling = 0
 
     def detach(self, why: Exception) -> bool:
         """Go on in memory with what is committed; False where that cannot be read."""
@@ -279,6 +284,9 @@ class Index:
     def rows(self, query: str, *arguments: object) -> list[sqlite3.Row]:
         """Return the committed rows of a query.  Inside a `transaction`, read through its own connection instead."""
         self._noticed()
+        if self._filling not in (0, threading.get_ident()):
+            with self._lock:
+                pass  # what is filled from the disk is not whole before it is done
         for last in (False, True):
             epoch = self.epoch
             try:

@@ -25,7 +25,7 @@ def test_the_loop_waits_for_no_query(tmp_path: Path) -> None:
     try:
         b.start()
         client, reader = a.client, b.client
-        reader.trust_add(a.identity.publisher)
+        reader.trust_add(a.publisher)
         until(lambda: reader.status()["peers"], what="a connection")
         assert len(client.artifacts()) == ARTIFACTS
 
