@@ -209,16 +209,16 @@ class Index:
         with self._lock:
             if self.epoch != epoch:
                 return
-            self._close_all()
-            self.detached, self._refusal = False, None
-            self._db = self._anew(why)
-            self.epoch += 1
-            if self.remake is not None:
-                self._filling = threading.get_ident()
-                try:
+            self.epoch += 1  # first: what others read meanwhile, of the new file too, they read again
+            self._filling = threading.get_ident()
+            try:
+                self._close_all()
+                self.detached, self._refusal = False, None
+                self._db = self._anew(why)
+                if self.remake is not None:
                     self.remake()
-                finally:
-                    self._filling = 0
+            finally:
+                self._filling = 0
 
     def detach(self, why: Exception) -> bool:
         """Go on in memory with what is committed; False where that cannot be read."""
@@ -284,14 +284,16 @@ class Index:
     def rows(self, query: str, *arguments: object) -> list[sqlite3.Row]:
         """Return the committed rows of a query.  Inside a `transaction`, read through its own connection instead."""
         self._noticed()
-        if self._filling not in (0, threading.get_ident()):
-            with self._lock:
-                pass  # what is filled from the disk is not whole before it is done
         for last in (False, True):
+            if self._filling not in (0, threading.get_ident()):
+                with self._lock:
+                    pass  # what is filled from the disk is not whole before it is done
             epoch = self.epoch
             try:
                 with self._reader() as db:
-                    return db.execute(query, arguments).fetchall()
+                    found = db.execute(query, arguments).fetchall()
+                if last or epoch == self.epoch:
+                    return found
             except sqlite3.Error as error:
                 if last or not self._replaced(error, epoch):
                     raise self._plain(error, "reading") from error
