@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from kvswap.cli.output import Output, verb
 
@@ -109,10 +110,7 @@ def check(output: Output, name: str, dtype: str) -> None:
         "exchanged": not found.refused,
         "refused": found.refused or None,
         "dtype": dtype,
-        "layers": [
-            {"kind": s.kind, "heads": s.heads, "k_dim": s.k_dim, "v_dim": s.v_dim, "window": s.window}
-            for s in found.layers
-        ],
+        "layers": [msgspec.to_builtins(layer) for layer in found.layers],
         "token_bytes": found.token_bytes,
         "window_bytes": found.window_bytes,
         "without": list(found.without),

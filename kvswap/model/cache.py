@@ -112,12 +112,16 @@ class StoppableCache(DynamicCache):  # type: ignore[misc]
 
     before: Callable[[int], None] | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._places = places(self)
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
         """Call `before`, then store the keys and values of a layer."""
         if self.before is not None:
-            self.before(places(self)[layer_idx])
+            self.before(self._places[layer_idx])
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 

@@ -55,17 +55,12 @@ def _way(config: Any) -> tuple[Any, str]:
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    kind: Any = AutoModelForCausalLM
     for way in (AutoModelForCausalLM, AutoModelForImageTextToText):
         if type(config) in way._model_mapping:
             made = way._model_mapping[type(config)]
             kinds = made if isinstance(made, tuple) else (made,)
-            return way, "sdpa" if all(_has_sdpa(k) for k in kinds) else "eager"
-    return kind, "sdpa"
-
-
-def _has_sdpa(kind: Any) -> bool:
-    return bool(getattr(kind, "_supports_sdpa", False))
+            return way, "sdpa" if all(kind._supports_sdpa for kind in kinds) else "eager"
+    return AutoModelForCausalLM, "sdpa"
 
 
 def open_tokenizer(directory: Path, label: str) -> Any:
