@@ -42,7 +42,7 @@ class Terms(Request, frozen=True, kw_only=True):
     group: str | None = None
     """Look only among what is sealed for this group."""
     aim: Aim = field(default="mix", name="objective")
-    """What to save."""
+    """The aim: to save time, money, or a mix of both."""
     max_seconds: Amount | None = None
     max_dollars: Amount | None = None
     max_bytes: Amount | None = None

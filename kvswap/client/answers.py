@@ -17,7 +17,7 @@ _MISSED = 10  # heartbeats in a row, and the daemon is taken for frozen
 
 
 def message_of(line: bytes | str, where: Path | str) -> dict[str, Any]:
-    """One JSON object of an answer.  Raises `DaemonNotRunning` for anything else."""
+    """Parse one JSON object of an answer.  Raises `DaemonNotRunning` for anything else."""
     try:
         value = _decoded(line) if len(line) > _LONG else json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -28,14 +28,14 @@ def message_of(line: bytes | str, where: Path | str) -> dict[str, Any]:
 
 
 def _decoded(text: bytes | str) -> Any:
-    """The value of a long JSON text, in half of the time.  Raises `ValueError`, `RecursionError`."""
+    """Parse a long JSON text, in half of the time that `json` takes.  Raises `ValueError`, `RecursionError`."""
     import msgspec  # importing it costs more than it saves on a short one
 
     return msgspec.json.decode(text)
 
 
 def error_of(body: dict[str, Any], status: int) -> KvswapError:
-    """The exception that an error body stands for."""
+    """Return the exception that an error body stands for."""
     data = body.get("error")
     if isinstance(data, dict):
         return KvswapError.from_dict(data)
@@ -45,7 +45,7 @@ def error_of(body: dict[str, Any], status: int) -> KvswapError:
 
 
 def result_of(message: dict[str, Any], where: Path | str) -> dict[str, Any]:
-    """The last line of an answer.  Raises the error that it stands for."""
+    """Return the result in the last line of an answer.  Raises the error that it stands for."""
     if "error" in message:
         raise error_of(message, 500)
     result = message.get("result")
@@ -55,7 +55,7 @@ def result_of(message: dict[str, Any], where: Path | str) -> dict[str, Any]:
 
 
 def silence_seconds(call: Call, heartbeat: str | None) -> float:
-    """How long nothing may come of an answer of lines: much less where the daemon promised heartbeats."""
+    """Return for how long an answer of lines may be silent: much less where the daemon promised heartbeats."""
     try:
         promised = float(heartbeat or 0)
     except ValueError:
@@ -64,7 +64,7 @@ def silence_seconds(call: Call, heartbeat: str | None) -> float:
 
 
 def not_ours(where: Path | str) -> DaemonNotRunning:
-    """What listens under the run-file's address does not speak as a daemon does."""
+    """Return the error for a listener that does not speak as a daemon does."""
     return DaemonNotRunning(
         f"what answers for {where} is not a kvswap daemon",
         cause="its port was taken over by another program, or the daemon is of another version",
@@ -86,7 +86,7 @@ def _start(where: Path | str) -> str:
 
 
 def silent(where: Path | str, seconds: float) -> DaemonSilent:
-    """Nothing came in time."""
+    """Return the error for an answer of which nothing came in time."""
     return DaemonSilent(
         f"the daemon of {where} does not answer: nothing came for {seconds:g} s",
         cause="it is stopped (SIGSTOP), or this machine has far too much to do",
@@ -95,7 +95,7 @@ def silent(where: Path | str, seconds: float) -> DaemonSilent:
 
 
 def went_away(error: BaseException | None = None) -> KvswapError:
-    """The connection ended before the answer did."""
+    """Return the error for a connection that ended before the answer did."""
     what = f" ({type(error).__name__})" if error is not None else ""
     return KvswapError(
         f"the daemon ended before the answer{what}", cause="it was stopped, or it failed", hint="kvswap status"

@@ -1,4 +1,4 @@
-"""What a client is before it has verbs.  The blocking form is made from this file by `.ci/unasync`."""
+"""The base of the asyncio client: it finds and calls the daemon.  The blocking one is made of it by `.ci/unasync`."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Call:
 
     @property
     def head_seconds(self) -> float:
-        """How long the beginning of the answer may take: an answer of lines begins at once."""
+        """Seconds that the head of the answer may take: an answer of lines begins at once."""
         return SHORT_SECONDS if self.lines and self.frames is None else self.seconds
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def statement_of(details: dict[str, Any]) -> Statement:
-    """What was signed, from `Client.details`, checked again here.  Raises `IntegrityError`."""
+    """Read what was signed from `Client.details`, and check it again here.  Raises `IntegrityError`."""
     from kvswap.trust import one_key, read_statement
 
     key = bytes.fromhex(details["key"]) if "key" in details else None
@@ -31,7 +31,7 @@ def statement_of(details: dict[str, Any]) -> Statement:
 
 @ours("loading the artifact")
 def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
-    """A `DynamicCache` from `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
+    """Load a `DynamicCache` by the answer of `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
     from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
     from kvswap.model import reach
@@ -90,7 +90,7 @@ class LocalPrefill:
 
     @ours("preparing the prefill")
     def beginning(self) -> dict[str, Any]:
-        """What to ask the node for: chain digests and model identity in hex, dtype, block size."""
+        """Return what to ask the node for: chain digests and model identity in hex, dtype, block size."""
         from kvswap.artifact.chain import chain_digests
 
         identity = live_identity(self._loaded.model)
@@ -104,7 +104,7 @@ class LocalPrefill:
 
     @ours("prefilling")
     def cache(self, room: int, details: dict[str, Any] | None = None, tokens: int = 0) -> Any:
-        """The whole cache; its first `tokens` tokens from the artifact of `details`, if given, once layer 0 is theirs.
+        """Make the whole cache; its first `tokens` tokens are those of `details`, if given, once layer 0 is theirs.
 
         Raises `IntegrityError` for a beginning that is proved to be of another text.
         """
@@ -124,7 +124,7 @@ class LocalPrefill:
 
 @ours("loading the artifact")
 def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, room: int) -> Any:
-    """Returns the cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
+    """Return the cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
 
     Raises `Incompatible` for another text, `IntegrityError` for a cache that is proved to be of another one.  Warns of
     what cannot be checked.

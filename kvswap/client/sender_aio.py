@@ -1,4 +1,4 @@
-"""How the asyncio client sends: on aiohttp, which is imported with the first request."""
+"""The sender of the asyncio client, on aiohttp, which is imported with the first request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def _pieces(frames: calls.Frames) -> AsyncIterator[bytes]:
 
 
 class AsyncSender:
-    """Sends calls to one daemon, a connection for each."""
+    """The sender of calls to one daemon, a connection for each."""
 
     def __init__(self, target: Target) -> None:
         self._target = target

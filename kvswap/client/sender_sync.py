@@ -1,4 +1,4 @@
-"""How the blocking client sends: on the standard library's HTTP, so that importing it costs little."""
+"""The sender of the blocking client, on the standard library's HTTP, so that importing it costs little."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _connection(address: Address, timeout: float) -> http.client.HTTPConnection:
 
 
 class Sender:
-    """Sends calls to one daemon, a connection for each."""
+    """The sender of calls to one daemon, a connection for each."""
 
     def __init__(self, target: Target) -> None:
         self._target = target

@@ -54,7 +54,7 @@ class Client(Caller):
         return self._do(calls.status())
 
     def id(self) -> dict[str, Any]:
-        """`{"peer", "publisher", "addresses"}` of this node."""
+        """Return `{"peer", "publisher", "addresses"}` of this node."""
         return self._do(calls.identity())
 
     def peers(self) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ class Client(Caller):
         return list((self._do(calls.peers()))["peers"])
 
     def block(self, peer: str, blocked: bool = True) -> dict[str, Any]:
-        """Neither serve nor ask a peer; or, with `blocked` false, do so again."""
+        """Block a peer, which is then neither served nor asked; with `blocked` false, end that."""
         return self._do(calls.block(peer, blocked))
 
     def ls(self) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ class Client(Caller):
         return list((self._do(calls.artifacts()))["artifacts"])
 
     def show(self, ref: str) -> dict[str, Any]:
-        """An artifact in the store: its index row, manifest and envelope."""
+        """Show an artifact in the store: its index row, manifest and envelope."""
         return self._do(calls.show(ref))
 
     def details(self, ref: str) -> dict[str, Any]:
@@ -177,11 +177,11 @@ class Client(Caller):
         return self._do(calls.withdraw(ref, why))
 
     def groups(self) -> list[dict[str, Any]]:
-        """The groups this node is in: `{"name", "mark"}`, no secrets."""
+        """List the groups this node is in, as `{"name", "mark"}`: no secrets."""
         return list((self._do(calls.groups()))["groups"])
 
     def group_new(self, name: str) -> dict[str, Any]:
-        """A group with a key of its own; who is given the key is a member."""
+        """Make a group with a key of its own; who is given the key is a member."""
         return self._do(calls.group_add(name, None))
 
     def group_import(self, key: str, name: str | None = None) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Client(Caller):
         return self._do(calls.group_add(name, key))
 
     def group_export(self, name: str) -> dict[str, Any]:
-        """`{"name", "key"}`: a secret."""
+        """Return `{"name", "key"}` of a group.  The key is a secret: who has it is a member."""
         return self._do(calls.group_export(name))
 
     def group_remove(self, name: str) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class Client(Caller):
         return self._do(calls.group_remove(name))
 
     def hosts(self) -> list[dict[str, Any]]:
-        """The hosts that invited this node, each with its offer or its `problem`."""
+        """List the hosts that invited this node, each with its offer or its `problem`."""
         return list((self._do(calls.hosts()))["hosts"])
 
     def host_join(self, invitation: str, *, plain: bool = False) -> dict[str, Any]:
@@ -209,11 +209,11 @@ class Client(Caller):
         return self._do(calls.host_leave(peer))
 
     def trust_rotate(self) -> dict[str, Any]:
-        """A new publisher key, which the old one names: who trusts the old one follows."""
+        """Make a new publisher key, which the old one names: who trusts the old one follows."""
         return self._do(calls.rotate())
 
     def audits(self, publisher: str | None = None) -> list[dict[str, Any]]:
-        """What was found by verifying: here, and by auditors whom this node trusts."""
+        """List what verifying found, here and by auditors whom this node trusts; of one `publisher`, if given."""
         return list((self._do(calls.audits(publisher)))["audits"])
 
     def ask(
@@ -273,7 +273,7 @@ class Client(Caller):
         group: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """The longest published beginning of token ids (u32, little endian), made local.
+        """Fetch the longest published prefix of token ids (u32, little endian).
 
         Returns `{"artifact", "tokens", "whole", "plan"}`.  For engines that know ids and no text.  `parts`: also a
         part of a block, where the document ends there.  `curve`: seconds that a block, and each token before it,
@@ -295,7 +295,7 @@ class Client(Caller):
         return self._do(calls.beginning(request), on_event)
 
     def beginnings(self, version: str = "", wait: float = 0.0) -> tuple[str, bytes | None]:
-        """Keys of all beginnings that a look-up could find, 8 bytes each; None: ask for each.
+        """Return keys of all prefixes that a look-up could find, 8 bytes each; None: ask for each.
 
         Returns `(version, keys)`, at once when the version is another one, else after `wait` seconds.
         """
@@ -331,7 +331,7 @@ class Client(Caller):
         return self._do(calls.trust_remove(peer))
 
     def events(self, follow: bool = False) -> Iterator[dict[str, Any]]:
-        """What happened lately; with `follow`, for ever."""
+        """Yield the events of late; with `follow`, also those to come, without end."""
         with contextlib.closing(self._sender.lines(calls.events(follow))) as messages:
             for event in messages:
                 yield event

@@ -1,4 +1,4 @@
-"""Where a client finds its daemon: by the run-file of a home, or at a URL that the caller gives."""
+"""The daemon that a client speaks to: that of a home, by its run-file, or the one at a URL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNIX = "unix:"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What to connect to: `url` over TCP, or with `socket` the path of a Unix socket."""
+    """An address of the API: `url` over TCP, or with `socket` the path of a Unix socket."""
 
     url: str
     token: str | None

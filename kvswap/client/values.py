@@ -1,4 +1,4 @@
-"""What the clients return that is more than a dict: an artifact that can be loaded into a model."""
+"""Values that clients return and take: artifacts that can be loaded, reports, documents by path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 
 def model_argument(name: str | None) -> str | None:
-    """A model as the caller typed it, so that it means the same to the daemon, which runs in another directory."""
+    """Resolve a model as the caller typed it, so that it means the same to a daemon in another directory."""
     if name is None:
         return None
     from kvswap.core.places import models_directory
@@ -30,7 +30,7 @@ class Artifact:
     _details: Any = field(repr=False)  # callable: the daemon's view of the artifact
 
     def load(self, model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
-        """A transformers `DynamicCache`, bit for bit the publisher's, on the model's device.
+        """Load a transformers `DynamicCache`, bit for bit the publisher's, on the model's device.
 
         `tokens`: stop at this block's end instead of the whole document.  `room`: tokens that may
         follow before the cache must be copied.  Raises `Incompatible` when `model` is not the one the
@@ -48,7 +48,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class AsyncArtifact:
-    """`Artifact` for asyncio: loading runs in a thread."""
+    """An `Artifact` for asyncio: loading runs in a thread."""
 
     id: str
     report: dict[str, Any]
@@ -65,11 +65,12 @@ class AsyncArtifact:
 
     @property
     def tokens(self) -> int:
+        """Length of the cached prefix in tokens, as in `Artifact.tokens`."""
         return int(self.report["tokens"])
 
 
 class CacheReport(msgspec.Struct, frozen=True):
-    """What `get_cache` did.  `action` is `fetch` or `prefill`; `tokens` is the length of the cached prefix."""
+    """The report of `get_cache`.  `action` is `fetch` or `prefill`; `tokens` is the length of the cached prefix."""
 
     action: str
     reason: str
