@@ -100,7 +100,7 @@ def encodings(client: Client, published: dict) -> list[dict]:
     """The document's artifacts: a node that has a predictor for the model makes a smaller one in the background."""
     deadline = time.monotonic() + 30
     while True:
-        rows = [r for r in client.artifacts() if r["document"] == published["document"]]
+        rows = [r for r in client.ls() if r["document"] == published["document"]]
         if len(rows) > 1 or time.monotonic() > deadline:
             return [r | {"codec": client.show(r["artifact"])["manifest"]["chunks"][0]["codec"]} for r in rows]
         time.sleep(0.1)
@@ -122,7 +122,7 @@ def main() -> int:
                 "prefill on A", 1, 1, "already published" if published["reused"] else f"{published['tokens']} tokens"
             )
             offered = encodings(a, published)
-            identity = a.identity()
+            identity = a.id()
             node_b, b = start(homes / "B", "--mdns")
             nodes.append(node_b)
             if not meet(b, 12):  # a machine without multicast
