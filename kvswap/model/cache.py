@@ -5,8 +5,9 @@ and returns views, while the stock layer copies everything at every step.  It is
 (tested), and falls back to it when the memory is used up or the cache was edited.
 
 Not every layer of a model keeps something: in Gemma 3n and the small Gemma 4 the last layers read the keys and values
-of earlier ones, and transformers gives them a `DummyLayer`.  A *cache layer* here, as in a manifest, is one that keeps
-keys and values, counted from 0 (`kept`); `places` says which layer of the model is which cache layer.
+of earlier ones.  transformers gives them a `DummyLayer` from 5.23 on, and none before.  A *cache layer* here, as in a
+manifest, is one that keeps keys and values, counted from 0 (`kept`); `places` says which layer of the model is which
+cache layer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import cache_utils
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.manifest import LayerSpec
@@ -92,14 +94,21 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         super().reset()
 
 
+_NOTHING_KEPT: type | None = getattr(cache_utils, "DummyLayer", None)
+
+
+def _keeps(layer: Any) -> bool:
+    return type(layer) is not _NOTHING_KEPT
+
+
 def kept(cache: Any) -> list[Any]:
     """Return the layers of a transformers cache that keep keys and values, in the model's order."""
-    return [layer for layer in cache.layers if type(layer) is not DummyLayer]
+    return [layer for layer in cache.layers if _keeps(layer)]
 
 
 def places(cache: Any) -> dict[int, int]:
     """Return which cache layer each layer of the model is, by its number; those that keep nothing are left out."""
-    holding = [index for index, layer in enumerate(cache.layers) if type(layer) is not DummyLayer]
+    holding = [index for index, layer in enumerate(cache.layers) if _keeps(layer)]
     return {index: place for place, index in enumerate(holding)}
 
 
@@ -179,7 +188,7 @@ def check_layers(cache: Any) -> None:
     Raises `Incompatible` naming the others.
     """
     for index, layer in enumerate(cache.layers):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer, DummyLayer):
+        if _keeps(layer) and type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer):
             raise Incompatible(
                 f"cache layer {index} is a {type(layer).__name__}, which kvswap cannot exchange",
                 cause="linear-attention, quantised and hybrid layers keep state of another kind",
@@ -187,7 +196,7 @@ def check_layers(cache: Any) -> None:
             )
         if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < 2:
             raise Incompatible(f"cache layer {index} has a window of {layer.sliding_window}", field="layout")
-    if not kept(cache) or type(cache.layers[0]) is DummyLayer:
+    if not kept(cache) or not _keeps(cache.layers[0]):
         # Reading tokens back and computing layer 0 again take it for a function of the token and its position.
         raise Incompatible("the first layer of the model keeps no keys and values", field="layout")
 
