@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kvswap.artifact import dsse  # noqa: E402
-from kvswap.artifact.manifest import Divergence, FileRef, LayerSpec, Probe  # noqa: E402
+from kvswap.artifact.manifest import Divergence, FileRef, Probe  # noqa: E402
+from kvswap.artifact.specs import LayerSpec  # noqa: E402
 from kvswap.codec import planes  # noqa: E402
 from kvswap.core import wire  # noqa: E402
 from kvswap.core.ids import Cid, blake3_digest  # noqa: E402
@@ -32,7 +33,7 @@ NOW = 1_760_000_000
 AT = NOW + 100
 OUT = ROOT / "manifests" / "vectors"
 INDEX: list[dict[str, Any]] = []
-WIDE = LayerSpec(kind="sliding", heads=1, k_dim=4, v_dim=4, window=19)
+WIDE = LayerSpec.key_value("sliding", 1, 4, 4, 19)
 
 
 def write(

@@ -15,19 +15,18 @@ import msgspec
 
 from kvswap.artifact.manifest import (
     INEXACT,
-    VERSION,
     Divergence,
     DocumentRef,
-    Layout,
     Life,
     Manifest,
     ModelIdentity,
     Numerics,
     Prefix,
     Probe,
-    TensorDigests,
+    version_of,
 )
 from kvswap.artifact.sealing import FINGERPRINT, open_file
+from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
 from kvswap.core.documents import check_document, check_written
 from kvswap.core.errors import KvswapError, UsageError
@@ -135,12 +134,13 @@ async def _prefilled(
 ) -> Statement:
     async def manifest(made: Made) -> Manifest:
         node.learn_prefill(choice, made.result["samples"])
+        layout = wire.convert(made.result["layout"], Layout)
         return Manifest(
-            version=VERSION,
+            version=version_of(layout),
             model=wire.convert(made.result["model"], ModelIdentity),
             document=document,
             prefix=wire.convert(made.result["prefix"], Prefix),
-            layout=wire.convert(made.result["layout"], Layout),
+            layout=layout,
             numerics=wire.convert(made.result["numerics"], Numerics),
             tensors=wire.convert(made.result["tensors"], list[TensorDigests]),
             chunks=made.refs,

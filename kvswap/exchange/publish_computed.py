@@ -13,16 +13,8 @@ from typing import Any
 
 import msgspec
 
-from kvswap.artifact.manifest import (
-    VERSION,
-    Layout,
-    Manifest,
-    ModelIdentity,
-    Numerics,
-    Prefix,
-    Probe,
-    TensorDigests,
-)
+from kvswap.artifact.manifest import Manifest, ModelIdentity, Numerics, Prefix, Probe, version_of
+from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
@@ -77,11 +69,12 @@ async def publish_computed(node: Node, computed: Computed, run: Run, progress: P
 
     async def describe(made: Made) -> Manifest:
         nonlocal told
+        layout = wire.convert(made.result.get("layout"), Layout)
         manifest = Manifest(
-            version=VERSION,
+            version=version_of(layout),
             model=computed.model,
             prefix=prefix,
-            layout=wire.convert(made.result.get("layout"), Layout),
+            layout=layout,
             numerics=computed.numerics,
             tensors=wire.convert(made.result.get("tensors"), list[TensorDigests]),
             chunks=made.refs,

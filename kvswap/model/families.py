@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from kvswap.core.errors import Incompatible
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -204,7 +204,7 @@ def _own(text: Config, index: int, kind: str) -> Config:
 def _layer(text: Config, kind: str) -> LayerSpec:
     window = int(text.get("sliding_window") or text.get("attention_chunk_size") or 0) if kind == "sliding" else None
     if text.get("model_type") in _LATENT:
-        return LayerSpec(kind, 1, _number(text, "kv_lora_rank"), _number(text, "qk_rope_head_dim"), window)
+        return LayerSpec.key_value(kind, 1, _number(text, "kv_lora_rank"), _number(text, "qk_rope_head_dim"), window)
     queries = _number(text, *_HEADS)
     grouped = () if text.get("model_type") in _UNGROUPED else ("num_key_value_heads", "num_kv_heads")
     heads = _number(text, *grouped, default=queries)
@@ -216,7 +216,7 @@ def _layer(text: Config, kind: str) -> LayerSpec:
     values = _number(text, "v_head_dim", default=size)
     if kind == "sliding" and text.get("model_type") == "mimo_v2_flash":
         heads = 2 * heads
-    return LayerSpec(kind, heads, size, values, window)
+    return LayerSpec.key_value(kind, heads, size, values, window)
 
 
 def _number(text: Config, *names: str, default: int | None = None) -> int:
@@ -256,7 +256,7 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
     except Incompatible as error:
         layers, refused = (), error.message
     size = BYTES[dtype]
-    each = [(layer.window, layer.heads * (layer.k_dim + layer.v_dim) * size) for layer in layers]
+    each = [(layer.window, layer.token_numbers * size) for layer in layers]
     return Checked(
         model_type=kind,
         names=names,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from kvswap.artifact.manifest import LayerSpec, Manifest
+from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.specs import LayerSpec
 
 _known: WeakKeyDictionary[Any, Sequence[LayerSpec]] = WeakKeyDictionary()
 

@@ -73,8 +73,8 @@ def _chained(manifest: Manifest, ids: Sequence[int], *, read_back: bool = False)
 
     By its chain digests alone an artifact is found, and used, as a prefix of other documents.
     """
-    prefix = manifest.prefix
-    if chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens) != prefix.chain:
+    prefix, cuts = manifest.prefix, manifest.layout.checkpoints
+    if chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens, cuts) != prefix.chain:
         why = "the manifest's chain is not of the tokens whose digest it signs"
         return Document(None, why, lie=True, read_back=read_back, signed=True)
     return Document(ids, read_back=read_back)
@@ -84,13 +84,13 @@ def of_beginning(loaded: Any, manifest: Manifest, text: str, tokens: int) -> Doc
     """Return the first `tokens` tokens of a text if the manifest's prefix starts with them."""
     prefix = manifest.prefix
     ids = loaded.tokenize(text)[:tokens]
-    made = chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens)
+    made = chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens, manifest.layout.checkpoints)
     if len(ids) < tokens or made != prefix.chain[: len(made)]:
         return Document(None, "the text that was given does not begin with the artifact's tokens")
     return Document(ids)
 
 
-def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> Document:
+def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors | None) -> Document:
     """Return the document's tokens as read back from layer 0."""
     from kvswap.model.readback import read_document
 
@@ -99,6 +99,8 @@ def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> Document:
         return Document(None, "a private document, and its text was not given")
     if rules := rules_of(manifest):
         return Document(None, rules)
+    if first is None or manifest.layout.layers[0].has_states:
+        return Document(None, "the text was not given, and the tokens cannot be read back from states")
     if first.first:
         return Document(None, "the text was not given, and layer 0 keeps only a window of it")
     try:

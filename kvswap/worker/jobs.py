@@ -335,7 +335,7 @@ class Jobs:
 
         def again() -> Any:
             source = _files(chunks)
-            return load(manifest, source, tokens=tokens, predictors=self._predictors, seal=statement.seal)[0]
+            return load(manifest, source, tokens=tokens, predictors=self._predictors, seal=statement.seal)
 
         position = manifest.prefix.tokens if tokens is None else tokens
         return FirstLayer(loaded, loaded.identity.digest, manifest, cache, document, position, again)

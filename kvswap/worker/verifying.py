@@ -19,7 +19,7 @@ from kvswap.trust.ladder import Level, Step
 from kvswap.trust.noise import MARGIN, Noise, Spread
 from kvswap.trust.sampling import draw
 from kvswap.worker.document import Document, of_layer, of_text
-from kvswap.worker.first_layer import first_layer_step
+from kvswap.worker.first_layer import NO_KEYS, first_layer_step, first_of
 from kvswap.worker.grounds import judged, static
 
 if TYPE_CHECKING:
@@ -149,8 +149,13 @@ class Checks:
             elif self._text is not None:
                 self._document = of_text(self._loaded, self._manifest, self._text)
             else:
-                self._document = of_layer(self._loaded, self._manifest, self._tensors[0])
+                self._document = of_layer(self._loaded, self._manifest, self._first(self._tensors))
         return self._document
+
+    def _first(self, tensors: Tensors) -> LayerTensors | None:
+        """Return the first layer that keeps something of each token."""
+        index = first_of(self._manifest.layout.layers)
+        return None if index is None else tensors[index]
 
     def _own(self) -> list[LayerTensors]:
         """Return this reader's own cache of the document, computed once and in another way than the checks compute."""
@@ -170,7 +175,8 @@ class Checks:
         ids = self._known().ids
         assert ids is not None  # noqa: S101 - nothing is compared before they are known
         cache = new_cache(self._loaded.model.config, len(ids))
-        for _ in canonical_prefill(self._loaded, cache, ids, self._manifest.prefix.block_tokens):
+        cuts = self._manifest.layout.checkpoints
+        for _ in canonical_prefill(self._loaded, cache, ids, self._manifest.prefix.block_tokens, cuts=cuts):
             self._check()
         return held_tensors(cache, layer_specs(cache), len(ids))
 
@@ -182,8 +188,9 @@ class Checks:
         if self._misshapen:
             return Step(Level.STRUCTURE, "failed", why=self._misshapen)
         for index, held in enumerate(tensors):
-            for name, tensor in (("K", held.k), ("V", held.v)):
-                if not bool(torch.isfinite(tensor[:, : held.tokens]).all()):
+            for place, spec in enumerate(held.spec.tensors):
+                if not bool(torch.isfinite(held.filled(place)).all()):
+                    name = spec.name.upper() if len(spec.name) == 1 else spec.name
                     return Step(Level.STRUCTURE, "failed", why=f"{name} of layer {index} is not finite everywhere")
         return Step(Level.STRUCTURE, "passed", figures={"tensors": len(tensors)})
 
@@ -191,7 +198,10 @@ class Checks:
         known = self._known()
         if known.ids is None:
             return Step(Level.TOKENS, "failed" if known.lie else "skipped", why=known.why)
-        step = first_layer_step(self._loaded, tensors[0], known.ids, self._manifest.prefix.block_tokens)
+        held = self._first(tensors)
+        if held is None:
+            return Step(Level.TOKENS, "skipped", why=NO_KEYS)
+        step = first_layer_step(self._loaded, held, known.ids, self._manifest)
         return Step(Level.TOKENS, step.verdict, why=step.why, figures=step.figures | {"read_back": known.read_back})
 
     def _probe(self, tensors: Tensors) -> Step:
@@ -228,6 +238,8 @@ class Checks:
     def _sampled(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> Step:
         from kvswap.model.recompute import at_positions
 
+        if self._manifest.layout.has_states:
+            return Step(Level.SAMPLES, "skipped", why="a state stands for the whole text before it; V7 checks it")
         if any(held.first for held in tensors):
             return Step(Level.SAMPLES, "skipped", why="sliding layers keep too little of the text; V7 checks them")
         if noise.samples is None:

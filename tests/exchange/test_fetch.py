@@ -20,7 +20,8 @@ import pytest
 from kvswap.artifact import dsse
 from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.layout import needed
-from kvswap.artifact.manifest import Divergence, LayerSpec
+from kvswap.artifact.manifest import Divergence
+from kvswap.artifact.specs import LayerSpec
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -197,7 +198,7 @@ def test_a_source_that_is_blocked_gives_nothing_more(tmp_path: Path, bulk: bool)
 
     async def body() -> None:
         async with world(tmp_path) as w:
-            specs = (LayerSpec(kind="full", heads=4, k_dim=64, v_dim=64),) * 6
+            specs = (LayerSpec.key_value("full", 4, 64, 64),) * 6
             made = make_artifact(tokens=1024, block_tokens=128, specs=specs, codec="raw")
             slow = await w.node(bulk=bulk, upload_bytes_per_second=1_000_000)
             w.give(slow, made)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
+from kvswap.artifact.layout import fingerprint_rows
 from kvswap.artifact.manifest import Manifest, Numerics
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import IntegrityError, KvswapError
@@ -71,7 +72,8 @@ def agree(node: Node, statement: Statement, own: bytes, marks: Sequence[Mark], n
     if not marks:
         return Agreed(step("skipped", "no other publisher of the same tokens was found"))
     policy = node.trust.policy.policy
-    scores = compare(own, {mark.publisher: mark.data for mark in marks}, noise.fingerprints).scores
+    rows = fingerprint_rows(statement.manifest.layout.layers)
+    scores = compare(own, {mark.publisher: mark.data for mark in marks}, noise.fingerprints, rows).scores
     trusted = [mark for mark in marks if policy.trusts(mark.publisher)]
     strangers = tuple(m for m in marks if m not in trusted and scores[m.publisher] > MARGIN)
     by_trust = bool(trusted) or policy.trusts(statement.manifest.publisher)
@@ -102,10 +104,10 @@ def accused(statement: Statement, mark: bytes, computed: bytes, noise: Noise, ou
     `ours`: the environment that this node computes in.  What somebody else made is no measure: whoever knows the
     fingerprint's signs makes a cache that V7 lets pass and whose fingerprint is far from every honest one.
     """
-    score = compare(computed, {"": mark}, noise.fingerprints).scores[""]
+    manifest = statement.manifest
+    score = compare(computed, {"": mark}, noise.fingerprints, fingerprint_rows(manifest.layout.layers)).scores[""]
     if score <= MARGIN:
         return None
-    manifest = statement.manifest
     why = f"its fingerprint is not that of its tokens: {score:.1f} times as far away as honest noise explains"
     grounds = Grounds(
         text="",  # both sign the digest of the very tokens that were computed

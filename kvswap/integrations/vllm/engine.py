@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvswap.artifact.manifest import LayerSpec, Manifest, ModelIdentity
+from kvswap.artifact.manifest import Manifest, ModelIdentity
+from kvswap.artifact.specs import LayerSpec
 from kvswap.core.errors import Incompatible
 from kvswap.model import precision, reach
 from kvswap.model.files import read_json, weight_files
@@ -65,12 +66,8 @@ class Engine:
     def layers(self) -> list[LayerSpec]:
         """The kinds and shapes of the model's layers, as manifests describe them."""
         specs = {
-            index: LayerSpec(
-                kind="full" if group.window is None else "sliding",
-                heads=group.heads,
-                k_dim=group.k_dim,
-                v_dim=group.v_dim,
-                window=group.window,
+            index: LayerSpec.key_value(
+                "full" if group.window is None else "sliding", group.heads, group.k_dim, group.v_dim, group.window
             )
             for group in self.groups
             for index in group.layers
