@@ -124,6 +124,16 @@ class LayerSpec(Strict, frozen=True):
         return sum(math.prod(tensor.shape) for tensor in self.tensors if tensor.per == "token")
 
 
+def layer_words(spec: LayerSpec) -> str:
+    """Describe a layer in words: its kind, its window, and the shape of each of its tensors."""
+    window = f" of {spec.window}" if spec.window is not None else ""
+    if spec.is_key_value:
+        shape = f"{spec.heads} x {spec.k_dim}" + (f" and {spec.v_dim}" if spec.v_dim != spec.k_dim else "")
+    else:
+        shape = ", ".join(f"{tensor.name} {' x '.join(map(str, tensor.shape))}" for tensor in spec.tensors)
+    return f"{spec.kind}{window}, {shape}"
+
+
 class LayerGroup(Strict, frozen=True):
     """Tensors that share a chunk: those of these names, of each of these layers."""
 
