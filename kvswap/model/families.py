@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvswap.artifact.checkpoints import spacing, state_bytes
 from kvswap.artifact.specs import LayerSpec, TensorSpec
 from kvswap.core.errors import Incompatible
 from kvswap.model import states
