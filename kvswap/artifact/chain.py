@@ -21,6 +21,12 @@ def pack_ids(ids: Sequence[int]) -> bytes:
     return np.asarray(ids, dtype="<u4").tobytes()
 
 
+def unpack_ids(data: bytes) -> list[int]:
+    """Restore what `pack_ids` gave."""
+    ids: list[int] = np.frombuffer(data, "<u4").tolist()
+    return ids
+
+
 def token_digest(ids: Sequence[int]) -> bytes:
     """Compute the BLAKE3 digest of the packed ids."""
     return blake3_digest(pack_ids(ids))

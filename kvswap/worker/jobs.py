@@ -83,6 +83,7 @@ class Jobs:
         ids = self.loaded.tokenize(text)
         return {
             "tokens": len(ids),
+            "ids": chain.pack_ids(ids),
             "token_digest": chain.token_digest(ids),
             "chain": chain.chain_digests(self.loaded.identity.digest, ids, block_tokens),
         }
