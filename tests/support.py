@@ -147,9 +147,13 @@ def make_artifact(
     now: int | None = None,
     lifetime: int = 86_400,
     model: ModelIdentity | None = None,
+    checkpoints: Sequence[int] = (),
     **changes: Any,
 ) -> Made:
-    """Random tensors through the real chunk writer, a manifest around them, signed.  `changes` replace fields."""
+    """Random tensors through the real chunk writer, a manifest around them, signed.  `changes` replace fields.
+
+    States are the same at each of the `checkpoints`, but that its number is added to their first word.
+    """
     import torch
 
     from kvswap.artifact.tensors import Layers, LayerTensors, by_layer, context_of, digest_layer, encode_chunk
@@ -158,10 +162,9 @@ def make_artifact(
     now = int(time.time()) if now is None else now
     model = model or identity()
     rng = np.random.default_rng(seed)
-    word = np.uint32 if dtype == "float32" else np.uint16
 
     # Exponents near 1.0, so that coding helps as it does on real caches.
-    def values(shape: tuple[int, ...]) -> np.ndarray:
+    def values(shape: tuple[int, ...], dtype: str) -> np.ndarray:
         plain = rng.normal(size=shape).astype(np.float32).view(np.uint32)
         if dtype == "float32":
             return plain
@@ -170,42 +173,56 @@ def make_artifact(
         return (plain >> 16).astype(np.uint16)
 
     predictor = plain_predictor(specs) if codec == "predictive" else None
-    layers = [(values((s.heads, tokens, s.k_dim)), values((s.heads, tokens, s.v_dim))) for s in specs]
-    shape = layout_of(dtype, '{"rope_theta":10000.0}', list(specs), layout.plan_groups(specs, dtype, block_tokens))
+    layers = [tuple(values(t.part_shape(tokens), t.dtype or dtype) for t in s.tensors) for s in specs]
+    groups = layout.plan_groups(specs, dtype, block_tokens)
+    shape = layout_of(dtype, '{"rope_theta":10000.0}', list(specs), groups, checkpoints)
     refs: list[ChunkRef] = []
     chunks: dict[Cid, bytes] = {}
-    for block in range(layout.block_count(tokens, block_tokens)):
-        start, stop = layout.block_span(tokens, block_tokens, block)
+    blocks = Blocks(tokens, block_tokens, checkpoints)
+
+    def part(index: int, place: int, start: int, stop: int) -> np.ndarray:
+        spec, tensor = specs[index], layers[index][place]
+        if spec.tensors[place].rows is None:
+            first, last = layout.stored_span(spec, start, stop)
+            return np.ascontiguousarray(tensor[:, first:last])
+        state = tensor.copy()
+        state.flat[0] = stop
+        return state
+
+    for block, (start, stop) in enumerate(blocks):
         earlier: Layers = {}
         for run, group in enumerate(shape.groups):
-            parts = []
+            if not layout.raw_length(shape, run, start, stop) and shape.is_state(run):
+                continue
             begin, _ = layout.stored_span(specs[group.layers[0]], start, stop)
-            for index in group.layers:
-                first, last = layout.stored_span(specs[index], start, stop)
-                parts += [np.ascontiguousarray(t[:, first:last]).astype(word) for t in layers[index]]
+            parts = [part(index, place, start, stop) for index, place in shape.members[run]]
             with mock.patch.object(base, "_PLANES_MAY_BE_BETTER", 9.0):  # nothing here can be predicted
                 context = context_of(predictor, shape, run, begin, earlier)
-                chunk = encode_chunk(parts, dtype, codec, block, run, context)
+                chunk = encode_chunk(parts, shape.group_dtype(run), codec, block, run, context)
             earlier |= by_layer(shape, run, parts)
             refs.append(chunk.ref)
             chunks[chunk.ref.id] = chunk.wire
     digests: list[TensorDigests] = []
-    signed = {2: torch.int16, 4: torch.int32}[ITEM_BYTES[dtype]]
-    for spec, (k, v) in zip(specs, layers, strict=True):
+    for index, spec in enumerate(specs):
         first, stop = layout.held_span(spec, tokens)
-        held = [torch.from_numpy(np.ascontiguousarray(t[:, first:stop]).view(f"i{ITEM_BYTES[dtype]}")) for t in (k, v)]
-        floating = [t.view(signed).view(getattr(torch, dtype)) for t in held]
-        digests.append(digest_layer(LayerTensors(spec, tuple(floating), first, stop - first)))
+        held = []
+        for place, told in enumerate(spec.tensors):
+            last = part(index, place, 0, tokens)
+            of = layers[index][place][:, first:stop] if told.rows is None else last
+            size = ITEM_BYTES[told.dtype or dtype]
+            integers = torch.from_numpy(np.ascontiguousarray(of).view(f"i{size}"))
+            held.append(integers.view(getattr(torch, told.dtype or dtype)))
+        digests.append(digest_layer(LayerTensors(spec, tuple(held), first, stop - first)))
     ids = [int(i) for i in rng.integers(0, 1000, tokens)]
     fields: dict[str, Any] = {
-        "version": 1,
+        "version": version_of(shape),
         "model": model,
         "document": DocumentRef(sha256=hashlib.sha256(text).digest(), length=len(text), media_type="text/plain"),
         "prefix": Prefix(
             tokens=tokens,
             token_digest=chain.token_digest(ids),
             block_tokens=block_tokens,
-            chain=chain.chain_digests(model.digest, ids, block_tokens),
+            chain=chain.chain_digests(model.digest, ids, block_tokens, checkpoints),
             start=0,
             special_tokens=True,
         ),

@@ -54,6 +54,8 @@ def check(manifest: Manifest, added: int = 0) -> None:
         coded = chunk.length - added
         _require(0 < coded <= chunk.raw_length, where, "wire bytes exceed raw bytes, or there are none")
         _require(chunk.codec != "raw" or coded == chunk.raw_length, where, "a raw chunk has its raw length")
+        lossy_state = chunk.codec in INEXACT and layout.is_state(chunk.run)
+        _require(not lossy_state, where, "a state is never coded with a loss")
         try:
             Cid.from_bytes(chunk.cid)
         except UsageError as error:
