@@ -20,8 +20,8 @@ from kvswap.core.limits import LIMITS
 
 VERSION = 1
 AXES = "layer,kv,head,token,dim"
-CLAIMS = ("bitwise", "token-verified", "tolerance")
-INEXACT = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
+EXACTNESS_CLAIMS = ("bitwise", "token-verified", "tolerance")
+LOSSY_CODECS = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -30,7 +30,7 @@ Text = Annotated[str, Meta(max_length=256)]
 Url = Annotated[str, Meta(max_length=2048)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
-_Run = Annotated[list[Count], Meta(max_length=LIMITS.manifest_layers)]
+_LayerGroup = Annotated[list[Count], Meta(max_length=LIMITS.manifest_layers)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +68,7 @@ class DocumentRef(_Strict):
         return "sha256:" + self.sha256.hex()
 
 
-class Prefix(_Strict):
+class TokenSequence(_Strict):
     """The token sequence that the cache stands for, by digest; its blocks by chain digests (see `chain`)."""
 
     tokens: Positive
@@ -97,7 +97,7 @@ class Layout(_Strict):
     axes: Text
     rope: Annotated[str, Meta(max_length=4096)]
     layers: Annotated[list[LayerSpec], Meta(max_length=LIMITS.manifest_layers)]
-    runs: Annotated[list[_Run], Meta(max_length=LIMITS.manifest_layers)]
+    runs: Annotated[list[_LayerGroup], Meta(max_length=LIMITS.manifest_layers)]
 
 
 class Numerics(_Strict):
@@ -196,7 +196,7 @@ class Manifest(_Strict):
 
     version: int
     model: ModelIdentity
-    prefix: Prefix
+    prefix: TokenSequence
     layout: Layout
     numerics: Numerics
     tensors: Annotated[list[TensorDigests], Meta(max_length=LIMITS.manifest_layers)]
@@ -226,7 +226,7 @@ class Manifest(_Strict):
         return [name for name, _ in Counter(c.codec for c in self.chunks).most_common()]
 
     @property
-    def exact(self) -> bool:
+    def lossless(self) -> bool:
         """True if the cache is lossless: the model's own bits come back."""
         return self.divergence is None
 
