@@ -345,8 +345,8 @@ def test_a_stranger_that_differs_from_whom_the_user_trusts_is_caught(
 def test_an_inexact_cache_disputes_no_exact_one(tmp_path: Path, tiny_models: dict[str, Path], scene: Scene) -> None:
     async def body() -> None:
         honest = forge(scene, scene.right, signer=HONEST)
-        allow_lossy = forge(scene, kit.ATTACKS["int8 as exact"](scene), signer=key(350), claim="inexact")
-        async with reading(tmp_path, tiny_models["llama"], honest, allow_lossy) as (_, node, port):
+        lossy = forge(scene, kit.ATTACKS["int8 as exact"](scene), signer=key(350), claim="inexact")
+        async with reading(tmp_path, tiny_models["llama"], honest, lossy) as (_, node, port):
             done = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)
             assert "V6" in done.verification["unchecked"] and port.done["V7"] == 0 and caught(node) == set()
 

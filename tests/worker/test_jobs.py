@@ -118,16 +118,14 @@ def test_an_inexact_artifact_says_what_it_does_to_the_answers(tiny_models: dict[
     for codec in ("int8", "int8-channel"):
         told = made.run({"job": "recode", "envelope": sealed(lossless), "codec": codec, "chunks": str(tmp_path)})
         fields = {name: result[name] for name in names} | {"extensions": []}
-        allow_lossy = take(told, fields)
-        assert allow_lossy.codecs == [codec] and allow_lossy.divergence is not None
-        assert (
-            allow_lossy.divergence.steps == 32 and allow_lossy.divergence.equal <= 32 and allow_lossy.divergence.kl >= 0
-        )
-        assert allow_lossy.tensors != lossless.tensors
+        lossy = take(told, fields)
+        assert lossy.codecs == [codec] and lossy.divergence is not None
+        assert lossy.divergence.steps == 32 and lossy.divergence.equal <= 32 and lossy.divergence.kl >= 0
+        assert lossy.tensors != lossless.tensors
         # Its own digests and its own probe hold, as those of an exact one do.
         ask = {
             "job": "verify",
-            "envelope": sealed(allow_lossy),
+            "envelope": sealed(lossy),
             "chunks": str(tmp_path),
             "samples": 8,
             "seed": bytes(32),
