@@ -46,9 +46,9 @@ def test_without_the_cure_first_publishes_are_wrong(first_publish: ModuleType, w
 def test_settling_imports_nothing_but_torch_and_happens_once() -> None:
     code = (
         "import sys\n"
-        "from kvswap.model.kernels import settle\n"
+        "from kvswap.model.kernels import initialize_kernels\n"
         "assert 'torch' not in sys.modules, 'importing it must cost nothing'\n"
-        "settle(); settle()\n"
+        "initialize_kernels(); initialize_kernels()\n"
         "assert 'transformers' not in sys.modules and 'vllm' not in sys.modules\n"
         "own = [name for name in sys.modules if name.startswith('kvswap.')]\n"
         "assert sorted(own) == ['kvswap.core', 'kvswap.core.version', 'kvswap.model', 'kvswap.model.kernels'], own\n"
@@ -62,4 +62,4 @@ def test_an_engine_settles_before_it_makes_its_model() -> None:
 
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
     (target,) = points.values()
-    assert target == "kvswap.model.kernels:settle"
+    assert target == "kvswap.model.kernels:initialize_kernels"

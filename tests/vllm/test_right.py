@@ -79,7 +79,7 @@ def test_an_engine_with_a_wrong_table_does_not_start(ropes: dict[Any, Any]) -> N
 
 
 def test_the_connector_settles_by_itself() -> None:
-    code = "import kvswap.integrations.vllm.connector, kvswap.model.kernels as s; assert s._settled"
+    code = "import kvswap.integrations.vllm.connector, kvswap.model.kernels as s; assert s._initialized"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
@@ -88,7 +88,7 @@ def test_vllm_settles_before_a_model_is_made() -> None:
     assert "kvswap" in {point.name for point in entry_points(group="vllm.general_plugins")}
     code = (
         "from vllm.plugins import load_general_plugins; load_general_plugins(); import kvswap.model.kernels as s, sys\n"
-        "assert s._settled and 'kvswap.integrations.vllm' not in sys.modules\n"
+        "assert s._initialized and 'kvswap.integrations.vllm' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
