@@ -37,7 +37,7 @@ SPECS = (LayerSpec.key_value("full", 3, 64, 64),) * 30  # the default model's sh
 BLOCK = 256
 
 
-class Known(NoModel):
+class PrefixFilter(NoModel):
     """A model that is here, and was measured."""
 
     choice = ModelChoice("tiny", identity(), "bfloat16", "cpu", 2)
@@ -79,13 +79,13 @@ def main() -> None:
             Settings(home=home, models=home),
             store,
             None,
-            Known(),
+            PrefixFilter(),
             key(),
             PolicyFile(home / "trust.json", key().peer_id),
             Calibration(home / "calibration.json"),
         )
         node.calibration.add_prefill(
-            Known.choice.calibration_key, [(n * BLOCK, BLOCK, 1.0 + 0.01 * n) for n in range(20)]
+            PrefixFilter.choice.calibration_key, [(n * BLOCK, BLOCK, 1.0 + 0.01 * n) for n in range(20)]
         )
         peers = tuple(str(key(n).peer_id) for n in range(3))
         for number, peer in enumerate(peers):

@@ -48,10 +48,10 @@ def named_vectors(write: Write, sealed: Seal, now: int) -> None:
     good("cut", "a checkpoint that ends no whole block", tokens=21, specs=(CONV, FULL), checkpoints=(11, 16, 21))
     good("cut-sliding", "a cut without states: a window is held at it", tokens=21, specs=(FULL, SLIDING),
          checkpoints=(11, 21))  # fmt: skip
-    _liars(write, sealed, now)
+    _invalid(write, sealed, now)
 
 
-def _liars(write: Write, sealed: Seal, now: int) -> None:
+def _invalid(write: Write, sealed: Seal, now: int) -> None:
     made = make_artifact(now=now, tokens=24, specs=(DELTA, FULL, BESIDE), checkpoints=(8, 24))
     payload = made.manifest.encode()
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvswap.artifact.blocks import Blocks
-from kvswap.artifact.manifest import Prefix
+from kvswap.artifact.manifest import TokenSequence
 from kvswap.core.ids import blake3_digest
 
 
@@ -42,11 +42,11 @@ def chain_digests(identity: bytes, ids: Sequence[int], block_tokens: int, cuts: 
     return digests
 
 
-def prefix_of(
+def token_sequence_of(
     identity: bytes, ids: Sequence[int], block_tokens: int, template: str | None = None, cuts: Sequence[int] = ()
-) -> Prefix:
+) -> TokenSequence:
     """Return what a manifest says of the token ids; `template` names the rules they were made by, if not the usual."""
-    return Prefix(
+    return TokenSequence(
         tokens=len(ids),
         token_digest=token_digest(ids),
         block_tokens=block_tokens,

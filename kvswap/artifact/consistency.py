@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from kvswap.artifact.layout import blocks_of, expected_chunks, fingerprint_length
-from kvswap.artifact.manifest import AXES, CLAIMS, INEXACT, VERSION, FileRef, Manifest, decode_manifest
+from kvswap.artifact.manifest import AXES, EXACTNESS_CLAIMS, LOSSY_CODECS, VERSION, FileRef, Manifest, decode_manifest
 from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorSpec
 from kvswap.core.errors import MalformedManifest, UsageError
 from kvswap.core.ids import Cid, PeerId
@@ -36,9 +36,15 @@ def check(manifest: Manifest, added: int = 0) -> None:
     _check_checkpoints(manifest)
     blocks = len(blocks_of(manifest))
     _require(len(prefix.chain) == blocks, "prefix.chain", f"{len(prefix.chain)} chain digests for {blocks} blocks")
-    _require(manifest.numerics.claim in CLAIMS, "numerics.claim", f"unknown claim {manifest.numerics.claim[:40]!r}")
+    _require(
+        manifest.numerics.claim in EXACTNESS_CLAIMS, "numerics.claim", f"unknown claim {manifest.numerics.claim[:40]!r}"
+    )
     counts = [len(layer.tensors) for layer in layout.layers]
-    _require([len(told) for told in manifest.tensors] == counts, "tensors", "each tensor of each layer has its digest")
+    _require(
+        [len(divergence) for divergence in manifest.tensors] == counts,
+        "tensors",
+        "each tensor of each layer has its digest",
+    )
     _require(len(manifest.chunks) <= LIMITS.manifest_chunks, "chunks", "more chunks than the cap")
     expected = expected_chunks(layout, blocks_of(manifest))
     for index, chunk in enumerate(manifest.chunks):
@@ -54,7 +60,7 @@ def check(manifest: Manifest, added: int = 0) -> None:
         coded = chunk.length - added
         _require(0 < coded <= chunk.raw_length, where, "wire bytes exceed raw bytes, or there are none")
         _require(chunk.codec != "raw" or coded == chunk.raw_length, where, "a raw chunk has its raw length")
-        lossy_state = chunk.codec in INEXACT and layout.is_state(chunk.run)
+        lossy_state = chunk.codec in LOSSY_CODECS and layout.is_state(chunk.run)
         _require(not lossy_state, where, "a state is never coded with a loss")
         try:
             Cid.from_bytes(chunk.cid)
@@ -104,11 +110,17 @@ def _check_file(file: FileRef, field: str) -> None:
 
 
 def _check_divergence(manifest: Manifest) -> None:
-    inexact = any(chunk.codec in INEXACT for chunk in manifest.chunks)
-    told = manifest.divergence
-    _require(inexact == (told is not None), "divergence", "inexact chunks, and they alone, come with their divergence")
-    if told is not None:
-        within = told.steps <= LIMITS.probe_tokens and told.equal <= told.steps and told.first <= told.steps
+    lossy = any(chunk.codec in LOSSY_CODECS for chunk in manifest.chunks)
+    divergence = manifest.divergence
+    _require(
+        lossy == (divergence is not None), "divergence", "inexact chunks, and they alone, come with their divergence"
+    )
+    if divergence is not None:
+        within = (
+            divergence.steps <= LIMITS.probe_tokens
+            and divergence.equal <= divergence.steps
+            and divergence.first <= divergence.steps
+        )
         _require(within, "divergence", "it counts more tokens than there are")
 
 
@@ -155,7 +167,7 @@ def _check_tensor(layout: Layout, tensor: TensorSpec, where: str) -> None:
 def _check_groups(layout: Layout, field: str) -> None:
     layers = layout.layers
     _require(0 < len(layout.groups) <= LIMITS.manifest_groups, field, "no groups, or over the cap")
-    told = []
+    divergence = []
     for group in layout.groups:
         _require(bool(group.layers), field, "a group without layers")
         _require(max(group.layers) < len(layers), field, "a layer that is not there")
@@ -165,9 +177,9 @@ def _check_groups(layout: Layout, field: str) -> None:
         _require([tensor.name for tensor in tensors] == list(group.tensors), field, "tensors that are not there")
         alike = {(layout.dtype_of(tensor), tensor.rows) for tensor in tensors}
         _require(len(alike) == 1, field, "a group mixes dtypes or states of several shapes")
-        told += [(index, name) for index in group.layers for name in group.tensors]
+        divergence += [(index, name) for index in group.layers for name in group.tensors]
     wanted = [(index, tensor.name) for index, layer in enumerate(layers) for tensor in layer.tensors]
-    _require(sorted(told) == sorted(wanted), field, "they are not a partition of the layers")
+    _require(sorted(divergence) == sorted(wanted), field, "they are not a partition of the layers")
 
 
 def _check_checkpoints(manifest: Manifest) -> None:

@@ -198,7 +198,7 @@ def check_compatible(manifest: Manifest, identity: bytes, dtype: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class WorkUnit:
     """A unit of work that is computed or fetched as a whole: a block, or one group of its layers."""
 
     block: int
@@ -206,7 +206,7 @@ class Unit:
     chunks: tuple[int, ...]  # of the manifest, that a reader of the document's end needs of them
 
 
-def units(manifest: Manifest, tokens: int | None = None, *, by_run: bool = True) -> list[Unit]:
+def work_units(manifest: Manifest, tokens: int | None = None, *, by_layer_group: bool = True) -> list[WorkUnit]:
     """List the units of the first `tokens` tokens in the order of computing: by block, and where possible by group.
 
     Layers are computed in order, so a group can be a unit only where groups are neighbouring layers that keep every
@@ -216,7 +216,7 @@ def units(manifest: Manifest, tokens: int | None = None, *, by_run: bool = True)
     stop = manifest.prefix.tokens if tokens is None else tokens
     in_order = [layer for group in layout.groups for layer in group.layers] == list(range(len(layout.layers)))
     parts: Sequence[Sequence[int]] = [group.layers for group in layout.groups]
-    if not (by_run and in_order and layout.keeps_all):
+    if not (by_layer_group and in_order and layout.keeps_all):
         parts = [range(len(layout.layers))]
     chunks: dict[tuple[int, int], list[int]] = {}
     for index in needed(manifest, tokens):
@@ -224,7 +224,7 @@ def units(manifest: Manifest, tokens: int | None = None, *, by_run: bool = True)
         part = chunk.run if len(parts) > 1 else 0
         chunks.setdefault((chunk.block, part), []).append(index)
     return [
-        Unit(block, tuple(layers), tuple(chunks.get((block, part), ())))
+        WorkUnit(block, tuple(layers), tuple(chunks.get((block, part), ())))
         for block in range(blocks_of(manifest).until(stop))
         for part, layers in enumerate(parts)
     ]

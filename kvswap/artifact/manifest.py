@@ -25,8 +25,8 @@ VERSION = version1.VERSION
 NAMED = 2
 """The version whose layers have named tensors, for what version 1 cannot say."""
 AXES = {VERSION: "layer,kv,head,token,dim", NAMED: "layer,tensor,head,row,dim"}
-CLAIMS = ("bitwise", "token-verified", "tolerance")
-INEXACT = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
+EXACTNESS_CLAIMS = ("bitwise", "token-verified", "tolerance")
+LOSSY_CODECS = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
 
 CidBytes = Annotated[bytes, Meta(min_length=36, max_length=36)]
 Url = Annotated[str, Meta(max_length=2048)]
@@ -63,7 +63,7 @@ class DocumentRef(Strict, frozen=True):
         return "sha256:" + self.sha256.hex()
 
 
-class Prefix(Strict, frozen=True):
+class TokenSequence(Strict, frozen=True):
     """The token sequence that the cache stands for, by digest; its blocks by chain digests (see `chain`)."""
 
     tokens: Positive
@@ -164,7 +164,7 @@ class Manifest(Strict, frozen=True):
 
     version: int
     model: ModelIdentity
-    prefix: Prefix
+    prefix: TokenSequence
     layout: Layout
     numerics: Numerics
     tensors: Annotated[list[TensorDigests], Meta(max_length=LIMITS.manifest_layers)]
@@ -180,8 +180,8 @@ class Manifest(Strict, frozen=True):
 
     def encode(self) -> bytes:
         """Encode the manifest as the payload bytes to sign."""
-        told = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
-        return wire.pack_fields(told | self._versioned, _TOGETHER)
+        given = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
+        return wire.pack_fields(given | self._versioned, _TOGETHER)
 
     @property
     def _versioned(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class Manifest(Strict, frozen=True):
         return [name for name, _ in Counter(c.codec for c in self.chunks).most_common()]
 
     @property
-    def exact(self) -> bool:
+    def lossless(self) -> bool:
         """True if the cache is lossless: the model's own bits come back."""
         return self.divergence is None
 
@@ -261,8 +261,8 @@ def decode_manifest(payload: bytes) -> Manifest:
     """
     if len(payload) > LIMITS.manifest_bytes:
         raise MalformedManifest(f"a payload of {len(payload)} bytes is over the cap")
-    told = wire.fields(payload, items=LIMITS.manifest_items)
-    version = wire.decode(told["version"], int, at="version") if "version" in told else None
+    given = wire.fields(payload, items=LIMITS.manifest_items)
+    version = wire.decode(given["version"], int, at="version") if "version" in given else None
     if version not in AXES:
         raise MalformedManifest(
             f"manifest version {str(version)[:20]} is not {VERSION} or {NAMED}",
@@ -270,29 +270,29 @@ def decode_manifest(payload: bytes) -> Manifest:
             field="version",
         )
     for name in _ABSENT:
-        if name in told and bytes(told[name]) == _NULL:
+        if name in given and bytes(given[name]) == _NULL:
             raise MalformedManifest(f"{name} is there or absent, never null", field=name)
-    values = _fields_of(told, _TYPES | (_TYPES_V1 if version == VERSION else {}))
+    values = _fields_of(given, _TYPES | (_TYPES_V1 if version == VERSION else {}))
     if version == VERSION:
         values["layout"] = version1.layout_from(values["layout"])
         values["tensors"] = version1.digests_from(values["tensors"])
     return Manifest(**values)
 
 
-def _fields_of(told: dict[str, msgspec.Raw], types: dict[str, Any]) -> dict[str, Any]:
+def _fields_of(given: dict[str, msgspec.Raw], types: dict[str, Any]) -> dict[str, Any]:
     """Decode the known fields of a manifest one by one; fields that only its extensions name are not even built."""
-    declared = wire.decode(told["extensions"], _TYPES["extensions"], at="extensions") if "extensions" in told else []
+    declared = wire.decode(given["extensions"], _TYPES["extensions"], at="extensions") if "extensions" in given else []
     if _KNOWN.intersection(declared):
         raise MalformedManifest("an extension may not take the name of a field", field="extensions")
-    if extra := set(told).difference(_KNOWN, declared):
+    if extra := set(given).difference(_KNOWN, declared):
         name = min(extra)[:40]
         raise MalformedManifest(f"unknown field {name!r}", cause="the publisher uses a newer format", field=name)
     for name in _REQUIRED:
-        if name not in told:
+        if name not in given:
             raise MalformedManifest(f"not a valid manifest: the required field `{name}` is missing", field=name)
     return {
-        name: _chunks(told[name]) if name == "chunks" else wire.decode(told[name], types[name], at=name)
-        for name in told
+        name: _chunks(given[name]) if name == "chunks" else wire.decode(given[name], types[name], at=name)
+        for name in given
         if name in _KNOWN
     }
 

@@ -17,7 +17,7 @@ from blake3 import blake3
 from kvswap import codec as codecs
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.manifest import ChunkRef, Manifest
-from kvswap.artifact.sealing import Seal, chunk_place, open_file
+from kvswap.artifact.sealing import Seal, chunk_position, open_file
 from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorDigests
 from kvswap.codec import Context, Part, Predictor
 from kvswap.core.errors import IntegrityError
@@ -97,7 +97,7 @@ def digest_layer(tensors: LayerTensors) -> TensorDigests:
 
 
 def encode_chunk(
-    parts: Sequence[Part], dtype: str, codec: str, block: int, run: int, context: Context | None = None
+    parts: Sequence[Part], dtype: str, codec: str, block: int, layer_group: int, context: Context | None = None
 ) -> EncodedChunk:
     """Encode one block of one group and describe it.
 
@@ -106,12 +106,12 @@ def encode_chunk(
     began = time.perf_counter()
     used, wire = codecs.encode(parts, dtype, codec, context)
     seconds = time.perf_counter() - began
-    if not codecs.get(used).exact:
+    if not codecs.get(used).lossless:
         parts = [np.empty(part.shape, part.dtype) for part in parts]
         codecs.decode(used, wire, parts, dtype, context)
     ref = ChunkRef(
         block=block,
-        run=run,
+        run=layer_group,
         codec=used,
         cid=bytes(Cid.of(wire)),
         length=len(wire),
@@ -138,7 +138,7 @@ def predictable(layout: Layout, group: int) -> bool:
 
 def codec_for(layout: Layout, group: int, codec: str) -> str:
     """Return the codec for a group: the one asked for, or `planes` for states, which a lossy codec would ruin."""
-    return "planes" if layout.is_state(group) and not codecs.get(codec).exact else codec
+    return "planes" if layout.is_state(group) and not codecs.get(codec).lossless else codec
 
 
 def context_of(predictor: Predictor | None, layout: Layout, group: int, start: int, earlier: Layers) -> Context | None:
@@ -176,7 +176,7 @@ def decode_chunk(
 
     Raises `IntegrityError` naming the chunk.
     """
-    coded = open_file(ref, chunk_place(ref), wire, seal)
+    coded = open_file(ref, chunk_position(ref), wire, seal)
     layout = manifest.layout
     span = layouts.blocks_of(manifest).span(ref.block)
     begin, _ = layouts.stored_span(layout.layers[layout.groups[ref.run].layers[0]], *span)

@@ -51,7 +51,7 @@ class Output:
     def note(self, text: str) -> None:
         """For people only."""
         if not self.quiet and not self.as_json:
-            streams.say(text)
+            streams.write_line(text)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         """Plain aligned columns: easy to read, easy to cut.  No cell can break out of its line."""
@@ -116,7 +116,7 @@ class Progress:
         if sys.stderr is None or not sys.stderr.isatty():
             if done == total and stage not in self._told:  # one line for each stage in a log
                 self._told.add(stage)
-                streams.say(f"{stage}: {detail}")
+                streams.write_line(f"{stage}: {detail}")
             return
         if self._bar is None:
             from rich.console import Console
@@ -186,7 +186,7 @@ def secret_of(word: str, what: str, hint: str) -> str:
     if word == "-":
         data = sys.stdin.buffer.read(_LINE_BYTES) if sys.stdin is not None else b""
     elif exists(Path(word)):
-        data = read_file(Path(word), _LINE_BYTES, streams=True, note=streams.say)
+        data = read_file(Path(word), _LINE_BYTES, streams=True, note=streams.write_line)
     else:
         told = "the word that was given" if word.startswith("kvswap") else repr(name)
         raise UsageError(
@@ -210,7 +210,7 @@ def naming(name: str | Path) -> Iterator[None]:
         raise
 
 
-def read_document(path: Path, note: Callable[[str], None] = streams.say) -> bytes:
+def read_document(path: Path, note: Callable[[str], None] = streams.write_line) -> bytes:
     """A document's bytes, checked before they are sent anywhere.  Raises `InvalidDocument`.
 
     The file may be a pipe, as `<(...)` is; `note` is told when one keeps us waiting.

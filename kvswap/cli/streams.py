@@ -44,8 +44,8 @@ def answer(text: str, *, keep: bool = False) -> None:
     except (OSError, ValueError) as error:
         silence(sys.stdout)
         if keep:
-            say("kvswap: standard output cannot be written; what was to go there:")
-            say(text)
+            write_line("kvswap: standard output cannot be written; what was to go there:")
+            write_line(text)
         raise _lost(error) from error
 
 
@@ -58,7 +58,7 @@ def _lost(error: Exception) -> KvswapError:
     return made
 
 
-def say(text: str) -> None:
+def write_line(text: str) -> None:
     """Write a line for people to stderr, without what a terminal would obey; if that fails, nothing is said."""
     with suppress(OSError, ValueError):
         print(printable(text, "\n\t"), file=sys.stderr, flush=True)

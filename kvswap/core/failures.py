@@ -147,7 +147,7 @@ def is_local(error: BaseException) -> bool:
     return damaged or isinstance(told, LocalFault | StoreFull | StoreLocked)
 
 
-def said(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """Format the type and text of an exception as one printable line of bounded length."""
     text = printable(str(error))[:_SHOWN]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -161,24 +161,24 @@ def _made(error: BaseException, start: str) -> KvswapError:
             hint="kvswap status",
         )
     if _is("ssl", "SSLError", error):  # an OSError whose errno is not one of the system's
-        return LocalFault(f"{start}{said(error)}", cause="TLS failed on this machine", hint="kvswap doctor")
+        return LocalFault(f"{start}{brief(error)}", cause="TLS failed on this machine", hint="kvswap doctor")
     if isinstance(error, OSError):
         return _of_system(error, start)
     if _is("sqlite3", "Error", error):
         return _of_database(error, start)  # type: ignore[arg-type]
     if isinstance(error, UnicodeError):
         return UsageError(
-            f"{start}text that is not valid Unicode ({said(error)})",
+            f"{start}text that is not valid Unicode ({brief(error)})",
             cause="another encoding than UTF-8, or half of a surrogate pair",
             hint="iconv -f ENCODING -t utf-8",
         )
     if isinstance(error, json.JSONDecodeError):
-        return LocalFault(f"{start}not JSON ({said(error)})", cause="a damaged or cut-off file", hint="kvswap doctor")
+        return LocalFault(f"{start}not JSON ({brief(error)})", cause="a damaged or cut-off file", hint="kvswap doctor")
     if _is("tomllib", "TOMLDecodeError", error):
-        return UsageError(f"{start}not TOML ({said(error)})", cause="a typing error", hint="docs/configuration.md")
+        return UsageError(f"{start}not TOML ({brief(error)})", cause="a typing error", hint="docs/configuration.md")
     if isinstance(error, ImportError):
         return Incompatible(
-            f"{start}a package is missing or does not load ({said(error)})",
+            f"{start}a package is missing or does not load ({brief(error)})",
             cause=f"{error.name or 'it'} is not installed, or not in a version that fits",
             hint=INSTALL_TORCH if (error.name or "").partition(".")[0] in _COMPUTING else "kvswap doctor",
             field="installation",
@@ -186,10 +186,10 @@ def _made(error: BaseException, start: str) -> KvswapError:
     if isinstance(error, RecursionError):
         return UsageError(f"{start}it is nested too deeply", cause="what was given refers to itself", hint="flatten it")
     if isinstance(error, OverflowError):
-        return UsageError(f"{start}a number is out of range ({said(error)})", cause="a typing error", hint="--help")
+        return UsageError(f"{start}a number is out of range ({brief(error)})", cause="a typing error", hint="--help")
     if _is("safetensors", "SafetensorError", error):
         return LocalFault(
-            f"{start}weights that cannot be read ({said(error)})",
+            f"{start}weights that cannot be read ({brief(error)})",
             cause="a damaged or cut-off file, or one of another format",
             hint="get the model again: kvswap model pull NAME",
         )
@@ -206,7 +206,7 @@ def _made(error: BaseException, start: str) -> KvswapError:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return LocalFault(f"{start}no more threads", cause="a limit of processes and threads", hint="ulimit -u")
     return Unexpected(
-        f"{start}a fault in kvswap ({said(error)})",
+        f"{start}a fault in kvswap ({brief(error)})",
         cause="kvswap itself, not what was asked of it",
         hint="kvswap.log in the home has the traceback; please report it",
     )
@@ -244,7 +244,7 @@ def _of_database(error: sqlite3.Error, start: str) -> KvswapError:
     import sqlite3
 
     extended = int(getattr(error, "sqlite_errorcode", 0) or 0)
-    code, text = extended & 0xFF, said(error)
+    code, text = extended & 0xFF, brief(error)
     if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
         # on a full tmpfs the shared memory file of the log cannot grow: that is "disk I/O error" as well
         what = f"{start}{_FULL[errno.ENOSPC]} ({text})"

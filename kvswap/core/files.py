@@ -64,7 +64,7 @@ def open_regular(path: Path) -> int:
     return descriptor
 
 
-def read_kept(path: Path, limit: int) -> bytes:
+def read_regular(path: Path, limit: int) -> bytes:
     """Read the whole of a file of kvswap's own.
 
     Raises `Misplaced` where it is larger than `limit` bytes or not a regular file, or `OSError`.

@@ -17,11 +17,11 @@ from typing import Any
 
 from kvswap.core import checks
 from kvswap.core.checks import Check, shown
+from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.errors import InvalidSettings, UsageError
-from kvswap.core.failures import said
+from kvswap.core.failures import brief
 from kvswap.core.files import read_file
 from kvswap.core.limits import LIMITS
-from kvswap.core.places import home_directory, models_directory
 
 GB = 1_000_000_000
 CODECS = (
@@ -88,7 +88,7 @@ def _of_file(path: Path, faults: list[Fault]) -> Iterator[_Given]:
         text = data.decode("utf-8-sig")  # editors on Windows begin files with a mark
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        faults.append(Fault("config.toml", str(path), f"not valid TOML: {said(error)}"))
+        faults.append(Fault("config.toml", str(path), f"not valid TOML: {brief(error)}"))
         return
     for name, value in values.items():
         line = _line_of(name, text)

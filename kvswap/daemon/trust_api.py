@@ -41,7 +41,7 @@ class TrustApi:
     async def publishers(self, request: web.Request) -> web.Response:
         policy = self._node.trust.policy
         own = self._node.identity.own
-        told = {"distrusted": policy.caught(), "lifted": policy.lifted()}
+        told = {"distrusted": policy.bans(), "lifted": policy.lifted()}
         return web.json_response({"own": own, "publishers": policy.rows(), **told})
 
     async def add(self, request: web.Request) -> web.Response:

@@ -36,7 +36,7 @@ class EngineFailed(PeerError):
     code = "engine"
 
 
-class Engine:
+class EngineClient:
     """A client of the vLLM server at `url`, whose `--api-key` is `key` (empty for none)."""
 
     def __init__(self, url: str, key: str = "") -> None:
@@ -49,7 +49,7 @@ class Engine:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0)  # `admission` limits how many requests run
             tracing = aiohttp.TraceConfig()
-            tracing.on_request_chunk_sent.append(_tell_sent)
+            tracing.on_request_chunk_sent.append(_notify_sent)
             self._session = aiohttp.ClientSession(
                 headers=self._headers, read_bufsize=1 << 20, connector=connector, trace_configs=[tracing]
             )
@@ -128,7 +128,7 @@ class Engine:
             raise EngineFailed(f"the engine failed: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-async def _tell_sent(session: aiohttp.ClientSession, context: Any, sent: Any) -> None:
+async def _notify_sent(session: aiohttp.ClientSession, context: Any, sent: Any) -> None:
     if callable(told := context.trace_request_ctx):
         told()
 

@@ -1,13 +1,13 @@
 """Conversion of transformers caches to tensors and back.
 
-`RoomyLayer` is a full-attention layer with memory reserved for further tokens: `update` writes behind the present ones
-and returns views, while the stock layer copies everything at every step.  It is bitwise equal to the stock layer
-(tested), and falls back to it when the memory is used up or the cache was edited.
+`PreallocatedLayer` is a full-attention layer with memory reserved for further tokens: `update` writes behind the
+present ones and returns views, while the stock layer copies everything at every step.  It is bitwise equal to the stock
+layer (tested), and falls back to it when the memory is used up or the cache was edited.
 
 Not every layer of a model keeps something: in Gemma 3n and the small Gemma 4 the last layers read the keys and values
 of earlier ones.  transformers gives them a `DummyLayer` from 5.23 on, and none before.  A *cache layer* here, as in a
-manifest, is one that keeps keys and values, counted from 0 (`kept`); `places` says which layer of the model is which
-cache layer.
+manifest, is one that keeps keys and values, counted from 0 (`caching_layers`); `cache_indices` says which layer of the
+model is which cache layer.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from kvswap.core.errors import Incompatible
 from kvswap.model import layers as kinds
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """A `DynamicLayer` over preallocated memory for `room` tokens."""
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+    """A `DynamicLayer` over preallocated memory for `headroom` tokens."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, headroom: int) -> None:
         super().__init__()
-        self._room = room
+        self._headroom = headroom
         self._k: torch.Tensor | None = None
         self._v: torch.Tensor | None = None
 
     @classmethod
-    def filled(cls, k: torch.Tensor, v: torch.Tensor, tokens: int) -> RoomyLayer:
+    def filled(cls, k: torch.Tensor, v: torch.Tensor, tokens: int) -> PreallocatedLayer:
         """Wrap tensors [head, room, dim] whose first `tokens` tokens are filled; the layer owns them from then on."""
         layer = cls(k.shape[1])
         layer._k, layer._v = k[None], v[None]
@@ -58,9 +58,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         new = key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            if new <= self._room:
-                self._k = key_states.new_empty((*key_states.shape[:2], self._room, key_states.shape[-1]))
-                self._v = value_states.new_empty((*value_states.shape[:2], self._room, value_states.shape[-1]))
+            if new <= self._headroom:
+                self._k = key_states.new_empty((*key_states.shape[:2], self._headroom, key_states.shape[-1]))
+                self._v = value_states.new_empty((*value_states.shape[:2], self._headroom, value_states.shape[-1]))
                 self.keys, self.values = self._k[:, :, :0], self._v[:, :, :0]
         k, v = self._k, self._v
         have = self.keys.shape[-2] if self.keys.dim() == 4 else 0
@@ -94,12 +94,12 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         super().reset()
 
 
-def kept(cache: Any) -> list[Any]:
+def caching_layers(cache: Any) -> list[Any]:
     """Return the layers of a transformers cache that keep keys and values, in the model's order."""
     return [layer for layer in cache.layers if kinds.keeps(layer)]
 
 
-def places(cache: Any) -> dict[int, int]:
+def cache_indices(cache: Any) -> dict[int, int]:
     """Return which cache layer each layer of the model is, by its number; those that keep nothing are left out."""
     holding = [index for index, layer in enumerate(cache.layers) if kinds.keeps(layer)]
     return {index: place for place, index in enumerate(holding)}
@@ -116,7 +116,7 @@ class StoppableCache(DynamicCache):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._places = places(self)
+        self._places = cache_indices(self)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -127,14 +127,14 @@ class StoppableCache(DynamicCache):  # type: ignore[misc]
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
-def new_cache(config: Any, room: int) -> DynamicCache:
-    """Make an empty cache for a model, with memory for `room` tokens in its full-attention layers.
+def new_cache(config: Any, headroom: int) -> DynamicCache:
+    """Make an empty cache for a model, with memory for `headroom` tokens in its full-attention layers.
 
     Raises `Incompatible` for a layer kind that kvswap cannot exchange.
     """
     cache = DynamicCache(config=config)
     check_layers(cache)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer(headroom) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -146,18 +146,18 @@ def cache_over(config: Any, tensors: Sequence[LayerTensors], tokens: int, device
     """
     cache = StoppableCache(config=config)
     check_layers(cache)
-    for index, place in places(cache).items():
+    for index, place in cache_indices(cache).items():
         if type(cache.layers[index]) is DynamicLayer:
             held = tensors[place]
-            cache.layers[index] = RoomyLayer.filled(held.k.to(device), held.v.to(device), tokens)
+            cache.layers[index] = PreallocatedLayer.filled(held.k.to(device), held.v.to(device), tokens)
     return cache
 
 
 def close_over(cache: StoppableCache, tensors: Sequence[LayerTensors], computed: int, tokens: int) -> None:
     """Complete a cache of `cache_over`: join the `computed` first tokens with the tensors' others, up to `tokens`."""
     cache.before = None
-    for layer, held in zip(kept(cache), tensors, strict=True):
-        if isinstance(layer, RoomyLayer):
+    for layer, held in zip(caching_layers(cache), tensors, strict=True):
+        if isinstance(layer, PreallocatedLayer):
             layer.reach(tokens, held.k, held.v)
         elif computed < tokens:
             device = cache_device(cache) or held.tensors[0].device
@@ -179,12 +179,12 @@ def _take_computed(layer: Any, held: LayerTensors, own: int) -> None:
 
 def cache_device(cache: Any) -> Any:
     """Return the device of what a cache holds, or None for an empty one."""
-    return next((tensor.device for layer in kept(cache) for _, tensor in kinds.tensors_in(layer)), None)
+    return next((tensor.device for layer in caching_layers(cache) for _, tensor in kinds.tensors_in(layer)), None)
 
 
 def set_aside(cache: Any) -> Callable[[], None]:
     """Note what a cache holds, and return a function that puts it back after further tokens."""
-    notes = [kinds.note(layer) for layer in kept(cache)]
+    notes = [kinds.note(layer) for layer in caching_layers(cache)]
 
     def restore() -> None:
         for put_back in notes:
@@ -199,7 +199,7 @@ def check_layers(cache: Any) -> None:
     Raises `Incompatible` naming the others.
     """
     for index, layer in enumerate(cache.layers):
-        if kinds.keeps(layer) and not isinstance(layer, RoomyLayer) and kinds.kind_of(layer) is None:
+        if kinds.keeps(layer) and not isinstance(layer, PreallocatedLayer) and kinds.kind_of(layer) is None:
             raise Incompatible(
                 f"cache layer {index} is a {type(layer).__name__}, which kvswap cannot exchange",
                 cause="quantised and compressed layers keep something of another kind",
@@ -207,7 +207,7 @@ def check_layers(cache: Any) -> None:
             )
         if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < 2:
             raise Incompatible(f"cache layer {index} has a window of {layer.sliding_window}", field="layout")
-    if not kept(cache) or not kinds.keeps(cache.layers[0]):
+    if not caching_layers(cache) or not kinds.keeps(cache.layers[0]):
         # Reading tokens back and computing layer 0 again take it for a function of the token and its position.
         raise Incompatible("the first layer of the model keeps no keys and values", field="layout")
 
@@ -219,7 +219,7 @@ def layer_specs(cache: Any) -> list[LayerSpec]:
     filled, for a batch, and for a layer kind that kvswap cannot exchange.
     """
     check_layers(cache)
-    layers = kept(cache)
+    layers = caching_layers(cache)
     held = [kinds.tensors_in(layer) for layer in layers]
     usual = next((tensors[0][1].dtype for tensors in held if tensors), None)
     specs = []
@@ -244,7 +244,7 @@ def capture_block(cache: Any, layout: Layout, group: int, start: int, stop: int)
 
     The copies are CPU tensors [head, row, dim], layer by layer.
     """
-    parts, layers = [], kept(cache)
+    parts, layers = [], caching_layers(cache)
     for index, place in layout.members[group]:
         first, last = layouts.stored_span(layout.layers[index], start, stop)
         tensor = kinds.read(layers[index], layout.layers[index], last - first)[place]
@@ -255,7 +255,7 @@ def capture_block(cache: Any, layout: Layout, group: int, start: int, stop: int)
 def held_tensors(cache: Any, specs: Sequence[LayerSpec], tokens: int) -> list[LayerTensors]:
     """Return the tensors of each layer after `tokens` tokens: states copied, others as views where on the CPU."""
     out = []
-    for spec, layer in zip(specs, kept(cache), strict=True):
+    for spec, layer in zip(specs, caching_layers(cache), strict=True):
         first, stop = layouts.held_span(spec, tokens)
         read = kinds.read(layer, spec, stop - first)
         # A layer goes on in the memory of its states.
@@ -273,7 +273,7 @@ def build_cache(
     """
     cache = DynamicCache(config=config)
     check_layers(cache)
-    found = places(cache)
+    found = cache_indices(cache)
     if len(found) != len(tensors):
         raise Incompatible(
             f"the artifact has {len(tensors)} cache layers, the model {len(found)}", field="layout.layers"
@@ -286,7 +286,7 @@ def build_cache(
                 field="layout.layers",
             )
         if type(layer) is DynamicLayer:
-            cache.layers[index] = RoomyLayer.filled(held.k.to(device), held.v.to(device), held.tokens)
+            cache.layers[index] = PreallocatedLayer.filled(held.k.to(device), held.v.to(device), held.tokens)
             continue
         if kinds.grows(layer):
             kinds.fill_grown(layer, held, tokens, device)

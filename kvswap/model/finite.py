@@ -10,7 +10,7 @@ import torch
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.model import layers as kinds
-from kvswap.model.cache import kept
+from kvswap.model.cache import caching_layers
 
 Named = tuple[str, torch.Tensor]
 
@@ -39,7 +39,7 @@ def check_held(tensors: Sequence[LayerTensors], dtype: str) -> None:
 def check_block(cache: Any, start: int, stop: int, dtype: str) -> None:
     """Apply `check_tensors` to what the cache's layers hold of tokens [start, stop), which were just computed."""
     layers: list[list[Named]] = []
-    for layer in kept(cache):
+    for layer in caching_layers(cache):
         if (seen := kinds.tokens_in(layer)) is not None and seen < stop:
             break  # the forward pass was stopped before this layer
         states = dict(kinds.states_in(layer))

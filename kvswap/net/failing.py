@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from kvswap.core.errors import KvswapError, NotFound, QuotaExceeded, Unexpected, UsageError
-from kvswap.core.failures import is_own, record, said
+from kvswap.core.failures import brief, is_own, record
 
 
 def response_of(error: KvswapError, status: int | None = None) -> web.Response:
@@ -82,7 +82,7 @@ def for_guests(error: Exception, doing: str) -> KvswapError:
 
 def _of_payload(request: web.Request, error: Exception) -> KvswapError:
     return UsageError(
-        f"the body of {request.method} {request.path} cannot be read: {said(error)}",
+        f"the body of {request.method} {request.path} cannot be read: {brief(error)}",
         cause="it is not in the encoding that its header names, or was cut off",
         hint="send JSON as it is, without Content-Encoding",
     )

@@ -21,7 +21,7 @@ from kvswap.core.errors import IntegrityError, KvswapError, MalformedManifest, U
 from kvswap.core.failures import Misplaced, as_kvswap_error, is_own, record
 from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
-from kvswap.store.envelopes import Envelopes, Kept
+from kvswap.store.envelopes import Envelopes, StoredEnvelope
 from kvswap.store.files import ChunkFiles
 from kvswap.store.index import Index
 from kvswap.store.listing import COLUMNS, Listing, Reader
@@ -51,16 +51,16 @@ class Rebuild:
 
     def finish_removals(self) -> None:
         """Unlist what was removed while the index on disk could not be written, and chunks that went with it."""
-        buried = self._envelopes.buried()
+        removed_artifacts = self._envelopes.removed_artifacts()
 
         def unlist(db: sqlite3.Connection) -> None:
-            db.executemany("DELETE FROM artifacts WHERE id = ?", [(artifact,) for artifact in buried])
+            db.executemany("DELETE FROM artifacts WHERE id = ?", [(artifact,) for artifact in removed_artifacts])
             for row in db.execute("SELECT cid FROM chunks WHERE owners = 0").fetchall():
                 if self._files.gone(Cid(bytes(row["cid"]))):
                     db.execute("DELETE FROM chunks WHERE cid = ?", (row["cid"],))
 
         self._index.write(unlist)
-        self.forget_removals(buried)
+        self.forget_removals(removed_artifacts)
 
     def forget_removals(self, artifacts: Iterable[str]) -> None:
         """Forget the removal of artifacts that are in no index, unless the index on disk could not be written."""
@@ -116,7 +116,7 @@ class Rebuild:
             self._problems.clear_one(_MANIFESTS)
         return adopted
 
-    def _adopt(self, kept: Kept, reader: Reader) -> bool:
+    def _adopt(self, kept: StoredEnvelope, reader: Reader) -> bool:
         """List an envelope, or set it aside for what is wrong in it.
 
         What is raised is no judgement of the envelope, which stays with its pin: our own trouble, a newer version.

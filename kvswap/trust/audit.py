@@ -24,7 +24,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.trust.envelopes import check_cid, open_signed, reason, require_signer, sign_value
 from kvswap.trust.keys import Key
-from kvswap.trust.ladder import PROOF_RULES, Level
+from kvswap.trust.levels import PROOF_RULES, Level
 from kvswap.trust.noise import MICRO
 from kvswap.trust.sampling import coverage, draw
 

@@ -13,9 +13,9 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.specs import LayerSpec
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.trust.accusation import accuses, proof
-from kvswap.trust.ladder import Level, Step
+from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import ROUNDING
-from kvswap.worker.document import Document
+from kvswap.worker.document import DocumentTokens
 from kvswap.worker.grounds import judged, static
 
 NO_KEYS = "no layer of this model keeps anything of single tokens"
@@ -27,7 +27,7 @@ def first_of(layers: Sequence[LayerSpec]) -> int | None:
     return next((index for index, layer in enumerate(layers) if layer.kind != "state"), None)
 
 
-def first_layer_step(loaded: Any, held: LayerTensors, ids: Sequence[int], manifest: Manifest) -> Step:
+def first_layer_result(loaded: Any, held: LayerTensors, ids: Sequence[int], manifest: Manifest) -> LevelResult:
     """Compare K and V of the first layer that keeps them with what the model computes.
 
     They are as held after the last of these ids, from which it computes.
@@ -51,12 +51,12 @@ def first_layer_step(loaded: Any, held: LayerTensors, ids: Sequence[int], manife
         "bitwise": all(torch.equal(*pair) for pair in pairs),
     }
     if not wrong:
-        return Step(Level.TOKENS, "passed", figures=figures)
+        return LevelResult(Level.TOKENS, "passed", figures=figures)
     why = (
         f"{len(wrong)} of {tokens} positions of layer 0 are not those of the tokens, the first is {first + wrong[0]}: "
         f"up to {figures['worst']} times as far away as rounding explains"
     )
-    return Step(Level.TOKENS, "failed", why=why, figures=figures)
+    return LevelResult(Level.TOKENS, "failed", why=why, figures=figures)
 
 
 class FirstLayer:
@@ -72,12 +72,12 @@ class FirstLayer:
         identity: bytes,
         manifest: Manifest,
         cache: Any,
-        document: Document,
+        document: DocumentTokens,
         tokens: int,
         again: Callable[[], Sequence[LayerTensors]],
     ) -> None:
         from kvswap.artifact.layout import held_span
-        from kvswap.model.cache import kept
+        from kvswap.model.cache import caching_layers
         from kvswap.model.layers import read
 
         self._loaded, self._identity, self._manifest, self._document = loaded, identity, manifest, document
@@ -86,21 +86,23 @@ class FirstLayer:
         if (index := first_of(manifest.layout.layers)) is not None:
             spec = manifest.layout.layers[index]
             first, stop = held_span(spec, tokens)
-            self._held = LayerTensors(spec, tuple(read(kept(cache)[index], spec, stop - first)), first, stop - first)
+            self._held = LayerTensors(
+                spec, tuple(read(caching_layers(cache)[index], spec, stop - first)), first, stop - first
+            )
 
-    def step(self) -> Step:
+    def check(self) -> LevelResult:
         """Run V3 and return its outcome, with the judgement whether a failure proves a fault of the publisher."""
         document = self._document
         if document.ids is None:
-            look = Step(Level.TOKENS, "failed" if document.lie else "skipped", why=document.why)
+            look = LevelResult(Level.TOKENS, "failed" if document.lie else "skipped", why=document.why)
             return judged(lambda: look, self._grounds, lambda: None, lambda: "")
         if self._held is None:
-            return Step(Level.TOKENS, "skipped", why=NO_KEYS)
+            return LevelResult(Level.TOKENS, "skipped", why=NO_KEYS)
         return judged(lambda: self._compare(self._held), self._grounds, self._reload, self._control)
 
-    def _compare(self, held: LayerTensors | None) -> Step:
-        assert self._document.ids is not None and held is not None  # noqa: S101 - looked at in `step`
-        return first_layer_step(self._loaded, held, self._document.ids, self._manifest)
+    def _compare(self, held: LayerTensors | None) -> LevelResult:
+        assert self._document.ids is not None and held is not None  # noqa: S101 - looked at in `result`
+        return first_layer_result(self._loaded, held, self._document.ids, self._manifest)
 
     def _grounds(self) -> Any:
         return static(self._loaded, self._identity, self._manifest, self._document)
@@ -113,14 +115,14 @@ class FirstLayer:
         from kvswap.model.prefill import prefill
 
         ids = self._document.ids
-        assert ids is not None  # noqa: S101 - looked at in `step`
+        assert ids is not None  # noqa: S101 - looked at in `result`
         own = prefill(self._loaded, ids, self._manifest.prefix.block_tokens)
         specs = layer_specs(own)
-        step = self._compare(held_tensors(own, specs, len(ids))[first_of(specs) or 0])
-        return "" if step.verdict == "passed" else f"this reader's own cache of the same tokens: {step.why}"
+        result = self._compare(held_tensors(own, specs, len(ids))[first_of(specs) or 0])
+        return "" if result.verdict == "passed" else f"this reader's own cache of the same tokens: {result.why}"
 
 
-def require(step: Step) -> None:
+def require(result: LevelResult) -> None:
     """Raise `IntegrityError` if a check's outcome proves that the publisher is at fault."""
-    if accuses(step):
-        raise proof(step, "the cache is of another text")
+    if accuses(result):
+        raise proof(result, "the cache is of another text")

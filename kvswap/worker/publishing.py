@@ -24,14 +24,14 @@ PROBE_TEXT = "\n\nIn summary,"
 
 
 class Publishing:
-    """One document being published in one codec; `run` is called once."""
+    """One document being published in one codec; `layer_group` is called once."""
 
     def __init__(
-        self, loaded: Any, codec: str, predictor: Any, say: Callable[..., None], check: Callable[[], None]
+        self, loaded: Any, codec: str, predictor: Any, send_event: Callable[..., None], check: Callable[[], None]
     ) -> None:
-        """Prepare to publish; `say` sends an event, `check` raises if the job has to stop."""
+        """Prepare to publish; `send_event` sends an event, `check` raises if the job has to stop."""
         self._loaded, self._codec, self._predictor = loaded, codec, predictor
-        self._say, self._check = say, check
+        self._send_event, self._check = send_event, check
         self._gate = threading.BoundedSemaphore(LIMITS.blocks_in_flight)
         self._layout: Layout | None = None
 
@@ -71,14 +71,16 @@ class Publishing:
             assert shape is not None  # noqa: S101 - a document has a block
             held = held_tensors(cache, shape.layers, len(ids))
             digests = [digest_layer(layer) for layer in held]
-            self._say("fingerprint", data=fingerprint(held))
+            self._send_event("fingerprint", data=fingerprint(held))
             for future in pending:
                 future.result()
         probe = greedy(loaded, cache, len(ids), question, PROBE_STEPS)
         template = template_of(loaded.tokenizer, text)
         return {
             "model": wire.plain(loaded.identity),
-            "prefix": wire.plain(chain.prefix_of(loaded.identity.digest, ids, block_tokens, template, blocks.cuts)),
+            "prefix": wire.plain(
+                chain.token_sequence_of(loaded.identity.digest, ids, block_tokens, template, blocks.cuts)
+            ),
             "layout": wire.plain(shape),
             "numerics": wire.plain(loaded.numerics()),
             "tensors": wire.plain(digests),
@@ -113,7 +115,7 @@ class Publishing:
             groups = [g for g in range(len(shape.groups)) if layout.raw_length(shape, g, *span)]
             tensors = [(group, capture_block(cache, shape, group, *span)) for group in groups]
             pending.append(pool.submit(self._encode, shape, tensors, block))
-            self._say("prefill", block=block.index + 1, blocks=len(blocks), tokens=block.stop)
+            self._send_event("prefill", block=block.index + 1, blocks=len(blocks), tokens=block.stop)
             while pending and pending[0].done():
                 pending.pop(0).result()
         return samples
@@ -142,14 +144,14 @@ class Publishing:
                 if self._predictor is not None:
                     earlier |= by_layer(shape, group, views)
                 parts.clear()
-                send(chunk, self._say)
+                send(chunk, self._send_event)
         finally:
             self._gate.release()
 
 
-def send(chunk: Any, say: Callable[..., None]) -> None:
+def send(chunk: Any, send_event: Callable[..., None]) -> None:
     """Send an encoded chunk as an event."""
-    say("chunk", ref=wire.plain(chunk.ref), data=chunk.wire, us=int(chunk.seconds * 1e6))
+    send_event("chunk", ref=wire.plain(chunk.ref), data=chunk.wire, us=int(chunk.seconds * 1e6))
 
 
 def micro(samples: list[list[float]]) -> list[list[int]]:
@@ -157,7 +159,7 @@ def micro(samples: list[list[float]]) -> list[list[int]]:
     return [[int(at), int(tokens), int(seconds * 1e6)] for at, tokens, seconds in samples]
 
 
-def _whole_blocks(ids: list[int], room: int, block_tokens: int) -> list[int]:
-    if len(ids) <= room:
+def _whole_blocks(ids: list[int], headroom: int, block_tokens: int) -> list[int]:
+    if len(ids) <= headroom:
         return ids
-    return ids[: room // block_tokens * block_tokens]
+    return ids[: headroom // block_tokens * block_tokens]

@@ -22,7 +22,7 @@ from kvswap.core.tasks import OnLoop
 LOGGED = frozenset(
     {
         *("artifact", "audit", "auditor", "bytes", "by", "chunks", "codec", "codecs", "how", "new", "old", "part"),
-        *("peer", "peers", "problem", "publisher", "reason", "seconds", "task", "teller"),
+        *("peer", "peers", "problem", "publisher", "reason", "seconds", "task", "sender"),
     }
 )
 """The fields of events that are logged."""
@@ -51,7 +51,7 @@ class EventLog:
 
     def __init__(self) -> None:
         self.table: Table[int, dict[str, Any]] = Table(
-            "events", entries=LIMITS.events_kept, nbytes=4 * MIB, per_teller=LIMITS.events_kept // 4
+            "events", entries=LIMITS.events_kept, nbytes=4 * MIB, per_sender=LIMITS.events_kept // 4
         )
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
         self._next = 1

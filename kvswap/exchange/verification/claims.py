@@ -40,14 +40,14 @@ def refuse_uncheckable(statement: Statement) -> None:
     )
 
 
-async def say_claims(node: Node, statement: Statement, progress: Progress) -> None:
+async def report_claims(node: Node, statement: Statement, progress: Progress) -> None:
     """Report, for a trusted publisher's artifact, what its manifest says that keeps others from checking it."""
     if statement.manifest.publisher != node.identity.own:
         for why in claims(statement.manifest).values():
-            await say_unchecked(node, statement, why, progress)
+            await report_unchecked(node, statement, why, progress)
 
 
-async def say_unchecked(node: Node, statement: Statement, why: str, progress: Progress) -> None:
+async def report_unchecked(node: Node, statement: Statement, why: str, progress: Progress) -> None:
     """Report that an artifact is used although a part of it cannot be checked: as an event, and to the caller."""
     artifact = str(statement.artifact)
     node.events.add("uncheckable", artifact=artifact, reason=why)

@@ -27,9 +27,9 @@ from kvswap.client import Client
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible, KvswapError
 from kvswap.integrations.vllm.engine import Engine
-from kvswap.integrations.vllm.marks import Save
 from kvswap.integrations.vllm.paged import PagedLayer
-from kvswap.integrations.vllm.settings import Settings
+from kvswap.integrations.vllm.save_requests import Save
+from kvswap.integrations.vllm.settings import ConnectorSettings
 from kvswap.model.finite import check_held
 from kvswap.model.processor import isa
 from kvswap.worker.protocol import frame
@@ -49,7 +49,9 @@ class _Captured:
 class Captures:
     """The copies of the prompts that one engine publishes; all its layers have to be full attention."""
 
-    def __init__(self, engine: Engine, layers: Mapping[int, PagedLayer], attention: str, settings: Settings) -> None:
+    def __init__(
+        self, engine: Engine, layers: Mapping[int, PagedLayer], attention: str, settings: ConnectorSettings
+    ) -> None:
         """Learn how the layers' blocks are laid out.
 
         Raises `Incompatible` if the engine has sliding layers, or its blocks cannot be read.
@@ -120,8 +122,8 @@ class Captures:
 
         tensors = []
         for spec in specs:
-            room = [torch.empty(tensor.part_shape(save.tokens), dtype=DTYPES[dtype]) for tensor in spec.tensors]
-            tensors.append(LayerTensors(spec, tuple(room), 0, save.tokens))
+            empty = [torch.empty(tensor.part_shape(save.tokens), dtype=DTYPES[dtype]) for tensor in spec.tensors]
+            tensors.append(LayerTensors(spec, tuple(empty), 0, save.tokens))
         ids = np.frombuffer(save.ids, "<u4").tolist()
         captured = self._open[save.request] = _Captured(ids, tensors, size)
         return captured
