@@ -78,7 +78,7 @@ class Assembly:
         self.manifest = manifest
         self._seal = seal
         self.tokens = manifest.prefix.tokens if tokens is None else tokens
-        self._blocks = layouts.blocks_of(manifest)
+        self._blocks = manifest.blocks
         self.tensors = _allocate(manifest.layout, self.tokens, headroom)
         self._source = source
         self._predictors = predictors

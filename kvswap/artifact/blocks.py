@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 class Blocks:
     """The blocks of `tokens` tokens, numbered from 0.
 
-    `cuts` are ends of blocks beside the multiples of `block_tokens`: ascending, each between 0 and `tokens`.
+    `cuts` are ends of blocks beside the multiples of `block_tokens`; multiples and those beyond `tokens` are left out.
     """
 
     __slots__ = ("_ends", "block_tokens", "cuts", "tokens")
 
     def __init__(self, tokens: int, block_tokens: int, cuts: Sequence[int] = ()) -> None:
         self.tokens, self.block_tokens = tokens, block_tokens
-        self.cuts = tuple(cut for cut in cuts if cut % block_tokens and cut < tokens)
+        self.cuts = tuple(sorted({cut for cut in cuts if cut % block_tokens and cut < tokens}))
         self._ends: list[int] | None = None
         if self.cuts:
             self._ends = sorted({*range(block_tokens, tokens, block_tokens), *self.cuts, tokens})

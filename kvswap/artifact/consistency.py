@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kvswap.artifact.layout import blocks_of, expected_chunks, fingerprint_length
+from kvswap.artifact.layout import expected_chunks, fingerprint_length
 from kvswap.artifact.manifest import AXES, EXACTNESS_CLAIMS, LOSSY_CODECS, VERSION, FileRef, Manifest, decode_manifest
 from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorSpec
 from kvswap.core.errors import MalformedManifest, UsageError
@@ -34,7 +34,7 @@ def check(manifest: Manifest, added: int = 0) -> None:
     _require(whole <= LIMITS.manifest_blocks, "prefix.tokens", f"{whole} blocks are over the cap")
     _check_layout(manifest.version, layout)
     _check_checkpoints(manifest)
-    blocks = len(blocks_of(manifest))
+    blocks = len(manifest.blocks)
     _require(len(prefix.chain) == blocks, "prefix.chain", f"{len(prefix.chain)} chain digests for {blocks} blocks")
     _require(
         manifest.numerics.claim in EXACTNESS_CLAIMS, "numerics.claim", f"unknown claim {manifest.numerics.claim[:40]!r}"
@@ -46,7 +46,7 @@ def check(manifest: Manifest, added: int = 0) -> None:
         "each tensor of each layer has its digest",
     )
     _require(len(manifest.chunks) <= LIMITS.manifest_chunks, "chunks", "more chunks than the cap")
-    expected = expected_chunks(layout, blocks_of(manifest))
+    expected = expected_chunks(layout, manifest.blocks)
     for index, chunk in enumerate(manifest.chunks):
         where = f"chunks[{index}]"
         wanted = next(expected, None)

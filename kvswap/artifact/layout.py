@@ -9,7 +9,7 @@ A *state* is stored at checkpoints alone, and of all its chunks a reader needs t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kvswap.artifact.blocks import Blocks
@@ -20,11 +20,6 @@ from kvswap.core.limits import LIMITS
 
 FINGERPRINT_TOKENS = 64
 FINGERPRINT_WIDTH = 8
-
-
-def blocks_of(manifest: Manifest) -> Blocks:
-    """Return the blocks in which an artifact was computed and is stored."""
-    return Blocks(manifest.prefix.tokens, manifest.prefix.block_tokens, manifest.layout.checkpoints)
 
 
 def block_span(tokens: int, block_tokens: int, block: int) -> tuple[int, int]:
@@ -113,6 +108,11 @@ def resumable(manifest: Manifest, tokens: int) -> int:
     return max(ends, default=0)
 
 
+def resumes_at(manifest: Manifest, tokens: Iterable[int]) -> bool:
+    """Return True if a reader can resume after each of these token counts, those beyond the end aside."""
+    return all(resumable(manifest, count) == count for count in tokens if count <= manifest.prefix.tokens)
+
+
 def needed(manifest: Manifest, tokens: int | None = None) -> list[int]:
     """List the indices of the chunks that a reader needs to resume after `tokens` (default: all).
 
@@ -128,7 +128,7 @@ def needed(manifest: Manifest, tokens: int | None = None) -> list[int]:
             if layout.has_states
             else f"only after whole blocks of {prefix.block_tokens} tokens",
         )
-    blocks = blocks_of(manifest)
+    blocks = manifest.blocks
     states = [layout.is_state(group) for group in range(len(layout.groups))]
     begins = [
         0 if states[g] else held_span(layout.layers[group.layers[0]], stop)[0] for g, group in enumerate(layout.groups)
@@ -225,6 +225,6 @@ def work_units(manifest: Manifest, tokens: int | None = None, *, by_layer_group:
         chunks.setdefault((chunk.block, part), []).append(index)
     return [
         WorkUnit(block, tuple(layers), tuple(chunks.get((block, part), ())))
-        for block in range(blocks_of(manifest).until(stop))
+        for block in range(manifest.blocks.until(stop))
         for part, layers in enumerate(parts)
     ]

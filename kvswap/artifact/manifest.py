@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from kvswap.artifact import version1
+from kvswap.artifact.blocks import Blocks
 from kvswap.artifact.specs import Count, Digest, LayerGroup, LayerSpec, Layout, Positive, Strict, TensorDigests, Text
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest
@@ -159,7 +161,7 @@ class Life(Strict, frozen=True):
     supersedes: CidBytes | None = None
 
 
-class Manifest(Strict, frozen=True):
+class Manifest(Strict, frozen=True, dict=True):
     """A whole manifest.  Build one with keyword arguments, or read one with `consistency.parse_manifest`."""
 
     version: int
@@ -189,6 +191,11 @@ class Manifest(Strict, frozen=True):
         if self.version != VERSION:
             return {}
         return {"layout": version1.layout_to(self.layout), "tensors": version1.digests_to(self.tensors)}
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The blocks in which the artifact was computed and is stored."""
+        return Blocks(self.prefix.tokens, self.prefix.block_tokens, self.layout.checkpoints)
 
     @property
     def files(self) -> list[ChunkRef | FileRef]:

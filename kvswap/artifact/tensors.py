@@ -178,7 +178,7 @@ def decode_chunk(
     """
     coded = open_file(ref, chunk_position(ref), wire, seal)
     layout = manifest.layout
-    span = layouts.blocks_of(manifest).span(ref.block)
+    span = manifest.blocks.span(ref.block)
     begin, _ = layouts.stored_span(layout.layers[layout.groups[ref.run].layers[0]], *span)
     context = context_of(predictor, layout, ref.run, begin, earlier)
     codecs.decode(ref.codec, coded, parts, layout.group_dtype(ref.run), context)

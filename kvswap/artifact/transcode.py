@@ -29,7 +29,7 @@ def transcode(
     `predictor` is the one for `predictive` chunks.  `source` must have all chunks, those included that a reader of
     the whole document does not need.  Raises `IntegrityError` naming a damaged chunk.
     """
-    layout, blocks = manifest.layout, layouts.blocks_of(manifest)
+    layout, blocks = manifest.layout, manifest.blocks
     own = read_predictor(manifest.predictor.id, source, known, seal) if manifest.predictor else None
     for block, refs in groupby(manifest.chunks, lambda ref: ref.block):
         span = blocks.span(block)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from kvswap.artifact.chain import chain_digests, token_digest, unpack_ids
-from kvswap.artifact.layout import blocks_of, needed_files, resumable
+from kvswap.artifact.layout import needed_files, resumable
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.limits import LIMITS
@@ -258,7 +258,7 @@ class _Search:
 
     def _beyond(self, manifest: Manifest) -> int:
         """Count the tokens that an artifact shares with our ids, whose blocks do not all end where ours do."""
-        prefix, blocks = manifest.prefix, blocks_of(manifest)
+        prefix, blocks = manifest.prefix, manifest.blocks
         ids = (self._ids or [])[: prefix.tokens]
         if token_digest(ids) == prefix.token_digest:
             return prefix.tokens

@@ -15,7 +15,7 @@ from typing import Any
 
 from kvswap.artifact import chain, layout
 from kvswap.artifact.assembly import Assembly, ChunkSource, Predictors
-from kvswap.artifact.layout import WorkUnit, blocks_of
+from kvswap.artifact.layout import WorkUnit
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, PeerError
 from kvswap.cost import Split, Work
@@ -146,7 +146,7 @@ class Hybrid:
 
         assembly, ids = self._assembly, self._ids
         assert ids is not None  # noqa: S101 - the split never computes without them
-        start, stop = blocks_of(assembly.manifest).span(block)
+        start, stop = assembly.manifest.blocks.span(block)
         if self._cache is None:
             self._cache = cache_over(self._loaded.model.config, assembly.tensors, start, self._loaded.device)
         spent = 0.0
@@ -244,7 +244,7 @@ class Hybrid:
         from kvswap.model.finite import check_block
         from kvswap.model.prefill import forward
 
-        start, stop = blocks_of(self._assembly.manifest).span(block)
+        start, stop = self._assembly.manifest.blocks.span(block)
         self._cache.before = None
         for layer, held in zip(caching_layers(self._cache), self._assembly.tensors, strict=True):
             layer.reach(start, held.k, held.v)

@@ -120,6 +120,7 @@ class Jobs:
         truncate: bool,
         predictor: str | None = None,
         chunks: str | None = None,
+        checkpoints: list[int] | None = None,
     ) -> dict[str, Any]:
         """Prefill a document and send its encoded chunks as events; return what else the manifest needs."""
         from kvswap import codec as codecs
@@ -128,7 +129,7 @@ class Jobs:
         codecs.get(codec)
         known = read_predictor(Cid.parse(predictor), _files(str(chunks)), self._predictors) if predictor else None
         return Publishing(self.loaded, codec, known, self._event, self._check_cancelled).run(
-            text, block_tokens, truncate
+            text, block_tokens, truncate, checkpoints or ()
         )
 
     def do_recode(

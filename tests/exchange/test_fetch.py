@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 import pytest
 
+from kvswap.api.requests import PublishOptions
 from kvswap.artifact import dsse
 from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.layout import needed
@@ -805,7 +806,7 @@ def test_what_is_signed_has_no_control_characters(where: str, text: str, tmp_pat
         async with world(tmp_path) as w:
             node = await w.node(model=SlowModel())
             with pytest.raises(UsageError) as caught:
-                await publish(node, b"a text", **{where: text})
+                await publish(node, b"a text", PublishOptions(**{where: text}))
             assert caught.value.message.isprintable() and caught.value.exit_code == 2
 
     run(body())
@@ -834,7 +835,7 @@ def test_a_typing_error_in_the_codec_is_ours_and_told_before_any_work(tmp_path: 
         async with world(tmp_path) as w:
             node = await w.node(model=SlowModel())
             with pytest.raises(UsageError, match="unknown codec 'plane'") as caught:
-                await publish(node, b"a text", codec="plane")
+                await publish(node, b"a text", PublishOptions(codec="plane"))
             assert "newer" not in str(caught.value.cause)
 
     run(body())

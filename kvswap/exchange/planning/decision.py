@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvswap.artifact.layout import blocks_of, needed, needed_files, work_units
+from kvswap.artifact.layout import needed, needed_files, work_units
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.ids import Cid
@@ -130,7 +130,7 @@ def work_of(
 
     `pace`: how much longer computing takes while the rest arrives.
     """
-    blocks, layers = blocks_of(manifest), len(manifest.layout.layers)
+    blocks, layers = manifest.blocks, len(manifest.layout.layers)
     compute, wire, load = [], [], []
     for unit in work_units(manifest, tokens, by_layer_group=by_layer_group):
         start, stop = blocks.span(unit.block)
