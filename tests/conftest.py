@@ -16,7 +16,7 @@ import pytest
 from kvswap.core.places import models_directory
 from tests.support import Daemon, tiny_model
 
-pytest_plugins = ("tests.covering", "tests.spending")
+pytest_plugins = ("tests.clock", "tests.covering", "tests.spending")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

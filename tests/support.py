@@ -436,14 +436,14 @@ class Daemon:
             return 0
         if self.process.poll() is None:
             self.process.send_signal(how)
-        code = self.process.wait(120)
+        code = self.process.wait(600)
         if self.process.stdout:
             self.process.stdout.close()
         return code
 
 
 def kvswap(
-    home: Path, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240, typed: str | None = None
+    home: Path, *arguments: str, env: dict[str, str] | None = None, timeout: float = 600, typed: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would, in a process of its own."""
     environment = {**os.environ, **(env or {})}
@@ -463,7 +463,7 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def until(condition: Any, seconds: float = 120.0, what: str = "condition") -> Any:
+def until(condition: Any, seconds: float = 600.0, what: str = "condition") -> Any:
     """Poll until the condition gives something true.  The time is a bound, not a wait."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -477,6 +477,6 @@ def until(condition: Any, seconds: float = 120.0, what: str = "condition") -> An
     raise AssertionError(f"{what} did not come true within {seconds} s")
 
 
-def run(coroutine: Any, seconds: float = 240.0) -> Any:
+def run(coroutine: Any, seconds: float = 900.0) -> Any:
     """Run a coroutine to its end.  The time ends what hangs, and no slow machine comes near it."""
     return asyncio.run(asyncio.wait_for(coroutine, seconds))

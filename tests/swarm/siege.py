@@ -150,7 +150,7 @@ class Attackers:
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            out, _ = self.process.communicate(timeout=120)
+            out, _ = self.process.communicate(timeout=600)
             self.did = json.loads(out.splitlines()[-1])
         finally:
             if self.process.poll() is None:

@@ -9,7 +9,7 @@ import pytest
 from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerError, Unexpected, Untrusted
 from tests.swarm.soak import Report, Soak, told
 
-pytestmark = [pytest.mark.swarm, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.swarm, pytest.mark.faults]
 SECONDS = 180.0  # after which it begins no more fetches
 
 
