@@ -38,7 +38,7 @@ def test_both_keys_sign_and_the_new_one_is_the_node_s(tmp_path: Path) -> None:
             (envelope,) = heads_of(node, [done["old"]])
             told = read_head(envelope).head
             assert told.publisher == done["old"] and told.sequence == done["sequence"]
-            assert told.next is not None and told.next.publisher == done["new"]
+            assert told.successor is not None and told.successor.peer == done["new"]
             assert node.events.recent()[-1] | {"at": 0} == {
                 "event": "rotated",
                 "old": done["old"],
