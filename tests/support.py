@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -457,6 +458,34 @@ def kvswap(
         input=typed,
         env=environment,
     )
+
+
+class Running:
+    """A command line under way, in a process of its own."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed when read
+        line, streams = ["--home", str(home), *arguments], (self._out.fileno(), self._err.fileno())
+        self.process: subprocess.Popen[bytes] | warm.Process
+        if warm.able(os.environ):
+            self.process = warm.begin(line, os.environ, streams)
+        else:
+            command = [sys.executable, "-m", "kvswap", *line]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=streams[0], stderr=streams[1])
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.returncode
+
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        """Wait for its end; what it wrote to both streams.  Raises `subprocess.TimeoutExpired`."""
+        self.process.wait(timeout)
+        texts = []
+        for stream in (self._out, self._err):
+            stream.seek(0)
+            texts.append(stream.read().decode())
+            stream.close()
+        return texts[0], texts[1]
 
 
 def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

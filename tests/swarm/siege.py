@@ -97,7 +97,7 @@ class Siege:
         return Fetched(time.monotonic() - began, report["from"])
 
     @contextmanager
-    def attacked(self, *kinds: str, ready: float = 60) -> Iterator[Attackers]:
+    def attacked(self, *kinds: str, ready: float = 600) -> Iterator[Attackers]:
         """While it lasts, strangers do all of these, on the last core."""
         core = max(os.sched_getaffinity(0))
         process = subprocess.Popen(

@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import LayerSpec
 from kvswap.core.limits import LIMITS
-from tests.support import Daemon, Made, key, kvswap, last_json, make_artifact, stock, until
+from tests.support import Daemon, Made, Running, key, kvswap, last_json, make_artifact, stock, until
 
 pytestmark = [pytest.mark.swarm, pytest.mark.faults]
 Start = Callable[..., Daemon]
@@ -58,14 +57,9 @@ def fetch(node: Daemon, made: Made, timeout: float = 600) -> subprocess.Complete
     return kvswap(node.home, "fetch", made.id, "--force", "--json", timeout=timeout)
 
 
-def begin(node: Daemon, made: Made) -> subprocess.Popen[str]:
+def begin(node: Daemon, made: Made) -> Running:
     """A fetch under way: returns once chunks are arriving."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kvswap", "fetch", "--home", str(node.home), made.id, "--force", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Running(node.home, "fetch", made.id, "--force", "--json")
     until(lambda: node.client.status()["store_bytes"] > 0, what="the first chunk")
     return process
 

@@ -14,7 +14,7 @@ SECONDS = 180.0  # after which it begins no more fetches
 
 
 def test_a_node_goes_on_through_restarts_jumps_and_lies(tmp_path: Path) -> None:
-    soak = Soak(tmp_path, fetches=2_000, restarts=20, jumps=10)
+    soak = Soak(tmp_path, fetches=800, restarts=12, jumps=6)
     report = soak.run(SECONDS, sample_every=100)
     assert not report.unexplained, told(report)
     assert report.fetches and report.compared
