@@ -12,9 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kvswap.core.places import models_directory
 from tests.support import Daemon, tiny_model
+
+# Its deadline of 200 ms for an example, and its complaint of slow ones, are of the machine.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 pytest_plugins = ("tests.clock", "tests.covering", "tests.spending")
 

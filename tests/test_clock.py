@@ -73,6 +73,13 @@ def test_limits_only_end_what_hangs_and_nothing_is_said_of_wall_time(path: Path)
     assert not list(compared(tree)), "asserts how long something took"
 
 
+def test_examples_have_no_deadline() -> None:
+    from hypothesis import HealthCheck, settings
+
+    assert settings.default is not None and settings.default.deadline is None
+    assert HealthCheck.too_slow in settings.default.suppress_health_check
+
+
 def test_what_is_too_short_or_of_wall_time_is_seen() -> None:
     tree = ast.parse(
         "assert done.wait(5)\nuntil(x, 30, what='y')\nthread.join(10)\nrun(a, timeout=20)\n"
