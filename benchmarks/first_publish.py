@@ -100,20 +100,20 @@ def _digest(model: Path, way: str) -> str:
     return hasher.hexdigest()
 
 
-def _forked(model: Path, way: str, settled: bool, without: bool) -> str:
+def _forked(model: Path, way: str, initialized: bool, without: bool) -> str:
     read, write = os.pipe()
     child = os.fork()
     if not child:
         status = 1
         try:
-            if settled:
+            if initialized:
                 import torch
 
                 torch.zeros(1).cos()
             if without:
-                from kvswap.model import settle
+                from kvswap.model import kernels
 
-                settle.settle = lambda: None  # before what calls it is imported
+                kernels.initialize_kernels = lambda: None  # before what calls it is imported
                 from kvswap.model import probing
 
                 probing.check_cache = lambda model: None  # computes a few tokens at load, which would be a cure too

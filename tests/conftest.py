@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from kvswap.core.places import models_directory
+from kvswap.core.directories import models_directory
 from tests.support import Daemon, tiny_model
 
 # Its deadline of 200 ms for an example, and its complaint of slow ones, are of the machine.

@@ -5,12 +5,12 @@ Importing this loads msgspec and the planner's arithmetic, and neither aiohttp n
 
 from kvswap.api.requests import (
     AskRequest,
-    BeginningRequest,
     CollectRequest,
     FetchRequest,
     GroupRequest,
     JoinRequest,
     PlanRequest,
+    PrefixRequest,
     PublishRequest,
     Request,
     Terms,
@@ -23,7 +23,7 @@ from kvswap.api.requests import (
 
 __all__ = [
     "AskRequest",
-    "BeginningRequest",
+    "PrefixRequest",
     "CollectRequest",
     "FetchRequest",
     "GroupRequest",

@@ -16,18 +16,18 @@ from transformers.cache_utils import DynamicCache
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.model import reach
-from kvswap.model.cache import places
+from kvswap.model.cache import cache_indices
+from kvswap.model.kernels import initialize_kernels
 from kvswap.model.load import LoadedModel
-from kvswap.model.settle import settle
 
-settle()  # every module that computes imports this one or `prefill`
+initialize_kernels()  # every module that computes imports this one or `prefill`
 
 
 class _Taken(Exception):
     """The signal that the last wanted K and V were computed."""
 
 
-class _FirstLayer(DynamicCache):  # type: ignore[misc]
+class _FirstLayerCache(DynamicCache):  # type: ignore[misc]
     taken: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
@@ -41,7 +41,7 @@ class _Supplied(DynamicCache):  # type: ignore[misc]
     def __init__(self, config: Any, tensors: Sequence[LayerTensors], tokens: int, positions: torch.Tensor) -> None:
         super().__init__(config=config)
         self._tensors, self._tokens, self._positions = tensors, tokens, positions
-        self._places = places(self)
+        self._places = cache_indices(self)
         self.errors = torch.zeros(len(positions), len(tensors), 2)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
@@ -75,7 +75,7 @@ def first_layer(loaded: LoadedModel, ids: Sequence[int], block_tokens: int) -> t
     """
     keys, values = [], []
     for start in range(0, len(ids), block_tokens):
-        cache = _FirstLayer(config=loaded.model.config)
+        cache = _FirstLayerCache(config=loaded.model.config)
         _run(loaded, cache, ids[start : start + block_tokens], range(start, min(start + block_tokens, len(ids))))
         if cache.taken is None:
             raise Incompatible("the model fills no cache", field="layout")

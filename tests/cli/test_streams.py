@@ -47,7 +47,7 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_an_answer_is_a_line_of_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     streams.answer("a line")
-    streams.say("for people \x1b[31m\tin red")
+    streams.write_line("for people \x1b[31m\tin red")
     out, err = capsys.readouterr()
     assert out == "a line\n" and "\x1b" not in err and "\tin red\n" in err
 
@@ -79,9 +79,9 @@ def test_a_reader_that_went_away_is_not_an_error_to_be_worded(instead: Any) -> N
 
 def test_what_people_cannot_be_told_is_left_out(instead: Any) -> None:
     instead("stderr", Broken(OSError(errno.EIO, "x")))
-    streams.say("nothing comes of it")
+    streams.write_line("nothing comes of it")
     instead("stderr", None)
-    streams.say("nor of this")
+    streams.write_line("nor of this")
 
 
 def test_at_the_end_both_are_flushed_and_a_broken_one_is_silenced(instead: Any) -> None:
@@ -91,7 +91,7 @@ def test_at_the_end_both_are_flushed_and_a_broken_one_is_silenced(instead: Any) 
 
     broken = instead("stdout", Full(OSError()))
     instead("stderr", None)
-    streams.settle()
+    streams.flush()
     assert os.path.samestat(os.fstat(broken.descriptor), Path(os.devnull).stat())  # what it still holds goes nowhere
 
 

@@ -19,18 +19,20 @@ from kvswap.core.errors import (
     NotFound,
     UsageError,
 )
-from tests.support import Daemon, Made, key, make_artifact, stock
+from tests.support import Daemon, Ingested, key, make_artifact, stock
 
 PEER, OTHER = str(key(7).peer_id), str(key(8).peer_id)
 
 
 @pytest.fixture(scope="module")
-def made() -> Made:
+def made() -> Ingested:
     return make_artifact(tokens=30)
 
 
 @pytest.fixture(params=["sync", "async"])
-def do(request: pytest.FixtureRequest, daemon: Callable[..., Daemon], made: Made, tmp_path: Path) -> Callable[..., Any]:
+def do(
+    request: pytest.FixtureRequest, daemon: Callable[..., Daemon], made: Ingested, tmp_path: Path
+) -> Callable[..., Any]:
     """Calls a verb of one of the clients; what it yields as a list."""
     stock(tmp_path / "a", made)
     node = daemon("a", "--no-p2p", KVSWAP_MODELS=str(tmp_path / "none"))
@@ -50,7 +52,7 @@ def do(request: pytest.FixtureRequest, daemon: Callable[..., Daemon], made: Made
     return call
 
 
-def test_what_is_here_is_listed_shown_kept_and_removed(do: Callable[..., Any], made: Made) -> None:
+def test_what_is_here_is_listed_shown_kept_and_removed(do: Callable[..., Any], made: Ingested) -> None:
     assert [row["artifact"] for row in do("ls")] == [made.id] and do("status")["artifacts"] == 1
     shown = do("show", made.id)
     assert shown["manifest"]["prefix"]["tokens"] == 30 and do("details", made.id)["manifest"] == shown["manifest"]
@@ -64,7 +66,7 @@ def test_what_is_here_is_listed_shown_kept_and_removed(do: Callable[..., Any], m
         do("show", made.id)
 
 
-def test_what_is_whole_here_is_fetched_from_nobody(do: Callable[..., Any], made: Made) -> None:
+def test_what_is_whole_here_is_fetched_from_nobody(do: Callable[..., Any], made: Ingested) -> None:
     do("trust_add", made.manifest.publisher)
     artifact = do("fetch", made.id, force=True)
     assert isinstance(artifact, Artifact | AsyncArtifact) and artifact.id == made.id
@@ -106,7 +108,7 @@ def test_hosts_come_by_invitation(do: Callable[..., Any]) -> None:
         assert told.value.message and told.value.exit_code in (2, 5)
 
 
-def test_what_is_not_its_own_is_not_taken_back(do: Callable[..., Any], made: Made) -> None:
+def test_what_is_not_its_own_is_not_taken_back(do: Callable[..., Any], made: Ingested) -> None:
     with pytest.raises(UsageError):
         do("withdraw", made.id, "a typing error")
 
@@ -136,7 +138,7 @@ def test_what_needs_a_model_or_a_peer_says_so(do: Callable[..., Any]) -> None:
         assert told.value.exit_code in (2, 5, 7) and told.value.message, verb
 
 
-def test_the_prefixes_that_are_here_are_told_with_their_version(do: Callable[..., Any], made: Made) -> None:
+def test_the_prefixes_that_are_here_are_told_with_their_version(do: Callable[..., Any], made: Ingested) -> None:
     version, keys = do("beginnings")
     assert version and keys is not None and len(keys) % 8 == 0
     again, _ = do("beginnings", version, 0.01)

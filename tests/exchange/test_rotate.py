@@ -7,10 +7,10 @@ from pathlib import Path
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
 from kvswap.exchange.rotate import rotate
-from kvswap.exchange.verification.heads import heads_of, hear_heads, own_head
+from kvswap.exchange.verification.status_records import own_status_record, receive_status_records, status_records_of
 from kvswap.exchange.withdraw import withdraw
-from kvswap.trust.head import read_head
 from kvswap.trust.keys import load_or_create, write_private
+from kvswap.trust.status_record import read_status_record
 from tests.exchange.test_fetch import World, world
 from tests.support import key, make_artifact, run
 
@@ -35,8 +35,8 @@ def test_both_keys_sign_and_the_new_one_is_the_node_s(tmp_path: Path) -> None:
             done = rotate(node)
             new = node.identity.publisher
             assert done["old"] == str(OLD.peer_id) and done["new"] == str(new.peer_id) != done["old"]  # type: ignore[union-attr]
-            (envelope,) = heads_of(node, [done["old"]])
-            told = read_head(envelope).head
+            (envelope,) = status_records_of(node, [done["old"]])
+            told = read_status_record(envelope).record
             assert told.publisher == done["old"] and told.sequence == done["sequence"]
             assert told.successor is not None and told.successor.peer == done["new"]
             assert node.events.recent()[-1] | {"at": 0} == {
@@ -46,7 +46,7 @@ def test_both_keys_sign_and_the_new_one_is_the_node_s(tmp_path: Path) -> None:
                 "at": 0,
             }
             assert node.trust.policy.policy.trusts(done["old"])  # what it published before is still its own
-            following = own_head(node)
+            following = own_status_record(node)
             assert following is None or following.head.publisher == done["new"]
 
     run(body())
@@ -75,7 +75,7 @@ def test_who_trusts_the_old_key_follows_and_nobody_else(tmp_path: Path) -> None:
             reader.trust.policy.add(str(OLD.peer_id), "ada")
             done = rotate(publisher)
             for node in (reader, other):
-                hear_heads(node, heads_of(publisher, [done["old"]]), PEER)
+                receive_status_records(node, status_records_of(publisher, [done["old"]]), PEER)
             assert reader.trust.policy.policy.trusts(done["new"]) and not other.trust.policy.policy.trusts(done["new"])
             rows = {row["peer"]: row for row in reader.trust.policy.rows()}
             assert rows[done["new"]]["how"].startswith("after")
@@ -92,7 +92,7 @@ def test_what_was_withdrawn_stays_withdrawn_under_the_old_key(tmp_path: Path) ->
                 w.give(node, made)
             await withdraw(node, Cid.parse(gone.id), "a typing error")
             done = rotate(node)
-            (envelope,) = heads_of(node, [done["old"]])
-            assert read_head(envelope).head.reasons == {gone.id: "a typing error"}
+            (envelope,) = status_records_of(node, [done["old"]])
+            assert read_status_record(envelope).record.reasons == {gone.id: "a typing error"}
 
     run(body())

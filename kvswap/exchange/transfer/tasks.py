@@ -9,13 +9,13 @@ from typing import Any
 from kvswap.core.tasks import until_done
 
 
-def seen(task: asyncio.Task[None]) -> None:
+def retrieve_error(task: asyncio.Task[None]) -> None:
     """Mark the error of a task as seen, which the peer's task looks at unless it is ending for another one."""
     if not task.cancelled():
         task.exception()
 
 
-async def whole(function: Callable[..., Any], *arguments: Any) -> None:
+async def run_to_end(function: Callable[..., Any], *arguments: Any) -> None:
     """Run a function in a thread and await its end however often this is cancelled: it still uses our memory."""
     work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     try:

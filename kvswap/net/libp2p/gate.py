@@ -2,7 +2,7 @@
 
 The DHT, identify, hole punching and gossip dial addresses that remote peers wrote into the peer store, without a check.
 So the rule of `net.dialling` is enforced where every dial passes, at the transports: addresses that were judged with a
-known teller, or typed by the user, are let through; all others are judged as if an unknown one of the connected peers
+known sender, or typed by the user, are let through; all others are judged as if an unknown one of the connected peers
 had sent them.
 """
 
@@ -26,7 +26,7 @@ Dial = Callable[..., Awaitable[Any]]
 class Gate:
     """The check in front of every dial of one host's transports.
 
-    `unknown()` returns the `teller` for addresses of which it is not known who sent them.
+    `unknown()` returns the `sender` for addresses of which it is not known who sent them.
     """
 
     def __init__(self, unknown: Callable[[], str | None]) -> None:
@@ -34,7 +34,7 @@ class Gate:
         self.table: Table[tuple[str, int], bool] = Table("addresses let through", entries=_KEPT)
         self._typed: set[tuple[str, int]] = set()
 
-    def let(self, addresses: Iterable[str], *, typed: bool = False) -> None:
+    def allow(self, addresses: Iterable[str], *, typed: bool = False) -> None:
         """Let these addresses through from now on, as they were judged already; typed ones are never forgotten."""
         for address in addresses:
             if (end := endpoint_of(address)) is None:

@@ -9,26 +9,28 @@ from typing import Any
 import pytest
 
 from kvswap.core.errors import IntegrityError
-from kvswap.exchange.publishing.own import look_at_own
+from kvswap.exchange.publishing.own import verify_own
 from kvswap.store import Outcome
-from kvswap.trust.ladder import RULES, Ladder, Level, Step
+from kvswap.trust.levels import RULES, Level, LevelReport, LevelResult
 from tests.exchange.test_fetch import world
-from tests.support import Made, key, make_artifact, run
+from tests.support import Ingested, key, make_artifact, run
 
 OWN = key(1000)  # the publisher of the first node of a world
-WRONG = Ladder((Step(Level.DIGESTS, "passed"), Step(Level.SAMPLES, "failed", why="position 7 differs")))
-RIGHT = Ladder((Step(Level.DIGESTS, "passed"), Step(Level.RECOMPUTE, "passed")))
-PART = Ladder((Step(Level.DIGESTS, "passed"), Step(Level.SAMPLES, "passed")))
+WRONG = LevelReport(
+    (LevelResult(Level.DIGESTS, "passed"), LevelResult(Level.SAMPLES, "failed", why="position 7 differs"))
+)
+RIGHT = LevelReport((LevelResult(Level.DIGESTS, "passed"), LevelResult(Level.RECOMPUTE, "passed")))
+PART = LevelReport((LevelResult(Level.DIGESTS, "passed"), LevelResult(Level.SAMPLES, "passed")))
 REFUSED = IntegrityError("chunk 3 holds a value that is not finite")
 
 
 class Looks:
     """Comes to these results, one after the other, and remembers what was asked."""
 
-    def __init__(self, *results: Ladder | Exception) -> None:
+    def __init__(self, *results: LevelReport | Exception) -> None:
         self.results, self.asked = list(results), []
 
-    async def __call__(self, levels: Sequence[Level]) -> Ladder:
+    async def __call__(self, levels: Sequence[Level]) -> LevelReport:
         self.asked.append(tuple(levels))
         result = self.results.pop(0)
         if isinstance(result, Exception):
@@ -43,7 +45,7 @@ def looked(tmp_path: Path, looks: Looks, before: str | None = None, damage: bool
     async def body() -> None:
         async with world(tmp_path) as w:
             node = await w.node(trust=False)
-            made: Made = make_artifact(OWN)
+            made: Ingested = make_artifact(OWN)
             w.give(node, made)
             if damage:
                 node.store._files.path(next(iter(made.chunks))).unlink()
@@ -52,7 +54,7 @@ def looked(tmp_path: Path, looks: Looks, before: str | None = None, damage: bool
             if before is not None:
                 records.put_outcome(Outcome(made.id, made.manifest.publisher, before, RULES, why="before"))
             try:
-                out["ladder"] = await look_at_own(node, made.statement, looks, (Level.SAMPLES,))
+                out["ladder"] = await verify_own(node, made.statement, looks, (Level.SAMPLES,))
             except IntegrityError as error:
                 out["raised"] = error
             outcome = records.outcome(made.id)
@@ -82,7 +84,7 @@ def test_found_wrong_twice_it_is_withdrawn_with_what_was_wrong(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("second", "outcome"), [(RIGHT, None), (PART, "wrong")])
-def test_a_slip_of_this_machine_withdraws_nothing(tmp_path: Path, second: Ladder, outcome: str | None) -> None:
+def test_a_slip_of_this_machine_withdraws_nothing(tmp_path: Path, second: LevelReport, outcome: str | None) -> None:
     """It is listed again where all of it was computed again; until then it is kept back."""
     out = looked(tmp_path, Looks(WRONG, second))
     assert out["ladder"] is WRONG and out["listed"] and out["withdrawn"] == {} and out["outcome"] == outcome
@@ -96,7 +98,7 @@ def test_what_was_found_wrong_before_needs_no_third_look(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("found", "outcome"), [(RIGHT, None), (PART, "wrong")])
 def test_what_was_found_wrong_before_is_listed_again_when_all_of_it_is_right(
-    tmp_path: Path, found: Ladder, outcome: str | None
+    tmp_path: Path, found: LevelReport, outcome: str | None
 ) -> None:
     out = looked(tmp_path, Looks(found), before="wrong")
     assert out["listed"] and out["outcome"] == outcome and out["withdrawn"] == {}
@@ -115,6 +117,6 @@ def test_a_chunk_that_is_damaged_here_is_not_held_against_what_was_signed(tmp_pa
 
 
 def test_a_probe_that_differs_proves_nothing(tmp_path: Path) -> None:
-    probe = Ladder((Step(Level.PROBE, "failed", why="another machine"),))
+    probe = LevelReport((LevelResult(Level.PROBE, "failed", why="another machine"),))
     out = looked(tmp_path, Looks(probe))
     assert out["ladder"] is probe and out["listed"] and out["outcome"] is None
