@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return _failed(error, chosen, as_json)
     finally:
-        streams.settle()
+        streams.flush()
 
 
 def _usage(error: click.ClickException, as_json: bool) -> int:
@@ -148,9 +148,9 @@ def _usage(error: click.ClickException, as_json: bool) -> int:
     if as_json:
         where = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"{where.command_path} --help" if where is not None else None
-        told = UsageError(error.format_message(), cause="a typing error", hint=hint)
+        failure = UsageError(error.format_message(), cause="a typing error", hint=hint)
         with suppress(KvswapError, OSError):
-            streams.answer(json.dumps({"error": told.to_dict()}))
+            streams.answer(json.dumps({"error": failure.to_dict()}))
     streams.write_line(text.getvalue().rstrip())
     return UsageError.exit_code
 
@@ -158,18 +158,18 @@ def _usage(error: click.ClickException, as_json: bool) -> int:
 def _failed(error: Exception, chosen: dict[str, Any], as_json: bool) -> int:
     """Render what was raised as one of our errors; the traceback of what is not ours goes to the log of the home."""
     if isinstance(error, KvswapError) and error.origin is None:
-        told = error
+        failure = error
     else:
         from kvswap.core import failures, log
         from kvswap.core.directories import home_directory
 
         with suppress(KvswapError, OSError, ValueError, RuntimeError):
             log.start_log(home_directory(chosen.get("home")), stderr=bool(chosen.get("verbose")))
-        told = failures.record(error)
-    if told.hint == UsageError.usual[1] and "command" in chosen:  # of an option or argument of this verb
-        told.hint = f"{chosen['command']} --help"
-    render_error(told, as_json)
-    return told.exit_code
+        failure = failures.record(error)
+    if failure.hint == UsageError.usual[1] and "command" in chosen:  # of an option or argument of this verb
+        failure.hint = f"{chosen['command']} --help"
+    render_error(failure, as_json)
+    return failure.exit_code
 
 
 def entry() -> None:

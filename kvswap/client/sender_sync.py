@@ -100,11 +100,11 @@ class Sender:
         except (OSError, http.client.HTTPException) as error:  # what a callback of the caller's raises is not seen here
             if isinstance(body, calls.FrameSource) and body.error is not None:
                 raise body.error from None
-            raise self._told(error, waits) from error
+            raise self._error_of(error, waits) from error
         finally:
             connection.close()
 
-    def _told(self, error: Exception, waited: float) -> KvswapError:
+    def _error_of(self, error: Exception, waited: float) -> KvswapError:
         if isinstance(error, TimeoutError):
             return silent(self._target.where, waited)
         if isinstance(error, ConnectionError | http.client.IncompleteRead):

@@ -57,10 +57,10 @@ Also = Callable[["Settings", Collection[str]], Iterable[tuple[str, str]]]
 
 def invalid(faults: list[Fault]) -> InvalidSettings:
     """Make one error of all faults."""
-    told = [f"{fault.place}: {fault.why}" for fault in faults]
-    many = f"{len(told)} settings cannot be used: " if len(told) > 1 else ""
+    lines = [f"{fault.place}: {fault.why}" for fault in faults]
+    many = f"{len(lines)} settings cannot be used: " if len(lines) > 1 else ""
     return InvalidSettings(
-        many + "; ".join(told),
+        many + "; ".join(lines),
         cause="a typing error, or a value out of its range",
         hint="docs/configuration.md has every setting with its range",
         faults=[asdict(fault) for fault in faults],

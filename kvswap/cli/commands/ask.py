@@ -68,10 +68,10 @@ def ask_command(
     if not output.as_json and not output.quiet:
         computed = answer["computed_tokens"]
         how = "prefilled here"
-        if told := answer.get("host"):
-            how = f"the host {told['peer']} read {told['cached_tokens']} tokens for ${told['dollars'] or 0:.6f}"
-            if told["problem"]:
-                how = f"{how}; ITS BILL IS WRONG: {told['problem']}"
+        if hosted := answer.get("host"):
+            how = f"the host {hosted['peer']} read {hosted['cached_tokens']} tokens for ${hosted['dollars'] or 0:.6f}"
+            if hosted["problem"]:
+                how = f"{how}; ITS BILL IS WRONG: {hosted['problem']}"
         if answer["artifact"]:
             how = f"{answer['fetched_tokens']} tokens of a published cache, {computed} computed here"
             how = how if computed else "from a published cache"

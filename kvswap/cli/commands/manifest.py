@@ -103,8 +103,8 @@ def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Gr
 
         tensors = load(manifest, chunk, seal=statement.seal)
         verify_tensors(manifest, tensors)
-        if (mark := manifest.fingerprint) is not None:
-            check_fingerprint(mark, tensors, chunk(mark.id), statement.seal)
+        if (fingerprint := manifest.fingerprint) is not None:
+            check_fingerprint(fingerprint, tensors, chunk(fingerprint.id), statement.seal)
         checked = len(manifest.chunks)
     output.result(
         {"valid": True, "artifact": str(statement.artifact), "chunks_checked": checked, "manifest": manifest.to_json()},

@@ -39,10 +39,11 @@ def publish_command(
         f"{size(done['wire_bytes'])} ({ratio:.2f}x), {done['seconds']:.1f} s"
         + (", already published" if done["reused"] else ""),
     )
-    if told := done["divergence"]:
+    if divergence := done["divergence"]:
         output.note(
-            f"INEXACT: {told['equal']} of {told['steps']} greedy tokens are the model's own, the first other one is "
-            f"number {told['first'] + 1}; divergence {told['kl'] / 1e6:.6f} nats a token.  Readers need --allow-lossy."
+            f"LOSSY: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first other "
+            f"one is number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  "
+            "Readers need --allow-lossy."
         )
     if name := done["group"]:
         output.note(f"sealed for group {name}: others see who published something, when, and how many bytes it has")

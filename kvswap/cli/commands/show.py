@@ -33,5 +33,5 @@ def show_command(output: Output, ref: str) -> None:
         }
         return "\n".join(f"{name:10} {value}" for name, value in lines.items())
 
-    told = ("artifact", "complete", "pinned", "standing", "why", "disputed_with")
-    output.result({**manifest, **{name: row[name] for name in told}}, text)
+    columns = ("artifact", "complete", "pinned", "standing", "why", "disputed_with")
+    output.result({**manifest, **{name: row[name] for name in columns}}, text)
