@@ -241,11 +241,11 @@ async def _find_origin(
     progress: Progress,
     began: float,
 ) -> tuple[CacheOrigin | None, Plan]:
-    """Return the artifact to answer from, or a document's beginning; None: prefill."""
+    """Return the artifact to answer from, or a document's prefix; None: prefill."""
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
         require_text(resolved.statement, text)
-        # A stranger's is verified whole before any of it is used.
+        # An untrusted publisher's is verified whole before any of it is used.
         if not await asyncio.to_thread(verified_already, node, resolved.statement):
             artifact = resolved.statement.artifact
             await fetch(node, artifact, terms, progress, text=text)

@@ -1,4 +1,4 @@
-"""Verification of an artifact that is in the store, level by level (see `trust.ladder`).
+"""Verification of an artifact that is in the store, level by level (see `trust.levels`).
 
 Who fetches from an untrusted publisher goes as far as V5 before the artifact counts as there; what was found is kept,
 as is the proof against a publisher that was banned for it.
@@ -118,7 +118,7 @@ async def run_checks(
     if Level.POLICY in levels:
         results.append(await asyncio.to_thread(_policy, node, statement))
     files = {manifest.files[i].id for i in layout.needed_files(manifest)}
-    every = files | {file.id for file in manifest.files}  # of a beginning other ones are here
+    every = files | {file.id for file in manifest.files}  # of a prefix other ones are here
     lacking = set(await asyncio.to_thread(node.store.missing, every))
     absent = files & lacking
     with node.store.lease(every):
@@ -304,7 +304,7 @@ async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent)
     return known
 
 
-# -- strangers ---------------------------------------------------------------------------------------
+# -- untrusted publishers ------------------------------------------------------------------------
 
 
 async def verify_untrusted(
@@ -328,7 +328,7 @@ def refuse_unusable(statement: Statement, reasons: dict[str, str], unchecked: di
         return
     named = "; ".join(f"{where}: {why}" for where, why in reasons.items())
     raise Untrusted(
-        f"artifact {statement.artifact} is a stranger's and could not be verified ({named})",
+        f"artifact {statement.artifact} is an untrusted publisher's and could not be verified ({named})",
         cause="a signature does not say that a cache belongs to its text",
         hint="give the document's file instead of its digest; or kvswap trust add " + statement.manifest.publisher,
         unchecked=unchecked | reasons,
@@ -368,7 +368,7 @@ def verification(node: Node, statement: Statement, report: LevelReport | None) -
         done.add(int(Level.POLICY))
         why = "its publisher is trusted; kvswap verify --level N checks it"
     else:
-        why = f"verified to V{max(done)}; its publisher is a stranger; kvswap verify --level N checks more"
+        why = f"verified to V{max(done)}; its publisher is not trusted; kvswap verify --level N checks more"
     return {
         "passed": [f"V{level}" for level in sorted(done)],
         "unchecked": {f"V{int(level)}": why for level in Level if int(level) not in done},

@@ -28,7 +28,7 @@ _AUDITS_KEPT = 20_000
 _CHECKS_KEPT = 100_000
 _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
-_WITHDRAWN_KEPT = 100_000  # whose head records are gone: of what was asked for, and as many of what was here
+_WITHDRAWN_KEPT = 100_000  # whose status records are gone: of what was asked for, and as many of what was here
 _ASKED, _HELD = 1, 2  # why a withdrawal is kept
 _STATUS_RECORDS_KEPT = 1_024
 _STATUS_RECORDS_OF_A_SENDER = 32
@@ -47,8 +47,9 @@ class Records:
     def __init__(self, path: Path, keeps: Callable[[str], bool] = nobody, problems: Problems | None = None) -> None:
         """Open or create the file.
 
-        `keeps(publisher)` is asked when room is needed: whose head records give way to no stranger's.  A damaged file
-        is moved aside, which `problems` tells: whom this node distrusts is in `trust.json`, the rest is heard again.
+        `keeps(publisher)` is asked when space is needed: whose status records give way to no untrusted publisher's.  A
+        damaged file is moved aside, which `problems` tells: whom this node banned is in `trust.json`, the rest is heard
+        again.
         """
         self._lock = threading.RLock()
         self._problems = problems if problems is not None else Problems()
@@ -256,7 +257,7 @@ class Records:
         more = [row for row in waiting if all(getattr(row, name) == value for name, value in given.items())]
         return sorted([*more, *kept], key=lambda row: not row.failed) if more else kept
 
-    # -- head records ----------------------------------------------------------------------------
+    # -- status records ----------------------------------------------------------------------------
 
     def status_record(self, publisher: str) -> tuple[int, bytes] | None:
         """Return (sequence, envelope) of the newest status record of a publisher that was seen; None without one."""

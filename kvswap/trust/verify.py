@@ -105,7 +105,7 @@ def require_trust(statement: Statement, policy: Policy, *, allow_untrusted: bool
     publisher = statement.manifest.publisher
     if (ban := policy.ban_of(publisher)) is not None:
         raise Untrusted(
-            f"artifact {statement.artifact} is signed by {publisher}, who was caught: {ban.why}",
+            f"artifact {statement.artifact} is signed by {publisher}, who is banned: {ban.why}",
             cause=f"audit {ban.evidence}" if ban.evidence else "this node's own check",
             hint=f"kvswap trust audits {publisher}",
             publisher=publisher,

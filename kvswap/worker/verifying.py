@@ -105,7 +105,7 @@ class Checks:
             if self._misshapen and level in ways and level != Level.STRUCTURE:
                 out.append(LevelResult(level, "skipped", why=self._misshapen))
             elif level in _COMPARED and not self._manifest.lossless:
-                out.append(LevelResult(level, "skipped", why="an inexact cache, by its publisher's own word"))
+                out.append(LevelResult(level, "skipped", why="a lossy cache, by its publisher's own word"))
             elif level in ways:
                 self._check()
                 began = time.perf_counter()

@@ -318,7 +318,7 @@ def test_a_stranger_disputes_nothing_that_the_user_trusts(
             node.trust.policy.add(str(HONEST.peer_id))
             await fetch(node, Cid.parse(honest.id), FORCED)
             report = await verify_artifact(node, Cid.parse(honest.id), levels=up_to(6), text=TEXT, samples=8)
-            assert "V6" in report["unchecked"] and "strangers" in report["unchecked"]["V6"]
+            assert "V6" in report["unchecked"] and "untrusted" in report["unchecked"]["V6"]
             assert node.trust.records.outcome(honest.id) is None and port.done["V7"] == 0
             # and what a trusted publisher made as well is right, whatever strangers say: nothing need be computed
             done = await fetch(node, Cid.parse(second.id), STRANGERS, text=TEXT)

@@ -76,7 +76,7 @@ def test_a_withdrawn_artifact_goes_and_stays_away(tmp_path: Path) -> None:
             a, b = await w.node(), await w.node()
             for node in (a, b):
                 w.give(node, made)
-            assert "no head record" in freshness(b, made.manifest.publisher)
+            assert "no status record" in freshness(b, made.manifest.publisher)
             receive_status_records(b, [head(7, {made.id: "an error"})], PEER)
             assert b.store.artifacts() == [] and freshness(b, made.manifest.publisher) == ""
             receive_status_records(b, [head(6, {}), head(8, {})], PEER)  # older; and newer, without it

@@ -134,7 +134,7 @@ def test_a_strangers_artifact_is_verified_once_before_it_counts(tmp_path: Path, 
             again = await fetch(b, REFERENCE, allow_untrusted, text=TEXT)
             assert jobs_of(b)["verify"] == looked and not again.verification["trusted"]
             said = verification(b, first.statement, None)
-            assert "V5" in said["passed"] and "stranger" in next(iter(said["unchecked"].values()))
+            assert "V5" in said["passed"] and "not trusted" in next(iter(said["unchecked"].values()))
 
     run(body())
 

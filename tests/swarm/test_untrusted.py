@@ -110,7 +110,7 @@ def test_a_liar_is_caught_its_lie_removed_and_nothing_of_it_used_again(
     assert again.returncode == 4 and "caught" in again.stderr
     shown = kvswap(b.home, "trust", "audits", str(MALLORY.peer_id))
     assert "failed" in shown.stdout and artifact in shown.stdout
-    assert "CAUGHT" in kvswap(b.home, "trust", "ls").stdout
+    assert "BANNED" in kvswap(b.home, "trust", "ls").stdout
 
 
 @pytest.mark.faults

@@ -50,7 +50,7 @@ def fetch_command(
         f"{report['artifact']}\n  {report['tokens']} tokens, {size(report['wire_bytes'])} fetched {where}, "
         f"{report['seconds']:.2f} s, {report['codec']}, verified {', '.join(report['verification']['passed'])}"
         + ("" if report["verification"]["trusted"] else ", its publisher is not trusted")
-        + ("" if report["exact"] else ", INEXACT"),
+        + ("" if report["exact"] else ", LOSSY"),
     )
     left = list(report["verification"]["unchecked"])
     if left:

@@ -17,9 +17,9 @@ def trust_command() -> None:
 def ls(output: Output) -> None:
     found = output.client.trust_ls()
     rows = [(p["peer"], p["how"], p["label"]) for p in found["publishers"]]
-    rows += [(p["peer"], "CAUGHT", p["why"]) for p in found["distrusted"]]
+    rows += [(p["peer"], "BANNED", p["why"]) for p in found["distrusted"]]
     rows += [
-        (p["peer"], "lifted", f"caught by older rules, judged again when used: {p['why']}") for p in found["lifted"]
+        (p["peer"], "lifted", f"banned by older rules, judged again when used: {p['why']}") for p in found["lifted"]
     ]
     output.result(found, lambda: output.table(("PUBLISHER", "HOW", "LABEL"), [(found["own"], "own", ""), *rows]))
 

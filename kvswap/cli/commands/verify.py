@@ -11,7 +11,7 @@ from kvswap.cli.output import Output, reference, verb
 from kvswap.core.errors import IntegrityError, UsageError
 
 
-@click.command("verify", help="Check REF, which is in the store, up a ladder of steps.  Or --store.")
+@click.command("verify", help="Check REF, which is in the store, level by level.  Or --store.")
 @click.argument("ref", required=False)
 @click.option("--store", is_flag=True, help="Hash every file of the store; adopt, set aside, report.")
 @click.option(

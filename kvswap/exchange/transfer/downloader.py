@@ -174,7 +174,7 @@ class Transfer:
     # -- peers -----------------------------------------------------------------------------------
 
     def _consider(self, addresses: Iterable[PeerAddress]) -> None:
-        """Peers that may be asked.  Bounded: those that were tried in vain make room for others."""
+        """Peers that may be asked.  Bounded: those that were tried in vain make way for others."""
         me = self.node.transport.peer
         for address in addresses:
             if (
@@ -477,7 +477,7 @@ class Transfer:
         if self._invalid:
             return IntegrityError(
                 f"a peer sent bytes that are not what the manifest says, and nobody else has them; {done}",
-                cause="a lying or broken peer",
+                cause="a broken or malicious peer",
                 hint="kvswap peers",
             )
         reasons = "; ".join(dict.fromkeys(self._reasons.values())) or "no peer has the rest"

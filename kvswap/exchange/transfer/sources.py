@@ -1,4 +1,4 @@
-"""A peer as a source of chunks: over HTTPS where its bulk plane is reached, over libp2p streams where not.
+"""A peer as a source of chunks: over HTTPS where its bulk channel is reached, over libp2p streams where not.
 
 The choice makes itself.  A peer is joined on a libp2p stream, which stays open: it carries the bulk ticket,
 and says from time to time what the peer has by now and who else is fetching.  Chunks then come from the
@@ -98,7 +98,7 @@ class Source:
         join = messages.Join(self._artifact, me, self._wants_bulk)
         await self._node.network.reach(address)
         self._control, reply = await self._node.network.sessions.begin(address, join, messages.JoinReply)
-        # Meanwhile its bulk plane may have turned out to be of no use.
+        # Meanwhile its bulk channel may have turned out to be of no use.
         self._target = _aim(self._node, self.peer, reply.grant) if self._wants_bulk else None
         self._update_peers(reply.have, reply.peers)
 

@@ -79,11 +79,11 @@ def conclude(node: Node, statement: Statement, levels: Sequence[Level], report: 
         if before is not None and result is None and report.passed(Level.RECOMPUTE):
             node.trust.records.forget_outcome(
                 artifact
-            )  # it is right, whatever was found while its publisher was a stranger
+            )  # it is right, whatever was found while its publisher was not trusted
         return
     if not set(levels) >= _WHOLE or (result is not None and result.level == Level.POLICY):
         return
-    if any(accuses(s) for s in report.results):  # its publisher was caught, and the audit tells why
+    if any(accuses(s) for s in report.results):  # its publisher was banned, and the audit tells why
         node.trust.records.forget_outcome(artifact)
         return
     done = tuple(int(s.level) for s in report.results if s.verdict == "passed")

@@ -1,4 +1,4 @@
-"""The reading end of the bulk plane: fetch one chunk straight into the caller's buffer.
+"""The reading end of the bulk channel: fetch one chunk straight into the caller's buffer.
 
 It uses blocking sockets in threads, not asyncio: TLS records are decrypted into the buffer itself, without the copies
 and callbacks of a stream reader, and outside the interpreter lock (measured in `docs/adr/0009-bulk-plane.md`).
@@ -55,7 +55,7 @@ class BulkUnreachable(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class BulkTarget:
-    """The address of a peer's bulk plane, the certificate to accept, and the bearer token to show."""
+    """The address of a peer's bulk channel, the certificate to accept, and the bearer token to show."""
 
     peer: str
     host: str  # an IP address
@@ -178,7 +178,7 @@ class _ClientConnection:
 
 
 class BulkClient:
-    """The pool of one node's connections to the bulk planes of other nodes, kept open between chunks."""
+    """The pool of one node's connections to the bulk channels of other nodes, kept open between chunks."""
 
     def __init__(self) -> None:
         self._context = _context()

@@ -66,7 +66,7 @@ class Gate:
         async def guarded(address: Any, *args: Any, **more: Any) -> Any:
             text = str(address)
             if not self.allows(text):
-                raise OpenConnectionError(f"{text} is not dialled on a stranger's word")
+                raise OpenConnectionError(f"{text} is not dialled on the word of a peer")
             end = endpoint_of(text.split("/p2p/")[0])
             token = _by_name.set(end is not None and end.named)
             try:
