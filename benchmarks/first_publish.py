@@ -100,13 +100,13 @@ def _digest(model: Path, way: str) -> str:
     return hasher.hexdigest()
 
 
-def _forked(model: Path, way: str, settled: bool, without: bool) -> str:
+def _forked(model: Path, way: str, initialized: bool, without: bool) -> str:
     read, write = os.pipe()
     child = os.fork()
     if not child:
         status = 1
         try:
-            if settled:
+            if initialized:
                 import torch
 
                 torch.zeros(1).cos()

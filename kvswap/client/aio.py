@@ -375,12 +375,14 @@ class AsyncClient(AsyncCaller):
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             refused = error
         local = await to_thread(LocalPrefill, text, model, tokenizer, block_tokens)
-        begun: dict[str, Any] = {"artifact": None, "tokens": 0}
+        shared_prefix: dict[str, Any] = {"artifact": None, "tokens": 0}
         with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
             if isinstance(refused, NotFound):
                 request = PrefixRequest(**await to_thread(local.cached_prefix), trust_on_first_use=tofu, group=group)
-                begun = await self._do(calls.cached_prefix(request))
-        shared = await self.details(begun["artifact"]) if begun["tokens"] else None
-        cache = await to_thread(local.cache, headroom, shared, begun["tokens"])
+                shared_prefix = await self._do(calls.cached_prefix(request))
+        shared = await self.details(shared_prefix["artifact"]) if shared_prefix["tokens"] else None
+        cache = await to_thread(local.cache, headroom, shared, shared_prefix["tokens"])
         reason = refused.message
-        return cache, CacheReport.of("prefill", reason, began, local.tokens, begun["tokens"], begun["artifact"])
+        return cache, CacheReport.of(
+            "prefill", reason, began, local.tokens, shared_prefix["tokens"], shared_prefix["artifact"]
+        )

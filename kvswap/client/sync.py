@@ -375,12 +375,14 @@ class Client(Caller):
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             refused = error
         local = call_here(LocalPrefill, text, model, tokenizer, block_tokens)
-        begun: dict[str, Any] = {"artifact": None, "tokens": 0}
+        shared_prefix: dict[str, Any] = {"artifact": None, "tokens": 0}
         with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
             if isinstance(refused, NotFound):
                 request = PrefixRequest(**call_here(local.cached_prefix), trust_on_first_use=tofu, group=group)
-                begun = self._do(calls.cached_prefix(request))
-        shared = self.details(begun["artifact"]) if begun["tokens"] else None
-        cache = call_here(local.cache, headroom, shared, begun["tokens"])
+                shared_prefix = self._do(calls.cached_prefix(request))
+        shared = self.details(shared_prefix["artifact"]) if shared_prefix["tokens"] else None
+        cache = call_here(local.cache, headroom, shared, shared_prefix["tokens"])
         reason = refused.message
-        return cache, CacheReport.of("prefill", reason, began, local.tokens, begun["tokens"], begun["artifact"])
+        return cache, CacheReport.of(
+            "prefill", reason, began, local.tokens, shared_prefix["tokens"], shared_prefix["artifact"]
+        )

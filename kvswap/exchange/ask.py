@@ -120,7 +120,7 @@ async def answer(
             await asyncio.to_thread(node.trust.records.add_checks, str(source.statement.artifact), [int(Level.TOKENS)])
         elif seen is not None and seen["verdict"] == "skipped":
             unchecked = {"V3": seen["why"]}
-            await report_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
+            await report_unchecked(node, source.statement, f"{Level.TOKENS.words}: {seen['why']}", progress)
         learned(node, source, done)
     if transfer is None:
         node.learn_prefill(choice, done["samples"])

@@ -20,6 +20,7 @@ from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.core.words import in_words
 from kvswap.exchange.discovery.fingerprints import Agreed, accused, agree, fingerprints_of_others
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
@@ -272,7 +273,9 @@ async def _resolve_dispute(
     for fingerprint in agreed.untrusted:
         if (result := against(fingerprint.statement, fingerprint.data)) is not None:
             await asyncio.to_thread(ban_if_proven, node, fingerprint.statement, result)
-    right = replace(agreed.result, verdict="passed", why=f"{agreed.result.why}; V7 shows that this one is right")
+    right = replace(
+        agreed.result, verdict="passed", why=f"{agreed.result.why}; full recomputation shows that this one is right"
+    )
     found = against(statement, done["fingerprint"]) or right
     return [found if result is agreed.result else result for result in results]
 
@@ -326,7 +329,7 @@ def refuse_unusable(statement: Statement, reasons: dict[str, str], unchecked: di
     """Raise `Untrusted` for an untrusted publisher's artifact that cannot be verified, for these reasons, if any."""
     if not reasons:
         return
-    named = "; ".join(f"{where}: {why}" for where, why in reasons.items())
+    named = in_words("; ".join(f"{where}: {why}" for where, why in reasons.items()))
     raise Untrusted(
         f"artifact {statement.artifact} is an untrusted publisher's and could not be verified ({named})",
         cause="a signature does not say that a cache belongs to its text",
@@ -345,7 +348,7 @@ def raise_for(node: Node, statement: Statement, report: LevelReport) -> None:
     publisher = statement.manifest.publisher
     proved = accuses(result) and not is_own(node, statement)
     raise IntegrityError(
-        f"artifact {statement.artifact} failed V{int(result.level)}: {result.why}",
+        f"artifact {statement.artifact} failed verification ({result.level.words}): {result.why}",
         cause=f"{publisher} signed a cache that is not the model's own" if accuses(result) else "somebody is wrong",
         hint=f"kvswap trust audits {publisher}" if proved else f"kvswap verify {statement.artifact} --level 7",
         step=f"V{int(result.level)}",
@@ -358,19 +361,23 @@ def verification(node: Node, statement: Statement, report: LevelReport | None) -
 
     Blocks.
     """
-    trusted = node.trust.policy.policy.trusts(statement.manifest.publisher)
+    policy, publisher = node.trust.policy.policy, statement.manifest.publisher
+    trusted = policy.trusts(publisher)
+    listed = policy.publishers.get(publisher)
+    who = {"publisher": publisher, "label": listed.label if listed is not None else None, "trusted": trusted}
     if report is not None:
-        return {k: v for k, v in report.to_json().items() if k != "steps"} | {"trusted": trusted}
+        return {k: v for k, v in report.to_json().items() if k != "steps"} | who
     if is_own(node, statement):
-        return {"passed": ["V0", "V1"], "unchecked": {}, "own": True, "trusted": True}
+        return {"passed": ["V0", "V1"], "unchecked": {}, "own": True, **who, "trusted": True}
     done = node.trust.records.checks(str(statement.artifact)) | {int(Level.DIGESTS)}
     if trusted:
         done.add(int(Level.POLICY))
         why = "its publisher is trusted; kvswap verify --level N checks it"
     else:
-        why = f"verified to V{max(done)}; its publisher is not trusted; kvswap verify --level N checks more"
+        reached = Level(max(done)).words
+        why = f"verified up to {reached}; its publisher is not trusted; kvswap verify --level N checks more"
     return {
         "passed": [f"V{level}" for level in sorted(done)],
         "unchecked": {f"V{int(level)}": why for level in Level if int(level) not in done},
-        "trusted": trusted,
+        **who,
     }

@@ -282,7 +282,7 @@ def test_audits_count_of_auditors_whom_one_trusts(tmp_path: Path) -> None:
             assert seen is not None and seen.readers == 1 and seen.positions == 8
             receive_audits(b, [audit(made, "failed")], PEER, None)
             assert b.trust.policy.policy.ban_of(publisher) is not None
-            with pytest.raises(Untrusted, match="caught"):
+            with pytest.raises(Untrusted, match="is banned"):
                 await fetch(b, Cid.parse(made.id))
             assert [row["peer"] for row in b.trust.policy.bans()] == [publisher]
 

@@ -146,14 +146,14 @@ def same_cache(one: Manifest, other: Manifest) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class _OtherArtifact:
     """The statement of another publisher on the same tokens, without lists of chunks, and the peers that have it."""
 
     statement: Statement
     peers: tuple[str, ...]
 
     @classmethod
-    def of(cls, statement: Statement, peers: Sequence[str]) -> _Candidate:
+    def of(cls, statement: Statement, peers: Sequence[str]) -> _OtherArtifact:
         slim = structs.replace(statement.manifest, chunks=[], tensors=[])
         return cls(replace(statement, manifest=slim, envelope=b""), tuple(peers))
 
@@ -166,7 +166,7 @@ async def fingerprints_of_others(node: Node, statement: Statement) -> list[Signe
     document = statement.reference  # of a sealed artifact: by the name in its group, and in no other
     if document is None or not statement.manifest.lossless:
         return []
-    candidates: dict[str, _Candidate] = {}
+    candidates: dict[str, _OtherArtifact] = {}
 
     async def consider(envelope: bytes, peers: Sequence[str]) -> None:
         try:
@@ -177,7 +177,7 @@ async def fingerprints_of_others(node: Node, statement: Statement) -> list[Signe
         unknown = theirs.publisher not in (statement.manifest.publisher, *candidates)
         wanted = theirs.fingerprint is not None and same_cache(theirs, statement.manifest)
         if wanted and unknown and node.trust.policy.policy.ban_of(theirs.publisher) is None:
-            candidates[theirs.publisher] = _Candidate.of(other, peers)
+            candidates[theirs.publisher] = _OtherArtifact.of(other, peers)
 
     for row in await asyncio.to_thread(node.store.artifacts, document):
         if (held := await asyncio.to_thread(node.store.envelope, row.id)) is not None:
@@ -223,7 +223,7 @@ def _rank(offer: PeerOffer) -> tuple[int, ...]:
     return (offer.found.envelope is None,)
 
 
-def _drawn(untrusted: Sequence[_Candidate]) -> list[_Candidate]:
+def _drawn(untrusted: Sequence[_OtherArtifact]) -> list[_OtherArtifact]:
     """Shuffle the publishers, but of each fingerprint one before two of any, however many keys sign it."""
     shuffled = random.SystemRandom().sample(untrusted, len(untrusted))
     turns: Counter[bytes] = Counter()
