@@ -4,7 +4,7 @@
 
 Honest artifacts are made with one thread and two, in bfloat16 and float32; lies are those of
 `tests/attacks/kit.py`, each a whole artifact with a valid signature.  Every artifact goes through the
-ladder as a reader's node does it.  `--write` keeps verification.md, verification.json and the picture of the
+levels as a reader's node does it.  `--write` keeps verification.md, verification.json and the picture of the
 coverage there.
 """
 

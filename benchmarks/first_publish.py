@@ -25,7 +25,7 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WAYS = ("load", "prefix")  # through the model process's jobs; through `LocalPrefill`, as `Client.prefix` does
+WAYS = ("load", "prefix")  # through the model process's jobs; through `LocalPrefill`, as `Client.get_cache` does
 TOKENS, BLOCK = 300, 256
 SHIM = """
 #include <unistd.h>
@@ -135,7 +135,7 @@ def _parent(model: Path, count: int, way: str, without: bool) -> None:
     import torch
     import transformers.models.llama.modeling_llama
 
-    # Nothing of kvswap here: importing its model room is the cure, and each child has to meet it by itself.
+    # Nothing of kvswap here: importing its model package is the cure, and each child has to meet it by itself.
     right = _forked(model, way, True, without)
     wrong = sum(_forked(model, way, False, without) != right for _ in range(count))
     assert torch.__version__ and transformers

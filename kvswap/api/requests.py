@@ -36,7 +36,7 @@ class Terms(Request, frozen=True, kw_only=True):
     allow_lossy: bool = field(default=False, name="inexact")
     """Take a cache that is not the model's own to the bit."""
     allow_untrusted: bool = field(default=False, name="strangers")
-    """Take what a publisher made who is not listed, once it is verified by recomputing."""
+    """Take an untrusted publisher's artifact once it is verified by recomputing."""
     samples: Samples = LIMITS.usual_samples
     """Positions that are computed again for that."""
     group: str | None = None
@@ -146,7 +146,7 @@ class VerifyRequest(Request, frozen=True, kw_only=True):
     ref: str | None = None
     store: bool = False
     level: Annotated[int, Meta(ge=0, le=7)] | None = None
-    """The last check of the ladder to make."""
+    """The last verification level to make."""
     samples: Samples = LIMITS.usual_samples
     text: str | None = None
 

@@ -28,7 +28,7 @@ VERBS = {
     "ls": ("ls", "List artifacts in the store."),
     "rm": ("rm", "Remove an artifact from the store."),
     "pin": ("pin", "Keep an artifact whatever the quota says."),
-    "unpin": ("pin", "Let an artifact go when room is needed."),
+    "unpin": ("pin", "Let an artifact go when space is needed."),
     "gc": ("gc", "Remove chunks that no artifact needs."),
     "status": ("status", "State of the running node."),
     "peers": ("peers", "Peers and what was experienced with them."),

@@ -1,4 +1,4 @@
-"""Rendering: JSON lines for scripts, tables and bars for people.  stdout is data, stderr is progress."""
+"""Rendering: JSON lines for scripts, human-readable tables and bars.  stdout is data, stderr is progress."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def rates(row: dict[str, float]) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes for people, in powers of ten."""
+    """Human-readable bytes, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000 or unit == "GB":
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -125,7 +125,7 @@ class AsyncClient(AsyncCaller):
     ) -> AsyncArtifact:
         """Make an artifact local and verified.  The report's `verification` says what nobody looked at.
 
-        `allow_untrusted`: take what a publisher made who is not on the allow-list, once `samples` positions were
+        `allow_untrusted`: take an untrusted publisher's artifact, once `samples` positions were
         computed again (V5); with the document's `text`, or else by reading the tokens back from the cache.
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
@@ -170,7 +170,7 @@ class AsyncClient(AsyncCaller):
         text: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """Check an artifact up to a step of the ladder (0 to 7), or with `store` every file of the store."""
+        """Check an artifact up to a verification level (0 to 7), or with `store` every file of the store."""
         request = VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
         return await self._do(calls.verify(request), on_event)
 
@@ -313,11 +313,11 @@ class AsyncClient(AsyncCaller):
         return await self._do(calls.remove(ref))
 
     async def pin(self, ref: str, pinned: bool = True) -> dict[str, Any]:
-        """Keep an artifact whatever room is needed; or, with `pinned` false, no longer."""
+        """Keep an artifact whatever space is needed; or, with `pinned` false, no longer."""
         return await self._do(calls.pin(ref, pinned))
 
     async def gc(self, target_bytes: int | None = None) -> dict[str, Any]:
-        """Free room in the store, down to `target_bytes` where given."""
+        """Free space in the store, down to `target_bytes` where given."""
         return await self._do(calls.collect(target_bytes))
 
     async def trust_ls(self) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from kvswap.cli.objective import group_option, plan_options, samples_option
+from kvswap.cli.objective import group_option, lossy_option, plan_options, samples_option, untrusted_option
 from kvswap.cli.output import Output, reference, size, verb
+from kvswap.core.words import verified
 from kvswap.cost import Objective
 
 
@@ -13,9 +16,9 @@ from kvswap.cost import Objective
 @click.argument("ref")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust this artifact's publisher from now on, if not known yet.")
-@click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
+@untrusted_option()
 @samples_option("Positions for that.")
-@click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
+@lossy_option()
 @group_option()
 @plan_options
 @verb
@@ -48,10 +51,17 @@ def fetch_command(
     output.result(
         report,
         f"{report['artifact']}\n  {report['tokens']} tokens, {size(report['wire_bytes'])} fetched {where}, "
-        f"{report['seconds']:.2f} s, {report['codec']}, verified {', '.join(report['verification']['passed'])}"
-        + ("" if report["verification"]["trusted"] else ", its publisher is not trusted")
-        + ("" if report["exact"] else ", INEXACT"),
+        f"{report['seconds']:.2f} s, {report['codec']}"
+        + ("" if report["exact"] else ", LOSSY")
+        + f"\n  {_checked(report['verification'])}",
     )
-    left = list(report["verification"]["unchecked"])
-    if left:
-        output.note(f"not checked: {', '.join(left)} (kvswap verify {report['artifact']} --level N)")
+    if report["verification"]["unchecked"]:
+        output.note(f"more checks: kvswap verify {report['artifact']} --level N")
+
+
+def _checked(verification: dict[str, Any]) -> str:
+    """Say what was checked and what was not, in words."""
+    if verification.get("own"):
+        return "signed by this node, every chunk unchanged"
+    who = verification.get("label") or verification["publisher"]
+    return verified(verification["passed"], who, trusted=verification["trusted"])

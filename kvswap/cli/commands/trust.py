@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from kvswap.cli.output import Output, verb
+from kvswap.core.words import in_words
 
 
 @click.group("trust", help="Publishers whose artifacts this node uses.  Its own are always trusted.")
@@ -17,9 +18,10 @@ def trust_command() -> None:
 def ls(output: Output) -> None:
     found = output.client.trust_ls()
     rows = [(p["peer"], p["how"], p["label"]) for p in found["publishers"]]
-    rows += [(p["peer"], "CAUGHT", p["why"]) for p in found["distrusted"]]
+    rows += [(p["peer"], "BANNED", in_words(p["why"])) for p in found["distrusted"]]
     rows += [
-        (p["peer"], "lifted", f"caught by older rules, judged again when used: {p['why']}") for p in found["lifted"]
+        (p["peer"], "lifted", f"banned by older rules, judged again when used: {in_words(p['why'])}")
+        for p in found["lifted"]
     ]
     output.result(found, lambda: output.table(("PUBLISHER", "HOW", "LABEL"), [(found["own"], "own", ""), *rows]))
 

@@ -95,7 +95,9 @@ def agree(
         why = f"{len(against)} of {len(deciding)} {whose} made something else of the same tokens: {named}"
         return Agreed(result("failed", why), against, untrusted)
     if not deciding and untrusted:
-        why = f"{len(untrusted)} strangers made something else of the same tokens, which counts for nothing here"
+        why = (
+            f"{len(untrusted)} untrusted publishers made something else of these tokens, which counts for nothing here"
+        )
         return Agreed(result("skipped", why), (), untrusted)
     return Agreed(result("passed"), (), untrusted)
 
@@ -217,7 +219,7 @@ def _mixed(node: Node, offers: Sequence[PeerOffer]) -> list[PeerOffer]:
 
 
 def _rank(offer: PeerOffer) -> tuple[int, ...]:
-    """Rank an offer by nothing that it says of its publisher: that is a word, and costs a liar nothing."""
+    """Rank an offer by nothing that it says of its publisher: that is a mere word."""
     return (offer.found.envelope is None,)
 
 

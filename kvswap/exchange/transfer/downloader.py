@@ -24,7 +24,7 @@ from kvswap.exchange.planning.decision import Judge, not_worth_it
 from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
-from kvswap.exchange.transfer.tasks import retrieve_error, run_to_end
+from kvswap.exchange.transfer.tasks import run_to_end, seen
 from kvswap.net import PeerAddress, Unreachable, messages
 from kvswap.net.dialling import JUDGED
 
@@ -174,7 +174,7 @@ class Transfer:
     # -- peers -----------------------------------------------------------------------------------
 
     def _consider(self, addresses: Iterable[PeerAddress]) -> None:
-        """Peers that may be asked.  Bounded: those that were tried in vain make room for others."""
+        """Peers that may be asked.  Bounded: those that were tried in vain make way for others."""
         me = self.node.transport.peer
         for address in addresses:
             if (
@@ -354,7 +354,7 @@ class Transfer:
         task = asyncio.create_task(self._flight(source, number))
 
         def landed(task: asyncio.Task[None]) -> None:
-            retrieve_error(task)
+            seen(task)
             if self._flights.get((source.peer, number)) is task:
                 self._flights.pop((source.peer, number))
                 self._schedule.failed(source.peer, number)
@@ -477,7 +477,7 @@ class Transfer:
         if self._invalid:
             return IntegrityError(
                 f"a peer sent bytes that are not what the manifest says, and nobody else has them; {done}",
-                cause="a lying or broken peer",
+                cause="a broken or malicious peer",
                 hint="kvswap peers",
             )
         reasons = "; ".join(dict.fromkeys(self._reasons.values())) or "no peer has the rest"
