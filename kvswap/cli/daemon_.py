@@ -37,7 +37,7 @@ def daemon_command(output: Output, **flags: Any) -> None:
 
     if flags["model"]:
         flags["model"] = catalogue.typed(flags["model"], models_directory())
-    settings = Settings.load(output.home, also=catalogue.not_here, **flags)
+    settings, places = Settings.load_with_places(output.home, also=catalogue.not_here, **flags)
 
     def ready(info: dict[str, Any]) -> None:
         lines = [f"kvswap daemon is ready at {info['url']} (home {settings.home})", f"  publisher {info['publisher']}"]
@@ -50,4 +50,4 @@ def daemon_command(output: Output, **flags: Any) -> None:
         with suppress(KvswapError, BrokenPipeError):  # a node whose output goes to a full disk is up all the same
             output.result({"ready": True, **info}, "\n".join(lines))
 
-    main(settings, ready, verbose=output.verbose)
+    main(settings, ready, verbose=output.verbose, places=places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
 from kvswap.client import calls
@@ -27,8 +27,9 @@ to_thread = asyncio.to_thread
 
 
 async def _pieces(frames: calls.Frames) -> AsyncIterator[bytes]:
-    for frame in frames:
-        yield frame
+    pieces = iter(frames)  # of a file, or a pipe that keeps its reader waiting
+    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        yield piece
 
 
 class AsyncSender:
@@ -76,6 +77,35 @@ class AsyncSender:
         except (OSError, aiohttp.ClientError) as error:  # what a callback of the caller's raises is not seen here
             if frames is not None and frames.error is not None:
                 raise frames.error from None
+            raise self._told(error, waits) from error
+
+    async def pieces(self, call: Call, on_head: Callable[[Mapping[str, str]], None]) -> AsyncGenerator[bytes, None]:
+        """Yield an answer that is bytes, piece by piece, after `on_head` was called with its headers."""
+        import aiohttp
+
+        where, address = self._target.where, self._target.address()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=calls.SHORT_SECONDS)
+        connector = aiohttp.UnixConnector(address.socket) if address.socket is not None else None
+        waits = call.seconds
+        try:
+            async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=address.headers) as session:
+                async with asyncio.timeout(waits):
+                    response = await session.request(call.method, address.url + call.path)
+                async with response:
+                    waits = calls.SHORT_SECONDS
+                    if response.status != 200:
+                        async with asyncio.timeout(waits):
+                            raise error_of(message_of(await response.read(), where), response.status)
+                    on_head(response.headers)
+                    while True:
+                        async with asyncio.timeout(waits):
+                            piece = await response.content.read(calls.PIECE)
+                        if not piece:
+                            return
+                        yield piece
+        except KvswapError:
+            raise
+        except (OSError, aiohttp.ClientError) as error:
             raise self._told(error, waits) from error
 
     def _told(self, error: Exception, waited: float) -> KvswapError:

@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -100,6 +100,37 @@ class Sender:
         except (OSError, http.client.HTTPException) as error:  # what a callback of the caller's raises is not seen here
             if isinstance(body, calls.Frames) and body.error is not None:
                 raise body.error from None
+            raise self._told(error, waits) from error
+        finally:
+            connection.close()
+
+    def pieces(self, call: Call, on_head: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
+        """Yield an answer that is bytes, piece by piece, after `on_head` was called with its headers."""
+        where, address = self._target.where, self._target.address()
+        connection = _connection(address, call.seconds)
+        waits = call.seconds
+        try:
+            try:
+                connection.connect()
+            except (ConnectionError, FileNotFoundError) as error:
+                raise not_there(where) from error
+            sock = connection.sock
+            connection.request(call.method, call.path, headers=address.headers)
+            response = connection.getresponse()
+            waits = calls.SHORT_SECONDS
+            sock.settimeout(waits)
+            if response.status != 200:
+                raise error_of(message_of(response.read(), where), response.status)
+            on_head(dict(response.headers.items()))
+            left = response.length or 0
+            while piece := response.read(calls.PIECE):
+                left -= len(piece)
+                yield piece
+            if left:  # which http.client does not say of an answer that is read in pieces
+                raise went_away()
+        except KvswapError:
+            raise
+        except (OSError, http.client.HTTPException) as error:
             raise self._told(error, waits) from error
         finally:
             connection.close()
