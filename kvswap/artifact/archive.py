@@ -105,7 +105,7 @@ def packed(name: str, data: bytes) -> Iterator[bytes]:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ArchivedFile:
     """A file of an archive: the envelope of the artifact `cid`, or the file of this CID.
 
     `data` is empty where the reader keeps none.  The bytes are not compared with the CID.
@@ -118,7 +118,9 @@ class Entry:
 
 
 class ArchiveReader:
-    """A reader of one archive, which comes in pieces.  It holds one file in memory at a time, or with `keep` false none.
+    """A reader of one archive, which comes in pieces.
+
+    It holds one file in memory at a time, or with `keep` false none.
 
     `wanted` are the files and sizes that may follow; set it when the envelope has been read.  Until then any may.
     """
@@ -137,7 +139,7 @@ class ArchiveReader:
         self._padding = 0
         self._zeros = 0  # bytes of the end that came
 
-    def feed(self, piece: bytes | memoryview) -> Iterator[Entry]:
+    def feed(self, piece: bytes | memoryview) -> Iterator[ArchivedFile]:
         """Yield the files that end in this piece.  Go through all of them before the next piece.
 
         Raises `MalformedArchive` for what is not such an archive.
@@ -161,7 +163,7 @@ class ArchiveReader:
                 if not self._padding:
                     (cid, size, is_manifest), self._entry = self._entry, None
                     data, self._data = bytes(self._data), bytearray()
-                    yield Entry(cid, size, data, is_manifest)
+                    yield ArchivedFile(cid, size, data, is_manifest)
 
     def end(self) -> None:
         """Raise `MalformedArchive` unless the archive has come to its end."""

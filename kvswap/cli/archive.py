@@ -8,16 +8,16 @@ from typing import IO
 import click
 import msgspec
 
-from kvswap.cli.completing import Group, Reference
+from kvswap.cli.completing import GroupType, ReferenceType
 from kvswap.cli.ls_ import STANDINGS
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.core.errors import UsageError
 
 
 @click.command("export", help="Write REF, which is in the store, as one file: a plain tar, for kvswap import.")
-@click.argument("ref", type=Reference())
+@click.argument("ref", type=ReferenceType())
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
-@click.option("--group", metavar="NAME", type=Group(), help="Of a document: the artifact sealed for this group.")
+@click.option("--group", metavar="NAME", type=GroupType(), help="Of a document: the artifact sealed for this group.")
 @verb
 def export_command(output: Output, ref: str, file: str, group: str | None) -> None:
     """Write an artifact as an archive into FILE, or for `-` to standard output."""

@@ -53,7 +53,7 @@ class Completed(StringParamType):
         return [CompletionItem(value, help=said) for value, said in list(pairs.items())[:_MOST]]
 
 
-class Reference(Completed):
+class ReferenceType(Completed):
     """A reference: the id of an artifact in the store, the digest of its document, or else a file."""
 
     def offered(self, context: click.Context, incomplete: str) -> Iterator[Pair]:
@@ -83,7 +83,7 @@ class Reference(Completed):
         return super().shell_complete(ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
-class Model(Completed):
+class ModelType(Completed):
     """A model: a name of the catalogue, one that was pulled, or a directory."""
 
     def offered(self, context: click.Context, incomplete: str) -> Iterator[Pair]:
@@ -106,7 +106,7 @@ class Model(Completed):
         return super().shell_complete(ctx, param, incomplete) or [CompletionItem(incomplete, type="dir")]
 
 
-class PulledModel(Completed):
+class PulledModelType(Completed):
     """A model that was pulled."""
 
     def offered(self, context: click.Context, incomplete: str) -> Iterator[Pair]:
@@ -118,7 +118,7 @@ class PulledModel(Completed):
             yield name, str(directory)
 
 
-class Peer(Completed):
+class PeerType(Completed):
     """The PeerId of a peer, or of a publisher."""
 
     def __init__(self, *words: str, kinds: Iterable[str] = ("publishers", "peers")) -> None:
@@ -134,7 +134,7 @@ class Peer(Completed):
             yield from _KINDS[kind](home)
 
 
-class Group(Completed):
+class GroupType(Completed):
     """The name of a group whose key is here."""
 
     def offered(self, context: click.Context, incomplete: str) -> Iterator[Pair]:
@@ -143,7 +143,18 @@ class Group(Completed):
             yield path.stem, None
 
 
-class SettingName(Completed):
+class OneOf(Completed):
+    """One of some words, where another is judged later and with all else that is wrong."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
+    def offered(self, context: click.Context, incomplete: str) -> Iterator[Pair]:
+        """Yield the words."""
+        yield from ((word, None) for word in self._words)
+
+
+class SettingType(Completed):
     """The name of a setting."""
 
     def offered(self, context: click.Context, incomplete: str) -> Iterator[Pair]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvswap.cli.completing import SettingName
+from kvswap.cli.completing import SettingType
 from kvswap.cli.output import Output, verb
 from kvswap.core.errors import DaemonNotRunning, KvswapError, NotFound
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     help="Show every setting, or NAME alone: its value, and whether a default, a file, the "
     "environment or an option gave it.",
 )
-@click.argument("name", required=False, type=SettingName())
+@click.argument("name", required=False, type=SettingType())
 @click.option("--changed", is_flag=True, help="Only settings that are not the default.")
 @verb
 def config_command(output: Output, name: str | None, changed: bool) -> None:

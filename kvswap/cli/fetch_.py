@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import group_option, plan_options, samples_option
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.cost import Objective
 
 
 @click.command("fetch", help="Fetch the cache of REF: an artifact id, sha256:<hex>, or a text file.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust this artifact's publisher from now on, if not known yet.")
 @click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
@@ -30,6 +31,7 @@ def fetch_command(
     group: str | None,
     objective: Objective,
 ) -> None:
+    """Fetch an artifact, and say what was checked of it and what was not."""
     name, text = reference(ref)
     with output.progress() as progress:
         report = output.client.fetch(

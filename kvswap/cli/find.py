@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from kvswap.cli.completing import Group, Model, Peer, Reference
+from kvswap.cli.completing import GroupType, ModelType, PeerType, ReferenceType
 from kvswap.cli.output import Output, read_document, reference, size, verb
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import document_digest
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("find", help="Say who has REF, or the document in a file, here and at peers.  Fetches nothing.")
-@click.argument("ref", required=False, type=Reference())
+@click.argument("ref", required=False, type=ReferenceType())
 @click.option(
     "--text",
     "file",
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     help="A document: where nobody has it, the longest published prefix of it is looked for.",
 )
 @click.option(
-    "--model", type=Model(), help="Only what was made for this model: its label, or 8 digits of its identity."
+    "--model", type=ModelType(), help="Only what was made for this model: its label, or 8 digits of its identity."
 )
-@click.option("--publisher", metavar="PEER", type=Peer(), help="Only what this publisher signed.")
-@click.option("--group", metavar="NAME", type=Group(), help="Look only among what is sealed for this group.")
+@click.option("--publisher", metavar="PEER", type=PeerType(), help="Only what this publisher signed.")
+@click.option("--group", metavar="NAME", type=GroupType(), help="Look only among what is sealed for this group.")
 @verb
 def find_command(
     output: Output,

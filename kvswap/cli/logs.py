@@ -30,7 +30,7 @@ _PAUSE_SECONDS = 0.2
 
 
 @dataclass(slots=True)
-class Record:
+class LogLine:
     """One record of a log: `at` in Unix seconds, and `more` the lines after the first, as of a traceback."""
 
     at: float
@@ -63,9 +63,9 @@ class Record:
         return "\n".join([head + request, *(f"    {line}" for line in self.more)])
 
 
-def read_records(lines: Iterator[str]) -> Iterator[Record]:
+def read_records(lines: Iterator[str]) -> Iterator[LogLine]:
     """Yield the records of a log, of text or JSON lines, or both; lines that begin no record belong to the last."""
-    last: Record | None = None
+    last: LogLine | None = None
     for line in lines:
         found = _of_json(line) if line.startswith("{") else _of_text(line)
         if found is None:
@@ -79,28 +79,28 @@ def read_records(lines: Iterator[str]) -> Iterator[Record]:
         yield last
 
 
-def _of_text(line: str) -> Record | None:
+def _of_text(line: str) -> LogLine | None:
     if (parts := _LINE.fullmatch(line)) is None:
         return None
     try:
         at = datetime.strptime(parts[1], "%Y-%m-%d %H:%M:%S").timestamp() + int(parts[2]) / 1000
     except (ValueError, OverflowError):
         return None
-    return Record(at, parts[4].lower(), parts[5], int(parts[3]), parts[6])
+    return LogLine(at, parts[4].lower(), parts[5], int(parts[3]), parts[6])
 
 
-def _of_json(line: str) -> Record | None:
+def _of_json(line: str) -> LogLine | None:
     try:
         told = json.loads(line)
         at = datetime.strptime(told["time"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()
         more = str(told["trace"]).splitlines() if told.get("trace") else []
         fields = (str(told["level"]), str(told["logger"]), int(told["process"]), str(told["message"]))
-        return Record(at, *fields, str(told.get("request", "")), more)
+        return LogLine(at, *fields, str(told.get("request", "")), more)
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 
 
-class Since(click.ParamType):
+class Since(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A time: so long ago (90s, 10m, 2h, 1d), or a date and time of this machine's clock."""
 
     name = "time"
@@ -127,7 +127,7 @@ def logs_command(output: Output, lines: int, follow: bool, level: str, since: fl
     """Print records of `kvswap.log` and of the file before it."""
     path = home_directory(output.home) / NAME
 
-    def fits(record: Record) -> bool:
+    def fits(record: LogLine) -> bool:
         return _RANK.get(record.level, 0) >= _RANK[level] and (since is None or record.at >= since)
 
     if not path.exists() and not follow:
@@ -135,7 +135,7 @@ def logs_command(output: Output, lines: int, follow: bool, level: str, since: fl
             f"there is no log at {path}", cause="no daemon ever ran in this home", hint="kvswap daemon &, or --home"
         )
     tail = Tail(path)
-    last: deque[Record] = deque(maxlen=lines)
+    last: deque[LogLine] = deque(maxlen=lines)
     last.extend(filter(fits, read_records(tail.before())))
     for record in last:
         _print(output, record)
@@ -145,7 +145,7 @@ def logs_command(output: Output, lines: int, follow: bool, level: str, since: fl
         time.sleep(_PAUSE_SECONDS)
 
 
-def _print(output: Output, record: Record) -> None:
+def _print(output: Output, record: LogLine) -> None:
     streams.answer(json.dumps(record.to_json()) if output.as_json else printable(record.to_text(), "\n\t"))
 
 

@@ -74,9 +74,11 @@ class LazyGroup(click.Group):
     """Imports a verb's module only when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the verbs, in the order of the table."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a verb, and return its command with its examples; None for another word."""
         if cmd_name not in VERBS:
             return None
         name = VERBS[cmd_name][0]
@@ -91,6 +93,7 @@ class LazyGroup(click.Group):
         return [CompletionItem(name, help=VERBS[name][1]) for name in VERBS if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs under their headings, without importing any."""
         for heading, names in GROUPS.items():
             with formatter.section(heading):
                 formatter.write_dl([(name, VERBS[name][1]) for name in names])
@@ -196,5 +199,5 @@ def _failed(error: Exception, chosen: dict[str, Any], as_json: bool) -> int:
 
 
 def entry() -> None:
-    """Console script."""
+    """Run the command line as the console script does, and end the process with its exit code."""
     sys.exit(main())

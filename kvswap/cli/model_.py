@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from kvswap.cli.completing import PulledModel
+from kvswap.cli.completing import ModelType, PulledModelType
 from kvswap.cli.output import Output, size, verb
 from kvswap.core.errors import KvswapError, LocalFault, UsageError
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 @click.group("model", help="Models: list, pull, check, remove.")
 def model_command() -> None:
-    pass
+    """Group the verbs of models."""
 
 
 @model_command.command("ls", help="Models of the catalogue and models on this machine.")
 @verb
 def ls(output: Output) -> None:
+    """List the models that are here and those that can be pulled."""
     from kvswap.core.failures import as_kvswap_error
     from kvswap.core.places import models_directory
     from kvswap.model import catalogue
@@ -65,9 +66,10 @@ def ls(output: Output) -> None:
 
 
 @model_command.command("pull", help="Get a model: a catalogue name, or a hub id (org/name).")
-@click.argument("name", default="smollm2-135m")
+@click.argument("name", default="smollm2-135m", type=ModelType())
 @verb
 def pull(output: Output, name: str) -> None:
+    """Download a model, convert it and print its identity."""
     from kvswap.core.places import models_directory
     from kvswap.model import catalogue, needs
     from kvswap.model.identity import directory_identity
@@ -91,10 +93,11 @@ def pull(output: Output, name: str) -> None:
 @model_command.command(
     "check", help="Say what a model's cache is made of and what works with it: a directory, or a name."
 )
-@click.argument("name")
+@click.argument("name", type=ModelType())
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
 @verb
 def check(output: Output, name: str, dtype: str) -> None:
+    """Say what a model's cache is made of, by its configuration alone."""
     from kvswap.core.files import exists
     from kvswap.core.places import models_directory
     from kvswap.model import catalogue, files
@@ -124,7 +127,7 @@ def check(output: Output, name: str, dtype: str) -> None:
 
 
 @model_command.command("rm", help="Delete the pulled model NAME from this machine; not while a process uses it.")
-@click.argument("name", type=PulledModel())
+@click.argument("name", type=PulledModelType())
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @verb
 def rm(output: Output, name: str, yes: bool) -> None:

@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(slots=True)
 class Output:
-    """How this call speaks."""
+    """The manner in which one call of the command line speaks: its home, and the options that every verb takes."""
 
     home: str | None
     as_json: bool
@@ -39,6 +39,7 @@ class Output:
 
     @property
     def client(self) -> Client:
+        """The client of this home's daemon."""
         return Client(self.home)
 
     def result(self, value: Any, text: str | Callable[[], str]) -> None:
@@ -49,23 +50,24 @@ class Output:
             streams.answer(printable(text() if callable(text) else text, "\n\t"), keep=True)
 
     def note(self, text: str) -> None:
-        """For people only."""
+        """Say a line to people, on standard error; nothing with `--quiet` or `--json`."""
         if not self.quiet and not self.as_json:
             streams.say(text)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-        """Plain aligned columns: easy to read, easy to cut.  No cell can break out of its line."""
+        """Lay rows out in aligned columns, easy to read and to cut; no cell can break out of its line."""
         columns = [["" if v is None else str(v) for v in column] for column in zip(headers, *rows, strict=True)]
         columns = [c if "".join(c).isprintable() else [printable(cell) for cell in c] for c in columns]
         line = "  ".join(f"%-{max(map(len, column))}s" for column in columns)
         return "\n".join([(line % row).rstrip() for row in zip(*columns, strict=True)])
 
     def progress(self) -> Progress:
+        """Make what is called with the events of a request, and shows them."""
         return Progress(self)
 
 
 class Progress:
-    """Events as JSON lines, as a bar on a terminal, or as nothing."""
+    """A view of events: JSON lines, a bar on a terminal, or nothing."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -162,14 +164,14 @@ def verb(function: F) -> F:
 
 
 def rates(row: dict[str, float]) -> str:
-    """What was measured of a codec."""
+    """Format what was measured of a codec."""
     said = [f"{row['ratio']:.2f}x"] if "ratio" in row else []
     said += [f"{verb} {size(int(row[verb]))}/s" for verb in ("encode", "load") if verb in row]
     return ", ".join(said)
 
 
 def size(value: float) -> str:
-    """Bytes for people, in powers of ten."""
+    """Format a number of bytes for people, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000 or unit == "GB":
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
@@ -211,7 +213,7 @@ def naming(name: str | Path) -> Iterator[None]:
 
 
 def read_document(path: Path, note: Callable[[str], None] = streams.say) -> bytes:
-    """A document's bytes, checked before they are sent anywhere.  Raises `InvalidDocument`.
+    """Read a document and check its bytes before they are sent anywhere.  Raises `InvalidDocument`.
 
     The file may be a pipe, as `<(...)` is; `note` is told when one keeps us waiting.
     """
@@ -227,7 +229,10 @@ def read_document(path: Path, note: Callable[[str], None] = streams.say) -> byte
 
 
 def reference(ref: str) -> tuple[str, str | None]:
-    """(id, text): what the user named is an artifact id, a document digest, or a text file's path."""
+    """Return the id that a user named, and the text where it was a file's path.
+
+    It is an artifact's id, a document's digest, or the path of a text file.  Raises `UsageError`, `InvalidDocument`.
+    """
     try:
         path = Path(ref).expanduser()
     except RuntimeError:  # of a user who is not known here

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import group_option, host_option, plan_options
 from kvswap.cli.output import Output, rates, reference, size, verb
 from kvswap.cost import Objective
 
 
 @click.command("plan", help="Fetch or prefill REF?  Prints seconds, dollars and the reason; transfers nothing.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @click.option("--inexact", is_flag=True, help="Count a cache that is not the model's own to the bit.")
 @click.option("--explain", is_flag=True, help="Also what it was calculated with.")
 @host_option()
@@ -22,6 +23,7 @@ from kvswap.cost import Objective
 def plan_command(
     output: Output, ref: str, inexact: bool, explain: bool, host: str | None, group: str | None, objective: Objective
 ) -> None:
+    """Print what `ask` would do, with the seconds and dollars of each way."""
     name, document = reference(ref)
     plan = output.client.plan(name, text=document, inexact=inexact, group=group, host=host, objective=objective)
     rows = [

@@ -25,7 +25,7 @@ _PIECE = 1 << 20
 _TELL_SECONDS = 0.2
 
 
-class Progress:
+class ByteProgress:
     """A progress report of bytes that come or go, a few times a second."""
 
     def __init__(self, event: str, total: int | None, on_event: OnEvent | None) -> None:
@@ -56,7 +56,7 @@ class Writing:
         self._reader = ArchiveReader(keep=False)
         self._digest = hashlib.sha256()
         self._left_out = 0
-        self._progress = Progress("export", None, on_event)
+        self._progress = ByteProgress("export", None, on_event)
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -137,7 +137,7 @@ def read_archive(source: str | Path | IO[bytes], on_event: OnEvent | None) -> It
     with _opened(source) as file:
         found = os.fstat(file.fileno()) if hasattr(file, "fileno") and not _in_memory(file) else None
         size = found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
-        reader, progress = ArchiveReader(keep=False), Progress("import", size, on_event)
+        reader, progress = ArchiveReader(keep=False), ByteProgress("import", size, on_event)
         while piece := file.read(_PIECE):
             for _ in reader.feed(piece):
                 pass
@@ -164,7 +164,7 @@ def _opened(source: str | Path | IO[bytes]) -> Iterator[IO[bytes]]:
         mode = Path(source).stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             raise UsageError(f"{name} is {kind_of(mode)}", cause="an archive is a file", hint="name a file, or -")
-        file = Path(source).open("rb")
+        file = Path(source).open("rb")  # noqa: SIM115 - closed below
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"{name} cannot be read: {cause}", hint=f"ls -l {name}") from error

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from kvswap.api.archives import Imported
-from kvswap.artifact.archive import ArchiveReader, Entry
+from kvswap.artifact.archive import ArchivedFile, ArchiveReader
 from kvswap.artifact.layout import needed_files
 from kvswap.core.errors import IntegrityError, MalformedArchive, NotFound
 from kvswap.core.ids import Cid
@@ -63,7 +63,7 @@ class _Import:
                 await self._take(entry)
         self._reader.end()
 
-    async def _take(self, entry: Entry) -> None:
+    async def _take(self, entry: ArchivedFile) -> None:
         if self._statement is None:
             self._statement = await self._manifest(entry)
             self._reader.wanted = {file.id: file.length for file in self._statement.manifest.files}
@@ -72,14 +72,14 @@ class _Import:
         self._new += await asyncio.to_thread(self._keep, entry)
         self._here.add(entry.cid)
 
-    def _keep(self, entry: Entry) -> bool:
+    def _keep(self, entry: ArchivedFile) -> bool:
         """Store a file; returns True if it was not here.  Raises `IntegrityError` for other bytes, `StoreFull`."""
         store = self._node.store
         new = not store.has_chunk(entry.cid)
         store.put_chunk(entry.data, entry.cid, behind=True)
         return new
 
-    async def _manifest(self, entry: Entry) -> Statement:
+    async def _manifest(self, entry: ArchivedFile) -> Statement:
         statement = await read_current(self._node, entry.data)
         if statement.artifact != entry.cid:
             raise IntegrityError(

@@ -68,7 +68,7 @@ def _maps(process: Path, prefix: str) -> bool:
 def _opens(process: Path, prefix: str) -> bool:
     for link in (process / "fd").iterdir():
         with contextlib.suppress(OSError):
-            if os.readlink(link).startswith(prefix):
+            if str(link.readlink()).startswith(prefix):
                 return True
     return False
 
