@@ -144,7 +144,7 @@ class GroupType(Completed):
 
 
 class OneOf(Completed):
-    """One of some words, where another is judged later and with all else that is wrong."""
+    """A word of a few; another one is judged later, with all else that is wrong."""
 
     def __init__(self, *words: str) -> None:
         self._words = words

@@ -44,7 +44,7 @@ def config_command(output: Output, name: str | None, changed: bool) -> None:
     where = {"home": str(settings.home), "file": str(settings.home / "config.toml"), "daemon": bool(running)}
     output.result({**where, "settings": told}, lambda: _shown(output, rows, name))
     for row in rows:
-        if row.name in running and row.value != now[row.name].value:
+        if row.name in running and not row.source.startswith("--") and row.value != now[row.name].value:
             output.note(f"{row.name} would be {_text(now[row.name].value)} after a restart ({now[row.name].source})")
     if not running:
         output.note("no daemon runs: these are what one would start with")
@@ -62,7 +62,8 @@ def _of_daemon(output: Output) -> list[SettingRow]:
 
 def _other(row: SettingRow, now: dict[str, SettingRow]) -> Any:
     """Return the value after a restart of the daemon, where it is another one; else None."""
-    return now[row.name].value if row.name in now and now[row.name].value != row.value else None
+    given = row.source.startswith("--")  # an option, which is given again
+    return now[row.name].value if row.name in now and not given and now[row.name].value != row.value else None
 
 
 def _shown(output: Output, rows: list[SettingRow], name: str | None) -> str:

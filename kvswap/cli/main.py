@@ -116,7 +116,7 @@ class LazyGroup(click.Group):
 @click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: XDG data directory).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is done, and how long it takes.")
 @click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR).")
 @click.pass_context
 def cli(ctx: click.Context, home: str | None, as_json: bool, quiet: bool, verbose: bool, no_color: bool) -> None:

@@ -84,6 +84,7 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
+        """Show an event."""
         output = self._output
         if output.as_json:
             streams.answer(json.dumps(event))
@@ -147,7 +148,7 @@ def verb(function: F) -> F:
     @click.option("--home", default=None, help="Directory of the node.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
-    @click.option("-v", "--verbose", is_flag=True, help="Say more.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say what is done, and how long it takes.")
     @click.option("--no-color", is_flag=True, help="No colours.")
     @functools.wraps(function)
     def wrapped(**options: Any) -> Any:
@@ -158,7 +159,12 @@ def verb(function: F) -> F:
         root.obj |= chosen  # what goes wrong is written down in that home
         root.obj["command"] = click.get_current_context().command_path
         output = Output(chosen["home"], *(bool(chosen[name]) for name in names[1:]))
-        return function(output, **options)
+        if not output.verbose:
+            return function(output, **options)
+        from kvswap.cli.verbose import verbosely
+
+        with verbosely(root.obj["command"], output.home):
+            return function(output, **options)
 
     return cast(F, wrapped)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -10,10 +11,12 @@ from kvswap.client import calls
 from kvswap.client.answers import (
     HEADER,
     HEARTBEAT,
+    REQUEST_HEADER,
     error_of,
     message_of,
     not_ours,
     not_there,
+    note_answer,
     silence_seconds,
     silent,
     went_away,
@@ -48,13 +51,14 @@ class AsyncSender:
         # Between lines this task waits itself, by the heartbeats that the head of the answer promises.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=calls.SHORT_SECONDS)
         connector = aiohttp.UnixConnector(address.socket) if address.socket is not None else None
-        waits = call.head_seconds
+        waits, began = call.head_seconds, time.monotonic()
         try:
             async with aiohttp.ClientSession(
                 connector=connector, timeout=timeout, headers=address.headers, read_bufsize=1 << 20
             ) as session:
                 async with asyncio.timeout(waits):
                     response = await session.request(call.method, address.url + call.path, **body)
+                note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
                 async with response:
                     if response.status != 200 or not call.lines:
                         async with asyncio.timeout(waits):
@@ -86,11 +90,12 @@ class AsyncSender:
         where, address = self._target.where, self._target.address()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=calls.SHORT_SECONDS)
         connector = aiohttp.UnixConnector(address.socket) if address.socket is not None else None
-        waits = call.seconds
+        waits, began = call.seconds, time.monotonic()
         try:
             async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=address.headers) as session:
                 async with asyncio.timeout(waits):
                     response = await session.request(call.method, address.url + call.path)
+                note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
                 async with response:
                     waits = calls.SHORT_SECONDS
                     if response.status != 200:

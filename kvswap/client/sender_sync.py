@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
+import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -14,10 +15,12 @@ from kvswap.client import calls
 from kvswap.client.answers import (
     HEADER,
     HEARTBEAT,
+    REQUEST_HEADER,
     error_of,
     message_of,
     not_ours,
     not_there,
+    note_answer,
     silence_seconds,
     silent,
     went_away,
@@ -65,7 +68,7 @@ class Sender:
         where, address = self._target.where, self._target.address()
         connection = _connection(address, call.head_seconds)
         body, headers = _body(call, address)
-        waits = call.head_seconds
+        waits, began = call.head_seconds, time.monotonic()
         try:
             try:
                 connection.connect()
@@ -83,6 +86,7 @@ class Sender:
                     raise error_of(message_of(refused.read(), where), refused.status) from None
                 raise
             response = connection.getresponse()
+            note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
             if response.status != 200 or not call.lines:
                 message = message_of(response.read(), where)
                 if response.status != 200:
@@ -108,7 +112,7 @@ class Sender:
         """Yield an answer that is bytes, piece by piece, after `on_head` was called with its headers."""
         where, address = self._target.where, self._target.address()
         connection = _connection(address, call.seconds)
-        waits = call.seconds
+        waits, began = call.seconds, time.monotonic()
         try:
             try:
                 connection.connect()
@@ -117,6 +121,7 @@ class Sender:
             sock = connection.sock
             connection.request(call.method, call.path, headers=address.headers)
             response = connection.getresponse()
+            note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
             waits = calls.SHORT_SECONDS
             sock.settimeout(waits)
             if response.status != 200:

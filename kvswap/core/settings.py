@@ -112,7 +112,8 @@ def _of_env(env: Mapping[str, str], names: Iterable[str]) -> Iterator[_Given]:
 def _of_flags(flags: Mapping[str, Any]) -> Iterator[_Given]:
     for name, value in flags.items():
         if value is not None and value != ():
-            yield _Given(name, value, f"--{name.replace('_', '-')}", Path.cwd())
+            no = "no-" if value is False else ""
+            yield _Given(name, value, f"--{no}{name.replace('_', '-')}", Path.cwd())
 
 
 def _places_of_directories(home: str | None, env: Mapping[str, str]) -> dict[str, str]:
