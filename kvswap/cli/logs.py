@@ -22,6 +22,7 @@ from kvswap.core.places import home_directory
 from kvswap.core.text import printable
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) (\d+) (DEBUG|INFO|WARNING|ERROR|CRITICAL) (\S+): (.*)")
+_REQUEST = re.compile(r"(.*) \[([0-9a-f]{8})\]")
 _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,3})?) ?(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _RANK = {name: rank for rank, name in enumerate((*LEVELS, "critical"))}
@@ -86,7 +87,8 @@ def _of_text(line: str) -> LogLine | None:
         at = datetime.strptime(parts[1], "%Y-%m-%d %H:%M:%S").timestamp() + int(parts[2]) / 1000
     except (ValueError, OverflowError):
         return None
-    return LogLine(at, parts[4].lower(), parts[5], int(parts[3]), parts[6])
+    message, request = named.groups() if (named := _REQUEST.fullmatch(parts[6])) else (parts[6], "")
+    return LogLine(at, parts[4].lower(), parts[5], int(parts[3]), message, request)
 
 
 def _of_json(line: str) -> LogLine | None:
@@ -162,7 +164,7 @@ class Tail:
         """Yield the lines that are there, of the file before this one too."""
         older = self._path.with_name(f"{self._path.name}.1")
         if older.exists():
-            yield from self._read(older, 0)[0].decode(errors="replace").splitlines()
+            yield from _lines(self._read(older, 0)[0])
         yield from self.more()
 
     def more(self) -> list[str]:
@@ -176,14 +178,14 @@ class Tail:
             older = self._path.with_name(f"{self._path.name}.1")
             if older.exists() and older.stat().st_ino == self._inode:
                 data, _ = self._read(older, self._at)
-                lines = (self._rest + data).decode(errors="replace").splitlines()
+                lines = _lines(self._rest + data)
             self._at, self._rest = 0, b""
         if found.st_size < self._at:
             self._at, self._rest = 0, b""
         self._inode = found.st_ino
         data, self._at = self._read(self._path, self._at)
         whole, end, self._rest = (self._rest + data).rpartition(b"\n")
-        return lines + (whole + end).decode(errors="replace").splitlines()
+        return lines + _lines(whole + end)
 
     def _read(self, path: Path, start: int) -> tuple[bytes, int]:
         """Return the bytes from an offset on, and the offset after them.  Raises `UsageError`."""
@@ -194,3 +196,8 @@ class Tail:
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}", hint=f"ls -l {path}") from error
         return data, start + len(data)
+
+
+def _lines(data: bytes) -> list[str]:
+    """Cut at newlines alone, and not where `splitlines` does."""
+    return data.decode(errors="replace").removesuffix("\n").split("\n") if data else []

@@ -151,7 +151,7 @@ def test_headers_that_promise_anything_take_no_memory(parts: list[bytes], cuts: 
 
 def test_a_reader_that_keeps_nothing_sees_the_same_files() -> None:
     reader = ArchiveReader(keep=False)
-    found = [e for e in reader.feed(made())]
+    found = list(reader.feed(made()))
     reader.end()
     assert [(e.cid, e.size) for e in found] == [(e.cid, e.size) for e in read(made())]
     assert not any(e.data for e in found) and reader.files == len(FILES) and reader.length == len(made())
