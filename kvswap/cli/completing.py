@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -131,7 +131,8 @@ class PeerType(Completed):
         yield from ((word, None) for word in self._words)
         home = _home(context)
         for kind in self._kinds:
-            yield from _KINDS[kind](home)
+            with suppress(Exception):  # of a file that is not there, or damaged: the others are offered all the same
+                yield from list(_KINDS[kind](home))
 
 
 class GroupType(Completed):
