@@ -101,7 +101,7 @@ def hostile(made: Made, sealed: Made, other: Made) -> None:
     write("renamed-manifest", renamed + rest, 6, "the manifest has the name of another artifact")
     for title, extra, why in (
         ("dotdot", member("chunks/../../x", b"x"), "a name leads out of the archive"),
-        ("absolute", member("/tmp/x", b"x"), "an absolute name"),
+        ("absolute", member("/etc/x", b"x"), "an absolute name"),
         ("symlink", member(name, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "a symbolic link"),
         ("hardlink", member(name, type=tarfile.LNKTYPE, linkname="x"), "a hard link"),
         ("device", member(name, type=tarfile.CHRTYPE), "a device"),

@@ -10,18 +10,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from kvswap.cli import streams
-from kvswap.client import Client
 from kvswap.core.documents import check_document, check_size
 from kvswap.core.errors import Incompatible, IntegrityError, Untrusted, UsageError
 from kvswap.core.files import exists, read_file
 from kvswap.core.ids import document_digest, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.text import printable
+
+if TYPE_CHECKING:
+    from kvswap.client import Client
 
 _LINE_BYTES = 4_096  # of a key or an invitation
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,6 +42,8 @@ class Output:
     @property
     def client(self) -> Client:
         """The client of this home's daemon."""
+        from kvswap.client import Client  # a third of the time that a TAB may take
+
         return Client(self.home)
 
     def result(self, value: Any, text: str | Callable[[], str]) -> None:
