@@ -52,7 +52,7 @@ def config_command(output: Output, name: str | None, changed: bool) -> None:
 
 def _of_daemon(output: Output) -> list[SettingRow]:
     try:
-        return output.client.settings().settings
+        return output.client.config().settings
     except DaemonNotRunning:
         raise
     except KvswapError as error:  # of an older version, perhaps

@@ -110,6 +110,10 @@ class Progress:
                 planes = ", ".join(sorted({peer["kind"] for peer in event["peers"]}))
                 detail += f" from {len(event['peers'])} peer(s) over {planes}"
             self._advance("transfer", event["bytes"] + event["arriving"], event["total_bytes"], detail)
+        elif kind in ("export", "import") and event["total_bytes"]:
+            rate = event["bytes"] / max(event["seconds"], 1e-3)
+            detail = f"{size(event['bytes'])} of {size(event['total_bytes'])}, {size(rate)}/s"
+            self._advance(kind, event["bytes"], event["total_bytes"], detail)
         elif kind == "noise":
             output.note(f"measuring how far apart right caches of {event['model']} are on this machine (once) ...")
         elif kind == "found" and event.get("peers"):

@@ -169,7 +169,7 @@ def find(request: FindRequest) -> Call:
     return _stream("/v1/find", request)
 
 
-def settings() -> Call:
+def config() -> Call:
     return Call("GET", "/v1/settings")
 
 

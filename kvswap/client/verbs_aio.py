@@ -59,9 +59,9 @@ class AsyncVerbs(AsyncCaller):
         """
         return convert(await self._do(calls.import_archive(read_archive(source, on_event))), Imported)
 
-    async def settings(self) -> SettingsResult:
+    async def config(self) -> SettingsResult:
         """List the settings that the daemon was started with, and where each came from."""
-        return convert(await self._do(calls.settings()), SettingsResult)
+        return convert(await self._do(calls.config()), SettingsResult)
 
     async def stop(self) -> StopResult:
         """Ask the daemon to end.  It answers before it does; `kvswap stop` waits until it has."""

@@ -59,9 +59,9 @@ class Verbs(Caller):
         """
         return convert(self._do(calls.import_archive(read_archive(source, on_event))), Imported)
 
-    def settings(self) -> SettingsResult:
+    def config(self) -> SettingsResult:
         """List the settings that the daemon was started with, and where each came from."""
-        return convert(self._do(calls.settings()), SettingsResult)
+        return convert(self._do(calls.config()), SettingsResult)
 
     def stop(self) -> StopResult:
         """Ask the daemon to end.  It answers before it does; `kvswap stop` waits until it has."""

@@ -53,7 +53,7 @@ def test_of_a_running_daemon_it_says_what_holds_there(daemon: Callable[..., Daem
     assert (row["value"], row["from"], row["after_restart"]) == (10**10, "default", 7000)
     done = kvswap(node.home, "config", "quota_bytes")
     assert done.stdout == "10000000000\n  from default\n" and "would be 7000 after a restart" in done.stderr
-    assert node.client.settings().home == str(node.home)
+    assert node.client.config().home == str(node.home)
 
 
 def test_one_setting_or_only_what_is_not_usual(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
