@@ -30,9 +30,8 @@ to_thread = asyncio.to_thread
 
 
 async def _pieces(frames: calls.Frames) -> AsyncIterator[bytes]:
-    pieces = iter(frames)  # of a file, or a pipe that keeps its reader waiting
-    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-        yield piece
+    for frame in frames:
+        yield frame
 
 
 class AsyncSender:
