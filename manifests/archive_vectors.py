@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from kvswap.artifact.archive import END, file_name, header, manifest_name, pack, packed  # noqa: E402
 from kvswap.artifact.layout import needed_files  # noqa: E402
 from kvswap.core.ids import Cid  # noqa: E402
-from tests.support import FULL, Made, group, key, make_artifact, seal_for  # noqa: E402
+from tests.support import FULL, Ingested, group, key, make_artifact, seal_for  # noqa: E402
 
 NOW = 1_760_000_000
 AT = NOW + 100
@@ -30,7 +30,9 @@ SALT = hashlib.sha256(b"a salt for vectors").digest()
 INDEX: list[dict[str, Any]] = []
 
 
-def write(name: str, data: bytes, exit_code: int, why: str, of: Made | None = None, group: str | None = None) -> None:
+def write(
+    name: str, data: bytes, exit_code: int, why: str, of: Ingested | None = None, group: str | None = None
+) -> None:
     """Keep an archive, with the exit code of importing it at `AT`."""
     (OUT / f"{name}.tar").write_bytes(data)
     entry: dict[str, Any] = {"file": f"{name}.tar", "at": AT, "exit": exit_code, "why": why}
@@ -42,7 +44,7 @@ def write(name: str, data: bytes, exit_code: int, why: str, of: Made | None = No
     INDEX.append(entry)
 
 
-def whole(made: Made, only: set[Cid] | None = None) -> bytes:
+def whole(made: Ingested, only: set[Cid] | None = None) -> bytes:
     """The archive of an artifact, its files in the manifest's order; `only`: these of them."""
     files = dict.fromkeys(file.id for file in made.manifest.files)
     kept = [(cid, made.chunks[cid]) for cid in files if only is None or cid in only]
@@ -58,7 +60,7 @@ def member(name: str, data: bytes = b"", **fields: Any) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
 
 
-def valid(made: Made, sealed: Made) -> None:
+def valid(made: Ingested, sealed: Ingested) -> None:
     """What is imported."""
     write("plain", whole(made), 0, "as kvswap export writes it", made)
     write("sealed", whole(sealed), 0, "sealed for a group, whose key is given", sealed, "../vectors.group")
@@ -82,7 +84,7 @@ def valid(made: Made, sealed: Made) -> None:
     write("gnu", gnu.getvalue(), 0, "by another program: times, owners and modes say nothing", made)
 
 
-def hostile(made: Made, sealed: Made, other: Made) -> None:
+def hostile(made: Ingested, sealed: Ingested, other: Ingested) -> None:
     """What is refused."""
     data, artifact, envelope = whole(made), made.statement.artifact, made.statement.envelope
     first = b"".join(packed(manifest_name(artifact), envelope))

@@ -5,13 +5,13 @@ Importing this loads msgspec and the planner's arithmetic, and neither aiohttp n
 
 from kvswap.api.requests import (
     AskRequest,
-    BeginningRequest,
     CollectRequest,
     FetchRequest,
     FindRequest,
     GroupRequest,
     JoinRequest,
     PlanRequest,
+    PrefixRequest,
     PublishRequest,
     Request,
     Terms,
@@ -24,7 +24,7 @@ from kvswap.api.requests import (
 
 __all__ = [
     "AskRequest",
-    "BeginningRequest",
+    "PrefixRequest",
     "CollectRequest",
     "FetchRequest",
     "FindRequest",

@@ -27,7 +27,7 @@ Pair = tuple[str, str | None]
 
 def _home(context: click.Context) -> Path:
     """Return the home that the line names, before or after the verb, or else the usual one."""
-    from kvswap.core.places import home_directory
+    from kvswap.core.directories import home_directory
 
     found: click.Context | None = context
     while found is not None:
@@ -88,7 +88,7 @@ class ModelType(Completed):
 
     def offered(self, context: click.Context, incomplete: str) -> Iterator[Pair]:
         """Yield the models that are here, then those that can be pulled."""
-        from kvswap.core.places import models_directory
+        from kvswap.core.directories import models_directory
         from kvswap.model import catalogue
 
         entries = catalogue.entries()
@@ -111,7 +111,7 @@ class PulledModelType(Completed):
 
     def offered(self, context: click.Context, incomplete: str) -> Iterator[Pair]:
         """Yield the models that are here."""
-        from kvswap.core.places import models_directory
+        from kvswap.core.directories import models_directory
         from kvswap.model import catalogue
 
         for name, directory in catalogue.pulled(models_directory()).items():

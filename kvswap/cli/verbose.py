@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kvswap.core import log
+from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.errors import KvswapError
-from kvswap.core.places import home_directory, models_directory
 from kvswap.core.version import __version__
 
 _logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from kvswap.core.text import printable
 
 OnEvent = Callable[[dict[str, Any]], None]
 _PIECE = 1 << 20
-_TELL_SECONDS = 0.2
+_REPORT_SECONDS = 0.2
 
 
 class ByteProgress:
@@ -39,7 +39,7 @@ class ByteProgress:
         """Count bytes."""
         self.bytes += count
         now = time.monotonic()
-        if self._on_event is None or (self.bytes != self.total and now < self._told + _TELL_SECONDS):
+        if self._on_event is None or (self.bytes != self.total and now < self._told + _REPORT_SECONDS):
             return
         self._told = now
         seconds = round(now - self._began, 4)

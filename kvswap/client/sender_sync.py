@@ -78,7 +78,7 @@ class Sender:
             try:
                 connection.request(call.method, call.path, body, headers)
             except ConnectionError:  # it may have said why before it closed
-                if isinstance(body, calls.Frames) and body.error is not None:
+                if isinstance(body, calls.FrameSource) and body.error is not None:
                     raise  # it was not the daemon that ended it
                 sock.settimeout(calls.SHORT_SECONDS)
                 with contextlib.suppress(http.client.HTTPException):
@@ -102,14 +102,14 @@ class Sender:
         except KvswapError:
             raise
         except (OSError, http.client.HTTPException) as error:  # what a callback of the caller's raises is not seen here
-            if isinstance(body, calls.Frames) and body.error is not None:
+            if isinstance(body, calls.FrameSource) and body.error is not None:
                 raise body.error from None
-            raise self._told(error, waits) from error
+            raise self._error_of(error, waits) from error
         finally:
             connection.close()
 
-    def pieces(self, call: Call, on_head: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
-        """Yield an answer that is bytes, piece by piece, after `on_head` was called with its headers."""
+    def pieces(self, call: Call, on_status_record: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
+        """Yield an answer that is bytes, piece by piece, after `on_status_record` was called with its headers."""
         where, address = self._target.where, self._target.address()
         connection = _connection(address, call.seconds)
         waits, began = call.seconds, time.monotonic()
@@ -126,7 +126,7 @@ class Sender:
             sock.settimeout(waits)
             if response.status != 200:
                 raise error_of(message_of(response.read(), where), response.status)
-            on_head(dict(response.headers.items()))
+            on_status_record(dict(response.headers.items()))
             left = response.length or 0
             while piece := response.read(calls.PIECE):
                 left -= len(piece)
@@ -136,11 +136,11 @@ class Sender:
         except KvswapError:
             raise
         except (OSError, http.client.HTTPException) as error:
-            raise self._told(error, waits) from error
+            raise self._error_of(error, waits) from error
         finally:
             connection.close()
 
-    def _told(self, error: Exception, waited: float) -> KvswapError:
+    def _error_of(self, error: Exception, waited: float) -> KvswapError:
         if isinstance(error, TimeoutError):
             return silent(self._target.where, waited)
         if isinstance(error, ConnectionError | http.client.IncompleteRead):
@@ -150,7 +150,7 @@ class Sender:
         return as_kvswap_error(error, "calling the daemon")
 
 
-def _body(call: Call, address: Address) -> tuple[bytes | calls.Frames | None, dict[str, str]]:
+def _body(call: Call, address: Address) -> tuple[bytes | calls.FrameSource | None, dict[str, str]]:
     if call.body is not None:
         return json.dumps(call.body).encode(), {**address.headers, "Content-Type": "application/json"}
-    return calls.Frames(call.frames) if call.frames is not None else None, address.headers
+    return calls.FrameSource(call.frames) if call.frames is not None else None, address.headers

@@ -10,9 +10,9 @@ from kvswap.artifact.archive import END, archive_length, file_name, manifest_nam
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.verification.heads import require_current
-from kvswap.exchange.verification.hearing import read_current
 from kvswap.exchange.verification.outcomes import refuse_withheld
+from kvswap.exchange.verification.received import read_current
+from kvswap.exchange.verification.status_records import require_current
 from kvswap.trust import Statement
 
 

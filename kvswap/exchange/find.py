@@ -13,16 +13,16 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.discovery.candidates import Candidate, Envelopes, in_turns
-from kvswap.exchange.discovery.lookup import Offer, ask_these
+from kvswap.exchange.discovery.candidates import Candidate, EnvelopeFetcher, round_robin
+from kvswap.exchange.discovery.lookup import PeerOffer, ask_these
 from kvswap.exchange.discovery.resolve import judge_envelope
 from kvswap.exchange.model_port import Wanted, own_model
 from kvswap.exchange.node.node import AGENT, Node
-from kvswap.exchange.prefix import beginning_of
+from kvswap.exchange.prefix import find_prefix
 from kvswap.net import messages
 from kvswap.store import ArtifactRow
-from kvswap.trust import Group, Names, Statement
-from kvswap.trust.groups import OPEN
+from kvswap.trust import Group, Identifiers, Statement
+from kvswap.trust.groups import PUBLIC
 
 _MANIFEST_SECONDS = 10.0  # for the manifests of all that is offered
 _IDENTITY_DIGITS = 8  # of a model's identity, at least
@@ -91,7 +91,7 @@ class _Search:
         self._reference = reference
         self._group = group
         self.rows: dict[str, ArtifactRow] = {}
-        self.offers: dict[str, list[Offer]] = defaultdict(list)
+        self.offers: dict[str, list[PeerOffer]] = defaultdict(list)
         self.answered: set[str] = set()
         self._candidates: list[Candidate] = []
         self._judged: dict[str, tuple[Statement, str | None]] = {}
@@ -107,15 +107,15 @@ class _Search:
         rows = await asyncio.to_thread(self._node.lookup, self._reference, self._group)
         self.rows = {row.id: row for row in rows}
         # An id is the same under all names; a document is asked for openly only when no group has it.
-        every = [OPEN] if isinstance(self._reference, Cid) else self._node.names(self._group)
-        for together in ([n for n in every if n is not OPEN], [n for n in every if n is OPEN]):
+        every = [PUBLIC] if isinstance(self._reference, Cid) else self._node.names(self._group)
+        for together in ([n for n in every if n is not PUBLIC], [n for n in every if n is PUBLIC]):
             if together and not self.offers:
                 await self._ask(together)
         offered = {candidate.artifact for candidate in self._candidates}
         candidates = [Candidate(name) for name in self.rows if name not in offered] + self._candidates
         await self._read(candidates)
 
-    async def _ask(self, names: Sequence[Names]) -> None:
+    async def _ask(self, names: Sequence[Identifiers]) -> None:
         queries = [self._query(one) for one in names]
         replies = await asyncio.gather(*(ask_these(self._node, q, LIMITS.lookup_seconds, None) for q in queries))
         offers = [offer for found, _ in replies for offer in found]
@@ -123,11 +123,11 @@ class _Search:
         for offer in offers:
             self.offers[offer.found.artifact].append(offer)
         trusts = self._node.trust.policy.policy.trusts
-        self._candidates = in_turns(
+        self._candidates = round_robin(
             offers, lambda o: (not trusts(o.found.publisher), o.found.envelope is None), self._node.peers.delivered
         )
 
-    def _query(self, names: Names) -> messages.Find:
+    def _query(self, names: Identifiers) -> messages.Find:
         if isinstance(self._reference, Cid):
             return messages.Find(AGENT, artifact=str(self._reference))
         return messages.Find(AGENT, document=names.document(self._reference))
@@ -135,7 +135,7 @@ class _Search:
     async def _read(self, candidates: Sequence[Candidate]) -> None:
         choice = await own_model(self._node.model)
         wanted = Wanted.of(choice) if choice is not None else None
-        asking = Envelopes(self._node, candidates, time.monotonic() + _MANIFEST_SECONDS)
+        asking = EnvelopeFetcher(self._node, candidates, time.monotonic() + _MANIFEST_SECONDS)
         async for candidate, envelope in asking:
             if isinstance(envelope, KvswapError):
                 self._refused[candidate.artifact] = envelope.message
@@ -153,7 +153,7 @@ class _Search:
 
     async def _problem(self, envelope: bytes, wanted: Wanted | None) -> str | None:
         try:
-            await judge_envelope(self._node, envelope, wanted, Terms(inexact=True))
+            await judge_envelope(self._node, envelope, wanted, Terms(allow_lossy=True))
         except KvswapError as error:
             return error.message
         return None
@@ -206,8 +206,8 @@ class _Search:
             wire_bytes=manifest.wire_bytes,
             raw_bytes=manifest.raw_bytes,
             codec=manifest.codecs[0],
-            lossless=manifest.exact,
-            group=statement.names.name if isinstance(statement.names, Group) else None,
+            lossless=manifest.lossless,
+            group=statement.identifiers.name if isinstance(statement.identifiers, Group) else None,
             issued=manifest.life.issued,
             expires=manifest.life.expires,
         )
@@ -242,7 +242,7 @@ async def _prefix(node: Node, asked: FindRequest) -> FoundPrefix | None:
     """Find the longest published prefix of a text; None without one, or without a model to read the text with."""
     if (choice := await own_model(node.model)) is None:
         return None
-    tokens, found = await beginning_of(node, choice, asked.text or "", Terms(group=asked.group))
+    tokens, found = await find_prefix(node, choice, asked.text or "", Terms(group=asked.group))
     if found is None:
         return None
     manifest = found.statement.manifest

@@ -18,9 +18,9 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.listing import list_artifact
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.verification.audits import refuse_if_failed
-from kvswap.exchange.verification.heads import require_current
-from kvswap.exchange.verification.hearing import read_current
 from kvswap.exchange.verification.outcomes import refuse_withheld
+from kvswap.exchange.verification.received import read_current
+from kvswap.exchange.verification.status_records import require_current
 from kvswap.trust import Group, Statement, require_trust
 
 
@@ -91,7 +91,7 @@ class _Import:
 
     def _refuse(self, statement: Statement) -> None:
         """Raise what is known against an artifact; a publisher that is merely not trusted is nothing against it."""
-        require_trust(statement, self._node.trust.policy.policy, strangers=True)
+        require_trust(statement, self._node.trust.policy.policy, allow_untrusted=True)
         require_current(self._node, statement)
         refuse_withheld(self._node, statement)
         refuse_if_failed(self._node, statement)
@@ -111,7 +111,7 @@ class _Import:
             )
         imported = await asyncio.to_thread(self._list, statement)
         node.events.add("imported", artifact=imported.artifact, bytes=imported.bytes, files=imported.files)
-        node.network.tell(imported.artifact, statement.reference)
+        node.network.queue_announcement(imported.artifact, statement.reference)
         return imported
 
     def _list(self, statement: Statement) -> Imported:
@@ -138,5 +138,5 @@ class _Import:
             bytes=self._reader.length,
             files=self._reader.files,
             new_files=self._new,
-            group=statement.names.name if isinstance(statement.names, Group) else None,
+            group=statement.identifiers.name if isinstance(statement.identifiers, Group) else None,
         )

@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from kvswap.core.errors import IntegrityError, NotFound, StoreFull, UsageError
 from kvswap.core.failures import Misplaced, as_kvswap_error
-from kvswap.core.files import open_regular, read_kept
+from kvswap.core.files import open_regular, read_regular
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.store import direct
@@ -50,7 +50,7 @@ def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
 
     def read(cid: Cid) -> bytes:
         try:
-            return read_kept(chunk_path(chunks, cid), LIMITS.chunk_frame_bytes)
+            return read_regular(chunk_path(chunks, cid), LIMITS.chunk_frame_bytes)
         except Misplaced as error:
             raise wrong_chunk(cid, f"on disk cannot be it: {error.strerror}") from error
         except FileNotFoundError:

@@ -20,23 +20,23 @@ from kvswap.artifact.archive import END, pack
 from kvswap.cli.main import main
 from kvswap.client.archives import Writing, read_archive
 from kvswap.core.errors import LocalFault, MalformedArchive, NotFound, UsageError
-from tests.support import Daemon, Made, key, kvswap, last_json, make_artifact, run, stock
+from tests.support import Daemon, Ingested, key, kvswap, last_json, make_artifact, run, stock
 
 
 @pytest.fixture
-def made() -> Made:
+def made() -> Ingested:
     return make_artifact(tokens=100)
 
 
 @pytest.fixture
-def pair(daemon: Callable[..., Daemon], tmp_path: Path, made: Made) -> tuple[Daemon, Daemon]:
+def pair(daemon: Callable[..., Daemon], tmp_path: Path, made: Ingested) -> tuple[Daemon, Daemon]:
     """A node that has an artifact, and one that has nothing."""
     (tmp_path / "a").mkdir()
     stock(tmp_path / "a", made)
     return daemon("a", "--no-p2p"), daemon("b", "--no-p2p")
 
 
-def test_from_one_home_to_another_by_a_file(pair: tuple[Daemon, Daemon], made: Made, tmp_path: Path) -> None:
+def test_from_one_home_to_another_by_a_file(pair: tuple[Daemon, Daemon], made: Ingested, tmp_path: Path) -> None:
     a, b = pair
     file = tmp_path / "artifact.tar"
     done = kvswap(a.home, "export", made.id, str(file), "--json")
@@ -64,7 +64,7 @@ def test_from_one_home_to_another_by_a_file(pair: tuple[Daemon, Daemon], made: M
     assert last_json(again)["new_files"] == 0
 
 
-def test_through_a_pipe(pair: tuple[Daemon, Daemon], made: Made) -> None:
+def test_through_a_pipe(pair: tuple[Daemon, Daemon], made: Ingested) -> None:
     a, b = pair
     line = f"'{sys.executable}' -m kvswap --home '{a.home}' export {made.id} - | " + (
         f"'{sys.executable}' -m kvswap --home '{b.home}' import -"
@@ -77,7 +77,7 @@ def test_through_a_pipe(pair: tuple[Daemon, Daemon], made: Made) -> None:
 
 @pytest.mark.parametrize("content", ["text", "gzip", "cut off", "changed", "empty", "directory", "missing", "endless"])
 def test_what_is_no_archive_is_told_and_nothing_is_listed(
-    content: str, pair: tuple[Daemon, Daemon], made: Made, tmp_path: Path
+    content: str, pair: tuple[Daemon, Daemon], made: Ingested, tmp_path: Path
 ) -> None:
     _, b = pair
     file = tmp_path / "x.tar"
@@ -119,7 +119,7 @@ def test_what_is_no_archive_is_told_and_nothing_is_listed(
     assert b.client.ls() == []
 
 
-def test_what_is_not_here_leaves_no_file(pair: tuple[Daemon, Daemon], made: Made, tmp_path: Path) -> None:
+def test_what_is_not_here_leaves_no_file(pair: tuple[Daemon, Daemon], made: Ingested, tmp_path: Path) -> None:
     a, b = pair
     file = tmp_path / "x.tar"
     assert kvswap(b.home, "export", made.id, str(file)).returncode == 5
@@ -135,7 +135,7 @@ def test_what_is_not_here_leaves_no_file(pair: tuple[Daemon, Daemon], made: Made
     assert full.returncode == 12, full.stderr
 
 
-def test_both_clients_do_the_same(pair: tuple[Daemon, Daemon], made: Made, tmp_path: Path) -> None:
+def test_both_clients_do_the_same(pair: tuple[Daemon, Daemon], made: Ingested, tmp_path: Path) -> None:
     a, b = pair
     events: list[dict[str, object]] = []
     told = a.client.export(made.id, tmp_path / "one.tar", on_event=events.append)
@@ -170,7 +170,7 @@ def test_a_body_that_is_no_archive_is_judged_by_the_daemon_too(pair: tuple[Daemo
     assert b.client.ls() == []
 
 
-def test_an_importer_that_goes_away_leaves_the_daemon_as_it_was(pair: tuple[Daemon, Daemon], made: Made) -> None:
+def test_an_importer_that_goes_away_leaves_the_daemon_as_it_was(pair: tuple[Daemon, Daemon], made: Ingested) -> None:
     from kvswap.client import calls
 
     _, b = pair

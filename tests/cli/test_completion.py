@@ -26,18 +26,18 @@ from kvswap.cli.shells import HOW, SHELLS, VARIABLE, Bash
 from kvswap.core.settings import CODECS
 from kvswap.model import catalogue
 from tests.exchange.test_fetch import DOCUMENT
-from tests.support import ROOT, Daemon, Made, group, key, kvswap, make_artifact, stock
+from tests.support import ROOT, Daemon, Ingested, group, key, kvswap, make_artifact, stock
 
 ADA = str(key(1).peer_id)
 
 
 @pytest.fixture(scope="module")
-def made() -> Made:
+def made() -> Ingested:
     return make_artifact(tokens=40)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, made: Ingested) -> Path:
     """A home in which no daemon runs, with an artifact, a publisher, a group and a host."""
     home = tmp_path_factory.mktemp("home")
     stock(home, made)
@@ -107,13 +107,13 @@ def test_what_a_word_may_be(line: str, kind: type[ShellComplete]) -> None:
 
 
 @pytest.mark.parametrize("verb", ["fetch", "show", "pin", "rm", "export", "verify", "find", "withdraw", "plan", "ask"])
-def test_references_are_those_of_the_store(verb: str, made: Made) -> None:
+def test_references_are_those_of_the_store(verb: str, made: Ingested) -> None:
     assert offered(f"kvswap {verb} ") == [made.id, DOCUMENT]
     assert offered(f"kvswap {verb} {made.id[:-5]}") == [made.id]
     assert offered(f"kvswap {verb} {made.id[:-5]}zzzzz") == ["<file>"]
 
 
-def test_of_another_home_where_the_line_names_one(tmp_path: Path, made: Made) -> None:
+def test_of_another_home_where_the_line_names_one(tmp_path: Path, made: Ingested) -> None:
     assert offered(f"kvswap --home {tmp_path} show ") == ["<file>"]
     other = make_artifact(tokens=9, text=b"another", seed=8)
     stock(tmp_path / "other", other)
@@ -220,7 +220,7 @@ def reply(line: str, home: Path) -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
-def test_bash_is_answered_and_colons_are_no_trouble(home: Path, made: Made) -> None:
+def test_bash_is_answered_and_colons_are_no_trouble(home: Path, made: Ingested) -> None:
     assert reply("kvswap sta", home) == ["status"]
     assert reply("kvswap publish --codec=int8", home) == ["int8", "int8-channel"]
     assert reply(f"kvswap show {made.id[:20]}", home) == [made.id]
@@ -258,7 +258,7 @@ def terminal(home: Path) -> Iterator[Callable[[str, str], str]]:
     os.waitpid(pid, 0)
 
 
-def test_a_tab_in_a_real_bash(terminal: Callable[[str, str], str], made: Made) -> None:
+def test_a_tab_in_a_real_bash(terminal: Callable[[str, str], str], made: Ingested) -> None:
     terminal('eval "$(kvswap completion bash)"; echo switched-$((40 + 2))\n', "switched-42")
     terminal("kvswap unb\t", "kvswap unblock ")
     terminal("\x15kvswap fetch --max-b\t", "kvswap fetch --max-bytes ")
@@ -267,7 +267,7 @@ def test_a_tab_in_a_real_bash(terminal: Callable[[str, str], str], made: Made) -
     terminal("\x15kvswap publish --codec pred\t", "--codec predictive ")
 
 
-def test_a_tab_takes_less_than_a_moment(home: Path, made: Made) -> None:
+def test_a_tab_takes_less_than_a_moment(home: Path, made: Ingested) -> None:
     """In CPU-seconds, which a busy machine does not change; with a store of some size."""
 
     def seconds(line: str) -> float:

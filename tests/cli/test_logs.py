@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from kvswap.cli.logs import LogLine, Since, Tail, read_records
+from kvswap.cli.commands.logs import LogLine, Since, Tail, read_records
 from kvswap.cli.main import cli, main
 from kvswap.core import log
 from tests.support import Daemon, kvswap, until

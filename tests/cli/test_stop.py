@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from kvswap.cli.commands.stop import ended
 from kvswap.cli.main import main
 from kvswap.cli.output import Output
-from kvswap.cli.stop import ended
 from kvswap.core.runfile import RunFile
 from tests.support import Daemon, kvswap, last_json, until
 

@@ -30,9 +30,9 @@ from kvswap.exchange.fetch import fetch
 from kvswap.exchange.import_archive import import_archive
 from kvswap.exchange.withdraw import withdraw
 from kvswap.store import Outcome
-from kvswap.trust.ladder import RULES
+from kvswap.trust.levels import RULES
 from tests.exchange.test_fetch import DOCUMENT, world
-from tests.support import Made, group, key, make_artifact, run, seal_for
+from tests.support import Ingested, group, key, make_artifact, run, seal_for
 
 
 async def exported(node: Node, reference: str | Cid) -> bytes:
@@ -47,7 +47,7 @@ async def pieces_of(data: bytes, size: int = 700) -> AsyncIterator[bytes]:
         yield data[start : start + size]
 
 
-def archive_of(made: Made, files: dict[Cid, bytes] | None = None, name: Cid | None = None) -> bytes:
+def archive_of(made: Ingested, files: dict[Cid, bytes] | None = None, name: Cid | None = None) -> bytes:
     files = made.chunks if files is None else files
     return b"".join(pack(name or made.statement.artifact, made.statement.envelope, files.items()))
 
@@ -251,7 +251,7 @@ def test_a_banned_publisher_is_refused_before_a_chunk_is_kept(tmp_path: Path) ->
     async def body() -> None:
         async with world(tmp_path) as w:
             node = await w.node(trust=False)
-            node.trust.policy.distrust(MADE.manifest.publisher, "it lied", MADE.id, "")
+            node.trust.policy.ban(MADE.manifest.publisher, "it lied", MADE.id, "")
             with pytest.raises(Untrusted):
                 await import_archive(node, pieces_of(archive_of(MADE)))
             assert node.store.used_bytes == 0
@@ -263,8 +263,8 @@ def test_without_room_it_is_told_and_nothing_that_is_pinned_goes(tmp_path: Path)
     async def body() -> None:
         async with world(tmp_path) as w:
             kept = make_artifact(key(9), tokens=40, seed=9, text=b"it stays")
-            room = sum(map(len, kept.chunks.values())) + 500
-            node = await w.node(quota=room)
+            headroom = sum(map(len, kept.chunks.values())) + 500
+            node = await w.node(quota=headroom)
             w.give(node, kept)
             node.store.pin(kept.id, True)
             with pytest.raises(StoreFull):

@@ -15,7 +15,7 @@ from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
 from kvswap.exchange.export_archive import archive_pieces, prepare_export
 from kvswap.exchange.import_archive import import_archive
-from kvswap.exchange.verification import hearing
+from kvswap.exchange.verification import received
 from kvswap.trust import Group
 from tests.exchange.test_fetch import world
 from tests.support import ROOT, run
@@ -33,7 +33,7 @@ def test_all_are_listed_and_as_they_were_released() -> None:
 
 @pytest.mark.parametrize("entry", INDEX, ids=[e["file"] for e in INDEX])
 def test_each_is_judged_rightly(entry: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hearing, "time", SimpleNamespace(time=lambda: entry["at"]))
+    monkeypatch.setattr(received, "time", SimpleNamespace(time=lambda: entry["at"]))
     data = (VECTORS / entry["file"]).read_bytes()
 
     async def pieces() -> AsyncIterator[bytes]:
