@@ -107,7 +107,7 @@ class _Search:
         rows = await asyncio.to_thread(self._node.lookup, self._reference, self._group)
         self.rows = {row.id: row for row in rows}
         # An id is the same under all names; a document is asked for openly only when no group has it.
-        every = [PUBLIC] if isinstance(self._reference, Cid) else self._node.names(self._group)
+        every = [PUBLIC] if isinstance(self._reference, Cid) else self._node.identifiers(self._group)
         for together in ([n for n in every if n is not PUBLIC], [n for n in every if n is PUBLIC]):
             if together and not self.offers:
                 await self._ask(together)

@@ -76,7 +76,7 @@ class _Import:
         """Store a file; returns True if it was not here.  Raises `IntegrityError` for other bytes, `StoreFull`."""
         store = self._node.store
         new = not store.has_chunk(entry.cid)
-        store.put_chunk(entry.data, entry.cid, behind=True)
+        store.put_chunk(entry.data, entry.cid, write_behind=True)
         return new
 
     async def _manifest(self, entry: ArchivedFile) -> Statement:
