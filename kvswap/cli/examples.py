@@ -29,7 +29,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "fetch": (
         ("kvswap fetch sha256:ed56d002", "where it is worth it"),
         ("kvswap fetch manual.txt --max-bytes 500M", "by a file that is here"),
-        (f"kvswap fetch {_ID} --strangers", "nobody trusted: verified by recomputing"),
+        (f"kvswap fetch {_ID} --allow-untrusted", "nobody trusted: verified by recomputing"),
     ),
     "ask": (
         ('kvswap ask manual.txt "How do I reset it?"', ""),

@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return _failed(error, chosen, as_json)
     finally:
-        streams.flush()
+        streams.settle()
 
 
 def _usage(error: click.ClickException, as_json: bool) -> int:

@@ -173,7 +173,7 @@ def _look_at_first_layer(
         manifest.prefix.tokens if tokens is None else tokens,
         lambda: load(manifest, read, tokens=tokens, seal=statement.seal)[0],
     )
-    result = first.check()
-    require(result)
-    if result.verdict == "skipped":
-        warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {result.why}", stacklevel=3)
+    step = first.check()
+    require(step)
+    if step.verdict == "skipped":
+        warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {step.why}", stacklevel=3)

@@ -82,10 +82,8 @@ class AsyncSender:
                 raise frames.error from None
             raise self._error_of(error, waits) from error
 
-    async def pieces(
-        self, call: Call, on_status_record: Callable[[Mapping[str, str]], None]
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield an answer that is bytes, piece by piece, after `on_status_record` was called with its headers."""
+    async def pieces(self, call: Call, on_headers: Callable[[Mapping[str, str]], None]) -> AsyncGenerator[bytes, None]:
+        """Yield an answer that is bytes, piece by piece, after `on_headers` was called with its headers."""
         import aiohttp
 
         where, address = self._target.where, self._target.address()
@@ -102,7 +100,7 @@ class AsyncSender:
                     if response.status != 200:
                         async with asyncio.timeout(waits):
                             raise error_of(message_of(await response.read(), where), response.status)
-                    on_status_record(response.headers)
+                    on_headers(response.headers)
                     while True:
                         async with asyncio.timeout(waits):
                             piece = await response.content.read(calls.PIECE)

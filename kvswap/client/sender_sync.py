@@ -108,8 +108,8 @@ class Sender:
         finally:
             connection.close()
 
-    def pieces(self, call: Call, on_status_record: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
-        """Yield an answer that is bytes, piece by piece, after `on_status_record` was called with its headers."""
+    def pieces(self, call: Call, on_headers: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
+        """Yield an answer that is bytes, piece by piece, after `on_headers` was called with its headers."""
         where, address = self._target.where, self._target.address()
         connection = _connection(address, call.seconds)
         waits, began = call.seconds, time.monotonic()
@@ -126,7 +126,7 @@ class Sender:
             sock.settimeout(waits)
             if response.status != 200:
                 raise error_of(message_of(response.read(), where), response.status)
-            on_status_record(dict(response.headers.items()))
+            on_headers(dict(response.headers.items()))
             left = response.length or 0
             while piece := response.read(calls.PIECE):
                 left -= len(piece)

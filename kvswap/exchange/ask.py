@@ -101,7 +101,7 @@ async def answer(
     }
     unchecked: dict[str, str] = {}
     try:
-        done, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
+        made, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
     except (IntegrityError, NotFound) as error:
         # Of chunks that are damaged or gone here others may have right ones, and a text needs none: once, as what has
         # been said cannot be taken back, and a disk that damages all it is given ends no sooner.
@@ -112,38 +112,38 @@ async def answer(
             raise
         node.events.add("damaged_here", artifact=str(source.statement.artifact), chunks=lost, reason=error.message)
         source, plan = await _or_prefill(node, reference, text, look())
-        done, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
+        made, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
     if source is not None:
         await report_claims(node, source.statement, progress)
-        seen = done["first_layer"]
+        seen = made["first_layer"]
         if seen is not None and seen["verdict"] == "passed" and source.tokens is None:
             await asyncio.to_thread(node.trust.records.add_checks, str(source.statement.artifact), [int(Level.TOKENS)])
         elif seen is not None and seen["verdict"] == "skipped":
             unchecked = {"V3": seen["why"]}
             await report_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
-        learned(node, source, done)
+        learned(node, source, made)
     if transfer is None:
-        node.learn_prefill(choice, done["samples"])
+        node.learn_prefill(choice, made["samples"])
     else:
-        node.learn_hybrid(choice, done["samples"])
+        node.learn_hybrid(choice, made["samples"])
     statement = source.statement if source else None
     return {
-        "text": done["text"].strip(),
-        "token_ids": done["token_ids"],
+        "text": made["text"].strip(),
+        "token_ids": made["token_ids"],
         "plan": {"action": plan.action, "seconds": plan.seconds, "dollars": plan.dollars, "reason": plan.reason},
         "ttft_seconds": round(first[0], 4) if first else None,
-        "logits_digest": done["logits_digest"],
-        "claim": done["claim"],
-        "tokens": done["tokens"],
+        "logits_digest": made["logits_digest"],
+        "claim": made["claim"],
+        "tokens": made["tokens"],
         "artifact": str(statement.artifact) if statement else None,
         "unchecked": unchecked,
-        "fetched_tokens": done["tokens"] - done["computed"],
-        "computed_tokens": done["computed"],
+        "fetched_tokens": made["tokens"] - made["computed"],
+        "computed_tokens": made["computed"],
         "wire_bytes": transfer.received if transfer else 0,
         "from": list(transfer.served_bytes) if transfer else [],
-        "ready_seconds": round(first[0] - (done["first_us"] - done["ready_us"]) / 1e6, 4) if first else None,
-        "load_seconds": done["load_us"] / 1e6,
-        "prefill_seconds": done["prefill_us"] / 1e6,
+        "ready_seconds": round(first[0] - (made["first_us"] - made["ready_us"]) / 1e6, 4) if first else None,
+        "load_seconds": made["load_us"] / 1e6,
+        "prefill_seconds": made["prefill_us"] / 1e6,
         "seconds": round(time.perf_counter() - began, 4),
     }
 
@@ -167,8 +167,8 @@ async def _run_job(
     try:
         return await run_from(node, choice, source, terms, on_event, progress, arguments | {"check": check})
     except IntegrityError as error:
-        if (failed := of_error(error)) is not None:
-            await asyncio.to_thread(ban_if_proven, node, source.statement, failed)
+        if (step := of_error(error)) is not None:
+            await asyncio.to_thread(ban_if_proven, node, source.statement, step)
         raise
 
 

@@ -77,8 +77,8 @@ async def fetch(
     statement, chosen = resolved.statement, planned.plan
     require_text(statement, text)
     if resolved.local:
-        checked = await _verified(node, statement, terms, text, progress)
-        return Fetched(statement, chosen, 0, (), time.perf_counter() - began, checked)
+        said = await _verified(node, statement, terms, text, progress)
+        return Fetched(statement, chosen, 0, (), time.perf_counter() - began, said)
     rest = None if terms.force else await judge(node, statement.manifest, terms.objective)
     files = needed_files(statement.manifest)
     transfer = await download(node, statement, files, planned.peers, progress, rest, planned.most_per_gb)
@@ -86,10 +86,10 @@ async def fetch(
     transfer.learn_start(seconds)
     if (choice := await own_model(node.model)) is not None:
         measure_in_background(node, choice, statement.manifest.prefix.block_tokens)  # for the next plan
-    checked = await _verified(node, statement, terms, text, progress)
+    said = await _verified(node, statement, terms, text, progress)
     note_fetched(node, statement, transfer, seconds)
     seconds = time.perf_counter() - began
-    return Fetched(statement, chosen, transfer.received, tuple(transfer.served_bytes), seconds, checked)
+    return Fetched(statement, chosen, transfer.received, tuple(transfer.served_bytes), seconds, said)
 
 
 async def _verified(

@@ -165,8 +165,8 @@ class _Search:
         for availability, (found, answered) in zip(availabilities, asked, strict=True):
             offers += found
             for offer in found:
-                claimed_blocks = available.setdefault(offer.found.artifact, {})
-                claimed_blocks[offer.peer] = max(availability.blocks, claimed_blocks.get(offer.peer, 0))
+                said = available.setdefault(offer.found.artifact, {})
+                said[offer.peer] = max(availability.blocks, said.get(offer.peer, 0))
             lacking += [(peer, availability) for peer in answered - {offer.peer for offer in found}]
             for peer in set(availability.peers) - answered - connected:
                 node.network.prefix_indexes.table.pop(peer)  # gone
@@ -177,8 +177,8 @@ class _Search:
 
         def rank(offer: PeerOffer) -> tuple[int, ...]:
             found = offer.found
-            claimed_blocks = available[found.artifact][offer.peer]
-            return (-claimed_blocks, not policy.trusts(found.publisher), found.envelope is None)
+            said = available[found.artifact][offer.peer]
+            return (-said, not policy.trusts(found.publisher), found.envelope is None)
 
         candidates = round_robin(offers, rank, node.peers.delivered)
         for candidate in candidates:
@@ -224,10 +224,10 @@ class _Search:
                 self._node.events.add("beginning_refused", artifact=candidate.artifact, reason=error.message)
                 continue
             tokens, blocks = self._shared(statement)
-            for peer, claimed_blocks in candidate.available.items():
+            for peer, said in candidate.available.items():
                 # Elsewhere in the signed chain it is the publisher that is wrong: the peer has what it said.
-                if blocks < claimed_blocks and self._chain[claimed_blocks - 1] not in statement.manifest.prefix.chain:
-                    self._ignore_index(peer, f"{candidate.artifact} shares {blocks} blocks, not {claimed_blocks}")
+                if blocks < said and self._chain[said - 1] not in statement.manifest.prefix.chain:
+                    self._ignore_index(peer, f"{candidate.artifact} shares {blocks} blocks, not {said}")
             if tokens and (self.best is None or tokens > self.best.tokens):
                 self.best = CachedPrefix(statement, tokens, tuple(candidate.peers))
             if self.best is not None:

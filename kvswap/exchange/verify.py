@@ -207,7 +207,7 @@ async def _with_model(
     try:
         choice = await node.model.choose()
         noise = await noise_of(node, choice, progress) if set(levels) & set(_NEED_NOISE) else None
-        done = await run(levels)
+        made = await run(levels)
     except (NotFound, Incompatible) as error:
         return [LevelResult(level, "skipped", why=error.message) for level in levels]
     except IntegrityError:
@@ -217,16 +217,16 @@ async def _with_model(
             # Its chunks do not decode to what was signed with them.
             await asyncio.to_thread(node.store.remove, str(statement.artifact))
         raise
-    results = from_pipe(done["steps"])
+    results = from_pipe(made["steps"])
     if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in results):
         began = time.perf_counter()
         fingerprints = await fingerprints_of_others(node, statement)
         honest = Noise.of(noise)
-        agreed = agree(node, statement, done["fingerprint"], fingerprints, honest, began)
+        agreed = agree(node, statement, made["fingerprint"], fingerprints, honest, began)
         results.append(agreed.result)
         if agreed.against and not node.trust.policy.policy.trusts(manifest.publisher):
             await asyncio.to_thread(dispute, node, statement, agreed.result)  # first: settling may take long, or fail
-            results = await _resolve_dispute(node, statement, agreed, results, done, honest, run, progress)
+            results = await _resolve_dispute(node, statement, agreed, results, made, honest, run, progress)
     if not is_own(node, statement):  # nobody audits himself
         await asyncio.to_thread(_audit, node, statement, choice, results, samples, seed)
     return sorted(results, key=lambda s: s.level)
@@ -249,7 +249,7 @@ async def _resolve_dispute(
     statement: Statement,
     agreed: Agreed,
     results: list[LevelResult],
-    done: dict[str, Any],
+    made: dict[str, Any],
     noise: Noise,
     run: Callable[[Sequence[Level]], Awaitable[dict[str, Any]]],
     progress: Progress,
@@ -261,19 +261,19 @@ async def _resolve_dispute(
             {"event": "disputed", "with": [str(fingerprint.statement.artifact) for fingerprint in agreed.against]}
         )
         try:
-            done = done | {"computed": b""} | await run([Level.RECOMPUTE]) | {"fingerprint": done["fingerprint"]}
-            (recomputed,) = from_pipe(done["steps"])
+            made = made | {"computed": b""} | await run([Level.RECOMPUTE]) | {"fingerprint": made["fingerprint"]}
+            (recomputed,) = from_pipe(made["steps"])
         except (NotFound, Incompatible) as error:
             recomputed = LevelResult(Level.RECOMPUTE, "skipped", why=error.message)
         results = [*results, recomputed]
     if recomputed.verdict != "passed":
         return results
-    against = partial(accused, computed=done["computed"], noise=noise, ours=wire.convert(done["numerics"], Numerics))
+    against = partial(accused, computed=made["computed"], noise=noise, ours=wire.convert(made["numerics"], Numerics))
     for fingerprint in agreed.untrusted:
         if (result := against(fingerprint.statement, fingerprint.data)) is not None:
             await asyncio.to_thread(ban_if_proven, node, fingerprint.statement, result)
     right = replace(agreed.result, verdict="passed", why=f"{agreed.result.why}; V7 shows that this one is right")
-    found = against(statement, done["fingerprint"]) or right
+    found = against(statement, made["fingerprint"]) or right
     return [found if result is agreed.result else result for result in results]
 
 

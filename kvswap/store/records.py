@@ -70,13 +70,13 @@ class Records:
             removed=lambda publisher, _: self._gone.append(publisher),
         )
         query = (
-            "SELECT publisher, teller, kept, LENGTH(envelope) AS size, "
+            "SELECT publisher, sender, kept, LENGTH(envelope) AS size, "
             "(SELECT COUNT(*) FROM withdrawn w WHERE w.publisher = h.publisher AND NOT w.kept) AS lines "
             "FROM heads h ORDER BY at"
         )
         for row in self._rows(query):
             size = int(row["size"]) + int(row["lines"]) * _WITHDRAWN_BYTES
-            self.status_records.put(row["publisher"], size, row["teller"], held=bool(row["kept"]) and not row["teller"])
+            self.status_records.put(row["publisher"], size, row["sender"], held=bool(row["kept"]) and not row["sender"])
         with database.where_it_can(), self._writing() as db:
             self._forget_status_records(db)
             self._gone.clear()
@@ -275,7 +275,7 @@ class Records:
         now = time.time()
         with self._writing() as db:
             db.execute(
-                "INSERT OR REPLACE INTO heads (publisher, sequence, at, kept, envelope, teller) "
+                "INSERT OR REPLACE INTO heads (publisher, sequence, at, kept, envelope, sender) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 (publisher, received.sequence, now, received.kept, received.envelope, received.sender),
             )

@@ -90,8 +90,8 @@ def comparable(theirs: Numerics, ours: Numerics, names: Sequence[str] = _ENVIRON
     other = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
     if not other:
         return ""
-    differences = ", ".join(f"{name} {getattr(theirs, name)[:80]!r}" for name in other)
-    return f"it says that it was computed with {differences}, which is not what this reader computes with"
+    said = ", ".join(f"{name} {getattr(theirs, name)[:80]!r}" for name in other)
+    return f"it says that it was computed with {said}, which is not what this reader computes with"
 
 
 def claims(manifest: Manifest) -> dict[str, str]:
@@ -127,5 +127,5 @@ def unusable(manifest: Manifest, report: LevelReport) -> dict[str, str]:
     """
     unchecked = report.unchecked
     lacking = [level for level in report.lacking(due(listed=False)) if level != Level.POLICY]
-    reasons = {f"V{int(level)}": unchecked.get(f"V{int(level)}", "") for level in lacking}
-    return reasons | uncheckable(manifest)
+    steps = {f"V{int(level)}": unchecked.get(f"V{int(level)}", "") for level in lacking}
+    return steps | uncheckable(manifest)

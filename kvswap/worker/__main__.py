@@ -114,13 +114,13 @@ def answer_of(jobs: _Jobs, message: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"result": jobs.run(message)}
     except Exception as error:  # noqa: BLE001 - the boundary of a process: report, live on
-        failure = as_kvswap_error(error, doing)
-        if failure.origin is None:
-            return {"error": failure.to_dict()}
-        if isinstance(failure, Unexpected | LocalFault) and not isinstance(failure.origin, OSError):
-            failure = WorkerFailed(f"the model process failed: {brief(failure.origin)}", hint=failure.hint)
+        job_inbox = as_kvswap_error(error, doing)
+        if job_inbox.origin is None:
+            return {"error": job_inbox.to_dict()}
+        if isinstance(job_inbox, Unexpected | LocalFault) and not isinstance(job_inbox.origin, OSError):
+            job_inbox = WorkerFailed(f"the model process failed: {brief(job_inbox.origin)}", hint=job_inbox.hint)
         trace = "".join(traceback.format_exception(error))[-_TRACE:]
-        return {"error": failure.to_dict(), "trace": printable(trace, "\n")}
+        return {"error": job_inbox.to_dict(), "trace": printable(trace, "\n")}
 
 
 def sendable(answer: dict[str, Any]) -> dict[str, Any]:

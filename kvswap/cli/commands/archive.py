@@ -54,7 +54,9 @@ def import_command(output: Output, file: str) -> None:
     )
     if not done.trusted:
         output.note(f"it is {STANDINGS[done.standing]}, and not used before you trust its publisher:")
-        output.note(f"kvswap trust add {done.publisher}   or let kvswap fetch {done.artifact} --strangers verify it")
+        output.note(
+            f"kvswap trust add {done.publisher}   or let kvswap fetch {done.artifact} --allow-untrusted verify it"
+        )
 
 
 def _binary(stream: IO[str] | None, why: str, hint: str) -> IO[bytes]:

@@ -18,7 +18,7 @@ from kvswap.core.settings import CODECS
 @click.option(
     "--codec",
     type=click.Choice(CODECS),
-    help="Codec: planes (default), predictive, raw; int8 and int8-channel are inexact.",
+    help="Codec: planes (default), predictive, raw; int8 and int8-channel are lossy.",
 )
 @click.option("--truncate", is_flag=True, help="Publish the longest whole-block prefix that the model can read.")
 @click.option("--source", help="URL the document came from, for the manifest.")
@@ -48,8 +48,9 @@ def publish_command(
     )
     if divergence := done["divergence"]:
         output.note(
-            f"INEXACT: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first other one is "
-            f"number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  Readers need --inexact."
+            f"INEXACT: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first "
+            f"other one is number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  "
+            "Readers need --allow-lossy."
         )
     if name := done["group"]:
         output.note(f"sealed for group {name}: others see who published something, when, and how many bytes it has")

@@ -136,9 +136,9 @@ class EnvelopeFetcher:
                 self._running, timeout=min(left, _SLOW_SECONDS / 3), return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
-                outcome = self._ended(task)
-                if outcome is not None:
-                    yield outcome
+                told = self._ended(task)
+                if told is not None:
+                    yield told
             self._free_capacity()
 
     def _start(self) -> None:
@@ -175,17 +175,17 @@ class EnvelopeFetcher:
         try:
             envelope = task.result()
         except (KvswapError, TimeoutError) as error:
-            outcome = error if isinstance(error, KvswapError) else NotFound(f"nobody gives {candidate.artifact}")
-            if is_own(outcome):
-                return candidate, outcome  # of which no other peer can be the way out
+            told = error if isinstance(error, KvswapError) else NotFound(f"nobody gives {candidate.artifact}")
+            if is_own(told):
+                return candidate, told  # of which no other peer can be the way out
             self._lacked[peer] += isinstance(error, NotFound)
             if peer not in self.failed and self._lacked[peer] != 1:  # once it may have gone just now
                 self.failed.add(peer)
-                self._node.peers.blame(peer, outcome)
+                self._node.peers.blame(peer, told)
             if candidate.artifact in self._done:
                 return None
             self._todo.appendleft((candidate, at + 1))
-            return (candidate, outcome) if at + 1 >= len(candidate.peers) else None
+            return (candidate, told) if at + 1 >= len(candidate.peers) else None
         if candidate.artifact in self._done:
             return None
         self._done.add(candidate.artifact)

@@ -83,7 +83,7 @@ class _Far:
         self._node = node
         self._first: deque[tuple[PeerAddress, str]] = deque()  # those that delivered before
         self._named: dict[str, deque[PeerAddress]] = {}
-        self._dead_ends: Counter[str] = Counter()  # failures by sender
+        self._vain: Counter[str] = Counter()  # failures by sender
         self._turns: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
@@ -103,7 +103,7 @@ class _Far:
             return self._first.popleft()
         if not self._named:
             return None
-        sender = min(self._named, key=lambda name: (self._dead_ends[name], self._turns[name]))
+        sender = min(self._named, key=lambda name: (self._vain[name], self._turns[name]))
         address = self._named[sender].popleft()
         if not self._named[sender]:
             del self._named[sender]
@@ -111,7 +111,7 @@ class _Far:
         return address, sender
 
     def led_nowhere(self, sender: str) -> None:
-        self._dead_ends[sender] += 1
+        self._vain[sender] += 1
 
 
 class _Lookup:

@@ -28,15 +28,15 @@ def refuse_uncheckable(statement: Statement) -> None:
 
     Such an artifact is not even fetched.
     """
-    reasons = uncheckable(statement.manifest)
-    if not reasons:
+    said = uncheckable(statement.manifest)
+    if not said:
         return
-    named = "; ".join(f"{where}: {why}" for where, why in reasons.items())
+    named = "; ".join(f"{where}: {why}" for where, why in said.items())
     raise Untrusted(
         f"artifact {statement.artifact} is a stranger's and cannot be verified ({named})",
         cause="what its manifest says keeps others from checking it",
         hint=f"kvswap trust add {statement.manifest.publisher}",
-        unchecked=reasons,
+        unchecked=said,
     )
 
 

@@ -350,10 +350,10 @@ class TrioHost:
         self._forget_closed(peer)
         if peer in self.host.get_connected_peers():
             return
-        reachable = allowed(address.addresses, address.sender)
-        self._gate.let(reachable, typed=address.sender == BY_HAND)
-        circuits = [a for a in reachable if is_circuit(a)]
-        addresses = [_transport_part(a) for a in reachable if not is_circuit(a)]
+        told = allowed(address.addresses, address.sender)
+        self._gate.let(told, typed=address.sender == BY_HAND)
+        circuits = [a for a in told if is_circuit(a)]
+        addresses = [_transport_part(a) for a in told if not is_circuit(a)]
         if not addresses and not circuits:
             addresses = self._remembered(address.peer)
         if addresses and await self._tried(PeerInfo(peer, addresses), last=not circuits):
