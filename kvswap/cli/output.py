@@ -204,9 +204,9 @@ def secret_of(word: str, what: str, hint: str) -> str:
     elif exists(Path(word)):
         data = read_file(Path(word), _LINE_BYTES, streams=True, note=streams.write_line)
     else:
-        what = "the word that was given" if word.startswith("kvswap") else repr(name)
+        given = "the word that was given" if word.startswith("kvswap") else repr(name)
         raise UsageError(
-            f"{what} names no file: {what} is read from a file, or from standard input",
+            f"{given} names no file: {what} is read from a file, or from standard input",
             cause="it was typed as a word, which other users and the shell's history see, or the file is elsewhere",
             hint=hint,
         )
