@@ -101,7 +101,7 @@ def renamed_flag(new: str, old: str, text: str) -> Callable[[F], F]:
 
 
 def untrusted_option() -> Callable[[F], F]:
-    """`--allow-untrusted`."""
+    """Make the option `--allow-untrusted`."""
     text = "Take the cache of a publisher that is not trusted, once it is verified."
     return renamed_flag("--allow-untrusted", "--strangers", text)
 
@@ -109,5 +109,5 @@ def untrusted_option() -> Callable[[F], F]:
 def lossy_option(
     text: str = "Take a cache of a lossy codec, which is not bit-identical to the model's own.",
 ) -> Callable[[F], F]:
-    """`--allow-lossy`."""
+    """Make the option `--allow-lossy`."""
     return renamed_flag("--allow-lossy", "--inexact", text)
