@@ -20,9 +20,10 @@ from kvswap.api import (
 )
 from kvswap.api.requests import aim_fields
 from kvswap.client import calls
-from kvswap.client.base_aio import AsyncCaller, OnEvent
+from kvswap.client.base_aio import OnEvent
 from kvswap.client.sender_aio import to_thread
 from kvswap.client.values import AsyncArtifact, CacheReport, model_argument, read_document
+from kvswap.client.verbs_aio import AsyncVerbs
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     DaemonNotRunning,
@@ -39,7 +40,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import MIX, Objective
 
 
-class AsyncClient(AsyncCaller):
+class AsyncClient(AsyncVerbs):
     """A running daemon: that of a home, or the one at a URL.
 
     `home` is its directory (default: yours).  `url` names it instead: `http://127.0.0.1:PORT` with the `token` of its

@@ -20,9 +20,10 @@ from kvswap.api import (
 )
 from kvswap.api.requests import aim_fields
 from kvswap.client import calls
-from kvswap.client.base_sync import Caller, OnEvent
+from kvswap.client.base_sync import OnEvent
 from kvswap.client.sender_sync import call_here
 from kvswap.client.values import Artifact, CacheReport, model_argument, read_document
+from kvswap.client.verbs_sync import Verbs
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     DaemonNotRunning,
@@ -39,7 +40,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import MIX, Objective
 
 
-class Client(Caller):
+class Client(Verbs):
     """A running daemon: that of a home, or the one at a URL.
 
     `home` is its directory (default: yours).  `url` names it instead: `http://127.0.0.1:PORT` with the `token` of its

@@ -31,7 +31,7 @@ from kvswap.exchange.prefix import check_prefix_plan, find_prefix, plan_prefix
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.transfer.choosing import choose
 from kvswap.exchange.transfer.downloader import Transfer
-from kvswap.exchange.transfer.hybrid import CacheOrigin, learned, run_from
+from kvswap.exchange.transfer.hybrid import CacheOrigin, record_load_rate, run_from
 from kvswap.exchange.verification.claims import report_claims, report_unchecked, require_text
 from kvswap.exchange.verification.outcomes import is_own, verified_already
 from kvswap.exchange.verify import ban_if_proven, forget_damaged
@@ -121,7 +121,7 @@ async def answer(
         elif seen is not None and seen["verdict"] == "skipped":
             unchecked = {"V3": seen["why"]}
             await report_unchecked(node, source.statement, f"{Level.TOKENS.words}: {seen['why']}", progress)
-        learned(node, source, done)
+        record_load_rate(node, source, done)
     if transfer is None:
         node.learn_prefill(choice, done["samples"])
     else:

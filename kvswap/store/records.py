@@ -78,7 +78,7 @@ class Records:
         for row in self._rows(query):
             size = int(row["size"]) + int(row["lines"]) * _WITHDRAWN_BYTES
             self.status_records.put(row["publisher"], size, row["teller"], held=bool(row["kept"]) and not row["teller"])
-        with database.where_it_can(), self._writing() as db:
+        with database.best_effort(), self._writing() as db:
             self._forget_status_records(db)
             self._gone.clear()
 
@@ -131,7 +131,7 @@ class Records:
         Where that cannot be written, they are done again one day.
         """
         now = time.time()
-        with database.where_it_can(), self._writing() as db:
+        with database.best_effort(), self._writing() as db:
             db.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", [(artifact, n, now) for n in levels])
             quotas.trim(db, "checks", _CHECKS_KEPT)
 
@@ -151,7 +151,7 @@ class Records:
         levels = " ".join(str(level) for level in sorted(outcome.levels))
         others = " ".join(outcome.others)
         values = (outcome.artifact, outcome.publisher, outcome.verdict, outcome.rules, levels, others, outcome.why)
-        with database.where_it_can(), self._writing() as db:
+        with database.best_effort(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, time.time()))
             marks = ", ".join("?" * len(WITHHELD))  # what must not be used is not pushed out by what may
             for where in (f"verdict NOT IN ({marks})", f"verdict IN ({marks})"):
@@ -352,7 +352,7 @@ class Records:
         """
         if artifact in self._asked:
             return
-        with database.where_it_can(), self._writing() as db:
+        with database.best_effort(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (artifact, time.time()))
             db.execute(f"UPDATE withdrawn SET kept = MAX(kept, {_ASKED}) WHERE artifact = ?", (artifact,))
             quotas.trim(db, "asked", _ASKED_KEPT)

@@ -212,6 +212,8 @@ def test_a_pipe_is_waited_for_with_a_word(tmp_path: Path) -> None:
         "group import nothing.txt",
         "group import binary",
         "host join binary",
+        "find --text nothing.txt",
+        "find --text pipe",
     ],
 )
 def test_every_verb_that_reads_or_writes_a_named_file_ends_with_a_word(command: str, tmp_path: Path) -> None:

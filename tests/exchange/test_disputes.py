@@ -162,7 +162,7 @@ def test_who_nudges_a_right_cache_gets_no_honest_stranger_condemned(
             node,
             _port,
         ):
-            with pytest.raises(IntegrityError, match="fingerprints of other publishers: its fingerprint"):
+            with pytest.raises(IntegrityError, match=r"fingerprints of other publishers\): its fingerprint"):
                 await fetch(node, Cid.parse(invalid_senders.id), STRANGERS, text=TEXT)
             assert caught(node) == {str(LIAR.peer_id)}
             right = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)

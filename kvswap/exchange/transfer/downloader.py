@@ -24,7 +24,7 @@ from kvswap.exchange.planning.decision import Judge, not_worth_it
 from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
-from kvswap.exchange.transfer.tasks import run_to_end, seen
+from kvswap.exchange.transfer.tasks import retrieve_error, run_to_end
 from kvswap.net import PeerAddress, Unreachable, messages
 from kvswap.net.dialling import JUDGED
 
@@ -354,7 +354,7 @@ class Transfer:
         task = asyncio.create_task(self._flight(source, number))
 
         def landed(task: asyncio.Task[None]) -> None:
-            seen(task)
+            retrieve_error(task)
             if self._flights.get((source.peer, number)) is task:
                 self._flights.pop((source.peer, number))
                 self._schedule.failed(source.peer, number)

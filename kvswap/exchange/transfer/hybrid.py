@@ -213,7 +213,7 @@ def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
     return lowest
 
 
-def learned(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
+def record_load_rate(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
     """Record how fast a run from the store loaded; one that waited for chunks, or computed, says nothing of that."""
     if source.planned.missing_bytes or done["computed"]:
         return

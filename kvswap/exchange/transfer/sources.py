@@ -22,16 +22,16 @@ from kvswap.net.bulk.client import BulkUnreachable
 from kvswap.net.client import Session, from_bitmap
 from kvswap.net.dialling import may_reach
 
-_APPROACHED = 4  # peers
+_PRECONNECTED_PEERS = 4  # peers
 OnBytes = Callable[[int], None]
 
 
-def approach(node: Node, peers: Sequence[str], artifact: str) -> None:
+def preconnect(node: Node, peers: Sequence[str], artifact: str) -> None:
     """Connect to peers that may be asked in a moment, while it is decided whether they are.  Best effort."""
-    for peer in peers[:_APPROACHED]:
+    for peer in peers[:_PRECONNECTED_PEERS]:
         with contextlib.suppress(KvswapError):
             if (target := _aim(node, peer, node.peers.bulk_tickets.of(peer, artifact))) is not None:
-                node.network.bulk.approach(target)
+                node.network.bulk.preconnect(target)
 
 
 def _aim(node: Node, peer: str, ticket: messages.BulkTicket | None) -> BulkTarget | None:

@@ -34,7 +34,7 @@ class Gate:
         self.table: Table[tuple[str, int], bool] = Table("addresses let through", entries=_KEPT)
         self._typed: set[tuple[str, int]] = set()
 
-    def let(self, addresses: Iterable[str], *, typed: bool = False) -> None:
+    def allow(self, addresses: Iterable[str], *, typed: bool = False) -> None:
         """Let these addresses through from now on, as they were judged already; typed ones are never forgotten."""
         for address in addresses:
             if (end := endpoint_of(address)) is None:
