@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from kvswap.core.errors import KvswapError, LocalFault, StoreFull, UsageError
+from kvswap.core.whole import clear_unfinished
 from kvswap.store.lock import hold
 
 _RESERVE_BYTES = 64 << 10
@@ -34,6 +35,9 @@ class Home:
         try:
             self._close_to_others()
             self._try_to_write()
+            clear_unfinished(path)
+            for directory in (p for p in path.iterdir() if p.is_dir()):
+                clear_unfinished(directory)
             self.attend()
         except BaseException:
             self.close()
