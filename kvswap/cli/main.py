@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import sys
@@ -68,6 +69,7 @@ class LazyGroup(click.Group):
         if cmd_name not in VERBS:
             return None
         module = import_module(f"kvswap.cli.{VERBS[cmd_name][0]}_")
+        gc.enable()
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 

@@ -9,16 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kvswap.api import (
-    AskRequest,
-    BeginningRequest,
-    FetchRequest,
-    PlanRequest,
-    PublishRequest,
-    TrainRequest,
-    VerifyRequest,
-)
-from kvswap.api.requests import aim_fields
+from kvswap import api
 from kvswap.client import calls
 from kvswap.client.base_sync import Caller, OnEvent
 from kvswap.client.sender_sync import call_here
@@ -92,7 +83,7 @@ class Client(Caller):
 
         A KV cache reveals its text: publish public documents, or seal it for the members of `group`.
         """
-        request = PublishRequest(
+        request = api.PublishRequest(
             text=call_here(read_document, text),
             model=model_argument(model),
             codec=codec,
@@ -106,7 +97,7 @@ class Client(Caller):
         self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
     ) -> dict[str, Any]:
         """Train the predictive codec on the text files below a directory of the daemon's machine."""
-        request = TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
+        request = api.TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
         return self._do(calls.train(request), on_event)
 
     def fetch(
@@ -129,7 +120,7 @@ class Client(Caller):
         again (V5); with the document's `text`, or else by reading the tokens back from the cache.
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
-        request = FetchRequest(
+        request = api.FetchRequest(
             ref=ref,
             text=text,
             force=force,
@@ -138,7 +129,7 @@ class Client(Caller):
             strangers=strangers,
             samples=samples,
             group=group,
-            **aim_fields(objective),
+            **api.aim_fields(objective),
         )
         report = self._do(calls.fetch(request), on_event)
         return Artifact(report["artifact"], report, lambda: self.details(report["artifact"]))
@@ -155,7 +146,9 @@ class Client(Caller):
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Say what `ask` would do, fetch, prefill, both at once or ask a host, with seconds, dollars and the reason."""
-        request = PlanRequest(ref=ref, text=text, inexact=inexact, group=group, host=host, **aim_fields(objective))
+        request = api.PlanRequest(
+            ref=ref, text=text, inexact=inexact, group=group, host=host, **api.aim_fields(objective)
+        )
         return self._do(calls.plan(request), on_event)
 
     def verify(
@@ -169,7 +162,7 @@ class Client(Caller):
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Check an artifact up to a step of the ladder (0 to 7), or with `store` every file of the store."""
-        request = VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
+        request = api.VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
         return self._do(calls.verify(request), on_event)
 
     def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
@@ -240,7 +233,7 @@ class Client(Caller):
         `host`: ask the host with this PeerId, or with `auto` the best of those known where the plan says so.  A host
         gets to know the question.
         """
-        request = AskRequest(
+        request = api.AskRequest(
             ref=ref,
             question=question,
             max_tokens=max_tokens,
@@ -254,7 +247,7 @@ class Client(Caller):
             group=group,
             ignore_eos=ignore_eos,
             host=host,
-            **aim_fields(objective),
+            **api.aim_fields(objective),
         )
         return self._do(calls.ask(request), on_event)
 
@@ -280,7 +273,7 @@ class Client(Caller):
         cost to prefill there.  `seconds`: the longest to wait for peers to say what they have; `local`: ask none.
         Raises `NotFound`, `PlanSaysPrefill` and what `fetch` does.
         """
-        request = BeginningRequest(
+        request = api.BeginningRequest(
             ids=base64.b64encode(ids).decode(),
             model=model.hex(),
             dtype=dtype,
@@ -376,7 +369,7 @@ class Client(Caller):
         begun: dict[str, Any] = {"artifact": None, "tokens": 0}
         with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
             if isinstance(refused, NotFound):
-                request = BeginningRequest(**call_here(local.beginning), trust_on_first_use=tofu, group=group)
+                request = api.BeginningRequest(**call_here(local.beginning), trust_on_first_use=tofu, group=group)
                 begun = self._do(calls.beginning(request))
         shared = self.details(begun["artifact"]) if begun["tokens"] else None
         cache = call_here(local.cache, room, shared, begun["tokens"])

@@ -221,8 +221,11 @@ class Api:
         """Rows as people read them: the index knows no more of what is sealed than everybody may."""
         out = []
         for row, standing in zip(rows, self._node.trust.standings.of_all(rows), strict=True):
-            shown = row.to_json() | {"group": None, "standing": standing.name, "why": standing.why or None}
-            shown["disputed_with"] = list(standing.others)
+            shown = row.to_json()
+            shown["group"] = None
+            shown["standing"] = standing.name
+            shown["why"] = standing.why or None
+            shown["disputed_with"] = standing.others
             if row.dtype == SEALED_DTYPE:
                 try:
                     shown |= _opened(self._node.read(self._node.store.envelope(row.id) or b""))
