@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import machine, nginx, table
 from kvswap.artifact.manifest import LayerSpec
-from tests.support import Daemon, Made, key, make_artifact, stock, until
+from tests.support import Daemon, Ingested, key, make_artifact, stock, until
 
 SPECS = (LayerSpec(kind="full", heads=3, k_dim=64, v_dim=64),) * 30
 Sample = tuple[float, float, float]  # MB/s, CPU-seconds of the reader, of the server
 
 
-def artifact(mib: int) -> Made:
+def artifact(mib: int) -> Ingested:
     """Of the default model's shape; 1.5 raw bytes for each wire byte, as real KV has."""
     blocks = max(1, round(mib * 1.048576 / 3.93))
     return make_artifact(key(), tokens=256 * blocks, block_tokens=256, specs=SPECS)
@@ -49,7 +49,7 @@ def cpu_of(pid: int) -> float:
 class Kvswap:
     name = "kvswap fetch, store to store"
 
-    def __init__(self, root: Path, made: Made, **env: str) -> None:
+    def __init__(self, root: Path, made: Ingested, **env: str) -> None:
         self._root, self._made = root, made
         small = make_artifact(key(), tokens=1024, block_tokens=256, specs=SPECS, text=b"small", seed=9)
         self._small = small.id

@@ -7,8 +7,8 @@ one document and one link, and everything in it is measured one after the other 
 `ask --prefill`, `ask --force` by digest (all of it fetched), `ask --force` with the text (both at once), and
 plain `ask` with the text (what the planner chooses).  Seconds are until the cache is ready for the question,
 look-up included; between two measurements the artifact is removed from the reader's store.  Where fetching takes
-less than 3 s, medians of three rounds.  `--kills` then cuts the link at random moments of further runs, each beside a prefill of its own.  `--write` keeps
-grid.md, grid.json and a picture for each link there.
+less than 3 s, medians of three rounds.  `--kills` then cuts the link at random moments of further runs, each beside a
+prefill of its own.  `--write` keeps grid.md, grid.json and a picture for each link there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import machine, text_of, text_table
 from benchmarks.shaped import Network, answer
-from kvswap.core.places import models_directory
+from kvswap.core.directories import models_directory
 from kvswap.report import lines
 
 TOKENS = (512, 1_024, 2_048, 4_096, 7_500)

@@ -55,7 +55,7 @@ def main() -> None:
         canonical = min(once(lambda ids=ids: prefill(loaded, ids, BLOCK))[0] for _ in range(repeat))
 
         def to_cache(stored: Stored = stored, length: int = length) -> object:
-            tensors = load(stored.manifest, stored.read, room=64)
+            tensors = load(stored.manifest, stored.read, headroom=64)
             return build_cache(loaded.model.config, tensors, length)
 
         loading = seconds(to_cache)

@@ -36,7 +36,7 @@ SPECS = (LayerSpec(kind="full", heads=3, k_dim=64, v_dim=64),) * 30  # the defau
 BLOCK = 256
 
 
-class Known(NoModel):
+class PrefixFilter(NoModel):
     """A model that is here, and was measured."""
 
     choice = ModelChoice("tiny", identity(), "bfloat16", "cpu", 2)
@@ -49,7 +49,7 @@ def manifest(blocks: int) -> Manifest:
     """As a publisher's, but that no chunk of it exists."""
     small = make_artifact(key(), tokens=8, block_tokens=BLOCK, specs=SPECS[:1]).manifest
     tokens = blocks * BLOCK
-    runs = layout.plan_runs(SPECS, BLOCK, 2)
+    runs = layout.plan_layer_groups(SPECS, BLOCK, 2)
     chunks = [
         ChunkRef(
             block=block,
@@ -78,13 +78,13 @@ def main() -> None:
             Settings(home=home, models=home),
             store,
             None,
-            Known(),
+            PrefixFilter(),
             key(),
             PolicyFile(home / "trust.json", key().peer_id),
             Calibration(home / "calibration.json"),
         )
         node.calibration.add_prefill(
-            Known.choice.calibration_key, [(n * BLOCK, BLOCK, 1.0 + 0.01 * n) for n in range(20)]
+            PrefixFilter.choice.calibration_key, [(n * BLOCK, BLOCK, 1.0 + 0.01 * n) for n in range(20)]
         )
         peers = tuple(str(key(n).peer_id) for n in range(3))
         for number, peer in enumerate(peers):

@@ -16,7 +16,7 @@ from benchmarks.common import BLOCK, ids_of, load_default, machine, seconds  # n
 def main() -> None:
     from kvswap.artifact import assembly
     from kvswap.artifact.sealing import Seal
-    from tests.support import Made, group, publish_ids, seal_for
+    from tests.support import Ingested, group, publish_ids, seal_for
 
     print(machine())
     data, seal = bytes(1 << 22), Seal(bytes(32))
@@ -26,7 +26,7 @@ def main() -> None:
         f"4 MiB, one core: sealed at {len(data) / close / 1e9:.2f} GB/s, opened at {len(data) / opened / 1e9:.2f} GB/s"
     )
 
-    def load(made: Made) -> float:
+    def load(made: Ingested) -> float:
         return seconds(lambda: assembly.load(made.manifest, made.chunks.__getitem__, seal=made.statement.seal), 9)
 
     tokens = int(next((a for a in sys.argv[1:] if a.isdigit()), "2048"))

@@ -29,13 +29,13 @@ import psutil
 from benchmarks.common import machine, nginx, table
 from benchmarks.shaped import Network, answer
 from kvswap.artifact.manifest import LayerSpec
-from tests.support import Daemon, Made, key, make_artifact, stock
+from tests.support import Daemon, Ingested, key, make_artifact, stock
 
 ROUNDS = 3
 SPECS = (LayerSpec(kind="full", heads=3, k_dim=64, v_dim=64),) * 30  # the default model's shape
 
 
-def artifact(megabytes: float, seed: int = 0) -> Made:
+def artifact(megabytes: float, seed: int = 0) -> Ingested:
     """About so many MB on the wire."""
     blocks = max(1, round(megabytes / 3.93))
     return make_artifact(
@@ -43,7 +43,7 @@ def artifact(megabytes: float, seed: int = 0) -> Made:
     )
 
 
-def reader(network: Network, name: str, home: Path, providers: list[Daemon], warm: Made | None = None) -> Daemon:
+def reader(network: Network, name: str, home: Path, providers: list[Daemon], warm: Ingested | None = None) -> Daemon:
     """A node that has met its providers and, like one that has run for a while, fetched from them before."""
     flags = [flag for p in providers for flag in ("--bootstrap", p.address)]
     node = network.daemon(name, home, *flags)
@@ -112,7 +112,9 @@ class Web:
         self._nginx.wait()
 
 
-def _providers(root: Path, name: str, rates: list[float], made: Made, warm: Made, kill: bool = False) -> dict[str, Any]:
+def _providers(
+    root: Path, name: str, rates: list[float], made: Ingested, warm: Ingested, kill: bool = False
+) -> dict[str, Any]:
     names = [f"p{i}" for i in range(len(rates))]
     with Network(dict(zip(names, rates, strict=True)) | {"reader": 0}) as network:
         providers = []

@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import DOCUMENT, machine, once, seconds, text_table
 from kvswap.bench.texts import Cutter, read_texts
-from kvswap.core.places import models_directory
+from kvswap.core.directories import models_directory
 from kvswap.report import lines
 from kvswap.trust.agreement import compare
-from kvswap.trust.ladder import Level
+from kvswap.trust.levels import Level
 from kvswap.trust.noise import MARGIN, Noise
 from kvswap.trust.sampling import coverage, draw, new_seed
-from tests.attacks.kit import ATTACKS, Scene, climb, forge
+from tests.attacks.kit import ATTACKS, Scene, forge, run_checks
 from tests.support import key
 
 BLOCK = 256
@@ -141,7 +141,7 @@ def honest(directory: Path, tokens: int, count: int, noises: dict[str, Noise]) -
             torch.set_num_threads(threads)
             artifact = forge(scene, right, signer=key(number))
             seed = bytes([number]) * 32
-            steps, mark = climb(artifact, scene, STEPS, noises[dtype], seed=seed, samples=SAMPLES)
+            steps, mark = run_checks(artifact, scene, STEPS, noises[dtype], seed=seed, samples=SAMPLES)
             with_two = Scene(loaded, text, ids, ids, 128).right  # another publisher's, on another schedule
             agreed = compare(_print(with_two), {"one": mark}, noises[dtype].fingerprints)
             found = {f"V{int(s.level)}": s for s in steps}
@@ -174,7 +174,7 @@ def attacks(directory: Path, tokens: int, noise: Noise) -> dict[str, Any]:
     for name, make in lies.items():
         print(f"attack: {name}", file=sys.stderr, flush=True)
         made = make()
-        steps, mark = climb(made, scene, STEPS, noise)
+        steps, mark = run_checks(made, scene, STEPS, noise)
         row: dict[str, Any] = {f"V{int(s.level)}": s.verdict for s in steps}
         row["bitwise"] = steps[-1].figures.get("bitwise")
         row["V7_ratio"] = steps[-1].figures.get("worst")

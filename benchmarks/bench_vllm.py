@@ -3,9 +3,9 @@
     sudo .venv-vllm/bin/python benchmarks/bench_vllm.py [--documents 20] [--no-timings] [--write docs/results]
 
 Two nodes in network namespaces, 1 Gbit/s between them; the first publishes (transformers) and hosts, the second stands
-beside the engines.  Three engines with the default model: without a connector, with kvswap's, and with vLLM's own example
-that keeps KV in files; and the host's.  All is measured in one run, engines taking turns; medians.  Dollars are those of
-a tariff like the large providers': a cached token a tenth of a computed one, egress as the paper has it.
+beside the engines.  Three engines with the default model: without a connector, with kvswap's, and with vLLM's own
+example that keeps KV in files; and the host's.  All is measured in one run, engines taking turns; medians.  Dollars are
+those of a tariff like the large providers': a cached token a tenth of a computed one, egress as the paper has it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import machine, text_of, text_table
 from benchmarks.shaped import Network
-from kvswap.core.places import models_directory
+from kvswap.core.directories import models_directory
 from kvswap.model.pull import pull
 from tests.support import until
 from tests.vllm.running import Engine, Host, Output

@@ -87,7 +87,7 @@ def text_of(tokens: int) -> str:
     """A text of so many tokens for the default model, of prose and code; no two lengths begin alike."""
     from tokenizers import Tokenizer
 
-    from kvswap.core.places import models_directory
+    from kvswap.core.directories import models_directory
     from kvswap.model.pull import pull
 
     tokenizer = Tokenizer.from_file(str(pull("smollm2-135m", models_directory()) / "tokenizer.json"))
@@ -100,7 +100,7 @@ def text_of(tokens: int) -> str:
 
 
 def load_default(dtype: str = "bfloat16") -> Any:
-    from kvswap.core.places import models_directory
+    from kvswap.core.directories import models_directory
     from kvswap.model.load import load_model
     from kvswap.model.pull import pull
 

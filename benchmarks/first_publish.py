@@ -111,9 +111,9 @@ def _forked(model: Path, way: str, settled: bool, without: bool) -> str:
 
                 torch.zeros(1).cos()
             if without:
-                from kvswap.model import settle
+                from kvswap.model import kernels
 
-                settle.settle = lambda: None  # before what calls it is imported
+                kernels.initialize_kernels = lambda: None  # before what calls it is imported
                 from kvswap.model import probing
 
                 probing.check_cache = lambda model: None  # computes a few tokens at load, which would be a cure too

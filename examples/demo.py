@@ -18,9 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from kvswap import Client
+from kvswap.core.directories import models_directory
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import document_digest
-from kvswap.core.places import models_directory
 from kvswap.model.pull import pull
 
 ROOT = Path(__file__).resolve().parent.parent

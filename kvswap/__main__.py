@@ -14,11 +14,11 @@ def entry() -> None:
         code = main()
     except KeyboardInterrupt:
         code = 130
-        _say(b"kvswap: interrupted; what was fetched is kept, the same command resumes\n")
+        _write(b"kvswap: interrupted; what was fetched is kept, the same command resumes\n")
     sys.exit(code)
 
 
-def _say(line: bytes) -> None:
+def _write(line: bytes) -> None:
     try:
         os.write(2, line)
     except OSError:  # standard error is closed

@@ -26,7 +26,7 @@ from kvswap.codec import planes  # noqa: E402
 from kvswap.core import wire  # noqa: E402
 from kvswap.core.ids import Cid, blake3_digest  # noqa: E402
 from manifests.sealed_vectors import sealed_vectors  # noqa: E402
-from tests.support import FULL, SLIDING, Made, key, make_artifact  # noqa: E402
+from tests.support import FULL, SLIDING, Ingested, key, make_artifact  # noqa: E402
 
 NOW = 1_760_000_000
 AT = NOW + 100
@@ -72,7 +72,7 @@ def valid() -> None:
             good(f"{dtype}-{codec}", f"{dtype} chunks in codec {codec}", True, dtype=dtype, codec=codec, tokens=40)
     good("one-token", "a document of one token", True, tokens=1)
     good("predictive", "chunks coded against a predictor, which is a file beside them", True, **PREDICTIVE)
-    good("int8", "an inexact artifact, which says so", True, **INEXACT)
+    good("int8", "an inexact artifact, which says so", True, **LOSSY_CODECS)
     good("whole-blocks", "the last block is full", True, tokens=16)
     good(
         "sliding",
@@ -123,7 +123,7 @@ def sealed(tree: Any, number: int = 1) -> bytes:
 PREDICTIVE: dict[str, Any] = {"tokens": 300, "block_tokens": 256, "specs": (FULL, FULL), "codec": "predictive"}
 
 
-INEXACT: dict[str, Any] = {
+LOSSY_CODECS: dict[str, Any] = {
     "tokens": 40,
     "codec": "int8",
     "divergence": Divergence(steps=32, equal=16, first=9, kl=1234),
@@ -131,17 +131,17 @@ INEXACT: dict[str, Any] = {
 
 
 def divergence_liars() -> None:
-    made = make_artifact(now=NOW, **INEXACT)
-    exact = make_artifact(now=NOW)
+    made = make_artifact(now=NOW, **LOSSY_CODECS)
+    lossless = make_artifact(now=NOW)
 
     def lie(name: str, why: str, change: dict[str, Any], of: Any = made) -> None:
         tree = {k: v for k, v in (wire.parse(of.manifest.encode()) | change).items() if v != "absent"}
         write("hostile", name, sealed(tree), 7, why)
 
-    told = wire.plain(INEXACT["divergence"])
+    told = wire.plain(LOSSY_CODECS["divergence"])
     lie("divergence-missing", "inexact chunks that nobody owns up to", {"divergence": "absent"})
     lie("divergence-null", "a divergence that is null", {"divergence": None})
-    lie("divergence-unused", "exact chunks with a divergence", {"divergence": told}, exact)
+    lie("divergence-unused", "exact chunks with a divergence", {"divergence": told}, lossless)
     lie("divergence-over", "more equal tokens than there are", {"divergence": told | {"equal": 33}})
     lie("divergence-steps", "a divergence over more tokens than the cap", {"divergence": told | {"steps": 65}})
 
@@ -354,27 +354,29 @@ def fingerprints() -> None:
     marked("fingerprint-length", "a fingerprint that is longer than the layout says", 7, None, length=len(right) + 16)
     marked("fingerprint-cid", "a fingerprint without a digest", 7, None, cid=bytes(36))
     other = bytes(len(right))
-    lied = {**plain.chunks, Cid.of(other): other}
-    marked("fingerprint-other", "a signed fingerprint of other tensors", 6, lied, cid=bytes(Cid.of(other)))
+    sent_invalid_data = {**plain.chunks, Cid.of(other): other}
+    marked("fingerprint-other", "a signed fingerprint of other tensors", 6, sent_invalid_data, cid=bytes(Cid.of(other)))
     tree = wire.parse(plain.manifest.encode()) | {"fingerprint": None}
     write("hostile", "fingerprint-null", sealed(tree), 7, "a fingerprint that is null")
 
 
 def statements() -> None:
     """Head records and audits."""
-    from kvswap.trust import audit, head
+    from kvswap.trust import audit, status_record
     from kvswap.trust.envelopes import sign
 
     signer, auditor = key(), key(5)
     artifact = str(Cid.of(b"an artifact"))
-    made = head.make_head(signer, 7, NOW, [artifact], {str(Cid.of(b"withdrawn")): "a typing error"}, key(6))
+    made = status_record.make_status_record(
+        signer, 7, NOW, [artifact], {str(Cid.of(b"withdrawn")): "a typing error"}, key(6)
+    )
     write("valid", "head", made.envelope, 0, "a head record with a withdrawal and a successor", kind="head")
-    told = wire.plain(made.head)
+    told = wire.plain(made.record)
 
     def headed(name: str, why: str, exit_code: int, by: Any = signer, **changes: Any) -> None:
-        write("hostile", name, sign(wire.pack(told | changes), by, head.KIND), exit_code, why, kind="head")
+        write("hostile", name, sign(wire.pack(told | changes), by, status_record.KIND), exit_code, why, kind="head")
 
-    later = sign(wire.pack(told | {"note": ""}), signer, head.KIND)
+    later = sign(wire.pack(told | {"note": ""}), signer, status_record.KIND)
     write("valid", "head-unknown", later, 0, "a head record with a field of tomorrow, which is skipped", kind="head")
     headed("head-expired", "a head record of last week", 4, issued=NOW - 700_000, expires=NOW - 600_000)
     headed("head-future", "a head record of tomorrow", 4, issued=NOW + 80_000, expires=NOW + 90_000)
@@ -433,7 +435,7 @@ def hosting_statements() -> None:
         expires=NOW + 3_600,
     )
     offer = hosting.sign_offer(made, host)
-    read = hosting.Read(
+    read = hosting.Receipt(
         version=1,
         host=str(host.peer_id),
         number=1,
@@ -471,7 +473,7 @@ def hosting_statements() -> None:
     told("read", "read-document", "a digest that is none", 7, document=b"short")
 
 
-def chunk_liars(made: Made) -> None:
+def chunk_liars(made: Ingested) -> None:
     first, second = made.manifest.chunks[:2]
     good = made.chunks
 

@@ -13,7 +13,7 @@ from kvswap.artifact import dsse, sealing
 from kvswap.artifact.manifest import FileRef
 from kvswap.core import wire
 from kvswap.core.ids import Cid
-from tests.support import FULL, Made, group, key, make_artifact, seal_for
+from tests.support import FULL, Ingested, group, key, make_artifact, seal_for
 
 NOW = 1_760_000_000
 SALT = hashlib.sha256(b"a salt for vectors").digest()
@@ -31,7 +31,7 @@ def sealed_vectors(out: Path, write: Callable[..., None]) -> None:
     plain = make_artifact(now=NOW, tokens=40)
     made = seal_for(plain, members, salt=SALT)
 
-    def good(name: str, why: str, of: Made, chunks: bool = True) -> None:
+    def good(name: str, why: str, of: Ingested, chunks: bool = True) -> None:
         write("valid", name, of.statement.envelope, 0, why, of.chunks if chunks else None, group=ours)
 
     def bad(name: str, why: str, exit_code: int, envelope: bytes, *, by: str | None = ours, **more: Any) -> None:
@@ -91,7 +91,7 @@ def sealed_vectors(out: Path, write: Callable[..., None]) -> None:
     bad("sealed-moved", "a chunk that was sealed for another place", 6, moved.statement.envelope, chunks=made.chunks)
 
 
-def signed(made: Made, number: int, by: Any = None) -> bytes:
+def signed(made: Ingested, number: int, by: Any = None) -> bytes:
     """The payload as it is, in the name of a key, with a signature by that or another."""
     name = key(number)
     payload = dsse.open_envelope(made.statement.envelope, sealing.KIND).payload

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvswap.core.places import models_directory
+from kvswap.core.directories import models_directory
 from tests.support import Daemon, tiny_model
 
 pytest_plugins = ("tests.covering", "tests.spending")

@@ -33,14 +33,14 @@ from kvswap.artifact.manifest import (
     Manifest,
     ModelIdentity,
     Numerics,
-    Prefix,
     Probe,
     TensorDigests,
+    TokenSequence,
 )
-from kvswap.artifact.sealing import FINGERPRINT, KIND, PREDICTOR, Place, chunk_place
+from kvswap.artifact.sealing import FINGERPRINT, KIND, PREDICTOR, ChunkPosition, chunk_position
 from kvswap.codec import Predictor, base, predictive
 from kvswap.codec.predictive.predictor import Stack, Tensor
-from kvswap.codec.predictive.rans import Tables
+from kvswap.codec.predictive.rans import FrequencyTables
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.trust import Group, Key, Statement, read_statement
@@ -64,7 +64,7 @@ def identity(label: str = "tiny") -> ModelIdentity:
 
 
 @dataclass
-class Made:
+class Ingested:
     """An artifact made for a test: its statement, chunks by CID, and the tensors it holds."""
 
     statement: Statement
@@ -129,7 +129,7 @@ def plain_predictor(specs: Sequence[LayerSpec]) -> Predictor:
             )
         )
     near = [1 + 32 * max(0, 11 - abs(symbol - 64)) for symbol in range(127)]
-    return Predictor(tuple(made), Tables(np.array([[*near, 4096 - sum(near)]] * 96, np.uint16)))
+    return Predictor(tuple(made), FrequencyTables(np.array([[*near, 4096 - sum(near)]] * 96, np.uint16)))
 
 
 def make_artifact(
@@ -146,7 +146,7 @@ def make_artifact(
     lifetime: int = 86_400,
     model: ModelIdentity | None = None,
     **changes: Any,
-) -> Made:
+) -> Ingested:
     """Random tensors through the real chunk writer, a manifest around them, signed.  `changes` replace fields."""
     import torch
 
@@ -169,7 +169,7 @@ def make_artifact(
 
     predictor = plain_predictor(specs) if codec == "predictive" else None
     layers = [(values((s.heads, tokens, s.k_dim)), values((s.heads, tokens, s.v_dim))) for s in specs]
-    runs = layout.plan_runs(specs, block_tokens, ITEM_BYTES[dtype])
+    runs = layout.plan_layer_groups(specs, block_tokens, ITEM_BYTES[dtype])
     refs: list[ChunkRef] = []
     chunks: dict[Cid, bytes] = {}
     for block in range(layout.block_count(tokens, block_tokens)):
@@ -199,7 +199,7 @@ def make_artifact(
         "version": 1,
         "model": model,
         "document": DocumentRef(sha256=hashlib.sha256(text).digest(), length=len(text), media_type="text/plain"),
-        "prefix": Prefix(
+        "prefix": TokenSequence(
             tokens=tokens,
             token_digest=chain.token_digest(ids),
             block_tokens=block_tokens,
@@ -221,13 +221,13 @@ def make_artifact(
         fields["predictor"] = FileRef(cid=bytes(Cid.of(data)), length=len(data))
     fields.update(changes)
     manifest = Manifest(**fields)
-    if not manifest.exact:  # what is signed is what comes back
+    if not manifest.lossless:  # what is signed is what comes back
         from kvswap.artifact.assembly import load
 
         fields["tensors"] = [digest_layer(held) for held in load(manifest, chunks.__getitem__)]
         manifest = Manifest(**fields)
     envelope = dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)
-    return Made(read_statement(envelope), chunks, layers)
+    return Ingested(read_statement(envelope), chunks, layers)
 
 
 def group(name: str = "team", number: int = 1) -> Group:
@@ -235,19 +235,21 @@ def group(name: str = "team", number: int = 1) -> Group:
     return Group(name, hashlib.sha256(b"test group %d" % number).digest())
 
 
-def seal_for(made: Made, readers: Group, signer: Key | None = None, salt: bytes | None = None, **changes: Any) -> Made:
+def seal_for(
+    made: Ingested, readers: Group, signer: Key | None = None, salt: bytes | None = None, **changes: Any
+) -> Ingested:
     """The same artifact for a group; `changes` replace fields of its manifest, also so that it is wrong."""
     signer = signer or key()
     sealing = Sealing.new(readers) if salt is None else Sealing(readers, salt, readers.seal(salt))
     chunks: dict[Cid, bytes] = {}
 
-    def close(place: Place, file: Any) -> Any:
+    def close(place: ChunkPosition, file: Any) -> Any:
         data = sealing.seal.close(place, made.chunks[file.id])
         chunks[Cid.of(data)] = data
         return msgspec.structs.replace(file, cid=bytes(Cid.of(data)), length=len(data))
 
     old = made.manifest
-    fields: dict[str, Any] = {"chunks": [close(chunk_place(ref), ref) for ref in old.chunks]}
+    fields: dict[str, Any] = {"chunks": [close(chunk_position(ref), ref) for ref in old.chunks]}
     if old.predictor is not None:
         fields["predictor"] = close(PREDICTOR, old.predictor)
     if old.fingerprint is not None:
@@ -255,7 +257,7 @@ def seal_for(made: Made, readers: Group, signer: Key | None = None, salt: bytes 
     manifest = msgspec.structs.replace(old, **(fields | changes))
     envelope = dsse.seal(sealing.payload(manifest), str(signer.peer_id), signer.sign, KIND)
     statement = Statement(Cid.of(sealing.payload(manifest)), manifest, envelope, sealing.seal, readers)
-    return Made(statement, chunks, made.layers)
+    return Ingested(statement, chunks, made.layers)
 
 
 def captured(loaded: Any, cache: Any, ids: list[int], block_tokens: int) -> Any:
@@ -269,13 +271,13 @@ def captured(loaded: Any, cache: Any, ids: list[int], block_tokens: int) -> Any:
     for block in canonical_prefill(loaded, cache, ids, block_tokens):
         if not specs:
             specs = layer_specs(cache)
-            runs = layout.plan_runs(specs, block_tokens, ITEM_BYTES[loaded.dtype])
+            runs = layout.plan_layer_groups(specs, block_tokens, ITEM_BYTES[loaded.dtype])
         for number, members in enumerate(runs):
             tensors = capture_block(cache, specs, members, block.start, block.stop)
             yield block.index, number, [as_part(t) for t in tensors], specs, runs
 
 
-def stock(home: Path, *made: Made, only: Any = None) -> None:
+def stock(home: Path, *made: Ingested, only: Any = None) -> None:
     """Put artifacts into the store of a node that is not running; `only`: these chunks of them."""
 
     from kvswap.exchange.node.listing import list_artifact
@@ -292,7 +294,7 @@ def stock(home: Path, *made: Made, only: Any = None) -> None:
         store.close()
 
 
-def publish_ids(loaded: Any, ids: list[int], block_tokens: int, codec: str = "planes") -> Made:
+def publish_ids(loaded: Any, ids: list[int], block_tokens: int, codec: str = "planes") -> Ingested:
     """An artifact of these ids by a real model, signed by the test key."""
     from kvswap.artifact.tensors import digest_layer, encode_chunk
     from kvswap.model.cache import held_tensors, new_cache
@@ -310,7 +312,7 @@ def publish_ids(loaded: Any, ids: list[int], block_tokens: int, codec: str = "pl
         chunks=refs,
         tensors=[digest_layer(held) for held in held_tensors(cache, specs, len(ids))],
     )
-    return Made(made.statement, chunks, [])
+    return Ingested(made.statement, chunks, [])
 
 
 class NoModel:

@@ -1,7 +1,7 @@
 """Public docstrings are sentences that can be read alone, in `help()` or in an editor.
 
-ruff's D rules see form and mood (`[tool.ruff.lint]`); this sees how a docstring begins.  A folder that ruff still passes
-over for D in pyproject.toml is passed over here as well: one list.
+ruff's D rules see form and mood (`[tool.ruff.lint]`); this sees how a docstring begins.  A folder that ruff still
+passes over for D in pyproject.toml is passed over here as well: one list.
 """
 
 from __future__ import annotations

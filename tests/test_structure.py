@@ -24,10 +24,10 @@ LONG_MODULES = {
 # Functions over FUNCTION_LINES: (lines, why).
 LONG_FUNCTIONS = {
     "exchange/ask.py:answer": (106, "the whole of one use case; to be cut with its typed result"),
-    "exchange/host_reads.py:ask_host": (68, "ends with the JSON contract spelt out; to be cut with its typed result"),
+    "exchange/ask_host.py:ask_host": (68, "ends with the JSON contract spelt out; to be cut with its typed result"),
     "net/libp2p/host.py:__init__": (67, "puts py-libp2p together"),
     "worker/jobs.py:do_answer": (94, "one job, in the order of its steps"),
-    "worker/training.py:make": (65, "one job, in the order of its steps"),
+    "worker/training.py:train_predictor": (65, "one job, in the order of its steps"),
 }
 # Functions with more than PARAMETERS: (parameters, why).  Clients and commands have their options from one definition.
 MANY_PARAMETERS = {

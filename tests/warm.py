@@ -389,8 +389,8 @@ def _import_node() -> None:
     """Import what a command line and a daemon use: all but what needs torch."""
     import kvswap.cli
 
-    for module in pkgutil.iter_modules(kvswap.cli.__path__):
-        import_module(f"kvswap.cli.{module.name}")
+    for module in pkgutil.walk_packages(kvswap.cli.__path__, "kvswap.cli."):
+        import_module(module.name)
     for name in ("client.sync", "daemon.run", "net.libp2p.transport", "model.catalogue", "model.identity"):
         import_module(f"kvswap.{name}")
     assert "torch" not in sys.modules

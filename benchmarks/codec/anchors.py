@@ -12,12 +12,12 @@ import numpy as np
 
 @dataclass
 class Anchor:
-    """`encode` a block into something with a size; `decode` it; `exact`: whether every bit has to come back."""
+    """`encode` a block into something with a size; `decode` it; `lossless`: whether every bit has to come back."""
 
     name: str
     encode: Callable[[Any], Any]
     decode: Callable[[Any, Any], Any]
-    exact: bool = True
+    lossless: bool = True
 
 
 def plain(name: str, encode: Callable[[bytes], Any], decode: Callable[[Any], Any]) -> Anchor:
@@ -143,7 +143,10 @@ def ours(dtype: str) -> list[Anchor]:
             return block.scratch
 
         return Anchor(
-            name, lambda block: codecs.encode(block.parts, dtype, name, block.context), decode, codecs.get(name).exact
+            name,
+            lambda block: codecs.encode(block.parts, dtype, name, block.context),
+            decode,
+            codecs.get(name).lossless,
         )
 
     return [make(name) for name in codecs.names()]

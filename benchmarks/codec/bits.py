@@ -35,7 +35,7 @@ def predictive(block: Block, dtype: str) -> list[float]:
     from kvswap.codec.predictive import codec, fast
 
     class Engine:
-        sums, expected, known = fast.sums, fast.expected, fast.known
+        sums, expected, known = fast.sums, fast.expected, fast.features
         made: list[_Counting] = []
 
         @classmethod

@@ -59,7 +59,7 @@ def _measure(blocks: list[Block], dtype: str, label: list[Any], speeds: bool = T
         wires = [anchor.encode(b) for b in blocks]
         back = [anchors.joined(anchor.decode(w, b)) for w, b in zip(wires, blocks, strict=True)]
         same = all(blake3(x).digest() == blake3(b.raw).digest() for x, b in zip(back, blocks, strict=True))
-        assert same or not anchor.exact, f"{anchor.name} is not exact"
+        assert same or not anchor.lossless, f"{anchor.name} is not exact"
         coded = sum(anchors.size(w) for w in wires)
         width = 8 * blocks[0].parts[0].itemsize
         row = [*label, anchor.name, f"{raw / coded:.3f}", f"{width * coded / raw:.2f}", "yes" if same else "NO, lossy"]
@@ -89,7 +89,7 @@ def texts(given: argparse.Namespace) -> None:
         for block in blocks_of(loaded, ids, predictor):
             for codec in sizes:
                 used, wire = codecs.encode(block.parts, loaded.dtype, codec, block.context)
-                if codecs.get(used).exact:
+                if codecs.get(used).lossless:
                     out = [np.empty_like(p) for p in block.parts]
                     codecs.decode(used, wire, out, loaded.dtype, block.context)
                     assert all((a == b).all() for a, b in zip(out, block.parts, strict=True)), f"{codec} is not exact"
@@ -213,7 +213,7 @@ def sizes(given: argparse.Namespace) -> None:
     loaded = _model(given)
     held = [loaded.tokenize(text)[:TOKENS] for text in documents(given.documents).values()]
     rows = []
-    for before, by_heart, coarseness in (
+    for before, token_table, coarseness in (
         (1, 1_024, 0.15),
         (1, 4_096, 0.05),
         (2, 2_048, 0.12),
@@ -222,8 +222,8 @@ def sizes(given: argparse.Namespace) -> None:
         (4, 4_096, 0.08),
         (4, 4_096, 0.05),
     ):
-        size = training.Size(before, by_heart, coarseness)
-        data, _ = training.make(loaded, given.corpus, 40_000, BLOCK, lambda done: None, lambda: None, size)
+        size = training.Size(before, token_table, coarseness)
+        data, _ = training.train_predictor(loaded, given.corpus, 40_000, BLOCK, lambda done: None, lambda: None, size)
         predictor = predictive.load(data)
         blocks = [block for ids in held for block in blocks_of(loaded, ids, predictor)]
         raw = sum(len(b.raw) for b in blocks)
@@ -236,7 +236,7 @@ def sizes(given: argparse.Namespace) -> None:
         few = sum(len(b.raw) for b in blocks[:8])
         rate = 1e3 * _rate(decode, list(range(len(outs))), few, 2)
         ratio = f"{raw / sum(map(len, wires)):.3f}"
-        rows.append([before, by_heart, coarseness, f"{len(data) / 1e6:.1f}", ratio, f"{rate:.0f}"])
+        rows.append([before, token_table, coarseness, f"{len(data) / 1e6:.1f}", ratio, f"{rate:.0f}"])
         print(rows[-1], flush=True)
     table(
         ["layers back", "tokens by heart", "coarseness", "predictor MB", "ratio", "decode MB/s, 2 threads"],

@@ -46,7 +46,7 @@ class Shell:
         scripts.mkdir()
         (scripts / "kvswap").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m kvswap "$@"\n')
         (scripts / "kvswap").chmod(0o755)
-        from kvswap.core.places import models_directory
+        from kvswap.core.directories import models_directory
 
         env = {k: v for k, v in os.environ.items() if not k.startswith(("KVSWAP_", "XDG_"))}
         env |= {"HOME": str(self.home), "KVSWAP_MODELS": str(models_directory())}

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvswap.api.requests import (
         AskRequest,
-        BeginningRequest,
         CollectRequest,
         FetchRequest,
         GroupRequest,
         JoinRequest,
         PlanRequest,
+        PrefixRequest,
         PublishRequest,
         Request,
         Terms,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AskRequest",
-    "BeginningRequest",
+    "PrefixRequest",
     "CollectRequest",
     "FetchRequest",
     "GroupRequest",

@@ -57,7 +57,7 @@ ROUTES = (
     Route("POST", "/v1/ask", "Answer a question from a document's cache.", bodies.AskRequest, lines=True),
     Route("POST", "/v1/verify", "Check an artifact, or the store.", bodies.VerifyRequest, lines=True),
     Route("POST", "/v1/gc", "Free room in the store.", bodies.CollectRequest),
-    Route("POST", "/v1/beginning", "Fetch the longest published prefix.", bodies.BeginningRequest, lines=True),
+    Route("POST", "/v1/beginning", "Fetch the longest published prefix.", bodies.PrefixRequest, lines=True),
     Route("GET", "/v1/beginnings", "Keys of all prefixes that can be found.", query=("version", "wait")),
     Route("POST", "/v1/computed", "Publish what an engine computed; the body is frames.", lines=True),
     Route("GET", "/v1/hosts", "Hosts that invited this node, with their offers."),

@@ -33,9 +33,9 @@ class Terms(Request, frozen=True, kw_only=True):
     """Fetch although the plan says that prefilling is better."""
     trust_on_first_use: bool = field(default=False, name="tofu")
     """Trust the publisher from now on, if it is not known yet."""
-    inexact: bool = False
+    allow_lossy: bool = field(default=False, name="inexact")
     """Take a cache that is not the model's own to the bit."""
-    strangers: bool = False
+    allow_untrusted: bool = field(default=False, name="strangers")
     """Take what a publisher made who is not listed, once it is verified by recomputing."""
     samples: Samples = LIMITS.usual_samples
     """Positions that are computed again for that."""
@@ -98,7 +98,7 @@ class AskRequest(FetchRequest, frozen=True, kw_only=True):
     """Let this host answer, or with `auto` the best of those known where the plan says so."""
 
 
-class BeginningRequest(Terms, frozen=True, kw_only=True):
+class PrefixRequest(Terms, frozen=True, kw_only=True):
     """The request `POST /v1/beginning`: the longest published prefix of a document, given by ids or chain digests."""
 
     model: str

@@ -58,7 +58,7 @@ def read_predictor(
 class Assembly:
     """The first `tokens` tokens (a block's end; default all) of an artifact's cache, on the CPU.
 
-    `room` tokens are left free behind full layers, so that what follows needs no copy.  `source` returns
+    `headroom` tokens are left free behind full layers, so that what follows needs no copy.  `source` returns
     a chunk's wire bytes and is called from several threads; `seal` opens them where they are sealed.  Memory
     is the cache plus one chunk for each worker.
     """
@@ -69,7 +69,7 @@ class Assembly:
         source: ChunkSource,
         *,
         tokens: int | None = None,
-        room: int = 0,
+        headroom: int = 0,
         workers: int | None = None,
         predictors: Predictors | None = None,
         seal: Seal | None = None,
@@ -77,7 +77,7 @@ class Assembly:
         self.manifest = manifest
         self._seal = seal
         self.tokens = manifest.prefix.tokens if tokens is None else tokens
-        self.tensors = _allocate(manifest.layout, self.tokens, room)
+        self.tensors = _allocate(manifest.layout, self.tokens, headroom)
         self._source = source
         self._predictors = predictors
         self._predictor: Predictor | None = None
@@ -148,7 +148,7 @@ def load(
     source: ChunkSource,
     *,
     tokens: int | None = None,
-    room: int = 0,
+    headroom: int = 0,
     workers: int | None = None,
     predictors: Predictors | None = None,
     seal: Seal | None = None,
@@ -158,19 +158,19 @@ def load(
     Raises `IntegrityError` naming a damaged chunk.
     """
     with Assembly(
-        manifest, source, tokens=tokens, room=room, workers=workers, predictors=predictors, seal=seal
+        manifest, source, tokens=tokens, headroom=headroom, workers=workers, predictors=predictors, seal=seal
     ) as assembly:
         assembly.fill(layouts.needed(manifest, tokens))
         assembly.wait()
         return assembly.tensors
 
 
-def _allocate(layout: Layout, tokens: int, room: int) -> list[LayerTensors]:
+def _allocate(layout: Layout, tokens: int, headroom: int) -> list[LayerTensors]:
     dtype = DTYPES[layout.dtype]
     out = []
     for layer in layout.layers:
         first, stop = layouts.held_span(layer, tokens)
-        extra = room if layer.window is None else 0
+        extra = headroom if layer.window is None else 0
         k, v = (
             torch.empty((layer.heads, stop - first + extra, dim), dtype=dtype) for dim in (layer.k_dim, layer.v_dim)
         )

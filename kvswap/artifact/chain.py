@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvswap.artifact.manifest import Prefix
+from kvswap.artifact.manifest import TokenSequence
 from kvswap.core.ids import blake3_digest
 
 
@@ -35,9 +35,11 @@ def chain_digests(identity: bytes, ids: Sequence[int], block_tokens: int) -> lis
     return digests
 
 
-def prefix_of(identity: bytes, ids: Sequence[int], block_tokens: int, template: str | None = None) -> Prefix:
+def token_sequence_of(
+    identity: bytes, ids: Sequence[int], block_tokens: int, template: str | None = None
+) -> TokenSequence:
     """Return what a manifest says of the token ids; `template` names the rules they were made by, if not the usual."""
-    return Prefix(
+    return TokenSequence(
         tokens=len(ids),
         token_digest=token_digest(ids),
         block_tokens=block_tokens,

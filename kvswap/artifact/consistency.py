@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from kvswap.artifact.layout import block_count, expected_chunks, fingerprint_length
-from kvswap.artifact.manifest import AXES, CLAIMS, INEXACT, ITEM_BYTES, FileRef, Layout, Manifest, decode_manifest
+from kvswap.artifact.manifest import (
+    AXES,
+    EXACTNESS_CLAIMS,
+    ITEM_BYTES,
+    LOSSY_CODECS,
+    FileRef,
+    Layout,
+    Manifest,
+    decode_manifest,
+)
 from kvswap.core.errors import MalformedManifest, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
@@ -31,7 +40,9 @@ def check(manifest: Manifest, added: int = 0) -> None:
     _require(blocks <= LIMITS.manifest_blocks, "prefix.tokens", f"{blocks} blocks are over the cap")
     _require(len(prefix.chain) == blocks, "prefix.chain", f"{len(prefix.chain)} chain digests for {blocks} blocks")
     _check_layout(layout)
-    _require(manifest.numerics.claim in CLAIMS, "numerics.claim", f"unknown claim {manifest.numerics.claim[:40]!r}")
+    _require(
+        manifest.numerics.claim in EXACTNESS_CLAIMS, "numerics.claim", f"unknown claim {manifest.numerics.claim[:40]!r}"
+    )
     _require(len(manifest.tensors) == len(layout.layers), "tensors", "one pair of digests a layer is needed")
     _require(len(manifest.chunks) <= LIMITS.manifest_chunks, "chunks", "more chunks than the cap")
     expected = expected_chunks(layout, prefix.tokens, prefix.block_tokens)
@@ -96,11 +107,17 @@ def _check_file(file: FileRef, field: str) -> None:
 
 
 def _check_divergence(manifest: Manifest) -> None:
-    inexact = any(chunk.codec in INEXACT for chunk in manifest.chunks)
-    told = manifest.divergence
-    _require(inexact == (told is not None), "divergence", "inexact chunks, and they alone, come with their divergence")
-    if told is not None:
-        within = told.steps <= LIMITS.probe_tokens and told.equal <= told.steps and told.first <= told.steps
+    lossy = any(chunk.codec in LOSSY_CODECS for chunk in manifest.chunks)
+    divergence = manifest.divergence
+    _require(
+        lossy == (divergence is not None), "divergence", "inexact chunks, and they alone, come with their divergence"
+    )
+    if divergence is not None:
+        within = (
+            divergence.steps <= LIMITS.probe_tokens
+            and divergence.equal <= divergence.steps
+            and divergence.first <= divergence.steps
+        )
         _require(within, "divergence", "it counts more tokens than there are")
 
 
@@ -114,8 +131,8 @@ def _check_layout(layout: Layout) -> None:
         _require((layer.kind == "sliding") == (layer.window is not None), where, "sliding layers have a window")
         _require(max(layer.heads, layer.k_dim, layer.v_dim) <= 1 << 16, where, "a dimension is over the cap")
     _require(bool(layout.runs) and all(layout.runs), "layout.runs", "a run is empty")
-    flat = [index for run in layout.runs for index in run]
+    flat = [index for layer_group in layout.runs for index in layer_group]
     _require(sorted(flat) == list(range(len(layout.layers))), "layout.runs", "runs are not a partition of the layers")
-    for run in layout.runs:
-        specs = {layout.layers[index] for index in run}
+    for layer_group in layout.runs:
+        specs = {layout.layers[index] for index in layer_group}
         _require(len(specs) == 1, "layout.runs", "a run mixes layer kinds or shapes")

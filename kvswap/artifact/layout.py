@@ -43,9 +43,9 @@ def held_span(layer: LayerSpec, tokens: int) -> tuple[int, int]:
     return (0, tokens) if layer.window is None else (max(0, tokens - (layer.window - 1)), tokens)
 
 
-def plan_runs(layers: Sequence[LayerSpec], block_tokens: int, itemsize: int) -> list[list[int]]:
+def plan_layer_groups(layers: Sequence[LayerSpec], block_tokens: int, itemsize: int) -> list[list[int]]:
     """Group layers of one shape and kind so that a full block's chunk comes near the target size."""
-    runs: list[list[int]] = []
+    layer_groups: list[list[int]] = []
     groups: dict[LayerSpec, list[int]] = {}
     for index, layer in enumerate(layers):
         groups.setdefault(layer, []).append(index)
@@ -55,23 +55,23 @@ def plan_runs(layers: Sequence[LayerSpec], block_tokens: int, itemsize: int) -> 
         fit = max(1, LIMITS.chunk_target_bytes // each)
         pieces = -(-len(members) // fit)
         even = -(-len(members) // pieces)
-        runs += [members[i : i + even] for i in range(0, len(members), even)]
-    return runs
+        layer_groups += [members[i : i + even] for i in range(0, len(members), even)]
+    return layer_groups
 
 
-def part_shapes(layout: Layout, run: int, start: int, stop: int) -> list[tuple[int, int, int]]:
+def part_shapes(layout: Layout, layer_group: int, start: int, stop: int) -> list[tuple[int, int, int]]:
     """List the shapes [head, token, dim] of K, then V, for each layer of the run, for block [start, stop)."""
     shapes = []
-    for index in layout.runs[run]:
+    for index in layout.runs[layer_group]:
         layer = layout.layers[index]
         first, last = stored_span(layer, start, stop)
         shapes += [(layer.heads, last - first, layer.k_dim), (layer.heads, last - first, layer.v_dim)]
     return shapes
 
 
-def raw_length(layout: Layout, run: int, start: int, stop: int) -> int:
+def raw_length(layout: Layout, layer_group: int, start: int, stop: int) -> int:
     """Compute the length in bytes of a chunk before coding: one run for block [start, stop)."""
-    return sum(h * t * d for h, t, d in part_shapes(layout, run, start, stop)) * ITEM_BYTES[layout.dtype]
+    return sum(h * t * d for h, t, d in part_shapes(layout, layer_group, start, stop)) * ITEM_BYTES[layout.dtype]
 
 
 def needed(manifest: Manifest, tokens: int | None = None) -> list[int]:
@@ -107,12 +107,12 @@ def expected_chunks(layout: Layout, tokens: int, block_tokens: int) -> Iterator[
     lengths: dict[tuple[int, int], int] = {}  # a chunk's length depends on its run and how many tokens it spans
     for block in range(block_count(tokens, block_tokens)):
         start, stop = block_span(tokens, block_tokens, block)
-        for run in range(len(layout.runs)):
-            length = lengths.get((run, stop - start))
+        for layer_group in range(len(layout.runs)):
+            length = lengths.get((layer_group, stop - start))
             if length is None:
-                length = lengths[run, stop - start] = raw_length(layout, run, start, stop)
+                length = lengths[layer_group, stop - start] = raw_length(layout, layer_group, start, stop)
             if length:
-                yield block, run, length
+                yield block, layer_group, length
 
 
 def fingerprint_length(manifest: Manifest) -> int:
@@ -141,7 +141,7 @@ def check_compatible(manifest: Manifest, identity: bytes, dtype: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class WorkUnit:
     """A unit of work that is computed or fetched as a whole: a block, or one run of its layers."""
 
     block: int
@@ -149,7 +149,7 @@ class Unit:
     chunks: tuple[int, ...]  # of the manifest, that a reader of the document's end needs of them
 
 
-def units(manifest: Manifest, tokens: int | None = None, *, by_run: bool = True) -> list[Unit]:
+def work_units(manifest: Manifest, tokens: int | None = None, *, by_layer_group: bool = True) -> list[WorkUnit]:
     """List the units of the first `tokens` tokens in the order of computing: by block, and where possible by run.
 
     Layers are computed in order, so a run can be a unit only where runs are neighbouring layers that
@@ -157,16 +157,16 @@ def units(manifest: Manifest, tokens: int | None = None, *, by_run: bool = True)
     """
     prefix, layout = manifest.prefix, manifest.layout
     stop = prefix.tokens if tokens is None else tokens
-    in_order = [layer for run in layout.runs for layer in run] == list(range(len(layout.layers)))
+    in_order = [layer for layer_group in layout.runs for layer in layer_group] == list(range(len(layout.layers)))
     full = all(layer.window is None for layer in layout.layers)
-    parts = layout.runs if by_run and in_order and full else [list(range(len(layout.layers)))]
+    parts = layout.runs if by_layer_group and in_order and full else [list(range(len(layout.layers)))]
     chunks: dict[tuple[int, int], list[int]] = {}
     for index in needed(manifest, tokens):
         chunk = manifest.chunks[index]
         part = chunk.run if len(parts) > 1 else 0
         chunks.setdefault((chunk.block, part), []).append(index)
     return [
-        Unit(block, tuple(layers), tuple(chunks.get((block, part), ())))
+        WorkUnit(block, tuple(layers), tuple(chunks.get((block, part), ())))
         for block in range(block_count(stop, prefix.block_tokens))
         for part, layers in enumerate(parts)
     ]

@@ -20,8 +20,8 @@ from kvswap.core.limits import LIMITS
 
 VERSION = 1
 AXES = "layer,kv,head,token,dim"
-CLAIMS = ("bitwise", "token-verified", "tolerance")
-INEXACT = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
+EXACTNESS_CLAIMS = ("bitwise", "token-verified", "tolerance")
+LOSSY_CODECS = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -30,7 +30,7 @@ Text = Annotated[str, Meta(max_length=256)]
 Url = Annotated[str, Meta(max_length=2048)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
-_Run = Annotated[list[Count], Meta(max_length=LIMITS.manifest_layers)]
+_LayerGroup = Annotated[list[Count], Meta(max_length=LIMITS.manifest_layers)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +68,7 @@ class DocumentRef(_Strict):
         return "sha256:" + self.sha256.hex()
 
 
-class Prefix(_Strict):
+class TokenSequence(_Strict):
     """The token sequence that the cache stands for, by digest; its blocks by chain digests (see `chain`)."""
 
     tokens: Positive
@@ -97,7 +97,7 @@ class Layout(_Strict):
     axes: Text
     rope: Annotated[str, Meta(max_length=4096)]
     layers: Annotated[list[LayerSpec], Meta(max_length=LIMITS.manifest_layers)]
-    runs: Annotated[list[_Run], Meta(max_length=LIMITS.manifest_layers)]
+    runs: Annotated[list[_LayerGroup], Meta(max_length=LIMITS.manifest_layers)]
 
 
 class Numerics(_Strict):
@@ -196,7 +196,7 @@ class Manifest(_Strict):
 
     version: int
     model: ModelIdentity
-    prefix: Prefix
+    prefix: TokenSequence
     layout: Layout
     numerics: Numerics
     tensors: Annotated[list[TensorDigests], Meta(max_length=LIMITS.manifest_layers)]
@@ -212,8 +212,8 @@ class Manifest(_Strict):
 
     def encode(self) -> bytes:
         """Encode the manifest as the payload bytes to sign."""
-        told = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
-        return wire.pack_fields(told, _TOGETHER)
+        given = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
+        return wire.pack_fields(given, _TOGETHER)
 
     @property
     def files(self) -> list[ChunkRef | FileRef]:
@@ -226,7 +226,7 @@ class Manifest(_Strict):
         return [name for name, _ in Counter(c.codec for c in self.chunks).most_common()]
 
     @property
-    def exact(self) -> bool:
+    def lossless(self) -> bool:
         """True if the cache is lossless: the model's own bits come back."""
         return self.divergence is None
 
@@ -268,30 +268,30 @@ def decode_manifest(payload: bytes) -> Manifest:
     """
     if len(payload) > LIMITS.manifest_bytes:
         raise MalformedManifest(f"a payload of {len(payload)} bytes is over the cap")
-    told = wire.fields(payload, items=LIMITS.manifest_items)
-    version = wire.decode(told["version"], int, at="version") if "version" in told else None
+    given = wire.fields(payload, items=LIMITS.manifest_items)
+    version = wire.decode(given["version"], int, at="version") if "version" in given else None
     if version != VERSION:
         raise MalformedManifest(f"manifest version {str(version)[:20]} is not {VERSION}", field="version")
     for name in _ABSENT:
-        if name in told and bytes(told[name]) == _NULL:
+        if name in given and bytes(given[name]) == _NULL:
             raise MalformedManifest(f"{name} is there or absent, never null", field=name)
-    return Manifest(**_fields_of(told))
+    return Manifest(**_fields_of(given))
 
 
-def _fields_of(told: dict[str, msgspec.Raw]) -> dict[str, Any]:
+def _fields_of(given: dict[str, msgspec.Raw]) -> dict[str, Any]:
     """Decode the known fields of a manifest one by one; fields that only its extensions name are not even built."""
-    declared = wire.decode(told["extensions"], _TYPES["extensions"], at="extensions") if "extensions" in told else []
+    declared = wire.decode(given["extensions"], _TYPES["extensions"], at="extensions") if "extensions" in given else []
     if _KNOWN.intersection(declared):
         raise MalformedManifest("an extension may not take the name of a field", field="extensions")
-    if extra := set(told).difference(_KNOWN, declared):
+    if extra := set(given).difference(_KNOWN, declared):
         name = min(extra)[:40]
         raise MalformedManifest(f"unknown field {name!r}", cause="the publisher uses a newer format", field=name)
     for name in _REQUIRED:
-        if name not in told:
+        if name not in given:
             raise MalformedManifest(f"not a valid manifest: the required field `{name}` is missing", field=name)
     return {
-        name: _chunks(told[name]) if name == "chunks" else wire.decode(told[name], _TYPES[name], at=name)
-        for name in told
+        name: _chunks(given[name]) if name == "chunks" else wire.decode(given[name], _TYPES[name], at=name)
+        for name in given
         if name in _KNOWN
     }
 

@@ -26,16 +26,16 @@ from kvswap.core.ids import Cid
 KIND = "application/vnd.kvswap.sealed.v1+msgpack"
 VERSION = 1
 SALT_BYTES = 32
-MARK_BYTES = 16
+GROUP_TAG_BYTES = 16
 TAG_BYTES = 16  # of Poly1305: what sealing adds to a file
 
-Place = tuple[int, int, int]
-MANIFEST: Place = (0, 0, 0)
-PREDICTOR: Place = (2, 0, 0)
-FINGERPRINT: Place = (3, 0, 0)
+ChunkPosition = tuple[int, int, int]
+MANIFEST: ChunkPosition = (0, 0, 0)
+PREDICTOR: ChunkPosition = (2, 0, 0)
+FINGERPRINT: ChunkPosition = (3, 0, 0)
 
 
-def chunk_place(ref: ChunkRef) -> Place:
+def chunk_position(ref: ChunkRef) -> ChunkPosition:
     """Return the place of a chunk: the nonce that it is encrypted with."""
     return (1, ref.block, ref.run)
 
@@ -45,7 +45,7 @@ class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: int
     salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
-    mark: Annotated[bytes, Meta(min_length=MARK_BYTES, max_length=MARK_BYTES)]
+    mark: Annotated[bytes, Meta(min_length=GROUP_TAG_BYTES, max_length=GROUP_TAG_BYTES)]
     body: bytes
 
     def encode(self) -> bytes:
@@ -67,11 +67,11 @@ class Seal:
 
     key: bytes = field(repr=False)
 
-    def close(self, place: Place, data: bytes) -> bytes:
+    def close(self, place: ChunkPosition, data: bytes) -> bytes:
         """Encrypt the bytes that belong at a place; call it only once for each place."""
         return ChaCha20Poly1305(self.key).encrypt(struct.pack(">III", *place), data, None)
 
-    def open(self, place: Place, data: bytes) -> bytes:
+    def open(self, place: ChunkPosition, data: bytes) -> bytes:
         """Decrypt the bytes that belong at a place.
 
         Raises `IntegrityError` if they were encrypted with another key or for another place, or were changed.
@@ -92,7 +92,7 @@ class Seal:
         return parse_manifest(self.open(MANIFEST, sealed.body), added=TAG_BYTES)
 
 
-def open_file(file: ChunkRef | FileRef, place: Place, data: bytes, seal: Seal | None) -> bytes:
+def open_file(file: ChunkRef | FileRef, place: ChunkPosition, data: bytes, seal: Seal | None) -> bytes:
     """Return the content of one file of an artifact: its wire bytes, checked by digest and decrypted where sealed.
 
     Raises `IntegrityError` naming the file.

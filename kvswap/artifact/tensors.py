@@ -16,7 +16,7 @@ from blake3 import blake3
 from kvswap import codec as codecs
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.manifest import ITEM_BYTES, ChunkRef, Layout, Manifest, TensorDigests
-from kvswap.artifact.sealing import Seal, chunk_place, open_file
+from kvswap.artifact.sealing import Seal, chunk_position, open_file
 from kvswap.codec import Context, Part, Predictor
 from kvswap.core.errors import IntegrityError
 from kvswap.core.ids import Cid
@@ -68,7 +68,7 @@ def digest_layer(tensors: LayerTensors) -> TensorDigests:
 
 
 def encode_chunk(
-    parts: Sequence[Part], dtype: str, codec: str, block: int, run: int, context: Context | None = None
+    parts: Sequence[Part], dtype: str, codec: str, block: int, layer_group: int, context: Context | None = None
 ) -> EncodedChunk:
     """Encode one block of one run and describe it.
 
@@ -77,12 +77,12 @@ def encode_chunk(
     began = time.perf_counter()
     used, wire = codecs.encode(parts, dtype, codec, context)
     seconds = time.perf_counter() - began
-    if not codecs.get(used).exact:
+    if not codecs.get(used).lossless:
         parts = [np.empty(part.shape, part.dtype) for part in parts]
         codecs.decode(used, wire, parts, dtype, context)
     ref = ChunkRef(
         block=block,
-        run=run,
+        run=layer_group,
         codec=used,
         cid=bytes(Cid.of(wire)),
         length=len(wire),
@@ -95,9 +95,9 @@ def encode_chunk(
 Layers = dict[int, tuple[Part, Part]]
 
 
-def by_layer(run: Sequence[int], parts: Sequence[Part]) -> Layers:
+def by_layer(layer_group: Sequence[int], parts: Sequence[Part]) -> Layers:
     """Map each layer of a run to its K and V, given the parts of the run in order."""
-    return dict(zip(run, zip(parts[::2], parts[1::2], strict=True), strict=True))
+    return dict(zip(layer_group, zip(parts[::2], parts[1::2], strict=True), strict=True))
 
 
 def context_of(predictor: Predictor | None, layers: Sequence[int], start: int, earlier: Layers) -> Context | None:
@@ -134,19 +134,19 @@ def decode_chunk(
 
     Raises `IntegrityError` naming the chunk.
     """
-    coded = open_file(ref, chunk_place(ref), wire, seal)
+    coded = open_file(ref, chunk_position(ref), wire, seal)
     layout, prefix = manifest.layout, manifest.prefix
-    run = layout.runs[ref.run]
+    layer_group = layout.runs[ref.run]
     span = layouts.block_span(prefix.tokens, prefix.block_tokens, ref.block)
-    begin, _ = layouts.stored_span(layout.layers[run[0]], *span)
-    codecs.decode(ref.codec, coded, parts, layout.dtype, context_of(predictor, run, begin, earlier))
+    begin, _ = layouts.stored_span(layout.layers[layer_group[0]], *span)
+    codecs.decode(ref.codec, coded, parts, layout.dtype, context_of(predictor, layer_group, begin, earlier))
     if digest_parts(parts) != ref.raw:
         raise IntegrityError(
             f"chunk {ref.id} (block {ref.block}) decodes to other bytes than were signed",
             cause="a fault in the codec, or a publisher that signed a wrong digest",
         )
     if predictor is not None:
-        earlier |= by_layer(run, parts)
+        earlier |= by_layer(layer_group, parts)
 
 
 def verify_tensors(manifest: Manifest, tensors: Sequence[LayerTensors]) -> None:

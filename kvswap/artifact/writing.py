@@ -18,10 +18,10 @@ def write(
     """
     for block in range(layouts.block_count(tokens, block_tokens)):
         start, stop = layouts.block_span(tokens, block_tokens, block)
-        for run, members in enumerate(layout.runs):
+        for layer_group, members in enumerate(layout.runs):
             parts = [
                 as_part(tensor[:, start:stop].contiguous())
                 for index in members
                 for tensor in (tensors[index].k, tensors[index].v)
             ]
-            yield encode_chunk(parts, layout.dtype, codec, block, run)
+            yield encode_chunk(parts, layout.dtype, codec, block, layer_group)

@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = import_module(f"kvswap.cli.{VERBS[cmd_name][0]}_")
+        module = import_module(f"kvswap.cli.commands.{VERBS[cmd_name][0]}")
         gc.enable()
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
@@ -113,11 +113,11 @@ def render_error(error: KvswapError, as_json: bool) -> None:
     if as_json:
         with suppress(KvswapError, OSError):  # stdout is what failed, perhaps
             streams.answer(json.dumps({"error": error.to_dict()}))
-    streams.say(f"kvswap: {error.message}")
+    streams.write_line(f"kvswap: {error.message}")
     if error.cause:
-        streams.say(f"  Cause: {error.cause}")
+        streams.write_line(f"  Cause: {error.cause}")
     if error.hint:
-        streams.say(f"  Hint:  {error.hint}")
+        streams.write_line(f"  Hint:  {error.hint}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         return _usage(error, as_json)
     except (click.Abort, KeyboardInterrupt):
-        streams.say("kvswap: interrupted; what was fetched is kept, the same command resumes")
+        streams.write_line("kvswap: interrupted; what was fetched is kept, the same command resumes")
         return 130
     except BrokenPipeError:  # who reads our output wants no more of it
         streams.silence(sys.stdout)
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return _failed(error, chosen, as_json)
     finally:
-        streams.settle()
+        streams.flush()
 
 
 def _usage(error: click.ClickException, as_json: bool) -> int:
@@ -150,28 +150,28 @@ def _usage(error: click.ClickException, as_json: bool) -> int:
     if as_json:
         where = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"{where.command_path} --help" if where is not None else None
-        told = UsageError(error.format_message(), cause="a typing error", hint=hint)
+        failure = UsageError(error.format_message(), cause="a typing error", hint=hint)
         with suppress(KvswapError, OSError):
-            streams.answer(json.dumps({"error": told.to_dict()}))
-    streams.say(text.getvalue().rstrip())
+            streams.answer(json.dumps({"error": failure.to_dict()}))
+    streams.write_line(text.getvalue().rstrip())
     return UsageError.exit_code
 
 
 def _failed(error: Exception, chosen: dict[str, Any], as_json: bool) -> int:
     """Render what was raised as one of our errors; the traceback of what is not ours goes to the log of the home."""
     if isinstance(error, KvswapError) and error.origin is None:
-        told = error
+        failure = error
     else:
         from kvswap.core import failures, log
-        from kvswap.core.places import home_directory
+        from kvswap.core.directories import home_directory
 
         with suppress(KvswapError, OSError, ValueError, RuntimeError):
             log.start_log(home_directory(chosen.get("home")), stderr=bool(chosen.get("verbose")))
-        told = failures.record(error)
-    if told.hint == UsageError.usual[1] and "command" in chosen:  # of an option or argument of this verb
-        told.hint = f"{chosen['command']} --help"
-    render_error(told, as_json)
-    return told.exit_code
+        failure = failures.record(error)
+    if failure.hint == UsageError.usual[1] and "command" in chosen:  # of an option or argument of this verb
+        failure.hint = f"{chosen['command']} --help"
+    render_error(failure, as_json)
+    return failure.exit_code
 
 
 def entry() -> None:

@@ -51,7 +51,7 @@ class Output:
     def note(self, text: str) -> None:
         """For people only."""
         if not self.quiet and not self.as_json:
-            streams.say(text)
+            streams.write_line(text)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         """Plain aligned columns: easy to read, easy to cut.  No cell can break out of its line."""
@@ -72,7 +72,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._stage = ""
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def __enter__(self) -> Progress:
         return self
@@ -114,9 +114,9 @@ class Progress:
 
     def _advance(self, stage: str, done: int, total: int, detail: str) -> None:
         if sys.stderr is None or not sys.stderr.isatty():
-            if done == total and stage not in self._told:  # one line for each stage in a log
-                self._told.add(stage)
-                streams.say(f"{stage}: {detail}")
+            if done == total and stage not in self._reported:  # one line for each stage in a log
+                self._reported.add(stage)
+                streams.write_line(f"{stage}: {detail}")
             return
         if self._bar is None:
             from rich.console import Console
@@ -163,9 +163,9 @@ def verb(function: F) -> F:
 
 def rates(row: dict[str, float]) -> str:
     """What was measured of a codec."""
-    said = [f"{row['ratio']:.2f}x"] if "ratio" in row else []
-    said += [f"{verb} {size(int(row[verb]))}/s" for verb in ("encode", "load") if verb in row]
-    return ", ".join(said)
+    parts = [f"{row['ratio']:.2f}x"] if "ratio" in row else []
+    parts += [f"{verb} {size(int(row[verb]))}/s" for verb in ("encode", "load") if verb in row]
+    return ", ".join(parts)
 
 
 def size(value: float) -> str:
@@ -186,11 +186,11 @@ def secret_of(word: str, what: str, hint: str) -> str:
     if word == "-":
         data = sys.stdin.buffer.read(_LINE_BYTES) if sys.stdin is not None else b""
     elif exists(Path(word)):
-        data = read_file(Path(word), _LINE_BYTES, streams=True, note=streams.say)
+        data = read_file(Path(word), _LINE_BYTES, streams=True, note=streams.write_line)
     else:
-        told = "the word that was given" if word.startswith("kvswap") else repr(name)
+        what = "the word that was given" if word.startswith("kvswap") else repr(name)
         raise UsageError(
-            f"{told} names no file: {what} is read from a file, or from standard input",
+            f"{what} names no file: {what} is read from a file, or from standard input",
             cause="it was typed as a word, which other users and the shell's history see, or the file is elsewhere",
             hint=hint,
         )
@@ -210,7 +210,7 @@ def naming(name: str | Path) -> Iterator[None]:
         raise
 
 
-def read_document(path: Path, note: Callable[[str], None] = streams.say) -> bytes:
+def read_document(path: Path, note: Callable[[str], None] = streams.write_line) -> bytes:
     """A document's bytes, checked before they are sent anywhere.  Raises `InvalidDocument`.
 
     The file may be a pipe, as `<(...)` is; `note` is told when one keeps us waiting.

@@ -44,27 +44,27 @@ def answer(text: str, *, keep: bool = False) -> None:
     except (OSError, ValueError) as error:
         silence(sys.stdout)
         if keep:
-            say("kvswap: standard output cannot be written; what was to go there:")
-            say(text)
+            write_line("kvswap: standard output cannot be written; what was to go there:")
+            write_line(text)
         raise _lost(error) from error
 
 
 def _lost(error: Exception) -> KvswapError:
     from kvswap.core.failures import as_kvswap_error
 
-    told = error if isinstance(error, OSError) else OSError(str(error))  # a closed stream raises ValueError
-    made = as_kvswap_error(told, "writing to standard output")
-    made.cause, made.hint = made.cause and "the disk or device behind it", "look at where the output goes"
-    return made
+    cause = error if isinstance(error, OSError) else OSError(str(error))  # a closed stream raises ValueError
+    failure = as_kvswap_error(cause, "writing to standard output")
+    failure.cause, failure.hint = failure.cause and "the disk or device behind it", "look at where the output goes"
+    return failure
 
 
-def say(text: str) -> None:
+def write_line(text: str) -> None:
     """Write a line for people to stderr, without what a terminal would obey; if that fails, nothing is said."""
     with suppress(OSError, ValueError):
         print(printable(text, "\n\t"), file=sys.stderr, flush=True)
 
 
-def settle() -> None:
+def flush() -> None:
     """Flush both streams before the end, so that Python does not complain about it after us."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

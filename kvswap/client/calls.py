@@ -36,7 +36,7 @@ class Call:
         return SHORT_SECONDS if self.lines and self.frames is None else self.seconds
 
 
-class Frames:
+class FrameSource:
     """The caller's own iterable as a body; what it raises is the caller's, and goes out unchanged."""
 
     def __init__(self, frames: Iterable[bytes]) -> None:
@@ -151,11 +151,11 @@ def audits(publisher: str | None) -> Call:
     return Call("GET", "/v1/audits" + (f"?publisher={quote(publisher)}" if publisher else ""))
 
 
-def beginning(request: api.BeginningRequest) -> Call:
+def cached_prefix(request: api.PrefixRequest) -> Call:
     return _stream("/v1/beginning", request)
 
 
-def beginnings(version: str, wait: float) -> Call:
+def prefix_index(version: str, wait: float) -> Call:
     path = f"/v1/beginnings?version={quote(version, safe='')}&wait={wait:g}"
     return Call("GET", path, seconds=wait + SHORT_SECONDS)
 

@@ -30,7 +30,7 @@ def statement_of(details: dict[str, Any]) -> Statement:
 
 
 @ours("loading the artifact")
-def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
+def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = None, headroom: int = 1024) -> Any:
     """Load a `DynamicCache` by the answer of `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
     from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
@@ -44,7 +44,7 @@ def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = N
     read = chunk_reader(Path(details["chunks_directory"]))
     stop = manifest.prefix.tokens if tokens is None else tokens
     reach.check(model.config.get_text_config(decoder=True), stop, 0, manifest.prefix.block_tokens)
-    tensors = load(manifest, read, tokens=tokens, room=room, seal=statement.seal)
+    tensors = load(manifest, read, tokens=tokens, headroom=headroom, seal=statement.seal)
     return build_cache(model.config, tensors, stop, model.device)
 
 
@@ -89,7 +89,7 @@ class LocalPrefill:
         check_length(self._loaded, self.tokens)
 
     @ours("preparing the prefill")
-    def beginning(self) -> dict[str, Any]:
+    def cached_prefix(self) -> dict[str, Any]:
         """Return what to ask the node for: chain digests and model identity in hex, dtype, block size."""
         from kvswap.artifact.chain import chain_digests
 
@@ -103,7 +103,7 @@ class LocalPrefill:
         }
 
     @ours("prefilling")
-    def cache(self, room: int, details: dict[str, Any] | None = None, tokens: int = 0) -> Any:
+    def cache(self, headroom: int, details: dict[str, Any] | None = None, tokens: int = 0) -> Any:
         """Make the whole cache; its first `tokens` tokens are those of `details`, if given, once layer 0 is theirs.
 
         Raises `IntegrityError` for a beginning that is proved to be of another text.
@@ -112,9 +112,9 @@ class LocalPrefill:
         from kvswap.model.prefill import canonical_prefill
 
         if details is None:
-            cache = new_cache(self._loaded.model.config, self.tokens + room)
+            cache = new_cache(self._loaded.model.config, self.tokens + headroom)
         else:
-            cache = load_artifact(details, self._loaded.model, tokens=tokens, room=self.tokens - tokens + room)
+            cache = load_artifact(details, self._loaded.model, tokens=tokens, headroom=self.tokens - tokens + headroom)
             _look_at_first_layer(details, self._loaded, cache, self._text, tokens)
         if tokens < self.tokens:
             for _ in canonical_prefill(self._loaded, cache, self._ids, self._block_tokens, tokens):
@@ -123,7 +123,7 @@ class LocalPrefill:
 
 
 @ours("loading the artifact")
-def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, room: int) -> Any:
+def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, headroom: int) -> Any:
     """Return the cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
 
     Raises `Incompatible` for another text, `IntegrityError` for a cache that is proved to be of another one.  Warns of
@@ -138,7 +138,7 @@ def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, roo
     ids = document_ids(tokenizer, text)
     if token_digest(ids) != manifest.prefix.token_digest:
         raise Incompatible("the artifact's tokens are not those of this text", field="prefix.token_digest")
-    cache = load_artifact(details, model, room=room)
+    cache = load_artifact(details, model, headroom=headroom)
     loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
     _look_at_first_layer(details, loaded, cache, text)
     for why in claims(manifest).values():
@@ -156,12 +156,12 @@ def _look_at_first_layer(
     """
     from kvswap.artifact.assembly import load
     from kvswap.store.files import chunk_reader
-    from kvswap.worker.document import of_beginning, of_text
+    from kvswap.worker.document import of_prefix, of_text
     from kvswap.worker.first_layer import FirstLayer, require
 
     statement = statement_of(details)
     manifest = statement.manifest
-    if not manifest.exact:
+    if not manifest.lossless:
         return
     read = chunk_reader(Path(details["chunks_directory"]))
     first = FirstLayer(
@@ -169,11 +169,11 @@ def _look_at_first_layer(
         live_identity(loaded.model),
         manifest,
         cache,
-        of_text(loaded, manifest, text) if tokens is None else of_beginning(loaded, manifest, text, tokens),
+        of_text(loaded, manifest, text) if tokens is None else of_prefix(loaded, manifest, text, tokens),
         manifest.prefix.tokens if tokens is None else tokens,
         lambda: load(manifest, read, tokens=tokens, seal=statement.seal)[0],
     )
-    step = first.step()
-    require(step)
-    if step.verdict == "skipped":
-        warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {step.why}", stacklevel=3)
+    result = first.check()
+    require(result)
+    if result.verdict == "skipped":
+        warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {result.why}", stacklevel=3)

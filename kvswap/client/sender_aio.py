@@ -26,7 +26,7 @@ from kvswap.core.failures import as_kvswap_error
 to_thread = asyncio.to_thread
 
 
-async def _pieces(frames: calls.Frames) -> AsyncIterator[bytes]:
+async def _pieces(frames: calls.FrameSource) -> AsyncIterator[bytes]:
     for frame in frames:
         yield frame
 
@@ -42,7 +42,7 @@ class AsyncSender:
         import aiohttp
 
         where, address = self._target.where, self._target.address()
-        frames = calls.Frames(call.frames) if call.frames is not None else None
+        frames = calls.FrameSource(call.frames) if call.frames is not None else None
         body: dict[str, Any] = {"json": call.body} if frames is None else {"data": _pieces(frames)}
         # Between lines this task waits itself, by the heartbeats that the head of the answer promises.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=calls.SHORT_SECONDS)
@@ -76,9 +76,9 @@ class AsyncSender:
         except (OSError, aiohttp.ClientError) as error:  # what a callback of the caller's raises is not seen here
             if frames is not None and frames.error is not None:
                 raise frames.error from None
-            raise self._told(error, waits) from error
+            raise self._error_of(error, waits) from error
 
-    def _told(self, error: Exception, waited: float) -> KvswapError:
+    def _error_of(self, error: Exception, waited: float) -> KvswapError:
         import aiohttp
 
         where = self._target.where

@@ -75,7 +75,7 @@ class Sender:
             try:
                 connection.request(call.method, call.path, body, headers)
             except ConnectionError:  # it may have said why before it closed
-                if isinstance(body, calls.Frames) and body.error is not None:
+                if isinstance(body, calls.FrameSource) and body.error is not None:
                     raise  # it was not the daemon that ended it
                 sock.settimeout(calls.SHORT_SECONDS)
                 with contextlib.suppress(http.client.HTTPException):
@@ -98,13 +98,13 @@ class Sender:
         except KvswapError:
             raise
         except (OSError, http.client.HTTPException) as error:  # what a callback of the caller's raises is not seen here
-            if isinstance(body, calls.Frames) and body.error is not None:
+            if isinstance(body, calls.FrameSource) and body.error is not None:
                 raise body.error from None
-            raise self._told(error, waits) from error
+            raise self._error_of(error, waits) from error
         finally:
             connection.close()
 
-    def _told(self, error: Exception, waited: float) -> KvswapError:
+    def _error_of(self, error: Exception, waited: float) -> KvswapError:
         if isinstance(error, TimeoutError):
             return silent(self._target.where, waited)
         if isinstance(error, ConnectionError | http.client.IncompleteRead):
@@ -114,7 +114,7 @@ class Sender:
         return as_kvswap_error(error, "calling the daemon")
 
 
-def _body(call: Call, address: Address) -> tuple[bytes | calls.Frames | None, dict[str, str]]:
+def _body(call: Call, address: Address) -> tuple[bytes | calls.FrameSource | None, dict[str, str]]:
     if call.body is not None:
         return json.dumps(call.body).encode(), {**address.headers, "Content-Type": "application/json"}
-    return calls.Frames(call.frames) if call.frames is not None else None, address.headers
+    return calls.FrameSource(call.frames) if call.frames is not None else None, address.headers

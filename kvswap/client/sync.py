@@ -106,8 +106,8 @@ class Client(Caller):
         *,
         force: bool = False,
         tofu: bool = False,
-        inexact: bool = False,
-        strangers: bool = False,
+        allow_lossy: bool = False,
+        allow_untrusted: bool = False,
         samples: int = LIMITS.usual_samples,
         group: str | None = None,
         text: str | None = None,
@@ -116,8 +116,8 @@ class Client(Caller):
     ) -> Artifact:
         """Make an artifact local and verified.  The report's `verification` says what nobody looked at.
 
-        `strangers`: take what a publisher made who is not on the allow-list, once `samples` positions were computed
-        again (V5); with the document's `text`, or else by reading the tokens back from the cache.
+        `allow_untrusted`: take what a publisher made who is not on the allow-list, once `samples` positions were
+        computed again (V5); with the document's `text`, or else by reading the tokens back from the cache.
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
         request = api.FetchRequest(
@@ -125,8 +125,8 @@ class Client(Caller):
             text=text,
             force=force,
             trust_on_first_use=tofu,
-            inexact=inexact,
-            strangers=strangers,
+            allow_lossy=allow_lossy,
+            allow_untrusted=allow_untrusted,
             samples=samples,
             group=group,
             **api.aim_fields(objective),
@@ -139,7 +139,7 @@ class Client(Caller):
         ref: str,
         *,
         text: str | None = None,
-        inexact: bool = False,
+        allow_lossy: bool = False,
         group: str | None = None,
         host: str | None = None,
         objective: Objective = MIX,
@@ -147,7 +147,7 @@ class Client(Caller):
     ) -> dict[str, Any]:
         """Say what `ask` would do, fetch, prefill, both at once or ask a host, with seconds, dollars and the reason."""
         request = api.PlanRequest(
-            ref=ref, text=text, inexact=inexact, group=group, host=host, **api.aim_fields(objective)
+            ref=ref, text=text, allow_lossy=allow_lossy, group=group, host=host, **api.aim_fields(objective)
         )
         return self._do(calls.plan(request), on_event)
 
@@ -219,8 +219,8 @@ class Client(Caller):
         prefill: bool = False,
         force: bool = False,
         tofu: bool = False,
-        inexact: bool = False,
-        strangers: bool = False,
+        allow_lossy: bool = False,
+        allow_untrusted: bool = False,
         samples: int = LIMITS.usual_samples,
         group: str | None = None,
         objective: Objective = MIX,
@@ -241,8 +241,8 @@ class Client(Caller):
             prefill=prefill,
             force=force,
             trust_on_first_use=tofu,
-            inexact=inexact,
-            strangers=strangers,
+            allow_lossy=allow_lossy,
+            allow_untrusted=allow_untrusted,
             samples=samples,
             group=group,
             ignore_eos=ignore_eos,
@@ -251,7 +251,7 @@ class Client(Caller):
         )
         return self._do(calls.ask(request), on_event)
 
-    def beginning(
+    def cached_prefix(
         self,
         ids: bytes,
         *,
@@ -273,7 +273,7 @@ class Client(Caller):
         cost to prefill there.  `seconds`: the longest to wait for peers to say what they have; `local`: ask none.
         Raises `NotFound`, `PlanSaysPrefill` and what `fetch` does.
         """
-        request = api.BeginningRequest(
+        request = api.PrefixRequest(
             ids=base64.b64encode(ids).decode(),
             model=model.hex(),
             dtype=dtype,
@@ -285,15 +285,15 @@ class Client(Caller):
             local=local,
             group=group,
         )
-        return self._do(calls.beginning(request), on_event)
+        return self._do(calls.cached_prefix(request), on_event)
 
-    def beginnings(self, version: str = "", wait: float = 0.0) -> tuple[str, bytes | None]:
+    def prefix_index(self, version: str = "", wait: float = 0.0) -> tuple[str, bytes | None]:
         """Return keys of all prefixes that a look-up could find, 8 bytes each; None: ask for each.
 
         Returns `(version, keys)`, at once when the version is another one, else after `wait` seconds.
         """
-        told = self._do(calls.beginnings(version, wait))
-        return str(told["version"]), base64.b64decode(told["keys"]) if told["keys"] is not None else None
+        index = self._do(calls.prefix_index(version, wait))
+        return str(index["version"]), base64.b64decode(index["keys"]) if index["keys"] is not None else None
 
     def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:
         """Publish what an engine computed, by the frames of `POST /v1/computed` (`docs/extending.md`)."""
@@ -336,17 +336,17 @@ class Client(Caller):
         tokenizer: Any,
         *,
         block_tokens: int = 256,
-        room: int = 1024,
+        headroom: int = 1024,
         tofu: bool = False,
-        strangers: bool = False,
+        allow_untrusted: bool = False,
         group: str | None = None,
         prefill_alone: bool = True,
     ) -> tuple[Any, CacheReport]:
         """Get a cache of `text` for this model: fetched where that is possible and worth it, else prefilled here.
 
         Of a document that nobody published, the beginning that it shares with a published one is fetched.  Where no
-        daemon runs it is prefilled, or with `prefill_alone` false `DaemonNotRunning` raised.  `room`: tokens that may
-        follow before the cache must be copied.  Returns the cache and what was done.
+        daemon runs it is prefilled, or with `prefill_alone` false `DaemonNotRunning` raised.  `headroom`: tokens that
+        may follow before the cache must be copied.  Returns the cache and what was done.
         """
         from kvswap.client.loading import LocalPrefill, check_precision, load_for
 
@@ -354,9 +354,9 @@ class Client(Caller):
         call_here(check_precision, model)
         refused: KvswapError
         try:
-            artifact = self.fetch(document, tofu=tofu, strangers=strangers, group=group, text=text)
+            artifact = self.fetch(document, tofu=tofu, allow_untrusted=allow_untrusted, group=group, text=text)
             details = self.details(artifact.id)
-            cache = call_here(load_for, text, details, model, tokenizer, room)
+            cache = call_here(load_for, text, details, model, tokenizer, headroom)
             reason, tokens = artifact.report["plan"]["reason"], artifact.tokens
             return cache, CacheReport.of("fetch", reason, began, tokens, tokens, artifact.id)
         except DaemonNotRunning as error:
@@ -369,9 +369,9 @@ class Client(Caller):
         begun: dict[str, Any] = {"artifact": None, "tokens": 0}
         with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
             if isinstance(refused, NotFound):
-                request = api.BeginningRequest(**call_here(local.beginning), trust_on_first_use=tofu, group=group)
-                begun = self._do(calls.beginning(request))
+                request = api.PrefixRequest(**call_here(local.cached_prefix), trust_on_first_use=tofu, group=group)
+                begun = self._do(calls.cached_prefix(request))
         shared = self.details(begun["artifact"]) if begun["tokens"] else None
-        cache = call_here(local.cache, room, shared, begun["tokens"])
+        cache = call_here(local.cache, headroom, shared, begun["tokens"])
         reason = refused.message
         return cache, CacheReport.of("prefill", reason, began, local.tokens, begun["tokens"], begun["artifact"])

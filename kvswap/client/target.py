@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvswap.core.directories import home_directory
 from kvswap.core.errors import UsageError
-from kvswap.core.places import home_directory
 from kvswap.core.runfile import RunFile
 
 _LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}/?")

@@ -15,7 +15,7 @@ def model_argument(name: str | None) -> str | None:
     """Resolve a model as the caller typed it, so that it means the same to a daemon in another directory."""
     if name is None:
         return None
-    from kvswap.core.places import models_directory
+    from kvswap.core.directories import models_directory
     from kvswap.model.catalogue import typed
 
     return typed(name, models_directory())
@@ -29,16 +29,16 @@ class Artifact:
     report: dict[str, Any]
     _details: Any = field(repr=False)  # callable: the daemon's view of the artifact
 
-    def load(self, model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
+    def load(self, model: Any, *, tokens: int | None = None, headroom: int = 1024) -> Any:
         """Load a transformers `DynamicCache`, bit for bit the publisher's, on the model's device.
 
-        `tokens`: stop at this block's end instead of the whole document.  `room`: tokens that may
+        `tokens`: stop at this block's end instead of the whole document.  `headroom`: tokens that may
         follow before the cache must be copied.  Raises `Incompatible` when `model` is not the one the
         artifact was made by, `IntegrityError` when a chunk is not what was signed.
         """
         from kvswap.client.loading import load_artifact
 
-        return load_artifact(self._details(), model, tokens=tokens, room=room)
+        return load_artifact(self._details(), model, tokens=tokens, headroom=headroom)
 
     @property
     def tokens(self) -> int:
@@ -54,14 +54,14 @@ class AsyncArtifact:
     report: dict[str, Any]
     _details: Any = field(repr=False)  # coroutine function
 
-    async def load(self, model: Any, *, tokens: int | None = None, room: int = 1024) -> Any:
+    async def load(self, model: Any, *, tokens: int | None = None, headroom: int = 1024) -> Any:
         """See `Artifact.load`."""
         import asyncio
 
         from kvswap.client.loading import load_artifact
 
         details = await self._details()
-        return await asyncio.to_thread(load_artifact, details, model, tokens=tokens, room=room)
+        return await asyncio.to_thread(load_artifact, details, model, tokens=tokens, headroom=headroom)
 
     @property
     def tokens(self) -> int:

@@ -26,14 +26,14 @@ from kvswap.core.errors import Incompatible
 
 
 class Codec(Protocol):
-    """A way of encoding a chunk.  `exact` codecs are lossless; a lossy one is used only when it is asked for.
+    """A way of encoding a chunk.  `lossless` codecs are lossless; a lossy one is used only when it is asked for.
 
     `parts` are the tensors of a chunk as the module describes, `dtype` is that of their values, `context` what
     `predictive` codes against.
     """
 
     id: str
-    exact: bool
+    lossless: bool
 
     def encode(self, parts: Sequence[Part], dtype: str, context: Context | None = None) -> bytes | None:
         """Return the wire bytes of these parts; None where the codec cannot encode them."""

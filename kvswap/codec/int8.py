@@ -38,7 +38,7 @@ class Int8:
     With `by_channel` there is a scale for each channel instead of one for each tensor.
     """
 
-    exact = False
+    lossless = False
 
     def __init__(self, by_channel: bool) -> None:
         self.id = "int8-channel" if by_channel else "int8"

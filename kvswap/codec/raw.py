@@ -14,7 +14,7 @@ class Raw:
     """The codec without coding: the yardstick, and the fall-back where coding does not help."""
 
     id = "raw"
-    exact = True
+    lossless = True
 
     def encode(self, parts: Sequence[Part], dtype: str, context: object = None) -> bytes:
         """Return the wire bytes, which have the length of the parts."""

@@ -1,12 +1,12 @@
 """Tables that peers fill with what they say, bounded in entries and in bytes.
 
-A peer that fills a table with mere words must not push out what is worth keeping.  So every entry has a *teller*:
-whoever is answerable for it, usually the peer that said it.  A teller has a share, and beyond it pushes out only what
-it told itself.  When the table is full, the teller that fills most of it gives way - the new entry's, if nobody fills
+A peer that fills a table with mere words must not push out what is worth keeping.  So every entry has a *sender*:
+whoever is answerable for it, usually the peer that said it.  A sender has a share, and beyond it pushes out only what
+it told itself.  When the table is full, the sender that fills most of it gives way - the new entry's, if nobody fills
 more - and of its entries the least recently used one.  What is *kept* - held with `keep`, or named so by the table's
 own rule - gives way to nothing that is new and not kept itself.  `core.rows` makes rows of this.
 
->>> heard = Table[str, bytes]("heard", entries=3, per_teller=2)
+>>> heard = Table[str, bytes]("heard", entries=3, per_sender=2)
 >>> for name in "abc":
 ...     _ = heard.put(name, b"", "loud")
 >>> _ = heard.put("d", b"", "quiet")
@@ -79,7 +79,7 @@ class Tables:
         return sorted(every, key=lambda filling: filling.name)
 
 
-def weigh(value: object) -> int:
+def approximate_bytes(value: object) -> int:
     """Estimate the memory of a value in bytes, with all that its containers and structs hold."""
     total, todo = 0, [value]
     while todo:
@@ -97,18 +97,18 @@ def weigh(value: object) -> int:
 
 
 class _Entry(Generic[V]):
-    __slots__ = ("value", "teller", "size", "held", "kept")
+    __slots__ = ("value", "sender", "size", "held", "kept")
 
-    def __init__(self, value: V, teller: str, size: int, held: bool) -> None:
+    def __init__(self, value: V, sender: str, size: int, held: bool) -> None:
         self.value = value
-        self.teller = teller
+        self.sender = sender
         self.size = size
         self.held = held  # by `keep`, until `release`
-        self.kept = False  # if so, not counted in its teller's share
+        self.kept = False  # if so, not counted in its sender's share
 
 
 class Table(Generic[K, V]):
-    """A mapping bounded in entries and bytes, with a share for each teller.  For one thread, except `filling`."""
+    """A mapping bounded in entries and bytes, with a share for each sender.  For one thread, except `filling`."""
 
     def __init__(
         self,
@@ -116,31 +116,32 @@ class Table(Generic[K, V]):
         *,
         entries: int,
         nbytes: int | None = None,
-        per_teller: int | None = None,
-        bytes_per_teller: int | None = None,
+        per_sender: int | None = None,
+        bytes_per_sender: int | None = None,
         keep: Callable[[K, V], bool] | None = None,
         size: Callable[[K, V], int] | None = None,
         removed: Callable[[K, V], None] | None = None,
     ) -> None:
         """Make an empty table.
 
-        `entries` and `nbytes` bound the whole (`nbytes` None: 4 KiB for each entry), `per_teller` and
-        `bytes_per_teller` what one teller fills (None: all of it).  `keep(key, value)` says what must not give way to
-        what is new.  `size(key, value)` estimates bytes; `weigh` without it.  `removed` is called with what gave way.
+        `entries` and `nbytes` bound the whole (`nbytes` None: 4 KiB for each entry), `per_sender` and
+        `bytes_per_sender` what one sender fills (None: all of it).  `keep(key, value)` says what must not give way to
+        what is new.  `size(key, value)` estimates bytes; `approximate_bytes` without it.  `removed` is called with what
+        gave way.
         """
         self.name = name
         self.most_entries = entries
         self.most_bytes = nbytes if nbytes is not None else entries * 4096
-        self._per_teller = per_teller or entries
-        self._bytes_per_teller = bytes_per_teller or self.most_bytes
+        self._per_sender = per_sender or entries
+        self._bytes_per_sender = bytes_per_sender or self.most_bytes
         self._rule = keep
         self._size = size
         self._removed = removed
         self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()  # the least recently used first
         self._kept: OrderedDict[K, None] = OrderedDict()
-        self._told: dict[str, OrderedDict[K, None]] = {}  # entries that may give way, by teller
-        self._told_bytes: dict[str, int] = {}
-        self._ranks: dict[int, OrderedDict[str, None]] = {}  # tellers by the number of their entries that may give way
+        self._by_sender: dict[str, OrderedDict[K, None]] = {}  # entries that may give way, by sender
+        self._sent_bytes: dict[str, int] = {}
+        self._ranks: dict[int, OrderedDict[str, None]] = {}  # senders by the number of their entries that may give way
         self._most = 0
         self._bytes = 0
         self._refused = 0
@@ -177,32 +178,34 @@ class Table(Generic[K, V]):
         entry = self._entries.get(key)
         return entry.value if entry is not None else None
 
-    def teller(self, key: K) -> str | None:
-        """Return the teller of an entry; None where the key is absent."""
+    def sender(self, key: K) -> str | None:
+        """Return the sender of an entry; None where the key is absent."""
         entry = self._entries.get(key)
-        return entry.teller if entry is not None else None
+        return entry.sender if entry is not None else None
 
-    def told(self, teller: str) -> int:
-        """Count a teller's entries, except those that are kept."""
-        return len(self._told.get(teller, ()))
+    def count_of(self, sender: str) -> int:
+        """Count a sender's entries, except those that are kept."""
+        return len(self._by_sender.get(sender, ()))
 
     # -- in and out --------------------------------------------------------------------------------
 
-    def put(self, key: K, value: V, teller: str = "", *, held: bool = False) -> bool:
+    def put(self, key: K, value: V, sender: str = "", *, held: bool = False) -> bool:
         """Add or replace an entry; return False where there is no room for it, and nothing changed but what gave way.
 
         With `held` it is kept until `release`.  A key that was held stays so.
         """
-        size = (self._size(key, value) if self._size is not None else weigh(key) + weigh(value)) + _ENTRY_BYTES
+        size = (
+            self._size(key, value) if self._size is not None else approximate_bytes(key) + approximate_bytes(value)
+        ) + _ENTRY_BYTES
         known = self._entries.get(key)
-        entry = _Entry(value, teller, size, held or (known is not None and known.held))
+        entry = _Entry(value, sender, size, held or (known is not None and known.held))
         entry.kept = entry.held or (self._rule is not None and self._rule(key, value))
-        if size > self.most_bytes or (not entry.kept and size > self._bytes_per_teller):
+        if size > self.most_bytes or (not entry.kept and size > self._bytes_per_sender):
             return self.refuse()
         if known is not None:
             self._out(key, known)
         if not entry.kept:
-            self._keep_share(teller, size)
+            self._keep_share(sender, size)
         while len(self._entries) >= self.most_entries or self._bytes + size > self.most_bytes:
             victim = self._victim(entry)
             if victim is None:
@@ -264,12 +267,12 @@ class Table(Generic[K, V]):
     def _keeps(self, key: K, entry: _Entry[V]) -> bool:
         return entry.held or (self._rule is not None and self._rule(key, entry.value))
 
-    def _keep_share(self, teller: str, size: int) -> None:
-        """Make room within a teller's own share."""
-        while teller in self._told and (
-            len(self._told[teller]) >= self._per_teller or self._told_bytes[teller] + size > self._bytes_per_teller
+    def _keep_share(self, sender: str, size: int) -> None:
+        """Make room within a sender's own share."""
+        while sender in self._by_sender and (
+            len(self._by_sender[sender]) >= self._per_sender or self._sent_bytes[sender] + size > self._bytes_per_sender
         ):
-            key = next(iter(self._told[teller]))
+            key = next(iter(self._by_sender[sender]))
             entry = self._entries[key]
             if self._keeps(key, entry):
                 self._set_kept(key, entry, True)
@@ -282,8 +285,8 @@ class Table(Generic[K, V]):
             self._look_again(key)
         while self._most:
             most = self._ranks[self._most]
-            teller = new.teller if new.teller in most else next(iter(most))
-            key = next(iter(self._told[teller]))
+            sender = new.sender if new.sender in most else next(iter(most))
+            key = next(iter(self._by_sender[sender]))
             entry = self._entries[key]
             if not self._keeps(key, entry):
                 return key
@@ -326,37 +329,37 @@ class Table(Generic[K, V]):
     def _used(self, key: K, entry: _Entry[V]) -> None:
         self._entries.move_to_end(key)
         if not entry.kept:
-            told = self._told[entry.teller]
-            told.move_to_end(key)
-            self._ranks[len(told)].move_to_end(entry.teller)
+            keys = self._by_sender[entry.sender]
+            keys.move_to_end(key)
+            self._ranks[len(keys)].move_to_end(entry.sender)
 
     def _enlist(self, key: K, entry: _Entry[V]) -> None:
         if entry.kept:
             self._kept[key] = None
             return
-        told = self._told.setdefault(entry.teller, OrderedDict())
-        self._rank(entry.teller, len(told), len(told) + 1)
-        told[key] = None
-        self._told_bytes[entry.teller] = self._told_bytes.get(entry.teller, 0) + entry.size
+        keys = self._by_sender.setdefault(entry.sender, OrderedDict())
+        self._rank(entry.sender, len(keys), len(keys) + 1)
+        keys[key] = None
+        self._sent_bytes[entry.sender] = self._sent_bytes.get(entry.sender, 0) + entry.size
 
     def _delist(self, key: K, entry: _Entry[V]) -> None:
         if entry.kept:
             del self._kept[key]
             return
-        told = self._told[entry.teller]
-        self._rank(entry.teller, len(told), len(told) - 1)
-        del told[key]
-        self._told_bytes[entry.teller] -= entry.size
-        if not told:
-            del self._told[entry.teller], self._told_bytes[entry.teller]
+        keys = self._by_sender[entry.sender]
+        self._rank(entry.sender, len(keys), len(keys) - 1)
+        del keys[key]
+        self._sent_bytes[entry.sender] -= entry.size
+        if not keys:
+            del self._by_sender[entry.sender], self._sent_bytes[entry.sender]
 
-    def _rank(self, teller: str, before: int, after: int) -> None:
+    def _rank(self, sender: str, before: int, after: int) -> None:
         if before:
-            del self._ranks[before][teller]
+            del self._ranks[before][sender]
             if not self._ranks[before]:
                 del self._ranks[before]
         if after:
-            self._ranks.setdefault(after, OrderedDict())[teller] = None
+            self._ranks.setdefault(after, OrderedDict())[sender] = None
         self._most = max(self._most, after)
         while self._most and self._most not in self._ranks:
             self._most -= 1

@@ -40,7 +40,7 @@ INSTALL_TORCH = 'pip install "kvswap[torch]"'
 _COMPUTING = frozenset({"torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate", "tokenizers"})
 _SHOWN = 300  # characters of a foreign exception's text
 
-_ROOM = "kvswap gc, kvswap rm REF -y, or make room on the disk"
+_NO_SPACE = "kvswap gc, kvswap rm REF -y, or make room on the disk"
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "this user's disk quota is used up",
@@ -94,9 +94,9 @@ def as_kvswap_error(error: BaseException, doing: str = "") -> KvswapError:
         return error
     if isinstance(error, BaseExceptionGroup) and error.exceptions:
         return as_kvswap_error(error.exceptions[0], doing)
-    made = _made(error, f"{doing} failed: " if doing else "")
-    made.origin = error
-    return made
+    failure = _converted(error, f"{doing} failed: " if doing else "")
+    failure.origin = error
+    return failure
 
 
 @contextlib.contextmanager
@@ -121,14 +121,14 @@ def record(error: BaseException, doing: str = "") -> KvswapError:
             return error
     else:
         origin = error
-    made = as_kvswap_error(error, doing)
+    failure = as_kvswap_error(error, doing)
     if not getattr(origin, "_kvswap_recorded", False):
         with contextlib.suppress(AttributeError):  # exceptions with slots take no attribute
             origin._kvswap_recorded = True  # type: ignore[attr-defined]
         import logging  # what hardly ever fails need not import it
 
-        logging.getLogger("kvswap.failures").error("%s", made.message, exc_info=origin)
-    return made
+        logging.getLogger("kvswap.failures").error("%s", failure.message, exc_info=origin)
+    return failure
 
 
 def is_own(error: BaseException) -> bool:
@@ -142,18 +142,18 @@ def is_own(error: BaseException) -> bool:
 
 def is_local(error: BaseException) -> bool:
     """Return True if this machine refused or lost something: a full, read-only or damaged disk, a permission."""
-    told = as_kvswap_error(error)
-    damaged = isinstance(told, IntegrityError) and told.origin is not None
-    return damaged or isinstance(told, LocalFault | StoreFull | StoreLocked)
+    failure = as_kvswap_error(error)
+    damaged = isinstance(failure, IntegrityError) and failure.origin is not None
+    return damaged or isinstance(failure, LocalFault | StoreFull | StoreLocked)
 
 
-def said(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """Format the type and text of an exception as one printable line of bounded length."""
     text = printable(str(error))[:_SHOWN]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _made(error: BaseException, start: str) -> KvswapError:
+def _converted(error: BaseException, start: str) -> KvswapError:
     if isinstance(error, TimeoutError):
         return TookTooLong(
             f"{start}it took too long",
@@ -161,24 +161,24 @@ def _made(error: BaseException, start: str) -> KvswapError:
             hint="kvswap status",
         )
     if _is("ssl", "SSLError", error):  # an OSError whose errno is not one of the system's
-        return LocalFault(f"{start}{said(error)}", cause="TLS failed on this machine", hint="kvswap doctor")
+        return LocalFault(f"{start}{brief(error)}", cause="TLS failed on this machine", hint="kvswap doctor")
     if isinstance(error, OSError):
         return _of_system(error, start)
     if _is("sqlite3", "Error", error):
         return _of_database(error, start)  # type: ignore[arg-type]
     if isinstance(error, UnicodeError):
         return UsageError(
-            f"{start}text that is not valid Unicode ({said(error)})",
+            f"{start}text that is not valid Unicode ({brief(error)})",
             cause="another encoding than UTF-8, or half of a surrogate pair",
             hint="iconv -f ENCODING -t utf-8",
         )
     if isinstance(error, json.JSONDecodeError):
-        return LocalFault(f"{start}not JSON ({said(error)})", cause="a damaged or cut-off file", hint="kvswap doctor")
+        return LocalFault(f"{start}not JSON ({brief(error)})", cause="a damaged or cut-off file", hint="kvswap doctor")
     if _is("tomllib", "TOMLDecodeError", error):
-        return UsageError(f"{start}not TOML ({said(error)})", cause="a typing error", hint="docs/configuration.md")
+        return UsageError(f"{start}not TOML ({brief(error)})", cause="a typing error", hint="docs/configuration.md")
     if isinstance(error, ImportError):
         return Incompatible(
-            f"{start}a package is missing or does not load ({said(error)})",
+            f"{start}a package is missing or does not load ({brief(error)})",
             cause=f"{error.name or 'it'} is not installed, or not in a version that fits",
             hint=INSTALL_TORCH if (error.name or "").partition(".")[0] in _COMPUTING else "kvswap doctor",
             field="installation",
@@ -186,10 +186,10 @@ def _made(error: BaseException, start: str) -> KvswapError:
     if isinstance(error, RecursionError):
         return UsageError(f"{start}it is nested too deeply", cause="what was given refers to itself", hint="flatten it")
     if isinstance(error, OverflowError):
-        return UsageError(f"{start}a number is out of range ({said(error)})", cause="a typing error", hint="--help")
+        return UsageError(f"{start}a number is out of range ({brief(error)})", cause="a typing error", hint="--help")
     if _is("safetensors", "SafetensorError", error):
         return LocalFault(
-            f"{start}weights that cannot be read ({said(error)})",
+            f"{start}weights that cannot be read ({brief(error)})",
             cause="a damaged or cut-off file, or one of another format",
             hint="get the model again: kvswap model pull NAME",
         )
@@ -206,7 +206,7 @@ def _made(error: BaseException, start: str) -> KvswapError:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return LocalFault(f"{start}no more threads", cause="a limit of processes and threads", hint="ulimit -u")
     return Unexpected(
-        f"{start}a fault in kvswap ({said(error)})",
+        f"{start}a fault in kvswap ({brief(error)})",
         cause="kvswap itself, not what was asked of it",
         hint="kvswap.log in the home has the traceback; please report it",
     )
@@ -230,7 +230,7 @@ def _of_system(error: OSError, start: str) -> KvswapError:
         cause, hint = "something else lies in the place of a file", f"ls -l {name}; mv {name} elsewhere"
         return LocalFault(f"{start}{where}{error.strerror}", cause=cause, hint=hint)
     if code in _FULL:
-        return StoreFull(f"{start}{where}{_FULL[code]}", cause="no room is left; nothing was lost", hint=_ROOM)
+        return StoreFull(f"{start}{where}{_FULL[code]}", cause="no room is left; nothing was lost", hint=_NO_SPACE)
     if code in _LOCAL:
         what, cause, hint = _LOCAL[code]
         return LocalFault(f"{start}{where}{what}", cause=cause, hint=hint)
@@ -244,11 +244,11 @@ def _of_database(error: sqlite3.Error, start: str) -> KvswapError:
     import sqlite3
 
     extended = int(getattr(error, "sqlite_errorcode", 0) or 0)
-    code, text = extended & 0xFF, said(error)
+    code, text = extended & 0xFF, brief(error)
     if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
         # on a full tmpfs the shared memory file of the log cannot grow: that is "disk I/O error" as well
         what = f"{start}{_FULL[errno.ENOSPC]} ({text})"
-        return StoreFull(what, cause="no room is left; nothing was lost", hint=_ROOM)
+        return StoreFull(what, cause="no room is left; nothing was lost", hint=_NO_SPACE)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return LocalFault(
             f"{start}the database cannot be opened or written ({text})",

@@ -3,8 +3,6 @@
 A limit is checked before the work it bounds: before parsing, before allocating, before awaiting.
 """
 
-
-
 from dataclasses import dataclass
 
 KIB = 1 << 10
@@ -35,12 +33,12 @@ class Limits:
     audit_bytes: int = 4 * KIB
     audit_samples: int = 4_096
     usual_samples: int = 32  # positions that are computed again, unless told otherwise
-    audits_told: int = 8  # audits in one answer
-    head_bytes: int = 128 * KIB
-    head_withdrawn: int = 1_000
-    head_items: int = 5 * head_withdrawn + 256
-    head_seconds: int = 48 * 3_600
-    heads_told: int = 4  # publisher status records sent to one reader
+    audits_sent: int = 8  # audits in one answer
+    status_record_bytes: int = 128 * KIB
+    status_record_withdrawals: int = 1_000
+    status_record_items: int = 5 * status_record_withdrawals + 256
+    status_record_seconds: int = 48 * 3_600
+    status_records_sent: int = 4  # publisher status records sent to one reader
     groups: int = 64  # of which one node is a member: a look-up asks under the identifiers of each
     clock_skew_seconds: int = 300
     statement_bytes: int = 8 * KIB  # an offer, or the record of a hosted request
@@ -74,8 +72,8 @@ class Limits:
     join_reply_bytes: int = 256 * KIB
     error_bytes: int = 4 * KIB
     inline_envelope_bytes: int = 64 * KIB  # up to this size `find` answers with the manifest itself
-    catalogue_bytes: int = 1 * MIB  # keys of one peer's prefix index, 8 bytes each
-    known_bytes: int = 16 * MIB  # keys of all prefix indexes together, for one engine
+    prefix_index_bytes: int = 1 * MIB  # keys of one peer's prefix index, 8 bytes each
+    prefix_keys_bytes: int = 16 * MIB  # keys of all prefix indexes together, for one engine
     pipelined_requests: int = 16  # one stream: requests a peer may have unanswered
     streams_per_peer: int = 32
     streams: int = 512  # of all peers together
@@ -91,10 +89,10 @@ class Limits:
     all_arrivals_at_once: float = 256.0
     offences_per_second: float = 1.0  # streams beyond the cap, answers left unread
     offences_at_once: float = 8.0  # more than a peer that merely froze commits
-    shun_seconds: float = 60.0  # for which a peer that flooded is throttled
+    throttle_seconds: float = 60.0  # for which a peer that flooded is throttled
     requests_per_second: int = 200  # of one peer, answered at once; more have to wait
     dial_seconds: float = 10.0
-    hearsay_dial_seconds: float = 6.0  # to addresses that only third parties reported
+    referral_dial_seconds: float = 6.0  # to addresses that only third parties reported
     request_seconds: float = 15.0
     chunk_seconds: float = 60.0  # the whole of one chunk over a libp2p stream
     lookup_seconds: float = 5.0
@@ -114,7 +112,7 @@ class Limits:
     slowest_bytes_per_second: int = 4 * KIB  # a peer below this over `slow_seconds` is given up
     slow_seconds: float = 20.0
     backoff_seconds: float = 300.0  # longest pause before a failing peer is tried again
-    lie_seconds: float = 3_600.0  # for which a peer that sent invalid data is not asked
+    invalid_data_seconds: float = 3_600.0  # for which a peer that sent invalid data is not asked
     # serving
     bulk_connect_seconds: float = 3.0
     bulk_connections: int = 256

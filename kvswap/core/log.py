@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 
-from kvswap.core.failures import said
+from kvswap.core.failures import brief
 from kvswap.core.files import check_regular
 from kvswap.core.text import printable
 
@@ -50,8 +50,8 @@ class _Brief(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         raised = record.exc_info[1] if record.exc_info else None
-        if raised is not None and said(raised) not in text:
-            text = f"{text} ({said(raised)})"
+        if raised is not None and brief(raised) not in text:
+            text = f"{text} ({brief(raised)})"
         return f"{record.levelname} {record.name}: {printable(text)[:_LINE]}"
 
 

@@ -1,4 +1,4 @@
-"""Bounded tables of rows: what several tellers say about each of many things (`core.bounded` has the rules)."""
+"""Bounded tables of rows: what several senders say about each of many things (`core.bounded` has the rules)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class Rows(Generic[V]):
-    """A bounded table of rows; each row maps columns to values and is bounded itself, as is a teller's part of it.
+    """A bounded table of rows; each row maps columns to values and is bounded itself, as is a sender's part of it.
 
     `put`, `get`, `pop`, `keep` and `release` take a row's name and a column.
     """
@@ -23,23 +23,23 @@ class Rows(Generic[V]):
         *,
         entries: int,
         per_row: int,
-        per_teller_in_row: int | None = None,
+        per_sender_in_row: int | None = None,
         nbytes: int | None = None,
-        per_teller: int | None = None,
-        bytes_per_teller: int | None = None,
+        per_sender: int | None = None,
+        bytes_per_sender: int | None = None,
         keep: Callable[[tuple[Any, str], V], bool] | None = None,
         size: Callable[[tuple[Any, str], V], int] | None = None,
     ) -> None:
         """Make an empty table of at most `entries` values, `per_row` in a row.  The rest is as in `Table`."""
         self._per_row = per_row
-        self._per_teller_in_row = per_teller_in_row or per_row
+        self._per_sender_in_row = per_sender_in_row or per_row
         self._rows: dict[Any, OrderedDict[str, None]] = {}
         self.table: Table[tuple[Any, str], V] = Table(
             name,
             entries=entries,
             nbytes=nbytes,
-            per_teller=per_teller,
-            bytes_per_teller=bytes_per_teller,
+            per_sender=per_sender,
+            bytes_per_sender=bytes_per_sender,
             keep=keep,
             size=size,
             removed=self._removed,
@@ -64,15 +64,15 @@ class Rows(Generic[V]):
         """Return a value and count that as a use; None where it is absent."""
         return self.table.get((row, column))
 
-    def put(self, row: Any, column: str, value: V, teller: str = "", *, held: bool = False) -> bool:
+    def put(self, row: Any, column: str, value: V, sender: str = "", *, held: bool = False) -> bool:
         """Add or replace a value; return False where there is no room for it.
 
         With `held` it is kept until `release`.
         """
         columns = self._rows.get(row, OrderedDict())
-        if column not in columns and not self._make_room(row, columns, teller, held):
+        if column not in columns and not self._free_capacity(row, columns, sender, held):
             return self.table.refuse()
-        added = self.table.put((row, column), value, teller, held=held)
+        added = self.table.put((row, column), value, sender, held=held)
         if added:
             columns = self._rows.setdefault(row, OrderedDict())
             columns[column] = None
@@ -98,17 +98,17 @@ class Rows(Generic[V]):
         """Return the fill level of the table; callable from any thread, without waiting."""
         return self.table.filling()
 
-    def _make_room(self, row: Any, columns: OrderedDict[str, None], teller: str, held: bool) -> bool:
-        """Evict one value of a full row: the teller's own beyond its share, else one of whoever has most of it."""
+    def _free_capacity(self, row: Any, columns: OrderedDict[str, None], sender: str, held: bool) -> bool:
+        """Evict one value of a full row: the sender's own beyond its share, else one of whoever has most of it."""
         by_teller: dict[str, list[str]] = {}
         for column in columns:
             if not self.table.kept((row, column)):
-                by_teller.setdefault(self.table.teller((row, column)) or "", []).append(column)
-        if len(by_teller.get(teller, ())) >= self._per_teller_in_row:
-            self.table.evict((row, by_teller[teller][0]))
+                by_teller.setdefault(self.table.sender((row, column)) or "", []).append(column)
+        if len(by_teller.get(sender, ())) >= self._per_sender_in_row:
+            self.table.evict((row, by_teller[sender][0]))
         elif len(columns) >= self._per_row:
             if by_teller:
-                most = max(by_teller, key=lambda name: (len(by_teller[name]), name == teller))
+                most = max(by_teller, key=lambda name: (len(by_teller[name]), name == sender))
                 self.table.evict((row, by_teller[most][0]))
             elif held:
                 self.table.evict((row, next(iter(columns))))

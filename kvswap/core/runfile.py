@@ -15,11 +15,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kvswap.core.atomic import is_running, write_atomic
 from kvswap.core.errors import DaemonNotRunning, LocalFault, UsageError
 from kvswap.core.failures import as_kvswap_error
 from kvswap.core.files import read_file
 from kvswap.core.limits import LIMITS
-from kvswap.core.whole import is_running, write_whole
 
 NAME = "daemon.json"
 _URL = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}")
@@ -37,14 +37,14 @@ class RunFile:
         """Write the file where `read` looks for it.  Raises the error of the home when no place takes it."""
         text = json.dumps(asdict(self))
         try:
-            write_whole(home / NAME, text.encode(), durable=False)
+            write_atomic(home / NAME, text.encode(), durable=False)
         except OSError as error:
             try:
                 elsewhere = _elsewhere(home)
                 elsewhere.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if not _private(elsewhere.parent):
                     raise LocalFault(f"{elsewhere.parent} is not this user's alone") from error
-                write_whole(elsewhere, text.encode(), durable=False)
+                write_atomic(elsewhere, text.encode(), durable=False)
             except OSError:
                 raise as_kvswap_error(error, "writing the run-file") from error
 

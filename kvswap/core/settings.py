@@ -17,11 +17,11 @@ from typing import Any
 
 from kvswap.core import checks
 from kvswap.core.checks import Check, shown
+from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.errors import InvalidSettings, UsageError
-from kvswap.core.failures import said
+from kvswap.core.failures import brief
 from kvswap.core.files import read_file
 from kvswap.core.limits import LIMITS
-from kvswap.core.places import home_directory, models_directory
 
 GB = 1_000_000_000
 CODECS = (
@@ -57,10 +57,10 @@ Also = Callable[["Settings", Collection[str]], Iterable[tuple[str, str]]]
 
 def invalid(faults: list[Fault]) -> InvalidSettings:
     """Make one error of all faults."""
-    told = [f"{fault.place}: {fault.why}" for fault in faults]
-    many = f"{len(told)} settings cannot be used: " if len(told) > 1 else ""
+    lines = [f"{fault.place}: {fault.why}" for fault in faults]
+    many = f"{len(lines)} settings cannot be used: " if len(lines) > 1 else ""
     return InvalidSettings(
-        many + "; ".join(told),
+        many + "; ".join(lines),
         cause="a typing error, or a value out of its range",
         hint="docs/configuration.md has every setting with its range",
         faults=[asdict(fault) for fault in faults],
@@ -88,7 +88,7 @@ def _of_file(path: Path, faults: list[Fault]) -> Iterator[_Given]:
         text = data.decode("utf-8-sig")  # editors on Windows begin files with a mark
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        faults.append(Fault("config.toml", str(path), f"not valid TOML: {said(error)}"))
+        faults.append(Fault("config.toml", str(path), f"not valid TOML: {brief(error)}"))
         return
     for name, value in values.items():
         line = _line_of(name, text)

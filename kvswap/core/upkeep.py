@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from kvswap.core.errors import KvswapError
 
 T = TypeVar("T")
-Told = Callable[[str, "str | None"], None]
+OnProblem = Callable[[str, "str | None"], None]
 
 _logger = logging.getLogger("kvswap.upkeep")
 _TEXT = 300
@@ -75,12 +75,13 @@ async def forever(
     pause: float | Callable[[], float],
     backoff: Backoff = Backoff(),
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    told: Told | None = None,
+    on_problem: OnProblem | None = None,
 ) -> None:
     """Await `step()` again and again, `pause` seconds apart, until this is cancelled.
 
     An exception of a step is noted in `problems` under `name`, waited after for longer each time, and cleared by the
-    next step that works.  `told` is called with the name and the reason, or None, when that changes.  In trio give
+    next step that works.  `on_problem` is called with the name and the reason, or None, when that changes.  In trio
+    give
     `trio.sleep` as `sleep`.
     """
     failures = 0
@@ -92,13 +93,13 @@ async def forever(
                 raise
             failures += 1
             wait = backoff.after(failures)
-            if problems.note(name, error) and told is not None:
-                told(name, problems[name])
+            if problems.note(name, error) and on_problem is not None:
+                on_problem(name, problems[name])
         else:
             failures = 0
             wait = pause() if callable(pause) else pause
-            if problems.clear_one(name) and told is not None:
-                told(name, None)
+            if problems.clear_one(name) and on_problem is not None:
+                on_problem(name, None)
         if _cancelled():  # and the step swallowed the cancellation
             raise asyncio.CancelledError
         await sleep(wait)

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvswap.core.atomic import write_atomic
 from kvswap.core.bounded import Table
 from kvswap.core.failures import Misplaced
-from kvswap.core.files import read_kept
+from kvswap.core.files import read_regular
 from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import Problems, Writer
-from kvswap.core.whole import write_whole
 from kvswap.cost.estimate import Link, PrefillCurve
 
 _SAMPLES_KEPT = 256
@@ -46,7 +46,7 @@ class Calibration:
         self._writing = threading.Lock()
         self._writer: Writer[tuple[int, bytes]] = Writer("calibration", self._write, budget=_WAITING_BYTES)
         try:
-            read = json.loads(read_kept(path, LIMITS.config_bytes))
+            read = json.loads(read_regular(path, LIMITS.config_bytes))
             for part in self._data:
                 if isinstance(read.get(part), dict):
                     self._data[part] = read[part]
@@ -92,7 +92,7 @@ class Calibration:
         number, data = versions[-1]
         with self._writing, contextlib.suppress(OSError):
             if number > self._written:  # a newer version may have been written first
-                write_whole(self._path, data, durable=False)
+                write_atomic(self._path, data, durable=False)
                 self._written = number
 
     # -- prefill ---------------------------------------------------------------------------------

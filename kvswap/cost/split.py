@@ -24,7 +24,7 @@ _NEVER = 1 << 60  # bytes of a unit that is never fetched
 _WORTH = 0.95  # computing must take less than this part of the seconds of waiting
 _PACE_WEIGHT = 0.5  # weight of the newest unit in the pace of computing
 
-Step = Literal["compute", "wait", "met", "stuck"]
+NextStep = Literal["compute", "wait", "met", "stuck"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Split:
 
     # -- what to do ------------------------------------------------------------------------------
 
-    def step(self) -> Step:
+    def step(self) -> NextStep:
         """Decide what the front does next: compute, wait, or end as the two have met.
 
         `stuck` means that nobody sends and nobody computes.

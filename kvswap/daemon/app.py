@@ -45,7 +45,7 @@ from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
 from kvswap.exchange.ask import answer
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.preview import plan_reference
+from kvswap.exchange.plan import plan_reference
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Progress
 from kvswap.exchange.train import train
@@ -55,12 +55,12 @@ from kvswap.net.failing import answering, errors
 from kvswap.store import ArtifactRow
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
-from kvswap.trust.ladder import up_to
+from kvswap.trust.levels import up_to
 
 _PAGE = 500  # artifacts
 
 
-def _opened(statement: Statement) -> dict[str, Any]:
+def _decrypted(statement: Statement) -> dict[str, Any]:
     """What members read in the place of what the index says of a sealed artifact."""
     manifest = statement.manifest
     return {
@@ -70,7 +70,7 @@ def _opened(statement: Statement) -> dict[str, Any]:
         "dtype": manifest.layout.dtype,
         "tokens": manifest.prefix.tokens,
         "raw_bytes": manifest.raw_bytes,
-        "group": statement.names.name if isinstance(statement.names, Group) else None,
+        "group": statement.identifiers.name if isinstance(statement.identifiers, Group) else None,
     }
 
 
@@ -228,7 +228,7 @@ class Api:
             shown["disputed_with"] = standing.others
             if row.dtype == SEALED_DTYPE:
                 try:
-                    shown |= _opened(self._node.read(self._node.store.envelope(row.id) or b""))
+                    shown |= _decrypted(self._node.read(self._node.store.envelope(row.id) or b""))
                 except KvswapError:
                     shown |= {"label": "(sealed)", "group": "?"}
             out.append(shown)
@@ -335,7 +335,7 @@ class Api:
                 asked.terms(),
                 host=asked.host,
                 question=asked.question,
-                steps=asked.max_tokens,
+                max_tokens=asked.max_tokens,
             )
 
         return await stream(request, work)
@@ -349,7 +349,7 @@ class Api:
                 self._node,
                 reference,
                 asked.question,
-                steps=asked.max_tokens,
+                max_tokens=asked.max_tokens,
                 text=asked.text,
                 prefill=asked.prefill,
                 terms=asked.terms(),

@@ -22,7 +22,7 @@ from kvswap.core import wire
 from kvswap.core.errors import KvswapError, MalformedMessage, WorkerFailed
 from kvswap.core.limits import LIMITS
 from kvswap.core.tasks import until_done
-from kvswap.exchange.model_port import OnEvent, Tell
+from kvswap.exchange.model_port import OnEvent, Outbox
 from kvswap.model.precision import VARIABLES
 from kvswap.worker import protocol, start
 
@@ -115,7 +115,7 @@ class Child:
     # -- jobs ------------------------------------------------------------------------------------
 
     async def job(
-        self, request: dict[str, Any], on_event: OnEvent | None, tell: Tell | None = None, most: float | None = None
+        self, request: dict[str, Any], on_event: OnEvent | None, outbox: Outbox | None = None, most: float | None = None
     ) -> dict[str, Any]:
         """Run one job; `most`: seconds it may take.
 
@@ -125,14 +125,14 @@ class Child:
         answered = False
         try:
             await self._send(request)
-            if tell is not None:
-                telling = asyncio.create_task(self._pass_on(tell))
+            if outbox is not None:
+                telling = asyncio.create_task(self._pass_on(outbox))
             answer = await self._answer(on_event, _Time(most))
             answered = True
             if "error" in answer:
                 if "trace" in answer:  # of what was not ours: for the log alone
-                    told = str(answer["error"].get("message"))
-                    _log.error("%s", told, extra={"trace": str(answer["trace"])[:16_384]})
+                    text = str(answer["error"].get("message"))
+                    _log.error("%s", text, extra={"trace": str(answer["trace"])[:16_384]})
                 raise KvswapError.from_dict(answer["error"])
             result: dict[str, Any] = answer["result"]
             return result
@@ -141,7 +141,7 @@ class Child:
                 if telling is not None:
                     telling.cancel()
                 gone = isinstance(error, Lost) or most is not None  # a load obeys nobody
-                await until_done([asyncio.create_task(self._end(now=True) if gone else self._settle())])
+                await until_done([asyncio.create_task(self._end(now=True) if gone else self._cancel())])
             raise
         finally:
             if telling is not None:
@@ -177,11 +177,11 @@ class Child:
         except OSError as error:
             raise self._gone() from error
 
-    async def _pass_on(self, tell: Tell) -> None:
+    async def _pass_on(self, outbox: Outbox) -> None:
         """Until cancelled; a process that is gone is noticed by whoever waits for its answer."""
         with contextlib.suppress(Lost):
             while True:
-                await self._send({"tell": await tell.get()})
+                await self._send({"tell": await outbox.get()})
                 self._activity += 1
 
     async def _receive(self, time: _Time) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class Child:
     def _gone(self) -> Lost:
         return Lost("ended while working", "a fault in a library, or not enough memory")
 
-    async def _settle(self) -> None:
+    async def _cancel(self) -> None:
         """Tell a job to stop and drop what it still sends; a process that does not obey is ended."""
         try:
             await self._send({"cancel": True})

@@ -9,15 +9,15 @@ from typing import Any
 
 from aiohttp import web
 
-from kvswap.api import BeginningRequest
+from kvswap.api import PrefixRequest
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, UsageError
 from kvswap.core.limits import LIMITS
-from kvswap.daemon.requests import beginning_of, request_of, stream
+from kvswap.daemon.requests import prefix_query_of, request_of, stream
 from kvswap.exchange import Node
 from kvswap.exchange.model_port import OnEvent
-from kvswap.exchange.prefix import fetch_beginning, known_beginnings, longest_beginning
+from kvswap.exchange.prefix import cached_prefix_keys, fetch_prefix, longest_cached_prefix
 from kvswap.exchange.publish_computed import Computed, publish_computed
 from kvswap.exchange.publishing.ingest import EVENTS
 from kvswap.exchange.request import Progress
@@ -32,22 +32,22 @@ class EngineApi:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/v1/beginning", self.beginning),
-            web.get("/v1/beginnings", self.beginnings),
+            web.post("/v1/beginning", self.cached_prefix),
+            web.get("/v1/beginnings", self.prefix_index),
             web.post("/v1/computed", self.computed),
         ]
 
-    async def beginning(self, request: web.Request) -> web.StreamResponse:
+    async def cached_prefix(self, request: web.Request) -> web.StreamResponse:
         """The longest published beginning of a document given by its ids, or their chain digests, made local."""
-        asked = beginning_of(await request_of(request, BeginningRequest))
+        asked = prefix_query_of(await request_of(request, PrefixRequest))
 
         async def work(progress: Progress) -> dict[str, Any]:
-            found = await longest_beginning(
+            found = await longest_cached_prefix(
                 self._node, asked.wanted, asked.chain, asked.block_tokens, asked.terms, asked.ids
             )
             if found is None:
                 raise NotFound("nobody offers a document with the same beginning")
-            chosen = await fetch_beginning(self._node, found, asked.terms, progress)
+            chosen = await fetch_prefix(self._node, found, asked.terms, progress)
             return {
                 "artifact": str(found.statement.artifact),
                 "tokens": found.tokens,
@@ -57,15 +57,15 @@ class EngineApi:
 
         return await stream(request, work)
 
-    async def beginnings(self, request: web.Request) -> web.Response:
-        """Keys of all that `beginning` could find, once that is not `?version=`, or after `?wait=` seconds."""
+    async def prefix_index(self, request: web.Request) -> web.Response:
+        """Keys of all that `cached_prefix` could find, once that is not `?version=`, or after `?wait=` seconds."""
         try:
             wait = float(request.query.get("wait", "0"))
         except ValueError:
             raise UsageError("wait is a number of seconds") from None
         if not 0 <= wait <= LIMITS.api_seconds:
             raise UsageError(f"wait is a number from 0 to {LIMITS.api_seconds:g}")
-        version, keys = await known_beginnings(self._node, request.query.get("version", ""), wait)
+        version, keys = await cached_prefix_keys(self._node, request.query.get("version", ""), wait)
         packed = base64.b64encode(keys).decode() if keys is not None else None
         return web.json_response({"version": version, "keys": packed})
 
@@ -74,7 +74,7 @@ class EngineApi:
 
         The body is frames as between node and model process: what it is about, events, and one `result`.
         """
-        frames = Frames(request.content)
+        frames = FrameReader(request.content)
 
         async def run(on_event: OnEvent) -> dict[str, Any]:
             while "event" in (message := await frames.next()):
@@ -105,7 +105,7 @@ def _wrong(what: str) -> UsageError:
     )
 
 
-class Frames:
+class FrameReader:
     """Of a request's body, each under its cap, and in time."""
 
     def __init__(self, content: Any) -> None:

@@ -11,7 +11,7 @@ from kvswap.api import JoinRequest
 from kvswap.core.errors import KvswapError
 from kvswap.daemon.requests import request_of
 from kvswap.exchange import Node
-from kvswap.net.reads import Invitation
+from kvswap.net.host_connection import Invitation
 
 
 class HostsApi:

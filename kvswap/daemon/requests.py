@@ -16,10 +16,10 @@ import msgspec
 from aiohttp import web
 from msgspec import structs
 
-from kvswap.api import BeginningRequest, Request
+from kvswap.api import PrefixRequest, Request
 from kvswap.core.documents import check_unicode
 from kvswap.core.errors import UsageError
-from kvswap.core.failures import record, said
+from kvswap.core.failures import brief, record
 from kvswap.core.limits import LIMITS
 from kvswap.cost import PrefillCurve
 from kvswap.exchange.model_port import Wanted
@@ -44,7 +44,7 @@ async def body_of(request: web.Request) -> dict[str, Any]:
     try:
         body = json.loads(await request.read() or b"{}", parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise wrong(f"the request's body is not JSON: {said(error)}") from error
+        raise wrong(f"the request's body is not JSON: {brief(error)}") from error
     if not isinstance(body, dict):
         raise wrong("the request's body is not a JSON object")
     return body
@@ -80,7 +80,7 @@ async def request_of(request: web.Request, kind: type[R]) -> R:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PrefixQuery:
     """A document whose published beginning is wanted; `ids` only where a part of a block is of use."""
 
     wanted: Wanted
@@ -90,7 +90,7 @@ class Asked:
     ids: Sequence[int] | None
 
 
-def beginning_of(request: BeginningRequest) -> Asked:
+def prefix_query_of(request: PrefixRequest) -> PrefixQuery:
     """Unpack what stands for bytes in a request for a beginning.  Raises `UsageError`."""
     from kvswap.artifact.chain import chain_digests  # numpy, which most requests have no use for
 
@@ -112,7 +112,7 @@ def beginning_of(request: BeginningRequest) -> Asked:
         raise wrong("chain and model are digests of 32 bytes")
     fitted = PrefillCurve(*curve, block_tokens) if curve is not None else None
     terms = lookup_of(request, curve=fitted, lookup_seconds=request.seconds, local=request.local)
-    return Asked(wanted, digests, block_tokens, terms, ids if request.parts else None)
+    return PrefixQuery(wanted, digests, block_tokens, terms, ids if request.parts else None)
 
 
 async def start_lines(request: web.Request) -> web.StreamResponse:
@@ -195,7 +195,7 @@ async def stream(request: web.Request, work: Work) -> web.StreamResponse:
     """Run a use case and send its events as they come, with heartbeats between them; at last a result or an error."""
     response = await start_lines(request)
 
-    async def say(value: dict[str, Any]) -> None:
+    async def send(value: dict[str, Any]) -> None:
         try:
             await send_line(response, value)
         except ConnectionError as error:  # of this connection, and not of one that the work has
@@ -204,12 +204,12 @@ async def stream(request: web.Request, work: Work) -> web.StreamResponse:
     try:
         try:
             async with heartbeats(response):
-                done = await work(say)
-            await say({"result": done})
+                done = await work(send)
+            await send({"result": done})
         except _CallerGone:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary of a request: told, and in the log
-            await say({"error": record(error, f"{request.method} {request.path}").to_dict()})
+            await send({"error": record(error, f"{request.method} {request.path}").to_dict()})
         await response.write_eof()
     except (_CallerGone, ConnectionError):
         pass

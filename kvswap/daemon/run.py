@@ -35,14 +35,14 @@ from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
 from kvswap.exchange.node.identity import keys_of
 from kvswap.exchange.serving.service import Service
-from kvswap.exchange.verification import waiting
+from kvswap.exchange.verification import pending_writes
 from kvswap.net import Transport
 from kvswap.store import Home, Store
 from kvswap.trust import PolicyFile
 
 _logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 3.0
-_ATTEND_SECONDS = 5.0
+_MAINTAIN_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
 _THREADS = 24
 Ready = Callable[[dict[str, Any]], None]
@@ -99,12 +99,12 @@ async def _serve(settings: Settings, home: Home, stop: asyncio.Event, ready: Rea
 async def _look_after(node: Node, home: Home) -> None:
     """Put right what the disk allows again: what is only in memory is written back, what was deleted made again."""
 
-    def attend() -> None:
-        home.attend()
-        node.store.attend()
-        waiting.attend(node)
+    def maintain() -> None:
+        home.maintain()
+        node.store.maintain()
+        pending_writes.write_pending(node)
 
-    await forever("store", lambda: asyncio.to_thread(attend), node.problems, pause=_ATTEND_SECONDS)
+    await forever("store", lambda: asyncio.to_thread(maintain), node.problems, pause=_MAINTAIN_SECONDS)
 
 
 def _write_run_file(run_file: RunFile, home: Home) -> None:

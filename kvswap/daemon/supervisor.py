@@ -20,7 +20,7 @@ from kvswap.core.errors import KvswapError, WorkerFailed
 from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever
 from kvswap.daemon.child import PROGRAM, Child, Lost, Patience
-from kvswap.exchange.model_port import ModelChoice, OnEvent, Tell
+from kvswap.exchange.model_port import ModelChoice, OnEvent, Outbox
 from kvswap.model import catalogue, needs
 from kvswap.model.identity import directory_identity
 
@@ -135,13 +135,13 @@ class ModelProcess:
         choice: ModelChoice,
         job: str,
         on_event: OnEvent | None = None,
-        tell: Tell | None = None,
+        outbox: Outbox | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
         async with self._held(choice) as slot:
             child = await self._ensure(slot)
             try:
-                result = await child.job({"job": job, **arguments}, on_event, tell)
+                result = await child.job({"job": job, **arguments}, on_event, outbox)
             except Lost as lost:
                 raise await self._lost(slot, lost) from lost
             self.problems.clear_one(_PROBLEM)

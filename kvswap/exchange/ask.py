@@ -21,22 +21,22 @@ from kvswap.core.failures import is_local, record
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
+from kvswap.exchange.ask_host import AUTO, ask_host, hosted
 from kvswap.exchange.discovery.resolve import use
 from kvswap.exchange.fetch import fetch
-from kvswap.exchange.host_reads import AUTO, ask_host, hosted
 from kvswap.exchange.model_port import ModelChoice, OnEvent
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.prefix import beginning_of, check_beginning, plan_beginning
-from kvswap.exchange.preview import plan_reference
+from kvswap.exchange.plan import plan_reference
+from kvswap.exchange.prefix import check_prefix_plan, find_prefix, plan_prefix
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.transfer.choosing import choose
 from kvswap.exchange.transfer.downloader import Transfer
-from kvswap.exchange.transfer.hybrid import Source, learned, run_from
-from kvswap.exchange.verification.claims import require_text, say_claims, say_unchecked
-from kvswap.exchange.verification.outcomes import is_own, settled
-from kvswap.exchange.verify import caught, forget_damaged
+from kvswap.exchange.transfer.hybrid import CacheOrigin, learned, run_from
+from kvswap.exchange.verification.claims import report_claims, report_unchecked, require_text
+from kvswap.exchange.verification.outcomes import is_own, verified_already
+from kvswap.exchange.verify import ban_if_proven, forget_damaged
 from kvswap.trust.accusation import of_error
-from kvswap.trust.ladder import Level
+from kvswap.trust.levels import Level
 
 _PLAN = ("action", "seconds", "dollars", "reason")
 
@@ -46,7 +46,7 @@ async def answer(
     reference: str | Cid,
     question: str,
     *,
-    steps: int,
+    max_tokens: int,
     text: str | None = None,
     prefill: bool = False,
     terms: Terms = STRICT,
@@ -66,16 +66,16 @@ async def answer(
         raise InvalidDocument("the question is empty")
     if len(question.encode()) > LIMITS.question_bytes:
         raise InvalidDocument(f"the question is over {LIMITS.question_bytes} bytes")
-    if not 1 <= steps <= LIMITS.host_tokens:
+    if not 1 <= max_tokens <= LIMITS.host_tokens:
         raise UsageError(f"between 1 and {LIMITS.host_tokens} tokens can be asked for")
     if prefill and text is None:
         raise UsageError("prefilling needs the text", hint="pass the document's path instead of its digest")
     if host is not None and prefill:
         raise UsageError("either prefill here or let a host answer")
     if host is not None:
-        answered = await _from_host(node, host, reference, question.strip(), steps, text, terms, ignore_eos, progress)
-        if answered is not None:
-            return answered
+        reply = await _from_host(node, host, reference, question.strip(), max_tokens, text, terms, ignore_eos, progress)
+        if reply is not None:
+            return reply
     choice = await node.model.choose()
     await node.model.warm(choice)
     began = time.perf_counter()
@@ -86,22 +86,22 @@ async def answer(
             first.append(time.perf_counter() - began)
         await progress(event)
 
-    def look() -> Awaitable[tuple[Source | None, Plan]]:
-        return _found(node, choice, reference, text, terms, progress, began)
+    def look() -> Awaitable[tuple[CacheOrigin | None, Plan]]:
+        return _find_origin(node, choice, reference, text, terms, progress, began)
 
     source, plan = None, Plan("prefill", 0.0, 0.0, "asked for", None, None)
     if not prefill:
         source, plan = await _or_prefill(node, reference, text, look())
     arguments: dict[str, Any] = {
         "question": question.strip(),
-        "steps": steps,
+        "steps": max_tokens,
         "block_tokens": node.settings.block_tokens,
         "ignore_eos": ignore_eos,
         "text": text,
     }
     unchecked: dict[str, str] = {}
     try:
-        made, transfer = await _made(node, choice, source, terms, on_event, progress, arguments)
+        done, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
     except (IntegrityError, NotFound) as error:
         # Of chunks that are damaged or gone here others may have right ones, and a text needs none: once, as what has
         # been said cannot be taken back, and a disk that damages all it is given ends no sooner.
@@ -112,46 +112,46 @@ async def answer(
             raise
         node.events.add("damaged_here", artifact=str(source.statement.artifact), chunks=lost, reason=error.message)
         source, plan = await _or_prefill(node, reference, text, look())
-        made, transfer = await _made(node, choice, source, terms, on_event, progress, arguments)
+        done, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
     if source is not None:
-        await say_claims(node, source.statement, progress)
-        seen = made["first_layer"]
+        await report_claims(node, source.statement, progress)
+        seen = done["first_layer"]
         if seen is not None and seen["verdict"] == "passed" and source.tokens is None:
             await asyncio.to_thread(node.trust.records.add_checks, str(source.statement.artifact), [int(Level.TOKENS)])
         elif seen is not None and seen["verdict"] == "skipped":
             unchecked = {"V3": seen["why"]}
-            await say_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
-        learned(node, source, made)
+            await report_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
+        learned(node, source, done)
     if transfer is None:
-        node.learn_prefill(choice, made["samples"])
+        node.learn_prefill(choice, done["samples"])
     else:
-        node.learn_hybrid(choice, made["samples"])
+        node.learn_hybrid(choice, done["samples"])
     statement = source.statement if source else None
     return {
-        "text": made["text"].strip(),
-        "token_ids": made["token_ids"],
+        "text": done["text"].strip(),
+        "token_ids": done["token_ids"],
         "plan": {"action": plan.action, "seconds": plan.seconds, "dollars": plan.dollars, "reason": plan.reason},
         "ttft_seconds": round(first[0], 4) if first else None,
-        "logits_digest": made["logits_digest"],
-        "claim": made["claim"],
-        "tokens": made["tokens"],
+        "logits_digest": done["logits_digest"],
+        "claim": done["claim"],
+        "tokens": done["tokens"],
         "artifact": str(statement.artifact) if statement else None,
         "unchecked": unchecked,
-        "fetched_tokens": made["tokens"] - made["computed"],
-        "computed_tokens": made["computed"],
+        "fetched_tokens": done["tokens"] - done["computed"],
+        "computed_tokens": done["computed"],
         "wire_bytes": transfer.received if transfer else 0,
         "from": list(transfer.served_bytes) if transfer else [],
-        "ready_seconds": round(first[0] - (made["first_us"] - made["ready_us"]) / 1e6, 4) if first else None,
-        "load_seconds": made["load_us"] / 1e6,
-        "prefill_seconds": made["prefill_us"] / 1e6,
+        "ready_seconds": round(first[0] - (done["first_us"] - done["ready_us"]) / 1e6, 4) if first else None,
+        "load_seconds": done["load_us"] / 1e6,
+        "prefill_seconds": done["prefill_us"] / 1e6,
         "seconds": round(time.perf_counter() - began, 4),
     }
 
 
-async def _made(
+async def _run_job(
     node: Node,
     choice: ModelChoice,
-    source: Source | None,
+    source: CacheOrigin | None,
     terms: Terms,
     on_event: OnEvent,
     progress: Progress,
@@ -167,8 +167,8 @@ async def _made(
     try:
         return await run_from(node, choice, source, terms, on_event, progress, arguments | {"check": check})
     except IntegrityError as error:
-        if (step := of_error(error)) is not None:
-            await asyncio.to_thread(caught, node, source.statement, step)
+        if (failed := of_error(error)) is not None:
+            await asyncio.to_thread(ban_if_proven, node, source.statement, failed)
         raise
 
 
@@ -177,7 +177,7 @@ async def _from_host(
     host: str,
     reference: str | Cid,
     question: str,
-    steps: int,
+    max_tokens: int,
     text: str | None,
     terms: Terms,
     ignore_eos: bool,
@@ -189,7 +189,7 @@ async def _from_host(
     """
     if host == AUTO:
         planned = await plan_reference(
-            node, reference, text, terms, host=host, question=question, steps=steps, measure=False
+            node, reference, text, terms, host=host, question=question, max_tokens=max_tokens, measure=False
         )
         await progress({"event": "plan", **{name: planned[name] for name in _PLAN}})
         if planned["action"] != "host":
@@ -197,30 +197,30 @@ async def _from_host(
         host, plan = planned["hosts"][0]["peer"], {name: planned[name] for name in _PLAN}
     else:
         plan = {}
-    (chosen,) = await hosted(node, host, reference, question, steps, terms.objective)
+    (chosen,) = await hosted(node, host, reference, question, max_tokens, terms.objective)
     if why := chosen.option.over(terms.objective):
         raise PlanSaysPrefill(f"asking the host {host} takes {why}", plan={"action": "none", "reason": why})
     option = chosen.option
     plan = plan or {"action": "host", "seconds": option.seconds, "dollars": option.dollars, "reason": "asked for"}
     return await ask_host(
-        node, chosen, reference, question, steps=steps, ignore_eos=ignore_eos, plan=plan, progress=progress
+        node, chosen, reference, question, max_tokens=max_tokens, ignore_eos=ignore_eos, plan=plan, progress=progress
     )
 
 
-def _checked(node: Node, source: Source) -> bool:
+def _checked(node: Node, source: CacheOrigin) -> bool:
     """Return True if layer 0 need not be compared with the tokens: that was done, or the artifact is our own, or lossy.
 
     It was compared with those of the artifact's own document: of a prefix of another one that says nothing.
     """
     statement = source.statement
-    if not statement.manifest.exact or is_own(node, statement):
+    if not statement.manifest.lossless or is_own(node, statement):
         return True
     return source.tokens is None and int(Level.TOKENS) in node.trust.records.checks(str(statement.artifact))
 
 
 async def _or_prefill(
-    node: Node, reference: str | Cid, text: str | None, looking: Awaitable[tuple[Source | None, Plan]]
-) -> tuple[Source | None, Plan]:
+    node: Node, reference: str | Cid, text: str | None, looking: Awaitable[tuple[CacheOrigin | None, Plan]]
+) -> tuple[CacheOrigin | None, Plan]:
     """Return what `looking` found; with a text prefill where this machine itself cannot look."""
     try:
         return await looking
@@ -232,7 +232,7 @@ async def _or_prefill(
         return None, Plan("prefill", 0.0, 0.0, why, None, None)
 
 
-async def _found(
+async def _find_origin(
     node: Node,
     choice: ModelChoice,
     reference: str | Cid,
@@ -240,17 +240,17 @@ async def _found(
     terms: Terms,
     progress: Progress,
     began: float,
-) -> tuple[Source | None, Plan]:
+) -> tuple[CacheOrigin | None, Plan]:
     """Return the artifact to answer from, or a document's beginning; None: prefill."""
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
         require_text(resolved.statement, text)
         # A stranger's is verified whole before any of it is used.
-        if not await asyncio.to_thread(settled, node, resolved.statement):
+        if not await asyncio.to_thread(verified_already, node, resolved.statement):
             artifact = resolved.statement.artifact
             await fetch(node, artifact, terms, progress, text=text)
             resolved, planned = await choose(node, artifact, terms, progress)
-        return Source(resolved.statement, None, planned, began), planned.plan
+        return CacheOrigin(resolved.statement, None, planned, began), planned.plan
     except PlanSaysPrefill as error:
         figures = error.details.get("plan", {})
         if text is None or figures.get("action") == "none":  # prefilling is over a budget as well
@@ -261,21 +261,21 @@ async def _found(
         if text is None:
             raise
         nobody = error.message
-    return await _beginning(node, choice, text, nobody, terms, progress, began)
+    return await _cached_prefix(node, choice, text, nobody, terms, progress, began)
 
 
-async def _beginning(
+async def _cached_prefix(
     node: Node, choice: ModelChoice, text: str, nobody: str, terms: Terms, progress: Progress, began: float
-) -> tuple[Source | None, Plan]:
+) -> tuple[CacheOrigin | None, Plan]:
     """Find an artifact that shares a prefix with the document, which nobody offers itself."""
-    tokens, found = await beginning_of(node, choice, text, terms)
+    tokens, found = await find_prefix(node, choice, text, terms)
     if found is None:
         return None, Plan("prefill", 0.0, 0.0, nobody, None, None)
-    planned = await plan_beginning(node, found, terms, hybrid=True)
+    planned = await plan_prefix(node, found, terms, hybrid=True)
     plan = planned.plan
     await progress({"event": "plan", **plan.to_json()})
     try:
-        check_beginning(found, planned, terms)
+        check_prefix_plan(found, planned, terms)
     except PlanSaysPrefill as error:
         return None, Plan("prefill", 0.0, 0.0, f"{nobody}; {error.message}", None, None)
     await use(node, found.statement, terms)
@@ -283,4 +283,4 @@ async def _beginning(
     if not whole:
         reason = f"the first {found.tokens} of {tokens} tokens are published ({plan.reason}); the rest is prefilled"
         plan = replace(plan, reason=reason)
-    return Source(found.statement, None if whole else found.tokens, planned, began), plan
+    return CacheOrigin(found.statement, None if whole else found.tokens, planned, began), plan

@@ -16,12 +16,12 @@ from kvswap.core.ids import Cid
 from kvswap.cost import Plan
 from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.planning.decision import judge, measure_beside
+from kvswap.exchange.planning.decision import judge, measure_in_background
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
-from kvswap.exchange.transfer.bring import bring, note_fetched
 from kvswap.exchange.transfer.choosing import choose
-from kvswap.exchange.verification.claims import require_text, say_claims
-from kvswap.exchange.verify import settle, verification
+from kvswap.exchange.transfer.download import download, note_fetched
+from kvswap.exchange.verification.claims import report_claims, require_text
+from kvswap.exchange.verify import verification, verify_untrusted
 from kvswap.trust import Statement
 
 
@@ -49,7 +49,7 @@ class Fetched:
             },
             "tokens": self.statement.manifest.prefix.tokens,
             "codec": self.statement.manifest.codecs[0],
-            "exact": self.statement.manifest.exact,
+            "exact": self.statement.manifest.lossless,
             "wire_bytes": self.wire_bytes,
             "raw_bytes": self.statement.manifest.raw_bytes,
             "from": list(self.peers),
@@ -77,24 +77,24 @@ async def fetch(
     statement, chosen = resolved.statement, planned.plan
     require_text(statement, text)
     if resolved.local:
-        said = await _verified(node, statement, terms, text, progress)
-        return Fetched(statement, chosen, 0, (), time.perf_counter() - began, said)
+        checked = await _verified(node, statement, terms, text, progress)
+        return Fetched(statement, chosen, 0, (), time.perf_counter() - began, checked)
     rest = None if terms.force else await judge(node, statement.manifest, terms.objective)
     files = needed_files(statement.manifest)
-    transfer = await bring(node, statement, files, planned.peers, progress, rest, planned.most_per_gb)
+    transfer = await download(node, statement, files, planned.peers, progress, rest, planned.most_per_gb)
     seconds = time.perf_counter() - began
     transfer.learn_start(seconds)
     if (choice := await own_model(node.model)) is not None:
-        measure_beside(node, choice, statement.manifest.prefix.block_tokens)  # for the next plan
-    said = await _verified(node, statement, terms, text, progress)
+        measure_in_background(node, choice, statement.manifest.prefix.block_tokens)  # for the next plan
+    checked = await _verified(node, statement, terms, text, progress)
     note_fetched(node, statement, transfer, seconds)
     seconds = time.perf_counter() - began
-    return Fetched(statement, chosen, transfer.received, tuple(transfer.served_bytes), seconds, said)
+    return Fetched(statement, chosen, transfer.received, tuple(transfer.served_bytes), seconds, checked)
 
 
 async def _verified(
     node: Node, statement: Statement, terms: Terms, text: str | None, progress: Progress
 ) -> dict[str, Any]:
-    ladder = await settle(node, statement, text, terms.samples, progress)
-    await say_claims(node, statement, progress)
-    return await asyncio.to_thread(verification, node, statement, ladder)
+    report = await verify_untrusted(node, statement, text, terms.samples, progress)
+    await report_claims(node, statement, progress)
+    return await asyncio.to_thread(verification, node, statement, report)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from kvswap.artifact.manifest import ModelIdentity
 from kvswap.core.errors import NotFound
 
-Tell = asyncio.Queue[dict[str, Any]]
+Outbox = asyncio.Queue[dict[str, Any]]
 OnEvent = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -44,12 +44,12 @@ class ModelPort(Protocol):
         choice: ModelChoice,
         job: str,
         on_event: OnEvent | None = None,
-        tell: Tell | None = None,
+        outbox: Outbox | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
         """Run a job, loading the model first if needed.  Jobs run one at a time, in order.
 
-        What is put into `tell` reaches the job while it runs.
+        What is put into `outbox` reaches the job while it runs.
 
         Cancelling stops the job at the next block or token.  Raises the job's own error, or
         `WorkerFailed` when the process died.

@@ -20,18 +20,18 @@ from kvswap.artifact.layout import needed_files
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
-from kvswap.exchange.discovery.candidates import Candidate, Envelopes, in_turns
-from kvswap.exchange.discovery.lookup import Offer, ask_these
+from kvswap.exchange.discovery.candidates import Candidate, EnvelopeFetcher, round_robin
+from kvswap.exchange.discovery.lookup import PeerOffer, ask_these
 from kvswap.exchange.discovery.resolve import judge_envelope, use
 from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.planning.decision import Planned, plan_chunks
 from kvswap.exchange.request import STRICT, Progress, Terms, lookup_of, silent
-from kvswap.exchange.transfer.bring import bring
+from kvswap.exchange.transfer.download import download
 from kvswap.net import PeerAddress, messages
-from kvswap.trust import Names, Statement
+from kvswap.trust import Identifiers, Statement
 
-_CATALOGUE_SECONDS = 2.0
+_PREFIX_INDEX_SECONDS = 2.0
 _WATCH_SECONDS = 0.2
 _AT_ONCE = 3  # claims of different length that are asked after at once,
 _ROUNDS = 4  # and how often, when none of them holds
@@ -43,7 +43,7 @@ _PULLED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class CachedPrefix:
     """An artifact whose first `tokens` tokens are a prefix of the document, and the peers that have it."""
 
     statement: Statement
@@ -57,23 +57,23 @@ class Beginning:
 
 
 @dataclass(frozen=True, slots=True)
-class _Claim:
+class _Availability:
     """The peers whose prefix indexes have so many blocks of a document, under the names they know it by."""
 
     blocks: int
     peers: tuple[str, ...]
-    names: Names
-    told: Sequence[bytes]
+    identifiers: Identifiers
+    digests: Sequence[bytes]
 
 
-async def longest_beginning(
+async def longest_cached_prefix(
     node: Node,
     wanted: Wanted,
     chain: Sequence[bytes],
     block_tokens: int,
     terms: Terms = STRICT,
     ids: Sequence[int] | None = None,
-) -> Beginning | None:
+) -> CachedPrefix | None:
     """Find the longest usable prefix of a document in this node's store and at all peers; None without one.
 
     `chain`: the document's chain digests.  With the token `ids` as well, an artifact that ends within a block is used
@@ -83,32 +83,39 @@ async def longest_beginning(
     if not chain:
         return None
     # A part is not verified by itself: of strangers what was verified whole.
-    terms = structs.replace(lookup_of(terms), strangers=False)
-    called = [(names, names.chain(chain)) for names in node.names(terms.group)]
+    terms = structs.replace(lookup_of(terms), allow_untrusted=False)
+    called = [(identifiers, identifiers.chain(chain)) for identifiers in node.identifiers(terms.group)]
     here: dict[str, Candidate] = {}
-    for _, told in called:
-        for row, _ in await asyncio.to_thread(node.store.longest_prefix, told):
+    for _, digests in called:
+        for row, _ in await asyncio.to_thread(node.store.longest_prefix, digests):
             here[row.id] = Candidate(row.id)
-    claims: list[_Claim] = []
+    availabilities: list[_Availability] = []
     if not terms.local:
-        await _refresh_catalogues(node, terms.lookup_seconds or _CATALOGUE_SECONDS)
-        claims = [
-            _Claim(blocks, tuple(peers[:_OF_ONE_LENGTH]), names, told)
-            for names, told in called
-            for blocks, peers in node.network.catalogues.ranked(told)
+        await _refresh_prefix_indexes(node, terms.lookup_seconds or _PREFIX_INDEX_SECONDS)
+        availabilities = [
+            _Availability(blocks, tuple(peers[:_OF_ONE_LENGTH]), identifiers, digests)
+            for identifiers, digests in called
+            for blocks, peers in node.network.prefix_indexes.ranked(digests)
         ]
-    claims.sort(key=lambda claim: -claim.blocks)
+    availabilities.sort(key=lambda availability: -availability.blocks)
     search = _Search(node, wanted, chain, block_tokens, terms, ids)
     await search.look(list(here.values()), search.deadline)
-    rest: list[_Claim] = []  # last, so that nobody has a second turn before others had one
-    for start in range(0, min(len(claims), _AT_ONCE * _ROUNDS), _AT_ONCE):
-        now = [claim for claim in claims[start : start + _AT_ONCE] if claim.blocks >= max(1, search.blocks)]
+    rest: list[_Availability] = []  # last, so that nobody has a second turn before others had one
+    for start in range(0, min(len(availabilities), _AT_ONCE * _ROUNDS), _AT_ONCE):
+        now = [
+            availability
+            for availability in availabilities[start : start + _AT_ONCE]
+            if availability.blocks >= max(1, search.blocks)
+        ]
         if not now or time.monotonic() > search.deadline:
             break
-        more = start + _AT_ONCE < len(claims)
+        more = start + _AT_ONCE < len(availabilities)
         until = min(search.deadline, time.monotonic() + _ROUND_SECONDS) if more else search.deadline
         rest += await search.ask(now, until)
-    rest = sorted((claim for claim in rest if claim.blocks > search.blocks), key=lambda claim: -claim.blocks)
+    rest = sorted(
+        (availability for availability in rest if availability.blocks > search.blocks),
+        key=lambda availability: -availability.blocks,
+    )
     if rest and time.monotonic() < search.deadline:
         await search.ask(rest[:_AT_ONCE], search.deadline)
     return search.best
@@ -133,7 +140,7 @@ class _Search:
         self._terms = terms
         self._ids = ids
         self.deadline = time.monotonic() + LIMITS.request_seconds
-        self.best: Beginning | None = None
+        self.best: CachedPrefix | None = None
         self._looked: set[str] = set()
 
     @property
@@ -141,7 +148,7 @@ class _Search:
         """The number of blocks of the longest so far."""
         return -(-self.best.tokens // self._block_tokens) if self.best is not None else 0
 
-    async def ask(self, claims: Sequence[_Claim], deadline: float) -> list[_Claim]:
+    async def ask(self, availabilities: Sequence[_Availability], deadline: float) -> list[_Availability]:
         """Ask the peers that claim the longest, all at once; those that lack what they claim are ignored for a while.
 
         Returns the present claims of those whose artifacts have gone meanwhile.
@@ -149,60 +156,64 @@ class _Search:
         node = self._node
         connected = set(node.transport.connected())
         seconds = LIMITS.lookup_seconds / 5
-        asked = await asyncio.gather(*(ask_these(node, self._query(c), seconds, c.peers) for c in claims))
-        offers: list[Offer] = []
-        lacking: list[tuple[str, _Claim]] = []
-        claimed: dict[str, dict[str, int]] = {}  # artifact -> peer -> blocks, which are that peer's word and no other's
-        for claim, (found, answered) in zip(claims, asked, strict=True):
+        asked = await asyncio.gather(*(ask_these(node, self._query(c), seconds, c.peers) for c in availabilities))
+        offers: list[PeerOffer] = []
+        lacking: list[tuple[str, _Availability]] = []
+        available: dict[
+            str, dict[str, int]
+        ] = {}  # artifact -> peer -> blocks, which are that peer's word and no other's
+        for availability, (found, answered) in zip(availabilities, asked, strict=True):
             offers += found
             for offer in found:
-                said = claimed.setdefault(offer.found.artifact, {})
-                said[offer.peer] = max(claim.blocks, said.get(offer.peer, 0))
-            lacking += [(peer, claim) for peer in answered - {offer.peer for offer in found}]
-            for peer in set(claim.peers) - answered - connected:
-                node.network.catalogues.table.pop(peer)  # gone
+                claimed_blocks = available.setdefault(offer.found.artifact, {})
+                claimed_blocks[offer.peer] = max(availability.blocks, claimed_blocks.get(offer.peer, 0))
+            lacking += [(peer, availability) for peer in answered - {offer.peer for offer in found}]
+            for peer in set(availability.peers) - answered - connected:
+                node.network.prefix_indexes.table.pop(peer)  # gone
         began = time.monotonic()
         for peer, _ in lacking:
             _pull_soon(node, peer)
         policy = node.trust.policy.policy
 
-        def rank(offer: Offer) -> tuple[int, ...]:
+        def rank(offer: PeerOffer) -> tuple[int, ...]:
             found = offer.found
-            said = claimed[found.artifact][offer.peer]
-            return (-said, not policy.trusts(found.publisher), found.envelope is None)
+            claimed_blocks = available[found.artifact][offer.peer]
+            return (-claimed_blocks, not policy.trusts(found.publisher), found.envelope is None)
 
-        candidates = in_turns(offers, rank, node.peers.delivered)
+        candidates = round_robin(offers, rank, node.peers.delivered)
         for candidate in candidates:
-            candidate.claimed = claimed[candidate.artifact]
+            candidate.available = available[candidate.artifact]
         await self.look([c for c in candidates if c.artifact not in self._looked], deadline)
-        return await self._now_claimed(lacking, began)
+        return await self._still_available(lacking, began)
 
-    async def _now_claimed(self, lacking: Sequence[tuple[str, _Claim]], began: float) -> list[_Claim]:
+    async def _still_available(self, lacking: Sequence[tuple[str, _Availability]], began: float) -> list[_Availability]:
         """Return the present claims of peers that offered nothing; who still claims the same is ignored for a while."""
-        catalogues, pulling = self._node.network.catalogues, self._node.network.pulling
+        prefix_indexes, pulling = self._node.network.prefix_indexes, self._node.network.pulling
         if pulls := [pulling[peer] for peer, _ in lacking if peer in pulling]:
             await asyncio.wait(pulls, timeout=_AGAIN_SECONDS)
         left = []
-        for peer, claim in lacking:
-            blocks = catalogues.shared_since(peer, claim.told, began)
+        for peer, availability in lacking:
+            blocks = prefix_indexes.shared_since(peer, availability.digests, began)
             if blocks is None:
-                catalogues.expire(peer)
-            elif blocks >= claim.blocks:
-                self._in_vain(peer, "its catalogue has what it has not")
-            elif not catalogues.took_back(peer):
-                self._in_vain(peer, "its catalogue is another each time it is asked")
+                prefix_indexes.expire(peer)
+            elif blocks >= availability.blocks:
+                self._ignore_index(peer, "its catalogue has what it has not")
+            elif not prefix_indexes.took_back(peer):
+                self._ignore_index(peer, "its catalogue is another each time it is asked")
             elif blocks:
-                left.append(_Claim(blocks, (peer,), claim.names, claim.told))
+                left.append(_Availability(blocks, (peer,), availability.identifiers, availability.digests))
         return left
 
-    def _query(self, claim: _Claim) -> messages.Find:
-        model, dtype = claim.names.model(self._wanted.model, self._wanted.dtype)
+    def _query(self, availability: _Availability) -> messages.Find:
+        model, dtype = availability.identifiers.model(self._wanted.model, self._wanted.dtype)
         bulk = self._node.settings.bulk
-        return messages.Find(AGENT, chain=[claim.told[claim.blocks - 1]], model=model, dtype=dtype, bulk=bulk)
+        return messages.Find(
+            AGENT, chain=[availability.digests[availability.blocks - 1]], model=model, dtype=dtype, bulk=bulk
+        )
 
     async def look(self, candidates: Sequence[Candidate], deadline: float) -> None:
         """Judge what is offered, as it comes; of equals the first stays: what is here before what is elsewhere."""
-        asking = Envelopes(self._node, candidates, deadline)
+        asking = EnvelopeFetcher(self._node, candidates, deadline)
         async for candidate, envelope in asking:
             self._looked.add(candidate.artifact)
             try:
@@ -213,16 +224,16 @@ class _Search:
                 self._node.events.add("beginning_refused", artifact=candidate.artifact, reason=error.message)
                 continue
             tokens, blocks = self._shared(statement)
-            for peer, said in candidate.claimed.items():
+            for peer, claimed_blocks in candidate.available.items():
                 # Elsewhere in the signed chain it is the publisher that is wrong: the peer has what it said.
-                if blocks < said and self._chain[said - 1] not in statement.manifest.prefix.chain:
-                    self._in_vain(peer, f"{candidate.artifact} shares {blocks} blocks, not {said}")
+                if blocks < claimed_blocks and self._chain[claimed_blocks - 1] not in statement.manifest.prefix.chain:
+                    self._ignore_index(peer, f"{candidate.artifact} shares {blocks} blocks, not {claimed_blocks}")
             if tokens and (self.best is None or tokens > self.best.tokens):
-                self.best = Beginning(statement, tokens, tuple(candidate.peers))
+                self.best = CachedPrefix(statement, tokens, tuple(candidate.peers))
             if self.best is not None:
                 asking.within(_MORE_SECONDS)
         for peer in asking.failed:
-            self._in_vain(peer, "it gives nothing of what it offers")
+            self._ignore_index(peer, "it gives nothing of what it offers")
 
     def _shared(self, statement: Statement) -> tuple[int, int]:
         """Count the (tokens, blocks) that a signed chain shares with ours.
@@ -241,12 +252,12 @@ class _Search:
             tokens = prefix.tokens if whole else tokens
         return tokens, blocks
 
-    def _in_vain(self, peer: str, why: str) -> None:
-        self._node.network.catalogues.drop(peer)
+    def _ignore_index(self, peer: str, why: str) -> None:
+        self._node.network.prefix_indexes.drop(peer)
         self._node.events.add("claimed_in_vain", peer=peer, reason=why)
 
 
-async def known_beginnings(node: Node, version: str, seconds: float) -> tuple[str, bytes | None]:
+async def cached_prefix_keys(node: Node, version: str, seconds: float) -> tuple[str, bytes | None]:
     """Return the version and keys of all prefixes that a look-up could find, as soon as the version is another.
 
     It is for callers that look up so often that most look-ups, which find nothing, are better answered without asking.
@@ -255,8 +266,8 @@ async def known_beginnings(node: Node, version: str, seconds: float) -> tuple[st
     """
     deadline = time.monotonic() + seconds
     while True:
-        await _refresh_catalogues(node, min(_CATALOGUE_SECONDS, max(0.0, deadline - time.monotonic())))
-        present = f"{node.store.generation}.{node.network.catalogues.generation}.{len(node.trust.groups.all())}"
+        await _refresh_prefix_indexes(node, min(_PREFIX_INDEX_SECONDS, max(0.0, deadline - time.monotonic())))
+        present = f"{node.store.generation}.{node.network.prefix_indexes.generation}.{len(node.trust.groups.all())}"
         if present != version:
             break
         if time.monotonic() >= deadline:
@@ -264,46 +275,50 @@ async def known_beginnings(node: Node, version: str, seconds: float) -> tuple[st
         await asyncio.sleep(_WATCH_SECONDS)
     if node.trust.groups.all() or node.settings.group:
         return present, None
-    own = await asyncio.to_thread(node.catalogue.reply, 0)
-    keys = (own.keys or b"") + node.network.catalogues.packed()
-    return present, keys if len(keys) <= LIMITS.known_bytes else None
+    own = await asyncio.to_thread(node.own_prefix_index.reply, 0)
+    keys = (own.keys or b"") + node.network.prefix_indexes.packed()
+    return present, keys if len(keys) <= LIMITS.prefix_keys_bytes else None
 
 
-async def beginning_of(
+async def find_prefix(
     node: Node, choice: ModelChoice, text: str, terms: Terms = STRICT
-) -> tuple[int, Beginning | None]:
+) -> tuple[int, CachedPrefix | None]:
     """Count the tokens of a text for this model, and find the longest usable prefix of it (None without one)."""
     block_tokens = node.settings.block_tokens
     made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
-    found = await longest_beginning(node, Wanted.of(choice), made["chain"], block_tokens, terms)
+    found = await longest_cached_prefix(node, Wanted.of(choice), made["chain"], block_tokens, terms)
     return made["tokens"], found
 
 
-async def plan_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, *, hybrid: bool = False) -> Planned:
+async def plan_prefix(
+    node: Node, cached_prefix: CachedPrefix, terms: Terms = STRICT, *, hybrid: bool = False
+) -> Planned:
     """Plan whether to fetch or to prefill these first tokens."""
-    manifest = beginning.statement.manifest
-    tokens, peers = beginning.tokens, beginning.peers
+    manifest = cached_prefix.statement.manifest
+    tokens, peers = cached_prefix.tokens, cached_prefix.peers
     curve = lookup_of(terms).curve
     return await plan_chunks(node, manifest, tokens, peers, terms.objective, hybrid=hybrid, curve=curve)
 
 
-async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRICT, progress: Progress = silent) -> Plan:
+async def fetch_prefix(
+    node: Node, cached_prefix: CachedPrefix, terms: Terms = STRICT, progress: Progress = silent
+) -> Plan:
     """Make the chunks of a prefix local.  Raises `PlanSaysPrefill` when prefilling them is better."""
-    statement = beginning.statement
+    statement = cached_prefix.statement
     artifact = str(statement.artifact)
-    planned = await plan_beginning(node, beginning, terms)
+    planned = await plan_prefix(node, cached_prefix, terms)
     chosen = planned.plan
     await progress({"event": "plan", **chosen.to_json()})
-    check_beginning(beginning, planned, terms)
+    check_prefix_plan(cached_prefix, planned, terms)
     await use(node, statement, terms)
     if planned.missing_bytes:
-        transfer = await bring(
-            node, statement, beginning.chunks, planned.peers, progress, most_per_gb=planned.most_per_gb
+        transfer = await download(
+            node, statement, cached_prefix.chunks, planned.peers, progress, most_per_gb=planned.most_per_gb
         )
         node.events.add(
             "fetched_beginning",
             artifact=artifact,
-            tokens=beginning.tokens,
+            tokens=cached_prefix.tokens,
             bytes=transfer.received,
             peers=list(transfer.served_bytes),
         )
@@ -311,23 +326,27 @@ async def fetch_beginning(node: Node, beginning: Beginning, terms: Terms = STRIC
     return chosen
 
 
-def check_beginning(beginning: Beginning, planned: Planned, terms: Terms) -> None:
+def check_prefix_plan(cached_prefix: CachedPrefix, planned: Planned, terms: Terms) -> None:
     """Raise `PlanSaysPrefill` when these first tokens are not worth having."""
     chosen = planned.plan
-    forced = terms.force and (beginning.peers or not planned.missing_bytes)
+    forced = terms.force and (cached_prefix.peers or not planned.missing_bytes)
     if chosen.action not in ("fetch", "hybrid") and not forced:
         raise PlanSaysPrefill(
-            f"using the first {beginning.tokens} tokens of {beginning.statement.artifact} is not worth it: "
+            f"using the first {cached_prefix.tokens} tokens of {cached_prefix.statement.artifact} is not worth it: "
             f"{chosen.reason}",
             plan=chosen.to_json(),
         )
 
 
-async def _refresh_catalogues(node: Node, seconds: float) -> None:
+async def _refresh_prefix_indexes(node: Node, seconds: float) -> None:
     """Pull the prefix indexes of connected peers that are not fresh, all at once; slow ones go on after `seconds`."""
     if not node.p2p:
         return
-    stale = [p for p in node.transport.connected() if node.network.catalogues.stale(p) and not node.peers.resting(p)]
+    stale = [
+        p
+        for p in node.transport.connected()
+        if node.network.prefix_indexes.stale(p) and not node.peers.backoff_seconds(p)
+    ]
     stale.sort(key=lambda peer: not node.peers.delivered(peer))
     for peer in stale:
         _pull_soon(node, peer)
@@ -343,9 +362,11 @@ def _pull_soon(node: Node, peer: str) -> None:
 async def _pull(node: Node, peer: str) -> None:
     """Pull the prefix index of one peer, and keep it."""
     try:
-        async with asyncio.timeout(_CATALOGUE_SECONDS):
-            ask = messages.GetCatalogue(node.network.catalogues.version(peer))
-            node.network.catalogues.put(peer, await node.network.ask(PeerAddress(peer), ask, messages.CatalogueReply))
+        async with asyncio.timeout(_PREFIX_INDEX_SECONDS):
+            ask = messages.GetPrefixIndex(node.network.prefix_indexes.version(peer))
+            node.network.prefix_indexes.put(
+                peer, await node.network.ask(PeerAddress(peer), ask, messages.PrefixIndexReply)
+            )
     except (KvswapError, TimeoutError) as error:
         node.peers.blame(peer, error)
     finally:

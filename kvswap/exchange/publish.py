@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from kvswap.artifact.manifest import (
-    INEXACT,
+    LOSSY_CODECS,
     VERSION,
     Divergence,
     DocumentRef,
@@ -23,9 +23,9 @@ from kvswap.artifact.manifest import (
     Manifest,
     ModelIdentity,
     Numerics,
-    Prefix,
     Probe,
     TensorDigests,
+    TokenSequence,
 )
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core import wire
@@ -38,12 +38,12 @@ from kvswap.exchange.model_port import ModelChoice, OnEvent
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.node.predictors import own as own_predictor
 from kvswap.exchange.node.predictors import path as predictor_path
-from kvswap.exchange.publishing.ingest import Made, Run, make
+from kvswap.exchange.publishing.ingest import Ingested, Producer, ingest
 from kvswap.exchange.publishing.signing import new_life, reusable
 from kvswap.exchange.publishing.withdrawal import superseded, withdraw_rows
 from kvswap.exchange.request import Progress, silent
-from kvswap.trust import Group, Names, Statement
-from kvswap.trust.groups import OPEN
+from kvswap.trust import Group, Identifiers, Statement
+from kvswap.trust.groups import PUBLIC
 
 
 async def publish(
@@ -76,28 +76,28 @@ async def publish(
     readers = node.trust.groups.get(name) if name else None
     choice = await node.model.choose(model)
     document = DocumentRef(sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source)
-    own = await asyncio.to_thread(_own, node, document_digest(data), choice, readers or OPEN)
+    own = await asyncio.to_thread(_own, node, document_digest(data), choice, readers or PUBLIC)
     alike = next((s for s in own if _made_with(s.manifest, codec)), None)
-    exact = await asyncio.to_thread(_exact, node, own)
+    lossless = await asyncio.to_thread(_lossless, node, own)
     other = await asyncio.to_thread(_other_codec, node, choice, codec, own)
     if alike is not None:
-        if other and exact:
-            node.background.spawn(_also(node, choice, exact, other))
+        if other and lossless:
+            node.background.spawn(_publish_secondary(node, choice, lossless, other))
         return _result(alike, time.perf_counter() - began, reused=True)
     old = await asyncio.to_thread(superseded, node, source, document.reference) if source else []
-    made = None
-    if exact is None:
-        made = "planes" if codec in INEXACT else codec
+    ingested = None
+    if lossless is None:
+        ingested = "planes" if codec in LOSSY_CODECS else codec
         life = new_life(node, old[0].artifact if old else None)
-        exact = await _prefilled(node, choice, text, document, made, truncate, life, readers, progress)
+        lossless = await _prefilled(node, choice, text, document, ingested, truncate, life, readers, progress)
     for statement in old:  # what stood at the source before is not what stands there now
         row = await asyncio.to_thread(node.store.get_artifact, str(statement.artifact))
         what = source if statement.seal is None else "its source"  # everybody is told why
         if row is not None:
-            await withdraw_rows(node, [row], f"{what} has changed: superseded by {exact.artifact}")
-    statement = exact if made == codec else await recoded(node, choice, exact, codec, progress)
+            await withdraw_rows(node, [row], f"{what} has changed: superseded by {lossless.artifact}")
+    statement = lossless if ingested == codec else await transcoded(node, choice, lossless, codec, progress)
     if other:
-        node.background.spawn(_also(node, choice, exact, other))
+        node.background.spawn(_publish_secondary(node, choice, lossless, other))
     return _result(statement, time.perf_counter() - began, reused=False)
 
 
@@ -105,21 +105,21 @@ def _other_codec(node: Node, choice: ModelChoice, codec: str, own: list[Statemen
     """Return the codec to publish in beside `codec`; None where there is none, or it is there already."""
     other = node.settings.also_codec
     able = other != "predictive" or predictor_path(node, choice) is not None
-    wanted = other not in ("", codec) and other not in INEXACT and codec not in INEXACT and able
+    wanted = other not in ("", codec) and other not in LOSSY_CODECS and codec not in LOSSY_CODECS and able
     return other if wanted and not any(_made_with(s.manifest, other) for s in own) else None
 
 
-async def _also(node: Node, choice: ModelChoice, exact: Statement, codec: str) -> None:
+async def _publish_secondary(node: Node, choice: ModelChoice, lossless: Statement, codec: str) -> None:
     """Publish the same in the other codec, for readers whom that serves better; unless it is there by now."""
-    document = exact.manifest.document.reference if exact.manifest.document else ""
-    async with node.background.recoding:
-        own = await asyncio.to_thread(_own, node, document, choice, exact.names)
+    document = lossless.manifest.document.reference if lossless.manifest.document else ""
+    async with node.background.transcoding:
+        own = await asyncio.to_thread(_own, node, document, choice, lossless.identifiers)
         if any(_made_with(s.manifest, codec) for s in own):
             return
         try:
-            await recoded(node, choice, exact, codec, silent)
+            await transcoded(node, choice, lossless, codec, silent)
         except KvswapError as error:
-            node.events.add("not_recoded", artifact=str(exact.artifact), codec=codec, reason=error.message)
+            node.events.add("not_recoded", artifact=str(lossless.artifact), codec=codec, reason=error.message)
 
 
 async def _prefilled(
@@ -133,32 +133,32 @@ async def _prefilled(
     readers: Group | None,
     progress: Progress,
 ) -> Statement:
-    async def manifest(made: Made) -> Manifest:
-        node.learn_prefill(choice, made.result["samples"])
+    async def manifest(ingested: Ingested) -> Manifest:
+        node.learn_prefill(choice, ingested.result["samples"])
         return Manifest(
             version=VERSION,
-            model=wire.convert(made.result["model"], ModelIdentity),
+            model=wire.convert(ingested.result["model"], ModelIdentity),
             document=document,
-            prefix=wire.convert(made.result["prefix"], Prefix),
-            layout=wire.convert(made.result["layout"], Layout),
-            numerics=wire.convert(made.result["numerics"], Numerics),
-            tensors=wire.convert(made.result["tensors"], list[TensorDigests]),
-            chunks=made.refs,
-            probe=wire.convert(made.result["probe"], Probe),
-            predictor=made.predictor,
-            fingerprint=made.fingerprint,
+            prefix=wire.convert(ingested.result["prefix"], TokenSequence),
+            layout=wire.convert(ingested.result["layout"], Layout),
+            numerics=wire.convert(ingested.result["numerics"], Numerics),
+            tensors=wire.convert(ingested.result["tensors"], list[TensorDigests]),
+            chunks=ingested.refs,
+            probe=wire.convert(ingested.result["probe"], Probe),
+            predictor=ingested.predictor,
+            fingerprint=ingested.fingerprint,
             life=life,
             publisher=node.identity.own,
         )
 
     arguments = {"text": text, "block_tokens": node.settings.block_tokens, "truncate": truncate}
     run, predictor = await _job(node, choice, "publish", codec, arguments)
-    return await make(node, run, progress, manifest, readers, predictor=predictor)
+    return await ingest(node, run, progress, manifest, readers, predictor=predictor)
 
 
 async def _job(
     node: Node, choice: ModelChoice, job: str, codec: str, arguments: dict[str, Any]
-) -> tuple[Run, bytes | None]:
+) -> tuple[Producer, bytes | None]:
     """Return a job of the model process that makes chunks in a codec, and the predictor that it codes them with."""
     predictor = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
     arguments |= {
@@ -173,44 +173,46 @@ async def _job(
     return run, predictor
 
 
-async def recoded(node: Node, choice: ModelChoice, exact: Statement, codec: str, progress: Progress) -> Statement:
+async def transcoded(node: Node, choice: ModelChoice, lossless: Statement, codec: str, progress: Progress) -> Statement:
     """Transcode an own exact artifact into another codec and publish it.
 
     Raises `UsageError` when that needs a predictor and there is none.
     """
 
-    async def manifest(made: Made) -> Manifest:
+    async def manifest(ingested: Ingested) -> Manifest:
         same = msgspec.structs.replace(
-            exact.manifest,
-            chunks=made.refs,
-            predictor=made.predictor,
-            fingerprint=made.fingerprint,
+            lossless.manifest,
+            chunks=ingested.refs,
+            predictor=ingested.predictor,
+            fingerprint=ingested.fingerprint,
             life=new_life(node),
         )
-        if not any(ref.codec in INEXACT for ref in made.refs):
+        if not any(ref.codec in LOSSY_CODECS for ref in ingested.refs):
             return same
         return msgspec.structs.replace(
             same,
-            divergence=wire.convert(made.result["divergence"], Divergence),
-            probe=wire.convert(made.result["probe"], Probe),
-            tensors=wire.convert(made.result["tensors"], list[TensorDigests]),
+            divergence=wire.convert(ingested.result["divergence"], Divergence),
+            probe=wire.convert(ingested.result["probe"], Probe),
+            tensors=wire.convert(ingested.result["tensors"], list[TensorDigests]),
         )
 
-    readers = exact.names if isinstance(exact.names, Group) else None
-    arguments = {"envelope": exact.envelope, "key": exact.key}
-    with node.store.lease([f.id for f in exact.manifest.files]):
-        file = None if codec in INEXACT else exact.manifest.fingerprint  # which is of the exact cache
+    readers = lossless.identifiers if isinstance(lossless.identifiers, Group) else None
+    arguments = {"envelope": lossless.envelope, "key": lossless.key}
+    with node.store.lease([f.id for f in lossless.manifest.files]):
+        file = None if codec in LOSSY_CODECS else lossless.manifest.fingerprint  # which is of the exact cache
         data = await asyncio.to_thread(node.store.get_chunk, file.id) if file is not None else None
-        mark = open_file(file, FINGERPRINT, data, exact.seal) if file is not None and data is not None else None
+        fingerprint = (
+            open_file(file, FINGERPRINT, data, lossless.seal) if file is not None and data is not None else None
+        )
         run, predictor = await _job(node, choice, "recode", codec, arguments)
-        return await make(node, run, progress, manifest, readers, predictor=predictor, mark=mark)
+        return await ingest(node, run, progress, manifest, readers, predictor=predictor, fingerprint=fingerprint)
 
 
-def _own(node: Node, document: str, choice: ModelChoice, names: Names) -> list[Statement]:
+def _own(node: Node, document: str, choice: ModelChoice, identifiers: Identifiers) -> list[Statement]:
     """List what this node published of a document with this model for the same readers, complete and still valid."""
     out: list[Statement] = []
-    wanted = names.model(choice.identity.digest, choice.dtype)
-    for row in node.store.artifacts(names.document(document)):
+    wanted = identifiers.model(choice.identity.digest, choice.dtype)
+    for row in node.store.artifacts(identifiers.document(document)):
         same = row.complete and (row.model, row.dtype) == wanted
         statement = reusable(node, row) if same else None
         if statement is None or statement.manifest.numerics.claim != "bitwise":  # not what an engine made
@@ -228,10 +230,10 @@ def _made_with(manifest: Manifest, codec: str) -> bool:
     return codecs == {codec}
 
 
-def _exact(node: Node, own: list[Statement]) -> Statement | None:
+def _lossless(node: Node, own: list[Statement]) -> Statement | None:
     """Return the first of these that is exact and whole in the store."""
-    exact = (statement for statement in own if statement.manifest.exact)
-    return next((s for s in exact if not node.store.missing([f.id for f in s.manifest.files])), None)
+    lossless = (statement for statement in own if statement.manifest.lossless)
+    return next((s for s in lossless if not node.store.missing([f.id for f in s.manifest.files])), None)
 
 
 def _result(statement: Statement, seconds: float, *, reused: bool) -> dict[str, Any]:
@@ -239,13 +241,13 @@ def _result(statement: Statement, seconds: float, *, reused: bool) -> dict[str, 
     return {
         "artifact": str(statement.artifact),
         "document": manifest.document.reference if manifest.document else None,
-        "group": statement.names.name if isinstance(statement.names, Group) else None,
+        "group": statement.identifiers.name if isinstance(statement.identifiers, Group) else None,
         "model": manifest.model.label,
         "tokens": manifest.prefix.tokens,
         "raw_bytes": manifest.raw_bytes,
         "wire_bytes": manifest.wire_bytes,
         "codec": manifest.codecs[0],
-        "exact": manifest.exact,
+        "exact": manifest.lossless,
         "divergence": wire.plain(manifest.divergence) if manifest.divergence else None,
         "seconds": round(seconds, 3),
         "reused": reused,

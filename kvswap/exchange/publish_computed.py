@@ -19,24 +19,24 @@ from kvswap.artifact.manifest import (
     Manifest,
     ModelIdentity,
     Numerics,
-    Prefix,
     Probe,
     TensorDigests,
+    TokenSequence,
 )
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
 from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.publishing.ingest import Made, Run, make
+from kvswap.exchange.publishing.ingest import Ingested, Producer, ingest
 from kvswap.exchange.publishing.signing import new_life, reusable
 from kvswap.exchange.request import Progress, silent
 from kvswap.trust import Group, Statement
-from kvswap.trust.groups import OPEN
+from kvswap.trust.groups import PUBLIC
 
 NO_PROBE = Probe(question=[], tokens=[], logits=blake3_digest(b""))
 _MOST_KL = 50_000  # millionths of a nat a token: more than int8 loses (43,500 on Qwen2.5-Coder-0.5B)
-CLAIMS = ("token-verified", "tolerance")  # that an engine's cache can have
+EXACTNESS_CLAIMS = ("token-verified", "tolerance")  # that an engine's cache can have
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,16 @@ class Computed:
     compare: bool = True  # with what the model process computes, where there is one
 
     @property
-    def prefix(self) -> Prefix:
+    def prefix(self) -> TokenSequence:
         """The token sequence, as a manifest names it."""
-        from kvswap.artifact.chain import prefix_of  # numpy, which most nodes have no use for
+        from kvswap.artifact.chain import token_sequence_of  # numpy, which most nodes have no use for
 
-        return prefix_of(self.model.digest, self.ids, self.block_tokens)
+        return token_sequence_of(self.model.digest, self.ids, self.block_tokens)
 
 
-async def publish_computed(node: Node, computed: Computed, run: Run, progress: Progress = silent) -> dict[str, Any]:
+async def publish_computed(
+    node: Node, computed: Computed, run: Producer, progress: Progress = silent
+) -> dict[str, Any]:
     """Publish the cache that `run` sends; one of the same kind that this node already published is reused.
 
     Nothing is read of `run` then.  Raises `UsageError` for a claim that an engine cannot make, `Incompatible` for a
@@ -68,54 +70,54 @@ async def publish_computed(node: Node, computed: Computed, run: Run, progress: P
     name = computed.group or node.settings.group
     readers = node.trust.groups.get(name) if name else None
     prefix = await asyncio.to_thread(lambda: computed.prefix)
-    if computed.numerics.claim not in CLAIMS:
+    if computed.numerics.claim not in EXACTNESS_CLAIMS:
         raise UsageError(f"what an engine made cannot be claimed to be {computed.numerics.claim[:40]!r}")
     before = await asyncio.to_thread(_own, node, computed, prefix, readers)
     if before is not None:
         return _result(before, None, reused=True)
-    told: dict[str, Any] | None = None
+    divergence: dict[str, Any] | None = None
 
-    async def describe(made: Made) -> Manifest:
-        nonlocal told
+    async def describe(ingested: Ingested) -> Manifest:
+        nonlocal divergence
         manifest = Manifest(
             version=VERSION,
             model=computed.model,
             prefix=prefix,
-            layout=wire.convert(made.result.get("layout"), Layout),
+            layout=wire.convert(ingested.result.get("layout"), Layout),
             numerics=computed.numerics,
-            tensors=wire.convert(made.result.get("tensors"), list[TensorDigests]),
-            chunks=made.refs,
+            tensors=wire.convert(ingested.result.get("tensors"), list[TensorDigests]),
+            chunks=ingested.refs,
             probe=NO_PROBE,
-            fingerprint=made.fingerprint,
+            fingerprint=ingested.fingerprint,
             life=new_life(node),
             publisher=node.identity.own,
         )
-        compared = await _compared(node, computed, manifest, made) if computed.compare else None
+        compared = await _compared(node, computed, manifest, ingested) if computed.compare else None
         if compared is None:
             return manifest
-        told = compared["divergence"]
-        _require_alike(told)
-        claim = CLAIMS[0] if told["equal"] == told["steps"] else CLAIMS[1]
+        divergence = compared["divergence"]
+        _require_alike(divergence)
+        claim = EXACTNESS_CLAIMS[0] if divergence["equal"] == divergence["steps"] else EXACTNESS_CLAIMS[1]
         probe = wire.convert(compared["probe"], Probe)
         numerics = msgspec.structs.replace(computed.numerics, claim=claim)
         return msgspec.structs.replace(manifest, numerics=numerics, probe=probe)
 
-    return _result(await make(node, run, progress, describe, readers), told, reused=False)
+    return _result(await ingest(node, run, progress, describe, readers), divergence, reused=False)
 
 
-def _require_alike(told: dict[str, Any]) -> None:
+def _require_alike(divergence: dict[str, Any]) -> None:
     """Raise `Incompatible` for a cache that is further off than rounding in any kernel: nothing of it is signed."""
-    if told["kl"] > _MOST_KL:
+    if divergence["kl"] > _MOST_KL:
         raise Incompatible(
-            f"the engine's cache does not continue as the model does: {told['kl'] / 1e6:.2f} nats a token apart, "
-            f"{told['equal']} of {told['steps']} tokens the same",
+            f"the engine's cache does not continue as the model does: {divergence['kl'] / 1e6:.2f} nats a token apart, "
+            f"{divergence['equal']} of {divergence['steps']} tokens the same",
             cause="the engine computes with other weights, or in another way, than the model's files say",
             hint="start the engine with the model's own files and settings",
             field="numerics",
         )
 
 
-async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Made) -> dict[str, Any] | None:
+async def _compared(node: Node, computed: Computed, manifest: Manifest, ingested: Ingested) -> dict[str, Any] | None:
     """Compare how the cache and the model process's own answer; None where that cannot be done."""
     choice = await own_model(node.model)
     if choice is None or (choice.identity.digest, choice.dtype) != (computed.model.digest, computed.dtype):
@@ -127,7 +129,7 @@ async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Ma
             manifest=await asyncio.to_thread(manifest.encode),
             chunks=str(node.store.chunks_directory),
             ids=list(computed.ids),
-            key=made.seal.key if made.seal is not None else None,
+            key=ingested.seal.key if ingested.seal is not None else None,
         )
     except IntegrityError:
         raise  # what it sent is not what it says
@@ -136,11 +138,11 @@ async def _compared(node: Node, computed: Computed, manifest: Manifest, made: Ma
         return None
 
 
-def _own(node: Node, computed: Computed, prefix: Prefix, readers: Group | None) -> Statement | None:
+def _own(node: Node, computed: Computed, prefix: TokenSequence, readers: Group | None) -> Statement | None:
     """Return what this node published of the same tokens, computed in the same way, for the same readers."""
-    names = readers or OPEN
-    wanted = names.model(computed.model.digest, computed.dtype)
-    for row, _ in node.store.longest_prefix(names.chain(prefix.chain)[-1:]):
+    identifiers = readers or PUBLIC
+    wanted = identifiers.model(computed.model.digest, computed.dtype)
+    for row, _ in node.store.longest_prefix(identifiers.chain(prefix.chain)[-1:]):
         statement = reusable(node, row) if (row.model, row.dtype) == wanted else None
         if statement is None or statement.manifest.prefix.token_digest != prefix.token_digest:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.verification.heads import one_at_a_time, own_head, sign_head, stands_by
+from kvswap.exchange.verification.status_records import one_at_a_time, own_status_record, sign_status_record, stands_by
 from kvswap.trust.keys import Key, replace
 
 
@@ -16,13 +16,13 @@ def rotate(node: Node) -> dict[str, Any]:
     The old key is kept, to sign that again for as long as somebody may ask.  Blocks.
     """
     old, new = node.identity.publisher, Key.generate()
-    own_head(node)
+    own_status_record(node)
     own = str(old.peer_id)
-    signed = sign_head(node, stands_by(node, own), node.trust.records.withdrawn_by(own), new)
+    signed = sign_status_record(node, stands_by(node, own), node.trust.records.withdrawn_by(own), new)
     replace(node.identity.publisher_file, new, node.identity.publisher_file.parent / "retired")
     node.identity.retired[own] = old
     node.identity.publisher = new
     node.trust.policy.succeed(str(new.peer_id))
-    node.identity.head = ((), None)
+    node.identity.status_record = ((), None)
     node.events.add("rotated", old=own, new=str(new.peer_id))
-    return {"old": own, "new": str(new.peer_id), "sequence": signed.head.sequence}
+    return {"old": own, "new": str(new.peer_id), "sequence": signed.record.sequence}

@@ -20,17 +20,17 @@ from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.discovery.fingerprints import Agreed, accused, agree, marks_of_others
+from kvswap.exchange.discovery.fingerprints import Agreed, accused, agree, fingerprints_of_others
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.publishing.own import look_at_own
+from kvswap.exchange.publishing.own import verify_own
 from kvswap.exchange.request import Progress, silent
-from kvswap.exchange.verification import audits, heads
+from kvswap.exchange.verification import audits, status_records
 from kvswap.exchange.verification.claims import require_text
-from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, reasons_against, settled
+from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, reasons_against, verified_already
 from kvswap.trust import Statement, verify_envelope
 from kvswap.trust.accusation import accuses, claims
-from kvswap.trust.ladder import Ladder, Level, Step, due, from_pipe
+from kvswap.trust.levels import Level, LevelReport, LevelResult, due, from_pipe
 from kvswap.trust.noise import Noise
 from kvswap.trust.sampling import new_seed
 
@@ -57,12 +57,12 @@ async def verify_artifact(
     trusted = node.trust.policy.policy.trusts(publisher)
     wanted = sorted({*due(listed=trusted), Level.PROBE}) if levels is None else levels
 
-    async def look(steps: Sequence[Level]) -> Ladder:
-        return await climb(node, statement, steps, samples=samples, text=text, progress=progress)
+    async def look(results: Sequence[Level]) -> LevelReport:
+        return await run_checks(node, statement, results, samples=samples, text=text, progress=progress)
 
-    ladder = await (look_at_own(node, statement, look, wanted) if is_own(node, statement) else look(wanted))
-    raise_for(node, statement, ladder)
-    probe = next((s for s in ladder.steps if s.level == Level.PROBE and s.verdict != "skipped"), None)
+    report = await (verify_own(node, statement, look, wanted) if is_own(node, statement) else look(wanted))
+    raise_for(node, statement, report)
+    probe = next((s for s in report.results if s.level == Level.PROBE and s.verdict != "skipped"), None)
     # On another class of machine honest numerics may tip a close token: told, not judged.
     if probe and probe.verdict == "failed" and probe.figures["same_environment"]:
         raise IntegrityError(
@@ -76,13 +76,13 @@ async def verify_artifact(
         "trusted": trusted,
         "signature": True,
         "chunks": len({statement.manifest.files[i].id for i in layout.needed_files(statement.manifest)}),
-        "tensors": len(statement.manifest.tensors) if ladder.passed(Level.STRUCTURE) else None,
+        "tensors": len(statement.manifest.tensors) if report.passed(Level.STRUCTURE) else None,
         "probe": probe.figures["tokens_equal"] if probe else None,
         "probe_bitwise": probe.figures["logits_equal"] if probe else None,
         "same_environment": probe.figures["same_environment"] if probe else None,
         "coverage": coverage.to_json() if coverage else None,
         "claims": claims(statement.manifest),
-        **ladder.to_json(),
+        **report.to_json(),
     }
 
 
@@ -98,7 +98,7 @@ def _in_store(node: Node, reference: str | Cid) -> Statement:
     raise failure
 
 
-async def climb(
+async def run_checks(
     node: Node,
     statement: Statement,
     levels: Sequence[Level],
@@ -106,7 +106,7 @@ async def climb(
     samples: int = LIMITS.usual_samples,
     text: str | None = None,
     progress: Progress = silent,
-) -> Ladder:
+) -> LevelReport:
     """Run these verification levels, as far as it can be done here; what finds something wrong is signed and kept.
 
     Raises `IntegrityError` for chunks that are not what was signed, `NotFound` for those that are not here,
@@ -114,9 +114,9 @@ async def climb(
     """
     manifest = statement.manifest
     require_text(statement, text)
-    steps: list[Step] = []
+    results: list[LevelResult] = []
     if Level.POLICY in levels:
-        steps.append(await asyncio.to_thread(_policy, node, statement))
+        results.append(await asyncio.to_thread(_policy, node, statement))
     files = {manifest.files[i].id for i in layout.needed_files(manifest)}
     every = files | {file.id for file in manifest.files}  # of a beginning other ones are here
     lacking = set(await asyncio.to_thread(node.store.missing, every))
@@ -131,19 +131,21 @@ async def climb(
                 f"{len(absent)} of {len(files)} chunks of {artifact} are not here", hint=f"kvswap fetch {artifact}"
             )
         if Level.DIGESTS in levels:
-            steps.append(Step(Level.DIGESTS, "passed", time.perf_counter() - began, figures={"files": len(files)}))
+            results.append(
+                LevelResult(Level.DIGESTS, "passed", time.perf_counter() - began, figures={"files": len(files)})
+            )
         model = [level for level in levels if level > Level.DIGESTS]
         if model:
-            steps += await _with_model(node, statement, model, samples, text, progress)
-    ladder = Ladder(tuple(steps))
-    await asyncio.to_thread(_remember, node, statement, levels, ladder)
-    return ladder
+            results += await _with_model(node, statement, model, samples, text, progress)
+    report = LevelReport(tuple(results))
+    await asyncio.to_thread(_remember, node, statement, levels, report)
+    return report
 
 
-def _remember(node: Node, statement: Statement, levels: Sequence[Level], ladder: Ladder) -> None:
-    passed = [int(step.level) for step in ladder.steps if step.verdict == "passed"]
+def _remember(node: Node, statement: Statement, levels: Sequence[Level], report: LevelReport) -> None:
+    passed = [int(result.level) for result in report.results if result.verdict == "passed"]
     node.trust.records.add_checks(str(statement.artifact), passed)
-    conclude(node, statement, levels, ladder)
+    conclude(node, statement, levels, report)
 
 
 def _check_chunks(node: Node, cids: Iterable[Cid]) -> None:
@@ -167,23 +169,23 @@ def forget_damaged(node: Node, statement: Statement) -> int:
     return lost
 
 
-def _policy(node: Node, statement: Statement) -> Step:
+def _policy(node: Node, statement: Statement) -> LevelResult:
     publisher = statement.manifest.publisher
-    stale = heads.freshness(node, publisher)
+    stale = status_records.freshness(node, publisher)
     figures = {"publisher": publisher, "withdrawals": stale or "none"}
     try:
-        heads.require_current(node, statement)
+        status_records.require_current(node, statement)
         audits.refuse_if_failed(node, statement)
     except Untrusted as error:
-        return Step(Level.POLICY, "failed", why=error.message, figures=figures)
+        return LevelResult(Level.POLICY, "failed", why=error.message, figures=figures)
     if node.trust.policy.policy.trusts(publisher):
-        return Step(Level.POLICY, "passed", figures=figures)
-    return Step(Level.POLICY, "skipped", why=f"{publisher} is not on the allow-list", figures=figures)
+        return LevelResult(Level.POLICY, "passed", figures=figures)
+    return LevelResult(Level.POLICY, "skipped", why=f"{publisher} is not on the allow-list", figures=figures)
 
 
 async def _with_model(
     node: Node, statement: Statement, levels: Sequence[Level], samples: int, text: str | None, progress: Progress
-) -> list[Step]:
+) -> list[LevelResult]:
     seed = new_seed()  # only now: the manifest and every chunk are fixed
     manifest = statement.manifest
 
@@ -205,9 +207,9 @@ async def _with_model(
     try:
         choice = await node.model.choose()
         noise = await noise_of(node, choice, progress) if set(levels) & set(_NEED_NOISE) else None
-        made = await run(levels)
+        done = await run(levels)
     except (NotFound, Incompatible) as error:
-        return [Step(level, "skipped", why=error.message) for level in levels]
+        return [LevelResult(level, "skipped", why=error.message) for level in levels]
     except IntegrityError:
         files = {manifest.files[i].id for i in layout.needed_files(manifest)}
         await asyncio.to_thread(_check_chunks, node, files)  # raises for a chunk that is damaged here
@@ -215,76 +217,78 @@ async def _with_model(
             # Its chunks do not decode to what was signed with them.
             await asyncio.to_thread(node.store.remove, str(statement.artifact))
         raise
-    steps = from_pipe(made["steps"])
-    if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in steps):
+    results = from_pipe(done["steps"])
+    if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in results):
         began = time.perf_counter()
-        marks = await marks_of_others(node, statement)
+        fingerprints = await fingerprints_of_others(node, statement)
         honest = Noise.of(noise)
-        agreed = agree(node, statement, made["fingerprint"], marks, honest, began)
-        steps.append(agreed.step)
+        agreed = agree(node, statement, done["fingerprint"], fingerprints, honest, began)
+        results.append(agreed.result)
         if agreed.against and not node.trust.policy.policy.trusts(manifest.publisher):
-            await asyncio.to_thread(dispute, node, statement, agreed.step)  # first: settling may take long, or fail
-            steps = await _settle_dispute(node, statement, agreed, steps, made, honest, run, progress)
+            await asyncio.to_thread(dispute, node, statement, agreed.result)  # first: settling may take long, or fail
+            results = await _resolve_dispute(node, statement, agreed, results, done, honest, run, progress)
     if not is_own(node, statement):  # nobody audits himself
-        await asyncio.to_thread(_audit, node, statement, choice, steps, samples, seed)
-    return sorted(steps, key=lambda s: s.level)
+        await asyncio.to_thread(_audit, node, statement, choice, results, samples, seed)
+    return sorted(results, key=lambda s: s.level)
 
 
 def _audit(
-    node: Node, statement: Statement, choice: ModelChoice, steps: Sequence[Step], samples: int, seed: bytes
+    node: Node, statement: Statement, choice: ModelChoice, results: Sequence[LevelResult], samples: int, seed: bytes
 ) -> None:
     """Sign what each step found that compares with the model, and act on what proves the artifact wrong."""
-    for step in steps:
-        passed = step.verdict == "passed" and step.level != Level.TOKENS
+    for result in results:
+        passed = result.verdict == "passed" and result.level != Level.TOKENS
         signed = None
-        if step.level in _COMPARES and (accuses(step) or passed):
-            signed = audits.record(node, statement, choice, step, samples, seed)
-        caught(node, statement, step, signed.id if signed else "")
+        if result.level in _COMPARES and (accuses(result) or passed):
+            signed = audits.record(node, statement, choice, result, samples, seed)
+        ban_if_proven(node, statement, result, signed.id if signed else "")
 
 
-async def _settle_dispute(
+async def _resolve_dispute(
     node: Node,
     statement: Statement,
     agreed: Agreed,
-    steps: list[Step],
-    made: dict[str, Any],
+    results: list[LevelResult],
+    done: dict[str, Any],
     noise: Noise,
     run: Callable[[Sequence[Level]], Awaitable[dict[str, Any]]],
     progress: Progress,
-) -> list[Step]:
+) -> list[LevelResult]:
     """Return the steps with V7, which says who is right; whose fingerprint is not what this node computes is banned."""
-    recomputed = next((s for s in steps if s.level == Level.RECOMPUTE), None)
+    recomputed = next((s for s in results if s.level == Level.RECOMPUTE), None)
     if recomputed is None:
-        await progress({"event": "disputed", "with": [str(mark.statement.artifact) for mark in agreed.against]})
+        await progress(
+            {"event": "disputed", "with": [str(fingerprint.statement.artifact) for fingerprint in agreed.against]}
+        )
         try:
-            made = made | {"computed": b""} | await run([Level.RECOMPUTE]) | {"fingerprint": made["fingerprint"]}
-            (recomputed,) = from_pipe(made["steps"])
+            done = done | {"computed": b""} | await run([Level.RECOMPUTE]) | {"fingerprint": done["fingerprint"]}
+            (recomputed,) = from_pipe(done["steps"])
         except (NotFound, Incompatible) as error:
-            recomputed = Step(Level.RECOMPUTE, "skipped", why=error.message)
-        steps = [*steps, recomputed]
+            recomputed = LevelResult(Level.RECOMPUTE, "skipped", why=error.message)
+        results = [*results, recomputed]
     if recomputed.verdict != "passed":
-        return steps
-    against = partial(accused, computed=made["computed"], noise=noise, ours=wire.convert(made["numerics"], Numerics))
-    for mark in agreed.strangers:
-        if (step := against(mark.statement, mark.data)) is not None:
-            await asyncio.to_thread(caught, node, mark.statement, step)
-    right = replace(agreed.step, verdict="passed", why=f"{agreed.step.why}; V7 shows that this one is right")
-    found = against(statement, made["fingerprint"]) or right
-    return [found if step is agreed.step else step for step in steps]
+        return results
+    against = partial(accused, computed=done["computed"], noise=noise, ours=wire.convert(done["numerics"], Numerics))
+    for fingerprint in agreed.untrusted:
+        if (result := against(fingerprint.statement, fingerprint.data)) is not None:
+            await asyncio.to_thread(ban_if_proven, node, fingerprint.statement, result)
+    right = replace(agreed.result, verdict="passed", why=f"{agreed.result.why}; V7 shows that this one is right")
+    found = against(statement, done["fingerprint"]) or right
+    return [found if result is agreed.result else result for result in results]
 
 
-def caught(node: Node, statement: Statement, step: Step, evidence: str = "") -> bool:
+def ban_if_proven(node: Node, statement: Statement, result: LevelResult, evidence: str = "") -> bool:
     """Remove an artifact and ban its publisher where a step proves it wrong; return True if it does.
 
     Nothing of it is used, offered or asked for again (see `trust.accusation`).  Blocks.
     """
-    if not accuses(step) or is_own(node, statement):
+    if not accuses(result) or is_own(node, statement):
         return False
     publisher, artifact = statement.manifest.publisher, str(statement.artifact)
     with contextlib.suppress(NotFound):  # of another publisher's, only the fingerprint was looked at
         node.store.remove(artifact)
-    why = f"V{int(step.level)}: {step.why}"
-    audits.distrust(node, publisher, artifact, why, evidence, by=node.identity.own)
+    why = f"V{int(result.level)}: {result.why}"
+    audits.ban_publisher(node, publisher, artifact, why, evidence, by=node.identity.own)
     return True
 
 
@@ -303,17 +307,19 @@ async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent)
 # -- strangers ---------------------------------------------------------------------------------------
 
 
-async def settle(node: Node, statement: Statement, text: str | None, samples: int, progress: Progress) -> Ladder | None:
+async def verify_untrusted(
+    node: Node, statement: Statement, text: str | None, samples: int, progress: Progress
+) -> LevelReport | None:
     """Verify an untrusted publisher's artifact before anything of it is used.  None: there was nothing to do.
 
     Raises `IntegrityError` for what is wrong, `Untrusted` naming what could not be checked.
     """
-    if await asyncio.to_thread(settled, node, statement):
+    if await asyncio.to_thread(verified_already, node, statement):
         return None
-    ladder = await climb(node, statement, due(listed=False), samples=samples, text=text, progress=progress)
-    raise_for(node, statement, ladder)
-    refuse_unusable(statement, reasons_against(statement, ladder), ladder.unchecked)
-    return ladder
+    report = await run_checks(node, statement, due(listed=False), samples=samples, text=text, progress=progress)
+    raise_for(node, statement, report)
+    refuse_unusable(statement, reasons_against(statement, report), report.unchecked)
+    return report
 
 
 def refuse_unusable(statement: Statement, reasons: dict[str, str], unchecked: dict[str, str]) -> None:
@@ -329,32 +335,32 @@ def refuse_unusable(statement: Statement, reasons: dict[str, str], unchecked: di
     )
 
 
-def raise_for(node: Node, statement: Statement, ladder: Ladder) -> None:
+def raise_for(node: Node, statement: Statement, report: LevelReport) -> None:
     """Raise `IntegrityError`, or `Untrusted`, for a level that found something wrong."""
-    step = next((s for s in ladder.steps if accuses(s)), ladder.failed)
-    if step is None:
+    result = next((s for s in report.results if accuses(s)), report.failed)
+    if result is None:
         return
-    if step.level == Level.POLICY:
-        raise Untrusted(f"artifact {statement.artifact} is not to be used: {step.why}")
+    if result.level == Level.POLICY:
+        raise Untrusted(f"artifact {statement.artifact} is not to be used: {result.why}")
     publisher = statement.manifest.publisher
-    proved = accuses(step) and not is_own(node, statement)
+    proved = accuses(result) and not is_own(node, statement)
     raise IntegrityError(
-        f"artifact {statement.artifact} failed V{int(step.level)}: {step.why}",
-        cause=f"{publisher} signed a cache that is not the model's own" if accuses(step) else "somebody is wrong",
+        f"artifact {statement.artifact} failed V{int(result.level)}: {result.why}",
+        cause=f"{publisher} signed a cache that is not the model's own" if accuses(result) else "somebody is wrong",
         hint=f"kvswap trust audits {publisher}" if proved else f"kvswap verify {statement.artifact} --level 7",
-        step=f"V{int(step.level)}",
+        step=f"V{int(result.level)}",
         publisher=publisher,
     )
 
 
-def verification(node: Node, statement: Statement, ladder: Ladder | None) -> dict[str, Any]:
+def verification(node: Node, statement: Statement, report: LevelReport | None) -> dict[str, Any]:
     """Return how far an artifact was verified, as `kvswap fetch` reports it; "trusted" is only what the user trusts.
 
     Blocks.
     """
     trusted = node.trust.policy.policy.trusts(statement.manifest.publisher)
-    if ladder is not None:
-        return {k: v for k, v in ladder.to_json().items() if k != "steps"} | {"trusted": trusted}
+    if report is not None:
+        return {k: v for k, v in report.to_json().items() if k != "steps"} | {"trusted": trusted}
     if is_own(node, statement):
         return {"passed": ["V0", "V1"], "unchecked": {}, "own": True, "trusted": True}
     done = node.trust.records.checks(str(statement.artifact)) | {int(Level.DIGESTS)}

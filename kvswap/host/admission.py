@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kvswap.core.errors import QuotaExceeded, TokenRefused
 from kvswap.core.limits import LIMITS
-from kvswap.host.journal import HostClient, Journal, today, until_tomorrow
+from kvswap.host.usage_log import HostClient, UsageLog, today, until_tomorrow
 
 
 @dataclass(slots=True)
@@ -36,8 +36,8 @@ class Admission:
     `concurrent` is the most requests at a time, of all clients together.
     """
 
-    def __init__(self, journal: Journal, secret: bytes, concurrent: int) -> None:
-        self._journal, self._secret, self._concurrent = journal, secret, concurrent
+    def __init__(self, usage_log: UsageLog, secret: bytes, concurrent: int) -> None:
+        self._usage_log, self._secret, self._concurrent = usage_log, secret, concurrent
         self._running: Counter[str] = Counter()
         self._reserved: Counter[str] = Counter()
         self._bodies: Counter[str] = Counter()
@@ -45,7 +45,7 @@ class Admission:
     def client(self, authorization: str) -> HostClient:
         """Return the client whose token an `Authorization` header bears.  Raises `TokenRefused` if there is none."""
         scheme, _, token = authorization.partition(" ")
-        found = self._journal.client(token.strip()) if scheme.lower() == "bearer" and len(token) <= 256 else None
+        found = self._usage_log.client(token.strip()) if scheme.lower() == "bearer" and len(token) <= 256 else None
         if found is None:
             raise TokenRefused(
                 "the token is missing, revoked, or not of this host",
@@ -107,7 +107,7 @@ class Admission:
     def _require_left(self, client: HostClient, tokens: int) -> None:
         if not client.daily_tokens:
             return
-        used = self._journal.used(client.id, today()) + self._reserved[client.id]
+        used = self._usage_log.used(client.id, today()) + self._reserved[client.id]
         if used + tokens > client.daily_tokens:
             raise QuotaExceeded(
                 f"this needs up to {tokens} tokens, and of {client.daily_tokens} a day {used} are used or reserved",

@@ -19,12 +19,12 @@ from kvswap.core.errors import UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.host.admission import Admission
 from kvswap.host.answers import Answer, error_event
-from kvswap.host.engine import Engine
-from kvswap.host.journal import HostClient, Journal
-from kvswap.host.prompts import Asked, Prompts
-from kvswap.host.reading import Reading
+from kvswap.host.engine import EngineClient
+from kvswap.host.hosted_request import HostedRequest
+from kvswap.host.prompts import ParsedPrompt, Prompts
+from kvswap.host.usage_log import HostClient, UsageLog
 from kvswap.net.failing import answering, errors_for_guests, for_guests
-from kvswap.trust.hosting import VERSION, Offer, Read, SignedOffer, SignedRead, Tariff, sign_offer
+from kvswap.trust.hosting import VERSION, Offer, Receipt, SignedOffer, SignedReceipt, Tariff, sign_offer
 from kvswap.trust.keys import Key
 
 logger = logging.getLogger("kvswap.host")
@@ -57,12 +57,18 @@ class HostApi:
     """The HTTP handlers of one host."""
 
     def __init__(
-        self, served: Served, key: Key, journal: Journal, admission: Admission, prompts: Prompts, engine: Engine
+        self,
+        served: Served,
+        key: Key,
+        usage_log: UsageLog,
+        admission: Admission,
+        prompts: Prompts,
+        engine: EngineClient,
     ) -> None:
-        self._served, self._key, self._journal = served, key, journal
+        self._served, self._key, self._usage_log = served, key, usage_log
         self._admission, self._prompts, self._engine = admission, prompts, engine
         self._offer: SignedOffer | None = None
-        self._owed: list[tuple[Read, int | None]] = []  # usage records that could not be written yet
+        self._unwritten: list[tuple[Receipt, int | None]] = []  # usage records that could not be written yet
         self._paying = asyncio.Lock()
         self.warmth: dict[str, Warmth] = {}
 
@@ -118,7 +124,7 @@ class HostApi:
                 expires=now + _OFFER_SECONDS,
             )
             self._offer = sign_offer(offer, self._key)
-            self._journal.add_offer(self._offer)
+            self._usage_log.add_offer(self._offer)
         return self._offer
 
     async def offer(self, request: web.Request) -> web.Response:
@@ -128,7 +134,7 @@ class HostApi:
 
     async def documents(self, request: web.Request) -> web.Response:
         """Answer `GET /v1/documents` with all hosted documents."""
-        references = await asyncio.to_thread(self._journal.references)
+        references = await asyncio.to_thread(self._usage_log.references)
         return web.json_response({"documents": [await asyncio.to_thread(self._shown, ref) for ref in references]})
 
     async def document(self, request: web.Request) -> web.Response:
@@ -136,7 +142,7 @@ class HostApi:
         return web.json_response(await asyncio.to_thread(self._shown, request.match_info["document"]))
 
     def _shown(self, reference: str) -> dict[str, Any]:
-        (name, artifact), tokens = self._journal.named(reference), self._prompts.tokens(reference)
+        (name, artifact), tokens = self._usage_log.named(reference), self._prompts.tokens(reference)
         warm = self.warmth.get(reference)
         return {
             "document": reference,
@@ -155,8 +161,8 @@ class HostApi:
                 raise ValueError
         except ValueError:
             raise UsageError("after is the number of a read") from None
-        reads = await asyncio.to_thread(self._journal.reads, request[_CLIENT].id, after, 100)
-        return web.json_response({"reads": [_receipt(read) | read.read.to_json() for read in reads]})
+        receipts = await asyncio.to_thread(self._usage_log.receipts, request[_CLIENT].id, after, 100)
+        return web.json_response({"reads": [_receipt(receipt) | receipt.read.to_json() for receipt in receipts]})
 
     # -- asking ----------------------------------------------------------------------------------
 
@@ -169,17 +175,17 @@ class HostApi:
         return await self._answer(request, self._prompts.completion, chat=False)
 
     async def _answer(
-        self, request: web.Request, parse: Callable[[dict[str, Any]], Asked], *, chat: bool
+        self, request: web.Request, parse: Callable[[dict[str, Any]], ParsedPrompt], *, chat: bool
     ) -> web.StreamResponse:
         client = request[_CLIENT]
         with self._admission.reading(client):
             body = await _body(request)  # whole, before the request takes a place that others wait for
-        await self._record_owed()
+        await self._write_unwritten()
         offer = await asyncio.to_thread(self.current_offer)  # its prices apply, whenever the answer ends
         with self._admission.admit(client) as admitted:
             asked = await asyncio.to_thread(parse, body)
             admitted.reserve(len(asked.ids) + asked.most)
-            reading = Reading(
+            hosted = HostedRequest(
                 asked,
                 admitted.tokens,
                 partial(self._engine.complete, asked.ids, asked.options, self._admission.salt(client)),
@@ -187,15 +193,15 @@ class HostApi:
             )
             answer = Answer(self._served.label, chat=chat)
             if asked.stream:
-                return await self._stream(request, reading, answer)
-            async with aclosing(reading.pieces()) as pieces:  # type: ignore[type-var]
+                return await self._stream(request, hosted, answer)
+            async with aclosing(hosted.pieces()) as pieces:  # type: ignore[type-var]
                 async for _ in pieces:
                     pass
-            usage = _usage(await reading.settle())
-            return web.json_response(answer.whole("".join(reading.texts), reading.ids, reading.finish, usage))
+            usage = _usage(await hosted.record())
+            return web.json_response(answer.whole("".join(hosted.texts), hosted.ids, hosted.finish, usage))
 
-    async def _stream(self, request: web.Request, reading: Reading, answer: Answer) -> web.StreamResponse:
-        async with aclosing(reading.pieces()) as pieces:  # type: ignore[type-var]
+    async def _stream(self, request: web.Request, hosted: HostedRequest, answer: Answer) -> web.StreamResponse:
+        async with aclosing(hosted.pieces()) as pieces:  # type: ignore[type-var]
             first = await anext(pieces, None)  # before the head is sent, so that a refusal has a status of its own
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
             await response.prepare(request)
@@ -204,8 +210,8 @@ class HostApi:
                     await _write(response, answer.piece(first.text, first.ids, first.finish))
                 async for piece in pieces:
                     await _write(response, answer.piece(piece.text, piece.ids, piece.finish))
-                usage = _usage(await reading.settle())
-                await _write(response, answer.end(usage if reading.asked.usage else None))
+                usage = _usage(await hosted.record())
+                await _write(response, answer.end(usage if hosted.asked.usage else None))
             except ConnectionError:
                 raise  # the client went away
             except Exception as error:  # noqa: BLE001 - the boundary of an answer that has begun
@@ -214,16 +220,22 @@ class HostApi:
         return response
 
     async def record(
-        self, client: HostClient, asked: Asked, offer: SignedOffer, cached: int, made: int, quota: int | None = None
-    ) -> SignedRead:
+        self,
+        client: HostClient,
+        asked: ParsedPrompt,
+        offer: SignedOffer,
+        cached: int,
+        generated: int,
+        quota: int | None = None,
+    ) -> SignedReceipt:
         """Sign and store the usage record of a request.
 
-        `cached` and `made` are the tokens from the cache and of the answer; `quota` is the number of tokens to count
-        against the client's day, if it differs from the record's.
+        `cached` and `generated` are the tokens from the cache and of the answer; `quota` is the number of tokens to
+        count against the client's day, if it differs from the record's.
         """
         served = self._served
         prefilled = len(asked.ids) - cached
-        read = Read(
+        receipt = Receipt(
             version=VERSION,
             host=str(self._key.peer_id),
             number=0,
@@ -234,26 +246,26 @@ class HostApi:
             offer=offer.digest,
             read=cached,
             prefilled=prefilled,
-            made=made,
-            picodollars=offer.offer.tariff.picodollars(cached, prefilled, made),
+            made=generated,
+            picodollars=offer.offer.tariff.picodollars(cached, prefilled, generated),
             ended=int(time.time()),
         )
         try:
-            return await asyncio.to_thread(self._journal.add_read, read, self._key, quota)
+            return await asyncio.to_thread(self._usage_log.add_receipt, receipt, self._key, quota)
         except Exception:  # a full disk, most likely: the client has its answer by now
-            self._owed.append((read, quota))
+            self._unwritten.append((receipt, quota))
             raise
 
-    async def _record_owed(self) -> None:
+    async def _write_unwritten(self) -> None:
         """Write usage records that failed when their requests ended, so that nobody is served while none can be stored.
 
         Raises the error that still prevents it.
         """
         async with self._paying:
-            while self._owed:
-                read, quota = self._owed[0]
-                await asyncio.to_thread(self._journal.add_read, read, self._key, quota)
-                self._owed.pop(0)
+            while self._unwritten:
+                receipt, quota = self._unwritten[0]
+                await asyncio.to_thread(self._usage_log.add_receipt, receipt, self._key, quota)
+                self._unwritten.pop(0)
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
@@ -269,15 +281,15 @@ async def _body(request: web.Request) -> dict[str, Any]:
     return body
 
 
-def _usage(signed: SignedRead) -> dict[str, Any]:
+def _usage(signed: SignedReceipt) -> dict[str, Any]:
     """Return OpenAI's usage object, with the signed usage record under `kvswap`."""
-    read = signed.read
+    receipt = signed.read
     return {
-        "prompt_tokens": read.read + read.prefilled,
-        "completion_tokens": read.made,
-        "total_tokens": read.read + read.prefilled + read.made,
-        "prompt_tokens_details": {"cached_tokens": read.read},
-        "kvswap": _receipt(signed) | {"number": read.number, "dollars": read.to_json()["dollars"]},
+        "prompt_tokens": receipt.read + receipt.prefilled,
+        "completion_tokens": receipt.made,
+        "total_tokens": receipt.read + receipt.prefilled + receipt.made,
+        "prompt_tokens_details": {"cached_tokens": receipt.read},
+        "kvswap": _receipt(signed) | {"number": receipt.number, "dollars": receipt.to_json()["dollars"]},
     }
 
 
@@ -290,5 +302,5 @@ async def _write(response: web.StreamResponse, data: bytes) -> None:
         raise ConnectionResetError("the client reads nothing") from None
 
 
-def _receipt(signed: SignedRead) -> dict[str, Any]:
+def _receipt(signed: SignedReceipt) -> dict[str, Any]:
     return {"receipt": base64.b64encode(signed.envelope).decode()}

@@ -11,14 +11,14 @@ from kvswap.core.errors import NotFound
 from kvswap.core.ids import document_digest
 from kvswap.core.upkeep import Problems, describe, forever
 from kvswap.host.app import HostApi, Warmth
-from kvswap.host.engine import Engine
-from kvswap.host.journal import Document, Journal
+from kvswap.host.engine import EngineClient
 from kvswap.host.prompts import Prompts
+from kvswap.host.usage_log import HostedDocument, UsageLog
 
 logger = logging.getLogger("kvswap.host")
 
 
-def add(client: Client, journal: Journal, text: str, name: str) -> tuple[Document, bool]:
+def add(client: Client, usage_log: UsageLog, text: str, name: str) -> tuple[HostedDocument, bool]:
     """Fetch a document's cache, or publish it if nobody has; pin it, and host the document.
 
     Returns the document, and whether it was published here.
@@ -29,15 +29,15 @@ def add(client: Client, journal: Journal, text: str, name: str) -> tuple[Documen
     except NotFound:
         artifact, published = client.publish(text)["artifact"], True
     client.pin(artifact)
-    document = Document(reference, name, text, artifact)
-    journal.add_document(document)
+    document = HostedDocument(reference, name, text, artifact)
+    usage_log.add_document(document)
     return document, published
 
 
-def remove(client: Client, journal: Journal, reference: str) -> None:
+def remove(client: Client, usage_log: UsageLog, reference: str) -> None:
     """Stop hosting a document, and unpin its cache.  Raises `NotFound` if it is not hosted."""
-    document = journal.document(reference)
-    journal.remove_document(reference)
+    document = usage_log.document(reference)
+    usage_log.remove_document(reference)
     try:
         client.pin(document.artifact, False)
     except NotFound:
@@ -45,17 +45,17 @@ def remove(client: Client, journal: Journal, reference: str) -> None:
 
 
 async def keep_warm(
-    api: HostApi, client: AsyncClient, journal: Journal, prompts: Prompts, engine: Engine, seconds: float
+    api: HostApi, client: AsyncClient, usage_log: UsageLog, prompts: Prompts, engine: EngineClient, seconds: float
 ) -> None:
     """Fetch and read each document, at once when it is new and again after so many seconds, until cancelled."""
 
     async def step() -> None:
-        for reference in await asyncio.to_thread(journal.references):
+        for reference in await asyncio.to_thread(usage_log.references):
             known = api.warmth.get(reference)
             if known is not None and time.time() - known.at < seconds:
                 continue
             try:
-                document = await asyncio.to_thread(journal.document, reference)
+                document = await asyncio.to_thread(usage_log.document, reference)
                 await _look_after(client, document)
                 api.warmth[reference] = await _read(prompts, engine, document)
             except Exception as error:  # noqa: BLE001 - one document; the others are looked after all the same
@@ -65,13 +65,13 @@ async def keep_warm(
     await forever("documents", step, Problems(), pause=min(1.0, seconds))
 
 
-async def _look_after(client: AsyncClient, document: Document) -> None:
+async def _look_after(client: AsyncClient, document: HostedDocument) -> None:
     """Make sure that a document's artifact is in the store, whole and pinned, fetching what is missing."""
     await client.fetch(document.artifact, text=document.text, force=True)
     await client.pin(document.artifact)
 
 
-async def _read(prompts: Prompts, engine: Engine, document: Document) -> Warmth:
+async def _read(prompts: Prompts, engine: EngineClient, document: HostedDocument) -> Warmth:
     """Read a document as a client that asks about it for the first time would, and measure it."""
     ids = await asyncio.to_thread(prompts.document, document.document)
     began, first, cached = time.monotonic(), 0.0, 0

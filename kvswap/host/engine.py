@@ -36,7 +36,7 @@ class EngineFailed(PeerError):
     code = "engine"
 
 
-class Engine:
+class EngineClient:
     """A client of the vLLM server at `url`, whose `--api-key` is `key` (empty for none)."""
 
     def __init__(self, url: str, key: str = "") -> None:
@@ -49,7 +49,7 @@ class Engine:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0)  # `admission` limits how many requests run
             tracing = aiohttp.TraceConfig()
-            tracing.on_request_chunk_sent.append(_tell_sent)
+            tracing.on_request_chunk_sent.append(_notify_sent)
             self._session = aiohttp.ClientSession(
                 headers=self._headers, read_bufsize=1 << 20, connector=connector, trace_configs=[tracing]
             )
@@ -128,9 +128,9 @@ class Engine:
             raise EngineFailed(f"the engine failed: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-async def _tell_sent(session: aiohttp.ClientSession, context: Any, sent: Any) -> None:
-    if callable(told := context.trace_request_ctx):
-        told()
+async def _notify_sent(session: aiohttp.ClientSession, context: Any, sent: Any) -> None:
+    if callable(notify := context.trace_request_ctx):
+        notify()
 
 
 async def _refused(response: aiohttp.ClientResponse) -> KvswapError:
@@ -148,10 +148,14 @@ def _piece(chunk: dict[str, Any]) -> Piece:
     if "error" in chunk:
         raise EngineFailed(f"the engine failed: {str(chunk['error'])[:300]}")
     usage = None
-    if told := chunk.get("usage"):
-        details = told.get("prompt_tokens_details")
+    if reported := chunk.get("usage"):
+        details = reported.get("prompt_tokens_details")
         if details is not None:
-            usage = (int(told["prompt_tokens"]), int(details.get("cached_tokens") or 0), int(told["completion_tokens"]))
+            usage = (
+                int(reported["prompt_tokens"]),
+                int(details.get("cached_tokens") or 0),
+                int(reported["completion_tokens"]),
+            )
             if not 0 <= usage[1] <= usage[0]:
                 raise IntegrityError(f"the engine says that {usage[1]} of {usage[0]} tokens were cached")
     choices = chunk.get("choices") or []

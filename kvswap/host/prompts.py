@@ -16,7 +16,7 @@ from typing import Any
 from kvswap.core.documents import check_unicode
 from kvswap.core.errors import UsageError
 from kvswap.core.limits import LIMITS
-from kvswap.host.journal import Document
+from kvswap.host.usage_log import HostedDocument
 from kvswap.model.load import continuation_ids, document_ids
 from kvswap.model.question import conversation_text, rendered_turns
 
@@ -35,7 +35,7 @@ _DOCUMENTS_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedPrompt:
     """A parsed request: the prompt's token ids, and the sampling options for the engine."""
 
     ids: list[int]
@@ -53,7 +53,7 @@ class Prompts:
     `find` returns a hosted document, or raises `NotFound`.
     """
 
-    def __init__(self, tokenizer: Any, model: str, find: Callable[[str], Document]) -> None:
+    def __init__(self, tokenizer: Any, model: str, find: Callable[[str], HostedDocument]) -> None:
         self._tokenizer, self._model, self._find = tokenizer, model, find
         self._ids: OrderedDict[str, list[int]] = OrderedDict()
         self._counts: dict[str, int] = {}
@@ -81,7 +81,7 @@ class Prompts:
         with self._lock:
             return continuation_ids(self._tokenizer, text)
 
-    def chat(self, body: dict[str, Any]) -> Asked:
+    def chat(self, body: dict[str, Any]) -> ParsedPrompt:
         """Parse the body of `/v1/chat/completions`.
 
         Raises `UsageError`, or `NotFound` for a document that is not hosted.
@@ -99,7 +99,7 @@ class Prompts:
             )
         return self._asked(body, reference, self._continuation(conversation_text(self._tokenizer, turns)))
 
-    def completion(self, body: dict[str, Any]) -> Asked:
+    def completion(self, body: dict[str, Any]) -> ParsedPrompt:
         """Parse the body of `/v1/completions`.
 
         Raises `UsageError`, or `NotFound` for a document that is not hosted.
@@ -129,7 +129,7 @@ class Prompts:
             raise UsageError('document is "sha256:<hex>"')
         return document
 
-    def _asked(self, body: dict[str, Any], reference: str | None, following: list[int]) -> Asked:
+    def _asked(self, body: dict[str, Any], reference: str | None, following: list[int]) -> ParsedPrompt:
         before = self.document(reference) if reference is not None else []
         if not following:
             raise UsageError("the question is empty")
@@ -141,12 +141,12 @@ class Prompts:
                 options[name] = body[name]
         if body.get("stop") is not None:
             options["stop"] = _stops(body["stop"])
-        told = (body.get("max_completion_tokens"), body.get("max_tokens"), _DEFAULT_TOKENS)
-        most = next(value for value in told if value is not None)
+        limits = (body.get("max_completion_tokens"), body.get("max_tokens"), _DEFAULT_TOKENS)
+        most = next(value for value in limits if value is not None)
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= LIMITS.host_tokens:
             raise UsageError(f"max_tokens is a number from 1 to {LIMITS.host_tokens}")
         streaming = body.get("stream_options")
-        return Asked(
+        return ParsedPrompt(
             ids=[*before, *following],
             document=reference,
             document_tokens=len(before),

@@ -22,18 +22,18 @@ from aiohttp import web
 
 from kvswap.client import AsyncClient
 from kvswap.core import checks
+from kvswap.core.directories import models_directory
 from kvswap.core.errors import KvswapError, NotFound, UsageError
-from kvswap.core.files import read_kept
+from kvswap.core.files import read_regular
 from kvswap.core.limits import LIMITS
 from kvswap.core.log import start_log
-from kvswap.core.places import models_directory
 from kvswap.core.settings import Fault, invalid
 from kvswap.host.admission import Admission
 from kvswap.host.app import HostApi, Served
 from kvswap.host.documents import keep_warm
-from kvswap.host.engine import Engine, EngineFailed
-from kvswap.host.journal import Journal
+from kvswap.host.engine import EngineClient, EngineFailed
 from kvswap.host.prompts import Prompts
+from kvswap.host.usage_log import UsageLog
 from kvswap.model import catalogue
 from kvswap.model.identity import directory_identity
 from kvswap.model.load import load_tokenizer
@@ -65,9 +65,9 @@ class HostOptions:
     warm_seconds: float = 300.0
 
 
-def journal_of(home: Path) -> Journal:
+def usage_log_of(home: Path) -> UsageLog:
     """Open the host database of a home directory."""
-    return Journal(home / "host.sqlite3")
+    return UsageLog(home / "host.sqlite3")
 
 
 def host_key(home: Path) -> Key:
@@ -78,7 +78,7 @@ def host_key(home: Path) -> Key:
 def written_url(home: Path) -> str:
     """Return the URL at which the host of a home directory is, or was last, reached.  Raises `NotFound`."""
     try:
-        return str(json.loads(read_kept(home / "host.json", LIMITS.config_bytes))["url"])
+        return str(json.loads(read_regular(home / "host.json", LIMITS.config_bytes))["url"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise NotFound("no host was started for this home", hint="kvswap host --model NAME") from None
 
@@ -219,8 +219,8 @@ async def serve(options: HostOptions, ready: Ready) -> None:
     identity = await asyncio.to_thread(directory_identity, directory, directory.name)
     tokenizer = await asyncio.to_thread(load_tokenizer, directory)
     process = None if options.engine else _Process(options, directory)
-    journal = journal_of(options.home)
-    engine = Engine(options.engine or process.url, options.engine_key if process is None else process.key)  # type: ignore[union-attr]
+    usage_log = usage_log_of(options.home)
+    engine = EngineClient(options.engine or process.url, options.engine_key if process is None else process.key)  # type: ignore[union-attr]
     try:
         if process is not None:
             await process.start()
@@ -231,16 +231,16 @@ async def serve(options: HostOptions, ready: Ready) -> None:
                 return
             raise
         await engine.check()
-        prompts = Prompts(tokenizer, directory.name, journal.document)
-        admission = Admission(journal, _salts(options.home), options.concurrent)
+        prompts = Prompts(tokenizer, directory.name, usage_log.document)
+        admission = Admission(usage_log, _salts(options.home), options.concurrent)
         served = Served(directory.name, identity.digest, options.dtype, options.tariff)
-        api = HostApi(served, host_key(options.home), journal, admission, prompts, engine)
-        await _run(options, api, ready, stop, process, client, journal, prompts, engine)
+        api = HostApi(served, host_key(options.home), usage_log, admission, prompts, engine)
+        await _run(options, api, ready, stop, process, client, usage_log, prompts, engine)
     finally:
         await engine.close()
         if process is not None:
             await process.stop()
-        journal.close()
+        usage_log.close()
 
 
 async def _run(
@@ -250,9 +250,9 @@ async def _run(
     stop: asyncio.Event,
     process: _Process | None,
     client: AsyncClient,
-    journal: Journal,
+    usage_log: UsageLog,
     prompts: Prompts,
-    engine: Engine,
+    engine: EngineClient,
 ) -> None:
     host, port = _address(options.listen)
     tls = not (options.plain or _loopback(host))
@@ -266,7 +266,7 @@ async def _run(
         raise UsageError(f"cannot listen on {options.listen}: {error.strerror}") from error
     url = _reached(options, host, runner.addresses[0][1], tls)
     write_private(options.home / "host.json", json.dumps({"url": url}) + "\n")
-    warm = asyncio.create_task(keep_warm(api, client, journal, prompts, engine, options.warm_seconds))
+    warm = asyncio.create_task(keep_warm(api, client, usage_log, prompts, engine, options.warm_seconds))
     waits = [asyncio.create_task(stop.wait())]
     if process is not None:
         waits.append(asyncio.create_task(process.ended()))  # type: ignore[arg-type]

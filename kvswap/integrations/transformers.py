@@ -29,12 +29,12 @@ def inputs_after(text: str, question: str, tokenizer: Any, cache: Any, device: A
     """
     import torch
 
-    from kvswap.model.cache import kept
+    from kvswap.model.cache import caching_layers
 
     document, following = document_ids(tokenizer, text), continuation_ids(tokenizer, question)
     if not following:
         raise InvalidDocument("the question has no tokens")
-    held = max(layer.get_seq_length() for layer in kept(cache))
+    held = max(layer.get_seq_length() for layer in caching_layers(cache))
     if held != len(document):
         raise Incompatible(f"the cache holds {held} tokens, the document has {len(document)}", field="prefix.tokens")
     ids = torch.tensor([document + following], device=device)

@@ -1,13 +1,13 @@
 """Conversion of transformers caches to tensors and back.
 
-`RoomyLayer` is a full-attention layer with memory reserved for further tokens: `update` writes behind the present ones
-and returns views, while the stock layer copies everything at every step.  It is bitwise equal to the stock layer
-(tested), and falls back to it when the memory is used up or the cache was edited.
+`PreallocatedLayer` is a full-attention layer with memory reserved for further tokens: `update` writes behind the
+present ones and returns views, while the stock layer copies everything at every step.  It is bitwise equal to the stock
+layer (tested), and falls back to it when the memory is used up or the cache was edited.
 
 Not every layer of a model keeps something: in Gemma 3n and the small Gemma 4 the last layers read the keys and values
 of earlier ones.  transformers gives them a `DummyLayer` from 5.23 on, and none before.  A *cache layer* here, as in a
-manifest, is one that keeps keys and values, counted from 0 (`kept`); `places` says which layer of the model is which
-cache layer.
+manifest, is one that keeps keys and values, counted from 0 (`caching_layers`); `cache_indices` says which layer of the
+model is which cache layer.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """A `DynamicLayer` over preallocated memory for `room` tokens."""
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+    """A `DynamicLayer` over preallocated memory for `headroom` tokens."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, headroom: int) -> None:
         super().__init__()
-        self._room = room
+        self._headroom = headroom
         self._k: torch.Tensor | None = None
         self._v: torch.Tensor | None = None
 
     @classmethod
-    def filled(cls, k: torch.Tensor, v: torch.Tensor, tokens: int) -> RoomyLayer:
+    def filled(cls, k: torch.Tensor, v: torch.Tensor, tokens: int) -> PreallocatedLayer:
         """Wrap tensors [head, room, dim] whose first `tokens` tokens are filled; the layer owns them from then on."""
         layer = cls(k.shape[1])
         layer._k, layer._v = k[None], v[None]
@@ -58,9 +58,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         new = key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            if new <= self._room:
-                self._k = key_states.new_empty((*key_states.shape[:2], self._room, key_states.shape[-1]))
-                self._v = value_states.new_empty((*value_states.shape[:2], self._room, value_states.shape[-1]))
+            if new <= self._headroom:
+                self._k = key_states.new_empty((*key_states.shape[:2], self._headroom, key_states.shape[-1]))
+                self._v = value_states.new_empty((*value_states.shape[:2], self._headroom, value_states.shape[-1]))
                 self.keys, self.values = self._k[:, :, :0], self._v[:, :, :0]
         k, v = self._k, self._v
         have = self.keys.shape[-2] if self.keys.dim() == 4 else 0
@@ -101,12 +101,12 @@ def _keeps(layer: Any) -> bool:
     return type(layer) is not _NOTHING_KEPT
 
 
-def kept(cache: Any) -> list[Any]:
+def caching_layers(cache: Any) -> list[Any]:
     """Return the layers of a transformers cache that keep keys and values, in the model's order."""
     return [layer for layer in cache.layers if _keeps(layer)]
 
 
-def places(cache: Any) -> dict[int, int]:
+def cache_indices(cache: Any) -> dict[int, int]:
     """Return which cache layer each layer of the model is, by its number; those that keep nothing are left out."""
     holding = [index for index, layer in enumerate(cache.layers) if _keeps(layer)]
     return {index: place for place, index in enumerate(holding)}
@@ -123,7 +123,7 @@ class StoppableCache(DynamicCache):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._places = places(self)
+        self._places = cache_indices(self)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -134,14 +134,14 @@ class StoppableCache(DynamicCache):  # type: ignore[misc]
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
-def new_cache(config: Any, room: int) -> DynamicCache:
-    """Make an empty cache for a model, with memory for `room` tokens in its full-attention layers.
+def new_cache(config: Any, headroom: int) -> DynamicCache:
+    """Make an empty cache for a model, with memory for `headroom` tokens in its full-attention layers.
 
     Raises `Incompatible` for a layer kind that kvswap cannot exchange.
     """
     cache = DynamicCache(config=config)
     check_layers(cache)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer(headroom) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -153,18 +153,18 @@ def cache_over(config: Any, tensors: Sequence[LayerTensors], tokens: int, device
     """
     cache = StoppableCache(config=config)
     check_layers(cache)
-    for index, place in places(cache).items():
+    for index, place in cache_indices(cache).items():
         if type(cache.layers[index]) is DynamicLayer:
             held = tensors[place]
-            cache.layers[index] = RoomyLayer.filled(held.k.to(device), held.v.to(device), tokens)
+            cache.layers[index] = PreallocatedLayer.filled(held.k.to(device), held.v.to(device), tokens)
     return cache
 
 
 def close_over(cache: StoppableCache, tensors: Sequence[LayerTensors], computed: int, tokens: int) -> None:
     """Complete a cache of `cache_over`: join the `computed` first tokens with the tensors' others, up to `tokens`."""
     cache.before = None
-    for layer, held in zip(kept(cache), tensors, strict=True):
-        if isinstance(layer, RoomyLayer):
+    for layer, held in zip(caching_layers(cache), tensors, strict=True):
+        if isinstance(layer, PreallocatedLayer):
             layer.reach(tokens, held.k, held.v)
         elif computed < tokens:
             own = computed - held.first  # tokens of the layer's window that were computed
@@ -188,7 +188,7 @@ def check_layers(cache: Any) -> None:
     Raises `Incompatible` naming the others.
     """
     for index, layer in enumerate(cache.layers):
-        if _keeps(layer) and type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer):
+        if _keeps(layer) and type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, PreallocatedLayer):
             raise Incompatible(
                 f"cache layer {index} is a {type(layer).__name__}, which kvswap cannot exchange",
                 cause="linear-attention, quantised and hybrid layers keep state of another kind",
@@ -196,7 +196,7 @@ def check_layers(cache: Any) -> None:
             )
         if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < 2:
             raise Incompatible(f"cache layer {index} has a window of {layer.sliding_window}", field="layout")
-    if not kept(cache) or not _keeps(cache.layers[0]):
+    if not caching_layers(cache) or not _keeps(cache.layers[0]):
         # Reading tokens back and computing layer 0 again take it for a function of the token and its position.
         raise Incompatible("the first layer of the model keeps no keys and values", field="layout")
 
@@ -209,7 +209,7 @@ def layer_specs(cache: Any) -> list[LayerSpec]:
     """
     check_layers(cache)
     specs = []
-    for index, layer in enumerate(kept(cache)):
+    for index, layer in enumerate(caching_layers(cache)):
         if not layer.is_initialized or layer.keys.dim() != 4:
             raise Incompatible(
                 f"cache layer {index} was never filled", cause="its state lies elsewhere", field="layout"
@@ -230,14 +230,14 @@ def layer_specs(cache: Any) -> list[LayerSpec]:
 
 
 def capture_block(
-    cache: Any, specs: Sequence[LayerSpec], run: Sequence[int], start: int, stop: int
+    cache: Any, specs: Sequence[LayerSpec], layer_group: Sequence[int], start: int, stop: int
 ) -> list[torch.Tensor]:
-    """Copy K and V of each layer in `run` for block [start, stop), which was just computed.
+    """Copy K and V of each layer in `layer_group` for block [start, stop), which was just computed.
 
-    The copies are CPU tensors [head, token, dim], in the order of `run`, K before V.
+    The copies are CPU tensors [head, token, dim], in the order of `layer_group`, K before V.
     """
-    parts, layers = [], kept(cache)
-    for index in run:
+    parts, layers = [], caching_layers(cache)
+    for index in layer_group:
         first, last = layouts.stored_span(specs[index], start, stop)
         layer = layers[index]
         for tensor in (layer.keys, layer.values):
@@ -249,7 +249,7 @@ def capture_block(
 def held_tensors(cache: Any, specs: Sequence[LayerSpec], tokens: int) -> list[LayerTensors]:
     """Return K and V of each layer after `tokens` tokens, as views where the cache is on the CPU."""
     out = []
-    for spec, layer in zip(specs, kept(cache), strict=True):
+    for spec, layer in zip(specs, caching_layers(cache), strict=True):
         first, stop = layouts.held_span(spec, tokens)
         k, v = (t[0, :, t.shape[2] - (stop - first) :] for t in (layer.keys, layer.values))
         out.append(LayerTensors(k.cpu(), v.cpu(), first, stop - first))
@@ -265,7 +265,7 @@ def build_cache(
     """
     cache = DynamicCache(config=config)
     check_layers(cache)
-    found = places(cache)
+    found = cache_indices(cache)
     if len(found) != len(tensors):
         raise Incompatible(
             f"the artifact has {len(tensors)} cache layers, the model {len(found)}", field="layout.layers"
@@ -276,5 +276,5 @@ def build_cache(
         if isinstance(layer, DynamicSlidingWindowLayer):
             _fill_sliding(layer, k, v, tokens)
         else:
-            cache.layers[index] = RoomyLayer.filled(k, v, held.tokens)
+            cache.layers[index] = PreallocatedLayer.filled(k, v, held.tokens)
     return cache

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kvswap.core.errors import Incompatible
-from kvswap.model.cache import kept
+from kvswap.model.cache import caching_layers
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -31,7 +31,7 @@ def check_tensors(pairs: Sequence[Pair], dtype: str) -> None:
 def check_block(cache: Any, start: int, stop: int, dtype: str) -> None:
     """Apply `check_tensors` to what the cache's layers hold of tokens [start, stop), which were just computed."""
     pairs: list[Pair] = []
-    for layer in kept(cache):
+    for layer in caching_layers(cache):
         if not layer.is_initialized or layer.get_seq_length() < stop:
             break  # the forward pass was stopped before this layer
         new = min(stop - start, layer.keys.shape[2])

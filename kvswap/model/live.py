@@ -21,7 +21,7 @@ from kvswap.core.errors import Incompatible, KvswapError
 from kvswap.model import opening, precision, probing, reach
 from kvswap.model.files import check_directory, state, weight_files
 from kvswap.model.identity import directory_identity
-from kvswap.model.settle import settle
+from kvswap.model.kernels import initialize_kernels
 
 _known: weakref.WeakKeyDictionary[Any, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
 _PIECE = 1 << 24
@@ -53,13 +53,13 @@ def live_identity(model: Any) -> bytes:
     `Incompatible` if it is not what its directory loads as: fine-tuned, quantised, merged with an adapter, cast,
     hooked, or in training mode.
     """
-    settle()
+    initialize_kernels()
     _check_state(model)
-    mark = fingerprint(model)
+    state = fingerprint(model)
     known = _known.get(model)
-    if known is None or known[0] != mark:
+    if known is None or known[0] != state:
         _known.pop(model, None)
-        known = _known[model] = (mark, _compare(model))
+        known = _known[model] = (state, _compare(model))
     return known[1]
 
 

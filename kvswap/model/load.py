@@ -13,8 +13,8 @@ from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core.errors import Incompatible, InvalidDocument, UsageError
 from kvswap.model import files, opening, precision, reach
 from kvswap.model.identity import directory_identity
+from kvswap.model.kernels import initialize_kernels
 from kvswap.model.processor import isa
-from kvswap.model.settle import settle
 
 SCHEDULE = "blocks"  # prefill in blocks of a fixed number of tokens, one forward each, from position 0
 
@@ -159,7 +159,7 @@ def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", thr
 
     from kvswap.model import probing
 
-    settle()
+    initialize_kernels()
     precision.set_full()
     quiet_transformers()
     if dtype not in ("bfloat16", "float16", "float32"):

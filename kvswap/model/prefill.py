@@ -20,10 +20,10 @@ from kvswap.core.errors import Interrupted, InvalidDocument
 from kvswap.model import reach
 from kvswap.model.cache import new_cache
 from kvswap.model.finite import check_block, not_finite
+from kvswap.model.kernels import initialize_kernels
 from kvswap.model.load import LoadedModel
-from kvswap.model.settle import settle
 
-settle()  # every module that computes imports this one
+initialize_kernels()  # every module that computes imports this one
 
 PROBE_STEPS = 4
 
@@ -58,13 +58,13 @@ def check_length(loaded: LoadedModel, tokens: int) -> None:
         )
 
 
-def check_reach(loaded: LoadedModel, tokens: int, room: int, block_tokens: int) -> None:
-    """Check that a document of `tokens` tokens, with `room` more behind it, uses one RoPE table throughout.
+def check_reach(loaded: LoadedModel, tokens: int, headroom: int, block_tokens: int) -> None:
+    """Check that a document of `tokens` tokens, with `headroom` more behind it, uses one RoPE table throughout.
 
     Raises `Incompatible` if it crosses a threshold at which the model changes its table.
     """
     config = loaded.model.config.get_text_config(decoder=True)
-    reach.check(config, tokens, room, block_tokens)
+    reach.check(config, tokens, headroom, block_tokens)
     if reach.thresholds(config):
         reach.set_back(loaded.model)
 
@@ -103,9 +103,9 @@ def canonical_prefill(
         yield Block(first // block_tokens, first, stop, time.perf_counter() - began)
 
 
-def prefill(loaded: LoadedModel, ids: Sequence[int], block_tokens: int, room: int = 0) -> Any:
-    """Compute a cache of `ids` on the canonical schedule, with memory for `room` more tokens."""
-    cache = new_cache(loaded.model.config, len(ids) + room)
+def prefill(loaded: LoadedModel, ids: Sequence[int], block_tokens: int, headroom: int = 0) -> Any:
+    """Compute a cache of `ids` on the canonical schedule, with memory for `headroom` more tokens."""
+    cache = new_cache(loaded.model.config, len(ids) + headroom)
     for _ in canonical_prefill(loaded, cache, ids, block_tokens):
         pass
     return cache
@@ -116,7 +116,7 @@ def greedy(
     cache: Any,
     position: int,
     ids: Sequence[int],
-    steps: int,
+    max_tokens: int,
     *,
     stop_ids: frozenset[int] = frozenset(),
     on_token: Callable[[int], None] | None = None,
@@ -124,7 +124,7 @@ def greedy(
     follow: Sequence[int] = (),
     cancelled: Callable[[], bool] | None = None,
 ) -> Continuation:
-    """Process `ids` at `position`, then generate `steps` greedy tokens one by one, or fewer up to a stop id.
+    """Process `ids` at `position`, then generate `max_tokens` greedy tokens one by one, or fewer up to a stop id.
 
     `follow` holds tokens to continue with in the place of the generated ones, as far as it reaches.  Raises
     `Incompatible` if the logits are not finite, `Interrupted` once `cancelled` returns True.
@@ -134,7 +134,7 @@ def greedy(
     made: list[int] = []
     first = 0.0
     following = list(ids)
-    while len(made) < steps:
+    while len(made) < max_tokens:
         logits = forward(loaded, cache, following, position)
         if not math.isfinite(float(logits.max())):  # some models exclude tokens with -inf, none excludes all
             raise not_finite(f"the logits after {position} tokens are not finite in {loaded.dtype}", loaded.dtype)

@@ -15,7 +15,15 @@ import torch
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, KvswapError
 from kvswap.model import finite, reach
-from kvswap.model.cache import StoppableCache, build_cache, check_layers, held_tensors, kept, layer_specs, places
+from kvswap.model.cache import (
+    StoppableCache,
+    build_cache,
+    cache_indices,
+    caching_layers,
+    check_layers,
+    held_tensors,
+    layer_specs,
+)
 
 _IDS = ((5, 9, 7, 11), (23, 3, 17, 4), (8, 31, 6, 15))  # three of the document, one that follows
 _FAR = 1 << 20
@@ -66,7 +74,7 @@ def _uses(model: Any, ids: list[int]) -> bool:
     if getattr(out, "past_key_values", None) is not cache:
         raise _refused("gives back another cache than it was given")
     specs = layer_specs(cache)
-    for index, layer in enumerate(kept(cache)):
+    for index, layer in enumerate(caching_layers(cache)):
         if layer.get_seq_length() != before:
             raise _refused(f"holds {layer.get_seq_length()} tokens in cache layer {index} after {before}")
     held = held_tensors(cache, specs, before)
@@ -95,7 +103,7 @@ def _copied(model: Any, held: Sequence[LayerTensors], tokens: int, sign: float) 
 def _keys(model: Any, cache: Any, ids: list[int], start: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first layer's keys of the last token, and what layer `last` computes (logits beyond all layers)."""
     taken: list[torch.Tensor] = []
-    right, where = cache.update, places(cache)
+    right, where = cache.update, cache_indices(cache)
 
     def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *rest: Any, **more: Any) -> Any:
         if where[layer] == 0:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvswap.core.errors import UsageError
-from kvswap.core.failures import said
+from kvswap.core.failures import brief
 
 _BEFORE, _MARK = "kvswap-before", "kvswap-question"
 _ROLES = {"user": "\n\nQuestion: {}", "assistant": "\nAnswer: {}"}
@@ -58,7 +58,7 @@ def rendered_turns(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str
         raise  # a fault of this machine
     except Exception as error:
         raise UsageError(
-            f"the model's chat template does not take these turns: {said(error)}",
+            f"the model's chat template does not take these turns: {brief(error)}",
             cause="many models want user and assistant in turns and the user first, some no system message",
             hint="other turns, or /v1/completions with the text as it should be",
         ) from error

@@ -52,18 +52,18 @@ def _rope_parameters(config: Any) -> Iterator[dict[str, Any]]:
         yield from (inner for inner in given.values() if isinstance(inner, dict))  # one for each kind of layer
 
 
-def check(config: Any, tokens: int, room: int, block_tokens: int) -> None:
-    """Check that `tokens` tokens in blocks, and `room` more, are computed with one RoPE table.
+def check(config: Any, tokens: int, headroom: int, block_tokens: int) -> None:
+    """Check that `tokens` tokens in blocks, and `headroom` more, are computed with one RoPE table.
 
     Raises `Incompatible` if they cross a threshold.
     """
     first = min(block_tokens, tokens)  # the shortest that the model sees of it
     for threshold in thresholds(config):
-        if tokens + room <= threshold.tokens or (threshold.beyond and first > threshold.tokens):
+        if tokens + headroom <= threshold.tokens or (threshold.beyond and first > threshold.tokens):
             continue
-        more = f", {room} of them for question and answer" if room else ""
+        more = f", {headroom} of them for question and answer" if headroom else ""
         raise Incompatible(
-            f"{tokens + room} tokens{more} cross the threshold of this model's {threshold.kind} RoPE at "
+            f"{tokens + headroom} tokens{more} cross the threshold of this model's {threshold.kind} RoPE at "
             f"{threshold.tokens} tokens",
             cause="it computes longer texts with other frequencies, and a cache made in blocks would mix both",
             hint=f"stay within {threshold.tokens} tokens: publish --truncate, or a shorter answer with --max-tokens",

@@ -30,7 +30,7 @@ Part = Literal["k", "v"]
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class ReadTokens:
     """The ids that were read back, and whether they are unambiguous at every position."""
 
     ids: list[int]
@@ -66,7 +66,7 @@ def _together(rows: torch.Tensor, loaded: LoadedModel) -> bool:
     return bool(far <= _NEAR * ROUNDING[loaded.dtype] * rows[0].norm())
 
 
-def read_ids(loaded: LoadedModel, held: LayerTensors, part: Part) -> Read:
+def read_ids(loaded: LoadedModel, held: LayerTensors, part: Part) -> ReadTokens:
     """Return, for each position, the id whose own `part` of layer 0 is nearest to the one in `held`."""
     rows = _rows((held.v if part == "v" else held.k)[:, : held.tokens].cpu())
     unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
@@ -89,7 +89,7 @@ def read_ids(loaded: LoadedModel, held: LayerTensors, part: Part) -> Read:
     gap = (nearest[:, 1] - nearest[:, 0]) / squares.clamp_min(1e-30)
     margin = max((_NEAR * ROUNDING[loaded.dtype]) ** 2, _SUMS)
     certain = bool((gap > margin).all()) and bool(torch.isfinite(unique).all())
-    return Read([int(i) for i in found[inverse]], certain)
+    return ReadTokens([int(i) for i in found[inverse]], certain)
 
 
 def read_document(loaded: LoadedModel, held: LayerTensors, wanted: bytes, sha256: bytes) -> list[int]:

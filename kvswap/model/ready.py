@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvswap.core.places import models_directory
+from kvswap.core.directories import models_directory
 from kvswap.model.pull import pull
 
 

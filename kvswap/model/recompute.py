@@ -16,11 +16,11 @@ from transformers.cache_utils import DynamicCache
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.model import reach
-from kvswap.model.cache import places
+from kvswap.model.cache import cache_indices
+from kvswap.model.kernels import initialize_kernels
 from kvswap.model.load import LoadedModel
-from kvswap.model.settle import settle
 
-settle()  # every module that computes imports this one or `prefill`
+initialize_kernels()  # every module that computes imports this one or `prefill`
 
 
 class _Taken(Exception):
@@ -41,7 +41,7 @@ class _Supplied(DynamicCache):  # type: ignore[misc]
     def __init__(self, config: Any, tensors: Sequence[LayerTensors], tokens: int, positions: torch.Tensor) -> None:
         super().__init__(config=config)
         self._tensors, self._tokens, self._positions = tensors, tokens, positions
-        self._places = places(self)
+        self._places = cache_indices(self)
         self.errors = torch.zeros(len(positions), len(tensors), 2)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:

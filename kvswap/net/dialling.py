@@ -1,9 +1,9 @@
 """The rule for which addresses a node may connect to, depending on who supplied them: for multiaddrs and for URLs.
 
 An unknown peer that supplies an address chooses where this machine sends its packets (as in server-side request
-forgery). So an address from a peer, its *teller*, leads only where the teller could have sent packets as well: to the
-public internet; to a private or link-local network if we are connected to the teller on a network of that kind; to this
-machine if the teller is on it. It never leads to addresses that no peer can have (unspecified, multicast, reserved, the
+forgery). So an address from a peer, its *sender*, leads only where the sender could have sent packets as well: to the
+public internet; to a private or link-local network if we are connected to the sender on a network of that kind; to this
+machine if the sender is on it. It never leads to addresses that no peer can have (unspecified, multicast, reserved, the
 metadata services of clouds), to a port below 1024, or to a name: names are only for what the user typed, which is not
 restricted.
 
@@ -26,17 +26,17 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 BY_HAND = "by hand"
-"""The `teller` of addresses that the user typed."""
+"""The `sender` of addresses that the user typed."""
 
 JUDGED = "judged"
-"""The `teller` of addresses that passed the rule already, when they were received."""
+"""The `sender` of addresses that passed the rule already, when they were received."""
 
 MOST = 8
 _LOWEST_PORT = 1_024
 _CIRCUIT = "/p2p-circuit"
 
 
-class Place(StrEnum):
+class Scope(StrEnum):
     """The kind of network that an IP address belongs to."""
 
     LOOPBACK = "loopback"
@@ -61,12 +61,12 @@ _NOWHERE = _networks(
     *("::/128", "64:ff9b:1::/48", "100::/64", "2001:2::/48", "2001:db8::/32", "3fff::/20", "5f00::/16"),
     *("fec0::/10", "ff00::/8"),
 )
-_KINDS: tuple[tuple[Place, tuple[Network, ...]], ...] = (
-    (Place.NOWHERE, _METADATA + _NOWHERE),
-    (Place.LOOPBACK, _networks("127.0.0.0/8", "::1/128")),
-    (Place.LINK, _networks("169.254.0.0/16", "fe80::/10")),
-    (Place.PRIVATE, _networks("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")),
-    (Place.PUBLIC, _networks("0.0.0.0/0", "2000::/3", "64:ff9b::/96")),
+_KINDS: tuple[tuple[Scope, tuple[Network, ...]], ...] = (
+    (Scope.NOWHERE, _METADATA + _NOWHERE),
+    (Scope.LOOPBACK, _networks("127.0.0.0/8", "::1/128")),
+    (Scope.LINK, _networks("169.254.0.0/16", "fe80::/10")),
+    (Scope.PRIVATE, _networks("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")),
+    (Scope.PUBLIC, _networks("0.0.0.0/0", "2000::/3", "64:ff9b::/96")),
 )
 
 
@@ -98,15 +98,15 @@ def _inside(address: Address) -> list[Address]:
     return [ipaddress.IPv4Address(n) for n in found]
 
 
-def place_of(host: str | Address) -> Place:
+def scope_of(host: str | Address) -> Scope:
     """Return the kind of network that an address belongs to; `Place.NOWHERE` for what is no address."""
     address = plain_host(str(host))
     if address is None:
-        return Place.NOWHERE
-    inside = [place_of(inner) for inner in _inside(address)]
+        return Scope.NOWHERE
+    inside = [scope_of(inner) for inner in _inside(address)]
     if address.version == 6 and int(address) >> 32 == 0 and inside:
         return inside[0]
-    kind = next((k for k, networks in _KINDS if any(address in n for n in networks)), Place.NOWHERE)
+    kind = next((k for k, networks in _KINDS if any(address in n for n in networks)), Scope.NOWHERE)
     different = [place for place in inside if place != kind]
     return different[0] if different else kind
 
@@ -151,43 +151,43 @@ def endpoint_of(address: str) -> Endpoint | None:
     return Endpoint(str(plain_host(str(made))), port, False)
 
 
-def may_dial(address: str, teller: str | None) -> bool:
-    """Return True if a multiaddr may be dialled when `teller` supplied it.
+def may_dial(address: str, sender: str | None) -> bool:
+    """Return True if a multiaddr may be dialled when `sender` supplied it.
 
-    `teller` is the IP address at which the supplying peer is connected, `BY_HAND` or `JUDGED`; None stands for a peer
+    `sender` is the IP address at which the supplying peer is connected, `BY_HAND` or `JUDGED`; None stands for a peer
     that is unknown or reached through a relay.
     """
-    if teller == BY_HAND:
+    if sender == BY_HAND:
         return True
     end = endpoint_of(address)
     if end is None or end.named or end.port < _LOWEST_PORT:
         return False
-    if teller == JUDGED:
+    if sender == JUDGED:
         return True
-    place = place_of(end.host)
-    if place is Place.PUBLIC:
+    place = scope_of(end.host)
+    if place is Scope.PUBLIC:
         return True
-    return place is not Place.NOWHERE and teller is not None and place_of(teller) is place
+    return place is not Scope.NOWHERE and sender is not None and scope_of(sender) is place
 
 
 def may_reach(host: str, port: int) -> bool:
     """Return True if a port that a connected peer announced may be reached at `host`, where the peer is connected."""
-    return port >= _LOWEST_PORT and place_of(host) is not Place.NOWHERE
+    return port >= _LOWEST_PORT and scope_of(host) is not Scope.NOWHERE
 
 
-def allowed(addresses: Iterable[str], teller: str | None) -> tuple[str, ...]:
-    """Return the first eight of a peer's distinct addresses that may be dialled when `teller` supplied them."""
-    return tuple(dict.fromkeys(a for a in addresses if may_dial(a, teller)))[:MOST]
+def allowed(addresses: Iterable[str], sender: str | None) -> tuple[str, ...]:
+    """Return the first eight of a peer's distinct addresses that may be dialled when `sender` supplied them."""
+    return tuple(dict.fromkeys(a for a in addresses if may_dial(a, sender)))[:MOST]
 
 
 def common(hosts: Iterable[str | None]) -> str | None:
     """Return one of the hosts if all are on one kind of network other than the public one, else None.
 
-    The result is the `teller` of addresses that came from an unknown one of these connected hosts.
+    The result is the `sender` of addresses that came from an unknown one of these connected hosts.
     """
     known = list(hosts)
-    places = {place_of(host) for host in known if host is not None}
-    if None in known or len(places) != 1 or places & {Place.PUBLIC, Place.NOWHERE}:
+    places = {scope_of(host) for host in known if host is not None}
+    if None in known or len(places) != 1 or places & {Scope.PUBLIC, Scope.NOWHERE}:
         return None
     return known[0]
 
@@ -233,7 +233,7 @@ def origin_of(url: str, *, plain: bool = False) -> str:
     address = plain_host(host)
     if address is None and (not _NAME.fullmatch(host) or not re.search(r"[A-Za-z]", host.rpartition(".")[2])):
         raise refused
-    if address is not None and place_of(address) is Place.NOWHERE:
+    if address is not None and scope_of(address) is Scope.NOWHERE:
         raise refused
     if scheme == "http" and not plain:
         raise UsageError(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound, UsageError
 from kvswap.core.limits import LIMITS
-from kvswap.net.dialling import Place, host_and_port, place_of
-from kvswap.net.reads import HostConnection, Invitation
+from kvswap.net.dialling import Scope, host_and_port, scope_of
+from kvswap.net.host_connection import HostConnection, Invitation
 from kvswap.trust.hosting import SignedOffer, check_life, read_offer
 from kvswap.trust.keys import private_text, write_private
 
@@ -24,7 +24,7 @@ def _stored(text: str) -> Invitation:
     first, _, rest = text.strip().partition("\n")
     invitation = Invitation.from_text(first, plain=True)
     host, _port = host_and_port(invitation.url)
-    near = host == "localhost" or place_of(host) is Place.LOOPBACK
+    near = host == "localhost" or scope_of(host) is Scope.LOOPBACK
     return invitation if near or rest.strip() == _PLAIN else Invitation.from_text(first)
 
 

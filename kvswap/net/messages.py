@@ -11,7 +11,7 @@ protocol id, never a new key.
 | join      | which chunks are here, who else fetches the artifact; a token    | `JoinReply`      |
 | have      | the first two of these again                                     | `HaveReply`      |
 | chunk     | the wire bytes of one chunk, on this stream                      | bytes            |
-| catalogue | the prefix index of all complete artifacts here                  | `CatalogueReply` |
+| catalogue | the prefix index of all complete artifacts here                  | `PrefixIndexReply` |
 
 The format is specified in `docs/protocol.md`.
 """
@@ -43,7 +43,7 @@ AddressText = Annotated[str, Meta(max_length=256)]
 TokenText = Annotated[str, Meta(max_length=512)]
 Bitmap = Annotated[bytes, Meta(max_length=-(-LIMITS.manifest_chunks // 8))]
 AuditBytes = Annotated[bytes, Meta(max_length=LIMITS.audit_bytes)]
-HeadBytes = Annotated[bytes, Meta(max_length=LIMITS.head_bytes)]
+HeadBytes = Annotated[bytes, Meta(max_length=LIMITS.status_record_bytes)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -105,13 +105,13 @@ class GetChunk(_Message, tag="chunk", tag_field="kind"):
     cid: CidText
 
 
-class GetCatalogue(_Message, tag="catalogue", tag_field="kind"):
+class GetPrefixIndex(_Message, tag="catalogue", tag_field="kind"):
     """A request for a peer's prefix index, unless it is still the `version` that the reader has (0 for none)."""
 
     version: Size
 
 
-Request = Find | GetManifest | Join | Have | GetChunk | GetCatalogue
+Request = Find | GetManifest | Join | Have | GetChunk | GetPrefixIndex
 
 
 class Found(_Message):
@@ -145,7 +145,7 @@ class BulkRecord(_Message):
     signature: Signature
 
 
-class Grant(_Message):
+class BulkTicket(_Message):
     """A bearer token for the bulk plane, valid while this stream is open and for at most `seconds`."""
 
     token: TokenText
@@ -167,9 +167,9 @@ class FindReply(_Message):
     found: Annotated[list[Found], Meta(max_length=LIMITS.find_results)]
     providers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
     asks: Size = 0
-    heads: Annotated[list[HeadBytes], Meta(max_length=LIMITS.heads_told)] = []
-    audits: Annotated[list[AuditBytes], Meta(max_length=LIMITS.audits_told)] = []
-    grant: Grant | None = None
+    heads: Annotated[list[HeadBytes], Meta(max_length=LIMITS.status_records_sent)] = []
+    audits: Annotated[list[AuditBytes], Meta(max_length=LIMITS.audits_sent)] = []
+    grant: BulkTicket | None = None
 
 
 class JoinReply(_Message):
@@ -177,7 +177,7 @@ class JoinReply(_Message):
 
     have: Bitmap
     peers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
-    grant: Grant | None
+    grant: BulkTicket | None
 
 
 class HaveReply(_Message):
@@ -187,14 +187,14 @@ class HaveReply(_Message):
     peers: Annotated[list[Provider], Meta(max_length=LIMITS.find_results)]
 
 
-class CatalogueReply(_Message):
-    """The answer to `GetCatalogue`: a prefix index of sorted keys, 8 bytes each.
+class PrefixIndexReply(_Message):
+    """The answer to `GetPrefixIndex`: a prefix index of sorted keys, 8 bytes each.
 
     `keys` is None if the reader's version is the current one.
     """
 
     version: Size
-    keys: Annotated[bytes, Meta(max_length=LIMITS.catalogue_bytes)] | None
+    keys: Annotated[bytes, Meta(max_length=LIMITS.prefix_index_bytes)] | None
 
 
 class Announce(_Message):
@@ -233,7 +233,7 @@ def encode_error(error: KvswapError) -> bytes:
     return wire.pack({"error": {"code": error.code, "message": error.message[:500]}})
 
 
-class _Told(msgspec.Struct, frozen=True):
+class _RemoteError(msgspec.Struct, frozen=True):
     """An error in a peer's response; keys other than these are skipped."""
 
     code: Annotated[str, Meta(max_length=64)] = ""
@@ -243,7 +243,7 @@ class _Told(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=32)
 def _response(kind: Any) -> Any:
     unset = msgspec.UNSET
-    fields = [("ok", kind | msgspec.UnsetType, unset), ("error", _Told | msgspec.UnsetType, unset)]
+    fields = [("ok", kind | msgspec.UnsetType, unset), ("error", _RemoteError | msgspec.UnsetType, unset)]
     return msgspec.defstruct("Response", fields, frozen=True, forbid_unknown_fields=True)
 
 
@@ -259,7 +259,7 @@ _CAPS: dict[Any, Cap] = {
     FindReply: Cap(LIMITS.find_reply_bytes, LIMITS.reply_items),
     JoinReply: Cap(LIMITS.join_reply_bytes, LIMITS.reply_items),
     HaveReply: Cap(LIMITS.join_reply_bytes, LIMITS.reply_items),
-    CatalogueReply: Cap(LIMITS.catalogue_bytes + LIMITS.error_bytes),
+    PrefixIndexReply: Cap(LIMITS.prefix_index_bytes + LIMITS.error_bytes),
     bytes: Cap(LIMITS.message_bytes),  # an envelope; a chunk's own length is known
 }
 
@@ -280,8 +280,8 @@ def decode_response(frame: bytes, kind: type[T]) -> T:
         raise MalformedMessage("a response is ok or error")
     if answer.error is not msgspec.UNSET:
         message = f"the peer answered: {answer.error.message[:500]}"
-        told = {NotFound.code: NotFound, PeerBusy.code: PeerBusy}
-        raise told.get(answer.error.code, PeerError)(message)
+        kinds = {NotFound.code: NotFound, PeerBusy.code: PeerBusy}
+        raise kinds.get(answer.error.code, PeerError)(message)
     body: T = answer.ok
     return body
 

@@ -29,7 +29,7 @@ _ONE_REQUEST_BYTES = 8 * 1024  # a larger one, with a long chain, counts as seve
 
 
 @dataclass(slots=True)
-class Caller:
+class RemoteCaller:
     """A peer that sends requests on one stream; `ending` is closed when the stream ends, however it does."""
 
     peer: str
@@ -54,7 +54,7 @@ class Held:
     permit: Callable[[], None] = _nothing
 
 
-Answer = Callable[[Caller, messages.Request], Awaitable[Any]]
+Answer = Callable[[RemoteCaller, messages.Request], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +122,14 @@ class Server:
         """Serve the requests on one stream until it ends; refuse it if the peer or all peers have too many streams."""
         peer = stream.peer
         full = self._streams[peer] >= LIMITS.streams_per_peer
-        if full or self._refuse(peer) or not await self._room_for(peer):
+        if full or self._refuse(peer) or not await self._has_capacity_for(peer):
             if full:
                 self._offence(peer, "opens streams beyond what one peer may")
             await stream.reset()
             return
         self._streams[peer] += 1
         self._open.setdefault(peer, {})[id(stream)] = stream
-        caller = Caller(peer)
+        caller = RemoteCaller(peer)
         try:
             await self._serve(stream, caller)
         except PeerError as error:
@@ -150,7 +150,7 @@ class Server:
                 if not mine:
                     del self._open[peer]
 
-    async def _room_for(self, peer: str) -> bool:
+    async def _has_capacity_for(self, peer: str) -> bool:
         """Return True if there is a place for one more stream of this peer.
 
         When all are taken, the oldest stream of the peer that has most is reset for a peer that has fewer.
@@ -170,7 +170,7 @@ class Server:
         if self._offences.wait(peer) > 0:
             self._flooded(peer, how)
 
-    async def _serve(self, stream: Stream, caller: Caller) -> None:
+    async def _serve(self, stream: Stream, caller: RemoteCaller) -> None:
         """Send the answers in order, while a few more are prepared ahead."""
         answers: asyncio.Queue[asyncio.Task[_Prepared] | None] = asyncio.Queue(_PREPARED_AHEAD)
         unsent: set[asyncio.Task[_Prepared]] = set()
@@ -198,7 +198,7 @@ class Server:
     async def _read(
         self,
         stream: Stream,
-        caller: Caller,
+        caller: RemoteCaller,
         answers: asyncio.Queue[asyncio.Task[_Prepared] | None],
         unsent: set[asyncio.Task[_Prepared]],
     ) -> None:
@@ -220,7 +220,7 @@ class Server:
             raise
         await answers.put(None)
 
-    async def _respond(self, caller: Caller, request: messages.Request) -> _Prepared:
+    async def _respond(self, caller: RemoteCaller, request: messages.Request) -> _Prepared:
         try:
             if self._refuse(caller.peer):
                 raise PeerBusy("this node does not serve you")

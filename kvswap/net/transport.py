@@ -39,13 +39,13 @@ class Unreachable(PeerError):
 class PeerAddress:
     """A peer and the unverified multiaddrs, with or without the /p2p/ part, at which it may be reached.
 
-    `teller` is the source of the addresses, as `net.dialling` defines it: `BY_HAND` for what the user typed, otherwise
+    `sender` is the source of the addresses, as `net.dialling` defines it: `BY_HAND` for what the user typed, otherwise
     the IP address of the peer that sent them, or None if that is unknown.
     """
 
     peer: str
     addresses: tuple[str, ...] = ()
-    teller: str | None = BY_HAND
+    sender: str | None = BY_HAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Transport(Protocol):
         """Return True if a connected peer is reached through a relay only."""
 
     def vicinity(self) -> str | None:
-        """Return the `teller` for addresses sent by an unknown one of the connected peers; see `dialling.common`."""
+        """Return the `sender` for addresses sent by an unknown one of the connected peers; see `dialling.common`."""
 
     async def open(self, peer: str) -> Stream:
         """Open a new stream to a connected or dialable peer.  Raises `Unreachable` or another `PeerError`."""

@@ -9,12 +9,12 @@ b'some encoded keys and values'
 """
 
 from kvswap.store.files import ChunkFile
-from kvswap.store.headfiles import HeadFiles
 from kvswap.store.home import Home
 from kvswap.store.ledger import Ledger, PeerRecord
 from kvswap.store.listing import ArtifactRow, Listing, StoreReport
 from kvswap.store.outcome import Outcome
 from kvswap.store.records import Records
+from kvswap.store.status_files import StatusFiles
 from kvswap.store.store import Store
 from kvswap.store.unwritten import AuditRow
 
@@ -22,7 +22,7 @@ __all__ = [
     "ArtifactRow",
     "AuditRow",
     "ChunkFile",
-    "HeadFiles",
+    "StatusFiles",
     "Home",
     "Ledger",
     "Listing",

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from kvswap.core.atomic import replacing
 from kvswap.core.errors import LocalFault, StoreFull, StoreLocked
 from kvswap.core.failures import Misplaced
 from kvswap.core.files import check_regular
-from kvswap.core.whole import replacing
 
 _log = logging.getLogger(__name__)
 _PRAGMAS = ("foreign_keys=ON", "busy_timeout=10000")

@@ -14,18 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvswap.core.atomic import replacing
 from kvswap.core.errors import UsageError
-from kvswap.core.files import read_kept
+from kvswap.core.files import read_regular
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.core.whole import replacing
 from kvswap.store.database import sync
 
 _ENVELOPE, _PIN, _GONE = ".kvm", ".pin", ".gone"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredEnvelope:
     """An envelope that was found on disk; times are Unix seconds."""
 
     id: str
@@ -72,9 +72,9 @@ class Envelopes:
 
     def read(self, artifact: str) -> bytes:
         """Return the envelope.  Raises `Misplaced` where it cannot be one, or `OSError`."""
-        return read_kept(self._path(artifact), LIMITS.manifest_bytes)
+        return read_regular(self._path(artifact), LIMITS.manifest_bytes)
 
-    def bury(self, artifact: str, *, durable: bool = True) -> None:
+    def mark_removed(self, artifact: str, *, durable: bool = True) -> None:
         """Remove an envelope and its pin, but remember the removal until `forget`.  Raises `OSError`."""
         self._path(artifact, _PIN).unlink(missing_ok=True)
         gone = self._path(artifact, _GONE)
@@ -91,7 +91,7 @@ class Envelopes:
         with contextlib.suppress(OSError):
             self._path(artifact, _GONE).unlink(missing_ok=True)
 
-    def buried(self) -> list[str]:
+    def removed_artifacts(self) -> list[str]:
         """Return the ids of the artifacts that were removed and not forgotten."""
         return sorted(path.stem for path in self._root.glob(f"*{_GONE}"))
 
@@ -128,7 +128,7 @@ class Envelopes:
         with contextlib.suppress(OSError):
             sync(self._root)
 
-    def all(self) -> dict[str, Kept]:
+    def all(self) -> dict[str, StoredEnvelope]:
         """Return the envelopes on disk, by id; other names are passed over.  Empty where the directory is gone."""
         found: dict[str, os.stat_result] = {}
         pins: set[str] = set()
@@ -140,4 +140,4 @@ class Envelopes:
                         found[str(Cid.parse(name))] = entry.stat()
                     elif dot and kind == _PIN[1:]:
                         pins.add(name)
-        return {name: Kept(name, s.st_mtime, s.st_atime, name in pins) for name, s in found.items()}
+        return {name: StoredEnvelope(name, s.st_mtime, s.st_atime, name in pins) for name, s in found.items()}

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from kvswap.core.atomic import replacing
 from kvswap.core.errors import IntegrityError, NotFound, StoreFull, UsageError
 from kvswap.core.failures import Misplaced, as_kvswap_error
-from kvswap.core.files import open_regular, read_kept
+from kvswap.core.files import open_regular, read_regular
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.core.whole import replacing
 from kvswap.store import direct
 from kvswap.store.database import set_aside, sync
 
@@ -50,7 +50,7 @@ def chunk_reader(chunks: Path) -> Callable[[Cid], bytes]:
 
     def read(cid: Cid) -> bytes:
         try:
-            return read_kept(chunk_path(chunks, cid), LIMITS.chunk_frame_bytes)
+            return read_regular(chunk_path(chunks, cid), LIMITS.chunk_frame_bytes)
         except Misplaced as error:
             raise wrong_chunk(cid, f"on disk cannot be it: {error.strerror}") from error
         except FileNotFoundError:

@@ -8,12 +8,12 @@ import os
 import stat
 from pathlib import Path
 
+from kvswap.core.atomic import clear_unfinished
 from kvswap.core.errors import KvswapError, LocalFault, StoreFull, UsageError
-from kvswap.core.whole import clear_unfinished
 from kvswap.store.lock import hold
 
 _RESERVE_BYTES = 64 << 10
-_ROOMY_BYTES = 1 << 20  # free on the disk, before some of it is reserved
+_LARGE_DISK_BYTES = 1 << 20  # free on the disk, before some of it is reserved
 _PRIVATE = ("*.sqlite3", "*.sqlite3-wal", "*.sqlite3-shm", "*.json", "*.log", "config.toml", "store", "keys")
 
 
@@ -38,7 +38,7 @@ class Home:
             clear_unfinished(path)
             for directory in (p for p in path.iterdir() if p.is_dir()):
                 clear_unfinished(directory)
-            self.attend()
+            self.maintain()
         except BaseException:
             self.close()
             raise
@@ -73,11 +73,11 @@ class Home:
             with contextlib.suppress(OSError):
                 probe.unlink(missing_ok=True)
 
-    def attend(self) -> None:
+    def maintain(self) -> None:
         """Reserve a little room for what a start on a full disk has to write, while there is room for it."""
         with contextlib.suppress(OSError):
             disk = os.statvfs(self.path)
-            if not self._reserve.exists() and disk.f_bavail * disk.f_frsize > _ROOMY_BYTES:
+            if not self._reserve.exists() and disk.f_bavail * disk.f_frsize > _LARGE_DISK_BYTES:
                 self._reserve.write_bytes(bytes(_RESERVE_BYTES))
 
     def release(self) -> bool:

@@ -39,19 +39,19 @@ class Index:
         path: Path,
         migrations: Sequence[str] = MIGRATIONS,
         synchronous: str = "NORMAL",
-        told: Callable[[str | None], None] | None = None,
+        on_problem: Callable[[str | None], None] | None = None,
         *,
         cache: bool = False,
     ) -> None:
         """Open or create.  `synchronous`: SQLite's; with FULL what is committed survives the loss of power.
 
-        With `told`, a damaged file is set aside and begun anew (`remake` fills it), and one that cannot be written is
-        read into memory until it can again (`attend`); `told` is called with what happened, and with None when it is
-        over.  Without, such errors are raised as SQLite's.  `cache`: what it holds can be had from elsewhere, so it may
-        be changed while it is in memory only; otherwise a change is refused meanwhile.
+        With `on_problem`, a damaged file is set aside and begun anew (`remake` fills it), and one that cannot be
+        written is read into memory until it can again (`maintain`); `on_problem` is called with what happened, and with
+        None when it is over.  Without, such errors are raised as SQLite's.  `cache`: what it holds can be had from
+        elsewhere, so it may be changed while it is in memory only; otherwise a change is refused meanwhile.
         """
         self.path = path
-        self._migrations, self._synchronous, self._told, self._cache = migrations, synchronous, told, cache
+        self._migrations, self._synchronous, self._on_problem, self._cache = migrations, synchronous, on_problem, cache
         self.remake: Callable[[], None] | None = None
         self.empty = False  # it was made now, and what it held before is to be had from elsewhere
         self.detached = False  # in memory only
@@ -71,7 +71,7 @@ class Index:
         try:
             return self._opened()
         except sqlite3.Error as error:
-            if self._told is None:
+            if self._on_problem is None:
                 raise
             if database.is_damage(error):
                 return self._anew(error)
@@ -83,7 +83,7 @@ class Index:
         db = database.connect(self.path, self._synchronous)
         try:
             self._migrate(db)
-            if self._told is not None:
+            if self._on_problem is not None:
                 self._look(db)
         except BaseException:
             db.close()
@@ -99,7 +99,9 @@ class Index:
             db = self._opened()
         except (sqlite3.Error, OSError) as error:
             return self._without_disk(error)
-        self._tell(f"{self.path.name} was damaged and is made anew from the disk ({_said(why)}); see {self._aside}")
+        self._report_problem(
+            f"{self.path.name} was damaged and is made anew from the disk ({_error_text(why)}); see {self._aside}"
+        )
         return db
 
     def _without_disk(self, why: Exception) -> sqlite3.Connection:
@@ -112,11 +114,11 @@ class Index:
             db.close()
             db = database.in_memory()
             self._migrate(db)
-        self._settle(db, why)
-        self._tell(f"{self.path.name} cannot be written ({_said(why)}): it is kept in memory meanwhile")
+        self._fall_back(db, why)
+        self._report_problem(f"{self.path.name} cannot be written ({_error_text(why)}): it is kept in memory meanwhile")
         return db
 
-    def _settle(self, memory: sqlite3.Connection, why: Exception) -> None:
+    def _fall_back(self, memory: sqlite3.Connection, why: Exception) -> None:
         if not self._cache:
             memory.execute("PRAGMA query_only=ON")
             self._refusal = as_kvswap_error(why, f"writing {self.path.name}")
@@ -126,9 +128,9 @@ class Index:
     def _aside(self) -> str:
         return self.path.with_suffix(".damaged").name
 
-    def _tell(self, text: str | None) -> None:
-        if self._told is not None:
-            self._told(text)
+    def _report_problem(self, text: str | None) -> None:
+        if self._on_problem is not None:
+            self._on_problem(text)
 
     def _look(self, db: sqlite3.Connection) -> None:
         """Raise `sqlite3.DatabaseError` for a small file that is damaged anywhere; a large one is looked at later."""
@@ -176,8 +178,8 @@ class Index:
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Call `work` with the connection in a transaction, and return what it returns.
 
-        It is called again where the database had to be replaced in between (`told`).  Raises `sqlite3.Error`, or where
-        there is `told` an error of ours.
+        It is called again where the database had to be replaced in between (`on_problem`).  Raises `sqlite3.Error`, or
+        where there is `on_problem` an error of ours.
         """
         for last in (False, False, True):
             epoch = self.epoch
@@ -191,11 +193,11 @@ class Index:
 
     def _plain(self, error: sqlite3.Error, doing: str) -> Exception:
         """Return the error to raise: callers that can go on without the file are told of the disk, not of SQLite."""
-        return error if self._told is None else as_kvswap_error(error, f"{doing} {self.path.name}")
+        return error if self._on_problem is None else as_kvswap_error(error, f"{doing} {self.path.name}")
 
     def _replaced(self, error: sqlite3.Error, epoch: int) -> bool:
         """Return True if there is another database now, with which to try again."""
-        if self._told is None:
+        if self._on_problem is None:
             return False
         if database.is_damage(error):
             self.renew(epoch, error)
@@ -233,12 +235,14 @@ class Index:
                 return False
             self._close_all()
             self._db = memory
-            self._settle(memory, why)
+            self._fall_back(memory, why)
             self.epoch += 1
-            self._tell(f"{self.path.name} cannot be written ({_said(why)}): it is kept in memory meanwhile")
+            self._report_problem(
+                f"{self.path.name} cannot be written ({_error_text(why)}): it is kept in memory meanwhile"
+            )
             return True
 
-    def attend(self) -> bool:
+    def maintain(self) -> bool:
         """Write back what is only in memory, or whose file was deleted; False where that does not work yet."""
         with self._lock:
             if not self.detached:
@@ -259,7 +263,7 @@ class Index:
             memory.close()
             self.detached, self._refusal = False, None
             self.epoch += 1
-            self._tell(None)
+            self._report_problem(None)
             return True
 
     def _gone(self) -> bool:
@@ -312,7 +316,7 @@ class Index:
             db = self._readers.pop() if self._readers else None
         try:
             if db is None:
-                if self._told is not None and self._gone():  # never read from a file that is another one
+                if self._on_problem is not None and self._gone():  # never read from a file that is another one
                     raise _coded("the file was deleted", sqlite3.SQLITE_CANTOPEN)
                 db = database.connect(self.path, self._synchronous)
             yield db
@@ -343,8 +347,8 @@ class Index:
     def close(self) -> None:
         """Close the database; what is only in memory is written back if that is possible."""
         with self._lock:
-            if self._told is not None and (self.detached or self._gone()):
-                self.attend()
+            if self._on_problem is not None and (self.detached or self._gone()):
+                self.maintain()
             self._close_all()
 
 
@@ -377,5 +381,5 @@ def _roll_back(db: sqlite3.Connection) -> None:
             db.execute("ROLLBACK")
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return str(error) or type(error).__name__

@@ -64,7 +64,7 @@ class Leases:
                 self._going.difference_update(free)
                 self._changed.notify_all()
 
-    def settled(self, cid: Cid) -> None:
+    def wait_deleted(self, cid: Cid) -> None:
         """Wait while a chunk is being deleted.  Blocks: call it in a thread only."""
         if cid in self._going:
             with self._changed:

@@ -22,9 +22,9 @@ from kvswap.store import database
 
 _KEPT = 4_096
 _BLOCKED = 3_072  # at most, so that there is room for others too
-_LIARS = 1_024  # for whom others who are kept make room
+_INVALID_SENDERS = 1_024  # for whom others who are kept make room
 _FAILURE_SECONDS = 2.0  # first pause after a failure; doubled with each more
-_FORGIVEN = 2  # failures in a row of who ever delivered: a flood makes good peers late as well
+_FAILURES_EXCUSED = 2  # failures in a row of who ever delivered: a flood makes good peers late as well
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class PeerRecord:
         self.in_a_row += 1
         self.failed_at = now
 
-    def lied(self, now: float) -> None:
+    def count_invalid_data(self, now: float) -> None:
         """Count a lie, that is invalid data, at `now`."""
         self.lies += 1
         self.lied_at = now
@@ -68,30 +68,30 @@ class PeerRecord:
         self.publisher = self.publisher or before.publisher
 
     @property
-    def liar(self) -> bool:
+    def sends_invalid_data(self) -> bool:
         """True while a lie of the peer still counts."""
-        return self.lied_at > 0 and self.lied_at + LIMITS.lie_seconds > time.time()
+        return self.lied_at > 0 and self.lied_at + LIMITS.invalid_data_seconds > time.time()
 
     @property
     def kept(self) -> bool:
         """True if no new peer takes the place of this one: it is blocked, a liar, or ever delivered."""
-        return self.blocked or self.bytes_in > 0 or self.liar
+        return self.blocked or self.bytes_in > 0 or self.sends_invalid_data
 
     def worked(self) -> None:
         """Note a success of the peer, which ends its failures in a row."""
         self.in_a_row = 0
 
-    def not_before(self, longest: float, lie_seconds: float, connected: float | None = None) -> float:
+    def not_before(self, longest: float, invalid_data_seconds: float, connected: float | None = None) -> float:
         """Return when this peer may be asked again, in Unix seconds (0: now).
 
-        `longest`: the longest pause after failures, in seconds; `lie_seconds`: the pause after a lie.  A connection
-        made after a failure, at `connected`, ends the pause for that.
+        `longest`: the longest pause after failures, in seconds; `invalid_data_seconds`: the pause after a lie.  A
+        connection made after a failure, at `connected`, ends the pause for that.
         """
         pause = min(longest, _FAILURE_SECONDS * 2.0 ** min(16, self.in_a_row - 1)) if self.in_a_row else 0.0
         over = connected is not None and connected > self.failed_at
-        counted = self.in_a_row > (_FORGIVEN if self.bytes_in else 0)
+        counted = self.in_a_row > (_FAILURES_EXCUSED if self.bytes_in else 0)
         after_failure = self.failed_at + pause if counted and not over else 0.0
-        return max(after_failure, self.lied_at + lie_seconds if self.lied_at else 0.0)
+        return max(after_failure, self.lied_at + invalid_data_seconds if self.lied_at else 0.0)
 
 
 _NAMES = tuple(f.name for f in fields(PeerRecord))
@@ -224,16 +224,16 @@ class Ledger:
     def _add(self, peer: str, record: PeerRecord) -> None:
         if not record.kept and self.table.put(peer, record, peer):
             return
-        if len(self.table) < self.table.most_entries or self._make_room():
+        if len(self.table) < self.table.most_entries or self._free_capacity():
             self.table.put(peer, record, peer)
 
-    def _make_room(self) -> bool:
+    def _free_capacity(self) -> bool:
         """Drop a record that is not to be kept any more, else a liar's where there are many, else another's."""
         rows = self.table.items()
         spare = [peer for peer, record in rows if not record.kept]
-        liars = [peer for peer, record in rows if record.liar and not record.blocked]
-        others = [peer for peer, record in rows if not record.liar and not record.blocked]
-        given = spare or (liars if len(liars) > _LIARS or not others else others)
+        invalid_senders = [peer for peer, record in rows if record.sends_invalid_data and not record.blocked]
+        others = [peer for peer, record in rows if not record.sends_invalid_data and not record.blocked]
+        given = spare or (invalid_senders if len(invalid_senders) > _INVALID_SENDERS or not others else others)
         if given:
             self.table.evict(given[0])
         return bool(given)  # not where an older kvswap let the user block as many as there are places
@@ -253,24 +253,26 @@ class Ledger:
         known = self.table.peek(peer)
         return known is not None and known.blocked
 
-    def lies(self, peer: str) -> bool:
+    def sends_invalid_data(self, peer: str) -> bool:
         """Return True if a lie of this peer still counts."""
         known = self.table.peek(peer)
-        return known is not None and known.liar
+        return known is not None and known.sends_invalid_data
 
     def delivered(self, peer: str) -> bool:
         """Return True if the peer ever gave what it was asked for."""
         known = self.table.peek(peer)
         return known is not None and known.bytes_in > 0
 
-    def resting(self, peer: str, longest: float, lie_seconds: float, connected: float | None = None) -> float:
+    def backoff_seconds(
+        self, peer: str, longest: float, invalid_data_seconds: float, connected: float | None = None
+    ) -> float:
         """Return the seconds for which this peer should not be asked.
 
-        Failures from before it `connected` (Unix seconds) do not count; `longest` and `lie_seconds` are the pauses, as
-        in `PeerRecord.not_before`.
+        Failures from before it `connected` (Unix seconds) do not count; `longest` and `invalid_data_seconds` are the
+        pauses, as in `PeerRecord.not_before`.
         """
         known = self.table.peek(peer)
-        return max(0.0, known.not_before(longest, lie_seconds, connected) - time.time()) if known else 0.0
+        return max(0.0, known.not_before(longest, invalid_data_seconds, connected) - time.time()) if known else 0.0
 
     def flush(self) -> None:
         """Write what changed; blocks.  A full disk costs the history since the last flush."""

@@ -21,7 +21,7 @@ from kvswap.core.errors import IntegrityError, KvswapError, MalformedManifest, U
 from kvswap.core.failures import Misplaced, as_kvswap_error, is_own, record
 from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
-from kvswap.store.envelopes import Envelopes, Kept
+from kvswap.store.envelopes import Envelopes, StoredEnvelope
 from kvswap.store.files import ChunkFiles
 from kvswap.store.index import Index
 from kvswap.store.listing import COLUMNS, Listing, Reader
@@ -36,7 +36,7 @@ class Rebuild:
 
     def __init__(self, index: Index, files: ChunkFiles, envelopes: Envelopes, problems: Problems) -> None:
         self._index, self._files, self._envelopes, self._problems = index, files, envelopes, problems
-        self.owing = False  # envelopes that only the index has, as the disk took none
+        self.pending = False  # envelopes that only the index has, as the disk took none
         self.put_off = False  # envelopes that could not be judged, for our own trouble
 
     def list_files(self) -> None:
@@ -51,16 +51,16 @@ class Rebuild:
 
     def finish_removals(self) -> None:
         """Unlist what was removed while the index on disk could not be written, and chunks that went with it."""
-        buried = self._envelopes.buried()
+        removed_artifacts = self._envelopes.removed_artifacts()
 
         def unlist(db: sqlite3.Connection) -> None:
-            db.executemany("DELETE FROM artifacts WHERE id = ?", [(artifact,) for artifact in buried])
+            db.executemany("DELETE FROM artifacts WHERE id = ?", [(artifact,) for artifact in removed_artifacts])
             for row in db.execute("SELECT cid FROM chunks WHERE owners = 0").fetchall():
                 if self._files.gone(Cid(bytes(row["cid"]))):
                     db.execute("DELETE FROM chunks WHERE cid = ?", (row["cid"],))
 
         self._index.write(unlist)
-        self.forget_removals(buried)
+        self.forget_removals(removed_artifacts)
 
     def forget_removals(self, artifacts: Iterable[str]) -> None:
         """Forget the removal of artifacts that are in no index, unless the index on disk could not be written."""
@@ -83,10 +83,10 @@ class Rebuild:
                 os.sync()  # of all at once: one for each would take minutes
                 self._envelopes.sync()
         except OSError as error:
-            self.owing = True
+            self.pending = True
             self._problems.note(_PART, f"not every manifest could be written beside the index: {error}")
         else:
-            self.owing = False
+            self.pending = False
             self._problems.clear_one(_PART)
 
     def _keep(self, artifact: str) -> None:
@@ -99,7 +99,7 @@ class Rebuild:
         """List the envelopes on disk that the index does not know, and return how many there were."""
         listed = {str(r["id"]) for r in self._index.rows("SELECT id FROM artifacts")}
         adopted, waiting, self.put_off = 0, "", False
-        tell = as_kvswap_error if _MANIFESTS in self._problems else record  # the upkeep tries again: told once
+        convert = as_kvswap_error if _MANIFESTS in self._problems else record  # the upkeep tries again: told once
         for kept in self._envelopes.all().values():
             if kept.id not in listed:
                 try:
@@ -107,16 +107,16 @@ class Rebuild:
                 except FileNotFoundError:
                     continue  # removed meanwhile
                 except Exception as error:  # noqa: BLE001 - the others are listed all the same
-                    told = tell(error, "listing a manifest")
-                    self.put_off |= is_own(told)
-                    waiting = waiting or f"manifest {kept.id} is on disk and not listed: {told.message}"
+                    failure = convert(error, "listing a manifest")
+                    self.put_off |= is_own(failure)
+                    waiting = waiting or f"manifest {kept.id} is on disk and not listed: {failure.message}"
         if waiting:
             self._problems.note(_MANIFESTS, waiting)
         else:
             self._problems.clear_one(_MANIFESTS)
         return adopted
 
-    def _adopt(self, kept: Kept, reader: Reader) -> bool:
+    def _adopt(self, kept: StoredEnvelope, reader: Reader) -> bool:
         """List an envelope, or set it aside for what is wrong in it.
 
         What is raised is no judgement of the envelope, which stays with its pin: our own trouble, a newer version.

@@ -1,7 +1,7 @@
 """The records of trust: own checks and outcomes, audits, and publisher status records, in `trust.sqlite3`.
 
 Who may be believed is not decided here; what is kept is bounded.  What untrusted peers tell gives way
-first, and of that what one teller told most of; a withdrawal of something that was held or asked for never does.
+first, and of that what one sender told most of; a withdrawal of something that was held or asked for never does.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import get_args
 
 from kvswap.core.bounded import Table
 from kvswap.core.upkeep import Problems
-from kvswap.store import database, rooms
+from kvswap.store import database, quotas
 from kvswap.store.index import Index
 from kvswap.store.outcome import WITHHELD, Outcome, Verdict, outcome_of
 from kvswap.store.tables import ROWS_AT_ONCE
 from kvswap.store.trust_tables import MIGRATIONS
-from kvswap.store.unwritten import AuditRow, ToldHead, Unwritten
+from kvswap.store.unwritten import AuditRow, ReceivedStatusRecord, Unwritten
 
 _AUDITS_KEPT = 20_000
 _CHECKS_KEPT = 100_000
@@ -30,9 +30,9 @@ _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
 _WITHDRAWN_KEPT = 100_000  # whose head records are gone: of what was asked for, and as many of what was here
 _ASKED, _HELD = 1, 2  # why a withdrawal is kept
-_HEADS_KEPT = 1_024
-_HEADS_OF_A_TELLER = 32
-_HEADS_BYTES = 64 << 20
+_STATUS_RECORDS_KEPT = 1_024
+_STATUS_RECORDS_OF_A_SENDER = 32
+_STATUS_RECORDS_BYTES = 64 << 20
 _WITHDRAWN_BYTES = 512  # a row of `withdrawn`, about
 
 
@@ -53,18 +53,18 @@ class Records:
         self._lock = threading.RLock()
         self._problems = problems if problems is not None else Problems()
         self._keeps = keeps
-        self._db = Index(path, MIGRATIONS, told=self._told)
+        self._db = Index(path, MIGRATIONS, on_problem=self._note_problem)
         self.generation = 0  # grows when something that was said of an artifact changes
         self._asked: set[str] = set()  # those noted since the start
         self.unwritten = Unwritten(keeps)  # what was told and the disk did not take
         self._withheld = self._read_withheld()
         self._failed = self._read_failed()
         self._gone: list[str] = []
-        self.heads: Table[str, int] = Table(
+        self.status_records: Table[str, int] = Table(
             "heads",
-            entries=_HEADS_KEPT,
-            nbytes=_HEADS_BYTES,
-            per_teller=_HEADS_OF_A_TELLER,
+            entries=_STATUS_RECORDS_KEPT,
+            nbytes=_STATUS_RECORDS_BYTES,
+            per_sender=_STATUS_RECORDS_OF_A_SENDER,
             keep=lambda publisher, _: keeps(publisher),
             size=lambda _, size: size,
             removed=lambda publisher, _: self._gone.append(publisher),
@@ -76,12 +76,12 @@ class Records:
         )
         for row in self._rows(query):
             size = int(row["size"]) + int(row["lines"]) * _WITHDRAWN_BYTES
-            self.heads.put(row["publisher"], size, row["teller"], held=bool(row["kept"]) and not row["teller"])
+            self.status_records.put(row["publisher"], size, row["teller"], held=bool(row["kept"]) and not row["teller"])
         with database.where_it_can(), self._writing() as db:
-            self._forget_heads(db)
+            self._forget_status_records(db)
             self._gone.clear()
 
-    def _told(self, text: str | None) -> None:
+    def _note_problem(self, text: str | None) -> None:
         if text is None:
             self._problems.clear_one("trust")
         else:
@@ -97,12 +97,12 @@ class Records:
         """The number of accesses to the file by a thread that runs an event loop, which they hold up."""
         return self._db.on_loop
 
-    def attend(self) -> None:
+    def maintain(self) -> None:
         """Write to the disk again as soon as it can be: call it now and then, in a thread."""
-        self._db.attend()
-        for publisher, head in self.unwritten.all_heads():
+        self._db.maintain()
+        for publisher, status_record in self.unwritten.all_status_records():
             try:
-                self.put_head(publisher, head)
+                self.put_status_record(publisher, status_record)
             except Exception as error:
                 if not database.cannot_write(error):
                     raise
@@ -132,7 +132,7 @@ class Records:
         now = time.time()
         with database.where_it_can(), self._writing() as db:
             db.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", [(artifact, n, now) for n in levels])
-            rooms.trim(db, "checks", _CHECKS_KEPT)
+            quotas.trim(db, "checks", _CHECKS_KEPT)
 
     def checks(self, artifact: str) -> set[int]:
         """Return the verification levels that an artifact passed here."""
@@ -154,7 +154,7 @@ class Records:
             db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, time.time()))
             marks = ", ".join("?" * len(WITHHELD))  # what must not be used is not pushed out by what may
             for where in (f"verdict NOT IN ({marks})", f"verdict IN ({marks})"):
-                rooms.trim(db, "outcomes", _OUTCOMES_KEPT, where, WITHHELD)
+                quotas.trim(db, "outcomes", _OUTCOMES_KEPT, where, WITHHELD)
         with self._lock:
             if outcome.verdict in WITHHELD:
                 self._withheld[outcome.artifact] = outcome
@@ -206,10 +206,10 @@ class Records:
         values = (row.id, row.artifact, row.document, row.publisher, row.auditor, row.failed, time.time(), row.envelope)
         with self._writing() as db:
             known = db.execute("SELECT 1 FROM audits WHERE id = ?", (row.id,)).fetchone()
-            if known or not rooms.make_room_for_audit(db, row.artifact, row.failed):
+            if known or not quotas.free_capacity_for_audit(db, row.artifact, row.failed):
                 return False
             db.execute("INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
-            rooms.trim_audits(db, _AUDITS_KEPT)
+            quotas.trim_audits(db, _AUDITS_KEPT)
         self.unwritten.drop_audit(row.id)
         self._count_audit(row)
         return True
@@ -217,7 +217,7 @@ class Records:
     def takes_audit(self, row: AuditRow) -> bool:
         """Return True if `add_audit` would keep this one: it is not written yet, and there is room for it."""
         (counted,) = self._rows("SELECT COUNT(*), SUM(id = ?) FROM audits WHERE artifact = ?", row.id, row.artifact)
-        return not counted[1] and (row.failed or counted[0] < rooms.AUDITS_OF_ONE_ARTIFACT)
+        return not counted[1] and (row.failed or counted[0] < quotas.AUDITS_OF_ONE_ARTIFACT)
 
     def remember_audit(self, row: AuditRow) -> None:
         """Keep an audit in memory that cannot be written: it counts, and has to be received again to be kept."""
@@ -258,14 +258,14 @@ class Records:
 
     # -- head records ----------------------------------------------------------------------------
 
-    def head(self, publisher: str) -> tuple[int, bytes] | None:
+    def status_record(self, publisher: str) -> tuple[int, bytes] | None:
         """Return (sequence, envelope) of the newest status record of a publisher that was seen; None without one."""
-        if (told := self.unwritten.head(publisher)) is not None:
-            return told.sequence, told.envelope
+        if (received := self.unwritten.status_record(publisher)) is not None:
+            return received.sequence, received.envelope
         rows = self._rows("SELECT sequence, envelope FROM heads WHERE publisher = ?", publisher)
         return (int(rows[0]["sequence"]), bytes(rows[0]["envelope"])) if rows else None
 
-    def put_head(self, publisher: str, told: ToldHead) -> None:
+    def put_status_record(self, publisher: str, received: ReceivedStatusRecord) -> None:
         """Replace the status record of a publisher; what was once withdrawn stays so.
 
         Of the withdrawals that the new record does not repeat, only the last ones stay, up to a bound by publisher.
@@ -277,55 +277,57 @@ class Records:
             db.execute(
                 "INSERT OR REPLACE INTO heads (publisher, sequence, at, kept, envelope, teller) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
-                (publisher, told.sequence, now, told.kept, told.envelope, told.teller),
+                (publisher, received.sequence, now, received.kept, received.envelope, received.sender),
             )
             db.executemany(
                 "INSERT INTO withdrawn (artifact, publisher, why, kept, at) VALUES (?, ?, ?, "
                 f"MAX(?, {_ASKED} * EXISTS (SELECT 1 FROM asked WHERE artifact = ?)), ?) "
                 "ON CONFLICT DO UPDATE SET why = excluded.why, kept = MAX(kept, excluded.kept), at = excluded.at",
                 [
-                    (name, publisher, why, _HELD * (name in told.held), name, now)
-                    for name, why in told.withdrawn.items()
+                    (name, publisher, why, _HELD * (name in received.held), name, now)
+                    for name, why in received.withdrawn.items()
                 ],
             )
-            lines = rooms.trim_lines(db, publisher, told.withdrawn, self._most_lines(publisher, told.kept))
-            size = len(told.envelope) + lines * _WITHDRAWN_BYTES
+            lines = quotas.trim_lines(db, publisher, received.withdrawn, self._most_lines(publisher, received.kept))
+            size = len(received.envelope) + lines * _WITHDRAWN_BYTES
             self._gone = [name for name in self._gone if name != publisher]  # of a transaction that did not end well
-            if not self.heads.put(publisher, size, told.teller, held=told.kept):
+            if not self.status_records.put(publisher, size, received.sender, held=received.kept):
                 self._gone.append(publisher)
-            self._forget_heads(db)
+            self._forget_status_records(db)
         with self._lock:
             self._gone.clear()
             self.unwritten.written(publisher)
             self.generation += 1
 
-    def hear_head(self, publisher: str, told: ToldHead) -> None:
-        """Keep a status record that a peer sent as `put_head` does, in memory where it cannot be written.
+    def receive_status_record(self, publisher: str, received: ReceivedStatusRecord) -> None:
+        """Keep a status record that a peer sent as `put_status_record` does, in memory where it cannot be written.
 
-        `attend` writes it as soon as that is possible.
+        `maintain` writes it as soon as that is possible.
         """
         with self._lock:
-            waiting = self.unwritten.head(publisher)
+            waiting = self.unwritten.status_record(publisher)
             if waiting is not None:
-                held = frozenset(waiting.held).union(told.held)
+                held = frozenset(waiting.held).union(received.held)
                 most = self._most_lines(publisher)
-                told = replace(
-                    told, withdrawn=rooms.joined_lines(waiting.withdrawn, told.withdrawn, held, most), held=held
+                received = replace(
+                    received,
+                    withdrawn=quotas.joined_lines(waiting.withdrawn, received.withdrawn, held, most),
+                    held=held,
                 )
             try:
-                self.put_head(publisher, told)
+                self.put_status_record(publisher, received)
             except Exception as error:
                 if not database.cannot_write(error):
                     raise
-                asked = self._asked.intersection(told.withdrawn)
-                self.unwritten.put_head(publisher, replace(told, held=asked.union(told.held)))
+                asked = self._asked.intersection(received.withdrawn)
+                self.unwritten.put_status_record(publisher, replace(received, held=asked.union(received.held)))
                 self.generation += 1
                 self._problems.note("heard", error)
 
     def _most_lines(self, publisher: str, kept: bool = False) -> int:
-        return rooms.LINES_OF_TRUSTED if kept or self._keeps(publisher) else rooms.LINES_OF_A_STRANGER
+        return quotas.LINES_OF_TRUSTED if kept or self._keeps(publisher) else quotas.LINES_OF_UNTRUSTED
 
-    def _forget_heads(self, db: sqlite3.Connection) -> None:
+    def _forget_status_records(self, db: sqlite3.Connection) -> None:
         """Drop what gave way, and the withdrawals that came with it and concern nothing that was ever here.
 
         Those of trusted publishers stay.  What the user asked for and what was here have a quota each, as only that
@@ -339,7 +341,7 @@ class Records:
         for why in (_ASKED, _HELD) if gone else ():
             (count,) = db.execute("SELECT COUNT(*) FROM withdrawn WHERE kept = ?", (why,)).fetchone()
             if count > _WITHDRAWN_KEPT:  # only then it is worth asking whom the user trusts
-                rooms.trim(db, "withdrawn", _WITHDRAWN_KEPT, f"kept = {why} AND {headless} AND NOT trusted(publisher)")
+                quotas.trim(db, "withdrawn", _WITHDRAWN_KEPT, f"kept = {why} AND {headless} AND NOT trusted(publisher)")
 
     def ask(self, artifact: str) -> None:
         """Note that the user named an artifact by its id, or uses it, so that its withdrawal is kept.
@@ -352,7 +354,7 @@ class Records:
         with database.where_it_can(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (artifact, time.time()))
             db.execute(f"UPDATE withdrawn SET kept = MAX(kept, {_ASKED}) WHERE artifact = ?", (artifact,))
-            rooms.trim(db, "asked", _ASKED_KEPT)
+            quotas.trim(db, "asked", _ASKED_KEPT)
         with self._lock:
             if len(self._asked) >= _ASKED_KEPT:
                 self._asked.clear()
@@ -360,9 +362,9 @@ class Records:
 
     def withdrawn(self, artifact: str, publisher: str) -> str | None:
         """Return the reason for which its publisher withdrew an artifact; None when it did not."""
-        told = self.unwritten.head(publisher)
-        if told is not None and artifact in told.withdrawn:
-            return told.withdrawn[artifact]
+        received = self.unwritten.status_record(publisher)
+        if received is not None and artifact in received.withdrawn:
+            return received.withdrawn[artifact]
         rows = self._rows("SELECT why FROM withdrawn WHERE artifact = ? AND publisher = ?", artifact, publisher)
         return str(rows[0]["why"]) if rows else None
 
@@ -374,8 +376,8 @@ class Records:
     def withdrawn_by(self, publisher: str) -> dict[str, str]:
         """Return the artifacts that a publisher has withdrawn, with the reasons."""
         rows = self._rows("SELECT artifact, why FROM withdrawn WHERE publisher = ? ORDER BY artifact", publisher)
-        told = self.unwritten.head(publisher)
-        return {r["artifact"]: r["why"] for r in rows} | (told.withdrawn if told is not None else {})
+        received = self.unwritten.status_record(publisher)
+        return {r["artifact"]: r["why"] for r in rows} | (received.withdrawn if received is not None else {})
 
 
 def _audit(row: sqlite3.Row) -> AuditRow:

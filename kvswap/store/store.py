@@ -2,7 +2,7 @@
 
 Guarantees:
 * A chunk is listed only after its bytes, checked against their CID, are written whole: synced as well, or marked
-  as not synced yet, and then checked again when the store is opened after a crash (`behind`).
+  as not synced yet, and then checked again when the store is opened after a crash (`write_behind`).
 * An artifact is *complete* only when every chunk that a reader of the whole document needs is listed.
 * What the index says can be made anew from chunk files and envelopes (`rebuild`): losing it loses nothing.
 * One process holds a store (`StoreLocked` for the second).
@@ -29,7 +29,6 @@ from kvswap.core.failures import Misplaced, as_kvswap_error
 from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
 from kvswap.store.artifacts import Artifacts
-from kvswap.store.behind import Behind
 from kvswap.store.envelopes import Envelopes
 from kvswap.store.files import ChunkFile, ChunkFiles, wrong_chunk
 from kvswap.store.index import Index
@@ -38,6 +37,7 @@ from kvswap.store.listing import ArtifactRow, Listing, Reader, StoreReport
 from kvswap.store.lock import hold
 from kvswap.store.rebuild import Rebuild, list_artifact, recount
 from kvswap.store.tables import ROWS_AT_ONCE
+from kvswap.store.write_behind import WriteBehind
 
 T = TypeVar("T")
 _CHECKED_KEPT = 65_536
@@ -58,7 +58,7 @@ class Store(Artifacts):
         self._envelopes = Envelopes(root)
         with contextlib.suppress(OSError):
             self._files.clear_temporary()
-        self._index = Index(root / "index.sqlite3", told=self._told, cache=True)
+        self._index = Index(root / "index.sqlite3", on_problem=self._note_problem, cache=True)
         self._leases = Leases()
         self._checked: OrderedDict[Cid, tuple[int, int]] = OrderedDict()
         self._guard = threading.RLock()  # of writers; nothing on an event loop waits for it
@@ -73,7 +73,7 @@ class Store(Artifacts):
         self._rebuild.finish_removals()
         self._recount_used()
         self._index.remake = self._remake
-        self._behind = Behind(self._sync, self._synced, self.problems)
+        self._write_behind = WriteBehind(self._sync, self._synced, self.problems)
         self._check_unsynced()
         self._rebuild.keep()
 
@@ -96,7 +96,7 @@ class Store(Artifacts):
 
     def close(self) -> None:
         """Sync what is waiting, and release the store."""
-        self._behind.close()
+        self._write_behind.close()
         self._index.close()
         os.close(self._lock)
 
@@ -114,7 +114,7 @@ class Store(Artifacts):
         if adopted and self._remade:
             self.problems.note("index", f"the index was not there: it was made anew from {adopted} manifests on disk")
 
-    def attend(self) -> None:
+    def maintain(self) -> None:
         """Repair what the disk allows again: call it now and then, in a thread.  Raises `KvswapError`."""
         try:
             gone = not self._files.directory.exists()
@@ -122,9 +122,9 @@ class Store(Artifacts):
             if gone:  # somebody removed it: what is listed is not here
                 self._forget_missing()
             self._relock()
-            if self._index.attend():
-                self._rebuild.forget_removals(self._envelopes.buried())
-            if self._rebuild.owing:
+            if self._index.maintain():
+                self._rebuild.forget_removals(self._envelopes.removed_artifacts())
+            if self._rebuild.pending:
                 self._rebuild.keep()
             if self._rebuild.put_off and self._reader is not None and self._rebuild.adopt(self._reader):
                 self._changed()
@@ -134,7 +134,7 @@ class Store(Artifacts):
         except (OSError, sqlite3.Error) as error:
             raise as_kvswap_error(error, "looking after the store") from error
 
-    def _told(self, text: str | None) -> None:
+    def _note_problem(self, text: str | None) -> None:
         if text is None:
             self.problems.clear_one("index")
         else:
@@ -183,13 +183,13 @@ class Store(Artifacts):
         cid: Cid | None = None,
         owner: mmap.mmap | None = None,
         arrived: Cid | None = None,
-        behind: bool = False,
+        write_behind: bool = False,
         cached: bool = False,
     ) -> Cid:
         """Store bytes as a chunk and return its CID; `cid`, when given, is what they must be.  Idempotent.
 
-        `behind`: list the chunk when it is written and sync it soon after, for what can be had again; `cached`: write
-        it through the page cache, for what is read soon.
+        `write_behind`: list the chunk when it is written and sync it soon after, for what can be had again; `cached`:
+        write it through the page cache, for what is read soon.
         `owner` is the aligned memory that `data` lies at the beginning of, if it does (`store.direct`);
         `arrived` is the CID of these very bytes, when the caller has computed it: then they are not hashed again.
         Raises `IntegrityError` before anything is written, `StoreFull` when the quota or the disk
@@ -198,18 +198,18 @@ class Store(Artifacts):
         actual = Cid.of(data) if arrived is None else arrived
         if cid is not None and actual != cid:
             raise IntegrityError(f"bytes offered as chunk {cid} are {actual}")
-        self._leases.settled(actual)
+        self._leases.wait_deleted(actual)
         if self.has_chunk(actual):
             return actual
         self._reserve(len(data))
         try:
-            self._files.write(actual, data, owner, synced=not behind, cached=cached)
+            self._files.write(actual, data, owner, synced=not write_behind, cached=cached)
             with self._guard:
                 if self._files.gone(actual):  # a collection may have taken an old orphan of this name
-                    self._files.write(actual, data, owner, synced=not behind, cached=cached)
-                added = self._list_chunk(actual, len(data), synced=not behind)
-            if behind and added:
-                self._behind.add(actual, len(data))
+                    self._files.write(actual, data, owner, synced=not write_behind, cached=cached)
+                added = self._list_chunk(actual, len(data), synced=not write_behind)
+            if write_behind and added:
+                self._write_behind.add(actual, len(data))
         finally:
             with self._guard:
                 self._reserved -= len(data)
@@ -451,7 +451,7 @@ class Store(Artifacts):
         if self.get_artifact(artifact) is None:
             raise NotFound(f"artifact {artifact} is not in the store", hint="kvswap ls")
         try:
-            self._envelopes.bury(artifact, durable=durable)
+            self._envelopes.mark_removed(artifact, durable=durable)
         except OSError as error:
             raise as_kvswap_error(error, f"removing {artifact}") from error
         self._index.write(lambda db: db.execute("DELETE FROM artifacts WHERE id = ?", (artifact,)))
@@ -478,7 +478,7 @@ class Store(Artifacts):
             freed = before - self._used
         if freed and self._index.detached:
             with contextlib.suppress(KvswapError):
-                self.attend()  # there may be room again for what is only in memory
+                self.maintain()  # there may be room again for what is only in memory
         return freed
 
     def _evict(self, artifact: str) -> None:
@@ -526,8 +526,8 @@ class Store(Artifacts):
     def _reserve(self, size: int) -> None:
         """Take room before writing: several writers at once must not overshoot together."""
         with self._guard:
-            room = self._used + self._reserved + size <= self._quota
-        if not room:
+            fits = self._used + self._reserved + size <= self._quota
+        if not fits:
             # Below the quota by a margin, so that not every chunk that follows collects again.
             self.collect(max(0, int(_WATERMARK * self._quota) - self._reserved - size))
         with self._guard:
@@ -548,7 +548,7 @@ class Store(Artifacts):
         unread: KvswapError | None = None
         missing = self._forget_missing()
         with contextlib.suppress(KvswapError):
-            self.attend()
+            self.maintain()
         for cid in self._files.all():
             try:
                 length = self._whole(cid)
@@ -582,7 +582,7 @@ class Store(Artifacts):
                 return False  # collected since it was read
             added = self._list_chunk(cid, length, synced=False)
         if added:
-            self._behind.add(cid, length)
+            self._write_behind.add(cid, length)
         return added
 
     def _forget_missing(self) -> int:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, replace
 
 from kvswap.core.bounded import Table
-from kvswap.store.rooms import LINES_OF_A_STRANGER, LINES_OF_TRUSTED, joined_lines
+from kvswap.store.quotas import LINES_OF_TRUSTED, LINES_OF_UNTRUSTED, joined_lines
 
-_HEADS = 512
-_HEADS_OF_A_TELLER = 32
-_HEADS_BYTES = 16 << 20
+_STATUS_RECORDS = 512
+_STATUS_RECORDS_OF_A_SENDER = 32
+_STATUS_RECORDS_BYTES = 16 << 20
 _AUDITS = 1_024
-_AUDITS_OF_A_TELLER = 256
+_AUDITS_OF_A_SENDER = 256
 _LINE_BYTES = 512  # of one artifact that is withdrawn, about
 
 
@@ -31,13 +31,13 @@ class AuditRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ToldHead:
+class ReceivedStatusRecord:
     """A publisher status record as it was received, with what was withdrawn while nothing could be written."""
 
     sequence: int
     envelope: bytes
     withdrawn: dict[str, str]
-    teller: str = ""  # the peer that told it
+    sender: str = ""  # the peer that told it
     held: Set[str] = frozenset()  # artifacts that are here
     kept: bool = False  # it gives way to nobody's
 
@@ -49,56 +49,61 @@ class Unwritten:
         """`keeps(publisher)`: whose heads give way to no stranger's; nor do those that withdraw what was here."""
         self._lock = threading.RLock()
         self._keeps = keeps
-        self.heads: Table[str, ToldHead] = Table(
+        self.status_records: Table[str, ReceivedStatusRecord] = Table(
             "heads to be written",
-            entries=_HEADS,
-            nbytes=_HEADS_BYTES,
-            per_teller=_HEADS_OF_A_TELLER,
-            keep=lambda publisher, head: keeps(publisher) or not head.held.isdisjoint(head.withdrawn),
-            size=lambda _, head: len(head.envelope) + len(head.withdrawn) * _LINE_BYTES,
+            entries=_STATUS_RECORDS,
+            nbytes=_STATUS_RECORDS_BYTES,
+            per_sender=_STATUS_RECORDS_OF_A_SENDER,
+            keep=lambda publisher, status_record: (
+                keeps(publisher) or not status_record.held.isdisjoint(status_record.withdrawn)
+            ),
+            size=lambda _, status_record: len(status_record.envelope) + len(status_record.withdrawn) * _LINE_BYTES,
         )
         self.audits: Table[str, AuditRow] = Table(
             "audits to be written",
             entries=_AUDITS,
-            per_teller=_AUDITS_OF_A_TELLER,
+            per_sender=_AUDITS_OF_A_SENDER,
             keep=lambda _, row: row.failed,  # what passed gives way before what failed
         )
 
     def __bool__(self) -> bool:
-        return bool(len(self.heads) or len(self.audits))
+        return bool(len(self.status_records) or len(self.audits))
 
-    def put_head(self, publisher: str, told: ToldHead) -> None:
+    def put_status_record(self, publisher: str, received: ReceivedStatusRecord) -> None:
         """Keep a status record; what its publisher withdrew before stays withdrawn."""
         with self._lock:
-            known = self.heads.peek(publisher)
+            known = self.status_records.peek(publisher)
             before, had = (known.withdrawn, known.held) if known is not None else ({}, frozenset[str]())
-            here = frozenset(had) | frozenset(told.held)
-            most = LINES_OF_TRUSTED if told.kept or self._keeps(publisher) else LINES_OF_A_STRANGER
-            kept = replace(told, withdrawn=joined_lines(before, told.withdrawn, here, most), held=here)
-            self.heads.put(publisher, kept, told.teller, held=told.kept)
+            here = frozenset(had) | frozenset(received.held)
+            most = LINES_OF_TRUSTED if received.kept or self._keeps(publisher) else LINES_OF_UNTRUSTED
+            kept = replace(received, withdrawn=joined_lines(before, received.withdrawn, here, most), held=here)
+            self.status_records.put(publisher, kept, received.sender, held=received.kept)
 
-    def head(self, publisher: str) -> ToldHead | None:
+    def status_record(self, publisher: str) -> ReceivedStatusRecord | None:
         """Return the status record of a publisher that waits; None without one."""
         with self._lock:
-            return self.heads.peek(publisher)
+            return self.status_records.peek(publisher)
 
-    def all_heads(self) -> list[tuple[str, ToldHead]]:
+    def all_status_records(self) -> list[tuple[str, ReceivedStatusRecord]]:
         """Return all status records that wait, with their publishers."""
         with self._lock:
-            return self.heads.items()
+            return self.status_records.items()
 
     def written(self, publisher: str) -> None:
         """Forget a status record that is written."""
         with self._lock:
-            self.heads.pop(publisher)
+            self.status_records.pop(publisher)
 
     def withdrawn_of(self, artifacts: Collection[str]) -> dict[tuple[str, str], str]:
         """Return why artifacts were withdrawn, by artifact and publisher."""
-        if not len(self.heads):
+        if not len(self.status_records):
             return {}
-        heads = self.all_heads()
+        records = self.all_status_records()
         return {
-            (a, publisher): head.withdrawn[a] for publisher, head in heads for a in artifacts if a in head.withdrawn
+            (a, publisher): status_record.withdrawn[a]
+            for publisher, status_record in records
+            for a in artifacts
+            if a in status_record.withdrawn
         }
 
     def put_audit(self, row: AuditRow) -> None:

@@ -5,7 +5,7 @@ order of checks.  Deciding is pure: `verify` takes bytes, a policy and a clock r
 raises.
 """
 
-from kvswap.trust.groups import Group, Groups, Names, one_key
+from kvswap.trust.groups import Group, Groups, Identifiers, one_key
 from kvswap.trust.keys import Key, check_signature, load_or_create
 from kvswap.trust.policy import Policy, PolicyFile, Publisher
 from kvswap.trust.verify import Statement, read_statement, require_trust, verify_envelope
@@ -14,7 +14,7 @@ __all__ = [
     "Group",
     "Groups",
     "Key",
-    "Names",
+    "Identifiers",
     "Policy",
     "PolicyFile",
     "Publisher",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from kvswap.core.errors import IntegrityError
-from kvswap.trust.ladder import Ladder, Level, Step, due
+from kvswap.trust.levels import Level, LevelReport, LevelResult, due
 
 if TYPE_CHECKING:
     from kvswap.artifact.manifest import Manifest, Numerics
@@ -48,37 +48,37 @@ class Grounds:
         return tuple(why for field in fields(self) if (why := getattr(self, field.name)))
 
 
-def judge(step: Step, grounds: Grounds) -> Step:
+def judge(result: LevelResult, grounds: Grounds) -> LevelResult:
     """Return a failed check as a proof, or as skipped with the reason where nobody can be accused; others unchanged.
 
     A structure (V2) that is wrong stays failed, whoever is to blame: such a cache is of no use.
     """
-    if step.verdict != "failed" or step.level not in PROVES:
-        return step
+    if result.verdict != "failed" or result.level not in PROVES:
+        return result
     lacking = grounds.lacking
     if not lacking:
-        return replace(step, proven=True)
-    if step.level == Level.STRUCTURE:
-        return step
-    return replace(step, verdict="skipped", why=f"{step.why}; but nobody is to blame for it: {'; '.join(lacking)}")
+        return replace(result, proven=True)
+    if result.level == Level.STRUCTURE:
+        return result
+    return replace(result, verdict="skipped", why=f"{result.why}; but nobody is to blame for it: {'; '.join(lacking)}")
 
 
-def proof(step: Step, cause: str) -> IntegrityError:
+def proof(result: LevelResult, cause: str) -> IntegrityError:
     """Return a failed check as the error that carries it from the model process to the node."""
-    return IntegrityError(step.why, cause=cause, step=f"V{int(step.level)}", proven=step.proven)
+    return IntegrityError(result.why, cause=cause, step=f"V{int(result.level)}", proven=result.proven)
 
 
-def of_error(error: IntegrityError) -> Step | None:
+def of_error(error: IntegrityError) -> LevelResult | None:
     """Return the check that an error carries from the model process, or None: the inverse of `proof`."""
     name = error.details.get("step")
     if name not in {f"V{int(level)}" for level in PROVES}:
         return None
-    return Step(Level(int(name[1:])), "failed", why=error.message, proven=error.details.get("proven") is True)
+    return LevelResult(Level(int(name[1:])), "failed", why=error.message, proven=error.details.get("proven") is True)
 
 
-def accuses(step: Step) -> bool:
+def accuses(result: LevelResult) -> bool:
     """Return True if this check proves that the publisher signed something other than what the model computes."""
-    return step.verdict == "failed" and step.proven and step.level in PROVES
+    return result.verdict == "failed" and result.proven and result.level in PROVES
 
 
 def comparable(theirs: Numerics, ours: Numerics, names: Sequence[str] = _ENVIRONMENT) -> str:
@@ -90,14 +90,14 @@ def comparable(theirs: Numerics, ours: Numerics, names: Sequence[str] = _ENVIRON
     other = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
     if not other:
         return ""
-    said = ", ".join(f"{name} {getattr(theirs, name)[:80]!r}" for name in other)
-    return f"it says that it was computed with {said}, which is not what this reader computes with"
+    differences = ", ".join(f"{name} {getattr(theirs, name)[:80]!r}" for name in other)
+    return f"it says that it was computed with {differences}, which is not what this reader computes with"
 
 
 def claims(manifest: Manifest) -> dict[str, str]:
     """List what a manifest says of itself that keeps readers from checking it, as reasons by field."""
     out = {}
-    if not manifest.exact:
+    if not manifest.lossless:
         out["divergence"] = f"it is inexact ({', '.join(manifest.codecs)}) by its publisher's own word"
     if manifest.document is None:
         out["document"] = "it does not say which document it is of"
@@ -119,13 +119,13 @@ def uncheckable(manifest: Manifest) -> dict[str, str]:
     return {where: why for where, why in claims(manifest).items() if where not in ("document", "probe")}
 
 
-def unusable(manifest: Manifest, ladder: Ladder) -> dict[str, str]:
+def unusable(manifest: Manifest, report: LevelReport) -> dict[str, str]:
     """List why an untrusted publisher's artifact may not be used, as reasons by check or field; empty where it may be.
 
     Every check that is due has to have passed, and the manifest may claim nothing that keeps it from being checked.
     Where the manifest names no document the tokens decide: V3 compares them with those of the text at hand.
     """
-    unchecked = ladder.unchecked
-    lacking = [level for level in ladder.lacking(due(listed=False)) if level != Level.POLICY]
-    steps = {f"V{int(level)}": unchecked.get(f"V{int(level)}", "") for level in lacking}
-    return steps | uncheckable(manifest)
+    unchecked = report.unchecked
+    lacking = [level for level in report.lacking(due(listed=False)) if level != Level.POLICY]
+    reasons = {f"V{int(level)}": unchecked.get(f"V{int(level)}", "") for level in lacking}
+    return reasons | uncheckable(manifest)

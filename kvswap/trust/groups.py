@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kvswap.artifact.manifest import Manifest
-from kvswap.artifact.sealing import MARK_BYTES, SALT_BYTES, Seal
+from kvswap.artifact.sealing import GROUP_TAG_BYTES, SALT_BYTES, Seal
 from kvswap.core.errors import NotFound, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.trust.keys import private_text, write_private
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PREFIX = "kvswap-group-1"
 
 
-class Names:
+class Identifiers:
     """The identifiers by which peers are asked for documents, prefixes and models: here the public digests."""
 
     def document(self, reference: str) -> str:
@@ -48,12 +48,12 @@ class Names:
         return identity, dtype
 
 
-OPEN = Names()
+PUBLIC = Identifiers()
 
 
 @dataclass(frozen=True)
-class Group(Names):
-    """A group of readers under its local name; as `Names` it gives blinded identifiers (HMAC-SHA256)."""
+class Group(Identifiers):
+    """A group of readers under its local name; as `Identifiers` it gives blinded identifiers (HMAC-SHA256)."""
 
     name: str
     key: bytes = field(repr=False)
@@ -84,9 +84,9 @@ class Group(Names):
         """Derive the encryption key of the artifact with this salt."""
         return Seal(self._derive(salt, b"kvswap group artifact v1"))
 
-    def mark(self, salt: bytes) -> bytes:
+    def tag(self, salt: bytes) -> bytes:
         """Derive the tag by which members recognise the artifact with this salt as their group's."""
-        return self._derive(salt, b"kvswap group mark v1", MARK_BYTES)
+        return self._derive(salt, b"kvswap group mark v1", GROUP_TAG_BYTES)
 
     def to_text(self) -> str:
         """Return the secret on one line, as `kvswap group export` prints it."""
@@ -130,28 +130,28 @@ class Sealing:
 
     def payload(self, manifest: Manifest) -> bytes:
         """Encrypt a manifest into the payload that the publisher signs."""
-        return self.seal.close_manifest(manifest, self.salt, self.group.mark(self.salt))
+        return self.seal.close_manifest(manifest, self.salt, self.group.tag(self.salt))
 
 
-Keys = Callable[[bytes, bytes], tuple[Seal, Names] | None]
+Keys = Callable[[bytes, bytes], tuple[Seal, Identifiers] | None]
 """A look-up by (salt, tag of a group) of the encryption key and the group's identifiers; None to non-members."""
 
 
-def no_keys(salt: bytes, mark: bytes) -> tuple[Seal, Names] | None:
+def no_keys(salt: bytes, tag: bytes) -> tuple[Seal, Identifiers] | None:
     """Find no key: the `Keys` of a node that is in no group."""
     return None
 
 
 def one_key(key: bytes | None) -> Keys:
     """Make a `Keys` that opens the one artifact whose encryption key is given; None opens nothing."""
-    return lambda salt, mark: (Seal(key), OPEN) if key is not None else None
+    return lambda salt, tag: (Seal(key), PUBLIC) if key is not None else None
 
 
 def keys_of(groups: Iterable[Group]) -> Keys:
     """Make a `Keys` that opens the artifacts of these groups."""
 
-    def find(salt: bytes, mark: bytes) -> tuple[Seal, Names] | None:
-        group = next((g for g in groups if hmac.compare_digest(g.mark(salt), mark)), None)
+    def find(salt: bytes, tag: bytes) -> tuple[Seal, Identifiers] | None:
+        group = next((g for g in groups if hmac.compare_digest(g.tag(salt), tag)), None)
         return (group.seal(salt), group) if group is not None else None
 
     return find
@@ -186,16 +186,16 @@ class Groups:
                 f"this node is in no group {name[:80]!r}", hint="kvswap group ls; kvswap group new, or import"
             ) from None
 
-    def names(self, name: str | None) -> list[Names]:
+    def identifiers(self, name: str | None) -> list[Identifiers]:
         """List the identifiers to look something up by: of the named group, or of all groups and then the public ones.
 
         The public ones come last, so that a member does not tell everybody what its group is reading.
         """
-        return [self.get(name)] if name else [*self.all(), OPEN]
+        return [self.get(name)] if name else [*self.all(), PUBLIC]
 
-    def keys(self, salt: bytes, mark: bytes) -> tuple[Seal, Names] | None:
+    def keys(self, salt: bytes, tag: bytes) -> tuple[Seal, Identifiers] | None:
         """Find the key of the artifact with this salt and tag, as `Keys` describes."""
-        return keys_of(self._groups.values())(salt, mark)
+        return keys_of(self._groups.values())(salt, tag)
 
     def new(self, name: str) -> Group:
         """Create a group with a random key.  Raises `UsageError` when the name is taken."""
@@ -226,5 +226,5 @@ class Groups:
         return group
 
     def rows(self) -> list[dict[str, Any]]:
-        """List the groups without their secrets; `mark` is equal for members of one group, whatever they call it."""
-        return [{"name": g.name, "mark": g.mark(b"").hex()[:16]} for g in self._groups.values()]
+        """List the groups without their secrets; `tag` is equal for members of one group, whatever they call it."""
+        return [{"name": g.name, "mark": g.tag(b"").hex()[:16]} for g in self._groups.values()]

@@ -68,7 +68,7 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: Count
 
 
-class Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The record of one hosted request.
 
     `read` prompt tokens came from the cache, `prefilled` had to be computed, `made` tokens were generated.
@@ -105,11 +105,11 @@ class SignedOffer:
 
 
 @dataclass(frozen=True, slots=True)
-class SignedRead:
+class SignedReceipt:
     """A record of a hosted request with its envelope; `digest` (BLAKE3) is how the next record names it."""
 
     digest: bytes
-    read: Read
+    read: Receipt
     envelope: bytes
 
 
@@ -137,28 +137,28 @@ def check_life(offer: Offer, now: float) -> None:
         raise Untrusted(f"the offer of {offer.host} has expired, or is of tomorrow", cause="a clock is wrong")
 
 
-def sign_read(read: Read, key: Key) -> SignedRead:
+def sign_receipt(read: Receipt, key: Key) -> SignedReceipt:
     """Sign a record of a hosted request.
 
     Raises `UsageError` for a text with control characters, which no reader would show.
     """
-    return read_read(sign_value(read, key, READ))
+    return read_receipt(sign_value(read, key, READ))
 
 
-def read_read(data: bytes) -> SignedRead:
+def read_receipt(data: bytes) -> SignedReceipt:
     """Parse a record of a hosted request and check its signature and form.
 
     Raises `MalformedManifest` or `IntegrityError`.
     """
     signer, payload = open_signed(data, READ, LIMITS.statement_bytes)
-    read = wire.unpack(payload, Read)
+    read = wire.unpack(payload, Receipt)
     if read.version != VERSION:
         raise MalformedManifest("not a read record of version 1", field="version")
     require_signer(signer, read.host, "host")
-    return SignedRead(blake3_digest(payload), read, data)
+    return SignedReceipt(blake3_digest(payload), read, data)
 
 
-def check_price(read: Read, offer: SignedOffer) -> None:
+def check_price(read: Receipt, offer: SignedOffer) -> None:
     """Raise `IntegrityError` unless a record names this offer and costs what it says."""
     if read.offer != offer.digest or read.host != offer.offer.host:
         raise IntegrityError(f"read {read.number} was priced by another offer", cause="the host changed its prices")

@@ -16,12 +16,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from kvswap.core.atomic import sync_directory, write_atomic
 from kvswap.core.errors import IntegrityError, UsageError
 from kvswap.core.failures import Misplaced
 from kvswap.core.files import open_regular
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import LIMITS
-from kvswap.core.whole import sync_directory, write_whole
 
 _P = 2**255 - 19
 _SMALL_ORDER_Y = frozenset(
@@ -97,7 +97,7 @@ def replace(path: Path, key: Key, retired: Path) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Replace a file atomically by one of mode 0600."""
-    write_whole(path, text.encode())
+    write_atomic(path, text.encode())
 
 
 def private_text(path: Path) -> str:

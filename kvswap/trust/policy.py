@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvswap.core.atomic import write_atomic
 from kvswap.core.errors import UsageError
 from kvswap.core.failures import Misplaced, as_kvswap_error
-from kvswap.core.files import read_kept
+from kvswap.core.files import read_regular
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import MIB
-from kvswap.core.whole import write_whole
-from kvswap.trust.ladder import PROOF_RULES
+from kvswap.trust.levels import PROOF_RULES
 
-_CAUGHT_KEPT = 1_000  # bans of publishers that were never trusted: a liar's new keys cost nothing
+_BANS_KEPT = 1_000  # bans of publishers that were never trusted: a liar's new keys cost nothing
 _REMOVED_KEPT = 1_000  # publishers that the user removed, the latest ones
 _FOLLOWED = 1_000  # length of the list up to which a successor is added without the user
 _FILE_BYTES = 16 * MIB
@@ -38,7 +38,7 @@ class Publisher:
 
 
 @dataclass(frozen=True, slots=True)
-class Caught:
+class Ban:
     """A banned publisher, one of whose artifacts was proved wrong: since when (Unix seconds), why, and the audit.
 
     `rules`: the version of the proof rules that condemned it.  What version 1 found at V3, V5 or V7 is void: there the
@@ -68,17 +68,17 @@ class Policy:
 
     own: str
     publishers: dict[str, Publisher] = field(default_factory=dict)
-    distrusted: dict[str, Caught] = field(default_factory=dict)
-    lifted: dict[str, Caught] = field(default_factory=dict)
+    banned: dict[str, Ban] = field(default_factory=dict)
+    lifted: dict[str, Ban] = field(default_factory=dict)
     removed: dict[str, int] = field(default_factory=dict)
 
     def trusts(self, peer: str) -> bool:
         """Return True if this publisher is the node itself, or is listed and not banned."""
-        return peer == self.own or (peer in self.publishers and peer not in self.distrusted)
+        return peer == self.own or (peer in self.publishers and peer not in self.banned)
 
-    def caught(self, peer: str) -> Caught | None:
+    def ban_of(self, peer: str) -> Ban | None:
         """Return the ban of a publisher, or None; the node's own publisher is never banned."""
-        return None if peer == self.own else self.distrusted.get(peer)
+        return None if peer == self.own else self.banned.get(peer)
 
 
 class PolicyFile:
@@ -93,13 +93,13 @@ class PolicyFile:
         self._lock = threading.RLock()
         self.policy = Policy(str(own), *self._read())
 
-    def _read(self) -> tuple[dict[str, Publisher], dict[str, Caught], dict[str, Caught], dict[str, int]]:
+    def _read(self) -> tuple[dict[str, Publisher], dict[str, Ban], dict[str, Ban], dict[str, int]]:
         try:
-            data = json.loads(read_kept(self._path, _FILE_BYTES))
+            data = json.loads(read_regular(self._path, _FILE_BYTES))
             read = [Publisher(**{k: row[k] for k in ("peer", "label", "added", "how")}) for row in data["publishers"]]
             names = ("peer", "since", "why", "artifact", "evidence")
-            caught, lifted = (
-                [Caught(**{k: row[k] for k in names}, rules=row.get("rules", 1)) for row in data.get(kind, [])]
+            bans, lifted = (
+                [Ban(**{k: row[k] for k in names}, rules=row.get("rules", 1)) for row in data.get(kind, [])]
                 for kind in ("distrusted", "lifted")
             )
             removed = {str(row["peer"]): int(row["since"]) for row in data.get("removed", [])}
@@ -112,8 +112,8 @@ class PolicyFile:
                 cause="another program changed it, or a damaged disk",
                 hint=f"put a copy in its place, or mv {self._path} elsewhere and kvswap trust add again",
             ) from error
-        void = {c.peer: c for c in (*lifted, *caught) if c.void}
-        return {p.peer: p for p in read}, {c.peer: c for c in caught if not c.void}, void, removed
+        void = {c.peer: c for c in (*lifted, *bans) if c.void}
+        return {p.peer: p for p in read}, {c.peer: c for c in bans if not c.void}, void, removed
 
     def add(self, peer: str, label: str = "", how: str = "added") -> Publisher:
         """Trust a publisher from now on, whatever it did before.
@@ -123,7 +123,7 @@ class PolicyFile:
         PeerId.parse(peer)
         row = Publisher(peer, label[:200], int(time.time()), how)
         with self._lock:
-            rest = {k: v for k, v in self.policy.distrusted.items() if k != peer}
+            rest = {k: v for k, v in self.policy.banned.items() if k != peer}
             self._write({**self.policy.publishers, peer: row}, rest, judged=peer)
         return row
 
@@ -138,29 +138,29 @@ class PolicyFile:
             self.add(peer, label, how=f"after {before}")
         return True
 
-    def distrust(self, peer: str, why: str, artifact: str, evidence: str) -> None:
+    def ban(self, peer: str, why: str, artifact: str, evidence: str) -> None:
         """Ban a publisher: nothing of it is used again, unless the user says `kvswap trust add`.
 
         Of banned publishers that were never trusted the last thousand are kept: one that is forgotten is an untrusted
         publisher again, whose artifacts are verified.
         """
-        row = Caught(peer, int(time.time()), why[:_WHY], artifact, evidence, PROOF_RULES)
+        row = Ban(peer, int(time.time()), why[:_WHY], artifact, evidence, PROOF_RULES)
         with self._lock:
             if peer == self.policy.own:
                 return
-            self._write(self.policy.publishers, self._bounded({**self.policy.distrusted, peer: row}), judged=peer)
+            self._write(self.policy.publishers, self._bounded({**self.policy.banned, peer: row}), judged=peer)
 
-    def _bounded(self, distrusted: dict[str, Caught]) -> dict[str, Caught]:
+    def _bounded(self, banned: dict[str, Ban]) -> dict[str, Ban]:
         """Drop the oldest bans of publishers that were never trusted, where they are too many."""
-        strangers = [name for name in distrusted if name not in self.policy.publishers]
-        gone = set(strangers[: max(0, len(strangers) - _CAUGHT_KEPT)])
-        return {name: row for name, row in distrusted.items() if name not in gone}
+        untrusted = [name for name in banned if name not in self.policy.publishers]
+        gone = set(untrusted[: max(0, len(untrusted) - _BANS_KEPT)])
+        return {name: row for name, row in banned.items() if name not in gone}
 
     def succeed(self, own: str) -> None:
         """Make `own` this node's publisher, after a change of keys; what the old key signed stays trusted."""
         with self._lock:
             old = Publisher(self.policy.own, "this node, before", int(time.time()), "rotated")
-            self._write({**self.policy.publishers, old.peer: old}, self.policy.distrusted, own=own)
+            self._write({**self.policy.publishers, old.peer: old}, self.policy.banned, own=own)
 
     def remove(self, peer: str) -> bool:
         """Stop trusting a publisher, also as a successor.  Returns False when it was not on the list."""
@@ -169,16 +169,16 @@ class PolicyFile:
             changed = len(rest) != len(self.policy.publishers)
             if changed:
                 removed = [*self.policy.removed.items(), (peer, int(time.time()))]
-                self._write(rest, self.policy.distrusted, removed=dict(removed[-_REMOVED_KEPT:]))
+                self._write(rest, self.policy.banned, removed=dict(removed[-_REMOVED_KEPT:]))
         return changed
 
     def rows(self) -> list[dict[str, Any]]:
         """List the trusted publishers, those trusted longest first."""
         return _rows(self.policy)
 
-    def caught(self) -> list[dict[str, Any]]:
+    def bans(self) -> list[dict[str, Any]]:
         """List the banned publishers, those banned longest first."""
-        return _sorted(self.policy.distrusted)
+        return _sorted(self.policy.banned)
 
     def lifted(self) -> list[dict[str, Any]]:
         """List the publishers banned by older rules, which is void.
@@ -190,7 +190,7 @@ class PolicyFile:
     def _write(
         self,
         publishers: dict[str, Publisher],
-        distrusted: dict[str, Caught],
+        banned: dict[str, Ban],
         judged: str | None = None,
         own: str | None = None,
         removed: dict[str, int] | None = None,
@@ -202,15 +202,15 @@ class PolicyFile:
         lifted = {k: v for k, v in self.policy.lifted.items() if k != judged}
         gone = self.policy.removed if removed is None else removed
         gone = {k: v for k, v in gone.items() if k not in publishers}
-        policy = Policy(own or self.policy.own, publishers, distrusted, lifted, gone)
+        policy = Policy(own or self.policy.own, publishers, banned, lifted, gone)
         data = {
             "publishers": _rows(policy),
-            "distrusted": _sorted(distrusted),
+            "distrusted": _sorted(banned),
             "lifted": _sorted(lifted),
             "removed": [{"peer": name, "since": since} for name, since in gone.items()],
         }
         try:
-            write_whole(self._path, json.dumps(data, indent=1).encode())
+            write_atomic(self._path, json.dumps(data, indent=1).encode())
         except OSError as error:
             raise as_kvswap_error(error, f"writing the trust list {self._path}") from error
         self.policy = policy
@@ -223,5 +223,5 @@ def _rows(policy: Policy) -> list[dict[str, Any]]:
     ]
 
 
-def _sorted(caught: dict[str, Caught]) -> list[dict[str, Any]]:
-    return [asdict(c) for c in sorted(caught.values(), key=lambda c: c.since)]
+def _sorted(bans: dict[str, Ban]) -> list[dict[str, Any]]:
+    return [asdict(c) for c in sorted(bans.values(), key=lambda c: c.since)]

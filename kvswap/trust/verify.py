@@ -19,7 +19,7 @@ from kvswap.core.errors import NotAMember, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.trust.envelopes import kind_of, open_signed, require_signer
-from kvswap.trust.groups import OPEN, Keys, Names, no_keys
+from kvswap.trust.groups import PUBLIC, Identifiers, Keys, no_keys
 from kvswap.trust.policy import Policy
 
 
@@ -27,20 +27,21 @@ from kvswap.trust.policy import Policy
 class Statement:
     """A manifest whose signature is that of its publisher.
 
-    `seal`: the key that opens its files, where it is encrypted for a group; `names` are then the group's identifiers.
+    `seal`: the key that opens its files, where it is encrypted for a group; `identifiers` are then the group's
+    identifiers.
     """
 
     artifact: Cid
     manifest: Manifest
     envelope: bytes
     seal: Seal | None = None
-    names: Names = OPEN
+    identifiers: Identifiers = PUBLIC
 
     @property
     def reference(self) -> str | None:
         """The document's identifier as peers are told it, or None where the manifest names no document."""
         document = self.manifest.document
-        return self.names.document(document.reference) if document is not None else None
+        return self.identifiers.document(document.reference) if document is not None else None
 
     @property
     def key(self) -> bytes | None:
@@ -68,10 +69,10 @@ def read_statement(data: bytes, keys: Keys = no_keys) -> Statement:
             cause="who published it shares it with the holders of a key",
             hint="kvswap group import, with the key from a member",
         )
-    seal, names = opened
+    seal, identifiers = opened
     manifest = seal.open_manifest(sealed)
     require_signer(signer, manifest.publisher, "publisher")
-    return Statement(artifact, manifest, data, seal, names)
+    return Statement(artifact, manifest, data, seal, identifiers)
 
 
 def verify_envelope(data: bytes, now: int, keys: Keys = no_keys) -> Statement:
@@ -95,21 +96,21 @@ def verify_envelope(data: bytes, now: int, keys: Keys = no_keys) -> Statement:
     return statement
 
 
-def require_trust(statement: Statement, policy: Policy, *, strangers: bool = False) -> None:
+def require_trust(statement: Statement, policy: Policy, *, allow_untrusted: bool = False) -> None:
     """Raise `Untrusted`, with the command that would trust, unless the policy allows the publisher.
 
-    `strangers`: an untrusted publisher is allowed, as its artifact is going to be verified instead; a banned one never
-    is.
+    `allow_untrusted`: an untrusted publisher is allowed, as its artifact is going to be verified instead; a banned one
+    never is.
     """
     publisher = statement.manifest.publisher
-    if (caught := policy.caught(publisher)) is not None:
+    if (ban := policy.ban_of(publisher)) is not None:
         raise Untrusted(
-            f"artifact {statement.artifact} is signed by {publisher}, who was caught: {caught.why}",
-            cause=f"audit {caught.evidence}" if caught.evidence else "this node's own check",
+            f"artifact {statement.artifact} is signed by {publisher}, who was caught: {ban.why}",
+            cause=f"audit {ban.evidence}" if ban.evidence else "this node's own check",
             hint=f"kvswap trust audits {publisher}",
             publisher=publisher,
         )
-    if not strangers and not policy.trusts(publisher):
+    if not allow_untrusted and not policy.trusts(publisher):
         raise Untrusted(
             f"artifact {statement.artifact} is signed by {publisher}, whom this node does not trust",
             cause="publishers are trusted one by one; with --strangers what one of them made is verified instead",

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, cast
 
 from kvswap.core.errors import LocalFault, Unexpected, WorkerFailed
-from kvswap.core.failures import as_kvswap_error, said
+from kvswap.core.failures import as_kvswap_error, brief
 from kvswap.core.limits import LIMITS
 from kvswap.core.text import printable
 from kvswap.worker import protocol
-from kvswap.worker.told import Told
+from kvswap.worker.inbox import Inbox
 
 
 class _Jobs(Protocol):
@@ -33,7 +33,7 @@ class _Jobs(Protocol):
 
 
 _TRACE = 16_384  # characters of a traceback
-MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Told], _Jobs]
+MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Inbox], _Jobs]
 
 
 def own_streams() -> None:
@@ -71,7 +71,7 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the node handles Ctrl-C
     channel = _Channel(int(sys.argv[-1]))
     inbox: queue.Queue[dict[str, Any]] = queue.Queue(16)
-    cancelled, working, told = threading.Event(), threading.Event(), Told()
+    cancelled, working, job_inbox = threading.Event(), threading.Event(), Inbox()
 
     def listen() -> None:
         with contextlib.suppress(Exception):  # a malformed frame: the two sides are out of step
@@ -80,9 +80,9 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
                 if message.get("cancel"):
                     cancelled.set()
                 elif "tell" in message:
-                    told.put(message["tell"])
+                    job_inbox.put(message["tell"])
                 else:
-                    told.clear()
+                    job_inbox.clear()
                     cancelled.clear()  # here, not when the job starts: it may be cancelled before that
                     inbox.put(message)
         os._exit(0)  # the node is gone: nothing will read a result
@@ -99,7 +99,7 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
         from kvswap.worker.jobs import Jobs
 
         make_jobs = Jobs
-    jobs = make_jobs(channel.send, cancelled, told)
+    jobs = make_jobs(channel.send, cancelled, job_inbox)
     while True:
         message = inbox.get()
         working.set()
@@ -114,13 +114,13 @@ def answer_of(jobs: _Jobs, message: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"result": jobs.run(message)}
     except Exception as error:  # noqa: BLE001 - the boundary of a process: report, live on
-        told = as_kvswap_error(error, doing)
-        if told.origin is None:
-            return {"error": told.to_dict()}
-        if isinstance(told, Unexpected | LocalFault) and not isinstance(told.origin, OSError):
-            told = WorkerFailed(f"the model process failed: {said(told.origin)}", hint=told.hint)
+        failure = as_kvswap_error(error, doing)
+        if failure.origin is None:
+            return {"error": failure.to_dict()}
+        if isinstance(failure, Unexpected | LocalFault) and not isinstance(failure.origin, OSError):
+            failure = WorkerFailed(f"the model process failed: {brief(failure.origin)}", hint=failure.hint)
         trace = "".join(traceback.format_exception(error))[-_TRACE:]
-        return {"error": told.to_dict(), "trace": printable(trace, "\n")}
+        return {"error": failure.to_dict(), "trace": printable(trace, "\n")}
 
 
 def sendable(answer: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def sendable(answer: dict[str, Any]) -> dict[str, Any]:
     try:
         protocol.frame(answer)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        failure = WorkerFailed(f"the model process made an answer that cannot be sent: {said(error)}")
+        failure = WorkerFailed(f"the model process made an answer that cannot be sent: {brief(error)}")
         return {"error": failure.to_dict()}
     return answer
 

@@ -28,10 +28,13 @@ def codec_rates(
     from kvswap.model.cache import capture_block, layer_specs
 
     specs = layer_specs(cache)
-    runs = layout.plan_runs(specs, block_tokens, ITEM_BYTES[loaded.dtype])
+    layer_groups = layout.plan_layer_groups(specs, block_tokens, ITEM_BYTES[loaded.dtype])
     known = predictive.load(predictor.read_bytes()) if predictor is not None else None
     blocks = [
-        [[as_part(t) for t in capture_block(cache, specs, run, at, min(at + block_tokens, tokens))] for run in runs]
+        [
+            [as_part(t) for t in capture_block(cache, specs, layer_group, at, min(at + block_tokens, tokens))]
+            for layer_group in layer_groups
+        ]
         for at in range(0, tokens, block_tokens)
     ]
     out: dict[str, list[int]] = {}
@@ -40,10 +43,14 @@ def codec_rates(
         for number, block in enumerate(blocks):
             earlier: Layers = {}
             chunks: list[tuple[Any, Any, Any]] = []
-            for run, parts in enumerate(block):
-                context = context_of(known, runs[run], number * block_tokens, earlier) if name == "predictive" else None
-                chunks.append((encode_chunk(parts, loaded.dtype, name, number, run, context), context, parts))
-                earlier |= by_layer(runs[run], parts)
+            for layer_group, parts in enumerate(block):
+                context = (
+                    context_of(known, layer_groups[layer_group], number * block_tokens, earlier)
+                    if name == "predictive"
+                    else None
+                )
+                chunks.append((encode_chunk(parts, loaded.dtype, name, number, layer_group, context), context, parts))
+                earlier |= by_layer(layer_groups[layer_group], parts)
             encoded.append(chunks)
 
         def load(chunks: list[tuple[Any, Any, Any]]) -> None:

@@ -11,22 +11,22 @@ STEPS = 32
 
 
 def compare(
-    loaded: Any, exact: Callable[[int], Any], inexact: Callable[[int], Any], position: int, question: Sequence[int]
+    loaded: Any, lossless: Callable[[int], Any], lossy: Callable[[int], Any], position: int, question: Sequence[int]
 ) -> Any:
     """Return the divergence of a lossy cache from an exact one, and the lossy cache's probe.
 
-    `exact` and `inexact` each make a fresh cache with memory for so many more tokens; both continue at `position` with
+    `lossless` and `lossy` each make a fresh cache with memory for so many more tokens; both continue at `position` with
     the ids `question`.
     """
     from kvswap.model.prefill import PROBE_STEPS, greedy
 
-    room = len(question) + STEPS
+    headroom = len(question) + STEPS
     right: list[Any] = []
     followed: list[Any] = []
-    wanted = greedy(loaded, exact(room), position, question, STEPS, on_logits=right.append)
-    greedy(loaded, inexact(room), position, question, STEPS, follow=wanted.ids, on_logits=followed.append)
-    made = greedy(loaded, inexact(room), position, question, STEPS)
-    shown = greedy(loaded, inexact(room), position, question, PROBE_STEPS)
+    wanted = greedy(loaded, lossless(headroom), position, question, STEPS, on_logits=right.append)
+    greedy(loaded, lossy(headroom), position, question, STEPS, follow=wanted.ids, on_logits=followed.append)
+    made = greedy(loaded, lossy(headroom), position, question, STEPS)
+    shown = greedy(loaded, lossy(headroom), position, question, PROBE_STEPS)
     same = [a == b for a, b in zip(wanted.ids, made.ids, strict=True)]
     divergence = Divergence(
         steps=STEPS,

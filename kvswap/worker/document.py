@@ -16,10 +16,11 @@ from kvswap.core.text import printable
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class DocumentTokens:
     """The token ids that the manifest signs, or the reason why they are not known.
 
-    `lie` is True if they are not known because the manifest contradicts itself, as far as this reader can tell.
+    `contradicted` is True if they are not known because the manifest contradicts itself, as far as this reader can
+    tell.
     `read_back` is True if they were read from layer 0.  `rules` is the reason why this reader's tokens may not be those
     of the model's files.  `signed` is True if the contradiction is between signed values alone, whatever any reader
     makes of the text.
@@ -27,7 +28,7 @@ class Document:
 
     ids: Sequence[int] | None
     why: str = ""
-    lie: bool = False
+    contradicted: bool = False
     read_back: bool = False
     rules: str = ""
     signed: bool = False
@@ -42,7 +43,7 @@ def rules_of(manifest: Manifest) -> str:
     return ""
 
 
-def of_text(loaded: Any, manifest: Manifest, text: str) -> Document:
+def of_text(loaded: Any, manifest: Manifest, text: str) -> DocumentTokens:
     """Compare a text with the manifest: its tokens are confirmed by the signed token digest.
 
     They are refuted only if the text has the signed document digest, so that it is certainly the document's.
@@ -52,23 +53,23 @@ def of_text(loaded: Any, manifest: Manifest, text: str) -> Document:
     prefix, document = manifest.prefix, manifest.document
     same = document is not None and hashlib.sha256(text.encode()).digest() == document.sha256
     if document is not None and not same:
-        return Document(None, "the text that was given is not the document's")
+        return DocumentTokens(None, "the text that was given is not the document's")
     if rules := rules_of(manifest):
-        return Document(None, rules)
+        return DocumentTokens(None, rules)
     ids = loaded.tokenize(text)
     if chain.token_digest(ids[: prefix.tokens]) != prefix.token_digest:
         if document is None:
-            return Document(None, "a private document, and the text that was given does not have its tokens")
+            return DocumentTokens(None, "a private document, and the text that was given does not have its tokens")
         why = "the manifest's tokens are not those of the text"
-        return Document(None, why, lie=True, rules=departure(loaded.tokenizer, text))
+        return DocumentTokens(None, why, contradicted=True, rules=departure(loaded.tokenizer, text))
     if len(ids) > prefix.tokens and prefix.tokens + prefix.block_tokens + 2 * LIMITS.probe_tokens <= loaded.context:
-        return Document(
+        return DocumentTokens(
             None, f"it holds the first {prefix.tokens} of the document's {len(ids)} tokens, not all that fit"
         )
     return _chained(manifest, ids[: prefix.tokens])
 
 
-def _chained(manifest: Manifest, ids: Sequence[int], *, read_back: bool = False) -> Document:
+def _chained(manifest: Manifest, ids: Sequence[int], *, read_back: bool = False) -> DocumentTokens:
     """Return these ids, which have the signed token digest, if the signed chain digests are theirs as well.
 
     By its chain digests alone an artifact is found, and used, as a prefix of other documents.
@@ -76,35 +77,35 @@ def _chained(manifest: Manifest, ids: Sequence[int], *, read_back: bool = False)
     prefix = manifest.prefix
     if chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens) != prefix.chain:
         why = "the manifest's chain is not of the tokens whose digest it signs"
-        return Document(None, why, lie=True, read_back=read_back, signed=True)
-    return Document(ids, read_back=read_back)
+        return DocumentTokens(None, why, contradicted=True, read_back=read_back, signed=True)
+    return DocumentTokens(ids, read_back=read_back)
 
 
-def of_beginning(loaded: Any, manifest: Manifest, text: str, tokens: int) -> Document:
+def of_prefix(loaded: Any, manifest: Manifest, text: str, tokens: int) -> DocumentTokens:
     """Return the first `tokens` tokens of a text if the manifest's prefix starts with them."""
     prefix = manifest.prefix
     ids = loaded.tokenize(text)[:tokens]
     made = chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens)
     if len(ids) < tokens or made != prefix.chain[: len(made)]:
-        return Document(None, "the text that was given does not begin with the artifact's tokens")
-    return Document(ids)
+        return DocumentTokens(None, "the text that was given does not begin with the artifact's tokens")
+    return DocumentTokens(ids)
 
 
-def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> Document:
+def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> DocumentTokens:
     """Return the document's tokens as read back from layer 0."""
     from kvswap.model.readback import read_document
 
     prefix, document = manifest.prefix, manifest.document
     if document is None:
-        return Document(None, "a private document, and its text was not given")
+        return DocumentTokens(None, "a private document, and its text was not given")
     if rules := rules_of(manifest):
-        return Document(None, rules)
+        return DocumentTokens(None, rules)
     if first.first:
-        return Document(None, "the text was not given, and layer 0 keeps only a window of it")
+        return DocumentTokens(None, "the text was not given, and layer 0 keeps only a window of it")
     try:
         ids = read_document(loaded, first, prefix.token_digest, document.sha256)
     except Incompatible as error:
-        return Document(None, f"{error.message} ({error.hint})")
+        return DocumentTokens(None, f"{error.message} ({error.hint})")
     except IntegrityError as error:
-        return Document(None, error.message, lie=True, read_back=True)
+        return DocumentTokens(None, error.message, contradicted=True, read_back=True)
     return _chained(manifest, ids, read_back=True)

@@ -11,15 +11,15 @@ from typing import Any
 from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.trust.accusation import accuses, proof
-from kvswap.trust.ladder import Level, Step
+from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import ROUNDING
-from kvswap.worker.document import Document
+from kvswap.worker.document import DocumentTokens
 from kvswap.worker.grounds import judged, static
 
 _ROUNDINGS = 4.0  # a position of layer 0 may differ by so many
 
 
-def first_layer_step(loaded: Any, held: LayerTensors, ids: Sequence[int], block_tokens: int) -> Step:
+def first_layer_result(loaded: Any, held: LayerTensors, ids: Sequence[int], block_tokens: int) -> LevelResult:
     """Compare K and V of layer 0, as held after the last of these ids, with what the model computes from the ids."""
     import torch
 
@@ -39,12 +39,12 @@ def first_layer_step(loaded: Any, held: LayerTensors, ids: Sequence[int], block_
         "bitwise": all(torch.equal(*pair) for pair in pairs),
     }
     if not wrong:
-        return Step(Level.TOKENS, "passed", figures=figures)
+        return LevelResult(Level.TOKENS, "passed", figures=figures)
     why = (
         f"{len(wrong)} of {tokens} positions of layer 0 are not those of the tokens, the first is {first + wrong[0]}: "
         f"up to {figures['worst']} times as far away as rounding explains"
     )
-    return Step(Level.TOKENS, "failed", why=why, figures=figures)
+    return LevelResult(Level.TOKENS, "failed", why=why, figures=figures)
 
 
 class FirstLayer:
@@ -60,31 +60,31 @@ class FirstLayer:
         identity: bytes,
         manifest: Manifest,
         cache: Any,
-        document: Document,
+        document: DocumentTokens,
         tokens: int,
         again: Callable[[], LayerTensors],
     ) -> None:
         from kvswap.artifact.layout import held_span
-        from kvswap.model.cache import kept
+        from kvswap.model.cache import caching_layers
 
         self._loaded, self._identity, self._manifest, self._document = loaded, identity, manifest, document
         self._again, self._tokens = again, tokens
         first, stop = held_span(manifest.layout.layers[0], tokens)
-        layer = kept(cache)[0]
+        layer = caching_layers(cache)[0]
         at = layer.keys.shape[2] - (stop - first)
         self._held = LayerTensors(layer.keys[0, :, at:], layer.values[0, :, at:], first, stop - first)
 
-    def step(self) -> Step:
+    def check(self) -> LevelResult:
         """Run V3 and return its outcome, with the judgement whether a failure proves a fault of the publisher."""
         document = self._document
         if document.ids is None:
-            look = Step(Level.TOKENS, "failed" if document.lie else "skipped", why=document.why)
+            look = LevelResult(Level.TOKENS, "failed" if document.contradicted else "skipped", why=document.why)
             return judged(lambda: look, self._grounds, lambda: None, lambda: "")
         return judged(lambda: self._compare(self._held), self._grounds, self._reload, self._control)
 
-    def _compare(self, held: LayerTensors) -> Step:
-        assert self._document.ids is not None  # noqa: S101 - looked at in `step`
-        return first_layer_step(self._loaded, held, self._document.ids, self._manifest.prefix.block_tokens)
+    def _compare(self, held: LayerTensors) -> LevelResult:
+        assert self._document.ids is not None  # noqa: S101 - looked at in `result`
+        return first_layer_result(self._loaded, held, self._document.ids, self._manifest.prefix.block_tokens)
 
     def _grounds(self) -> Any:
         return static(self._loaded, self._identity, self._manifest, self._document)
@@ -97,13 +97,13 @@ class FirstLayer:
         from kvswap.model.prefill import prefill
 
         ids = self._document.ids
-        assert ids is not None  # noqa: S101 - looked at in `step`
+        assert ids is not None  # noqa: S101 - looked at in `result`
         own = prefill(self._loaded, ids, self._manifest.prefix.block_tokens)
-        step = self._compare(held_tensors(own, layer_specs(own), len(ids))[0])
-        return "" if step.verdict == "passed" else f"this reader's own cache of the same tokens: {step.why}"
+        result = self._compare(held_tensors(own, layer_specs(own), len(ids))[0])
+        return "" if result.verdict == "passed" else f"this reader's own cache of the same tokens: {result.why}"
 
 
-def require(step: Step) -> None:
+def require(result: LevelResult) -> None:
     """Raise `IntegrityError` if a check's outcome proves that the publisher is at fault."""
-    if accuses(step):
-        raise proof(step, "the cache is of another text")
+    if accuses(result):
+        raise proof(result, "the cache is of another text")

@@ -10,22 +10,22 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import Incompatible, InvalidDocument, KvswapError
 from kvswap.model import precision
 from kvswap.trust.accusation import Grounds, comparable, judge
-from kvswap.trust.ladder import Step
-from kvswap.worker.document import Document, rules_of
+from kvswap.trust.levels import LevelResult
+from kvswap.worker.document import DocumentTokens, rules_of
 
 _TOKENISING = ("transformers",)  # beside the tokenizer's files, all that the tokens of a text depend on
 
 
-def static(loaded: Any, identity: bytes, manifest: Manifest, document: Document) -> Grounds:
+def static(loaded: Any, identity: bytes, manifest: Manifest, document: DocumentTokens) -> Grounds:
     """Return the grounds that need no computation; `source` and `control` are left open."""
     if document.signed:  # two signed digests of the same ids: neither a model nor a tokenizer comes into it
         return Grounds(text="", weights="", numerics="", rules="")
     environment, less = loaded.numerics(), precision.reduced(loaded.device)
     names: Sequence[str] = ()
-    if document.lie and not document.read_back:
+    if document.contradicted and not document.read_back:
         names = _TOKENISING
     return Grounds(
-        text="" if document.ids is not None or document.lie else document.why,
+        text="" if document.ids is not None or document.contradicted else document.why,
         weights=_weights(loaded, identity, manifest),
         numerics=f"{less[0]}: this reader computes in reduced precision"
         if less
@@ -51,30 +51,30 @@ def _weights(loaded: Any, identity: bytes, manifest: Manifest) -> str:
 
 
 def judged(
-    look: Callable[[], Step],
+    look: Callable[[], LevelResult],
     grounds: Callable[[], Grounds],
     again: Callable[[], None],
     control: Callable[[], str],
-) -> Step:
+) -> LevelResult:
     """Run a check; if it fails, run it a second time, and judge whether that failure proves a fault of the publisher.
 
     `again` reads the values from the signed bytes once more.  `control` runs the check on this reader's own cache of
     the same tokens, and returns why that does not pass, or empty.
     """
-    step = look()
-    if step.verdict != "failed":
-        return step
+    result = look()
+    if result.verdict != "failed":
+        return result
     try:
         again()
     except KvswapError as error:  # for a cache that was computed in part, not every chunk is here
-        return judge(step, replace(grounds(), source=f"the signed bytes cannot be read again: {error.message}"))
-    step = look()
-    if step.verdict != "failed":
-        return step
+        return judge(result, replace(grounds(), source=f"the signed bytes cannot be read again: {error.message}"))
+    result = look()
+    if result.verdict != "failed":
+        return result
     found = replace(grounds(), source="")
     if found.lacking == (found.control,):  # all else holds: then the control is worth its computation
         found = replace(found, control=_controlled(control))
-    return judge(step, found)
+    return judge(result, found)
 
 
 def _controlled(control: Callable[[], str]) -> str:

@@ -15,12 +15,12 @@ from typing import Any
 
 from kvswap.artifact import chain, layout
 from kvswap.artifact.assembly import Assembly, ChunkSource, Predictors
-from kvswap.artifact.layout import Unit, block_span
+from kvswap.artifact.layout import WorkUnit, block_span
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, PeerError
 from kvswap.cost import Split, Work
 from kvswap.trust import Statement
-from kvswap.worker.told import Talk
+from kvswap.worker.inbox import JobPipe
 
 _LISTEN_SECONDS = 0.05
 
@@ -44,11 +44,11 @@ def fill(
     statement: Statement,
     source: ChunkSource,
     tokens: int | None,
-    room: int,
+    headroom: int,
     ids: Sequence[int] | None,
     work: dict[str, Any] | None,
     predictors: Predictors,
-    talk: Talk,
+    pipe: JobPipe,
 ) -> tuple[Any, int, Filled, str]:
     """Fill a cache with an artifact's first `tokens` tokens: loaded, or partly computed while the rest arrives.
 
@@ -61,18 +61,20 @@ def fill(
     prefix, probe = manifest.prefix, manifest.probe
     stop = prefix.tokens if tokens is None else tokens
     total = stop if tokens is None or ids is None else len(ids)
-    check_reach(loaded, total, room, prefix.block_tokens)
-    check_length(loaded, total + room)
+    check_reach(loaded, total, headroom, prefix.block_tokens)
+    check_length(loaded, total + headroom)
     # Only the artifact's own tokens may be computed, whatever its manifest says of the document.
     own = chain.chain_digests(loaded.identity.digest, (ids or [])[:stop], prefix.block_tokens)
     known = ids if ids is not None and len(ids) >= stop and own == prefix.chain[: len(own)] else None
-    units = layout.units(manifest, tokens, by_run=loaded.device == "cpu")
+    units = layout.work_units(manifest, tokens, by_layer_group=loaded.device == "cpu")
     split = split_of(units, work, known is not None, all(layer.window is None for layer in manifest.layout.layers))
-    after = max(room, len(probe.question) + len(probe.tokens)) + (len(known) - stop if known else 0)
-    with Assembly(manifest, source, tokens=tokens, room=after, predictors=predictors, seal=statement.seal) as assembly:
-        hybrid = Hybrid(loaded, assembly, units, split, known, talk)
+    after = max(headroom, len(probe.question) + len(probe.tokens)) + (len(known) - stop if known else 0)
+    with Assembly(
+        manifest, source, tokens=tokens, headroom=after, predictors=predictors, seal=statement.seal
+    ) as assembly:
+        hybrid = Hybrid(loaded, assembly, units, split, known, pipe)
         cache = hybrid.run()
-    talk.say("filled", tokens=stop, computed=hybrid.filled.computed)
+    pipe.send("filled", tokens=stop, computed=hybrid.filled.computed)
     claim = manifest.numerics.claim
     if hybrid.filled.computed and loaded.numerics().environment != manifest.numerics.environment:
         verified = claim != "tolerance" and stop == prefix.tokens and probed(loaded, cache, manifest)
@@ -87,14 +89,14 @@ class Hybrid:
         self,
         loaded: Any,
         assembly: Assembly,
-        units: Sequence[Unit],
+        units: Sequence[WorkUnit],
         split: Split,
         ids: Sequence[int] | None,
-        talk: Talk,
+        pipe: JobPipe,
     ) -> None:
         """Prepare to fill the assembly's cache; `ids` are the document's, or None if it can only be loaded."""
         self._loaded, self._assembly, self._units, self._split = loaded, assembly, units, split
-        self._ids, self._talk = ids, talk
+        self._ids, self._pipe = ids, pipe
         self._cache: Any = None
         self._reached = 0  # tokens at the front that are in the cache being computed
         self._loading = len(units)  # units from here on are loaded, or being loaded
@@ -122,8 +124,8 @@ class Hybrid:
     def _go(self) -> bool:
         """Wait until the next unit at the front must be computed (True), or is not needed any more (False)."""
         while True:
-            self._talk.check()
-            self._hear(0.0)
+            self._pipe.check()
+            self._receive(0.0)
             step = self._split.step()
             if step == "met":
                 return False
@@ -131,9 +133,9 @@ class Hybrid:
                 raise PeerError("the rest of the artifact does not come", cause="the peers went away")
             self._load_back(busy=step == "compute" and not self._beside)
             if step == "compute":
-                self._talk.say("claim", unit=self._split.front)
+                self._pipe.send("claim", unit=self._split.front)
                 return True
-            self._hear(_LISTEN_SECONDS)
+            self._receive(_LISTEN_SECONDS)
 
     def _compute(self, block: int) -> None:
         """Compute units of a block from the front on; stop between two of them if the rest has arrived."""
@@ -174,7 +176,7 @@ class Hybrid:
         else:
             check_block(self._cache, start, stop, self._loaded.dtype)
             if self._beside:
-                _settle(self._loaded.device)
+                _synchronize(self._loaded.device)
             computed()
             self._reached = stop
             self.filled.computed += stop - start
@@ -183,9 +185,9 @@ class Hybrid:
 
     # -- the back --------------------------------------------------------------------------------
 
-    def _hear(self, seconds: float) -> None:
+    def _receive(self, seconds: float) -> None:
         came = None
-        for message in self._talk.told.take(seconds):
+        for message in self._pipe.inbox.take(seconds):
             came = message if "bytes" in message else came
             if (unit := message.get("unit")) is not None:
                 self._split.arrived(unit)
@@ -238,14 +240,14 @@ class Hybrid:
         return unit
 
     def _again(self, block: int) -> None:
-        from kvswap.model.cache import kept
+        from kvswap.model.cache import caching_layers
         from kvswap.model.finite import check_block
         from kvswap.model.prefill import forward
 
         prefix = self._assembly.manifest.prefix
         start, stop = block_span(prefix.tokens, prefix.block_tokens, block)
         self._cache.before = None
-        for layer, held in zip(kept(self._cache), self._assembly.tensors, strict=True):
+        for layer, held in zip(caching_layers(self._cache), self._assembly.tensors, strict=True):
             layer.reach(start, held.k, held.v)
         assert self._ids is not None  # noqa: S101 - a part of the block was computed
         forward(self._loaded, self._cache, self._ids[start:stop], start)
@@ -254,14 +256,14 @@ class Hybrid:
         self.filled.computed += stop - start
 
 
-def _settle(device: str) -> None:
+def _synchronize(device: str) -> None:
     import torch
 
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
-def split_of(units: Sequence[Unit], work: dict[str, Any] | None, computes: bool, full: bool) -> Split:
+def split_of(units: Sequence[WorkUnit], work: dict[str, Any] | None, computes: bool, full: bool) -> Split:
     """Make the split from the node's figures; without any, everything counts as stored.
 
     `computes` is True if the document's tokens are known, `full` if no layer has a sliding window.
@@ -285,14 +287,14 @@ def split_of(units: Sequence[Unit], work: dict[str, Any] | None, computes: bool,
 
 def probed(loaded: Any, cache: Any, manifest: Manifest) -> bool:
     """Return True if the cache continues with the tokens of the publisher's probe; the cache is left unchanged."""
-    from kvswap.model.cache import kept
+    from kvswap.model.cache import caching_layers
     from kvswap.model.prefill import greedy
     from kvswap.model.shape import unaskable
 
     probe = manifest.probe
     if not probe.tokens or unaskable(loaded, manifest):
         return False
-    layers = kept(cache)
+    layers = caching_layers(cache)
     held = [(layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in layers]
     made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
     for layer, (keys, values, seen) in zip(layers, held, strict=True):

@@ -17,8 +17,8 @@ from kvswap.artifact.consistency import parse_manifest
 from kvswap.core import wire
 from kvswap.core.errors import Interrupted, InvalidDocument, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
+from kvswap.worker.inbox import Inbox, JobPipe
 from kvswap.worker.publishing import PROBE_TEXT, Publishing, micro, send
-from kvswap.worker.told import Talk, Told
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -26,10 +26,10 @@ Send = Callable[[dict[str, Any]], None]
 class Jobs:
     """The jobs of one model process, which holds at most one model."""
 
-    def __init__(self, send: Send, cancelled: threading.Event, told: Told | None = None) -> None:
+    def __init__(self, send: Send, cancelled: threading.Event, inbox: Inbox | None = None) -> None:
         self._send = send
         self._cancelled = cancelled
-        self._told = told or Told()
+        self._inbox = inbox or Inbox()
         self._loaded: Any = None
         self._predictors: Any = OrderedDict()
 
@@ -52,8 +52,8 @@ class Jobs:
         if self._cancelled.is_set():
             raise Interrupted("stopped", cause="the caller went away")
 
-    def _talk(self) -> Talk:
-        return Talk(self._told, self._event, self._check_cancelled)
+    def _pipe(self) -> JobPipe:
+        return JobPipe(self._inbox, self._event, self._check_cancelled)
 
     @property
     def loaded(self) -> Any:
@@ -142,8 +142,8 @@ class Jobs:
 
         from kvswap import codec as codecs
         from kvswap.artifact.assembly import load, read_predictor
-        from kvswap.artifact.recode import recode
         from kvswap.artifact.tensors import digest_layer
+        from kvswap.artifact.transcode import transcode
         from kvswap.model.cache import build_cache
         from kvswap.model.prefill import check_reach
         from kvswap.trust import one_key, read_statement
@@ -154,32 +154,32 @@ class Jobs:
         manifest = statement.manifest
         layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
         known = read_predictor(Cid.parse(predictor), source, self._predictors) if predictor else None
-        exact = codecs.get(codec).exact
+        lossless = codecs.get(codec).lossless
         question = manifest.probe.question or loaded.tokenize_continuation(PROBE_TEXT)
-        if not exact:
+        if not lossless:
             check_reach(loaded, manifest.prefix.tokens, len(question) + STEPS, manifest.prefix.block_tokens)
         refs: list[Any] = []
         wires: dict[Cid, bytes] = {}
-        for chunk in recode(manifest, source, codec, known, self._predictors, statement.seal):
+        for chunk in transcode(manifest, source, codec, known, self._predictors, statement.seal):
             self._check_cancelled()
             refs.append(chunk.ref)
-            if not exact:
+            if not lossless:
                 wires[chunk.ref.id] = chunk.wire
             send(chunk, self._event)
-        if exact:
+        if lossless:
             return {}
-        made = msgspec.structs.replace(manifest, chunks=refs, predictor=None)
+        other_manifest = msgspec.structs.replace(manifest, chunks=refs, predictor=None)
         position = manifest.prefix.tokens
 
         def cache(of: Any, read: Any, seal: Any) -> Callable[[int], Any]:
-            return lambda room: build_cache(
-                loaded.model.config, load(of, read, room=room, seal=seal), position, loaded.device
+            return lambda headroom: build_cache(
+                loaded.model.config, load(of, read, headroom=headroom, seal=seal), position, loaded.device
             )
 
-        right, other = cache(manifest, source, statement.seal), cache(made, wires.__getitem__, None)
-        told, probe = compare(loaded, right, other, position, question)
-        tensors = [digest_layer(held) for held in load(made, wires.__getitem__)]
-        return {"divergence": wire.plain(told), "probe": wire.plain(probe), "tensors": wire.plain(tensors)}
+        right, other = cache(manifest, source, statement.seal), cache(other_manifest, wires.__getitem__, None)
+        divergence, probe = compare(loaded, right, other, position, question)
+        tensors = [digest_layer(held) for held in load(other_manifest, wires.__getitem__)]
+        return {"divergence": wire.plain(divergence), "probe": wire.plain(probe), "tensors": wire.plain(tensors)}
 
     def do_compare(self, manifest: bytes, chunks: str, ids: list[int], key: bytes | None = None) -> dict[str, Any]:
         """Compare a cache that an engine computed from `ids` with one computed here; return its divergence and probe.
@@ -194,31 +194,31 @@ class Jobs:
 
         loaded, source = self.loaded, _files(chunks)
         seal = Seal(key) if key is not None else None
-        made = parse_manifest(manifest, added=TAG_BYTES if seal is not None else 0)
-        layout.check_compatible(made, loaded.identity.digest, loaded.dtype)
-        question, position = loaded.tokenize_continuation(PROBE_TEXT), made.prefix.tokens
-        check_reach(loaded, position, len(question) + STEPS, made.prefix.block_tokens)
+        other_manifest = parse_manifest(manifest, added=TAG_BYTES if seal is not None else 0)
+        layout.check_compatible(other_manifest, loaded.identity.digest, loaded.dtype)
+        question, position = loaded.tokenize_continuation(PROBE_TEXT), other_manifest.prefix.tokens
+        check_reach(loaded, position, len(question) + STEPS, other_manifest.prefix.block_tokens)
         check_length(loaded, position + len(question) + STEPS)
         computed = new_cache(loaded.model.config, position + len(question) + STEPS)
-        for block in canonical_prefill(loaded, computed, ids, made.prefix.block_tokens):
+        for block in canonical_prefill(loaded, computed, ids, other_manifest.prefix.block_tokens):
             self._event("prefill", block=block.index + 1, tokens=block.stop)
             self._check_cancelled()
-        told, probe = compare(
+        divergence, probe = compare(
             loaded,
-            lambda room: computed,
-            lambda room: build_cache(
-                loaded.model.config, load(made, source, room=room, seal=seal), position, loaded.device
+            lambda headroom: computed,
+            lambda headroom: build_cache(
+                loaded.model.config, load(other_manifest, source, headroom=headroom, seal=seal), position, loaded.device
             ),
             position,
             question,
         )
-        return {"divergence": wire.plain(told), "probe": wire.plain(probe)}
+        return {"divergence": wire.plain(divergence), "probe": wire.plain(probe)}
 
     def do_train(self, corpus: str, tokens: int, block_tokens: int) -> dict[str, Any]:
         """Train a predictor on the texts below a directory, send it as an event, and return the tokens used."""
-        from kvswap.worker.training import make
+        from kvswap.worker.training import train_predictor
 
-        data, done = make(
+        data, done = train_predictor(
             self.loaded,
             Path(corpus),
             tokens,
@@ -264,9 +264,9 @@ class Jobs:
         if not following:
             raise InvalidDocument("the question is empty")
         ids = loaded.tokenize(text) if text is not None else None
-        room = len(following) + steps
+        headroom = len(following) + steps
         if ids is not None and (envelope is None or tokens is not None):
-            check_reach(loaded, len(ids), room, block_tokens)
+            check_reach(loaded, len(ids), headroom, block_tokens)
         loaded_first: FirstLayer | None = None
         position = 0
         filled = Filled()
@@ -274,7 +274,7 @@ class Jobs:
         if envelope is not None:
             statement = read_statement(envelope, one_key(key))
             assembled = fill(
-                loaded, statement, _files(str(chunks)), tokens, room, ids, work, self._predictors, self._talk()
+                loaded, statement, _files(str(chunks)), tokens, headroom, ids, work, self._predictors, self._pipe()
             )
             cache, position, filled, claim = assembled
             if check and text is not None:  # before the cache is used: further tokens move sliding windows
@@ -282,9 +282,9 @@ class Jobs:
             if tokens is None:
                 ids = None  # the artifact is the whole document, or as much as fits the model
         else:
-            cache = new_cache(loaded.model.config, len(ids or []) + room)
+            cache = new_cache(loaded.model.config, len(ids or []) + headroom)
         total = len(ids) if ids is not None else position
-        check_length(loaded, total + room)
+        check_length(loaded, total + headroom)
         samples, prefill_seconds = filled.samples, filled.compute_seconds
         if ids is not None and position < len(ids):
             start = time.perf_counter()
@@ -305,11 +305,13 @@ class Jobs:
             on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
             cancelled=self._cancelled.is_set,
         )
-        step = loaded_first.step() if loaded_first is not None else None  # only now, as the answer does not wait for it
-        if step is not None:
-            require(step)
+        first_layer = loaded_first.check() if loaded_first is not None else None  # only now: the answer does not wait
+        if first_layer is not None:
+            require(first_layer)
         return {
-            "first_layer": {"verdict": step.verdict, "why": step.why} if step is not None else None,
+            "first_layer": {"verdict": first_layer.verdict, "why": first_layer.why}
+            if first_layer is not None
+            else None,
             "text": loaded.tokenizer.decode(answer.ids, skip_special_tokens=True),
             "token_ids": answer.ids,
             "logits_digest": answer.logits_digest,
@@ -327,11 +329,11 @@ class Jobs:
     def _first_layer(self, statement: Any, chunks: str, cache: Any, text: str, tokens: int | None) -> Any:
         """Prepare V3 for a cache just loaded, whole or its first `tokens` tokens."""
         from kvswap.artifact.assembly import load
-        from kvswap.worker.document import of_beginning, of_text
+        from kvswap.worker.document import of_prefix, of_text
         from kvswap.worker.first_layer import FirstLayer
 
         loaded, manifest = self.loaded, statement.manifest
-        document = of_text(loaded, manifest, text) if tokens is None else of_beginning(loaded, manifest, text, tokens)
+        document = of_text(loaded, manifest, text) if tokens is None else of_prefix(loaded, manifest, text, tokens)
 
         def again() -> Any:
             source = _files(chunks)
@@ -357,7 +359,7 @@ class Jobs:
         recomputed, and this machine's numerics.
         """
         from kvswap.trust import one_key, read_statement
-        from kvswap.trust.ladder import Level, to_pipe
+        from kvswap.trust.levels import Level, to_pipe
         from kvswap.trust.noise import Noise
         from kvswap.worker.verifying import Checks
 
@@ -370,14 +372,14 @@ class Jobs:
             noise=Noise.of(noise) if noise is not None else None,
             samples=samples,
             seed=seed,
-            say=self._event,
+            send_event=self._event,
             check=self._check_cancelled,
         )
         steps = checks.run([Level(level) for level in levels])
-        mark = checks.fingerprint() if Level.AGREEMENT in levels else b""
+        fingerprint = checks.fingerprint() if Level.AGREEMENT in levels else b""
         return {
             "steps": to_pipe(steps),
-            "fingerprint": mark,
+            "fingerprint": fingerprint,
             "computed": checks.computed_fingerprint(),
             "numerics": wire.plain(self.loaded.numerics()),
         }

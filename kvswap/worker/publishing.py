@@ -21,17 +21,17 @@ PROBE_TEXT = "\n\nIn summary,"
 
 
 class Publishing:
-    """One document being published in one codec; `run` is called once."""
+    """One document being published in one codec; `layer_group` is called once."""
 
     def __init__(
-        self, loaded: Any, codec: str, predictor: Any, say: Callable[..., None], check: Callable[[], None]
+        self, loaded: Any, codec: str, predictor: Any, send_event: Callable[..., None], check: Callable[[], None]
     ) -> None:
-        """Prepare to publish; `say` sends an event, `check` raises if the job has to stop."""
+        """Prepare to publish; `send_event` sends an event, `check` raises if the job has to stop."""
         self._loaded, self._codec, self._predictor = loaded, codec, predictor
-        self._say, self._check = say, check
+        self._send_event, self._check = send_event, check
         self._gate = threading.BoundedSemaphore(LIMITS.blocks_in_flight)
         self._specs: list[LayerSpec] = []
-        self._runs: list[list[int]] = []
+        self._layer_groups: list[list[int]] = []
 
     def run(self, text: str, block_tokens: int, truncate: bool) -> dict[str, Any]:
         """Prefill a text, send chunks and fingerprint as events, and return what else the manifest needs.
@@ -65,15 +65,15 @@ class Publishing:
             prefill_seconds = time.perf_counter() - began
             held = held_tensors(cache, self._specs, len(ids))
             digests = [digest_layer(layer) for layer in held]
-            self._say("fingerprint", data=fingerprint(held))
+            self._send_event("fingerprint", data=fingerprint(held))
             for future in pending:
                 future.result()
         probe = greedy(loaded, cache, len(ids), question, PROBE_STEPS)
         template = template_of(loaded.tokenizer, text)
-        shape = Layout(dtype=loaded.dtype, axes=AXES, rope=loaded.rope(), layers=self._specs, runs=self._runs)
+        shape = Layout(dtype=loaded.dtype, axes=AXES, rope=loaded.rope(), layers=self._specs, runs=self._layer_groups)
         return {
             "model": wire.plain(loaded.identity),
-            "prefix": wire.plain(chain.prefix_of(loaded.identity.digest, ids, block_tokens, template)),
+            "prefix": wire.plain(chain.token_sequence_of(loaded.identity.digest, ids, block_tokens, template)),
             "layout": wire.plain(shape),
             "numerics": wire.plain(loaded.numerics()),
             "tensors": wire.plain(digests),
@@ -97,12 +97,15 @@ class Publishing:
             self._check()
             if not self._specs:
                 self._specs = layer_specs(cache)
-                self._runs = layout.plan_runs(self._specs, block_tokens, ITEM_BYTES[self._loaded.dtype])
+                self._layer_groups = layout.plan_layer_groups(self._specs, block_tokens, ITEM_BYTES[self._loaded.dtype])
             samples.append([block.start, block.stop - block.start, block.seconds])
             self._gate.acquire()
-            tensors = [capture_block(cache, self._specs, run, block.start, block.stop) for run in self._runs]
+            tensors = [
+                capture_block(cache, self._specs, layer_group, block.start, block.stop)
+                for layer_group in self._layer_groups
+            ]
             pending.append(pool.submit(self._encode, tensors, block))
-            self._say("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
+            self._send_event("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
             while pending and pending[0].done():
                 pending.pop(0).result()
         return samples
@@ -112,25 +115,25 @@ class Publishing:
 
         try:
             earlier: Layers = {}
-            for run, parts in enumerate(tensors):
+            for layer_group, parts in enumerate(tensors):
                 views = [as_part(t) for t in parts]
                 if not sum(v.size for v in views):
                     continue
-                members = self._runs[run]
+                members = self._layer_groups[layer_group]
                 first, _ = layout.stored_span(self._specs[members[0]], block.start, block.stop)
                 context = context_of(self._predictor, members, first, earlier)
-                chunk = encode_chunk(views, self._loaded.dtype, self._codec, block.index, run, context)
+                chunk = encode_chunk(views, self._loaded.dtype, self._codec, block.index, layer_group, context)
                 if self._predictor is not None:
                     earlier |= by_layer(members, views)
                 parts.clear()
-                send(chunk, self._say)
+                send(chunk, self._send_event)
         finally:
             self._gate.release()
 
 
-def send(chunk: Any, say: Callable[..., None]) -> None:
+def send(chunk: Any, send_event: Callable[..., None]) -> None:
     """Send an encoded chunk as an event."""
-    say("chunk", ref=wire.plain(chunk.ref), data=chunk.wire, us=int(chunk.seconds * 1e6))
+    send_event("chunk", ref=wire.plain(chunk.ref), data=chunk.wire, us=int(chunk.seconds * 1e6))
 
 
 def micro(samples: list[list[float]]) -> list[list[int]]:
@@ -138,7 +141,7 @@ def micro(samples: list[list[float]]) -> list[list[int]]:
     return [[int(at), int(tokens), int(seconds * 1e6)] for at, tokens, seconds in samples]
 
 
-def _whole_blocks(ids: list[int], room: int, block_tokens: int) -> list[int]:
-    if len(ids) <= room:
+def _whole_blocks(ids: list[int], headroom: int, block_tokens: int) -> list[int]:
+    if len(ids) <= headroom:
         return ids
-    return ids[: room // block_tokens * block_tokens]
+    return ids[: headroom // block_tokens * block_tokens]

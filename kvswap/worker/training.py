@@ -23,7 +23,7 @@ _DOCUMENT_TOKENS = 1_536
 _SHORTEST = 128  # tokens
 _BEFORE = 4  # earlier layers that a prediction uses, unless that makes too many weights
 _WEIGHTS = 32 << 20
-BY_HEART = 4_096  # tokens in the token table
+TOKEN_TABLE_TOKENS = 4_096  # tokens in the token table
 _COUNTED = 300_000  # tokens, to find the frequent ones
 
 
@@ -53,23 +53,23 @@ class Size:
     """The size of a predictor, which trades its bytes against the bytes it saves."""
 
     before: int | None = None  # earlier layers that a prediction uses; None: as many as `worthwhile` says
-    by_heart: int = BY_HEART  # tokens in the token table
+    token_table: int = TOKEN_TABLE_TOKENS  # tokens in the token table
     coarseness: float = COARSENESS  # see `train.Trainer`
 
 
-def make(
+def train_predictor(
     loaded: Any,
     corpus: Path,
     tokens: int,
     block_tokens: int,
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
     check: Callable[[], None],
     size: Size = Size(),
 ) -> tuple[bytes, int]:
     """Train a predictor; return its bytes and the number of tokens it was trained on.
 
-    `told` is called with the number of tokens done so far, `check` raises to cancel.  Raises `UsageError` if the corpus
-    has too little text, `Incompatible` if the model has only sliding-window layers.
+    `on_progress` is called with the number of tokens done so far, `check` raises to cancel.  Raises `UsageError` if the
+    corpus has too little text, `Incompatible` if the model has only sliding-window layers.
     """
     from kvswap.artifact.tensors import as_part
 
@@ -92,8 +92,8 @@ def make(
                     hint="kvswap publish --codec planes",
                     field="layout",
                 )
-            turns = rope.powers(_frequencies(loaded))
-            frequent = frequent_tokens(loaded.tokenize, corpus, size.by_heart) if specs[0].kind == "full" else []
+            powers = rope.powers(_frequencies(loaded))
+            frequent = frequent_tokens(loaded.tokenize, corpus, size.token_table) if specs[0].kind == "full" else []
             first = [
                 _prefill(loaded, frequent[at : at + _DOCUMENT_TOKENS], block_tokens, check)[0][0]
                 for at in range(0, len(frequent), _DOCUMENT_TOKENS)
@@ -101,13 +101,13 @@ def make(
             for spec, layers in stacks.items():
                 known = [(as_part(t.k).copy(), as_part(t.v).copy()) for t in first] if 0 in layers else []
                 before = size.before or worthwhile(spec, len(layers))
-                turned = _fitting(turns, spec)
-                trainers.append(train.Trainer(layers, turned, before, loaded.dtype, known, size.coarseness))
+                rotations = _fitting(powers, spec)
+                trainers.append(train.Trainer(layers, rotations, before, loaded.dtype, known, size.coarseness))
         for trainer, layers in zip(trainers, stacks.values(), strict=True):
             trainer.add([as_part(t) for i in layers for t in (held[i].k, held[i].v)])
             check()
         done += len(ids)
-        told(done)
+        on_progress(done)
         if done >= tokens:
             break
     if not trainers:
@@ -163,5 +163,5 @@ def _frequencies(loaded: Any) -> Any:
     return np.empty(0)
 
 
-def _fitting(turns: Any, spec: LayerSpec) -> Any:
-    return turns if 2 * len(turns) <= spec.k_dim else turns[:0]
+def _fitting(powers: Any, spec: LayerSpec) -> Any:
+    return powers if 2 * len(powers) <= spec.k_dim else powers[:0]

@@ -15,11 +15,11 @@ from kvswap.artifact import layout
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, InvalidDocument
 from kvswap.trust import Statement
-from kvswap.trust.ladder import Level, Step
+from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise, Spread
 from kvswap.trust.sampling import draw
-from kvswap.worker.document import Document, of_layer, of_text
-from kvswap.worker.first_layer import first_layer_step
+from kvswap.worker.document import DocumentTokens, of_layer, of_text
+from kvswap.worker.first_layer import first_layer_result
 from kvswap.worker.grounds import judged, static
 
 if TYPE_CHECKING:
@@ -47,17 +47,17 @@ class Checks:
         noise: Noise | None,
         samples: int,
         seed: bytes,
-        say: Callable[..., None],
+        send_event: Callable[..., None],
         check: Callable[[], None],
     ) -> None:
         self._loaded, self._manifest, self._noise = loaded, statement.manifest, noise
         self._samples, self._seed, self._id = samples, seed, bytes(statement.artifact)
         self._seal, self._source, self._predictors = statement.seal, source, predictors
-        self._say, self._check = say, check
+        self._send_event, self._check = send_event, check
         self._text = text
-        self._document: Document | None = None
+        self._document: DocumentTokens | None = None
         self._computed: list[LayerTensors] | None = None
-        self._mark = b""
+        self._fingerprint = b""
         from kvswap.model.prefill import check_reach
         from kvswap.model.shape import misshapen
 
@@ -77,9 +77,9 @@ class Checks:
         from kvswap.artifact.tensors import verify_tensors
 
         manifest, probe = self._manifest, self._manifest.probe
-        room = len(probe.question) + len(probe.tokens)
+        headroom = len(probe.question) + len(probe.tokens)
         self._tensors: list[LayerTensors] = []  # free the former tensors before the new ones are loaded
-        self._tensors = load(manifest, self._source, room=room, predictors=self._predictors, seal=self._seal)
+        self._tensors = load(manifest, self._source, headroom=headroom, predictors=self._predictors, seal=self._seal)
         verify_tensors(manifest, self._tensors)
 
     def _again(self) -> None:
@@ -88,12 +88,12 @@ class Checks:
         self._load()
         self._document = None
 
-    def run(self, levels: Sequence[Level]) -> list[Step]:
+    def run(self, levels: Sequence[Level]) -> list[LevelResult]:
         """Run the checks of these levels in order, and return their outcomes.
 
         Levels that need no model are left out.
         """
-        ways: dict[Level, Callable[[Tensors], Step]] = {
+        ways: dict[Level, Callable[[Tensors], LevelResult]] = {
             Level.STRUCTURE: self._structure,
             Level.TOKENS: self._first_layer,
             Level.PROBE: self._probe,
@@ -103,28 +103,28 @@ class Checks:
         out = []
         for level in levels:
             if self._misshapen and level in ways and level != Level.STRUCTURE:
-                out.append(Step(level, "skipped", why=self._misshapen))
-            elif level in _COMPARED and not self._manifest.exact:
-                out.append(Step(level, "skipped", why="an inexact cache, by its publisher's own word"))
+                out.append(LevelResult(level, "skipped", why=self._misshapen))
+            elif level in _COMPARED and not self._manifest.lossless:
+                out.append(LevelResult(level, "skipped", why="an inexact cache, by its publisher's own word"))
             elif level in ways:
                 self._check()
                 began = time.perf_counter()
-                step = self._judged_step(ways[level])
+                result = self._judged_result(ways[level])
                 seconds = time.perf_counter() - began + (self._loading if level == Level.STRUCTURE else 0.0)
-                out.append(Step(level, step.verdict, seconds, step.why, step.figures, step.proven))
-                self._say("verify", step=int(level), verdict=step.verdict)
+                out.append(LevelResult(level, result.verdict, seconds, result.why, result.figures, result.proven))
+                self._send_event("verify", step=int(level), verdict=result.verdict)
         return out
 
-    def _judged_step(self, way: Callable[[Tensors], Step]) -> Step:
+    def _judged_result(self, way: Callable[[Tensors], LevelResult]) -> LevelResult:
         def control() -> str:
-            if self._known().lie:  # nothing of the cache was compared, only the manifest with itself
+            if self._document_tokens().contradicted:  # nothing of the cache was compared, only the manifest with itself
                 return ""
-            step = way(self._own())
-            return "" if step.verdict == "passed" else f"this reader's own cache of the same tokens: {step.why}"
+            result = way(self._own())
+            return "" if result.verdict == "passed" else f"this reader's own cache of the same tokens: {result.why}"
 
         return judged(
             lambda: way(self._tensors),
-            lambda: static(self._loaded, self._loaded.identity.digest, self._manifest, self._known()),
+            lambda: static(self._loaded, self._loaded.identity.digest, self._manifest, self._document_tokens()),
             self._again,
             control,
         )
@@ -137,15 +137,15 @@ class Checks:
 
     def computed_fingerprint(self) -> bytes:
         """Return the fingerprint of the cache that V7 recomputed, or empty if V7 did not run."""
-        return self._mark
+        return self._fingerprint
 
     # -- what they need --------------------------------------------------------------------------
 
-    def _known(self) -> Document:
+    def _document_tokens(self) -> DocumentTokens:
         """Return the document's token ids: from its text, or read back from layer 0."""
         if self._document is None:
             if self._misshapen:
-                self._document = Document(None, self._misshapen)
+                self._document = DocumentTokens(None, self._misshapen)
             elif self._text is not None:
                 self._document = of_text(self._loaded, self._manifest, self._text)
             else:
@@ -157,7 +157,7 @@ class Checks:
         from kvswap.worker.noise import otherwise
 
         if self._computed is None:
-            ids = self._known().ids
+            ids = self._document_tokens().ids
             assert ids is not None  # noqa: S101 - nothing is compared before they are known
             self._check()
             self._computed = otherwise(self._loaded, list(ids))
@@ -167,7 +167,7 @@ class Checks:
         from kvswap.model.cache import held_tensors, layer_specs, new_cache
         from kvswap.model.prefill import canonical_prefill
 
-        ids = self._known().ids
+        ids = self._document_tokens().ids
         assert ids is not None  # noqa: S101 - nothing is compared before they are known
         cache = new_cache(self._loaded.model.config, len(ids))
         for _ in canonical_prefill(self._loaded, cache, ids, self._manifest.prefix.block_tokens):
@@ -176,69 +176,77 @@ class Checks:
 
     # -- the steps -------------------------------------------------------------------------------
 
-    def _structure(self, tensors: Tensors) -> Step:
+    def _structure(self, tensors: Tensors) -> LevelResult:
         import torch
 
         if self._misshapen:
-            return Step(Level.STRUCTURE, "failed", why=self._misshapen)
+            return LevelResult(Level.STRUCTURE, "failed", why=self._misshapen)
         for index, held in enumerate(tensors):
             for name, tensor in (("K", held.k), ("V", held.v)):
                 if not bool(torch.isfinite(tensor[:, : held.tokens]).all()):
-                    return Step(Level.STRUCTURE, "failed", why=f"{name} of layer {index} is not finite everywhere")
-        return Step(Level.STRUCTURE, "passed", figures={"tensors": len(tensors)})
+                    return LevelResult(
+                        Level.STRUCTURE, "failed", why=f"{name} of layer {index} is not finite everywhere"
+                    )
+        return LevelResult(Level.STRUCTURE, "passed", figures={"tensors": len(tensors)})
 
-    def _first_layer(self, tensors: Tensors) -> Step:
-        known = self._known()
+    def _first_layer(self, tensors: Tensors) -> LevelResult:
+        known = self._document_tokens()
         if known.ids is None:
-            return Step(Level.TOKENS, "failed" if known.lie else "skipped", why=known.why)
-        step = first_layer_step(self._loaded, tensors[0], known.ids, self._manifest.prefix.block_tokens)
-        return Step(Level.TOKENS, step.verdict, why=step.why, figures=step.figures | {"read_back": known.read_back})
+            return LevelResult(Level.TOKENS, "failed" if known.contradicted else "skipped", why=known.why)
+        result = first_layer_result(self._loaded, tensors[0], known.ids, self._manifest.prefix.block_tokens)
+        return LevelResult(
+            Level.TOKENS, result.verdict, why=result.why, figures=result.figures | {"read_back": known.read_back}
+        )
 
-    def _probe(self, tensors: Tensors) -> Step:
+    def _probe(self, tensors: Tensors) -> LevelResult:
         from kvswap.model.cache import build_cache
         from kvswap.model.prefill import greedy
         from kvswap.model.shape import unaskable
 
         manifest, loaded, probe = self._manifest, self._loaded, self._manifest.probe
         if not probe.tokens:
-            return Step(Level.PROBE, "skipped", why="its publisher had no model to make a probe with")
+            return LevelResult(Level.PROBE, "skipped", why="its publisher had no model to make a probe with")
         figures = {"tokens_equal": False, "logits_equal": False, "same_environment": self._same}
         if why := unaskable(loaded, manifest):
-            return Step(Level.PROBE, "failed", why=why, figures=figures)
+            return LevelResult(Level.PROBE, "failed", why=why, figures=figures)
         cache = build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
         try:
-            made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
+            answer = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
         except Incompatible as error:  # the logits after this cache are not finite: the other checks still run
-            return Step(Level.PROBE, "failed", why=error.message, figures=figures)
-        figures["tokens_equal"] = made.ids == list(probe.tokens)
-        figures["logits_equal"] = made.logits_digest == "blake3:" + probe.logits.hex()
+            return LevelResult(Level.PROBE, "failed", why=error.message, figures=figures)
+        figures["tokens_equal"] = answer.ids == list(probe.tokens)
+        figures["logits_equal"] = answer.logits_digest == "blake3:" + probe.logits.hex()
         if figures["tokens_equal"]:
-            return Step(Level.PROBE, "passed", figures=figures)
-        return Step(Level.PROBE, "failed", why="it does not continue as its publisher said", figures=figures)
+            return LevelResult(Level.PROBE, "passed", figures=figures)
+        return LevelResult(Level.PROBE, "failed", why="it does not continue as its publisher said", figures=figures)
 
-    def _compared(self, level: Level, way: Callable[[Tensors, Sequence[int], Noise], Step], tensors: Tensors) -> Step:
+    def _compared(
+        self, level: Level, way: Callable[[Tensors, Sequence[int], Noise], LevelResult], tensors: Tensors
+    ) -> LevelResult:
         """Run a check that needs the token ids and the honest noise; skip it without either."""
-        known = self._known()
+        known = self._document_tokens()
         if known.ids is None:
-            return Step(level, "skipped", why=known.why)
+            return LevelResult(level, "skipped", why=known.why)
         if self._noise is None:
-            return Step(level, "skipped", why="the honest noise of this model was not measured")
+            return LevelResult(level, "skipped", why="the honest noise of this model was not measured")
         return way(tensors, known.ids, self._noise)
 
-    def _sampled(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> Step:
+    def _sampled(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
         from kvswap.model.recompute import at_positions
 
         if any(held.first for held in tensors):
-            return Step(Level.SAMPLES, "skipped", why="sliding layers keep too little of the text; V7 checks them")
+            return LevelResult(
+                Level.SAMPLES, "skipped", why="sliding layers keep too little of the text; V7 checks them"
+            )
         if noise.samples is None:
             why = "this model's positions cannot be computed one by one (sliding layers, or another kind of mask); "
-            return Step(Level.SAMPLES, "skipped", why=why + "V7 checks them")
+            return LevelResult(Level.SAMPLES, "skipped", why=why + "V7 checks them")
         tokens = self._manifest.prefix.tokens
         positions = draw(self._seed, self._id, tokens, self._samples)
         errors = at_positions(self._loaded, tensors, tokens, ids, positions)
         return self._measured(Level.SAMPLES, errors, positions, noise.samples)
 
-    def _recompute(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> Step:
+    def _recompute(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
         from kvswap.artifact.fingerprint import fingerprint
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.recompute import differences
@@ -246,27 +254,27 @@ class Checks:
         try:
             computed = self._prefilled()
         except (Incompatible, InvalidDocument) as error:
-            return Step(Level.RECOMPUTE, "skipped", why=f"this reader cannot compute it: {error.message}")
-        self._mark = fingerprint(computed)
-        bitwise = all(digest_layer(c) == told for c, told in zip(computed, self._manifest.tensors, strict=True))
-        step = self._measured(Level.RECOMPUTE, differences(tensors, computed), range(len(ids)), noise.recompute)
-        why = step.why
+            return LevelResult(Level.RECOMPUTE, "skipped", why=f"this reader cannot compute it: {error.message}")
+        self._fingerprint = fingerprint(computed)
+        bitwise = all(digest_layer(c) == signed for c, signed in zip(computed, self._manifest.tensors, strict=True))
+        result = self._measured(Level.RECOMPUTE, differences(tensors, computed), range(len(ids)), noise.recompute)
+        why = result.why
         if not (why or bitwise) and self._same:
             why = "within honest noise but not the same bits, although the environment is said to be the same"
-        return Step(Level.RECOMPUTE, step.verdict, 0.0, why, step.figures | {"bitwise": bitwise})
+        return LevelResult(Level.RECOMPUTE, result.verdict, 0.0, why, result.figures | {"bitwise": bitwise})
 
-    def _measured(self, level: Level, errors: Any, positions: Sequence[int], spread: Spread) -> Step:
+    def _measured(self, level: Level, errors: Any, positions: Sequence[int], spread: Spread) -> LevelResult:
         """Judge errors [position, layer, K or V] against the honest noise."""
         score = spread.score(errors.numpy())
         wrong = score.wrong
         figures = {"positions": len(positions), "wrong": len(wrong), "worst": round(score.worst, 2), "margin": MARGIN}
         if score.honest:
-            return Step(level, "passed", figures=figures)
-        said = f"{score.worst:.1f} times the most that honest caches show"
+            return LevelResult(level, "passed", figures=figures)
+        distance = f"{score.worst:.1f} times the most that honest caches show"
         if not wrong:
-            why = f"layer {score.layer} is not the model's: all positions together are {said}"
-            return Step(level, "failed", why=why, figures=figures | {"layer": score.layer})
+            why = f"layer {score.layer} is not the model's: all positions together are {distance}"
+            return LevelResult(level, "failed", why=why, figures=figures | {"layer": score.layer})
         first = positions[wrong[0]]
         of = f"{len(wrong)} of {len(positions)} positions"
-        why = f"{of} are not what the model makes of the text, the first is {first}: {said}"
-        return Step(level, "failed", why=why, figures=figures | {"first": first})
+        why = f"{of} are not what the model makes of the text, the first is {first}: {distance}"
+        return LevelResult(level, "failed", why=why, figures=figures | {"first": first})

@@ -10,7 +10,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from kvswap.api import AskRequest, BeginningRequest, FetchRequest, Terms, to_body
+from kvswap.api import AskRequest, FetchRequest, PrefixRequest, Terms, to_body
 from kvswap.api.openapi import ROUTES, description, text
 from kvswap.core.errors import UsageError
 from kvswap.daemon.app import Api
@@ -43,8 +43,8 @@ BODIES = [
     (AskRequest, {"ref": "x", "question": "q", "force": "yes"}, False),
     (FetchRequest, {"ref": "x", "samples": 0}, False),
     (FetchRequest, {"ref": "x", "max_seconds": -1}, False),
-    (BeginningRequest, {"model": "", "dtype": "", "block_tokens": 1, "curve": [0, 1.5]}, True),
-    (BeginningRequest, {"model": "", "dtype": "", "block_tokens": 1, "curve": [0]}, False),
+    (PrefixRequest, {"model": "", "dtype": "", "block_tokens": 1, "curve": [0, 1.5]}, True),
+    (PrefixRequest, {"model": "", "dtype": "", "block_tokens": 1, "curve": [0]}, False),
 ]
 
 

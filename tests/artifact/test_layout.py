@@ -23,7 +23,7 @@ SPECS = st.lists(
 
 @given(SPECS, st.integers(1, 64))
 def test_runs_partition_the_layers_by_kind(specs: list[LayerSpec], block: int) -> None:
-    runs = layout.plan_runs(specs, block, 2)
+    runs = layout.plan_layer_groups(specs, block, 2)
     assert sorted(i for run in runs for i in run) == list(range(len(specs)))
     for run in runs:
         assert len({specs[i] for i in run}) == 1

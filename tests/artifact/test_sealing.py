@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvswap.artifact import assembly, recode, sealing, tensors
+from kvswap.artifact import assembly, sealing, tensors, transcode
 from kvswap.artifact.sealing import TAG_BYTES, Seal
 from kvswap.core.errors import IntegrityError
 from tests.artifact.test_tensors import deep
-from tests.support import Made, group, make_artifact, seal_for
+from tests.support import Ingested, group, make_artifact, seal_for
 
 SEAL = Seal(bytes(range(32)))
 PLACES = st.tuples(*[st.integers(0, 2**32 - 1)] * 3)
@@ -17,7 +17,7 @@ PLACES = st.tuples(*[st.integers(0, 2**32 - 1)] * 3)
 
 @settings(max_examples=100, deadline=None)
 @given(PLACES, st.binary(max_size=500))
-def test_what_was_closed_opens_in_its_place_and_in_no_other(place: sealing.Place, data: bytes) -> None:
+def test_what_was_closed_opens_in_its_place_and_in_no_other(place: sealing.ChunkPosition, data: bytes) -> None:
     closed = SEAL.close(place, data)
     assert len(closed) == len(data) + TAG_BYTES and SEAL.open(place, closed) == data
     elsewhere = (place[0], place[1], place[2] ^ 1)
@@ -35,7 +35,7 @@ def test_what_was_closed_opens_in_its_place_and_in_no_other(place: sealing.Place
 def test_no_two_files_of_an_artifact_have_a_place_in_common() -> None:
     """A nonce twice under one key would give both texts away."""
     manifest = deep().manifest
-    places = [sealing.chunk_place(ref) for ref in manifest.chunks]
+    places = [sealing.chunk_position(ref) for ref in manifest.chunks]
     places += [sealing.MANIFEST, sealing.PREDICTOR, sealing.FINGERPRINT]
     assert len(set(places)) == len(places)
 
@@ -46,12 +46,12 @@ def test_a_sealed_cache_is_the_published_one(codec: str) -> None:
     made = seal_for(plain, group())
     loaded = assembly.load(made.manifest, made.chunks.__getitem__, seal=made.statement.seal)
     tensors.verify_tensors(plain.manifest, loaded)
-    again = list(recode.recode(made.manifest, made.chunks.__getitem__, "raw", None, seal=made.statement.seal))
+    again = list(transcode.transcode(made.manifest, made.chunks.__getitem__, "raw", None, seal=made.statement.seal))
     assert [c.ref.raw for c in again] == [ref.raw for ref in plain.manifest.chunks]
 
 
 def test_nothing_is_decoded_without_the_key_or_when_damaged() -> None:
-    made: Made = seal_for(make_artifact(tokens=30, block_tokens=8), group())
+    made: Ingested = seal_for(make_artifact(tokens=30, block_tokens=8), group())
     for seal in (None, SEAL):
         with pytest.raises(IntegrityError):
             assembly.load(made.manifest, made.chunks.__getitem__, seal=seal)

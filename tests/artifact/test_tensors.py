@@ -6,18 +6,18 @@ import pytest
 from kvswap.artifact import assembly, layout, tensors
 from kvswap.artifact.manifest import LayerSpec
 from kvswap.core.errors import IntegrityError, MalformedManifest
-from tests.support import FULL, SLIDING, Made, make_artifact
+from tests.support import FULL, SLIDING, Ingested, make_artifact
 
 WIDE = LayerSpec(kind="sliding", heads=1, k_dim=4, v_dim=4, window=19)  # wider than a block of 8
 
 
-def check(made: Made, tokens: int | None, room: int) -> None:
-    loaded = assembly.load(made.manifest, made.chunks.__getitem__, tokens=tokens, room=room)
+def check(made: Ingested, tokens: int | None, headroom: int) -> None:
+    loaded = assembly.load(made.manifest, made.chunks.__getitem__, tokens=tokens, headroom=headroom)
     stop = tokens or made.manifest.prefix.tokens
     for spec, held, (k, v) in zip(made.manifest.layout.layers, loaded, made.layers, strict=True):
         first, last = layout.held_span(spec, stop)
         assert (held.first, held.tokens) == (first, last - first)
-        assert held.k.shape[1] == last - first + (room if spec.window is None else 0)
+        assert held.k.shape[1] == last - first + (headroom if spec.window is None else 0)
         assert np.array_equal(tensors.as_part(held.k)[:, : held.tokens], k[:, first:last])
         assert np.array_equal(tensors.as_part(held.v)[:, : held.tokens], v[:, first:last])
 
@@ -29,16 +29,16 @@ def test_a_loaded_cache_is_the_published_one(dtype: str, codec: str, tokens: int
     made = make_artifact(tokens=tokens, block_tokens=8, specs=(FULL, SLIDING, FULL, WIDE), dtype=dtype, codec=codec)
     check(made, None, 0)
     check(made, None, 5)
-    tensors.verify_tensors(made.manifest, assembly.load(made.manifest, made.chunks.__getitem__, room=3))
+    tensors.verify_tensors(made.manifest, assembly.load(made.manifest, made.chunks.__getitem__, headroom=3))
     for stop in range(8, tokens, 8):
         check(made, stop, 2)
 
 
-def deep(dtype: str = "bfloat16", **options: object) -> Made:
+def deep(dtype: str = "bfloat16", **options: object) -> Ingested:
     """Predictive chunks of two runs, the second coded against the first, and a sliding layer between them."""
     specs = (FULL, FULL, SLIDING, FULL, FULL, FULL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "plan_runs", lambda *_: [[0, 1], [2], [3, 4, 5]])
+        patch.setattr(layout, "plan_layer_groups", lambda *_: [[0, 1], [2], [3, 4, 5]])
         return make_artifact(tokens=700, block_tokens=256, specs=specs, dtype=dtype, codec="predictive", **options)
 
 

@@ -29,14 +29,14 @@ from kvswap.artifact.manifest import (
     Layout,
     Life,
     Manifest,
-    Prefix,
     Probe,
+    TokenSequence,
 )
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.core.ids import Cid
 from kvswap.trust import Key, read_statement
-from tests.support import Made, key
+from tests.support import Ingested, key
 
 NOW = 1_700_000_000
 MALLORY = key(66)
@@ -277,7 +277,7 @@ def _prefix(**changes: Any) -> Callable[[Manifest], Manifest]:
     return lambda manifest: replace(manifest, prefix=replace(manifest.prefix, **changes))
 
 
-CLAIMS: dict[str, Callable[[Manifest], Manifest]] = {
+EXACTNESS_CLAIMS: dict[str, Callable[[Manifest], Manifest]] = {
     "inexact": lambda manifest: replace(manifest, divergence=Divergence(steps=32, equal=32, first=32, kl=0)),
     "no probe": lambda manifest: replace(manifest, probe=replace(manifest.probe, tokens=[])),
     "private": lambda manifest: replace(manifest, document=None),
@@ -324,10 +324,10 @@ def forge(
     signer: Key = MALLORY,
     claim: str | None = None,
     signed: str | None = None,
-) -> Made:
+) -> Ingested:
     """An artifact of these tensors that says it is of the scene's text: everything that can be signed is.
 
-    `claim`: one of `CLAIMS`, said besides; `signed`: one of `SIGNED`.
+    `claim`: one of `EXACTNESS_CLAIMS`, said besides; `signed`: one of `SIGNED`.
     """
     from kvswap.artifact.assembly import load
     from kvswap.artifact.fingerprint import fingerprint
@@ -341,7 +341,7 @@ def forge(
     specs = layer_specs(small)
     if [(h.k.shape[0], h.k.shape[2], h.v.shape[2]) for h in tensors] != [(s.heads, s.k_dim, s.v_dim) for s in specs]:
         specs = [LayerSpec("full", h.k.shape[0], h.k.shape[2], h.v.shape[2]) for h in tensors]  # of no such model
-    runs = layout.plan_runs(specs, scene.block_tokens, ITEM_BYTES[loaded.dtype])
+    runs = layout.plan_layer_groups(specs, scene.block_tokens, ITEM_BYTES[loaded.dtype])
     question = loaded.tokenize_continuation("\n\nIn summary,")
     roomy = [
         LayerTensors(torch.cat([h.k, h.k[:, :16]], 1), torch.cat([h.v, h.v[:, :16]], 1), h.first, h.tokens)
@@ -358,7 +358,7 @@ def forge(
         version=1,
         model=loaded.identity,
         document=DocumentRef(hashlib.sha256(scene.text.encode()).digest(), len(scene.text.encode()), "text/plain"),
-        prefix=Prefix(
+        prefix=TokenSequence(
             tokens=len(ids),
             token_digest=chain.token_digest(ids),
             block_tokens=scene.block_tokens,
@@ -376,7 +376,7 @@ def forge(
         fingerprint=FileRef(bytes(Cid.of(mark)), len(mark)),
     )
     if claim is not None:
-        manifest = CLAIMS[claim](manifest)
+        manifest = EXACTNESS_CLAIMS[claim](manifest)
     if signed is not None:
         manifest = SIGNED[signed](scene, manifest)
     refs: list[ChunkRef] = []
@@ -386,7 +386,7 @@ def forge(
         for run, members in enumerate(runs):
             first, last = layout.stored_span(manifest.layout.layers[members[0]], start, stop)
             parts = [as_part(t[:, first:last].contiguous()) for i in members for t in (tensors[i].k, tensors[i].v)]
-            chunk = encode_chunk(parts, loaded.dtype, "planes" if manifest.exact else "int8", block, run)
+            chunk = encode_chunk(parts, loaded.dtype, "planes" if manifest.lossless else "int8", block, run)
             refs.append(chunk.ref)
             chunks[chunk.ref.id] = chunk.wire
     manifest = replace(manifest, chunks=refs)
@@ -395,11 +395,11 @@ def forge(
     )  # what a reader gets: of an inexact codec, and of windows, not what went in
     manifest = replace(manifest, tensors=[digest_layer(layer) for layer in held])
     envelope = dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)
-    return Made(read_statement(envelope), chunks, [])
+    return Ingested(read_statement(envelope), chunks, [])
 
 
-def climb(
-    made: Made,
+def run_checks(
+    made: Ingested,
     scene: Scene,
     levels: list[int],
     noise: Any,
@@ -414,7 +414,7 @@ def climb(
     """
     from collections import OrderedDict
 
-    from kvswap.trust.ladder import Level
+    from kvswap.trust.levels import Level
     from kvswap.worker.verifying import Checks
 
     checks = Checks(
@@ -426,7 +426,7 @@ def climb(
         noise=noise,
         samples=samples,
         seed=seed,
-        say=lambda *_, **__: None,
+        send_event=lambda *_, **__: None,
         check=lambda: None,
     )
     return checks.run([Level(level) for level in levels]), checks.fingerprint()

@@ -98,7 +98,7 @@ def test_nothing_that_a_terminal_obeys_gets_through(code: int, capsys: pytest.Ca
     assert len(table.splitlines()) == 2 and is_printable(table.replace("\n", ""))
     output.result({}, text)
     output.note(text)
-    streams.say(text)
+    streams.write_line(text)
     shown = capsys.readouterr()
     for got in (shown.out, shown.err):
         assert all(is_printable(c) or c in "\n\t" for c in got)

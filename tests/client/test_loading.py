@@ -39,7 +39,7 @@ ENTRIES: dict[str, tuple[str, Callable[[], Any]]] = {
     "live_identity": ("kvswap.model.live.live_identity", lambda: loading.live_identity(MODEL)),
     "check_precision": ("kvswap.model.precision.check", lambda: loading.check_precision(MODEL)),
     "LocalPrefill": ("kvswap.model.load.LoadedModel", lambda: loading.LocalPrefill("text", MODEL, None, 8)),
-    "LocalPrefill.beginning": ("kvswap.client.loading.live_identity", lambda: local().beginning()),
+    "LocalPrefill.beginning": ("kvswap.client.loading.live_identity", lambda: local().cached_prefix()),
     "LocalPrefill.cache": ("kvswap.model.cache.new_cache", lambda: local().cache(1)),
 }
 

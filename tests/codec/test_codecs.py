@@ -13,8 +13,8 @@ from kvswap.codec import planes
 from kvswap.core.errors import Incompatible, IntegrityError
 
 WORDS = {"bfloat16": np.uint16, "float16": np.uint16, "float32": np.uint32}
-EXACT = [name for name in codec.names() if codec.get(name).exact]
-INEXACT = [name for name in codec.names() if not codec.get(name).exact]
+EXACT = [name for name in codec.names() if codec.get(name).lossless]
+LOSSY_CODECS = [name for name in codec.names() if not codec.get(name).lossless]
 EVERY = [(name, dtype) for name in EXACT for dtype in WORDS]
 
 

@@ -1,9 +1,9 @@
-"""Bounded tables: whatever is put, bounds hold; what is kept stays; one teller pushes out only its own."""
+"""Bounded tables: whatever is put, bounds hold; what is kept stays; one sender pushes out only its own."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvswap.core.bounded import Table, Tables, weigh
+from kvswap.core.bounded import Table, Tables, approximate_bytes
 from kvswap.core.rows import Rows
 from kvswap.net.messages import Provider
 
@@ -25,37 +25,39 @@ def _made(**more: object) -> Table[int, bytes]:
 @given(_OPERATIONS)
 @settings(deadline=None)
 def test_bounds_hold_and_the_books_agree_after_every_operation(operations):
-    table = _made(per_teller=3, bytes_per_teller=1_500)
-    for what, key, size, teller in operations:
+    table = _made(per_sender=3, bytes_per_sender=1_500)
+    for what, key, size, sender in operations:
         if what in ("put", "held"):
-            table.put(key, bytes(size), teller, held=what == "held")
+            table.put(key, bytes(size), sender, held=what == "held")
         else:
             getattr(table, what)(key)
         assert len(table) <= 8
         filling = table.filling()
         assert filling.bytes == sum(len(v) + 256 for v in table.values()) <= 8_000
-        assert all(table.told(t) <= 3 or key in table for t in "abcd")
+        assert all(table.count_of(t) <= 3 or key in table for t in "abcd")
         loose = [k for k in table if not table._entries[k].kept]
-        assert sorted(k for told in table._told.values() for k in told) == sorted(loose)
+        assert sorted(k for told in table._by_sender.values() for k in told) == sorted(loose)
         assert sorted([*loose, *table._kept]) == sorted(table)
-        assert {t: n for n, ts in table._ranks.items() for t in ts} == {t: len(ks) for t, ks in table._told.items()}
-        assert table._most == max((len(ks) for ks in table._told.values()), default=0)
+        assert {t: n for n, ts in table._ranks.items() for t in ts} == {
+            t: len(ks) for t, ks in table._by_sender.items()
+        }
+        assert table._most == max((len(ks) for ks in table._by_sender.values()), default=0)
 
 
 @given(_OPERATIONS, st.sets(st.integers(0, 30), max_size=6))
 @settings(deadline=None)
 def test_what_the_rule_keeps_is_never_pushed_out_by_what_is_not_kept(operations, kept):
-    table = _made(per_teller=3, keep=lambda key, value: key in kept)
+    table = _made(per_sender=3, keep=lambda key, value: key in kept)
     for key in kept:
         assert table.put(key, b"", "first")
-    for _, key, size, teller in operations:
+    for _, key, size, sender in operations:
         if key not in kept:
-            table.put(key, bytes(size), teller)
+            table.put(key, bytes(size), sender)
         assert kept <= set(table)
 
 
 def test_one_teller_pushes_out_only_its_own():
-    table = _made(per_teller=2)
+    table = _made(per_sender=2)
     table.put(0, b"", "quiet")
     for key in range(1, 100):
         assert table.put(key, b"", "loud")
@@ -104,7 +106,7 @@ def test_what_is_no_longer_kept_gives_way():
 
 
 def test_a_value_too_large_is_refused_and_what_was_there_stays():
-    table = _made(bytes_per_teller=1_000)
+    table = _made(bytes_per_sender=1_000)
     table.put(1, b"x", "a")
     assert not table.put(1, bytes(2_000), "a")
     assert table.peek(1) == b"x"
@@ -121,7 +123,7 @@ def test_what_gives_way_is_told():
 
 
 def test_rows_are_bounded_and_shared():
-    rows = Rows[str]("r", entries=100, per_row=4, per_teller_in_row=2)
+    rows = Rows[str]("r", entries=100, per_row=4, per_sender_in_row=2)
     rows.put("doc", "honest", "here", "honest")
     for n in range(50):
         rows.put("doc", f"made up {n}", "there", f"liar {n % 3}")
@@ -148,12 +150,12 @@ def test_a_row_keeps_what_is_held():
 @given(st.lists(st.tuples(st.sampled_from(["put", "held", "pop"]), *[st.integers(0, 6)] * 3), max_size=200))
 @settings(deadline=None)
 def test_rows_and_their_table_agree(operations):
-    rows = Rows[int]("r", entries=9, per_row=3, per_teller_in_row=2)
-    for what, row, column, teller in operations:
+    rows = Rows[int]("r", entries=9, per_row=3, per_sender_in_row=2)
+    for what, row, column, sender in operations:
         if what == "pop":
             rows.pop(row, str(column))
         else:
-            rows.put(row, str(column), 1, str(teller), held=what == "held")
+            rows.put(row, str(column), 1, str(sender), held=what == "held")
         assert sorted((r, c) for r in rows.names() for c in rows.row(r)) == sorted(rows.table)
         assert len(rows) <= 9 and all(len(rows.row(r)) <= 3 for r in rows.names())
 
@@ -169,5 +171,5 @@ def test_a_registry_says_how_full_they_are():
 
 def test_weigh_counts_what_a_value_holds():
     provider = Provider("p" * 50, ["/ip4/" + "1" * 200] * 8)
-    assert weigh([provider]) > 8 * 200 + 50
-    assert weigh({"a": (b"x" * 1_000,)}) > 1_000
+    assert approximate_bytes([provider]) > 8 * 200 + 50
+    assert approximate_bytes({"a": (b"x" * 1_000,)}) > 1_000

@@ -32,18 +32,18 @@ ALLOWED = {
     "daemon/child.py": {"_pass_on": "one job", "_answer": "one job"},
     "daemon/requests.py": {"beat": "one answer"},
     "worker/__main__.py": {"main": "the process", "beat": "sends nothing that can fail but to a node that is gone"},
-    "worker/training.py": {"make": "one job"},
+    "worker/training.py": {"train_predictor": "one job"},
     "worker/hybrid.py": {"_go": "one job"},
-    "exchange/transfer/hybrid.py": {"_tell_rate": "one transfer"},
+    "exchange/transfer/hybrid.py": {"_report_rate": "one transfer"},
     "exchange/node/events.py": {"follow": "one follower"},
     "exchange/transfer/downloader.py": {
         "_look_again": "one transfer, which ends with its error",
         "_refresh": "one peer of a transfer, which ends with its error",
         "_show": "one transfer, which ends with its error",
     },
-    "exchange/prefix.py": {"known_beginnings": "one request, with a deadline"},
+    "exchange/prefix.py": {"cached_prefix_keys": "one request, with a deadline"},
     "host/engine.py": {"ready": "the start of a host, with a deadline"},
-    "host/reading.py": {"_take": "one read"},
+    "host/hosted_request.py": {"_take": "one read"},
     "model/probing.py": {"_uses": "one probe of a model"},
     "client/sender_aio.py": {"lines": "one answer, with a time-out for each line"},
     "core/scan.py": {"plain": "one message, of bounded length"},
@@ -111,7 +111,7 @@ def test_threads_are_started_where_their_errors_are_seen() -> None:
     assert found == {
         "core/log.py",  # it is the log: there is no other place to say what went wrong
         "core/upkeep.py",  # the writer's
-        "integrations/vllm/known.py",  # `forever_in_thread`
+        "integrations/vllm/prefix_filter.py",  # `forever_in_thread`
         "net/libp2p/bridge.py",  # whose end fails every call that waits
         "worker/__main__.py",  # whose end is the process's
     }

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.errors import UsageError
-from kvswap.core.places import home_directory, models_directory
 from kvswap.core.settings import Settings
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kvswap import codec
+from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.errors import InvalidSettings, KvswapError, UsageError
-from kvswap.core.places import home_directory, models_directory
 from kvswap.core.settings import CODECS, Settings
 from kvswap.model import catalogue
 from tests.core.test_failures import is_told

@@ -100,7 +100,7 @@ def test_a_step_that_swallows_the_cancellation_does_not_keep_the_loop_alive():
 
 def test_what_changes_is_told_once():
     told = []
-    asyncio.run(run([None, *ERRORS[:1] * 3, None, None], told=lambda name, text: told.append((name, text))))
+    asyncio.run(run([None, *ERRORS[:1] * 3, None, None], on_problem=lambda name, text: told.append((name, text))))
     assert told == [("part", "DatabaseError: malformed"), ("part", None)]
 
 

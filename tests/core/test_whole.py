@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from kvswap.core.whole import clear_unfinished, replacing, write_whole
+from kvswap.core.atomic import clear_unfinished, replacing, write_atomic
 from kvswap.store.home import Home
 from tests.support import ROOT
 
 # What moves a file and is no writer by rename: the function, and why.
 MOVES = {
-    "kvswap/core/whole.py:replacing": "the helper",
+    "kvswap/core/atomic.py:replacing": "the helper",
     "kvswap/cost/calibration.py:_set_aside": "a file that cannot be read is kept for inspection",
     "kvswap/store/database.py:_move": "the same, of a database",
     "kvswap/store/envelopes.py:bury": "a removal: renaming takes no room on a full disk",
@@ -104,7 +104,7 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patched:
         patched.setattr(os, call, full)
         with pytest.raises(OSError):
-            write_whole(target, b"new")
+            write_atomic(target, b"new")
     assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -123,10 +123,10 @@ def test_what_is_synced_and_in_which_order(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
-    write_whole(tmp_path / "a", b"x")
+    write_atomic(tmp_path / "a", b"x")
     assert done == ["content", "rename", "names"]
     done.clear()
-    write_whole(tmp_path / "a", b"x", durable=False)
+    write_atomic(tmp_path / "a", b"x", durable=False)
     assert done == ["rename"]
     done.clear()
     with replacing(tmp_path / "a", named=False) as new:
@@ -146,7 +146,7 @@ def test_directories_are_made_where_that_is_wanted(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_cleared_and_that_of_a_living_one_kept(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from kvswap.core.whole import replacing\n"
+        "import sys, time; from pathlib import Path; from kvswap.core.atomic import replacing\n"
         "with replacing(Path(sys.argv[1])) as new:\n"
         "    new.write(b'half'); print(new.path, flush=True); time.sleep(600)"
     )
@@ -178,5 +178,5 @@ def test_the_number_of_a_killed_process_may_come_again(tmp_path: Path) -> None:
     number = int(name.split("-")[-1].split(".")[0])
     for n in range(number, number + 50):  # other threads of this process may take some
         (tmp_path / f".a.{os.getpid()}-{n}.part").write_text("left")
-    write_whole(target, b"new")
+    write_atomic(target, b"new")
     assert target.read_bytes() == b"new"

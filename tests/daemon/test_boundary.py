@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from kvswap.api import AskRequest, BeginningRequest
+from kvswap.api import AskRequest, PrefixRequest
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.limits import LIMITS
 from kvswap.core.runfile import RunFile
 from kvswap.daemon.guard import guard
-from kvswap.daemon.requests import beginning_of, body_of, parse, stream
+from kvswap.daemon.requests import body_of, parse, prefix_query_of, stream
 from kvswap.net.failing import errors
 from tests.core.test_failures import REAL, is_told
 from tests.support import Daemon, run
@@ -129,8 +129,8 @@ def test_a_field_of_the_wrong_kind_is_refused_or_taken_but_never_a_fault(field: 
     ids = {"ids": base64.b64encode(b"\1\0\0\0").decode(), "parts": True}
     for work in (
         lambda b: parse({"ref": "x", "question": "q", **b}, AskRequest),
-        lambda b: beginning_of(parse(b, BeginningRequest)),
-        lambda b: beginning_of(parse(b | ids, BeginningRequest)),
+        lambda b: prefix_query_of(parse(b, PrefixRequest)),
+        lambda b: prefix_query_of(parse(b | ids, PrefixRequest)),
     ):
         try:
             work({**model, field: value})
@@ -147,7 +147,7 @@ def test_a_beginning_of_the_wrong_form_is_refused(field: str, value: Any) -> Non
         pytest.skip("an empty chain is none")
     with pytest.raises(KvswapError) as caught:
         body = {**model, field: value} if value != [] else {**model, field: ["zz"]}
-        beginning_of(parse(body, BeginningRequest))
+        prefix_query_of(parse(body, PrefixRequest))
     is_told(caught.value)
 
 

@@ -13,8 +13,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from kvswap.daemon.hosts_api import HostsApi
+from kvswap.net.host_connection import Invitation
 from kvswap.net.hosts import Hosts
-from kvswap.net.reads import Invitation
 from tests.support import run
 from tests.trust.test_hosting import HOST
 

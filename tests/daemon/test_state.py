@@ -18,7 +18,7 @@ from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
 from kvswap.store import Outcome
-from kvswap.trust.ladder import RULES
+from kvswap.trust.levels import RULES
 from kvswap.worker import protocol
 from tests.exchange.test_fetch import world
 from tests.support import key, make_artifact, run

@@ -16,8 +16,8 @@ from kvswap.core import wire
 from kvswap.core.errors import Incompatible
 from kvswap.exchange import Node
 from kvswap.exchange.model_port import ModelChoice
+from kvswap.worker.inbox import Inbox
 from kvswap.worker.jobs import Jobs
-from kvswap.worker.told import Told
 from tests.exchange.test_fetch import World, world
 
 _NOISE: dict[str, Any] = {}
@@ -37,7 +37,7 @@ class RealModel:
 
     def __init__(self, directory: Path, label: str = "tiny", dtype: str = "float32") -> None:
         self._sink: Any = None
-        self._told = Told()
+        self._told = Inbox()
         self._cancelled = threading.Event()
         self._jobs = Jobs(lambda message: self._sink(message), self._cancelled, self._told)
         self.loaded, identity = _opened(directory, label, dtype)

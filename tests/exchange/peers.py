@@ -11,7 +11,7 @@ from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
 from kvswap.net import PeerAddress, messages
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
-from kvswap.net.server import Caller, Server
+from kvswap.net.server import RemoteCaller, Server
 from tests.support import key
 
 Answering = Callable[[messages.Request], Awaitable[Any]]
@@ -29,7 +29,7 @@ class Peer:
     async def start(self, *others: Any) -> Peer:
         """Serve, connected to these nodes."""
 
-        async def answer(caller: Caller, request: messages.Request) -> Any:
+        async def answer(caller: RemoteCaller, request: messages.Request) -> Any:
             self.heard.append(request)
             return await self._answering(request)
 
@@ -48,8 +48,8 @@ async def has_nothing(request: messages.Request) -> Any:
     """Answer every look-up with nothing."""
     if isinstance(request, messages.Find):
         return messages.FindReply("test", str(key(7).peer_id), [], [])
-    if isinstance(request, messages.GetCatalogue):
-        return messages.CatalogueReply(1, b"")
+    if isinstance(request, messages.GetPrefixIndex):
+        return messages.PrefixIndexReply(1, b"")
     raise NotFound("it is not here")
 
 

@@ -19,7 +19,7 @@ from kvswap.trust import read_statement
 from kvswap.trust.envelopes import open_signed, sign
 from tests.exchange.test_fetch import world
 from tests.store.test_store import put
-from tests.support import Made, key, make_artifact, run
+from tests.support import Ingested, key, make_artifact, run
 
 BUSY = sqlite3.OperationalError("database is locked")
 BUSY.sqlite_errorcode = sqlite3.SQLITE_BUSY
@@ -39,7 +39,7 @@ def raising(error: Exception) -> Any:
 
 
 @pytest.fixture
-def pinned(tmp_path: Path) -> Made:
+def pinned(tmp_path: Path) -> Ingested:
     """A store with a pinned artifact, whose index was lost."""
     store, made = Store.open(tmp_path), make_artifact()
     put(store, made)
@@ -70,7 +70,7 @@ def kept(root: Path) -> list[str]:
     ids=lambda error: type(error).__name__,
 )
 def test_what_cannot_be_judged_now_waits_with_its_pin_and_is_told(
-    tmp_path: Path, pinned: Made, error: Exception
+    tmp_path: Path, pinned: Ingested, error: Exception
 ) -> None:
     store = Store.open(tmp_path)
     store.read_with(raising(error))
@@ -83,7 +83,7 @@ def test_what_cannot_be_judged_now_waits_with_its_pin_and_is_told(
     store.close()
 
 
-def test_what_had_to_wait_is_tried_again_by_the_upkeep(tmp_path: Path, pinned: Made) -> None:
+def test_what_had_to_wait_is_tried_again_by_the_upkeep(tmp_path: Path, pinned: Ingested) -> None:
     store, failures = Store.open(tmp_path), [StoreLocked("in use")]
 
     def reader(envelope: bytes) -> Listing:
@@ -93,13 +93,13 @@ def test_what_had_to_wait_is_tried_again_by_the_upkeep(tmp_path: Path, pinned: M
 
     store.read_with(reader)
     assert store.get_artifact(pinned.id) is None
-    store.attend()
+    store.maintain()
     assert store.get_artifact(pinned.id) is not None and "manifests" not in store.problems
     store.close()
 
 
 @pytest.mark.parametrize("error", [IntegrityError("the signature is wrong"), MalformedManifest("it is cut off")])
-def test_what_is_wrong_is_set_aside(tmp_path: Path, pinned: Made, error: Exception) -> None:
+def test_what_is_wrong_is_set_aside(tmp_path: Path, pinned: Ingested, error: Exception) -> None:
     store = Store.open(tmp_path)
     store.read_with(raising(error))
     assert store.artifacts() == [] and len(list((tmp_path / "quarantine").glob("*.kvm"))) == 1

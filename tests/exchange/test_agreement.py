@@ -12,15 +12,15 @@ import pytest
 from kvswap.artifact.manifest import FileRef
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
-from kvswap.exchange.discovery.fingerprints import marks_of_others
+from kvswap.exchange.discovery.fingerprints import fingerprints_of_others
 from kvswap.net import messages
 from tests.exchange.peers import Peer, found, has_nothing, promising
 from tests.exchange.test_fetch import world
-from tests.support import Made, key, make_artifact, run
+from tests.support import Ingested, key, make_artifact, run
 
 
 @cache
-def signed(signer: int, what: bytes = b"right") -> Made:
+def signed(signer: int, what: bytes = b"right") -> Ingested:
     """An artifact of the same tokens as every other one here, with this fingerprint."""
     mark = what.ljust(96)
     made = make_artifact(key(signer), fingerprint=FileRef(bytes(Cid.of(mark)), len(mark)))
@@ -28,7 +28,7 @@ def signed(signer: int, what: bytes = b"right") -> Made:
     return made
 
 
-def offering(made: list[Made], *, marks: bool = True, count: list[int] | None = None) -> Any:
+def offering(made: list[Ingested], *, marks: bool = True, count: list[int] | None = None) -> Any:
     """Answer for these as whoever holds them would; `count`: notes how many manifests are asked for at once."""
     under_way = [0]
 
@@ -67,7 +67,7 @@ def test_offers_that_are_never_given_hide_no_stranger(tmp_path: Path, said_to_be
             for number in range(3):
                 await Peer(w.network, 4000 + number, lying).start(reader)
             await Peer(w.network, 4100, offering([signed(11)])).start(reader)
-            marks = await marks_of_others(reader, signed(10).statement)
+            marks = await fingerprints_of_others(reader, signed(10).statement)
             assert [mark.publisher for mark in marks] == [str(key(11).peer_id)]
 
     run(body())
@@ -91,7 +91,7 @@ def test_many_keys_with_one_fingerprint_leave_room_for_every_other(tmp_path: Pat
                 return await offering([signed(11)])(request)
 
             await Peer(w.network, 4100, last).start(reader)
-            marks = await marks_of_others(reader, signed(10).statement)
+            marks = await fingerprints_of_others(reader, signed(10).statement)
             assert len(marks) == 8 and {mark.data.strip() for mark in marks} == {b"lie", b"right"}
 
     run(body())
@@ -105,7 +105,7 @@ def test_of_trusted_publishers_none_gives_way_to_strangers(tmp_path: Path) -> No
             for number in range(12):
                 await Peer(w.network, 4000 + number, offering([signed(20 + number, b"%d" % number)])).start(reader)
             await Peer(w.network, 4100, offering([signed(11)])).start(reader)
-            marks = await marks_of_others(reader, signed(10).statement)
+            marks = await fingerprints_of_others(reader, signed(10).statement)
             assert len(marks) == 8 and marks[0].publisher == str(key(11).peer_id)
 
     run(body())
@@ -118,7 +118,7 @@ def test_who_names_anothers_artifact_and_keeps_its_fingerprint_hides_nothing(tmp
             for number in range(2):
                 await Peer(w.network, 4000 + number, offering([signed(11)], marks=False)).start(reader)
             await Peer(w.network, 4100, offering([signed(11)])).start(reader)
-            marks = await marks_of_others(reader, signed(10).statement)
+            marks = await fingerprints_of_others(reader, signed(10).statement)
             assert [mark.data.strip() for mark in marks] == [b"right"]
 
     run(body())
@@ -145,7 +145,7 @@ def test_manifests_are_asked_for_a_few_at_a_time_and_fingerprints_by_their_lengt
             monkeypatch.setattr(reader.network.sessions, "_exchange", noted)
             many = [signed(20 + number, b"%d" % number) for number in range(16)]
             await Peer(w.network, 4000, offering(many, count=count)).start(reader)
-            marks = await marks_of_others(reader, signed(10).statement)
+            marks = await fingerprints_of_others(reader, signed(10).statement)
             assert len(marks) == 8 and len(count) == 16 and max(count) <= 2
             assert len(caps) == 8 and max(caps) < 100_000
 
@@ -165,10 +165,10 @@ def test_another_ones_envelope_is_no_manifest_of_what_was_offered(tmp_path: Path
                     return other.statement.envelope
                 return await offering([right], marks=False)(request)
 
-            liar = await Peer(w.network, 4000, lying).start(reader)
+            sends_invalid_data = await Peer(w.network, 4000, lying).start(reader)
             await Peer(w.network, 4100, offering([right])).start(reader)
-            marks = await marks_of_others(reader, signed(10).statement)
+            marks = await fingerprints_of_others(reader, signed(10).statement)
             assert [mark.publisher for mark in marks] == [str(key(11).peer_id)]
-            assert sum(isinstance(request, messages.GetManifest) for request in liar.heard) <= 1
+            assert sum(isinstance(request, messages.GetManifest) for request in sends_invalid_data.heard) <= 1
 
     run(body())

@@ -24,7 +24,7 @@ OTHER = TEXT[:500] + " And something else entirely, which nobody has published y
 
 
 async def asked(node: Any, text: str | None = TEXT, reference: Any = REFERENCE, **given: Any) -> dict[str, Any]:
-    return await answer(node, reference, "What?", **({"steps": 8, "text": text, "ignore_eos": True} | given))
+    return await answer(node, reference, "What?", **({"max_tokens": 8, "text": text, "ignore_eos": True} | given))
 
 
 def test_fetched_stored_or_prefilled_the_answer_has_the_same_bits(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
@@ -109,8 +109,8 @@ def test_what_is_damaged_here_is_fetched_anew(tmp_path: Path, tiny_models: dict[
     [
         ({"question": " "}, InvalidDocument),
         ({"question": "x" * (LIMITS.question_bytes + 1)}, InvalidDocument),
-        ({"steps": 0}, UsageError),
-        ({"steps": 4097}, UsageError),
+        ({"max_tokens": 0}, UsageError),
+        ({"max_tokens": 4097}, UsageError),
         ({"prefill": True, "text": None}, UsageError),
         ({"prefill": True, "host": "auto"}, UsageError),
     ],
@@ -120,7 +120,7 @@ def test_what_cannot_be_asked_is_told_before_anything_is_looked_for(
 ) -> None:
     async def body() -> None:
         async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, _a, b):
-            usual: dict[str, Any] = {"question": "What?", "steps": 1, "text": TEXT}
+            usual: dict[str, Any] = {"question": "What?", "max_tokens": 1, "text": TEXT}
             with pytest.raises(error):
                 await answer(b, REFERENCE, **(usual | given))
             assert not jobs_of(b)

@@ -10,14 +10,14 @@ import pytest
 
 from kvswap.exchange import Node
 from kvswap.exchange.discovery.lookup import find
-from kvswap.exchange.node.hearsay import RECORDS, Hearsay
+from kvswap.exchange.node.address_book import RECORDS, AddressBook
 from kvswap.net import PeerAddress, messages
 from kvswap.net.dialling import JUDGED
 from kvswap.net.memory import MemoryTransport
 from tests.exchange.peers import Peer, found, has_nothing
 from tests.exchange.test_fetch import DOCUMENT, World, world
 from tests.exchange.test_lookup import announce, apart, peer_of
-from tests.support import Made, key, make_artifact, run
+from tests.support import Ingested, key, make_artifact, run
 
 QUERY = messages.Find("test", document=DOCUMENT)
 
@@ -31,7 +31,7 @@ class Away:
         self.now = 1000.0
         self._connect = reader.transport.connect  # type: ignore[union-attr]
         reader.transport.connect = self._counted  # type: ignore[union-attr,method-assign]
-        reader.network.hearsay._clock = lambda: self.now
+        reader.network.address_book._clock = lambda: self.now
 
     async def _counted(self, address: PeerAddress) -> None:
         self.dialled[address.peer] += 1
@@ -50,7 +50,7 @@ def place(number: int) -> list[str]:
     return [f"/ip4/127.0.0.1/tcp/{3000 + number}"]
 
 
-async def back(w: World, number: int, made: Made) -> str:
+async def back(w: World, number: int, made: Ingested) -> str:
     """A peer that offers the document, connected to nobody."""
 
     async def honest(request: messages.Request) -> Any:
@@ -71,7 +71,7 @@ def test_a_peer_that_went_away_is_told_of_once_and_dialled_ever_more_seldom(tmp_
             for _ in range(30):
                 for n, peer in enumerate(dead):  # others go on naming them
                     announced = messages.Provider(peer, place(n))
-                    away.reader.network.hearsay.refer(DOCUMENT, announced, f"teller {n}")
+                    away.reader.network.address_book.refer(DOCUMENT, announced, f"sender {n}")
                 await away.look(5.0)
             assert away.events() == Counter(dead)
             assert set(away.dialled) == set(dead) and max(away.dialled.values()) <= 7
@@ -80,16 +80,16 @@ def test_a_peer_that_went_away_is_told_of_once_and_dialled_ever_more_seldom(tmp_
     run(body())
 
 
-def gone(away: Away, made: Made, peer: str, number: int) -> Any:
+def gone(away: Away, made: Ingested, peer: str, number: int) -> Any:
     """A coroutine: it announced itself, and was dialled in vain until that is paused for minutes."""
 
     async def body() -> None:
         announce(away.reader, made, peer, place(number), via="somebody")
         for _ in range(9):
-            away.reader.network.hearsay.refer(DOCUMENT, messages.Provider(peer, place(number)), "somebody")
+            away.reader.network.address_book.refer(DOCUMENT, messages.Provider(peer, place(number)), "somebody")
             await away.look(300.0)
         tried = away.dialled[peer]
-        away.reader.network.hearsay.refer(DOCUMENT, messages.Provider(peer, place(number)), "somebody")
+        away.reader.network.address_book.refer(DOCUMENT, messages.Provider(peer, place(number)), "somebody")
         assert not await away.look(60.0) and away.dialled[peer] == tried, "it is not paused"
 
     return body()
@@ -121,7 +121,7 @@ def test_a_peer_that_was_connected_again_is_dialled_at_once(tmp_path: Path) -> N
             assert await away.look() == [peer]
             await its.disconnect(peer_of(away.reader))
             away.now += 1.0
-            away.reader.network.hearsay.refer(DOCUMENT, messages.Provider(peer, place(1)), "somebody")
+            away.reader.network.address_book.refer(DOCUMENT, messages.Provider(peer, place(1)), "somebody")
             assert await away.look() == [peer]
 
     run(body())
@@ -160,7 +160,7 @@ def test_who_announces_itself_again_and_again_is_not_dialled_as_often(tmp_path: 
     run(body())
 
 
-@pytest.mark.parametrize("vias", [1, 3, 4], ids=["by one teller", "by three tellers", "by as many as there are names"])
+@pytest.mark.parametrize("vias", [1, 3, 4], ids=["by one sender", "by three senders", "by as many as there are names"])
 def test_names_at_a_peers_address_take_not_the_place_of_what_it_announces(tmp_path: Path, vias: int) -> None:
     """Whoever passed it on; and one address leads to three of them at most."""
 
@@ -197,7 +197,7 @@ def test_who_was_there_loses_its_place_to_no_names_at_its_address(tmp_path: Path
     run(body())
 
 
-@pytest.mark.parametrize("how", ["a provider record", "another teller"])
+@pytest.mark.parametrize("how", ["a provider record", "another sender"])
 def test_names_at_a_peers_address_that_led_nowhere_hide_it_not(tmp_path: Path, how: str) -> None:
     """Three of them, tried in vain: told by three peers and the right one is in the DHT, or all by one peer."""
 
@@ -224,16 +224,16 @@ def test_names_at_a_peers_address_that_led_nowhere_hide_it_not(tmp_path: Path, h
     run(body())
 
 
-@pytest.mark.parametrize("teller", ["a liar", RECORDS])
-def test_a_teller_whose_names_led_nowhere_is_believed_less_and_less_of_an_address(teller: str) -> None:
+@pytest.mark.parametrize("sender", ["a liar", RECORDS])
+def test_a_teller_whose_names_led_nowhere_is_believed_less_and_less_of_an_address(sender: str) -> None:
     """So nobody makes a node dial an address again and again, whoever it says is there."""
     now = [1000.0]
-    hearsay = Hearsay(lambda peer: False, lambda: now[0])
+    address_book = AddressBook(lambda peer: False, lambda: now[0])
     tried = 0
     for n in range(600):
         address = PeerAddress(str(n), tuple(place(1)))
-        if hearsay.reachable(address, teller) is not None:
-            hearsay.unreached(address, teller)
+        if address_book.reachable(address, sender) is not None:
+            address_book.unreached(address, sender)
             tried += 1
         now[0] += 1.0
     assert tried <= 12

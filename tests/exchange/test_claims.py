@@ -14,16 +14,16 @@ from kvswap.core.errors import Untrusted, UsageError
 from kvswap.core.ids import Cid
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.request import Terms
-from kvswap.exchange.verify import climb, verify_artifact
+from kvswap.exchange.verify import run_checks, verify_artifact
 from kvswap.trust.accusation import claims, uncheckable
-from kvswap.trust.ladder import Level
+from kvswap.trust.levels import Level
 from tests.exchange.test_fetch import DOCUMENT, world
-from tests.support import Made, make_artifact, run
+from tests.support import Ingested, make_artifact, run
 
-TERMS = Terms(force=True, strangers=True)
+TERMS = Terms(force=True, allow_untrusted=True)
 
 
-def claiming(claim: str) -> Made:
+def claiming(claim: str) -> Ingested:
     """An artifact of which its publisher says that nobody can check it."""
     plain = make_artifact(tokens=40).manifest
 
@@ -46,9 +46,9 @@ def test_a_claim_that_turns_checks_off_is_refused_or_said_aloud(tmp_path: Path, 
             made = claiming(claim)
             a, stranger, friend = await w.node(), await w.node(trust=False), await w.node()
             w.give(a, made)
-            for inexact in (True, False):
+            for allow_lossy in (True, False):
                 with pytest.raises(Untrusted, match="cannot be verified") as refused:
-                    await fetch(stranger, DOCUMENT, msgspec.structs.replace(TERMS, inexact=inexact))
+                    await fetch(stranger, DOCUMENT, msgspec.structs.replace(TERMS, allow_lossy=allow_lossy))
                 assert refused.value.exit_code == 4 and refused.value.details["unchecked"]
             assert not any(stranger.store.has_chunk(cid) for cid in made.chunks)  # and nothing was fetched for it
             said: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def test_a_claim_that_turns_checks_off_is_refused_or_said_aloud(tmp_path: Path, 
             async def hear(event: dict[str, Any]) -> None:
                 said.append(event)
 
-            done = await fetch(friend, DOCUMENT, Terms(force=True, inexact=True), hear)
+            done = await fetch(friend, DOCUMENT, Terms(force=True, allow_lossy=True), hear)
             assert str(done.statement.artifact) == made.id
             (reason,) = {event["reason"] for event in said if event["event"] == "uncheckable"}
             assert [e["reason"] for e in friend.events.recent() if e["event"] == "uncheckable"] == [reason]
@@ -99,16 +99,16 @@ def test_a_text_that_is_not_the_document_is_the_callers_mistake(tmp_path: Path) 
             for levels in (None, tuple(Level)):
                 with pytest.raises(UsageError, match="not the document"):
                     await verify_artifact(b, Cid.parse(made.id), levels=levels, text="another text")
-            assert b.trust.policy.caught() == [] and b.store.artifacts() != [] and b.trust.records.audits() == []
-            await climb(b, made.statement, [Level.POLICY, Level.DIGESTS], text="a document for tests")
+            assert b.trust.policy.bans() == [] and b.store.artifacts() != [] and b.trust.records.audits() == []
+            await run_checks(b, made.statement, [Level.POLICY, Level.DIGESTS], text="a document for tests")
 
     run(body())
 
 
 def test_an_unproved_difference_condemns_nobody(tmp_path: Path) -> None:
     """Whatever the model process says: without all grounds nothing is removed, signed or held against anybody."""
-    from kvswap.exchange.verify import caught
-    from kvswap.trust.ladder import Step
+    from kvswap.exchange.verify import ban_if_proven
+    from kvswap.trust.levels import LevelResult
 
     async def body() -> None:
         async with world(tmp_path) as w:
@@ -116,15 +116,15 @@ def test_an_unproved_difference_condemns_nobody(tmp_path: Path) -> None:
             node = await w.node()
             w.give(node, made)
             for step in (
-                Step(Level.TOKENS, "failed", why="x"),
-                Step(Level.TOKENS, "skipped", why="x", proven=True),
-                Step(Level.PROBE, "failed", why="x", proven=True),
-                Step(Level.AGREEMENT, "failed", why="x"),
+                LevelResult(Level.TOKENS, "failed", why="x"),
+                LevelResult(Level.TOKENS, "skipped", why="x", proven=True),
+                LevelResult(Level.PROBE, "failed", why="x", proven=True),
+                LevelResult(Level.AGREEMENT, "failed", why="x"),
             ):
-                assert not caught(node, made.statement, step)
-            assert node.trust.policy.caught() == [] and node.store.artifacts() != []
-            assert caught(node, made.statement, Step(Level.TOKENS, "failed", why="x", proven=True))
-            assert [row["rules"] for row in node.trust.policy.caught()] == [2] and node.store.artifacts() == []
+                assert not ban_if_proven(node, made.statement, step)
+            assert node.trust.policy.bans() == [] and node.store.artifacts() != []
+            assert ban_if_proven(node, made.statement, LevelResult(Level.TOKENS, "failed", why="x", proven=True))
+            assert [row["rules"] for row in node.trust.policy.bans()] == [2] and node.store.artifacts() == []
 
     run(body())
 
@@ -132,7 +132,7 @@ def test_an_unproved_difference_condemns_nobody(tmp_path: Path) -> None:
 def test_a_beginning_of_a_strangers_artifact_is_not_used(tmp_path: Path) -> None:
     """Of strangers what was verified whole; a part of it cannot be."""
     from kvswap.exchange.model_port import Wanted
-    from kvswap.exchange.prefix import longest_beginning
+    from kvswap.exchange.prefix import longest_cached_prefix
 
     async def body() -> None:
         async with world(tmp_path) as w:
@@ -141,7 +141,7 @@ def test_a_beginning_of_a_strangers_artifact_is_not_used(tmp_path: Path) -> None
             a, stranger, friend = await w.node(), await w.node(trust=False), await w.node()
             w.give(a, made)
             for node, found in ((stranger, False), (friend, True)):
-                began = await longest_beginning(node, wanted, made.manifest.prefix.chain[:3], 8, TERMS)
+                began = await longest_cached_prefix(node, wanted, made.manifest.prefix.chain[:3], 8, TERMS)
                 assert (began is not None) == found
 
     run(body())
@@ -166,11 +166,11 @@ def test_a_chunk_that_is_damaged_here_is_nobody_elses_fault(tmp_path: Path) -> N
             path = chunk_path(node.store.chunks_directory, cid)
             path.write_bytes(path.read_bytes()[:-1] + b"\0")
             with pytest.raises(IntegrityError, match=str(cid)):
-                await climb(node, made.statement, [Level.STRUCTURE])
+                await run_checks(node, made.statement, [Level.STRUCTURE])
             assert [row.id for row in node.store.artifacts()] == [made.id]
             node.store.put_chunk(made.chunks[cid], cid)
             with pytest.raises(IntegrityError, match="decodes"):
-                await climb(node, made.statement, [Level.STRUCTURE])
-            assert node.store.artifacts() == [] and node.trust.policy.caught() == []
+                await run_checks(node, made.statement, [Level.STRUCTURE])
+            assert node.store.artifacts() == [] and node.trust.policy.bans() == []
 
     run(body())

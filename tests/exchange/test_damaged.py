@@ -17,13 +17,13 @@ from kvswap.exchange.request import Terms
 from kvswap.store.files import chunk_path, chunk_reader
 from kvswap.trust import one_key, read_statement
 from tests.exchange.test_fetch import DOCUMENT, SlowModel, world
-from tests.support import Made, make_artifact, run
+from tests.support import Ingested, make_artifact, run
 
 FORCED = Terms(force=True)
 TEXT = "a document for tests"
 
 
-class Reading(SlowModel):
+class HostedRequest(SlowModel):
     """Answers from chunks that it reads and checks itself, as the model process does, or else by prefilling."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Reading(SlowModel):
         return micros | made | {"samples": [], "first_layer": None, "computed": computed}
 
 
-def harm(node: Node, made: Made, how: str) -> list[Cid]:
+def harm(node: Node, made: Ingested, how: str) -> list[Cid]:
     """Two of the chunks are not what they were; the index does not know."""
     cids = [made.manifest.chunks[i].id for i in sorted(needed(made.manifest))[:2]]
     for cid in cids:
@@ -75,12 +75,12 @@ def harm(node: Node, made: Made, how: str) -> list[Cid]:
 def test_with_somebody_who_has_it_what_is_damaged_is_fetched_anew(tmp_path: Path, how: str, text: str | None) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
-            made, model = make_artifact(tokens=40, text=TEXT.encode()), Reading()
+            made, model = make_artifact(tokens=40, text=TEXT.encode()), HostedRequest()
             holder, reader = await w.node(), await w.node(model=model)
             w.give(holder, made)
             w.give(reader, made)
             cids = harm(reader, made, how)
-            answered = await answer(reader, DOCUMENT, "Is it?", steps=1, text=text, terms=FORCED)
+            answered = await answer(reader, DOCUMENT, "Is it?", max_tokens=1, text=text, terms=FORCED)
             assert answered["text"] == "It is." and answered["artifact"] == made.id and answered["wire_bytes"] > 0
             assert model.done == {"cache": 2} and reader.store.missing(cids) == []
             assert "damaged_here" in [event["event"] for event in reader.events.recent()]
@@ -93,15 +93,15 @@ def test_with_somebody_who_has_it_what_is_damaged_is_fetched_anew(tmp_path: Path
 def test_with_nobody_else_it_is_prefilled_or_told_as_not_here(tmp_path: Path, how: str) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
-            made, model = make_artifact(tokens=40, text=TEXT.encode()), Reading()
+            made, model = make_artifact(tokens=40, text=TEXT.encode()), HostedRequest()
             node = await w.node(model=model)
             w.give(node, made)
             cids = harm(node, made, how)
-            answered = await answer(node, DOCUMENT, "Is it?", steps=1, text=TEXT)
+            answered = await answer(node, DOCUMENT, "Is it?", max_tokens=1, text=TEXT)
             assert answered["text"] == "It is." and answered["plan"]["action"] == "prefill"
             assert model.done == {"cache": 1, "prefill": 1} and node.store.missing(cids) == cids
             with pytest.raises(NotFound):
-                await answer(node, DOCUMENT, "Is it?", steps=1)
+                await answer(node, DOCUMENT, "Is it?", max_tokens=1)
 
     run(body())
 
@@ -110,14 +110,14 @@ def test_with_nobody_else_it_is_prefilled_or_told_as_not_here(tmp_path: Path, ho
 def test_what_is_no_damage_here_or_was_begun_to_be_answered_is_not_tried_again(tmp_path: Path, says: bool) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
-            made, model = make_artifact(tokens=40, text=TEXT.encode()), Reading()
+            made, model = make_artifact(tokens=40, text=TEXT.encode()), HostedRequest()
             node = await w.node(model=model)
             w.give(node, made)
             model.says, model.refuses = says, IntegrityError("it does not decode")
             if says:
                 harm(node, made, "damaged")
             with pytest.raises(IntegrityError, match="does not decode"):
-                await answer(node, DOCUMENT, "Is it?", steps=1, text=TEXT)
+                await answer(node, DOCUMENT, "Is it?", max_tokens=1, text=TEXT)
             assert model.done == {"cache": 1}
 
     run(body())

@@ -24,28 +24,28 @@ from kvswap.exchange.ask import answer
 from kvswap.exchange.discovery.lookup import find
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import Wanted
-from kvswap.exchange.prefix import longest_beginning
+from kvswap.exchange.prefix import longest_cached_prefix
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import LookupTerms, Terms
-from kvswap.exchange.verification.heads import own_head
+from kvswap.exchange.verification.status_records import own_status_record
 from kvswap.exchange.verify import verify_artifact
 from kvswap.model.recompute import differences
 from kvswap.net import messages
 from kvswap.trust.agreement import compare
-from kvswap.trust.ladder import RULES, up_to
+from kvswap.trust.levels import RULES, up_to
 from kvswap.trust.noise import MARGIN, Noise
 from kvswap.worker.noise import measure
 from tests.attacks import kit
 from tests.attacks.kit import Scene, forge
 from tests.exchange.modelled import RealModel
 from tests.exchange.test_fetch import World, resigned, world
-from tests.support import DOCUMENT, Made, key, run
+from tests.support import DOCUMENT, Ingested, key, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 TEXT = DOCUMENT.read_text()[:700]
 REFERENCE = document_digest(TEXT.encode())
 HONEST, LIAR = key(301), key(302)
-STRANGERS = Terms(strangers=True, force=True, samples=1)
+STRANGERS = Terms(allow_untrusted=True, force=True, samples=1)
 FORCED = Terms(force=True)
 
 
@@ -60,7 +60,7 @@ def scene(tiny_models: dict[str, Path]) -> Scene:
 
 
 @pytest.fixture(scope="module")
-def made(scene: Scene) -> dict[str, Made]:
+def made(scene: Scene) -> dict[str, Ingested]:
     """The right cache, and one whose last position is poisoned: a look at one position rarely finds that."""
     last = len(scene.ids) - 1
     lie = scene.pasted(last, last + 1, scene.elsewhere, first_layer=1)
@@ -74,7 +74,7 @@ def unlucky(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def reading(
-    tmp_path: Path, model: Path, *held: Made, dtype: str = "float32"
+    tmp_path: Path, model: Path, *held: Ingested, dtype: str = "float32"
 ) -> AsyncIterator[tuple[World, Node, RealModel]]:
     """A reader with a model, connected to a peer for each of these artifacts."""
     async with world(tmp_path) as w:
@@ -85,7 +85,7 @@ async def reading(
 
 
 def caught(node: Node) -> set[str]:
-    return {row["peer"] for row in node.trust.policy.caught()}
+    return {row["peer"] for row in node.trust.policy.bans()}
 
 
 WORDINGS: dict[str, Callable[[Manifest], dict[str, Any]]] = {
@@ -98,7 +98,11 @@ WORDINGS: dict[str, Callable[[Manifest], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("wording", WORDINGS)
 def test_a_lie_that_an_honest_stranger_contradicts_is_caught_and_gone(
-    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch, wording: str
+    tmp_path: Path,
+    tiny_models: dict[str, Path],
+    made: dict[str, Ingested],
+    monkeypatch: pytest.MonkeyPatch,
+    wording: str,
 ) -> None:
     async def body() -> None:
         unlucky(monkeypatch)
@@ -152,10 +156,14 @@ def test_who_nudges_a_right_cache_gets_no_honest_stranger_condemned(
         tensors = nudged(scene, noise)
         far = compare(fingerprint(tensors), {"honest": fingerprint(scene.right)}, noise.fingerprints)
         assert far.scores["honest"] > 2 * MARGIN
-        liars, honest = forge(scene, tensors, signer=LIAR), forge(scene, scene.right, signer=HONEST)
-        async with reading(tmp_path, tiny_models["llama"], liars, honest, dtype="bfloat16") as (_, node, _port):
+        invalid_senders, honest = forge(scene, tensors, signer=LIAR), forge(scene, scene.right, signer=HONEST)
+        async with reading(tmp_path, tiny_models["llama"], invalid_senders, honest, dtype="bfloat16") as (
+            _,
+            node,
+            _port,
+        ):
             with pytest.raises(IntegrityError, match="V6: its fingerprint"):
-                await fetch(node, Cid.parse(liars.id), STRANGERS, text=TEXT)
+                await fetch(node, Cid.parse(invalid_senders.id), STRANGERS, text=TEXT)
             assert caught(node) == {str(LIAR.peer_id)}
             right = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)
             assert {"V3", "V5"} <= set(right.verification["passed"])
@@ -166,7 +174,7 @@ def test_who_nudges_a_right_cache_gets_no_honest_stranger_condemned(
 
 @pytest.mark.parametrize("text", [TEXT, None], ids=["text", "digest"])
 def test_no_number_of_strangers_outvotes_a_right_cache(
-    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], text: str | None
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Ingested], text: str | None
 ) -> None:
     """Everything is computed again, and those that signed another fingerprint are the ones that lied."""
 
@@ -189,13 +197,13 @@ def test_no_number_of_strangers_outvotes_a_right_cache(
     run(body(), 200)
 
 
-def disputed_lie(made: dict[str, Made]) -> Made:
+def disputed_lie(made: dict[str, Ingested]) -> Ingested:
     """Said to be computed on another kind of machine: V7 here can neither condemn it nor pass it."""
     return resigned(made["lie"], LIAR, numerics=msgspec.structs.replace(made["lie"].manifest.numerics, isa="AVX9"))
 
 
 def test_what_is_disputed_is_neither_used_nor_offered(
-    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Ingested], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body() -> None:
         unlucky(monkeypatch)
@@ -217,14 +225,14 @@ def test_what_is_disputed_is_neither_used_nor_offered(
                 assert honest.id in str(refused.value.details) and "--level 7" in (refused.value.hint or "")
             choice = await port.choose()
             chain = lie.manifest.prefix.chain
-            local = LookupTerms(local=True, strangers=True)
-            assert await longest_beginning(node, Wanted.of(choice), chain, 64, local) is None
+            local = LookupTerms(local=True, allow_untrusted=True)
+            assert await longest_cached_prefix(node, Wanted.of(choice), chain, 64, local) is None
             # not offered
             other = await w.node(trust=False)
             me = node.transport.peer  # type: ignore[union-attr]
             for query in (messages.Find("t", document=REFERENCE), messages.Find("t", chain=[chain[-1]])):
                 assert [o for o in await find(other, query, only=[me]) if o.found.artifact == lie.id] == []
-            assert node.catalogue.reply(0).keys == b""
+            assert node.own_prefix_index.reply(0).keys == b""
             # by the document the honest one is used, and then offered
             done = await fetch(node, REFERENCE, STRANGERS, text=TEXT)
             assert str(done.statement.artifact) == honest.id
@@ -249,7 +257,11 @@ def test_what_is_disputed_is_neither_used_nor_offered(
 
 @pytest.mark.parametrize("right", [True, False])
 def test_computing_everything_settles_a_dispute(
-    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch, right: bool
+    tmp_path: Path,
+    tiny_models: dict[str, Path],
+    made: dict[str, Ingested],
+    monkeypatch: pytest.MonkeyPatch,
+    right: bool,
 ) -> None:
     async def body() -> None:
         unlucky(monkeypatch)
@@ -275,7 +287,7 @@ def test_computing_everything_settles_a_dispute(
 
 
 def test_a_dispute_outlives_a_model_process_that_dies_while_it_is_settled(
-    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Ingested], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body() -> None:
         unlucky(monkeypatch)
@@ -297,7 +309,7 @@ def test_a_dispute_outlives_a_model_process_that_dies_while_it_is_settled(
 
 
 def test_a_stranger_disputes_nothing_that_the_user_trusts(
-    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made]
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Ingested]
 ) -> None:
     async def body() -> None:
         honest, lie = made["honest"], made["lie"]
@@ -316,7 +328,7 @@ def test_a_stranger_disputes_nothing_that_the_user_trusts(
 
 
 def test_a_stranger_that_differs_from_whom_the_user_trusts_is_caught(
-    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Ingested], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body() -> None:
         unlucky(monkeypatch)
@@ -333,8 +345,8 @@ def test_a_stranger_that_differs_from_whom_the_user_trusts_is_caught(
 def test_an_inexact_cache_disputes_no_exact_one(tmp_path: Path, tiny_models: dict[str, Path], scene: Scene) -> None:
     async def body() -> None:
         honest = forge(scene, scene.right, signer=HONEST)
-        inexact = forge(scene, kit.ATTACKS["int8 as exact"](scene), signer=key(350), claim="inexact")
-        async with reading(tmp_path, tiny_models["llama"], honest, inexact) as (_, node, port):
+        lossy = forge(scene, kit.ATTACKS["int8 as exact"](scene), signer=key(350), claim="inexact")
+        async with reading(tmp_path, tiny_models["llama"], honest, lossy) as (_, node, port):
             done = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)
             assert "V6" in done.verification["unchecked"] and port.done["V7"] == 0 and caught(node) == set()
 
@@ -342,7 +354,7 @@ def test_an_inexact_cache_disputes_no_exact_one(tmp_path: Path, tiny_models: dic
 
 
 def test_what_older_rules_passed_is_verified_again(
-    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made]
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Ingested]
 ) -> None:
     async def body() -> None:
         async with reading(tmp_path, tiny_models["llama"], made["honest"]) as (_, node, port):
@@ -361,14 +373,14 @@ def test_what_older_rules_passed_is_verified_again(
 
 
 def test_a_beginning_of_what_was_not_verified_is_not_used(
-    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Made]
+    tmp_path: Path, tiny_models: dict[str, Path], made: dict[str, Ingested]
 ) -> None:
     async def body() -> None:
         async with reading(tmp_path, tiny_models["llama"], made["honest"]) as (_, node, port):
             wanted, chain = Wanted.of(await port.choose()), made["honest"].manifest.prefix.chain[:2]
-            assert await longest_beginning(node, wanted, chain, 64, Terms(strangers=True)) is None
+            assert await longest_cached_prefix(node, wanted, chain, 64, Terms(allow_untrusted=True)) is None
             await fetch(node, Cid.parse(made["honest"].id), STRANGERS, text=TEXT)
-            found = await longest_beginning(node, wanted, chain, 64)
+            found = await longest_cached_prefix(node, wanted, chain, 64)
             assert found is not None and found.tokens == 128
 
     run(body(), 200)
@@ -387,7 +399,7 @@ def test_a_chain_of_another_text_is_caught_before_anything_of_it_is_used(
                 await fetch(node, Cid.parse(lie.id), STRANGERS, text=text)
             assert caught(node) == {str(LIAR.peer_id)}
             chain = lie.manifest.prefix.chain
-            assert await longest_beginning(node, Wanted.of(await port.choose()), chain, 64) is None
+            assert await longest_cached_prefix(node, Wanted.of(await port.choose()), chain, 64) is None
 
     run(body(), 200)
 
@@ -405,7 +417,7 @@ def test_layer_0_of_a_beginning_is_compared_whatever_was_compared_of_the_whole(
             node.trust.records.add_checks(lie.id, [3])  # as a version that looked at no chain noted
             other = DOCUMENT.read_text()[5000:8000]
             with pytest.raises(IntegrityError, match="layer 0"):
-                await answer(node, document_digest(other.encode()), "And?", steps=1, text=other, terms=FORCED)
+                await answer(node, document_digest(other.encode()), "And?", max_tokens=1, text=other, terms=FORCED)
             assert caught(node) == {str(LIAR.peer_id)}
 
     run(body(), 200)
@@ -437,8 +449,8 @@ def test_what_its_publisher_finds_wrong_is_withdrawn(
             with pytest.raises(IntegrityError, match="V5"):
                 await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
             assert node.store.artifacts() == [] and node.store.used_bytes == 0
-            head = own_head(node)
-            assert head is not None and "found it wrong" in head.head.reasons[own.id]
+            head = own_status_record(node)
+            assert head is not None and "found it wrong" in head.record.reasons[own.id]
             await find(reader, messages.Find("t", document=REFERENCE))
             assert reader.store.artifacts() == []
 
@@ -519,6 +531,6 @@ def test_what_was_made_while_the_clock_was_ahead_is_made_again(
             done = await fetch(reader, REFERENCE, FORCED)
             assert str(done.statement.artifact) == now["artifact"]
             report = await verify_artifact(node, REFERENCE, levels=up_to(3), text=TEXT)
-            assert report["artifact"] == now["artifact"] and own_head(node).head.artifacts == 2  # type: ignore[union-attr]
+            assert report["artifact"] == now["artifact"] and own_status_record(node).record.artifacts == 2  # type: ignore[union-attr]
 
     run(body(), 200)

@@ -45,28 +45,28 @@ from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.listing import list_artifact
 from kvswap.exchange.planning.decision import best
-from kvswap.exchange.prefix import fetch_beginning, longest_beginning, plan_beginning
+from kvswap.exchange.prefix import fetch_prefix, longest_cached_prefix, plan_prefix
 from kvswap.exchange.request import Terms
 from kvswap.exchange.serving import answers as serving
 from kvswap.exchange.serving.parts import Serving
 from kvswap.exchange.serving.service import Service
 from kvswap.exchange.transfer import downloader
-from kvswap.exchange.verification.heads import hear_heads
+from kvswap.exchange.verification.status_records import receive_status_records
 from kvswap.net import PeerAddress, messages
 from kvswap.net.client import session
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
 from kvswap.net.server import Held
 from kvswap.store import Store
 from kvswap.trust import PolicyFile, read_statement
-from kvswap.trust.head import make_head
+from kvswap.trust.status_record import make_status_record
 from tests.exchange.peers import Peer
 from tests.exchange.peers import found as offer
-from tests.support import Made, NoModel, identity, key, make_artifact, run
+from tests.support import Ingested, NoModel, identity, key, make_artifact, run
 
 DOCUMENT = "sha256:" + __import__("hashlib").sha256(b"a document for tests").hexdigest()
 
 
-def needed_bytes(made: Made) -> int:
+def needed_bytes(made: Ingested) -> int:
     """What a reader of the whole document fetches: not the windows that its end has left behind."""
     cids = {made.manifest.chunks[i].id for i in needed(made.manifest)}
     assert cids < set(made.chunks)
@@ -126,17 +126,17 @@ class World:
         return node
 
     @staticmethod
-    def give(node: Node, made: Made, only: set[Cid] | None = None) -> None:
+    def give(node: Node, made: Ingested, only: set[Cid] | None = None) -> None:
         for cid, wire in made.chunks.items():
             if only is None or cid in only:
                 node.store.put_chunk(wire, cid)
         list_artifact(node.store, made.statement)
 
 
-def resigned(made: Made, signer: Any, **changes: Any) -> Made:
+def resigned(made: Ingested, signer: Any, **changes: Any) -> Ingested:
     """The same by this publisher, who says something else besides."""
     manifest = msgspec.structs.replace(made.manifest, publisher=str(signer.peer_id), **changes)
-    return Made(read_statement(dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)), made.chunks, [])
+    return Ingested(read_statement(dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)), made.chunks, [])
 
 
 @asynccontextmanager
@@ -278,20 +278,20 @@ def test_a_liar_is_marked_and_the_rest_comes_from_elsewhere(
     async def body() -> None:
         async with world(tmp_path) as w:
             made = make_artifact(tokens=200)
-            liar, honest = await w.node(), await w.node()
-            w.give(liar, made)
+            sends_invalid_data, honest = await w.node(), await w.node()
+            w.give(sends_invalid_data, made)
             w.give(honest, made)
             true_chunk = serving._chunk
 
             async def chunk(giving: Serving, peer: str, text: str) -> Held:
                 held = await true_chunk(giving, peer, text)
-                return Held(LIES[lie](held.body, made), held.release) if giving.node is liar else held
+                return Held(LIES[lie](held.body, made), held.release) if giving.node is sends_invalid_data else held
 
             monkeypatch.setattr(serving, "_chunk", chunk)
             reader = await w.node()
             done = await fetch(reader, DOCUMENT)
-            assert liar.transport.peer not in done.peers  # type: ignore[union-attr]
-            assert reader.ledger.peers()[liar.transport.peer].lies == 1  # type: ignore[union-attr]
+            assert sends_invalid_data.transport.peer not in done.peers  # type: ignore[union-attr]
+            assert reader.ledger.peers()[sends_invalid_data.transport.peer].lies == 1  # type: ignore[union-attr]
             assert reader.store.verify().clean
             assert any(e["event"] == "peer_lied" for e in reader.events.recent())
             # with nobody else: an integrity error, and nothing wrong in the index
@@ -374,7 +374,9 @@ def test_first_use_trusts_nobody_of_whom_nothing_is_used(
 
                 await Peer(w.network, 4000, lying).start(b)
             if offered == "withdrawn":
-                hear_heads(b, [make_head(key(), 1, int(time.time()), [], {made.id: "an error"}).envelope], "teller")
+                receive_status_records(
+                    b, [make_status_record(key(), 1, int(time.time()), [], {made.id: "an error"}).envelope], "sender"
+                )
             if offered == "removed by the user":
                 b.trust.policy.add(made.manifest.publisher, "known")
                 b.trust.policy.remove(made.manifest.publisher)
@@ -410,11 +412,11 @@ def test_first_use_trusts_whose_beginning_is_used_and_no_other(tmp_path: Path) -
             w.give(a, short)
             terms = Terms(trust_on_first_use=True, force=True)
             wanted = Wanted(long.manifest.model.digest, long.manifest.layout.dtype)
-            found = await longest_beginning(b, wanted, chain, 8, terms)
+            found = await longest_cached_prefix(b, wanted, chain, 8, terms)
             assert found is not None and found.tokens == 64
-            await plan_beginning(b, found, terms)
+            await plan_prefix(b, found, terms)
             assert b.trust.policy.rows() == []
-            await fetch_beginning(b, found, terms)
+            await fetch_prefix(b, found, terms)
             assert [row["peer"] for row in b.trust.policy.rows()] == [str(key(31).peer_id)]
 
     run(body())
@@ -451,12 +453,12 @@ def test_an_inexact_artifact_is_only_for_who_asks_for_it(tmp_path: Path) -> None
                 with pytest.raises(Incompatible, match="16 of 32") as caught:
                     await fetch(b, reference)
                 assert caught.value.details["field"] == "codec"
-            done = await fetch(b, DOCUMENT, Terms(inexact=True))
+            done = await fetch(b, DOCUMENT, Terms(allow_lossy=True))
             assert not done.to_json()["exact"]
             with pytest.raises(Incompatible):
                 await fetch(b, DOCUMENT)  # that it is here already changes nothing
-            w.give(a, exact := make_artifact(tokens=400))
-            assert str((await fetch(b, DOCUMENT)).statement.artifact) == exact.id
+            w.give(a, lossless := make_artifact(tokens=400))
+            assert str((await fetch(b, DOCUMENT)).statement.artifact) == lossless.id
 
     run(body())
 
@@ -672,13 +674,13 @@ def test_who_has_a_part_is_joined_and_so_is_whoever_refuses_the_token(
                 await fetch(b, DOCUMENT)
             assert "Join" in kinds
             w.give(a, made)
-            right = b.peers.grants.put
+            right = b.peers.bulk_tickets.put
 
-            def put(peer: str, grant: messages.Grant, artifacts: Any) -> None:
+            def put(peer: str, grant: messages.BulkTicket, artifacts: Any) -> None:
                 SERVICES[a].serving.tokens.revoke(grant.token)  # as when it had restarted meanwhile
                 right(peer, grant, artifacts)
 
-            monkeypatch.setattr(b.peers.grants, "put", put)
+            monkeypatch.setattr(b.peers.bulk_tickets, "put", put)
             kinds.clear()
             b.peers.record(a.transport.peer).worked()  # type: ignore[union-attr]
             assert (await fetch(b, DOCUMENT)).wire_bytes > 0
@@ -696,10 +698,10 @@ def test_a_stream_has_one_token_until_half_of_its_time_is_over(tmp_path: Path, m
             w.give(a, made)
             address = a.transport.peer  # type: ignore[union-attr]
             find_ = messages.Find("test", document=DOCUMENT, bulk=True)
-            async with session(b.transport, address) as talk:  # type: ignore[arg-type]
+            async with session(b.transport, address) as pipe:  # type: ignore[arg-type]
 
                 async def token(request: messages.Find = find_) -> str | None:
-                    reply = await talk.ask(request, messages.FindReply)
+                    reply = await pipe.ask(request, messages.FindReply)
                     return reply.grant.token if reply.grant is not None else None
 
                 first = await token()
@@ -713,7 +715,7 @@ def test_a_stream_has_one_token_until_half_of_its_time_is_over(tmp_path: Path, m
             with pytest.raises(TokenRefused):
                 SERVICES[a].serving.tokens.check(first)
             monkeypatch.setattr(serving, "LIMITS", replace(serving.LIMITS, token_seconds=0.0))
-            async with session(b.transport, address) as talk:  # type: ignore[arg-type]
+            async with session(b.transport, address) as pipe:  # type: ignore[arg-type]
                 assert await token() != await token()
 
     run(body())
@@ -750,10 +752,10 @@ def test_bad_requests_get_an_error_and_the_stream_goes_on(tmp_path: Path, reques
 
         async with world(tmp_path) as w:
             a, b = await w.node(), await w.node()
-            async with session(b.transport, a.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
+            async with session(b.transport, a.transport.peer) as pipe:  # type: ignore[arg-type,union-attr]
                 with pytest.raises(KvswapError):
-                    await talk.ask(request_, bytes)
-                reply = await talk.ask(messages.Find("test", document=DOCUMENT), messages.FindReply)
+                    await pipe.ask(request_, bytes)
+                reply = await pipe.ask(messages.Find("test", document=DOCUMENT), messages.FindReply)
                 assert reply.publisher == a.identity.own
 
     run(body())
@@ -768,10 +770,10 @@ def test_announcements_for_somebody_else_are_ignored(tmp_path: Path) -> None:
             artifact = str(Cid.of(b"x"))
             provider = messages.Provider(str(key(5).peer_id), ["/ip4/127.0.0.1/tcp/1"])
             data = messages.encode_announce(messages.Announce(artifact, None, provider))
-            SERVICES[a].hear(Announcement(str(key(6).peer_id), data))
-            SERVICES[a].hear(Announcement(str(key(5).peer_id), b"noise"))
+            SERVICES[a].on_announcement(Announcement(str(key(6).peer_id), data))
+            SERVICES[a].on_announcement(Announcement(str(key(5).peer_id), b"noise"))
             assert a.network.referrals(artifact) == []
-            SERVICES[a].hear(Announcement(str(key(5).peer_id), data))
+            SERVICES[a].on_announcement(Announcement(str(key(5).peer_id), data))
             assert [p.peer for p in a.network.referrals(artifact)] == [str(key(5).peer_id)]
 
     run(body())
@@ -891,7 +893,7 @@ def test_own_trouble_is_never_told_as_a_peers(
             )  # then a head comes along
             w.give(a, made)
             if place == "hearing":
-                monkeypatch.setattr("kvswap.exchange.discovery.lookup.hear_heads", fail)
+                monkeypatch.setattr("kvswap.exchange.discovery.lookup.receive_status_records", fail)
             elif place == "writing":
                 monkeypatch.setattr(b.store, "put_chunk", fail)
             elif place == "judging":
@@ -911,7 +913,7 @@ def blamed(node: Node, other: Node) -> None:
     """Nothing is held against the other."""
     peer = other.transport.peer  # type: ignore[union-attr]
     record = node.peers.record(peer)
-    assert (record.failures, record.lies, list(node.network.catalogues.in_vain)) == (0, 0, [])
+    assert (record.failures, record.lies, list(node.network.prefix_indexes.false_indexes)) == (0, 0, [])
 
 
 @pytest.mark.parametrize("name", DISK)
@@ -926,7 +928,7 @@ def test_a_disk_that_does_not_take_what_came_along_ends_no_fetch(
             a, b = await w.node(), await w.node()
             w.give(a, made := make_artifact(a.identity.publisher, tokens=100))  # so a head comes along
             b.trust.policy.add(made.manifest.publisher)
-            monkeypatch.setattr("kvswap.exchange.discovery.lookup.hear_heads", fail)
+            monkeypatch.setattr("kvswap.exchange.discovery.lookup.receive_status_records", fail)
             assert str((await fetch(b, DOCUMENT)).statement.artifact) == made.id
             assert "heard" in b.problems
             blamed(b, a)
@@ -934,7 +936,7 @@ def test_a_disk_that_does_not_take_what_came_along_ends_no_fetch(
     run(body())
 
 
-@pytest.mark.parametrize("asked", ["Find", "GetManifest", "Join", "GetCatalogue"])
+@pytest.mark.parametrize("asked", ["Find", "GetManifest", "Join", "GetPrefixIndex"])
 def test_when_our_own_network_part_ends_no_peer_is_told_to_have_failed(
     asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -956,17 +958,17 @@ def test_when_our_own_network_part_ends_no_peer_is_told_to_have_failed(
 
             monkeypatch.setattr(sessions, "ask", ends(sessions.ask))
             monkeypatch.setattr(sessions, "begin", ends(sessions.begin))
-            if asked != "GetCatalogue":
+            if asked != "GetPrefixIndex":
                 with pytest.raises(PeerError, match="stopped"):
                     await fetch(b, DOCUMENT, Terms(force=True))
             if asked != "Join":
                 wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
                 if asked == "Find":
-                    b.network.catalogues.put(a.transport.peer, a.catalogue.reply(0))  # type: ignore[union-attr]
+                    b.network.prefix_indexes.put(a.transport.peer, a.own_prefix_index.reply(0))  # type: ignore[union-attr]
                     with pytest.raises(P2pDown):
-                        await longest_beginning(b, wanted, made.manifest.prefix.chain, 8, Terms())
+                        await longest_cached_prefix(b, wanted, made.manifest.prefix.chain, 8, Terms())
                 else:
-                    assert await longest_beginning(b, wanted, made.manifest.prefix.chain, 8, Terms()) is None
+                    assert await longest_cached_prefix(b, wanted, made.manifest.prefix.chain, 8, Terms()) is None
             blamed(b, a)
 
     run(body())

@@ -55,12 +55,12 @@ def test_a_home_of_2b501d5_opens_and_loses_nothing(tmp_path: Path) -> None:
             assert node.store.used_bytes == expected["used_bytes"]
             assert node.identity.own == expected["publisher"]
             assert [row["peer"] for row in node.trust.policy.rows()] == expected["trusted"]
-            assert [row["peer"] for row in (*node.trust.policy.caught(), *node.trust.policy.lifted())] == expected[
+            assert [row["peer"] for row in (*node.trust.policy.bans(), *node.trust.policy.lifted())] == expected[
                 "distrusted"
             ]
             assert set(node.trust.records.withdrawn_by(expected["publisher"])) == {expected["withdrawn"]}
             assert node.trust.records.withdrawn(expected["withdrawn_by_friend"], expected["friend"])
-            head = node.trust.records.head(expected["publisher"])
+            head = node.trust.records.status_record(expected["publisher"])
             assert head is not None and head[0] == expected["sequence"]
             assert {1, 2, 3} <= node.trust.records.checks(expected["checked"])
             assert len(node.trust.records.audits()) == 1
@@ -117,7 +117,7 @@ def test_withdrawals_and_our_own_sequence_outlive_a_damaged_trust_database(
     with opened(home) as node:
         assert set(node.trust.records.withdrawn_by(expected["publisher"])) == {expected["withdrawn"]}
         assert node.trust.records.withdrawn(expected["withdrawn_by_friend"], expected["friend"])
-        head = node.trust.records.head(expected["publisher"])
+        head = node.trust.records.status_record(expected["publisher"])
         assert head is not None and head[0] >= expected["sequence"]
         assert expected["withdrawn"] not in held(node)
         assert "trust.sqlite3" in caplog.text and any("trust.sqlite3" in text for text in node.problems.values())

@@ -19,10 +19,10 @@ from kvswap.core.errors import KvswapError, PeerError, Unexpected
 from kvswap.core.ids import document_digest
 from kvswap.core.upkeep import Problems
 from kvswap.cost import Calibration, Objective, Option
-from kvswap.exchange.host_reads import Hosted, ask_host, hosted
+from kvswap.exchange.ask_host import Hosted, ask_host, hosted
 from kvswap.exchange.node.events import EventLog
+from kvswap.net.host_connection import HostConnection, Invitation
 from kvswap.net.hosts import Hosts
-from kvswap.net.reads import HostConnection, Invitation
 from tests.trust.test_hosting import HOST, offer, sign_offer
 
 PEER = str(HOST.peer_id)
@@ -85,7 +85,7 @@ async def asked(tmp: Path, lines: list[bytes]) -> dict[str, Any]:
         shown.append(json.dumps(event, ensure_ascii=False, allow_nan=False).encode().decode())
 
     answer = await ask_host(
-        node_of(tmp, lines), chosen, DOCUMENT, "Why?", steps=3, ignore_eos=False, plan={}, progress=progress
+        node_of(tmp, lines), chosen, DOCUMENT, "Why?", max_tokens=3, ignore_eos=False, plan={}, progress=progress
     )
     json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()  # it can be told to anybody
     return answer

@@ -18,8 +18,8 @@ from aiohttp import web
 from kvswap.core.errors import NotFound, PeerError, PlanSaysPrefill
 from kvswap.core.ids import document_digest
 from kvswap.cost import Objective
-from kvswap.net.reads import Invitation
-from kvswap.trust.hosting import Read, sign_offer, sign_read
+from kvswap.net.host_connection import Invitation
+from kvswap.trust.hosting import Receipt, sign_offer, sign_receipt
 from tests.support import Daemon, key
 from tests.trust.test_hosting import HOST, TARIFF, offer, read
 
@@ -48,7 +48,7 @@ class Liar:
     async def get_document(self, request: web.Request) -> web.Response:
         return web.json_response({"document": DOCUMENT, "tokens": TOKENS, "first_seconds": 0.1} | self.shown)
 
-    def record(self) -> Read:
+    def record(self) -> Receipt:
         right = read(
             self.offer,
             document=bytes.fromhex(DOCUMENT[7:]),
@@ -74,13 +74,13 @@ class Liar:
         usage: dict[str, Any] = {"kvswap": {}}
         if not self.silent:
             changed = msgspec.structs.replace(self.record(), host=str(self.signer.peer_id))
-            usage["kvswap"]["receipt"] = base64.b64encode(sign_read(changed, self.signer).envelope).decode()
+            usage["kvswap"]["receipt"] = base64.b64encode(sign_receipt(changed, self.signer).envelope).decode()
         await response.write(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode())
         return response
 
 
 @pytest.fixture
-def liar() -> Iterator[Liar]:
+def sends_invalid_data() -> Iterator[Liar]:
     made, started, loop = Liar(), threading.Event(), asyncio.new_event_loop()
 
     async def serve() -> None:
@@ -103,9 +103,9 @@ def liar() -> Iterator[Liar]:
 
 
 @pytest.fixture
-def reader(daemon: Callable[..., Daemon], liar: Liar) -> Daemon:
+def reader(daemon: Callable[..., Daemon], sends_invalid_data: Liar) -> Daemon:
     node = daemon("reader", "--no-p2p", KVSWAP_MODELS="/nowhere")
-    node.client.host_join(Invitation(liar.url, PEER, "token").to_text(), plain=True)
+    node.client.host_join(Invitation(sends_invalid_data.url, PEER, "token").to_text(), plain=True)
     return node
 
 
@@ -113,12 +113,12 @@ def ask(node: Daemon, **more: Any) -> dict[str, Any]:
     return node.client.ask(DOCUMENT, "Why?", max_tokens=3, host=PEER, **more)
 
 
-def test_an_honest_bill_is_taken(reader: Daemon, liar: Liar) -> None:
+def test_an_honest_bill_is_taken(reader: Daemon, sends_invalid_data: Liar) -> None:
     answer = ask(reader)
     assert (answer["text"], answer["token_ids"], answer["claim"]) == ("0 1 2", [0, 1, 2], "the host's word")
     assert answer["host"]["problem"] is None
     assert answer["host"]["dollars"] == pytest.approx(TARIFF.picodollars(TOKENS, 10, 3) / 1e12)
-    (asked,) = liar.asked
+    (asked,) = sends_invalid_data.asked
     assert asked["document"] == DOCUMENT and "a manual" not in json.dumps(asked)  # of the text, nothing
 
 
@@ -136,9 +136,11 @@ def test_an_honest_bill_is_taken(reader: Daemon, liar: Liar) -> None:
         ({"silent": True}, "no record"),
     ],
 )
-def test_a_wrong_bill_is_said_to_be_wrong(reader: Daemon, liar: Liar, lie: dict[str, Any], word: str) -> None:
+def test_a_wrong_bill_is_said_to_be_wrong(
+    reader: Daemon, sends_invalid_data: Liar, lie: dict[str, Any], word: str
+) -> None:
     for name, value in lie.items():
-        setattr(liar, name, value)
+        setattr(sends_invalid_data, name, value)
     answer = ask(reader)
     assert answer["text"] == "0 1 2" and word in answer["host"]["problem"]
     (event,) = [e for e in reader.client.events() if e["event"] == "asked_host"]
@@ -146,23 +148,27 @@ def test_a_wrong_bill_is_said_to_be_wrong(reader: Daemon, liar: Liar, lie: dict[
 
 
 @pytest.mark.parametrize("shown", [{"tokens": -1}, {"tokens": 10**12}, {"tokens": "many"}, {"tokens": None}])
-def test_what_it_says_of_a_document_has_to_make_sense(reader: Daemon, liar: Liar, shown: dict[str, Any]) -> None:
-    liar.shown = shown
+def test_what_it_says_of_a_document_has_to_make_sense(
+    reader: Daemon, sends_invalid_data: Liar, shown: dict[str, Any]
+) -> None:
+    sends_invalid_data.shown = shown
     with pytest.raises(PeerError):
         ask(reader)
-    assert not liar.asked
+    assert not sends_invalid_data.asked
 
 
 @pytest.mark.parametrize("first", [float("nan"), -1.0, 1e9, None])
-def test_a_time_that_makes_no_sense_is_as_good_as_none(reader: Daemon, liar: Liar, first: float | None) -> None:
-    liar.shown = {"first_seconds": first}
+def test_a_time_that_makes_no_sense_is_as_good_as_none(
+    reader: Daemon, sends_invalid_data: Liar, first: float | None
+) -> None:
+    sends_invalid_data.shown = {"first_seconds": first}
     assert reader.client.plan(DOCUMENT, host="auto")["host"]["seconds"] == 5.0
 
 
-def test_nothing_is_asked_over_a_budget_or_unless_one_says_so(reader: Daemon, liar: Liar) -> None:
+def test_nothing_is_asked_over_a_budget_or_unless_one_says_so(reader: Daemon, sends_invalid_data: Liar) -> None:
     with pytest.raises(PlanSaysPrefill):
         ask(reader, objective=Objective(max_dollars=1e-9))
     with pytest.raises(NotFound):
         reader.client.ask(DOCUMENT, "Why?", max_tokens=3)
-    assert not liar.asked
+    assert not sends_invalid_data.asked
     assert reader.client.ask(DOCUMENT, "Why?", max_tokens=3, host="auto")["plan"]["action"] == "host"

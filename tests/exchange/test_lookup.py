@@ -20,36 +20,36 @@ from kvswap.exchange.discovery import resolve as resolving
 from kvswap.exchange.discovery.lookup import find
 from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.model_port import Wanted
-from kvswap.exchange.node.catalogue import pack_keys
-from kvswap.exchange.prefix import longest_beginning
+from kvswap.exchange.node.prefix_index import pack_keys
+from kvswap.exchange.prefix import longest_cached_prefix
 from kvswap.exchange.request import Terms
 from kvswap.net import Announcement, PeerAddress, messages
 from kvswap.net.memory import MemoryTransport
 from kvswap.store import Outcome
-from kvswap.trust.ladder import RULES
+from kvswap.trust.levels import RULES
 from tests.exchange.peers import Peer, found, has_nothing, made_up, never, promising
 from tests.exchange.test_fetch import DOCUMENT, SERVICES, World, resigned, world
-from tests.support import Made, key, make_artifact, run
+from tests.support import Ingested, key, make_artifact, run
 
 DEAD = "/ip4/127.0.0.1/tcp/9"
 
 
 def announce(
-    node: Node, made: Made, peer: str, addresses: list[str], via: str | None = None, number: int | None = None
+    node: Node, made: Ingested, peer: str, addresses: list[str], via: str | None = None, number: int | None = None
 ) -> None:
     """What GossipSub hands over: signed by `peer`, passed on by `via`."""
     provider = messages.Provider(peer, addresses)
     announced = messages.Announce(made.id if number is None else made_up(number), DOCUMENT, provider)
-    SERVICES[node].hear(Announcement(peer, messages.encode_announce(announced), *([via] if via else [])))
+    SERVICES[node].on_announcement(Announcement(peer, messages.encode_announce(announced), *([via] if via else [])))
 
 
-def flood(node: Node, made: Made, count: int, via: str, first: int = 0) -> None:
+def flood(node: Node, made: Ingested, count: int, via: str, first: int = 0) -> None:
     """Announcements by so many made-up signers, all passed on by one peer."""
     for n in range(first, first + count):
         announce(node, made, str(key(5000 + n).peer_id), [f"/ip4/127.0.0.1/tcp/{2000 + n}"], via)
 
 
-async def document(w: World) -> tuple[Node, Node, Made]:
+async def document(w: World) -> tuple[Node, Node, Ingested]:
     """(A reader, a node that has a document, the document.)"""
     made = make_artifact()
     reader, holder = await w.node(), await w.node()
@@ -78,8 +78,10 @@ def test_announcements_of_many_signers_hide_no_connected_holder(tmp_path: Path, 
     run(body())
 
 
-@pytest.mark.parametrize("liars", [1, 3])
-def test_announcements_of_many_signers_hide_no_holder_that_announced_itself(tmp_path: Path, liars: int) -> None:
+@pytest.mark.parametrize("invalid_senders", [1, 3])
+def test_announcements_of_many_signers_hide_no_holder_that_announced_itself(
+    tmp_path: Path, invalid_senders: int
+) -> None:
     """Not connected any more, found by what it said of itself."""
 
     async def body() -> None:
@@ -87,7 +89,7 @@ def test_announcements_of_many_signers_hide_no_holder_that_announced_itself(tmp_
             reader, holder, made = await document(w)
             announce(reader, made, peer_of(holder), ["/memory/1"])
             await apart(reader, holder)
-            for n in range(liars):
+            for n in range(invalid_senders):
                 flood(reader, made, 100, via=f"liar {n}", first=1000 * n)
             assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
 
@@ -147,15 +149,15 @@ def test_answers_that_refer_to_many_made_up_peers_hide_no_holder(tmp_path: Path)
     run(body())
 
 
-@pytest.mark.parametrize("liars", [1, 2, 12])
-def test_offers_without_a_manifest_hold_up_nobody(tmp_path: Path, liars: int) -> None:
+@pytest.mark.parametrize("invalid_senders", [1, 2, 12])
+def test_offers_without_a_manifest_hold_up_nobody(tmp_path: Path, invalid_senders: int) -> None:
     """64 made-up artifacts of each liar; one request after the other would take hours."""
 
     async def body() -> None:
         async with world(tmp_path) as w:
             reader, _, made = await document(w)
             same = [found(n) for n in range(32)]  # liars that agree with each other
-            for n in range(liars):
+            for n in range(invalid_senders):
                 own = [found(1000 * (n + 1) + i) for i in range(32)]
                 await Peer(w.network, 4000 + n, promising(same + own)).start(reader)
             assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
@@ -247,14 +249,14 @@ def test_who_delivered_before_is_asked_again_after_a_failure_or_two(tmp_path: Pa
             for _ in range(2):
                 reader.peers.failed(peer_of(holder), "no answer")
                 reader.peers.failed(stranger.id, "no answer")
-                assert not reader.peers.resting(peer_of(holder)) and reader.peers.resting(stranger.id)
+                assert not reader.peers.backoff_seconds(peer_of(holder)) and reader.peers.backoff_seconds(stranger.id)
                 offers = await find(reader, messages.Find("test", document=DOCUMENT))
                 assert [o.peer for o in offers] == [peer_of(holder)]
             reader.peers.failed(peer_of(holder), "no answer")
-            assert reader.peers.resting(peer_of(holder))
+            assert reader.peers.backoff_seconds(peer_of(holder))
             reader.peers.record(peer_of(holder)).worked()
-            reader.peers.lied(peer_of(holder), "wrong bytes")
-            assert reader.peers.resting(peer_of(holder)) > 1000
+            reader.peers.sent_invalid_data(peer_of(holder), "wrong bytes")
+            assert reader.peers.backoff_seconds(peer_of(holder)) > 1000
 
     run(body())
 
@@ -272,7 +274,7 @@ def test_a_wrong_address_is_not_held_against_the_peer_it_is_said_to_be_of(tmp_pa
             for _ in range(6):
                 announce(reader, made, holder.peer, [DEAD], via="a liar")
                 assert not await find(reader, messages.Find("test", document=DOCUMENT), seconds=0.3)
-            assert reader.peers.record(holder.peer).failures == 0 and not reader.peers.resting(holder.peer)
+            assert reader.peers.record(holder.peer).failures == 0 and not reader.peers.backoff_seconds(holder.peer)
 
             async def honest(request: messages.Request) -> Any:
                 if isinstance(request, messages.Find):
@@ -313,24 +315,24 @@ def test_a_new_connection_ends_a_pause_after_failures_but_not_after_a_lie(tmp_pa
             reader, holder, _ = await document(w)
             for _ in range(6):
                 reader.peers.failed(peer_of(holder), "no answer")
-            assert reader.peers.resting(peer_of(holder))
+            assert reader.peers.backoff_seconds(peer_of(holder))
             await apart(reader, holder)
-            assert reader.peers.resting(peer_of(holder))
+            assert reader.peers.backoff_seconds(peer_of(holder))
             await holder.transport.connect(PeerAddress(peer_of(reader)))  # type: ignore[union-attr]
-            assert not reader.peers.resting(peer_of(holder))
+            assert not reader.peers.backoff_seconds(peer_of(holder))
             reader.peers.failed(peer_of(holder), "no answer")
-            assert reader.peers.resting(peer_of(holder)) > 60  # what it did before counts as before
-            reader.peers.lied(peer_of(holder), "wrong bytes")
+            assert reader.peers.backoff_seconds(peer_of(holder)) > 60  # what it did before counts as before
+            reader.peers.sent_invalid_data(peer_of(holder), "wrong bytes")
             await apart(reader, holder)
             await holder.transport.connect(PeerAddress(peer_of(reader)))  # type: ignore[union-attr]
-            assert reader.peers.resting(peer_of(holder)) > 1000
+            assert reader.peers.backoff_seconds(peer_of(holder)) > 1000
 
     run(body())
 
 
-@pytest.mark.parametrize("liars", [1, 5])
+@pytest.mark.parametrize("invalid_senders", [1, 5])
 @pytest.mark.parametrize("offers", [False, True], ids=["nothing behind it", "made-up offers behind it"])
-def test_a_catalogue_that_claims_more_hides_no_honest_one(tmp_path: Path, liars: int, offers: bool) -> None:
+def test_a_catalogue_that_claims_more_hides_no_honest_one(tmp_path: Path, invalid_senders: int, offers: bool) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
             made = make_artifact(tokens=64, block_tokens=8)
@@ -342,19 +344,19 @@ def test_a_catalogue_that_claims_more_hides_no_honest_one(tmp_path: Path, liars:
                 promised = promising([found(100 * n + i, shared_blocks=60) for i in range(64)] if offers else [])
 
                 async def answering(request: messages.Request) -> Any:
-                    if isinstance(request, messages.GetCatalogue):
-                        return messages.CatalogueReply(1, pack_keys(chain[: len(chain) - n]))
+                    if isinstance(request, messages.GetPrefixIndex):
+                        return messages.PrefixIndexReply(1, pack_keys(chain[: len(chain) - n]))
                     return await promised(request)
 
                 return answering
 
-            for n in range(liars):
+            for n in range(invalid_senders):
                 await Peer(w.network, 4000 + n, claiming(n)).start(reader)
             wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
             for _ in range(2):
-                beginning = await longest_beginning(reader, wanted, chain, 8, Terms())
-                assert beginning is not None and beginning.tokens == 64
-                assert beginning.peers == (peer_of(holder),)
+                cached_prefix = await longest_cached_prefix(reader, wanted, chain, 8, Terms())
+                assert cached_prefix is not None and cached_prefix.tokens == 64
+                assert cached_prefix.peers == (peer_of(holder),)
 
     run(body())
 
@@ -381,18 +383,18 @@ def test_who_claims_an_honest_peers_artifact_is_shorter_than_it_says_harms_nobod
             promised = promising([offer])
 
             async def answering(request: messages.Request) -> Any:
-                if isinstance(request, messages.GetCatalogue):
-                    return messages.CatalogueReply(1, pack_keys(chain))
+                if isinstance(request, messages.GetPrefixIndex):
+                    return messages.PrefixIndexReply(1, pack_keys(chain))
                 if isinstance(request, messages.GetManifest) and lie == "given another's":
                     return other.statement.envelope
                 return await promised(request)
 
-            liar = await Peer(w.network, 4000, answering).start(reader)
+            sends_invalid_data = await Peer(w.network, 4000, answering).start(reader)
             wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
-            beginning = await longest_beginning(reader, wanted, chain, 8, Terms())
-            assert beginning is not None and beginning.tokens == 64
-            assert list(reader.network.catalogues.in_vain) == [liar.id]
-            assert reader.network.catalogues.table.peek(peer_of(holder)) is not None
+            cached_prefix = await longest_cached_prefix(reader, wanted, chain, 8, Terms())
+            assert cached_prefix is not None and cached_prefix.tokens == 64
+            assert list(reader.network.prefix_indexes.false_indexes) == [sends_invalid_data.id]
+            assert reader.network.prefix_indexes.table.peek(peer_of(holder)) is not None
 
     run(body())
 
@@ -409,8 +411,8 @@ def test_what_was_found_wrong_here_is_not_held_against_who_has_it(tmp_path: Path
                 Outcome(made.id, made.manifest.publisher, "wrong", RULES, why="it differs")
             )
             wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
-            assert await longest_beginning(reader, wanted, made.manifest.prefix.chain, 8, Terms()) is None
-            assert list(reader.network.catalogues.in_vain) == []
+            assert await longest_cached_prefix(reader, wanted, made.manifest.prefix.chain, 8, Terms()) is None
+            assert list(reader.network.prefix_indexes.false_indexes) == []
 
     run(body())
 
@@ -428,9 +430,9 @@ def test_a_holder_is_not_held_to_what_its_publisher_signed(tmp_path: Path) -> No
             reader, holder = await w.node(), await w.node()
             w.give(holder, odd)
             wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
-            assert await longest_beginning(reader, wanted, chain, 8, Terms()) is None
-            assert reader.network.catalogues.best(chain)[0] == len(chain)
-            assert list(reader.network.catalogues.in_vain) == []
+            assert await longest_cached_prefix(reader, wanted, chain, 8, Terms()) is None
+            assert reader.network.prefix_indexes.best(chain)[0] == len(chain)
+            assert list(reader.network.prefix_indexes.false_indexes) == []
 
     run(body())
 
@@ -453,12 +455,12 @@ def test_what_was_removed_meanwhile_is_not_held_against_who_had_it(tmp_path: Pat
             w.give(holder, long)
             w.give(holder, short)
             wanted = Wanted(long.manifest.model.digest, long.manifest.layout.dtype)
-            whole = await longest_beginning(reader, wanted, chain, 8, Terms())
+            whole = await longest_cached_prefix(reader, wanted, chain, 8, Terms())
             assert whole is not None and whole.tokens == 64
             holder.store.remove(long.id)
-            rest = await longest_beginning(reader, wanted, chain, 8, Terms())
+            rest = await longest_cached_prefix(reader, wanted, chain, 8, Terms())
             assert rest is not None and rest.tokens == 32 and rest.peers == (peer_of(holder),)
-            assert list(reader.network.catalogues.in_vain) == []
+            assert list(reader.network.prefix_indexes.false_indexes) == []
 
     run(body())
 
@@ -473,18 +475,18 @@ def test_who_takes_back_what_it_claims_each_time_it_is_asked_is_believed_no_more
             reader = await w.node()
 
             async def turning(request: messages.Request) -> Any:
-                if isinstance(request, messages.GetCatalogue):
+                if isinstance(request, messages.GetPrefixIndex):
                     version[0] += 1
-                    return messages.CatalogueReply(version[0], pack_keys(chain if version[0] % 2 else []))
+                    return messages.PrefixIndexReply(version[0], pack_keys(chain if version[0] % 2 else []))
                 return await has_nothing(request)
 
-            liar = await Peer(w.network, 4000, turning).start(reader)
+            sends_invalid_data = await Peer(w.network, 4000, turning).start(reader)
             wanted = Wanted(made.manifest.model.digest, made.manifest.layout.dtype)
             for _ in range(3):
-                assert liar.id not in reader.network.catalogues.in_vain
-                assert await longest_beginning(reader, wanted, chain, 8, Terms()) is None
-                reader.network.catalogues.expire(liar.id)
-            assert liar.id in reader.network.catalogues.in_vain
+                assert sends_invalid_data.id not in reader.network.prefix_indexes.false_indexes
+                assert await longest_cached_prefix(reader, wanted, chain, 8, Terms()) is None
+                reader.network.prefix_indexes.expire(sends_invalid_data.id)
+            assert sends_invalid_data.id in reader.network.prefix_indexes.false_indexes
 
     run(body())
 
@@ -534,7 +536,7 @@ def failed_often(node: Node, peer: str, *, gave: bool) -> None:
     record.bytes_in = 1000 if gave else 0
     for _ in range(6):
         record.failed(time.time() + 1.0)
-    assert node.peers.resting(peer) > 0
+    assert node.peers.backoff_seconds(peer) > 0
 
 
 def test_a_connected_peer_that_delivered_is_asked_before_nobody_offers_is_said(tmp_path: Path) -> None:
@@ -555,7 +557,7 @@ def test_who_rests_for_more_than_failures_is_not_asked(why: str, tmp_path: Path)
             reader, holder, _ = await document(w)
             failed_often(reader, peer_of(holder), gave=why != "never delivered")
             if why == "lied":
-                reader.peers.record(peer_of(holder)).lied(time.time())
+                reader.peers.record(peer_of(holder)).count_invalid_data(time.time())
             if why == "blocked":
                 reader.peers.record(peer_of(holder)).blocked = True
             with pytest.raises(NotFound, match="nobody offers") as caught:
@@ -573,13 +575,16 @@ def test_who_is_blocked_or_lied_is_not_asked_however_many_peers_delivered(tmp_pa
             node = await w.node()
             for number in range(5000):
                 node.peers.record(f"peer {number}").bytes_in = 1
-            bad, liar = str(key(4000).peer_id), str(key(4001).peer_id)
+            bad, sends_invalid_data = str(key(4000).peer_id), str(key(4001).peer_id)
             node.peers.block(bad, True)
-            node.peers.lied(liar, "wrong bytes")
+            node.peers.sent_invalid_data(sends_invalid_data, "wrong bytes")
             for number in range(5000):
                 node.peers.failed(f"stranger {number}", "no answer")
-            assert node.ledger.blocked(bad) and node.peers.resting(bad) == float("inf")
-            assert node.peers.resting(liar) > 3500 and node.peers.resting("stranger 4999") > 0
+            assert node.ledger.blocked(bad) and node.peers.backoff_seconds(bad) == float("inf")
+            assert (
+                node.peers.backoff_seconds(sends_invalid_data) > 3500
+                and node.peers.backoff_seconds("stranger 4999") > 0
+            )
 
     run(body())
 

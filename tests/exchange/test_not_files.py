@@ -23,7 +23,7 @@ from kvswap.core.settings import Settings
 from kvswap.cost import Calibration
 from kvswap.exchange import Node
 from kvswap.exchange.node.identity import keys_of
-from kvswap.host.run import _salts, host_key, journal_of, written_url
+from kvswap.host.run import _salts, host_key, usage_log_of, written_url
 from kvswap.store import Home, Store
 from kvswap.store.files import chunk_reader
 from kvswap.trust import PolicyFile
@@ -87,7 +87,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     retired = Key.generate()
     write_private(home / "keys" / "retired" / f"{retired.peer_id}.key", retired.seed.hex() + "\n")
     opened(home)
-    journal_of(home).close()
+    usage_log_of(home).close()
     for name in ("config.toml", "daemon.json", "host.json", "kvswap.log", "reserve"):
         (home / name).touch(mode=0o600)
     for database in ("trust", "peers", "host", "store/index"):
@@ -147,9 +147,9 @@ def test_a_home_with_something_else_in_the_place_of_a_file_is_opened_or_refused(
         found = within(f"opening a home with a {kind} at {name}", lambda home=home: opened(home))
         if isinstance(found, KvswapError):
             assert Path(name).stem in found.message and found.hint, (name, found.message)
-        for use in (journal_of, written_url, host_key, _salts, RunFile.read):
+        for use in (usage_log_of, written_url, host_key, _salts, RunFile.read):
             made = within(f"{use.__name__} with a {kind} at {name}", lambda home=home, use=use: use(home))
-            if use is journal_of and not isinstance(made, KvswapError):
+            if use is usage_log_of and not isinstance(made, KvswapError):
                 made.close()  # else a collection closes it, and takes its log away while the home is removed
         shutil.rmtree(home)
     assert Path("/dev/zero").stat().st_mode == device.st_mode  # neither written nor closed to others

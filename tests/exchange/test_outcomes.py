@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 
 from kvswap.core.errors import IntegrityError, Untrusted
-from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, reasons_against, refuse_withheld, settled
+from kvswap.exchange.verification.outcomes import (
+    conclude,
+    dispute,
+    is_own,
+    reasons_against,
+    refuse_withheld,
+    verified_already,
+)
 from kvswap.store import Outcome, Records
-from kvswap.trust.ladder import ALWAYS, PROOF_RULES, RULES, STRANGER, Ladder, Level, Step
+from kvswap.trust.levels import ALWAYS, PROOF_RULES, RULES, UNTRUSTED, Level, LevelReport, LevelResult
 from tests.support import key, make_artifact
 
 MADE = make_artifact(tokens=9)
@@ -21,18 +28,21 @@ ARTIFACT, PUBLISHER = str(MADE.statement.artifact), str(key().peer_id)
 OTHER = "bafkr4i" + "a" * 52
 NEVER_WHOLE = (Level.POLICY, Level.DIGESTS)  # done before, or beside, a climb
 
-ENDS: dict[str, list[Step]] = {  # by step, what is another than "passed, but V7 and V6 not done"
+ENDS: dict[str, list[LevelResult]] = {  # by step, what is another than "passed, but V7 and V6 not done"
     "passed": [],
-    "recomputed": [Step(Level.RECOMPUTE, "passed")],
-    "agreed with trusted": [Step(Level.AGREEMENT, "passed", figures={"trusted": 1})],
-    "agreed with strangers": [Step(Level.AGREEMENT, "passed", figures={"trusted": 0})],
-    "lacking": [Step(Level.SAMPLES, "skipped", why="no noise")],
-    "lacking, recomputed": [Step(Level.SAMPLES, "skipped", why="no noise"), Step(Level.RECOMPUTE, "passed")],
-    "policy": [Step(Level.POLICY, "failed", why="expired")],
-    "disputed": [Step(Level.AGREEMENT, "failed", why="differs", figures={"disputed_with": [OTHER]})],
-    "wrong": [Step(Level.STRUCTURE, "failed", why="not finite")],
-    "caught": [Step(Level.SAMPLES, "failed", why="not the model's", proven=True)],
-    "probe": [Step(Level.PROBE, "failed", why="another continuation")],
+    "recomputed": [LevelResult(Level.RECOMPUTE, "passed")],
+    "agreed with trusted": [LevelResult(Level.AGREEMENT, "passed", figures={"trusted": 1})],
+    "agreed with strangers": [LevelResult(Level.AGREEMENT, "passed", figures={"trusted": 0})],
+    "lacking": [LevelResult(Level.SAMPLES, "skipped", why="no noise")],
+    "lacking, recomputed": [
+        LevelResult(Level.SAMPLES, "skipped", why="no noise"),
+        LevelResult(Level.RECOMPUTE, "passed"),
+    ],
+    "policy": [LevelResult(Level.POLICY, "failed", why="expired")],
+    "disputed": [LevelResult(Level.AGREEMENT, "failed", why="differs", figures={"disputed_with": [OTHER]})],
+    "wrong": [LevelResult(Level.STRUCTURE, "failed", why="not finite")],
+    "caught": [LevelResult(Level.SAMPLES, "failed", why="not the model's", proven=True)],
+    "probe": [LevelResult(Level.PROBE, "failed", why="another continuation")],
 }
 BEFORE: list[tuple[str, int] | None] = [
     None, *itertools.product(("passed", "undecided", "disputed", "wrong"), (RULES, PROOF_RULES, PROOF_RULES - 1))
@@ -52,9 +62,9 @@ def node_of(records: Records, *, trusted: bool = False, own: bool = False) -> An
     return SimpleNamespace(trust=trust, identity=SimpleNamespace(own=str((key() if own else key(2)).peer_id)))
 
 
-def ladder_of(changes: list[Step]) -> Ladder:
-    steps = {level: Step(level, "passed") for level in (*STRANGER, Level.PROBE) if level != Level.AGREEMENT}
-    return Ladder(tuple((steps | {step.level: step for step in changes}).values()))
+def ladder_of(changes: list[LevelResult]) -> LevelReport:
+    steps = {level: LevelResult(level, "passed") for level in (*UNTRUSTED, Level.PROBE) if level != Level.AGREEMENT}
+    return LevelReport(tuple((steps | {step.level: step for step in changes}).values()))
 
 
 def put(records: Records, before: tuple[str, int] | None) -> None:
@@ -96,17 +106,17 @@ def expected(end: str, before: tuple[str, int] | None) -> str | None:
 @pytest.mark.parametrize("end", ENDS)
 def test_what_a_whole_climb_leaves(end: str, before: tuple[str, int] | None, records: Records) -> None:
     put(records, before)
-    conclude(node_of(records), MADE.statement, STRANGER, ladder_of(ENDS[end]))
+    conclude(node_of(records), MADE.statement, UNTRUSTED, ladder_of(ENDS[end]))
     assert verdict(records) == expected(end, before)
     held = records.outcome(ARTIFACT)
     if held is not None and held.why != "before":
         assert held.rules == RULES and held.publisher == PUBLISHER
         assert held.others == ((OTHER,) if end == "disputed" else ())
-        assert set(held.levels) == {int(s.level) for s in ladder_of(ENDS[end]).steps if s.verdict == "passed"}
+        assert set(held.levels) == {int(s.level) for s in ladder_of(ENDS[end]).results if s.verdict == "passed"}
         assert bool(held.why) == (held.verdict != "passed")
 
 
-@pytest.mark.parametrize("missing", [level for level in STRANGER if level not in NEVER_WHOLE])
+@pytest.mark.parametrize("missing", [level for level in UNTRUSTED if level not in NEVER_WHOLE])
 @pytest.mark.parametrize("end", ENDS)
 def test_what_was_no_whole_climb_leaves_nothing(missing: Level, end: str, records: Records) -> None:
     levels = [level for level in Level if level != missing]
@@ -116,13 +126,13 @@ def test_what_was_no_whole_climb_leaves_nothing(missing: Level, end: str, record
 
 @pytest.mark.parametrize("without", NEVER_WHOLE)
 def test_a_climb_is_whole_without_what_is_always_done(without: Level, records: Records) -> None:
-    conclude(node_of(records), MADE.statement, [level for level in STRANGER if level != without], ladder_of([]))
+    conclude(node_of(records), MADE.statement, [level for level in UNTRUSTED if level != without], ladder_of([]))
     assert verdict(records) == "passed"
 
 
 @pytest.mark.parametrize("before", BEFORE, ids=str)
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("levels", [STRANGER, ALWAYS], ids=["whole", "a part"])
+@pytest.mark.parametrize("levels", [UNTRUSTED, ALWAYS], ids=["whole", "a part"])
 def test_of_a_trusted_publisher_only_a_recomputation_is_remembered(
     end: str, before: tuple[str, int] | None, levels: Any, records: Records
 ) -> None:
@@ -134,8 +144,8 @@ def test_of_a_trusted_publisher_only_a_recomputation_is_remembered(
 
 def test_a_recomputation_beside_a_failure_lifts_nothing(records: Records) -> None:
     put(records, ("disputed", RULES))
-    both = [Step(Level.RECOMPUTE, "passed"), Step(Level.STRUCTURE, "failed", why="w")]
-    conclude(node_of(records, trusted=True), MADE.statement, STRANGER, ladder_of(both))
+    both = [LevelResult(Level.RECOMPUTE, "passed"), LevelResult(Level.STRUCTURE, "failed", why="w")]
+    conclude(node_of(records, trusted=True), MADE.statement, UNTRUSTED, ladder_of(both))
     assert verdict(records) == "disputed as before"
 
 
@@ -149,7 +159,7 @@ def test_what_is_withheld_is_refused(
     node = node_of(records, trusted=trusted, own=own)
     valid = valid_before(before)
     assert is_own(node, MADE.statement) is own
-    assert settled(node, MADE.statement) is (trusted or valid == "passed")
+    assert verified_already(node, MADE.statement) is (trusted or valid == "passed")
     if valid == "wrong":
         with pytest.raises(IntegrityError) as wrong:
             refuse_withheld(node, MADE.statement)
@@ -171,7 +181,7 @@ def test_a_dispute_is_remembered_with_whom(records: Records) -> None:
 
 @pytest.mark.parametrize("level", [Level.STRUCTURE, Level.TOKENS, Level.SAMPLES])
 def test_a_whole_recomputation_stands_for_the_samples_and_for_nothing_else(level: Level) -> None:
-    ladder = ladder_of([Step(level, "skipped", why="w")])
-    assert reasons_against(MADE.statement, ladder) == {f"V{int(level)}": "w"}
-    whole = ladder_of([Step(level, "skipped", why="w"), Step(Level.RECOMPUTE, "passed")])
+    report = ladder_of([LevelResult(level, "skipped", why="w")])
+    assert reasons_against(MADE.statement, report) == {f"V{int(level)}": "w"}
+    whole = ladder_of([LevelResult(level, "skipped", why="w"), LevelResult(Level.RECOMPUTE, "passed")])
     assert reasons_against(MADE.statement, whole) == ({} if level == Level.SAMPLES else {f"V{int(level)}": "w"})

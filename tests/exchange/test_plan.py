@@ -18,7 +18,7 @@ from kvswap.exchange.planning.decision import (
     best_link,
     calibrate,
     judge,
-    measure_beside,
+    measure_in_background,
     not_worth_it,
     plan_chunks,
 )
@@ -102,11 +102,11 @@ def test_prefill_is_measured_before_money_is_spent_and_beside_a_fetch_once(
             assert planned.plan.prefill is None and jobs_of(b)["calibrate"] == 0  # not held against a fetch
             choice = await b.model.choose()
             for _ in range(3):
-                measure_beside(b, choice, 64)
+                measure_in_background(b, choice, 64)
             while b.background.measuring:
                 await asyncio.sleep(0.005)
             assert jobs_of(b)["calibrate"] == 1
-            measure_beside(b, choice, 64)
+            measure_in_background(b, choice, 64)
             assert not b.background.measuring
             _, planned = await best(b, [usable], MIX, measure=True)
             assert planned.plan.prefill is not None and jobs_of(b)["calibrate"] == 1
@@ -142,7 +142,7 @@ def test_a_measurement_that_fails_is_told_and_tried_again(
 
             with monkeypatch.context() as broken:
                 broken.setattr(RealModel, "run", fails)
-                measure_beside(b, choice, 64)
+                measure_in_background(b, choice, 64)
                 while b.background.measuring:
                     await asyncio.sleep(0.005)
             assert [e["reason"] for e in b.events.recent() if e["event"] == "not_calibrated"] == ["not this one"]

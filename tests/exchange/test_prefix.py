@@ -12,13 +12,13 @@ from kvswap.core.ids import Cid
 from kvswap.exchange import Node
 from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.prefix import (
-    Beginning,
-    beginning_of,
-    check_beginning,
-    fetch_beginning,
-    known_beginnings,
-    longest_beginning,
-    plan_beginning,
+    CachedPrefix,
+    cached_prefix_keys,
+    check_prefix_plan,
+    fetch_prefix,
+    find_prefix,
+    longest_cached_prefix,
+    plan_prefix,
 )
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import STRICT, Terms, lookup_of
@@ -31,8 +31,8 @@ OTHER = TEXT[:500] + " And something else entirely, which nobody has published y
 FORCED = Terms(force=True)
 
 
-async def look(node: Node, text: str = OTHER, terms: Terms = STRICT) -> tuple[int, Beginning | None]:
-    return await beginning_of(node, await node.model.choose(), text, terms)
+async def look(node: Node, text: str = OTHER, terms: Terms = STRICT) -> tuple[int, CachedPrefix | None]:
+    return await find_prefix(node, await node.model.choose(), text, terms)
 
 
 def test_a_beginning_ends_at_a_block_and_a_whole_document_at_its_end(
@@ -51,7 +51,7 @@ def test_a_beginning_ends_at_a_block_and_a_whole_document_at_its_end(
             choice = await b.model.choose()
             ids = b.model.loaded.tokenize(longer)  # type: ignore[attr-defined]
             told = await b.model.run(choice, "tokenize", text=longer, block_tokens=64)
-            whole = await longest_beginning(b, Wanted.of(choice), told["chain"], 64, ids=ids)
+            whole = await longest_cached_prefix(b, Wanted.of(choice), told["chain"], 64, ids=ids)
             shared = whole.statement.manifest.prefix.tokens if whole is not None else 0
             assert shared == made["tokens"] and whole is not None
             assert whole.tokens in (shared, all_of_it.tokens)  # to its end where its last token is the longer one's too
@@ -67,7 +67,7 @@ def test_the_longest_of_several_wins_and_of_equals_what_is_here(tmp_path: Path, 
             _, found = await look(b)
             assert found is not None and str(found.statement.artifact) == short["artifact"]
             long = await publish(a, TEXT.encode())
-            b.network.catalogues.expire(a.transport.peer)  # type: ignore[union-attr]
+            b.network.prefix_indexes.expire(a.transport.peer)  # type: ignore[union-attr]
             _, found = await look(b)
             assert found is not None and str(found.statement.artifact) == long["artifact"]
             own = await publish(b, TEXT.encode())
@@ -89,7 +89,7 @@ def test_what_is_not_to_be_used_begins_nothing(tmp_path: Path, tiny_models: dict
                 await withdraw(a, Cid.parse(made["artifact"]), "a typing error")
             elif why == "untrusted":
                 b.trust.policy.remove(str(a.identity.publisher.peer_id))
-                terms = msgspec.structs.replace(terms, strangers=True)  # a part cannot be verified by itself
+                terms = msgspec.structs.replace(terms, allow_untrusted=True)  # a part cannot be verified by itself
             elif why == "other blocks":
                 object.__setattr__(b.settings, "block_tokens", 32)
             else:
@@ -107,14 +107,14 @@ def test_only_the_chunks_of_the_beginning_are_fetched_and_once(tmp_path: Path, t
             made = await publish(a, TEXT.encode())
             _, found = await look(b)
             assert found is not None
-            planned = await plan_beginning(b, found)
+            planned = await plan_prefix(b, found)
             chunks = found.statement.manifest.chunks
             assert planned.missing_bytes == sum(chunks[i].length for i in found.chunks) < made["wire_bytes"]
-            await fetch_beginning(b, found, FORCED)
+            await fetch_prefix(b, found, FORCED)
             assert b.store.used_bytes == planned.missing_bytes
-            assert (await plan_beginning(b, found)).missing_bytes == 0
+            assert (await plan_prefix(b, found)).missing_bytes == 0
             before = a.counters.bytes_out
-            await fetch_beginning(b, found, FORCED)
+            await fetch_prefix(b, found, FORCED)
             assert a.counters.bytes_out == before
 
     run(body())
@@ -129,9 +129,9 @@ def test_one_that_is_not_worth_it_is_not_fetched(tmp_path: Path, tiny_models: di
             _, found = await look(b, terms=cheap)
             assert found is not None
             with pytest.raises(PlanSaysPrefill, match="is not worth it"):
-                await fetch_beginning(b, found, cheap)
+                await fetch_prefix(b, found, cheap)
             assert b.store.used_bytes == 0
-            check_beginning(found, await plan_beginning(b, found, cheap), msgspec.structs.replace(cheap, force=True))
+            check_prefix_plan(found, await plan_prefix(b, found, cheap), msgspec.structs.replace(cheap, force=True))
 
     run(body())
 
@@ -139,15 +139,15 @@ def test_one_that_is_not_worth_it_is_not_fetched(tmp_path: Path, tiny_models: di
 def test_who_looks_up_often_is_told_of_all_beginnings_at_once(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     async def body() -> None:
         async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, b):
-            version, keys = await known_beginnings(b, "", 0.0)
+            version, keys = await cached_prefix_keys(b, "", 0.0)
             assert keys == b""
-            again, _ = await known_beginnings(b, version, 0.0)
+            again, _ = await cached_prefix_keys(b, version, 0.0)
             assert again == version
             await publish(a, TEXT.encode())
-            b.network.catalogues.expire(a.transport.peer)  # type: ignore[union-attr]
-            changed, keys = await known_beginnings(b, version, 30.0)
+            b.network.prefix_indexes.expire(a.transport.peer)  # type: ignore[union-attr]
+            changed, keys = await cached_prefix_keys(b, version, 30.0)
             assert changed != version and keys
             b.trust.groups.new("team")
-            assert (await known_beginnings(b, changed, 30.0))[1] is None  # some have other names than their own
+            assert (await cached_prefix_keys(b, changed, 30.0))[1] is None  # some have other names than their own
 
     run(body())

@@ -68,8 +68,8 @@ def test_a_document_is_prefilled_once_and_another_codec_made_of_what_is_there(
             assert lossy["codec"] == "int8" and not lossy["exact"] and lossy["divergence"]["steps"] == 32
             assert jobs_of(a)["publish"] == 1 and jobs_of(a)["recode"] == 2
             every = [first["artifact"], raw["artifact"], lossy["artifact"]]
-            exact, same, other = (stored(a, artifact).manifest.tensors for artifact in every)
-            assert exact == same != other
+            lossless, same, other = (stored(a, artifact).manifest.tensors for artifact in every)
+            assert lossless == same != other
 
     run(body())
 

@@ -15,7 +15,7 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.core import wire
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.discovery.resolve import judge_envelope
-from kvswap.exchange.publishing.ingest import Made, make
+from kvswap.exchange.publishing.ingest import Ingested, ingest
 from kvswap.exchange.request import silent
 from kvswap.trust import verify as verifying
 from tests.exchange.test_fetch import world
@@ -94,11 +94,11 @@ def test_what_is_signed_is_encoded_and_read_beside_the_loop(tmp_path: Path, monk
         async with world(tmp_path) as w:
             node = await w.node()
 
-            async def describe(made: Made) -> Manifest:
+            async def describe(made: Ingested) -> Manifest:
                 publisher = node.identity.own
                 return msgspec.structs.replace(artifact.manifest, chunks=made.refs, publisher=publisher)
 
-            statement = await make(node, computed, silent, describe, None)
+            statement = await ingest(node, computed, silent, describe, None)
             assert statement.manifest.chunks == artifact.manifest.chunks
             assert threads and threading.get_ident() not in threads
 

@@ -18,15 +18,15 @@ from kvswap.exchange import Node
 from kvswap.exchange import ask as answering
 from kvswap.exchange.ask import answer
 from kvswap.exchange.discovery.resolve import resolve
-from kvswap.exchange.verification.audits import hear_audits, refuse_if_failed
-from kvswap.exchange.verification.heads import hear_heads
-from kvswap.exchange.verification.waiting import attend
+from kvswap.exchange.verification.audits import receive_audits, refuse_if_failed
+from kvswap.exchange.verification.pending_writes import write_pending
+from kvswap.exchange.verification.status_records import receive_status_records
 from kvswap.store import Records
-from kvswap.store.unwritten import ToldHead
+from kvswap.store.unwritten import ReceivedStatusRecord
 from kvswap.trust.audit import FAILED
-from kvswap.trust.head import make_head
+from kvswap.trust.status_record import make_status_record
 from tests.exchange.test_fetch import DOCUMENT, SlowModel, world
-from tests.exchange.test_hearing import AUDITOR, PEER, audit, head
+from tests.exchange.test_received import AUDITOR, PEER, audit, head
 from tests.store.test_full import no_larger_files
 from tests.support import key, make_artifact, run
 
@@ -59,20 +59,22 @@ def test_a_look_up_goes_on_and_withdrawals_are_obeyed(tmp_path: Path, error: Exc
             holder, reader = await w.node(), await w.node()
             w.give(holder, made)
             again = takes_nothing(reader.trust.records, error)
-            hear_heads(holder, [head(1, {})], PEER)  # which it tells with its answers
+            receive_status_records(holder, [head(1, {})], PEER)  # which it tells with its answers
             assert [str(r.statement.artifact) for r in await resolve(reader, DOCUMENT)] == [made.id]
             assert "heard" in reader.problems
-            hear_heads(reader, [head(2, {made.id: "an error"})], PEER)
-            hear_heads(reader, [head(3, {})], PEER)
+            receive_status_records(reader, [head(2, {made.id: "an error"})], PEER)
+            receive_status_records(reader, [head(3, {})], PEER)
             for reference in (DOCUMENT, Cid.parse(made.id)):
                 with pytest.raises(Untrusted, match="an error"):
                     await resolve(reader, reference)
             again()
-            attend(reader)
+            write_pending(reader)
             assert "heard" not in reader.problems
             publisher = made.manifest.publisher
             other = Records(tmp_path / "1" / "trust.sqlite3")
-            assert other.withdrawn(made.id, publisher) == "an error" and (other.head(publisher) or (0,))[0] == 3
+            assert (
+                other.withdrawn(made.id, publisher) == "an error" and (other.status_record(publisher) or (0,))[0] == 3
+            )
             other.close()
 
     run(body())
@@ -85,13 +87,15 @@ def test_what_is_here_and_withdrawn_goes_also_then(tmp_path: Path) -> None:
             node = await w.node()
             w.give(node, made)
             takes_nothing(node.trust.records, FULL)
-            hear_heads(node, [head(1, {made.id: "an error"})], PEER)
+            receive_status_records(node, [head(1, {made.id: "an error"})], PEER)
             assert node.store.artifacts() == []
             for number in range(
                 2000
             ):  # what strangers tell meanwhile pushes out nothing of it, and fills a bounded room
-                hear_heads(
-                    node, [make_head(key(5000), number + 1, int(time.time()), [], {}).envelope], f"peer {number}"
+                receive_status_records(
+                    node,
+                    [make_status_record(key(5000), number + 1, int(time.time()), [], {}).envelope],
+                    f"peer {number}",
                 )
             assert node.trust.records.withdrawn_of([made.id]) == {(made.id, made.manifest.publisher): "an error"}
             assert node.trust.records.withdrawn_by(made.manifest.publisher) == {made.id: "an error"}
@@ -103,17 +107,19 @@ def test_what_is_kept_meanwhile_is_bounded(tmp_path: Path) -> None:
     problems = Problems()
     records = Records(tmp_path / "t.sqlite3", {"trusted"}.__contains__, problems)
     again = takes_nothing(records, FULL)
-    records.hear_head("trusted", ToldHead(7, b"t", {"x": "why"}, teller="somebody"))
-    records.hear_head("had", ToldHead(7, b"h", {"y": "why"}, teller="somebody", held={"y"}))
+    records.receive_status_record("trusted", ReceivedStatusRecord(7, b"t", {"x": "why"}, sender="somebody"))
+    records.receive_status_record("had", ReceivedStatusRecord(7, b"h", {"y": "why"}, sender="somebody", held={"y"}))
     for number in range(5000):
-        records.hear_head(f"flood {number}", ToldHead(1, b"s" * 100, {"z": "why"}, teller=f"liar {number % 100}"))
-    filling = records.unwritten.heads.filling()
+        records.receive_status_record(
+            f"flood {number}", ReceivedStatusRecord(1, b"s" * 100, {"z": "why"}, sender=f"liar {number % 100}")
+        )
+    filling = records.unwritten.status_records.filling()
     assert filling.entries <= filling.most_entries <= 1024 and filling.bytes <= filling.most_bytes
     assert records.withdrawn("x", "trusted") == "why" and records.withdrawn("y", "had") == "why"
-    assert records.head("trusted") == (7, b"t") and records.head("flood 4999") == (1, b"s" * 100)
+    assert records.status_record("trusted") == (7, b"t") and records.status_record("flood 4999") == (1, b"s" * 100)
     again()
-    records.attend()
-    assert len(records.unwritten.heads) == 0 and "heard" in problems  # which `waiting.attend` clears
+    records.maintain()
+    assert len(records.unwritten.status_records) == 0 and "heard" in problems  # which `waiting.attend` clears
     records.close()
 
 
@@ -121,8 +127,8 @@ def test_an_own_head_is_never_in_memory_only(tmp_path: Path) -> None:
     records = Records(tmp_path / "t.sqlite3")
     takes_nothing(records, FULL)
     with pytest.raises(sqlite3.OperationalError):
-        records.put_head("own", ToldHead(1, b"h", {"x": "why"}, kept=True))
-    assert records.head("own") is None
+        records.put_status_record("own", ReceivedStatusRecord(1, b"h", {"x": "why"}, kept=True))
+    assert records.status_record("own") is None
     records.close()
 
 
@@ -136,21 +142,21 @@ def test_a_failed_audit_counts_and_its_publisher_is_caught_later(tmp_path: Path,
             told = [audit(made, FAILED)]
             if full == "the database":
                 again = takes_nothing(node.trust.records, FULL)
-                hear_audits(node, told, PEER, None)
+                receive_audits(node, told, PEER, None)
                 again()
             else:
                 with no_larger_files(20):
-                    hear_audits(node, told, PEER, None)
-                assert node.trust.policy.policy.caught(made.manifest.publisher) is None
+                    receive_audits(node, told, PEER, None)
+                assert node.trust.policy.policy.ban_of(made.manifest.publisher) is None
             assert "heard" in node.problems
             with pytest.raises(Untrusted, match="failed an audit"):
                 refuse_if_failed(node, made.statement)
-            attend(node)
-            assert node.trust.policy.policy.caught(made.manifest.publisher) is not None and "heard" not in node.problems
+            write_pending(node)
+            assert node.trust.policy.policy.ban_of(made.manifest.publisher) is not None and "heard" not in node.problems
             assert len(node.trust.records.audits(artifact=made.id)) == 1
             node.trust.policy.add(made.manifest.publisher)  # what was heard once is not held against it again
-            hear_audits(node, told, PEER, None)
-            attend(node)
+            receive_audits(node, told, PEER, None)
+            write_pending(node)
             assert node.trust.policy.policy.trusts(made.manifest.publisher)
 
     run(body())
@@ -160,11 +166,11 @@ def test_a_successor_is_followed_when_the_disk_takes_it(tmp_path: Path) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
             node, old, new = await w.node(), key(1), key(60)
-            envelope = make_head(old, 3, int(time.time()) - 5, [], {}, new).envelope
+            envelope = make_status_record(old, 3, int(time.time()) - 5, [], {}, new).envelope
             with no_larger_files(20):
-                hear_heads(node, [envelope], PEER)
+                receive_status_records(node, [envelope], PEER)
             assert not node.trust.policy.policy.trusts(str(new.peer_id)) and "heard" in node.problems
-            attend(node)
+            write_pending(node)
             assert node.trust.policy.policy.trusts(str(new.peer_id)) and "heard" not in node.problems
 
     run(body())
@@ -186,7 +192,7 @@ class Prefilling(SlowModel):
 
 
 @pytest.mark.parametrize("error", [StoreFull("full"), LocalFault("read-only"), P2pDown("it stopped")])
-@pytest.mark.parametrize("where", ["choose", "_beginning"])
+@pytest.mark.parametrize("where", ["choose", "_cached_prefix"])
 def test_with_the_text_at_hand_own_trouble_means_prefilling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: KvswapError, where: str
 ) -> None:
@@ -200,7 +206,7 @@ def test_with_the_text_at_hand_own_trouble_means_prefilling(
     monkeypatch.setattr(answering, where, fails)
 
     async def ask(node: Node, text: str | None) -> dict[str, Any]:
-        return await answer(node, DOCUMENT, "Is it?", steps=1, text=text)
+        return await answer(node, DOCUMENT, "Is it?", max_tokens=1, text=text)
 
     async def body() -> None:
         async with world(tmp_path) as w:

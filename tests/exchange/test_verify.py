@@ -16,7 +16,7 @@ from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Terms
 from kvswap.exchange.verify import forget_damaged, raise_for, refuse_unusable, verification, verify_artifact
 from kvswap.store.files import chunk_path
-from kvswap.trust.ladder import Ladder, Level, Step, up_to
+from kvswap.trust.levels import Level, LevelReport, LevelResult, up_to
 from tests.exchange.modelled import RealModel, jobs_of, publisher_and_reader
 from tests.support import DOCUMENT, run
 
@@ -76,7 +76,7 @@ def test_a_chunk_that_is_not_right_here_is_told_and_condemns_nobody(
             path.unlink() if how == "deleted" else path.write_bytes(b"rot")
             with pytest.raises((IntegrityError, NotFound)):
                 await verify_artifact(b, REFERENCE, text=TEXT)
-            assert b.trust.policy.caught() == [] and b.trust.records.outcome(made["artifact"]) is None
+            assert b.trust.policy.bans() == [] and b.trust.records.outcome(made["artifact"]) is None
             assert b.store.missing([first]) == [first]  # unlisted: the next fetch brings it anew
             with pytest.raises(NotFound, match="not here"):
                 await verify_artifact(b, Cid.parse(made["artifact"]))
@@ -127,11 +127,11 @@ def test_a_strangers_artifact_is_verified_once_before_it_counts(tmp_path: Path, 
             b.trust.policy.remove(str(a.identity.publisher.peer_id))
             with pytest.raises(Untrusted):
                 await fetch(b, REFERENCE, FORCED)
-            strangers = Terms(force=True, strangers=True)
-            first = await fetch(b, REFERENCE, strangers, text=TEXT)
+            allow_untrusted = Terms(force=True, allow_untrusted=True)
+            first = await fetch(b, REFERENCE, allow_untrusted, text=TEXT)
             assert {"V1", "V2", "V3", "V5"} <= set(first.verification["passed"])
             looked = jobs_of(b)["verify"]
-            again = await fetch(b, REFERENCE, strangers, text=TEXT)
+            again = await fetch(b, REFERENCE, allow_untrusted, text=TEXT)
             assert jobs_of(b)["verify"] == looked and not again.verification["trusted"]
             said = verification(b, first.statement, None)
             assert "V5" in said["passed"] and "stranger" in next(iter(said["unchecked"].values()))
@@ -145,18 +145,18 @@ def test_a_step_that_failed_is_raised_as_what_it_means(tmp_path: Path, tiny_mode
             await publish(a, TEXT.encode())
             statement = (await fetch(b, REFERENCE, FORCED)).statement
 
-            def ladder(level: Level, **changes: Any) -> Ladder:
-                return Ladder((Step(level, "failed", why="it differs", **changes),))
+            def report(level: Level, **changes: Any) -> LevelReport:
+                return LevelReport((LevelResult(level, "failed", why="it differs", **changes),))
 
             with pytest.raises(Untrusted, match="it differs"):
-                raise_for(b, statement, ladder(Level.POLICY))
+                raise_for(b, statement, report(Level.POLICY))
             with pytest.raises(IntegrityError, match="failed V5: it differs") as caught:
-                raise_for(b, statement, ladder(Level.SAMPLES, proven=True))
+                raise_for(b, statement, report(Level.SAMPLES, proven=True))
             assert "trust audits" in caught.value.hint  # type: ignore[operator]
             with pytest.raises(IntegrityError) as caught:
-                raise_for(b, statement, ladder(Level.SAMPLES))
+                raise_for(b, statement, report(Level.SAMPLES))
             assert "--level 7" in caught.value.hint  # type: ignore[operator]
-            raise_for(b, statement, ladder(Level.PROBE))  # a probe that differs proves nothing
+            raise_for(b, statement, report(Level.PROBE))  # a probe that differs proves nothing
             refuse_unusable(statement, {}, {})
             with pytest.raises(Untrusted, match="V5: no text") as refused:
                 refuse_unusable(statement, {"V5": "no text"}, {"V7": "not asked for"})

@@ -19,17 +19,17 @@ from kvswap.codec import decode, predictive
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid, PeerId, parse_reference
-from kvswap.exchange.node.catalogue import holds
+from kvswap.exchange.node.prefix_index import holds
 from kvswap.net import messages
 from kvswap.net.bulk import Tokens
-from kvswap.net.reads import Invitation
+from kvswap.net.host_connection import Invitation
 from kvswap.trust import Group, read_statement
 from kvswap.trust.agreement import apart
 from kvswap.trust.audit import Audit, read_audit
 from kvswap.trust.envelopes import kind_of
 from kvswap.trust.groups import keys_of
-from kvswap.trust.head import Head, read_head
-from kvswap.trust.hosting import read_offer, read_read, sign_offer, sign_read
+from kvswap.trust.hosting import read_offer, read_receipt, sign_offer, sign_receipt
+from kvswap.trust.status_record import StatusRecord, read_status_record
 from tests.support import group
 from tests.trust.test_hosting import HOST, offer, read
 
@@ -78,13 +78,13 @@ def envelope(data: bytes) -> None:
 
 def _hosting() -> list[bytes]:
     signed = sign_offer(offer(), HOST)
-    return [signed.envelope, sign_read(read(signed), HOST).envelope]
+    return [signed.envelope, sign_receipt(read(signed), HOST).envelope]
 
 
 @target("hosting", _hosting)
 def hosting(data: bytes) -> None:
     """What a host signs."""
-    for parse in (read_offer, read_read):
+    for parse in (read_offer, read_receipt):
         try:
             parse(data)
         except KvswapError:
@@ -139,7 +139,7 @@ def _requests() -> list[bytes]:
             messages.Join(cid, me, True),
             messages.Have(cid),
             messages.GetChunk(cid),
-            messages.GetCatalogue(7),
+            messages.GetPrefixIndex(7),
         )
     ]
 
@@ -158,7 +158,7 @@ def _responses() -> list[bytes]:
 
 @target("response", _responses)
 def response(data: bytes) -> None:
-    for kind in (messages.FindReply, messages.JoinReply, messages.HaveReply, messages.CatalogueReply, bytes):
+    for kind in (messages.FindReply, messages.JoinReply, messages.HaveReply, messages.PrefixIndexReply, bytes):
         try:
             messages.decode_response(data, kind)
         except KvswapError:
@@ -200,20 +200,20 @@ def audit(data: bytes) -> None:
 
 @lru_cache(maxsize=1)
 def _heads() -> list[bytes]:
-    from kvswap.trust.head import make_head
+    from kvswap.trust.status_record import make_status_record
     from tests.support import key
 
     cid = str(Cid.of(b"a"))
-    return [make_head(key(5), 3, 1000, [cid], {cid: "why"}, key(6)).envelope]
+    return [make_status_record(key(5), 3, 1000, [cid], {cid: "why"}, key(6)).envelope]
 
 
-@target("head", lambda: _heads() + [wire.pack(wire.plain(read_head(d).head)) for d in _heads()])
+@target("head", lambda: _heads() + [wire.pack(wire.plain(read_status_record(d).record)) for d in _heads()])
 def head(data: bytes) -> None:
     try:
-        wire.unpack(data, Head)
+        wire.unpack(data, StatusRecord)
     except KvswapError:
         pass
-    read_head(data)
+    read_status_record(data)
 
 
 def _chunks(codec: str) -> list[bytes]:

@@ -27,13 +27,13 @@ from aiohttp import web
 
 from kvswap.core.limits import LIMITS
 from kvswap.host import app as host_app
-from kvswap.host import reading as host_reading
+from kvswap.host import hosted_request as host_reading
 from kvswap.host.admission import Admission
 from kvswap.host.app import HostApi, Served
-from kvswap.host.engine import Engine
-from kvswap.host.journal import Journal, today
-from kvswap.host.prompts import Asked
-from kvswap.trust.hosting import Read, sign_offer, sign_read
+from kvswap.host.engine import EngineClient
+from kvswap.host.prompts import ParsedPrompt
+from kvswap.host.usage_log import UsageLog, today
+from kvswap.trust.hosting import Receipt, sign_offer, sign_receipt
 from tests.support import run
 from tests.trust.test_hosting import HOST, TARIFF, offer, read
 
@@ -44,9 +44,9 @@ PROMPT, CACHED, MOST = 901, 600, 64
 class Words:
     """In the place of `Prompts`: every prompt is of as many tokens."""
 
-    def chat(self, body: dict[str, Any]) -> Asked:
+    def chat(self, body: dict[str, Any]) -> ParsedPrompt:
         options = {"max_tokens": MOST, "user": body["user"]}
-        return Asked([7] * PROMPT, DOCUMENT, CACHED, options, MOST, bool(body.get("stream")), True)
+        return ParsedPrompt([7] * PROMPT, DOCUMENT, CACHED, options, MOST, bool(body.get("stream")), True)
 
     completion = chat
 
@@ -107,20 +107,20 @@ class FakeVllm:
 class Scene:
     url: str
     engine: FakeVllm
-    journal: Journal
+    usage_log: UsageLog
     noted: Counter[str]  # pieces that the host has had, by user
 
     def invite(self, name: str, daily: int = 0) -> str:
-        return self.journal.invite(name, daily)
+        return self.usage_log.invite(name, daily)
 
     def id_of(self, name: str) -> str:
-        return next(c.id for c in self.journal.clients() if c.name == name)
+        return next(c.id for c in self.usage_log.clients() if c.name == name)
 
-    def billed(self, name: str) -> list[Read]:
-        return [r.read for r in self.journal.reads(self.id_of(name))]
+    def billed(self, name: str) -> list[Receipt]:
+        return [r.read for r in self.usage_log.receipts(self.id_of(name))]
 
     def used(self, name: str) -> int:
-        return self.journal.used(self.id_of(name), today())
+        return self.usage_log.used(self.id_of(name), today())
 
 
 async def _serve(application: web.Application, **more: Any) -> tuple[web.AppRunner, str]:
@@ -136,19 +136,19 @@ async def scene(tmp_path: Path, concurrent: int = 500) -> AsyncIterator[Scene]:
     application = web.Application(client_max_size=1 << 26)
     application.router.add_post("/v1/completions", vllm.complete)
     behind, engine_url = await _serve(application)
-    journal = Journal(tmp_path / "host.sqlite3")
-    engine = Engine(engine_url)
+    usage_log = UsageLog(tmp_path / "host.sqlite3")
+    engine = EngineClient(engine_url)
     served = Served("m", bytes(32), "bfloat16", TARIFF)
     words: Any = Words()
-    api = HostApi(served, HOST, journal, Admission(journal, b"secret", concurrent), words, engine)
+    api = HostApi(served, HOST, usage_log, Admission(usage_log, b"secret", concurrent), words, engine)
     before, url = await _serve(api.application())
     try:
-        yield Scene(url, vllm, journal, Counter())
+        yield Scene(url, vllm, usage_log, Counter())
     finally:
         await before.cleanup()
         await engine.close()
         await behind.cleanup()
-        journal.close()
+        usage_log.close()
 
 
 @asynccontextmanager
@@ -181,13 +181,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def noting(monkeypatch: pytest.MonkeyPatch, at: Scene) -> None:
     """Count what reaches the host, so that a client can hang up at that moment and not somewhere near it."""
-    real = host_reading.Reading._note
+    real = host_reading.HostedRequest._note
 
     def note(self: Any, piece: Any) -> None:
         real(self, piece)
         at.noted[self.asked.options["user"]] += len(piece.ids)
 
-    monkeypatch.setattr(host_reading.Reading, "_note", note)
+    monkeypatch.setattr(host_reading.HostedRequest, "_note", note)
 
 
 CASES = [
@@ -258,7 +258,7 @@ def test_what_the_engine_worked_on_is_billed(tmp_path: Path, monkeypatch: pytest
         async with scene(tmp_path) as at:
             noting(monkeypatch, at)
             await asyncio.gather(*(one(at, *case) for case in CASES))
-            assert at.journal.check() == len(at.journal.reads(most=1000))
+            assert at.usage_log.check() == len(at.usage_log.receipts(most=1000))
 
     run(body())
 
@@ -342,14 +342,14 @@ def test_with_a_journal_that_cannot_be_written_nobody_reads_for_free(
     """What could not be recorded is owed: it is recorded before anybody is answered again."""
 
     async def body() -> None:
-        full, real = True, Journal.add_read
+        full, real = True, UsageLog.add_receipt
 
-        def add_read(self: Journal, *given: Any) -> Any:
+        def add_receipt(self: UsageLog, *given: Any) -> Any:
             if full:
                 raise sqlite3.OperationalError("database or disk is full")
             return real(self, *given)
 
-        monkeypatch.setattr(Journal, "add_read", add_read)
+        monkeypatch.setattr(UsageLog, "add_receipt", add_receipt)
         async with scene(tmp_path) as at:
             token = at.invite("alice", daily=10_000)
             for name in ("first", "second", "third", "fourth"):
@@ -429,11 +429,11 @@ def test_a_guest_sees_nothing_of_a_former_one_of_the_same_name(tmp_path: Path) -
                     async with session.get(f"{at.url}/v1/usage") as response:
                         reads = (await response.json())["reads"]
                 assert [r["number"] for r in reads] == [number + 1]
-                assert at.journal.name_of(reads[0]["client"]) == "bob" != reads[0]["client"]
-                at.journal.revoke("bob")
-                assert at.journal.name_of(reads[0]["client"]) == "bob"  # people still know whose it was
+                assert at.usage_log.name_of(reads[0]["client"]) == "bob" != reads[0]["client"]
+                at.usage_log.revoke("bob")
+                assert at.usage_log.name_of(reads[0]["client"]) == "bob"  # people still know whose it was
             assert len(set(salts)) == 3
-            assert len(at.journal.last_reads("bob", 10)) == 3 == at.journal.check()
+            assert len(at.usage_log.last_receipts("bob", 10)) == 3 == at.usage_log.check()
 
     run(body())
 
@@ -467,19 +467,19 @@ def test_a_journal_of_before_opens_and_its_clients_stay_who_they_are(tmp_path: P
             made = msgspec.structs.replace(
                 read(signed), number=number, previous=previous, client=who, ended=int(time.time())
             )
-            kept = sign_read(made, HOST)
+            kept = sign_receipt(made, HOST)
             previous = kept.digest
             db.execute("INSERT INTO reads VALUES (?, ?, ?, ?, ?)", (number, who, today(), 100, kept.envelope))
     path.chmod(0o600)
-    journal = Journal(path)
-    assert journal.check() == 3
-    bob = journal.client("token")
+    usage_log = UsageLog(path)
+    assert usage_log.check() == 3
+    bob = usage_log.client("token")
     assert bob is not None and (bob.name, bob.daily_tokens) == ("bob", 5000)
-    assert journal.used(bob.id, today()) == 200 and len(journal.reads(bob.id)) == 2
-    assert Admission(journal, b"s", 1).salt(bob) == __import__("hmac").digest(b"s", b"bob", "sha256").hex()
-    journal.revoke("bob")
+    assert usage_log.used(bob.id, today()) == 200 and len(usage_log.receipts(bob.id)) == 2
+    assert Admission(usage_log, b"s", 1).salt(bob) == __import__("hmac").digest(b"s", b"bob", "sha256").hex()
+    usage_log.revoke("bob")
     for name in ("bob", "gone"):
-        new = journal.client(journal.invite(name))
-        assert new is not None and journal.used(new.id, today()) == 0 and not journal.reads(new.id)
-    assert len(journal.last_reads("bob", 9)) == 2 and journal.check() == 3
-    journal.close()
+        new = usage_log.client(usage_log.invite(name))
+        assert new is not None and usage_log.used(new.id, today()) == 0 and not usage_log.receipts(new.id)
+    assert len(usage_log.last_receipts("bob", 9)) == 2 and usage_log.check() == 3
+    usage_log.close()

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from kvswap.core.errors import KvswapError
 from kvswap.host.admission import Admission
 from kvswap.host.app import HostApi, Served
-from kvswap.host.journal import Journal
+from kvswap.host.usage_log import UsageLog
 from tests.core.test_failures import REAL, is_told
 from tests.support import run
 from tests.trust.test_hosting import HOST, TARIFF
@@ -31,16 +31,16 @@ class Failing:
 async def ask(
     root: Path, make: Any, method: str, path: str, token: str | None = None, **options: Any
 ) -> tuple[int, Any]:
-    journal = Journal(root / "host.sqlite3")
-    right = journal.invite("alice")
+    usage_log = UsageLog(root / "host.sqlite3")
+    right = usage_log.invite("alice")
     failing = Failing(make)
     served = Served("m", bytes(32), "float32", TARIFF)
-    api = HostApi(served, HOST, journal, Admission(journal, bytes(32), 4), failing, failing)  # type: ignore[arg-type]
+    api = HostApi(served, HOST, usage_log, Admission(usage_log, bytes(32), 4), failing, failing)  # type: ignore[arg-type]
     async with TestClient(TestServer(api.application())) as client:
         headers = {"Authorization": f"Bearer {right if token is None else token}"}
         async with client.request(method, path, headers=headers, **options) as response:
             text = await response.text()
-    journal.close()
+    usage_log.close()
     return response.status, json.loads(text)
 
 
@@ -71,13 +71,13 @@ def test_the_number_of_a_read_is_bounded(after: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["\udcff", "é", "x", "", "x" * 300, "\ud83d"])
 def test_a_token_of_any_form_is_refused(token: str, tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "host.sqlite3")
-    admission = Admission(journal, bytes(32), 4)
+    usage_log = UsageLog(tmp_path / "host.sqlite3")
+    admission = Admission(usage_log, bytes(32), 4)
     with pytest.raises(KvswapError) as caught:
         admission.client(f"Bearer {token}")
     assert caught.value.http_status == 401
     is_told(caught.value)
-    journal.close()
+    usage_log.close()
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/v1/usage", 405)])

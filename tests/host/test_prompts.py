@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from kvswap.core.errors import NotFound, UsageError
-from kvswap.host.journal import Document
 from kvswap.host.prompts import Prompts
+from kvswap.host.usage_log import HostedDocument
 from kvswap.model.load import load_tokenizer
 from kvswap.model.question import question_text
 
-DOCUMENT = Document("sha256:" + "1" * 64, "manual", "The manual of a machine.", "bafk")
+DOCUMENT = HostedDocument("sha256:" + "1" * 64, "manual", "The manual of a machine.", "bafk")
 
 
-def find(reference: str) -> Document:
+def find(reference: str) -> HostedDocument:
     if reference != DOCUMENT.document:
         raise NotFound("not hosted")
     return DOCUMENT

@@ -53,7 +53,7 @@ def test_both_units_are_of_one_user_and_home() -> None:
 
 
 def test_the_host_s_unit_says_what_the_command_takes() -> None:
-    from kvswap.cli.host_ import host_command
+    from kvswap.cli.commands.host import host_command
 
     service = unit("kvswap-host.service")["Service"]
     given = variables("kvswap-host.env")

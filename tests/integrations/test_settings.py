@@ -19,7 +19,7 @@ assert _SPEC is not None and _SPEC.loader is not None
 _MODULE = importlib.util.module_from_spec(_SPEC)
 sys.modules["engine_settings"] = _MODULE
 _SPEC.loader.exec_module(_MODULE)
-_CHECKS, Settings = _MODULE._CHECKS, _MODULE.Settings
+_CHECKS, ConnectorSettings = _MODULE._CHECKS, _MODULE.ConnectorSettings
 
 TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "home": (["", 5, "a\0b", None], ["/x"]),
@@ -43,13 +43,13 @@ def test_the_table_has_every_key() -> None:
 def test_every_value_is_judged(name: str) -> None:
     for value in TABLE[name][0]:
         with pytest.raises(InvalidSettings, match=f"{name} = ") as caught:
-            Settings.of({name: value})
+            ConnectorSettings.of({name: value})
         is_told(caught.value)
     for value in TABLE[name][1]:
-        assert getattr(Settings.of({name: value}), name) == value
+        assert getattr(ConnectorSettings.of({name: value}), name) == value
 
 
 def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(InvalidSettings) as caught:
-        Settings.of({"nonsense": 1, "block_tokens": 0, "codec": "plane"})
+        ConnectorSettings.of({"nonsense": 1, "block_tokens": 0, "codec": "plane"})
     assert [f["name"] for f in caught.value.details["faults"]] == ["nonsense", "block_tokens", "codec"]

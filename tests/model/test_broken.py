@@ -108,8 +108,8 @@ def test_a_header_that_is_not_of_its_file_is_refused(change: str, copy: Path) ->
     }
     changes[change]()
     packed = json.dumps(header).encode()
-    claimed = 2**60 if change == "long header" else len(packed)
-    path.write_bytes(struct.pack("<Q", claimed) + packed + data[8 + length :])
+    available = 2**60 if change == "long header" else len(packed)
+    path.write_bytes(struct.pack("<Q", available) + packed + data[8 + length :])
     error = judged(copy, load=change == "no tensors")
     assert isinstance(error, Incompatible)
     is_told(error)

@@ -95,7 +95,7 @@ def test_both_at_once_refuses_what_it_computed(tiny_models: dict[str, Path], tmp
     layer.self_attn.v_proj.weight.data[:] = math.inf
     with pytest.raises(Incompatible, match="layer 1"):
         feeder.run()
-    assert feeder.claimed
+    assert feeder.available
 
 
 @pytest.mark.parametrize("way", ["met", "again"])
@@ -123,7 +123,7 @@ def test_a_block_that_was_computed_in_part_or_again_is_looked_at(
         monkeypatch.setattr(Assembly, "fill", unfit)
     with pytest.raises(Incompatible, match=f"V of layer {number}"):
         feeder.run()
-    assert feeder.claimed == [0] and len(fitted) == (way == "again")
+    assert feeder.available == [0] and len(fitted) == (way == "again")
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

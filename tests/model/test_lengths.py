@@ -83,8 +83,8 @@ def one_pass(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
     return out.logits[0, -1].float()
 
 
-def stays(kind: str, tokens: int, room: int, block: int) -> bool:
-    short = tokens + room <= THRESHOLD
+def stays(kind: str, tokens: int, headroom: int, block: int) -> bool:
+    short = tokens + headroom <= THRESHOLD
     return short or ("dynamic" not in kind and min(block, tokens) > THRESHOLD)
 
 
@@ -92,23 +92,23 @@ def stays(kind: str, tokens: int, room: int, block: int) -> bool:
 @given(
     kind=st.sampled_from(sorted(MADE)),
     tokens=st.integers(THRESHOLD - 40, THRESHOLD + 60),
-    room=st.integers(1, 40),
+    headroom=st.integers(1, 40),
     block=st.sampled_from([16, 32, 48, 96, 97, 128, 256]),
 )
 def test_what_stays_on_one_side_is_one_pass_and_what_crosses_is_refused(
-    lengths: dict[str, LoadedModel], kind: str, tokens: int, room: int, block: int
+    lengths: dict[str, LoadedModel], kind: str, tokens: int, headroom: int, block: int
 ) -> None:
     loaded = lengths[kind]
-    ids = ids_of(loaded, tokens + room)
-    if not stays(kind, tokens, room, block):
+    ids = ids_of(loaded, tokens + headroom)
+    if not stays(kind, tokens, headroom, block):
         with pytest.raises(Incompatible) as caught:
-            check_reach(loaded, tokens, room, block)
+            check_reach(loaded, tokens, headroom, block)
         assert caught.value.exit_code == 7 and caught.value.details["field"] == "layout.rope"
         assert ("dynamic" if "dynamic" in kind else "longrope") in caught.value.message
         assert str(THRESHOLD) in caught.value.message
         return
-    check_reach(loaded, tokens, room, block)
-    made = forward(loaded, prefill(loaded, ids[:tokens], block, room), ids[tokens:], tokens)
+    check_reach(loaded, tokens, headroom, block)
+    made = forward(loaded, prefill(loaded, ids[:tokens], block, headroom), ids[tokens:], tokens)
     wanted = one_pass(loaded, ids)
     assert (made - wanted).abs().max() < 1e-4 * (wanted.max() - wanted.min())
 

@@ -194,10 +194,10 @@ def test_a_prefix_of_a_changed_model_is_not_the_known_ones(tiny_models: dict[str
 
     model = load(tiny_models["llama"])
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
-    LocalPrefill("some text of a document", model, tokenizer, 32).beginning()
+    LocalPrefill("some text of a document", model, tokenizer, 32).cached_prefix()
     projection(model).weight.data.mul_(1.1)
     with pytest.raises(Incompatible):
-        LocalPrefill("some text of a document", model, tokenizer, 32).beginning()
+        LocalPrefill("some text of a document", model, tokenizer, 32).cached_prefix()
 
 
 def test_an_adapter_beside_the_base_is_refused_here_too(tiny_models: dict[str, Path], tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_variable_that_asks_for_full_precision_is_no_reason(
 def test_with_reduced_precision_in_force_nobody_is_condemned(tiny_models: dict[str, Path], way: str) -> None:
     """The reader's own cache, its control, is as far off as what it compares: here everything seems a lie."""
     from kvswap.trust.accusation import accuses
-    from tests.attacks.kit import ATTACKS, Scene, climb, forge
+    from tests.attacks.kit import ATTACKS, Scene, forge, run_checks
 
     loaded = load_model(tiny_models["llama"], "llama", "float32")
     ids = loaded.tokenize(TEXT)
@@ -169,7 +169,7 @@ def test_with_reduced_precision_in_force_nobody_is_condemned(tiny_models: dict[s
     lie = forge(scene, ATTACKS["heads exchanged"](scene))
     for enter, accused in ((nullcontext, True), (REDUCED[way][0], False)):
         with enter():
-            (step,), _ = climb(lie, scene, [3], None)
+            (step,), _ = run_checks(lie, scene, [3], None)
         assert accuses(step) == accused, step
     assert "precision" in step.why or "autocast" in step.why
 

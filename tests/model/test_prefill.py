@@ -14,7 +14,7 @@ from kvswap.artifact.tensors import verify_tensors
 from kvswap.core.errors import Incompatible, InvalidDocument
 from kvswap.core.ids import Cid
 from kvswap.model.cache import (
-    RoomyLayer,
+    PreallocatedLayer,
     build_cache,
     check_layers,
 )
@@ -40,10 +40,10 @@ def test_a_loaded_cache_continues_bit_for_bit_at_every_block_boundary(
     ids = loaded.tokenize(DOCUMENT.read_text())[: 5 * BLOCK + 11]
     question = loaded.tokenize_continuation("\n\nQuestion: what?\nAnswer:")
     manifest, chunks = published(loaded, ids)
-    reference = prefill(loaded, ids, BLOCK, room=64)
+    reference = prefill(loaded, ids, BLOCK, headroom=64)
     wanted = greedy(loaded, reference, len(ids), question, 24)
     for stop in [None, *range(BLOCK, len(ids), BLOCK)]:
-        tensors = load(manifest, chunks.__getitem__, tokens=stop, room=len(ids) + 64)
+        tensors = load(manifest, chunks.__getitem__, tokens=stop, headroom=len(ids) + 64)
         at = stop or len(ids)
         if stop is None:
             verify_tensors(manifest, tensors)
@@ -63,7 +63,7 @@ def test_our_layers_equal_the_stock_ones_bit_for_bit(tiny_models: dict[str, Path
     stock = DynamicCache(config=loaded.model.config)
     for _ in canonical_prefill(loaded, stock, ids, BLOCK):
         pass
-    roomy = prefill(loaded, ids, BLOCK, room=3)  # the room runs out during the continuation
+    roomy = prefill(loaded, ids, BLOCK, headroom=3)  # the room runs out during the continuation
     for a, b in zip(stock.layers, roomy.layers, strict=True):
         assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
     left, right = (greedy(loaded, c, 150, [5, 6], 12) for c in (stock, roomy))
@@ -78,7 +78,7 @@ def test_generate_continues_from_a_loaded_cache(tiny_models: dict[str, Path]) ->
     ids = loaded.tokenize(text)
     manifest, chunks = published(loaded, ids)
     wanted = greedy(loaded, prefill(loaded, ids, BLOCK, 64), len(ids), loaded.tokenize_continuation("Q?"), 10)
-    cache = build_cache(loaded.model.config, load(manifest, chunks.__getitem__, room=32), len(ids))
+    cache = build_cache(loaded.model.config, load(manifest, chunks.__getitem__, headroom=32), len(ids))
     out = loaded.model.generate(
         **inputs_after(text, "Q?", loaded.tokenizer, cache), max_new_tokens=10, do_sample=False, eos_token_id=None
     )
@@ -88,7 +88,7 @@ def test_generate_continues_from_a_loaded_cache(tiny_models: dict[str, Path]) ->
 
 
 def test_an_edited_cache_falls_back_to_the_stock_behaviour() -> None:
-    layer = RoomyLayer(10)
+    layer = PreallocatedLayer(10)
     k = torch.arange(24.0).reshape(1, 2, 4, 3)
     layer.update(k, k)
     layer.crop(-2)
@@ -110,7 +110,9 @@ def test_loading_twice_from_one_artifact_gives_independent_caches(tiny_models: d
     loaded = load_model(tiny_models["llama"], "llama", "float32")
     ids = loaded.tokenize(DOCUMENT.read_text())[:64]
     manifest, chunks = published(loaded, ids)
-    first, second = (build_cache(loaded.model.config, load(manifest, chunks.__getitem__, room=8), 64) for _ in range(2))
+    first, second = (
+        build_cache(loaded.model.config, load(manifest, chunks.__getitem__, headroom=8), 64) for _ in range(2)
+    )
     forward(loaded, first, [1, 2, 3], 64)
     assert second.layers[0].get_seq_length() == 64
 

@@ -25,8 +25,8 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.net import messages
 from kvswap.trust.audit import Audit
-from kvswap.trust.head import Head, make_head, read_head
-from kvswap.trust.hosting import Offer, Read
+from kvswap.trust.hosting import Offer, Receipt
+from kvswap.trust.status_record import StatusRecord, make_status_record, read_status_record
 from tests.support import key, make_artifact, plain_predictor
 
 SIZE = 1 << 18  # bytes of a bomb, where the message may be so large
@@ -83,7 +83,7 @@ def _plain(value: Any) -> dict[str, Any]:
 def _cases() -> dict[str, tuple[Callable[[bytes], Any], list[Callable[[bytes], bytes]], int]]:
     cases: dict[str, tuple[Callable[[bytes], Any], list[Callable[[bytes], bytes]], int]] = {}
     reply = _plain(messages.FindReply("a", "b", [], []))
-    for kind in (messages.FindReply, messages.JoinReply, messages.HaveReply, messages.CatalogueReply, bytes):
+    for kind in (messages.FindReply, messages.JoinReply, messages.HaveReply, messages.PrefixIndexReply, bytes):
         places = [*_places({}, "ok", "error", "else")]
         places += [lambda bomb, n=name: _with({}, "ok", _with(reply, n, bomb)) for name in reply]
         cases[f"answer {kind.__name__}"] = (lambda data, k=kind: messages.decode_response(data, k), places, SIZE)
@@ -105,7 +105,7 @@ def _cases() -> dict[str, tuple[Callable[[bytes], Any], list[Callable[[bytes], b
     stack = predictor["stacks"][0]
     in_stack = [lambda bomb, n=n: _with(predictor, "stacks", b"\x91" + _with(stack, n, bomb)) for n in stack]
     cases["predictor, inside"] = (predictive.load, in_stack, SIZE)
-    for kind in (Head, Audit, Offer, Read):
+    for kind in (StatusRecord, Audit, Offer, Receipt):
         cases[kind.__name__] = (lambda data, k=kind: wire.unpack(data, k), _places({"version": 1}, "issued"), 1 << 17)
     return cases
 
@@ -146,10 +146,10 @@ def test_the_largest_of_each_kind_is_read() -> None:
     found = messages.Found("c" * 64, bytes(32), "d" * 16, 2**53, 2**53, "p" * 64, True, 2**53, None)
     with_manifest = messages.Found("c" * 64, bytes(32), "d" * 16, 1, 1, "p" * 64, True, 1, bytes(64 << 10))
     record = messages.BulkRecord("p" * 64, 65_535, bytes(32), 1, bytes(64))
-    grant = messages.Grant("t" * 512, 600, record)
-    cids = {str(Cid.of(b"%d" % i)): "w" * 64 for i in range(LIMITS.head_withdrawn)}
-    head = make_head(key(5), 3, 1000, [], cids, None).envelope
-    assert len(read_head(head).head.withdrawn) == LIMITS.head_withdrawn
+    grant = messages.BulkTicket("t" * 512, 600, record)
+    cids = {str(Cid.of(b"%d" % i)): "w" * 64 for i in range(LIMITS.status_record_withdrawals)}
+    head = make_status_record(key(5), 3, 1000, [], cids, None).envelope
+    assert len(read_status_record(head).record.withdrawn) == LIMITS.status_record_withdrawals
     reply = messages.FindReply(
         "a" * 64, "p" * 64, [with_manifest, *[found] * 63], [one] * 64, 1, [head] * 4, [bytes(4096)] * 8, grant
     )
@@ -159,9 +159,9 @@ def test_the_largest_of_each_kind_is_read() -> None:
     join = messages.JoinReply(bytes(LIMITS.manifest_chunks // 8), [one] * 64, grant)
     assert len(messages.encode_ok(join)) <= messages.cap_of(messages.JoinReply).size
     assert messages.decode_response(messages.encode_ok(join), messages.JoinReply) == join
-    keys = messages.CatalogueReply(2**53, bytes(LIMITS.catalogue_bytes))
-    assert len(messages.encode_ok(keys)) <= messages.cap_of(messages.CatalogueReply).size
-    assert messages.decode_response(messages.encode_ok(keys), messages.CatalogueReply) == keys
+    keys = messages.PrefixIndexReply(2**53, bytes(LIMITS.prefix_index_bytes))
+    assert len(messages.encode_ok(keys)) <= messages.cap_of(messages.PrefixIndexReply).size
+    assert messages.decode_response(messages.encode_ok(keys), messages.PrefixIndexReply) == keys
     for request in (
         messages.Find("a" * 64, chain=[bytes(32)] * LIMITS.chain_digests, model=bytes(32), dtype="d" * 16, bulk=True),
         messages.Join("c" * 64, one, True),

@@ -65,9 +65,9 @@ def test_a_stranger_elsewhere_opens_no_connection_to_this_machine(host: str) -> 
     async def body() -> None:
         async with node() as a:
             with port(host) as (address, seen):
-                for teller in (None, "8.8.8.8", "10.0.0.1", "169.254.1.1", "2a00:1450::1"):
+                for sender in (None, "8.8.8.8", "10.0.0.1", "169.254.1.1", "2a00:1450::1"):
                     with pytest.raises(KvswapError):
-                        await a.connect(PeerAddress(stranger(), (address,), teller))
+                        await a.connect(PeerAddress(stranger(), (address,), sender))
                 assert seen == []
                 for who in ("127.0.0.1", "::1", JUDGED):
                     before = len(seen)
@@ -83,9 +83,9 @@ def test_a_circuit_is_judged_by_its_relay() -> None:
         async with node() as a:
             with port() as (address, seen):
                 circuit = f"{address}/p2p/{stranger()}/p2p-circuit"
-                for teller in (None, "8.8.8.8", "10.0.0.1"):
+                for sender in (None, "8.8.8.8", "10.0.0.1"):
                     with pytest.raises(KvswapError):
-                        await a.connect(PeerAddress(stranger(), (circuit,), teller))
+                        await a.connect(PeerAddress(stranger(), (circuit,), sender))
                 assert seen == []
 
     run(body())

@@ -1,4 +1,4 @@
-"""Where strangers' words may lead: classes of addresses times classes of tellers, and every way to write them."""
+"""Where strangers' words may lead: classes of addresses times classes of senders, and every way to write them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from kvswap.core.errors import UsageError
 from kvswap.net import dialling
-from kvswap.net.dialling import BY_HAND, Place, may_dial, origin_of, place_of
+from kvswap.net.dialling import BY_HAND, Scope, may_dial, origin_of, scope_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER = "12D3KooWGMKAgeKPFVcPCFNQxRz1KsjdEwUwA8HQX9jxUqFLJcRf"
-CLASSES: dict[Place, list[str]] = {
-    Place.LOOPBACK: ["127.0.0.0/8", "::1/128"],
-    Place.LINK: ["169.254.1.0/24", "169.254.200.0/24", "fe80::/64"],
-    Place.PRIVATE: ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fd12:3456::/32", "fc00::/8"],
-    Place.PUBLIC: ["1.1.1.0/24", "8.8.0.0/16", "185.1.0.0/16", "2606:4700::/32", "2a00:1450::/32"],
-    Place.NOWHERE: [
+CLASSES: dict[Scope, list[str]] = {
+    Scope.LOOPBACK: ["127.0.0.0/8", "::1/128"],
+    Scope.LINK: ["169.254.1.0/24", "169.254.200.0/24", "fe80::/64"],
+    Scope.PRIVATE: ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fd12:3456::/32", "fc00::/8"],
+    Scope.PUBLIC: ["1.1.1.0/24", "8.8.0.0/16", "185.1.0.0/16", "2606:4700::/32", "2a00:1450::/32"],
+    Scope.NOWHERE: [
         *("0.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32", "192.0.2.0/24", "198.18.0.0/15"),
         *("169.254.169.254/32", "169.254.170.2/32", "100.100.100.200/32", "fd00:ec2::254/128"),
         *("::/128", "ff00::/8", "2001:db8::/32", "fec0::/10", "4000::/3"),
@@ -31,7 +31,7 @@ V4 = {place: [n for n in networks if ":" not in n] for place, networks in CLASSE
 
 
 @st.composite
-def hosts(draw: st.DrawFn, place: Place, only4: bool = False) -> str:
+def hosts(draw: st.DrawFn, place: Scope, only4: bool = False) -> str:
     network = ipaddress.ip_network(draw(st.sampled_from((V4 if only4 else CLASSES)[place])))
     offset = draw(st.integers(0, min(network.num_addresses, 1 << 64) - 1))
     return str(network[offset] if offset < network.num_addresses else network[0])
@@ -66,33 +66,33 @@ def written(draw: st.DrawFn, host: str, port: int) -> str:
 MANY = settings(max_examples=60, deadline=None)
 
 
-@pytest.mark.parametrize("teller", [*Place, None])
-@pytest.mark.parametrize("place", list(Place))
+@pytest.mark.parametrize("sender", [*Scope, None])
+@pytest.mark.parametrize("place", list(Scope))
 @MANY
 @given(data=st.data(), port=st.integers(1024, 65535))
 def test_an_address_leads_only_where_its_teller_is(
-    place: Place, teller: Place | None, data: st.DataObject, port: int
+    place: Scope, sender: Scope | None, data: st.DataObject, port: int
 ) -> None:
     host = data.draw(hosts(place))
-    assert place_of(host) is place
-    who = data.draw(hosts(teller)) if teller is not None else None
+    assert scope_of(host) is place
+    who = data.draw(hosts(sender)) if sender is not None else None
     address = data.draw(written(host, port))
-    wanted = place is Place.PUBLIC or (place is not Place.NOWHERE and place is teller)
+    wanted = place is Scope.PUBLIC or (place is not Scope.NOWHERE and place is sender)
     assert may_dial(address, who) is wanted, (address, who)
     assert may_dial(address, BY_HAND)
     low = data.draw(written(host, data.draw(st.integers(1, 1023))))
     assert not may_dial(low, who) and may_dial(low, BY_HAND)
 
 
-@pytest.mark.parametrize("place", [p for p in Place if p is not Place.PUBLIC])
+@pytest.mark.parametrize("place", [p for p in Scope if p is not Scope.PUBLIC])
 @MANY
 @given(data=st.data())
-def test_no_form_of_ipv6_hides_an_ipv4_address(place: Place, data: st.DataObject) -> None:
+def test_no_form_of_ipv6_hides_an_ipv4_address(place: Scope, data: st.DataObject) -> None:
     inner = data.draw(hosts(place, only4=True))
     if inner in ("0.0.0.0", "0.0.0.1"):
         return
     outer = data.draw(wrapped(inner))
-    assert place_of(outer) is place, (inner, outer)
+    assert scope_of(outer) is place, (inner, outer)
     assert not may_dial(f"/ip6/{outer}/tcp/4001", "8.8.8.8") and not may_dial(f"/ip6/{outer}/tcp/4001", None)
 
 
@@ -125,8 +125,8 @@ def test_no_form_of_ipv6_hides_an_ipv4_address(place: Place, data: st.DataObject
     ],
 )
 def test_other_forms_are_for_the_user(address: str) -> None:
-    for teller in ("127.0.0.1", "8.8.8.8", "10.0.0.1", None):
-        assert not may_dial(address, teller)
+    for sender in ("127.0.0.1", "8.8.8.8", "10.0.0.1", None):
+        assert not may_dial(address, sender)
 
 
 THERE = "/p2p/12D3KooWKnDdG3iXw9eTFijk3EWSunZcFi54Zka4wmtqtt6rPxc8"
@@ -148,8 +148,8 @@ THERE = "/p2p/12D3KooWKnDdG3iXw9eTFijk3EWSunZcFi54Zka4wmtqtt6rPxc8"
 )
 def test_no_word_makes_a_form_dialled_that_no_peer_needs(address: str) -> None:
     """Not where the address was judged before either: what is kept may have been judged by other rules."""
-    for teller in (dialling.JUDGED, "1.2.3.4", "127.0.0.1", None):
-        assert not may_dial(address, teller), teller
+    for sender in (dialling.JUDGED, "1.2.3.4", "127.0.0.1", None):
+        assert not may_dial(address, sender), sender
 
 
 def test_a_peer_names_ports_of_its_own_machine_and_none_that_are_the_systems() -> None:
@@ -251,12 +251,12 @@ def test_other_schemes(url: str) -> None:
 
 
 def test_every_address_that_the_exchange_hands_on_names_its_teller() -> None:
-    """`PeerAddress` with addresses and without a teller is the user's word: only where the user typed it."""
+    """`PeerAddress` with addresses and without a sender is the user's word: only where the user typed it."""
     by_hand = []
     for path in sorted((ROOT / "kvswap").rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
             made = isinstance(call, ast.Call) and getattr(call.func, "id", "") == "PeerAddress"
-            if made and len(call.args) == 2 and not any(k.arg == "teller" for k in call.keywords):
+            if made and len(call.args) == 2 and not any(k.arg == "sender" for k in call.keywords):
                 by_hand.append(f"{path.relative_to(ROOT)}: {ast.unparse(call)}")
     assert by_hand == [
         "kvswap/exchange/serving/upkeep.py: PeerAddress(peer, (address,))",  # bootstrap

@@ -17,7 +17,7 @@ REQUESTS = [
     messages.Join("bafkr4i", messages.Provider("12D3KooW", ["/ip4/127.0.0.1/tcp/1"]), True),
     messages.Have("bafkr4i"),
     messages.GetChunk("bafkr4i"),
-    messages.GetCatalogue(7),
+    messages.GetPrefixIndex(7),
 ]
 
 

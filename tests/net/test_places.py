@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from kvswap.core.limits import LIMITS
 from kvswap.net import messages
 from kvswap.net.client import Session
-from kvswap.net.libp2p.doors import Connections, Places, _Place
+from kvswap.net.libp2p.connection_limits import Connections, ConnectionSlots, _Slot
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
 from kvswap.net.server import Server
 from tests.support import run
@@ -38,14 +38,14 @@ def test_idle_streams_of_many_identities_keep_no_reader_out() -> None:
 
         await peer("server", Server(answer))
         for number in range(LIMITS.streams // LIMITS.streams_per_peer):
-            liar = await peer(f"liar {number}", ignore)
+            sends_invalid_data = await peer(f"liar {number}", ignore)
             for _ in range(LIMITS.streams_per_peer):
-                await liar.open("server")
+                await sends_invalid_data.open("server")
         await asyncio.sleep(0)
         honest = await peer("honest", ignore)
         for _ in range(8):
-            talk = Session(await honest.open("server"))
-            assert await talk.ask(messages.Have("anything"), messages.HaveReply) == messages.HaveReply(b"", [])
+            pipe = Session(await honest.open("server"))
+            assert await pipe.ask(messages.Have("anything"), messages.HaveReply) == messages.HaveReply(b"", [])
 
     run(body())
 
@@ -92,18 +92,18 @@ def test_connections_come_in_no_faster_than_their_handshakes_are_paid_for() -> N
 
 
 def test_who_comes_gets_a_place_of_the_host_that_holds_most() -> None:
-    places = Places("test", 8, 2, 7, lambda peer: peer == "friend")
+    places = ConnectionSlots("test", 8, 2, 7, lambda peer: peer == "friend")
     for number in range(7):
-        assert places.take(_Place(f"liar {number}", "1.1.1.1", _nothing)) == (True, None)
-    assert not places.take(_Place("liar 8", "1.1.1.1", _nothing))[0]  # its host's share
-    assert places.take(_Place("friend", "1.1.1.1", _nothing)) == (True, None)  # who delivered is not counted in it
-    taken, victim = places.take(_Place("honest", "2.2.2.2", _nothing))
+        assert places.take(_Slot(f"liar {number}", "1.1.1.1", _nothing)) == (True, None)
+    assert not places.take(_Slot("liar 8", "1.1.1.1", _nothing))[0]  # its host's share
+    assert places.take(_Slot("friend", "1.1.1.1", _nothing)) == (True, None)  # who delivered is not counted in it
+    taken, victim = places.take(_Slot("honest", "2.2.2.2", _nothing))
     assert taken and victim is not None and victim.peer == "liar 0"
     assert places.filling().entries == 8
 
 
 def test_places_of_who_delivered_are_nobody_elses() -> None:
-    places = Places("test", 4, 4, 4, lambda peer: peer == "friend")
+    places = ConnectionSlots("test", 4, 4, 4, lambda peer: peer == "friend")
     for _ in range(4):
-        assert places.take(_Place("friend", "1.1.1.1", _nothing))[0]
-    assert not places.take(_Place("stranger", "2.2.2.2", _nothing))[0]
+        assert places.take(_Slot("friend", "1.1.1.1", _nothing))[0]
+    assert not places.take(_Slot("stranger", "2.2.2.2", _nothing))[0]

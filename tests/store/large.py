@@ -21,7 +21,7 @@ from kvswap.store import Listing, Store
 from kvswap.store.files import chunk_path
 from kvswap.store.rebuild import list_artifact
 from kvswap.trust import Key, read_statement
-from tests.support import FULL, Made, key, make_artifact
+from tests.support import FULL, Ingested, key, make_artifact
 
 _TOGETHER = 500  # artifacts to a transaction
 
@@ -61,7 +61,7 @@ def fill(home: Path, artifacts: int, chunks_each: int = 30, *, files: bool = Tru
     return Large(*ids, str(other.peer_id))
 
 
-def _another(made: Made, number: int, signer: Key) -> tuple[Listing, dict[Cid, bytes]]:
+def _another(made: Ingested, number: int, signer: Key) -> tuple[Listing, dict[Cid, bytes]]:
     """The same artifact of another document, with other chunks."""
     old = made.manifest
     bodies = [b"%08d" % (number * len(old.chunks) + place) for place in range(len(old.chunks))]

@@ -22,7 +22,7 @@ class Filled(Index):
     """An index with one chunk, whose refilling stops until `go_on`."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, told=lambda text: None)
+        super().__init__(path, on_problem=lambda text: None)
         self.filling, self.go_on = threading.Event(), threading.Event()
         self.remake = self._refill
         self._put()

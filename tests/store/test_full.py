@@ -48,7 +48,7 @@ def test_an_index_that_cannot_grow_goes_on_in_memory_and_comes_back(tmp_path: Pa
         held = {cid: len(data) for made in [*first[1:], *more] for cid, data in made.chunks.items()}
         assert store.used_bytes == sum(held.values())
         assert store.verify().clean
-    store.attend()
+    store.maintain()
     assert "index" not in store.problems
     store.close()
     again = Store.open(tmp_path)
@@ -82,7 +82,7 @@ def test_the_trust_list_changes_on_disk_before_it_changes_in_memory(tmp_path: Pa
         for change in (
             lambda: policy.add(other),
             lambda: policy.remove(friend),
-            lambda: policy.distrust(friend, "why", "artifact", "evidence"),
+            lambda: policy.ban(friend, "why", "artifact", "evidence"),
             lambda: policy.succeed(other),
         ):
             with pytest.raises(StoreFull):

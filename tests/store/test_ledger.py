@@ -16,7 +16,7 @@ def test_what_was_experienced_survives_a_restart(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "peers.sqlite3")
     record = ledger.record("a")
     record.bytes_in, record.bytes_out, record.blocked, record.publisher = 100, 250, True, "p"
-    record.lied(1234.5)
+    record.count_invalid_data(1234.5)
     ledger.record("b").failed(10.0)
     ledger.close()
     again = Ledger(tmp_path / "peers.sqlite3")
@@ -64,7 +64,7 @@ def test_pauses_grow_with_failures_and_end_with_a_success() -> None:
     assert pauses == sorted(pauses) and pauses[0] < 5 and pauses[-1] == 300
     record.worked()
     assert record.not_before(300, 3600) == 0
-    record.lied(1000.0)
+    record.count_invalid_data(1000.0)
     assert record.not_before(300, 3600) == 4600
 
 
@@ -81,16 +81,16 @@ def test_who_is_blocked_or_lied_is_remembered_in_a_full_ledger(tmp_path: Path) -
     with ledger.changing("bad") as record:
         record.blocked = True
     with ledger.changing("liar") as record:
-        record.lied(time.time())
+        record.count_invalid_data(time.time())
     ledger.record("late").failed(time.time())
     for number in range(3000):
         ledger.record(f"stranger {number}")
-    assert ledger.blocked("bad") and ledger.resting("liar", 300, 3600) > 3500
+    assert ledger.blocked("bad") and ledger.backoff_seconds("liar", 300, 3600) > 3500
     assert sum(ledger.delivered(str(number)) for number in range(4096)) >= 4096 - 3  # each took one place
     assert len(ledger.peers()) == 4096
     ledger.close()
     again = Ledger(tmp_path / "peers.sqlite3")
-    assert again.blocked("bad") and again.resting("liar", 300, 3600) > 3500
+    assert again.blocked("bad") and again.backoff_seconds("liar", 300, 3600) > 3500
     again.close()
 
 
@@ -108,10 +108,12 @@ def test_liars_push_out_neither_who_is_blocked_nor_most_who_delivered(tmp_path: 
         ledger.block(f"blocked {number}", True)
     for number in range(2500):
         with ledger.changing(f"liar {number}") as record:
-            record.lied(time.time())
+            record.count_invalid_data(time.time())
     assert all(ledger.blocked(f"blocked {number}") for number in range(100))
     assert sum(ledger.delivered(str(number)) for number in range(4096)) >= 2900
-    assert ledger.resting("liar 2499", 300, 3600) > 3500 and ledger.resting("liar 1500", 300, 3600) > 3500
+    assert (
+        ledger.backoff_seconds("liar 2499", 300, 3600) > 3500 and ledger.backoff_seconds("liar 1500", 300, 3600) > 3500
+    )
     ledger.close()
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kvswap.store import AuditRow, Records, rooms
+from kvswap.store import AuditRow, Records, quotas
 from kvswap.store import records as module
-from kvswap.store.unwritten import ToldHead
+from kvswap.store.unwritten import ReceivedStatusRecord
 
 
 @pytest.fixture
@@ -36,34 +36,36 @@ def test_one_artifact_fills_nothing_but_its_own_room(records: Records) -> None:
 
 
 def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: set[str]) -> Records:
-    monkeypatch.setattr(module, "_HEADS_KEPT", 8)
-    monkeypatch.setattr(module, "_HEADS_OF_A_TELLER", 3)
+    monkeypatch.setattr(module, "_STATUS_RECORDS_KEPT", 8)
+    monkeypatch.setattr(module, "_STATUS_RECORDS_OF_A_SENDER", 3)
     return Records(tmp_path / "crowded.sqlite3", trusted.__contains__)
 
 
 def test_a_flood_of_heads_forgets_strangers_and_nobody_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trusted: set[str] = set()
     records = crowded(tmp_path, monkeypatch, trusted)
-    records.put_head("own", ToldHead(7, b"t", {"x": "why"}, kept=True))
-    records.put_head("later trusted", ToldHead(7, b"t", {"x": "why"}, teller="somebody"))
-    records.put_head("stranger", ToldHead(1, b"s", {"y": "because"}, teller="quiet"))
+    records.put_status_record("own", ReceivedStatusRecord(7, b"t", {"x": "why"}, kept=True))
+    records.put_status_record("later trusted", ReceivedStatusRecord(7, b"t", {"x": "why"}, sender="somebody"))
+    records.put_status_record("stranger", ReceivedStatusRecord(1, b"s", {"y": "because"}, sender="quiet"))
     trusted.add("later trusted")  # after it was heard
     for number in range(50):
-        records.put_head(f"flood {number}", ToldHead(1, b"s", {"y": "because"}, teller=f"liar {number % 10}"))
-    assert records.head("own") == (7, b"t") and records.withdrawn("x", "own") == "why"
-    assert records.head("later trusted") == (7, b"t") and records.withdrawn("x", "later trusted") == "why"
-    assert records.head("flood 0") is None and records.withdrawn("y", "flood 0") is None
-    assert records.head("flood 49") is not None
+        records.put_status_record(
+            f"flood {number}", ReceivedStatusRecord(1, b"s", {"y": "because"}, sender=f"liar {number % 10}")
+        )
+    assert records.status_record("own") == (7, b"t") and records.withdrawn("x", "own") == "why"
+    assert records.status_record("later trusted") == (7, b"t") and records.withdrawn("x", "later trusted") == "why"
+    assert records.status_record("flood 0") is None and records.withdrawn("y", "flood 0") is None
+    assert records.status_record("flood 49") is not None
     records.close()
 
 
 def test_one_teller_pushes_out_what_it_told_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = crowded(tmp_path, monkeypatch, set())
-    records.put_head("honest", ToldHead(1, b"s", {"y": "because"}, teller="honest peer"))
+    records.put_status_record("honest", ReceivedStatusRecord(1, b"s", {"y": "because"}, sender="honest peer"))
     for number in range(50):
-        records.put_head(f"flood {number}", ToldHead(1, b"s", {}, teller=f"liar {number % 3}"))
-    assert records.head("honest") == (1, b"s")
-    assert sum(records.head(f"flood {number}") is not None for number in range(50)) <= 8
+        records.put_status_record(f"flood {number}", ReceivedStatusRecord(1, b"s", {}, sender=f"liar {number % 3}"))
+    assert records.status_record("honest") == (1, b"s")
+    assert sum(records.status_record(f"flood {number}") is not None for number in range(50)) <= 8
     records.close()
 
 
@@ -74,15 +76,17 @@ def test_a_withdrawal_of_what_was_held_or_asked_for_outlives_every_flood(
     records = crowded(tmp_path, monkeypatch, set())
     if when == "asked before":
         records.ask("x")
-    records.put_head(
+    records.put_status_record(
         "publisher",
-        ToldHead(3, b"h", {"x": "why", "z": "other"}, teller="peer", held={"x"} if when == "held" else set()),
+        ReceivedStatusRecord(
+            3, b"h", {"x": "why", "z": "other"}, sender="peer", held={"x"} if when == "held" else set()
+        ),
     )
     if when == "asked after":
         records.ask("x")
     for number in range(50):
-        records.put_head(f"flood {number}", ToldHead(1, b"s", {}, teller=f"liar {number}"))
-    assert records.head("publisher") is None and records.withdrawn("z", "publisher") is None
+        records.put_status_record(f"flood {number}", ReceivedStatusRecord(1, b"s", {}, sender=f"liar {number}"))
+    assert records.status_record("publisher") is None and records.withdrawn("z", "publisher") is None
     assert records.withdrawn("x", "publisher") == "why"
     records.close()
     again = Records(tmp_path / "crowded.sqlite3")
@@ -93,12 +97,14 @@ def test_a_withdrawal_of_what_was_held_or_asked_for_outlives_every_flood(
 def test_what_goes_wrong_in_the_middle_leaves_nothing_open(tmp_path: Path) -> None:
     records = Records(tmp_path / "t.sqlite3")
     with pytest.raises(Exception):  # noqa: B017 - whatever SQLite makes of it
-        records.put_head("p", ToldHead(1, b"one", {"x": object()}))  # type: ignore[dict-item]
-    records.put_head("p", ToldHead(2, b"two", {"x": "why"}))
+        records.put_status_record("p", ReceivedStatusRecord(1, b"one", {"x": object()}))  # type: ignore[dict-item]
+    records.put_status_record("p", ReceivedStatusRecord(2, b"two", {"x": "why"}))
     records.add_checks("a", [1, 5])
     records.close()
     again = Records(tmp_path / "t.sqlite3")
-    assert again.head("p") == (2, b"two") and again.checks("a") == {1, 5} and again.withdrawn("x", "p") == "why"
+    assert (
+        again.status_record("p") == (2, b"two") and again.checks("a") == {1, 5} and again.withdrawn("x", "p") == "why"
+    )
     again.close()
 
 
@@ -153,7 +159,7 @@ def test_a_file_of_2b501d5_is_opened_and_loses_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         records = Records(path)
         assert records.checks("a") == {5} and [r.id for r in records.audits()] == ["audit"]
-        assert records.head("p") == (4, b"\1") and records.head("t") == (9, b"\2")
+        assert records.status_record("p") == (4, b"\1") and records.status_record("t") == (9, b"\2")
         assert records.withdrawn("x", "p") == "why" and records.withdrawn_by("t") == {"y": "because"}
         assert records.outcome("a") is None
         records.close()
@@ -161,10 +167,10 @@ def test_a_file_of_2b501d5_is_opened_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_what_was_withdrawn_stays_so_and_only_by_its_publisher(records: Records) -> None:
-    records.put_head("p", ToldHead(1, b"one", {"x": "why"}, kept=True))
-    records.put_head("p", ToldHead(2, b"two", {}, kept=True))
+    records.put_status_record("p", ReceivedStatusRecord(1, b"one", {"x": "why"}, kept=True))
+    records.put_status_record("p", ReceivedStatusRecord(2, b"two", {}, kept=True))
     assert records.withdrawn("x", "p") == "why" and records.withdrawn("x", "q") is None
-    assert records.head("p") == (2, b"two")
+    assert records.status_record("p") == (2, b"two")
 
 
 def test_checks_and_all_else_survive_a_restart(tmp_path: Path) -> None:
@@ -193,12 +199,14 @@ def test_no_number_of_withdrawals_pushes_out_those_of_what_was_here_or_of_the_tr
     monkeypatch.setattr(module, "_ASKED_KEPT", 1000)
     trusted = {f"friend {number}" for number in range(12)}
     records = crowded(tmp_path, monkeypatch, trusted)
-    records.put_head("publisher", ToldHead(1, b"h", {"held": "why"}, teller="peer", held={"held"}))
+    records.put_status_record("publisher", ReceivedStatusRecord(1, b"h", {"held": "why"}, sender="peer", held={"held"}))
     for friend in sorted(trusted):  # more than there is room for
-        records.put_head(friend, ToldHead(1, b"h", {f"of {friend}": "why"}, teller=friend))
+        records.put_status_record(friend, ReceivedStatusRecord(1, b"h", {f"of {friend}": "why"}, sender=friend))
     for number in range(40):
         records.ask(f"asked {number}")
-        records.put_head(f"flood {number}", ToldHead(1, b"s", {f"asked {number}": "why"}, teller=f"liar {number}"))
+        records.put_status_record(
+            f"flood {number}", ReceivedStatusRecord(1, b"s", {f"asked {number}": "why"}, sender=f"liar {number}")
+        )
     assert records.withdrawn("held", "publisher") == "why"
     assert all(records.withdrawn(f"of {friend}", friend) == "why" for friend in trusted)
     known = [number for number in range(40) if records.withdrawn(f"asked {number}", f"flood {number}")]
@@ -211,23 +219,23 @@ def test_no_number_of_withdrawals_pushes_out_those_of_what_was_here_or_of_the_tr
 def test_one_publishers_withdrawals_are_bounded_and_counted(tmp_path: Path, trusted: bool, disk: str) -> None:
     """Whatever its heads of before withdrew; what it says now, and what was here, is remembered all the same."""
     records = Records(tmp_path / "t.sqlite3", lambda publisher: trusted)
-    most = rooms.LINES_OF_TRUSTED if trusted else rooms.LINES_OF_A_STRANGER
+    most = quotas.LINES_OF_TRUSTED if trusted else quotas.LINES_OF_UNTRUSTED
     if disk == "full":
         records._db.transaction = _full  # type: ignore[method-assign]
     last: dict[str, str] = {}
     for sequence in range(1, 5 * most // 1000):
         last = {f"{sequence} {number}": "why" for number in range(1000)}
         held = [next(iter(last))] if sequence == 1 else []
-        records.hear_head("liar", ToldHead(sequence, b"h", last, teller="a peer", held=held))
+        records.receive_status_record("liar", ReceivedStatusRecord(sequence, b"h", last, sender="a peer", held=held))
     lines = records.withdrawn_by("liar")
     assert len(lines) <= most + 1 and last.keys() <= lines.keys() and "1 0" in lines
     assert len(lines) > 1000  # and not less than there is room for
-    filling = (records.heads if disk == "writable" else records.unwritten.heads).filling()
+    filling = (records.status_records if disk == "writable" else records.unwritten.status_records).filling()
     assert filling.bytes >= (len(lines) - 1) * 512
     records.close()
     if disk == "writable":
         again = Records(tmp_path / "t.sqlite3", lambda publisher: trusted)
-        assert again.heads.filling().bytes == filling.bytes
+        assert again.status_records.filling().bytes == filling.bytes
         again.close()
 
 

@@ -19,10 +19,10 @@ from kvswap.exchange.node.listing import list_artifact
 from kvswap.store import Store
 from kvswap.store.files import ChunkFile
 from kvswap.store.tables import MIGRATIONS
-from tests.support import Made, make_artifact
+from tests.support import Ingested, make_artifact
 
 
-def put(store: Store, made: Made, *, leave_out: int = 0, durable: bool = True) -> None:
+def put(store: Store, made: Ingested, *, leave_out: int = 0, durable: bool = True) -> None:
     for cid, wire in list(made.chunks.items())[leave_out:]:
         store.put_chunk(wire, cid)
     list_artifact(store, made.statement, durable=durable)

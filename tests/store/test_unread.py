@@ -15,8 +15,8 @@ from kvswap.core.errors import LocalFault
 from kvswap.core.ids import Cid
 from kvswap.store import Store
 from kvswap.store.files import ChunkFile
-from tests.store.test_behind import crash, file_of, unsynced
 from tests.store.test_store import put
+from tests.store.test_write_behind import crash, file_of, unsynced
 from tests.support import make_artifact
 
 OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO)
@@ -52,14 +52,14 @@ def unread(code: int) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is synced beside the test."""
-    monkeypatch.setattr("kvswap.store.behind.Behind.add", lambda self, cid, size: None)
+    monkeypatch.setattr("kvswap.store.write_behind.WriteBehind.add", lambda self, cid, size: None)
 
 
 @pytest.mark.parametrize("code", OWN_TROUBLE)
 def test_what_cannot_be_opened_to_be_synced_stays_and_is_synced_later(tmp_path: Path, code: int) -> None:
     store, made = Store.open(tmp_path), make_artifact()
     for cid, data in made.chunks.items():
-        store.put_chunk(data, cid, behind=True)
+        store.put_chunk(data, cid, write_behind=True)
     first = next(iter(made.chunks))
     with unopened(first, code), pytest.raises(LocalFault, match=str(first)):
         put(store, made)
@@ -73,7 +73,7 @@ def test_what_cannot_be_opened_to_be_synced_stays_and_is_synced_later(tmp_path: 
 def test_what_cannot_be_opened_at_the_start_stays_and_is_looked_at_again(tmp_path: Path, code: int) -> None:
     store, made = Store.open(tmp_path), make_artifact()
     put(store, made)
-    cid = store.put_chunk(b"fetched", behind=True)
+    cid = store.put_chunk(b"fetched", write_behind=True)
     crash(store)
     with unopened(cid, code):
         again = Store.open(tmp_path)

@@ -49,7 +49,7 @@ class Aim:
         return msgspec.json.decode(Path(path).read_bytes(), type=cls)
 
 
-Talk = Callable[[Any, Any], Awaitable[None]]
+JobPipe = Callable[[Any, Any], Awaitable[None]]
 Answer = Callable[[Frames, messages.Request], Awaitable[None]]
 
 
@@ -63,7 +63,7 @@ async def at_once(count: int, work: Callable[[], Awaitable[None]]) -> None:
             nursery.start_soon(work)
 
 
-async def identities(aim: Aim, count: int, talk: Talk, answer: Answer | None = None) -> None:
+async def identities(aim: Aim, count: int, pipe: JobPipe, answer: Answer | None = None) -> None:
     """So many PeerIds at a time; each talks until it is cut off, and comes back as somebody else."""
 
     async def one() -> None:
@@ -75,7 +75,7 @@ async def identities(aim: Aim, count: int, talk: Talk, answer: Answer | None = N
                 try:
                     with trio.fail_after(30):
                         peer = await raw.connect(host, aim.address)
-                    await talk(host, peer)
+                    await pipe(host, peer)
                 except Exception:
                     done["cut off"] += 1
                 finally:
@@ -118,7 +118,7 @@ async def opened(host: Any, peer: Any) -> Any:
 async def gossip(aim: Aim) -> None:
     """Announcements of what is wanted, by made-up signers, and control messages, as fast as they are taken."""
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         stream = await host.new_stream(peer, [raw.GOSSIP])
         while True:
             for frame in raw.gossip(4, os.urandom(8)):
@@ -130,14 +130,14 @@ async def gossip(aim: Aim) -> None:
             await stream.write(raw.varint.encode(len(frame)) + frame)
             done["gossip"] += 1
 
-    await identities(aim, 4, talk)
+    await identities(aim, 4, pipe)
 
 
 async def announces(aim: Aim) -> None:
     """Messages of 60 KiB, full of announcements that are as large as they may be."""
     keys = raw.create_new_key_pair(os.urandom(32))
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         stream = await host.new_stream(peer, [raw.GOSSIP])
         while True:
             rpc = raw.rpc_pb2.RPC()
@@ -157,14 +157,14 @@ async def announces(aim: Aim) -> None:
             await stream.write(raw.varint.encode(len(frame)) + frame)
             done["announces"] += 1
 
-    await identities(aim, 4, talk)
+    await identities(aim, 4, pipe)
 
 
 async def dht(aim: Aim) -> None:
     """Values and provider records of 4 MB, and of what is just taken, under ever new keys."""
     large = os.urandom(4 << 20)
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         while True:
             key = b"\x12\x20" + os.urandom(32)
             for frame in (
@@ -179,18 +179,18 @@ async def dht(aim: Aim) -> None:
             if peer not in host.get_connected_peers():
                 raise ConnectionError
 
-    await identities(aim, 4, talk)
+    await identities(aim, 4, pipe)
 
 
 async def identify(aim: Aim) -> None:
     """Identify again and again, each time with other protocols and addresses."""
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         while peer in host.get_connected_peers():
             await raw.tell(host, peer, raw.PUSH, raw.identify(host, 300, os.urandom(8)))
             done["identify"] += 1
 
-    await identities(aim, 4, talk)
+    await identities(aim, 4, pipe)
 
 
 # -- what is asked ---------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ async def identify(aim: Aim) -> None:
 async def finds(aim: Aim) -> None:
     """Requests of every kind, each about something else, on eight streams of each of four peers."""
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         me = messages.Provider(str(host.get_id()), [])
 
         async def one() -> None:
@@ -212,7 +212,7 @@ async def finds(aim: Aim) -> None:
                     messages.Find("flood", document="sha256:" + name.hex()),
                     messages.Find("flood", chain=[name] * 4_096),
                     messages.GetManifest(artifact),
-                    messages.GetCatalogue(0),
+                    messages.GetPrefixIndex(0),
                     messages.Join(artifact, me, True),
                     messages.GetManifest(aim.found.artifact),
                 ):
@@ -221,7 +221,7 @@ async def finds(aim: Aim) -> None:
 
         await at_once(8, one)
 
-    await identities(aim, 4, talk)
+    await identities(aim, 4, pipe)
 
 
 async def bombs(aim: Aim) -> None:
@@ -234,7 +234,7 @@ async def bombs(aim: Aim) -> None:
         done["bombs"] += 1
         await frames.send((BOMB + _MAPS, BOMB + _DEEP, BOMB + b"\xdd\x01\x00\x00\x00" + b"\x80" * (16 << 20))[turn % 3])
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         while peer in host.get_connected_peers():
             for frame in (_MAPS[:150_000], _DEEP[:150_000], _LARGE, b"\xc9\xff\xff\xff\xff\x01" + b"x" * 1_000):
                 stream = await opened(host, peer)
@@ -246,7 +246,7 @@ async def bombs(aim: Aim) -> None:
                         await stream.reset()
                 done["bombs"] += 1
 
-    await identities(aim, 4, talk, answer)
+    await identities(aim, 4, pipe, answer)
 
 
 # -- places ----------------------------------------------------------------------------------------------
@@ -255,17 +255,17 @@ async def bombs(aim: Aim) -> None:
 async def connections(aim: Aim) -> None:
     """Three hundred identities that connect and say nothing, and come again when they are hung up on."""
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         done["connections"] += 1
         await connected(host, peer)
 
-    await identities(aim, 300, talk)
+    await identities(aim, 300, pipe)
 
 
 async def streams(aim: Aim) -> None:
     """Sixteen identities, each with as many streams as it gets, on which nothing is said."""
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         while peer in host.get_connected_peers():
             try:
                 await opened(host, peer)
@@ -273,14 +273,14 @@ async def streams(aim: Aim) -> None:
             except Exception:
                 await trio.sleep(0.1)
 
-    await identities(aim, 16, talk)
+    await identities(aim, 16, pipe)
 
 
 async def windows(aim: Aim) -> None:
     """Streams full of requests whose answers nobody reads."""
     frame = messages.encode_request(messages.Find("flood", chain=[b"\1" * 32] * 4_096))
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         async def one() -> None:
             stream = await opened(host, peer)
             while True:
@@ -289,7 +289,7 @@ async def windows(aim: Aim) -> None:
 
         await at_once(24, one)
 
-    await identities(aim, 8, talk)
+    await identities(aim, 8, pipe)
 
 
 async def drips(aim: Aim) -> None:
@@ -297,7 +297,7 @@ async def drips(aim: Aim) -> None:
     find = messages.encode_request(messages.Find("flood", document=aim.document))
     chunks = [messages.encode_request(messages.GetChunk(cid)) for cid in aim.lengths]
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         async def slowly() -> None:
             stream = await opened(host, peer)
             for byte in len(find).to_bytes(4, "big") + find:
@@ -317,7 +317,7 @@ async def drips(aim: Aim) -> None:
                 nursery.start_soon(slowly)
                 nursery.start_soon(unread)
 
-    await identities(aim, 8, talk)
+    await identities(aim, 8, pipe)
 
 
 async def bulk(aim: Aim) -> None:
@@ -347,7 +347,7 @@ async def bulk(aim: Aim) -> None:
                     done["cut off"] += 1
             await trio.sleep(0.1)
 
-    async def talk(host: Any, peer: Any) -> None:
+    async def pipe(host: Any, peer: Any) -> None:
         frames = Frames(await opened(host, peer))
         join = messages.Join(aim.found.artifact, messages.Provider(str(host.get_id()), []), True)
         reply = await frames.exchange(messages.encode_request(join), 1 << 20)
@@ -370,7 +370,7 @@ async def bulk(aim: Aim) -> None:
                 nursery.start_soon(again, unread)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(identities, aim, 2, talk)
+        nursery.start_soon(identities, aim, 2, pipe)
         for _ in range(60):
             nursery.start_soon(again, silent)
             nursery.start_soon(again, secured, b"GET /v1/chunks/x HTTP/1.1\r\n" * 2)

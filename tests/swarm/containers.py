@@ -8,7 +8,7 @@ from typing import Any
 
 from kvswap.core.bounded import Table
 from kvswap.core.rows import Rows
-from kvswap.net.libp2p.doors import Places
+from kvswap.net.libp2p.connection_limits import ConnectionSlots
 
 _SKIPPED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
 _ROOMS = ("kvswap", "libp2p", "tests")  # whose objects are looked into
@@ -29,7 +29,7 @@ def sizes(root: Any) -> tuple[dict[str, int], dict[str, Table[Any, Any]]]:
         if isinstance(item, Table):
             tables[f"{path}: {item.name}"] = item
             continue
-        if isinstance(item, (Rows, Places)):  # their books are about what their table holds
+        if isinstance(item, (Rows, ConnectionSlots)):  # their books are about what their table holds
             assert item.filling().entries <= item.filling().most_entries
             if isinstance(item, Rows):
                 assert len(item.names()) <= len(item)

@@ -19,13 +19,13 @@ import msgspec
 
 from kvswap.artifact.manifest import LayerSpec
 from kvswap.net import messages
-from tests.support import ROOT, Daemon, Made, key, make_artifact, stock, until
+from tests.support import ROOT, Daemon, Ingested, key, make_artifact, stock, until
 from tests.swarm.attackers import Aim
 
 SPECS = (LayerSpec(kind="full", heads=4, k_dim=64, v_dim=64),) * 8
 
 
-def artifact() -> Made:
+def artifact() -> Ingested:
     """20 MB in 20 chunks."""
     return make_artifact(tokens=4096, block_tokens=256, specs=SPECS, lifetime=5 * 86_400)
 
@@ -49,13 +49,13 @@ class Siege:
     """The victim, and who delivered to it before."""
 
     root: Path
-    made: Made
+    made: Ingested
     victim: Daemon
     honest: Daemon
     attackers: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, root: Path, made: Made) -> Siege:
+    def begin(cls, root: Path, made: Ingested) -> Siege:
         """Start both, and let the victim fetch once."""
         port = free_port()
         stock(root / "honest", made)

@@ -28,7 +28,7 @@ import psutil
 
 from kvswap.core.errors import KvswapError
 from kvswap.store.files import chunk_path
-from tests.support import DOCUMENT, Daemon, Made, kvswap, make_artifact, stock, tiny_model, until
+from tests.support import DOCUMENT, Daemon, Ingested, kvswap, make_artifact, stock, tiny_model, until
 from tests.swarm.jumping import JUMP_SECONDS
 
 STOCKED = 5  # artifacts that the partner and the hostile peer have from the start
@@ -117,7 +117,7 @@ class Soak:
         listen = ["--listen", f"/ip4/127.0.0.1/tcp/{_free_port()}"]
         flags = [*listen, "--model", str(self._model), "--dtype", "float32"]
         self.partner = Daemon(root / "partner", flags, program=program, env={"KVSWAP_BLOCK_TOKENS": "64"})
-        self.liar = Daemon(root / "liar", program=("tests.swarm.liar", "flip"), env=nothing)
+        self.sends_invalid_data = Daemon(root / "liar", program=("tests.swarm.invalid_sender", "flip"), env=nothing)
 
     def run(self, seconds: float = float("inf"), sample_every: int = 250) -> Report:
         """Run until all fetches are done, or the time is over."""
@@ -143,20 +143,20 @@ class Soak:
             self._end()
         finally:
             self.report.seconds = time.monotonic() - began
-            for daemon in (self.node, self.partner, self.liar):
+            for daemon in (self.node, self.partner, self.sends_invalid_data):
                 daemon.stop()
         return self.report
 
     def _start(self) -> None:
-        for home in (self.partner.home, self.liar.home):
+        for home in (self.partner.home, self.sends_invalid_data.home):
             home.mkdir(parents=True)
             stock(home, *self._made)
         self.partner.start()
         self.node.flags = ["--bootstrap", self.partner.address]
         self.node.start()
         self.partner.flags += ["--bootstrap", self.node.address]
-        self.liar.flags = ["--bootstrap", self.node.address]
-        self.liar.start()
+        self.sends_invalid_data.flags = ["--bootstrap", self.node.address]
+        self.sends_invalid_data.start()
         until(lambda: self.node.client.status()["peers"] >= 2, 120, "the node to meet both")
         for publisher in (str(self._made[0].manifest.publisher), self.partner.publisher):
             self.node.client.trust_add(publisher)
@@ -217,7 +217,7 @@ class Soak:
     # -- one fetch ---------------------------------------------------------------------------------
 
     def _one(self, number: int) -> None:
-        made: Made | None = self._made[number % STOCKED]
+        made: Ingested | None = self._made[number % STOCKED]
         name = made.id if made is not None else ""
         if number % _OF_PUBLISHED == 0 and self._ours:
             made, name = None, self._ours[-1]
@@ -251,7 +251,7 @@ class Soak:
         self.report.unexplained.append(f"{told}; {', '.join(causes) or 'nothing had happened'}")
         return False
 
-    def _compare(self, made: Made) -> None:
+    def _compare(self, made: Ingested) -> None:
         chunks = self.node.home / "store" / "chunks"
         for cid, data in made.chunks.items():
             if chunk_path(chunks, cid).read_bytes() != data:

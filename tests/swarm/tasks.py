@@ -37,7 +37,7 @@ def _waits(coro: Any) -> str:
     found = ""
     while coro is not None:
         code = getattr(coro, "cr_code", None) or getattr(coro, "gi_code", None)
-        if code is not None and any(f"/{room}/" in code.co_filename for room in ("libp2p", "kvswap")):
+        if code is not None and any(f"/{headroom}/" in code.co_filename for headroom in ("libp2p", "kvswap")):
             found = code.co_qualname
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
     return found

@@ -35,9 +35,9 @@ def test_an_honest_publisher_is_condemned_by_nobody(daemon: Start, tmp_path: Pat
     # A stranger's, by the digest alone.
     if why := FAMILIES[family]:
         with pytest.raises(Untrusted, match=why):
-            b.client.fetch(published["document"], force=True, strangers=True)
+            b.client.fetch(published["document"], force=True, allow_untrusted=True)
     else:
-        assert b.client.fetch(published["document"], force=True, strangers=True).report["artifact"]
+        assert b.client.fetch(published["document"], force=True, allow_untrusted=True).report["artifact"]
     # A trusted publisher's, with an answer that moves every window.
     b.client.trust_add(a.publisher)
     answer = b.client.ask(published["document"], "What?", text=TEXT, max_tokens=300, ignore_eos=True, force=True)

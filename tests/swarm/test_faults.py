@@ -21,7 +21,7 @@ import pytest
 from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import LayerSpec
 from kvswap.core.limits import LIMITS
-from tests.support import Daemon, Made, key, kvswap, last_json, make_artifact, stock, until
+from tests.support import Daemon, Ingested, key, kvswap, last_json, make_artifact, stock, until
 
 pytestmark = [pytest.mark.swarm, pytest.mark.faults, pytest.mark.timeout(240)]
 Start = Callable[..., Daemon]
@@ -30,20 +30,20 @@ SLOW = {"KVSWAP_UPLOAD_BYTES_PER_SECOND": "8000000"}
 
 
 @pytest.fixture(scope="module")
-def made() -> Made:
+def made() -> Ingested:
     """20 MB in 20 chunks."""
     return make_artifact(tokens=8192 // 2, block_tokens=256, specs=SPECS * 2, lifetime=5 * 86_400)
 
 
 @pytest.fixture
-def nodes(daemon: Start, tmp_path: Path, made: Made) -> Start:
+def nodes(daemon: Start, tmp_path: Path, made: Ingested) -> Start:
     """Starts nodes without a model: `nodes(name, kind=…, holds=True, to=[…])`."""
 
     def start(name: str, *, kind: str | None = None, holds: bool = False, to: Any = (), **options: Any) -> Daemon:
         if holds:
             stock(tmp_path / name, made)
         flags = [flag for other in to for flag in ("--bootstrap", other.address)]
-        program = ("tests.swarm.liar", kind) if kind else ("kvswap",)
+        program = ("tests.swarm.invalid_sender", kind) if kind else ("kvswap",)
         node = daemon(name, *flags, program=program, KVSWAP_MODELS=str(tmp_path / "none"), **options)
         if not holds:
             node.client.trust_add(str(key().peer_id))
@@ -54,11 +54,11 @@ def nodes(daemon: Start, tmp_path: Path, made: Made) -> Start:
     return start
 
 
-def fetch(node: Daemon, made: Made, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+def fetch(node: Daemon, made: Ingested, timeout: float = 200) -> subprocess.CompletedProcess[str]:
     return kvswap(node.home, "fetch", made.id, "--force", "--json", timeout=timeout)
 
 
-def begin(node: Daemon, made: Made) -> subprocess.Popen[str]:
+def begin(node: Daemon, made: Ingested) -> subprocess.Popen[str]:
     """A fetch under way: returns once chunks are arriving."""
     process = subprocess.Popen(
         [sys.executable, "-m", "kvswap", "fetch", "--home", str(node.home), made.id, "--force", "--json"],
@@ -70,7 +70,7 @@ def begin(node: Daemon, made: Made) -> subprocess.Popen[str]:
     return process
 
 
-def check_complete(node: Daemon, made: Made) -> None:
+def check_complete(node: Daemon, made: Ingested) -> None:
     wanted = sum(made.manifest.chunks[i].length for i in needed(made.manifest))
     assert node.client.status()["store_bytes"] == wanted
     check_store(node)
@@ -91,19 +91,19 @@ PLANES = {"https": {}, "libp2p": {"KVSWAP_BULK": "false"}}
 
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("kind", ["flip", "truncate", "swap"])
-def test_a_liar_gives_nothing_and_is_remembered(nodes: Start, made: Made, kind: str, plane: str) -> None:
-    liar = nodes("liar", kind=kind, holds=True, **PLANES[plane])
-    alone = nodes("alone", to=[liar], **PLANES[plane])
+def test_a_liar_gives_nothing_and_is_remembered(nodes: Start, made: Ingested, kind: str, plane: str) -> None:
+    sends_invalid_data = nodes("liar", kind=kind, holds=True, **PLANES[plane])
+    alone = nodes("alone", to=[sends_invalid_data], **PLANES[plane])
     done = fetch(alone, made)
     assert done.returncode == 6, done.stderr
     assert last_json(kvswap(alone.home, "verify", "--store", "--json"))["checked"] == 0  # nothing was indexed
     (peer,) = alone.client.peers()
     assert peer["lies"] == 1 and peer["bytes_in"] == 0 and reasons(alone, "peer_lied")
-    asked = liar.client.status()["bytes_out"]
+    asked = sends_invalid_data.client.status()["bytes_out"]
     assert fetch(alone, made).returncode in (5, 9)  # it is not even asked again
-    assert liar.client.status()["bytes_out"] == asked
+    assert sends_invalid_data.client.status()["bytes_out"] == asked
     honest = nodes("honest", holds=True, **PLANES[plane])
-    both = nodes("both", to=[liar, honest], **PLANES[plane])
+    both = nodes("both", to=[sends_invalid_data, honest], **PLANES[plane])
     done = fetch(both, made)
     assert done.returncode == 0, done.stderr
     assert last_json(done)["from"] == [honest.ready["peer"]]
@@ -111,7 +111,7 @@ def test_a_liar_gives_nothing_and_is_remembered(nodes: Start, made: Made, kind: 
 
 
 @pytest.mark.parametrize("kind", ["claim", "breaking", "silent", "trickle"])
-def test_a_useless_peer_costs_little_beside_a_good_one(nodes: Start, made: Made, kind: str) -> None:
+def test_a_useless_peer_costs_little_beside_a_good_one(nodes: Start, made: Ingested, kind: str) -> None:
     bad, good = nodes("bad", kind=kind, holds=True), nodes("good", holds=True)
     reader = nodes("reader", to=[bad, good])
     done = fetch(reader, made)
@@ -122,7 +122,7 @@ def test_a_useless_peer_costs_little_beside_a_good_one(nodes: Start, made: Made,
 
 
 @pytest.mark.parametrize("kind", ["claim", "breaking", "silent", "trickle"])
-def test_a_useless_peer_alone_is_given_up_in_bounded_time(nodes: Start, made: Made, kind: str) -> None:
+def test_a_useless_peer_alone_is_given_up_in_bounded_time(nodes: Start, made: Ingested, kind: str) -> None:
     bad = nodes("bad", kind=kind, holds=True)
     reader = nodes("reader", to=[bad])
     began = time.monotonic()
@@ -134,7 +134,7 @@ def test_a_useless_peer_alone_is_given_up_in_bounded_time(nodes: Start, made: Ma
 
 
 @pytest.mark.parametrize("kind", ["certificate", "expired"])
-def test_without_a_usable_bulk_plane_libp2p_carries_the_chunks(nodes: Start, made: Made, kind: str) -> None:
+def test_without_a_usable_bulk_plane_libp2p_carries_the_chunks(nodes: Start, made: Ingested, kind: str) -> None:
     bad = nodes("bad", kind=kind, holds=True)
     reader = nodes("reader", to=[bad])
     done = fetch(reader, made)
@@ -144,7 +144,7 @@ def test_without_a_usable_bulk_plane_libp2p_carries_the_chunks(nodes: Start, mad
     check_complete(reader, made)
 
 
-def test_a_token_that_ends_under_way_is_renewed(nodes: Start, made: Made) -> None:
+def test_a_token_that_ends_under_way_is_renewed(nodes: Start, made: Ingested) -> None:
     server = nodes("server", kind="forgetful", holds=True, **SLOW)
     reader = nodes("reader", to=[server])
     done = fetch(reader, made)
@@ -154,7 +154,7 @@ def test_a_token_that_ends_under_way_is_renewed(nodes: Start, made: Made) -> Non
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_peer_that_dies_or_freezes_half_way_is_replaced(nodes: Start, made: Made, how: signal.Signals) -> None:
+def test_a_peer_that_dies_or_freezes_half_way_is_replaced(nodes: Start, made: Ingested, how: signal.Signals) -> None:
     victim, other = nodes("victim", holds=True, **SLOW), nodes("other", holds=True, **SLOW)
     reader = nodes("reader", to=[victim, other])
     process = begin(reader, made)
@@ -168,7 +168,7 @@ def test_a_peer_that_dies_or_freezes_half_way_is_replaced(nodes: Start, made: Ma
         victim.process.send_signal(signal.SIGCONT)
 
 
-def test_a_frozen_peer_alone_is_given_up(nodes: Start, made: Made) -> None:
+def test_a_frozen_peer_alone_is_given_up(nodes: Start, made: Ingested) -> None:
     victim = nodes("victim", holds=True, **SLOW)
     reader = nodes("reader", to=[victim])
     process = begin(reader, made)
@@ -183,7 +183,7 @@ def test_a_frozen_peer_alone_is_given_up(nodes: Start, made: Made) -> None:
     check_store(reader)
 
 
-def test_a_peer_that_comes_back_under_another_address_is_found_again(nodes: Start, made: Made) -> None:
+def test_a_peer_that_comes_back_under_another_address_is_found_again(nodes: Start, made: Ingested) -> None:
     victim = nodes("victim", holds=True, **SLOW)
     reader = nodes("reader", to=[victim])
     process = begin(reader, made)
@@ -202,7 +202,7 @@ def test_a_peer_that_comes_back_under_another_address_is_found_again(nodes: Star
     check_complete(reader, made)
 
 
-def test_a_reader_killed_thirty_times_resumes_and_never_holds_a_wrong_byte(nodes: Start, made: Made) -> None:
+def test_a_reader_killed_thirty_times_resumes_and_never_holds_a_wrong_byte(nodes: Start, made: Ingested) -> None:
     server = nodes("server", holds=True, KVSWAP_UPLOAD_BYTES_PER_SECOND="10000000")
     reader = nodes("reader", to=[server])
     wire = sum(made.manifest.chunks[i].length for i in needed(made.manifest))
@@ -228,7 +228,7 @@ def test_a_reader_killed_thirty_times_resumes_and_never_holds_a_wrong_byte(nodes
 
 
 def test_a_full_disk_ends_the_fetch_clearly_and_leaves_the_store_right(
-    nodes: Start, daemon: Start, made: Made, tmp_path: Path
+    nodes: Start, daemon: Start, made: Ingested, tmp_path: Path
 ) -> None:
     probe = subprocess.run(["unshare", "-r", "-m", "true"], capture_output=True)
     if probe.returncode:
@@ -261,7 +261,7 @@ def test_a_full_disk_ends_the_fetch_clearly_and_leaves_the_store_right(
 
 @pytest.mark.parametrize("server_clock,reader_clock", [("future", None), ("past", None), (None, "future")])
 def test_a_clock_two_days_off_changes_nothing(
-    nodes: Start, made: Made, server_clock: str | None, reader_clock: str | None
+    nodes: Start, made: Ingested, server_clock: str | None, reader_clock: str | None
 ) -> None:
     server = nodes("server", kind=server_clock, holds=True)
     reader = nodes("reader", kind=reader_clock, to=[server])
@@ -271,7 +271,7 @@ def test_a_clock_two_days_off_changes_nothing(
     check_complete(reader, made)
 
 
-def test_a_reader_two_days_behind_is_told_that_the_artifact_is_from_its_future(nodes: Start, made: Made) -> None:
+def test_a_reader_two_days_behind_is_told_that_the_artifact_is_from_its_future(nodes: Start, made: Ingested) -> None:
     server = nodes("server", holds=True)
     reader = nodes("reader", kind="past", to=[server])
     done = fetch(reader, made)

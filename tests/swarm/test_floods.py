@@ -13,7 +13,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.net import PeerAddress, Transport, messages
 from kvswap.net.bulk import BulkClient, BulkTarget
 from kvswap.net.client import Session, session
-from tests.support import Daemon, Made, kvswap, run, until
+from tests.support import Daemon, Ingested, kvswap, run, until
 from tests.swarm.bare import stranger
 from tests.swarm.test_faults import Start, check_complete, fetch, made, nodes  # noqa: F401 - fixtures
 
@@ -29,7 +29,7 @@ def rss(node: Daemon) -> int:
 @pytest.mark.parametrize("streams", [LIMITS.streams_per_peer, 2 * LIMITS.streams_per_peer])
 def test_a_flood_of_requests_costs_bounded_memory_is_hung_up_on_and_keeps_nobody_else_waiting(
     nodes: Start,  # noqa: F811
-    made: Made,  # noqa: F811
+    made: Ingested,  # noqa: F811
     streams: int,
 ) -> None:
     server = nodes("server", holds=True)
@@ -81,7 +81,7 @@ def transport_is_up(node: Daemon) -> bool:
     return bool(node.client.status()["p2p"])
 
 
-def test_streams_that_say_nothing_cost_a_place_each_and_no_more(nodes: Start, made: Made) -> None:  # noqa: F811
+def test_streams_that_say_nothing_cost_a_place_each_and_no_more(nodes: Start, made: Ingested) -> None:  # noqa: F811
     server = nodes("server", holds=True)
     reader = nodes("reader", to=[server])
     peer = peer_of(server.address)
@@ -108,7 +108,7 @@ def test_streams_that_say_nothing_cost_a_place_each_and_no_more(nodes: Start, ma
     check_complete(reader, made)
 
 
-def test_a_token_replayed_after_its_stream_has_ended_opens_nothing(nodes: Start, made: Made) -> None:  # noqa: F811
+def test_a_token_replayed_after_its_stream_has_ended_opens_nothing(nodes: Start, made: Ingested) -> None:  # noqa: F811
     server, other = nodes("server", holds=True), nodes("other", holds=True)
     chunk = made.manifest.chunks[0]
 
@@ -118,8 +118,8 @@ def test_a_token_replayed_after_its_stream_has_ended_opens_nothing(nodes: Start,
             peer = peer_of(server.address)
             me = messages.Provider(transport.peer, [])
             into = memoryview(bytearray(chunk.length))
-            async with session(transport, peer) as talk:
-                reply = await talk.ask(messages.Join(made.id, me, True), messages.JoinReply)
+            async with session(transport, peer) as pipe:
+                reply = await pipe.ask(messages.Join(made.id, me, True), messages.JoinReply)
                 assert reply.grant is not None
                 record = reply.grant.record
                 target = BulkTarget(peer, "127.0.0.1", record.port, record.certificate, reply.grant.token)
@@ -135,8 +135,8 @@ def test_a_token_replayed_after_its_stream_has_ended_opens_nothing(nodes: Start,
                 raise AssertionError("a token outlives its stream")
             # and it is of no use at another node
             await transport.connect(PeerAddress(peer_of(other.address), (other.address,)))
-            async with session(transport, peer_of(other.address)) as talk:
-                reply = await talk.ask(messages.Join(made.id, me, True), messages.JoinReply)
+            async with session(transport, peer_of(other.address)) as pipe:
+                reply = await pipe.ask(messages.Join(made.id, me, True), messages.JoinReply)
                 assert reply.grant is not None
                 record = reply.grant.record
                 wrong = BulkTarget(record.peer, "127.0.0.1", record.port, record.certificate, target.token)
@@ -147,7 +147,7 @@ def test_a_token_replayed_after_its_stream_has_ended_opens_nothing(nodes: Start,
     run(body())
 
 
-def test_a_blocked_peer_gets_nothing_and_is_asked_nothing(nodes: Start, made: Made) -> None:  # noqa: F811
+def test_a_blocked_peer_gets_nothing_and_is_asked_nothing(nodes: Start, made: Ingested) -> None:  # noqa: F811
     server = nodes("server", holds=True)
     reader = nodes("reader", to=[server])
     assert kvswap(server.home, "block", reader.ready["peer"]).returncode == 0

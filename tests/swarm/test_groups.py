@@ -61,7 +61,7 @@ async def told(of: Daemon, document: str, artifact: str) -> bytes:
                 await asking.ask(messages.Find("curious", document=document), messages.FindReply),
                 await asking.ask(messages.Find("curious", artifact=artifact), messages.FindReply),
                 await asking.ask(messages.Join(artifact, me, False), messages.JoinReply),
-                await asking.ask(messages.GetCatalogue(0), messages.CatalogueReply),
+                await asking.ask(messages.GetPrefixIndex(0), messages.PrefixIndexReply),
                 await asking.ask(messages.GetManifest(artifact), bytes),
             ]
     assert replies[0].found == [] and [f.artifact for f in replies[1].found] == [artifact]

@@ -155,8 +155,8 @@ def test_an_inexact_artifact_says_so_everywhere(daemon: Start, tiny_models: dict
     assert done.returncode == 0 and "INEXACT" in done.stdout + done.stderr
     published = last_json(kvswap(a.home, "publish", str(document), "--codec", "int8", "--json"))
     assert published["reused"] and not published["exact"] and published["divergence"]["steps"] == 32
-    exact = next(r["artifact"] for r in a.client.artifacts() if r["artifact"] != published["artifact"])
-    assert kvswap(a.home, "rm", "-y", exact).returncode == 0
+    lossless = next(r["artifact"] for r in a.client.artifacts() if r["artifact"] != published["artifact"])
+    assert kvswap(a.home, "rm", "-y", lossless).returncode == 0
     b = daemon("b", "--bootstrap", a.address, *flags)
     b.client.trust_add(a.publisher)
     until(lambda: b.client.status()["peers"], what="B to meet A")

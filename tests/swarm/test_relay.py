@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Daemon, Made, last_json, until
+from tests.support import Daemon, Ingested, last_json, until
 from tests.swarm.test_faults import Start, check_complete, fetch, made, nodes  # noqa: F401 - fixtures
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(180)]
@@ -17,7 +17,7 @@ def circuits(node: Daemon) -> list[str]:
     return [a for a in node.client.identity()["addresses"] if "/p2p-circuit/" in a]
 
 
-def test_a_node_without_a_listening_address_serves_through_a_relay(nodes: Start, made: Made) -> None:  # noqa: F811
+def test_a_node_without_a_listening_address_serves_through_a_relay(nodes: Start, made: Ingested) -> None:  # noqa: F811
     relay = nodes("relay", KVSWAP_RELAY="true")
     hidden = nodes("hidden", holds=True, KVSWAP_LISTEN="", KVSWAP_RELAYS=relay.address)
     (address,) = until(lambda: circuits(hidden), what="the reservation")
@@ -36,7 +36,7 @@ def test_a_node_without_a_listening_address_serves_through_a_relay(nodes: Start,
     assert not [e for e in reader.client.events() if e["event"] == "without_bulk"]
 
 
-def test_a_relayed_connection_becomes_a_direct_one_and_chunks_go_over_https(nodes: Start, made: Made) -> None:  # noqa: F811
+def test_a_relayed_connection_becomes_a_direct_one_and_chunks_go_over_https(nodes: Start, made: Ingested) -> None:  # noqa: F811
     """The reader is told the circuit's address alone; hole punching finds the way that is there."""
     relay = nodes("relay", KVSWAP_RELAY="true")
     hidden = nodes("hidden", holds=True, KVSWAP_RELAYS=relay.address)

@@ -118,7 +118,7 @@ async def kvswap_flood(address: str, salt: bytes) -> None:
             peer = address.rpartition("/p2p/")[2]
             await transport.connect(PeerAddress(peer, (address,)))
             me = messages.Provider(transport.peer, [f"/ip4/127.0.0.1/tcp/{n + 1024}" for n in range(8)])
-            talk = Session(await transport.open(peer))
+            pipe = Session(await transport.open(peer))
             for n in range(EACH):
                 name = hashlib.sha256(salt + bytes([number, n])).digest()
                 artifact = str(Cid.of(name))
@@ -127,13 +127,13 @@ async def kvswap_flood(address: str, salt: bytes) -> None:
                     messages.Find("flood", document="sha256:" + name.hex()),
                     messages.Find("flood", chain=[name]),
                     messages.GetManifest(artifact),
-                    messages.GetCatalogue(n),
+                    messages.GetPrefixIndex(n),
                     messages.Join(artifact, me, True),
                     messages.Have(artifact),
                     messages.GetChunk(artifact),
                 ):
                     try:
-                        await talk.ask(request, bytes)
+                        await pipe.ask(request, bytes)
                     except KvswapError:
                         pass
                 announced = messages.Announce(artifact, "sha256:" + name.hex(), me)

@@ -13,7 +13,7 @@ from kvswap.artifact.manifest import DocumentRef, Numerics
 from kvswap.core.errors import IntegrityError
 from kvswap.trust import accusation
 from kvswap.trust.accusation import Grounds, accuses, claims, comparable, judge, of_error, proof, uncheckable, unusable
-from kvswap.trust.ladder import ALWAYS, STRANGER, Ladder, Level, Step
+from kvswap.trust.levels import ALWAYS, UNTRUSTED, Level, LevelReport, LevelResult
 
 CONDITIONS = [field.name for field in fields(Grounds)]
 WHOLE = Grounds(**dict.fromkeys(CONDITIONS, ""))
@@ -25,7 +25,7 @@ VERDICTS: tuple[Any, ...] = ("passed", "failed", "skipped")
 @pytest.mark.parametrize("level", Level)
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_a_step_is_a_proof_where_all_conditions_hold_and_it_can_be_one(level: Level, verdict: Any) -> None:
-    step = judge(Step(level, verdict, why="w"), WHOLE)
+    step = judge(LevelResult(level, verdict, why="w"), WHOLE)
     assert step.proven == accuses(step) == (verdict == "failed" and level in PROVES)
     assert (step.level, step.verdict, step.why) == (level, verdict, "w")
 
@@ -35,7 +35,7 @@ def test_a_step_is_a_proof_where_all_conditions_hold_and_it_can_be_one(level: Le
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_where_one_condition_is_lacking_nobody_is_accused(condition: str, level: Level, verdict: Any) -> None:
     for grounds in (_without(WHOLE, condition, "a reason"), Grounds(**_all_but(condition))):
-        step = judge(Step(level, verdict, why="w"), grounds)
+        step = judge(LevelResult(level, verdict, why="w"), grounds)
         assert not step.proven and not accuses(step)
         if verdict != "failed" or level not in PROVES - {Level.STRUCTURE}:
             assert (step.verdict, step.why) == (verdict, "w")  # a structure that is wrong is of no use, whoever made it
@@ -59,7 +59,7 @@ def test_nothing_that_was_not_looked_at_holds() -> None:
 @pytest.mark.parametrize("level", Level)
 @pytest.mark.parametrize("proven", [True, False])
 def test_what_crosses_the_pipe_is_what_was_judged(level: Level, proven: bool) -> None:
-    back = of_error(proof(Step(level, "failed", why="w", proven=proven), "c"))
+    back = of_error(proof(LevelResult(level, "failed", why="w", proven=proven), "c"))
     if level not in PROVES:
         assert back is None
     else:
@@ -89,7 +89,7 @@ class Said:
     """What `claims` reads of a manifest, which as a real one would have to be made anew for each case."""
 
     def __init__(self, wrong: set[str]) -> None:
-        self.exact, self.codecs = "divergence" not in wrong, ["int8"]
+        self.lossless, self.codecs = "divergence" not in wrong, ["int8"]
         self.document = None if "document" in wrong else DocumentRef(b"\0" * 32, 1, "text/plain")
         self.prefix = self
         self.special_tokens = "prefix.special_tokens" not in wrong
@@ -98,11 +98,11 @@ class Said:
         self.tokens = [] if "probe" in wrong else [1]
 
 
-CLAIMS = ["divergence", "document", "prefix.special_tokens", "prefix.template", "probe"]
+EXACTNESS_CLAIMS = ["divergence", "document", "prefix.special_tokens", "prefix.template", "probe"]
 HARMLESS = {"document", "probe"}
 
 
-CLAIMED = [set(some) for count in range(6) for some in itertools.combinations(CLAIMS, count)]
+CLAIMED = [set(some) for count in range(6) for some in itertools.combinations(EXACTNESS_CLAIMS, count)]
 
 
 @pytest.mark.parametrize("wrong", CLAIMED, ids=lambda some: "+".join(sorted(some)) or "none")
@@ -110,19 +110,19 @@ def test_every_claim_that_turns_a_check_off_is_named_and_keeps_it_from_use(wrong
     manifest: Any = Said(wrong)
     assert set(claims(manifest)) == wrong and all(claims(manifest).values())
     assert set(uncheckable(manifest)) == wrong - HARMLESS
-    whole = Ladder(tuple(Step(level, "passed") for level in Level))
+    whole = LevelReport(tuple(LevelResult(level, "passed") for level in Level))
     assert set(unusable(manifest, whole)) == wrong - HARMLESS
 
 
 @pytest.mark.parametrize("level", Level)
 @pytest.mark.parametrize("verdict", ["failed", "skipped", "absent"])
 def test_a_step_that_is_due_has_to_have_passed(level: Level, verdict: Any) -> None:
-    steps = [Step(each, "passed") for each in Level if each != level]
+    steps = [LevelResult(each, "passed") for each in Level if each != level]
     if verdict != "absent":
-        steps.append(Step(level, verdict, why="its reason"))
-    reasons = unusable(Said(set()), Ladder(tuple(steps)))  # type: ignore[arg-type]
-    due = level in STRANGER and level not in (Level.POLICY, Level.AGREEMENT)
+        steps.append(LevelResult(level, verdict, why="its reason"))
+    reasons = unusable(Said(set()), LevelReport(tuple(steps)))  # type: ignore[arg-type]
+    due = level in UNTRUSTED and level not in (Level.POLICY, Level.AGREEMENT)
     assert set(reasons) == ({f"V{int(level)}"} if due else set())
     if due and verdict == "skipped":
         assert reasons[f"V{int(level)}"] == "its reason"
-    assert set(ALWAYS) <= set(STRANGER) and set(accusation.PROVES) == PROVES
+    assert set(ALWAYS) <= set(UNTRUSTED) and set(accusation.PROVES) == PROVES

@@ -8,7 +8,7 @@ from kvswap.core.errors import IntegrityError, MalformedManifest
 from kvswap.core.ids import Cid
 from kvswap.trust.audit import KIND, Audit, covered, environment_of, read_audit, sign_audit
 from kvswap.trust.envelopes import sign
-from kvswap.trust.ladder import PROOF_RULES, Level
+from kvswap.trust.levels import PROOF_RULES, Level
 from tests.support import key
 
 AUDITOR = key(5)
@@ -65,10 +65,10 @@ def test_nobody_signs_for_another_auditor() -> None:
 
 def test_an_audit_is_no_manifest_and_no_head() -> None:
     from kvswap.trust import read_statement
-    from kvswap.trust.head import read_head
+    from kvswap.trust.status_record import read_status_record
 
     envelope = sign_audit(audit(), AUDITOR).envelope
-    for reader in (read_statement, read_head):
+    for reader in (read_statement, read_status_record):
         with pytest.raises(MalformedManifest, match="payload type"):
             reader(envelope)
 

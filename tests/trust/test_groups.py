@@ -11,7 +11,7 @@ from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, NotAMember, NotFound, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.trust import Group, Groups, one_key, read_statement
-from kvswap.trust.groups import OPEN, keys_of
+from kvswap.trust.groups import PUBLIC, keys_of
 from tests.support import group, key, make_artifact, seal_for
 
 MADE = make_artifact(tokens=40)
@@ -20,7 +20,7 @@ SEALED = seal_for(MADE, group())
 
 def test_members_read_what_was_published_and_others_do_not() -> None:
     statement = read_statement(SEALED.statement.envelope, keys_of([group("other", 2), group()]))
-    assert statement.manifest == SEALED.manifest and statement.names == group()
+    assert statement.manifest == SEALED.manifest and statement.identifiers == group()
     assert statement.manifest.tensors == MADE.manifest.tensors
     for keys in (keys_of([]), keys_of([group("other", 2)]), one_key(None)):
         with pytest.raises(NotAMember, match="sealed") as caught:
@@ -60,7 +60,11 @@ def test_members_agree_on_names_that_others_cannot_compute() -> None:
     assert ours.chain(chain) == here.chain(chain) and len(set(ours.chain(chain))) == 2
     assert ours.model(model, "bfloat16") == here.model(model, "bfloat16") != ours.model(model, "float32")
     assert not set(ours.chain(chain)) & set(theirs.chain(chain))
-    assert (OPEN.document(reference), OPEN.chain(chain), OPEN.model(model, "x")) == (reference, chain, (model, "x"))
+    assert (PUBLIC.document(reference), PUBLIC.chain(chain), PUBLIC.model(model, "x")) == (
+        reference,
+        chain,
+        (model, "x"),
+    )
     parts = {ours.document(reference)[7:], *(d.hex() for d in ours.chain([bytes.fromhex("ab" * 32)]))}
     assert len(parts) == 2  # the same bytes as a document and as a beginning have two names
 
@@ -70,7 +74,7 @@ def test_derived_keys_are_pinned() -> None:
     made = group()
     salt = bytes(range(32))
     assert made.seal(salt).key.hex() == PINNED["key"]
-    assert made.mark(salt).hex() == PINNED["mark"]
+    assert made.tag(salt).hex() == PINNED["mark"]
     assert made.document("sha256:" + "00" * 32) == "sha256:" + PINNED["document"]
     assert made.chain([bytes(32)])[0].hex() == PINNED["chain"]
     assert made.model(bytes(32), "bfloat16")[0].hex() == PINNED["model"]

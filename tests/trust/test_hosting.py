@@ -14,14 +14,14 @@ from kvswap.trust.hosting import (
     OFFER,
     READ,
     Offer,
-    Read,
+    Receipt,
     SignedOffer,
     Tariff,
     check_price,
     read_offer,
-    read_read,
+    read_receipt,
     sign_offer,
-    sign_read,
+    sign_receipt,
 )
 from tests.support import key
 
@@ -43,8 +43,8 @@ def offer(**changes: Any) -> Offer:
     return msgspec.structs.replace(made, **changes)
 
 
-def read(signed: SignedOffer, **changes: Any) -> Read:
-    made = Read(
+def read(signed: SignedOffer, **changes: Any) -> Receipt:
+    made = Receipt(
         version=1,
         host=str(HOST.peer_id),
         number=1,
@@ -68,7 +68,7 @@ def test_a_price_is_a_whole_number_and_that_of_the_offer(cached: int, prefilled:
     cost = TARIFF.picodollars(cached, prefilled, made)
     assert cost / 1e12 == pytest.approx((cached * 0.03 + prefilled * 0.3 + made * 0.6) / 1e6)
     record = read(signed, read=cached, prefilled=prefilled, made=made, picodollars=cost)
-    check_price(sign_read(record, HOST).read, signed)
+    check_price(sign_receipt(record, HOST).read, signed)
     with pytest.raises(IntegrityError):
         check_price(msgspec.structs.replace(record, picodollars=cost + 1), signed)
 
@@ -90,11 +90,11 @@ def test_what_is_no_offer_is_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", [{"version": 2}, {"read": -1}, {"document": b"short"}])
 def test_what_is_no_read_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(MalformedManifest):
-        read_read(sign(wire.pack(wire.plain(read(sign_offer(offer(), HOST), **changes))), HOST, READ))
+        read_receipt(sign(wire.pack(wire.plain(read(sign_offer(offer(), HOST), **changes))), HOST, READ))
 
 
 def test_by_somebody_else() -> None:
     with pytest.raises(IntegrityError):
         sign_offer(offer(), key(9))
     with pytest.raises(IntegrityError):
-        sign_read(read(sign_offer(offer(), HOST)), key(9))
+        sign_receipt(read(sign_offer(offer(), HOST)), key(9))

@@ -14,8 +14,8 @@ from kvswap.core.errors import UsageError
 from kvswap.core.ids import Cid
 from kvswap.core.text import is_printable
 from kvswap.trust.audit import Audit, sign_audit
-from kvswap.trust.head import make_head
-from kvswap.trust.hosting import Offer, Read, Tariff, sign_offer, sign_read
+from kvswap.trust.hosting import Offer, Receipt, Tariff, sign_offer, sign_receipt
+from kvswap.trust.status_record import make_status_record
 from tests.support import key
 
 KEY = key(5)
@@ -46,13 +46,13 @@ def a_read(**fields: Any) -> Any:
         "version": 1, "host": OWN, "number": 1, "previous": bytes(32), "client": "somebody", "document": None,
         "model": bytes(32), "offer": bytes(32), "read": 0, "prefilled": 0, "made": 0, "picodollars": 0, "ended": 1,
     }  # fmt: skip
-    return sign_read(Read(**(told | fields)), KEY).read
+    return sign_receipt(Receipt(**(told | fields)), KEY).read
 
 
 @given(ODD)
 def test_reasons_that_this_node_words_itself_are_made_fit(why: str) -> None:
     """They hold texts of libraries and of other publishers."""
-    head = make_head(KEY, 1, int(time.time()), [], {NAME: why}).head
+    head = make_status_record(KEY, 1, int(time.time()), [], {NAME: why}).record
     for signed in (head.reasons[NAME], an_audit(why=why).why):
         assert is_printable(signed) and len(signed) <= 256
 

@@ -14,8 +14,8 @@ from kvswap.core.errors import IntegrityError, KvswapError, MalformedManifest, U
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.trust import Policy, PolicyFile, read_statement, require_trust, verify_envelope
-from kvswap.trust.ladder import PROOF_RULES
-from kvswap.trust.policy import Caught, Publisher
+from kvswap.trust.levels import PROOF_RULES
+from kvswap.trust.policy import Ban, Publisher
 from tests.support import key, make_artifact
 
 NOW = 1_700_000_000
@@ -122,12 +122,12 @@ def test_what_older_rules_condemned_is_lifted_and_told(tmp_path: Path) -> None:
     before = path.read_bytes()
     file = PolicyFile(path, key().peer_id)
     assert path.read_bytes() == before
-    assert set(file.policy.distrusted) == {peers[1]} and {row["peer"] for row in file.lifted()} == {*peers} - {peers[1]}
+    assert set(file.policy.banned) == {peers[1]} and {row["peer"] for row in file.lifted()} == {*peers} - {peers[1]}
     assert file.policy.trusts(peers[0]) and not file.policy.trusts(peers[2])
-    file.distrust(peers[2], "V5: proved", "a", "e")  # judged again
+    file.ban(peers[2], "V5: proved", "a", "e")  # judged again
     file.add(peers[3])
     again = PolicyFile(path, key().peer_id)
-    assert set(again.policy.distrusted) == {peers[1], peers[2]}
+    assert set(again.policy.banned) == {peers[1], peers[2]}
     assert [row["peer"] for row in again.lifted()] == [peers[0]]
     assert {row["peer"] for row in json.loads(path.read_text())["distrusted"]} == {peers[1], peers[2]}
 
@@ -137,16 +137,16 @@ def test_no_number_of_strangers_that_were_caught_fills_the_trust_list(tmp_path: 
     path, own, friend = tmp_path / "trust.json", key(1).peer_id, str(key(2).peer_id)
     kept = PolicyFile(path, own)
     kept.add(friend)
-    kept.distrust(friend, "V5: " + "\u00e9" * 496, "an artifact", "an audit")
-    why = kept.policy.distrusted[friend].why
-    strangers = [f"stranger {number}" for number in range(30_000)]
-    rows = {name: Caught(name, 1, why, "b" * 60, "b" * 60, PROOF_RULES) for name in strangers}
-    kept.policy = replace(kept.policy, distrusted={**kept.policy.distrusted, **rows})
-    kept.distrust("the last", "V6: it lied", "an artifact", "an audit")
+    kept.ban(friend, "V5: " + "\u00e9" * 496, "an artifact", "an audit")
+    why = kept.policy.banned[friend].why
+    allow_untrusted = [f"stranger {number}" for number in range(30_000)]
+    rows = {name: Ban(name, 1, why, "b" * 60, "b" * 60, PROOF_RULES) for name in allow_untrusted}
+    kept.policy = replace(kept.policy, banned={**kept.policy.banned, **rows})
+    kept.ban("the last", "V6: it lied", "an artifact", "an audit")
     again = PolicyFile(path, own).policy
-    assert again.caught(friend) is not None and not again.trusts(friend)
-    assert again.caught("the last") and all(again.caught(stranger) for stranger in strangers[-900:])
-    assert len(again.distrusted) <= 1_001 and again.caught(strangers[0]) is None
+    assert again.ban_of(friend) is not None and not again.trusts(friend)
+    assert again.ban_of("the last") and all(again.ban_of(stranger) for stranger in allow_untrusted[-900:])
+    assert len(again.banned) <= 1_001 and again.ban_of(allow_untrusted[0]) is None
 
 
 def test_a_trust_list_that_grew_before_it_was_bounded_is_read(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_trust_list_that_grew_before_it_was_bounded_is_read(tmp_path: Path) ->
     ]
     path.write_text(json.dumps({"publishers": [], "distrusted": caught}))
     assert path.stat().st_size > LIMITS.config_bytes
-    assert PolicyFile(path, own).policy.caught("stranger 2999") is not None
+    assert PolicyFile(path, own).policy.ban_of("stranger 2999") is not None
 
 
 def test_a_publisher_that_renames_itself_for_ever_fills_no_list(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ class Scene:
 
         def heard() -> bool:
             try:  # prefilling costs nothing: it is found, and not worth it
-                self.node.client.beginning(ids, model=identity, dtype="float32", block_tokens=BLOCK, curve=(1e-9, 0.0))
+                self.node.client.cached_prefix(
+                    ids, model=identity, dtype="float32", block_tokens=BLOCK, curve=(1e-9, 0.0)
+                )
             except PlanSaysPrefill:
                 return True
             raise AssertionError("it was fetched")

@@ -15,8 +15,8 @@ import pytest
 from kvswap.core.errors import NotFound, TokenRefused
 from kvswap.core.ids import document_digest
 from kvswap.cost import Objective
-from kvswap.host.journal import Journal
-from kvswap.trust.hosting import check_price, read_offer, read_read
+from kvswap.host.usage_log import UsageLog
+from kvswap.trust.hosting import check_price, read_offer, read_receipt
 from tests.support import DOCUMENT, Daemon, tiny_model, until
 from tests.vllm.running import Host
 
@@ -46,7 +46,7 @@ class Scene:
             *("--model", str(self.model), "--dtype", "float32", "--warm-seconds=5", *prices, *engine),
             KVSWAP_BLOCK_TOKENS=str(BLOCK),
         )
-        self.added = self.host.run("add", str(self.file))
+        self.on_new_request = self.host.run("add", str(self.file))
         self.invited = self.host.run("invite", "reader")
         for node in (self.reader, self.poor):
             node.client.host_join(self.invited["invitation"], plain=True)
@@ -73,8 +73,8 @@ class Scene:
             self.call(path, body, token)
         return raised.value.code, str(json.load(raised.value)["error"]["message"])
 
-    def journal(self) -> Journal:
-        return Journal(self.node.home / "host.sqlite3")
+    def usage_log(self) -> UsageLog:
+        return UsageLog(self.node.home / "host.sqlite3")
 
     def stop(self) -> None:
         self.host.stop()
@@ -101,7 +101,7 @@ def test_a_node_without_a_model_asks_a_host(scene: Scene) -> None:
     assert len(answer["token_ids"]) == told["made_tokens"] == 8
     assert told["cached_tokens"] >= shown["tokens"] - PAGE
     assert told["problem"] is None
-    read = read_read(base64.b64decode(told["receipt"])).read
+    read = read_receipt(base64.b64decode(told["receipt"])).read
     assert (read.host, read.document) == (scene.peer, bytes.fromhex(REFERENCE[7:]))
     assert read.client.startswith("guest-")  # of this invitation, whatever the name
     picodollars = read.read * 30_000 + read.prefilled * 300_000 + read.made * 600_000
@@ -119,10 +119,10 @@ def test_it_says_what_the_model_says(scene: Scene) -> None:
 def test_every_read_is_on_record_and_no_record_can_be_changed(scene: Scene) -> None:
     usage = scene.call("/v1/chat/completions", question())["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] > 0
-    journal = scene.journal()
-    count = journal.check()
+    usage_log = scene.usage_log()
+    count = usage_log.check()
     assert count == usage["kvswap"]["number"]
-    last = journal.reads(after=count - 1)[0]
+    last = usage_log.receipts(after=count - 1)[0]
     assert last.envelope == base64.b64decode(usage["kvswap"]["receipt"])
     check_price(last.read, read_offer(base64.b64decode(scene.call("/v1/offer")["offer"])))
     own = scene.call(f"/v1/usage?after={count - 1}")["reads"]
@@ -134,12 +134,12 @@ def test_a_stream_is_metered_too_also_when_nobody_listens_to_its_end(scene: Scen
     request = urllib.request.Request(scene.host.info["url"] + "/v1/chat/completions")
     request.add_header("Authorization", f"Bearer {scene.invited['token']}")
     request.data = json.dumps(question(stream=True, max_tokens=600, ignore_eos=True)).encode()
-    journal = scene.journal()
-    before = journal.check()
+    usage_log = scene.usage_log()
+    before = usage_log.check()
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert json.loads(answer.readline().removeprefix(b"data:"))["object"] == "chat.completion.chunk"
-    until(lambda: journal.check() > before, what="the record of a broken read")
-    read = journal.reads(after=before)[0].read
+    until(lambda: usage_log.check() > before, what="the record of a broken read")
+    read = usage_log.receipts(after=before)[0].read
     assert read.document is not None and 0 < read.made < 600 and read.read > 0
     whole = question(stream=True, stream_options={"include_usage": True})
     request.data = json.dumps(whole).encode()
@@ -166,9 +166,9 @@ def test_nobody_asks_without_a_token_that_holds(scene: Scene) -> None:
 def test_a_quota_holds_before_anything_is_computed(scene: Scene) -> None:
     (shown,) = scene.documents()
     small = scene.host.run("invite", "small", "--daily-tokens", str(shown["tokens"] + 200), "--concurrent", "1")
-    before = scene.journal().check()
+    before = scene.usage_log().check()
     assert scene.refused("/v1/chat/completions", question(max_tokens=500), small["token"])[0] == 429
-    assert scene.journal().check() == before
+    assert scene.usage_log().check() == before
     assert scene.call("/v1/chat/completions", question(), small["token"])["usage"]
     status, message = scene.refused("/v1/chat/completions", question(), small["token"])
     assert (status, "a day" in message) == (429, True)
@@ -241,7 +241,7 @@ def test_a_host_that_is_not_there_or_has_not_invited(scene: Scene, tmp_path: Pat
 
 def test_an_artifact_that_went_missing_is_brought_back(scene: Scene) -> None:
     """It is pinned, but somebody may remove it all the same: then it is prefilled again, and readers lose nothing."""
-    scene.node.client.remove(scene.added["artifact"])
+    scene.node.client.remove(scene.on_new_request["artifact"])
     answer = scene.poor.client.ask(REFERENCE, "Why?", max_tokens=2, host=scene.peer)
     assert answer["token_ids"]
     scene.host.run("add", str(scene.file))

@@ -13,11 +13,11 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, SlidingWindowSpec
 
 from kvswap.core.errors import Incompatible, UsageError
-from kvswap.integrations.vllm.engine import Group, engine_of
-from kvswap.integrations.vllm.node import Match, Search
+from kvswap.integrations.vllm.engine import LayerGroup, engine_of
+from kvswap.integrations.vllm.node_client import Match, Search
 from kvswap.integrations.vllm.paged import PagedLayer, slots
 from kvswap.integrations.vllm.scheduler import SchedulerSide
-from kvswap.integrations.vllm.settings import Settings
+from kvswap.integrations.vllm.settings import ConnectorSettings
 from tests.support import tiny_model
 
 
@@ -66,7 +66,7 @@ def test_an_engine_is_known_by_its_model_and_layers(model: Path) -> None:
     engine = engine_of(*configured(model))
     assert engine.dtype == "float32" and not engine.hybrid and engine.usable(100) == 100
     assert engine.groups == (
-        Group(
+        LayerGroup(
             ("model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn", "model.layers.2.self_attn.attn"),
             (0, 1, 2),
             32,
@@ -120,7 +120,9 @@ def test_windows_without_the_hybrid_manager_are_refused(model: Path) -> None:
 
 
 def test_settings_name_the_key_that_is_wrong() -> None:
-    assert Settings.of({"home": "/x", "min_tokens": 64, "lookup_seconds": 1}) == Settings("/x", None, 256, 64, 1)
+    assert ConnectorSettings.of({"home": "/x", "min_tokens": 64, "lookup_seconds": 1}) == ConnectorSettings(
+        "/x", None, 256, 64, 1
+    )
     for extra, key in (
         ({"hoem": "/x"}, "hoem"),
         ({"min_tokens": 0}, "min_tokens"),
@@ -129,11 +131,11 @@ def test_settings_name_the_key_that_is_wrong() -> None:
         ({"lookup_seconds": "1"}, "lookup_seconds"),
     ):
         with pytest.raises(UsageError, match=key):
-            Settings.of(extra)
+            ConnectorSettings.of(extra)
 
 
 def test_slots_leave_null_blocks_out() -> None:
-    group = Group(("x",), (0,), 4, 1, 8, 8, 6)
+    group = LayerGroup(("x",), (0,), 4, 1, 8, 8, 6)
     slot, token = slots(group, [0, 7, 3], 2, 11)
     assert token.tolist() == [4, 5, 6, 7, 8, 9, 10]
     assert slot.tolist() == [28, 29, 30, 31, 12, 13, 14]
@@ -173,7 +175,7 @@ class Desk:
     def learn(self, *sample: Any) -> None:
         pass
 
-    def doubt(self, artifact: str) -> None:
+    def revalidate(self, artifact: str) -> None:
         self.doubted.append(artifact)
 
 
@@ -189,7 +191,7 @@ def request(name: str, tokens: int = 100) -> Any:
 
 
 def side(model: Path, desk: Desk) -> SchedulerSide:
-    return SchedulerSide(engine_of(*configured(model)), desk, Settings(min_tokens=32))  # type: ignore[arg-type]
+    return SchedulerSide(engine_of(*configured(model)), desk, ConnectorSettings(min_tokens=32))  # type: ignore[arg-type]
 
 
 def found(search: Search, tokens: int, artifact: str = "a") -> None:
@@ -200,31 +202,31 @@ def found(search: Search, tokens: int, artifact: str = "a") -> None:
 def test_a_request_waits_for_its_look_up_and_then_loads(model: Path) -> None:
     desk = Desk()
     requests = side(model, desk)
-    requests.added(one := request("one"))
-    assert requests.matched(one, 0) == (None, False)
+    requests.on_new_request(one := request("one"))
+    assert requests.get_num_new_matched_tokens(one, 0) == (None, False)
     found(desk.searches[0], 90)
-    assert requests.matched(one, 0) == (90, True)
-    assert requests.matched(one, 32) == (58, True)  # some of it is in vLLM's own cache by now
-    requests.allocated(one, Blocks(), 58)
+    assert requests.get_num_new_matched_tokens(one, 0) == (90, True)
+    assert requests.get_num_new_matched_tokens(one, 32) == (58, True)  # some of it is in vLLM's own cache by now
+    requests.update_state_after_alloc(one, Blocks(), 58)
     (load,) = requests.take()
     assert (load.first, load.stop, load.blocks) == (32, 90, ((1, 2, 3, 4),)) and requests.take() == []
-    requests.allocated(one, Blocks(), 0)
-    requests.heard({"one"}, set(), set())
-    assert requests.matched(one, 0) == (0, False)
+    requests.update_state_after_alloc(one, Blocks(), 0)
+    requests.update_connector_output({"one"}, set(), set())
+    assert requests.get_num_new_matched_tokens(one, 0) == (0, False)
 
 
 def test_others_wait_for_a_load_of_the_same_and_top_up(model: Path) -> None:
     desk = Desk()
     requests = side(model, desk)
     for name in ("one", "two"):
-        requests.added(request(name))
+        requests.on_new_request(request(name))
         found(desk.searches[-1], 90)
-    assert requests.matched(request("one"), 0) == (90, True)
-    requests.allocated(request("one"), Blocks(), 90)
-    assert requests.matched(request("two"), 0) == (None, False)
-    assert requests.matched(request("two"), 64) == (26, True)  # its last block alone
-    requests.heard({"one"}, set(), set())
-    assert requests.matched(request("two"), 0) == (90, True)
+    assert requests.get_num_new_matched_tokens(request("one"), 0) == (90, True)
+    requests.update_state_after_alloc(request("one"), Blocks(), 90)
+    assert requests.get_num_new_matched_tokens(request("two"), 0) == (None, False)
+    assert requests.get_num_new_matched_tokens(request("two"), 64) == (26, True)  # its last block alone
+    requests.update_connector_output({"one"}, set(), set())
+    assert requests.get_num_new_matched_tokens(request("two"), 0) == (90, True)
     requests.forget("one")
     requests.forget("two")
 
@@ -233,15 +235,15 @@ def test_what_failed_is_computed_and_not_tried_again_at_once(model: Path) -> Non
     for failed, invalid in (({"one"}, set()), (set(), {2})):
         desk = Desk()
         requests = side(model, desk)
-        requests.added(request("one"))
+        requests.on_new_request(request("one"))
         found(desk.searches[0], 90)
-        requests.matched(request("one"), 0)
-        requests.allocated(request("one"), Blocks(), 90)
-        requests.heard({"one"}, failed, invalid)
-        assert desk.doubted == ["a"] and requests.matched(request("one"), 0) == (0, False)
-        requests.added(request("two"))
+        requests.get_num_new_matched_tokens(request("one"), 0)
+        requests.update_state_after_alloc(request("one"), Blocks(), 90)
+        requests.update_connector_output({"one"}, failed, invalid)
+        assert desk.doubted == ["a"] and requests.get_num_new_matched_tokens(request("one"), 0) == (0, False)
+        requests.on_new_request(request("two"))
         found(desk.searches[1], 90)
-        assert requests.matched(request("two"), 0) == (0, False)
+        assert requests.get_num_new_matched_tokens(request("two"), 0) == (0, False)
 
 
 def test_a_look_up_may_cost_a_fiftieth_of_the_prefill_and_no_more(model: Path, monkeypatch: Any) -> None:
@@ -250,7 +252,7 @@ def test_a_look_up_may_cost_a_fiftieth_of_the_prefill_and_no_more(model: Path, m
     desk = Desk(seconds=10.0)  # a fiftieth: 0.2 s
     requests = side(model, desk)
     desk.news.set()
-    requests.added(request("one"))
+    requests.on_new_request(request("one"))
 
     def idles(seconds: float) -> tuple[int | None, bool]:
         desk.news.set()
@@ -258,20 +260,20 @@ def test_a_look_up_may_cost_a_fiftieth_of_the_prefill_and_no_more(model: Path, m
         now[0] += seconds
         desk.news.set()
         requests.pause(idle=True)
-        return requests.matched(request("one"), 0)
+        return requests.get_num_new_matched_tokens(request("one"), 0)
 
-    assert requests.matched(request("one"), 0) == (None, False)
+    assert requests.get_num_new_matched_tokens(request("one"), 0) == (None, False)
     assert idles(0.15) == (None, False)
     requests.pause(idle=False)
     now[0] += 1.0  # others run: that costs nothing
     requests.pause(idle=False)
-    assert requests.matched(request("one"), 0) == (None, False)
+    assert requests.get_num_new_matched_tokens(request("one"), 0) == (None, False)
     assert idles(0.06) == (0, False)
     requests.forget("one")
     now[0] += 3600.0  # nothing to do for an hour: nobody waited
-    requests.added(request("one"))
-    assert requests.matched(request("one"), 0) == (None, False)
-    requests.added(request("two"))  # one more that waits: twice as much may be waited
+    requests.on_new_request(request("one"))
+    assert requests.get_num_new_matched_tokens(request("one"), 0) == (None, False)
+    requests.on_new_request(request("two"))  # one more that waits: twice as much may be waited
     assert idles(0.3) == (None, False) and idles(0.2) == (0, False)
 
 
@@ -280,12 +282,12 @@ def test_what_is_being_fetched_may_take_what_was_planned(model: Path, monkeypatc
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     desk = Desk()
     requests = side(model, desk)
-    requests.added(request("one"))
+    requests.on_new_request(request("one"))
     desk.searches[0].planned = 5.0
     now[0] += 4.0
-    assert requests.matched(request("one"), 0) == (None, False)
+    assert requests.get_num_new_matched_tokens(request("one"), 0) == (None, False)
     now[0] += 2.0
-    assert requests.matched(request("one"), 0) == (0, False)
+    assert requests.get_num_new_matched_tokens(request("one"), 0) == (0, False)
 
 
 def test_who_begins_alike_waits_for_the_first(model: Path, monkeypatch: Any) -> None:
@@ -304,5 +306,5 @@ def test_a_request_may_say_that_it_is_not_to_be_looked_up(model: Path) -> None:
     requests = side(model, desk)
     asked = request("one")
     asked.kv_transfer_params = {"kvswap": {"lookup": False}}
-    requests.added(asked)
-    assert not desk.searches and requests.matched(asked, 0) == (0, False)
+    requests.on_new_request(asked)
+    assert not desk.searches and requests.get_num_new_matched_tokens(asked, 0) == (0, False)

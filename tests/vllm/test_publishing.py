@@ -159,7 +159,7 @@ def test_nothing_else_is_published(scene: Scene) -> None:
     longer = scene.ids(text) + scene.ids(WORDS[:900])
     identity = bytes.fromhex(scene.reader.client.show(foreign)["model"])
     until(
-        lambda: scene.node.client.beginning(
+        lambda: scene.node.client.cached_prefix(
             chain.pack_ids(longer), model=identity, dtype="float32", block_tokens=BLOCK, force=True
         ),
         what="the node to have it",
@@ -192,12 +192,12 @@ def test_a_group_s_engine_publishes_for_the_group_alone(scene: Scene, tmp_path: 
         scene.reader.client.show(shown["artifact"])
     identity = bytes.fromhex(scene.node.client.show(shown["artifact"])["model"])
     with pytest.raises(NotFound):
-        scene.reader.client.beginning(
+        scene.reader.client.cached_prefix(
             chain.pack_ids(shared), model=identity, dtype="float32", block_tokens=BLOCK, force=True
         )
     scene.reader.client.group_import(scene.node.client.group_export("lab")["key"])
     found = until(
-        lambda: scene.reader.client.beginning(
+        lambda: scene.reader.client.cached_prefix(
             chain.pack_ids(shared), model=identity, dtype="float32", block_tokens=BLOCK, force=True
         ),
         what="the member to find it",

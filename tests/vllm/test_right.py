@@ -23,7 +23,7 @@ from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.integrations.vllm import capture
 from kvswap.integrations.vllm.engine import engine_of
-from kvswap.integrations.vllm.settings import Settings
+from kvswap.integrations.vllm.settings import ConnectorSettings
 from kvswap.integrations.vllm.tables import check_tables
 from kvswap.integrations.vllm.worker import WorkerSide
 from tests.support import tiny_model
@@ -70,7 +70,7 @@ def test_a_table_with_one_wrong_row_is_found(ropes: dict[Any, Any], kind: str, d
 
 def test_an_engine_with_a_wrong_table_does_not_start(ropes: dict[Any, Any]) -> None:
     rope = rotary_embedding.get_rope(32, 512, rope_parameters=ROPES["default"], dtype=torch.float32)
-    worker = WorkerSide(SimpleNamespace(groups=()), Settings())  # type: ignore[arg-type]
+    worker = WorkerSide(SimpleNamespace(groups=()), ConnectorSettings())  # type: ignore[arg-type]
     worker.register({}, {})
     rope.cos_sin_cache[200:] *= 1.0001
     with pytest.raises(Incompatible):
@@ -79,7 +79,7 @@ def test_an_engine_with_a_wrong_table_does_not_start(ropes: dict[Any, Any]) -> N
 
 
 def test_the_connector_settles_by_itself() -> None:
-    code = "import kvswap.integrations.vllm.connector, kvswap.model.settle as s; assert s._settled"
+    code = "import kvswap.integrations.vllm.connector, kvswap.model.kernels as s; assert s._initialized"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
@@ -87,8 +87,8 @@ def test_vllm_settles_before_a_model_is_made() -> None:
     """Through the entry point, which an installation of this version has."""
     assert "kvswap" in {point.name for point in entry_points(group="vllm.general_plugins")}
     code = (
-        "from vllm.plugins import load_general_plugins; load_general_plugins(); import kvswap.model.settle as s, sys\n"
-        "assert s._settled and 'kvswap.integrations.vllm' not in sys.modules\n"
+        "from vllm.plugins import load_general_plugins; load_general_plugins(); import kvswap.model.kernels as s, sys\n"
+        "assert s._initialized and 'kvswap.integrations.vllm' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 

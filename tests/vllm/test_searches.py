@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from kvswap.core.errors import DaemonNotRunning, KvswapError, NotFound
-from kvswap.integrations.vllm import node as nodes
+from kvswap.integrations.vllm import node_client as nodes
 from kvswap.integrations.vllm.capture import Captures
-from kvswap.integrations.vllm.node import Node
+from kvswap.integrations.vllm.node_client import NodeClient
 from tests.support import identity
 
 BLOCK = 4
@@ -26,7 +26,7 @@ class Client:
         self.go = threading.Event()
         self.error = error
 
-    def beginning(self, packed: bytes, **_: Any) -> dict[str, Any]:
+    def cached_prefix(self, packed: bytes, **_: Any) -> dict[str, Any]:
         self.asked.append(packed)
         self.go.wait(60)
         if self.error is not None:
@@ -37,12 +37,12 @@ class Client:
         return {}
 
 
-def node(client: Client, monkeypatch: pytest.MonkeyPatch, threads: int = 64) -> Node:
+def node(client: Client, monkeypatch: pytest.MonkeyPatch, threads: int = 64) -> NodeClient:
     monkeypatch.setattr(nodes, "Client", lambda home: client)
     monkeypatch.setattr(nodes, "_THREADS", threads)
     engine = SimpleNamespace(identity=identity(), dtype="bfloat16", hybrid=False)
     settings = SimpleNamespace(home=None, lookup_seconds=1.0, group=None, block_tokens=BLOCK, force=False, local=False)
-    return Node(engine, settings)  # type: ignore[arg-type]
+    return NodeClient(engine, settings)  # type: ignore[arg-type]
 
 
 def ids(document: int, more: int = 0) -> list[int]:

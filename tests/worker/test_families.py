@@ -27,12 +27,12 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Made when they are asked for."""
     root = tmp_path_factory.mktemp("families")
 
-    class Made(dict[str, Path]):
+    class Ingested(dict[str, Path]):
         def __missing__(self, name: str) -> Path:
             self[name] = build(root / name, name)
             return self[name]
 
-    return Made()
+    return Ingested()
 
 
 def copied(held: list[LayerTensors]) -> list[LayerTensors]:
@@ -78,7 +78,7 @@ def test_both_at_once_is_bit_for_bit(directories: dict[str, Path], tmp_path: Pat
     request: dict[str, Any] = {"text": TEXT}
     whole = feeder.jobs.run({**request, "job": "answer", "question": "What?", "steps": STEPS, "block_tokens": BLOCK,
                              "ignore_eos": True})  # fmt: skip
-    feeder.claimed.clear()
+    feeder.available.clear()
     got = feeder.run(**request)
     assert got["logits_digest"] == whole["logits_digest"] and got["claim"] == "bitwise"
-    assert 0 < len(feeder.claimed) < len(feeder.units)
+    assert 0 < len(feeder.available) < len(feeder.units)

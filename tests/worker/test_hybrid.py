@@ -15,8 +15,8 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, Interrupted, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.store.files import ChunkFiles
+from kvswap.worker.inbox import Inbox
 from kvswap.worker.jobs import Jobs
-from kvswap.worker.told import Told
 from tests.support import DOCUMENT, key, publish_ids
 
 TEXT = DOCUMENT.read_text()[:2500]
@@ -36,13 +36,13 @@ class Feeder:
     """A job whose artifact arrives, unit by unit from the end, as often as it computes one."""
 
     def __init__(self, model: Path, directory: Path, per_claim: int = 1, units: int | None = None) -> None:
-        self.told = Told()
+        self.told = Inbox()
         self.jobs = Jobs(self._hear, threading.Event(), self.told)
         opened = {"directory": str(model), "label": "m", "dtype": "float32", "device": "cpu", "threads": 0}
         self.jobs.run({"job": "open", **opened})
         self.files = ChunkFiles(directory)
         self.per_claim, self.limit = per_claim, units
-        self.claimed: list[int] = []
+        self.available: list[int] = []
         self.cancel_at: int | None = None
 
     def publish(self, text: str = TEXT, **fields: Any) -> None:
@@ -60,7 +60,7 @@ class Feeder:
         consistency.check(self.manifest)
         self.chunks = made.chunks
         self.envelope = dsse.seal(self.manifest.encode(), self.manifest.publisher, key().sign)
-        self.units = layout.units(self.manifest)
+        self.units = layout.work_units(self.manifest)
         self.left = list(reversed(range(len(self.units))))[: self.limit]
 
     def deliver(self, count: int = 1) -> None:
@@ -76,8 +76,8 @@ class Feeder:
 
     def _hear(self, message: dict[str, Any]) -> None:
         if message["event"] == "claim":
-            self.claimed.append(message["unit"])
-            if self.cancel_at == len(self.claimed):
+            self.available.append(message["unit"])
+            if self.cancel_at == len(self.available):
                 self.jobs._cancelled.set()
             self.deliver(self.per_claim)
 
@@ -109,16 +109,16 @@ def test_a_link_that_dies_at_each_stage(
     feeder = Feeder(tiny_models[kind], tmp_path, units=units)
     feeder.publish()
     whole = feeder.whole()
-    feeder.claimed.clear()
+    feeder.available.clear()
     got = feeder.run()
     assert got["token_ids"] == whole["token_ids"] and got["logits_digest"] == whole["logits_digest"]
     assert got["claim"] == "bitwise"
     count = len(feeder.units)
     arrived = count if units is None else units
-    assert feeder.claimed == list(range(len(feeder.claimed)))
-    assert count - arrived <= len(feeder.claimed) <= count
+    assert feeder.available == list(range(len(feeder.available)))
+    assert count - arrived <= len(feeder.available) <= count
     if units is None:
-        assert len(feeder.claimed) <= -(-count // 2) + 1
+        assert len(feeder.available) <= -(-count // 2) + 1
     # Sliding layers keep the end of the window of where they are: their blocks are computed whole.
     assert (kind == "llama") == (len(feeder.units) > layout.block_count(feeder.manifest.prefix.tokens, BLOCK))
 
@@ -129,23 +129,23 @@ def test_everything_there_is_loading_and_nothing_is_prefilling(
     feeder = Feeder(tiny_models["llama"], tmp_path, per_claim=0)
     feeder.publish()
     whole = feeder.whole()
-    feeder.claimed.clear()
+    feeder.available.clear()
     feeder.told.put({"ended": "nobody has it"})
     nothing = feeder.run(work=feeder.work(rate=0))
     assert nothing["logits_digest"] == whole["logits_digest"] and nothing["computed"] == whole["tokens"]
     assert len(nothing["samples"]) == layout.block_count(whole["tokens"], BLOCK)
     feeder.deliver(len(feeder.units))
-    feeder.claimed.clear()
+    feeder.available.clear()
     everything = feeder.run(work=None)
     assert everything["logits_digest"] == whole["logits_digest"]
-    assert everything["computed"] == 0 and not feeder.claimed
+    assert everything["computed"] == 0 and not feeder.available
 
 
 def test_a_beginning_in_the_store_is_not_computed(tiny_models: dict[str, Path], tmp_path: Path, by_layer: None) -> None:
     feeder = Feeder(tiny_models["llama"], tmp_path, per_claim=2)
     feeder.publish()
     whole = feeder.whole()
-    feeder.claimed.clear()
+    feeder.available.clear()
     here = 7  # units: two blocks of three layers, and a part of the third, which is computed again
     for unit in feeder.units[:here]:
         for index in unit.chunks:
@@ -154,7 +154,7 @@ def test_a_beginning_in_the_store_is_not_computed(tiny_models: dict[str, Path], 
     work = feeder.work()
     got = feeder.run(work=work | {"wire": [0] * here + work["wire"][here:]})
     assert got["logits_digest"] == whole["logits_digest"]
-    assert feeder.claimed[0] == 6
+    assert feeder.available[0] == 6
     assert got["computed"] <= whole["tokens"] - 2 * BLOCK
 
 
@@ -162,13 +162,13 @@ def test_the_first_tokens_of_a_longer_text(tiny_models: dict[str, Path], tmp_pat
     feeder = Feeder(tiny_models["llama"], tmp_path)
     feeder.publish()
     whole = feeder.whole()
-    feeder.claimed.clear()
+    feeder.available.clear()
     tokens = 4 * BLOCK
-    feeder.units = layout.units(feeder.manifest, tokens)
+    feeder.units = layout.work_units(feeder.manifest, tokens)
     feeder.left = list(reversed(range(len(feeder.units))))
     got = feeder.run(tokens=tokens, work=feeder.work())
     assert got["logits_digest"] == whole["logits_digest"] and got["tokens"] == whole["tokens"]
-    assert tokens < got["tokens"] and max(feeder.claimed) < len(feeder.units)
+    assert tokens < got["tokens"] and max(feeder.available) < len(feeder.units)
 
 
 def test_without_the_text_nothing_is_computed(tiny_models: dict[str, Path], tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_without_the_text_nothing_is_computed(tiny_models: dict[str, Path], tmp_
     feeder.told.put({"ended": "the peer is gone"})
     with pytest.raises(PeerError):
         feeder.run(text=None)
-    assert not feeder.claimed
+    assert not feeder.available
 
 
 def test_a_text_that_is_not_the_artifacts_is_not_mixed_with_it(tiny_models: dict[str, Path], tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_text_that_is_not_the_artifacts_is_not_mixed_with_it(tiny_models: dict
     feeder.told.put({"ended": "the peer is gone"})
     with pytest.raises(PeerError):
         feeder.run()
-    assert not feeder.claimed
+    assert not feeder.available
 
 
 def test_a_chunk_that_is_not_what_was_signed_is_an_error(tiny_models: dict[str, Path], tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_it_can_be_cancelled_at_any_unit(tiny_models: dict[str, Path], tmp_path:
     feeder.cancel_at = 5
     with pytest.raises(Interrupted):
         feeder.run()
-    assert len(feeder.claimed) == 5
+    assert len(feeder.available) == 5
 
 
 def test_another_class_of_machine_is_said_and_probed(
@@ -232,5 +232,5 @@ def true_probe(feeder: Feeder) -> Any:
     loaded = feeder.jobs.loaded
     ids = loaded.tokenize(TEXT)
     question = loaded.tokenize_continuation("In summary,")
-    made = greedy(loaded, prefill(loaded, ids, BLOCK, room=32), len(ids), question, 4)
+    made = greedy(loaded, prefill(loaded, ids, BLOCK, headroom=32), len(ids), question, 4)
     return msgspec.structs.replace(feeder.manifest.probe, question=question, tokens=made.ids)

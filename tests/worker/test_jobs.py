@@ -114,24 +114,24 @@ def test_an_inexact_artifact_says_what_it_does_to_the_answers(tiny_models: dict[
 
     result = made.run({"job": "publish", "text": TEXT, "block_tokens": 32, "codec": "planes", "truncate": False})
     names = ("model", "prefix", "layout", "numerics", "tensors", "probe")
-    exact = take(result, {name: result[name] for name in names} | {"extensions": []})
+    lossless = take(result, {name: result[name] for name in names} | {"extensions": []})
     for codec in ("int8", "int8-channel"):
-        told = made.run({"job": "recode", "envelope": sealed(exact), "codec": codec, "chunks": str(tmp_path)})
+        told = made.run({"job": "recode", "envelope": sealed(lossless), "codec": codec, "chunks": str(tmp_path)})
         fields = {name: result[name] for name in names} | {"extensions": []}
-        inexact = take(told, fields)
-        assert inexact.codecs == [codec] and inexact.divergence is not None
-        assert inexact.divergence.steps == 32 and inexact.divergence.equal <= 32 and inexact.divergence.kl >= 0
-        assert inexact.tensors != exact.tensors
+        lossy = take(told, fields)
+        assert lossy.codecs == [codec] and lossy.divergence is not None
+        assert lossy.divergence.steps == 32 and lossy.divergence.equal <= 32 and lossy.divergence.kl >= 0
+        assert lossy.tensors != lossless.tensors
         # Its own digests and its own probe hold, as those of an exact one do.
-        ask = {"job": "verify", "envelope": sealed(inexact), "chunks": str(tmp_path), "samples": 8, "seed": bytes(32)}
+        ask = {"job": "verify", "envelope": sealed(lossy), "chunks": str(tmp_path), "samples": 8, "seed": bytes(32)}
         report = made.run({**ask, "levels": [2, 3, 4, 5, 7], "text": TEXT})
         steps = {step["level"]: step for step in report["steps"]}
         assert steps[2]["verdict"] == steps[4]["verdict"] == "passed" and steps[4]["figures"]["logits_equal"]
         # It says itself that it is not the model's own: nothing to be found out by computing again.
         assert {steps[n]["verdict"] for n in (3, 5, 7)} == {"skipped"}
-    plain = made.run({"job": "recode", "envelope": sealed(exact), "codec": "raw", "chunks": str(tmp_path)})
+    plain = made.run({"job": "recode", "envelope": sealed(lossless), "codec": "raw", "chunks": str(tmp_path)})
     assert plain == {}
-    assert [m["ref"]["raw"] for m in seen if m["event"] == "chunk"] == [c.raw for c in exact.chunks]
+    assert [m["ref"]["raw"] for m in seen if m["event"] == "chunk"] == [c.raw for c in lossless.chunks]
 
 
 def test_a_corpus_without_text_is_refused(tiny_models: dict[str, Path], tmp_path: Path) -> None:

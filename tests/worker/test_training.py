@@ -11,7 +11,7 @@ from kvswap.codec import predictive
 from kvswap.core.errors import Incompatible
 from kvswap.exchange.node import predictors
 from kvswap.model.load import LoadedModel
-from kvswap.worker.training import frequent_tokens, make, texts, worthwhile
+from kvswap.worker.training import frequent_tokens, texts, train_predictor, worthwhile
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_model_of_sliding_layers_alone_is_refused_by_name_at_once(
         (tmp_path / f"{number}.txt").write_text("some text of a corpus that is long enough. " * 40)
     prefilled: list[int] = []
     with pytest.raises(Incompatible, match="no layer that attends to all") as caught:
-        make(loaded, tmp_path, 10_000, 64, prefilled.append, lambda: None)
+        train_predictor(loaded, tmp_path, 10_000, 64, prefilled.append, lambda: None)
     assert caught.value.exit_code == 7 and caught.value.hint and not prefilled
 
 

@@ -15,11 +15,11 @@ from kvswap.core.errors import IntegrityError
 from kvswap.model import recompute
 from kvswap.model.cache import build_cache
 from kvswap.trust.accusation import accuses
-from kvswap.trust.ladder import Step
-from kvswap.worker.document import Document
+from kvswap.trust.levels import LevelResult
+from kvswap.worker.document import DocumentTokens
 from kvswap.worker.first_layer import FirstLayer, require
 from tests.attacks.kit import Scene, forge
-from tests.support import DOCUMENT, Made
+from tests.support import DOCUMENT, Ingested
 
 BLOCK = 32
 
@@ -34,7 +34,7 @@ def scene(tiny_models: dict[str, Path]) -> Scene:
     return Scene(loaded, text, ids, loaded.tokenize(DOCUMENT.read_text()[4000:6000])[: len(ids)], BLOCK)
 
 
-def first_layer(scene: Scene, made: Made, held: list[LayerTensors] | None = None) -> Step:
+def first_layer(scene: Scene, made: Ingested, held: list[LayerTensors] | None = None) -> LevelResult:
     """V3 as `ask` takes it, of a cache that was loaded from an artifact; `held`: of what else is in memory."""
     from kvswap.artifact.assembly import load
 
@@ -45,11 +45,11 @@ def first_layer(scene: Scene, made: Made, held: list[LayerTensors] | None = None
         scene.loaded.identity.digest,
         made.manifest,
         cache,
-        Document(scene.ids),
+        DocumentTokens(scene.ids),
         len(scene.ids),
         lambda: load(made.manifest, made.chunks.__getitem__)[0],
     )
-    return first.step()
+    return first.check()
 
 
 def shifted(scene: Scene) -> list[LayerTensors]:
@@ -116,7 +116,7 @@ def test_noise_of_a_model_that_makes_its_own_mask_is_measured_but_for_single_pos
     from kvswap.model.load import load_model
     from kvswap.trust.noise import Noise
     from kvswap.worker.noise import measure
-    from tests.attacks.kit import ATTACKS, climb
+    from tests.attacks.kit import ATTACKS, run_checks
     from tests.families import build
 
     loaded = load_model(build(tmp_path / "falcon", "falcon-alibi"), "falcon", "float32")
@@ -125,10 +125,10 @@ def test_noise_of_a_model_that_makes_its_own_mask_is_measured_but_for_single_pos
     text = DOCUMENT.read_text()[:600]
     ids = loaded.tokenize(text)
     scene = Scene(loaded, text, ids, loaded.tokenize(DOCUMENT.read_text()[4000:6000])[: len(ids)], 64)
-    (third, fifth, seventh), _ = climb(forge(scene, scene.right), scene, [3, 5, 7], noise)
+    (third, fifth, seventh), _ = run_checks(forge(scene, scene.right), scene, [3, 5, 7], noise)
     assert (third.verdict, fifth.verdict, seventh.verdict) == ("passed", "skipped", "passed")
     assert "one by one" in fifth.why
-    (lie,), _ = climb(forge(scene, ATTACKS["swapped history"](scene)), scene, [7], noise)
+    (lie,), _ = run_checks(forge(scene, ATTACKS["swapped history"](scene)), scene, [7], noise)
     assert accuses(lie)
 
 

@@ -85,7 +85,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class SplitValues:
     """The parts of values: symbol, run of zeros (-1 where there is none), and `count` plain bits."""
 
     symbol: npt.NDArray[np.uint8]
@@ -94,7 +94,7 @@ class Split:
     plain: Ints
 
 
-def split(words: Array, frame: Frame) -> Split:
+def split(words: Array, frame: Frame) -> SplitValues:
     """Split bit patterns into symbols, runs and plain bits."""
     form = frame.form
     word = words.astype(np.int64)
@@ -113,7 +113,7 @@ def split(words: Array, frame: Frame) -> Split:
     symbol = np.where(negative, -1 - steps, steps) - frame.base + _MIDDLE
     usual = (exponent > 0) & (exponent < (1 << form.exponent) - 1) & (over >= -12) & (run <= LONGEST_RUN)
     usual &= (symbol >= 0) & (symbol < ESCAPE)
-    return Split(
+    return SplitValues(
         np.where(usual, symbol, ESCAPE).astype(np.uint8),
         np.where(usual, run, -1),
         np.where(usual, count, form.bits),
@@ -121,9 +121,9 @@ def split(words: Array, frame: Frame) -> Split:
     )
 
 
-def escape(value: Split, hit: npt.NDArray[np.bool_], words: Array, form: Format) -> Split:
+def escape(value: SplitValues, hit: npt.NDArray[np.bool_], words: Array, form: Format) -> SplitValues:
     """Replace the values at the places `hit` by escapes that hold the whole bit patterns."""
-    return Split(
+    return SplitValues(
         np.where(hit, ESCAPE, value.symbol).astype(np.uint8),
         np.where(hit, -1, value.run),
         np.where(hit, form.bits, value.count),

@@ -33,7 +33,7 @@ from kvswap.codec.parts import Part, narrowed, widened
 from kvswap.codec.predictive import fast, memory, plain
 from kvswap.codec.predictive.buckets import FORMATS, Format
 from kvswap.codec.predictive.context import Context
-from kvswap.codec.predictive.predictor import Stack, Tensor, Turns
+from kvswap.codec.predictive.predictor import Rotations, Stack, Tensor
 from kvswap.core.errors import Incompatible, IntegrityError
 
 Array = npt.NDArray[Any]
@@ -44,7 +44,7 @@ Coder = Callable[[int, Tensor, Array, Array], Array]  # number of the part, tens
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _DecodedLayer:
     """The features and prediction errors of a layer, from which the layers after it are predicted."""
 
     k: Array
@@ -58,7 +58,7 @@ def flat(part: Part) -> Array:
 
 
 def walk(
-    engine: Any,
+    backend: Any,
     context: Context,
     shape: tuple[int, int],
     form: Format,
@@ -73,12 +73,12 @@ def walk(
     """
     heads, tokens = shape
     stack = context.stack
-    turns = Turns.of(stack, context.start, tokens)
-    straight = turns.none()
-    known: list[_Known] = []
+    rotations = Rotations.of(stack, context.start, tokens)
+    straight = rotations.none()
+    known: list[_DecodedLayer] = []
 
     def one(
-        number: int, tensor: Tensor, inputs: list[Array], wrong: list[Ints | None], by: Turns
+        number: int, tensor: Tensor, inputs: list[Array], wrong: list[Ints | None], by: Rotations
     ) -> tuple[Array, Ints | None]:
         # For the first layers given as context not everything is known that they were predicted from: then the error
         # of their prediction says nothing.
@@ -87,15 +87,15 @@ def walk(
             whole, inputs = entries is not None, []
         else:
             whole = sum(i.shape[1] for i in inputs) == len(tensor.weights)
-        said = [w for w in wrong if w is not None]
-        told = whole and 2 * len(said) + 1 == len(tensor.token)
-        factor = tensor.token_factor(said, tokens) if told else np.zeros(tokens, np.int16)
-        sums: Array | None = engine.sums(tensor, inputs) if whole and inputs else None
+        present = [w for w in wrong if w is not None]
+        factored = whole and 2 * len(present) + 1 == len(tensor.token)
+        factor = tensor.token_factor(present, tokens) if factored else np.zeros(tokens, np.int16)
+        sums: Array | None = backend.sums(tensor, inputs) if whole and inputs else None
         if entries is not None and recalls(stack, place):
             sums, factor = memory.rows(stack, entries, number), memory.unsure(stack, entries, number)
-        mu = engine.expected(tensor, sums, by, heads)
+        mu = backend.expected(tensor, sums, by, heads)
         words = code(number, tensor, mu, factor)
-        features, found = engine.known(tensor, words, mu, by, heads, form)
+        features, found = backend.features(tensor, words, mu, by, heads, form)
         return features, found if whole else None
 
     for number in range(-len(context.before), 2 * layers, 2):
@@ -103,9 +103,9 @@ def walk(
         recent = known[: -stack.before - 1 : -1]
         inputs = [t for layer in recent for t in (layer.k, layer.v)]
         wrong = list(known[-1].wrong) if known else []
-        k, wrong_k = one(number, stack.k[place], inputs, wrong, turns)
+        k, wrong_k = one(number, stack.k[place], inputs, wrong, rotations)
         v, wrong_v = one(number + 1, stack.v[place], [*inputs, k], [wrong_k, *wrong], straight)
-        known.append(_Known(k, v, (wrong_k, wrong_v)))
+        known.append(_DecodedLayer(k, v, (wrong_k, wrong_v)))
 
 
 def recalls(stack: Stack, place: int) -> bool:
@@ -113,7 +113,7 @@ def recalls(stack: Stack, place: int) -> bool:
     return place == 0 and len(stack.memory) > 0
 
 
-def encode(context: Context, parts: Sequence[Part], dtype: str, engine: Any = BEST) -> bytes:
+def encode(context: Context, parts: Sequence[Part], dtype: str, backend: Any = BEST) -> bytes:
     """Encode K, V, K, V ... of consecutive layers into wire bytes.
 
     Raises `Incompatible` when the predictor is for tensors of another shape.
@@ -122,9 +122,9 @@ def encode(context: Context, parts: Sequence[Part], dtype: str, engine: Any = BE
     dtype, (before, parts) = _narrowest(dtype, context.before, parts)
     form = FORMATS[dtype]
     words = [flat(part) for part in parts]
-    by_heart = recalls(context.stack, context.place)
-    entries = memory.find(context.stack, words[1], form, engine) if by_heart else None
-    encoder = engine.Encoder(context.predictor.tables, form)
+    token_table = recalls(context.stack, context.place)
+    entries = memory.find(context.stack, words[1], form, backend) if token_table else None
+    encoder = backend.Encoder(context.predictor.tables, form)
 
     def code(number: int, tensor: Tensor, mu: Array, factor: Array) -> Array:
         if number < 0:
@@ -133,12 +133,12 @@ def encode(context: Context, parts: Sequence[Part], dtype: str, engine: Any = BE
         return words[number]
 
     heads, tokens, _ = parts[0].shape
-    walk(engine, context, (heads, tokens), form, layers, code, entries)
+    walk(backend, context, (heads, tokens), form, layers, code, entries)
     wire: bytes = encoder.finish(entries)
     return wire
 
 
-def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, engine: Any = BEST) -> None:
+def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, backend: Any = BEST) -> None:
     """Fill the parts from the wire bytes.  Raises `IntegrityError`, or `Incompatible` as `encode` does."""
     layers = _check(context, parts)
     stream = plain.parse(memoryview(wire))
@@ -156,7 +156,7 @@ def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dt
         raise IntegrityError("a predictive chunk is coded against values of another format than it is of")
     before: Sequence[Part] = known
     form = FORMATS[coded]
-    decoder = engine.Decoder(stream, context.predictor.tables, form)
+    decoder = backend.Decoder(stream, context.predictor.tables, form)
 
     def code(number: int, tensor: Tensor, mu: Array, factor: Array) -> Array:
         if number < 0:
@@ -167,7 +167,7 @@ def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dt
         part[...] = shaped if coded == dtype else widened(shaped, coded)
         return words
 
-    walk(engine, context, (heads, tokens), form, layers, code, entries)
+    walk(backend, context, (heads, tokens), form, layers, code, entries)
     decoder.finish()
 
 
@@ -194,7 +194,7 @@ def _check(context: Context, parts: Sequence[Part]) -> int:
         place = context.place + offset
         k, v = every[2 * (offset + earlier) : 2 * (offset + earlier) + 2]
         fits = fits and k.shape[0] * k.shape[2] == len(stack.k[place].mean)
-        fits = fits and v.shape[0] * v.shape[2] == len(stack.v[place].mean) and 2 * len(stack.turns) <= k.shape[2]
+        fits = fits and v.shape[0] * v.shape[2] == len(stack.v[place].mean) and 2 * len(stack.rotations) <= k.shape[2]
     if not fits:
         raise Incompatible(
             "the predictor is not for tensors of this shape", cause="it was trained for another model", field="codec"
@@ -206,7 +206,7 @@ class Predictive:
     """The registered codec `predictive`, with the fastest backend that is available."""
 
     id = "predictive"
-    exact = True
+    lossless = True
 
     def encode(self, parts: Sequence[Part], dtype: str, context: Context | None = None) -> bytes:
         """Return the wire bytes of the parts.  Raises `Incompatible` without a context."""

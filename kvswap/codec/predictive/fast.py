@@ -11,8 +11,8 @@ import numpy.typing as npt
 from kvswap.codec.predictive import plain, rans
 from kvswap.codec.predictive.bits import all_read
 from kvswap.codec.predictive.buckets import FORMATS, Format
-from kvswap.codec.predictive.predictor import Tensor, Turns
-from kvswap.codec.predictive.rans import Tables
+from kvswap.codec.predictive.predictor import Rotations, Tensor
+from kvswap.codec.predictive.rans import FrequencyTables
 from kvswap.core.errors import IntegrityError
 
 try:
@@ -50,24 +50,26 @@ def sums(tensor: Tensor, inputs: list[Array]) -> Array:
     return out
 
 
-def expected(tensor: Tensor, sums: Array | None, turns: Turns, heads: int) -> Array:
+def expected(tensor: Tensor, sums: Array | None, rotations: Rotations, heads: int) -> Array:
     """Predict a tensor as `plain.expected` does."""
-    tokens, channels = len(turns.cos), len(tensor.mean)
+    tokens, channels = len(rotations.cos), len(tensor.mean)
     mu = np.empty((tokens, channels), np.int32)
     given = _NOTHING if sums is None else np.ascontiguousarray(sums)
     stride = channels if sums is None else sums.shape[1]
-    sizes = (tokens, channels, heads, turns.pairs, stride)
-    _fast.expected(mu, given, tensor.scale, tensor.mean, turns.cos, turns.sin, *sizes)
+    sizes = (tokens, channels, heads, rotations.pairs, stride)
+    _fast.expected(mu, given, tensor.scale, tensor.mean, rotations.cos, rotations.sin, *sizes)
     return mu
 
 
-def known(tensor: Tensor, words: Array, mu: Array, turns: Turns, heads: int, form: Format) -> tuple[Array, Array]:
+def features(
+    tensor: Tensor, words: Array, mu: Array, rotations: Rotations, heads: int, form: Format
+) -> tuple[Array, Array]:
     """Compute features and prediction errors as `plain.known` does."""
     tokens, channels = mu.shape
     out, scratch = np.empty(mu.shape, np.int8), np.empty(mu.shape, np.int32)
     wrong = np.empty(tokens, np.int64)
-    fixed = (tensor.inverse, tensor.mean, tensor.factor, turns.cos, turns.sin)
-    sizes = (tokens, channels, heads, turns.pairs, _KIND[form], tensor.unit)
+    fixed = (tensor.inverse, tensor.mean, tensor.factor, rotations.cos, rotations.sin)
+    sizes = (tokens, channels, heads, rotations.pairs, _KIND[form], tensor.unit)
     _fast.known(out, wrong, scratch, words, mu, *fixed, *sizes)
     return out, wrong
 
@@ -75,7 +77,7 @@ def known(tensor: Tensor, words: Array, mu: Array, turns: Turns, heads: int, for
 class Encoder:
     """An encoder of the words of tensors, with the interface of `plain.Encoder`."""
 
-    def __init__(self, tables: Tables, form: Format) -> None:
+    def __init__(self, tables: FrequencyTables, form: Format) -> None:
         self._tables = tables
         self._form = form
         self._contexts: list[Array] = []
@@ -128,7 +130,7 @@ class _Sink:
 class Decoder:
     """A decoder of the words of tensors, with the interface of `plain.Decoder`."""
 
-    def __init__(self, stream: plain.Stream, tables: Tables, form: Format) -> None:
+    def __init__(self, stream: plain.EncodedStream, tables: FrequencyTables, form: Format) -> None:
         if (stream.states < 1 << 16).any():
             raise IntegrityError("a predictive chunk's coder starts in no state of its own")
         self._state = stream.states.astype(np.uint32)
@@ -144,9 +146,9 @@ class Decoder:
         tokens, channels = mu.shape
         out = np.empty(mu.shape, np.uint16 if self._form.bits == 16 else np.uint32)
         tables = self._tables
-        room = channels + 16  # the module may read this far past the end
-        if len(self._padded) != len(self._words) + room:
-            self._padded = np.concatenate([self._words, np.zeros(room, np.uint16)])
+        padding = channels + 16  # the module may read this far past the end
+        if len(self._padded) != len(self._words) + padding:
+            self._padded = np.concatenate([self._words, np.zeros(padding, np.uint16)])
         streams = (out, self._state, self._padded, self._runs, self._plain)
         given = (mu, tensor.log_sigma, token, tables.symbol, tables.start, tables.frequency, tables.slots)
         sizes = (tokens, channels, *self._at, _KIND[self._form], tensor.unit, _SIXTEENS)

@@ -29,8 +29,8 @@ def recall_scale(factor: Array) -> Array:
 
     `factor` has those from units to features.
     """
-    exact = 2.0 ** (FEATURE_SHIFT + SHIFT) / (FINER * factor.astype(np.float64))
-    out: Array = np.clip(np.rint(exact), 1, 2**31 - 1).astype(np.int32)
+    lossless = 2.0 ** (FEATURE_SHIFT + SHIFT) / (FINER * factor.astype(np.float64))
+    out: Array = np.clip(np.rint(lossless), 1, 2**31 - 1).astype(np.int32)
     return out
 
 
@@ -41,7 +41,7 @@ def entries(tensor: Tensor, straight: Ints) -> Array:
     return out
 
 
-def find(stack: Stack, words: Array, form: Format, engine: Any) -> Array:
+def find(stack: Stack, words: Array, form: Format, backend: Any) -> Array:
     """Find the table entry, from 1, of each token by the first layer's V: uint16 [tokens]; 0 where none is close."""
     tensor = stack.v[0]
     seen = _likeness(entries(tensor, plain.units(words, form, tensor.unit)))
@@ -50,7 +50,7 @@ def find(stack: Stack, words: Array, form: Format, engine: Any) -> Array:
         size = np.square(held.astype(np.int32)).sum(axis=1)
         stack.prepared["held"] = replace(tensor, weights=np.ascontiguousarray(held.T), prepared={}), held, size // 2
     compared, held, half = stack.prepared["held"]
-    best = (engine.sums(compared, [seen])[:, : len(held)] - half).argmax(axis=1)  # the nearest entry
+    best = (backend.sums(compared, [seen])[:, : len(held)] - half).argmax(axis=1)  # the nearest entry
     off, whole = (
         np.square(x, dtype=np.int32).sum(axis=1) for x in (np.subtract(seen, held[best], dtype=np.int32), seen)
     )

@@ -20,10 +20,10 @@ from kvswap.codec.predictive.predictor import (
     FEATURE_SHIFT,
     LARGEST,
     SHIFT,
+    Rotations,
     Tensor,
-    Turns,
 )
-from kvswap.codec.predictive.rans import Tables
+from kvswap.codec.predictive.rans import FrequencyTables
 from kvswap.core.errors import IntegrityError
 
 Ints = npt.NDArray[np.int64]
@@ -63,32 +63,34 @@ def sums(tensor: Tensor, inputs: list[Array]) -> Array:
     return out
 
 
-def expected(tensor: Tensor, sums: Array | None, turns: Turns, heads: int) -> Array:
+def expected(tensor: Tensor, sums: Array | None, rotations: Rotations, heads: int) -> Array:
     """Predict a tensor: mu, int32 [tokens, channels], in units, rotated.
 
     `sums` are those of features times weights; None predicts the mean.
     """
-    tokens = len(turns.cos)
+    tokens = len(rotations.cos)
     mu = np.broadcast_to(tensor.mean.astype(np.int64), (tokens, len(tensor.mean)))
     if sums is not None:
         mu = ((sums.astype(np.int64) * tensor.scale + (1 << (SHIFT - 1))) >> SHIFT) + mu
         mu = np.clip(mu, -FAR, FAR)
-    return turn(mu, turns, heads, back=False).astype(np.int32)
+    return rotate(mu, rotations, heads, back=False).astype(np.int32)
 
 
-def turn(values: Ints, turns: Turns, heads: int, back: bool) -> Ints:
+def rotate(values: Ints, rotations: Rotations, heads: int, back: bool) -> Ints:
     """Rotate values in units, [tokens, heads * dim], by their positions, or back."""
-    if not turns.pairs:
+    if not rotations.pairs:
         return values
     shaped = values.reshape(len(values), heads, -1)
-    return np.clip(rope.turn(shaped, turns.cos, turns.sin, back), -FAR, FAR).reshape(values.shape)
+    return np.clip(rope.rotate(shaped, rotations.cos, rotations.sin, back), -FAR, FAR).reshape(values.shape)
 
 
-def known(tensor: Tensor, words: Array, mu: Array, turns: Turns, heads: int, form: Format) -> tuple[Array, Ints]:
+def features(
+    tensor: Tensor, words: Array, mu: Array, rotations: Rotations, heads: int, form: Format
+) -> tuple[Array, Ints]:
     """Compute a tensor's features, int8 [tokens, channels], and how far off mu was, [tokens], in quarter octaves."""
     values = units(words, form, tensor.unit)
     wrong = wrongness(values - mu, tensor)
-    straight = turn(values, turns, heads, back=True)
+    straight = rotate(values, rotations, heads, back=True)
     scaled = ((straight - tensor.mean) * tensor.factor + (1 << (FEATURE_SHIFT - 1))) >> FEATURE_SHIFT
     return np.clip(scaled, -FEATURE, FEATURE).astype(np.int8), wrong
 
@@ -118,7 +120,7 @@ def log_sigma(tensor: Tensor, token: Array) -> Ints:
 class Encoder:
     """An encoder of tensors: call `put` for each, then `finish`."""
 
-    def __init__(self, tables: Tables, form: Format) -> None:
+    def __init__(self, tables: FrequencyTables, form: Format) -> None:
         self._tables = tables
         self._form = form
         self._segments: list[tuple[Array, Array]] = []
@@ -156,7 +158,7 @@ def wire_of(form: Format, entries: Array | None, states: Array, words: Array, ru
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class EncodedStream:
     """The parts of a chunk's wire bytes."""
 
     dtype: str
@@ -167,7 +169,7 @@ class Stream:
     plain: memoryview
 
 
-def parse(wire: memoryview) -> Stream:
+def parse(wire: memoryview) -> EncodedStream:
     """Split wire bytes into their parts.  Raises `IntegrityError` unless every length agrees."""
     if len(wire) < HEADER.size:
         raise IntegrityError("a predictive chunk is shorter than its header")
@@ -177,7 +179,7 @@ def parse(wire: memoryview) -> Stream:
     ends = list(accumulate((2 * entries, 4 * rans.LANES, 2 * words, runs, plain), initial=HEADER.size))
     if len(wire) != ends[-1]:
         raise IntegrityError("a predictive chunk has a wrong length")
-    return Stream(
+    return EncodedStream(
         list(FORMATS)[kind],
         np.frombuffer(wire, "<u2", entries, ends[0]),
         np.frombuffer(wire, "<u4", rans.LANES, ends[1]),
@@ -193,8 +195,8 @@ class Decoder:
     Its methods raise `IntegrityError`.
     """
 
-    def __init__(self, stream: Stream, tables: Tables, form: Format) -> None:
-        self._coder = rans.Decoder(stream.states, stream.words, tables)
+    def __init__(self, stream: EncodedStream, tables: FrequencyTables, form: Format) -> None:
+        self._coder = rans.RansDecoder(stream.states, stream.words, tables)
         self._runs, self._plain = bits.Bits(stream.runs), bits.Bits(stream.plain)
         self._form = form
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvswap.codec.predictive import rope
-from kvswap.codec.predictive.rans import Tables
+from kvswap.codec.predictive.rans import FrequencyTables
 
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -66,7 +66,7 @@ class Stack:
 
     layers: tuple[int, ...]
     before: int  # number of layers that a prediction looks back on
-    turns: Array  # int32 [pairs, bits, 2], see `rope.powers`
+    rotations: Array  # int32 [pairs, bits, 2], see `rope.powers`
     k: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
     memory: Array  # token table, int16 [entries, channels of K and V] of the first layer; may have no entries
@@ -79,7 +79,7 @@ class Predictor:
     """The predictor of a model: all stacks, and the tables of the entropy coder."""
 
     stacks: tuple[Stack, ...]
-    tables: Tables
+    tables: FrequencyTables
 
     def stack_of(self, layer: int) -> tuple[Stack, int]:
         """Return the stack that a layer belongs to, and its place in it.  Raises `KeyError`."""
@@ -90,16 +90,16 @@ class Predictor:
 
 
 @dataclass(frozen=True, slots=True)
-class Turns:
+class Rotations:
     """The rotations of some positions: cos and sin, int32 [tokens, pairs]."""
 
     cos: Array
     sin: Array
 
     @classmethod
-    def of(cls, stack: Stack, start: int, tokens: int) -> Turns:
+    def of(cls, stack: Stack, start: int, tokens: int) -> Rotations:
         """Compute the rotations of `tokens` positions from `start` on."""
-        cos, sin = rope.tables(stack.turns, np.arange(start, start + tokens, dtype=np.int64))
+        cos, sin = rope.tables(stack.rotations, np.arange(start, start + tokens, dtype=np.int64))
         return cls(cos.astype(np.int32), sin.astype(np.int32))
 
     @property
@@ -107,6 +107,6 @@ class Turns:
         """The number of channel pairs that are rotated."""
         return int(self.cos.shape[1])
 
-    def none(self) -> Turns:
+    def none(self) -> Rotations:
         """Return rotations of no pairs, for V, which is not rotated."""
-        return Turns(self.cos[:, :0].copy(), self.sin[:, :0].copy())
+        return Rotations(self.cos[:, :0].copy(), self.sin[:, :0].copy())

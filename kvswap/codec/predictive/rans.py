@@ -24,7 +24,7 @@ _LOW = 1 << 16  # states live in [2^16, 2^32)
 Array = npt.NDArray[Any]
 
 
-class Tables:
+class FrequencyTables:
     """The frequencies of symbols by context, [contexts, 128], each row adding up to 4096; 0 for what cannot be coded.
 
     Making it raises `IntegrityError` for other shapes and sums.
@@ -48,12 +48,12 @@ class Tables:
         return out
 
     @classmethod
-    def flat(cls, contexts: int) -> Tables:
+    def flat(cls, contexts: int) -> FrequencyTables:
         """Make tables in which all symbols are equally frequent."""
         return cls(np.full((contexts, SYMBOLS), (1 << BITS) // SYMBOLS, np.uint16))
 
 
-def encode(segments: list[tuple[Array, Array]], tables: Tables) -> tuple[Array, Array]:
+def encode(segments: list[tuple[Array, Array]], tables: FrequencyTables) -> tuple[Array, Array]:
     """Encode segments of (contexts, symbols), each of one dimension; return the coder's states and words."""
     state = np.full(LANES, _LOW, np.uint64)
     pieces: list[Array] = []
@@ -72,10 +72,10 @@ def encode(segments: list[tuple[Array, Array]], tables: Tables) -> tuple[Array, 
     return state.astype(np.uint32), words
 
 
-class Decoder:
+class RansDecoder:
     """A decoder of segments, in the order in which they were encoded."""
 
-    def __init__(self, states: Array, words: Array, tables: Tables) -> None:
+    def __init__(self, states: Array, words: Array, tables: FrequencyTables) -> None:
         if (states < _LOW).any():
             raise IntegrityError("a predictive chunk's coder starts in no state of its own")
         self._state = states.astype(np.uint64)

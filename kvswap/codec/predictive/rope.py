@@ -46,7 +46,7 @@ def tables(powers: npt.NDArray[np.int32], positions: Ints) -> tuple[Ints, Ints]:
     return (cos + (1 << (shift - 1))) >> shift, (sin + (1 << (shift - 1))) >> shift
 
 
-def turn(values: Ints, cos: Ints, sin: Ints, back: bool) -> Ints:
+def rotate(values: Ints, cos: Ints, sin: Ints, back: bool) -> Ints:
     """Rotate values [tokens, heads, dim] by the tables, or back.
 
     Channel i is paired with i + pairs; the channels after the pairs stay as they are.

@@ -29,7 +29,7 @@ from msgspec import Meta
 from kvswap.codec.predictive import rope
 from kvswap.codec.predictive.buckets import CONTEXTS
 from kvswap.codec.predictive.predictor import FAR, Predictor, Stack, Tensor
-from kvswap.codec.predictive.rans import SYMBOLS, Tables
+from kvswap.codec.predictive.rans import SYMBOLS, FrequencyTables
 from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, KvswapError
 from kvswap.core.limits import LIMITS
@@ -58,7 +58,7 @@ def dump(predictor: Predictor) -> bytes:
         {
             "layers": list(stack.layers),
             "before": stack.before,
-            "turns": stack.turns.astype("<i4").tobytes(),
+            "turns": stack.rotations.astype("<i4").tobytes(),
             "k": [_plain(t) for t in stack.k],
             "v": [_plain(t) for t in stack.v],
             "memory": _pressed(stack.memory.astype("<i2").view(np.uint8).reshape(-1, 2).T),
@@ -80,7 +80,7 @@ def _pressed(array: Array) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL).compress(np.ascontiguousarray(array).tobytes())
 
 
-class _Room:
+class _ByteQuota:
     """The bytes that the frames of a predictor may still hold."""
 
     def __init__(self) -> None:
@@ -131,9 +131,9 @@ def load(data: bytes | memoryview) -> Predictor:
     try:
         fields = wire.unpack(bytes(data), _Fields, IntegrityError, items=LIMITS.predictor_items)
         _require(fields.version == VERSION, "has an unknown version")
-        tables = Tables(_array(fields.tables, "<u2", CONTEXTS, SYMBOLS))
-        room = _Room()
-        stacks = tuple(_stack(s, room) for s in fields.stacks)
+        tables = FrequencyTables(_array(fields.tables, "<u2", CONTEXTS, SYMBOLS))
+        quota = _ByteQuota()
+        stacks = tuple(_stack(s, quota) for s in fields.stacks)
     except IntegrityError:
         raise
     except (KvswapError, TypeError, ValueError, zstandard.ZstdError) as error:
@@ -154,37 +154,37 @@ def _array(data: bytes, kind: str, *shape: int) -> Array:
     return np.ascontiguousarray(flat.reshape(shape), flat.dtype.newbyteorder("="))
 
 
-def _stack(value: _StackFields, room: _Room) -> Stack:
+def _stack(value: _StackFields, quota: _ByteQuota) -> Stack:
     layers = tuple(value.layers)
     _require(value.layers == sorted(layers), "has its layers out of order")
-    turns = _array(value.turns, "<i4", -1, rope.BITS, 2)
-    _require(bool((np.abs(turns.astype(np.int64)) <= 1 << 30).all()), "turns by more than one")
+    rotations = _array(value.turns, "<i4", -1, rope.BITS, 2)
+    _require(bool((np.abs(rotations.astype(np.int64)) <= 1 << 30).all()), "turns by more than one")
     _require(len(value.k) == len(value.v) == len(layers), "has not one pair of tensors a layer")
-    pairs = [(_tensor(k, room), _tensor(v, room)) for k, v in zip(value.k, value.v, strict=True)]
-    halves = np.frombuffer(room.take(value.memory), np.uint8).reshape(2, -1)
+    pairs = [(_tensor(k, quota), _tensor(v, quota)) for k, v in zip(value.k, value.v, strict=True)]
+    halves = np.frombuffer(quota.take(value.memory), np.uint8).reshape(2, -1)
     width = sum(len(t.mean) for t in pairs[0])
     memory = np.ascontiguousarray(halves.T).view("<i2").reshape(-1, width).astype(np.int16)
     _require(len(memory) < 1 << 16, "knows too many tokens by heart")
     _check_widths(pairs, value.before, len(memory) > 0)
     missing = (value.missing[0], value.missing[1])
     keys, values = tuple(k for k, _ in pairs), tuple(v for _, v in pairs)
-    return Stack(layers, value.before, turns, keys, values, memory, missing)
+    return Stack(layers, value.before, rotations, keys, values, memory, missing)
 
 
-def _check_widths(pairs: Sequence[tuple[Tensor, Tensor]], before: int, by_heart: bool) -> None:
+def _check_widths(pairs: Sequence[tuple[Tensor, Tensor]], before: int, token_table: bool) -> None:
     for place, (k, v) in enumerate(pairs):
         recent = pairs[max(0, place - before) : place]
         given = sum(len(t.mean) for pair in recent for t in pair)
-        more = 0 if by_heart and not place else len(k.mean)
+        more = 0 if token_table and not place else len(k.mean)
         _require(len(k.weights) == given and len(v.weights) == given + more, "has weights of another shape")
 
 
-def _tensor(value: _TensorFields, room: _Room) -> Tensor:
+def _tensor(value: _TensorFields, quota: _ByteQuota) -> Tensor:
     mean = _array(value.mean, _KINDS["mean"], -1)
     channels = len(mean)
     _require(0 < channels <= 1 << 16, "has a tensor without channels, or with too many")
     rows = {n: _array(getattr(value, n), _KINDS[n], channels) for n in ("factor", "scale", "log_sigma", "inverse")}
-    weights = _array(room.take(value.weights), _KINDS["weights"], -1, channels)
+    weights = _array(quota.take(value.weights), _KINDS["weights"], -1, channels)
     token = _array(value.token, _KINDS["token"], -1)
     _require(len(weights) <= MOST_FEATURES and bool((weights >= -127).all()), "has sums that are too large")
     _require(bool((np.abs(mean.astype(np.int64)) <= FAR).all()), "has a mean out of range")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound
 from kvswap.core.failures import is_own
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.discovery.lookup import Offer
+from kvswap.exchange.discovery.lookup import PeerOffer
 from kvswap.exchange.node.node import Node
 from kvswap.net import PeerAddress, messages
 from kvswap.trust.envelopes import names
@@ -37,23 +37,23 @@ class Candidate:
     peers: list[str] = field(default_factory=list)
     envelope: bytes | None = None
     inline_from: str = ""
-    claimed: dict[str, int] = field(default_factory=dict)  # by peer: blocks that it says are shared
+    available: dict[str, int] = field(default_factory=dict)  # by peer: blocks that it says are shared
 
 
-Rank = Callable[[Offer], tuple[int, ...]]
+Rank = Callable[[PeerOffer], tuple[int, ...]]
 
 
-def in_turns(offers: Sequence[Offer], rank: Rank, first: Callable[[str], bool]) -> list[Candidate]:
+def round_robin(offers: Sequence[PeerOffer], rank: Rank, first: Callable[[str], bool]) -> list[Candidate]:
     """Order the offered artifacts: the best of each peer before the second best of any; smaller ranks are better.
 
     Peers for which `first(peer)` holds - those that delivered before - come first among equals.
     """
     held: Counter[str] = Counter(artifact for artifact, _ in {(o.found.artifact, o.peer) for o in offers})
-    by_peer: dict[str, list[Offer]] = defaultdict(list)
+    by_peer: dict[str, list[PeerOffer]] = defaultdict(list)
     for offer in offers:
         by_peer[offer.peer].append(offer)
 
-    def order(offer: Offer) -> tuple[object, ...]:
+    def order(offer: PeerOffer) -> tuple[object, ...]:
         return (*rank(offer), not first(offer.peer), not offer.found.complete, -held[offer.found.artifact])
 
     for mine in by_peer.values():
@@ -81,7 +81,7 @@ def in_turns(offers: Sequence[Offer], rank: Rank, first: Callable[[str], bool]) 
     return list(candidates.values())
 
 
-class Envelopes:
+class EnvelopeFetcher:
     """The envelopes of candidates, each as soon as it is here: first those that are here already or came along.
 
     Iterating gives (candidate, envelope), or the error of a candidate that no peer gave.
@@ -136,10 +136,10 @@ class Envelopes:
                 self._running, timeout=min(left, _SLOW_SECONDS / 3), return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
-                told = self._ended(task)
-                if told is not None:
-                    yield told
-            self._make_room()
+                outcome = self._ended(task)
+                if outcome is not None:
+                    yield outcome
+            self._free_capacity()
 
     def _start(self) -> None:
         """Ask the peers whose turn it is."""
@@ -175,24 +175,24 @@ class Envelopes:
         try:
             envelope = task.result()
         except (KvswapError, TimeoutError) as error:
-            told = error if isinstance(error, KvswapError) else NotFound(f"nobody gives {candidate.artifact}")
-            if is_own(told):
-                return candidate, told  # of which no other peer can be the way out
+            outcome = error if isinstance(error, KvswapError) else NotFound(f"nobody gives {candidate.artifact}")
+            if is_own(outcome):
+                return candidate, outcome  # of which no other peer can be the way out
             self._lacked[peer] += isinstance(error, NotFound)
             if peer not in self.failed and self._lacked[peer] != 1:  # once it may have gone just now
                 self.failed.add(peer)
-                self._node.peers.blame(peer, told)
+                self._node.peers.blame(peer, outcome)
             if candidate.artifact in self._done:
                 return None
             self._todo.appendleft((candidate, at + 1))
-            return (candidate, told) if at + 1 >= len(candidate.peers) else None
+            return (candidate, outcome) if at + 1 >= len(candidate.peers) else None
         if candidate.artifact in self._done:
             return None
         self._done.add(candidate.artifact)
         candidate.inline_from = peer
         return candidate, envelope
 
-    def _make_room(self) -> None:
+    def _free_capacity(self) -> None:
         """Take slow requests off the count, and ask another peer for the same."""
         now = time.monotonic()
         for task, (candidate, at, since) in self._running.items():

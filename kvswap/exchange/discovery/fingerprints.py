@@ -18,16 +18,16 @@ from msgspec import structs
 from kvswap.artifact.manifest import Manifest, Numerics
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import IntegrityError, KvswapError
-from kvswap.exchange.discovery.candidates import Envelopes, in_turns
-from kvswap.exchange.discovery.lookup import Offer, find
+from kvswap.exchange.discovery.candidates import EnvelopeFetcher, round_robin
+from kvswap.exchange.discovery.lookup import PeerOffer, find
 from kvswap.exchange.node.node import AGENT, Node
-from kvswap.exchange.verification.hearing import read_current
+from kvswap.exchange.verification.received import read_current
 from kvswap.net import PeerAddress, messages
 from kvswap.net.client import chunk_cap
 from kvswap.trust import Statement
 from kvswap.trust.accusation import Grounds, comparable, judge
 from kvswap.trust.agreement import compare
-from kvswap.trust.ladder import Level, Step
+from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise
 
 _OTHERS = 8  # publishers whose fingerprints are compared
@@ -37,7 +37,7 @@ _SECONDS = 20.0  # to have them all
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class SignedFingerprint:
     """A fingerprint that another publisher signed of the same tokens."""
 
     statement: Statement
@@ -53,56 +53,62 @@ class Mark:
 class Agreed:
     """The result of V6: the step, the fingerprints that differ and count, and those of untrusted ones that differ."""
 
-    step: Step
-    against: tuple[Mark, ...] = ()
-    strangers: tuple[Mark, ...] = ()
+    result: LevelResult
+    against: tuple[SignedFingerprint, ...] = ()
+    untrusted: tuple[SignedFingerprint, ...] = ()
 
 
-def agree(node: Node, statement: Statement, own: bytes, marks: Sequence[Mark], noise: Noise, began: float) -> Agreed:
+def agree(
+    node: Node, statement: Statement, own: bytes, fingerprints: Sequence[SignedFingerprint], noise: Noise, began: float
+) -> Agreed:
     """Compare the fingerprint of the tensors at hand with those of other publishers (level V6).
 
     `began`: when looking for them began, `time.perf_counter`.
     """
 
-    def step(verdict: str, why: str = "") -> Step:
-        return Step(Level.AGREEMENT, verdict, time.perf_counter() - began, why, figures)  # type: ignore[arg-type]
+    def result(verdict: str, why: str = "") -> LevelResult:
+        return LevelResult(Level.AGREEMENT, verdict, time.perf_counter() - began, why, figures)  # type: ignore[arg-type]
 
     figures: dict[str, object] = {}
-    if not marks:
-        return Agreed(step("skipped", "no other publisher of the same tokens was found"))
+    if not fingerprints:
+        return Agreed(result("skipped", "no other publisher of the same tokens was found"))
     policy = node.trust.policy.policy
-    scores = compare(own, {mark.publisher: mark.data for mark in marks}, noise.fingerprints).scores
-    trusted = [mark for mark in marks if policy.trusts(mark.publisher)]
-    strangers = tuple(m for m in marks if m not in trusted and scores[m.publisher] > MARGIN)
+    scores = compare(
+        own, {fingerprint.publisher: fingerprint.data for fingerprint in fingerprints}, noise.fingerprints
+    ).scores
+    trusted = [fingerprint for fingerprint in fingerprints if policy.trusts(fingerprint.publisher)]
+    untrusted = tuple(m for m in fingerprints if m not in trusted and scores[m.publisher] > MARGIN)
     by_trust = bool(trusted) or policy.trusts(statement.manifest.publisher)
-    deciding = trusted if by_trust else list(marks)
-    against = tuple(mark for mark in deciding if scores[mark.publisher] > MARGIN)
+    deciding = trusted if by_trust else list(fingerprints)
+    against = tuple(fingerprint for fingerprint in deciding if scores[fingerprint.publisher] > MARGIN)
     figures |= {
-        "publishers": len(marks),
+        "publishers": len(fingerprints),
         "trusted": len(trusted),
         "agreeing": sum(score <= MARGIN for score in scores.values()),
         "worst": round(max(scores.values()), 2),
         "margin": MARGIN,
     }
     if against:
-        figures["disputed_with"] = [str(mark.statement.artifact) for mark in against]
+        figures["disputed_with"] = [str(fingerprint.statement.artifact) for fingerprint in against]
         whose = "publishers that are trusted" if by_trust else "other publishers"
-        named = ", ".join(str(mark.statement.artifact) for mark in against)
+        named = ", ".join(str(fingerprint.statement.artifact) for fingerprint in against)
         why = f"{len(against)} of {len(deciding)} {whose} made something else of the same tokens: {named}"
-        return Agreed(step("failed", why), against, strangers)
-    if not deciding and strangers:
-        why = f"{len(strangers)} strangers made something else of the same tokens, which counts for nothing here"
-        return Agreed(step("skipped", why), (), strangers)
-    return Agreed(step("passed"), (), strangers)
+        return Agreed(result("failed", why), against, untrusted)
+    if not deciding and untrusted:
+        why = f"{len(untrusted)} strangers made something else of the same tokens, which counts for nothing here"
+        return Agreed(result("skipped", why), (), untrusted)
+    return Agreed(result("passed"), (), untrusted)
 
 
-def accused(statement: Statement, mark: bytes, computed: bytes, noise: Noise, ours: Numerics) -> Step | None:
+def accused(
+    statement: Statement, fingerprint: bytes, computed: bytes, noise: Noise, ours: Numerics
+) -> LevelResult | None:
     """Return the step that a signed fingerprint fails beside that of what this node computed; None if it does not.
 
     `ours`: the environment that this node computes in.  What somebody else made is no measure: whoever knows the
     fingerprint's signs makes a cache that V7 lets pass and whose fingerprint is far from every honest one.
     """
-    score = compare(computed, {"": mark}, noise.fingerprints).scores[""]
+    score = compare(computed, {"": fingerprint}, noise.fingerprints).scores[""]
     if score <= MARGIN:
         return None
     manifest = statement.manifest
@@ -115,7 +121,7 @@ def accused(statement: Statement, mark: bytes, computed: bytes, noise: Noise, ou
         source="",  # the file has the digest that is signed
         control="",  # this node's own cache has the fingerprint it is compared with
     )
-    return judge(Step(Level.AGREEMENT, "failed", why=why, figures={"worst": round(score, 2)}), grounds)
+    return judge(LevelResult(Level.AGREEMENT, "failed", why=why, figures={"worst": round(score, 2)}), grounds)
 
 
 # -- where they come from ------------------------------------------------------------------------------
@@ -132,33 +138,33 @@ def same_cache(one: Manifest, other: Manifest) -> bool:
         and one.prefix.token_digest == other.prefix.token_digest
         and one.layout.dtype == other.layout.dtype
         and one.layout.layers == other.layout.layers
-        and one.exact
-        and other.exact
+        and one.lossless
+        and other.lossless
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _Candidate:
     """The statement of another publisher on the same tokens, without lists of chunks, and the peers that have it."""
 
     statement: Statement
     peers: tuple[str, ...]
 
     @classmethod
-    def of(cls, statement: Statement, peers: Sequence[str]) -> _Known:
+    def of(cls, statement: Statement, peers: Sequence[str]) -> _Candidate:
         slim = structs.replace(statement.manifest, chunks=[], tensors=[])
         return cls(replace(statement, manifest=slim, envelope=b""), tuple(peers))
 
 
-async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
+async def fingerprints_of_others(node: Node, statement: Statement) -> list[SignedFingerprint]:
     """Find fingerprints of other publishers: one of each that is not banned, those of trusted ones first.
 
     Untrusted ones are drawn by lot, whoever was first: of every fingerprint one before two of any.
     """
     document = statement.reference  # of a sealed artifact: by the name in its group, and in no other
-    if document is None or not statement.manifest.exact:
+    if document is None or not statement.manifest.lossless:
         return []
-    candidates: dict[str, _Known] = {}
+    candidates: dict[str, _Candidate] = {}
 
     async def consider(envelope: bytes, peers: Sequence[str]) -> None:
         try:
@@ -168,19 +174,19 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
         theirs = other.manifest
         unknown = theirs.publisher not in (statement.manifest.publisher, *candidates)
         wanted = theirs.fingerprint is not None and same_cache(theirs, statement.manifest)
-        if wanted and unknown and node.trust.policy.policy.caught(theirs.publisher) is None:
-            candidates[theirs.publisher] = _Known.of(other, peers)
+        if wanted and unknown and node.trust.policy.policy.ban_of(theirs.publisher) is None:
+            candidates[theirs.publisher] = _Candidate.of(other, peers)
 
     for row in await asyncio.to_thread(node.store.artifacts, document):
         if (held := await asyncio.to_thread(node.store.envelope, row.id)) is not None:
             await consider(held, ())
-    names, manifest = statement.names, statement.manifest
-    model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)
+    identifiers, manifest = statement.identifiers, statement.manifest
+    model, dtype = identifiers.model(manifest.model.digest, manifest.layout.dtype)
     found = await find(node, messages.Find(AGENT, document=document, model=model, dtype=dtype))
     known = {manifest.publisher, *candidates}
     offers = [offer for offer in found if offer.found.publisher not in known]
     deadline = time.monotonic() + _SECONDS
-    asking = Envelopes(node, in_turns(_mixed(node, offers), _rank, node.peers.delivered)[:_OFFERS], deadline)
+    asking = EnvelopeFetcher(node, round_robin(_mixed(node, offers), _rank, node.peers.delivered)[:_OFFERS], deadline)
     async for candidate, envelope in asking:
         if not isinstance(envelope, KvswapError):
             first = [candidate.inline_from] if candidate.inline_from in candidate.peers else []
@@ -192,15 +198,17 @@ async def marks_of_others(node: Node, statement: Statement) -> list[Mark]:
         holders.setdefault(offer.found.artifact, []).append(offer.peer)
     trusts = node.trust.policy.policy.trusts
     trusted = [one for publisher, one in candidates.items() if trusts(publisher)]
-    strangers = [one for publisher, one in candidates.items() if not trusts(publisher)]
+    untrusted = [one for publisher, one in candidates.items() if not trusts(publisher)]
     asked = (
-        _mark(node, one.statement, one.peers or tuple(holders.get(str(one.statement.artifact), ())), deadline)
-        for one in (*trusted, *_drawn(strangers))[:_OTHERS]
+        _fetch_fingerprint(
+            node, one.statement, one.peers or tuple(holders.get(str(one.statement.artifact), ())), deadline
+        )
+        for one in (*trusted, *_drawn(untrusted))[:_OTHERS]
     )
-    return [mark for mark in await asyncio.gather(*asked) if mark is not None]
+    return [fingerprint for fingerprint in await asyncio.gather(*asked) if fingerprint is not None]
 
 
-def _mixed(node: Node, offers: Sequence[Offer]) -> list[Offer]:
+def _mixed(node: Node, offers: Sequence[PeerOffer]) -> list[PeerOffer]:
     """Shuffle the peers; of one peer, what it says is of trusted publishers comes first."""
     peers = list(dict.fromkeys(offer.peer for offer in offers))
     place = {peer: n for n, peer in enumerate(random.SystemRandom().sample(peers, len(peers)))}
@@ -208,14 +216,14 @@ def _mixed(node: Node, offers: Sequence[Offer]) -> list[Offer]:
     return sorted(offers, key=lambda offer: (place[offer.peer], not trusts(offer.found.publisher)))
 
 
-def _rank(offer: Offer) -> tuple[int, ...]:
+def _rank(offer: PeerOffer) -> tuple[int, ...]:
     """Rank an offer by nothing that it says of its publisher: that is a word, and costs a liar nothing."""
     return (offer.found.envelope is None,)
 
 
-def _drawn(strangers: Sequence[_Known]) -> list[_Known]:
+def _drawn(untrusted: Sequence[_Candidate]) -> list[_Candidate]:
     """Shuffle the publishers, but of each fingerprint one before two of any, however many keys sign it."""
-    shuffled = random.SystemRandom().sample(strangers, len(strangers))
+    shuffled = random.SystemRandom().sample(untrusted, len(untrusted))
     turns: Counter[bytes] = Counter()
     order = []
     for one in shuffled:
@@ -226,13 +234,15 @@ def _drawn(strangers: Sequence[_Known]) -> list[_Known]:
     return [one for _, one in sorted(zip(order, shuffled, strict=True), key=lambda pair: pair[0])]
 
 
-async def _mark(node: Node, other: Statement, peers: Sequence[str], deadline: float) -> Mark | None:
+async def _fetch_fingerprint(
+    node: Node, other: Statement, peers: Sequence[str], deadline: float
+) -> SignedFingerprint | None:
     """Read a fingerprint from the store, or from one of the peers that offer its artifact."""
     file = other.manifest.fingerprint
     assert file is not None  # noqa: S101 - it was considered
     try:
         if await asyncio.to_thread(node.store.has_chunk, file.id):
-            return Mark(
+            return SignedFingerprint(
                 other, open_file(file, FINGERPRINT, await asyncio.to_thread(node.store.get_chunk, file.id), other.seal)
             )
     except KvswapError:
@@ -245,7 +255,7 @@ async def _mark(node: Node, other: Statement, peers: Sequence[str], deadline: fl
         except (KvswapError, TimeoutError):
             continue
         try:
-            return Mark(other, open_file(file, FINGERPRINT, data, other.seal))
+            return SignedFingerprint(other, open_file(file, FINGERPRINT, data, other.seal))
         except IntegrityError:
-            node.peers.lied(peer, "a fingerprint that is not what was signed")
+            node.peers.sent_invalid_data(peer, "a fingerprint that is not what was signed")
     return None

@@ -1,7 +1,7 @@
 """Look-ups: connected peers, what was announced, provider records, and the peers that those refer to.
 
 Connected peers are asked first, all at once.  Whom others name has to be dialled, on nobody's word but theirs: a few
-at a time, those that delivered before first, then one of each teller in turn, tellers whose last ones led nowhere last.
+at a time, those that delivered before first, then one of each sender in turn, senders whose last ones led nowhere last.
 The first offer starts a short grace in which other connected peers may still answer; a referral that has to be
 dialled first is worth waiting for only while there is no offer.  Without one, and once everybody known has answered,
 waiting is for peers yet to be met: worth a few seconds to a node that just started, half a second to one that has been
@@ -22,11 +22,11 @@ from kvswap.core.errors import KvswapError
 from kvswap.core.failures import record
 from kvswap.core.ids import Cid, document_key
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.node.hearsay import RECORDS
+from kvswap.exchange.node.address_book import RECORDS
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.verification.audits import hear_audits
-from kvswap.exchange.verification.heads import hear_heads
-from kvswap.exchange.verification.hearing import heard
+from kvswap.exchange.verification.audits import receive_audits
+from kvswap.exchange.verification.received import kept_for_later
+from kvswap.exchange.verification.status_records import receive_status_records
 from kvswap.net import PeerAddress, Unreachable, messages
 
 _GRACE_SECONDS = 0.15
@@ -38,11 +38,11 @@ _FAR_AT_ONCE = 8  # of those that have to be dialled;
 _SLOW_SECONDS = 1.5  # who takes longer makes room for one more,
 _FAR_UNDER_WAY = 24  # up to so many,
 _FAR_MOST = 96  # and so many in one look-up
-_OF_ONE_TELLER = 32
+_OF_ONE_SENDER = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class PeerOffer:
     """A peer's word that it has an artifact.  Unverified."""
 
     peer: str
@@ -51,7 +51,7 @@ class Offer:
 
 async def find(
     node: Node, query: messages.Find, seconds: float = LIMITS.lookup_seconds, only: Sequence[str] | None = None
-) -> list[Offer]:
+) -> list[PeerOffer]:
     """Find offers for a document, an artifact, or a chain of digests; none when nobody answered.
 
     `only`: ask these peers and no others.
@@ -62,7 +62,7 @@ async def find(
 
 async def ask_these(
     node: Node, query: messages.Find, seconds: float, only: Sequence[str] | None
-) -> tuple[list[Offer], set[str]]:
+) -> tuple[list[PeerOffer], set[str]]:
     """Find offers as `find` does, and return them with the peers that answered at all.
 
     Raises this node's own trouble, such as a full disk, where it left no offer.
@@ -83,18 +83,18 @@ class _Far:
         self._node = node
         self._first: deque[tuple[PeerAddress, str]] = deque()  # those that delivered before
         self._named: dict[str, deque[PeerAddress]] = {}
-        self._vain: Counter[str] = Counter()  # failures by teller
+        self._dead_ends: Counter[str] = Counter()  # failures by sender
         self._turns: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self._first or self._named)
 
-    def add(self, address: PeerAddress, teller: str) -> None:
+    def add(self, address: PeerAddress, sender: str) -> None:
         if self._node.peers.delivered(address.peer):
-            self._first.append((address, teller))
+            self._first.append((address, sender))
             return
-        named = self._named.setdefault(teller, deque())
-        if len(named) < _OF_ONE_TELLER:
+        named = self._named.setdefault(sender, deque())
+        if len(named) < _OF_ONE_SENDER:
             named.append(address)
 
     def next(self) -> tuple[PeerAddress, str] | None:
@@ -103,15 +103,15 @@ class _Far:
             return self._first.popleft()
         if not self._named:
             return None
-        teller = min(self._named, key=lambda name: (self._vain[name], self._turns[name]))
-        address = self._named[teller].popleft()
-        if not self._named[teller]:
-            del self._named[teller]
-        self._turns[teller] += 1
-        return address, teller
+        sender = min(self._named, key=lambda name: (self._dead_ends[name], self._turns[name]))
+        address = self._named[sender].popleft()
+        if not self._named[sender]:
+            del self._named[sender]
+        self._turns[sender] += 1
+        return address, sender
 
-    def in_vain(self, teller: str) -> None:
-        self._vain[teller] += 1
+    def led_nowhere(self, sender: str) -> None:
+        self._dead_ends[sender] += 1
 
 
 class _Lookup:
@@ -121,8 +121,8 @@ class _Lookup:
         self._query = query
         self._reference = query.document or query.artifact
         self._only = only
-        self._known: set[str] = {node.transport.peer}
-        self.offers: list[Offer] = []
+        self._seen: set[str] = {node.transport.peer}
+        self.offers: list[PeerOffer] = []
         self.own: KvswapError | None = None  # this node's own trouble, such as a full disk
         self.answered: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,8 +148,8 @@ class _Lookup:
         self._ask_near()
         if self._reference is not None and self._only is None:
             self._spawn(self._ask_providers())
-            for referral in self._node.network.hearsay.known(self._reference):
-                self._consider(referral.address, referral.teller)
+            for referral in self._node.network.address_book.known(self._reference):
+                self._consider(referral.address, referral.sender)
         try:
             while time.monotonic() < (late if self._proven and not self.offers else deadline) or self._ask_again():
                 self._ask_near()
@@ -184,11 +184,11 @@ class _Lookup:
         """Ask who is connected: outside every budget, as they are bounded as connections are."""
         connected = self._transport.connected()
         for peer in connected if self._only is None else self._only:
-            if peer in self._known:
+            if peer in self._seen:
                 continue
             if peer in connected:
-                self._known.add(peer)
-                if not self._node.peers.resting(peer):
+                self._seen.add(peer)
+                if not self._node.peers.backoff_seconds(peer):
                     self._near.add(peer)
                     if self._node.peers.delivered(peer):
                         self._proven.add(peer)
@@ -206,18 +206,18 @@ class _Lookup:
             self._proven.add(peer)
             self._ask_soon(PeerAddress(peer), "")
         away, self._away = (self._away, []) if not self.offers else ([], self._away)
-        for address, teller in away[: max(0, _FAR_MOST - self._dialled)]:
-            self._dial(address, teller)
+        for address, sender in away[: max(0, _FAR_MOST - self._dialled)]:
+            self._dial(address, sender)
             self._proven.add(address.peer)
         asked, self._spared = bool(self._spared or away), []
         return asked
 
-    def _consider(self, address: PeerAddress, teller: str) -> None:
+    def _consider(self, address: PeerAddress, sender: str) -> None:
         """Line up a peer that somebody names as having it."""
-        if address.peer not in self._known and not self._over:
-            self._known.add(address.peer)
-            if not self._node.peers.resting(address.peer):  # failed or lied lately, or blocked
-                self._far.add(address, teller)
+        if address.peer not in self._seen and not self._over:
+            self._seen.add(address.peer)
+            if not self._node.peers.backoff_seconds(address.peer):  # failed or lied lately, or blocked
+                self._far.add(address, sender)
 
     def _ask_far(self) -> None:
         """Dial a few of those who are not connected."""
@@ -225,21 +225,21 @@ class _Lookup:
             slow = time.monotonic() - _SLOW_SECONDS
             if sum(since > slow for since in self._dialling.values()) >= _FAR_AT_ONCE:
                 return
-            address, teller = self._far.next() or (None, "")
-            worth = self._node.network.hearsay.reachable(address, teller) if address is not None else None
+            address, sender = self._far.next() or (None, "")
+            worth = self._node.network.address_book.reachable(address, sender) if address is not None else None
             if worth is not None:
-                self._dial(worth, teller)
+                self._dial(worth, sender)
             elif address is not None and self._node.peers.delivered(address.peer):
-                self._away.append((address, teller))
+                self._away.append((address, sender))
 
-    def _dial(self, address: PeerAddress, teller: str) -> None:
+    def _dial(self, address: PeerAddress, sender: str) -> None:
         self._dialled += 1
         self._dialling[address.peer] = time.monotonic()
-        self._ask_soon(address, teller)
+        self._ask_soon(address, sender)
 
-    def _ask_soon(self, address: PeerAddress, teller: str) -> None:
+    def _ask_soon(self, address: PeerAddress, sender: str) -> None:
         self._asking += 1
-        self._spawn(self._ask_one(address, teller))
+        self._spawn(self._ask_one(address, sender))
 
     async def _ask_providers(self) -> None:
         key = (
@@ -258,16 +258,16 @@ class _Lookup:
 
     # -- asking ----------------------------------------------------------------------------------
 
-    async def _ask_one(self, address: PeerAddress, teller: str) -> None:
+    async def _ask_one(self, address: PeerAddress, sender: str) -> None:
         try:
-            await self._ask(address, teller)
+            await self._ask(address, sender)
         except Unreachable:
-            self._far.in_vain(teller)
+            self._far.led_nowhere(sender)
             if self._reference is not None:
-                self._node.network.hearsay.forget(self._reference, address.peer)
+                self._node.network.address_book.forget(self._reference, address.peer)
         except Exception as error:  # noqa: BLE001 - what is not the peer's is kept, and told if nothing is found
             if self._node.peers.blame(address.peer, error):
-                self._far.in_vain(teller)
+                self._far.led_nowhere(sender)
             else:
                 self.own = record(error, "looking up")
         finally:
@@ -276,29 +276,31 @@ class _Lookup:
             self._proven.discard(address.peer)
             self._dialling.pop(address.peer, None)
 
-    def _hear(self, reply: messages.FindReply, peer: str) -> None:
+    def _receive(self, reply: messages.FindReply, peer: str) -> None:
         # What comes with an answer is obeyed before the offers in it are used; that it cannot be kept loses none.
-        with heard(self._node):
-            hear_heads(self._node, reply.heads, peer)
-        with heard(self._node):
-            hear_audits(self._node, reply.audits, peer, self._query.document)
+        with kept_for_later(self._node):
+            receive_status_records(self._node, reply.heads, peer)
+        with kept_for_later(self._node):
+            receive_audits(self._node, reply.audits, peer, self._query.document)
 
-    async def _ask(self, address: PeerAddress, teller: str) -> None:
+    async def _ask(self, address: PeerAddress, sender: str) -> None:
         peer = address.peer
-        await self._node.network.reach(address, LIMITS.hearsay_dial_seconds, teller)
+        await self._node.network.reach(address, LIMITS.referral_dial_seconds, sender)
         async with asyncio.timeout(LIMITS.request_seconds if peer in self._proven else LIMITS.lookup_seconds):
             began = time.perf_counter()
             reply = await self._node.network.ask(PeerAddress(peer), self._query, messages.FindReply)
             self._node.calibration.add_latency(peer, time.perf_counter() - began)
             with self._node.ledger.changing(peer) as known:
                 known.publisher = reply.publisher
-            self._node.peers.asks(peer, reply.asks / 1e6)
+            self._node.peers.set_ask_price(peer, reply.asks / 1e6)
         if reply.heads or reply.audits:
-            await asyncio.to_thread(self._hear, reply, peer)
+            await asyncio.to_thread(self._receive, reply, peer)
         if reply.grant is not None:
-            self._node.peers.grants.put(peer, reply.grant, [found.artifact for found in reply.found if found.complete])
+            self._node.peers.bulk_tickets.put(
+                peer, reply.grant, [found.artifact for found in reply.found if found.complete]
+            )
         self.answered.add(peer)
-        self.offers += [Offer(peer, found) for found in reply.found]
+        self.offers += [PeerOffer(peer, found) for found in reply.found]
         host = self._transport.host_of(peer)
         for provider in reply.providers[: LIMITS.find_results] if self._only is None else ():
             self._consider(PeerAddress(provider.peer, tuple(provider.addresses), host), peer)

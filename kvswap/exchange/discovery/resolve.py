@@ -19,19 +19,19 @@ from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFou
 from kvswap.core.failures import is_own
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
-from kvswap.exchange.discovery.candidates import Candidate, Envelopes, in_turns
-from kvswap.exchange.discovery.lookup import Offer, ask_these
+from kvswap.exchange.discovery.candidates import Candidate, EnvelopeFetcher, round_robin
+from kvswap.exchange.discovery.lookup import PeerOffer, ask_these
 from kvswap.exchange.model_port import Wanted, own_model
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.request import STRICT, Terms
 from kvswap.exchange.verification.audits import refuse_if_failed
 from kvswap.exchange.verification.claims import refuse_uncheckable
-from kvswap.exchange.verification.heads import require_current
-from kvswap.exchange.verification.hearing import read_current
-from kvswap.exchange.verification.outcomes import refuse_withheld, settled
+from kvswap.exchange.verification.outcomes import refuse_withheld, verified_already
+from kvswap.exchange.verification.received import read_current
+from kvswap.exchange.verification.status_records import require_current
 from kvswap.net import messages
-from kvswap.trust import Names, Statement, require_trust
-from kvswap.trust.groups import OPEN
+from kvswap.trust import Identifiers, Statement, require_trust
+from kvswap.trust.groups import PUBLIC
 
 _USABLE = 3  # artifacts of one document that are looked at
 _MORE_SECONDS = 1.0  # for which more of them are waited for, once there is one
@@ -67,25 +67,28 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     if usable:
         return usable
     # An id is the same under all names; a document is asked for openly only when no group has it.
-    every = [OPEN] if isinstance(reference, Cid) else node.names(terms.group)
-    for together in ([names for names in every if names is not OPEN], [names for names in every if names is OPEN]):
-        queries = [_query(reference, names, wanted, bulk=node.settings.bulk) for names in together]
+    every = [PUBLIC] if isinstance(reference, Cid) else node.identifiers(terms.group)
+    for together in (
+        [identifiers for identifiers in every if identifiers is not PUBLIC],
+        [identifiers for identifiers in every if identifiers is PUBLIC],
+    ):
+        queries = [_query(reference, identifiers, wanted, bulk=node.settings.bulk) for identifiers in together]
         asked = (ask_these(node, query, LIMITS.lookup_seconds, None) for query in queries)
         found = await asyncio.gather(*asked)
         answered.update(*(peers for _, peers in found))
-        candidates = _merged([_in_turns(node, offers, q) for q, (offers, _) in zip(queries, found, strict=True)])
+        candidates = _merged([_round_robin(node, offers, q) for q, (offers, _) in zip(queries, found, strict=True)])
         usable = await _usable(node, reference, candidates, wanted, terms, errors, deadline)
         if usable:
             return usable
     raise _most_telling(node, reference, errors, answered)
 
 
-def _query(reference: str | Cid, names: Names, wanted: Wanted | None, *, bulk: bool) -> messages.Find:
+def _query(reference: str | Cid, identifiers: Identifiers, wanted: Wanted | None, *, bulk: bool) -> messages.Find:
     by_id = isinstance(reference, Cid)
-    model, dtype = names.model(wanted.model, wanted.dtype) if wanted is not None else (None, None)
+    model, dtype = identifiers.model(wanted.model, wanted.dtype) if wanted is not None else (None, None)
     return messages.Find(
         AGENT,
-        document=None if by_id else names.document(str(reference)),
+        document=None if by_id else identifiers.document(str(reference)),
         artifact=str(reference) if by_id else None,
         model=model,
         dtype=dtype,
@@ -93,7 +96,7 @@ def _query(reference: str | Cid, names: Names, wanted: Wanted | None, *, bulk: b
     )
 
 
-def _in_turns(node: Node, offers: list[Offer], query: messages.Find) -> list[Candidate]:
+def _round_robin(node: Node, offers: list[PeerOffer], query: messages.Find) -> list[Candidate]:
     """Order artifacts by how promising they are.
 
     What is said to be of a trusted publisher comes first, then what came with its envelope, then what is said to be
@@ -101,12 +104,12 @@ def _in_turns(node: Node, offers: list[Offer], query: messages.Find) -> list[Can
     """
     policy = node.trust.policy.policy
 
-    def rank(offer: Offer) -> tuple[int, ...]:
+    def rank(offer: PeerOffer) -> tuple[int, ...]:
         found = offer.found
         fits = query.model is None or (found.model == query.model and found.dtype == query.dtype)
         return (not policy.trusts(found.publisher), found.envelope is None, not fits)
 
-    return in_turns(offers, rank, node.peers.delivered)
+    return round_robin(offers, rank, node.peers.delivered)
 
 
 def _merged(lists: Sequence[list[Candidate]]) -> list[Candidate]:
@@ -127,7 +130,7 @@ async def _usable(
 ) -> list[Resolved]:
     """Return the candidates that may be used; what is wrong with the rest is added to `errors`."""
     usable: list[Resolved] = []
-    asking = Envelopes(node, candidates, deadline)
+    asking = EnvelopeFetcher(node, candidates, deadline)
     async for candidate, envelope in asking:
         try:
             if isinstance(envelope, KvswapError):
@@ -169,21 +172,21 @@ def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms
     """Judge what is right in itself by what this node knows and wants.  Blocks; raises what is wrong with it."""
     if wanted is not None:
         check_compatible(statement.manifest, wanted.model, wanted.dtype)
-    if terms.strangers and not terms.trust_on_first_use and not settled(node, statement):
+    if terms.allow_untrusted and not terms.trust_on_first_use and not verified_already(node, statement):
         refuse_uncheckable(statement)
-    if statement.manifest.divergence is not None and not terms.inexact:
-        told = statement.manifest.divergence
+    if statement.manifest.divergence is not None and not terms.allow_lossy:
+        divergence = statement.manifest.divergence
         raise Incompatible(
             f"artifact {statement.artifact} is inexact ({', '.join(statement.manifest.codecs)}): "
-            f"{told.equal} of {told.steps} tokens were the model's own when it was published",
+            f"{divergence.equal} of {divergence.steps} tokens were the model's own when it was published",
             cause="its publisher chose size over exactness",
             hint="kvswap fetch --inexact takes it all the same",
             field="codec",
         )
     refuse_withheld(node, statement)
     first = terms.trust_on_first_use and statement.manifest.publisher not in node.trust.policy.policy.removed
-    unlisted = terms.strangers or first or settled(node, statement)
-    require_trust(statement, node.trust.policy.policy, strangers=unlisted)
+    unlisted = terms.allow_untrusted or first or verified_already(node, statement)
+    require_trust(statement, node.trust.policy.policy, allow_untrusted=unlisted)
     require_current(node, statement)
     refuse_if_failed(node, statement)
     return statement
@@ -200,7 +203,7 @@ async def use(node: Node, statement: Statement, terms: Terms) -> None:
 def _use(node: Node, statement: Statement, terms: Terms) -> None:
     publisher, policy = statement.manifest.publisher, node.trust.policy.policy
     known = policy.trusts(publisher) or publisher in policy.removed
-    if terms.trust_on_first_use and not known and policy.caught(publisher) is None:
+    if terms.trust_on_first_use and not known and policy.ban_of(publisher) is None:
         node.trust.policy.add(publisher, "first use", how="first-use")
         node.events.add("trusted", publisher=publisher, how="first-use")
     node.trust.records.ask(str(statement.artifact))

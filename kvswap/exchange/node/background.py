@@ -21,8 +21,8 @@ class Background:
         self.tasks: set[asyncio.Task[None]] = set()
         self._on_loop = OnLoop()
         self.measuring = False  # prefill of the model
-        self.recoding = asyncio.Lock()  # one document at a time, and each once
-        self.bringing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # artifacts being fetched
+        self.transcoding = asyncio.Lock()  # one document at a time, and each once
+        self.downloading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # artifacts being fetched
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task beside the requests, until it ends or the node stops.  Call it on the event loop."""
@@ -46,7 +46,7 @@ class Background:
             self.problems.note(name, error)  # never silently: `kvswap status` shows it
             self._events.add("task_failed", task=name, reason=self.problems[name])
 
-    def tell_problem(self, name: str, why: str | None) -> None:
+    def report_problem(self, name: str, why: str | None) -> None:
         """Add an event that a part does not work any more, or (`why` is None) that it works again."""
         kind = {"p2p": "p2p", "bulk": "bulk"}.get(name, "upkeep")
         about = {"part": name} if kind == "upkeep" else {}

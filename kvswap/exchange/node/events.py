@@ -41,9 +41,9 @@ def _log(kind: str, values: dict[str, Any]) -> None:
     logger = logging.getLogger(module if module.startswith("kvswap.") else __name__)
     level = logging.WARNING if kind in _WARNINGS else logging.INFO
     if logger.isEnabledFor(level):
-        told = {name: _brief(value) for name, value in values.items() if name in LOGGED}
-        words = " ".join(f"{name}={value}" for name, value in told.items())
-        logger.log(level, "%s %s", kind, words, extra={"event": {"event": kind, **told}})
+        logged = {name: _brief(value) for name, value in values.items() if name in LOGGED}
+        words = " ".join(f"{name}={value}" for name, value in logged.items())
+        logger.log(level, "%s %s", kind, words, extra={"event": {"event": kind, **logged}})
 
 
 class EventLog:
@@ -51,7 +51,7 @@ class EventLog:
 
     def __init__(self) -> None:
         self.table: Table[int, dict[str, Any]] = Table(
-            "events", entries=LIMITS.events_kept, nbytes=4 * MIB, per_teller=LIMITS.events_kept // 4
+            "events", entries=LIMITS.events_kept, nbytes=4 * MIB, per_sender=LIMITS.events_kept // 4
         )
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
         self._next = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvswap.trust import Key, load_or_create
-from kvswap.trust.head import SignedHead
+from kvswap.trust.status_record import SignedStatusRecord
 
 
 class Identity:
@@ -18,7 +18,10 @@ class Identity:
         retired = sorted((home / "keys" / "retired").glob("*.key"))
         self.retired = {str(key.peer_id): key for key in map(load_or_create, retired)}  # publisher keys of before
         self.node_key = node_key
-        self.head: tuple[tuple[object, ...], SignedHead | None] = ((), None)  # our own, and for what it was signed
+        self.status_record: tuple[tuple[object, ...], SignedStatusRecord | None] = (
+            (),
+            None,
+        )  # our own, and for what it was signed
 
     @property
     def own(self) -> str:

@@ -11,18 +11,18 @@ from kvswap.trust import Statement
 
 def listing_of(statement: Statement) -> Listing:
     """Make the index entry of an artifact: its document, chain digests, and which files a reader needs."""
-    manifest, names = statement.manifest, statement.names
+    manifest, identifiers = statement.manifest, statement.identifiers
     now = time.time()
-    model, dtype = names.model(manifest.model.digest, manifest.layout.dtype)
-    told = statement.seal is None  # the index holds what peers are told: of a sealed artifact nothing but its size
+    model, dtype = identifiers.model(manifest.model.digest, manifest.layout.dtype)
+    public = statement.seal is None  # the index holds what peers are told: of a sealed artifact nothing but its size
     row = ArtifactRow(
         id=str(statement.artifact),
         document=statement.reference,
         model=model,
-        label=manifest.model.label if told else "",
+        label=manifest.model.label if public else "",
         dtype=dtype,
-        tokens=manifest.prefix.tokens if told else 0,
-        raw_bytes=manifest.raw_bytes if told else 0,
+        tokens=manifest.prefix.tokens if public else 0,
+        raw_bytes=manifest.raw_bytes if public else 0,
         wire_bytes=manifest.wire_bytes,
         publisher=manifest.publisher,
         expires=manifest.life.expires,
@@ -34,7 +34,7 @@ def listing_of(statement: Statement) -> Listing:
     files = manifest.files
     needed = {files[i].id for i in layout.needed_files(manifest)}
     others = [f.id for f in files if f.id not in needed]
-    return Listing(row, statement.envelope, needed, others, names.chain(manifest.prefix.chain))
+    return Listing(row, statement.envelope, needed, others, identifiers.chain(manifest.prefix.chain))
 
 
 def list_artifact(store: Store, statement: Statement, *, durable: bool = True) -> bool:

@@ -18,19 +18,19 @@ class Neighbours:
     def __init__(self, delivered: Callable[[str], bool], clock: Callable[[], float] = time.monotonic) -> None:
         """`delivered(peer)`: whether it ever gave what it was asked for; what is known of such a peer is kept."""
         self._clock = clock
-        self.shunned: Table[str, float] = Table("peers shunned", entries=_PEERS, size=_small)
+        self.throttled: Table[str, float] = Table("peers shunned", entries=_PEERS, size=_small)
         self.no_bulk: Table[str, float] = Table("peers without bulk", entries=_PEERS, size=_small)
         self.prices: Table[str, float] = Table(
             "prices", entries=_PEERS, size=_small, keep=lambda peer, price: delivered(peer)
         )
 
-    def shun(self, peer: str) -> None:
+    def throttle(self, peer: str) -> None:
         """Do not serve a peer for a minute."""
-        self.shunned.put(peer, self._clock() + LIMITS.shun_seconds, peer)
+        self.throttled.put(peer, self._clock() + LIMITS.throttle_seconds, peer)
 
-    def is_shunned(self, peer: str) -> bool:
+    def is_throttled(self, peer: str) -> bool:
         """Return True if a peer is throttled: it is not served just now."""
-        return (self.shunned.get(peer) or 0.0) > self._clock()
+        return (self.throttled.get(peer) or 0.0) > self._clock()
 
     def without_bulk(self, peer: str) -> None:
         """Note that the HTTPS port of a peer is not reached: its chunks come over libp2p for a while."""
@@ -40,7 +40,7 @@ class Neighbours:
         """Return True if the HTTPS port of a peer is worth trying."""
         return (self.no_bulk.get(peer) or 0.0) <= self._clock()
 
-    def asks(self, peer: str, per_gb: float) -> None:
+    def set_ask_price(self, peer: str, per_gb: float) -> None:
         """Note the price that a peer asks for a gigabyte, in US dollars."""
         self.prices.put(peer, per_gb, peer)
 

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from kvswap.core.errors import KvswapError
 from kvswap.core.limits import LIMITS
+from kvswap.exchange.node.address_book import AddressBook
 from kvswap.exchange.node.background import Background
-from kvswap.exchange.node.catalogue import Catalogues
 from kvswap.exchange.node.events import EventLog
-from kvswap.exchange.node.hearsay import Hearsay
 from kvswap.exchange.node.peers import Peers
 from kvswap.exchange.node.permission import Permission
+from kvswap.exchange.node.prefix_index import PrefixIndexes
 from kvswap.exchange.node.providing import Providing
 from kvswap.exchange.node.swarms import Swarms
 from kvswap.net import PeerAddress, Transport, Unreachable, messages
@@ -39,11 +39,11 @@ class Network:
         self.transport = transport
         self.sessions = Sessions(transport)
         self.bulk = BulkClient()
-        self.hearsay = Hearsay(peers.delivered)
-        self.catalogues = Catalogues(peers.delivered)
+        self.address_book = AddressBook(peers.delivered)
+        self.prefix_indexes = PrefixIndexes(peers.delivered)
         self.pulling: dict[str, asyncio.Task[None]] = {}  # catalogues of peers, on their way
         self.swarms = Swarms()
-        self.providing = Providing(transport, store, events, self.may_tell)
+        self.providing = Providing(transport, store, events, self.may_announce)
         self._store = store
         self._permission = permission
         self._background = background
@@ -61,22 +61,22 @@ class Network:
         """True if the network part is running."""
         return self.transport.alive
 
-    async def reach(self, address: PeerAddress, seconds: float = LIMITS.dial_seconds, teller: str = "") -> None:
+    async def reach(self, address: PeerAddress, seconds: float = LIMITS.dial_seconds, sender: str = "") -> None:
         """Connect to a peer unless it is connected, within `seconds`.
 
-        Raises `Unreachable`, which is held against the addresses and against `teller`, who named them.
+        Raises `Unreachable`, which is held against the addresses and against `sender`, who named them.
         """
         if address.peer in self.transport.connected():
-            self.hearsay.met(address.peer)
+            self.address_book.met(address.peer)
             return
         try:
             async with asyncio.timeout(seconds):
                 await self.transport.connect(address)
         except (Unreachable, TimeoutError) as error:
-            if self.hearsay.unreached(address, teller):  # and not with each try of a peer that is gone
+            if self.address_book.unreached(address, sender):  # and not with each try of a peer that is gone
                 self._events.add("unreached", peer=address.peer, reason=str(error)[:200] or "no connection in time")
             raise Unreachable(f"{address.peer} was not reached: {error or 'no connection in time'}") from error
-        self.hearsay.reached(address, teller)
+        self.address_book.reached(address, sender)
 
     async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T], limit: int | None = None) -> T:
         """Send one request to a peer and return its answer, of `limit` bytes at most.
@@ -85,7 +85,7 @@ class Network:
         """
         return await self.sessions.ask(address, request, kind, limit)
 
-    def tell(self, artifact: str, document: str | None, *, here: bool = True) -> None:
+    def queue_announcement(self, artifact: str, document: str | None, *, here: bool = True) -> None:
         """Announce what is new: gossip it now, and publish its provider records when their turn comes.
 
         `here`: it is in the store; if it is not any more at its turn, it gets no records.
@@ -107,7 +107,7 @@ class Network:
         """Announce an artifact to peers over gossip, unless it may not be offered.  Best effort."""
         if not self.alive:
             return
-        if not await asyncio.to_thread(self.may_tell, artifact):
+        if not await asyncio.to_thread(self.may_announce, artifact):
             return
         mine = messages.Provider(self.transport.peer, self.transport.addresses()[:8])
         try:
@@ -115,14 +115,14 @@ class Network:
         except KvswapError as error:
             self._events.add("announce_failed", artifact=artifact, reason=error.message)
 
-    def may_tell(self, artifact: str) -> bool:
+    def may_announce(self, artifact: str) -> bool:
         """Return True if an artifact may be announced: one that is not here, or one that is offered.  Blocks."""
         row = self._store.get_artifact(artifact)
         return row is None or self._permission.offered(row)
 
     def referrals(self, reference: str) -> list[PeerAddress]:
         """Return the addresses of peers that may have what a reference names."""
-        return [referral.address for referral in self.hearsay.known(reference)]
+        return [referral.address for referral in self.address_book.known(reference)]
 
     async def stop(self) -> None:
         """Leave the network, on both planes."""

@@ -12,7 +12,6 @@ from kvswap.cost import Calibration
 from kvswap.exchange.model_port import ModelChoice, ModelPort
 from kvswap.exchange.node.background import Background
 from kvswap.exchange.node.buffers import Buffers
-from kvswap.exchange.node.catalogue import OwnCatalogue
 from kvswap.exchange.node.counters import Counters
 from kvswap.exchange.node.events import EventLog
 from kvswap.exchange.node.identity import Identity
@@ -20,13 +19,14 @@ from kvswap.exchange.node.listing import listing_of
 from kvswap.exchange.node.network import Network
 from kvswap.exchange.node.peers import Peers
 from kvswap.exchange.node.permission import Permission
+from kvswap.exchange.node.prefix_index import OwnPrefixIndex
 from kvswap.exchange.node.tables import tables_of
 from kvswap.exchange.node.trust import Trust
 from kvswap.net import Transport
 from kvswap.net.hosts import Hosts
 from kvswap.net.offline import Offline
 from kvswap.store import ArtifactRow, Ledger, Listing, Store
-from kvswap.trust import Key, Names, PolicyFile, Statement, read_statement
+from kvswap.trust import Identifiers, Key, PolicyFile, Statement, read_statement
 from kvswap.trust.envelopes import is_signed, kind_of
 
 AGENT = f"kvswap/{__version__}"
@@ -64,12 +64,12 @@ class Node:
         self.trust = Trust(home, policy, self.problems)
         self.peers = Peers(self.ledger, self.transport, self.background, self.events, self.counters)
         self.permission = Permission(store, self.trust.standings, self.peers.unwelcome)
-        self.catalogue = OwnCatalogue(store, self.permission)
+        self.own_prefix_index = OwnPrefixIndex(store, self.permission)
         self.network = Network(self.transport, store, self.permission, self.peers, self.background, self.events)
         self.tables = tables_of(  # for `status`
             self.network, self.peers, self.trust, self.permission, self.events, calibration
         )
-        self.trust.match_heads(self.identity)
+        self.trust.reconcile_status_files(self.identity)
         store.read_with(self._listing)
 
     @property
@@ -99,18 +99,20 @@ class Node:
         """Read a statement from this node's own store.  Raises `NotAMember` for one that is sealed for others."""
         return read_statement(envelope, self.trust.groups.keys)
 
-    def names(self, group: str | None) -> list[Names]:
+    def identifiers(self, group: str | None) -> list[Identifiers]:
         """Return the names under which to look something up, in this order: those of groups, and the open one.
 
         Raises `NotFound` for a group that this node is not in.
         """
-        return self.trust.groups.names(group or self.settings.group or None)
+        return self.trust.groups.identifiers(group or self.settings.group or None)
 
     def lookup(self, reference: str | Cid, group: str | None = None) -> list[ArtifactRow]:
         """Return artifacts in the store, newest first: by CID the one, by document all, under every name it has."""
         if isinstance(reference, Cid):
             return self.store.lookup(reference)
-        return [row for names in self.names(group) for row in self.store.lookup(names.document(reference))]
+        return [
+            row for identifiers in self.identifiers(group) for row in self.store.lookup(identifiers.document(reference))
+        ]
 
     def files_of(self, artifact: str) -> list[Cid]:
         """Return the files of an artifact in the store, in the manifest's order.  Raises `NotFound`.  Blocks."""

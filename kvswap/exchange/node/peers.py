@@ -10,9 +10,9 @@ from kvswap.core.ids import PeerId
 from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import describe
 from kvswap.exchange.node.background import Background
+from kvswap.exchange.node.bulk_tickets import BulkTickets
 from kvswap.exchange.node.counters import Counters
 from kvswap.exchange.node.events import EventLog
-from kvswap.exchange.node.grants import Grants
 from kvswap.exchange.node.neighbours import Neighbours
 from kvswap.net import Transport
 from kvswap.store import Ledger, PeerRecord
@@ -26,7 +26,7 @@ class Peers:
     ) -> None:
         self.ledger = ledger
         self.neighbours = Neighbours(self.delivered)
-        self.grants = Grants()
+        self.bulk_tickets = BulkTickets()
         self.leaving: set[Callable[[str], object]] = set()  # called with a peer that nothing is taken from any more
         self.on_cut_off: list[Callable[[str], object]] = []  # called with a peer that nothing is given to any more
         self._transport = transport
@@ -54,21 +54,21 @@ class Peers:
         self.failed(peer, describe(error).removesuffix(":") if str(error) else "no answer in time")
         return True
 
-    def lied(self, peer: str, reason: str, **about: str) -> None:
+    def sent_invalid_data(self, peer: str, reason: str, **about: str) -> None:
         """Record that a peer sent invalid data: it is not asked again for an hour."""
         with self.ledger.changing(peer) as record:
-            record.lied(time.time())
+            record.count_invalid_data(time.time())
         self._counters.rejected_chunks += 1
         self._events.add("peer_lied", peer=peer, reason=reason, **about)
 
     def flooded(self, peer: str, how: str) -> None:
         """Disconnect a peer that asks for more than it takes, and throttle it for a minute."""
-        if self.neighbours.is_shunned(peer):
+        if self.neighbours.is_throttled(peer):
             return  # what was under way when it was cut off
-        self.neighbours.shun(peer)
+        self.neighbours.throttle(peer)
         with self.ledger.changing(peer) as record:
             record.failed(time.time())
-        self._events.add("peer_flooded", peer=peer, reason=f"it {how}; not served for {LIMITS.shun_seconds:g} s")
+        self._events.add("peer_flooded", peer=peer, reason=f"it {how}; not served for {LIMITS.throttle_seconds:g} s")
         self._cut_off(peer)
 
     def _cut_off(self, peer: str) -> None:
@@ -80,27 +80,27 @@ class Peers:
 
     def unwelcome(self, peer: str) -> bool:
         """Return True if a peer is given nothing at all: it is blocked, or throttled for flooding."""
-        return self.ledger.blocked(peer) or self.neighbours.is_shunned(peer)
+        return self.ledger.blocked(peer) or self.neighbours.is_throttled(peer)
 
-    def resting(self, peer: str) -> float:
+    def backoff_seconds(self, peer: str) -> float:
         """Return the seconds for which a peer should not be asked; after a mere failure a new connection ends them."""
         if self.ledger.blocked(peer):
             return float("inf")
         since = self._transport.connected_since(peer)
-        return self.ledger.resting(peer, LIMITS.backoff_seconds, LIMITS.lie_seconds, since)
+        return self.ledger.backoff_seconds(peer, LIMITS.backoff_seconds, LIMITS.invalid_data_seconds, since)
 
     def paused(self, peer: str) -> bool:
         """Return True if a peer that delivered is in backoff for mere failures: not for a lie, nor blocked."""
-        rests = self.resting(peer) > 0
-        return rests and self.delivered(peer) and not self.ledger.lies(peer) and not self.unwelcome(peer)
+        rests = self.backoff_seconds(peer) > 0
+        return rests and self.delivered(peer) and not self.ledger.sends_invalid_data(peer) and not self.unwelcome(peer)
 
     def delivered(self, peer: str) -> bool:
         """Return True if this peer ever gave what it was asked for; new entries never push out what is kept of it."""
         return self.ledger.delivered(peer)
 
-    def asks(self, peer: str, per_gb: float) -> None:
+    def set_ask_price(self, peer: str, per_gb: float) -> None:
         """Note the price that a peer asks for a gigabyte, in US dollars."""
-        self.neighbours.asks(peer, per_gb)
+        self.neighbours.set_ask_price(peer, per_gb)
 
     def price(self, peer: str) -> float:
         """Return the price that a peer asks for a gigabyte, in US dollars; 0 where it is not known."""

@@ -42,7 +42,7 @@ class Permission:
     def withheld(self) -> tuple[set[str], set[str]]:
         """Return what must not be offered, expiry aside: the artifacts that are here, and the banned publishers."""
         rows = [row for name in self._standings.withheld() if (row := self._store.get_artifact(name)) is not None]
-        return {row.id for row in rows if not self.offered(row)}, self._standings.caught()
+        return {row.id for row in rows if not self.offered(row)}, self._standings.banned_publishers()
 
     def refuse_peer(self, peer: str) -> None:
         """Raise `PeerBusy` for a peer that is given nothing: one that is blocked or throttled."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import kvswap.model
 from kvswap.artifact.manifest import Manifest
+from kvswap.core.atomic import write_atomic
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import Cid
-from kvswap.core.whole import write_whole
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
 
@@ -59,4 +59,4 @@ def keep(path: Path, data: bytes) -> None:
 
     predictive.load(data)  # what readers will do with it
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, data)
+    write_atomic(path, data)

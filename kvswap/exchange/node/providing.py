@@ -22,12 +22,14 @@ _WAITING = 4_096  # artifacts; the upkeep tells of all that is here from time to
 class Providing:
     """The queue of artifacts whose provider records are still to be published."""
 
-    def __init__(self, transport: Transport, store: Store, events: EventLog, may_tell: Callable[[str], bool]) -> None:
-        """`may_tell(artifact)`: whether peers may hear of it; it blocks."""
+    def __init__(
+        self, transport: Transport, store: Store, events: EventLog, may_announce: Callable[[str], bool]
+    ) -> None:
+        """`may_announce(artifact)`: whether peers may hear of it; it blocks."""
         self._transport = transport
         self._store = store
         self._events = events
-        self._may_tell = may_tell
+        self._may_announce = may_announce
         # The document of each artifact, and whether the artifact was here: then it must still be at its turn.
         self.table: Table[str, tuple[str | None, bool]] = Table(
             "records to give", entries=_WAITING, size=lambda artifact, what: 256
@@ -56,7 +58,7 @@ class Providing:
 
     async def give(self, artifact: str, document: str | None) -> None:
         """Publish the records of an artifact and its document, unless it may not be offered.  Raises `PeerError`."""
-        if not await asyncio.to_thread(self._may_tell, artifact):
+        if not await asyncio.to_thread(self._may_announce, artifact):
             return
         await self._transport.provide(Cid.parse(artifact).digest)
         if document is not None:

@@ -15,7 +15,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.store import ArtifactRow, AuditRow, Outcome, Records
 from kvswap.trust import Policy, PolicyFile
 from kvswap.trust.audit import read_audit
-from kvswap.trust.ladder import PROOF_RULES, RULES
+from kvswap.trust.levels import PROOF_RULES, RULES
 
 Name = Literal[
     "own", "trusted", "verified", "unverified", "disputed", "wrong", "caught", "withdrawn", "expired", "future"
@@ -89,9 +89,9 @@ class Standings:
         """List all artifacts that may be disputed or wrong, whether here or not; `of` gives the standing of each."""
         return self._records.withheld()
 
-    def caught(self) -> set[str]:
+    def banned_publishers(self) -> set[str]:
         """Return the publishers that are banned."""
-        return {peer for peer in self._policy.policy.distrusted if self._policy.policy.caught(peer) is not None}
+        return {peer for peer in self._policy.policy.banned if self._policy.policy.ban_of(peer) is not None}
 
 
 def _judge(
@@ -104,8 +104,8 @@ def _judge(
 ) -> Standing:
     if withdrawn is not None:
         return Standing("withdrawn", withdrawn or "its publisher does not stand by it any more")
-    if (caught := policy.caught(row.publisher)) is not None:
-        return Standing("caught", caught.why)
+    if (ban := policy.ban_of(row.publisher)) is not None:
+        return Standing("caught", ban.why)
     if failed is not None:
         return Standing("wrong", f"it failed an audit by {failed.auditor}: {read_audit(failed.envelope).audit.why}")
     if outcome is not None and outcome.verdict == "wrong":

@@ -29,7 +29,7 @@ class Swarms:
 
     def __init__(self) -> None:
         self.table: Rows[_Reader] = Rows(
-            "swarms", entries=_MEMBERSHIPS, per_row=_READERS, nbytes=8 * MIB, per_teller=_OF_ONE_READER
+            "swarms", entries=_MEMBERSHIPS, per_row=_READERS, nbytes=8 * MIB, per_sender=_OF_ONE_READER
         )
 
     def join(self, artifact: str, reader: messages.Provider) -> None:

@@ -14,26 +14,26 @@ from kvswap.exchange.node.trust import Trust
 def tables_of(
     network: Network, peers: Peers, trust: Trust, permission: Permission, events: EventLog, calibration: Calibration
 ) -> Tables:
-    """List the tables that untrusted peers can fill: each is bounded, with a share for each teller."""
+    """List the tables that untrusted peers can fill: each is bounded, with a share for each sender."""
     tables = Tables()
     tables.add(
-        network.hearsay.referrals,
-        network.hearsay.pauses,
-        network.hearsay.shown,
-        peers.neighbours.shunned,
+        network.address_book.referrals,
+        network.address_book.pauses,
+        network.address_book.shown,
+        peers.neighbours.throttled,
         peers.neighbours.no_bulk,
         peers.neighbours.prices,
-        network.catalogues.table,
-        network.catalogues.in_vain,
-        network.catalogues.taken_back,
-        peers.grants.table,
+        network.prefix_indexes.table,
+        network.prefix_indexes.false_indexes,
+        network.prefix_indexes.taken_back,
+        peers.bulk_tickets.table,
         network.swarms.table,
         permission.table,
         events.table,
         peers.ledger.table,
         network.providing.table,
-        trust.records.heads,
-        trust.records.unwritten.heads,
+        trust.records.status_records,
+        trust.records.unwritten.status_records,
         trust.records.unwritten.audits,
         calibration.links,
     )

@@ -11,10 +11,10 @@ from kvswap.core.errors import KvswapError
 from kvswap.core.upkeep import Problems
 from kvswap.exchange.node.identity import Identity
 from kvswap.exchange.node.standing import Standings
-from kvswap.store import HeadFiles, Records
-from kvswap.store.unwritten import ToldHead
+from kvswap.store import Records, StatusFiles
+from kvswap.store.unwritten import ReceivedStatusRecord
 from kvswap.trust import Groups, PolicyFile
-from kvswap.trust.head import Head, read_head
+from kvswap.trust.status_record import StatusRecord, read_status_record
 
 
 class Trust:
@@ -26,30 +26,36 @@ class Trust:
         self.groups = Groups(home / "keys" / "groups")
         self.records = Records(home / "trust.sqlite3", lambda publisher: self.policy.policy.trusts(publisher), problems)
         self.standings = Standings(self.records, policy)
-        self.head_files = HeadFiles(home / "heads")
-        self.to_follow: dict[str, Head] = {}  # of trusted publishers, whose successors the trust list has still to take
-        self.heads_lock = threading.RLock()  # a sequence is signed once, and no older head takes the place of a newer
-        self.on_head: list[Callable[[str, str, bool], None]] = []  # called with peer, publisher, and whether it is new
+        self.status_files = StatusFiles(home / "heads")
+        self.to_follow: dict[
+            str, StatusRecord
+        ] = {}  # of trusted publishers, whose successors the trust list has still to take
+        self.status_lock = threading.RLock()  # a sequence is signed once, and no older head takes the place of a newer
+        self.on_status_record: list[
+            Callable[[str, str, bool], None]
+        ] = []  # called with peer, publisher, and whether it is new
 
-    def head_came(self, peer: str, publisher: str, newer: bool) -> None:
+    def notify_status_record(self, peer: str, publisher: str, newer: bool) -> None:
         """Notify all listeners that a peer gave a publisher status record at least as new as ours.  From any thread."""
-        for listener in self.on_head:
+        for listener in self.on_status_record:
             listener(peer, publisher, newer)
 
-    def match_heads(self, identity: Identity) -> None:
+    def reconcile_status_files(self, identity: Identity) -> None:
         """Make files and database agree: status records of our own and of trusted publishers are in both."""
         restored = 0
-        for publisher, envelope in self.head_files.all():
+        for publisher, envelope in self.status_files.all():
             with contextlib.suppress(KvswapError):
-                head = read_head(envelope).head
-                known = self.records.head(publisher)
-                if head.publisher == publisher and (known is None or known[0] < head.sequence):
-                    self.records.hear_head(publisher, ToldHead(head.sequence, envelope, head.reasons, kept=True))
+                record = read_status_record(envelope).record
+                known = self.records.status_record(publisher)
+                if record.publisher == publisher and (known is None or known[0] < record.sequence):
+                    self.records.receive_status_record(
+                        publisher, ReceivedStatusRecord(record.sequence, envelope, record.reasons, kept=True)
+                    )
                     restored += 1
         for publisher in (identity.own, *identity.retired, *self.policy.policy.publishers):
-            known = self.records.head(publisher) if not self.head_files.has(publisher) else None
+            known = self.records.status_record(publisher) if not self.status_files.has(publisher) else None
             if known is not None:
-                self.head_files.put(publisher, known[1])
+                self.status_files.put(publisher, known[1])
         if restored and self.records.empty:
             text = f"trust.sqlite3 was damaged or gone: {restored} head records are restored, checks and audits are not"
             self._problems.note("trust", text)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvswap.artifact.layout import block_count, block_span, needed, needed_files, units
+from kvswap.artifact.layout import block_count, block_span, needed, needed_files, work_units
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.ids import Cid
@@ -96,17 +96,17 @@ async def plan_chunks(
     paid = prices(node).per_gb > 0 or any(node.peers.price(peer) > 0 for peer in peers)
     if choice is not None and curve is None and missing_bytes and (measure or paid):
         curve = await calibrate(node, choice, block_tokens)
-    by_run = choice is None or choice.device == "cpu"
+    by_layer_group = choice is None or choice.device == "cpu"
     pace = node.calibration.under_way(choice.calibration_key) if choice else 1.0
     expected = curve or PrefillCurve.guess(manifest.model.parameters, block_tokens)
-    work = work_of(node, manifest, tokens, missing, expected, pace, by_run=by_run)
+    work = work_of(node, manifest, tokens, missing, expected, pace, by_layer_group=by_layer_group)
     count = manifest.prefix.tokens if tokens is None else tokens
     raw = raw_by_codec(files)
 
     def planned(link: Link | None, peers: tuple[str, ...]) -> Planned:
-        units = work if hybrid else None
+        work_units = work if hybrid else None
         able = choice is not None
-        plan = decide_here(node, count, raw, missing_bytes, curve, link, objective, units, able)
+        plan = decide_here(node, count, raw, missing_bytes, curve, link, objective, work_units, able)
         return Planned(plan, missing_bytes, work, link, peers)
 
     # The cheapest peers alone, or dearer ones with them: all are counted at what the dearest asks.
@@ -124,7 +124,7 @@ def work_of(
     curve: PrefillCurve,
     pace: float,
     *,
-    by_run: bool,
+    by_layer_group: bool,
 ) -> Work:
     """Estimate what each unit costs to compute here, to fetch and to load; a predictor comes with the last unit.
 
@@ -132,7 +132,7 @@ def work_of(
     """
     prefix, layers = manifest.prefix, len(manifest.layout.layers)
     compute, wire, load = [], [], []
-    for unit in units(manifest, tokens, by_run=by_run):
+    for unit in work_units(manifest, tokens, by_layer_group=by_layer_group):
         start, stop = block_span(prefix.tokens, prefix.block_tokens, unit.block)
         compute.append(pace * curve.seconds(stop, start) * len(unit.layers) / layers)
         chunks = [manifest.chunks[i] for i in unit.chunks]
@@ -204,7 +204,7 @@ async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge |
         link = Link(bytes_per_second, 0.0)
         curve = node.calibration.curve(choice.calibration_key, block_tokens)
         if curve is None:
-            measure_beside(node, choice, block_tokens)
+            measure_in_background(node, choice, block_tokens)
         return decide_here(node, manifest.prefix.tokens, raw, missing_bytes, curve, link, objective)
 
     return rest
@@ -226,7 +226,7 @@ def best_link(node: Node, peers: tuple[str, ...]) -> Link | None:
     return replace(fastest, per_gb=max(node.peers.price(p) for p in peers)) if fastest else None
 
 
-def measure_beside(node: Node, choice: ModelChoice, block_tokens: int) -> None:
+def measure_in_background(node: Node, choice: ModelChoice, block_tokens: int) -> None:
     """Measure prefill in the background, unless it is known or being measured.  Best effort."""
     if node.background.measuring or node.calibration.curve(choice.calibration_key, block_tokens) is not None:
         return

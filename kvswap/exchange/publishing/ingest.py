@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
-from kvswap.artifact.sealing import FINGERPRINT, PREDICTOR, Place, Seal, chunk_place
+from kvswap.artifact.sealing import FINGERPRINT, PREDICTOR, ChunkPosition, Seal, chunk_position
 from kvswap.core import wire
 from kvswap.core.errors import MalformedMessage
 from kvswap.core.ids import Cid
@@ -25,14 +25,14 @@ from kvswap.exchange.request import Progress
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import Sealing
 
-Run = Callable[[OnEvent], Awaitable[dict[str, Any]]]
+Producer = Callable[[OnEvent], Awaitable[dict[str, Any]]]
 """What makes the chunks: tells of each, and returns what it has to say in the end."""
 
 
 EVENTS = ("chunk", "fingerprint")  # the others say how far it is
 
 
-class _Chunk(msgspec.Struct):
+class _ChunkEvent(msgspec.Struct):
     """An event that carries a chunk: its entry in the manifest, its bytes, and the microseconds of its coding."""
 
     ref: ChunkRef
@@ -40,14 +40,14 @@ class _Chunk(msgspec.Struct):
     us: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
-class _Mark(msgspec.Struct):
+class _FingerprintEvent(msgspec.Struct):
     """An event that carries the fingerprint."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Ingested:
     """The outcome of a run, from which its manifest is made; the files are in the store."""
 
     result: dict[str, Any]
@@ -61,7 +61,12 @@ class _Ingest:
     """What is kept of one run: each file sealed where that is asked for, held against collection, and counted."""
 
     def __init__(
-        self, node: Node, hold: Callable[[Cid], None], sealing: Sealing | None, progress: Progress, mark: bytes | None
+        self,
+        node: Node,
+        hold: Callable[[Cid], None],
+        sealing: Sealing | None,
+        progress: Progress,
+        fingerprint: bytes | None,
     ) -> None:
         self._node = node
         self._hold = hold
@@ -69,9 +74,9 @@ class _Ingest:
         self._progress = progress
         self._refs: list[ChunkRef] = []
         self._coded: dict[str, list[int]] = {}  # by codec: raw bytes, wire bytes, microseconds
-        self._mark = mark
+        self._fingerprint = fingerprint
 
-    async def keep(self, place: Place, held: bytes) -> FileRef:
+    async def keep(self, place: ChunkPosition, held: bytes) -> FileRef:
         """Put a file into the store."""
         if self._seal is not None:
             held = await asyncio.to_thread(self._seal.close, place, held)
@@ -83,11 +88,11 @@ class _Ingest:
     async def on_event(self, event: dict[str, Any]) -> None:
         """Keep a chunk or a fingerprint; the user is told of everything else."""
         if event["event"] == "fingerprint":
-            self._mark = wire.convert(event, _Mark, MalformedMessage).data
+            self._fingerprint = wire.convert(event, _FingerprintEvent, MalformedMessage).data
         elif event["event"] == "chunk":
-            chunk = wire.convert(event, _Chunk, MalformedMessage)
+            chunk = wire.convert(event, _ChunkEvent, MalformedMessage)
             ref = chunk.ref
-            file = await self.keep(chunk_place(ref), chunk.data)
+            file = await self.keep(chunk_position(ref), chunk.data)
             self._refs.append(msgspec.structs.replace(ref, cid=file.cid, length=file.length))
             sums = self._coded.setdefault(ref.codec, [0, 0, 0])
             for index, value in enumerate((ref.raw_length, ref.length, chunk.us)):
@@ -95,38 +100,38 @@ class _Ingest:
         else:
             await self._progress(event)
 
-    async def made(self, result: dict[str, Any], predictor: bytes | None) -> Made:
+    async def made(self, result: dict[str, Any], predictor: bytes | None) -> Ingested:
         """Return what is to be said of it, once all chunks are there."""
         for name, (raw, coded_bytes, micro) in self._coded.items():
             self._node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
         named = None  # where prediction helped nowhere, every chunk is of another codec
         if predictor is not None and any(ref.codec == "predictive" for ref in self._refs):
             named = await self.keep(PREDICTOR, predictor)
-        fingerprint = await self.keep(FINGERPRINT, self._mark) if self._mark is not None else None
-        return Made(result, sorted(self._refs, key=lambda r: (r.block, r.run)), named, fingerprint, self._seal)
+        fingerprint = await self.keep(FINGERPRINT, self._fingerprint) if self._fingerprint is not None else None
+        return Ingested(result, sorted(self._refs, key=lambda r: (r.block, r.run)), named, fingerprint, self._seal)
 
 
-async def make(
+async def ingest(
     node: Node,
-    run: Run,
+    run: Producer,
     progress: Progress,
-    describe: Callable[[Made], Awaitable[Manifest]],
+    describe: Callable[[Ingested], Awaitable[Manifest]],
     readers: Group | None,
     *,
     predictor: bytes | None = None,
-    mark: bytes | None = None,
+    fingerprint: bytes | None = None,
 ) -> Statement:
     """Keep the chunks that `run` makes, sign the manifest that `describe` makes of them, and offer the artifact.
 
     With `readers` nothing that is kept can be read by others.  `predictor`: the predictor that predictive chunks
-    are coded with.  `mark`: the fingerprint, unless it comes as an event.
+    are coded with.  `fingerprint`: the fingerprint, unless it comes as an event.
     """
     sealing = Sealing.new(readers) if readers is not None else None
     cid = Cid.of(predictor) if predictor is not None else None
     with node.store.lease([cid] if cid else []) as hold:
         if predictor is not None:
             await asyncio.to_thread(node.store.put_chunk, predictor, cid)
-        ingest = _Ingest(node, hold, sealing, progress, mark)
+        ingest = _Ingest(node, hold, sealing, progress, fingerprint)
         made = await ingest.made(await run(ingest.on_event), predictor)
         statement = await asyncio.to_thread(sign, node, await describe(made), sealing)
         await asyncio.to_thread(list_artifact, node.store, statement)
@@ -136,5 +141,5 @@ async def make(
     node.events.add(
         "published", artifact=str(statement.artifact), document=document, tokens=row.prefix.tokens, codecs=row.codecs
     )
-    node.network.tell(str(statement.artifact), statement.reference)
+    node.network.queue_announcement(str(statement.artifact), statement.reference)
     return statement

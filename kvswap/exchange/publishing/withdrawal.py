@@ -9,11 +9,11 @@ from typing import Any
 from kvswap.core.errors import NotAMember, NotFound, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.verification.heads import collect, one_at_a_time, sign_head, stands_by
+from kvswap.exchange.verification.status_records import collect, one_at_a_time, sign_status_record, stands_by
 from kvswap.store import ArtifactRow
 from kvswap.trust import Statement
 from kvswap.trust.groups import SEALED_DTYPE
-from kvswap.trust.head import SignedHead
+from kvswap.trust.status_record import SignedStatusRecord
 
 
 async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[str, Any]:
@@ -29,19 +29,20 @@ async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[s
         node.events.add("withdrawn", artifact=row.id, publisher=own, reason=why)
     await collect(node)
     for row in mine:
-        node.network.tell(row.id, row.document, here=False)  # who holds it looks it up here, and hears
-    return {"withdrawn": [row.id for row in mine], "why": why, "sequence": signed.head.sequence}
+        node.network.queue_announcement(row.id, row.document, here=False)  # who holds it looks it up here, and hears
+    return {"withdrawn": [row.id for row in mine], "why": why, "sequence": signed.record.sequence}
 
 
 @one_at_a_time
-def _sign_without(node: Node, mine: list[ArtifactRow], why: str) -> SignedHead:
+def _sign_without(node: Node, mine: list[ArtifactRow], why: str) -> SignedStatusRecord:
     own = node.identity.own
     withdrawn = node.trust.records.withdrawn_by(own) | {row.id: why for row in mine}
-    if len(withdrawn) > LIMITS.head_withdrawn:
+    if len(withdrawn) > LIMITS.status_record_withdrawals:
         raise UsageError(
-            f"a publisher can have {LIMITS.head_withdrawn} withdrawn artifacts", hint="kvswap trust rotate  begins anew"
+            f"a publisher can have {LIMITS.status_record_withdrawals} withdrawn artifacts",
+            hint="kvswap trust rotate  begins anew",
         )
-    return sign_head(node, [name for name in stands_by(node, own) if name not in withdrawn], withdrawn)
+    return sign_status_record(node, [name for name in stands_by(node, own) if name not in withdrawn], withdrawn)
 
 
 def superseded(node: Node, source: str, document: str) -> list[Statement]:

@@ -14,15 +14,15 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.node import AGENT
 from kvswap.exchange.serving.parts import Serving
 from kvswap.exchange.verification.audits import audits_of
-from kvswap.exchange.verification.heads import heads_of
+from kvswap.exchange.verification.status_records import status_records_of
 from kvswap.net import messages
 from kvswap.net.client import bitmap
 from kvswap.net.dialling import allowed
-from kvswap.net.server import Caller, Held
+from kvswap.net.server import Held, RemoteCaller
 from kvswap.store import ArtifactRow
 
 
-async def answer(serving: Serving, caller: Caller, request: messages.Request) -> Any:
+async def answer(serving: Serving, caller: RemoteCaller, request: messages.Request) -> Any:
     """Return the body of the answer to a peer's request.
 
     Raises `NotFound`, `PeerBusy` or `UsageError`, which are sent to the peer.
@@ -36,8 +36,8 @@ async def answer(serving: Serving, caller: Caller, request: messages.Request) ->
     if isinstance(request, messages.Have):
         have = await asyncio.to_thread(_have, serving, request.artifact)
         return messages.HaveReply(have, _others(serving, caller.peer, request.artifact))
-    if isinstance(request, messages.GetCatalogue):
-        return await _catalogue(serving, caller.peer, request.version)
+    if isinstance(request, messages.GetPrefixIndex):
+        return await _prefix_index(serving, caller.peer, request.version)
     return await _chunk(serving, caller.peer, request.cid)
 
 
@@ -62,8 +62,8 @@ async def _manifest(serving: Serving, peer: str, artifact: str) -> Held:
     return Held(data, partial(serving.uploads.give_back, peer, size))
 
 
-async def _catalogue(serving: Serving, peer: str, version: int) -> Held | messages.CatalogueReply:
-    reply = await asyncio.to_thread(serving.node.catalogue.reply, version)
+async def _prefix_index(serving: Serving, peer: str, version: int) -> Held | messages.PrefixIndexReply:
+    reply = await asyncio.to_thread(serving.node.own_prefix_index.reply, version)
     if reply.keys is None:
         return reply
     keys = reply.keys
@@ -78,7 +78,7 @@ def _envelope(serving: Serving, artifact: str) -> bytes:
     return envelope
 
 
-async def _join(serving: Serving, caller: Caller, request: messages.Join) -> messages.JoinReply:
+async def _join(serving: Serving, caller: RemoteCaller, request: messages.Join) -> messages.JoinReply:
     if request.me.peer != caller.peer:
         raise UsageError("nobody joins for somebody else")
     have = await asyncio.to_thread(_have, serving, request.artifact)
@@ -88,10 +88,12 @@ async def _join(serving: Serving, caller: Caller, request: messages.Join) -> mes
         request.artifact, messages.Provider(caller.peer, list(allowed(request.me.addresses, seen)))
     )
     caller.ending.callback(serving.node.network.swarms.leave, request.artifact, caller.peer)
-    return messages.JoinReply(have, others, _grant(serving, caller, [request.artifact]) if request.bulk else None)
+    return messages.JoinReply(
+        have, others, _issue_ticket(serving, caller, [request.artifact]) if request.bulk else None
+    )
 
 
-def _grant(serving: Serving, caller: Caller, artifacts: list[str]) -> messages.Grant | None:
+def _issue_ticket(serving: Serving, caller: RemoteCaller, artifacts: list[str]) -> messages.BulkTicket | None:
     """Return a bulk ticket of this stream, which opens these artifacts too; None where none can be issued.
 
     It is the one that the stream has for half of its life, then another.
@@ -109,7 +111,7 @@ def _grant(serving: Serving, caller: Caller, artifacts: list[str]) -> messages.G
     else:
         serving.tokens.extend(caller.token, artifacts)
     left = caller.token_until + LIMITS.token_seconds / 2 - now
-    return messages.Grant(caller.token, int(left), record)
+    return messages.BulkTicket(caller.token, int(left), record)
 
 
 def _others(serving: Serving, peer: str, artifact: str) -> list[messages.Provider]:
@@ -126,7 +128,7 @@ def _have(serving: Serving, artifact: str) -> bytes:
     return bitmap([c not in missing for c in cids])
 
 
-async def _find(serving: Serving, caller: Caller, request: messages.Find) -> messages.FindReply:
+async def _find(serving: Serving, caller: RemoteCaller, request: messages.Find) -> messages.FindReply:
     given = [v for v in (request.document, request.artifact, request.chain) if v is not None]
     if len(given) != 1:
         raise UsageError("a find names exactly one of document, artifact, chain")
@@ -140,14 +142,18 @@ async def _find(serving: Serving, caller: Caller, request: messages.Find) -> mes
         ]
     own = serving.node.identity.own
     pairs, fitting, envelope = await asyncio.to_thread(_looked_up, serving, request, reference)
-    said, told = await asyncio.to_thread(_said, serving, request, [own, *(row.publisher for row, _ in pairs)])
+    status_records, audits = await asyncio.to_thread(
+        _statements, serving, request, [own, *(row.publisher for row, _ in pairs)]
+    )
     if len(pairs) == 1 and request.chain is None:
         serving.node.background.spawn(_prepare(serving, pairs[0][0].id))
     found = [_found(row, blocks, envelope if row.id == fitting else None) for row, blocks in pairs]
-    asks = int(serving.node.settings.asks_per_gb * 1e6)
+    ask_price = int(serving.node.settings.asks_per_gb * 1e6)
     whole = [row.id for row, _ in pairs if row.complete]
-    grant = _grant(serving, caller, whole) if request.bulk and whole else None
-    return messages.FindReply(AGENT, own, found, providers[: LIMITS.find_results], asks, said, told, grant)
+    ticket = _issue_ticket(serving, caller, whole) if request.bulk and whole else None
+    return messages.FindReply(
+        AGENT, own, found, providers[: LIMITS.find_results], ask_price, status_records, audits, ticket
+    )
 
 
 def _looked_up(
@@ -167,10 +173,10 @@ def _looked_up(
     return pairs, fitting, envelope
 
 
-def _said(serving: Serving, request: messages.Find, publishers: list[str]) -> tuple[list[bytes], list[bytes]]:
+def _statements(serving: Serving, request: messages.Find, publishers: list[str]) -> tuple[list[bytes], list[bytes]]:
     """Return the status records and audits to send to a reader."""
-    told = audits_of(serving.node, request.artifact, request.document) if request.chain is None else []
-    return heads_of(serving.node, publishers), told
+    audits = audits_of(serving.node, request.artifact, request.document) if request.chain is None else []
+    return status_records_of(serving.node, publishers), audits
 
 
 async def _prepare(serving: Serving, artifact: str) -> None:

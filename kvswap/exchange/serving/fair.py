@@ -1,6 +1,6 @@
 """Fair sharing among peers: each one that waits has its turn, whatever the others ask for.
 
-`Room` shares memory, `Pacer` shares bytes per second.  Both serve waiting peers in rotation, and the
+`UploadQuota` shares memory, `Pacer` shares bytes per second.  Both serve waiting peers in rotation, and the
 requests of one peer in order.
 """
 
@@ -53,7 +53,7 @@ class _Rotation:
         turn.set_result(None)
 
 
-class Room:
+class UploadQuota:
     """A memory quota: at most `capacity` bytes are held by all peers, and `per_peer` by one.
 
     A larger piece goes alone.

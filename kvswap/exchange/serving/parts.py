@@ -47,7 +47,7 @@ class Serving:
             await server.start(list(dict.fromkeys(hosts)), node.settings.bulk_port)
         except KvswapError as error:
             if node.problems.note("bulk", error):
-                node.background.tell_problem("bulk", error.message)
+                node.background.report_problem("bulk", error.message)
             raise
         self.bulk_server = server
 

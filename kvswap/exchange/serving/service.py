@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvswap.core.errors import KvswapError, MalformedMessage, UsageError
 from kvswap.core.ids import Cid, PeerId
-from kvswap.exchange.discovery.spoken import Spoken
+from kvswap.exchange.discovery.status_queries import StatusQueries
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.serving import answers, upkeep
 from kvswap.exchange.serving.parts import Serving
@@ -19,9 +19,9 @@ class Service:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.serving = Serving(node)
-        self.spoken = Spoken(node)
-        node.trust.on_head.append(self.spoken.told)
-        node.tables.add(self.spoken.table, self.spoken.resting, self.spoken.last)
+        self.status_queries = StatusQueries(node)
+        node.trust.on_status_record.append(self.status_queries.note_answer)
+        node.tables.add(self.status_queries.table, self.status_queries.backoff, self.status_queries.last)
 
     async def start(self) -> None:
         """Join the network.  A failure there degrades the node, is reported and tried again; the rest works."""
@@ -45,31 +45,33 @@ class Service:
         )
         node.tables.add(*server.tables)
         try:
-            await node.transport.start(server, self.hear)
+            await node.transport.start(server, self.on_announcement)
         except KvswapError as error:
             if node.problems.note("p2p", error):
-                node.background.tell_problem("p2p", error.message)
+                node.background.report_problem("p2p", error.message)
             raise
 
-    def hear(self, announcement: Announcement) -> None:
+    def on_announcement(self, announcement: Announcement) -> None:
         """Keep what a peer announced of itself; one that is malformed, or of somebody else, is dropped."""
         try:
-            heard = messages.decode_announce(announcement.data)
-            PeerId.parse(heard.provider.peer)
-            Cid.parse(heard.artifact)
+            announced = messages.decode_announce(announcement.data)
+            PeerId.parse(announced.provider.peer)
+            Cid.parse(announced.artifact)
         except (MalformedMessage, UsageError):
             return
-        if heard.provider.peer != announcement.origin:
+        if announced.provider.peer != announcement.origin:
             return  # nobody announces for somebody else
         network = self.node.network
-        network.catalogues.expire(heard.provider.peer)
-        network.hearsay.announced(heard.provider.peer)
-        provider = messages.Provider(heard.provider.peer, list(self._dialable(heard.provider)))
-        for reference in (heard.artifact, heard.document):
+        network.prefix_indexes.expire(announced.provider.peer)
+        network.address_book.announced(announced.provider.peer)
+        provider = messages.Provider(announced.provider.peer, list(self._dialable(announced.provider)))
+        for reference in (announced.artifact, announced.document):
             if reference is not None:
-                network.hearsay.refer(reference, provider, announcement.via or announcement.origin)
-        self.node.events.add("heard", artifact=heard.artifact, document=heard.document, peer=heard.provider.peer)
-        self.spoken.note(heard.artifact, announcement.origin)
+                network.address_book.refer(reference, provider, announcement.via or announcement.origin)
+        self.node.events.add(
+            "heard", artifact=announced.artifact, document=announced.document, peer=announced.provider.peer
+        )
+        self.status_queries.note(announced.artifact, announcement.origin)
 
     def _dialable(self, provider: messages.Provider) -> tuple[str, ...]:
         """Return the addresses that a peer said of itself, as far as they may be dialled and passed on to others."""

@@ -29,10 +29,10 @@ _MET_KEPT = 4_096
 _MET_SECONDS = 600.0  # a peer that was gone for less is not new
 
 
-Step = Callable[[], Awaitable[None]]
+Work = Callable[[], Awaitable[None]]
 
 
-def begin(node: Node, join: Step, serve_bulk: Step) -> None:
+def begin(node: Node, join: Work, serve_bulk: Work) -> None:
     """Start the upkeep of a node that takes part in the network, which `join` and `serve_bulk` start again."""
     announcing = Announcing(node)
     for name, step, pause in (
@@ -43,22 +43,24 @@ def begin(node: Node, join: Step, serve_bulk: Step) -> None:
         ("announcing", announcing.step, _LOOK_SECONDS),
         ("records", node.network.providing.step, _LOOK_SECONDS),
     ):
-        node.background.spawn(forever(name, step, node.problems, pause=pause, told=node.background.tell_problem))
+        node.background.spawn(
+            forever(name, step, node.problems, pause=pause, on_problem=node.background.report_problem)
+        )
 
 
-async def keep_network(node: Node, join: Step) -> None:
+async def keep_network(node: Node, join: Work) -> None:
     """Start the network part where it ended by itself, or could not be started.  Raises `P2pDown`."""
     transport = node.transport
     if not transport.failed:
         return
     if "p2p" not in node.problems:
         node.problems.note("p2p", f"the peer-to-peer part stopped: {transport.failed}")
-        node.background.tell_problem("p2p", node.problems["p2p"])
+        node.background.report_problem("p2p", node.problems["p2p"])
     await node.network.sessions.close()  # streams of the one that is gone
     await join()
 
 
-async def keep_bulk(node: Node, serve_bulk: Step) -> None:
+async def keep_bulk(node: Node, serve_bulk: Work) -> None:
     """Serve HTTPS where this node should and does not.  Raises `P2pDown`."""
     if node.p2p:
         await serve_bulk()
@@ -125,7 +127,7 @@ class Announcing:
         self._met: OrderedDict[str, float] = OrderedDict()  # peers, and when they were seen last (monotonic)
         self._left = 0  # artifacts to tell of until all had their turn
         self._last: ArtifactRow | None = None  # that was told last
-        self._rest_until = 0.0
+        self._pause_until = 0.0
         self._again_at = 0.0
 
     async def step(self) -> None:
@@ -141,27 +143,27 @@ class Announcing:
         while len(self._met) > _MET_KEPT:
             self._met.popitem(last=False)
         due = bool(new) or (bool(connected) and now >= self._again_at)
-        if not due and (not self._left or now < self._rest_until):
+        if not due and (not self._left or now < self._pause_until):
             return
         if due:
             self._left = -1  # all of them, however many that are
             self._again_at = now + _AGAIN_SECONDS
-        if now < self._rest_until:
+        if now < self._pause_until:
             return
         if new:
             await asyncio.sleep(_SETTLE_SECONDS)
         await self._round()
-        self._rest_until = time.monotonic() + (time.monotonic() - now)
+        self._pause_until = time.monotonic() + (time.monotonic() - now)
 
     async def _round(self) -> None:
         node = self._node
         count = await asyncio.to_thread(node.store.count)
         if self._left < 0 or self._left > count:
             self._left = count
-        told = 0
-        while self._left > 0 and told < _PER_ROUND:
+        announced = 0
+        while self._left > 0 and announced < _PER_ROUND:
             # A page after the one that was told last, as there may be very many; after the oldest, the newest again.
-            page = await asyncio.to_thread(node.store.page, self._last, min(self._left, _PER_ROUND - told))
+            page = await asyncio.to_thread(node.store.page, self._last, min(self._left, _PER_ROUND - announced))
             if not page and self._last is None:
                 self._left = 0
             elif not page:
@@ -169,6 +171,6 @@ class Announcing:
             for row in page:
                 if row.complete:  # `announce` looks whether it may be told
                     await node.network.announce(row.id, row.document)
-                    told += 1
+                    announced += 1
                 self._last = row
                 self._left -= 1

@@ -17,7 +17,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.counters import Counters
 from kvswap.exchange.node.permission import Permission
-from kvswap.exchange.serving.fair import Pacer, Room
+from kvswap.exchange.serving.fair import Pacer, UploadQuota
 from kvswap.store import ChunkFile, Ledger, Store
 
 
@@ -29,7 +29,7 @@ class Uploads:
         self._permission = permission
         self._ledger = ledger
         self._counters = counters
-        self._room = Room(LIMITS.upload_bytes, LIMITS.upload_bytes_per_peer, LIMITS.uploads_waiting_per_peer)
+        self._quota = UploadQuota(LIMITS.upload_bytes, LIMITS.upload_bytes_per_peer, LIMITS.uploads_waiting_per_peer)
         self._pacer = Pacer(rate)
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
@@ -76,13 +76,13 @@ class Uploads:
     async def take(self, peer: str, cid: Cid) -> tuple[bytes, int]:
         """Return the bytes of a chunk and the room they take, until `give_back`.  Raises as `open` does."""
         size = await asyncio.to_thread(self._permitted_length, peer, cid)
-        await self._room.acquire(peer, size)
+        await self._quota.acquire(peer, size)
         try:
             data = await asyncio.to_thread(self._store.get_chunk, cid)
             await self.turn(peer, len(data))
             await asyncio.to_thread(self.permit, peer, cid)  # it may have waited for long
         except BaseException:
-            self._room.release(peer, size)
+            self._quota.release(peer, size)
             raise
         self.count(peer, len(data))
         return data, size
@@ -96,16 +96,16 @@ class Uploads:
 
         Its room is taken until `give_back`.  Raises `PeerBusy`, and what `read`, which runs in a thread, does.
         """
-        await self._room.acquire(peer, size)
+        await self._quota.acquire(peer, size)
         try:
             data: bytes = await asyncio.to_thread(read)
             await self.turn(peer, len(data))
         except BaseException:
-            self._room.release(peer, size)
+            self._quota.release(peer, size)
             raise
         self.count(peer, len(data))
         return data
 
     def give_back(self, peer: str, size: int) -> None:
         """Give back the room of bytes that `take` or `share` returned, once they are sent."""
-        self._room.release(peer, size)
+        self._quota.release(peer, size)

@@ -24,7 +24,7 @@ from kvswap.exchange.planning.decision import Judge, not_worth_it
 from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
-from kvswap.exchange.transfer.tasks import seen, whole
+from kvswap.exchange.transfer.tasks import run_to_end, seen
 from kvswap.net import PeerAddress, Unreachable, messages
 from kvswap.net.dialling import JUDGED
 
@@ -37,10 +37,10 @@ _STARVED_SECONDS = 12.0  # nothing under way and nobody to ask: the transfer is 
 _LOOK_AGAIN_SECONDS = 3.0
 _BUSY_SECONDS = 0.25
 _BUSY_TRIES = 24
-_CLAIMS = 3  # chunks that a peer may say to have and not have
+_FALSE_HAVES = 3  # chunks that a peer may say to have and not have
 _TRIES = 3  # of one peer in one transfer
 _DOWN_MOST = 6  # tries that our own network part may end
-_KNOWN = 4 * LIMITS.peers_per_transfer  # peers kept in mind
+_CANDIDATES = 4 * LIMITS.peers_per_transfer  # peers kept in mind
 _REFERRED = 16  # peers that one peer may name at a time: it must not fill the list with inventions
 _JUDGE_EVERY_SECONDS = 0.25
 _JUDGE_AFTER_SECONDS = 1.5
@@ -49,7 +49,7 @@ _SUNK = 1.25  # the rest must cost so much more than prefilling before a fetch u
 
 
 @dataclass(slots=True)
-class _Known:
+class _Candidate:
     """A peer that may be asked."""
 
     address: PeerAddress
@@ -76,16 +76,16 @@ class Transfer:
     seen_bytes: int = 0  # all that came, also what was not needed in the end
     served_bytes: dict[str, int] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)  # of peers that are done, bytes a second
-    _planes: set[str] = field(default_factory=set)
+    _channels: set[str] = field(default_factory=set)
     _began: float = field(default_factory=time.monotonic)
     _refs: list[ChunkRef | FileRef] = field(default_factory=list)
     _index: dict[int, int] = field(default_factory=dict)  # chunk of the manifest -> number in the schedule
     _file: list[int] = field(default_factory=list)  # and the other way round
     _schedule: Schedule = field(default_factory=lambda: Schedule([]))
-    _peers: dict[str, _Known] = field(default_factory=dict)
+    _peers: dict[str, _Candidate] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _flights: dict[tuple[str, int], asyncio.Task[None]] = field(default_factory=dict)
-    _liars: set[str] = field(default_factory=set)
+    _invalid: set[str] = field(default_factory=set)
     _reasons: dict[str, str] = field(default_factory=dict)
     _pulse: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     _ended: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -118,7 +118,7 @@ class Transfer:
         tasks = [work, *(asyncio.create_task(helper) for helper in helpers)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            await self._tell()
+            await self._report_progress()
             for task in done:
                 await task
         finally:
@@ -183,21 +183,21 @@ class Transfer:
                 or self.node.peers.price(address.peer) > self.most_per_gb
             ):
                 continue
-            if self.node.network.hearsay.reachable(address) is None:
+            if self.node.network.address_book.reachable(address) is None:
                 continue  # it led nowhere a moment ago
-            if len(self._peers) >= _KNOWN:
+            if len(self._peers) >= _CANDIDATES:
                 spent = (p for p, k in self._peers.items() if k.tries >= _TRIES and p not in self._tasks)
                 if (forgotten := next(spent, None)) is None:
                     return
                 del self._peers[forgotten]
-            rest = self.node.peers.resting(address.peer)
-            self._peers[address.peer] = _Known(address, 0, time.monotonic() + rest if rest else 0.0)
+            rest = self.node.peers.backoff_seconds(address.peer)
+            self._peers[address.peer] = _Candidate(address, 0, time.monotonic() + rest if rest else 0.0)
             self._notify()
 
     def _leave(self, peer: str) -> None:
         """Take nothing more from a peer, not even what is under way."""
-        if (known := self._peers.get(peer)) is not None:
-            known.tries = _TRIES
+        if (entry := self._peers.get(peer)) is not None:
+            entry.tries = _TRIES
             self._reasons[peer] = f"{peer} is blocked"
         if (task := self._tasks.get(peer)) is not None:
             task.cancel()
@@ -213,11 +213,11 @@ class Transfer:
             now = time.monotonic()
             readers = self.node.network.swarms.readers(self.artifact)
             self._consider(PeerAddress(p.peer, tuple(p.addresses), JUDGED) for p in readers)
-            for peer, known in self._peers.items():
-                room = len(self._tasks) < LIMITS.peers_per_transfer
-                if room and peer not in self._tasks and known.tries < _TRIES and known.not_before <= now:
-                    known.tries += 1
-                    self._tasks[peer] = asyncio.create_task(self._peer(known))
+            for peer, entry in self._peers.items():
+                free = len(self._tasks) < LIMITS.peers_per_transfer
+                if free and peer not in self._tasks and entry.tries < _TRIES and entry.not_before <= now:
+                    entry.tries += 1
+                    self._tasks[peer] = asyncio.create_task(self._peer(entry))
             if self._flights or any(k.source is None for p, k in self._peers.items() if p in self._tasks):
                 starved = now  # chunks are coming, or somebody is being dialled
             hopeless = not self._tasks and not any(self._may_return(k, now) for k in self._peers.values())
@@ -225,8 +225,8 @@ class Transfer:
                 raise self._failure()
             await asyncio.wait([self._ended], timeout=_TICK_SECONDS)
 
-    def _may_return(self, known: _Known, now: float) -> bool:
-        return known.tries < _TRIES and known.not_before < now + _STARVED_SECONDS
+    def _may_return(self, entry: _Candidate, now: float) -> bool:
+        return entry.tries < _TRIES and entry.not_before < now + _STARVED_SECONDS
 
     async def _look_again(self) -> None:
         """Peers come back under new addresses, and others may have it by now."""
@@ -241,37 +241,37 @@ class Transfer:
             for offer in offers:
                 if offer.found.artifact == self.artifact:
                     self._consider([PeerAddress(offer.peer)])
-                    self._forgive(offer.peer)
+                    self._allow_retry(offer.peer)
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
-    def _forgive(self, peer: str) -> None:
+    def _allow_retry(self, peer: str) -> None:
         """Try once more whom no try reached, as it answers now."""
-        known = self._peers.get(peer)
+        entry = self._peers.get(peer)
         if self._down > _DOWN_MOST:
             return  # for which no peer is the way out
-        if known is not None and known.tries >= _TRIES and peer not in self._liars and peer not in self._tasks:
-            known.tries, known.not_before = _TRIES - 1, time.monotonic()
+        if entry is not None and entry.tries >= _TRIES and peer not in self._invalid and peer not in self._tasks:
+            entry.tries, entry.not_before = _TRIES - 1, time.monotonic()
 
-    async def _peer(self, known: _Known) -> None:
+    async def _peer(self, entry: _Candidate) -> None:
         """One peer, from dialling it until nothing more is to be had from it."""
-        peer = known.address.peer
+        peer = entry.address.peer
         source = Source(self.node, peer, self.artifact, len(self.manifest.files))
         refresh: asyncio.Task[None] | None = None
         try:
-            await source.open(known.address)
-            known.source = source
+            await source.open(entry.address)
+            entry.source = source
             self._hold(source)
             refresh = asyncio.create_task(self._refresh(source))
             await self._draw(source, refresh)
-            known.tries = 0
+            entry.tries = 0
         except IntegrityError as error:
-            known.tries = _TRIES
+            entry.tries = _TRIES
             if is_own(error):
                 self._break(error)
                 return
-            self._liars.add(peer)
+            self._invalid.add(peer)
             self._reasons[peer] = error.message
-            self.node.peers.lied(peer, error.message, artifact=self.artifact)
+            self.node.peers.sent_invalid_data(peer, error.message, artifact=self.artifact)
         except KvswapError as error:
             self._reasons[peer] = error.message
             self._down += isinstance(error, P2pDown)
@@ -279,15 +279,15 @@ class Transfer:
             if not isinstance(error, Unreachable) and self._broken is None:
                 self.node.peers.blame(peer, error)
             if isinstance(error, NetworkTimeout):
-                known.tries = max(known.tries, _TRIES - 1)  # each costs a whole time-out: once more, not twice
-            known.not_before = time.monotonic() + min(4.0, 0.5 * 2**known.tries)
+                entry.tries = max(entry.tries, _TRIES - 1)  # each costs a whole time-out: once more, not twice
+            entry.not_before = time.monotonic() + min(4.0, 0.5 * 2**entry.tries)
         except Exception as error:  # noqa: BLE001 - not the peer's fault but ours: it ends the transfer
             self._break(error)
         finally:
             # First what needs no waiting: the whole transfer may be ending, and cancel this as well.
             self._rate(peer)
             self._schedule.drop_peer(peer)
-            known.source = None
+            entry.source = None
             mine = [task for (name, _), task in self._flights.items() if name == peer]
             try:
                 await end([*mine, *([refresh] if refresh else [])])
@@ -298,8 +298,8 @@ class Transfer:
 
     def _hold(self, source: Source) -> None:
         has = {self._index[i] for i in source.has if i in self._index}
-        known = self.node.calibration.peer(source.peer).get("rate")
-        self._schedule.set_peer(source.peer, has, known)
+        entry = self.node.calibration.peer(source.peer).get("rate")
+        self._schedule.set_peer(source.peer, has, entry)
         self._consider(source.others[:_REFERRED])
         self._notify()
 
@@ -338,7 +338,7 @@ class Transfer:
                         raise error
                 elif isinstance(error, NotFound):
                     lacking += 1
-                    if lacking > _CLAIMS:
+                    if lacking > _FALSE_HAVES:
                         raise PeerError(f"{peer} claims chunks it does not have")
                 elif error is not None:
                     raise error
@@ -383,7 +383,7 @@ class Transfer:
                 for loser in losers:
                     self._flights[loser, number].cancel()
                 self._notify()  # the link is free again, while this one is checked and written
-                await whole(self.node.store.put_chunk, view, ref.id, memory, arrived, True, self._cached)
+                await run_to_end(self.node.store.put_chunk, view, ref.id, memory, arrived, True, self._cached)
                 stored = True
         except NotFound:
             self._schedule.lacks(peer, number)
@@ -404,7 +404,7 @@ class Transfer:
         self.received += ref.length
         if self.stored is not None:
             self.stored(self._file[number])
-        self._planes.add(source.kind)
+        self._channels.add(source.kind)
         self.served_bytes[peer] = self.served_bytes.get(peer, 0) + ref.length
         with self.node.ledger.changing(peer) as record:
             record.bytes_in += ref.length
@@ -429,9 +429,9 @@ class Transfer:
     async def _show(self) -> None:
         while True:
             await asyncio.sleep(_SHOW_SECONDS)
-            await self._tell()
+            await self._report_progress()
 
-    async def _tell(self) -> None:
+    async def _report_progress(self) -> None:
         schedule = self._schedule
         sources = [k.source for k in self._peers.values() if k.source is not None]
         peers = [
@@ -450,7 +450,7 @@ class Transfer:
                 "seconds": round(time.monotonic() - self._began, 3),
                 "peers": peers,
                 "from": dict(self.served_bytes),
-                "over": sorted(self._planes),
+                "over": sorted(self._channels),
             }
         )
 
@@ -474,7 +474,7 @@ class Transfer:
 
     def _failure(self) -> KvswapError:
         done = f"{len(self._refs) - self._schedule.left} of {len(self._refs)} chunks are here and kept"
-        if self._liars:
+        if self._invalid:
             return IntegrityError(
                 f"a peer sent bytes that are not what the manifest says, and nobody else has them; {done}",
                 cause="a lying or broken peer",

@@ -12,24 +12,24 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from kvswap.artifact.layout import units
+from kvswap.artifact.layout import work_units
 from kvswap.core.errors import KvswapError, PeerError
 from kvswap.core.ids import Cid
 from kvswap.cost import Objective, Work
-from kvswap.exchange.model_port import ModelChoice, OnEvent, Tell
+from kvswap.exchange.model_port import ModelChoice, OnEvent, Outbox
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import Planned, judge, prices, raw_by_codec
 from kvswap.exchange.request import Progress, Terms
-from kvswap.exchange.transfer.bring import bring, note_fetched
+from kvswap.exchange.transfer.download import download, note_fetched
 from kvswap.exchange.transfer.downloader import Transfer
 from kvswap.trust import Statement
 
-_TELL_SECONDS = 0.1
+_REPORT_SECONDS = 0.1
 _WAVE_SECONDS = 0.5  # of chunks among which rarity counts, not order: what is whole from the end on can be used
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CacheOrigin:
     """An artifact, or its first `tokens` tokens, and the plan for it."""
 
     statement: Statement
@@ -41,7 +41,7 @@ class Source:
 async def run_from(
     node: Node,
     choice: ModelChoice,
-    source: Source,
+    source: CacheOrigin,
     terms: Terms,
     on_event: OnEvent,
     progress: Progress,
@@ -70,15 +70,15 @@ class _Feed:
     """A transfer that feeds one job of the model process."""
 
     def __init__(
-        self, node: Node, choice: ModelChoice, source: Source, terms: Terms, progress: Progress, *, computes: bool
+        self, node: Node, choice: ModelChoice, source: CacheOrigin, terms: Terms, progress: Progress, *, computes: bool
     ) -> None:
         self._node, self._choice, self._source, self._terms = node, choice, source, terms
         self._progress = progress
         self._computes = computes
         manifest = source.statement.manifest
-        self._units = units(manifest, source.tokens, by_run=choice.device == "cpu")
+        self._units = work_units(manifest, source.tokens, by_layer_group=choice.device == "cpu")
         self._filled = source.began
-        self._tell: Tell = asyncio.Queue()
+        self._outbox: Outbox = asyncio.Queue()
         self._transfer: Transfer | None = None
         self._files = [list(unit.chunks) for unit in self._units]
         if manifest.predictor is not None:
@@ -109,7 +109,7 @@ class _Feed:
         }
         fetching = asyncio.create_task(self._fetch(lowest))
 
-        async def hear(event: dict[str, Any]) -> None:
+        async def on_job_event(event: dict[str, Any]) -> None:
             if event["event"] == "claim":
                 self._give_up(event["unit"])
             elif event["event"] == "filled":
@@ -118,7 +118,9 @@ class _Feed:
             await on_event(event)
 
         try:
-            made = await self._node.model.run(self._choice, "answer", hear, self._tell, **arguments, work=work)
+            done = await self._node.model.run(
+                self._choice, "answer", on_job_event, self._outbox, **arguments, work=work
+            )
         except PeerError:
             if fetching.done() and not fetching.cancelled() and (why := fetching.exception()) is not None:
                 raise why from None  # the transfer knows better why nothing came
@@ -128,7 +130,7 @@ class _Feed:
             await asyncio.gather(fetching, return_exceptions=True)
         if self._transfer is not None and not self._transfer.skipped:
             self._transfer.learn_start(self._filled - self._source.began)
-        return made, self._transfer
+        return done, self._transfer
 
     def _end(self, fetching: asyncio.Task[None]) -> None:
         """Stop fetching; a transfer that has everything ends by itself, and tells of it."""
@@ -157,19 +159,19 @@ class _Feed:
             transfer.stored = self._stored
             transfer.skip(self._given_up)
             transfer.wave = self._wave()
-            telling = asyncio.create_task(self._tell_rate(transfer))
+            telling = asyncio.create_task(self._report_rate(transfer))
 
         try:
             planned = self._source.planned
-            transfer = await bring(
+            transfer = await download(
                 node, statement, wanted, planned.peers, self._progress, rest, planned.most_per_gb, begin
             )
-            self._tell.put_nowait({"ended": "all that was wanted is here"})
+            self._outbox.put_nowait({"ended": "all that was wanted is here"})
             if not transfer.skipped and self._source.tokens is None:
                 note_fetched(node, statement, transfer, time.perf_counter() - began)
         except KvswapError as error:
             node.events.add("transfer_ended", artifact=str(statement.artifact), reason=error.message)
-            self._tell.put_nowait({"ended": error.message})
+            self._outbox.put_nowait({"ended": error.message})
             raise
         finally:
             if telling is not None:
@@ -185,12 +187,12 @@ class _Feed:
         for number in self._waiting.pop(cid, ()):
             self._lacking[number].discard(cid)
             if not self._lacking[number]:
-                self._tell.put_nowait({"unit": number})
+                self._outbox.put_nowait({"unit": number})
 
-    async def _tell_rate(self, transfer: Transfer) -> None:
+    async def _report_rate(self, transfer: Transfer) -> None:
         while True:
-            await asyncio.sleep(_TELL_SECONDS)
-            self._tell.put_nowait({"bytes": transfer.seen_bytes, "arriving": transfer.arriving_bytes})
+            await asyncio.sleep(_REPORT_SECONDS)
+            self._outbox.put_nowait({"bytes": transfer.seen_bytes, "arriving": transfer.arriving_bytes})
 
 
 def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
@@ -211,13 +213,13 @@ def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
     return lowest
 
 
-def learned(node: Node, source: Source, made: dict[str, Any]) -> None:
+def learned(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
     """Record how fast a run from the store loaded; one that waited for chunks, or computed, says nothing of that."""
-    if source.planned.missing_bytes or made["computed"]:
+    if source.planned.missing_bytes or done["computed"]:
         return
     files = source.statement.manifest.chunks
-    every = [files[i] for unit in units(source.statement.manifest, source.tokens) for i in unit.chunks]
-    node.calibration.add_load(raw_by_codec(every), made["load_us"] / 1e6)
+    every = [files[i] for unit in work_units(source.statement.manifest, source.tokens) for i in unit.chunks]
+    node.calibration.add_load(raw_by_codec(every), done["load_us"] / 1e6)
 
 
 def _micro(seconds: float) -> int:

@@ -49,7 +49,7 @@ class _Flight:
 
 
 @dataclass(slots=True)
-class _Chunk:
+class _ChunkState:
     length: int
     holders: set[str] = field(default_factory=set)
     flights: dict[str, _Flight] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Schedule:
     """The state of one transfer.  Chunks are numbered in the reader's order; `lengths` are in bytes."""
 
     def __init__(self, lengths: Sequence[int], *, wave: int = 64, rng: random.Random | None = None) -> None:
-        self._chunks = [_Chunk(length) for length in lengths]
+        self._chunks = [_ChunkState(length) for length in lengths]
         self._peers: dict[str, _Peer] = {}
         self._wave = max(1, wave)
         rng = rng or random.Random()  # noqa: S311 - spreading load, not a secret
@@ -107,15 +107,15 @@ class Schedule:
 
     def rate(self, peer: str) -> float | None:
         """Return the present rate of a peer in bytes per second, or None while unknown."""
-        known = self._peers.get(peer)
-        return known.rate if known else None
+        record = self._peers.get(peer)
+        return record.rate if record else None
 
     def mean_rate(self, peer: str) -> float | None:
         """Return a peer's bytes per second over all the time in which it was sending; None where that was too short."""
-        known = self._peers.get(peer)
-        if known is None or known.measured_seconds <= 0:
+        record = self._peers.get(peer)
+        if record is None or record.measured_seconds <= 0:
             return None
-        return known.measured_bytes / known.measured_seconds
+        return record.measured_bytes / record.measured_seconds
 
     def total_rate(self) -> float:
         """Sum up the known rates of all peers, in bytes per second."""
@@ -128,29 +128,29 @@ class Schedule:
 
     def flights(self, peer: str) -> int:
         """Count the chunks that a peer has in flight."""
-        known = self._peers.get(peer)
-        return len(known.flights) if known else 0
+        record = self._peers.get(peer)
+        return len(record.flights) if record else 0
 
     # -- peers -----------------------------------------------------------------------------------
 
     def set_peer(self, peer: str, has: Iterable[int], rate: float | None = None) -> None:
         """Add a peer, or replace what it has; `rate` is what an earlier transfer showed, in bytes per second."""
-        known = self._peers.setdefault(peer, _Peer(rate=rate, proven=rate is not None))
+        record = self._peers.setdefault(peer, _Peer(rate=rate, proven=rate is not None))
         new = {i for i in has if 0 <= i < len(self._chunks)}
-        for index in known.has - new:
+        for index in record.has - new:
             self._chunks[index].holders.discard(peer)
-        for index in new - known.has:
+        for index in new - record.has:
             self._chunks[index].holders.add(peer)
-        known.has = new
+        record.has = new
 
     def drop_peer(self, peer: str) -> None:
         """Remove a peer that is gone: what it had under way is wanted again."""
-        known = self._peers.pop(peer, None)
-        if known is None:
+        record = self._peers.pop(peer, None)
+        if record is None:
             return
-        for index in list(known.flights):
+        for index in list(record.flights):
             self._land(index, peer)
-        for index in known.has:
+        for index in record.has:
             self._chunks[index].holders.discard(peer)
 
     # -- giving out ------------------------------------------------------------------------------
@@ -160,30 +160,30 @@ class Schedule:
 
         None where there is nothing for it at present.
         """
-        known = self._peers.get(peer)
-        if known is None or len(known.flights) >= self._window(known):
+        record = self._peers.get(peer)
+        if record is None or len(record.flights) >= self._window(record):
             return None
-        index = self._wanted(peer, known)
-        if index is None or not self._worth_giving(peer, known, index, now):
-            index = self._hedge(peer, known, now)
+        index = self._wanted(peer, record)
+        if index is None or not self._worth_giving(peer, record, index, now):
+            index = self._hedge(peer, record, now)
         if index is None:
             return None
         chunk = self._chunks[index]
         chunk.flights[peer] = _Flight(now, 0, now)
-        if chunk.unproven_since is None and not known.proven:
+        if chunk.unproven_since is None and not record.proven:
             chunk.unproven_since = now
-        if not known.flights:
-            known.window_began, known.window_bytes, known.idle = now, 0, True
-        known.flights.add(index)
+        if not record.flights:
+            record.window_began, record.window_bytes, record.idle = now, 0, True
+        record.flights.add(index)
         return index
 
-    def _window(self, known: _Peer) -> int:
-        if known.rate is None:
-            return 2 if known.given == 0 else 4
+    def _window(self, record: _Peer) -> int:
+        if record.rate is None:
+            return 2 if record.given == 0 else 4
         mean = self._total / max(1, len(self._chunks))
-        return max(1, min(LIMITS.chunks_per_peer, 1 + int(known.rate * _BUSY_SECONDS / mean)))
+        return max(1, min(LIMITS.chunks_per_peer, 1 + int(record.rate * _BUSY_SECONDS / mean)))
 
-    def _wanted(self, peer: str, known: _Peer) -> int | None:
+    def _wanted(self, peer: str, record: _Peer) -> int | None:
         chunks = self._chunks
         while self._first < len(chunks) and chunks[self._first].state == "done":
             self._first += 1
@@ -194,7 +194,7 @@ class Schedule:
             if wave is not None and index // self._wave > wave:
                 break
             chunk = chunks[index]
-            if chunk.state != "wanted" or chunk.flights or index not in known.has:
+            if chunk.state != "wanted" or chunk.flights or index not in record.has:
                 continue
             wave = index // self._wave
             rank = (len(chunk.holders), self._ties[index])
@@ -202,38 +202,38 @@ class Schedule:
                 best, chosen = rank, index
         return chosen
 
-    def _worth_giving(self, peer: str, known: _Peer, index: int, now: float) -> bool:
+    def _worth_giving(self, peer: str, record: _Peer, index: int, now: float) -> bool:
         chunk = self._chunks[index]
-        if chunk.tried and not known.proven and any(self._proves(p, now) for p in chunk.holders):
+        if chunk.tried and not record.proven and any(self._proves(p, now) for p in chunk.holders):
             return False
         others = [p for p in chunk.holders if p != peer and self._peers[p].rate]
-        if known.rate is None or not others:
+        if record.rate is None or not others:
             return True
-        mine = (self._in_flight(known) + chunk.length) / max(1.0, known.rate)
+        mine = (self._in_flight(record) + chunk.length) / max(1.0, record.rate)
         together = self.left_bytes / max(1.0, self.total_rate())
         alone = min((self._in_flight(self._peers[p]) + chunk.length) / (self._peers[p].rate or 1.0) for p in others)
         return mine <= max(together, alone) + _SLACK_SECONDS
 
     def _proves(self, peer: str, now: float) -> bool:
         """Return True if a peer gave a chunk before, and goes on doing so."""
-        known = self._peers[peer]
-        flights = [self._chunks[i].flights[peer] for i in known.flights]
-        return known.proven and (not flights or any(now - f.last <= _SILENT_SECONDS for f in flights))
+        record = self._peers[peer]
+        flights = [self._chunks[i].flights[peer] for i in record.flights]
+        return record.proven and (not flights or any(now - f.last <= _SILENT_SECONDS for f in flights))
 
-    def _in_flight(self, known: _Peer) -> int:
-        return sum(self._chunks[i].length for i in known.flights)
+    def _in_flight(self, record: _Peer) -> int:
+        return sum(self._chunks[i].length for i in record.flights)
 
-    def _hedge(self, peer: str, known: _Peer, now: float) -> int | None:
+    def _hedge(self, peer: str, record: _Peer, now: float) -> int | None:
         """Choose the chunk expected latest that this peer would have well before."""
         worst, chosen = 0.0, None
-        for index in known.has & self._unfinished:
+        for index in record.has & self._unfinished:
             chunk = self._chunks[index]
             if chunk.state != "wanted" or not chunk.flights or peer in chunk.flights:
                 continue
             # Those that went silent do not count: a chunk may be with several of them.
             living = [(p, f) for p, f in chunk.flights.items() if now - f.last <= _SILENT_SECONDS]
             flights = len(chunk.flights)
-            if known.proven:
+            if record.proven:
                 flights = sum(self._peers[p].proven for p in chunk.flights)
                 if chunk.unproven_since is not None and now - chunk.unproven_since > _UNPROVEN_SECONDS:
                     living = [(p, f) for p, f in living if self._peers[p].proven]
@@ -243,7 +243,7 @@ class Schedule:
             if not silent and self._hedged > _HEDGE_SHARE * self._total + _HEDGE_BYTES:
                 continue
             need = 1e9 if silent else self._expected(living[0][0], chunk, living[0][1], now)
-            mine = chunk.length / known.rate if known.rate else (0.0 if silent else self._guess(known))
+            mine = chunk.length / record.rate if record.rate else (0.0 if silent else self._guess(record))
             if need > _HEDGE_GAIN * mine + _HEDGE_MARGIN_SECONDS and need > worst:
                 worst, chosen = need, index
         if chosen is not None:
@@ -251,44 +251,44 @@ class Schedule:
         return chosen
 
     @staticmethod
-    def _guess(known: _Peer) -> float:
+    def _guess(record: _Peer) -> float:
         """Guess the seconds for a chunk from an unknown peer; one trial, and no more until it gave something."""
-        return float("inf") if known.given or known.flights else _TRIAL_SECONDS
+        return float("inf") if record.given or record.flights else _TRIAL_SECONDS
 
-    def _expected(self, peer: str, chunk: _Chunk, flight: _Flight, now: float) -> float:
+    def _expected(self, peer: str, chunk: _ChunkState, flight: _Flight, now: float) -> float:
         """Estimate the seconds until this flight is done, by what it and its peer showed so far."""
         elapsed = max(now - flight.began, 1e-3)
-        known = self._peers[peer]
+        record = self._peers[peer]
         rate = flight.received / elapsed if flight.received and elapsed > _MEASURE_SECONDS else 0.0
-        rate = rate or (known.rate or 0.0) / max(1, len(known.flights))
+        rate = rate or (record.rate or 0.0) / max(1, len(record.flights))
         return (chunk.length - flight.received) / rate if rate else elapsed
 
     # -- what happened ---------------------------------------------------------------------------
 
     def progress(self, peer: str, chunk: int, size: int, now: float) -> None:
         """Count `size` more bytes of a chunk that came from a peer, at the time `now`."""
-        known, flight = self._peers.get(peer), self._chunks[chunk].flights.get(peer)
-        if known is None or flight is None:
+        record, flight = self._peers.get(peer), self._chunks[chunk].flights.get(peer)
+        if record is None or flight is None:
             return
         flight.received += size
         flight.last = now
-        if size and not known.idle:
-            known.measured_bytes += size
-            known.measured_seconds += now - known.last
-        known.last = now
-        if known.idle and size:
-            known.idle = False
+        if size and not record.idle:
+            record.measured_bytes += size
+            record.measured_seconds += now - record.last
+        record.last = now
+        if record.idle and size:
+            record.idle = False
             if flight.received < self._chunks[chunk].length:  # else all came at once, and only the asking took time
-                known.window_began, size = now, 0
-        known.window_bytes += size
-        known.given += size
-        elapsed = now - known.window_began
-        if not known.window_bytes:
+                record.window_began, size = now, 0
+        record.window_bytes += size
+        record.given += size
+        elapsed = now - record.window_began
+        if not record.window_bytes:
             return
-        if elapsed >= _MEASURE_SECONDS or (known.rate is None and flight.received >= self._chunks[chunk].length):
-            rate = known.window_bytes / max(elapsed, 1e-4)
-            known.rate = rate if known.rate is None else known.rate + _WEIGHT * (rate - known.rate)
-            known.window_bytes, known.window_began = 0, now
+        if elapsed >= _MEASURE_SECONDS or (record.rate is None and flight.received >= self._chunks[chunk].length):
+            rate = record.window_bytes / max(elapsed, 1e-4)
+            record.rate = rate if record.rate is None else record.rate + _WEIGHT * (rate - record.rate)
+            record.window_bytes, record.window_began = 0, now
 
     def received(self, peer: str, chunk: int) -> list[str] | None:
         """Note that a whole chunk came from a peer; it is going to be checked.
@@ -329,25 +329,25 @@ class Schedule:
         """Note that a flight ended without the chunk, or with a wrong one: it is wanted again."""
         self._land(chunk, peer)
         state = self._chunks[chunk]
-        known = self._peers.get(peer)
-        state.tried = state.tried or known is None or not known.proven
+        record = self._peers.get(peer)
+        state.tried = state.tried or record is None or not record.proven
         if state.state == "received" and state.receiver == peer:
             state.state = "wanted"
             self._first = min(self._first, chunk)
 
     def lacks(self, peer: str, chunk: int) -> None:
         """Note that a peer does not have a chunk that it claimed to have."""
-        known = self._peers.get(peer)
-        if known is not None:
-            known.has.discard(chunk)
+        record = self._peers.get(peer)
+        if record is not None:
+            record.has.discard(chunk)
         self._chunks[chunk].holders.discard(peer)
 
     def slow(self, peer: str, now: float) -> bool:
         """Return True if a peer with something in flight is below the slowest rate that is waited for."""
-        known = self._peers.get(peer)
-        if known is None or not known.flights:
+        record = self._peers.get(peer)
+        if record is None or not record.flights:
             return False
-        flights = [self._chunks[i].flights[peer] for i in known.flights]
+        flights = [self._chunks[i].flights[peer] for i in record.flights]
         oldest = min(f.began for f in flights)
         elapsed = now - oldest
         got = sum(f.received for f in flights)
@@ -355,6 +355,6 @@ class Schedule:
 
     def _land(self, chunk: int, peer: str) -> None:
         self._chunks[chunk].flights.pop(peer, None)
-        known = self._peers.get(peer)
-        if known is not None:
-            known.flights.discard(chunk)
+        record = self._peers.get(peer)
+        if record is not None:
+            record.flights.discard(chunk)

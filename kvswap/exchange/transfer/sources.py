@@ -30,22 +30,22 @@ def approach(node: Node, peers: Sequence[str], artifact: str) -> None:
     """Connect to peers that may be asked in a moment, while it is decided whether they are.  Best effort."""
     for peer in peers[:_APPROACHED]:
         with contextlib.suppress(KvswapError):
-            if (target := _aim(node, peer, node.peers.grants.of(peer, artifact))) is not None:
+            if (target := _aim(node, peer, node.peers.bulk_tickets.of(peer, artifact))) is not None:
                 node.network.bulk.approach(target)
 
 
-def _aim(node: Node, peer: str, grant: messages.Grant | None) -> BulkTarget | None:
+def _aim(node: Node, peer: str, ticket: messages.BulkTicket | None) -> BulkTarget | None:
     """Return where a peer's chunks are had over HTTPS; None for nowhere.
 
     Raises `IntegrityError` for a forged record.
     """
     host = node.transport.host_of(peer)
-    if grant is None or host is None:
+    if ticket is None or host is None:
         return None
-    check_record(grant.record, peer)
-    if not may_reach(host, grant.record.port):
+    check_record(ticket.record, peer)
+    if not may_reach(host, ticket.record.port):
         return None
-    return BulkTarget(peer, host, grant.record.port, grant.record.certificate, grant.token)
+    return BulkTarget(peer, host, ticket.record.port, ticket.record.certificate, ticket.token)
 
 
 class Source:
@@ -80,7 +80,7 @@ class Source:
         Raises `Unreachable`, `PeerError`, `NotFound`, `IntegrityError` for a forged record.
         """
         if self._wants_bulk:
-            self._target = _aim(self._node, self.peer, self._node.peers.grants.of(self.peer, self._artifact))
+            self._target = _aim(self._node, self.peer, self._node.peers.bulk_tickets.of(self.peer, self._artifact))
         if self._target is not None:
             self.has = set(range(self._count))
         else:
@@ -100,12 +100,12 @@ class Source:
         self._control, reply = await self._node.network.sessions.begin(address, join, messages.JoinReply)
         # Meanwhile its bulk plane may have turned out to be of no use.
         self._target = _aim(self._node, self.peer, reply.grant) if self._wants_bulk else None
-        self._heard(reply.have, reply.peers)
+        self._update_peers(reply.have, reply.peers)
 
-    def _heard(self, have: bytes, peers: list[messages.Provider]) -> None:
+    def _update_peers(self, have: bytes, peers: list[messages.Provider]) -> None:
         self.has = {i for i, here in enumerate(from_bitmap(have, self._count)) if here}
-        me, teller = self._transport.peer, self._transport.host_of(self.peer)
-        self.others = [PeerAddress(p.peer, tuple(p.addresses), teller) for p in peers if p.peer not in (me, self.peer)]
+        me, sender = self._transport.peer, self._transport.host_of(self.peer)
+        self.others = [PeerAddress(p.peer, tuple(p.addresses), sender) for p in peers if p.peer not in (me, self.peer)]
 
     async def refresh(self) -> None:
         """Ask what the peer has by now, and which others are fetching.  Raises as `open` does."""
@@ -114,7 +114,7 @@ class Source:
                 await self._join(PeerAddress(self.peer))
                 return
             reply = await self._control.ask(messages.Have(self._artifact), messages.HaveReply)
-        self._heard(reply.have, reply.peers)
+        self._update_peers(reply.have, reply.peers)
 
     async def chunk(self, cid: Cid, into: memoryview, on_bytes: OnBytes) -> Cid | None:
         """Fill `into` with a chunk; returns the CID of the received bytes where it was computed on the way, else None.

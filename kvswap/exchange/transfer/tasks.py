@@ -15,7 +15,7 @@ def seen(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-async def whole(function: Callable[..., Any], *arguments: Any) -> None:
+async def run_to_end(function: Callable[..., Any], *arguments: Any) -> None:
     """Run a function in a thread and await its end however often this is cancelled: it still uses our memory."""
     work = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     try:

@@ -11,7 +11,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.node.standing import void
-from kvswap.exchange.verification.hearing import heard, told
+from kvswap.exchange.verification.received import kept_for_later, verified_statements
 from kvswap.store import AuditRow
 from kvswap.trust import Statement
 from kvswap.trust.audit import (
@@ -27,26 +27,28 @@ from kvswap.trust.audit import (
     read_audit,
     sign_audit,
 )
-from kvswap.trust.ladder import Level, Step
+from kvswap.trust.levels import Level, LevelResult
 
 
-def record(node: Node, statement: Statement, choice: ModelChoice, step: Step, samples: int, seed: bytes) -> SignedAudit:
+def record(
+    node: Node, statement: Statement, choice: ModelChoice, result: LevelResult, samples: int, seed: bytes
+) -> SignedAudit:
     """Sign an audit of what a level that compares with the model found, and keep it."""
     manifest = statement.manifest
-    sampled = step.level == Level.SAMPLES
+    sampled = result.level == Level.SAMPLES
     signed = sign_audit(
         Audit(
             version=1,
             artifact=bytes(statement.artifact),
             publisher=manifest.publisher,
             auditor=node.identity.own,
-            level=int(step.level),
+            level=int(result.level),
             tokens=manifest.prefix.tokens,
             samples=min(samples, manifest.prefix.tokens) if sampled else 0,
             seed=seed,
-            worst=micro(step.figures.get("worst", 0.0)),
-            verdict=FAILED if step.verdict == "failed" else PASSED,
-            why=step.why,
+            worst=micro(result.figures.get("worst", 0.0)),
+            verdict=FAILED if result.verdict == "failed" else PASSED,
+            why=result.why,
             environment=environment_of(choice.dtype, choice.device, str(choice.threads)),
             issued=int(time.time()),
         ),
@@ -64,17 +66,17 @@ def _row(signed: SignedAudit, document: str | None) -> AuditRow:
 def audits_of(node: Node, artifact: str | None, document: str | None) -> list[bytes]:
     """Return the audits to send to a reader of an artifact or a document: failures first, none that is void."""
     rows = node.trust.records.audits(artifact=artifact, document=document)
-    return [row.envelope for row in rows if not void(row)][: LIMITS.audits_told]
+    return [row.envelope for row in rows if not void(row)][: LIMITS.audits_sent]
 
 
-def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str | None) -> None:
+def receive_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str | None) -> None:
     """Keep the audits by trusted auditors that came with a peer's answer; all others count for nothing.
 
     Nor do failures by older rules, nor what is issued in the future: it counts when it comes again in its time, and
     is held against nobody, since the clock that is wrong may be ours.
     A publisher that a trusted auditor banned is banned here as well.
     """
-    for signed in told(node, peer, KIND, envelopes, LIMITS.audits_told, read_audit):
+    for signed in verified_statements(node, peer, KIND, envelopes, LIMITS.audits_sent, read_audit):
         audit = signed.audit
         if audit.void or audit.auditor == audit.publisher or not node.trust.policy.policy.trusts(audit.auditor):
             continue
@@ -83,7 +85,7 @@ def hear_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: str
             node.events.add("audit_refused", auditor=audit.auditor, peer=peer, reason=why)
             continue
         if audit.auditor != node.identity.own:
-            with heard(node):
+            with kept_for_later(node):
                 take(node, signed, document)
 
 
@@ -98,21 +100,21 @@ def take(node: Node, signed: SignedAudit, document: str | None) -> None:
         return
     try:
         if audit.failed:
-            distrust(node, audit.publisher, str(audit.cid), audit.why, signed.id, by=audit.auditor)
+            ban_publisher(node, audit.publisher, str(audit.cid), audit.why, signed.id, by=audit.auditor)
         node.trust.records.add_audit(row)
     except Exception:
         node.trust.records.remember_audit(row)
         raise
 
 
-def distrust(node: Node, publisher: str, artifact: str, why: str, evidence: str, *, by: str) -> None:
+def ban_publisher(node: Node, publisher: str, artifact: str, why: str, evidence: str, *, by: str) -> None:
     """Ban a publisher that a check proved to be wrong: nothing of it is used any more, and the evidence is kept.
 
     Nothing happens for this node's own key, or for one that is banned already.
     """
-    if publisher == node.identity.own or node.trust.policy.policy.caught(publisher) is not None:
+    if publisher == node.identity.own or node.trust.policy.policy.ban_of(publisher) is not None:
         return
-    node.trust.policy.distrust(publisher, why, artifact, evidence)
+    node.trust.policy.ban(publisher, why, artifact, evidence)
     node.counters.publishers_caught += 1
     node.events.add("publisher_caught", publisher=publisher, artifact=artifact, reason=why, audit=evidence, by=by)
 

@@ -28,26 +28,26 @@ def refuse_uncheckable(statement: Statement) -> None:
 
     Such an artifact is not even fetched.
     """
-    said = uncheckable(statement.manifest)
-    if not said:
+    reasons = uncheckable(statement.manifest)
+    if not reasons:
         return
-    named = "; ".join(f"{where}: {why}" for where, why in said.items())
+    named = "; ".join(f"{where}: {why}" for where, why in reasons.items())
     raise Untrusted(
         f"artifact {statement.artifact} is a stranger's and cannot be verified ({named})",
         cause="what its manifest says keeps others from checking it",
         hint=f"kvswap trust add {statement.manifest.publisher}",
-        unchecked=said,
+        unchecked=reasons,
     )
 
 
-async def say_claims(node: Node, statement: Statement, progress: Progress) -> None:
+async def report_claims(node: Node, statement: Statement, progress: Progress) -> None:
     """Report, for a trusted publisher's artifact, what its manifest says that keeps others from checking it."""
     if statement.manifest.publisher != node.identity.own:
         for why in claims(statement.manifest).values():
-            await say_unchecked(node, statement, why, progress)
+            await report_unchecked(node, statement, why, progress)
 
 
-async def say_unchecked(node: Node, statement: Statement, why: str, progress: Progress) -> None:
+async def report_unchecked(node: Node, statement: Statement, why: str, progress: Progress) -> None:
     """Report that an artifact is used although a part of it cannot be checked: as an event, and to the caller."""
     artifact = str(statement.artifact)
     node.events.add("uncheckable", artifact=artifact, reason=why)

@@ -13,9 +13,9 @@ from kvswap.exchange.node.standing import current, passed
 from kvswap.store import Outcome
 from kvswap.trust import Statement
 from kvswap.trust.accusation import accuses, unusable
-from kvswap.trust.ladder import RULES, STRANGER, Ladder, Level, Step
+from kvswap.trust.levels import RULES, UNTRUSTED, Level, LevelReport, LevelResult
 
-_WHOLE = frozenset(level for level in STRANGER if level not in (Level.POLICY, Level.DIGESTS))
+_WHOLE = frozenset(level for level in UNTRUSTED if level not in (Level.POLICY, Level.DIGESTS))
 
 
 def is_own(node: Node, statement: Statement) -> bool:
@@ -23,7 +23,7 @@ def is_own(node: Node, statement: Statement) -> bool:
     return statement.manifest.publisher == node.identity.own
 
 
-def settled(node: Node, statement: Statement) -> bool:
+def verified_already(node: Node, statement: Statement) -> bool:
     """Return True if nothing is left to verify: its publisher is trusted, or all levels were passed here."""
     if node.trust.policy.policy.trusts(statement.manifest.publisher):
         return True
@@ -54,18 +54,18 @@ def refuse_withheld(node: Node, statement: Statement) -> None:
         )
 
 
-def reasons_against(statement: Statement, ladder: Ladder) -> dict[str, str]:
+def reasons_against(statement: Statement, report: LevelReport) -> dict[str, str]:
     """Return why an untrusted publisher's artifact may not be used, by level or field.
 
     V7 checks all that V5 samples, so V5 is no reason where V7 passed.
     """
-    reasons = unusable(statement.manifest, ladder)
-    if ladder.passed(Level.RECOMPUTE):
+    reasons = unusable(statement.manifest, report)
+    if report.passed(Level.RECOMPUTE):
         reasons.pop(f"V{int(Level.SAMPLES)}", None)
     return reasons
 
 
-def conclude(node: Node, statement: Statement, levels: Sequence[Level], ladder: Ladder) -> None:
+def conclude(node: Node, statement: Statement, levels: Sequence[Level], report: LevelReport) -> None:
     """Remember how a whole verification of an untrusted publisher's artifact ended.
 
     One of a few levels changes nothing.
@@ -74,28 +74,28 @@ def conclude(node: Node, statement: Statement, levels: Sequence[Level], ladder: 
     whoever disagreed is away.
     """
     publisher, artifact = statement.manifest.publisher, str(statement.artifact)
-    step, before = ladder.failed, current(node.trust.records.outcome(artifact))
+    result, before = report.failed, current(node.trust.records.outcome(artifact))
     if node.trust.policy.policy.trusts(publisher):
-        if before is not None and step is None and ladder.passed(Level.RECOMPUTE):
+        if before is not None and result is None and report.passed(Level.RECOMPUTE):
             node.trust.records.forget_outcome(
                 artifact
             )  # it is right, whatever was found while its publisher was a stranger
         return
-    if not set(levels) >= _WHOLE or (step is not None and step.level == Level.POLICY):
+    if not set(levels) >= _WHOLE or (result is not None and result.level == Level.POLICY):
         return
-    if any(accuses(s) for s in ladder.steps):  # its publisher was caught, and the audit tells why
+    if any(accuses(s) for s in report.results):  # its publisher was caught, and the audit tells why
         node.trust.records.forget_outcome(artifact)
         return
-    done = tuple(int(s.level) for s in ladder.steps if s.verdict == "passed")
-    if step is not None:
-        verdict = "disputed" if step.level == Level.AGREEMENT else "wrong"
-        others = tuple(step.figures.get("disputed_with", ()))
-        node.trust.records.put_outcome(Outcome(artifact, publisher, verdict, RULES, done, others, step.why))  # type: ignore[arg-type]
+    done = tuple(int(s.level) for s in report.results if s.verdict == "passed")
+    if result is not None:
+        verdict = "disputed" if result.level == Level.AGREEMENT else "wrong"
+        others = tuple(result.figures.get("disputed_with", ()))
+        node.trust.records.put_outcome(Outcome(artifact, publisher, verdict, RULES, done, others, result.why))  # type: ignore[arg-type]
         return
-    decided = ladder.passed(Level.RECOMPUTE) or _trusted_agree(ladder)
+    decided = report.passed(Level.RECOMPUTE) or _trusted_agree(report)
     if before is not None and before.verdict in ("disputed", "wrong") and not decided:
         return
-    reasons = reasons_against(statement, ladder)
+    reasons = reasons_against(statement, report)
     if not reasons:
         node.trust.records.put_outcome(Outcome(artifact, publisher, "passed", RULES, done))
     elif before is None or before.verdict == "undecided":
@@ -103,16 +103,16 @@ def conclude(node: Node, statement: Statement, levels: Sequence[Level], ladder: 
         node.trust.records.put_outcome(Outcome(artifact, publisher, "undecided", RULES, done, why=why))
 
 
-def dispute(node: Node, statement: Statement, step: Step) -> None:
+def dispute(node: Node, statement: Statement, result: LevelResult) -> None:
     """Remember that an untrusted publisher's artifact failed V6, until `conclude` replaces that."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
-    others = tuple(step.figures.get("disputed_with", ()))
-    node.trust.records.put_outcome(Outcome(artifact, publisher, "disputed", RULES, others=others, why=step.why))
+    others = tuple(result.figures.get("disputed_with", ()))
+    node.trust.records.put_outcome(Outcome(artifact, publisher, "disputed", RULES, others=others, why=result.why))
 
 
-def _trusted_agree(ladder: Ladder) -> bool:
-    return any(_is_trusted_agreement(step) for step in ladder.steps)
+def _trusted_agree(report: LevelReport) -> bool:
+    return any(_is_trusted_agreement(result) for result in report.results)
 
 
-def _is_trusted_agreement(step: Step) -> bool:
-    return step.level == Level.AGREEMENT and step.verdict == "passed" and step.figures.get("trusted", 0) > 0
+def _is_trusted_agreement(result: LevelResult) -> bool:
+    return result.level == Level.AGREEMENT and result.verdict == "passed" and result.figures.get("trusted", 0) > 0

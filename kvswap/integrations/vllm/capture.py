@@ -26,9 +26,9 @@ from kvswap.client import Client
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible, KvswapError
 from kvswap.integrations.vllm.engine import Engine
-from kvswap.integrations.vllm.marks import Save
 from kvswap.integrations.vllm.paged import PagedLayer
-from kvswap.integrations.vllm.settings import Settings
+from kvswap.integrations.vllm.save_requests import Save
+from kvswap.integrations.vllm.settings import ConnectorSettings
 from kvswap.model.finite import check_tensors
 from kvswap.model.processor import isa
 from kvswap.worker.protocol import frame
@@ -48,7 +48,9 @@ class _Captured:
 class Captures:
     """The copies of the prompts that one engine publishes; all its layers have to be full attention."""
 
-    def __init__(self, engine: Engine, layers: Mapping[int, PagedLayer], attention: str, settings: Settings) -> None:
+    def __init__(
+        self, engine: Engine, layers: Mapping[int, PagedLayer], attention: str, settings: ConnectorSettings
+    ) -> None:
         """Learn how the layers' blocks are laid out.
 
         Raises `Incompatible` if the engine has sliding layers, or its blocks cannot be read.
@@ -117,10 +119,10 @@ class Captures:
             logger.warning("kvswap: %d tokens not published: the node does not keep up", save.tokens)
             return None
 
-        def room(heads: int, dim: int) -> torch.Tensor:
+        def empty(heads: int, dim: int) -> torch.Tensor:
             return torch.empty(heads, save.tokens, dim, dtype=DTYPES[dtype])
 
-        tensors = [LayerTensors(room(s.heads, s.k_dim), room(s.heads, s.v_dim), 0, save.tokens) for s in specs]
+        tensors = [LayerTensors(empty(s.heads, s.k_dim), empty(s.heads, s.v_dim), 0, save.tokens) for s in specs]
         ids = np.frombuffer(save.ids, "<u4").tolist()
         captured = self._open[save.request] = _Captured(ids, tensors, size)
         return captured
@@ -143,8 +145,8 @@ class Captures:
     def _frames(self, captured: _Captured) -> Iterator[bytes]:
         """Yield the frames of the body of `POST /v1/computed`."""
         engine, size = self._engine, self._settings.block_tokens
-        runs = layouts.plan_runs(engine.layers, size, ITEM_BYTES[engine.dtype])
-        shape = Layout(dtype=engine.dtype, axes=AXES, rope=engine.rope, layers=engine.layers, runs=runs)
+        layer_groups = layouts.plan_layer_groups(engine.layers, size, ITEM_BYTES[engine.dtype])
+        shape = Layout(dtype=engine.dtype, axes=AXES, rope=engine.rope, layers=engine.layers, runs=layer_groups)
         head = {
             "model": wire.plain(engine.identity),
             "dtype": engine.dtype,

@@ -17,14 +17,14 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvswap.core.errors import UsageError
 from kvswap.integrations.vllm.engine import engine_of
-from kvswap.integrations.vllm.marks import Save
-from kvswap.integrations.vllm.node import Node
+from kvswap.integrations.vllm.node_client import NodeClient
+from kvswap.integrations.vllm.save_requests import Save
 from kvswap.integrations.vllm.scheduler import Load, SchedulerSide
-from kvswap.integrations.vllm.settings import Settings
+from kvswap.integrations.vllm.settings import ConnectorSettings
 from kvswap.integrations.vllm.worker import WorkerSide
-from kvswap.model.settle import settle
+from kvswap.model.kernels import initialize_kernels
 
-settle()  # the package's entry point has called it already, if this version is installed
+initialize_kernels()  # the package's entry point has called it already, if this version is installed
 
 
 @dataclass
@@ -53,13 +53,13 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
                 "with kvswap a load that fails must not fail the request",
                 hint='"kv_load_failure_policy": "recompute" in --kv-transfer-config',
             )
-        settings = Settings.of(transfer.kv_connector_extra_config)
+        settings = ConnectorSettings.of(transfer.kv_connector_extra_config)
         engine = engine_of(vllm_config, kv_cache_config)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
-        self._node: Node | None = None
+        self._node: NodeClient | None = None
         if role == KVConnectorRole.SCHEDULER:
-            self._node = Node(engine, settings)
+            self._node = NodeClient(engine, settings)
             self._scheduler = SchedulerSide(engine, self._node, settings)
         else:
             self._worker = WorkerSide(engine, settings)
@@ -135,11 +135,11 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
 
         None as the number means that the look-up is not over, and vLLM should ask again.
         """
-        return self._requests.matched(request, num_computed_tokens)
+        return self._requests.get_num_new_matched_tokens(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Note the blocks that vLLM has allocated for a request's load."""
-        self._requests.allocated(request, blocks, num_external_tokens)
+        self._requests.update_state_after_alloc(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """Return what the worker has to load and to save in this step."""
@@ -150,12 +150,14 @@ class KvswapConnector(KVConnectorBase_V1, SupportsHMA):
 
     def on_new_request(self, request: Any) -> None:
         """Start the look-up for a new request."""
-        self._requests.added(request)
+        self._requests.on_new_request(request)
 
     def update_connector_output(self, connector_output: Any) -> None:
         """Note which loads have ended, and which of them failed."""
         output = connector_output
-        self._requests.heard(output.finished_recving or set(), output.failed_recving, output.invalid_block_ids)
+        self._requests.update_connector_output(
+            output.finished_recving or set(), output.failed_recving, output.invalid_block_ids
+        )
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Forget a finished request; its blocks may be freed at once."""

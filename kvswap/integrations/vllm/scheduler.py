@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvswap.integrations.vllm.engine import Engine
-from kvswap.integrations.vllm.marks import Marks, Save, wish_of
-from kvswap.integrations.vllm.node import Match, Node, Search
-from kvswap.integrations.vllm.settings import Settings
+from kvswap.integrations.vllm.node_client import Match, NodeClient, Search
+from kvswap.integrations.vllm.save_requests import Save, SaveRequests, request_option
+from kvswap.integrations.vllm.settings import ConnectorSettings
 
 logger = logging.getLogger("vllm.kvswap")
 
@@ -27,7 +27,7 @@ _SHORTEST_BUDGET = 0.003
 _FIRST_BUDGET = 0.25  # seconds for a look-up until the cost of prefilling is known
 _SHARE = 0.02  # of the time of the prefill, for a look-up
 _BUSY = 10.0  # times that while the engine has other work
-_FORGIVEN_SECONDS = 10.0  # before an artifact that failed to load is tried again
+_COOLDOWN_SECONDS = 10.0  # before an artifact that failed to load is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,10 @@ class _Step:
 class SchedulerSide:
     """The scheduler's half of one engine's connector; used by the scheduler's thread only."""
 
-    def __init__(self, engine: Engine, node: Node, settings: Settings) -> None:
+    def __init__(self, engine: Engine, node: NodeClient, settings: ConnectorSettings) -> None:
         self._engine, self._node, self._shortest = engine, node, settings.min_tokens
         self._most = settings.lookup_seconds
-        self._marks = Marks(engine, settings) if settings.publish != "never" else None
+        self._save_requests = SaveRequests(engine, settings) if settings.publish != "never" else None
         self._wanted: dict[str, _Wanted] = {}
         self._loading: dict[str, str] = {}  # artifact -> the request that loads it
         self._pending: list[Load] = []
@@ -78,14 +78,14 @@ class SchedulerSide:
 
     # -- before a request runs -------------------------------------------------------------------
 
-    def added(self, request: Any) -> None:
+    def on_new_request(self, request: Any) -> None:
         """Start the look-up for a new request (vLLM's `on_new_request`)."""
         ids = request.prompt_token_ids
         if ids is None or len(ids) - 1 < self._shortest or not _plain(request):
             return
-        if self._marks is not None:
-            self._marks.added(request)
-        if wish_of(request, "lookup") is False:
+        if self._save_requests is not None:
+            self._save_requests.on_new_request(request)
+        if request_option(request, "lookup") is False:
             return
         if not any(True for _ in self._open()):
             self._idle_since = None  # the engine was not waiting for a look-up
@@ -93,7 +93,7 @@ class SchedulerSide:
         # The last token is always computed: its logits are wanted.
         self._wanted[request.request_id] = _Wanted(self._node.search(ids[:-1], budget), budget)
 
-    def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
+    def get_num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """Return (tokens that can be loaded, True), (0, False), or (None, False) to be asked again later.
 
         This is vLLM's `get_num_new_matched_tokens`; `computed` is the number of tokens in vLLM's own prefix cache.
@@ -147,7 +147,7 @@ class SchedulerSide:
         logger.debug("kvswap: prefilling: %s", why)
         return 0, False
 
-    def allocated(self, request: Any, blocks: Any, tokens: int) -> None:
+    def update_state_after_alloc(self, request: Any, blocks: Any, tokens: int) -> None:
         """Note the blocks that vLLM has allocated for a load of so many tokens (vLLM's `update_state_after_alloc`)."""
         wanted = self._wanted.get(request.request_id)
         if tokens <= 0 or wanted is None or wanted.search.match is None or wanted.load is not None:
@@ -158,8 +158,8 @@ class SchedulerSide:
         wanted.load = Load(request.request_id, match, stop - tokens, stop, held)
         self._loading.setdefault(match.artifact, request.request_id)
         self._pending.append(wanted.load)
-        if self._marks is not None:
-            self._marks.loaded(request, wanted.load.first, stop)
+        if self._save_requests is not None:
+            self._save_requests.loaded(request, wanted.load.first, stop)
 
     def take(self) -> list[Load]:
         """Remove and return the loads to be started."""
@@ -186,7 +186,7 @@ class SchedulerSide:
 
     # -- afterwards ------------------------------------------------------------------------------
 
-    def heard(self, finished: set[str], failed: set[str], invalid: set[int]) -> None:
+    def update_connector_output(self, finished: set[str], failed: set[str], invalid: set[int]) -> None:
         """Note that these requests' loads have ended, and which failed or left blocks unfilled.
 
         This is vLLM's `update_connector_output`.
@@ -201,8 +201,8 @@ class SchedulerSide:
             if name in failed or any(invalid.intersection(blocks) for blocks in load.blocks):
                 now = time.monotonic()
                 self._failed = {a: until for a, until in self._failed.items() if until > now}
-                self._failed[load.match.artifact] = now + _FORGIVEN_SECONDS
-                self._node.doubt(load.match.artifact)
+                self._failed[load.match.artifact] = now + _COOLDOWN_SECONDS
+                self._node.revalidate(load.match.artifact)
             else:
                 logger.info("kvswap: loaded %d tokens of %s", load.stop - load.first, load.match.artifact)
 
@@ -215,14 +215,18 @@ class SchedulerSide:
         wanted = self._wanted.pop(name, None)
         if wanted is not None and wanted.load is not None:
             self._end(wanted.load)
-        if self._marks is not None:
-            self._marks.forget(name)
+        if self._save_requests is not None:
+            self._save_requests.forget(name)
 
     # -- publishing ------------------------------------------------------------------------------
 
     def saves(self, output: Any) -> tuple[list[Save], list[str]]:
         """Return the tokens to be published that this step computes, and the requests whose saves stay incomplete."""
-        return (self._marks.step(output, self._published), self._marks.dropped()) if self._marks else ([], [])
+        return (
+            (self._save_requests.step(output, self._published), self._save_requests.dropped())
+            if self._save_requests
+            else ([], [])
+        )
 
     def _published(self, name: str) -> int:
         """Return how many of a request's tokens are known to be published."""

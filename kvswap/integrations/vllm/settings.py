@@ -41,7 +41,7 @@ _CHECKS: dict[str, checks.Check] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ConnectorSettings:
     """The settings of the connector, all of which have defaults."""
 
     home: str | None = None  # the node's home directory; None: KVSWAP_HOME, or the user's own
@@ -56,7 +56,7 @@ class Settings:
     compare: bool = True  # compare published caches with the node's own model process, if it has that model
 
     @classmethod
-    def of(cls, extra: dict[str, Any]) -> Settings:
+    def of(cls, extra: dict[str, Any]) -> ConnectorSettings:
         """Check every key and value.
 
         Raises `InvalidSettings` naming all that are wrong, or `UsageError` for a combination.

@@ -1,6 +1,6 @@
 """A check of vLLM's cos and sin tables, which are computed once and used for the life of the process.
 
-A table whose first computation was raced (`kvswap.model.settle`) would stay wrong, and with it every cache that is
+A table whose first computation was raced (`kvswap.model.kernels`) would stay wrong, and with it every cache that is
 published or continued.
 """
 

@@ -21,10 +21,10 @@ from kvswap.artifact.tensors import LayerTensors
 from kvswap.client.loading import statement_of
 from kvswap.integrations.vllm.capture import Captures
 from kvswap.integrations.vllm.engine import Engine
-from kvswap.integrations.vllm.marks import Save
 from kvswap.integrations.vllm.paged import PagedLayer, slots
+from kvswap.integrations.vllm.save_requests import Save
 from kvswap.integrations.vllm.scheduler import Load
-from kvswap.integrations.vllm.settings import Settings
+from kvswap.integrations.vllm.settings import ConnectorSettings
 from kvswap.integrations.vllm.tables import check_tables
 from kvswap.store.files import chunk_reader
 
@@ -37,7 +37,7 @@ _LOADS = 2  # loads at a time; each decodes with several threads
 class WorkerSide:
     """The worker's half of one engine's connector."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: ConnectorSettings) -> None:
         self._engine, self._settings = engine, settings
         self._captures: Captures | None = None  # None if publishing is not allowed
         self._layers: dict[int, PagedLayer] = {}

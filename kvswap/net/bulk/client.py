@@ -37,8 +37,8 @@ from kvswap.core.tasks import until_done
 from kvswap.net.bulk.tls import TlsSocket
 
 _THREADS = 48
-_TELL_BYTES = 1024 * 1024
-_TELL_SECONDS = 0.1
+_REPORT_BYTES = 1024 * 1024
+_REPORT_SECONDS = 0.1
 _HASH_BYTES = 128 * 1024
 _KEPT = 64  # idle connections
 _LOOK_SECONDS = 1.0  # between checks whether idle connections have ended
@@ -78,7 +78,7 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-class _Connection:
+class _ClientConnection:
     """A keep-alive connection for one thread at a time; `abort` may be called from any thread."""
 
     def __init__(self, target: BulkTarget, context: ssl.SSLContext) -> None:
@@ -112,7 +112,7 @@ class _Connection:
             )
         self.used_at = time.monotonic()
 
-    def get(self, token: str, cid: Cid, into: memoryview, tell: OnBytes) -> bytes:
+    def get(self, token: str, cid: Cid, into: memoryview, on_progress: OnBytes) -> bytes:
         """Fetch one chunk into `into` and return its BLAKE3 digest.  After an error the connection must be closed."""
         peer, sock = self._target.peer, self._tls
         if self._aborted or sock is None:
@@ -127,9 +127,9 @@ class _Connection:
         if response.chunked or length != str(len(into)):
             raise IntegrityError(f"{peer} offers {str(length)[:20]} bytes for chunk {cid} of {len(into)}")
         sock.settimeout(LIMITS.stall_seconds)
-        have = told = hashed = 0
+        have = reported = hashed = 0
         hasher = blake3()
-        told_at = time.monotonic()
+        reported_at = time.monotonic()
         receive: Callable[[memoryview], int] = (
             response.fp.readinto1
         )  # first what came along with the headers, then from the socket itself
@@ -143,11 +143,11 @@ class _Connection:
                 hasher.update(into[hashed:have])
                 hashed = have
             now = time.monotonic()
-            if have - told >= _TELL_BYTES or now - told_at > _TELL_SECONDS:
-                tell(have - told)
-                told, told_at = have, now
-        if have > told:
-            tell(have - told)
+            if have - reported >= _REPORT_BYTES or now - reported_at > _REPORT_SECONDS:
+                on_progress(have - reported)
+                reported, reported_at = have, now
+        if have > reported:
+            on_progress(have - reported)
         response.close()
         if response.will_close:
             self.close()
@@ -183,7 +183,7 @@ class BulkClient:
     def __init__(self) -> None:
         self._context = _context()
         self._threads = ThreadPoolExecutor(_THREADS, "kvswap-bulk")
-        self._idle: list[_Connection] = []
+        self._idle: list[_ClientConnection] = []
         self._approaching: Counter[tuple[str, int, bytes]] = Counter()
         self._look_at = 0.0  # when the idle connections are checked next
         self._lock = threading.Lock()
@@ -207,12 +207,12 @@ class BulkClient:
         """
         loop = asyncio.get_running_loop()
 
-        def tell(size: int) -> None:
+        def on_progress(size: int) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 loop.call_soon_threadsafe(on_bytes, size)
 
-        held: list[_Connection] = []
-        work = self._threads.submit(self._get, target, cid, into, tell, held)
+        held: list[_ClientConnection] = []
+        work = self._threads.submit(self._get, target, cid, into, on_progress, held)
         ended = asyncio.wrap_future(work)
         ended.add_done_callback(_seen)
         try:
@@ -246,7 +246,7 @@ class BulkClient:
             self._threads.submit(self._open, target)
 
     def _open(self, target: BulkTarget) -> None:
-        connection = _Connection(target, self._context)
+        connection = _ClientConnection(target, self._context)
         try:
             connection.connect()
             connection.fresh = False  # by the time it is used the other side may have closed it
@@ -258,14 +258,16 @@ class BulkClient:
                 self._approaching[target.endpoint] -= 1
                 self._approaching += Counter()
 
-    def _get(self, target: BulkTarget, cid: Cid, into: memoryview, tell: OnBytes, held: list[_Connection]) -> bytes:
+    def _get(
+        self, target: BulkTarget, cid: Cid, into: memoryview, on_progress: OnBytes, held: list[_ClientConnection]
+    ) -> bytes:
         while True:
             connection = self._take(target)
             held.append(connection)
             try:
                 if not connection.connected:
                     connection.connect()
-                digest = connection.get(target.token, cid, into, tell)
+                digest = connection.get(target.token, cid, into, on_progress)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
                 connection.close()
                 held.remove(connection)
@@ -284,7 +286,7 @@ class BulkClient:
             self._give(connection)
             return digest
 
-    def _take(self, target: BulkTarget) -> _Connection:
+    def _take(self, target: BulkTarget) -> _ClientConnection:
         with self._lock:
             for connection in reversed(self._idle):
                 if connection.endpoint == target.endpoint:
@@ -292,9 +294,9 @@ class BulkClient:
                     if connection.usable:
                         return connection
                     connection.close()
-        return _Connection(target, self._context)
+        return _ClientConnection(target, self._context)
 
-    def _give(self, connection: _Connection) -> None:
+    def _give(self, connection: _ClientConnection) -> None:
         """Return a connection to the pool; close those that have ended, and the oldest beyond the pool's size.
 
         All of them are checked at most once a second: asking the system about each takes longer than reading a piece.

@@ -117,7 +117,7 @@ class BulkServer:
         self._accepting: list[asyncio.Task[None]] = []
         self._lock = threading.Lock()
         self._hosts: Counter[str] = Counter()
-        self._connections: set[_Connection] = set()
+        self._connections: set[_ServerConnection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -185,7 +185,7 @@ class BulkServer:
 
     def _begin(self, sock: socket.socket, host: str) -> None:
         try:
-            connection = _Connection(self, sock, host)
+            connection = _ServerConnection(self, sock, host)
         except BaseException:
             sock.close()
             raise
@@ -199,7 +199,7 @@ class BulkServer:
             sock.close()
             raise
 
-    def _admit(self, connection: _Connection) -> bool:
+    def _admit(self, connection: _ServerConnection) -> bool:
         with self._lock:
             host = connection.host
             if len(self._connections) >= LIMITS.bulk_connections:
@@ -210,7 +210,7 @@ class BulkServer:
             self._connections.add(connection)
             return True
 
-    def leave(self, connection: _Connection) -> None:
+    def leave(self, connection: _ServerConnection) -> None:
         """Count a connection as ended."""
         with self._lock:
             self._connections.discard(connection)
@@ -238,7 +238,7 @@ class BulkServer:
         raise ConnectionError("stopping")
 
 
-class _Connection(threading.Thread):
+class _ServerConnection(threading.Thread):
     """One connection, on which requests and answers alternate.
 
     It is a thread because asyncio's TLS copies every byte through two more buffers, for half as much CPU again.  h11

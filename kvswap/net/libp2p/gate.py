@@ -2,7 +2,7 @@
 
 The DHT, identify, hole punching and gossip dial addresses that remote peers wrote into the peer store, without a check.
 So the rule of `net.dialling` is enforced where every dial passes, at the transports: addresses that were judged with a
-known teller, or typed by the user, are let through; all others are judged as if an unknown one of the connected peers
+known sender, or typed by the user, are let through; all others are judged as if an unknown one of the connected peers
 had sent them.
 """
 
@@ -26,7 +26,7 @@ Dial = Callable[..., Awaitable[Any]]
 class Gate:
     """The check in front of every dial of one host's transports.
 
-    `unknown()` returns the `teller` for addresses of which it is not known who sent them.
+    `unknown()` returns the `sender` for addresses of which it is not known who sent them.
     """
 
     def __init__(self, unknown: Callable[[], str | None]) -> None:

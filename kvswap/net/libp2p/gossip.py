@@ -43,7 +43,7 @@ _END_SECONDS = 2.0
 OnMessage = Callable[[str, str, bytes], None]  # signer, forwarding peer, data
 
 
-class Seen:
+class SeenMessages:
     """The ids of recent messages: a bounded replacement for py-libp2p's unbounded cache."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Gossip(Pubsub):  # type: ignore[misc]
         )
         unbounded: Any = self.seen_messages
         unbounded._stop_event.set()  # its thread ends at its next turn
-        self.seen_messages: Any = Seen()
+        self.seen_messages: Any = SeenMessages()
         self._on_message = on_message
         self._address = host_of
         self._via: dict[bytes, str] = {}  # message id -> forwarding peer, of the message each stream is handling

@@ -43,13 +43,13 @@ from kvswap.core.bounded import Bounded, Table
 from kvswap.core.errors import P2pDown, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import Problems, forever
-from kvswap.net.dialling import BY_HAND, Place, allowed, common, place_of, plain_host
+from kvswap.net.dialling import BY_HAND, Scope, allowed, common, plain_host, scope_of
 from kvswap.net.libp2p.bounds import bound, cap_messages
-from kvswap.net.libp2p.doors import Connections, Door, Streams
+from kvswap.net.libp2p.connection_limits import Connections, StreamLimit, Streams
 from kvswap.net.libp2p.gate import Gate
 from kvswap.net.libp2p.gossip import Gossip
 from kvswap.net.libp2p.relay import Relays, is_circuit, is_relayed
-from kvswap.net.libp2p.stores import NoValues, Peers, Providers, trimmed
+from kvswap.net.libp2p.stores import BoundedPeerStore, NoValues, Providers, trimmed
 from kvswap.net.messages import PROTOCOL, TOPIC
 from kvswap.net.transport import PeerAddress
 
@@ -58,7 +58,7 @@ _MDNS_NETWORK = "kvswap"  # our own service name: other libp2p applications are 
 _PROVIDE_EVERY_SECONDS = 1.2  # the receiving side allows 10 records in 10 s
 _MDNS_CLEAN_SECONDS = 120
 _KNOWN_PEERS = 1_024
-_ANY_HOST = {Place.LOOPBACK: "127.0.0.1", Place.PRIVATE: "10.0.0.1", Place.LINK: "169.254.1.1"}  # as tellers
+_ANY_HOST = {Scope.LOOPBACK: "127.0.0.1", Scope.PRIVATE: "10.0.0.1", Scope.LINK: "169.254.1.1"}  # as senders
 _MOST = 1_024  # connections of both directions; `doors` bounds the inbound ones
 # Streams of one peer, of all peers, and the seconds that one may take.
 _PROTOCOLS = (
@@ -110,7 +110,7 @@ class TrioHost:
         self._discovered, self._discovered_in = trio.open_memory_channel[PeerInfo](64)
         keys = create_new_key_pair(seed)
         self._own = ID.from_pubkey(keys.public_key)
-        self._peers = Peers(self._keeps)
+        self._peers = BoundedPeerStore(self._keeps)
         self.host = new_host(
             key_pair=keys,
             sec_opt={NOISE: NoiseTransport(keys, create_noise_key_pair().private_key)},
@@ -173,7 +173,7 @@ class TrioHost:
         self.tables += [connections, connections.places, *connections.tables, streams.places]
         handlers = self.host.get_mux().handlers
         for protocol, per_peer, most, seconds in _PROTOCOLS:
-            self.host.set_stream_handler(protocol, Door(handlers[protocol], per_peer, most, seconds))
+            self.host.set_stream_handler(protocol, StreamLimit(handlers[protocol], per_peer, most, seconds))
         # Its own limit is twelve streams of all peers together, without a time-out.
         self.dht._inbound_limiter = trio.CapacityLimiter(1_000)
 
@@ -270,8 +270,8 @@ class TrioHost:
         If this node listens on loopback only, loopback addresses are allowed as well; otherwise not, as anybody on the
         local network can send such a packet and could name this machine's own ports.
         """
-        own = {place_of(a.value_for_protocol(a.protocols()[0].code)) for a in self._listen if len(a.protocols())}
-        places = (Place.PRIVATE, Place.LINK, *((Place.LOOPBACK,) if own == {Place.LOOPBACK} else ()))
+        own = {scope_of(a.value_for_protocol(a.protocols()[0].code)) for a in self._listen if len(a.protocols())}
+        places = (Scope.PRIVATE, Scope.LINK, *((Scope.LOOPBACK,) if own == {Scope.LOOPBACK} else ()))
         return any(allowed([address], _ANY_HOST[place]) for place in places)
 
     async def _fill_routing_table(self) -> None:
@@ -326,7 +326,7 @@ class TrioHost:
         return bool(connections) and all(map(is_relayed, connections))
 
     def vicinity(self) -> str | None:
-        """Return the `teller` for addresses sent by an unknown one of the connected peers; see `dialling.common`."""
+        """Return the `sender` for addresses sent by an unknown one of the connected peers; see `dialling.common`."""
         direct = [p for p in self.connected() if not self.relayed(p)]
         return common(map(self.host_of, direct))
 
@@ -350,10 +350,10 @@ class TrioHost:
         self._forget_closed(peer)
         if peer in self.host.get_connected_peers():
             return
-        told = allowed(address.addresses, address.teller)
-        self._gate.let(told, typed=address.teller == BY_HAND)
-        circuits = [a for a in told if is_circuit(a)]
-        addresses = [_transport_part(a) for a in told if not is_circuit(a)]
+        reachable = allowed(address.addresses, address.sender)
+        self._gate.let(reachable, typed=address.sender == BY_HAND)
+        circuits = [a for a in reachable if is_circuit(a)]
+        addresses = [_transport_part(a) for a in reachable if not is_circuit(a)]
         if not addresses and not circuits:
             addresses = self._remembered(address.peer)
         if addresses and await self._tried(PeerInfo(peer, addresses), last=not circuits):
@@ -410,7 +410,7 @@ class TrioHost:
         found = await self.dht.provider_store.find_providers(multihash(key))
         me = self.host.get_id()
         by_peer = {str(i.peer_id): tuple(str(a) for a in i.addrs[:8]) for i in found if i.peer_id != me}
-        return [PeerAddress(peer, addresses, teller=self.vicinity()) for peer, addresses in by_peer.items()]
+        return [PeerAddress(peer, addresses, sender=self.vicinity()) for peer, addresses in by_peer.items()]
 
     async def announce(self, data: bytes) -> None:
         """Publish a message to the gossip topic."""

@@ -56,8 +56,8 @@ class Providers(ProviderStore):  # type: ignore[misc]
             entries=_KEYS,
             per_row=_PROVIDERS,
             nbytes=12 * MIB,
-            per_teller=_OF_ONE_SENDER,
-            bytes_per_teller=2 * MIB,
+            per_sender=_OF_ONE_SENDER,
+            bytes_per_sender=2 * MIB,
             keep=lambda key, record: key[1] == own,
             size=lambda key, record: 256 + sum(64 + len(a) for a in record.addresses),
         )
@@ -107,7 +107,7 @@ class NoValues(ValueStore):  # type: ignore[misc]
         raise ValueError("this node keeps no values")
 
 
-class Peers(PeerStore):  # type: ignore[misc]
+class BoundedPeerStore(PeerStore):  # type: ignore[misc]
     """The bounded peer store: addresses, protocols and keys of peers; those that `keep` selects are never evicted."""
 
     def __init__(self, keep: Callable[[Any], bool]) -> None:

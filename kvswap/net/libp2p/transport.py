@@ -128,7 +128,7 @@ class Libp2pTransport:
     async def _begin(self, listen: tuple[str, ...]) -> None:
         bridge = self._bridge = TrioThread()
 
-        def heard(origin: str, via: str, data: bytes) -> None:
+        def on_gossip(origin: str, via: str, data: bytes) -> None:
             if self._on_announcement is not None:
                 self._on_announcement(Announcement(origin, data, via))
 
@@ -142,7 +142,7 @@ class Libp2pTransport:
                 self._settings.relay,
                 self._settings.hole_punching,
                 lambda raw, peer: bridge.to_loop(self._accept, bridge, raw, peer),
-                lambda origin, via, data: bridge.to_loop(heard, origin, via, data),
+                lambda origin, via, data: bridge.to_loop(on_gossip, origin, via, data),
                 self._problems,
                 lambda peer: self._favoured(peer),
             )
@@ -200,7 +200,7 @@ class Libp2pTransport:
         return self._host.relayed(peer) if self._host and self.alive else False
 
     def vicinity(self) -> str | None:
-        """Return the `teller` for addresses sent by an unknown one of the connected peers; see `dialling.common`."""
+        """Return the `sender` for addresses sent by an unknown one of the connected peers; see `dialling.common`."""
         return self._host.vicinity() if self._host and self.alive else None
 
     def _live(self) -> TrioHost:

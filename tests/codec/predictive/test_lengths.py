@@ -1,7 +1,7 @@
 """The module in C keeps its word that every length is checked: sizes that wrap, and too little room to write.
 
-In a process of its own, as reading outside a buffer may end it.  `python -m tests.codec.predictive.test_lengths` runs the
-same under a sanitizer.
+In a process of its own, as reading outside a buffer may end it.  `python -m tests.codec.predictive.test_lengths` runs
+the same under a sanitizer.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def no_room() -> None:
     frequency = np.ones((CONTEXTS, 128), np.uint16)
     draw = np.random.default_rng(5)
     for kind, width in ((0, 2), (1, 2), (2, 4)):
-        for room in range(0, 12):
+        for headroom in range(0, 12):
             channels, tokens = 200, 3
             words = draw.integers(0, 1 << 16, tokens * channels * width // 2, np.uint16)
             mu, sigma, token = (
@@ -89,7 +89,7 @@ def no_room() -> None:
                 np.zeros(channels, np.int16),
                 np.zeros(tokens, np.int16),
             )
-            out = buffers(tokens * channels, tokens * channels, room, room)
+            out = buffers(tokens * channels, tokens * channels, headroom, headroom)
             left = (0, 7, 127)
             assert refused("split", *out, words, mu, sigma, token, frequency, tokens, channels, kind, 8, left, left)
 

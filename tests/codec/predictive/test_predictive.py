@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kvswap.codec.parts import widened
 from kvswap.codec.predictive import BACKENDS, Context, Predictor, decode, dump, encode, fast, load, plain, rope, train
 from kvswap.codec.predictive.buckets import CONTEXTS, FORMATS
-from kvswap.codec.predictive.rans import Tables
+from kvswap.codec.predictive.rans import FrequencyTables
 from kvswap.core.errors import Incompatible, IntegrityError, UsageError
 from kvswap.core.limits import LIMITS
 
@@ -45,7 +45,7 @@ def document(seed: int, tokens: int, dtype: str = "bfloat16", start: int = 0, no
                 size=state.shape
             )
             out = np.rint(state * 2**16).astype(np.int64).reshape(tokens, HEADS, DIM)
-            out = out if kind else rope.turn(out, cos, sin, back=False)
+            out = out if kind else rope.rotate(out, cos, sin, back=False)
             parts.append(np.ascontiguousarray(as_words(out / 2**16, dtype).transpose(1, 0, 2)))
     return parts
 
@@ -60,10 +60,10 @@ def predictor() -> Predictor:
     return train.predictor([stack], [counts])
 
 
-TOKENS = 40  # that the first layer of `spoken` tells apart
+TOKENS = 40  # that the first layer of `status_queries` tells apart
 
 
-def spoken(seed: int, tokens: int, start: int = 0, only: int = TOKENS) -> list[Any]:
+def status_queries(seed: int, tokens: int, start: int = 0, only: int = TOKENS) -> list[Any]:
     """As `document`, with a first layer that says nothing but the token."""
     table = np.random.default_rng(1).normal(size=(TOKENS, 2, HEADS * DIM))
     ids = np.random.default_rng(seed).integers(0, only, tokens)
@@ -76,20 +76,20 @@ def _first_layer(rows: Any, start: int = 0) -> list[Any]:
     out = []
     for kind in range(2):
         whole = np.rint(rows[:, kind] * 2**16).astype(np.int64).reshape(len(rows), HEADS, DIM)
-        whole = whole if kind else rope.turn(whole, cos, sin, back=False)
+        whole = whole if kind else rope.rotate(whole, cos, sin, back=False)
         out.append(np.ascontiguousarray(as_words(whole / 2**16, "bfloat16").transpose(1, 0, 2)))
     return out
 
 
 @pytest.fixture(scope="module")
-def by_heart() -> Predictor:
+def token_table() -> Predictor:
     """Knows the first 30 of the 40 tokens."""
     turns = rope.powers(1.0 / 100.0 ** (np.arange(DIM // 2) / (DIM // 2)))
     table = np.random.default_rng(1).normal(size=(TOKENS, 2, HEADS * DIM))
     k, v = _first_layer(table[:30])
     trainer = train.Trainer(range(LAYERS), turns, 2, "bfloat16", [(k, v)])
     for seed in range(8):
-        trainer.add(spoken(seed, 300))
+        trainer.add(status_queries(seed, 300))
     stack, counts = trainer.finish()
     return load(dump(train.predictor([stack], [counts])))
 
@@ -158,25 +158,27 @@ def test_adversarial_tensors(predictor: Predictor, dtype: str, tokens: int, star
     round_trip(context(predictor, start), parts, dtype)
 
 
-def test_tokens_known_by_heart(by_heart: Predictor) -> None:
+def test_tokens_known_by_heart(token_table: Predictor) -> None:
     """The first layer costs nearly nothing where its tokens are known, and is right where they are not."""
-    first = [round_trip(context(by_heart, 70), spoken(50, 256, 70, only)[:2], "bfloat16") for only in (30, TOKENS)]
+    first = [
+        round_trip(context(token_table, 70), status_queries(50, 256, 70, only)[:2], "bfloat16") for only in (30, TOKENS)
+    ]
     raw = 2 * 256 * HEADS * DIM * 2
     assert len(first[0]) - 1100 < 0.4 * raw  # 1,100: header, entries and the coder's states
     assert len(first[0]) + 0.1 * raw < len(first[1])
-    round_trip(context(by_heart, 70), spoken(51, 256, 70), "bfloat16")
-    round_trip(context(by_heart, 0, 2, spoken(52, 64)[:4]), spoken(52, 64)[4:], "bfloat16")
-    round_trip(context(by_heart, 0, 1, spoken(52, 64)[:2]), spoken(52, 64)[2:], "bfloat16")
-    round_trip(context(by_heart), document(53, 64), "bfloat16")
+    round_trip(context(token_table, 70), status_queries(51, 256, 70), "bfloat16")
+    round_trip(context(token_table, 0, 2, status_queries(52, 64)[:4]), status_queries(52, 64)[4:], "bfloat16")
+    round_trip(context(token_table, 0, 1, status_queries(52, 64)[:2]), status_queries(52, 64)[2:], "bfloat16")
+    round_trip(context(token_table), document(53, 64), "bfloat16")
 
 
-def test_entries_that_the_memory_does_not_have_are_refused(by_heart: Predictor, predictor: Predictor) -> None:
-    parts = spoken(3, 16)
-    wire = bytearray(encode(context(by_heart), parts, "bfloat16"))
+def test_entries_that_the_memory_does_not_have_are_refused(token_table: Predictor, predictor: Predictor) -> None:
+    parts = status_queries(3, 16)
+    wire = bytearray(encode(context(token_table), parts, "bfloat16"))
     out = [np.zeros_like(p) for p in parts]
     wire[plain.HEADER.size : plain.HEADER.size + 2] = (31).to_bytes(2, "little")
     with pytest.raises(IntegrityError, match="entry"):
-        decode(context(by_heart), bytes(wire), out, "bfloat16")
+        decode(context(token_table), bytes(wire), out, "bfloat16")
     with pytest.raises(IntegrityError, match="which of its tokens"):
         decode(context(predictor), bytes(wire), out, "bfloat16")
 
@@ -219,9 +221,9 @@ def test_a_chunk_of_later_layers_is_coded_against_those_before_it(predictor: Pre
 def test_decoding_into_views_of_a_larger_cache(predictor: Predictor) -> None:
     parts = document(3, 100)
     wire = encode(context(predictor), parts, "bfloat16")
-    room = [np.zeros((HEADS, 150, DIM), np.uint16) for _ in parts]
-    decode(context(predictor), wire, [r[:, 20:120] for r in room], "bfloat16")
-    assert all((r[:, 20:120] == p).all() and not r[:, :20].any() for r, p in zip(room, parts, strict=True))
+    headroom = [np.zeros((HEADS, 150, DIM), np.uint16) for _ in parts]
+    decode(context(predictor), wire, [r[:, 20:120] for r in headroom], "bfloat16")
+    assert all((r[:, 20:120] == p).all() and not r[:, :20].any() for r, p in zip(headroom, parts, strict=True))
 
 
 def test_threads_change_nothing(predictor: Predictor) -> None:
@@ -245,9 +247,9 @@ def test_every_kernel_sums_alike(predictor: Predictor, by: int, monkeypatch: pyt
         for extreme in (False, True):
             given = rng.integers(-127, 128, (67, size)).astype(np.int8)
             given = np.where(given < 0, -127, 127).astype(np.int8) if extreme else given
-            exact = given.astype(np.int64) @ tensor.weights.astype(np.int64)
-            assert (fast.sums(tensor, [given])[:, :channels] == exact).all()
-            assert (plain.sums(tensor, [given]) == exact).all()
+            lossless = given.astype(np.int64) @ tensor.weights.astype(np.int64)
+            assert (fast.sums(tensor, [given])[:, :channels] == lossless).all()
+            assert (plain.sums(tensor, [given]) == lossless).all()
         tensor.prepared.clear()
 
 
@@ -317,7 +319,7 @@ def _flat_predictor() -> bytes:
     rng = np.random.default_rng(0)
     trainer.add([as_words(rng.normal(size=(1, 50, 4)), "bfloat16") for _ in range(2)])
     stack, _ = trainer.finish()
-    return dump(Predictor((stack,), Tables.flat(CONTEXTS)))
+    return dump(Predictor((stack,), FrequencyTables.flat(CONTEXTS)))
 
 
 def test_a_predictor_survives_being_written(predictor: Predictor) -> None:
@@ -396,5 +398,5 @@ def test_turning_there_and_back(predictor: Predictor) -> None:
     assert np.abs(cos / 2**14 - np.cos(angle)).max() < 1e-4
     assert np.abs(sin / 2**14 - np.sin(angle)).max() < 1e-4
     values = np.random.default_rng(0).integers(-(1 << 24), 1 << 24, (6, 2, 8))
-    there = rope.turn(values, cos, sin, back=False)
-    assert np.abs(rope.turn(there, cos, sin, back=True) - values).max() < 1 << 12
+    there = rope.rotate(values, cos, sin, back=False)
+    assert np.abs(rope.rotate(there, cos, sin, back=True) - values).max() < 1 << 12

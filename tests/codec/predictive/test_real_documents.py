@@ -28,13 +28,13 @@ def documents() -> list[Path]:
 def trained(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """On other texts than are tested: as little as shows that it works."""
     from kvswap.model.load import load_model
-    from kvswap.worker.training import make
+    from kvswap.worker.training import train_predictor
 
     corpus = tmp_path_factory.mktemp("corpus")
     for number, path in enumerate(sorted(ROOT.glob("tests/*/test_*.py"))[:4]):
         (corpus / f"{number}.txt").write_text(path.read_text()[:3500])
     loaded = load_model(smollm, "smollm2-135m", "float32", "cpu", 0)
-    data, _ = make(loaded, corpus, 4_000, BLOCK, lambda done: None, lambda: None)
+    data, _ = train_predictor(loaded, corpus, 4_000, BLOCK, lambda done: None, lambda: None)
     return data
 
 

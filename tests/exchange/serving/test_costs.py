@@ -17,7 +17,7 @@ from kvswap.exchange.serving import uploads
 from kvswap.net import PeerAddress, messages
 from kvswap.net.bulk import BulkIdentity
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
-from kvswap.net.server import Caller, Server
+from kvswap.net.server import RemoteCaller, Server
 from kvswap.trust import Key
 from tests.exchange.test_fetch import SERVICES, world
 from tests.support import key, make_artifact, run
@@ -36,7 +36,7 @@ def test_who_goes_on_sending_what_is_no_request_is_a_flood(frame: bytes) -> None
     async def body() -> None:
         told: list[tuple[str, str]] = []
 
-        async def answer(caller: Caller, request: messages.Request) -> Any:
+        async def answer(caller: RemoteCaller, request: messages.Request) -> Any:
             return b""
 
         network = MemoryNetwork()
@@ -69,27 +69,27 @@ def test_manifests_and_catalogues_wait_for_room_as_chunks_do(tmp_path: Path, mon
             peer = PeerAddress(a.transport.peer)
             reader = b.transport.peer
             taken: list[int] = []
-            real = uploads.Room.acquire
+            real = uploads.UploadQuota.acquire
 
-            async def acquire(room: Any, who: str, size: int) -> None:
-                await real(room, who, size)
+            async def acquire(headroom: Any, who: str, size: int) -> None:
+                await real(headroom, who, size)
                 assert who == reader
                 taken.append(size)
 
-            monkeypatch.setattr(uploads.Room, "acquire", acquire)
+            monkeypatch.setattr(uploads.UploadQuota, "acquire", acquire)
             envelope = await b.network.ask(peer, messages.GetManifest(made.id), bytes)
-            catalogue = await b.network.ask(peer, messages.GetCatalogue(0), messages.CatalogueReply)
+            catalogue = await b.network.ask(peer, messages.GetPrefixIndex(0), messages.PrefixIndexReply)
             assert envelope == made.statement.envelope and catalogue.keys
             assert taken == [len(envelope), len(catalogue.keys)]
-            room = SERVICES[a].serving.uploads._room
+            headroom = SERVICES[a].serving.uploads._quota
             async with asyncio.timeout(20):
-                while room.used:  # and it is given back when it is sent
+                while headroom.used:  # and it is given back when it is sent
                     await asyncio.sleep(0.01)
-            await real(room, reader, LIMITS.upload_bytes_per_peer)
+            await real(headroom, reader, LIMITS.upload_bytes_per_peer)
             asked = asyncio.create_task(b.network.ask(peer, messages.GetManifest(made.id), bytes))
             await asyncio.sleep(0.2)
             assert not asked.done()
-            room.release(reader, LIMITS.upload_bytes_per_peer)
+            headroom.release(reader, LIMITS.upload_bytes_per_peer)
             assert await asked == envelope
 
     run(body())

@@ -6,62 +6,62 @@ from collections import Counter
 import pytest
 
 from kvswap.core.errors import PeerBusy
-from kvswap.exchange.serving.fair import Pacer, Room
+from kvswap.exchange.serving.fair import Pacer, UploadQuota
 from tests.support import run
 
 
 def test_a_peer_with_many_requests_does_not_crowd_out_one_with_few() -> None:
     async def body() -> None:
-        room = Room(capacity=10, per_peer=10, waiting_per_peer=100)
-        await room.acquire("first", 10)
+        headroom = UploadQuota(capacity=10, per_peer=10, waiting_per_peer=100)
+        await headroom.acquire("first", 10)
         order: list[str] = []
 
         async def one(peer: str) -> None:
-            await room.acquire(peer, 10)
+            await headroom.acquire(peer, 10)
             order.append(peer)
-            room.release(peer, 10)
+            headroom.release(peer, 10)
 
         tasks = [asyncio.create_task(one("greedy")) for _ in range(20)]
         tasks += [asyncio.create_task(one("modest")) for _ in range(2)]
         await asyncio.sleep(0)
-        room.release("first", 10)
+        headroom.release("first", 10)
         await asyncio.gather(*tasks)
         assert order.index("modest") <= 1 and order[:4].count("modest") == 2
-        assert room.used == 0
+        assert headroom.used == 0
 
     run(body())
 
 
 def test_room_is_bounded_for_all_and_for_each() -> None:
     async def body() -> None:
-        room = Room(capacity=100, per_peer=40, waiting_per_peer=2)
-        await room.acquire("a", 30)
-        waiting = [asyncio.create_task(room.acquire("a", 30)) for _ in range(2)]
+        headroom = UploadQuota(capacity=100, per_peer=40, waiting_per_peer=2)
+        await headroom.acquire("a", 30)
+        waiting = [asyncio.create_task(headroom.acquire("a", 30)) for _ in range(2)]
         await asyncio.sleep(0)
         assert not any(w.done() for w in waiting)
         with pytest.raises(PeerBusy):
-            await room.acquire("a", 1)
-        await room.acquire("b", 40)
-        assert room.used == 70
+            await headroom.acquire("a", 1)
+        await headroom.acquire("b", 40)
+        assert headroom.used == 70
         waiting[0].cancel()
         await asyncio.gather(waiting[0], return_exceptions=True)
-        room.release("a", 30)
+        headroom.release("a", 30)
         await waiting[1]
-        assert room.used == 70
+        assert headroom.used == 70
 
     run(body())
 
 
 def test_one_that_is_cancelled_as_it_is_served_gives_its_room_back() -> None:
     async def body() -> None:
-        room = Room(10, 10, 10)
-        await room.acquire("a", 10)
-        waiting = asyncio.create_task(room.acquire("b", 10))
+        headroom = UploadQuota(10, 10, 10)
+        await headroom.acquire("a", 10)
+        waiting = asyncio.create_task(headroom.acquire("b", 10))
         await asyncio.sleep(0)
-        room.release("a", 10)  # b's turn, in the same moment
+        headroom.release("a", 10)  # b's turn, in the same moment
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        assert room.used == 0
+        assert headroom.used == 0
 
     run(body())
 

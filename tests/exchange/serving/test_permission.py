@@ -17,95 +17,95 @@ from kvswap.artifact.manifest import LayerSpec
 from kvswap.core.errors import KvswapError, NotFound, PeerBusy, TokenRefused, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
-from kvswap.exchange.verification.audits import hear_audits, refuse_if_failed
-from kvswap.exchange.verification.heads import hear_heads, own_head
+from kvswap.exchange.verification.audits import receive_audits, refuse_if_failed
+from kvswap.exchange.verification.status_records import own_status_record, receive_status_records
 from kvswap.exchange.withdraw import withdraw
 from kvswap.net import messages
 from kvswap.net.bulk import BulkTarget
 from kvswap.net.client import Session, session
 from kvswap.store import Records
-from kvswap.trust.head import catalogue_root, make_head
+from kvswap.trust.status_record import artifacts_root, make_status_record
 from tests.exchange.test_fetch import SERVICES, World, world
-from tests.exchange.test_hearing import AUDITOR, audit
+from tests.exchange.test_received import AUDITOR, audit
 from tests.exchange.test_unwritten import FULL, takes_nothing
-from tests.support import Made, key, make_artifact, run
+from tests.support import Ingested, key, make_artifact, run
 
 OWN = key(1000)  # the first node's publisher
-STRANGER = key(7)
+UNTRUSTED = key(7)
 WIDE = (LayerSpec(kind="full", heads=4, k_dim=64, v_dim=64),) * 6
 RATE = 8_000_000
 
 
 @pytest.fixture(scope="module")
-def artifacts() -> dict[str, Made]:
+def artifacts() -> dict[str, Ingested]:
     """By who signed them: two chunks of a megabyte, so that each takes a moment."""
     return {
         name: make_artifact(signer, tokens=1024, block_tokens=512, specs=WIDE, codec="raw", seed=number)
-        for number, (name, signer) in enumerate((("own", OWN), ("stranger", STRANGER)))
+        for number, (name, signer) in enumerate((("own", OWN), ("stranger", UNTRUSTED)))
     }
 
 
 # -- what makes it so that it must not be served -------------------------------------------------------
 
 
-async def blocked(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
+async def blocked(node: Node, made: Ingested, peer: str, patch: pytest.MonkeyPatch) -> None:
     node.peers.block(peer, True)
 
 
-async def shunned(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
+async def throttled(node: Node, made: Ingested, peer: str, patch: pytest.MonkeyPatch) -> None:
     node.peers.flooded(peer, "floods, in this test")
 
 
-async def withdrawn(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
+async def withdrawn(node: Node, made: Ingested, peer: str, patch: pytest.MonkeyPatch) -> None:
     if made.manifest.publisher == node.identity.own:
         await withdraw(node, Cid.parse(made.id), "a typing error")
     else:
-        head = make_head(STRANGER, 5, int(time.time()) - 5, [], {made.id: "a typing error"})
-        hear_heads(node, [head.envelope], str(key(4000).peer_id))
+        head = make_status_record(UNTRUSTED, 5, int(time.time()) - 5, [], {made.id: "a typing error"})
+        receive_status_records(node, [head.envelope], str(key(4000).peer_id))
 
 
-async def expired(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
+async def expired(node: Node, made: Ingested, peer: str, patch: pytest.MonkeyPatch) -> None:
     right = time.time
     patch.setattr(time, "time", lambda: right() + 3 * 86_400)
 
 
-def _outcome(node: Node, made: Made, verdict: Any) -> None:
+def _outcome(node: Node, made: Ingested, verdict: Any) -> None:
     from kvswap.store import Outcome
-    from kvswap.trust.ladder import RULES
+    from kvswap.trust.levels import RULES
 
     node.trust.records.put_outcome(
         Outcome(made.id, made.manifest.publisher, verdict, RULES, (1, 2, 3, 5), ("another",))
     )
 
 
-async def disputed(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
+async def disputed(node: Node, made: Ingested, peer: str, patch: pytest.MonkeyPatch) -> None:
     _outcome(node, made, "disputed")
 
 
-async def unlisted(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
+async def unlisted(node: Node, made: Ingested, peer: str, patch: pytest.MonkeyPatch) -> None:
     _outcome(node, made, "wrong")
 
 
-async def caught(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
-    node.trust.policy.distrust(made.manifest.publisher, "it lied elsewhere", "another", "")
+async def caught(node: Node, made: Ingested, peer: str, patch: pytest.MonkeyPatch) -> None:
+    node.trust.policy.ban(made.manifest.publisher, "it lied elsewhere", "another", "")
 
 
-async def audited(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
+async def audited(node: Node, made: Ingested, peer: str, patch: pytest.MonkeyPatch) -> None:
     """A trusted auditor's audit failed, and the user trusts the publisher again all the same."""
     node.trust.policy.add(str(AUDITOR.peer_id))
-    hear_audits(node, [audit(made, "failed")], str(key(4000).peer_id), None)
+    receive_audits(node, [audit(made, "failed")], str(key(4000).peer_id), None)
     if made.manifest.publisher != node.identity.own:
         node.trust.policy.add(made.manifest.publisher)
 
 
-async def removed(node: Node, made: Made, peer: str, patch: pytest.MonkeyPatch) -> None:
+async def removed(node: Node, made: Ingested, peer: str, patch: pytest.MonkeyPatch) -> None:
     node.store.remove(made.id)
 
 
-State = Callable[[Node, Made, str, pytest.MonkeyPatch], Any]
+State = Callable[[Node, Ingested, str, pytest.MonkeyPatch], Any]
 STATES: list[tuple[State, str]] = [
     (blocked, "own"),
-    (shunned, "own"),
+    (throttled, "own"),
     (withdrawn, "own"),
     (withdrawn, "stranger"),
     (expired, "own"),
@@ -124,8 +124,8 @@ PLANES = pytest.mark.parametrize("plane", ["libp2p", "https"])
 class Reader:
     """A peer that asks for chunks by hand."""
 
-    def __init__(self, server: Node, node: Node, made: Made, talk: Session) -> None:
-        self.server, self.node, self.made, self.talk = server, node, made, talk
+    def __init__(self, server: Node, node: Node, made: Ingested, pipe: Session) -> None:
+        self.server, self.node, self.made, self.pipe = server, node, made, pipe
         self.peer = node.transport.peer  # type: ignore[union-attr]
         self.token = ""
 
@@ -136,7 +136,7 @@ class Reader:
     async def join(self) -> None:
         """Get a token."""
         me = messages.Provider(self.peer, [])
-        reply = await self.talk.ask(messages.Join(self.made.id, me, True), messages.JoinReply)
+        reply = await self.pipe.ask(messages.Join(self.made.id, me, True), messages.JoinReply)
         assert reply.grant is not None
         self.token = reply.grant.token
 
@@ -150,26 +150,31 @@ class Reader:
         if plane == "https":
             await self.node.network.bulk.get(self.target(), cid, memoryview(into), on_bytes)
             return bytes(into)
-        async with session(self.node.transport, self.server.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
-            return await talk.chunk(str(cid), len(into))
+        async with session(self.node.transport, self.server.transport.peer) as pipe:  # type: ignore[arg-type,union-attr]
+            return await pipe.chunk(str(cid), len(into))
 
 
 @asynccontextmanager
-async def served(tmp_path: Path, made: Made) -> AsyncIterator[tuple[World, Reader]]:
+async def served(tmp_path: Path, made: Ingested) -> AsyncIterator[tuple[World, Reader]]:
     async with world(tmp_path) as w:
         settings: dict[str, Any] = {"bulk": True, "trust": False}
         a = await w.node(**settings, upload_bytes_per_second=RATE)
         b = await w.node(**settings)
         w.give(a, made)
-        async with session(b.transport, a.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
+        async with session(b.transport, a.transport.peer) as pipe:  # type: ignore[arg-type,union-attr]
             with contextlib.suppress(KvswapError):  # closing a stream that was cut off
-                yield w, Reader(a, b, made, talk)
+                yield w, Reader(a, b, made, pipe)
 
 
 @PLANES
 @CASES
 def test_nothing_is_served_from_that_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: dict[str, Made], state: State, whose: str, plane: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    artifacts: dict[str, Ingested],
+    state: State,
+    whose: str,
+    plane: str,
 ) -> None:
     """With everything in hand that was needed before: the id of a chunk, a token, a stream."""
 
@@ -192,7 +197,12 @@ def test_nothing_is_served_from_that_moment(
 @PLANES
 @CASES
 def test_what_is_on_its_way_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: dict[str, Made], state: State, whose: str, plane: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    artifacts: dict[str, Ingested],
+    state: State,
+    whose: str,
+    plane: str,
 ) -> None:
     async def body() -> None:
         made = artifacts[whose]
@@ -215,7 +225,7 @@ def test_what_is_on_its_way_stops(
 
 @CASES
 def test_nobody_is_told_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: dict[str, Made], state: State, whose: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: dict[str, Ingested], state: State, whose: str
 ) -> None:
     """No offer, no manifest, no list of chunks, no token; not in the catalogue, nor in what it stands by."""
 
@@ -229,34 +239,34 @@ def test_nobody_is_told_of_it(
             others = [messages.GetManifest(made.id), messages.Have(made.id)]
             others.append(messages.Join(made.id, messages.Provider(reader.peer, []), True))
             for find in finds:
-                assert (await reader.talk.ask(find, messages.FindReply)).found
+                assert (await reader.pipe.ask(find, messages.FindReply)).found
             await state(node, made, reader.peer, monkeypatch)
-            async with session(reader.node.transport, node.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
+            async with session(reader.node.transport, node.transport.peer) as pipe:  # type: ignore[arg-type,union-attr]
                 for find in finds:
                     try:
-                        reply = await talk.ask(find, messages.FindReply)
+                        reply = await pipe.ask(find, messages.FindReply)
                         assert reply.found == [] and reply.grant is None
                     except KvswapError:
-                        assert state in (blocked, shunned)
+                        assert state in (blocked, throttled)
                         return  # this peer is told nothing at all; others may be
                 for request in others:
                     with pytest.raises(NotFound):
-                        await talk.ask(request, bytes)
-                reply = await talk.ask(messages.GetCatalogue(0), messages.CatalogueReply)
+                        await pipe.ask(request, bytes)
+                reply = await pipe.ask(messages.GetPrefixIndex(0), messages.PrefixIndexReply)
                 assert reply.keys == b""
             heard = len([e for e in reader.node.events.recent() if e["event"] == "heard"])
             if node.store.get_artifact(made.id) is not None:
                 await node.network.announce(made.id, document)
                 assert len([e for e in reader.node.events.recent() if e["event"] == "heard"]) == heard
-            if (head := own_head(node)) is not None:
-                assert head.head.artifacts == 0 and head.head.catalogue == catalogue_root([])
+            if (head := own_status_record(node)) is not None:
+                assert head.record.artifacts == 0 and head.record.catalogue == artifacts_root([])
 
     run(body())
 
 
 @pytest.mark.parametrize("disk", ["writable", "full"])
 def test_what_a_trusted_auditor_found_wrong_is_offered_as_little_as_it_is_used(
-    tmp_path: Path, artifacts: dict[str, Made], disk: str
+    tmp_path: Path, artifacts: dict[str, Ingested], disk: str
 ) -> None:
     """Until the auditor is trusted no more; whoever its publisher is by now."""
 
@@ -288,7 +298,7 @@ def test_what_a_trusted_auditor_found_wrong_is_offered_as_little_as_it_is_used(
     run(body())
 
 
-def test_the_chunks_of_what_was_withdrawn_are_deleted_at_once(tmp_path: Path, artifacts: dict[str, Made]) -> None:
+def test_the_chunks_of_what_was_withdrawn_are_deleted_at_once(tmp_path: Path, artifacts: dict[str, Ingested]) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
             node = await w.node(trust=False)
@@ -308,20 +318,20 @@ def test_the_chunks_of_what_was_withdrawn_are_deleted_at_once(tmp_path: Path, ar
 def test_a_chunk_that_another_artifact_has_too_is_served_as_its(tmp_path: Path) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:
-            one, two = make_artifact(OWN, seed=3), make_artifact(STRANGER, seed=3)
+            one, two = make_artifact(OWN, seed=3), make_artifact(UNTRUSTED, seed=3)
             assert one.id != two.id and one.chunks.keys() == two.chunks.keys()
             a, b = await w.node(trust=False), await w.node(trust=False)
             w.give(a, one)
             w.give(a, two)
             cid = next(iter(one.chunks))
             await withdraw(a, Cid.parse(one.id), "")
-            async with session(b.transport, a.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
-                assert await talk.chunk(str(cid), len(one.chunks[cid])) == one.chunks[cid]
+            async with session(b.transport, a.transport.peer) as pipe:  # type: ignore[arg-type,union-attr]
+                assert await pipe.chunk(str(cid), len(one.chunks[cid])) == one.chunks[cid]
                 _outcome(a, two, "disputed")
                 with pytest.raises(NotFound):
-                    await talk.chunk(str(cid), len(one.chunks[cid]))
+                    await pipe.chunk(str(cid), len(one.chunks[cid]))
                 a.trust.policy.add(two.manifest.publisher)  # no stranger disputes what the user trusts
-                assert await talk.chunk(str(cid), len(one.chunks[cid])) == one.chunks[cid]
+                assert await pipe.chunk(str(cid), len(one.chunks[cid])) == one.chunks[cid]
 
     run(body())
 
@@ -339,7 +349,7 @@ def test_a_token_opens_what_was_asked_for_and_nothing_else(tmp_path: Path) -> No
                 await reader.node.network.bulk.get(reader.target(), foreign, memoryview(into))
             # asked for on the same stream, it is the same token
             me = messages.Provider(reader.peer, [])
-            reply = await reader.talk.ask(messages.Join(other.id, me, True), messages.JoinReply)
+            reply = await reader.pipe.ask(messages.Join(other.id, me, True), messages.JoinReply)
             assert reply.grant is not None and reply.grant.token == reader.token
             await reader.node.network.bulk.get(reader.target(), foreign, memoryview(into))
             assert bytes(into) == other.chunks[foreign]
@@ -348,7 +358,7 @@ def test_a_token_opens_what_was_asked_for_and_nothing_else(tmp_path: Path) -> No
     run(body())
 
 
-def test_who_is_blocked_is_hung_up_on_and_its_tokens_are_gone(tmp_path: Path, artifacts: dict[str, Made]) -> None:
+def test_who_is_blocked_is_hung_up_on_and_its_tokens_are_gone(tmp_path: Path, artifacts: dict[str, Ingested]) -> None:
     async def body() -> None:
         async with served(tmp_path, artifacts["own"]) as (_, reader):
             await reader.join()
@@ -361,8 +371,8 @@ def test_who_is_blocked_is_hung_up_on_and_its_tokens_are_gone(tmp_path: Path, ar
                 while reader.peer in node.transport.connected() or SERVICES[node].serving.bulk_server.connections:  # type: ignore[union-attr]
                     await asyncio.sleep(0.01)
             node.peers.block(reader.peer, False)
-            async with session(reader.node.transport, node.transport.peer) as talk:  # type: ignore[arg-type,union-attr]
+            async with session(reader.node.transport, node.transport.peer) as pipe:  # type: ignore[arg-type,union-attr]
                 cid = reader.chunks[0]
-                assert await talk.chunk(str(cid), len(artifacts["own"].chunks[cid])) == artifacts["own"].chunks[cid]
+                assert await pipe.chunk(str(cid), len(artifacts["own"].chunks[cid])) == artifacts["own"].chunks[cid]
 
     run(body())

@@ -173,14 +173,14 @@ def test_the_slowest_that_is_waited_for() -> None:
     raise AssertionError("1 KB/s is waited for for ever")
 
 
-def besieged(kind: str, liars: int, *, known: bool, seconds: float = 30.0) -> float:
+def besieged(kind: str, invalid_senders: int, *, known: bool, seconds: float = 30.0) -> float:
     """Simulated seconds with one good peer, and liars of which each that is done for is followed by another."""
     lengths = [1_400_000] * 16
     good, now = SimulatedPeer(80e6), 0.0
     schedule = Schedule(lengths, rng=random.Random(2))
     schedule.set_peer("good", range(16), 80e6 if known else None)
     began: dict[tuple[str, int], float] = {}
-    names = [f"liar {n}" for n in range(liars)]
+    names = [f"liar {n}" for n in range(invalid_senders)]
     for name in names:
         schedule.set_peer(name, range(16))
     while not schedule.complete and now < seconds:
@@ -217,8 +217,8 @@ def besieged(kind: str, liars: int, *, known: bool, seconds: float = 30.0) -> fl
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("liars", [1, 4, 15])
+@pytest.mark.parametrize("invalid_senders", [1, 4, 15])
 @pytest.mark.parametrize("kind", ["silent", "drips", "fails", "lies"])
-def test_those_that_never_gave_anything_hold_up_nobody_who_did(kind: str, liars: int, known: bool) -> None:
+def test_those_that_never_gave_anything_hold_up_nobody_who_did(kind: str, invalid_senders: int, known: bool) -> None:
     """However many come, and come again: alone it takes 0.3 s.  Nobody knows yet who is good where nobody gave anything."""
-    assert besieged(kind, liars, known=known) < (1.6 if known else 5.0)
+    assert besieged(kind, invalid_senders, known=known) < (1.6 if known else 5.0)

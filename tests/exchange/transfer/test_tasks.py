@@ -17,7 +17,7 @@ from kvswap.core.ids import Cid
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.node.buffers import Buffers
 from kvswap.exchange.transfer.sources import Source
-from kvswap.exchange.transfer.tasks import whole
+from kvswap.exchange.transfer.tasks import run_to_end
 from kvswap.net.bulk.client import BulkClient
 from tests.exchange.test_fetch import needed, world
 from tests.support import make_artifact, run
@@ -36,7 +36,7 @@ def test_a_write_that_is_cancelled_any_number_of_times_keeps_its_memory(pauses: 
         async def flight(fill: int) -> None:
             async with buffers.lease(4096) as memory:
                 memory[:] = bytes([fill]) * 4096
-                await whole(write, memoryview(memory))
+                await run_to_end(write, memoryview(memory))
 
         first = asyncio.create_task(flight(1))
         await asyncio.sleep(0)

@@ -1,0 +1,81 @@
+"""`kvswap ask`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kvswap.cli.objective import group_option, host_option, plan_options
+from kvswap.cli.output import Output, reference, verb
+from kvswap.core.limits import LIMITS
+from kvswap.cost import Objective
+
+
+@click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
+@click.argument("ref")
+@click.argument("question")
+@click.option("--max-tokens", type=click.IntRange(1, LIMITS.host_tokens), default=64, show_default=True)
+@click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
+@click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
+@click.option("--tofu", is_flag=True, help="Trust the publisher from now on, if not known yet.")
+@click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
+@click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
+@click.option("--ignore-eos", is_flag=True, help="Make exactly --max-tokens tokens.")
+@host_option()
+@group_option()
+@plan_options
+@verb
+def ask_command(
+    output: Output,
+    ref: str,
+    question: str,
+    max_tokens: int,
+    prefill: bool,
+    force: bool,
+    tofu: bool,
+    allow_untrusted: bool,
+    allow_lossy: bool,
+    ignore_eos: bool,
+    host: str | None,
+    group: str | None,
+    objective: Objective,
+) -> None:
+    name, text = reference(ref)
+    with output.progress() as progress:
+
+        def show(event: dict[str, Any]) -> None:
+            if event["event"] != "token":
+                progress(event)
+
+        answer = output.client.ask(
+            name,
+            question,
+            max_tokens=max_tokens,
+            text=text,
+            prefill=prefill,
+            force=force,
+            tofu=tofu,
+            allow_untrusted=allow_untrusted,
+            allow_lossy=allow_lossy,
+            group=group,
+            host=host,
+            objective=objective,
+            ignore_eos=ignore_eos,
+            on_event=show,
+        )
+    output.result(answer, answer["text"])
+    if not output.as_json and not output.quiet:
+        computed = answer["computed_tokens"]
+        how = "prefilled here"
+        if hosted := answer.get("host"):
+            how = f"the host {hosted['peer']} read {hosted['cached_tokens']} tokens for ${hosted['dollars'] or 0:.6f}"
+            if hosted["problem"]:
+                how = f"{how}; ITS BILL IS WRONG: {hosted['problem']}"
+        if answer["artifact"]:
+            how = f"{answer['fetched_tokens']} tokens of a published cache, {computed} computed here"
+            how = how if computed else "from a published cache"
+        output.note(
+            f"({how}: {answer['tokens']} tokens, first token after {answer['ttft_seconds']:.2f} s; "
+            f"{answer['plan']['reason']})"
+        )

@@ -1,0 +1,53 @@
+"""`kvswap daemon`: run a node."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from kvswap.cli.output import Output, verb
+from kvswap.core.errors import KvswapError
+
+
+@click.command("daemon", help="Run a node until SIGTERM or Ctrl-C.")
+@click.option("--listen", multiple=True, help="Multiaddr to listen on (repeatable; default /ip4/127.0.0.1/tcp/0).")
+@click.option("--announce", multiple=True, help="Multiaddr that peers should dial instead (repeatable).")
+@click.option("--bootstrap", multiple=True, help="Multiaddr of a peer to join, with /p2p/ (repeatable).")
+@click.option("--relays", multiple=True, help="Multiaddr of a relay to be reached through, behind NAT (repeatable).")
+@click.option("--relay/--no-relay", default=None, help="Relay for nodes behind NAT.")
+@click.option("--bulk/--no-bulk", default=None, help="Chunks over HTTPS, not over libp2p streams only.")
+@click.option("--bulk-port", help="Port of the HTTPS bulk plane (default: any).")
+@click.option("--api-port", help="Port of the local API (default: any).")
+@click.option("--mdns/--no-mdns", default=None, help="Find peers on the local network.")
+@click.option("--p2p/--no-p2p", default=None, help="Take part in the network at all.")
+@click.option("--model", help="Default model: a name, or a directory.")
+@click.option("--dtype", help="Compute dtype: bfloat16, float16, float32.")
+@click.option("--device", help="cpu, cuda, cuda:0, mps.")
+@click.option("--threads", help="Compute threads (0: as torch chooses).")
+@click.option("--log-level", help="What kvswap.log holds: debug, info, warning, error.")
+@click.option("--log-format", help="text, or json: one object a line.")
+@verb
+def daemon_command(output: Output, **flags: Any) -> None:
+    from kvswap.core.directories import models_directory
+    from kvswap.core.settings import Settings
+    from kvswap.daemon.run import main
+    from kvswap.model import catalogue
+
+    if flags["model"]:
+        flags["model"] = catalogue.typed(flags["model"], models_directory())
+    settings = Settings.load(output.home, also=catalogue.not_here, **flags)
+
+    def ready(info: dict[str, Any]) -> None:
+        lines = [f"kvswap daemon is ready at {info['url']} (home {settings.home})", f"  publisher {info['publisher']}"]
+        lines += [f"  listening {address}" for address in info["addresses"]]
+        lines += [f"  degraded: {part}: {reason}" for part, reason in info["degraded"].items()]
+        lines += [
+            f"  no longer held against {row['peer']}: {row['why']} (older rules; judged again when used)"
+            for row in info["lifted"]
+        ]
+        with suppress(KvswapError, BrokenPipeError):  # a node whose output goes to a full disk is up all the same
+            output.result({"ready": True, **info}, "\n".join(lines))
+
+    main(settings, ready, verbose=output.verbose)

@@ -1,0 +1,52 @@
+"""`kvswap publish`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kvswap.cli.objective import group_option
+from kvswap.cli.output import Output, read_document, size, verb
+
+
+@click.command("publish", help="Prefill FILE and offer its KV cache.  The cache reveals the text.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", help="Model to prefill with (default: the daemon's).")
+@click.option("--codec", help="Codec: planes (default), predictive, raw; int8 and int8-channel are inexact.")
+@click.option("--truncate", is_flag=True, help="Publish the longest whole-block prefix that the model can read.")
+@click.option("--source", help="URL the document came from, for the manifest.")
+@group_option("Seal it for the holders of this group's key; nobody else can find or read it.")
+@verb
+def publish_command(
+    output: Output,
+    file: Path,
+    model: str | None,
+    codec: str | None,
+    truncate: bool,
+    source: str | None,
+    group: str | None,
+) -> None:
+    text = read_document(file).decode()
+    with output.progress() as progress:
+        done = output.client.publish(
+            text, model=model, codec=codec, truncate=truncate, source=source, group=group, on_event=progress
+        )
+    ratio = done["raw_bytes"] / done["wire_bytes"]
+    output.result(
+        done,
+        f"{done['artifact']}\n  {done['document']}\n  {done['tokens']} tokens, {size(done['raw_bytes'])} of KV in "
+        f"{size(done['wire_bytes'])} ({ratio:.2f}x), {done['seconds']:.1f} s"
+        + (", already published" if done["reused"] else ""),
+    )
+    if divergence := done["divergence"]:
+        output.note(
+            f"INEXACT: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first other one is "
+            f"number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  Readers need --inexact."
+        )
+    if name := done["group"]:
+        output.note(f"sealed for group {name}: others see who published something, when, and how many bytes it has")
+        output.note(f"members may now:  kvswap fetch {done['document']} --group {name}")
+        return
+    output.note("a KV cache reveals its text: whoever reaches this node can read it.  kvswap withdraw takes it back")
+    output.note(f"others may now:  kvswap fetch {done['document']}")

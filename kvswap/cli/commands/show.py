@@ -1,0 +1,37 @@
+"""`kvswap show`."""
+
+from __future__ import annotations
+
+import click
+
+from kvswap.cli.commands.ls import STANDINGS
+from kvswap.cli.output import Output, reference, size, verb
+
+
+@click.command("show", help="Show the manifest of REF, which must be in the store.  --json prints all of it.")
+@click.argument("ref")
+@verb
+def show_command(output: Output, ref: str) -> None:
+    row = output.client.show(reference(ref)[0])
+    manifest = row["manifest"]
+
+    def text() -> str:
+        document, prefix, numerics = manifest["document"] or {}, manifest["prefix"], manifest["numerics"]
+        lines = {
+            "artifact": row["artifact"],
+            "document": "sha256:" + document["sha256"] if document else "private",
+            "model": f"{manifest['model']['label']} ({manifest['model']['identity'][:16]})",
+            "tokens": f"{prefix['tokens']} in {len(prefix['chain'])} blocks of {prefix['block_tokens']}",
+            "layout": f"{len(manifest['layout']['layers'])} layers, {manifest['layout']['dtype']}",
+            "size": f"{size(row['raw_bytes'])} raw, {size(row['wire_bytes'])} in {len(manifest['chunks'])} chunks",
+            "numerics": f"{numerics['device']} {numerics['isa']}, torch {numerics['torch']}, claim {numerics['claim']}",
+            "publisher": manifest["publisher"],
+            "readers": f"group {row['group']}" if row["group"] else "everybody",
+            "expires": f"{manifest['life']['expires']} (Unix time)",
+            "state": ("complete" if row["complete"] else "incomplete") + (", pinned" if row["pinned"] else ""),
+            "standing": STANDINGS[row["standing"]] + (f": {row['why']}" if row["why"] else ""),
+        }
+        return "\n".join(f"{name:10} {value}" for name, value in lines.items())
+
+    columns = ("artifact", "complete", "pinned", "standing", "why", "disputed_with")
+    output.result({**manifest, **{name: row[name] for name in columns}}, text)

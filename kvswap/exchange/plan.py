@@ -1,0 +1,120 @@
+"""The preview of a fetch, without doing it: `kvswap plan`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from kvswap.core.errors import Incompatible, NotFound, Untrusted
+from kvswap.core.ids import Cid
+from kvswap.cost import Plan, beside_host
+from kvswap.exchange.ask_host import hosted
+from kvswap.exchange.discovery.resolve import resolve
+from kvswap.exchange.model_port import own_model
+from kvswap.exchange.node.node import Node
+from kvswap.exchange.planning.decision import best, best_link, calibrate, decide_here, prices
+from kvswap.exchange.prefix import find_prefix, plan_prefix
+from kvswap.exchange.request import STRICT, Terms
+
+
+async def plan_reference(
+    node: Node,
+    reference: str | Cid,
+    text: str | None = None,
+    terms: Terms = STRICT,
+    *,
+    host: str | None = None,
+    question: str = "",
+    max_tokens: int = 64,
+    measure: bool = True,
+) -> dict[str, Any]:
+    """Plan how to have what a reference names, and return the plan as JSON.  Transfers no chunk.
+
+    With the document's `text`, a document that nobody offers is planned too: which published artifact
+    shares the longest prefix with it, whether that is worth fetching, and prefill of the rest.
+    `host`: also what asking that host, or with `auto` the best of those known, would cost for so many `max_tokens`.
+    `measure`: measure prefill first if that was never done, which takes seconds.
+    """
+    hosts = await hosted(node, host, reference, question, max_tokens, terms.objective) if host is not None else []
+    try:
+        chosen, details = await _own_plan(node, reference, text, terms, measure)
+    except (NotFound, Incompatible, Untrusted) as error:
+        if not hosts:
+            raise
+        chosen, details = await _without_cache(node, text, terms, error.message)
+    if hosts:
+        chosen = beside_host(chosen, hosts[0].option, prices(node), terms.objective)
+    return {**details, **chosen.to_json(), "hosts": [h.to_json() for h in hosts]}
+
+
+async def _own_plan(
+    node: Node, reference: str | Cid, text: str | None, terms: Terms, measure: bool
+) -> tuple[Plan, dict[str, Any]]:
+    """Return the plan without hosts, and what it is about."""
+    try:
+        usable = await resolve(node, reference, terms)
+    except NotFound:
+        if text is None:
+            raise
+        return await _plan_unpublished(node, text, terms)
+    resolved, planned = await best(node, usable, terms.objective, hybrid=text is not None, measure=measure)
+    manifest = resolved.statement.manifest
+    return planned.plan, {
+        "artifact": str(resolved.statement.artifact),
+        "from": list(resolved.peers),
+        "codec": manifest.codecs[0],
+        "exact": manifest.lossless,
+        "basis": await basis(node, manifest.prefix.block_tokens, resolved.peers),
+    }
+
+
+async def _without_cache(node: Node, text: str | None, terms: Terms, why: str) -> tuple[Plan, dict[str, Any]]:
+    """Plan a prefill, where that is possible, as nothing published is usable."""
+    if text is not None and await own_model(node.model) is not None:
+        return await _plan_unpublished(node, text, terms)
+    details: dict[str, Any] = {"artifact": None, "from": []}
+    return Plan("none", 0.0, 0.0, why, None, None), details | {
+        "basis": await basis(node, node.settings.block_tokens, ())
+    }
+
+
+async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> dict[str, Any]:
+    """Return the figures that a plan was calculated with: this machine's prefill, links, codecs, and prices."""
+    choice = await own_model(node.model)
+    curve = node.calibration.curve(choice.calibration_key, block_tokens) if choice else None
+    return {
+        "prefill": asdict(curve) if curve else None,
+        "under_way": node.calibration.under_way(choice.calibration_key) if choice else 1.0,
+        "links": {peer: asdict(link) for peer in peers if (link := best_link(node, (peer,)))},
+        "codecs": node.calibration.codecs(),
+        "prices": asdict(prices(node)),
+    }
+
+
+async def _plan_unpublished(node: Node, text: str, terms: Terms) -> tuple[Plan, dict[str, Any]]:
+    choice = await node.model.choose()
+    block_tokens = node.settings.block_tokens
+    tokens, cached_prefix = await find_prefix(node, choice, text, terms)
+    curve = node.calibration.curve(choice.calibration_key, block_tokens) or await calibrate(node, choice, block_tokens)
+    # Something is missing and there is no link to get it over: how large it would be does not matter.
+    whole = decide_here(node, tokens, raw={}, missing_bytes=1, curve=curve, link=None, objective=terms.objective)
+    shared = None
+    if cached_prefix is not None:
+        planned = await plan_prefix(node, cached_prefix, terms, hybrid=True)
+        part = planned.plan
+        shared = {
+            "artifact": str(cached_prefix.statement.artifact),
+            "tokens": cached_prefix.tokens,
+            "of": tokens,
+            "missing_bytes": planned.missing_bytes,
+            "from": list(cached_prefix.peers),
+            "action": part.action,
+            "reason": part.reason,
+        }
+    details: dict[str, Any] = {
+        "artifact": None,
+        "from": [],
+        "shared_prefix": shared,
+        "basis": await basis(node, block_tokens, ()),
+    }
+    return whole, details
