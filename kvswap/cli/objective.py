@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, TypeVar, cast
@@ -77,3 +78,34 @@ def samples_option(text: str) -> Callable[[F], F]:
     """`--samples`: positions that are computed again."""
     kind = click.IntRange(1, LIMITS.audit_samples)
     return click.option("--samples", type=kind, default=LIMITS.usual_samples, show_default=True, help=text)
+
+
+def renamed_flag(new: str, old: str, text: str) -> Callable[[F], F]:
+    """Make a flag whose old name works as well: hidden, and with a DeprecationWarning."""
+
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=2)
+            ctx.meta[old] = True
+
+    def either(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+        return value or ctx.meta.get(old, False)
+
+    def add(function: F) -> F:
+        hidden = click.option(old, is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=remember)
+        return click.option(new, is_flag=True, callback=either, help=text)(hidden(function))
+
+    return add
+
+
+def untrusted_option() -> Callable[[F], F]:
+    """`--allow-untrusted`."""
+    text = "Take the cache of a publisher that is not trusted, once it is verified."
+    return renamed_flag("--allow-untrusted", "--strangers", text)
+
+
+def lossy_option(
+    text: str = "Take a cache of a lossy codec, which is not bit-identical to the model's own.",
+) -> Callable[[F], F]:
+    """`--allow-lossy`."""
+    return renamed_flag("--allow-lossy", "--inexact", text)

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from kvswap.client.old import old_keywords
+
 
 def model_argument(name: str | None) -> str | None:
     """Resolve a model as the caller typed it, so that it means the same to a daemon in another directory."""
@@ -29,6 +31,7 @@ class Artifact:
     report: dict[str, Any]
     _details: Any = field(repr=False)  # callable: the daemon's view of the artifact
 
+    @old_keywords
     def load(self, model: Any, *, tokens: int | None = None, headroom: int = 1024) -> Any:
         """Load a transformers `DynamicCache`, bit for bit the publisher's, on the model's device.
 
@@ -54,6 +57,7 @@ class AsyncArtifact:
     report: dict[str, Any]
     _details: Any = field(repr=False)  # coroutine function
 
+    @old_keywords
     async def load(self, model: Any, *, tokens: int | None = None, headroom: int = 1024) -> Any:
         """See `Artifact.load`."""
         import asyncio

@@ -235,10 +235,8 @@ async def _checked(
     except KvswapError as error:
         return signed, error.message
     if receipt.host != chosen.peer or (receipt.document or b"").hex() != document.removeprefix("sha256:"):
-        return signed, "the record is of another read"
+        return signed, "the record is of another request"
     if receipt.made > generated or receipt.read + receipt.prefilled > asked:
-        return (
-            signed,
-            f"the record charges {receipt.read + receipt.prefilled} and {receipt.made} tokens, not {asked} and {generated}",
-        )
+        charged = f"{receipt.read + receipt.prefilled} and {receipt.made} tokens"
+        return signed, f"the record charges {charged}, not {asked} and {generated}"
     return signed, None

@@ -47,7 +47,7 @@ COLUMNS = ", ".join(ArtifactRow.__struct_fields__)
 def row_of(row: sqlite3.Row) -> ArtifactRow:
     """Return a row of the table `artifacts`, whose columns are `COLUMNS`, as an `ArtifactRow`."""
     *values, pinned, complete = row
-    return ArtifactRow(*values, pinned != 0, complete != 0)
+    return ArtifactRow(*values, pinned=pinned != 0, complete=complete != 0)
 
 
 @dataclass(frozen=True, slots=True)

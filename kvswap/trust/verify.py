@@ -113,7 +113,7 @@ def require_trust(statement: Statement, policy: Policy, *, allow_untrusted: bool
     if not allow_untrusted and not policy.trusts(publisher):
         raise Untrusted(
             f"artifact {statement.artifact} is signed by {publisher}, whom this node does not trust",
-            cause="publishers are trusted one by one; with --strangers what one of them made is verified instead",
+            cause="publishers are trusted one by one; with --allow-untrusted its artifact is verified instead",
             hint=f"kvswap trust add {publisher}",
             publisher=publisher,
         )

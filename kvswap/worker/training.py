@@ -101,8 +101,8 @@ def train_predictor(
             for spec, layers in stacks.items():
                 known = [(as_part(t.k).copy(), as_part(t.v).copy()) for t in first] if 0 in layers else []
                 before = size.before or worthwhile(spec, len(layers))
-                rotations = _fitting(powers, spec)
-                trainers.append(train.Trainer(layers, rotations, before, loaded.dtype, known, size.coarseness))
+                fitting = _fitting(powers, spec)
+                trainers.append(train.Trainer(layers, fitting, before, loaded.dtype, known, size.coarseness))
         for trainer, layers in zip(trainers, stacks.values(), strict=True):
             trainer.add([as_part(t) for i in layers for t in (held[i].k, held[i].v)])
             check()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import click
 import pytest
 from click.testing import CliRunner
 
 from kvswap.cli.main import GROUPS, VERBS, cli
-from kvswap.cli.objective import Bytes
+from kvswap.cli.objective import Bytes, lossy_option, untrusted_option
 
 
 def test_every_verb_is_in_one_group_and_in_the_help() -> None:
@@ -39,3 +41,29 @@ def test_sizes(text: str, number: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         Bytes(0, 10**18).convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ([], (False, False)),
+        (["--allow-untrusted", "--allow-lossy"], (True, True)),
+        (["--strangers"], (True, False)),
+        (["--inexact", "--allow-lossy"], (False, True)),
+    ],
+)
+def test_flags_work_by_their_old_names_and_show_the_new(typed: list[str], taken: tuple[bool, bool]) -> None:
+    @click.command()
+    @untrusted_option()
+    @lossy_option()
+    def verb(allow_untrusted: bool, allow_lossy: bool) -> None:
+        assert (allow_untrusted, allow_lossy) == taken
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        CliRunner().invoke(verb, typed, catch_exceptions=False)
+    old = [word for word in typed if word in ("--strangers", "--inexact")]
+    assert [str(w.message).split()[0] for w in told if w.category is DeprecationWarning] == old
+    shown = CliRunner().invoke(verb, ["--help"]).output
+    assert "--allow-untrusted" in shown and "--allow-lossy" in shown
+    assert "--strangers" not in shown and "--inexact" not in shown

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,3 +208,25 @@ def test_without_a_daemon_a_cache_is_prefilled_here(tiny_models: dict[str, Path]
         assert torch.equal(again.layers[0].keys, cache.layers[0].keys)
 
     asyncio.run(asynchronously())
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_parameters_work_by_their_old_names(kind: type[Any], tmp_path: Path) -> None:
+    client = kind(tmp_path)
+
+    def call(verb: str, *arguments: Any, **named: Any) -> Any:
+        done = getattr(client, verb)(*arguments, **named)
+        return asyncio.run(done) if kind is AsyncClient else done
+
+    for verb, named in (
+        ("fetch", {"strangers": True, "inexact": True}),
+        ("plan", {"inexact": True}),
+        ("beginnings", {}),
+    ):
+        arguments = () if verb == "beginnings" else ("sha256:" + "0" * 64,)
+        with pytest.warns(DeprecationWarning) as told, pytest.raises(DaemonNotRunning):
+            call(verb, *arguments, **named)
+        assert len(told) == max(1, len(named))
+    with pytest.raises(TypeError, match="allow_lossy"):
+        call("plan", "sha256:" + "0" * 64, **{"inexact": True, "allow_lossy": True})
+    assert "strangers" not in str(inspect.signature(client.fetch)) and "beginning" not in dir(Client)

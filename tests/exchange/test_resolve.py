@@ -117,7 +117,7 @@ def test_an_inexact_one_is_taken_by_who_says_so(tmp_path: Path) -> None:
             w.give(reader, made)
             with pytest.raises(Incompatible, match="15 of 32") as caught:
                 await resolve(reader, DOCUMENT)
-            assert "--inexact" in caught.value.hint  # type: ignore[operator]
+            assert "--allow-lossy" in caught.value.hint  # type: ignore[operator]
             assert ids(await resolve(reader, DOCUMENT, msgspec.structs.replace(STRICT, allow_lossy=True))) == {made.id}
 
     run(body())

@@ -161,12 +161,12 @@ def test_an_inexact_artifact_says_so_everywhere(daemon: Start, tiny_models: dict
     b.client.trust_add(a.publisher)
     until(lambda: b.client.status()["peers"], what="B to meet A")
     refused = kvswap(b.home, "fetch", digest_of(document))
-    assert refused.returncode == 7 and "--inexact" in refused.stderr
-    taken = kvswap(b.home, "fetch", digest_of(document), "--inexact", "--force")
+    assert refused.returncode == 7 and "--allow-lossy" in refused.stderr
+    taken = kvswap(b.home, "fetch", digest_of(document), "--allow-lossy", "--force")
     assert taken.returncode == 0 and "INEXACT" in taken.stdout
     assert kvswap(b.home, "fetch", digest_of(document)).returncode == 7  # although it is here
     assert kvswap(b.home, "verify", published["artifact"]).returncode == 0
-    answer = last_json(kvswap(b.home, "ask", str(document), "What?", "--inexact", "--max-tokens", "4", "--json"))
+    answer = last_json(kvswap(b.home, "ask", str(document), "What?", "--allow-lossy", "--max-tokens", "4", "--json"))
     assert answer["artifact"] == published["artifact"]
     answer = last_json(kvswap(b.home, "ask", str(document), "What?", "--max-tokens", "4", "--json"))
     assert answer["artifact"] is None

@@ -60,14 +60,14 @@ def test_an_honest_stranger_is_verified_with_the_text_and_without(
     published = last_json(kvswap(a.home, "publish", str(document), "--json"))
     b = reader(daemon, tiny_models, a)
     refused = kvswap(b.home, "fetch", published["document"], "--force")
-    assert refused.returncode == 4 and "--strangers" in refused.stderr and "trust add" in refused.stderr
-    done = kvswap(b.home, "fetch", published["document"], "--force", "--strangers", "--json")
+    assert refused.returncode == 4 and "--allow-untrusted" in refused.stderr and "trust add" in refused.stderr
+    done = kvswap(b.home, "fetch", published["document"], "--force", "--allow-untrusted", "--json")
     assert done.returncode == 0, done.stderr
     said = last_json(done)["verification"]  # only the digest was given: the tokens were read back from layer 0
     assert set(said["passed"]) >= {"V1", "V2", "V3", "V5"} and set(said["unchecked"]) == {"V0", "V4", "V6", "V7"}
     audits = b.client.audits()
     assert [(x["verdict"], x["step"], x["artifact"]) for x in audits] == [("passed", "V5", published["artifact"])]
-    asked = kvswap(b.home, "ask", str(document), "What?", "--max-tokens", "4", "--strangers", "--force", "--json")
+    asked = kvswap(b.home, "ask", str(document), "What?", "--max-tokens", "4", "--allow-untrusted", "--force", "--json")
     assert asked.returncode == 0, asked.stderr
     assert last_json(asked)["artifact"] == published["artifact"]
     assert len(b.client.audits()) == 1  # verified once
@@ -84,7 +84,7 @@ def test_what_cannot_be_verified_is_refused_with_the_step_that_is_lacking(
     a = daemon("a", *flags(tiny_models, "gemma3"), KVSWAP_BLOCK_TOKENS="64")
     published = last_json(kvswap(a.home, "publish", str(document), "--json"))
     b = reader(daemon, tiny_models, a, kind="gemma3")
-    done = kvswap(b.home, "fetch", str(document), "--force", "--strangers")
+    done = kvswap(b.home, "fetch", str(document), "--force", "--allow-untrusted")
     assert done.returncode == 4 and "V5" in done.stderr and "sliding" in done.stderr, done.stderr
     assert b.client.audits() == [] and b.client.trust_list()["distrusted"] == []
     b.client.trust_add(a.publisher)
@@ -100,13 +100,13 @@ def test_a_liar_is_caught_its_lie_removed_and_nothing_of_it_used_again(
     """Its layer 0 is right: only computing again shows it.  Another node that trusts the auditor hears of it."""
     a, artifact = sends_invalid_data(daemon, tiny_models, tmp_path, "swapped history")
     b = reader(daemon, tiny_models, a)
-    done = kvswap(b.home, "fetch", str(document), "--force", "--strangers", "--json")
+    done = kvswap(b.home, "fetch", str(document), "--force", "--allow-untrusted", "--json")
     assert done.returncode == 6 and "V5" in done.stderr, done.stderr
     assert b.client.artifacts() == []
     caught = b.client.trust_list()["distrusted"]
     assert [row["peer"] for row in caught] == [str(MALLORY.peer_id)] and caught[0]["artifact"] == artifact
     assert any(e["event"] == "publisher_caught" for e in b.client.events())
-    again = kvswap(b.home, "fetch", str(document), "--force", "--strangers")
+    again = kvswap(b.home, "fetch", str(document), "--force", "--allow-untrusted")
     assert again.returncode == 4 and "caught" in again.stderr
     shown = kvswap(b.home, "trust", "audits", str(MALLORY.peer_id))
     assert "failed" in shown.stdout and artifact in shown.stdout
@@ -120,7 +120,7 @@ def test_an_auditor_one_trusts_warns_of_a_liar(
     """The auditor has removed the lie; what it found it still tells."""
     a, artifact = sends_invalid_data(daemon, tiny_models, tmp_path, "swapped history")
     b = reader(daemon, tiny_models, a)
-    assert kvswap(b.home, "fetch", str(document), "--force", "--strangers").returncode == 6
+    assert kvswap(b.home, "fetch", str(document), "--force", "--allow-untrusted").returncode == 6
     b.client.trust_add(str(MALLORY.peer_id))
     again = kvswap(b.home, "fetch", artifact, "--force")
     assert again.returncode == 4 and "audit" in again.stderr  # its own audit of this one stands

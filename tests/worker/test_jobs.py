@@ -123,7 +123,13 @@ def test_an_inexact_artifact_says_what_it_does_to_the_answers(tiny_models: dict[
         assert lossy.divergence.steps == 32 and lossy.divergence.equal <= 32 and lossy.divergence.kl >= 0
         assert lossy.tensors != lossless.tensors
         # Its own digests and its own probe hold, as those of an exact one do.
-        ask = {"job": "verify", "envelope": sealed(lossy), "chunks": str(tmp_path), "samples": 8, "seed": bytes(32)}
+        ask = {
+            "job": "verify",
+            "envelope": sealed(lossy),
+            "chunks": str(tmp_path),
+            "samples": 8,
+            "seed": bytes(32),
+        }
         report = made.run({**ask, "levels": [2, 3, 4, 5, 7], "text": TEXT})
         steps = {step["level"]: step for step in report["steps"]}
         assert steps[2]["verdict"] == steps[4]["verdict"] == "passed" and steps[4]["figures"]["logits_equal"]

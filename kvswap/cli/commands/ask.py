@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kvswap.cli.objective import group_option, host_option, plan_options
+from kvswap.cli.objective import group_option, host_option, lossy_option, plan_options, untrusted_option
 from kvswap.cli.output import Output, reference, verb
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
@@ -19,8 +19,8 @@ from kvswap.cost import Objective
 @click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust the publisher from now on, if not known yet.")
-@click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
-@click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
+@untrusted_option()
+@lossy_option()
 @click.option("--ignore-eos", is_flag=True, help="Make exactly --max-tokens tokens.")
 @host_option()
 @group_option()

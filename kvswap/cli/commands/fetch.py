@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kvswap.cli.objective import group_option, plan_options, samples_option
+from kvswap.cli.objective import group_option, lossy_option, plan_options, samples_option, untrusted_option
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.cost import Objective
 
@@ -13,9 +13,9 @@ from kvswap.cost import Objective
 @click.argument("ref")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust this artifact's publisher from now on, if not known yet.")
-@click.option("--strangers", is_flag=True, help="Take a publisher that is not listed, once its cache is verified.")
+@untrusted_option()
 @samples_option("Positions for that.")
-@click.option("--inexact", is_flag=True, help="Take a cache that is not the model's own to the bit.")
+@lossy_option()
 @group_option()
 @plan_options
 @verb

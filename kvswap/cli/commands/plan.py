@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from kvswap.cli.objective import group_option, host_option, plan_options
+from kvswap.cli.objective import group_option, host_option, lossy_option, plan_options
 from kvswap.cli.output import Output, rates, reference, size, verb
 from kvswap.cost import Objective
 
 
 @click.command("plan", help="Fetch or prefill REF?  Prints seconds, dollars and the reason; transfers nothing.")
 @click.argument("ref")
-@click.option("--inexact", is_flag=True, help="Count a cache that is not the model's own to the bit.")
+@lossy_option("Count a cache of a lossy codec as well.")
 @click.option("--explain", is_flag=True, help="Also what it was calculated with.")
 @host_option()
 @group_option()

@@ -13,7 +13,7 @@ from kvswap.cli.output import Output, read_document, size, verb
 @click.command("publish", help="Prefill FILE and offer its KV cache.  The cache reveals the text.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", help="Model to prefill with (default: the daemon's).")
-@click.option("--codec", help="Codec: planes (default), predictive, raw; int8 and int8-channel are inexact.")
+@click.option("--codec", help="Codec: planes (default), predictive, raw; int8 and int8-channel are lossy.")
 @click.option("--truncate", is_flag=True, help="Publish the longest whole-block prefix that the model can read.")
 @click.option("--source", help="URL the document came from, for the manifest.")
 @group_option("Seal it for the holders of this group's key; nobody else can find or read it.")
@@ -41,8 +41,9 @@ def publish_command(
     )
     if divergence := done["divergence"]:
         output.note(
-            f"INEXACT: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first other one is "
-            f"number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  Readers need --inexact."
+            f"LOSSY: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first other "
+            f"one is number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  "
+            "Readers need --allow-lossy."
         )
     if name := done["group"]:
         output.note(f"sealed for group {name}: others see who published something, when, and how many bytes it has")

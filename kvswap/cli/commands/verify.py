@@ -18,7 +18,7 @@ from kvswap.core.errors import IntegrityError, UsageError
     "--level",
     type=click.IntRange(0, 7),
     help="0 signature, 1 chunks, 2 structure, 3 layer 0 of every token, 4 probe, 5 sampled positions of every layer, "
-    "6 other publishers, 7 everything.  Default: 4, and 6 for strangers.",
+    "6 other publishers, 7 everything.  Default: 4, and 6 where the publisher is not trusted.",
 )
 @samples_option("Positions for level 5.")
 @verb

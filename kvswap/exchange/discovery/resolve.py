@@ -177,10 +177,10 @@ def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms
     if statement.manifest.divergence is not None and not terms.allow_lossy:
         divergence = statement.manifest.divergence
         raise Incompatible(
-            f"artifact {statement.artifact} is inexact ({', '.join(statement.manifest.codecs)}): "
+            f"artifact {statement.artifact} is of a lossy codec ({', '.join(statement.manifest.codecs)}): "
             f"{divergence.equal} of {divergence.steps} tokens were the model's own when it was published",
             cause="its publisher chose size over exactness",
-            hint="kvswap fetch --inexact takes it all the same",
+            hint="kvswap fetch --allow-lossy takes it all the same",
             field="codec",
         )
     refuse_withheld(node, statement)

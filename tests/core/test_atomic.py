@@ -22,7 +22,7 @@ MOVES = {
     "kvswap/core/atomic.py:replacing": "the helper",
     "kvswap/cost/calibration.py:_set_aside": "a file that cannot be read is kept for inspection",
     "kvswap/store/database.py:_move": "the same, of a database",
-    "kvswap/store/envelopes.py:bury": "a removal: renaming takes no room on a full disk",
+    "kvswap/store/envelopes.py:mark_removed": "a removal: renaming takes no room on a full disk",
     "kvswap/store/envelopes.py:set_aside": "into quarantine",
     "kvswap/store/files.py:set_aside": "into quarantine",
     "kvswap/model/pull.py:pull": "a directory of many files, made in one that a failure removes",
