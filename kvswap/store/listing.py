@@ -46,8 +46,9 @@ COLUMNS = ", ".join(ArtifactRow.__struct_fields__)
 
 def row_of(row: sqlite3.Row) -> ArtifactRow:
     """Return a row of the table `artifacts`, whose columns are `COLUMNS`, as an `ArtifactRow`."""
-    *values, pinned, complete = row
-    return ArtifactRow(*values, pinned=pinned != 0, complete=complete != 0)
+    values = list(row)
+    values[-2], values[-1] = values[-2] != 0, values[-1] != 0  # pinned, complete
+    return ArtifactRow(*values)
 
 
 @dataclass(frozen=True, slots=True)
