@@ -14,6 +14,7 @@ from kvswap.client import calls
 from kvswap.client.base_aio import AsyncCaller, OnEvent
 from kvswap.client.sender_aio import to_thread
 from kvswap.client.values import AsyncArtifact, CacheReport, model_argument, read_document
+from kvswap.core.defaults import ANSWER_TOKENS, BLOCK_TOKENS, HEADROOM_TOKENS, TRAINING_TOKENS
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     DaemonNotRunning,
@@ -94,7 +95,7 @@ class AsyncClient(AsyncCaller):
         return await self._do(calls.publish(request), on_event)
 
     async def codec_train(
-        self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
+        self, corpus: str, *, model: str | None = None, tokens: int = TRAINING_TOKENS, on_event: OnEvent | None = None
     ) -> dict[str, Any]:
         """Train the predictive codec on the text files below a directory of the daemon's machine."""
         request = api.TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
@@ -214,7 +215,7 @@ class AsyncClient(AsyncCaller):
         ref: str,
         question: str,
         *,
-        max_tokens: int = 64,
+        max_tokens: int = ANSWER_TOKENS,
         text: str | None = None,
         prefill: bool = False,
         force: bool = False,
@@ -257,7 +258,7 @@ class AsyncClient(AsyncCaller):
         *,
         model: bytes,
         dtype: str,
-        block_tokens: int = 256,
+        block_tokens: int = BLOCK_TOKENS,
         parts: bool = True,
         curve: tuple[float, float] | None = None,
         seconds: float | None = None,
@@ -335,8 +336,8 @@ class AsyncClient(AsyncCaller):
         model: Any,
         tokenizer: Any,
         *,
-        block_tokens: int = 256,
-        headroom: int = 1024,
+        block_tokens: int = BLOCK_TOKENS,
+        headroom: int = HEADROOM_TOKENS,
         tofu: bool = False,
         allow_untrusted: bool = False,
         group: str | None = None,

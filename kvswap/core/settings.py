@@ -17,6 +17,7 @@ from typing import Any
 
 from kvswap.core import checks
 from kvswap.core.checks import Check, shown
+from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.errors import InvalidSettings, UsageError
 from kvswap.core.failures import brief
@@ -132,7 +133,7 @@ class Settings:
     dtype: str = _checked(checks.choice("bfloat16", "float16", "float32"), "bfloat16")
     device: str = _checked(checks.device, "cpu")
     threads: int = _checked(checks.whole(0, 1024), 0)  # 0: as many as torch chooses
-    block_tokens: int = _checked(checks.whole(1, LIMITS.block_tokens), 256)
+    block_tokens: int = _checked(checks.whole(1, LIMITS.block_tokens), BLOCK_TOKENS)
     codec: str = _checked(checks.choice(*CODECS), "planes")
     # a second codec to publish in, in the background, where there is a predictor; "": none
     also_codec: str = _checked(checks.choice("", *CODECS), "predictive")

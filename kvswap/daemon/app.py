@@ -53,11 +53,10 @@ from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.net.failing import answering, errors
 from kvswap.store import ArtifactRow
+from kvswap.store.tables import ROWS_AT_ONCE
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.levels import up_to
-
-_PAGE = 500  # artifacts
 
 
 def _decrypted(statement: Statement) -> dict[str, Any]:
@@ -212,10 +211,10 @@ class Api:
         if document:
             yield self._shown(self._node.store.artifacts(document))
             return
-        page = self._node.store.page(None, _PAGE)
+        page = self._node.store.page(None, ROWS_AT_ONCE)
         while page:
             yield self._shown(page)
-            page = self._node.store.page(page[-1], _PAGE) if len(page) == _PAGE else []
+            page = self._node.store.page(page[-1], ROWS_AT_ONCE) if len(page) == ROWS_AT_ONCE else []
 
     def _shown(self, rows: Sequence[ArtifactRow]) -> list[dict[str, Any]]:
         """Rows as people read them: the index knows no more of what is sealed than everybody may."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kvswap.cli.output import Output, verb
+from kvswap.core.defaults import COMPARED_TOKENS
 from kvswap.core.files import check_place
 from kvswap.core.limits import LIMITS
 
@@ -25,7 +26,11 @@ def bench_command() -> None:
     help="Directory of text files (default: modules of Python's library).",
 )
 @click.option(
-    "--steps", type=click.IntRange(1, LIMITS.host_tokens), default=256, show_default=True, help="Tokens compared."
+    "--steps",
+    type=click.IntRange(1, LIMITS.host_tokens),
+    default=COMPARED_TOKENS,
+    show_default=True,
+    help="Tokens compared.",
 )
 @click.option("--quick", is_flag=True, help="Only lengths below 1000 tokens, and two documents.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with a picture there.")

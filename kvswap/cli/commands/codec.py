@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kvswap.cli.output import Output, size, verb
+from kvswap.core.defaults import TRAINING_TOKENS
 
 
 @click.group("codec", help="The codec `predictive`: train it for a model.")
@@ -19,7 +20,7 @@ def codec_command() -> None:
     "--corpus", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Directory."
 )
 @click.option("--model", help="Model (default: the daemon's).")
-@click.option("--tokens", type=click.IntRange(1_000, 1_000_000), default=40_000, show_default=True)
+@click.option("--tokens", type=click.IntRange(1_000, 1_000_000), default=TRAINING_TOKENS, show_default=True)
 @verb
 def train_command(output: Output, corpus: Path, model: str | None, tokens: int) -> None:
     with output.progress() as progress:
