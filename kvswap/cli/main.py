@@ -93,7 +93,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kvswap")
-@click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: XDG data directory).")
+@click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: the platform's for data).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")

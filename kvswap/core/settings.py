@@ -1,8 +1,8 @@
 """Configuration: flags > environment `KVSWAP_*` > `config.toml` > default; and where files live.
 
-`KVSWAP_HOME` (or `--home`) puts everything of one node under one directory.  Without it the XDG base directories are
-used.  Model files are shared by all homes of a user, because they are large and addressed by content:
-`$XDG_CACHE_HOME/kvswap/models`, or `KVSWAP_MODELS`.
+`KVSWAP_HOME` (or `--home`) puts everything of one node under one directory.  Without it that is the platform's
+directory for data (`kvswap.core.directories`).  Model files are shared by all homes of a user, because they are large
+and addressed by content: in the platform's directory for caches, or `KVSWAP_MODELS`.
 """
 
 from __future__ import annotations
