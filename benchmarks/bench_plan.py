@@ -23,6 +23,7 @@ from benchmarks.common import machine, seconds, table
 from kvswap.artifact import layout
 from kvswap.artifact.manifest import ChunkRef, Manifest
 from kvswap.artifact.specs import LayerSpec
+from kvswap.core.defaults import BLOCK_TOKENS as BLOCK
 from kvswap.core.ids import Cid
 from kvswap.core.settings import Settings
 from kvswap.cost import Calibration, Objective, Split
@@ -34,7 +35,6 @@ from kvswap.trust import PolicyFile
 from tests.support import NoModel, identity, key, make_artifact
 
 SPECS = (LayerSpec.key_value("full", 3, 64, 64),) * 30  # the default model's shape
-BLOCK = 256
 
 
 class PrefixFilter(NoModel):

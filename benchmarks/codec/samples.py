@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.common import BLOCK, DOCUMENT, ROOT
+from benchmarks.common import BLOCK_TOKENS, DOCUMENT, ROOT
 
 TOKENS = 2_048
 
@@ -53,9 +53,9 @@ def blocks_of(loaded: Any, ids: list[int], predictor: Any) -> Iterator[Block]:
     cache = new_cache(loaded.model.config, len(ids))
     held: dict[int, list[np.ndarray]] = {}
     members: dict[int, list[int]] = {}
-    for block, group, parts, shape in captured(loaded, cache, ids, BLOCK):
+    for block, group, parts, shape in captured(loaded, cache, ids, BLOCK_TOKENS):
         held.setdefault(block, []).extend(p.copy() for p in parts)
         members.setdefault(block, []).extend(shape.groups[group].layers)
     for block, parts in held.items():
         whole = msgspec.structs.replace(shape, groups=[LayerGroup(tuple(members[block]), (KEY, VALUE))])
-        yield Block(parts, context_of(predictor, whole, 0, block * BLOCK, {}))
+        yield Block(parts, context_of(predictor, whole, 0, block * BLOCK_TOKENS, {}))

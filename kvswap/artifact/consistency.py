@@ -113,7 +113,7 @@ def _check_divergence(manifest: Manifest) -> None:
     lossy = any(chunk.codec in LOSSY_CODECS for chunk in manifest.chunks)
     divergence = manifest.divergence
     _require(
-        lossy == (divergence is not None), "divergence", "inexact chunks, and they alone, come with their divergence"
+        lossy == (divergence is not None), "divergence", "lossy chunks, and they alone, come with their divergence"
     )
     if divergence is not None:
         within = (

@@ -12,12 +12,12 @@ from typing import Any
 
 from kvswap.artifact.checkpoints import spacing, state_bytes
 from kvswap.artifact.specs import LayerSpec, TensorSpec
+from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.errors import Incompatible
 from kvswap.model import states
 from kvswap.model.states import number
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-BLOCK_TOKENS = 256  # of the default setting, by which checkpoints are spaced
 Config = Mapping[str, Any]
 
 

@@ -28,7 +28,7 @@ class _Taken(Exception):
     """The signal that the last wanted K and V were computed."""
 
 
-class _FirstLayer(DynamicCache):  # type: ignore[misc]
+class _FirstLayerCache(DynamicCache):  # type: ignore[misc]
     """A cache that takes the first keys and values that are computed; the states of layers before them go on in it."""
 
     taken: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -81,7 +81,7 @@ def first_layer(
     """
     keys: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
-    cache = _FirstLayer(config=loaded.model.config)
+    cache = _FirstLayerCache(config=loaded.model.config)
     for start, stop in Blocks(len(ids), block_tokens, cuts):
         cache.taken = None
         _run(loaded, cache, ids[start:stop], range(start, stop))

@@ -26,7 +26,7 @@ def test_the_main_job(daemon: Start, tmp_path: Path, family: str) -> None:
     resumed, prefilled = ask(b, str(longer), "--force", steps=12), ask(b, str(longer), "--prefill", steps=12)
     assert resumed["token_ids"] == prefilled["token_ids"]
     if family in ("lfm2", "deepseek-v3.2"):  # a checkpoint, or the end of a block, in every block
-        assert resumed["fetched_tokens"] > 256
+        assert resumed["artifact"] is not None and "tokens are published" in resumed["plan"]["reason"]
 
 
 def test_a_checkpoint_within_a_block(daemon: Start, tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_checkpoint_within_a_block(daemon: Start, tmp_path: Path) -> None:
     made = last_json(done)
     assert shared in made["checkpoints"] and made["state_bytes"] > 0
     resumed = ask(b, str(other), "--force", steps=12)
-    assert (resumed["artifact"], resumed["fetched_tokens"]) == (made["artifact"], shared)
+    assert resumed["artifact"] == made["artifact"] and f"the first {shared} of" in resumed["plan"]["reason"]
     assert resumed["token_ids"] == ask(b, str(other), "--prefill", steps=12)["token_ids"]
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from kvswap.cli.completing import ModelType
 from kvswap.cli.objective import group_option
 from kvswap.cli.output import Output, read_document, size, verb
+from kvswap.core.settings import CODECS
 
 
 def _counts(context: click.Context, option: click.Parameter, value: str) -> list[int]:
@@ -23,8 +25,12 @@ def _counts(context: click.Context, option: click.Parameter, value: str) -> list
 
 @click.command("publish", help="Prefill FILE and offer its KV cache.  The cache reveals the text.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model", help="Model to prefill with (default: the daemon's).")
-@click.option("--codec", help="Codec: planes (default), predictive, raw; int8 and int8-channel are lossy.")
+@click.option("--model", type=ModelType(), help="Model to prefill with (default: the daemon's).")
+@click.option(
+    "--codec",
+    type=click.Choice(CODECS),
+    help="Codec: planes (default), predictive, raw; int8 and int8-channel are lossy.",
+)
 @click.option("--truncate", is_flag=True, help="Publish the longest whole-block prefix that the model can read.")
 @click.option("--source", help="URL the document came from, for the manifest.")
 @click.option(
@@ -46,6 +52,7 @@ def publish_command(
     group: str | None,
     checkpoints: list[int],
 ) -> None:
+    """Publish a document, and say who can read it."""
     text = read_document(file).decode()
     with output.progress() as progress:
         done = output.client.publish(
@@ -69,10 +76,11 @@ def publish_command(
         output.note(
             f"states of {size(held)} at each of {len(done['checkpoints'])} token counts: readers resume at these alone"
         )
-    if told := done["divergence"]:
+    if divergence := done["divergence"]:
         output.note(
-            f"INEXACT: {told['equal']} of {told['steps']} greedy tokens are the model's own, the first other one is "
-            f"number {told['first'] + 1}; divergence {told['kl'] / 1e6:.6f} nats a token.  Readers need --allow-lossy."
+            f"LOSSY: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first other "
+            f"one is number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  "
+            "Readers need --allow-lossy."
         )
     if name := done["group"]:
         output.note(f"sealed for group {name}: others see who published something, when, and how many bytes it has")
