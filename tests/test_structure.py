@@ -36,8 +36,6 @@ MANY_PARAMETERS = {
     "exchange/ask.py:answer": (10, "the options of `ask`; to become one request"),
     "exchange/ask.py:_from_host": (9, "the options of `ask`; to become one request"),
     "exchange/planning/decision.py:decide_here": (9, "all that a decision rests on"),
-    "exchange/publish.py:publish": (9, "the options of `publish`; to become one request"),
-    "exchange/publish.py:_prefilled": (9, "what a manifest says; to become one request"),
     "host/run.py:_run": (9, "what a host is made of"),
     "model/prefill.py:greedy": (10, "of one pass through the model"),
     "net/libp2p/host.py:__init__": (11, "settings of the network, one by one"),

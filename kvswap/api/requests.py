@@ -135,7 +135,7 @@ class PrefixRequest(Terms, frozen=True, kw_only=True):
 
 
 class PublishOptions(Request, frozen=True, kw_only=True):
-    """How a document is published."""
+    """The options of a publication."""
 
     model: str | None = None
     codec: str | None = None

@@ -164,7 +164,7 @@ class Layout(Strict, frozen=True, dict=True):
 
     @cached_property
     def members(self) -> list[list[tuple[int, int]]]:
-        """For each group its tensors in a chunk's order, each as (layer, place among the layer's tensors)."""
+        """The tensors of each group in a chunk's order, each as (layer, place among the layer's tensors)."""
         out = []
         for group in self.groups:
             places = [

@@ -59,11 +59,11 @@ def fits(layout: Layout) -> bool:
     return not layout.checkpoints and all(layer.is_key_value for layer in layout.layers)
 
 
-def layout_from(told: LayoutV1) -> Layout:
+def layout_from(written: LayoutV1) -> Layout:
     """Return the layout that a manifest of version 1 describes."""
-    layers = [LayerSpec.key_value(one.kind, one.heads, one.k_dim, one.v_dim, one.window) for one in told.layers]
-    groups = [LayerGroup(tuple(run), (KEY, VALUE)) for run in told.runs]
-    return Layout(told.dtype, told.axes, told.rope, layers, groups)
+    layers = [LayerSpec.key_value(one.kind, one.heads, one.k_dim, one.v_dim, one.window) for one in written.layers]
+    groups = [LayerGroup(tuple(run), (KEY, VALUE)) for run in written.runs]
+    return Layout(written.dtype, written.axes, written.rope, layers, groups)
 
 
 def layout_to(layout: Layout) -> LayoutV1:
@@ -72,9 +72,9 @@ def layout_to(layout: Layout) -> LayoutV1:
     return LayoutV1(layout.dtype, layout.axes, layout.rope, layers, [list(group.layers) for group in layout.groups])
 
 
-def digests_from(told: list[DigestsV1]) -> list[TensorDigests]:
+def digests_from(written: list[DigestsV1]) -> list[TensorDigests]:
     """Return the digests of a manifest of version 1, one for each tensor of each layer."""
-    return [(one.k, one.v) for one in told]
+    return [(one.k, one.v) for one in written]
 
 
 def digests_to(digests: list[TensorDigests]) -> list[DigestsV1]:

@@ -102,7 +102,7 @@ async def longest_cached_prefix(
             for blocks, peers in node.network.prefix_indexes.ranked(digests)
         ]
     availabilities.sort(key=lambda availability: -availability.blocks)
-    search = _Search(node, wanted, chain, block_tokens, terms, ids, within)
+    search = _PrefixSearch(node, wanted, chain, block_tokens, terms, ids, within)
     await search.look(list(here.values()), search.deadline)
     rest: list[_Availability] = []  # last, so that nobody has a second turn before others had one
     for start in range(0, min(len(availabilities), _AT_ONCE * _ROUNDS), _AT_ONCE):
@@ -125,7 +125,7 @@ async def longest_cached_prefix(
     return search.best
 
 
-class _Search:
+class _PrefixSearch:
     """One look-up of a prefix: the longest so far, and who claimed more than there was."""
 
     def __init__(

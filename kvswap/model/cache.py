@@ -259,7 +259,7 @@ def held_tensors(cache: Any, specs: Sequence[LayerSpec], tokens: int) -> list[La
         first, stop = layouts.held_span(spec, tokens)
         read = kinds.read(layer, spec, stop - first)
         # A layer goes on in the memory of its states.
-        own = [t.cpu() if told.rows is None else t.cpu().clone() for told, t in zip(spec.tensors, read, strict=True)]
+        own = [t.cpu() if one.rows is None else t.cpu().clone() for one, t in zip(spec.tensors, read, strict=True)]
         out.append(LayerTensors(spec, tuple(own), first, stop - first))
     return out
 

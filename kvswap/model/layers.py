@@ -95,8 +95,8 @@ def spec_of(layer: Any, kind: str, dtype: torch.dtype) -> LayerSpec:
             del shape[-2]
         if not 1 <= len(shape) <= (2 if per == "token" else 3):
             raise Incompatible(f"a cache tensor {name} of {tensor.dim()} axes cannot be exchanged", field="layout")
-        told = None if tensor.dtype == dtype else str(tensor.dtype).removeprefix("torch.")
-        specs.append(TensorSpec(name, per, tuple(shape), told))  # type: ignore[arg-type]
+        own_dtype = None if tensor.dtype == dtype else str(tensor.dtype).removeprefix("torch.")
+        specs.append(TensorSpec(name, per, tuple(shape), own_dtype))  # type: ignore[arg-type]
     window = int(layer.sliding_window) if isinstance(layer, DynamicSlidingWindowLayer) else None
     return LayerSpec(kind, tuple(specs), window)
 
@@ -104,10 +104,10 @@ def spec_of(layer: Any, kind: str, dtype: torch.dtype) -> LayerSpec:
 def read(layer: Any, spec: LayerSpec, rows: int) -> list[torch.Tensor]:
     """Return a layer's tensors [head, row, dim]: the last `rows` of those that grow, states whole.  Views."""
     out = []
-    for told, (_, tensor) in zip(spec.tensors, tensors_in(layer), strict=True):
-        if told.rows is None:
+    for wanted, (_, tensor) in zip(spec.tensors, tensors_in(layer), strict=True):
+        if wanted.rows is None:
             tensor = tensor[..., tensor.shape[-2] - rows :, :]
-        out.append(tensor[0].reshape(told.part_shape(rows)))
+        out.append(tensor[0].reshape(wanted.part_shape(rows)))
     return out
 
 

@@ -169,7 +169,9 @@ def test_what_cannot_be_published_is_told_before_anything_is_computed(
     async def body() -> None:
         async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, _b):
             with pytest.raises((InvalidDocument, UsageError)):
-                await publish(a, **({"data": TEXT} | given))
+                await publish(
+                    a, given.get("data", TEXT), PublishOptions(**{k: v for k, v in given.items() if k != "data"})
+                )
             assert not jobs_of(a) and a.store.artifacts() == []
 
     run(body())

@@ -21,7 +21,7 @@ _FILES = ("auto", "safetensors")  # the load formats of vLLM that read the files
 
 
 @dataclass(frozen=True, slots=True)
-class LayerGroup:
+class KVCacheGroup:
     """A group of layers that share block tables.
 
     `names` and `layers` correspond; `window` is None for full attention.
@@ -42,7 +42,7 @@ class Engine:
 
     identity: ModelIdentity
     dtype: str
-    groups: tuple[LayerGroup, ...]
+    groups: tuple[KVCacheGroup, ...]
     rope: str = "null"  # RoPE parameters, in the form of manifests
 
     @property
@@ -157,7 +157,7 @@ def _check_rope(model: Any) -> None:
         _require(short, f"{threshold.kind} RoPE for texts of more than {threshold.tokens} tokens", hint)
 
 
-def _group(group: Any, dtype: str) -> LayerGroup:
+def _group(group: Any, dtype: str) -> KVCacheGroup:
     from vllm.model_executor.models.utils import extract_layer_index
     from vllm.v1.kv_cache_interface import (
         FullAttentionSpec,
@@ -174,7 +174,7 @@ def _group(group: Any, dtype: str) -> LayerGroup:
     _require(getattr(spec, "attention_chunk_size", None) is None, "chunked attention")
     held = str(spec.dtype).removeprefix("torch.")
     _require(held == dtype, f"a cache in {held} of a model in {dtype}", "--kv-cache-dtype auto")
-    return LayerGroup(
+    return KVCacheGroup(
         names=tuple(group.layer_names),
         layers=tuple(extract_layer_index(name) for name in group.layer_names),
         block_tokens=spec.block_size,
