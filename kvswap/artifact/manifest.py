@@ -38,7 +38,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelIdentity(_Strict):
-    """The identity of a model with its tokenizer and adapters: the digests decide, `label` is for people to read."""
+    """The identity of a model with its tokenizer and adapters: the digests decide, `label` is a human-readable name."""
 
     label: Text
     weights: Digest

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,22 @@ from kvswap.core.runfile import not_running
 
 HEARTBEAT = "heartbeat"
 HEADER = "Kvswap-Heartbeat"  # of an answer of lines: seconds between its heartbeats
+REQUEST_HEADER = "Kvswap-Request"
 _LONG = 1 << 20  # bytes of JSON
 _MISSED = 10  # heartbeats in a row, and the daemon is taken for frozen
+
+
+def note_answer(call: Call, status: int, request: str | None, began: float) -> None:
+    """Log that the head of an answer came, and `request`, the id that the daemon's log has for it.
+
+    Of the path only the first two parts: what follows may name a document.  `began` is of `time.monotonic`.
+    """
+    logging = sys.modules.get("logging")  # whoever has not imported it listens to nothing
+    if logging is not None and (logger := logging.getLogger("kvswap.client")).isEnabledFor(logging.DEBUG):
+        path = "/".join(call.path.partition("?")[0].split("/")[:3])
+        logger.debug(
+            "%s %s %d, %.3f s, request %s", call.method, path, status, time.monotonic() - began, request or "none"
+        )
 
 
 def message_of(line: bytes | str, where: Path | str) -> dict[str, Any]:

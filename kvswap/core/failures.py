@@ -40,7 +40,7 @@ INSTALL_TORCH = 'pip install "kvswap[torch]"'
 _COMPUTING = frozenset({"torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate", "tokenizers"})
 _SHOWN = 300  # characters of a foreign exception's text
 
-_NO_SPACE = "kvswap gc, kvswap rm REF -y, or make room on the disk"
+_NO_SPACE = "kvswap gc, kvswap rm REF -y, or free space on the disk"
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "this user's disk quota is used up",
@@ -55,7 +55,7 @@ _LOCAL: dict[int, tuple[str, str, str]] = {
     errno.EMFILE: ("too many open files", "the limit of this process is too low", "ulimit -n 4096"),
     errno.ENFILE: ("too many open files", "the limit of this machine is too low", "sysctl fs.file-max"),
     errno.ENOMEM: ("not enough memory", "other programs use it", "free"),
-    errno.EAGAIN: ("the system has no room for more at the moment", "a limit of processes or threads", "ulimit -u"),
+    errno.EAGAIN: ("the system has no space for more at the moment", "a limit of processes or threads", "ulimit -u"),
     errno.EIO: ("the disk failed", "a damaged disk, or a network drive that went away", "dmesg"),
     errno.ESTALE: ("the file system went away", "a network drive that was unmounted", "mount it again"),
     errno.ENODEV: ("the device is gone", "it was removed", "mount it again"),
@@ -230,7 +230,7 @@ def _of_system(error: OSError, start: str) -> KvswapError:
         cause, hint = "something else lies in the place of a file", f"ls -l {name}; mv {name} elsewhere"
         return LocalFault(f"{start}{where}{error.strerror}", cause=cause, hint=hint)
     if code in _FULL:
-        return StoreFull(f"{start}{where}{_FULL[code]}", cause="no room is left; nothing was lost", hint=_NO_SPACE)
+        return StoreFull(f"{start}{where}{_FULL[code]}", cause="no space is left; nothing was lost", hint=_NO_SPACE)
     if code in _LOCAL:
         what, cause, hint = _LOCAL[code]
         return LocalFault(f"{start}{where}{what}", cause=cause, hint=hint)
@@ -248,7 +248,7 @@ def _of_database(error: sqlite3.Error, start: str) -> KvswapError:
     if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
         # on a full tmpfs the shared memory file of the log cannot grow: that is "disk I/O error" as well
         what = f"{start}{_FULL[errno.ENOSPC]} ({text})"
-        return StoreFull(what, cause="no room is left; nothing was lost", hint=_NO_SPACE)
+        return StoreFull(what, cause="no space is left; nothing was lost", hint=_NO_SPACE)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return LocalFault(
             f"{start}the database cannot be opened or written ({text})",

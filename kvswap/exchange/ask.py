@@ -31,7 +31,7 @@ from kvswap.exchange.prefix import check_prefix_plan, find_prefix, plan_prefix
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.transfer.choosing import choose
 from kvswap.exchange.transfer.downloader import Transfer
-from kvswap.exchange.transfer.hybrid import CacheOrigin, learned, run_from
+from kvswap.exchange.transfer.hybrid import CacheOrigin, record_load_rate, run_from
 from kvswap.exchange.verification.claims import report_claims, report_unchecked, require_text
 from kvswap.exchange.verification.outcomes import is_own, verified_already
 from kvswap.exchange.verify import ban_if_proven, forget_damaged
@@ -120,8 +120,8 @@ async def answer(
             await asyncio.to_thread(node.trust.records.add_checks, str(source.statement.artifact), [int(Level.TOKENS)])
         elif seen is not None and seen["verdict"] == "skipped":
             unchecked = {"V3": seen["why"]}
-            await report_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
-        learned(node, source, done)
+            await report_unchecked(node, source.statement, f"{Level.TOKENS.words}: {seen['why']}", progress)
+        record_load_rate(node, source, done)
     if transfer is None:
         node.learn_prefill(choice, done["samples"])
     else:
@@ -241,11 +241,11 @@ async def _find_origin(
     progress: Progress,
     began: float,
 ) -> tuple[CacheOrigin | None, Plan]:
-    """Return the artifact to answer from, or a document's beginning; None: prefill."""
+    """Return the artifact to answer from, or a document's prefix; None: prefill."""
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
         require_text(resolved.statement, text)
-        # A stranger's is verified whole before any of it is used.
+        # An untrusted publisher's is verified whole before any of it is used.
         if not await asyncio.to_thread(verified_already, node, resolved.statement):
             artifact = resolved.statement.artifact
             await fetch(node, artifact, terms, progress, text=text)

@@ -34,7 +34,7 @@ class Fetched:
     wire_bytes: int  # fetched now, not what was here before
     peers: tuple[str, ...]
     seconds: float
-    verification: dict[str, Any]  # which steps of the ladder it passed, and what nobody looked at
+    verification: dict[str, Any]  # which verification levels it passed, and what nobody looked at
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON contract of `kvswap fetch`."""
@@ -69,8 +69,8 @@ async def fetch(
 ) -> Fetched:
     """Make an artifact complete in the store.  Raises `PlanSaysPrefill` when that is not worth it.
 
-    An untrusted publisher's is verified before it counts (see `verify.settle`); `text` is the document, where it
-    is at hand.
+    An untrusted publisher's is verified before it counts (see `verify.verify_untrusted`); `text` is the document, where
+    it is at hand.
     """
     began = time.perf_counter()
     resolved, planned = await choose(node, reference, terms, progress)

@@ -37,7 +37,7 @@ _AT_ONCE = 3  # claims of different length that are asked after at once,
 _ROUNDS = 4  # and how often, when none of them holds
 _ROUND_SECONDS = 2.0
 _OF_ONE_LENGTH = 16  # peers that are asked after the same claim
-_AGAIN_SECONDS = 0.5  # for which a catalogue is waited for that may have changed
+_AGAIN_SECONDS = 0.5  # for which a prefix index is waited for that may have changed
 _MORE_SECONDS = 0.5  # for which longer ones are waited for, once there is one
 _PULLED_AT_ONCE = 64
 
@@ -82,7 +82,7 @@ async def longest_cached_prefix(
     chain = list(chain[: LIMITS.chain_digests])
     if not chain:
         return None
-    # A part is not verified by itself: of strangers what was verified whole.
+    # A part is not verified by itself: of untrusted publishers what was verified whole.
     terms = structs.replace(lookup_of(terms), allow_untrusted=False)
     called = [(identifiers, identifiers.chain(chain)) for identifiers in node.identifiers(terms.group)]
     here: dict[str, Candidate] = {}
@@ -197,9 +197,9 @@ class _Search:
             if blocks is None:
                 prefix_indexes.expire(peer)
             elif blocks >= availability.blocks:
-                self._ignore_index(peer, "its catalogue has what it has not")
+                self._ignore_index(peer, "its prefix index has what it has not")
             elif not prefix_indexes.took_back(peer):
-                self._ignore_index(peer, "its catalogue is another each time it is asked")
+                self._ignore_index(peer, "its prefix index is another each time it is asked")
             elif blocks:
                 left.append(_Availability(blocks, (peer,), availability.identifiers, availability.digests))
         return left

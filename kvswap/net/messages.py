@@ -146,7 +146,7 @@ class BulkRecord(_Message):
 
 
 class BulkTicket(_Message):
-    """A bearer token for the bulk plane, valid while this stream is open and for at most `seconds`."""
+    """A bearer token for the bulk channel, valid while this stream is open and for at most `seconds`."""
 
     token: TokenText
     seconds: Size

@@ -98,7 +98,7 @@ def claims(manifest: Manifest) -> dict[str, str]:
     """List what a manifest says of itself that keeps readers from checking it, as reasons by field."""
     out = {}
     if not manifest.lossless:
-        out["divergence"] = f"it is inexact ({', '.join(manifest.codecs)}) by its publisher's own word"
+        out["divergence"] = f"it is lossy ({', '.join(manifest.codecs)}) by its publisher's own word"
     if manifest.document is None:
         out["document"] = "it does not say which document it is of"
     if not manifest.prefix.special_tokens:

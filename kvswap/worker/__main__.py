@@ -28,14 +28,14 @@ from kvswap.worker import logs, protocol
 from kvswap.worker.inbox import Inbox
 
 
-class _Jobs(Protocol):
+class _JobRunner(Protocol):
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Do one job.  Raises `KvswapError`."""
 
 
 _log = logging.getLogger("kvswap.worker")
 _TRACE = 16_384  # characters of a traceback
-MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Inbox], _Jobs]
+MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Inbox], _JobRunner]
 
 
 def own_streams() -> None:
@@ -114,7 +114,7 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
         channel.send(answer)
 
 
-def answer_of(jobs: _Jobs, message: dict[str, Any]) -> dict[str, Any]:
+def answer_of(jobs: _JobRunner, message: dict[str, Any]) -> dict[str, Any]:
     """Do one job and return its answer: the result, or its error with the traceback for the node's log."""
     doing = f"the job {str(message.get('job'))[:40]!r}"
     try:

@@ -305,13 +305,11 @@ class Jobs:
             on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
             cancelled=self._cancelled.is_set,
         )
-        first_layer = loaded_first.check() if loaded_first is not None else None  # only now: the answer does not wait
-        if first_layer is not None:
-            require(first_layer)
+        look = loaded_first.check() if loaded_first is not None else None  # only now: the answer does not wait
+        if look is not None:
+            require(look)
         return {
-            "first_layer": {"verdict": first_layer.verdict, "why": first_layer.why}
-            if first_layer is not None
-            else None,
+            "first_layer": {"verdict": look.verdict, "why": look.why} if look is not None else None,
             "text": loaded.tokenizer.decode(answer.ids, skip_special_tokens=True),
             "token_ids": answer.ids,
             "logits_digest": answer.logits_digest,

@@ -105,7 +105,7 @@ class Checks:
             if self._misshapen and level in ways and level != Level.STRUCTURE:
                 out.append(LevelResult(level, "skipped", why=self._misshapen))
             elif level in _COMPARED and not self._manifest.lossless:
-                out.append(LevelResult(level, "skipped", why="an inexact cache, by its publisher's own word"))
+                out.append(LevelResult(level, "skipped", why="a lossy cache, by its publisher's own word"))
             elif level in ways:
                 self._check()
                 began = time.perf_counter()
@@ -236,11 +236,13 @@ class Checks:
 
         if any(held.first for held in tensors):
             return LevelResult(
-                Level.SAMPLES, "skipped", why="sliding layers keep too little of the text; V7 checks them"
+                Level.SAMPLES,
+                "skipped",
+                why="sliding layers keep too little of the text; full recomputation checks them",
             )
         if noise.samples is None:
             why = "this model's positions cannot be computed one by one (sliding layers, or another kind of mask); "
-            return LevelResult(Level.SAMPLES, "skipped", why=why + "V7 checks them")
+            return LevelResult(Level.SAMPLES, "skipped", why=why + "full recomputation checks them")
         tokens = self._manifest.prefix.tokens
         positions = draw(self._seed, self._id, tokens, self._samples)
         errors = at_positions(self._loaded, tensors, tokens, ids, positions)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import group_option, host_option, lossy_option, plan_options, untrusted_option
 from kvswap.cli.output import Output, reference, verb
 from kvswap.core.defaults import ANSWER_TOKENS
@@ -14,7 +15,7 @@ from kvswap.cost import Objective
 
 
 @click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @click.argument("question")
 @click.option("--max-tokens", type=click.IntRange(1, LIMITS.host_tokens), default=ANSWER_TOKENS, show_default=True)
 @click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
@@ -42,6 +43,7 @@ def ask_command(
     group: str | None,
     objective: Objective,
 ) -> None:
+    """Answer a question, and say where the cache came from and what it took."""
     name, text = reference(ref)
     with output.progress() as progress:
 

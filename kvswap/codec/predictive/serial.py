@@ -164,7 +164,7 @@ def _stack(value: _StackFields, quota: _ByteQuota) -> Stack:
     halves = np.frombuffer(quota.take(value.memory), np.uint8).reshape(2, -1)
     width = sum(len(t.mean) for t in pairs[0])
     memory = np.ascontiguousarray(halves.T).view("<i2").reshape(-1, width).astype(np.int16)
-    _require(len(memory) < 1 << 16, "knows too many tokens by heart")
+    _require(len(memory) < 1 << 16, "too many tokens in the token table")
     _check_widths(pairs, value.before, len(memory) > 0)
     missing = (value.missing[0], value.missing[1])
     keys, values = tuple(k for k, _ in pairs), tuple(v for _, v in pairs)

@@ -1,7 +1,7 @@
 """The step from offers to signed envelopes: several at once, every peer in its turn, by one deadline.
 
 An offer is a word.  A peer that offers much and gives nothing must not hold up those that give: so the first offer of
-each peer comes before the second of any, who failed once is not asked again, who is slow makes room for the next, and
+each peer comes before the second of any, who failed once is not asked again, who is slow makes way for the next, and
 when the time is over, it is over for all of them together.
 """
 
@@ -22,7 +22,7 @@ from kvswap.net import PeerAddress, messages
 from kvswap.trust.envelopes import names
 
 _AT_ONCE = 8
-_SLOW_SECONDS = 1.5  # who takes longer makes room for one more,
+_SLOW_SECONDS = 1.5  # who takes longer makes way for one more,
 _UNDER_WAY = 24  # up to so many
 _OF_ONE_PEER = 2  # requests to one peer at once
 _INLINE_OF_ONE_PEER = 4  # envelopes that come with one answer
@@ -212,7 +212,7 @@ async def _is_of(envelope: bytes, artifact: str) -> bool:
 
 
 def _another(peer: str, artifact: str) -> IntegrityError:
-    return IntegrityError(f"{peer} gave no envelope of {artifact}, which it offers", cause="a lying or broken peer")
+    return IntegrityError(f"{peer} gave no envelope of {artifact}, which it offers", cause="a broken or malicious peer")
 
 
 def _looked_at(task: asyncio.Task[bytes]) -> None:

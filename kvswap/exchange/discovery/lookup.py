@@ -35,7 +35,7 @@ _NEIGHBOURS_FIRST_SECONDS = 0.05
 _PATIENCE_SECONDS = 0.5
 _YOUNG_SECONDS = 15.0  # a node this young may still be finding its first peers
 _FAR_AT_ONCE = 8  # of those that have to be dialled;
-_SLOW_SECONDS = 1.5  # who takes longer makes room for one more,
+_SLOW_SECONDS = 1.5  # who takes longer makes way for one more,
 _FAR_UNDER_WAY = 24  # up to so many,
 _FAR_MOST = 96  # and so many in one look-up
 _OF_ONE_SENDER = 32
@@ -216,7 +216,7 @@ class _Lookup:
         """Line up a peer that somebody names as having it."""
         if address.peer not in self._seen and not self._over:
             self._seen.add(address.peer)
-            if not self._node.peers.backoff_seconds(address.peer):  # failed or lied lately, or blocked
+            if not self._node.peers.backoff_seconds(address.peer):  # failed or sent invalid data lately, or blocked
                 self._far.add(address, sender)
 
     def _ask_far(self) -> None:

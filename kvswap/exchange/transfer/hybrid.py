@@ -1,6 +1,6 @@
 """Loading a document's cache into the model process while its chunks are still on their way.
 
-The transfer brings units from the last to the first, the model process loads them as they come and, where
+The transfer downloads work units from the last to the first, the model process loads them as they come and, where
 the text is at hand, computes from the first on; what it computes is not fetched any more.  What came stays
 in the store, each chunk checked, and serves the next attempt and other peers.
 """
@@ -213,7 +213,7 @@ def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
     return lowest
 
 
-def learned(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
+def record_load_rate(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
     """Record how fast a run from the store loaded; one that waited for chunks, or computed, says nothing of that."""
     if source.planned.missing_bytes or done["computed"]:
         return

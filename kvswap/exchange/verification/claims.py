@@ -33,7 +33,7 @@ def refuse_uncheckable(statement: Statement) -> None:
         return
     named = "; ".join(f"{where}: {why}" for where, why in reasons.items())
     raise Untrusted(
-        f"artifact {statement.artifact} is a stranger's and cannot be verified ({named})",
+        f"artifact {statement.artifact} is an untrusted publisher's and cannot be verified ({named})",
         cause="what its manifest says keeps others from checking it",
         hint=f"kvswap trust add {statement.manifest.publisher}",
         unchecked=reasons,
