@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
+from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
@@ -36,7 +37,7 @@ class Terms(Request, frozen=True, kw_only=True):
     allow_lossy: bool = field(default=False, name="inexact")
     """Take a cache that is not the model's own to the bit."""
     allow_untrusted: bool = field(default=False, name="strangers")
-    """Take what a publisher made who is not listed, once it is verified by recomputing."""
+    """Take an untrusted publisher's artifact once it is verified by recomputing."""
     samples: Samples = LIMITS.usual_samples
     """Positions that are computed again for that."""
     group: str | None = None
@@ -96,14 +97,14 @@ class PlanRequest(FetchRequest, frozen=True, kw_only=True):
     host: str | None = None
     """A host's PeerId, or `auto` for the best of those known."""
     question: str = ""
-    max_tokens: AnswerTokens = 64
+    max_tokens: AnswerTokens = ANSWER_TOKENS
 
 
 class AskRequest(FetchRequest, frozen=True, kw_only=True):
     """The request `POST /v1/ask`: answer a question from a document's cache."""
 
     question: str
-    max_tokens: AnswerTokens = 64
+    max_tokens: AnswerTokens = ANSWER_TOKENS
     prefill: bool = False
     """Prefill here, whatever peers offer."""
     ignore_eos: bool = False
@@ -160,7 +161,7 @@ class VerifyRequest(Request, frozen=True, kw_only=True):
     ref: str | None = None
     store: bool = False
     level: Annotated[int, Meta(ge=0, le=7)] | None = None
-    """The last check of the ladder to make."""
+    """The last verification level to make."""
     samples: Samples = LIMITS.usual_samples
     text: str | None = None
 

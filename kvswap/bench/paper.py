@@ -22,6 +22,7 @@ from typing import Any
 
 from kvswap.bench.nodes import BenchNode
 from kvswap.bench.texts import Cutter
+from kvswap.core.defaults import COMPARED_TOKENS
 from kvswap.core.errors import InvalidDocument, UsageError
 from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
@@ -113,7 +114,7 @@ def run(
     *,
     dtype: str,
     lengths: Sequence[int] = LENGTHS,
-    steps: int = 256,
+    steps: int = COMPARED_TOKENS,
     documents: int = 5,
     note: Note = lambda text: None,
 ) -> Report:
@@ -170,12 +171,12 @@ def answer(
     came: list[float] = []
     began = time.perf_counter()
 
-    def hear(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "token":
             came.append(time.perf_counter() - began)
 
     reference = document_digest(text.encode())
-    said = node.client.ask(
+    reply = node.client.ask(
         reference,
         QUESTION,
         max_tokens=steps,
@@ -183,10 +184,10 @@ def answer(
         prefill=prefill,
         force=force,
         ignore_eos=True,
-        on_event=hear,
+        on_event=on_event,
     )
     seconds = {count: came[count - 1] for count in ANSWERS if count <= len(came)}
-    return Answered(seconds, said["ready_seconds"], said["load_seconds"], said["prefill_seconds"], said["tokens"])
+    return Answered(seconds, reply["ready_seconds"], reply["load_seconds"], reply["prefill_seconds"], reply["tokens"])
 
 
 def _row(publisher: BenchNode, reader: BenchNode, text: str, one_shot: Answered) -> Row:

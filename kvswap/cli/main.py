@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -34,7 +35,7 @@ VERBS = {
     "import": ("archive", "Take an artifact from one file into the store, verified."),
     "rm": ("rm", "Remove an artifact from the store."),
     "pin": ("pin", "Keep an artifact whatever the quota says."),
-    "unpin": ("pin", "Let an artifact go when room is needed."),
+    "unpin": ("pin", "Let an artifact go when space is needed."),
     "gc": ("gc", "Remove chunks that no artifact needs."),
     "status": ("status", "State of the running node."),
     "stop": ("stop", "End the daemon, and wait until it has."),
@@ -81,6 +82,7 @@ class LazyGroup(click.Group):
         if cmd_name not in VERBS:
             return None
         module = import_module(f"kvswap.cli.commands.{VERBS[cmd_name][0]}")
+        gc.enable()
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return with_examples(command, cmd_name)
 
@@ -111,7 +113,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kvswap")
-@click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: XDG data directory).")
+@click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: the platform's for data).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what is done, and how long it takes.")
@@ -163,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return _failed(error, chosen, as_json)
     finally:
-        streams.settle()
+        streams.flush()
 
 
 def _usage(error: click.ClickException, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""Rendering: JSON lines for scripts, tables and bars for people.  stdout is data, stderr is progress."""
+"""Rendering: JSON lines for scripts, human-readable tables and bars.  stdout is data, stderr is progress."""
 
 from __future__ import annotations
 

@@ -9,21 +9,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kvswap.api import (
-    AskRequest,
-    FetchRequest,
-    PlanRequest,
-    PrefixRequest,
-    PublishRequest,
-    TrainRequest,
-    VerifyRequest,
-)
-from kvswap.api.requests import aim_fields
+from kvswap import api
 from kvswap.client import calls
 from kvswap.client.base_sync import OnEvent
 from kvswap.client.sender_sync import call_here
 from kvswap.client.values import Artifact, CacheReport, model_argument, read_document
 from kvswap.client.verbs_sync import Verbs
+from kvswap.core.defaults import ANSWER_TOKENS, BLOCK_TOKENS, HEADROOM_TOKENS, TRAINING_TOKENS
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     DaemonNotRunning,
@@ -93,7 +85,7 @@ class Client(Verbs):
 
         A KV cache reveals its text: publish public documents, or seal it for the members of `group`.
         """
-        request = PublishRequest(
+        request = api.PublishRequest(
             text=call_here(read_document, text),
             model=model_argument(model),
             codec=codec,
@@ -104,10 +96,10 @@ class Client(Verbs):
         return self._do(calls.publish(request), on_event)
 
     def codec_train(
-        self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
+        self, corpus: str, *, model: str | None = None, tokens: int = TRAINING_TOKENS, on_event: OnEvent | None = None
     ) -> dict[str, Any]:
         """Train the predictive codec on the text files below a directory of the daemon's machine."""
-        request = TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
+        request = api.TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
         return self._do(calls.train(request), on_event)
 
     def fetch(
@@ -126,11 +118,11 @@ class Client(Verbs):
     ) -> Artifact:
         """Make an artifact local and verified.  The report's `verification` says what nobody looked at.
 
-        `allow_untrusted`: take what a publisher made who is not on the allow-list, once `samples` positions were
+        `allow_untrusted`: take an untrusted publisher's artifact, once `samples` positions were
         computed again (V5); with the document's `text`, or else by reading the tokens back from the cache.
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
-        request = FetchRequest(
+        request = api.FetchRequest(
             ref=ref,
             text=text,
             force=force,
@@ -139,7 +131,7 @@ class Client(Verbs):
             allow_untrusted=allow_untrusted,
             samples=samples,
             group=group,
-            **aim_fields(objective),
+            **api.aim_fields(objective),
         )
         report = self._do(calls.fetch(request), on_event)
         return Artifact(report["artifact"], report, lambda: self.details(report["artifact"]))
@@ -156,8 +148,8 @@ class Client(Verbs):
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Say what `ask` would do, fetch, prefill, both at once or ask a host, with seconds, dollars and the reason."""
-        request = PlanRequest(
-            ref=ref, text=text, allow_lossy=allow_lossy, group=group, host=host, **aim_fields(objective)
+        request = api.PlanRequest(
+            ref=ref, text=text, allow_lossy=allow_lossy, group=group, host=host, **api.aim_fields(objective)
         )
         return self._do(calls.plan(request), on_event)
 
@@ -171,8 +163,8 @@ class Client(Verbs):
         text: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """Check an artifact up to a step of the ladder (0 to 7), or with `store` every file of the store."""
-        request = VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
+        """Check an artifact up to a verification level (0 to 7), or with `store` every file of the store."""
+        request = api.VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
         return self._do(calls.verify(request), on_event)
 
     def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
@@ -224,7 +216,7 @@ class Client(Verbs):
         ref: str,
         question: str,
         *,
-        max_tokens: int = 64,
+        max_tokens: int = ANSWER_TOKENS,
         text: str | None = None,
         prefill: bool = False,
         force: bool = False,
@@ -243,7 +235,7 @@ class Client(Verbs):
         `host`: ask the host with this PeerId, or with `auto` the best of those known where the plan says so.  A host
         gets to know the question.
         """
-        request = AskRequest(
+        request = api.AskRequest(
             ref=ref,
             question=question,
             max_tokens=max_tokens,
@@ -257,7 +249,7 @@ class Client(Verbs):
             group=group,
             ignore_eos=ignore_eos,
             host=host,
-            **aim_fields(objective),
+            **api.aim_fields(objective),
         )
         return self._do(calls.ask(request), on_event)
 
@@ -267,7 +259,7 @@ class Client(Verbs):
         *,
         model: bytes,
         dtype: str,
-        block_tokens: int = 256,
+        block_tokens: int = BLOCK_TOKENS,
         parts: bool = True,
         curve: tuple[float, float] | None = None,
         seconds: float | None = None,
@@ -283,7 +275,7 @@ class Client(Verbs):
         cost to prefill there.  `seconds`: the longest to wait for peers to say what they have; `local`: ask none.
         Raises `NotFound`, `PlanSaysPrefill` and what `fetch` does.
         """
-        request = PrefixRequest(
+        request = api.PrefixRequest(
             ids=base64.b64encode(ids).decode(),
             model=model.hex(),
             dtype=dtype,
@@ -314,11 +306,11 @@ class Client(Verbs):
         return self._do(calls.remove(ref))
 
     def pin(self, ref: str, pinned: bool = True) -> dict[str, Any]:
-        """Keep an artifact whatever room is needed; or, with `pinned` false, no longer."""
+        """Keep an artifact whatever space is needed; or, with `pinned` false, no longer."""
         return self._do(calls.pin(ref, pinned))
 
     def gc(self, target_bytes: int | None = None) -> dict[str, Any]:
-        """Free room in the store, down to `target_bytes` where given."""
+        """Free space in the store, down to `target_bytes` where given."""
         return self._do(calls.collect(target_bytes))
 
     def trust_ls(self) -> dict[str, Any]:
@@ -345,8 +337,8 @@ class Client(Verbs):
         model: Any,
         tokenizer: Any,
         *,
-        block_tokens: int = 256,
-        headroom: int = 1024,
+        block_tokens: int = BLOCK_TOKENS,
+        headroom: int = HEADROOM_TOKENS,
         tofu: bool = False,
         allow_untrusted: bool = False,
         group: str | None = None,
@@ -376,12 +368,14 @@ class Client(Verbs):
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             refused = error
         local = call_here(LocalPrefill, text, model, tokenizer, block_tokens)
-        begun: dict[str, Any] = {"artifact": None, "tokens": 0}
+        shared_prefix: dict[str, Any] = {"artifact": None, "tokens": 0}
         with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
             if isinstance(refused, NotFound):
-                request = PrefixRequest(**call_here(local.cached_prefix), trust_on_first_use=tofu, group=group)
-                begun = self._do(calls.cached_prefix(request))
-        shared = self.details(begun["artifact"]) if begun["tokens"] else None
-        cache = call_here(local.cache, headroom, shared, begun["tokens"])
+                request = api.PrefixRequest(**call_here(local.cached_prefix), trust_on_first_use=tofu, group=group)
+                shared_prefix = self._do(calls.cached_prefix(request))
+        shared = self.details(shared_prefix["artifact"]) if shared_prefix["tokens"] else None
+        cache = call_here(local.cache, headroom, shared, shared_prefix["tokens"])
         reason = refused.message
-        return cache, CacheReport.of("prefill", reason, began, local.tokens, begun["tokens"], begun["artifact"])
+        return cache, CacheReport.of(
+            "prefill", reason, began, local.tokens, shared_prefix["tokens"], shared_prefix["artifact"]
+        )

@@ -248,10 +248,10 @@ class StoreLocked(KvswapError):
 
 
 class StoreFull(KvswapError):
-    """A quota or a disk without room; nothing was lost."""
+    """A quota or a disk without space; nothing was lost."""
 
     code = "store_full"
-    usual = ("no room is left; nothing was lost", "kvswap gc")
+    usual = ("no space is left; nothing was lost", "kvswap gc")
     exit_code = 12
     http_status = 507
 

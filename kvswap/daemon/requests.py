@@ -24,13 +24,13 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import PrefillCurve
 from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.request import LookupTerms, Progress, lookup_of
+from kvswap.store.tables import ROWS_AT_ONCE
 
 R = TypeVar("R", bound=Request)
 Work = Callable[[Progress], Awaitable[dict[str, Any]]]
 
 HEARTBEAT = {"event": "heartbeat"}
 HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
-_ROWS_AT_ONCE = 500  # a millisecond or two of JSON
 _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
 
@@ -81,7 +81,7 @@ async def request_of(request: web.Request, kind: type[R]) -> R:
 
 @dataclass(frozen=True, slots=True)
 class PrefixQuery:
-    """A document whose published beginning is wanted; `ids` only where a part of a block is of use."""
+    """A document whose published prefix is wanted; `ids` only where a part of a block is of use."""
 
     wanted: Wanted
     chain: list[bytes]
@@ -91,7 +91,7 @@ class PrefixQuery:
 
 
 def prefix_query_of(request: PrefixRequest) -> PrefixQuery:
-    """Unpack what stands for bytes in a request for a beginning.  Raises `UsageError`."""
+    """Unpack what stands for bytes in a request for a prefix.  Raises `UsageError`."""
     from kvswap.artifact.chain import chain_digests  # numpy, which most requests have no use for
 
     ids: list[int] | None = None
@@ -107,7 +107,7 @@ def prefix_query_of(request: PrefixRequest) -> PrefixQuery:
         else:
             digests = [bytes.fromhex(d) for d in request.chain or []]
     except (ValueError, struct.error) as error:
-        raise wrong("a beginning is asked for by ids or chain, model, dtype and block_tokens") from error
+        raise wrong("a prefix is asked for by ids or chain, model, dtype and block_tokens") from error
     if any(len(d) != 32 for d in (*digests, wanted.model)):
         raise wrong("chain and model are digests of 32 bytes")
     fitted = PrefillCurve(*curve, block_tokens) if curve is not None else None
@@ -136,7 +136,7 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[An
     """
     rows = iter(pages)
     page = await asyncio.to_thread(next, rows, None)
-    if page is not None and len(page) <= _ROWS_AT_ONCE:
+    if page is not None and len(page) <= ROWS_AT_ONCE:
         after = await asyncio.to_thread(next, rows, None)
         if after is None:
             return web.json_response({name: list(page)})
@@ -157,8 +157,8 @@ def _texts(name: str, pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
     yield b"{%s: [" % json.dumps(name).encode()
     between = b""
     for page in pages:
-        for start in range(0, len(page), _ROWS_AT_ONCE):
-            yield between + msgspec.json.encode(page[start : start + _ROWS_AT_ONCE])[1:-1]
+        for start in range(0, len(page), ROWS_AT_ONCE):
+            yield between + msgspec.json.encode(page[start : start + ROWS_AT_ONCE])[1:-1]
             between = b", "
     yield b"]}"
 

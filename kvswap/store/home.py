@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+from kvswap.core.atomic import clear_unfinished
 from kvswap.core.errors import KvswapError, LocalFault, StoreFull, UsageError
 from kvswap.store.lock import hold
 
@@ -34,6 +35,9 @@ class Home:
         try:
             self._close_to_others()
             self._try_to_write()
+            clear_unfinished(path)
+            for directory in (p for p in path.iterdir() if p.is_dir()):
+                clear_unfinished(directory)
             self.maintain()
         except BaseException:
             self.close()
@@ -95,7 +99,7 @@ def _no_home(path: Path, error: OSError) -> KvswapError:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return UsageError(what, cause="a file lies in its place", hint=elsewhere)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(what, cause="the disk is full", hint="make room on the disk, or another --home")
+        return StoreFull(what, cause="the disk is full", hint="free space on the disk, or another --home")
     if error.errno == errno.EROFS:
         return LocalFault(what, cause="the file system is read-only", hint=elsewhere)
     if isinstance(error, PermissionError):

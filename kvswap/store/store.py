@@ -124,7 +124,7 @@ class Store(Artifacts):
             self._relock()
             if self._index.maintain():
                 self._rebuild.forget_removals(self._envelopes.removed_artifacts())
-            if self._rebuild.owing:
+            if self._rebuild.pending:
                 self._rebuild.keep()
             if self._rebuild.put_off and self._reader is not None and self._rebuild.adopt(self._reader):
                 self._changed()
@@ -198,7 +198,7 @@ class Store(Artifacts):
         actual = Cid.of(data) if arrived is None else arrived
         if cid is not None and actual != cid:
             raise IntegrityError(f"bytes offered as chunk {cid} are {actual}")
-        self._leases.settled(actual)
+        self._leases.wait_deleted(actual)
         if self.has_chunk(actual):
             return actual
         self._reserve(len(data))

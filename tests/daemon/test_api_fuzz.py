@@ -186,7 +186,7 @@ class Asker:
 
     def ask(self, case: Case, route: Route) -> None:
         method, path, body, headers = case
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)
         try:
             connection.request(method, path, body, {**self._token, **headers})
             with connection.getresponse() as response:

@@ -109,7 +109,7 @@ def forms(data: bytes) -> list[tuple[str, str]]:
 def request_of(run: RunFile, method: str, path: str, headers: dict[str, str]) -> str:
     """The id that an answer gives for its request."""
     url = urlsplit(run.url)
-    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=60)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=600)
     try:
         connection.request(method, path, b"{}", {"Authorization": f"Bearer {run.token}", **headers})
         response = connection.getresponse()

@@ -16,7 +16,7 @@ def block_command(output: Output, peer: str) -> None:
     output.result(output.client.block(peer, True), f"blocked {peer}")
 
 
-@click.command("unblock", help="Serve and ask PEER again; its failures and lies are forgiven.")
+@click.command("unblock", help="Serve and ask PEER again; its failures and its invalid data no longer count.")
 @click.argument("peer", type=PeerType(kinds=("peers",)))
 @verb
 def unblock_command(output: Output, peer: str) -> None:

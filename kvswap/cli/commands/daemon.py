@@ -19,7 +19,7 @@ from kvswap.core.errors import KvswapError
 @click.option("--relays", multiple=True, help="Multiaddr of a relay to be reached through, behind NAT (repeatable).")
 @click.option("--relay/--no-relay", default=None, help="Relay for nodes behind NAT.")
 @click.option("--bulk/--no-bulk", default=None, help="Chunks over HTTPS, not over libp2p streams only.")
-@click.option("--bulk-port", help="Port of the HTTPS bulk plane (default: any).")
+@click.option("--bulk-port", help="Port of the HTTPS bulk channel (default: any).")
 @click.option("--api-port", help="Port of the local API (default: any).")
 @click.option("--mdns/--no-mdns", default=None, help="Find peers on the local network.")
 @click.option("--p2p/--no-p2p", default=None, help="Take part in the network at all.")

@@ -1,4 +1,4 @@
-"""`kvswap manifest check`: judge a manifest, a head record or an audit in a file; needs neither daemon nor network."""
+"""`kvswap manifest check`: judge a manifest, status record or audit in a file; needs neither daemon nor network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvswap.trust import Group
 
 
-@click.group("manifest", help="Judge a manifest file, a head record or an audit.")
+@click.group("manifest", help="Judge a manifest file, a status record or an audit.")
 def manifest_command() -> None:
     """Group the verbs of files that hold signed statements."""
 
@@ -71,7 +71,7 @@ def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Gr
         status_record.check_life(record, now)
         output.result(
             {"valid": True, "head": wire.jsonable(wire.plain(record))},
-            f"valid: head {record.sequence} of {record.publisher}, {len(record.withdrawn)} withdrawn",
+            f"valid: status record {record.sequence} of {record.publisher}, {len(record.withdrawn)} withdrawn",
         )
         return
     if kind == audit.KIND:

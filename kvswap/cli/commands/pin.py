@@ -17,7 +17,7 @@ def pin_command(output: Output, ref: str) -> None:
     output.result(done, f"pinned {done['artifact']}")
 
 
-@click.command("unpin", help="Let REF go when room is needed.")
+@click.command("unpin", help="Let REF go when space is needed.")
 @click.argument("ref", type=ReferenceType())
 @verb
 def unpin_command(output: Output, ref: str) -> None:

@@ -38,7 +38,7 @@ def plan_command(
         if (option := plan.get(name))
     ]
 
-    of = f" ({plan['codec']}{'' if plan['exact'] else ', INEXACT'})" if plan.get("codec") else ""
+    of = f" ({plan['codec']}{'' if plan['exact'] else ', LOSSY'})" if plan.get("codec") else ""
 
     def text() -> str:
         lines = [f"{plan['action']}{of}: {plan['reason']}", output.table(("option", "seconds", "dollars"), rows)]

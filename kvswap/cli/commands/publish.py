@@ -48,8 +48,8 @@ def publish_command(
     )
     if divergence := done["divergence"]:
         output.note(
-            f"INEXACT: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first "
-            f"other one is number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  "
+            f"LOSSY: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first other "
+            f"one is number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  "
             "Readers need --allow-lossy."
         )
     if name := done["group"]:

@@ -7,6 +7,7 @@ import click
 from kvswap.cli.commands.ls import STANDINGS
 from kvswap.cli.completing import ReferenceType
 from kvswap.cli.output import Output, reference, size, verb
+from kvswap.core.words import in_words
 
 
 @click.command("show", help="Show the manifest of REF, which must be in the store.  --json prints all of it.")
@@ -31,7 +32,7 @@ def show_command(output: Output, ref: str) -> None:
             "readers": f"group {row['group']}" if row["group"] else "everybody",
             "expires": f"{manifest['life']['expires']} (Unix time)",
             "state": ("complete" if row["complete"] else "incomplete") + (", pinned" if row["pinned"] else ""),
-            "standing": STANDINGS[row["standing"]] + (f": {row['why']}" if row["why"] else ""),
+            "standing": STANDINGS[row["standing"]] + (f": {in_words(row['why'])}" if row["why"] else ""),
         }
         return "\n".join(f"{name:10} {value}" for name, value in lines.items())
 

@@ -6,6 +6,7 @@ import click
 
 from kvswap.cli.completing import PeerType
 from kvswap.cli.output import Output, verb
+from kvswap.core.words import in_words
 
 
 @click.group("trust", help="Publishers whose artifacts this node uses.  Its own are always trusted.")
@@ -19,9 +20,10 @@ def ls(output: Output) -> None:
     """List the publishers that are trusted, and those that were banned."""
     found = output.client.trust_ls()
     rows = [(p["peer"], p["how"], p["label"]) for p in found["publishers"]]
-    rows += [(p["peer"], "CAUGHT", p["why"]) for p in found["distrusted"]]
+    rows += [(p["peer"], "BANNED", in_words(p["why"])) for p in found["distrusted"]]
     rows += [
-        (p["peer"], "lifted", f"caught by older rules, judged again when used: {p['why']}") for p in found["lifted"]
+        (p["peer"], "lifted", f"banned by older rules, judged again when used: {in_words(p['why'])}")
+        for p in found["lifted"]
     ]
     output.result(found, lambda: output.table(("PUBLISHER", "HOW", "LABEL"), [(found["own"], "own", ""), *rows]))
 

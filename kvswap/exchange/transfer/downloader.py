@@ -24,7 +24,7 @@ from kvswap.exchange.planning.decision import Judge, not_worth_it
 from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
-from kvswap.exchange.transfer.tasks import run_to_end, seen
+from kvswap.exchange.transfer.tasks import retrieve_error, run_to_end
 from kvswap.net import PeerAddress, Unreachable, messages
 from kvswap.net.dialling import JUDGED
 
@@ -49,7 +49,7 @@ _SUNK = 1.25  # the rest must cost so much more than prefilling before a fetch u
 
 
 @dataclass(slots=True)
-class _Candidate:
+class _PeerEntry:
     """A peer that may be asked."""
 
     address: PeerAddress
@@ -82,7 +82,7 @@ class Transfer:
     _index: dict[int, int] = field(default_factory=dict)  # chunk of the manifest -> number in the schedule
     _file: list[int] = field(default_factory=list)  # and the other way round
     _schedule: Schedule = field(default_factory=lambda: Schedule([]))
-    _peers: dict[str, _Candidate] = field(default_factory=dict)
+    _peers: dict[str, _PeerEntry] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _flights: dict[tuple[str, int], asyncio.Task[None]] = field(default_factory=dict)
     _invalid: set[str] = field(default_factory=set)
@@ -174,7 +174,7 @@ class Transfer:
     # -- peers -----------------------------------------------------------------------------------
 
     def _consider(self, addresses: Iterable[PeerAddress]) -> None:
-        """Peers that may be asked.  Bounded: those that were tried in vain make room for others."""
+        """Peers that may be asked.  Bounded: those that were tried in vain make way for others."""
         me = self.node.transport.peer
         for address in addresses:
             if (
@@ -191,7 +191,7 @@ class Transfer:
                     return
                 del self._peers[forgotten]
             rest = self.node.peers.backoff_seconds(address.peer)
-            self._peers[address.peer] = _Candidate(address, 0, time.monotonic() + rest if rest else 0.0)
+            self._peers[address.peer] = _PeerEntry(address, 0, time.monotonic() + rest if rest else 0.0)
             self._notify()
 
     def _leave(self, peer: str) -> None:
@@ -225,7 +225,7 @@ class Transfer:
                 raise self._failure()
             await asyncio.wait([self._ended], timeout=_TICK_SECONDS)
 
-    def _may_return(self, entry: _Candidate, now: float) -> bool:
+    def _may_return(self, entry: _PeerEntry, now: float) -> bool:
         return entry.tries < _TRIES and entry.not_before < now + _STARVED_SECONDS
 
     async def _look_again(self) -> None:
@@ -252,7 +252,7 @@ class Transfer:
         if entry is not None and entry.tries >= _TRIES and peer not in self._invalid and peer not in self._tasks:
             entry.tries, entry.not_before = _TRIES - 1, time.monotonic()
 
-    async def _peer(self, entry: _Candidate) -> None:
+    async def _peer(self, entry: _PeerEntry) -> None:
         """One peer, from dialling it until nothing more is to be had from it."""
         peer = entry.address.peer
         source = Source(self.node, peer, self.artifact, len(self.manifest.files))
@@ -354,7 +354,7 @@ class Transfer:
         task = asyncio.create_task(self._flight(source, number))
 
         def landed(task: asyncio.Task[None]) -> None:
-            seen(task)
+            retrieve_error(task)
             if self._flights.get((source.peer, number)) is task:
                 self._flights.pop((source.peer, number))
                 self._schedule.failed(source.peer, number)
@@ -477,7 +477,7 @@ class Transfer:
         if self._invalid:
             return IntegrityError(
                 f"a peer sent bytes that are not what the manifest says, and nobody else has them; {done}",
-                cause="a lying or broken peer",
+                cause="a broken or malicious peer",
                 hint="kvswap peers",
             )
         reasons = "; ".join(dict.fromkeys(self._reasons.values())) or "no peer has the rest"

@@ -1,6 +1,6 @@
 """Loading a document's cache into the model process while its chunks are still on their way.
 
-The transfer brings units from the last to the first, the model process loads them as they come and, where
+The transfer downloads work units from the last to the first, the model process loads them as they come and, where
 the text is at hand, computes from the first on; what it computes is not fetched any more.  What came stays
 in the store, each chunk checked, and serves the next attempt and other peers.
 """
@@ -118,7 +118,7 @@ class _Feed:
             await on_event(event)
 
         try:
-            made = await self._node.model.run(
+            done = await self._node.model.run(
                 self._choice, "answer", on_job_event, self._outbox, **arguments, work=work
             )
         except PeerError:
@@ -130,7 +130,7 @@ class _Feed:
             await asyncio.gather(fetching, return_exceptions=True)
         if self._transfer is not None and not self._transfer.skipped:
             self._transfer.learn_start(self._filled - self._source.began)
-        return made, self._transfer
+        return done, self._transfer
 
     def _end(self, fetching: asyncio.Task[None]) -> None:
         """Stop fetching; a transfer that has everything ends by itself, and tells of it."""
@@ -213,13 +213,13 @@ def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
     return lowest
 
 
-def learned(node: Node, source: CacheOrigin, made: dict[str, Any]) -> None:
+def record_load_rate(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
     """Record how fast a run from the store loaded; one that waited for chunks, or computed, says nothing of that."""
-    if source.planned.missing_bytes or made["computed"]:
+    if source.planned.missing_bytes or done["computed"]:
         return
     files = source.statement.manifest.chunks
     every = [files[i] for unit in work_units(source.statement.manifest, source.tokens) for i in unit.chunks]
-    node.calibration.add_load(raw_by_codec(every), made["load_us"] / 1e6)
+    node.calibration.add_load(raw_by_codec(every), done["load_us"] / 1e6)
 
 
 def _micro(seconds: float) -> int:
