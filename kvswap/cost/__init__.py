@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kvswap.cost.estimate import (
     MIX,
     OBJECTIVES,
+    CacheNeed,
     Link,
     Objective,
     Option,
@@ -37,6 +38,7 @@ __all__ = [
     "PrefillCurve",
     "Prices",
     "Split",
+    "CacheNeed",
     "Work",
     "beside_host",
     "decide",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvswap.core.errors import KvswapError
-from kvswap.store.chunks import Chunks
+from kvswap.store.chunks import ListedChunks
 from kvswap.store.ingest import Ingest
 
 
@@ -20,7 +20,7 @@ class FilesChecked:
     unread: KvswapError | None = None
 
 
-def check_files(chunks: Chunks, ingest: Ingest) -> FilesChecked:
+def check_files(chunks: ListedChunks, ingest: Ingest) -> FilesChecked:
     """Hash every file again: right but unlisted files are adopted, wrong ones set aside.
 
     What cannot be read now stays as it is, and all others are looked at.

@@ -25,7 +25,7 @@ from kvswap.store.tables import ROWS_AT_ONCE
 _CHECKED_KEPT = 65_536
 
 
-class Chunks:
+class ListedChunks:
     """The chunks of one store.  Methods block; callers on an event loop use a thread."""
 
     def __init__(self, index: Index, files: ChunkFiles) -> None:

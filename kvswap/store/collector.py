@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
-from kvswap.store.chunks import Chunks
+from kvswap.store.chunks import ListedChunks
 from kvswap.store.tables import ROWS_AT_ONCE
 
 
 class Collector:
     """The part that collects, one collection at a time; `remove` unlists an artifact, or raises `NotFound`."""
 
-    def __init__(self, chunks: Chunks, remove: Callable[[str], None]) -> None:
+    def __init__(self, chunks: ListedChunks, remove: Callable[[str], None]) -> None:
         self._chunks = chunks
         self._remove = remove
         self._collecting = threading.Lock()

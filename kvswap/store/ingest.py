@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from kvswap.core.errors import IntegrityError, KvswapError, StoreFull
 from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
-from kvswap.store.chunks import Chunks
+from kvswap.store.chunks import ListedChunks
 from kvswap.store.write_behind import WriteBehind
 
 _WATERMARK = 0.9  # of the quota: what a collection for want of room leaves at most
@@ -25,7 +25,7 @@ class Ingest:
     """The way of chunks into a store of at most `quota_bytes`; `collect` makes room, down to so many bytes."""
 
     def __init__(
-        self, chunks: Chunks, problems: Problems, quota_bytes: int, collect: Callable[[int | None], int]
+        self, chunks: ListedChunks, problems: Problems, quota_bytes: int, collect: Callable[[int | None], int]
     ) -> None:
         self._chunks, self._problems = chunks, problems
         self.quota_bytes = quota_bytes

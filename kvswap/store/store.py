@@ -30,7 +30,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
 from kvswap.store.artifacts import Artifacts
 from kvswap.store.check import check_files
-from kvswap.store.chunks import Chunks
+from kvswap.store.chunks import ListedChunks
 from kvswap.store.collector import Collector
 from kvswap.store.envelopes import Envelopes
 from kvswap.store.files import ChunkFile, ChunkFiles
@@ -53,7 +53,7 @@ class Store(Artifacts):
         with contextlib.suppress(OSError):
             self._files.clear_temporary()
         self._index = Index(root / "index.sqlite3", on_problem=self._note_problem, cache=True)
-        self._chunks = Chunks(self._index, self._files)
+        self._chunks = ListedChunks(self._index, self._files)
         self._collector = Collector(self._chunks, lambda artifact: self.remove(artifact, durable=False))
         self._rebuild = Rebuild(self._index, self._files, self._envelopes, self.problems)
         self._reader: Reader | None = None

@@ -252,7 +252,7 @@ class Jobs:
         proof that it differs.
         """
         from kvswap.model.cache import new_cache
-        from kvswap.model.prefill import canonical_prefill, check_length, check_reach, greedy, stop_ids
+        from kvswap.model.prefill import Hooks, canonical_prefill, check_length, check_reach, greedy, stop_ids
         from kvswap.model.question import question_text
         from kvswap.trust import one_key, read_statement
         from kvswap.worker.first_layer import FirstLayer, require
@@ -302,8 +302,10 @@ class Jobs:
             following,
             steps,
             stop_ids=frozenset() if ignore_eos else stop_ids(loaded),
-            on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
-            cancelled=self._cancelled.is_set,
+            hooks=Hooks(
+                on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
+                cancelled=self._cancelled.is_set,
+            ),
         )
         step = loaded_first.check() if loaded_first is not None else None  # only now: the answer does not wait
         if step is not None:

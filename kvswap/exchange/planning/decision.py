@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from kvswap.artifact.layout import block_count, block_span, needed, needed_files, work_units
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.ids import Cid
-from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, Work, decide
+from kvswap.cost import CacheNeed, Link, Objective, Plan, PrefillCurve, Prices, Work, decide
 from kvswap.exchange.discovery.resolve import Resolved
 from kvswap.exchange.model_port import ModelChoice, own_model
 from kvswap.exchange.node import predictors
@@ -101,12 +101,11 @@ async def plan_chunks(
     expected = curve or PrefillCurve.guess(manifest.model.parameters, block_tokens)
     work = work_of(node, manifest, tokens, missing, expected, pace, by_layer_group=by_layer_group)
     count = manifest.prefix.tokens if tokens is None else tokens
-    raw = raw_by_codec(files)
+    load_seconds = node.calibration.load_seconds(raw_by_codec(files))
+    need = CacheNeed(count, missing_bytes, load_seconds, work if hybrid else None)
 
     def planned(link: Link | None, peers: tuple[str, ...]) -> Planned:
-        work_units = work if hybrid else None
-        able = choice is not None
-        plan = decide_here(node, count, raw, missing_bytes, curve, link, objective, work_units, able)
+        plan = decide_here(node, need, curve, link, objective, able=choice is not None)
         return Planned(plan, missing_bytes, work, link, peers)
 
     # The cheapest peers alone, or dearer ones with them: all are counted at what the dearest asks.
@@ -148,30 +147,18 @@ def work_of(
 
 def decide_here(
     node: Node,
-    tokens: int,
-    raw: Mapping[str, int],
-    missing_bytes: int,
+    need: CacheNeed,
     curve: PrefillCurve | None,
     link: Link | None,
     objective: Objective,
-    work: Work | None = None,
+    *,
     able: bool = True,
 ) -> Plan:
-    """Decide with this node's measured load rates and its prices (see `cost.decide`); `raw`: bytes by codec.
+    """Decide with this node's prices (see `cost.decide`).
 
     `able`: this node has a model to prefill with, whether it was measured or not.
     """
-    return decide(
-        tokens=tokens,
-        missing_bytes=missing_bytes,
-        curve=curve,
-        link=link,
-        load_seconds=node.calibration.load_seconds(raw),
-        prices=prices(node),
-        objective=objective,
-        work=work,
-        able=able,
-    )
+    return decide(need, curve=curve, link=link, prices=prices(node), objective=objective, able=able)
 
 
 def not_worth_it(artifact: str, chosen: Plan) -> PlanSaysPrefill:
@@ -205,7 +192,8 @@ async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge |
         curve = node.calibration.curve(choice.calibration_key, block_tokens)
         if curve is None:
             measure_in_background(node, choice, block_tokens)
-        return decide_here(node, manifest.prefix.tokens, raw, missing_bytes, curve, link, objective)
+        need = CacheNeed(manifest.prefix.tokens, missing_bytes, node.calibration.load_seconds(raw))
+        return decide_here(node, need, curve, link, objective)
 
     return rest
 
