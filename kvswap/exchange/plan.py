@@ -12,7 +12,8 @@ from kvswap.exchange.ask_host import hosted
 from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.planning.decision import best, best_link, calibrate, decide_here, prices
+from kvswap.exchange.planning.decision import best, best_link, decide_here, prices
+from kvswap.exchange.planning.measuring import calibrate
 from kvswap.exchange.prefix import find_prefix, plan_prefix
 from kvswap.exchange.request import STRICT, Terms
 

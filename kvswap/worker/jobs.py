@@ -48,6 +48,9 @@ class Jobs:
     def _event(self, kind: str, **values: Any) -> None:
         self._send({"event": kind, **values})
 
+    def _send_token(self, token: int) -> None:
+        self._event("token", id=token, text=self.loaded.tokenizer.decode([token]))
+
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise Interrupted("stopped", cause="the caller went away")
@@ -302,10 +305,7 @@ class Jobs:
             following,
             steps,
             stop_ids=frozenset() if ignore_eos else stop_ids(loaded),
-            hooks=Hooks(
-                on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
-                cancelled=self._cancelled.is_set,
-            ),
+            hooks=Hooks(self._send_token, cancelled=self._cancelled.is_set),
         )
         step = loaded_first.check() if loaded_first is not None else None  # only now: the answer does not wait
         if step is not None:

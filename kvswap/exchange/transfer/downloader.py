@@ -63,7 +63,6 @@ class Transfer:
     _flights: Flights = field(init=False)
 
     def __post_init__(self) -> None:
-        self._peers = AskedPeers(self.node, self.artifact, self.most_per_gb)
         self._flights = Flights(self.node, self._on_stored)
 
     def _on_stored(self, index: int) -> None:
@@ -125,7 +124,8 @@ class Transfer:
             flights.skip(index)
         if not flights.refs or flights.complete:
             return
-        self._consider(PeerAddress(peer) for peer in peers)
+        self._peers = AskedPeers(self.node, self.artifact, self.most_per_gb)
+        self._peers.add(PeerAddress(peer) for peer in peers)
         self.node.peers.leaving.add(self._leave)
         helpers = [self._watch(), self._show(), self._look_again()]
         work = asyncio.create_task(self._supervise())
