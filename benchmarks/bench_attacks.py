@@ -1,4 +1,4 @@
-"""A fetch of 20 MB from a peer that was connected before, beside strangers that attack the node that fetches.
+"""A fetch of 20 MB from a peer that was connected before, beside unknown peers that attack the node that fetches.
 
     python benchmarks/bench_attacks.py [KIND …]        every kind, and then "all together"
 

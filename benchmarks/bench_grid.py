@@ -282,11 +282,11 @@ def main() -> None:
             after = random.uniform(0.05, 0.95) * expected
             kills.append(kill(root, documents[tokens], link, after, models))
             print(json.dumps(kills[-1]), file=sys.stderr, flush=True)
-    told = report(cells, kills)
-    print(told)
+    page = report(cells, kills)
+    print(page)
     if options.write:
         options.write.mkdir(parents=True, exist_ok=True)
-        (options.write / "grid.md").write_text(told + "\n")
+        (options.write / "grid.md").write_text(page + "\n")
         (options.write / "grid.json").write_text(json.dumps({"cells": cells, "kills": kills}, indent=1) + "\n")
         for link in dict.fromkeys(c["link"] for c in cells):
             (options.write / f"grid-{link:g}.svg").write_text(picture([c for c in cells if c["link"] == link]))

@@ -2,7 +2,7 @@
 
 Two processes each time, loopback, Noise and Yamux, side by side in one run.  The bare server writes
 1 MiB pieces; ours serves 2 MB frames four ahead; the fetch takes chunks from A's store into B's,
-verified and indexed, by `kvswap fetch` without the bulk plane (that one is in `bench_bulk.py`).
+verified and indexed, by `kvswap fetch` without the bulk channel (that one is in `bench_bulk.py`).
 
     python benchmarks/bench_libp2p.py [MB]
 """

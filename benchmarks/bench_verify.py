@@ -4,7 +4,7 @@
 
 Honest artifacts are made with one thread and two, in bfloat16 and float32; lies are those of
 `tests/attacks/kit.py`, each a whole artifact with a valid signature.  Every artifact goes through the
-ladder as a reader's node does it.  `--write` keeps verification.md, verification.json and the picture of the
+levels as a reader's node does it.  `--write` keeps verification.md, verification.json and the picture of the
 coverage there.
 """
 
@@ -168,10 +168,10 @@ def attacks(directory: Path, tokens: int, noise: Noise) -> dict[str, Any]:
     scene = scene_of(loaded, one, other)
     true = _print(scene.right)
     out: dict[str, Any] = {}
-    lies = {name: lambda make=make: forge(scene, make(scene)) for name, make in ATTACKS.items()}
+    attacks = {name: lambda make=make: forge(scene, make(scene)) for name, make in ATTACKS.items()}
     spelled = [i for ch in one for i in loaded.tokenizer(ch, add_special_tokens=False)["input_ids"]][: len(scene.ids)]
-    lies["another tokenizer"] = lambda: forge(scene, scene.compute(spelled), ids=spelled)
-    for name, make in lies.items():
+    attacks["another tokenizer"] = lambda: forge(scene, scene.compute(spelled), ids=spelled)
+    for name, make in attacks.items():
         print(f"attack: {name}", file=sys.stderr, flush=True)
         made = make()
         steps, mark = run_checks(made, scene, STEPS, noise)
@@ -264,9 +264,9 @@ def _row(name: str, row: dict[str, Any]) -> list[str]:
         value = row.get(f"{step}_ratio")
         return words[row[step]] + (f" ({value:.1f})" if value is not None and value < 1e5 else "")
 
-    caught = "not run" if row["V5_caught"] is None else f"{row['V5_caught']:.0%}"
+    found = "not run" if row["V5_caught"] is None else f"{row['V5_caught']:.0%}"
     bits = {True: "yes", False: "no", None: ""}[row["bitwise"]]
-    return [name, words[row["V2"]], words[row["V3"]], words[row["V4"]], caught, ratio("V6"), ratio("V7"), bits]
+    return [name, words[row["V2"]], words[row["V3"]], words[row["V4"]], found, ratio("V6"), ratio("V7"), bits]
 
 
 def picture() -> str:

@@ -25,7 +25,7 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WAYS = ("load", "prefix")  # through the model process's jobs; through `LocalPrefill`, as `Client.prefix` does
+WAYS = ("load", "prefix")  # through the model process's jobs; through `LocalPrefill`, as `Client.get_cache` does
 TOKENS, BLOCK = 300, 256
 SHIM = """
 #include <unistd.h>
@@ -100,13 +100,13 @@ def _digest(model: Path, way: str) -> str:
     return hasher.hexdigest()
 
 
-def _forked(model: Path, way: str, settled: bool, without: bool) -> str:
+def _forked(model: Path, way: str, initialized: bool, without: bool) -> str:
     read, write = os.pipe()
     child = os.fork()
     if not child:
         status = 1
         try:
-            if settled:
+            if initialized:
                 import torch
 
                 torch.zeros(1).cos()
@@ -135,7 +135,7 @@ def _parent(model: Path, count: int, way: str, without: bool) -> None:
     import torch
     import transformers.models.llama.modeling_llama
 
-    # Nothing of kvswap here: importing its model room is the cure, and each child has to meet it by itself.
+    # Nothing of kvswap here: importing its model package is the cure, and each child has to meet it by itself.
     right = _forked(model, way, True, without)
     wrong = sum(_forked(model, way, False, without) != right for _ in range(count))
     assert torch.__version__ and transformers

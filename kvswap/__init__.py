@@ -22,7 +22,7 @@ __all__ = ["AsyncClient", "Client", "KvswapError", "Objective", "__version__", "
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `import kvswap` costs nothing and no room below imports the client.
+    # Lazy, so that `import kvswap` costs nothing and no package below imports the client.
     if name in ("Client", "AsyncClient"):
         from kvswap import client
 

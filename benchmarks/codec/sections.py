@@ -239,6 +239,6 @@ def sizes(given: argparse.Namespace) -> None:
         rows.append([before, token_table, coarseness, f"{len(data) / 1e6:.1f}", ratio, f"{rate:.0f}"])
         print(rows[-1], flush=True)
     table(
-        ["layers back", "tokens by heart", "coarseness", "predictor MB", "ratio", "decode MB/s, 2 threads"],
+        ["layers back", "tokens in the table", "coarseness", "predictor MB", "ratio", "decode MB/s, 2 threads"],
         rows,
     )

@@ -36,7 +36,7 @@ class Terms(Request, frozen=True, kw_only=True):
     allow_lossy: bool = field(default=False, name="inexact")
     """Take a cache that is not the model's own to the bit."""
     allow_untrusted: bool = field(default=False, name="strangers")
-    """Take what a publisher made who is not listed, once it is verified by recomputing."""
+    """Take an untrusted publisher's artifact once it is verified by recomputing."""
     samples: Samples = LIMITS.usual_samples
     """Positions that are computed again for that."""
     group: str | None = None
@@ -74,6 +74,20 @@ class FetchRequest(Terms, frozen=True, kw_only=True):
 
     ref: str
     text: str | None = None
+
+
+class FindRequest(Request, frozen=True, kw_only=True):
+    """The request `POST /v1/find`: who has an artifact or a document, without fetching any of it."""
+
+    ref: str
+    text: str | None = None
+    """The document: where nobody offers it, its longest published prefix is looked for."""
+    model: str | None = None
+    """A model's label, directory or identity (its first 8 digits in hex at least): leave out what others made."""
+    publisher: str | None = None
+    """A publisher's PeerId: leave out what others signed."""
+    group: str | None = None
+    """Look only among what is sealed for this group."""
 
 
 class PlanRequest(FetchRequest, frozen=True, kw_only=True):
@@ -146,7 +160,7 @@ class VerifyRequest(Request, frozen=True, kw_only=True):
     ref: str | None = None
     store: bool = False
     level: Annotated[int, Meta(ge=0, le=7)] | None = None
-    """The last check of the ladder to make."""
+    """The last verification level to make."""
     samples: Samples = LIMITS.usual_samples
     text: str | None = None
 

@@ -1,6 +1,6 @@
 """The K and V of a document in memory, assembled from chunks: the reader's side.
 
-The tensors that the model will use are allocated once, with room for what follows, and every chunk is
+The tensors that the model will use are allocated once, with headroom for what follows, and every chunk is
 decoded straight into its place, chunks in parallel and in any order.  Every wire digest is checked before
 its chunk is decoded and every raw digest before `wait` returns: the caller either gets a verified cache
 or an error.

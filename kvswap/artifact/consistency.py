@@ -110,7 +110,7 @@ def _check_divergence(manifest: Manifest) -> None:
     lossy = any(chunk.codec in LOSSY_CODECS for chunk in manifest.chunks)
     divergence = manifest.divergence
     _require(
-        lossy == (divergence is not None), "divergence", "inexact chunks, and they alone, come with their divergence"
+        lossy == (divergence is not None), "divergence", "lossy chunks, and they alone, come with their divergence"
     )
     if divergence is not None:
         within = (
@@ -130,7 +130,7 @@ def _check_layout(layout: Layout) -> None:
         _require(layer.kind in ("full", "sliding"), where, f"unknown layer kind {layer.kind!r}")
         _require((layer.kind == "sliding") == (layer.window is not None), where, "sliding layers have a window")
         _require(max(layer.heads, layer.k_dim, layer.v_dim) <= 1 << 16, where, "a dimension is over the cap")
-    _require(bool(layout.runs) and all(layout.runs), "layout.runs", "a run is empty")
+    _require(bool(layout.runs) and all(layout.runs), "layout.runs", "a layer group is empty")
     flat = [index for layer_group in layout.runs for index in layer_group]
     _require(sorted(flat) == list(range(len(layout.layers))), "layout.runs", "runs are not a partition of the layers")
     for layer_group in layout.runs:

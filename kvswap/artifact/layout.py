@@ -60,7 +60,7 @@ def plan_layer_groups(layers: Sequence[LayerSpec], block_tokens: int, itemsize: 
 
 
 def part_shapes(layout: Layout, layer_group: int, start: int, stop: int) -> list[tuple[int, int, int]]:
-    """List the shapes [head, token, dim] of K, then V, for each layer of the run, for block [start, stop)."""
+    """List the shapes [head, token, dim] of K, then V, for each layer of the layer group, for block [start, stop)."""
     shapes = []
     for index in layout.runs[layer_group]:
         layer = layout.layers[index]
@@ -142,7 +142,7 @@ def check_compatible(manifest: Manifest, identity: bytes, dtype: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """A unit of work that is computed or fetched as a whole: a block, or one run of its layers."""
+    """A unit of work that is computed or fetched as a whole: a block, or one layer group of it."""
 
     block: int
     layers: tuple[int, ...]  # of the model, in order
@@ -150,9 +150,9 @@ class WorkUnit:
 
 
 def work_units(manifest: Manifest, tokens: int | None = None, *, by_layer_group: bool = True) -> list[WorkUnit]:
-    """List the units of the first `tokens` tokens in the order of computing: by block, and where possible by run.
+    """List the work units of the first `tokens` tokens in the order of computing: by block, or by layer group.
 
-    Layers are computed in order, so a run can be a unit only where runs are neighbouring layers that
+    Layers are computed in order, so a layer group can be a unit only where these are neighbouring layers that
     keep every token: what a sliding layer keeps depends on where the reader goes on.
     """
     prefix, layout = manifest.prefix, manifest.layout

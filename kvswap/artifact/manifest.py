@@ -38,7 +38,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelIdentity(_Strict):
-    """The identity of a model with its tokenizer and adapters: the digests decide, `label` is for people to read."""
+    """The identity of a model with its tokenizer and adapters: the digests decide, `label` is a human-readable name."""
 
     label: Text
     weights: Digest
@@ -212,8 +212,8 @@ class Manifest(_Strict):
 
     def encode(self) -> bytes:
         """Encode the manifest as the payload bytes to sign."""
-        told = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
-        return wire.pack_fields(told, _TOGETHER)
+        given = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
+        return wire.pack_fields(given, _TOGETHER)
 
     @property
     def files(self) -> list[ChunkRef | FileRef]:
@@ -268,30 +268,30 @@ def decode_manifest(payload: bytes) -> Manifest:
     """
     if len(payload) > LIMITS.manifest_bytes:
         raise MalformedManifest(f"a payload of {len(payload)} bytes is over the cap")
-    told = wire.fields(payload, items=LIMITS.manifest_items)
-    version = wire.decode(told["version"], int, at="version") if "version" in told else None
+    given = wire.fields(payload, items=LIMITS.manifest_items)
+    version = wire.decode(given["version"], int, at="version") if "version" in given else None
     if version != VERSION:
         raise MalformedManifest(f"manifest version {str(version)[:20]} is not {VERSION}", field="version")
     for name in _ABSENT:
-        if name in told and bytes(told[name]) == _NULL:
+        if name in given and bytes(given[name]) == _NULL:
             raise MalformedManifest(f"{name} is there or absent, never null", field=name)
-    return Manifest(**_fields_of(told))
+    return Manifest(**_fields_of(given))
 
 
-def _fields_of(told: dict[str, msgspec.Raw]) -> dict[str, Any]:
+def _fields_of(given: dict[str, msgspec.Raw]) -> dict[str, Any]:
     """Decode the known fields of a manifest one by one; fields that only its extensions name are not even built."""
-    declared = wire.decode(told["extensions"], _TYPES["extensions"], at="extensions") if "extensions" in told else []
+    declared = wire.decode(given["extensions"], _TYPES["extensions"], at="extensions") if "extensions" in given else []
     if _KNOWN.intersection(declared):
         raise MalformedManifest("an extension may not take the name of a field", field="extensions")
-    if extra := set(told).difference(_KNOWN, declared):
+    if extra := set(given).difference(_KNOWN, declared):
         name = min(extra)[:40]
         raise MalformedManifest(f"unknown field {name!r}", cause="the publisher uses a newer format", field=name)
     for name in _REQUIRED:
-        if name not in told:
+        if name not in given:
             raise MalformedManifest(f"not a valid manifest: the required field `{name}` is missing", field=name)
     return {
-        name: _chunks(told[name]) if name == "chunks" else wire.decode(told[name], _TYPES[name], at=name)
-        for name in told
+        name: _chunks(given[name]) if name == "chunks" else wire.decode(given[name], _TYPES[name], at=name)
+        for name in given
         if name in _KNOWN
     }
 

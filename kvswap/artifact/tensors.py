@@ -37,7 +37,7 @@ class EncodedChunk:
 
 @dataclass(slots=True)
 class LayerTensors:
-    """The K and V of one layer, [head, room, dim]; the first `tokens` are filled, from position `first`."""
+    """The K and V of one layer, [head, capacity, dim]; the first `tokens` are filled, from position `first`."""
 
     k: torch.Tensor
     v: torch.Tensor
@@ -101,7 +101,7 @@ def by_layer(layer_group: Sequence[int], parts: Sequence[Part]) -> Layers:
 
 
 def context_of(predictor: Predictor | None, layers: Sequence[int], start: int, earlier: Layers) -> Context | None:
-    """Return the context that a run of layers is coded with, or None where the predictor does not cover the run.
+    """Return the context that a layer group is coded with, or None where the predictor does not cover it.
 
     The context holds the `earlier` layers of the same block; the block's first token is at position `start`.
     """

@@ -170,12 +170,12 @@ def answer(
     came: list[float] = []
     began = time.perf_counter()
 
-    def hear(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "token":
             came.append(time.perf_counter() - began)
 
     reference = document_digest(text.encode())
-    said = node.client.ask(
+    reply = node.client.ask(
         reference,
         QUESTION,
         max_tokens=steps,
@@ -183,10 +183,10 @@ def answer(
         prefill=prefill,
         force=force,
         ignore_eos=True,
-        on_event=hear,
+        on_event=on_event,
     )
     seconds = {count: came[count - 1] for count in ANSWERS if count <= len(came)}
-    return Answered(seconds, said["ready_seconds"], said["load_seconds"], said["prefill_seconds"], said["tokens"])
+    return Answered(seconds, reply["ready_seconds"], reply["load_seconds"], reply["prefill_seconds"], reply["tokens"])
 
 
 def _row(publisher: BenchNode, reader: BenchNode, text: str, one_shot: Answered) -> Row:

@@ -52,10 +52,10 @@ def answer(text: str, *, keep: bool = False) -> None:
 def _lost(error: Exception) -> KvswapError:
     from kvswap.core.failures import as_kvswap_error
 
-    told = error if isinstance(error, OSError) else OSError(str(error))  # a closed stream raises ValueError
-    made = as_kvswap_error(told, "writing to standard output")
-    made.cause, made.hint = made.cause and "the disk or device behind it", "look at where the output goes"
-    return made
+    cause = error if isinstance(error, OSError) else OSError(str(error))  # a closed stream raises ValueError
+    failure = as_kvswap_error(cause, "writing to standard output")
+    failure.cause, failure.hint = failure.cause and "the disk or device behind it", "look at where the output goes"
+    return failure
 
 
 def write_line(text: str) -> None:
@@ -64,7 +64,7 @@ def write_line(text: str) -> None:
         print(printable(text, "\n\t"), file=sys.stderr, flush=True)
 
 
-def settle() -> None:
+def flush() -> None:
     """Flush both streams before the end, so that Python does not complain about it after us."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

@@ -11,6 +11,7 @@ from kvswap.api import (
     AskRequest,
     CollectRequest,
     FetchRequest,
+    FindRequest,
     GroupRequest,
     JoinRequest,
     PlanRequest,
@@ -27,6 +28,7 @@ from kvswap.core.documents import check_unicode
 
 LONG_SECONDS = 3600.0  # publish, fetch, ask: their own time-outs are in the daemon
 SHORT_SECONDS = 30.0
+PIECE = 1 << 20  # bytes of an answer that is no text, read at once
 
 
 def quote(text: str, safe: str = "/") -> str:
@@ -102,6 +104,15 @@ def remove(ref: str) -> Call:
     return Call("DELETE", f"/v1/artifacts/{quote(ref, safe=':')}")
 
 
+def export(ref: str, group: str | None) -> Call:
+    query = f"?group={quote(group, safe='')}" if group else ""
+    return Call("GET", f"/v1/artifacts/{quote(ref, safe=':')}/archive{query}", seconds=LONG_SECONDS)
+
+
+def import_archive(frames: Iterable[bytes]) -> Call:
+    return Call("POST", "/v1/archives", lines=True, seconds=LONG_SECONDS, frames=frames)
+
+
 def pin(ref: str, pinned: bool) -> Call:
     return Call("POST", f"/v1/artifacts/{quote(ref, safe=':')}/{'pin' if pinned else 'unpin'}")
 
@@ -152,6 +163,18 @@ def train(request: TrainRequest) -> Call:
 
 def fetch(request: FetchRequest) -> Call:
     return _stream("/v1/fetch", request)
+
+
+def find(request: FindRequest) -> Call:
+    return _stream("/v1/find", request)
+
+
+def config() -> Call:
+    return Call("GET", "/v1/settings")
+
+
+def stop() -> Call:
+    return Call("POST", "/v1/stop", {})
 
 
 def withdraw(ref: str, why: str) -> Call:

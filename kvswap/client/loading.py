@@ -73,7 +73,7 @@ def check_precision(model: Any) -> None:
 
 
 class LocalPrefill:
-    """Canonical prefill of a text in this process, from its start or from a fetched beginning."""
+    """Canonical prefill of a text in this process, from its start or from a fetched prefix."""
 
     @ours("preparing the prefill")
     def __init__(self, text: str, model: Any, tokenizer: Any, block_tokens: int) -> None:
@@ -106,7 +106,7 @@ class LocalPrefill:
     def cache(self, headroom: int, details: dict[str, Any] | None = None, tokens: int = 0) -> Any:
         """Make the whole cache; its first `tokens` tokens are those of `details`, if given, once layer 0 is theirs.
 
-        Raises `IntegrityError` for a beginning that is proved to be of another text.
+        Raises `IntegrityError` for a prefix that is proved to be of another text.
         """
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill
@@ -151,7 +151,7 @@ def _look_at_first_layer(
 ) -> None:
     """Compare layer 0 of what was just loaded, whole or its first `tokens` tokens, with the text (V3).
 
-    Raises `IntegrityError` for a proof, warns of what cannot be compared.  An inexact cache says itself that it is not
+    Raises `IntegrityError` for a proof, warns of what cannot be compared.  A lossy cache says itself that it is not
     the model's.
     """
     from kvswap.artifact.assembly import load
@@ -173,7 +173,7 @@ def _look_at_first_layer(
         manifest.prefix.tokens if tokens is None else tokens,
         lambda: load(manifest, read, tokens=tokens, seal=statement.seal)[0],
     )
-    step = first.check()
-    require(step)
-    if step.verdict == "skipped":
-        warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {step.why}", stacklevel=3)
+    result = first.check()
+    require(result)
+    if result.verdict == "skipped":
+        warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {result.why}", stacklevel=3)

@@ -20,9 +20,10 @@ from kvswap.api import (
 )
 from kvswap.api.requests import aim_fields
 from kvswap.client import calls
-from kvswap.client.base_sync import Caller, OnEvent
+from kvswap.client.base_sync import OnEvent
 from kvswap.client.sender_sync import call_here
 from kvswap.client.values import Artifact, CacheReport, model_argument, read_document
+from kvswap.client.verbs_sync import Verbs
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     DaemonNotRunning,
@@ -39,7 +40,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import MIX, Objective
 
 
-class Client(Caller):
+class Client(Verbs):
     """A running daemon: that of a home, or the one at a URL.
 
     `home` is its directory (default: yours).  `url` names it instead: `http://127.0.0.1:PORT` with the `token` of its
@@ -125,7 +126,7 @@ class Client(Caller):
     ) -> Artifact:
         """Make an artifact local and verified.  The report's `verification` says what nobody looked at.
 
-        `allow_untrusted`: take what a publisher made who is not on the allow-list, once `samples` positions were
+        `allow_untrusted`: take an untrusted publisher's artifact, once `samples` positions were
         computed again (V5); with the document's `text`, or else by reading the tokens back from the cache.
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
@@ -170,7 +171,7 @@ class Client(Caller):
         text: str | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """Check an artifact up to a step of the ladder (0 to 7), or with `store` every file of the store."""
+        """Check an artifact up to a verification level (0 to 7), or with `store` every file of the store."""
         request = VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
         return self._do(calls.verify(request), on_event)
 
@@ -313,11 +314,11 @@ class Client(Caller):
         return self._do(calls.remove(ref))
 
     def pin(self, ref: str, pinned: bool = True) -> dict[str, Any]:
-        """Keep an artifact whatever room is needed; or, with `pinned` false, no longer."""
+        """Keep an artifact whatever space is needed; or, with `pinned` false, no longer."""
         return self._do(calls.pin(ref, pinned))
 
     def gc(self, target_bytes: int | None = None) -> dict[str, Any]:
-        """Free room in the store, down to `target_bytes` where given."""
+        """Free space in the store, down to `target_bytes` where given."""
         return self._do(calls.collect(target_bytes))
 
     def trust_ls(self) -> dict[str, Any]:
@@ -375,12 +376,14 @@ class Client(Caller):
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             refused = error
         local = call_here(LocalPrefill, text, model, tokenizer, block_tokens)
-        begun: dict[str, Any] = {"artifact": None, "tokens": 0}
+        shared_prefix: dict[str, Any] = {"artifact": None, "tokens": 0}
         with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
             if isinstance(refused, NotFound):
                 request = PrefixRequest(**call_here(local.cached_prefix), trust_on_first_use=tofu, group=group)
-                begun = self._do(calls.cached_prefix(request))
-        shared = self.details(begun["artifact"]) if begun["tokens"] else None
-        cache = call_here(local.cache, headroom, shared, begun["tokens"])
+                shared_prefix = self._do(calls.cached_prefix(request))
+        shared = self.details(shared_prefix["artifact"]) if shared_prefix["tokens"] else None
+        cache = call_here(local.cache, headroom, shared, shared_prefix["tokens"])
         reason = refused.message
-        return cache, CacheReport.of("prefill", reason, began, local.tokens, begun["tokens"], begun["artifact"])
+        return cache, CacheReport.of(
+            "prefill", reason, began, local.tokens, shared_prefix["tokens"], shared_prefix["artifact"]
+        )

@@ -96,7 +96,7 @@ def approximate_bytes(value: object) -> int:
     return total
 
 
-class _Entry(Generic[V]):
+class _TableEntry(Generic[V]):
     __slots__ = ("value", "sender", "size", "held", "kept")
 
     def __init__(self, value: V, sender: str, size: int, held: bool) -> None:
@@ -137,7 +137,7 @@ class Table(Generic[K, V]):
         self._rule = keep
         self._size = size
         self._removed = removed
-        self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()  # the least recently used first
+        self._entries: OrderedDict[K, _TableEntry[V]] = OrderedDict()  # the least recently used first
         self._kept: OrderedDict[K, None] = OrderedDict()
         self._by_sender: dict[str, OrderedDict[K, None]] = {}  # entries that may give way, by sender
         self._sent_bytes: dict[str, int] = {}
@@ -198,7 +198,7 @@ class Table(Generic[K, V]):
             self._size(key, value) if self._size is not None else approximate_bytes(key) + approximate_bytes(value)
         ) + _ENTRY_BYTES
         known = self._entries.get(key)
-        entry = _Entry(value, sender, size, held or (known is not None and known.held))
+        entry = _TableEntry(value, sender, size, held or (known is not None and known.held))
         entry.kept = entry.held or (self._rule is not None and self._rule(key, value))
         if size > self.most_bytes or (not entry.kept and size > self._bytes_per_sender):
             return self.refuse()
@@ -264,7 +264,7 @@ class Table(Generic[K, V]):
 
     # -- who gives way -----------------------------------------------------------------------------
 
-    def _keeps(self, key: K, entry: _Entry[V]) -> bool:
+    def _keeps(self, key: K, entry: _TableEntry[V]) -> bool:
         return entry.held or (self._rule is not None and self._rule(key, entry.value))
 
     def _keep_share(self, sender: str, size: int) -> None:
@@ -279,7 +279,7 @@ class Table(Generic[K, V]):
             else:
                 self.evict(key)
 
-    def _victim(self, new: _Entry[V]) -> K | None:
+    def _victim(self, new: _TableEntry[V]) -> K | None:
         """Find the key that gives way to one more; each entry that turns out to be kept is passed over once."""
         for key in list(islice(self._kept, 2)):  # some are kept no longer
             self._look_again(key)
@@ -310,30 +310,30 @@ class Table(Generic[K, V]):
 
     # -- book-keeping ------------------------------------------------------------------------------
 
-    def _in(self, key: K, entry: _Entry[V]) -> None:
+    def _in(self, key: K, entry: _TableEntry[V]) -> None:
         self._entries[key] = entry
         self._bytes += entry.size
         self._enlist(key, entry)
 
-    def _out(self, key: K, entry: _Entry[V]) -> None:
+    def _out(self, key: K, entry: _TableEntry[V]) -> None:
         del self._entries[key]
         self._bytes -= entry.size
         self._delist(key, entry)
 
-    def _set_kept(self, key: K, entry: _Entry[V], kept: bool) -> None:
+    def _set_kept(self, key: K, entry: _TableEntry[V], kept: bool) -> None:
         if kept != entry.kept:
             self._delist(key, entry)
             entry.kept = kept
             self._enlist(key, entry)
 
-    def _used(self, key: K, entry: _Entry[V]) -> None:
+    def _used(self, key: K, entry: _TableEntry[V]) -> None:
         self._entries.move_to_end(key)
         if not entry.kept:
             keys = self._by_sender[entry.sender]
             keys.move_to_end(key)
             self._ranks[len(keys)].move_to_end(entry.sender)
 
-    def _enlist(self, key: K, entry: _Entry[V]) -> None:
+    def _enlist(self, key: K, entry: _TableEntry[V]) -> None:
         if entry.kept:
             self._kept[key] = None
             return
@@ -342,7 +342,7 @@ class Table(Generic[K, V]):
         keys[key] = None
         self._sent_bytes[entry.sender] = self._sent_bytes.get(entry.sender, 0) + entry.size
 
-    def _delist(self, key: K, entry: _Entry[V]) -> None:
+    def _delist(self, key: K, entry: _TableEntry[V]) -> None:
         if entry.kept:
             del self._kept[key]
             return

@@ -11,9 +11,9 @@ from kvswap.core.errors import UsageError
 
 def _account_directory(env: Mapping[str, str]) -> Path:
     """Return HOME, or the account's directory where HOME is not set, as under some service managers."""
-    told = env.get("HOME", "")
-    if told.startswith("/"):
-        return Path(told)
+    typed = env.get("HOME", "")
+    if typed.startswith("/"):
+        return Path(typed)
     import pwd
 
     try:

@@ -154,6 +154,13 @@ class MalformedManifest(Incompatible):
     usual = ("it was cut off or changed, or is no manifest of kvswap", "kvswap manifest check --help")
 
 
+class MalformedArchive(Incompatible):
+    """A file that is not the archive of an artifact, or only the beginning of one."""
+
+    code = "malformed_archive"
+    usual = ("it was cut off or changed, or kvswap export did not make it", "kvswap export REF FILE makes one")
+
+
 class PlanSaysPrefill(KvswapError):
     """A fetch that was planned and is not worth it; `details['plan']` has the figures."""
 
@@ -241,10 +248,10 @@ class StoreLocked(KvswapError):
 
 
 class StoreFull(KvswapError):
-    """A quota or a disk without room; nothing was lost."""
+    """A quota or a disk without space; nothing was lost."""
 
     code = "store_full"
-    usual = ("no room is left; nothing was lost", "kvswap gc")
+    usual = ("no space is left; nothing was lost", "kvswap gc")
     exit_code = 12
     http_status = 507
 

@@ -42,7 +42,7 @@ INSTALL_TORCH = 'pip install "kvswap[torch]"'
 _COMPUTING = frozenset({"torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate", "tokenizers"})
 _SHOWN = 300  # characters of a foreign exception's text
 
-_ROOM = "kvswap gc, kvswap rm REF -y, or make room on the disk"
+_NO_SPACE = "kvswap gc, kvswap rm REF -y, or free space on the disk"
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "this user's disk quota is used up",
@@ -57,7 +57,7 @@ _LOCAL: dict[int, tuple[str, str, str]] = {
     errno.EMFILE: ("too many open files", "the limit of this process is too low", "ulimit -n 4096"),
     errno.ENFILE: ("too many open files", "the limit of this machine is too low", "sysctl fs.file-max"),
     errno.ENOMEM: ("not enough memory", "other programs use it", "free"),
-    errno.EAGAIN: ("the system has no room for more at the moment", "a limit of processes or threads", "ulimit -u"),
+    errno.EAGAIN: ("the system has no space for more at the moment", "a limit of processes or threads", "ulimit -u"),
     errno.EIO: ("the disk failed", "a damaged disk, or a network drive that went away", "dmesg"),
     errno.ESTALE: ("the file system went away", "a network drive that was unmounted", "mount it again"),
     errno.ENODEV: ("the device is gone", "it was removed", "mount it again"),
@@ -96,9 +96,9 @@ def as_kvswap_error(error: BaseException, doing: str = "") -> KvswapError:
         return error
     if isinstance(error, BaseExceptionGroup) and error.exceptions:
         return as_kvswap_error(error.exceptions[0], doing)
-    made = _made(error, f"{doing} failed: " if doing else "")
-    made.origin = error
-    return made
+    failure = _converted(error, f"{doing} failed: " if doing else "")
+    failure.origin = error
+    return failure
 
 
 @contextlib.contextmanager
@@ -123,12 +123,12 @@ def record(error: BaseException, doing: str = "") -> KvswapError:
             return error
     else:
         origin = error
-    made = as_kvswap_error(error, doing)
+    failure = as_kvswap_error(error, doing)
     if not getattr(origin, "_kvswap_recorded", False):
         with contextlib.suppress(AttributeError):  # exceptions with slots take no attribute
             origin._kvswap_recorded = True  # type: ignore[attr-defined]
-        _log.error("%s", made.message, exc_info=origin)
-    return made
+        _log.error("%s", failure.message, exc_info=origin)
+    return failure
 
 
 def is_own(error: BaseException) -> bool:
@@ -142,9 +142,9 @@ def is_own(error: BaseException) -> bool:
 
 def is_local(error: BaseException) -> bool:
     """Return True if this machine refused or lost something: a full, read-only or damaged disk, a permission."""
-    told = as_kvswap_error(error)
-    damaged = isinstance(told, IntegrityError) and told.origin is not None
-    return damaged or isinstance(told, LocalFault | StoreFull | StoreLocked)
+    failure = as_kvswap_error(error)
+    damaged = isinstance(failure, IntegrityError) and failure.origin is not None
+    return damaged or isinstance(failure, LocalFault | StoreFull | StoreLocked)
 
 
 def brief(error: BaseException) -> str:
@@ -153,7 +153,7 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _made(error: BaseException, start: str) -> KvswapError:
+def _converted(error: BaseException, start: str) -> KvswapError:
     if isinstance(error, TimeoutError):
         return TookTooLong(
             f"{start}it took too long",
@@ -230,7 +230,7 @@ def _of_system(error: OSError, start: str) -> KvswapError:
         cause, hint = "something else lies in the place of a file", f"ls -l {name}; mv {name} elsewhere"
         return LocalFault(f"{start}{where}{error.strerror}", cause=cause, hint=hint)
     if code in _FULL:
-        return StoreFull(f"{start}{where}{_FULL[code]}", cause="no room is left; nothing was lost", hint=_ROOM)
+        return StoreFull(f"{start}{where}{_FULL[code]}", cause="no space is left; nothing was lost", hint=_NO_SPACE)
     if code in _LOCAL:
         what, cause, hint = _LOCAL[code]
         return LocalFault(f"{start}{where}{what}", cause=cause, hint=hint)
@@ -248,7 +248,7 @@ def _of_database(error: sqlite3.Error, start: str) -> KvswapError:
     if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
         # on a full tmpfs the shared memory file of the log cannot grow: that is "disk I/O error" as well
         what = f"{start}{_FULL[errno.ENOSPC]} ({text})"
-        return StoreFull(what, cause="no room is left; nothing was lost", hint=_ROOM)
+        return StoreFull(what, cause="no space is left; nothing was lost", hint=_NO_SPACE)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return LocalFault(
             f"{start}the database cannot be opened or written ({text})",

@@ -148,8 +148,8 @@ def check_place(path: Path) -> None:
 def _unreadable(name: str, error: Exception) -> UsageError:
     if isinstance(error, FileNotFoundError):
         return UsageError(f"{name} does not exist", cause="a typing error, or it is somewhere else", hint=f"ls {name}")
-    told = as_kvswap_error(error)
-    made = UsageError(f"{name} cannot be read: {told.message.removeprefix(f'{name}: ')}", cause=told.cause)
+    problem = as_kvswap_error(error)
+    made = UsageError(f"{name} cannot be read: {problem.message.removeprefix(f'{name}: ')}", cause=problem.cause)
     made.hint = f"ls -l {name}"
     return made
 
@@ -165,7 +165,7 @@ def _read_stream(descriptor: int, limit: int, name: str, kind: str, note: Note) 
     data = bytearray()
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    began, told = time.monotonic(), False
+    began, noted = time.monotonic(), False
     while len(data) <= limit:
         try:
             piece = os.read(descriptor, min(_PIECE, limit + 1 - len(data)))
@@ -184,8 +184,8 @@ def _read_stream(descriptor: int, limit: int, name: str, kind: str, note: Note) 
                 cause="the program that should is not running",
                 hint=f"start it first, or write to {name} within {_WRITER_SECONDS:g} s",
             )
-        if waited > _QUIET_SECONDS and not told:
-            told = True
+        if waited > _QUIET_SECONDS and not noted:
+            noted = True
             note(f"waiting for {name}, which is {kind} ...")
         if piece is None:
             poll.poll(1000)

@@ -108,16 +108,16 @@ class Rows(Generic[V]):
 
     def _free_capacity(self, row: Any, columns: OrderedDict[str, None], sender: str, held: bool) -> bool:
         """Evict one value of a full row: the sender's own beyond its share, else one of whoever has most of it."""
-        by_teller: dict[str, list[str]] = {}
+        by_sender: dict[str, list[str]] = {}
         for column in columns:
             if not self.table.kept((row, column)):
-                by_teller.setdefault(self.table.sender((row, column)) or "", []).append(column)
-        if len(by_teller.get(sender, ())) >= self._per_sender_in_row:
-            self.table.evict((row, by_teller[sender][0]))
+                by_sender.setdefault(self.table.sender((row, column)) or "", []).append(column)
+        if len(by_sender.get(sender, ())) >= self._per_sender_in_row:
+            self.table.evict((row, by_sender[sender][0]))
         elif len(columns) >= self._per_row:
-            if by_teller:
-                most = max(by_teller, key=lambda name: (len(by_teller[name]), name == sender))
-                self.table.evict((row, by_teller[most][0]))
+            if by_sender:
+                most = max(by_sender, key=lambda name: (len(by_sender[name]), name == sender))
+                self.table.evict((row, by_sender[most][0]))
             elif held:
                 self.table.evict((row, next(iter(columns))))
             else:

@@ -57,10 +57,10 @@ Also = Callable[["Settings", Collection[str]], Iterable[tuple[str, str]]]
 
 def invalid(faults: list[Fault]) -> InvalidSettings:
     """Make one error of all faults."""
-    told = [f"{fault.place}: {fault.why}" for fault in faults]
-    many = f"{len(told)} settings cannot be used: " if len(told) > 1 else ""
+    lines = [f"{fault.place}: {fault.why}" for fault in faults]
+    many = f"{len(lines)} settings cannot be used: " if len(lines) > 1 else ""
     return InvalidSettings(
-        many + "; ".join(told),
+        many + "; ".join(lines),
         cause="a typing error, or a value out of its range",
         hint="docs/configuration.md has every setting with its range",
         faults=[asdict(fault) for fault in faults],
@@ -112,7 +112,22 @@ def _of_env(env: Mapping[str, str], names: Iterable[str]) -> Iterator[_Given]:
 def _of_flags(flags: Mapping[str, Any]) -> Iterator[_Given]:
     for name, value in flags.items():
         if value is not None and value != ():
-            yield _Given(name, value, f"--{name.replace('_', '-')}", Path.cwd())
+            no = "no-" if value is False else ""
+            yield _Given(name, value, f"--{no}{name.replace('_', '-')}", Path.cwd())
+
+
+def _places_of_directories(home: str | None, env: Mapping[str, str]) -> dict[str, str]:
+    """Say where the two directories came from, as `home_directory` and `models_directory` choose them."""
+    places: dict[str, str] = {}
+    if home or env.get("KVSWAP_HOME"):
+        places["home"] = "--home" if home else "KVSWAP_HOME in the environment"
+    elif env.get("XDG_DATA_HOME", "").startswith("/"):
+        places["home"] = "XDG_DATA_HOME in the environment"
+    if env.get("KVSWAP_MODELS"):
+        places["models"] = "KVSWAP_MODELS in the environment"
+    elif env.get("XDG_CACHE_HOME", "").startswith("/"):
+        places["models"] = "XDG_CACHE_HOME in the environment"
+    return places
 
 
 def _checked(check: Check, default: Any) -> Any:
@@ -184,6 +199,21 @@ class Settings:
         `InvalidSettings`, which names all faults at once, each with the line, the environment variable or the option it
         came from.
         """
+        return cls.load_with_places(home, env, also=also, **flags)[0]
+
+    @classmethod
+    def load_with_places(
+        cls,
+        home: str | None = None,
+        env: Mapping[str, str] | None = None,
+        *,
+        also: Also | None = None,
+        **flags: Any,
+    ) -> tuple[Settings, dict[str, str]]:
+        """Read the settings as `load` does, and return them with the place that each came from.
+
+        A setting that nobody gave has no place: it is the default.
+        """
         env = os.environ if env is None else env
         settings = cls(home=home_directory(home, env), models=models_directory(env))
         kinds = {f.name: f.metadata["check"] for f in fields(cls) if "check" in f.metadata}
@@ -206,4 +236,4 @@ class Settings:
             faults += [Fault(name, places[name], why) for name, why in also(settings, places.keys())]
         if faults:
             raise invalid(faults)
-        return settings
+        return settings, _places_of_directories(home, env) | places

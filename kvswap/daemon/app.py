@@ -25,9 +25,11 @@ from kvswap.core.ids import Cid, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
 from kvswap.daemon import metrics
+from kvswap.daemon.archives_api import ArchivesApi
 from kvswap.daemon.engine_api import EngineApi
 from kvswap.daemon.guard import guard
 from kvswap.daemon.hosts_api import HostsApi
+from kvswap.daemon.node_api import NodeApi
 from kvswap.daemon.peers_api import PeersApi
 from kvswap.daemon.requests import (
     heartbeats,
@@ -77,8 +79,9 @@ def _decrypted(statement: Statement) -> dict[str, Any]:
 class Api:
     """The handlers of one node."""
 
-    def __init__(self, node: Node, model: ModelProcess, watch: Watch) -> None:
+    def __init__(self, node: Node, model: ModelProcess, watch: Watch, about: NodeApi | None = None) -> None:
         self._node = node
+        self._about = about
         self._model = model
         self._watch = watch
         self._before = self._queries()  # those of the start, when nobody waited
@@ -110,8 +113,10 @@ class Api:
             web.post("/v1/ask", self.ask),
             web.post("/v1/verify", self.verify),
             web.post("/v1/gc", self.collect),
+            *ArchivesApi(self._node).routes(),
             *EngineApi(self._node).routes(),
             *HostsApi(self._node).routes(),
+            *(self._about or NodeApi(self._node)).routes(),
             *PeersApi(self._node).routes(),
             *TrustApi(self._node).routes(),
         ]

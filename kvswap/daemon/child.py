@@ -131,8 +131,8 @@ class Child:
             answered = True
             if "error" in answer:
                 if "trace" in answer:  # of what was not ours: for the log alone
-                    told = str(answer["error"].get("message"))
-                    _log.error("%s", told, extra={"trace": str(answer["trace"])[:16_384]})
+                    text = str(answer["error"].get("message"))
+                    _log.error("%s", text, extra={"trace": str(answer["trace"])[:16_384]})
                 raise KvswapError.from_dict(answer["error"])
             result: dict[str, Any] = answer["result"]
             return result
@@ -141,7 +141,7 @@ class Child:
                 if telling is not None:
                     telling.cancel()
                 gone = isinstance(error, Lost) or most is not None  # a load obeys nobody
-                await until_done([asyncio.create_task(self._end(now=True) if gone else self._settle())])
+                await until_done([asyncio.create_task(self._end(now=True) if gone else self._cancel())])
             raise
         finally:
             if telling is not None:
@@ -221,7 +221,7 @@ class Child:
     def _gone(self) -> Lost:
         return Lost("ended while working", "a fault in a library, or not enough memory")
 
-    async def _settle(self) -> None:
+    async def _cancel(self) -> None:
         """Tell a job to stop and drop what it still sends; a process that does not obey is ended."""
         try:
             await self._send({"cancel": True})

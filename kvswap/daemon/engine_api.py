@@ -1,4 +1,4 @@
-"""HTTP to what a serving engine beside this node wants: the longest beginning of a prompt, and publishing one."""
+"""HTTP to what a serving engine beside this node wants: the longest prefix of a prompt, and publishing one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EngineApi:
         ]
 
     async def cached_prefix(self, request: web.Request) -> web.StreamResponse:
-        """The longest published beginning of a document given by its ids, or their chain digests, made local."""
+        """The longest published prefix of a document given by its ids, or their chain digests, made local."""
         asked = prefix_query_of(await request_of(request, PrefixRequest))
 
         async def work(progress: Progress) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class EngineApi:
                 self._node, asked.wanted, asked.chain, asked.block_tokens, asked.terms, asked.ids
             )
             if found is None:
-                raise NotFound("nobody offers a document with the same beginning")
+                raise NotFound("nobody offers a document with the same prefix")
             chosen = await fetch_prefix(self._node, found, asked.terms, progress)
             return {
                 "artifact": str(found.statement.artifact),

@@ -31,8 +31,8 @@ def _host_name(value: str) -> str:
 
 
 def _refuse(status: int, code: str, message: str, cause: str, hint: str) -> web.Response:
-    told = {"code": code, "message": message, "cause": cause, "hint": hint}
-    return web.json_response({"error": told}, status=status)
+    problem = {"code": code, "message": message, "cause": cause, "hint": hint}
+    return web.json_response({"error": problem}, status=status)
 
 
 def _bytes(header: str) -> bytes:

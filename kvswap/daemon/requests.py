@@ -81,7 +81,7 @@ async def request_of(request: web.Request, kind: type[R]) -> R:
 
 @dataclass(frozen=True, slots=True)
 class PrefixQuery:
-    """A document whose published beginning is wanted; `ids` only where a part of a block is of use."""
+    """A document whose published prefix is wanted; `ids` only where a part of a block is of use."""
 
     wanted: Wanted
     chain: list[bytes]
@@ -91,7 +91,7 @@ class PrefixQuery:
 
 
 def prefix_query_of(request: PrefixRequest) -> PrefixQuery:
-    """Unpack what stands for bytes in a request for a beginning.  Raises `UsageError`."""
+    """Unpack what stands for bytes in a request for a prefix.  Raises `UsageError`."""
     from kvswap.artifact.chain import chain_digests  # numpy, which most requests have no use for
 
     ids: list[int] | None = None
@@ -107,7 +107,7 @@ def prefix_query_of(request: PrefixRequest) -> PrefixQuery:
         else:
             digests = [bytes.fromhex(d) for d in request.chain or []]
     except (ValueError, struct.error) as error:
-        raise wrong("a beginning is asked for by ids or chain, model, dtype and block_tokens") from error
+        raise wrong("a prefix is asked for by ids or chain, model, dtype and block_tokens") from error
     if any(len(d) != 32 for d in (*digests, wanted.model)):
         raise wrong("chain and model are digests of 32 bytes")
     fitted = PrefillCurve(*curve, block_tokens) if curve is not None else None

@@ -41,8 +41,8 @@ class TrustApi:
     async def publishers(self, request: web.Request) -> web.Response:
         policy = self._node.trust.policy
         own = self._node.identity.own
-        told = {"distrusted": policy.bans(), "lifted": policy.lifted()}
-        return web.json_response({"own": own, "publishers": policy.rows(), **told})
+        bans = {"distrusted": policy.bans(), "lifted": policy.lifted()}
+        return web.json_response({"own": own, "publishers": policy.rows(), **bans})
 
     async def add(self, request: web.Request) -> web.Response:
         asked = await request_of(request, TrustRequest)

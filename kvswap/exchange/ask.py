@@ -101,7 +101,7 @@ async def answer(
     }
     unchecked: dict[str, str] = {}
     try:
-        made, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
+        done, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
     except (IntegrityError, NotFound) as error:
         # Of chunks that are damaged or gone here others may have right ones, and a text needs none: once, as what has
         # been said cannot be taken back, and a disk that damages all it is given ends no sooner.
@@ -112,37 +112,37 @@ async def answer(
             raise
         node.events.add("damaged_here", artifact=str(source.statement.artifact), chunks=lost, reason=error.message)
         source, plan = await _or_prefill(node, reference, text, look())
-        made, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
+        done, transfer = await _run_job(node, choice, source, terms, on_event, progress, arguments)
     if source is not None:
         await report_claims(node, source.statement, progress)
-        seen = made["first_layer"]
+        seen = done["first_layer"]
         if seen is not None and seen["verdict"] == "passed" and source.tokens is None:
             await asyncio.to_thread(node.trust.records.add_checks, str(source.statement.artifact), [int(Level.TOKENS)])
         elif seen is not None and seen["verdict"] == "skipped":
             unchecked = {"V3": seen["why"]}
-            await report_unchecked(node, source.statement, f"V3: {seen['why']}", progress)
+            await report_unchecked(node, source.statement, f"{Level.TOKENS.words}: {seen['why']}", progress)
     if transfer is None:
-        node.learn_prefill(choice, made["samples"])
+        node.learn_prefill(choice, done["samples"])
     else:
-        node.learn_hybrid(choice, made["samples"])
+        node.learn_hybrid(choice, done["samples"])
     statement = source.statement if source else None
     return {
-        "text": made["text"].strip(),
-        "token_ids": made["token_ids"],
+        "text": done["text"].strip(),
+        "token_ids": done["token_ids"],
         "plan": {"action": plan.action, "seconds": plan.seconds, "dollars": plan.dollars, "reason": plan.reason},
         "ttft_seconds": round(first[0], 4) if first else None,
-        "logits_digest": made["logits_digest"],
-        "claim": made["claim"],
-        "tokens": made["tokens"],
+        "logits_digest": done["logits_digest"],
+        "claim": done["claim"],
+        "tokens": done["tokens"],
         "artifact": str(statement.artifact) if statement else None,
         "unchecked": unchecked,
-        "fetched_tokens": made["tokens"] - made["computed"],
-        "computed_tokens": made["computed"],
+        "fetched_tokens": done["tokens"] - done["computed"],
+        "computed_tokens": done["computed"],
         "wire_bytes": transfer.received if transfer else 0,
         "from": list(transfer.served_bytes) if transfer else [],
-        "ready_seconds": round(first[0] - (made["first_us"] - made["ready_us"]) / 1e6, 4) if first else None,
-        "load_seconds": made["load_us"] / 1e6,
-        "prefill_seconds": made["prefill_us"] / 1e6,
+        "ready_seconds": round(first[0] - (done["first_us"] - done["ready_us"]) / 1e6, 4) if first else None,
+        "load_seconds": done["load_us"] / 1e6,
+        "prefill_seconds": done["prefill_us"] / 1e6,
         "seconds": round(time.perf_counter() - began, 4),
     }
 
@@ -166,8 +166,8 @@ async def _run_job(
     try:
         return await run_from(node, choice, source, terms, on_event, progress, arguments | {"check": check})
     except IntegrityError as error:
-        if (step := of_error(error)) is not None:
-            await asyncio.to_thread(ban_if_proven, node, source.statement, step)
+        if (failed := of_error(error)) is not None:
+            await asyncio.to_thread(ban_if_proven, node, source.statement, failed)
         raise
 
 
@@ -240,11 +240,11 @@ async def _find_origin(
     progress: Progress,
     began: float,
 ) -> tuple[CacheOrigin | None, Plan]:
-    """Return the artifact to answer from, or a document's beginning; None: prefill."""
+    """Return the artifact to answer from, or a document's prefix; None: prefill."""
     try:
         resolved, planned = await choose(node, reference, terms, progress, hybrid=text is not None)
         require_text(resolved.statement, text)
-        # A stranger's is verified whole before any of it is used.
+        # An untrusted publisher's is verified whole before any of it is used.
         if not await asyncio.to_thread(verified_already, node, resolved.statement):
             artifact = resolved.statement.artifact
             await fetch(node, artifact, terms, progress, text=text)

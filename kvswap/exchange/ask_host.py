@@ -116,10 +116,10 @@ async def _hosted(node: Node, peer: str, document: str, question: str, max_token
         raise PeerError(f"the host {peer} says nothing of {document}") from error
     if not 0 < tokens <= LIMITS.manifest_blocks * LIMITS.block_tokens:
         raise PeerError(f"the host {peer} says that {document} has {tokens} tokens")
-    told = first if 0 < first < LIMITS.host_seconds else _UNKNOWN_SECONDS
+    counted = first if 0 < first < LIMITS.host_seconds else _UNKNOWN_SECONDS
     following = _QUESTION_TOKENS + len(question.encode()) // 3  # usual; at most one a byte
     charged = offer.offer.tariff.picodollars(tokens, following, max_tokens) / PICO
-    return Hosted(peer, offer, tokens, Option(node.calibration.host_seconds(peer) or told, charged))
+    return Hosted(peer, offer, tokens, Option(node.calibration.host_seconds(peer) or counted, charged))
 
 
 async def ask_host(
@@ -148,14 +148,14 @@ async def ask_host(
     ids: list[int] = []
     usage: dict[str, Any] = {}
     async for chunk in node.hosts.connection(peer).ask(body):
-        text, made, told = _piece(peer, chunk)
-        usage = told or usage
+        text, generated, counted = _piece(peer, chunk)
+        usage = counted or usage
         if text is not None:
-            if first is None and (text or made):
+            if first is None and (text or generated):
                 first = time.perf_counter() - began
                 node.calibration.add_host(peer, first)
             texts.append(text)
-            ids += made
+            ids += generated
             await progress({"event": "token", "text": text})
     seconds = time.perf_counter() - began
     most = (chosen.tokens + _QUESTION_TOKENS + len(question.encode()), min(max_tokens, len(ids) or max_tokens))
@@ -214,11 +214,11 @@ def _dollars(signed: SignedReceipt | None) -> float | None:
 
 
 async def _checked(
-    node: Node, chosen: Hosted, document: str, usage: dict[str, Any], asked: int, made: int
+    node: Node, chosen: Hosted, document: str, usage: dict[str, Any], asked: int, generated: int
 ) -> tuple[SignedReceipt | None, str | None]:
     """Return the receipt that the host signed, and what is wrong with it; None and the reason where there is none.
 
-    It must be for `asked` and `made` tokens at most.
+    It must be for `asked` and `generated` tokens at most.
     """
     try:
         signed = read_receipt(base64.b64decode(str(usage["kvswap"]["receipt"]), validate=True))
@@ -235,10 +235,8 @@ async def _checked(
     except KvswapError as error:
         return signed, error.message
     if receipt.host != chosen.peer or (receipt.document or b"").hex() != document.removeprefix("sha256:"):
-        return signed, "the record is of another read"
-    if receipt.made > made or receipt.read + receipt.prefilled > asked:
-        return (
-            signed,
-            f"the record charges {receipt.read + receipt.prefilled} and {receipt.made} tokens, not {asked} and {made}",
-        )
+        return signed, "the record is of another request"
+    if receipt.made > generated or receipt.read + receipt.prefilled > asked:
+        charged = f"{receipt.read + receipt.prefilled} and {receipt.made} tokens"
+        return signed, f"the record charges {charged}, not {asked} and {generated}"
     return signed, None

@@ -36,7 +36,7 @@ class Fetched:
     wire_bytes: int  # fetched now, not what was here before
     peers: tuple[str, ...]
     seconds: float
-    verification: dict[str, Any]  # which steps of the ladder it passed, and what nobody looked at
+    verification: dict[str, Any]  # which verification levels it passed, and what nobody looked at
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON contract of `kvswap fetch`."""
@@ -71,16 +71,16 @@ async def fetch(
 ) -> Fetched:
     """Make an artifact complete in the store.  Raises `PlanSaysPrefill` when that is not worth it.
 
-    An untrusted publisher's is verified before it counts (see `verify.settle`); `text` is the document, where it
-    is at hand.
+    An untrusted publisher's is verified before it counts (see `verify.verify_untrusted`); `text` is the document, where
+    it is at hand.
     """
     began = time.perf_counter()
     resolved, planned = await choose(node, reference, terms, progress)
     statement, chosen = resolved.statement, planned.plan
     require_text(statement, text)
     if resolved.local:
-        said = await _verified(node, statement, terms, text, progress)
-        return Fetched(statement, chosen, 0, (), time.perf_counter() - began, said)
+        checked = await _verified(node, statement, terms, text, progress)
+        return Fetched(statement, chosen, 0, (), time.perf_counter() - began, checked)
     rest = None if terms.force else await judge(node, statement.manifest, terms.objective)
     files = needed_files(statement.manifest)
     transfer = await download(node, statement, files, planned.peers, progress, rest, planned.most_per_gb)
@@ -88,10 +88,10 @@ async def fetch(
     transfer.learn_start(seconds)
     if resolved.choice is not None:
         measure_in_background(node, resolved.choice, statement.manifest.prefix.block_tokens)  # for the next plan
-    said = await _verified(node, statement, terms, text, progress)
+    checked = await _verified(node, statement, terms, text, progress)
     note_fetched(node, statement, transfer, seconds)
     seconds = time.perf_counter() - began
-    return Fetched(statement, chosen, transfer.received, tuple(transfer.served_bytes), seconds, said)
+    return Fetched(statement, chosen, transfer.received, tuple(transfer.served_bytes), seconds, checked)
 
 
 async def _verified(

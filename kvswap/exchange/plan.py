@@ -38,14 +38,14 @@ async def plan_reference(
     """
     hosts = await hosted(node, host, reference, question, max_tokens, terms.objective) if host is not None else []
     try:
-        chosen, told = await _own_plan(node, reference, text, terms, measure)
+        chosen, details = await _own_plan(node, reference, text, terms, measure)
     except (NotFound, Incompatible, Untrusted) as error:
         if not hosts:
             raise
-        chosen, told = await _without_cache(node, text, terms, error.message)
+        chosen, details = await _without_cache(node, text, terms, error.message)
     if hosts:
         chosen = beside_host(chosen, hosts[0].option, prices(node), terms.objective)
-    return {**told, **chosen.to_json(), "hosts": [h.to_json() for h in hosts]}
+    return {**details, **chosen.to_json(), "hosts": [h.to_json() for h in hosts]}
 
 
 async def _own_plan(
@@ -73,8 +73,10 @@ async def _without_cache(node: Node, text: str | None, terms: Terms, why: str) -
     """Plan a prefill, where that is possible, as nothing published is usable."""
     if text is not None and await own_model(node.model) is not None:
         return await _plan_unpublished(node, text, terms)
-    told: dict[str, Any] = {"artifact": None, "from": []}
-    return Plan("none", 0.0, 0.0, why, None, None), told | {"basis": await basis(node, node.settings.block_tokens, ())}
+    details: dict[str, Any] = {"artifact": None, "from": []}
+    return Plan("none", 0.0, 0.0, why, None, None), details | {
+        "basis": await basis(node, node.settings.block_tokens, ())
+    }
 
 
 async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> dict[str, Any]:
@@ -110,10 +112,10 @@ async def _plan_unpublished(node: Node, text: str, terms: Terms) -> tuple[Plan, 
             "action": part.action,
             "reason": part.reason,
         }
-    told: dict[str, Any] = {
+    details: dict[str, Any] = {
         "artifact": None,
         "from": [],
         "shared_prefix": shared,
         "basis": await basis(node, block_tokens, ()),
     }
-    return whole, told
+    return whole, details

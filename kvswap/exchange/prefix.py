@@ -38,7 +38,7 @@ _AT_ONCE = 3  # claims of different length that are asked after at once,
 _ROUNDS = 4  # and how often, when none of them holds
 _ROUND_SECONDS = 2.0
 _OF_ONE_LENGTH = 16  # peers that are asked after the same claim
-_AGAIN_SECONDS = 0.5  # for which a catalogue is waited for that may have changed
+_AGAIN_SECONDS = 0.5  # for which a prefix index is waited for that may have changed
 _MORE_SECONDS = 0.5  # for which longer ones are waited for, once there is one
 _PULLED_AT_ONCE = 64
 
@@ -83,7 +83,7 @@ async def longest_cached_prefix(
     chain = list(chain[: LIMITS.chain_digests])
     if not chain:
         return None
-    # A part is not verified by itself: of strangers what was verified whole.
+    # A part is not verified by itself: of untrusted publishers what was verified whole.
     terms = structs.replace(lookup_of(terms), allow_untrusted=False)
     called = [(identifiers, identifiers.chain(chain)) for identifiers in node.identifiers(terms.group)]
     here: dict[str, Candidate] = {}
@@ -166,8 +166,8 @@ class _Search:
         for availability, (found, answered) in zip(availabilities, asked, strict=True):
             offers += found
             for offer in found:
-                said = available.setdefault(offer.found.artifact, {})
-                said[offer.peer] = max(availability.blocks, said.get(offer.peer, 0))
+                claimed_blocks = available.setdefault(offer.found.artifact, {})
+                claimed_blocks[offer.peer] = max(availability.blocks, claimed_blocks.get(offer.peer, 0))
             lacking += [(peer, availability) for peer in answered - {offer.peer for offer in found}]
             for peer in set(availability.peers) - answered - connected:
                 node.network.prefix_indexes.table.pop(peer)  # gone
@@ -178,8 +178,8 @@ class _Search:
 
         def rank(offer: PeerOffer) -> tuple[int, ...]:
             found = offer.found
-            said = available[found.artifact][offer.peer]
-            return (-said, not policy.trusts(found.publisher), found.envelope is None)
+            claimed_blocks = available[found.artifact][offer.peer]
+            return (-claimed_blocks, not policy.trusts(found.publisher), found.envelope is None)
 
         candidates = round_robin(offers, rank, node.peers.delivered)
         for candidate in candidates:
@@ -198,9 +198,9 @@ class _Search:
             if blocks is None:
                 prefix_indexes.expire(peer)
             elif blocks >= availability.blocks:
-                self._ignore_index(peer, "its catalogue has what it has not")
+                self._ignore_index(peer, "its prefix index has what it has not")
             elif not prefix_indexes.took_back(peer):
-                self._ignore_index(peer, "its catalogue is another each time it is asked")
+                self._ignore_index(peer, "its prefix index is another each time it is asked")
             elif blocks:
                 left.append(_Availability(blocks, (peer,), availability.identifiers, availability.digests))
         return left
@@ -225,10 +225,10 @@ class _Search:
                 self._node.events.add("beginning_refused", artifact=candidate.artifact, reason=error.message)
                 continue
             tokens, blocks = self._shared(statement)
-            for peer, said in candidate.available.items():
+            for peer, claimed_blocks in candidate.available.items():
                 # Elsewhere in the signed chain it is the publisher that is wrong: the peer has what it said.
-                if blocks < said and self._chain[said - 1] not in statement.manifest.prefix.chain:
-                    self._ignore_index(peer, f"{candidate.artifact} shares {blocks} blocks, not {said}")
+                if blocks < claimed_blocks and self._chain[claimed_blocks - 1] not in statement.manifest.prefix.chain:
+                    self._ignore_index(peer, f"{candidate.artifact} shares {blocks} blocks, not {claimed_blocks}")
             if tokens and (self.best is None or tokens > self.best.tokens):
                 self.best = CachedPrefix(statement, tokens, tuple(candidate.peers))
             if self.best is not None:

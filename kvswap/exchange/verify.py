@@ -1,4 +1,4 @@
-"""Verification of an artifact that is in the store, level by level (see `trust.ladder`).
+"""Verification of an artifact that is in the store, level by level (see `trust.levels`).
 
 Who fetches from an untrusted publisher goes as far as V5 before the artifact counts as there; what was found is kept,
 as is the proof against a publisher that was banned for it.
@@ -20,6 +20,7 @@ from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.core.words import in_words
 from kvswap.exchange.discovery.fingerprints import Agreed, accused, agree, fingerprints_of_others
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
@@ -118,7 +119,7 @@ async def run_checks(
     if Level.POLICY in levels:
         results.append(await asyncio.to_thread(_policy, node, statement))
     files = {manifest.files[i].id for i in layout.needed_files(manifest)}
-    every = files | {file.id for file in manifest.files}  # of a beginning other ones are here
+    every = files | {file.id for file in manifest.files}  # of a prefix other ones are here
     lacking = set(await asyncio.to_thread(node.store.missing, every))
     absent = files & lacking
     with node.store.lease(every):
@@ -207,7 +208,7 @@ async def _with_model(
     try:
         choice = await node.model.choose()
         noise = await noise_of(node, choice, progress) if set(levels) & set(_NEED_NOISE) else None
-        made = await run(levels)
+        done = await run(levels)
     except (NotFound, Incompatible) as error:
         return [LevelResult(level, "skipped", why=error.message) for level in levels]
     except IntegrityError:
@@ -217,16 +218,16 @@ async def _with_model(
             # Its chunks do not decode to what was signed with them.
             await asyncio.to_thread(node.store.remove, str(statement.artifact))
         raise
-    results = from_pipe(made["steps"])
+    results = from_pipe(done["steps"])
     if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in results):
         began = time.perf_counter()
         fingerprints = await fingerprints_of_others(node, statement)
         honest = Noise.of(noise)
-        agreed = agree(node, statement, made["fingerprint"], fingerprints, honest, began)
+        agreed = agree(node, statement, done["fingerprint"], fingerprints, honest, began)
         results.append(agreed.result)
         if agreed.against and not node.trust.policy.policy.trusts(manifest.publisher):
             await asyncio.to_thread(dispute, node, statement, agreed.result)  # first: settling may take long, or fail
-            results = await _resolve_dispute(node, statement, agreed, results, made, honest, run, progress)
+            results = await _resolve_dispute(node, statement, agreed, results, done, honest, run, progress)
     if not is_own(node, statement):  # nobody audits himself
         await asyncio.to_thread(_audit, node, statement, choice, results, samples, seed)
     return sorted(results, key=lambda s: s.level)
@@ -249,7 +250,7 @@ async def _resolve_dispute(
     statement: Statement,
     agreed: Agreed,
     results: list[LevelResult],
-    made: dict[str, Any],
+    done: dict[str, Any],
     noise: Noise,
     run: Callable[[Sequence[Level]], Awaitable[dict[str, Any]]],
     progress: Progress,
@@ -261,19 +262,21 @@ async def _resolve_dispute(
             {"event": "disputed", "with": [str(fingerprint.statement.artifact) for fingerprint in agreed.against]}
         )
         try:
-            made = made | {"computed": b""} | await run([Level.RECOMPUTE]) | {"fingerprint": made["fingerprint"]}
-            (recomputed,) = from_pipe(made["steps"])
+            done = done | {"computed": b""} | await run([Level.RECOMPUTE]) | {"fingerprint": done["fingerprint"]}
+            (recomputed,) = from_pipe(done["steps"])
         except (NotFound, Incompatible) as error:
             recomputed = LevelResult(Level.RECOMPUTE, "skipped", why=error.message)
         results = [*results, recomputed]
     if recomputed.verdict != "passed":
         return results
-    against = partial(accused, computed=made["computed"], noise=noise, ours=wire.convert(made["numerics"], Numerics))
+    against = partial(accused, computed=done["computed"], noise=noise, ours=wire.convert(done["numerics"], Numerics))
     for fingerprint in agreed.untrusted:
         if (result := against(fingerprint.statement, fingerprint.data)) is not None:
             await asyncio.to_thread(ban_if_proven, node, fingerprint.statement, result)
-    right = replace(agreed.result, verdict="passed", why=f"{agreed.result.why}; V7 shows that this one is right")
-    found = against(statement, made["fingerprint"]) or right
+    right = replace(
+        agreed.result, verdict="passed", why=f"{agreed.result.why}; full recomputation shows that this one is right"
+    )
+    found = against(statement, done["fingerprint"]) or right
     return [found if result is agreed.result else result for result in results]
 
 
@@ -304,7 +307,7 @@ async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent)
     return known
 
 
-# -- strangers ---------------------------------------------------------------------------------------
+# -- untrusted publishers ------------------------------------------------------------------------
 
 
 async def verify_untrusted(
@@ -326,9 +329,9 @@ def refuse_unusable(statement: Statement, reasons: dict[str, str], unchecked: di
     """Raise `Untrusted` for an untrusted publisher's artifact that cannot be verified, for these reasons, if any."""
     if not reasons:
         return
-    named = "; ".join(f"{where}: {why}" for where, why in reasons.items())
+    named = in_words("; ".join(f"{where}: {why}" for where, why in reasons.items()))
     raise Untrusted(
-        f"artifact {statement.artifact} is a stranger's and could not be verified ({named})",
+        f"artifact {statement.artifact} is an untrusted publisher's and could not be verified ({named})",
         cause="a signature does not say that a cache belongs to its text",
         hint="give the document's file instead of its digest; or kvswap trust add " + statement.manifest.publisher,
         unchecked=unchecked | reasons,
@@ -345,7 +348,7 @@ def raise_for(node: Node, statement: Statement, report: LevelReport) -> None:
     publisher = statement.manifest.publisher
     proved = accuses(result) and not is_own(node, statement)
     raise IntegrityError(
-        f"artifact {statement.artifact} failed V{int(result.level)}: {result.why}",
+        f"artifact {statement.artifact} failed verification ({result.level.words}): {result.why}",
         cause=f"{publisher} signed a cache that is not the model's own" if accuses(result) else "somebody is wrong",
         hint=f"kvswap trust audits {publisher}" if proved else f"kvswap verify {statement.artifact} --level 7",
         step=f"V{int(result.level)}",
@@ -358,19 +361,23 @@ def verification(node: Node, statement: Statement, report: LevelReport | None) -
 
     Blocks.
     """
-    trusted = node.trust.policy.policy.trusts(statement.manifest.publisher)
+    policy, publisher = node.trust.policy.policy, statement.manifest.publisher
+    trusted = policy.trusts(publisher)
+    listed = policy.publishers.get(publisher)
+    who = {"publisher": publisher, "label": listed.label if listed is not None else None, "trusted": trusted}
     if report is not None:
-        return {k: v for k, v in report.to_json().items() if k != "steps"} | {"trusted": trusted}
+        return {k: v for k, v in report.to_json().items() if k != "steps"} | who
     if is_own(node, statement):
-        return {"passed": ["V0", "V1"], "unchecked": {}, "own": True, "trusted": True}
+        return {"passed": ["V0", "V1"], "unchecked": {}, "own": True, **who, "trusted": True}
     done = node.trust.records.checks(str(statement.artifact)) | {int(Level.DIGESTS)}
     if trusted:
         done.add(int(Level.POLICY))
         why = "its publisher is trusted; kvswap verify --level N checks it"
     else:
-        why = f"verified to V{max(done)}; its publisher is a stranger; kvswap verify --level N checks more"
+        reached = Level(max(done)).words
+        why = f"verified up to {reached}; its publisher is not trusted; kvswap verify --level N checks more"
     return {
         "passed": [f"V{level}" for level in sorted(done)],
         "unchecked": {f"V{int(level)}": why for level in Level if int(level) not in done},
-        "trusted": trusted,
+        **who,
     }

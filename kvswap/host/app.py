@@ -68,7 +68,7 @@ class HostApi:
         self._served, self._key, self._usage_log = served, key, usage_log
         self._admission, self._prompts, self._engine = admission, prompts, engine
         self._offer: SignedOffer | None = None
-        self._owed: list[tuple[Receipt, int | None]] = []  # usage records that could not be written yet
+        self._unwritten: list[tuple[Receipt, int | None]] = []  # usage records that could not be written yet
         self._paying = asyncio.Lock()
         self.warmth: dict[str, Warmth] = {}
 
@@ -180,7 +180,7 @@ class HostApi:
         client = request[_CLIENT]
         with self._admission.reading(client):
             body = await _body(request)  # whole, before the request takes a place that others wait for
-        await self._record_owed()
+        await self._write_unwritten()
         offer = await asyncio.to_thread(self.current_offer)  # its prices apply, whenever the answer ends
         with self._admission.admit(client) as admitted:
             asked = await asyncio.to_thread(parse, body)
@@ -197,7 +197,7 @@ class HostApi:
             async with aclosing(hosted.pieces()) as pieces:  # type: ignore[type-var]
                 async for _ in pieces:
                     pass
-            usage = _usage(await hosted.settle())
+            usage = _usage(await hosted.record())
             return web.json_response(answer.whole("".join(hosted.texts), hosted.ids, hosted.finish, usage))
 
     async def _stream(self, request: web.Request, hosted: HostedRequest, answer: Answer) -> web.StreamResponse:
@@ -210,7 +210,7 @@ class HostApi:
                     await _write(response, answer.piece(first.text, first.ids, first.finish))
                 async for piece in pieces:
                     await _write(response, answer.piece(piece.text, piece.ids, piece.finish))
-                usage = _usage(await hosted.settle())
+                usage = _usage(await hosted.record())
                 await _write(response, answer.end(usage if hosted.asked.usage else None))
             except ConnectionError:
                 raise  # the client went away
@@ -225,13 +225,13 @@ class HostApi:
         asked: ParsedPrompt,
         offer: SignedOffer,
         cached: int,
-        made: int,
+        generated: int,
         quota: int | None = None,
     ) -> SignedReceipt:
         """Sign and store the usage record of a request.
 
-        `cached` and `made` are the tokens from the cache and of the answer; `quota` is the number of tokens to count
-        against the client's day, if it differs from the record's.
+        `cached` and `generated` are the tokens from the cache and of the answer; `quota` is the number of tokens to
+        count against the client's day, if it differs from the record's.
         """
         served = self._served
         prefilled = len(asked.ids) - cached
@@ -246,26 +246,26 @@ class HostApi:
             offer=offer.digest,
             read=cached,
             prefilled=prefilled,
-            made=made,
-            picodollars=offer.offer.tariff.picodollars(cached, prefilled, made),
+            made=generated,
+            picodollars=offer.offer.tariff.picodollars(cached, prefilled, generated),
             ended=int(time.time()),
         )
         try:
             return await asyncio.to_thread(self._usage_log.add_receipt, receipt, self._key, quota)
         except Exception:  # a full disk, most likely: the client has its answer by now
-            self._owed.append((receipt, quota))
+            self._unwritten.append((receipt, quota))
             raise
 
-    async def _record_owed(self) -> None:
+    async def _write_unwritten(self) -> None:
         """Write usage records that failed when their requests ended, so that nobody is served while none can be stored.
 
         Raises the error that still prevents it.
         """
         async with self._paying:
-            while self._owed:
-                receipt, quota = self._owed[0]
+            while self._unwritten:
+                receipt, quota = self._unwritten[0]
                 await asyncio.to_thread(self._usage_log.add_receipt, receipt, self._key, quota)
-                self._owed.pop(0)
+                self._unwritten.pop(0)
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

@@ -129,8 +129,8 @@ class EngineClient:
 
 
 async def _notify_sent(session: aiohttp.ClientSession, context: Any, sent: Any) -> None:
-    if callable(told := context.trace_request_ctx):
-        told()
+    if callable(notify := context.trace_request_ctx):
+        notify()
 
 
 async def _refused(response: aiohttp.ClientResponse) -> KvswapError:
@@ -148,10 +148,14 @@ def _piece(chunk: dict[str, Any]) -> Piece:
     if "error" in chunk:
         raise EngineFailed(f"the engine failed: {str(chunk['error'])[:300]}")
     usage = None
-    if told := chunk.get("usage"):
-        details = told.get("prompt_tokens_details")
+    if reported := chunk.get("usage"):
+        details = reported.get("prompt_tokens_details")
         if details is not None:
-            usage = (int(told["prompt_tokens"]), int(details.get("cached_tokens") or 0), int(told["completion_tokens"]))
+            usage = (
+                int(reported["prompt_tokens"]),
+                int(details.get("cached_tokens") or 0),
+                int(reported["completion_tokens"]),
+            )
             if not 0 <= usage[1] <= usage[0]:
                 raise IntegrityError(f"the engine says that {usage[1]} of {usage[0]} tokens were cached")
     choices = chunk.get("choices") or []

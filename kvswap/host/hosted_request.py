@@ -34,9 +34,9 @@ class HostedRequest:
         self._reserved, self._complete, self._keep = reserved, complete, record
         self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
         self._given = self._began = False
-        self._spoken = 0  # number of pieces with text
+        self._text_pieces = 0  # number of pieces with text
         self._usage: tuple[int, int, int] | None = None
-        self._settled: asyncio.Task[SignedReceipt] | None = None
+        self._receipt: asyncio.Task[SignedReceipt] | None = None
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the engine's pieces.  Raises `UsageError` or `EngineFailed`.
@@ -56,7 +56,7 @@ class HostedRequest:
             if self._given:
                 await asyncio.shield(self._record())
 
-    async def settle(self) -> SignedReceipt:
+    async def record(self) -> SignedReceipt:
         """Write the usage record unless it is written already, and return it."""
         return await asyncio.shield(self._record())
 
@@ -101,17 +101,17 @@ class HostedRequest:
     def _note(self, piece: Piece) -> None:
         self.texts.append(piece.text)
         self.ids += piece.ids
-        self._spoken += bool(piece.text)
+        self._text_pieces += bool(piece.text)
         self.finish = piece.finish or self.finish
         self._usage = piece.usage or self._usage
         self._pieces.put_nowait(piece)
 
     def _record(self) -> asyncio.Task[SignedReceipt]:
-        if self._settled is None:
+        if self._receipt is None:
             # Cut off before the engine reported usage: assume that the document was in the cache, as offered.
-            _, cached, made = self._usage or (0, self.asked.document_tokens, max(len(self.ids), self._spoken))
-            made = max(made, len(self.ids))
+            _, cached, generated = self._usage or (0, self.asked.document_tokens, max(len(self.ids), self._text_pieces))
+            generated = max(generated, len(self.ids))
             # Cut off before its first piece: the engine may go on computing, so what was reserved counts as used.
             quota = None if self._began else self._reserved
-            self._settled = asyncio.ensure_future(self._keep(cached, made, quota))
-        return self._settled
+            self._receipt = asyncio.ensure_future(self._keep(cached, generated, quota))
+        return self._receipt

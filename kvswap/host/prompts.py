@@ -141,8 +141,8 @@ class Prompts:
                 options[name] = body[name]
         if body.get("stop") is not None:
             options["stop"] = _stops(body["stop"])
-        told = (body.get("max_completion_tokens"), body.get("max_tokens"), _DEFAULT_TOKENS)
-        most = next(value for value in told if value is not None)
+        limits = (body.get("max_completion_tokens"), body.get("max_tokens"), _DEFAULT_TOKENS)
+        most = next(value for value in limits if value is not None)
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= LIMITS.host_tokens:
             raise UsageError(f"max_tokens is a number from 1 to {LIMITS.host_tokens}")
         streaming = body.get("stream_options")

@@ -241,9 +241,9 @@ class UsageLog:
             for signed in receipts:
                 number += 1
                 if (signed.read.number, signed.read.previous) != (number, previous):
-                    raise IntegrityError(f"read {number} is missing or changed", cause="the journal was edited")
+                    raise IntegrityError(f"receipt {number} is missing or changed", cause="the usage log was edited")
                 if signed.read.offer not in offers:
-                    raise IntegrityError(f"the offer of read {number} is missing", cause="the journal was edited")
+                    raise IntegrityError(f"the offer of receipt {number} is missing", cause="the usage log was edited")
                 check_price(signed.read, offers[signed.read.offer])
                 previous = signed.digest
         return number

@@ -36,7 +36,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
     @classmethod
     def filled(cls, k: torch.Tensor, v: torch.Tensor, tokens: int) -> PreallocatedLayer:
-        """Wrap tensors [head, room, dim] whose first `tokens` tokens are filled; the layer owns them from then on."""
+        """Wrap tensors [head, capacity, dim] whose first `tokens` are filled; the layer owns them from then on."""
         layer = cls(k.shape[1])
         layer._k, layer._v = k[None], v[None]
         layer.dtype, layer.device, layer.is_initialized = k.dtype, k.device, True
@@ -77,8 +77,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
     def reach(self, tokens: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Extend the layer to the first `tokens` tokens: those it holds already, and the rest from k and v.
 
-        `k` and `v` are [head, room, dim] and may be the layer's own memory, which is then not copied.  Raises
-        `ValueError` if the layer was edited.
+        `k` and `v` are [head, capacity, dim] and may be the layer's own memory, which is then not copied.
+        Raises `ValueError` if the layer was edited.
         """
         if self._k is None or self._v is None:
             raise ValueError("the layer was edited")

@@ -122,20 +122,20 @@ def _by_library(directory: Path, label: str, quantisation: Any, way: Callable[[]
     except ImportError as error:
         raise _not_installed(label, error, quantisation) from error
     except Exception as error:  # a configuration is untrusted, and any of it may be wrong
-        said = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:200]
+        text = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:200]
         named = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        raise files.unfit(f"transformers cannot load {label!r}: {named}{said}", "model") from error
+        raise files.unfit(f"transformers cannot load {label!r}: {named}{text}", "model") from error
 
 
 def _not_installed(label: str, error: ImportError, quantisation: Any) -> Incompatible:
-    said = " ".join(str(error).split())
-    found = _INSTALL.search(said)
+    text = " ".join(str(error).split())
+    found = _INSTALL.search(text)
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
     package = found[1] if found else error.name or method
     what = f"{label!r} is quantised with {method}, which" if method else f"{label!r}"
     return Incompatible(
         f"{what} needs {f'the package {package}' if package else 'a package'} that is not installed, or not usable",
-        cause=said[:200],
+        cause=text[:200],
         hint=f"pip install {package}" if package else None,
         field="quantization" if method else "model",
     )
@@ -148,8 +148,8 @@ def _check_weights(model: Any, info: dict[str, Any], label: str) -> None:
             label, f"the files lack {_some(missing)}", "a name that was changed, or a download that is not whole"
         )
     if mismatched := sorted(info["mismatched_keys"], key=str):
-        told = [f"{name} ({list(held)} instead of {list(wanted)})" for name, held, wanted in mismatched]
-        raise _amiss(label, f"weights have another shape: {_some(told)}", "config.json is of another model")
+        shapes = [f"{name} ({list(held)} instead of {list(wanted)})" for name, held, wanted in mismatched]
+        raise _amiss(label, f"weights have another shape: {_some(shapes)}", "config.json is of another model")
     if info["error_msgs"]:
         raise _amiss(label, str(info["error_msgs"])[:200], None)
     unexpected = sorted(name for name in info["unexpected_keys"] if not _MADE_ANEW.search(name))

@@ -30,9 +30,9 @@ def isa(device: str, dtype: str) -> str:
 def _narrow() -> list[str]:
     import torch
 
-    tell = getattr(torch.cpu, "get_capabilities", None)
-    if tell is not None:
-        told = tell()
-        return [name for name in _NARROW if told.get(name) is True]
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if get_capabilities is not None:
+        capabilities = get_capabilities()
+        return [name for name in _NARROW if capabilities.get(name) is True]
     asked = {name: getattr(torch.cpu, f"_is_{name}_supported", None) for name in _NARROW}  # an older torch
     return [name for name, ask in asked.items() if ask is not None and ask()]

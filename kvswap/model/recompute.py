@@ -27,7 +27,7 @@ class _Taken(Exception):
     """The signal that the last wanted K and V were computed."""
 
 
-class _FirstLayer(DynamicCache):  # type: ignore[misc]
+class _FirstLayerCache(DynamicCache):  # type: ignore[misc]
     taken: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
@@ -75,7 +75,7 @@ def first_layer(loaded: LoadedModel, ids: Sequence[int], block_tokens: int) -> t
     """
     keys, values = [], []
     for start in range(0, len(ids), block_tokens):
-        cache = _FirstLayer(config=loaded.model.config)
+        cache = _FirstLayerCache(config=loaded.model.config)
         _run(loaded, cache, ids[start : start + block_tokens], range(start, min(start + block_tokens, len(ids))))
         if cache.taken is None:
             raise Incompatible("the model fills no cache", field="layout")

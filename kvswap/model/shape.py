@@ -31,11 +31,11 @@ def misshapen(loaded: Any, manifest: Manifest) -> str:
         return f"it has {len(theirs)} layers, the model has {len(own)}"
     for index, (have, wanted) in enumerate(zip(theirs, own, strict=True)):
         if have != wanted:
-            return f"its layers are not the model's: layer {index} is {_told(have)}, and not {_told(wanted)}"
+            return f"its layers are not the model's: layer {index} is {_spec_text(have)}, and not {_spec_text(wanted)}"
     return ""
 
 
-def _told(spec: LayerSpec) -> str:
+def _spec_text(spec: LayerSpec) -> str:
     window = f" of {spec.window}" if spec.window is not None else ""
     return f"{spec.kind}{window} with {spec.heads} heads of {spec.k_dim} and {spec.v_dim} values"
 

@@ -24,8 +24,8 @@ async def _expected(request: web.Request) -> web.Response | None:
     if request.version < (1, 1):
         return None
     if expect.lower() != "100-continue":
-        told = UsageError("the header Expect has an unknown value", cause="a malformed request", hint="leave it out")
-        return response_of(told, web.HTTPExpectationFailed.status_code)
+        failure = UsageError("the header Expect has an unknown value", cause="a malformed request", hint="leave it out")
+        return response_of(failure, web.HTTPExpectationFailed.status_code)
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # the body has not begun
     return None
@@ -74,9 +74,9 @@ async def errors_for_guests(request: web.Request, handler: Handler) -> web.Strea
 
 def for_guests(error: Exception, doing: str) -> KvswapError:
     """Log an error, and return it in the form that a remote caller may see: internal faults without details."""
-    told = record(error, doing)
-    if not is_own(error) or isinstance(told, UsageError):  # a fault of the request, not of this machine
-        return told
+    failure = record(error, doing)
+    if not is_own(error) or isinstance(failure, UsageError):  # a fault of the request, not of this machine
+        return failure
     return Unexpected("this host failed at the request", cause="a fault on its side", hint="ask again later")
 
 

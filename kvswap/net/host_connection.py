@@ -226,10 +226,10 @@ async def _refused(peer: str, response: aiohttp.ClientResponse) -> KvswapError:
 
 def _remote_error(peer: str, error: Any) -> KvswapError:
     """Convert the error that a host sent into one of the error types that a host may raise here."""
-    told = error if isinstance(error, dict) else {}
-    message = f"the host {peer}: {str(told.get('message', 'failed'))[:300]}"
+    details = error if isinstance(error, dict) else {}
+    message = f"the host {peer}: {str(details.get('message', 'failed'))[:300]}"
     kinds: tuple[type[KvswapError], ...] = (NotFound, TokenRefused, QuotaExceeded, UsageError)
-    return next((kind for kind in kinds if kind.code == told.get("code")), PeerError)(message)
+    return next((kind for kind in kinds if kind.code == details.get("code")), PeerError)(message)
 
 
 def _object(data: bytes) -> dict[str, Any]:

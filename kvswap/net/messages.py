@@ -146,7 +146,7 @@ class BulkRecord(_Message):
 
 
 class BulkTicket(_Message):
-    """A bearer token for the bulk plane, valid while this stream is open and for at most `seconds`."""
+    """A bearer token for the bulk channel, valid while this stream is open and for at most `seconds`."""
 
     token: TokenText
     seconds: Size
@@ -233,7 +233,7 @@ def encode_error(error: KvswapError) -> bytes:
     return wire.pack({"error": {"code": error.code, "message": error.message[:500]}})
 
 
-class _Told(msgspec.Struct, frozen=True):
+class _RemoteError(msgspec.Struct, frozen=True):
     """An error in a peer's response; keys other than these are skipped."""
 
     code: Annotated[str, Meta(max_length=64)] = ""
@@ -243,7 +243,7 @@ class _Told(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=32)
 def _response(kind: Any) -> Any:
     unset = msgspec.UNSET
-    fields = [("ok", kind | msgspec.UnsetType, unset), ("error", _Told | msgspec.UnsetType, unset)]
+    fields = [("ok", kind | msgspec.UnsetType, unset), ("error", _RemoteError | msgspec.UnsetType, unset)]
     return msgspec.defstruct("Response", fields, frozen=True, forbid_unknown_fields=True)
 
 
@@ -280,8 +280,8 @@ def decode_response(frame: bytes, kind: type[T]) -> T:
         raise MalformedMessage("a response is ok or error")
     if answer.error is not msgspec.UNSET:
         message = f"the peer answered: {answer.error.message[:500]}"
-        told = {NotFound.code: NotFound, PeerBusy.code: PeerBusy}
-        raise told.get(answer.error.code, PeerError)(message)
+        kinds = {NotFound.code: NotFound, PeerBusy.code: PeerBusy}
+        raise kinds.get(answer.error.code, PeerError)(message)
     body: T = answer.ok
     return body
 

@@ -34,7 +34,7 @@ class RemoteCaller:
 
     peer: str
     ending: ExitStack = field(default_factory=ExitStack)
-    token: str | None = None  # for the bulk plane: the last one issued on this stream
+    token: str | None = None  # for the bulk channel: the last one issued on this stream
     token_until: float = 0.0  # until then it lasts long enough to be sent again (monotonic seconds)
 
 

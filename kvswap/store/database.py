@@ -56,7 +56,7 @@ def cannot_write(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def where_it_can() -> Iterator[None]:
+def best_effort() -> Iterator[None]:
     """Ignore the errors of a disk that refuses to write; all others are raised."""
     try:
         yield

@@ -95,7 +95,7 @@ def _no_home(path: Path, error: OSError) -> KvswapError:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return UsageError(what, cause="a file lies in its place", hint=elsewhere)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(what, cause="the disk is full", hint="make room on the disk, or another --home")
+        return StoreFull(what, cause="the disk is full", hint="free space on the disk, or another --home")
     if error.errno == errno.EROFS:
         return LocalFault(what, cause="the file system is read-only", hint=elsewhere)
     if isinstance(error, PermissionError):

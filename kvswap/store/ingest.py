@@ -48,7 +48,7 @@ class Ingest:
         actual = Cid.of(data) if arrived is None else arrived
         if cid is not None and actual != cid:
             raise IntegrityError(f"bytes offered as chunk {cid} are {actual}")
-        chunks.leases.settled(actual)
+        chunks.leases.wait_deleted(actual)
         if chunks.has(actual):
             return actual
         self._reserve(len(data))

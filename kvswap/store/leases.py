@@ -50,7 +50,7 @@ class Leases:
     def free(self, cids: Collection[Cid], *, together: bool = False) -> Iterator[list[Cid]]:
         """Yield the chunks that nobody holds, to be deleted meanwhile; `together`: all of them or none.
 
-        Who takes a lease from now on comes after the deletion, and `settled` waits for its end.
+        Who takes a lease from now on comes after the deletion, and `wait_deleted` waits for its end.
         """
         with self._changed:
             free = [cid for cid in cids if cid not in self._held and cid not in self._going]
@@ -64,7 +64,7 @@ class Leases:
                 self._going.difference_update(free)
                 self._changed.notify_all()
 
-    def settled(self, cid: Cid) -> None:
+    def wait_deleted(self, cid: Cid) -> None:
         """Wait while a chunk is being deleted.  Blocks: call it in a thread only."""
         if cid in self._going:
             with self._changed:

@@ -54,7 +54,7 @@ class PeerRecord:
         self.failed_at = now
 
     def count_invalid_data(self, now: float) -> None:
-        """Count a lie, that is invalid data, at `now`."""
+        """Count invalid data at `now`."""
         self.lies += 1
         self.lied_at = now
 
@@ -69,12 +69,12 @@ class PeerRecord:
 
     @property
     def sends_invalid_data(self) -> bool:
-        """True while a lie of the peer still counts."""
+        """True while invalid data from the peer still counts."""
         return self.lied_at > 0 and self.lied_at + LIMITS.invalid_data_seconds > time.time()
 
     @property
     def kept(self) -> bool:
-        """True if no new peer takes the place of this one: it is blocked, a liar, or ever delivered."""
+        """True if no new peer takes the place of this one: it is blocked, sent invalid data, or ever delivered."""
         return self.blocked or self.bytes_in > 0 or self.sends_invalid_data
 
     def worked(self) -> None:
@@ -84,8 +84,8 @@ class PeerRecord:
     def not_before(self, longest: float, invalid_data_seconds: float, connected: float | None = None) -> float:
         """Return when this peer may be asked again, in Unix seconds (0: now).
 
-        `longest`: the longest pause after failures, in seconds; `invalid_data_seconds`: the pause after a lie.  A
-        connection made after a failure, at `connected`, ends the pause for that.
+        `longest`: the longest pause after failures, in seconds; `invalid_data_seconds`: the pause after invalid data.
+        A connection made after a failure, at `connected`, ends the pause for that.
         """
         pause = min(longest, _FAILURE_SECONDS * 2.0 ** min(16, self.in_a_row - 1)) if self.in_a_row else 0.0
         over = connected is not None and connected > self.failed_at
@@ -228,7 +228,7 @@ class Ledger:
             self.table.put(peer, record, peer)
 
     def _free_capacity(self) -> bool:
-        """Drop a record that is not to be kept any more, else a liar's where there are many, else another's."""
+        """Drop a record that is not to be kept any more, else of a sender of invalid data where there are many."""
         rows = self.table.items()
         spare = [peer for peer, record in rows if not record.kept]
         invalid_senders = [peer for peer, record in rows if record.sends_invalid_data and not record.blocked]

@@ -36,7 +36,7 @@ class Rebuild:
 
     def __init__(self, index: Index, files: ChunkFiles, envelopes: Envelopes, problems: Problems) -> None:
         self._index, self._files, self._envelopes, self._problems = index, files, envelopes, problems
-        self.owing = False  # envelopes that only the index has, as the disk took none
+        self.pending = False  # envelopes that only the index has, as the disk took none
         self.put_off = False  # envelopes that could not be judged, for our own trouble
 
     def list_files(self) -> None:
@@ -83,10 +83,10 @@ class Rebuild:
                 os.sync()  # of all at once: one for each would take minutes
                 self._envelopes.sync()
         except OSError as error:
-            self.owing = True
+            self.pending = True
             self._problems.note(_PART, f"not every manifest could be written beside the index: {error}")
         else:
-            self.owing = False
+            self.pending = False
             self._problems.clear_one(_PART)
 
     def _keep(self, artifact: str) -> None:
@@ -99,7 +99,7 @@ class Rebuild:
         """List the envelopes on disk that the index does not know, and return how many there were."""
         listed = {str(r["id"]) for r in self._index.rows("SELECT id FROM artifacts")}
         adopted, waiting, self.put_off = 0, "", False
-        tell = as_kvswap_error if _MANIFESTS in self._problems else record  # the upkeep tries again: told once
+        convert = as_kvswap_error if _MANIFESTS in self._problems else record  # the upkeep tries again: told once
         for kept in self._envelopes.all().values():
             if kept.id not in listed:
                 try:
@@ -107,9 +107,9 @@ class Rebuild:
                 except FileNotFoundError:
                     continue  # removed meanwhile
                 except Exception as error:  # noqa: BLE001 - the others are listed all the same
-                    told = tell(error, "listing a manifest")
-                    self.put_off |= is_own(told)
-                    waiting = waiting or f"manifest {kept.id} is on disk and not listed: {told.message}"
+                    failure = convert(error, "listing a manifest")
+                    self.put_off |= is_own(failure)
+                    waiting = waiting or f"manifest {kept.id} is on disk and not listed: {failure.message}"
         if waiting:
             self._problems.note(_MANIFESTS, waiting)
         else:

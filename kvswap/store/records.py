@@ -28,7 +28,7 @@ _AUDITS_KEPT = 20_000
 _CHECKS_KEPT = 100_000
 _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
-_WITHDRAWN_KEPT = 100_000  # whose head records are gone: of what was asked for, and as many of what was here
+_WITHDRAWN_KEPT = 100_000  # whose status records are gone: of what was asked for, and as many of what was here
 _ASKED, _HELD = 1, 2  # why a withdrawal is kept
 _STATUS_RECORDS_KEPT = 1_024
 _STATUS_RECORDS_OF_A_SENDER = 32
@@ -47,8 +47,9 @@ class Records:
     def __init__(self, path: Path, keeps: Callable[[str], bool] = nobody, problems: Problems | None = None) -> None:
         """Open or create the file.
 
-        `keeps(publisher)` is asked when room is needed: whose head records give way to no stranger's.  A damaged file
-        is moved aside, which `problems` tells: whom this node distrusts is in `trust.json`, the rest is heard again.
+        `keeps(publisher)` is asked when space is needed: whose status records give way to no untrusted publisher's.  A
+        damaged file is moved aside, which `problems` tells: whom this node banned is in `trust.json`, the rest is heard
+        again.
         """
         self._lock = threading.RLock()
         self._problems = problems if problems is not None else Problems()
@@ -70,14 +71,14 @@ class Records:
             removed=lambda publisher, _: self._gone.append(publisher),
         )
         query = (
-            "SELECT publisher, sender, kept, LENGTH(envelope) AS size, "
+            "SELECT publisher, teller, kept, LENGTH(envelope) AS size, "
             "(SELECT COUNT(*) FROM withdrawn w WHERE w.publisher = h.publisher AND NOT w.kept) AS lines "
             "FROM heads h ORDER BY at"
         )
         for row in self._rows(query):
             size = int(row["size"]) + int(row["lines"]) * _WITHDRAWN_BYTES
-            self.status_records.put(row["publisher"], size, row["sender"], held=bool(row["kept"]) and not row["sender"])
-        with database.where_it_can(), self._writing() as db:
+            self.status_records.put(row["publisher"], size, row["teller"], held=bool(row["kept"]) and not row["teller"])
+        with database.best_effort(), self._writing() as db:
             self._forget_status_records(db)
             self._gone.clear()
 
@@ -130,7 +131,7 @@ class Records:
         Where that cannot be written, they are done again one day.
         """
         now = time.time()
-        with database.where_it_can(), self._writing() as db:
+        with database.best_effort(), self._writing() as db:
             db.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", [(artifact, n, now) for n in levels])
             quotas.trim(db, "checks", _CHECKS_KEPT)
 
@@ -150,7 +151,7 @@ class Records:
         levels = " ".join(str(level) for level in sorted(outcome.levels))
         others = " ".join(outcome.others)
         values = (outcome.artifact, outcome.publisher, outcome.verdict, outcome.rules, levels, others, outcome.why)
-        with database.where_it_can(), self._writing() as db:
+        with database.best_effort(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, time.time()))
             marks = ", ".join("?" * len(WITHHELD))  # what must not be used is not pushed out by what may
             for where in (f"verdict NOT IN ({marks})", f"verdict IN ({marks})"):
@@ -256,7 +257,7 @@ class Records:
         more = [row for row in waiting if all(getattr(row, name) == value for name, value in given.items())]
         return sorted([*more, *kept], key=lambda row: not row.failed) if more else kept
 
-    # -- head records ----------------------------------------------------------------------------
+    # -- status records ----------------------------------------------------------------------------
 
     def status_record(self, publisher: str) -> tuple[int, bytes] | None:
         """Return (sequence, envelope) of the newest status record of a publisher that was seen; None without one."""
@@ -275,7 +276,7 @@ class Records:
         now = time.time()
         with self._writing() as db:
             db.execute(
-                "INSERT OR REPLACE INTO heads (publisher, sequence, at, kept, envelope, sender) "
+                "INSERT OR REPLACE INTO heads (publisher, sequence, at, kept, envelope, teller) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 (publisher, received.sequence, now, received.kept, received.envelope, received.sender),
             )
@@ -351,7 +352,7 @@ class Records:
         """
         if artifact in self._asked:
             return
-        with database.where_it_can(), self._writing() as db:
+        with database.best_effort(), self._writing() as db:
             db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (artifact, time.time()))
             db.execute(f"UPDATE withdrawn SET kept = MAX(kept, {_ASKED}) WHERE artifact = ?", (artifact,))
             quotas.trim(db, "asked", _ASKED_KEPT)

@@ -115,7 +115,7 @@ class Store(Artifacts):
             self._relock()
             if self._index.maintain():
                 self._rebuild.forget_removals(self._envelopes.removed_artifacts())
-            if self._rebuild.owing:
+            if self._rebuild.pending:
                 self._rebuild.keep()
             if self._rebuild.put_off and self._reader is not None and self._rebuild.adopt(self._reader):
                 self._chunks.changed()

@@ -46,7 +46,7 @@ class Unwritten:
     """The status records by publisher and audits by id that wait for the disk.  May be used from any thread."""
 
     def __init__(self, keeps: Callable[[str], bool]) -> None:
-        """`keeps(publisher)`: whose heads give way to no stranger's; nor do those that withdraw what was here."""
+        """`keeps(publisher)`: whose records give way to no other's; nor do those that withdraw what was here."""
         self._lock = threading.RLock()
         self._keeps = keeps
         self.status_records: Table[str, ReceivedStatusRecord] = Table(

@@ -90,15 +90,15 @@ def comparable(theirs: Numerics, ours: Numerics, names: Sequence[str] = _ENVIRON
     other = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
     if not other:
         return ""
-    said = ", ".join(f"{name} {getattr(theirs, name)[:80]!r}" for name in other)
-    return f"it says that it was computed with {said}, which is not what this reader computes with"
+    differences = ", ".join(f"{name} {getattr(theirs, name)[:80]!r}" for name in other)
+    return f"it says that it was computed with {differences}, which is not what this reader computes with"
 
 
 def claims(manifest: Manifest) -> dict[str, str]:
     """List what a manifest says of itself that keeps readers from checking it, as reasons by field."""
     out = {}
     if not manifest.lossless:
-        out["divergence"] = f"it is inexact ({', '.join(manifest.codecs)}) by its publisher's own word"
+        out["divergence"] = f"it is lossy ({', '.join(manifest.codecs)}) by its publisher's own word"
     if manifest.document is None:
         out["document"] = "it does not say which document it is of"
     if not manifest.prefix.special_tokens:
@@ -127,5 +127,5 @@ def unusable(manifest: Manifest, report: LevelReport) -> dict[str, str]:
     """
     unchecked = report.unchecked
     lacking = [level for level in report.lacking(due(listed=False)) if level != Level.POLICY]
-    steps = {f"V{int(level)}": unchecked.get(f"V{int(level)}", "") for level in lacking}
-    return steps | uncheckable(manifest)
+    reasons = {f"V{int(level)}": unchecked.get(f"V{int(level)}", "") for level in lacking}
+    return reasons | uncheckable(manifest)

@@ -62,8 +62,8 @@ class Audit(msgspec.Struct, frozen=True):
     @property
     def rules(self) -> int:
         """The version of the proof rules that the auditor followed, by its environment; 1 where that names none."""
-        said = [text.removeprefix(_RULES) for text in self.environment if text.startswith(_RULES)]
-        return int(said[0]) if said and said[0].isascii() and said[0].isdigit() else 1
+        parts = [text.removeprefix(_RULES) for text in self.environment if text.startswith(_RULES)]
+        return int(parts[0]) if parts and parts[0].isascii() and parts[0].isdigit() else 1
 
     @property
     def void(self) -> bool:
@@ -94,9 +94,9 @@ class SignedAudit:
     envelope: bytes
 
 
-def environment_of(*said: str) -> list[str]:
+def environment_of(*parts: str) -> list[str]:
     """Return the `environment` field of an audit: the given texts, then the version of the proof rules."""
-    return [*said, f"{_RULES}{PROOF_RULES}"]
+    return [*parts, f"{_RULES}{PROOF_RULES}"]
 
 
 def sign_audit(audit: Audit, key: Key) -> SignedAudit:

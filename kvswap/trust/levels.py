@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal
 
+from kvswap.core.words import LEVELS
 from kvswap.trust.noise import MICRO
 
 Verdict = Literal["passed", "failed", "skipped"]
@@ -37,6 +38,11 @@ class Level(IntEnum):
     SAMPLES = 5
     AGREEMENT = 6
     RECOMPUTE = 7
+
+    @property
+    def words(self) -> str:
+        """The check of this level in words, as messages name it."""
+        return LEVELS[self]
 
 
 ALWAYS = (Level.POLICY, Level.DIGESTS, Level.STRUCTURE, Level.TOKENS)

@@ -20,7 +20,7 @@ from kvswap.core.ids import PeerId
 from kvswap.core.limits import MIB
 from kvswap.trust.levels import PROOF_RULES
 
-_BANS_KEPT = 1_000  # bans of publishers that were never trusted: a liar's new keys cost nothing
+_BANS_KEPT = 1_000  # bans of publishers that were never trusted: new keys cost nothing
 _REMOVED_KEPT = 1_000  # publishers that the user removed, the latest ones
 _FOLLOWED = 1_000  # length of the list up to which a successor is added without the user
 _FILE_BYTES = 16 * MIB

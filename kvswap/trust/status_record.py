@@ -1,4 +1,4 @@
-"""Publisher status records ("heads"): the newest statement of a publisher about everything it published.
+"""Publisher status records: the newest statement of a publisher about everything it published.
 
 An artifact's manifest lives for weeks; a status record lives two days at most and says what has been withdrawn since,
 and by which key the publisher goes on.  After TUF's timestamp and snapshot roles
@@ -115,10 +115,10 @@ def read_status_record(data: bytes) -> SignedStatusRecord:
     signer, payload = open_signed(data, KIND, LIMITS.status_record_bytes)
     record = wire.unpack(payload, StatusRecord, items=LIMITS.status_record_items)
     if record.version != 1:
-        raise MalformedManifest("not a head record of version 1", field="version")
+        raise MalformedManifest("not a status record of version 1", field="version")
     require_signer(signer, record.publisher, "publisher")
     if not record.issued < record.expires <= record.issued + LIMITS.status_record_seconds:
-        raise MalformedManifest("a head record lives for 48 hours at most", field="expires")
+        raise MalformedManifest("a status record lives for 48 hours at most", field="expires")
     for one in record.withdrawn:
         check_cid(one.artifact, "withdrawn")
     if (then := record.successor) is not None:
@@ -134,9 +134,9 @@ def _succession(old: str, new: str) -> bytes:
 def check_life(record: StatusRecord, now: int) -> None:
     """Raise `Untrusted` for a status record that has expired, or that was issued in the future."""
     if record.issued > now + LIMITS.clock_skew_seconds:
-        raise Untrusted(f"a head of {record.publisher} is issued in the future", cause="a clock is wrong")
+        raise Untrusted(f"a status record of {record.publisher} is issued in the future", cause="a clock is wrong")
     if now >= record.expires:
-        raise Untrusted(f"a head of {record.publisher} expired at {record.expires} (now {now})")
+        raise Untrusted(f"a status record of {record.publisher} expired at {record.expires} (now {now})")
 
 
 def accept(record: StatusRecord, known: StatusRecord | None, now: int) -> bool:
@@ -152,12 +152,12 @@ def accept(record: StatusRecord, known: StatusRecord | None, now: int) -> bool:
         return True
     if record.sequence > known.sequence + _JUMP:
         raise Untrusted(
-            f"a head of {record.publisher} jumps from sequence {known.sequence} to {record.sequence}",
+            f"a status record of {record.publisher} jumps from sequence {known.sequence} to {record.sequence}",
             cause="somebody else had the publisher's key",
         )
     if record.sequence == known.sequence and record != known:
         raise Untrusted(
-            f"there are two heads {record.sequence} of {record.publisher}",
+            f"there are two status records {record.sequence} of {record.publisher}",
             cause="it tells different readers different things",
         )
     return record.sequence > known.sequence

@@ -18,6 +18,7 @@ from kvswap.artifact.sealing import Seal, Sealed
 from kvswap.core.errors import NotAMember, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
+from kvswap.core.words import in_words
 from kvswap.trust.envelopes import kind_of, open_signed, require_signer
 from kvswap.trust.groups import PUBLIC, Identifiers, Keys, no_keys
 from kvswap.trust.policy import Policy
@@ -105,7 +106,7 @@ def require_trust(statement: Statement, policy: Policy, *, allow_untrusted: bool
     publisher = statement.manifest.publisher
     if (ban := policy.ban_of(publisher)) is not None:
         raise Untrusted(
-            f"artifact {statement.artifact} is signed by {publisher}, who was caught: {ban.why}",
+            f"artifact {statement.artifact} is signed by {publisher}, who is banned: {in_words(ban.why)}",
             cause=f"audit {ban.evidence}" if ban.evidence else "this node's own check",
             hint=f"kvswap trust audits {publisher}",
             publisher=publisher,

@@ -27,13 +27,13 @@ from kvswap.worker import protocol
 from kvswap.worker.inbox import Inbox
 
 
-class _Jobs(Protocol):
+class _JobRunner(Protocol):
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Do one job.  Raises `KvswapError`."""
 
 
 _TRACE = 16_384  # characters of a traceback
-MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Inbox], _Jobs]
+MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Inbox], _JobRunner]
 
 
 def own_streams() -> None:
@@ -108,19 +108,19 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
         channel.send(answer)
 
 
-def answer_of(jobs: _Jobs, message: dict[str, Any]) -> dict[str, Any]:
+def answer_of(jobs: _JobRunner, message: dict[str, Any]) -> dict[str, Any]:
     """Do one job and return its answer: the result, or its error with the traceback for the node's log."""
     doing = f"the job {str(message.get('job'))[:40]!r}"
     try:
         return {"result": jobs.run(message)}
     except Exception as error:  # noqa: BLE001 - the boundary of a process: report, live on
-        job_inbox = as_kvswap_error(error, doing)
-        if job_inbox.origin is None:
-            return {"error": job_inbox.to_dict()}
-        if isinstance(job_inbox, Unexpected | LocalFault) and not isinstance(job_inbox.origin, OSError):
-            job_inbox = WorkerFailed(f"the model process failed: {brief(job_inbox.origin)}", hint=job_inbox.hint)
+        failure = as_kvswap_error(error, doing)
+        if failure.origin is None:
+            return {"error": failure.to_dict()}
+        if isinstance(failure, Unexpected | LocalFault) and not isinstance(failure.origin, OSError):
+            failure = WorkerFailed(f"the model process failed: {brief(failure.origin)}", hint=failure.hint)
         trace = "".join(traceback.format_exception(error))[-_TRACE:]
-        return {"error": job_inbox.to_dict(), "trace": printable(trace, "\n")}
+        return {"error": failure.to_dict(), "trace": printable(trace, "\n")}
 
 
 def sendable(answer: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from kvswap.core.text import printable
 class DocumentTokens:
     """The token ids that the manifest signs, or the reason why they are not known.
 
-    `lie` is True if they are not known because the manifest contradicts itself, as far as this reader can tell.
+    `contradicted` is True if they are not known because the manifest contradicts itself, as far as this reader can
+    tell.
     `read_back` is True if they were read from layer 0.  `rules` is the reason why this reader's tokens may not be those
     of the model's files.  `signed` is True if the contradiction is between signed values alone, whatever any reader
     makes of the text.
@@ -27,7 +28,7 @@ class DocumentTokens:
 
     ids: Sequence[int] | None
     why: str = ""
-    lie: bool = False
+    contradicted: bool = False
     read_back: bool = False
     rules: str = ""
     signed: bool = False
@@ -60,7 +61,7 @@ def of_text(loaded: Any, manifest: Manifest, text: str) -> DocumentTokens:
         if document is None:
             return DocumentTokens(None, "a private document, and the text that was given does not have its tokens")
         why = "the manifest's tokens are not those of the text"
-        return DocumentTokens(None, why, lie=True, rules=departure(loaded.tokenizer, text))
+        return DocumentTokens(None, why, contradicted=True, rules=departure(loaded.tokenizer, text))
     if len(ids) > prefix.tokens and prefix.tokens + prefix.block_tokens + 2 * LIMITS.probe_tokens <= loaded.context:
         return DocumentTokens(
             None, f"it holds the first {prefix.tokens} of the document's {len(ids)} tokens, not all that fit"
@@ -76,7 +77,7 @@ def _chained(manifest: Manifest, ids: Sequence[int], *, read_back: bool = False)
     prefix = manifest.prefix
     if chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens) != prefix.chain:
         why = "the manifest's chain is not of the tokens whose digest it signs"
-        return DocumentTokens(None, why, lie=True, read_back=read_back, signed=True)
+        return DocumentTokens(None, why, contradicted=True, read_back=read_back, signed=True)
     return DocumentTokens(ids, read_back=read_back)
 
 
@@ -106,5 +107,5 @@ def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> DocumentTo
     except Incompatible as error:
         return DocumentTokens(None, f"{error.message} ({error.hint})")
     except IntegrityError as error:
-        return DocumentTokens(None, error.message, lie=True, read_back=True)
+        return DocumentTokens(None, error.message, contradicted=True, read_back=True)
     return _chained(manifest, ids, read_back=True)

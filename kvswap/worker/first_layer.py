@@ -78,7 +78,7 @@ class FirstLayer:
         """Run V3 and return its outcome, with the judgement whether a failure proves a fault of the publisher."""
         document = self._document
         if document.ids is None:
-            look = LevelResult(Level.TOKENS, "failed" if document.lie else "skipped", why=document.why)
+            look = LevelResult(Level.TOKENS, "failed" if document.contradicted else "skipped", why=document.why)
             return judged(lambda: look, self._grounds, lambda: None, lambda: "")
         return judged(lambda: self._compare(self._held), self._grounds, self._reload, self._control)
 

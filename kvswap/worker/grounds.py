@@ -22,10 +22,10 @@ def static(loaded: Any, identity: bytes, manifest: Manifest, document: DocumentT
         return Grounds(text="", weights="", numerics="", rules="")
     environment, less = loaded.numerics(), precision.reduced(loaded.device)
     names: Sequence[str] = ()
-    if document.lie and not document.read_back:
+    if document.contradicted and not document.read_back:
         names = _TOKENISING
     return Grounds(
-        text="" if document.ids is not None or document.lie else document.why,
+        text="" if document.ids is not None or document.contradicted else document.why,
         weights=_weights(loaded, identity, manifest),
         numerics=f"{less[0]}: this reader computes in reduced precision"
         if less

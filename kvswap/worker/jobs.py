@@ -171,7 +171,7 @@ class Jobs:
             send(chunk, self._event)
         if lossless:
             return {}
-        made = msgspec.structs.replace(manifest, chunks=refs, predictor=None)
+        other_manifest = msgspec.structs.replace(manifest, chunks=refs, predictor=None)
         position = manifest.prefix.tokens
 
         def cache(of: Any, read: Any, seal: Any) -> Callable[[int], Any]:
@@ -179,9 +179,9 @@ class Jobs:
                 loaded.model.config, load(of, read, headroom=headroom, seal=seal), position, loaded.device
             )
 
-        right, other = cache(manifest, source, statement.seal), cache(made, wires.__getitem__, None)
+        right, other = cache(manifest, source, statement.seal), cache(other_manifest, wires.__getitem__, None)
         divergence, probe = compare(loaded, right, other, position, question)
-        tensors = [digest_layer(held) for held in load(made, wires.__getitem__)]
+        tensors = [digest_layer(held) for held in load(other_manifest, wires.__getitem__)]
         return {"divergence": wire.plain(divergence), "probe": wire.plain(probe), "tensors": wire.plain(tensors)}
 
     def do_compare(self, manifest: bytes, chunks: str, ids: list[int], key: bytes | None = None) -> dict[str, Any]:
@@ -197,20 +197,20 @@ class Jobs:
 
         loaded, source = self.loaded, _files(chunks)
         seal = Seal(key) if key is not None else None
-        made = parse_manifest(manifest, added=TAG_BYTES if seal is not None else 0)
-        layout.check_compatible(made, loaded.identity.digest, loaded.dtype)
-        question, position = loaded.tokenize_continuation(PROBE_TEXT), made.prefix.tokens
-        check_reach(loaded, position, len(question) + STEPS, made.prefix.block_tokens)
+        other_manifest = parse_manifest(manifest, added=TAG_BYTES if seal is not None else 0)
+        layout.check_compatible(other_manifest, loaded.identity.digest, loaded.dtype)
+        question, position = loaded.tokenize_continuation(PROBE_TEXT), other_manifest.prefix.tokens
+        check_reach(loaded, position, len(question) + STEPS, other_manifest.prefix.block_tokens)
         check_length(loaded, position + len(question) + STEPS)
         computed = new_cache(loaded.model.config, position + len(question) + STEPS)
-        for block in canonical_prefill(loaded, computed, ids, made.prefix.block_tokens):
+        for block in canonical_prefill(loaded, computed, ids, other_manifest.prefix.block_tokens):
             self._event("prefill", block=block.index + 1, tokens=block.stop)
             self._check_cancelled()
         divergence, probe = compare(
             loaded,
             lambda headroom: computed,
             lambda headroom: build_cache(
-                loaded.model.config, load(made, source, headroom=headroom, seal=seal), position, loaded.device
+                loaded.model.config, load(other_manifest, source, headroom=headroom, seal=seal), position, loaded.device
             ),
             position,
             question,
@@ -307,11 +307,11 @@ class Jobs:
             stop_ids=frozenset() if ignore_eos else stop_ids(loaded),
             hooks=Hooks(self._send_token, cancelled=self._cancelled.is_set),
         )
-        step = loaded_first.check() if loaded_first is not None else None  # only now: the answer does not wait
-        if step is not None:
-            require(step)
+        look = loaded_first.check() if loaded_first is not None else None  # only now: the answer does not wait
+        if look is not None:
+            require(look)
         return {
-            "first_layer": {"verdict": step.verdict, "why": step.why} if step is not None else None,
+            "first_layer": {"verdict": look.verdict, "why": look.why} if look is not None else None,
             "text": loaded.tokenizer.decode(answer.ids, skip_special_tokens=True),
             "token_ids": answer.ids,
             "logits_digest": answer.logits_digest,

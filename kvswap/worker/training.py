@@ -92,7 +92,7 @@ def train_predictor(
                     hint="kvswap publish --codec planes",
                     field="layout",
                 )
-            turns = rope.powers(_frequencies(loaded))
+            powers = rope.powers(_frequencies(loaded))
             frequent = frequent_tokens(loaded.tokenize, corpus, size.token_table) if specs[0].kind == "full" else []
             first = [
                 _prefill(loaded, frequent[at : at + _DOCUMENT_TOKENS], block_tokens, check)[0][0]
@@ -101,8 +101,8 @@ def train_predictor(
             for spec, layers in stacks.items():
                 known = [(as_part(t.k).copy(), as_part(t.v).copy()) for t in first] if 0 in layers else []
                 before = size.before or worthwhile(spec, len(layers))
-                rotations = _fitting(turns, spec)
-                trainers.append(train.Trainer(layers, rotations, before, loaded.dtype, known, size.coarseness))
+                fitting = _fitting(powers, spec)
+                trainers.append(train.Trainer(layers, fitting, before, loaded.dtype, known, size.coarseness))
         for trainer, layers in zip(trainers, stacks.values(), strict=True):
             trainer.add([as_part(t) for i in layers for t in (held[i].k, held[i].v)])
             check()
@@ -163,5 +163,5 @@ def _frequencies(loaded: Any) -> Any:
     return np.empty(0)
 
 
-def _fitting(turns: Any, spec: LayerSpec) -> Any:
-    return turns if 2 * len(turns) <= spec.k_dim else turns[:0]
+def _fitting(powers: Any, spec: LayerSpec) -> Any:
+    return powers if 2 * len(powers) <= spec.k_dim else powers[:0]

@@ -105,19 +105,19 @@ class Checks:
             if self._misshapen and level in ways and level != Level.STRUCTURE:
                 out.append(LevelResult(level, "skipped", why=self._misshapen))
             elif level in _COMPARED and not self._manifest.lossless:
-                out.append(LevelResult(level, "skipped", why="an inexact cache, by its publisher's own word"))
+                out.append(LevelResult(level, "skipped", why="a lossy cache, by its publisher's own word"))
             elif level in ways:
                 self._check()
                 began = time.perf_counter()
-                result = self._judged_step(ways[level])
+                result = self._judged_result(ways[level])
                 seconds = time.perf_counter() - began + (self._loading if level == Level.STRUCTURE else 0.0)
                 out.append(LevelResult(level, result.verdict, seconds, result.why, result.figures, result.proven))
                 self._send_event("verify", step=int(level), verdict=result.verdict)
         return out
 
-    def _judged_step(self, way: Callable[[Tensors], LevelResult]) -> LevelResult:
+    def _judged_result(self, way: Callable[[Tensors], LevelResult]) -> LevelResult:
         def control() -> str:
-            if self._document_tokens().lie:  # nothing of the cache was compared, only the manifest with itself
+            if self._document_tokens().contradicted:  # nothing of the cache was compared, only the manifest with itself
                 return ""
             result = way(self._own())
             return "" if result.verdict == "passed" else f"this reader's own cache of the same tokens: {result.why}"
@@ -192,7 +192,7 @@ class Checks:
     def _first_layer(self, tensors: Tensors) -> LevelResult:
         known = self._document_tokens()
         if known.ids is None:
-            return LevelResult(Level.TOKENS, "failed" if known.lie else "skipped", why=known.why)
+            return LevelResult(Level.TOKENS, "failed" if known.contradicted else "skipped", why=known.why)
         result = first_layer_result(self._loaded, tensors[0], known.ids, self._manifest.prefix.block_tokens)
         return LevelResult(
             Level.TOKENS, result.verdict, why=result.why, figures=result.figures | {"read_back": known.read_back}
@@ -211,11 +211,11 @@ class Checks:
             return LevelResult(Level.PROBE, "failed", why=why, figures=figures)
         cache = build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
         try:
-            made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
+            answer = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
         except Incompatible as error:  # the logits after this cache are not finite: the other checks still run
             return LevelResult(Level.PROBE, "failed", why=error.message, figures=figures)
-        figures["tokens_equal"] = made.ids == list(probe.tokens)
-        figures["logits_equal"] = made.logits_digest == "blake3:" + probe.logits.hex()
+        figures["tokens_equal"] = answer.ids == list(probe.tokens)
+        figures["logits_equal"] = answer.logits_digest == "blake3:" + probe.logits.hex()
         if figures["tokens_equal"]:
             return LevelResult(Level.PROBE, "passed", figures=figures)
         return LevelResult(Level.PROBE, "failed", why="it does not continue as its publisher said", figures=figures)
@@ -236,11 +236,13 @@ class Checks:
 
         if any(held.first for held in tensors):
             return LevelResult(
-                Level.SAMPLES, "skipped", why="sliding layers keep too little of the text; V7 checks them"
+                Level.SAMPLES,
+                "skipped",
+                why="sliding layers keep too little of the text; full recomputation checks them",
             )
         if noise.samples is None:
             why = "this model's positions cannot be computed one by one (sliding layers, or another kind of mask); "
-            return LevelResult(Level.SAMPLES, "skipped", why=why + "V7 checks them")
+            return LevelResult(Level.SAMPLES, "skipped", why=why + "full recomputation checks them")
         tokens = self._manifest.prefix.tokens
         positions = draw(self._seed, self._id, tokens, self._samples)
         errors = at_positions(self._loaded, tensors, tokens, ids, positions)
@@ -256,7 +258,7 @@ class Checks:
         except (Incompatible, InvalidDocument) as error:
             return LevelResult(Level.RECOMPUTE, "skipped", why=f"this reader cannot compute it: {error.message}")
         self._fingerprint = fingerprint(computed)
-        bitwise = all(digest_layer(c) == told for c, told in zip(computed, self._manifest.tensors, strict=True))
+        bitwise = all(digest_layer(c) == signed for c, signed in zip(computed, self._manifest.tensors, strict=True))
         result = self._measured(Level.RECOMPUTE, differences(tensors, computed), range(len(ids)), noise.recompute)
         why = result.why
         if not (why or bitwise) and self._same:
@@ -270,11 +272,11 @@ class Checks:
         figures = {"positions": len(positions), "wrong": len(wrong), "worst": round(score.worst, 2), "margin": MARGIN}
         if score.honest:
             return LevelResult(level, "passed", figures=figures)
-        said = f"{score.worst:.1f} times the most that honest caches show"
+        distance = f"{score.worst:.1f} times the most that honest caches show"
         if not wrong:
-            why = f"layer {score.layer} is not the model's: all positions together are {said}"
+            why = f"layer {score.layer} is not the model's: all positions together are {distance}"
             return LevelResult(level, "failed", why=why, figures=figures | {"layer": score.layer})
         first = positions[wrong[0]]
         of = f"{len(wrong)} of {len(positions)} positions"
-        why = f"{of} are not what the model makes of the text, the first is {first}: {said}"
+        why = f"{of} are not what the model makes of the text, the first is {first}: {distance}"
         return LevelResult(level, "failed", why=why, figures=figures | {"first": first})

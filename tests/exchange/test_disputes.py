@@ -41,7 +41,7 @@ from tests.exchange.modelled import RealModel
 from tests.exchange.test_fetch import World, resigned, world
 from tests.support import DOCUMENT, Ingested, key, run
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults]
 TEXT = DOCUMENT.read_text()[:700]
 REFERENCE = document_digest(TEXT.encode())
 HONEST, LIAR = key(301), key(302)
@@ -108,16 +108,16 @@ def test_a_lie_that_an_honest_stranger_contradicts_is_caught_and_gone(
         unlucky(monkeypatch)
         lie = resigned(made["lie"], LIAR, **WORDINGS[wording](made["lie"].manifest))
         async with reading(tmp_path, tiny_models["llama"], lie, made["honest"]) as (_, node, _port):
-            with pytest.raises(IntegrityError, match="V7"):
+            with pytest.raises(IntegrityError, match="full recomputation"):
                 await fetch(node, Cid.parse(lie.id), STRANGERS, text=TEXT)
             assert caught(node) == {str(LIAR.peer_id)} and node.store.artifacts() == []
             for terms in (STRANGERS, FORCED):
-                with pytest.raises(Untrusted, match="caught"):
+                with pytest.raises(Untrusted, match="is banned"):
                     await fetch(node, Cid.parse(lie.id), terms, text=TEXT)
             done = await fetch(node, REFERENCE, STRANGERS, text=TEXT)
             assert str(done.statement.artifact) == made["honest"].id
 
-    run(body(), 200)
+    run(body())
 
 
 def nudged(scene: Scene, noise: Noise) -> list[LayerTensors]:
@@ -162,14 +162,14 @@ def test_who_nudges_a_right_cache_gets_no_honest_stranger_condemned(
             node,
             _port,
         ):
-            with pytest.raises(IntegrityError, match="V6: its fingerprint"):
+            with pytest.raises(IntegrityError, match=r"fingerprints of other publishers\): its fingerprint"):
                 await fetch(node, Cid.parse(invalid_senders.id), STRANGERS, text=TEXT)
             assert caught(node) == {str(LIAR.peer_id)}
             right = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)
             assert {"V3", "V5"} <= set(right.verification["passed"])
             assert caught(node) == {str(LIAR.peer_id)}
 
-    run(body(), 200)
+    run(body())
 
 
 @pytest.mark.parametrize("text", [TEXT, None], ids=["text", "digest"])
@@ -194,7 +194,7 @@ def test_no_number_of_strangers_outvotes_a_right_cache(
             assert port.done["verify"] == before and again.verification["trusted"] is False
             assert "trusted" not in again.verification["unchecked"].get("V4", "").replace("not trusted", "")
 
-    run(body(), 200)
+    run(body())
 
 
 def disputed_lie(made: dict[str, Ingested]) -> Ingested:
@@ -252,7 +252,7 @@ def test_what_is_disputed_is_neither_used_nor_offered(
             with pytest.raises(Untrusted, match="disputed"):
                 await fetch(node, Cid.parse(lie.id))
 
-    run(body(), 200)
+    run(body())
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -268,7 +268,7 @@ def test_computing_everything_settles_a_dispute(
         asked, other = (made["honest"], made["lie"]) if right else (made["lie"], made["honest"])
         async with reading(tmp_path, tiny_models["llama"], asked, other) as (_, node, port):
             port.cannot = {7}  # for now
-            with pytest.raises(IntegrityError, match="V6"):
+            with pytest.raises(IntegrityError, match="fingerprints of other publishers"):
                 await fetch(node, Cid.parse(asked.id), STRANGERS, text=TEXT)
             outcome = node.trust.records.outcome(asked.id)
             assert outcome is not None and (outcome.verdict, outcome.others) == ("disputed", (other.id,))
@@ -279,11 +279,11 @@ def test_computing_everything_settles_a_dispute(
                 assert (await fetch(node, Cid.parse(asked.id))).wire_bytes == 0
                 assert caught(node) == {str(LIAR.peer_id)}
             else:
-                with pytest.raises(IntegrityError, match="V7"):
+                with pytest.raises(IntegrityError, match="full recomputation"):
                     await verify_artifact(node, Cid.parse(asked.id), levels=up_to(7), text=TEXT, samples=1)
                 assert caught(node) == {str(LIAR.peer_id)} and node.store.get_artifact(asked.id) is None
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_dispute_outlives_a_model_process_that_dies_while_it_is_settled(
@@ -305,7 +305,7 @@ def test_a_dispute_outlives_a_model_process_that_dies_while_it_is_settled(
             with pytest.raises(Untrusted, match="disputed"):
                 await fetch(node, Cid.parse(made["lie"].id), FORCED)
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_stranger_disputes_nothing_that_the_user_trusts(
@@ -318,13 +318,13 @@ def test_a_stranger_disputes_nothing_that_the_user_trusts(
             node.trust.policy.add(str(HONEST.peer_id))
             await fetch(node, Cid.parse(honest.id), FORCED)
             report = await verify_artifact(node, Cid.parse(honest.id), levels=up_to(6), text=TEXT, samples=8)
-            assert "V6" in report["unchecked"] and "strangers" in report["unchecked"]["V6"]
+            assert "V6" in report["unchecked"] and "untrusted" in report["unchecked"]["V6"]
             assert node.trust.records.outcome(honest.id) is None and port.done["V7"] == 0
             # and what a trusted publisher made as well is right, whatever strangers say: nothing need be computed
             done = await fetch(node, Cid.parse(second.id), STRANGERS, text=TEXT)
             assert "V6" in done.verification["passed"] and port.done["V7"] == 0
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_stranger_that_differs_from_whom_the_user_trusts_is_caught(
@@ -335,11 +335,11 @@ def test_a_stranger_that_differs_from_whom_the_user_trusts_is_caught(
         sybils = [resigned(made["lie"], key(340 + number)) for number in range(2)]  # they agree with it
         async with reading(tmp_path, tiny_models["llama"], made["lie"], made["honest"], *sybils) as (_, node, _port):
             node.trust.policy.add(str(HONEST.peer_id))
-            with pytest.raises(IntegrityError, match="V7"):
+            with pytest.raises(IntegrityError, match="full recomputation"):
                 await fetch(node, Cid.parse(made["lie"].id), STRANGERS, text=TEXT)
             assert caught(node) == {str(LIAR.peer_id)}
 
-    run(body(), 200)
+    run(body())
 
 
 def test_an_inexact_cache_disputes_no_exact_one(tmp_path: Path, tiny_models: dict[str, Path], scene: Scene) -> None:
@@ -350,7 +350,7 @@ def test_an_inexact_cache_disputes_no_exact_one(tmp_path: Path, tiny_models: dic
             done = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)
             assert "V6" in done.verification["unchecked"] and port.done["V7"] == 0 and caught(node) == set()
 
-    run(body(), 200)
+    run(body())
 
 
 def test_what_older_rules_passed_is_verified_again(
@@ -369,7 +369,7 @@ def test_what_older_rules_passed_is_verified_again(
             await fetch(node, reference, STRANGERS, text=TEXT)
             assert port.done["verify"] > before and (await fetch(node, reference, FORCED)).wire_bytes == 0
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_beginning_of_what_was_not_verified_is_not_used(
@@ -383,7 +383,7 @@ def test_a_beginning_of_what_was_not_verified_is_not_used(
             found = await longest_cached_prefix(node, wanted, chain, 64)
             assert found is not None and found.tokens == 128
 
-    run(body(), 200)
+    run(body())
 
 
 @pytest.mark.parametrize("text", [TEXT, None], ids=["text", "digest"])
@@ -401,7 +401,7 @@ def test_a_chain_of_another_text_is_caught_before_anything_of_it_is_used(
             chain = lie.manifest.prefix.chain
             assert await longest_cached_prefix(node, Wanted.of(await port.choose()), chain, 64) is None
 
-    run(body(), 200)
+    run(body())
 
 
 def test_layer_0_of_a_beginning_is_compared_whatever_was_compared_of_the_whole(
@@ -420,7 +420,7 @@ def test_layer_0_of_a_beginning_is_compared_whatever_was_compared_of_the_whole(
                 await answer(node, document_digest(other.encode()), "And?", max_tokens=1, text=other, terms=FORCED)
             assert caught(node) == {str(LIAR.peer_id)}
 
-    run(body(), 200)
+    run(body())
 
 
 # -- what this node signed itself ----------------------------------------------------------------------
@@ -446,7 +446,7 @@ def test_what_its_publisher_finds_wrong_is_withdrawn(
         lie = scene.pasted(20, 60, scene.elsewhere, first_layer=1)
         async with publishing(tmp_path, tiny_models["llama"], tensors=lie, scene=scene) as (node, reader, _, own):
             await fetch(reader, Cid.parse(own.id), FORCED)
-            with pytest.raises(IntegrityError, match="V5"):
+            with pytest.raises(IntegrityError, match="sampled positions"):
                 await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
             assert node.store.artifacts() == [] and node.store.used_bytes == 0
             head = own_status_record(node)
@@ -454,7 +454,7 @@ def test_what_its_publisher_finds_wrong_is_withdrawn(
             await find(reader, messages.Find("t", document=REFERENCE))
             assert reader.store.artifacts() == []
 
-    run(body(), 200)
+    run(body())
 
 
 def test_what_its_publisher_cannot_compute_twice_is_unlisted(
@@ -464,7 +464,7 @@ def test_what_its_publisher_cannot_compute_twice_is_unlisted(
         lie = scene.pasted(20, 60, scene.elsewhere, first_layer=1)
         async with publishing(tmp_path, tiny_models["llama"], tensors=lie, scene=scene) as (node, reader, port, own):
             port.cannot = {7}
-            with pytest.raises(IntegrityError, match="V5"):
+            with pytest.raises(IntegrityError, match="sampled positions"):
                 await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
             (row,) = node.store.artifacts()
             standing = node.trust.standings.of(row)
@@ -479,7 +479,7 @@ def test_what_its_publisher_cannot_compute_twice_is_unlisted(
                 await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
             assert [r.id for r in node.store.artifacts()] == [again["artifact"]]
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_slip_while_verifying_takes_nothing_back(tmp_path: Path, tiny_models: dict[str, Path], scene: Scene) -> None:
@@ -492,7 +492,7 @@ def test_a_slip_while_verifying_takes_nothing_back(tmp_path: Path, tiny_models: 
             assert node.trust.standings.of(row).name == "own" and node.trust.records.outcome(own.id) is None
             assert [o.found.artifact for o in await find(reader, messages.Find("t", artifact=own.id))] == [own.id]
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_chunk_that_is_damaged_here_takes_nothing_back(
@@ -508,7 +508,7 @@ def test_a_chunk_that_is_damaged_here_takes_nothing_back(
                 node.trust.records.outcome(own.id) is None and node.trust.records.withdrawn_by(node.identity.own) == {}
             )
 
-    run(body(), 200)
+    run(body())
 
 
 def test_what_was_made_while_the_clock_was_ahead_is_made_again(
@@ -533,4 +533,4 @@ def test_what_was_made_while_the_clock_was_ahead_is_made_again(
             report = await verify_artifact(node, REFERENCE, levels=up_to(3), text=TEXT)
             assert report["artifact"] == now["artifact"] and own_status_record(node).record.artifacts == 2  # type: ignore[union-attr]
 
-    run(body(), 200)
+    run(body())

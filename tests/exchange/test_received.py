@@ -76,7 +76,7 @@ def test_a_withdrawn_artifact_goes_and_stays_away(tmp_path: Path) -> None:
             a, b = await w.node(), await w.node()
             for node in (a, b):
                 w.give(node, made)
-            assert "no head record" in freshness(b, made.manifest.publisher)
+            assert "no status record" in freshness(b, made.manifest.publisher)
             receive_status_records(b, [head(7, {made.id: "an error"})], PEER)
             assert b.store.artifacts() == [] and freshness(b, made.manifest.publisher) == ""
             receive_status_records(b, [head(6, {}), head(8, {})], PEER)  # older; and newer, without it
@@ -282,7 +282,7 @@ def test_audits_count_of_auditors_whom_one_trusts(tmp_path: Path) -> None:
             assert seen is not None and seen.readers == 1 and seen.positions == 8
             receive_audits(b, [audit(made, "failed")], PEER, None)
             assert b.trust.policy.policy.ban_of(publisher) is not None
-            with pytest.raises(Untrusted, match="caught"):
+            with pytest.raises(Untrusted, match="is banned"):
                 await fetch(b, Cid.parse(made.id))
             assert [row["peer"] for row in b.trust.policy.bans()] == [publisher]
 

@@ -134,7 +134,7 @@ def test_a_strangers_artifact_is_verified_once_before_it_counts(tmp_path: Path, 
             again = await fetch(b, REFERENCE, allow_untrusted, text=TEXT)
             assert jobs_of(b)["verify"] == looked and not again.verification["trusted"]
             said = verification(b, first.statement, None)
-            assert "V5" in said["passed"] and "stranger" in next(iter(said["unchecked"].values()))
+            assert "V5" in said["passed"] and "not trusted" in next(iter(said["unchecked"].values()))
 
     run(body())
 
@@ -150,7 +150,9 @@ def test_a_step_that_failed_is_raised_as_what_it_means(tmp_path: Path, tiny_mode
 
             with pytest.raises(Untrusted, match="it differs"):
                 raise_for(b, statement, report(Level.POLICY))
-            with pytest.raises(IntegrityError, match="failed V5: it differs") as caught:
+            with pytest.raises(
+                IntegrityError, match=r"failed verification \(sampled positions\): it differs"
+            ) as caught:
                 raise_for(b, statement, report(Level.SAMPLES, proven=True))
             assert "trust audits" in caught.value.hint  # type: ignore[operator]
             with pytest.raises(IntegrityError) as caught:
@@ -158,7 +160,7 @@ def test_a_step_that_failed_is_raised_as_what_it_means(tmp_path: Path, tiny_mode
             assert "--level 7" in caught.value.hint  # type: ignore[operator]
             raise_for(b, statement, report(Level.PROBE))  # a probe that differs proves nothing
             refuse_unusable(statement, {}, {})
-            with pytest.raises(Untrusted, match="V5: no text") as refused:
+            with pytest.raises(Untrusted, match="sampled positions: no text") as refused:
                 refuse_unusable(statement, {"V5": "no text"}, {"V7": "not asked for"})
             assert refused.value.details["unchecked"] == {"V5": "no text", "V7": "not asked for"}
 

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from kvswap.core.limits import LIMITS
 from kvswap.net import messages
 from kvswap.net.client import Session
-from kvswap.net.libp2p.connection_limits import Connections, ConnectionSlots, _Slot
+from kvswap.net.libp2p.connection_limits import Connections, ConnectionSlots, _ConnectionSlot
 from kvswap.net.memory import MemoryNetwork, MemoryTransport
 from kvswap.net.server import Server
 from tests.support import run
@@ -94,10 +94,13 @@ def test_connections_come_in_no_faster_than_their_handshakes_are_paid_for() -> N
 def test_who_comes_gets_a_place_of_the_host_that_holds_most() -> None:
     places = ConnectionSlots("test", 8, 2, 7, lambda peer: peer == "friend")
     for number in range(7):
-        assert places.take(_Slot(f"liar {number}", "1.1.1.1", _nothing)) == (True, None)
-    assert not places.take(_Slot("liar 8", "1.1.1.1", _nothing))[0]  # its host's share
-    assert places.take(_Slot("friend", "1.1.1.1", _nothing)) == (True, None)  # who delivered is not counted in it
-    taken, victim = places.take(_Slot("honest", "2.2.2.2", _nothing))
+        assert places.take(_ConnectionSlot(f"liar {number}", "1.1.1.1", _nothing)) == (True, None)
+    assert not places.take(_ConnectionSlot("liar 8", "1.1.1.1", _nothing))[0]  # its host's share
+    assert places.take(_ConnectionSlot("friend", "1.1.1.1", _nothing)) == (
+        True,
+        None,
+    )  # who delivered is not counted in it
+    taken, victim = places.take(_ConnectionSlot("honest", "2.2.2.2", _nothing))
     assert taken and victim is not None and victim.peer == "liar 0"
     assert places.filling().entries == 8
 
@@ -105,5 +108,5 @@ def test_who_comes_gets_a_place_of_the_host_that_holds_most() -> None:
 def test_places_of_who_delivered_are_nobody_elses() -> None:
     places = ConnectionSlots("test", 4, 4, 4, lambda peer: peer == "friend")
     for _ in range(4):
-        assert places.take(_Slot("friend", "1.1.1.1", _nothing))[0]
-    assert not places.take(_Slot("stranger", "2.2.2.2", _nothing))[0]
+        assert places.take(_ConnectionSlot("friend", "1.1.1.1", _nothing))[0]
+    assert not places.take(_ConnectionSlot("stranger", "2.2.2.2", _nothing))[0]

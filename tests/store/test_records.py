@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,3 +277,11 @@ def test_what_passed_gives_way_before_what_failed(tmp_path: Path, monkeypatch: p
         records.remember_audit(row(number, "b", failed=number == 0))
     assert "audit 0" in {r.id for r in records.audits(artifact="b")}
     records.close()
+
+
+def test_the_columns_are_those_of_homes_that_exist(tmp_path: Path) -> None:
+    """A migration that ran once does not run again: a column that had another name now would be missing there."""
+    Records(tmp_path / "trust.sqlite3").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "trust.sqlite3")) as db:
+        heads = {row[1] for row in db.execute("PRAGMA table_info(heads)")}
+    assert heads == {"publisher", "sequence", "at", "kept", "envelope", "sender"}

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import DOCUMENT, Daemon, kvswap, last_json, until
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.swarm]
 Start = Callable[..., Daemon]
 
 
@@ -152,7 +152,7 @@ def test_an_inexact_artifact_says_so_everywhere(daemon: Start, tiny_models: dict
     flags = tiny_flags(tiny_models)
     a = daemon("a", *flags)
     done = kvswap(a.home, "publish", str(document), "--codec", "int8")
-    assert done.returncode == 0 and "INEXACT" in done.stdout + done.stderr
+    assert done.returncode == 0 and "LOSSY" in done.stdout + done.stderr
     published = last_json(kvswap(a.home, "publish", str(document), "--codec", "int8", "--json"))
     assert published["reused"] and not published["exact"] and published["divergence"]["steps"] == 32
     lossless = next(r["artifact"] for r in a.client.artifacts() if r["artifact"] != published["artifact"])
@@ -163,7 +163,7 @@ def test_an_inexact_artifact_says_so_everywhere(daemon: Start, tiny_models: dict
     refused = kvswap(b.home, "fetch", digest_of(document))
     assert refused.returncode == 7 and "--allow-lossy" in refused.stderr
     taken = kvswap(b.home, "fetch", digest_of(document), "--allow-lossy", "--force")
-    assert taken.returncode == 0 and "INEXACT" in taken.stdout
+    assert taken.returncode == 0 and "LOSSY" in taken.stdout
     assert kvswap(b.home, "fetch", digest_of(document)).returncode == 7  # although it is here
     assert kvswap(b.home, "verify", published["artifact"]).returncode == 0
     answer = last_json(kvswap(b.home, "ask", str(document), "What?", "--allow-lossy", "--max-tokens", "4", "--json"))
@@ -380,7 +380,7 @@ def test_ctrl_c_is_130_and_the_next_run_goes_on(daemon: Start, tiny_models: dict
     assert process.stdout is not None
     process.stdout.readline()  # the first progress event: it works
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=240)
+    _, stderr = process.communicate(timeout=600)
     if process.returncode != 0:  # it may have been done already
         assert process.returncode == 130
         assert "Traceback" not in stderr

@@ -139,14 +139,14 @@ def test_no_number_of_strangers_that_were_caught_fills_the_trust_list(tmp_path: 
     kept.add(friend)
     kept.ban(friend, "V5: " + "\u00e9" * 496, "an artifact", "an audit")
     why = kept.policy.banned[friend].why
-    allow_untrusted = [f"stranger {number}" for number in range(30_000)]
-    rows = {name: Ban(name, 1, why, "b" * 60, "b" * 60, PROOF_RULES) for name in allow_untrusted}
+    unknown = [f"stranger {number}" for number in range(30_000)]
+    rows = {name: Ban(name, 1, why, "b" * 60, "b" * 60, PROOF_RULES) for name in unknown}
     kept.policy = replace(kept.policy, banned={**kept.policy.banned, **rows})
     kept.ban("the last", "V6: it lied", "an artifact", "an audit")
     again = PolicyFile(path, own).policy
     assert again.ban_of(friend) is not None and not again.trusts(friend)
-    assert again.ban_of("the last") and all(again.ban_of(stranger) for stranger in allow_untrusted[-900:])
-    assert len(again.banned) <= 1_001 and again.ban_of(allow_untrusted[0]) is None
+    assert again.ban_of("the last") and all(again.ban_of(stranger) for stranger in unknown[-900:])
+    assert len(again.banned) <= 1_001 and again.ban_of(unknown[0]) is None
 
 
 def test_a_trust_list_that_grew_before_it_was_bounded_is_read(tmp_path: Path) -> None:

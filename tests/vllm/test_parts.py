@@ -14,7 +14,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, Slid
 
 from kvswap.core.errors import Incompatible, UsageError
 from kvswap.integrations.vllm.engine import LayerGroup, engine_of
-from kvswap.integrations.vllm.node_client import Match, Search
+from kvswap.integrations.vllm.node_client import LookUp, Match
 from kvswap.integrations.vllm.paged import PagedLayer, slots
 from kvswap.integrations.vllm.scheduler import SchedulerSide
 from kvswap.integrations.vllm.settings import ConnectorSettings
@@ -162,11 +162,11 @@ class Desk:
     def __init__(self, seconds: float | None = 10.0) -> None:
         self.news = threading.Event()
         self.seconds = seconds
-        self.searches: list[Search] = []
+        self.searches: list[LookUp] = []
         self.doubted: list[str] = []
 
-    def search(self, ids: Any, budget: float) -> Search:
-        self.searches.append(Search())
+    def search(self, ids: Any, budget: float) -> LookUp:
+        self.searches.append(LookUp())
         return self.searches[-1]
 
     def prefill_seconds(self, tokens: int) -> float | None:
@@ -194,7 +194,7 @@ def side(model: Path, desk: Desk) -> SchedulerSide:
     return SchedulerSide(engine_of(*configured(model)), desk, ConnectorSettings(min_tokens=32))  # type: ignore[arg-type]
 
 
-def found(search: Search, tokens: int, artifact: str = "a") -> None:
+def found(search: LookUp, tokens: int, artifact: str = "a") -> None:
     search.match = Match(artifact, tokens, True, {})
     search.end()
 
@@ -293,7 +293,7 @@ def test_what_is_being_fetched_may_take_what_was_planned(model: Path, monkeypatc
 def test_who_begins_alike_waits_for_the_first(model: Path, monkeypatch: Any) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    leader, follower = Search(), Search()
+    leader, follower = LookUp(), LookUp()
     follower.leader = leader
     assert follower.under_way is leader
     now[0] += 50.0

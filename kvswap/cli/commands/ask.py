@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import group_option, host_option, lossy_option, plan_options, untrusted_option
 from kvswap.cli.output import Output, reference, verb
 from kvswap.core.limits import LIMITS
@@ -13,7 +14,7 @@ from kvswap.cost import Objective
 
 
 @click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @click.argument("question")
 @click.option("--max-tokens", type=click.IntRange(1, LIMITS.host_tokens), default=64, show_default=True)
 @click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
@@ -41,6 +42,7 @@ def ask_command(
     group: str | None,
     objective: Objective,
 ) -> None:
+    """Answer a question, and say where the cache came from and what it took."""
     name, text = reference(ref)
     with output.progress() as progress:
 
@@ -68,10 +70,10 @@ def ask_command(
     if not output.as_json and not output.quiet:
         computed = answer["computed_tokens"]
         how = "prefilled here"
-        if told := answer.get("host"):
-            how = f"the host {told['peer']} read {told['cached_tokens']} tokens for ${told['dollars'] or 0:.6f}"
-            if told["problem"]:
-                how = f"{how}; ITS BILL IS WRONG: {told['problem']}"
+        if hosted := answer.get("host"):
+            how = f"the host {hosted['peer']} read {hosted['cached_tokens']} tokens for ${hosted['dollars'] or 0:.6f}"
+            if hosted["problem"]:
+                how = f"{how}; ITS BILL IS WRONG: {hosted['problem']}"
         if answer["artifact"]:
             how = f"{answer['fetched_tokens']} tokens of a published cache, {computed} computed here"
             how = how if computed else "from a published cache"

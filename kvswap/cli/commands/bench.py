@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kvswap.cli.completing import ModelType
 from kvswap.cli.output import Output, verb
 from kvswap.core.files import check_place
 from kvswap.core.limits import LIMITS
@@ -13,11 +14,11 @@ from kvswap.core.limits import LIMITS
 
 @click.group("bench", help="Experiments on this machine.")
 def bench_command() -> None:
-    pass
+    """Run experiments on this machine."""
 
 
 @bench_command.command("paper", help="The paper's table on any model, with fetching, loading and whole answers.")
-@click.option("--model", help="Model name or directory (default: the default model).")
+@click.option("--model", type=ModelType(), help="Model name or directory (default: the default model).")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
 @click.option(
     "--documents",
@@ -33,6 +34,7 @@ def bench_command() -> None:
 def paper_command(
     output: Output, model: str | None, dtype: str, documents: Path | None, steps: int, quick: bool, html: Path | None
 ) -> None:
+    """Run the paper's experiment on nodes of its own, and print its tables."""
     from kvswap.bench import page, paper
     from kvswap.bench.texts import read_texts
     from kvswap.core.settings import Settings

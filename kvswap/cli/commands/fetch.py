@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import group_option, lossy_option, plan_options, samples_option, untrusted_option
 from kvswap.cli.output import Output, reference, size, verb
+from kvswap.core.words import verified
 from kvswap.cost import Objective
 
 
 @click.command("fetch", help="Fetch the cache of REF: an artifact id, sha256:<hex>, or a text file.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust this artifact's publisher from now on, if not known yet.")
 @untrusted_option()
@@ -30,6 +34,7 @@ def fetch_command(
     group: str | None,
     objective: Objective,
 ) -> None:
+    """Fetch an artifact, and say what was checked of it and what was not."""
     name, text = reference(ref)
     with output.progress() as progress:
         report = output.client.fetch(
@@ -48,10 +53,17 @@ def fetch_command(
     output.result(
         report,
         f"{report['artifact']}\n  {report['tokens']} tokens, {size(report['wire_bytes'])} fetched {where}, "
-        f"{report['seconds']:.2f} s, {report['codec']}, verified {', '.join(report['verification']['passed'])}"
-        + ("" if report["verification"]["trusted"] else ", its publisher is not trusted")
-        + ("" if report["exact"] else ", INEXACT"),
+        f"{report['seconds']:.2f} s, {report['codec']}"
+        + ("" if report["exact"] else ", LOSSY")
+        + f"\n  {_checked(report['verification'])}",
     )
-    left = list(report["verification"]["unchecked"])
-    if left:
-        output.note(f"not checked: {', '.join(left)} (kvswap verify {report['artifact']} --level N)")
+    if report["verification"]["unchecked"]:
+        output.note(f"more checks: kvswap verify {report['artifact']} --level N")
+
+
+def _checked(verification: dict[str, Any]) -> str:
+    """Say what was checked and what was not, in words."""
+    if verification.get("own"):
+        return "signed by this node, every chunk unchanged"
+    who = verification.get("label") or verification["publisher"]
+    return verified(verification["passed"], who, trusted=verification["trusted"])

@@ -12,11 +12,11 @@ _USUAL = ("own", "trusted")
 STANDINGS = {
     "own": "own",
     "trusted": "by a trusted publisher",
-    "verified": "a stranger's, verified",
-    "unverified": "a stranger's, not verified",
+    "verified": "untrusted publisher, verified",
+    "unverified": "untrusted publisher, not verified",
     "disputed": "DISPUTED",
     "wrong": "FOUND WRONG, not offered",
-    "caught": "its publisher was CAUGHT",
+    "caught": "its publisher is BANNED",
     "withdrawn": "WITHDRAWN",
     "expired": "EXPIRED",
     "future": "issued in the FUTURE",
@@ -26,6 +26,7 @@ STANDINGS = {
 @click.command("ls", help="List artifacts in the store.")
 @verb
 def ls_command(output: Output) -> None:
+    """List the artifacts in the store, without a pause of the garbage collector."""
     gc.disable()  # of the many thousand rows that may come none is garbage
     try:
         _list(output)

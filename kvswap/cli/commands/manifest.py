@@ -1,4 +1,4 @@
-"""`kvswap manifest check`: judge a manifest, a head record or an audit in a file; needs neither daemon nor network."""
+"""`kvswap manifest check`: judge a manifest, status record or audit in a file; needs neither daemon nor network."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from kvswap.trust import Group
 
 
-@click.group("manifest", help="Judge a manifest file, a head record or an audit.")
+@click.group("manifest", help="Judge a manifest file, a status record or an audit.")
 def manifest_command() -> None:
-    pass
+    """Group the verbs of files that hold signed statements."""
 
 
 @manifest_command.command(
@@ -41,6 +41,7 @@ def manifest_command() -> None:
 )
 @verb
 def check(output: Output, file: Path, at: int | None, chunks: Path | None, group: Path | None) -> None:
+    """Check a signed statement in a file, of whatever kind it is."""
     member = None
     if group is not None:
         with naming(group):
@@ -70,7 +71,7 @@ def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Gr
         status_record.check_life(record, now)
         output.result(
             {"valid": True, "head": wire.jsonable(wire.plain(record))},
-            f"valid: head {record.sequence} of {record.publisher}, {len(record.withdrawn)} withdrawn",
+            f"valid: status record {record.sequence} of {record.publisher}, {len(record.withdrawn)} withdrawn",
         )
         return
     if kind == audit.KIND:
@@ -103,8 +104,8 @@ def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Gr
 
         tensors = load(manifest, chunk, seal=statement.seal)
         verify_tensors(manifest, tensors)
-        if (mark := manifest.fingerprint) is not None:
-            check_fingerprint(mark, tensors, chunk(mark.id), statement.seal)
+        if (fingerprint := manifest.fingerprint) is not None:
+            check_fingerprint(fingerprint, tensors, chunk(fingerprint.id), statement.seal)
         checked = len(manifest.chunks)
     output.result(
         {"valid": True, "artifact": str(statement.artifact), "chunks_checked": checked, "manifest": manifest.to_json()},

@@ -5,13 +5,16 @@ from __future__ import annotations
 import click
 
 from kvswap.cli.commands.ls import STANDINGS
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.output import Output, reference, size, verb
+from kvswap.core.words import in_words
 
 
 @click.command("show", help="Show the manifest of REF, which must be in the store.  --json prints all of it.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @verb
 def show_command(output: Output, ref: str) -> None:
+    """Print the manifest of an artifact in the store, or with `--json` all of it."""
     row = output.client.show(reference(ref)[0])
     manifest = row["manifest"]
 
@@ -29,9 +32,9 @@ def show_command(output: Output, ref: str) -> None:
             "readers": f"group {row['group']}" if row["group"] else "everybody",
             "expires": f"{manifest['life']['expires']} (Unix time)",
             "state": ("complete" if row["complete"] else "incomplete") + (", pinned" if row["pinned"] else ""),
-            "standing": STANDINGS[row["standing"]] + (f": {row['why']}" if row["why"] else ""),
+            "standing": STANDINGS[row["standing"]] + (f": {in_words(row['why'])}" if row["why"] else ""),
         }
         return "\n".join(f"{name:10} {value}" for name, value in lines.items())
 
-    told = ("artifact", "complete", "pinned", "standing", "why", "disputed_with")
-    output.result({**manifest, **{name: row[name] for name in told}}, text)
+    columns = ("artifact", "complete", "pinned", "standing", "why", "disputed_with")
+    output.result({**manifest, **{name: row[name] for name in columns}}, text)

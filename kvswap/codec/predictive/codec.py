@@ -73,8 +73,8 @@ def walk(
     """
     heads, tokens = shape
     stack = context.stack
-    turns = Rotations.of(stack, context.start, tokens)
-    straight = turns.none()
+    rotations = Rotations.of(stack, context.start, tokens)
+    straight = rotations.none()
     known: list[_DecodedLayer] = []
 
     def one(
@@ -87,9 +87,9 @@ def walk(
             whole, inputs = entries is not None, []
         else:
             whole = sum(i.shape[1] for i in inputs) == len(tensor.weights)
-        said = [w for w in wrong if w is not None]
-        told = whole and 2 * len(said) + 1 == len(tensor.token)
-        factor = tensor.token_factor(said, tokens) if told else np.zeros(tokens, np.int16)
+        present = [w for w in wrong if w is not None]
+        factored = whole and 2 * len(present) + 1 == len(tensor.token)
+        factor = tensor.token_factor(present, tokens) if factored else np.zeros(tokens, np.int16)
         sums: Array | None = backend.sums(tensor, inputs) if whole and inputs else None
         if entries is not None and recalls(stack, place):
             sums, factor = memory.rows(stack, entries, number), memory.unsure(stack, entries, number)
@@ -103,7 +103,7 @@ def walk(
         recent = known[: -stack.before - 1 : -1]
         inputs = [t for layer in recent for t in (layer.k, layer.v)]
         wrong = list(known[-1].wrong) if known else []
-        k, wrong_k = one(number, stack.k[place], inputs, wrong, turns)
+        k, wrong_k = one(number, stack.k[place], inputs, wrong, rotations)
         v, wrong_v = one(number + 1, stack.v[place], [*inputs, k], [wrong_k, *wrong], straight)
         known.append(_DecodedLayer(k, v, (wrong_k, wrong_v)))
 
@@ -194,7 +194,7 @@ def _check(context: Context, parts: Sequence[Part]) -> int:
         place = context.place + offset
         k, v = every[2 * (offset + earlier) : 2 * (offset + earlier) + 2]
         fits = fits and k.shape[0] * k.shape[2] == len(stack.k[place].mean)
-        fits = fits and v.shape[0] * v.shape[2] == len(stack.v[place].mean) and 2 * len(stack.turns) <= k.shape[2]
+        fits = fits and v.shape[0] * v.shape[2] == len(stack.v[place].mean) and 2 * len(stack.rotations) <= k.shape[2]
     if not fits:
         raise Incompatible(
             "the predictor is not for tensors of this shape", cause="it was trained for another model", field="codec"

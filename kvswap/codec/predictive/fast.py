@@ -64,7 +64,7 @@ def expected(tensor: Tensor, sums: Array | None, rotations: Rotations, heads: in
 def features(
     tensor: Tensor, words: Array, mu: Array, rotations: Rotations, heads: int, form: Format
 ) -> tuple[Array, Array]:
-    """Compute features and prediction errors as `plain.known` does."""
+    """Compute features and prediction errors as `plain.features` does."""
     tokens, channels = mu.shape
     out, scratch = np.empty(mu.shape, np.int8), np.empty(mu.shape, np.int32)
     wrong = np.empty(tokens, np.int64)

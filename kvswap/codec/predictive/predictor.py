@@ -66,7 +66,7 @@ class Stack:
 
     layers: tuple[int, ...]
     before: int  # number of layers that a prediction looks back on
-    turns: Array  # int32 [pairs, bits, 2], see `rope.powers`
+    rotations: Array  # int32 [pairs, bits, 2], see `rope.powers`
     k: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
     memory: Array  # token table, int16 [entries, channels of K and V] of the first layer; may have no entries
@@ -99,7 +99,7 @@ class Rotations:
     @classmethod
     def of(cls, stack: Stack, start: int, tokens: int) -> Rotations:
         """Compute the rotations of `tokens` positions from `start` on."""
-        cos, sin = rope.tables(stack.turns, np.arange(start, start + tokens, dtype=np.int64))
+        cos, sin = rope.tables(stack.rotations, np.arange(start, start + tokens, dtype=np.int64))
         return cls(cos.astype(np.int32), sin.astype(np.int32))
 
     @property

@@ -58,7 +58,7 @@ def dump(predictor: Predictor) -> bytes:
         {
             "layers": list(stack.layers),
             "before": stack.before,
-            "turns": stack.turns.astype("<i4").tobytes(),
+            "turns": stack.rotations.astype("<i4").tobytes(),
             "k": [_plain(t) for t in stack.k],
             "v": [_plain(t) for t in stack.v],
             "memory": _pressed(stack.memory.astype("<i2").view(np.uint8).reshape(-1, 2).T),
@@ -157,18 +157,18 @@ def _array(data: bytes, kind: str, *shape: int) -> Array:
 def _stack(value: _StackFields, quota: _ByteQuota) -> Stack:
     layers = tuple(value.layers)
     _require(value.layers == sorted(layers), "has its layers out of order")
-    turns = _array(value.turns, "<i4", -1, rope.BITS, 2)
-    _require(bool((np.abs(turns.astype(np.int64)) <= 1 << 30).all()), "turns by more than one")
+    rotations = _array(value.turns, "<i4", -1, rope.BITS, 2)
+    _require(bool((np.abs(rotations.astype(np.int64)) <= 1 << 30).all()), "turns by more than one")
     _require(len(value.k) == len(value.v) == len(layers), "has not one pair of tensors a layer")
     pairs = [(_tensor(k, quota), _tensor(v, quota)) for k, v in zip(value.k, value.v, strict=True)]
     halves = np.frombuffer(quota.take(value.memory), np.uint8).reshape(2, -1)
     width = sum(len(t.mean) for t in pairs[0])
     memory = np.ascontiguousarray(halves.T).view("<i2").reshape(-1, width).astype(np.int16)
-    _require(len(memory) < 1 << 16, "knows too many tokens by heart")
+    _require(len(memory) < 1 << 16, "too many tokens in the token table")
     _check_widths(pairs, value.before, len(memory) > 0)
     missing = (value.missing[0], value.missing[1])
     keys, values = tuple(k for k, _ in pairs), tuple(v for _, v in pairs)
-    return Stack(layers, value.before, turns, keys, values, memory, missing)
+    return Stack(layers, value.before, rotations, keys, values, memory, missing)
 
 
 def _check_widths(pairs: Sequence[tuple[Tensor, Tensor]], before: int, token_table: bool) -> None:

@@ -46,7 +46,7 @@ class Trainer:
     def __init__(
         self,
         layers: Sequence[int],
-        turns: Array,
+        rotations: Array,
         before: int,
         dtype: str,
         known: Sequence[tuple[Part, Part]] = (),
@@ -54,12 +54,12 @@ class Trainer:
     ) -> None:
         """Start the training of the stack of these layers, each predicted from `before` layers before it.
 
-        `turns`: see `rope.powers`; `known`: the first layer's K and V of the tokens of the token table, each from
+        `rotations`: see `rope.powers`; `known`: the first layer's K and V of the tokens of the token table, each from
         position 0; `coarseness`: a step of a weight, as the part of a channel's usual error by which it moves a
         prediction for a usual feature.
         """
         self._layers = tuple(layers)
-        self._turns = turns
+        self._rotations = rotations
         self._before = before
         self._form = buckets.FORMATS[dtype]
         self._first: list[list[Part]] = []
@@ -99,14 +99,14 @@ class Trainer:
 
     def _stack(self) -> Stack:
         k, v = tuple(self._tensors[::2]), tuple(self._tensors[1::2])
-        return Stack(self._layers, self._before, self._turns, k, v, self._memory, self._missing)
+        return Stack(self._layers, self._before, self._rotations, k, v, self._memory, self._missing)
 
     def _straight(self, number: int, part: Part, unit: int) -> Array:
         """Return a part's values in whole units, without the rotation."""
         tokens = part.shape[1]
-        turns = Rotations.of(self._stack(), 0, tokens)
+        rotations = Rotations.of(self._stack(), 0, tokens)
         values = plain.units(codec.flat(part), self._form, unit)
-        return values if number % 2 else plain.rotate(values, turns, self._heads, back=True)
+        return values if number % 2 else plain.rotate(values, rotations, self._heads, back=True)
 
     def _set_scales(self) -> None:
         for number in range(2 * len(self._layers)):
@@ -148,10 +148,10 @@ class Trainer:
     def _gather(self, parts: Sequence[Part]) -> None:
         """Add up products of features with features, and of features with what they are to predict."""
         tokens = parts[0].shape[1]
-        turns = Rotations.of(self._stack(), 0, tokens)
+        rotations = Rotations.of(self._stack(), 0, tokens)
         features: list[Array] = []
         for number, (tensor, part) in enumerate(zip(self._tensors, parts, strict=True)):
-            by = turns.none() if number % 2 else turns
+            by = rotations.none() if number % 2 else rotations
             nothing = np.zeros((tokens, len(tensor.mean)), np.int32)
             found, _ = codec.BEST.features(tensor, codec.flat(part), nothing, by, self._heads, self._form)
             features.append(found.astype(np.float32))

@@ -1,7 +1,7 @@
 """The step from offers to signed envelopes: several at once, every peer in its turn, by one deadline.
 
 An offer is a word.  A peer that offers much and gives nothing must not hold up those that give: so the first offer of
-each peer comes before the second of any, who failed once is not asked again, who is slow makes room for the next, and
+each peer comes before the second of any, who failed once is not asked again, who is slow makes way for the next, and
 when the time is over, it is over for all of them together.
 """
 
@@ -22,7 +22,7 @@ from kvswap.net import PeerAddress, messages
 from kvswap.trust.envelopes import names
 
 _AT_ONCE = 8
-_SLOW_SECONDS = 1.5  # who takes longer makes room for one more,
+_SLOW_SECONDS = 1.5  # who takes longer makes way for one more,
 _UNDER_WAY = 24  # up to so many
 _OF_ONE_PEER = 2  # requests to one peer at once
 _INLINE_OF_ONE_PEER = 4  # envelopes that come with one answer
@@ -136,9 +136,9 @@ class EnvelopeFetcher:
                 self._running, timeout=min(left, _SLOW_SECONDS / 3), return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
-                told = self._ended(task)
-                if told is not None:
-                    yield told
+                outcome = self._ended(task)
+                if outcome is not None:
+                    yield outcome
             self._free_capacity()
 
     def _start(self) -> None:
@@ -175,17 +175,17 @@ class EnvelopeFetcher:
         try:
             envelope = task.result()
         except (KvswapError, TimeoutError) as error:
-            told = error if isinstance(error, KvswapError) else NotFound(f"nobody gives {candidate.artifact}")
-            if is_own(told):
-                return candidate, told  # of which no other peer can be the way out
+            outcome = error if isinstance(error, KvswapError) else NotFound(f"nobody gives {candidate.artifact}")
+            if is_own(outcome):
+                return candidate, outcome  # of which no other peer can be the way out
             self._lacked[peer] += isinstance(error, NotFound)
             if peer not in self.failed and self._lacked[peer] != 1:  # once it may have gone just now
                 self.failed.add(peer)
-                self._node.peers.blame(peer, told)
+                self._node.peers.blame(peer, outcome)
             if candidate.artifact in self._done:
                 return None
             self._todo.appendleft((candidate, at + 1))
-            return (candidate, told) if at + 1 >= len(candidate.peers) else None
+            return (candidate, outcome) if at + 1 >= len(candidate.peers) else None
         if candidate.artifact in self._done:
             return None
         self._done.add(candidate.artifact)
@@ -212,7 +212,7 @@ async def _is_of(envelope: bytes, artifact: str) -> bool:
 
 
 def _another(peer: str, artifact: str) -> IntegrityError:
-    return IntegrityError(f"{peer} gave no envelope of {artifact}, which it offers", cause="a lying or broken peer")
+    return IntegrityError(f"{peer} gave no envelope of {artifact}, which it offers", cause="a broken or malicious peer")
 
 
 def _looked_at(task: asyncio.Task[bytes]) -> None:

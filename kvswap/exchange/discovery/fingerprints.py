@@ -95,7 +95,9 @@ def agree(
         why = f"{len(against)} of {len(deciding)} {whose} made something else of the same tokens: {named}"
         return Agreed(result("failed", why), against, untrusted)
     if not deciding and untrusted:
-        why = f"{len(untrusted)} strangers made something else of the same tokens, which counts for nothing here"
+        why = (
+            f"{len(untrusted)} untrusted publishers made something else of these tokens, which counts for nothing here"
+        )
         return Agreed(result("skipped", why), (), untrusted)
     return Agreed(result("passed"), (), untrusted)
 
@@ -144,14 +146,14 @@ def same_cache(one: Manifest, other: Manifest) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class _OtherArtifact:
     """The statement of another publisher on the same tokens, without lists of chunks, and the peers that have it."""
 
     statement: Statement
     peers: tuple[str, ...]
 
     @classmethod
-    def of(cls, statement: Statement, peers: Sequence[str]) -> _Candidate:
+    def of(cls, statement: Statement, peers: Sequence[str]) -> _OtherArtifact:
         slim = structs.replace(statement.manifest, chunks=[], tensors=[])
         return cls(replace(statement, manifest=slim, envelope=b""), tuple(peers))
 
@@ -164,7 +166,7 @@ async def fingerprints_of_others(node: Node, statement: Statement) -> list[Signe
     document = statement.reference  # of a sealed artifact: by the name in its group, and in no other
     if document is None or not statement.manifest.lossless:
         return []
-    candidates: dict[str, _Candidate] = {}
+    candidates: dict[str, _OtherArtifact] = {}
 
     async def consider(envelope: bytes, peers: Sequence[str]) -> None:
         try:
@@ -175,7 +177,7 @@ async def fingerprints_of_others(node: Node, statement: Statement) -> list[Signe
         unknown = theirs.publisher not in (statement.manifest.publisher, *candidates)
         wanted = theirs.fingerprint is not None and same_cache(theirs, statement.manifest)
         if wanted and unknown and node.trust.policy.policy.ban_of(theirs.publisher) is None:
-            candidates[theirs.publisher] = _Candidate.of(other, peers)
+            candidates[theirs.publisher] = _OtherArtifact.of(other, peers)
 
     for row in await asyncio.to_thread(node.store.artifacts, document):
         if (held := await asyncio.to_thread(node.store.envelope, row.id)) is not None:
@@ -217,11 +219,11 @@ def _mixed(node: Node, offers: Sequence[PeerOffer]) -> list[PeerOffer]:
 
 
 def _rank(offer: PeerOffer) -> tuple[int, ...]:
-    """Rank an offer by nothing that it says of its publisher: that is a word, and costs a liar nothing."""
+    """Rank an offer by nothing that it says of its publisher: that is a mere word."""
     return (offer.found.envelope is None,)
 
 
-def _drawn(untrusted: Sequence[_Candidate]) -> list[_Candidate]:
+def _drawn(untrusted: Sequence[_OtherArtifact]) -> list[_OtherArtifact]:
     """Shuffle the publishers, but of each fingerprint one before two of any, however many keys sign it."""
     shuffled = random.SystemRandom().sample(untrusted, len(untrusted))
     turns: Counter[bytes] = Counter()

@@ -35,7 +35,7 @@ _NEIGHBOURS_FIRST_SECONDS = 0.05
 _PATIENCE_SECONDS = 0.5
 _YOUNG_SECONDS = 15.0  # a node this young may still be finding its first peers
 _FAR_AT_ONCE = 8  # of those that have to be dialled;
-_SLOW_SECONDS = 1.5  # who takes longer makes room for one more,
+_SLOW_SECONDS = 1.5  # who takes longer makes way for one more,
 _FAR_UNDER_WAY = 24  # up to so many,
 _FAR_MOST = 96  # and so many in one look-up
 _OF_ONE_SENDER = 32
@@ -83,7 +83,7 @@ class _Far:
         self._node = node
         self._first: deque[tuple[PeerAddress, str]] = deque()  # those that delivered before
         self._named: dict[str, deque[PeerAddress]] = {}
-        self._vain: Counter[str] = Counter()  # failures by sender
+        self._dead_ends: Counter[str] = Counter()  # failures by sender
         self._turns: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
@@ -103,7 +103,7 @@ class _Far:
             return self._first.popleft()
         if not self._named:
             return None
-        sender = min(self._named, key=lambda name: (self._vain[name], self._turns[name]))
+        sender = min(self._named, key=lambda name: (self._dead_ends[name], self._turns[name]))
         address = self._named[sender].popleft()
         if not self._named[sender]:
             del self._named[sender]
@@ -111,7 +111,7 @@ class _Far:
         return address, sender
 
     def led_nowhere(self, sender: str) -> None:
-        self._vain[sender] += 1
+        self._dead_ends[sender] += 1
 
 
 class _Lookup:
@@ -216,7 +216,7 @@ class _Lookup:
         """Line up a peer that somebody names as having it."""
         if address.peer not in self._seen and not self._over:
             self._seen.add(address.peer)
-            if not self._node.peers.backoff_seconds(address.peer):  # failed or lied lately, or blocked
+            if not self._node.peers.backoff_seconds(address.peer):  # failed or sent invalid data lately, or blocked
                 self._far.add(address, sender)
 
     def _ask_far(self) -> None:

@@ -179,10 +179,10 @@ def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms
     if terms.allow_untrusted and not terms.trust_on_first_use and not verified_already(node, statement):
         refuse_uncheckable(statement)
     if statement.manifest.divergence is not None and not terms.allow_lossy:
-        told = statement.manifest.divergence
+        divergence = statement.manifest.divergence
         raise Incompatible(
             f"artifact {statement.artifact} is of a lossy codec ({', '.join(statement.manifest.codecs)}): "
-            f"{told.equal} of {told.steps} tokens were the model's own when it was published",
+            f"{divergence.equal} of {divergence.steps} tokens were the model's own when it was published",
             cause="its publisher chose size over exactness",
             hint="kvswap fetch --allow-lossy takes it all the same",
             field="codec",

@@ -1,7 +1,7 @@
 """Inquiries at publishers: of an artifact that is here, its publisher's status record says whether it still holds.
 
 Whoever announces it is asked, if it once said that it is the publisher.  That is its word alone, so nobody waits for
-it: several peers are asked beside each other and each for one artifact at a time, who is slow makes room, and whose
+it: several peers are asked beside each other and each for one artifact at a time, who is slow makes way, and whose
 turn was longest ago is next.  Who gave no status record of that publisher, or slowly one that was known, is not asked
 for a while; who gives it at once is asked each time, as the next may withdraw something.
 """
@@ -23,7 +23,7 @@ from kvswap.net import messages
 _WAITING = 256
 _OF_ONE_PEER = 64
 _AT_ONCE = 8  # peers that are asked,
-_SLOW_SECONDS = 1.5  # who takes longer makes room for one more,
+_SLOW_SECONDS = 1.5  # who takes longer makes way for one more,
 _UNDER_WAY = 24  # up to so many
 _BACKOFF_PEERS = 1_024
 _BACKOFF_SECONDS = 600.0
@@ -35,7 +35,7 @@ class _Query:
 
     since: float
     publisher: str = ""
-    answered: bool = False  # a head record that is at least the one we had,
+    answered: bool = False  # a status record that is at least the one we had,
     newer: bool = False  # or one that we had not
 
 

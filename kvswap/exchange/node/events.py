@@ -22,7 +22,7 @@ from kvswap.core.tasks import OnLoop
 LOGGED = frozenset(
     {
         *("artifact", "audit", "auditor", "bytes", "by", "chunks", "codec", "codecs", "how", "new", "old", "part"),
-        *("peer", "peers", "problem", "publisher", "reason", "seconds", "task", "sender"),
+        *("peer", "peers", "problem", "publisher", "reason", "seconds", "task", "teller"),
     }
 )
 """The fields of events that are logged."""
@@ -41,9 +41,9 @@ def _log(kind: str, values: dict[str, Any]) -> None:
     logger = logging.getLogger(module if module.startswith("kvswap.") else __name__)
     level = logging.WARNING if kind in _WARNINGS else logging.INFO
     if logger.isEnabledFor(level):
-        told = {name: _brief(value) for name, value in values.items() if name in LOGGED}
-        words = " ".join(f"{name}={value}" for name, value in told.items())
-        logger.log(level, "%s %s", kind, words, extra={"event": {"event": kind, **told}})
+        logged = {name: _brief(value) for name, value in values.items() if name in LOGGED}
+        words = " ".join(f"{name}={value}" for name, value in logged.items())
+        logger.log(level, "%s %s", kind, words, extra={"event": {"event": kind, **logged}})
 
 
 class EventLog:

@@ -12,7 +12,7 @@ class Identity:
     """The keys of one node."""
 
     def __init__(self, home: Path, publisher: Key, node_key: Key | None) -> None:
-        """`node_key` signs the record of the bulk plane; None: the node has no bulk plane."""
+        """`node_key` signs the record of the bulk channel; None: the node has no bulk channel."""
         self.publisher = publisher
         self.publisher_file = home / "keys" / "publisher.key"
         retired = sorted((home / "keys" / "retired").glob("*.key"))

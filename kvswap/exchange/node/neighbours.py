@@ -1,4 +1,4 @@
-"""The present state of peers: which are throttled, which have no bulk plane, and what price they ask."""
+"""The present state of peers: which are throttled, which have no bulk channel, and what price they ask."""
 
 from __future__ import annotations
 

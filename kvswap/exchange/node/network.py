@@ -41,7 +41,7 @@ class Network:
         self.bulk = BulkClient()
         self.address_book = AddressBook(peers.delivered)
         self.prefix_indexes = PrefixIndexes(peers.delivered)
-        self.pulling: dict[str, asyncio.Task[None]] = {}  # catalogues of peers, on their way
+        self.pulling: dict[str, asyncio.Task[None]] = {}  # prefix indexes of peers, on their way
         self.swarms = Swarms()
         self.providing = Providing(transport, store, events, self.may_announce)
         self._store = store
@@ -125,7 +125,7 @@ class Network:
         return [referral.address for referral in self.address_book.known(reference)]
 
     async def stop(self) -> None:
-        """Leave the network, on both planes."""
+        """Leave the network, on both channels."""
         await self.bulk.close()
         await self.sessions.close()
         await self.transport.stop()

@@ -72,7 +72,7 @@ class Peers:
         self._cut_off(peer)
 
     def _cut_off(self, peer: str) -> None:
-        """End what is under way to a peer, on both planes."""
+        """End what is under way to a peer, on both channels."""
         for hang_up in self.on_cut_off:
             hang_up(peer)
         if self._transport.alive:
@@ -90,7 +90,7 @@ class Peers:
         return self.ledger.backoff_seconds(peer, LIMITS.backoff_seconds, LIMITS.invalid_data_seconds, since)
 
     def paused(self, peer: str) -> bool:
-        """Return True if a peer that delivered is in backoff for mere failures: not for a lie, nor blocked."""
+        """Return True if a peer that delivered is in backoff for mere failures: not for invalid data, nor blocked."""
         rests = self.backoff_seconds(peer) > 0
         return rests and self.delivered(peer) and not self.ledger.sends_invalid_data(peer) and not self.unwelcome(peer)
 

@@ -1,4 +1,4 @@
-"""The permission to serve: which peer may be given what; both planes, announcements and the prefix index ask here.
+"""The permission to serve: which peer may be given what; both channels, announcements and the prefix index ask here.
 
 The answer holds for the moment.  Whoever sends something that takes time asks again before each piece of it.
 """

@@ -98,7 +98,7 @@ class PrefixIndexes:
     """
 
     def __init__(self, delivered: Callable[[str], bool] = lambda peer: False) -> None:
-        """`delivered(peer)`: whether it ever gave what it was asked for; its catalogue is kept."""
+        """`delivered(peer)`: whether it ever gave what it was asked for; its prefix index is kept."""
         self._delivered = delivered
         self.table: Table[str, _ReceivedIndex] = Table(
             "catalogues",

@@ -25,7 +25,7 @@ OFFERED: tuple[Name, ...] = ("own", "trusted", "verified", "unverified", "future
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The standing of one artifact, and the reason for people to read.
+    """The standing of one artifact, and the reason in human-readable form.
 
     "own" and "trusted" are by the policy, "verified" is by an untrusted publisher and passed all levels to V5 here,
     "unverified" is one that did not.  "disputed", "wrong" (it failed an audit by a trusted auditor, or a level found so
@@ -92,7 +92,7 @@ class Standings:
         if outcome is not None and outcome.verdict == "wrong":
             return Standing("wrong", outcome.why)
         trusted = policy.trusts(row.publisher)
-        # No stranger disputes what the user trusts.
+        # No untrusted publisher disputes what the user trusts.
         if outcome is not None and outcome.verdict == "disputed" and not trusted:
             return Standing("disputed", outcome.why, outcome.others)
         if row.expires <= now:

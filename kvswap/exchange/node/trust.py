@@ -57,5 +57,7 @@ class Trust:
             if known is not None:
                 self.status_files.put(publisher, known[1])
         if restored and self.records.empty:
-            text = f"trust.sqlite3 was damaged or gone: {restored} head records are restored, checks and audits are not"
+            text = (
+                f"trust.sqlite3 was damaged or gone: {restored} status records are restored, checks and audits are not"
+            )
             self._problems.note("trust", text)

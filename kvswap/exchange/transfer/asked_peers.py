@@ -54,7 +54,7 @@ class AskedPeers:
     def add(self, addresses: Iterable[PeerAddress]) -> bool:
         """Add peers that may be asked, and return True if one is new.
 
-        The table is bounded: those that were tried in vain make room for others.
+        The table is bounded: those that were tried in vain make way for others.
         """
         me, added = self._node.transport.peer, False
         for address in addresses:
@@ -136,7 +136,7 @@ class AskedPeers:
         if self._invalid:
             return IntegrityError(
                 f"a peer sent bytes that are not what the manifest says, and nobody else has them; {done}",
-                cause="a lying or broken peer",
+                cause="a broken or malicious peer",
                 hint="kvswap peers",
             )
         reasons = "; ".join(dict.fromkeys(self._reasons.values())) or "no peer has the rest"

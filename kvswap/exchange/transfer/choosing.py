@@ -9,7 +9,7 @@ from kvswap.exchange.discovery.resolve import Resolved, resolve
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import Planned, best, not_worth_it
 from kvswap.exchange.request import Progress, Terms
-from kvswap.exchange.transfer.sources import approach
+from kvswap.exchange.transfer.sources import preconnect
 from kvswap.exchange.verification.use import use
 
 
@@ -22,7 +22,7 @@ async def choose(
     """
     usable = await resolve(node, reference, terms)
     for found in usable:
-        approach(node, found.peers, str(found.statement.artifact))
+        preconnect(node, found.peers, str(found.statement.artifact))
     resolved, planned = await best(node, usable, terms.objective, hybrid=hybrid)
     statement, chosen = resolved.statement, planned.plan
     await progress({"event": "found", "artifact": str(statement.artifact), "peers": list(resolved.peers)})

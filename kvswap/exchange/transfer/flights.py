@@ -16,7 +16,7 @@ from kvswap.core.errors import IntegrityError, NotFound, PeerError
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.transfer.schedule import Schedule
 from kvswap.exchange.transfer.sources import Source
-from kvswap.exchange.transfer.tasks import run_to_end, seen
+from kvswap.exchange.transfer.tasks import retrieve_error, run_to_end
 
 _CACHED_BYTES = 96 << 20  # a transfer of at most so much goes through the page cache, where its reader finds it
 
@@ -106,7 +106,7 @@ class Flights:
         task = asyncio.create_task(self._fly(source, number))
 
         def landed(task: asyncio.Task[None]) -> None:
-            seen(task)
+            retrieve_error(task)
             if self.under_way.get((source.peer, number)) is task:
                 self.under_way.pop((source.peer, number))
                 self.schedule.failed(source.peer, number)

@@ -1,6 +1,6 @@
 """Loading a document's cache into the model process while its chunks are still on their way.
 
-The transfer brings units from the last to the first, the model process loads them as they come and, where
+The transfer downloads work units from the last to the first, the model process loads them as they come and, where
 the text is at hand, computes from the first on; what it computes is not fetched any more.  What came stays
 in the store, each chunk checked, and serves the next attempt and other peers.
 """
@@ -64,7 +64,7 @@ async def run_from(
     with node.store.lease([file.id for file in manifest.files]):
         if not source.planned.missing_bytes:
             made = await node.model.run(choice, "answer", on_event, **arguments)
-            _learn(node, source, made)
+            _record_load_rate(node, source, made)
             return made, None
         feed = _Feed(node, choice, source, terms, progress, computes=arguments.get("text") is not None)
         return await feed.run(arguments, on_event)
@@ -122,7 +122,7 @@ class _Feed:
             await on_event(event)
 
         try:
-            made = await self._node.model.run(
+            done = await self._node.model.run(
                 self._choice, "answer", on_job_event, self._outbox, **arguments, work=work
             )
         except PeerError:
@@ -134,7 +134,7 @@ class _Feed:
             await asyncio.gather(fetching, return_exceptions=True)
         if self._transfer is not None and not self._transfer.skipped:
             self._transfer.learn_start(self._filled - self._source.began)
-        return made, self._transfer
+        return done, self._transfer
 
     def _end(self, fetching: asyncio.Task[None]) -> None:
         """Stop fetching; a transfer that has everything ends by itself, and tells of it."""
@@ -217,13 +217,13 @@ def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
     return lowest
 
 
-def _learn(node: Node, source: CacheOrigin, made: dict[str, Any]) -> None:
+def _record_load_rate(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
     """Record how fast a run from the store loaded; one that waited for chunks, or computed, says nothing of that."""
-    if made["computed"]:
+    if done["computed"]:
         return
     files = source.statement.manifest.chunks
     every = [files[i] for unit in work_units(source.statement.manifest, source.tokens) for i in unit.chunks]
-    node.calibration.add_load(raw_by_codec(every), made["load_us"] / 1e6)
+    node.calibration.add_load(raw_by_codec(every), done["load_us"] / 1e6)
 
 
 def _micro(seconds: float) -> int:

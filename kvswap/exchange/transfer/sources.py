@@ -1,4 +1,4 @@
-"""A peer as a source of chunks: over HTTPS where its bulk plane is reached, over libp2p streams where not.
+"""A peer as a source of chunks: over HTTPS where its bulk channel is reached, over libp2p streams where not.
 
 The choice makes itself.  A peer is joined on a libp2p stream, which stays open: it carries the bulk ticket,
 and says from time to time what the peer has by now and who else is fetching.  Chunks then come from the
@@ -22,16 +22,16 @@ from kvswap.net.bulk.client import BulkUnreachable
 from kvswap.net.client import Session, from_bitmap
 from kvswap.net.dialling import may_reach
 
-_APPROACHED = 4  # peers
+_PRECONNECTED_PEERS = 4  # peers
 OnBytes = Callable[[int], None]
 
 
-def approach(node: Node, peers: Sequence[str], artifact: str) -> None:
+def preconnect(node: Node, peers: Sequence[str], artifact: str) -> None:
     """Connect to peers that may be asked in a moment, while it is decided whether they are.  Best effort."""
-    for peer in peers[:_APPROACHED]:
+    for peer in peers[:_PRECONNECTED_PEERS]:
         with contextlib.suppress(KvswapError):
             if (target := _aim(node, peer, node.peers.bulk_tickets.of(peer, artifact))) is not None:
-                node.network.bulk.approach(target)
+                node.network.bulk.preconnect(target)
 
 
 def _aim(node: Node, peer: str, ticket: messages.BulkTicket | None) -> BulkTarget | None:
@@ -98,7 +98,7 @@ class Source:
         join = messages.Join(self._artifact, me, self._wants_bulk)
         await self._node.network.reach(address)
         self._control, reply = await self._node.network.sessions.begin(address, join, messages.JoinReply)
-        # Meanwhile its bulk plane may have turned out to be of no use.
+        # Meanwhile its bulk channel may have turned out to be of no use.
         self._target = _aim(self._node, self.peer, reply.grant) if self._wants_bulk else None
         self._update_peers(reply.have, reply.peers)
 

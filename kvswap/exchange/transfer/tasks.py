@@ -9,7 +9,7 @@ from typing import Any
 from kvswap.core.tasks import until_done
 
 
-def seen(task: asyncio.Task[None]) -> None:
+def retrieve_error(task: asyncio.Task[None]) -> None:
     """Mark the error of a task as seen, which the peer's task looks at unless it is ending for another one."""
     if not task.cancelled():
         task.exception()

@@ -92,7 +92,7 @@ def receive_audits(node: Node, envelopes: Iterable[bytes], peer: str, document: 
 def take(node: Node, signed: SignedAudit, document: str | None) -> None:
     """Act on an audit by a trusted auditor, and keep it, once.
 
-    Where that cannot be written, it counts all the same, and is taken again later (`waiting.attend`).
+    Where that cannot be written, it counts all the same, and is taken again later (`pending_writes.write_pending`).
     """
     row, audit = _row(signed, document), signed.audit
     if not node.trust.records.takes_audit(row):
@@ -141,7 +141,7 @@ def refuse_if_failed(node: Node, statement: Statement) -> None:
 
 
 def listed(node: Node, publisher: str | None) -> list[dict[str, Any]]:
-    """List the audits that are kept, all or those about one publisher, as JSON for people to read."""
+    """List the audits that are kept, all or those about one publisher, as JSON in human-readable form."""
     return [
         {
             "audit": row.id,

@@ -14,15 +14,15 @@ def refuse_uncheckable(statement: Statement) -> None:
 
     Such an artifact is not even fetched.
     """
-    said = uncheckable(statement.manifest)
-    if not said:
+    reasons = uncheckable(statement.manifest)
+    if not reasons:
         return
-    named = "; ".join(f"{where}: {why}" for where, why in said.items())
+    named = "; ".join(f"{where}: {why}" for where, why in reasons.items())
     raise Untrusted(
-        f"artifact {statement.artifact} is a stranger's and cannot be verified ({named})",
+        f"artifact {statement.artifact} is an untrusted publisher's and cannot be verified ({named})",
         cause="what its manifest says keeps others from checking it",
         hint=f"kvswap trust add {statement.manifest.publisher}",
-        unchecked=said,
+        unchecked=reasons,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvswap.core.errors import IntegrityError, Untrusted
+from kvswap.core.words import in_words
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.node.standing import current, passed
 from kvswap.store import Outcome
@@ -38,7 +39,7 @@ def refuse_withheld(node: Node, statement: Statement) -> None:
         return
     if outcome.verdict == "wrong":
         raise IntegrityError(
-            f"artifact {artifact} was found wrong on this node: {outcome.why}",
+            f"artifact {artifact} was found wrong on this node: {in_words(outcome.why)}",
             cause="it is not the model's own cache",
             hint=f"kvswap verify {artifact} --level 7"
             + (", or publish the document again" if is_own(node, statement) else ""),
@@ -46,7 +47,7 @@ def refuse_withheld(node: Node, statement: Statement) -> None:
         )
     if outcome.verdict == "disputed" and not node.trust.policy.policy.trusts(publisher):
         raise Untrusted(
-            f"artifact {artifact} is disputed: {outcome.why}",
+            f"artifact {artifact} is disputed: {in_words(outcome.why)}",
             cause="it or what it differs from is wrong, and nobody has computed which",
             hint=f"kvswap verify {artifact} --level 7",
             disputed_with=list(outcome.others),
@@ -79,11 +80,11 @@ def conclude(node: Node, statement: Statement, levels: Sequence[Level], report: 
         if before is not None and result is None and report.passed(Level.RECOMPUTE):
             node.trust.records.forget_outcome(
                 artifact
-            )  # it is right, whatever was found while its publisher was a stranger
+            )  # it is right, whatever was found while its publisher was not trusted
         return
     if not set(levels) >= _WHOLE or (result is not None and result.level == Level.POLICY):
         return
-    if any(accuses(s) for s in report.results):  # its publisher was caught, and the audit tells why
+    if any(accuses(s) for s in report.results):  # its publisher was banned, and the audit tells why
         node.trust.records.forget_outcome(artifact)
         return
     done = tuple(int(s.level) for s in report.results if s.verdict == "passed")

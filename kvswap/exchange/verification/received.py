@@ -24,8 +24,9 @@ def verified_statements(
 ) -> Iterator[T]:
     """Iterate over the statements of one kind that came with a peer's answer, `most` at most, each checked by `read`.
 
-    A forged one ends them, and is a lie of that peer.  One that is what its signer signed, and that we do not
-    understand, is left out: it may be of a later version, and whoever passes it on vouches for the signature alone.
+    A forged one ends them, and counts as invalid data from that peer.  One that is what its signer signed, and that we
+    do not understand, is left out: it may be of a later version, and whoever passes it on vouches for the signature
+    alone.
     """
     for data in islice(envelopes, most):
         try:
@@ -41,7 +42,7 @@ def verified_statements(
 
 @contextlib.contextmanager
 def kept_for_later(node: Node) -> Iterator[None]:
-    """Go on where this machine cannot keep what a peer told; `status` shows it until `waiting.attend` could."""
+    """Go on where this machine cannot keep what a peer sent; `status` shows it until `write_pending` could."""
     try:
         yield
     except Exception as error:

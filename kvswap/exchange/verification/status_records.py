@@ -1,4 +1,4 @@
-"""Publisher status records ("heads"): our own is signed and given out, those of others are kept and obeyed."""
+"""Publisher status records: our own is signed and given out, those of others are kept and obeyed."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ async def collect(node: Node) -> None:
 def follow(node: Node, record: StatusRecord) -> None:
     """Trust the successor that a trusted publisher names and that has signed as well, unless the user removed it.
 
-    Where the trust list cannot be written, that is done later (`waiting.attend`).
+    Where the trust list cannot be written, that is done later (`pending_writes.write_pending`).
     """
     policy, then = node.trust.policy.policy, record.successor
     if then is None or record.publisher not in policy.publishers or not policy.trusts(record.publisher):
@@ -229,9 +229,9 @@ def require_current(node: Node, statement: Statement) -> None:
 
 
 def freshness(node: Node, publisher: str) -> str:
-    """Describe, for people to read, how old the news of a publisher's withdrawals is; empty when it is current."""
+    """Describe, in human-readable form, how old the news of a publisher's withdrawals is; empty when it is current."""
     known = _newest(node, publisher)
     if known is None:
-        return "no head record of the publisher is known: it may have been withdrawn"
+        return "no status record of the publisher is known: it may have been withdrawn"
     late = int(time.time()) - known.record.expires
-    return f"the publisher's last head record expired {late // 3600} hours ago" if late > 0 else ""
+    return f"the publisher's last status record expired {late // 3600} hours ago" if late > 0 else ""

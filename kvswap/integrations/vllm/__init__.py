@@ -6,7 +6,7 @@
 
 A node (`kvswap daemon`) runs beside the engine; this package queries it and reads its chunk files.  `engine` describes
 the engine and refuses what is not supported, `scheduler` decides what to load, `worker` loads it, `paged` reads and
-writes vLLM's blocks, `marks` and `capture` publish.
+writes vLLM's blocks, `save_requests` and `capture` publish.
 """
 
 from kvswap.integrations.vllm.connector import KvswapConnector

@@ -47,14 +47,14 @@ class Match:
 class _SearchTask:
     """The input of a search: token ids, and the seconds that it may take."""
 
-    search: Search
+    search: LookUp
     first_block: bytes  # the ids of its first block
     ids: tuple[int, ...]
     budget: float
 
 
 @dataclass(slots=True)
-class Search:
+class LookUp:
     """A look-up of a prompt's longest published prefix.
 
     `match` is set once it has `ended`, `planned` once something was found and is being fetched.
@@ -65,12 +65,12 @@ class Search:
     planned: float | None = None  # seconds that the look-up may take in all
     match: Match | None = None
     why: str = ""
-    leader: Search | None = None  # the look-up under way for the same first block, after which this one starts
+    leader: LookUp | None = None  # the look-up under way for the same first block, after which this one starts
     followers: list[_SearchTask] = field(default_factory=list)  # those that start when this one ends; no thread waits
     ended_at: float = 0.0
 
     @property
-    def under_way(self) -> Search:
+    def under_way(self) -> LookUp:
         """The look-up that is being waited for: the leader until it has ended, then this one."""
         return self.leader if self.leader is not None and not self.leader.ended.is_set() else self
 
@@ -92,7 +92,7 @@ class NodeClient:
         self._engine, self._settings = engine, settings
         self._client = Client(settings.home)
         self._pool = ThreadPoolExecutor(_THREADS, "kvswap-node")
-        self._leaders: dict[bytes, Search] = {}  # by the ids of their first block
+        self._leaders: dict[bytes, LookUp] = {}  # by the ids of their first block
         self._details: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
         self.news = threading.Event()  # set when a look-up has ended
@@ -126,12 +126,12 @@ class NodeClient:
 
     # -- asking ----------------------------------------------------------------------------------
 
-    def search(self, ids: Sequence[int], budget: float) -> Search:
+    def search(self, ids: Sequence[int], budget: float) -> LookUp:
         """Start to look up the longest published prefix of these ids, and return the look-up.
 
         `budget` is the seconds that the node may take for it, a fetch aside.
         """
-        search = Search()
+        search = LookUp()
         if time.monotonic() < self._backoff_until:
             search.why = "the daemon was not reached"
             search.end()
@@ -190,7 +190,7 @@ class NodeClient:
             if self._leaders.get(asked.first_block) is search:
                 del self._leaders[asked.first_block]
             search.end()
-            leaders: dict[tuple[int, ...], Search] = {}
+            leaders: dict[tuple[int, ...], LookUp] = {}
             for follower in followers:
                 if alike or follower.ids == asked.ids:
                     follower.search.match, follower.search.why = search.match, search.why
@@ -206,7 +206,7 @@ class NodeClient:
             self._begin(follower)
         self.news.set()
 
-    def _find(self, search: Search, ids: list[int], budget: float) -> Match:
+    def _find(self, search: LookUp, ids: list[int], budget: float) -> Match:
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "plan":
                 search.planned = search.waited + self._patience(event, len(ids))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvswap.integrations.vllm.engine import Engine
-from kvswap.integrations.vllm.node_client import Match, NodeClient, Search
+from kvswap.integrations.vllm.node_client import LookUp, Match, NodeClient
 from kvswap.integrations.vllm.save_requests import Save, SaveRequests, request_option
 from kvswap.integrations.vllm.settings import ConnectorSettings
 
@@ -42,13 +42,13 @@ class Load:
 
 
 @dataclass(slots=True)
-class _Wanted:
+class _PendingRequest:
     """A request that has not run yet, with its look-up."""
 
-    search: Search
+    search: LookUp
     budget: float  # seconds that the engine may be idle for it
     asked: bool = False
-    waits_for: Search | None = None
+    waits_for: LookUp | None = None
     idle_before: float = 0.0  # the engine's idle time when the wait for it began
     given_up: bool = False
     load: Load | None = None
@@ -68,7 +68,7 @@ class SchedulerSide:
         self._engine, self._node, self._shortest = engine, node, settings.min_tokens
         self._most = settings.lookup_seconds
         self._save_requests = SaveRequests(engine, settings) if settings.publish != "never" else None
-        self._wanted: dict[str, _Wanted] = {}
+        self._wanted: dict[str, _PendingRequest] = {}
         self._loading: dict[str, str] = {}  # artifact -> the request that loads it
         self._pending: list[Load] = []
         self._failed: dict[str, float] = {}
@@ -91,7 +91,7 @@ class SchedulerSide:
             self._idle_since = None  # the engine was not waiting for a look-up
         budget = self._budget(len(ids))
         # The last token is always computed: its logits are wanted.
-        self._wanted[request.request_id] = _Wanted(self._node.search(ids[:-1], budget), budget)
+        self._wanted[request.request_id] = _PendingRequest(self._node.search(ids[:-1], budget), budget)
 
     def get_num_new_matched_tokens(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """Return (tokens that can be loaded, True), (0, False), or (None, False) to be asked again later.
@@ -122,7 +122,7 @@ class SchedulerSide:
             return None, False  # another request's load will be a local hit, except for its last block
         return more, True
 
-    def _overdue(self, wanted: _Wanted) -> bool:
+    def _overdue(self, wanted: _PendingRequest) -> bool:
         """Return True if waiting for a look-up any longer costs more than it may.
 
         Only the time counts in which the engine had nothing else to do, and it is shared by all requests that it waits
@@ -142,7 +142,7 @@ class SchedulerSide:
         seconds = self._node.prefill_seconds(tokens)
         return _FIRST_BUDGET if seconds is None else max(_SHORTEST_BUDGET, _SHARE * seconds)
 
-    def _give_up(self, wanted: _Wanted, why: str) -> tuple[int, bool]:
+    def _give_up(self, wanted: _PendingRequest, why: str) -> tuple[int, bool]:
         wanted.given_up = True
         logger.debug("kvswap: prefilling: %s", why)
         return 0, False
@@ -180,7 +180,7 @@ class SchedulerSide:
             self._node.news.wait(_PAUSE)
         self._node.news.clear()
 
-    def _open(self) -> Iterator[_Wanted]:
+    def _open(self) -> Iterator[_PendingRequest]:
         """Return the requests whose look-ups are under way."""
         return (w for w in self._wanted.values() if not w.given_up and not w.search.ended.is_set())
 

@@ -1,4 +1,4 @@
-"""The bulk plane: chunks over HTTPS, several times faster than over a libp2p stream and at a quarter of the CPU.
+"""The bulk channel: chunks over HTTPS, several times faster than over a libp2p stream and at a quarter of the CPU.
 
 **How it is bound to the peer.**  A node makes a certificate with its own node key and signs a record of port and
 certificate digest.  A reader gets the record over libp2p, from the peer itself, and connects to the address of its

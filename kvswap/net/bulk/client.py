@@ -1,4 +1,4 @@
-"""The reading end of the bulk plane: fetch one chunk straight into the caller's buffer.
+"""The reading end of the bulk channel: fetch one chunk straight into the caller's buffer.
 
 It uses blocking sockets in threads, not asyncio: TLS records are decrypted into the buffer itself, without the copies
 and callbacks of a stream reader, and outside the interpreter lock (measured in `docs/adr/0009-bulk-plane.md`).
@@ -42,7 +42,7 @@ _REPORT_SECONDS = 0.1
 _HASH_BYTES = 128 * 1024
 _KEPT = 64  # idle connections
 _LOOK_SECONDS = 1.0  # between checks whether idle connections have ended
-_APPROACH = 2  # connections opened ahead to a peer: as many chunks as are requested from it at first
+_PRECONNECTIONS = 2  # connections opened ahead to a peer: as many chunks as are requested from it at first
 _REFUSALS: dict[int, type[KvswapError]] = {401: TokenRefused, 404: NotFound, 503: PeerBusy}
 OnBytes = Callable[[int], None]
 
@@ -55,7 +55,7 @@ class BulkUnreachable(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class BulkTarget:
-    """The address of a peer's bulk plane, the certificate to accept, and the bearer token to show."""
+    """The address of a peer's bulk channel, the certificate to accept, and the bearer token to show."""
 
     peer: str
     host: str  # an IP address
@@ -178,13 +178,13 @@ class _ClientConnection:
 
 
 class BulkClient:
-    """The pool of one node's connections to the bulk planes of other nodes, kept open between chunks."""
+    """The pool of one node's connections to the bulk channels of other nodes, kept open between chunks."""
 
     def __init__(self) -> None:
         self._context = _context()
         self._threads = ThreadPoolExecutor(_THREADS, "kvswap-bulk")
         self._idle: list[_ClientConnection] = []
-        self._approaching: Counter[tuple[str, int, bytes]] = Counter()
+        self._preconnecting: Counter[tuple[str, int, bytes]] = Counter()
         self._look_at = 0.0  # when the idle connections are checked next
         self._lock = threading.Lock()
 
@@ -235,13 +235,13 @@ class BulkClient:
                 self._idle.remove(connection)
                 connection.close()
 
-    def approach(self, target: BulkTarget) -> None:
+    def preconnect(self, target: BulkTarget) -> None:
         """Open connections ahead to a peer that will be asked for chunks in a moment; failures are ignored."""
         with self._lock:
             ready = sum(c.endpoint == target.endpoint and c.usable for c in self._idle)
-            ready += self._approaching[target.endpoint]
-            wanted = max(0, _APPROACH - ready)
-            self._approaching[target.endpoint] += wanted
+            ready += self._preconnecting[target.endpoint]
+            wanted = max(0, _PRECONNECTIONS - ready)
+            self._preconnecting[target.endpoint] += wanted
         for _ in range(wanted):
             self._threads.submit(self._open, target)
 
@@ -255,8 +255,8 @@ class BulkClient:
             pass
         finally:
             with self._lock:
-                self._approaching[target.endpoint] -= 1
-                self._approaching += Counter()
+                self._preconnecting[target.endpoint] -= 1
+                self._preconnecting += Counter()
 
     def _get(
         self, target: BulkTarget, cid: Cid, into: memoryview, on_progress: OnBytes, held: list[_ClientConnection]

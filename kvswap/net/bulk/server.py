@@ -1,4 +1,4 @@
-"""The serving end of the bulk plane: `GET /v1/chunks/<cid>`, with Range, for the holder of a token.
+"""The serving end of the bulk channel: `GET /v1/chunks/<cid>`, with Range, for the holder of a token.
 
 | status | when |
 |---|---|

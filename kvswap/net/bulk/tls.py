@@ -115,7 +115,7 @@ class TlsSocket:
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """Return a buffered reader, from which `http.client` reads the head of a response."""
-        return io.BufferedReader(_Raw(self))
+        return io.BufferedReader(_TlsReader(self))
 
     def _until(self, deadline: float) -> None:
         """Set a deadline for all waits from now on together, which a slow trickle of bytes does not extend."""
@@ -173,7 +173,7 @@ class TlsSocket:
             self._sock.shutdown(socket.SHUT_RDWR)
 
 
-class _Raw(io.RawIOBase):
+class _TlsReader(io.RawIOBase):
     """A raw reader that leaves the connection open when closed, as the next response comes on it as well."""
 
     def __init__(self, tls: TlsSocket) -> None:

@@ -1,4 +1,4 @@
-"""The bearer tokens of the bulk plane.
+"""The bearer tokens of the bulk channel.
 
     token   = base64url(payload) "." base64url(mac)
     payload = msgpack [number, peer, expires]     expires: milliseconds of the issuer's monotonic clock

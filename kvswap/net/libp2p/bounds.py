@@ -1,7 +1,7 @@
 """Bounded replacements for the tables of py-libp2p 0.8.1 that remote peers fill.
 
 `tests/swarm/test_tables.py` floods a live node and checks every container: what grows is replaced here, is cleared when
-a peer disconnects, or is kept out (`gossip`, `doors`).
+a peer disconnects, or is kept out (`gossip`, `connection_limits`).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class NoAutoConnect:
 def bound(host: Any, dht: Any, gossip: Any) -> list[Bounded]:
     """Replace the tables of a host, its DHT and its GossipSub router by bounded ones; return these, for `status`."""
     swarm = host.get_network()
-    swarm.set_resource_manager(None)  # `doors` has the limits; it keeps a record of every peer
+    swarm.set_resource_manager(None)  # `connection_limits` has the limits; it keeps a record of every peer
     swarm.auto_connector = NoAutoConnect()
     swarm._negative_peer_cache._max_size = _PEERS
     gossip.recent_message_deliveries = defaultdict(lambda: deque(maxlen=16))

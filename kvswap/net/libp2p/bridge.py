@@ -110,13 +110,13 @@ class TrioThread:
         future: asyncio.Future[T] = loop.create_future()
         scope = trio.CancelScope()
 
-        def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        def resolve(set_it: Callable[[Any], None], value: Any) -> None:
             if not future.done():
                 set_it(value)
 
         def report(set_it: Callable[[Any], None], value: Any) -> None:
             try:
-                loop.call_soon_threadsafe(settle, set_it, value)
+                loop.call_soon_threadsafe(resolve, set_it, value)
             except RuntimeError:
                 pass  # the loop is closed: nothing waits for the result any more
 
@@ -144,7 +144,7 @@ class TrioThread:
 
         self._open.add(future)
         late = NetworkTimeout(f"the peer-to-peer part did not answer within {seconds:g} s")
-        deadline = loop.call_later(seconds + _GRACE_SECONDS, settle, future.set_exception, late)
+        deadline = loop.call_later(seconds + _GRACE_SECONDS, resolve, future.set_exception, late)
         try:
             self._spawn(wrapper, refused)
             return await future

@@ -29,7 +29,7 @@ HostOf = Callable[[str], str | None]
 
 
 @dataclass(slots=True, eq=False)
-class _Slot:
+class _ConnectionSlot:
     """A stream or a connection: its peer and IP address, and how to end it."""
 
     peer: str
@@ -52,13 +52,13 @@ class ConnectionSlots:
         self._per_peer = per_peer
         self._per_host = per_host
         self._favoured = favoured
-        self._places: dict[_Slot, None] = {}  # in order of arrival
+        self._places: dict[_ConnectionSlot, None] = {}  # in order of arrival
         self._peers: Counter[str] = Counter()
         self._hosts: Counter[str] = Counter()
         self._refused = 0
         self._evicted = 0
 
-    def take(self, place: _Slot) -> tuple[bool, _Slot | None]:
+    def take(self, place: _ConnectionSlot) -> tuple[bool, _ConnectionSlot | None]:
         """Give a place to a newcomer: return whether it got one, and the place that has to end for it, if any."""
         favoured = self._favoured(place.peer)
         if self._peers[place.peer] >= self._per_peer or (not favoured and self._hosts[place.host] >= self._per_host):
@@ -76,7 +76,7 @@ class ConnectionSlots:
         self._hosts[place.host] += 1
         return True, victim
 
-    def leave(self, place: _Slot) -> None:
+    def leave(self, place: _ConnectionSlot) -> None:
         """Give a place back.  Idempotent."""
         if place in self._places:
             del self._places[place]
@@ -85,7 +85,7 @@ class ConnectionSlots:
                 if not counter[name]:
                     del counter[name]
 
-    def _victim(self, new: _Slot) -> _Slot | None:
+    def _victim(self, new: _ConnectionSlot) -> _ConnectionSlot | None:
         """Return the place that makes way for a newcomer, or None.
 
         It is taken from the IP address, and there from the peer, that holds most places, idle ones first, then the
@@ -96,7 +96,7 @@ class ConnectionSlots:
         if not loose:
             return None
 
-        def rank(place: _Slot) -> tuple[int, int, bool, float]:
+        def rank(place: _ConnectionSlot) -> tuple[int, int, bool, float]:
             return (-self._hosts[place.host], -self._peers[place.peer], place.busy(), place.since)
 
         worst = min(loose, key=rank)
@@ -120,7 +120,7 @@ class Streams:
     async def __call__(self, stream: Any) -> None:
         """Give a stream a place and run its handler, or reset it if there is no place or the handler raises."""
         peer = str(stream.muxed_conn.peer_id)
-        place = _Slot(peer, self._host_of(peer) or peer, stream.reset)
+        place = _ConnectionSlot(peer, self._host_of(peer) or peer, stream.reset)
         taken, victim = self.places.take(place)
         try:
             if victim is not None:
@@ -216,7 +216,7 @@ class Connections:
 
     async def _keep(self, connection: Any, host: str) -> None:
         peer = str(connection.muxed_conn.peer_id)
-        place = _Slot(peer, host, connection.close, busy=lambda: len(connection.streams) > 2)
+        place = _ConnectionSlot(peer, host, connection.close, busy=lambda: len(connection.streams) > 2)
         taken, victim = self.places.take(place)
         try:
             if victim is not None:
@@ -229,7 +229,7 @@ class Connections:
             self.places.leave(place)
 
 
-async def _end(place: _Slot) -> None:
+async def _end(place: _ConnectionSlot) -> None:
     with trio.move_on_after(_CLOSE_SECONDS), contextlib.suppress(Exception):
         await place.end()
 

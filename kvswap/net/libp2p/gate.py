@@ -34,7 +34,7 @@ class Gate:
         self.table: Table[tuple[str, int], bool] = Table("addresses let through", entries=_KEPT)
         self._typed: set[tuple[str, int]] = set()
 
-    def let(self, addresses: Iterable[str], *, typed: bool = False) -> None:
+    def allow(self, addresses: Iterable[str], *, typed: bool = False) -> None:
         """Let these addresses through from now on, as they were judged already; typed ones are never forgotten."""
         for address in addresses:
             if (end := endpoint_of(address)) is None:
@@ -66,7 +66,7 @@ class Gate:
         async def guarded(address: Any, *args: Any, **more: Any) -> Any:
             text = str(address)
             if not self.allows(text):
-                raise OpenConnectionError(f"{text} is not dialled on a stranger's word")
+                raise OpenConnectionError(f"{text} is not dialled on the word of a peer")
             end = endpoint_of(text.split("/p2p/")[0])
             token = _by_name.set(end is not None and end.named)
             try:

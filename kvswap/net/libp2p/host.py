@@ -58,7 +58,7 @@ from kvswap.net.transport import PeerAddress
 _GOSSIP = TProtocol("/meshsub/1.1.0")
 _PROVIDE_EVERY_SECONDS = 1.2  # the receiving side allows 10 records in 10 s
 _KNOWN_PEERS = 1_024
-_MOST = 1_024  # connections of both directions; `doors` bounds the inbound ones
+_MOST = 1_024  # connections of both directions; `connection_limits` bounds the inbound ones
 # Streams of one peer, of all peers, and the seconds that one may take.
 _PROTOCOLS = (
     (TProtocol("/ipfs/kad/1.0.0"), 4, 64, 30.0),
@@ -119,7 +119,7 @@ class TrioHost:
         self._discovery = LocalDiscovery(self.host, self._listen)
         self._gate = Gate(self.vicinity)
         self._gate.guard(self.host.get_network())
-        self._gate.let(settings.relays, typed=True)
+        self._gate.allow(settings.relays, typed=True)
         self.host.set_stream_handler(TProtocol(PROTOCOL), self._handle_stream)
         self._relays = Relays(self.host, self._connect, settings.relays, settings.relay)
         self._punching = DCUtRProtocol(self.host) if settings.hole_punching else None
@@ -199,7 +199,7 @@ class TrioHost:
 
     async def _dial_discovered(self) -> None:
         info = await self._discovery.next()
-        self._gate.let(map(str, info.addrs))
+        self._gate.allow(map(str, info.addrs))
         try:
             with trio.move_on_after(LIMITS.dial_seconds):
                 await self._connect(info)
@@ -282,10 +282,10 @@ class TrioHost:
         self._forget_closed(peer)
         if peer in self.host.get_connected_peers():
             return
-        told = allowed(address.addresses, address.sender)
-        self._gate.let(told, typed=address.sender == BY_HAND)
-        circuits = [a for a in told if is_circuit(a)]
-        addresses = [_transport_part(a) for a in told if not is_circuit(a)]
+        reachable = allowed(address.addresses, address.sender)
+        self._gate.allow(reachable, typed=address.sender == BY_HAND)
+        circuits = [a for a in reachable if is_circuit(a)]
+        addresses = [_transport_part(a) for a in reachable if not is_circuit(a)]
         if not addresses and not circuits:
             addresses = self._remembered(address.peer)
         if addresses and await self._tried(PeerInfo(peer, addresses), last=not circuits):
@@ -302,7 +302,7 @@ class TrioHost:
         store, who = self.host.get_peerstore(), ID.from_string(peer)
         said = [str(a) for a in store.addrs(who)] if who in store.peer_ids() else []
         itself = allowed(said, self._seen.get(peer) or self.vicinity())
-        self._gate.let(itself)
+        self._gate.allow(itself)
         return [_transport_part(a) for a in itself if not is_circuit(a)]
 
     async def _tried(self, info: PeerInfo, last: bool) -> bool:
