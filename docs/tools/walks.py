@@ -191,7 +191,8 @@ def text(walks: Walks) -> str:
         called, room, what = USE_CASES[name]
         files = " → ".join(f"`{file}`" for file in walk["files"])
         lines.append(f"* **{called}** ({what}; `{room}/`): {files}.")
-        lines += [f"  Entered again: `{file}`, {WHY[name, file]}." for file in walk["again"]]
+        again = "; ".join(f"`{file}`, {WHY[name, file]}" for file in walk["again"])
+        lines += [f"  Entered more than once: {again}."] if again else []
     return "\n".join(lines)
 
 
