@@ -43,7 +43,7 @@ class LocalDiscovery:
                 return PeerInfo(info.peer_id, addresses)
 
     async def run(self) -> None:
-        """Advertise and listen over mDNS until cancelled."""
+        """Announce this node, and listen for others, over mDNS until cancelled."""
         addresses = self._host.get_transport_addrs()
         port = int(addresses[0].value_for_protocol("tcp") or 0) if addresses else 0
         self._trio = trio.lowlevel.current_trio_token()
