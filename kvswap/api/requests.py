@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
+from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
@@ -96,14 +97,14 @@ class PlanRequest(FetchRequest, frozen=True, kw_only=True):
     host: str | None = None
     """A host's PeerId, or `auto` for the best of those known."""
     question: str = ""
-    max_tokens: AnswerTokens = 64
+    max_tokens: AnswerTokens = ANSWER_TOKENS
 
 
 class AskRequest(FetchRequest, frozen=True, kw_only=True):
     """The request `POST /v1/ask`: answer a question from a document's cache."""
 
     question: str
-    max_tokens: AnswerTokens = 64
+    max_tokens: AnswerTokens = ANSWER_TOKENS
     prefill: bool = False
     """Prefill here, whatever peers offer."""
     ignore_eos: bool = False

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from kvswap.cost.objective import MIX, Objective
 from kvswap.cost.split import Work, meetings
 
 _HYBRID_GAIN = 0.97  # doing both must score below this part of the better of the two others
@@ -124,20 +125,6 @@ class CacheNeed:
     missing_bytes: int
     load_seconds: float = 0.0
     work: Work | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """The goal of a plan: `time`, `money`, or the `mix` of both at the price of a second; and budgets."""
-
-    by: str = "mix"
-    max_seconds: float | None = None
-    max_dollars: float | None = None
-    max_bytes: int | None = None  # to be fetched
-
-
-MIX = Objective()
-OBJECTIVES = ("mix", "time", "money")
 
 
 @dataclass(frozen=True, slots=True)
