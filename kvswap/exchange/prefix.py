@@ -23,12 +23,13 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
 from kvswap.exchange.discovery.candidates import Candidate, EnvelopeFetcher, round_robin
 from kvswap.exchange.discovery.lookup import PeerOffer, ask_these
-from kvswap.exchange.discovery.resolve import judge_envelope, use
+from kvswap.exchange.discovery.resolve import judge_envelope
 from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.planning.decision import Planned, plan_chunks
 from kvswap.exchange.request import STRICT, Progress, Terms, lookup_of, silent
 from kvswap.exchange.transfer.download import download
+from kvswap.exchange.verification.use import use
 from kvswap.net import PeerAddress, messages
 from kvswap.trust import Identifiers, Statement
 

@@ -39,6 +39,21 @@ class Block:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """The functions that a greedy continuation calls: with each token id, each step's logits, and to know when to end.
+
+    `cancelled` returns True once nobody wants the rest.
+    """
+
+    on_token: Callable[[int], None] | None = None
+    on_logits: Callable[[torch.Tensor], None] | None = None
+    cancelled: Callable[[], bool] | None = None
+
+
+NO_HOOKS = Hooks()
+
+
 @dataclass(slots=True)
 class Continuation:
     """The greedy tokens after a prefix, and the BLAKE3 digest over every step's float32 logits."""
@@ -125,15 +140,13 @@ def greedy(
     max_tokens: int,
     *,
     stop_ids: frozenset[int] = frozenset(),
-    on_token: Callable[[int], None] | None = None,
-    on_logits: Callable[[torch.Tensor], None] | None = None,
     follow: Sequence[int] = (),
-    cancelled: Callable[[], bool] | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> Continuation:
     """Process `ids` at `position`, then generate `max_tokens` greedy tokens one by one, or fewer up to a stop id.
 
     `follow` holds tokens to continue with in the place of the generated ones, as far as it reaches.  Raises
-    `Incompatible` if the logits are not finite, `Interrupted` once `cancelled` returns True.
+    `Incompatible` if the logits are not finite, `Interrupted` once `hooks.cancelled` returns True.
     """
     began = time.perf_counter()
     hasher = blake3()
@@ -144,18 +157,18 @@ def greedy(
         logits = forward(loaded, cache, following, position)
         if not math.isfinite(float(logits.max())):  # some models exclude tokens with -inf, none excludes all
             raise not_finite(f"the logits after {position} tokens are not finite in {loaded.dtype}", loaded.dtype)
-        if on_logits is not None:
-            on_logits(logits)
+        if hooks.on_logits is not None:
+            hooks.on_logits(logits)
         hasher.update(logits.numpy().astype("<f4", copy=False).data.cast("B"))
         position += len(following)
         token = int(logits.argmax())
         made.append(token)
         first = first or time.perf_counter() - began
-        if on_token is not None:
-            on_token(token)
+        if hooks.on_token is not None:
+            hooks.on_token(token)
         if token in stop_ids:
             break
-        if cancelled is not None and cancelled():
+        if hooks.cancelled is not None and hooks.cancelled():
             raise Interrupted("stopped")
         following = [follow[len(made) - 1] if len(made) <= len(follow) else token]
     return Continuation(made, "blake3:" + hasher.hexdigest(), first, time.perf_counter() - began)

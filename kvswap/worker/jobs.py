@@ -48,6 +48,9 @@ class Jobs:
     def _event(self, kind: str, **values: Any) -> None:
         self._send({"event": kind, **values})
 
+    def _send_token(self, token: int) -> None:
+        self._event("token", id=token, text=self.loaded.tokenizer.decode([token]))
+
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise Interrupted("stopped", cause="the caller went away")
@@ -254,7 +257,7 @@ class Jobs:
         proof that it differs.
         """
         from kvswap.model.cache import new_cache
-        from kvswap.model.prefill import canonical_prefill, check_length, check_reach, greedy, stop_ids
+        from kvswap.model.prefill import Hooks, canonical_prefill, check_length, check_reach, greedy, stop_ids
         from kvswap.model.question import question_text
         from kvswap.trust import one_key, read_statement
         from kvswap.worker.first_layer import FirstLayer, require
@@ -304,8 +307,7 @@ class Jobs:
             following,
             steps,
             stop_ids=frozenset() if ignore_eos else stop_ids(loaded),
-            on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
-            cancelled=self._cancelled.is_set,
+            hooks=Hooks(self._send_token, cancelled=self._cancelled.is_set),
         )
         look = loaded_first.check() if loaded_first is not None else None  # only now: the answer does not wait
         if look is not None:
