@@ -82,6 +82,12 @@ def as_part(tensor: torch.Tensor) -> Part:
     return part
 
 
+def as_tensor(part: Part, dtype: str) -> torch.Tensor:
+    """View bit patterns as the numbers of a dtype; shares memory."""
+    signed = torch.from_numpy(part.view(f"i{part.dtype.itemsize}"))
+    return signed.view(DTYPES[dtype])
+
+
 def digest_parts(parts: Sequence[Part]) -> bytes:
     """Compute the BLAKE3 digest of the parts' bytes in order, without joining them."""
     hasher = blake3()

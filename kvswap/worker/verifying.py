@@ -18,6 +18,7 @@ from kvswap.trust import Statement
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise, Spread
 from kvswap.trust.sampling import draw
+from kvswap.worker.boundaries import Boundaries
 from kvswap.worker.document import DocumentTokens, of_layer, of_text
 from kvswap.worker.first_layer import NO_KEYS, first_layer_result, first_of
 from kvswap.worker.grounds import judged, static
@@ -168,7 +169,8 @@ class Checks:
             self._computed = otherwise(self._loaded, list(ids))
         return self._computed
 
-    def _prefilled(self) -> list[LayerTensors]:
+    def _prefilled(self, boundaries: Boundaries | None) -> list[LayerTensors]:
+        """Compute the document's cache again, and compare what is held before its end, unless that is None."""
         from kvswap.model.cache import held_tensors, layer_specs, new_cache
         from kvswap.model.prefill import canonical_prefill
 
@@ -176,8 +178,10 @@ class Checks:
         assert ids is not None  # noqa: S101 - nothing is compared before they are known
         cache = new_cache(self._loaded.model.config, len(ids))
         cuts = self._manifest.layout.checkpoints
-        for _ in canonical_prefill(self._loaded, cache, ids, self._manifest.prefix.block_tokens, cuts=cuts):
+        for block in canonical_prefill(self._loaded, cache, ids, self._manifest.prefix.block_tokens, cuts=cuts):
             self._check()
+            if boundaries is not None:
+                boundaries.compare(cache, block.index, block.start, block.stop)
         return held_tensors(cache, layer_specs(cache), len(ids))
 
     # -- the steps -------------------------------------------------------------------------------
@@ -267,17 +271,24 @@ class Checks:
         from kvswap.artifact.tensors import digest_layer
         from kvswap.model.recompute import differences
 
+        # Whether this reader computes right (its own tensors) has nothing to do with what an artifact holds.
+        signed = tensors is self._tensors
+        boundaries = Boundaries(self._manifest, self._source, noise.recompute, self._seal) if signed else None
         try:
-            computed = self._prefilled()
+            computed = self._prefilled(boundaries)
         except (Incompatible, InvalidDocument) as error:
             return LevelResult(Level.RECOMPUTE, "skipped", why=f"this reader cannot compute it: {error.message}")
         self._fingerprint = fingerprint(computed)
         bitwise = all(digest_layer(c) == signed for c, signed in zip(computed, self._manifest.tensors, strict=True))
         result = self._measured(Level.RECOMPUTE, differences(tensors, computed), range(len(ids)), noise.recompute)
-        why = result.why
+        verdict, why = result.verdict, result.why
+        if boundaries is not None:
+            bitwise = bitwise and boundaries.bitwise
+            if boundaries.why and verdict == "passed":
+                verdict, why = "failed", boundaries.why
         if not (why or bitwise) and self._same:
             why = "within honest noise but not the same bits, although the environment is said to be the same"
-        return LevelResult(Level.RECOMPUTE, result.verdict, 0.0, why, result.figures | {"bitwise": bitwise})
+        return LevelResult(Level.RECOMPUTE, verdict, 0.0, why, result.figures | {"bitwise": bitwise})
 
     def _measured(self, level: Level, errors: Any, positions: Sequence[int], spread: Spread) -> LevelResult:
         """Judge errors [position, layer, K or V] against the honest noise."""

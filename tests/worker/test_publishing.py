@@ -105,6 +105,41 @@ def test_a_state_is_checked_before_it_is_used(tmp_path: Path) -> None:
     assert found[7][0] == "failed" and found[2][0] == found[3][0] == "passed", found
 
 
+@pytest.mark.parametrize("family", ["qwen3.5", "gemma3-24"])
+def test_what_is_held_before_the_end_is_computed_again_as_well(tmp_path: Path, family: str) -> None:
+    """A state, or a window, of an earlier boundary: the cache at the end does not show it, and readers resume there."""
+    seen: list[dict[str, Any]] = []
+    made = jobs(build(tmp_path / "model", family), seen.append)
+    manifest = published(tmp_path / "chunks", seen, made, 2 * BLOCK)
+    noise = made.run({"job": "noise"})
+    assert verified(made, manifest, tmp_path / "chunks", noise)[7][0] == "passed"
+    inner = next(i for i, ref in enumerate(manifest.chunks) if i not in layout.needed(manifest) and ref.block == 1)
+    verdict, why = verified(made, negated(manifest, tmp_path / "chunks", inner), tmp_path / "chunks", noise)[7]
+    assert verdict == "failed" and f"resume after {2 * BLOCK} tokens" in why
+
+
+def negated(manifest: Manifest, directory: Path, at: int) -> Manifest:
+    """The same artifact with one chunk's numbers turned around, signed as such."""
+    import msgspec
+    import numpy as np
+
+    from kvswap.artifact.tensors import decode_chunk, encode_chunk
+    from kvswap.codec.parts import WORD
+    from kvswap.store.files import chunk_reader
+
+    files = ChunkFiles(directory)
+    shape, ref = manifest.layout, manifest.chunks[at]
+    dtype, span = shape.group_dtype(ref.run), manifest.blocks.span(ref.block)
+    parts = [np.empty(size, WORD[dtype]) for size in layout.part_shapes(shape, ref.run, *span)]
+    decode_chunk(manifest, ref, chunk_reader(files.directory)(ref.id), parts, None, {})
+    sign = np.array(1 << (8 * parts[0].itemsize - 1), parts[0].dtype)
+    made = encode_chunk([part ^ sign for part in parts], dtype, "planes", ref.block, ref.run)
+    files.write(made.ref.id, made.wire)
+    chunks = list(manifest.chunks)
+    chunks[at] = made.ref
+    return msgspec.structs.replace(manifest, chunks=chunks)
+
+
 def verified(made: Any, manifest: Manifest, chunks: Path, noise: Any) -> dict[int, tuple[str, str]]:
     envelope = dsse.seal(manifest.encode(), manifest.publisher, key().sign)
     request = {
