@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-model test-faults test-all test-found soak test-vllm test-docs docs wheel lint setup model bench clean help
+.PHONY: demo test test-model test-faults test-all test-found coverage-tables soak test-vllm test-docs docs wheel lint setup model bench clean help
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood; disks that fail (about 20 minutes)"
 	@echo "make test-all     these and test-vllm, one after the other"
 	@echo "make test-found   that the test of each module is where its name says, and runs half of it at least"
+	@echo "make coverage-tables BEFORE=commit  branch coverage before and now, module by module (some hours)"
 	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (20 minutes)"
 	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 16 minutes and set-up)"
 	@echo "make docs   the site of the docs, in site/; a broken link ends it"
@@ -66,6 +67,11 @@ test-found: setup model
 	rm -rf $(COVERING)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not model and not alone" --covering $(COVERING)
 	$(BIN)/python -m tests.found $(COVERING)
+
+# BEFORE=commit: branch coverage of all tiers then and now, module by module; the page goes to REPORT
+REPORT ?= coverage.md
+coverage-tables: setup model
+	$(BIN)/python -m tests.coverage_tables $(BEFORE) --report $(REPORT)
 
 soak: setup
 	$(BIN)/python -m tests.swarm.soak --report docs/results/soak.md

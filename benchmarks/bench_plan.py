@@ -33,7 +33,7 @@ from kvswap.trust import PolicyFile
 from tests.support import NoModel, identity, key, make_artifact
 
 SPECS = (LayerSpec(kind="full", heads=3, k_dim=64, v_dim=64),) * 30  # the default model's shape
-BLOCK = 256
+from kvswap.core.defaults import BLOCK_TOKENS as BLOCK  # noqa: E402
 
 
 class PrefixFilter(NoModel):

@@ -12,11 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kvswap.core.directories import models_directory
 from tests.support import Daemon, tiny_model
 
-pytest_plugins = ("tests.covering", "tests.spending")
+# Its deadline of 200 ms for an example, and its complaint of slow ones, are of the machine.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+pytest_plugins = ("tests.clock", "tests.covering", "tests.spending")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -438,14 +439,14 @@ class Daemon:
             return 0
         if self.process.poll() is None:
             self.process.send_signal(how)
-        code = self.process.wait(120)
+        code = self.process.wait(600)
         if self.process.stdout:
             self.process.stdout.close()
         return code
 
 
 def kvswap(
-    home: Path, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240, typed: str | None = None
+    home: Path, *arguments: str, env: dict[str, str] | None = None, timeout: float = 600, typed: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would, in a process of its own."""
     environment = {**os.environ, **(env or {})}
@@ -461,11 +462,39 @@ def kvswap(
     )
 
 
+class Running:
+    """A command line under way, in a process of its own."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed when read
+        line, streams = ["--home", str(home), *arguments], (self._out.fileno(), self._err.fileno())
+        self.process: subprocess.Popen[bytes] | warm.Process
+        if warm.able(os.environ):
+            self.process = warm.begin(line, os.environ, streams)
+        else:
+            command = [sys.executable, "-m", "kvswap", *line]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=streams[0], stderr=streams[1])
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.returncode
+
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        """Wait for its end; what it wrote to both streams.  Raises `subprocess.TimeoutExpired`."""
+        self.process.wait(timeout)
+        texts = []
+        for stream in (self._out, self._err):
+            stream.seek(0)
+            texts.append(stream.read().decode())
+            stream.close()
+        return texts[0], texts[1]
+
+
 def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def until(condition: Any, seconds: float = 120.0, what: str = "condition") -> Any:
+def until(condition: Any, seconds: float = 600.0, what: str = "condition") -> Any:
     """Poll until the condition gives something true.  The time is a bound, not a wait."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -479,6 +508,6 @@ def until(condition: Any, seconds: float = 120.0, what: str = "condition") -> An
     raise AssertionError(f"{what} did not come true within {seconds} s")
 
 
-def run(coroutine: Any, seconds: float = 240.0) -> Any:
+def run(coroutine: Any, seconds: float = 900.0) -> Any:
     """Run a coroutine to its end.  The time ends what hangs, and no slow machine comes near it."""
     return asyncio.run(asyncio.wait_for(coroutine, seconds))

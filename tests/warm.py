@@ -197,6 +197,15 @@ def run(
         return subprocess.CompletedProcess(list(arguments), code, *texts)
 
 
+def begin(arguments: Sequence[str], environment: Mapping[str, str], streams: tuple[int, int]) -> Process:
+    """Begin a command line without input, whose output goes to these descriptors."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    try:
+        return _start(["kvswap", *arguments], environment, Path.cwd(), (nothing, *streams))
+    finally:
+        os.close(nothing)
+
+
 # -- model processes, started by a daemon --------------------------------------------------------------
 
 

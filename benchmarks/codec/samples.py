@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import BLOCK, DOCUMENT, ROOT
+from benchmarks.common import BLOCK_TOKENS, DOCUMENT, ROOT
 
 TOKENS = 2_048
 
@@ -51,8 +51,8 @@ def blocks_of(loaded: Any, ids: list[int], predictor: Any) -> Iterator[Block]:
     cache = new_cache(loaded.model.config, len(ids))
     held: dict[int, list[np.ndarray]] = {}
     members: dict[int, list[int]] = {}
-    for block, run, parts, _, runs in captured(loaded, cache, ids, BLOCK):
+    for block, run, parts, _, runs in captured(loaded, cache, ids, BLOCK_TOKENS):
         held.setdefault(block, []).extend(p.copy() for p in parts)
         members.setdefault(block, []).extend(runs[run])
     for block, parts in held.items():
-        yield Block(parts, context_of(predictor, members[block], block * BLOCK, {}))
+        yield Block(parts, context_of(predictor, members[block], block * BLOCK_TOKENS, {}))

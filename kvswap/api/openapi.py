@@ -16,6 +16,7 @@ import msgspec
 from kvswap.api import requests as bodies
 from kvswap.core.version import __version__
 
+TAR = "application/x-tar"
 _FREE = frozenset({"/healthz", "/readyz"})  # of the token
 
 
@@ -38,6 +39,8 @@ ROUTES = (
     Route("GET", "/metrics", "Counters for Prometheus.", answer="text/plain"),
     Route("GET", "/v1/status", "The node's state: peers, store, model."),
     Route("GET", "/v1/id", "PeerId, publisher and addresses of the node."),
+    Route("GET", "/v1/settings", "The settings that the daemon was started with, and where each came from."),
+    Route("POST", "/v1/stop", "End the daemon."),
     Route("GET", "/v1/peers", "Peers and what was experienced with them."),
     Route("POST", "/v1/peers/{peer}/block", "Neither serve nor ask a peer."),
     Route("POST", "/v1/peers/{peer}/unblock", "Serve and ask a peer again."),
@@ -49,10 +52,13 @@ ROUTES = (
     Route("POST", "/v1/artifacts/{ref}/pin", "Keep an artifact whatever space is needed."),
     Route("POST", "/v1/artifacts/{ref}/unpin", "Keep it no longer."),
     Route("POST", "/v1/artifacts/{ref}/withdraw", "Take back what this node published.", bodies.WithdrawRequest),
+    Route("GET", "/v1/artifacts/{ref}/archive", "An artifact as one file.", query=("group",), answer=TAR),
+    Route("POST", "/v1/archives", "Take in an artifact as one file, which is the body.", lines=True),
     Route("GET", "/v1/chunks/{cid}", "The bytes of a chunk in the store.", answer="application/octet-stream"),
     Route("POST", "/v1/publish", "Prefill, sign and announce a document.", bodies.PublishRequest, lines=True),
     Route("POST", "/v1/codec/train", "Train the predictive codec.", bodies.TrainRequest, lines=True),
     Route("POST", "/v1/fetch", "Make an artifact local and verified.", bodies.FetchRequest, lines=True),
+    Route("POST", "/v1/find", "Who has an artifact or a document? Fetches nothing.", bodies.FindRequest, lines=True),
     Route("POST", "/v1/plan", "Fetch, prefill, both at once, or a host?", bodies.PlanRequest, lines=True),
     Route("POST", "/v1/ask", "Answer a question from a document's cache.", bodies.AskRequest, lines=True),
     Route("POST", "/v1/verify", "Check an artifact, or the store.", bodies.VerifyRequest, lines=True),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
+from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
@@ -76,20 +77,34 @@ class FetchRequest(Terms, frozen=True, kw_only=True):
     text: str | None = None
 
 
+class FindRequest(Request, frozen=True, kw_only=True):
+    """The request `POST /v1/find`: who has an artifact or a document, without fetching any of it."""
+
+    ref: str
+    text: str | None = None
+    """The document: where nobody offers it, its longest published prefix is looked for."""
+    model: str | None = None
+    """A model's label, directory or identity (its first 8 digits in hex at least): leave out what others made."""
+    publisher: str | None = None
+    """A publisher's PeerId: leave out what others signed."""
+    group: str | None = None
+    """Look only among what is sealed for this group."""
+
+
 class PlanRequest(FetchRequest, frozen=True, kw_only=True):
     """The request `POST /v1/plan`: weigh fetching, prefilling, both at once and a host."""
 
     host: str | None = None
     """A host's PeerId, or `auto` for the best of those known."""
     question: str = ""
-    max_tokens: AnswerTokens = 64
+    max_tokens: AnswerTokens = ANSWER_TOKENS
 
 
 class AskRequest(FetchRequest, frozen=True, kw_only=True):
     """The request `POST /v1/ask`: answer a question from a document's cache."""
 
     question: str
-    max_tokens: AnswerTokens = 64
+    max_tokens: AnswerTokens = ANSWER_TOKENS
     prefill: bool = False
     """Prefill here, whatever peers offer."""
     ignore_eos: bool = False

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import os
 import sys
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from kvswap.cli import streams
+from kvswap.cli.examples import with_examples
 from kvswap.core.errors import KvswapError, UsageError
 from kvswap.core.version import __version__
 
@@ -19,6 +23,7 @@ from kvswap.core.version import __version__
 VERBS = {
     "daemon": ("daemon", "Run a node."),
     "publish": ("publish", "Prefill a text file and offer its KV cache to peers."),
+    "find": ("find", "Say who has an artifact or a document, without fetching it."),
     "fetch": ("fetch", "Make a published cache local and verified, when that is worth it."),
     "ask": ("ask", "Answer a question from a document's cache."),
     "plan": ("plan", "Say whether fetching beats prefilling, and why."),
@@ -26,11 +31,16 @@ VERBS = {
     "verify": ("verify", "Check an artifact step by step, or the whole store."),
     "withdraw": ("withdraw", "Take back an artifact that this node published."),
     "ls": ("ls", "List artifacts in the store."),
+    "export": ("archive", "Write an artifact in the store as one file."),
+    "import": ("archive", "Take an artifact from one file into the store, verified."),
     "rm": ("rm", "Remove an artifact from the store."),
     "pin": ("pin", "Keep an artifact whatever the quota says."),
     "unpin": ("pin", "Let an artifact go when space is needed."),
     "gc": ("gc", "Remove chunks that no artifact needs."),
     "status": ("status", "State of the running node."),
+    "stop": ("stop", "End the daemon, and wait until it has."),
+    "config": ("config", "Every setting, and where its value comes from."),
+    "logs": ("logs", "The daemon's log."),
     "peers": ("peers", "Peers and what was experienced with them."),
     "block": ("block", "Neither serve nor ask a peer."),
     "unblock": ("block", "Serve and ask a peer again."),
@@ -38,23 +48,25 @@ VERBS = {
     "host": ("host", "Answer others from hosted documents; or ask who does."),
     "group": ("group", "Groups, for which documents can be sealed."),
     "id": ("id", "This node's ids and addresses."),
-    "model": ("model", "Models: list, pull."),
+    "model": ("model", "Models: list, pull, check, remove."),
     "codec": ("codec", "Train the predictive codec for a model."),
     "economics": ("economics", "What prefilling, hosting and shipping cost, after the paper."),
     "bench": ("bench", "The paper's experiment on this machine."),
     "manifest": ("manifest", "Judge a manifest file."),
     "events": ("events", "What the node did and does."),
     "doctor": ("doctor", "Check this machine and this installation."),
+    "completion": ("completion", "Let a shell complete verbs, options and their values."),
 }
 
 
 # Heading of the help -> verbs, in their order.
 GROUPS = {
-    "Basics": ("daemon", "publish", "fetch", "ask", "plan", "status"),
-    "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw"),
+    "Basics": ("daemon", "publish", "find", "fetch", "ask", "plan", "status", "stop"),
+    "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw", "export", "import"),
     "Trust": ("verify", "trust", "group", "manifest"),
     "Network": ("id", "peers", "block", "unblock", "host", "events"),
-    "Models and costs": ("model", "codec", "economics", "bench", "doctor"),
+    "Models and costs": ("model", "codec", "economics", "bench"),
+    "This machine": ("config", "logs", "doctor", "completion"),
 }
 
 
@@ -62,16 +74,26 @@ class LazyGroup(click.Group):
     """Imports a verb's module only when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the verbs, in the order of the table."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a verb, and return its command with its examples; None for another word."""
         if cmd_name not in VERBS:
             return None
         module = import_module(f"kvswap.cli.commands.{VERBS[cmd_name][0]}")
+        gc.enable()
         command: click.Command = getattr(module, f"{cmd_name}_command")
-        return command
+        return with_examples(command, cmd_name)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Return the verbs, without importing any, or the options."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=VERBS[name][1]) for name in VERBS if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs under their headings, without importing any."""
         for heading, names in GROUPS.items():
             with formatter.section(heading):
                 formatter.write_dl([(name, VERBS[name][1]) for name in names])
@@ -80,7 +102,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb; of a typing error say which one is like it."""
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
+        if args and args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
             from difflib import get_close_matches
 
             like = get_close_matches(args[0], VERBS, n=1)
@@ -91,10 +113,10 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kvswap")
-@click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: XDG data directory).")
+@click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: the platform's for data).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is done, and how long it takes.")
 @click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR).")
 @click.pass_context
 def cli(ctx: click.Context, home: str | None, as_json: bool, quiet: bool, verbose: bool, no_color: bool) -> None:
@@ -123,6 +145,10 @@ def main(arguments: list[str] | None = None) -> int:
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     chosen: dict[str, Any] = {}
     streams.prepare()
+    if "_KVSWAP_COMPLETE" in os.environ:  # a shell asks, for a TAB
+        from kvswap.cli.shells import register
+
+        register()
     try:
         result: Any = cli.main(args=arguments, prog_name="kvswap", standalone_mode=False, obj=chosen)
         return result if isinstance(result, int) else 0
@@ -173,5 +199,5 @@ def _failed(error: Exception, chosen: dict[str, Any], as_json: bool) -> int:
 
 
 def entry() -> None:
-    """Console script."""
+    """Run the command line as the console script does, and end the process with its exit code."""
     sys.exit(main())

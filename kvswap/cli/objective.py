@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from kvswap.cli.completing import GroupType, PeerType
 from kvswap.core.limits import LIMITS
 from kvswap.cost import OBJECTIVES, Objective
 
@@ -23,6 +24,7 @@ class Finite(click.FloatRange):
     """A number in a range; neither infinity nor what is no number."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a number, or fail as click does."""
         number = super().convert(value, param, ctx)
         if isinstance(number, float) and not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -43,7 +45,7 @@ class Bytes(click.IntRange):
 
 
 def plan_options(function: F) -> F:
-    """Adds the options; the function gets `objective`."""
+    """Add the options of a plan to a command, which gets them as `objective`."""
 
     @click.option("--objective", type=click.Choice(OBJECTIVES), default="mix", help="What to save (default: both).")
     @click.option("--max-seconds", type=Finite(0, 1e18), help="Reject plans that take longer.")
@@ -64,18 +66,18 @@ def plan_options(function: F) -> F:
 
 
 def group_option(text: str = "Look only among what is sealed for this group.") -> Callable[[F], F]:
-    """`--group`."""
-    return click.option("--group", metavar="NAME", help=text)
+    """Make the option `--group`."""
+    return click.option("--group", metavar="NAME", type=GroupType(), help=text)
 
 
 def host_option() -> Callable[[F], F]:
-    """`--host`."""
+    """Make the option `--host`."""
     text = "Let this host answer; auto: the best of those known, where the plan says so.  It learns the question."
-    return click.option("--host", metavar="PEER|auto", help=text)
+    return click.option("--host", metavar="PEER|auto", type=PeerType("auto", kinds=("hosts",)), help=text)
 
 
 def samples_option(text: str) -> Callable[[F], F]:
-    """`--samples`: positions that are computed again."""
+    """Make the option `--samples`: how many positions are computed again."""
     kind = click.IntRange(1, LIMITS.audit_samples)
     return click.option("--samples", type=kind, default=LIMITS.usual_samples, show_default=True, help=text)
 
@@ -99,7 +101,7 @@ def renamed_flag(new: str, old: str, text: str) -> Callable[[F], F]:
 
 
 def untrusted_option() -> Callable[[F], F]:
-    """`--allow-untrusted`."""
+    """Make the option `--allow-untrusted`."""
     text = "Take the cache of a publisher that is not trusted, once it is verified."
     return renamed_flag("--allow-untrusted", "--strangers", text)
 
@@ -107,5 +109,5 @@ def untrusted_option() -> Callable[[F], F]:
 def lossy_option(
     text: str = "Take a cache of a lossy codec, which is not bit-identical to the model's own.",
 ) -> Callable[[F], F]:
-    """`--allow-lossy`."""
+    """Make the option `--allow-lossy`."""
     return renamed_flag("--allow-lossy", "--inexact", text)

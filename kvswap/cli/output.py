@@ -10,12 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from kvswap.cli import streams
-from kvswap.client import Client
 from kvswap.core.documents import check_document, check_size
 from kvswap.core.errors import Incompatible, IntegrityError, Untrusted, UsageError
 from kvswap.core.files import exists, read_file
@@ -23,13 +22,16 @@ from kvswap.core.ids import document_digest, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.text import printable
 
+if TYPE_CHECKING:
+    from kvswap.client import Client
+
 _LINE_BYTES = 4_096  # of a key or an invitation
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(slots=True)
 class Output:
-    """How this call speaks."""
+    """The manner in which one call of the command line speaks: its home, and the options that every verb takes."""
 
     home: str | None
     as_json: bool
@@ -39,6 +41,9 @@ class Output:
 
     @property
     def client(self) -> Client:
+        """The client of this home's daemon."""
+        from kvswap.client import Client  # a third of the time that a TAB may take
+
         return Client(self.home)
 
     def result(self, value: Any, text: str | Callable[[], str]) -> None:
@@ -49,23 +54,24 @@ class Output:
             streams.answer(printable(text() if callable(text) else text, "\n\t"), keep=True)
 
     def note(self, text: str) -> None:
-        """For people only."""
+        """Say a line to people, on standard error; nothing with `--quiet` or `--json`."""
         if not self.quiet and not self.as_json:
             streams.write_line(text)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-        """Plain aligned columns: easy to read, easy to cut.  No cell can break out of its line."""
+        """Lay rows out in aligned columns, easy to read and to cut; no cell can break out of its line."""
         columns = [["" if v is None else str(v) for v in column] for column in zip(headers, *rows, strict=True)]
         columns = [c if "".join(c).isprintable() else [printable(cell) for cell in c] for c in columns]
         line = "  ".join(f"%-{max(map(len, column))}s" for column in columns)
         return "\n".join([(line % row).rstrip() for row in zip(*columns, strict=True)])
 
     def progress(self) -> Progress:
+        """Make what is called with the events of a request, and shows them."""
         return Progress(self)
 
 
 class Progress:
-    """Events as JSON lines, as a bar on a terminal, or as nothing."""
+    """A view of events: JSON lines, a bar on a terminal, or nothing."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -82,6 +88,7 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
+        """Show an event."""
         output = self._output
         if output.as_json:
             streams.answer(json.dumps(event))
@@ -103,6 +110,10 @@ class Progress:
                 planes = ", ".join(sorted({peer["kind"] for peer in event["peers"]}))
                 detail += f" from {len(event['peers'])} peer(s) over {planes}"
             self._advance("transfer", event["bytes"] + event["arriving"], event["total_bytes"], detail)
+        elif kind in ("export", "import") and event["total_bytes"]:
+            rate = event["bytes"] / max(event["seconds"], 1e-3)
+            detail = f"{size(event['bytes'])} of {size(event['total_bytes'])}, {size(rate)}/s"
+            self._advance(kind, event["bytes"], event["total_bytes"], detail)
         elif kind == "noise":
             output.note(f"measuring how far apart right caches of {event['model']} are on this machine (once) ...")
         elif kind == "found" and event.get("peers"):
@@ -145,7 +156,7 @@ def verb(function: F) -> F:
     @click.option("--home", default=None, help="Directory of the node.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
-    @click.option("-v", "--verbose", is_flag=True, help="Say more.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say what is done, and how long it takes.")
     @click.option("--no-color", is_flag=True, help="No colours.")
     @functools.wraps(function)
     def wrapped(**options: Any) -> Any:
@@ -156,20 +167,25 @@ def verb(function: F) -> F:
         root.obj |= chosen  # what goes wrong is written down in that home
         root.obj["command"] = click.get_current_context().command_path
         output = Output(chosen["home"], *(bool(chosen[name]) for name in names[1:]))
-        return function(output, **options)
+        if not output.verbose:
+            return function(output, **options)
+        from kvswap.cli.verbose import verbosely
+
+        with verbosely(root.obj["command"], output.home):
+            return function(output, **options)
 
     return cast(F, wrapped)
 
 
 def rates(row: dict[str, float]) -> str:
-    """What was measured of a codec."""
+    """Format what was measured of a codec."""
     parts = [f"{row['ratio']:.2f}x"] if "ratio" in row else []
     parts += [f"{verb} {size(int(row[verb]))}/s" for verb in ("encode", "load") if verb in row]
     return ", ".join(parts)
 
 
 def size(value: float) -> str:
-    """Human-readable bytes, in powers of ten."""
+    """Format a number of bytes for people, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000 or unit == "GB":
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
@@ -188,9 +204,9 @@ def secret_of(word: str, what: str, hint: str) -> str:
     elif exists(Path(word)):
         data = read_file(Path(word), _LINE_BYTES, streams=True, note=streams.write_line)
     else:
-        what = "the word that was given" if word.startswith("kvswap") else repr(name)
+        given = "the word that was given" if word.startswith("kvswap") else repr(name)
         raise UsageError(
-            f"{what} names no file: {what} is read from a file, or from standard input",
+            f"{given} names no file: {what} is read from a file, or from standard input",
             cause="it was typed as a word, which other users and the shell's history see, or the file is elsewhere",
             hint=hint,
         )
@@ -211,7 +227,7 @@ def naming(name: str | Path) -> Iterator[None]:
 
 
 def read_document(path: Path, note: Callable[[str], None] = streams.write_line) -> bytes:
-    """A document's bytes, checked before they are sent anywhere.  Raises `InvalidDocument`.
+    """Read a document and check its bytes before they are sent anywhere.  Raises `InvalidDocument`.
 
     The file may be a pipe, as `<(...)` is; `note` is told when one keeps us waiting.
     """
@@ -227,7 +243,10 @@ def read_document(path: Path, note: Callable[[str], None] = streams.write_line) 
 
 
 def reference(ref: str) -> tuple[str, str | None]:
-    """(id, text): what the user named is an artifact id, a document digest, or a text file's path."""
+    """Return the id that a user named, and the text where it was a file's path.
+
+    It is an artifact's id, a document's digest, or the path of a text file.  Raises `UsageError`, `InvalidDocument`.
+    """
     try:
         path = Path(ref).expanduser()
     except RuntimeError:  # of a user who is not known here

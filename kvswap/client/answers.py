@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,23 @@ from kvswap.core.errors import DaemonNotRunning, DaemonSilent, KvswapError
 from kvswap.core.runfile import not_running
 
 HEARTBEAT = "heartbeat"
+_logger = logging.getLogger("kvswap.client")
 HEADER = "Kvswap-Heartbeat"  # of an answer of lines: seconds between its heartbeats
+REQUEST_HEADER = "Kvswap-Request"
 _LONG = 1 << 20  # bytes of JSON
 _MISSED = 10  # heartbeats in a row, and the daemon is taken for frozen
+
+
+def note_answer(call: Call, status: int, request: str | None, began: float) -> None:
+    """Log that the head of an answer came, and `request`, the id that the daemon's log has for it.
+
+    Of the path only the first two parts: what follows may name a document.  `began` is of `time.monotonic`.
+    """
+    if _logger.isEnabledFor(logging.DEBUG):
+        path = "/".join(call.path.partition("?")[0].split("/")[:3])
+        _logger.debug(
+            "%s %s %d, %.3f s, request %s", call.method, path, status, time.monotonic() - began, request or "none"
+        )
 
 
 def message_of(line: bytes | str, where: Path | str) -> dict[str, Any]:

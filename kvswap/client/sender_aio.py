@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
 from kvswap.client import calls
 from kvswap.client.answers import (
     HEADER,
     HEARTBEAT,
+    REQUEST_HEADER,
     error_of,
     message_of,
     not_ours,
     not_there,
+    note_answer,
     silence_seconds,
     silent,
     went_away,
@@ -47,13 +50,14 @@ class AsyncSender:
         # Between lines this task waits itself, by the heartbeats that the head of the answer promises.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=calls.SHORT_SECONDS)
         connector = aiohttp.UnixConnector(address.socket) if address.socket is not None else None
-        waits = call.head_seconds
+        waits, began = call.head_seconds, time.monotonic()
         try:
             async with aiohttp.ClientSession(
                 connector=connector, timeout=timeout, headers=address.headers, read_bufsize=1 << 20
             ) as session:
                 async with asyncio.timeout(waits):
                     response = await session.request(call.method, address.url + call.path, **body)
+                note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
                 async with response:
                     if response.status != 200 or not call.lines:
                         async with asyncio.timeout(waits):
@@ -76,6 +80,36 @@ class AsyncSender:
         except (OSError, aiohttp.ClientError) as error:  # what a callback of the caller's raises is not seen here
             if frames is not None and frames.error is not None:
                 raise frames.error from None
+            raise self._error_of(error, waits) from error
+
+    async def pieces(self, call: Call, on_headers: Callable[[Mapping[str, str]], None]) -> AsyncGenerator[bytes, None]:
+        """Yield an answer that is bytes, piece by piece, after `on_headers` was called with its headers."""
+        import aiohttp
+
+        where, address = self._target.where, self._target.address()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=calls.SHORT_SECONDS)
+        connector = aiohttp.UnixConnector(address.socket) if address.socket is not None else None
+        waits, began = call.seconds, time.monotonic()
+        try:
+            async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=address.headers) as session:
+                async with asyncio.timeout(waits):
+                    response = await session.request(call.method, address.url + call.path)
+                note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
+                async with response:
+                    waits = calls.SHORT_SECONDS
+                    if response.status != 200:
+                        async with asyncio.timeout(waits):
+                            raise error_of(message_of(await response.read(), where), response.status)
+                    on_headers(response.headers)
+                    while True:
+                        async with asyncio.timeout(waits):
+                            piece = await response.content.read(calls.PIECE)
+                        if not piece:
+                            return
+                        yield piece
+        except KvswapError:
+            raise
+        except (OSError, aiohttp.ClientError) as error:
             raise self._error_of(error, waits) from error
 
     def _error_of(self, error: Exception, waited: float) -> KvswapError:

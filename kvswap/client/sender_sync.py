@@ -6,7 +6,8 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -14,10 +15,12 @@ from kvswap.client import calls
 from kvswap.client.answers import (
     HEADER,
     HEARTBEAT,
+    REQUEST_HEADER,
     error_of,
     message_of,
     not_ours,
     not_there,
+    note_answer,
     silence_seconds,
     silent,
     went_away,
@@ -65,7 +68,7 @@ class Sender:
         where, address = self._target.where, self._target.address()
         connection = _connection(address, call.head_seconds)
         body, headers = _body(call, address)
-        waits = call.head_seconds
+        waits, began = call.head_seconds, time.monotonic()
         try:
             try:
                 connection.connect()
@@ -83,6 +86,7 @@ class Sender:
                     raise error_of(message_of(refused.read(), where), refused.status) from None
                 raise
             response = connection.getresponse()
+            note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
             if response.status != 200 or not call.lines:
                 message = message_of(response.read(), where)
                 if response.status != 200:
@@ -100,6 +104,38 @@ class Sender:
         except (OSError, http.client.HTTPException) as error:  # what a callback of the caller's raises is not seen here
             if isinstance(body, calls.FrameSource) and body.error is not None:
                 raise body.error from None
+            raise self._error_of(error, waits) from error
+        finally:
+            connection.close()
+
+    def pieces(self, call: Call, on_headers: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
+        """Yield an answer that is bytes, piece by piece, after `on_headers` was called with its headers."""
+        where, address = self._target.where, self._target.address()
+        connection = _connection(address, call.seconds)
+        waits, began = call.seconds, time.monotonic()
+        try:
+            try:
+                connection.connect()
+            except (ConnectionError, FileNotFoundError) as error:
+                raise not_there(where) from error
+            sock = connection.sock
+            connection.request(call.method, call.path, headers=address.headers)
+            response = connection.getresponse()
+            note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
+            waits = calls.SHORT_SECONDS
+            sock.settimeout(waits)
+            if response.status != 200:
+                raise error_of(message_of(response.read(), where), response.status)
+            on_headers(dict(response.headers.items()))
+            left = response.length or 0
+            while piece := response.read(calls.PIECE):
+                left -= len(piece)
+                yield piece
+            if left:  # which http.client does not say of an answer that is read in pieces
+                raise went_away()
+        except KvswapError:
+            raise
+        except (OSError, http.client.HTTPException) as error:
             raise self._error_of(error, waits) from error
         finally:
             connection.close()

@@ -154,6 +154,13 @@ class MalformedManifest(Incompatible):
     usual = ("it was cut off or changed, or is no manifest of kvswap", "kvswap manifest check --help")
 
 
+class MalformedArchive(Incompatible):
+    """A file that is not the archive of an artifact, or only the beginning of one."""
+
+    code = "malformed_archive"
+    usual = ("it was cut off or changed, or kvswap export did not make it", "kvswap export REF FILE makes one")
+
+
 class PlanSaysPrefill(KvswapError):
     """A fetch that was planned and is not worth it; `details['plan']` has the figures."""
 

@@ -96,12 +96,15 @@ class _File(logging.handlers.RotatingFileHandler):
         super().__init__(path, maxBytes=_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace", delay=True)
         self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(_WAITING)
         self._writer: threading.Thread | None = None
+        self._writing = threading.RLock()  # not the handler's own lock, for which the end of a process waits
 
     def handle(self, record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING:
-            return bool(super().handle(record))
         if not self.filter(record):
             return False
+        if record.levelno >= logging.WARNING:
+            with self._writing:
+                self.emit(record)
+            return True
         if self._writer is None:
             self._writer = threading.Thread(target=self._write, name="kvswap-log", daemon=True)
             self._writer.start()
@@ -111,15 +114,26 @@ class _File(logging.handlers.RotatingFileHandler):
 
     def _write(self) -> None:
         while (record := self._waiting.get()) is not None:
-            with self.lock or contextlib.nullcontext():
+            with self._writing:
                 self.emit(record)
+
+    def flush(self) -> None:
+        if self._writing.acquire(timeout=_CLOSE_SECONDS):  # not while the disk hangs
+            try:
+                super().flush()
+            finally:
+                self._writing.release()
 
     def close(self) -> None:
         if self._writer is not None:
             with contextlib.suppress(queue.Full):
                 self._waiting.put_nowait(None)
             self._writer.join(_CLOSE_SECONDS)
-        super().close()
+        if self._writing.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                super().close()
+            finally:
+                self._writing.release()
 
     def _open(self):  # type: ignore[no-untyped-def]
         path = Path(self.baseFilename)

@@ -1,8 +1,8 @@
 """Configuration: flags > environment `KVSWAP_*` > `config.toml` > default; and where files live.
 
-`KVSWAP_HOME` (or `--home`) puts everything of one node under one directory.  Without it the XDG base directories are
-used.  Model files are shared by all homes of a user, because they are large and addressed by content:
-`$XDG_CACHE_HOME/kvswap/models`, or `KVSWAP_MODELS`.
+`KVSWAP_HOME` (or `--home`) puts everything of one node under one directory.  Without it that is the platform's
+directory for data (`kvswap.core.directories`).  Model files are shared by all homes of a user, because they are large
+and addressed by content: in the platform's directory for caches, or `KVSWAP_MODELS`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from kvswap.core import checks
 from kvswap.core.checks import Check, shown
+from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.errors import InvalidSettings, UsageError
 from kvswap.core.failures import brief
@@ -112,7 +113,22 @@ def _of_env(env: Mapping[str, str], names: Iterable[str]) -> Iterator[_Given]:
 def _of_flags(flags: Mapping[str, Any]) -> Iterator[_Given]:
     for name, value in flags.items():
         if value is not None and value != ():
-            yield _Given(name, value, f"--{name.replace('_', '-')}", Path.cwd())
+            no = "no-" if value is False else ""
+            yield _Given(name, value, f"--{no}{name.replace('_', '-')}", Path.cwd())
+
+
+def _places_of_directories(home: str | None, env: Mapping[str, str]) -> dict[str, str]:
+    """Say where the two directories came from, as `home_directory` and `models_directory` choose them."""
+    places: dict[str, str] = {}
+    if home or env.get("KVSWAP_HOME"):
+        places["home"] = "--home" if home else "KVSWAP_HOME in the environment"
+    elif env.get("XDG_DATA_HOME", "").startswith("/"):
+        places["home"] = "XDG_DATA_HOME in the environment"
+    if env.get("KVSWAP_MODELS"):
+        places["models"] = "KVSWAP_MODELS in the environment"
+    elif env.get("XDG_CACHE_HOME", "").startswith("/"):
+        places["models"] = "XDG_CACHE_HOME in the environment"
+    return places
 
 
 def _checked(check: Check, default: Any) -> Any:
@@ -132,7 +148,7 @@ class Settings:
     dtype: str = _checked(checks.choice("bfloat16", "float16", "float32"), "bfloat16")
     device: str = _checked(checks.device, "cpu")
     threads: int = _checked(checks.whole(0, 1024), 0)  # 0: as many as torch chooses
-    block_tokens: int = _checked(checks.whole(1, LIMITS.block_tokens), 256)
+    block_tokens: int = _checked(checks.whole(1, LIMITS.block_tokens), BLOCK_TOKENS)
     codec: str = _checked(checks.choice(*CODECS), "planes")
     # a second codec to publish in, in the background, where there is a predictor; "": none
     also_codec: str = _checked(checks.choice("", *CODECS), "predictive")
@@ -184,6 +200,21 @@ class Settings:
         `InvalidSettings`, which names all faults at once, each with the line, the environment variable or the option it
         came from.
         """
+        return cls.load_with_places(home, env, also=also, **flags)[0]
+
+    @classmethod
+    def load_with_places(
+        cls,
+        home: str | None = None,
+        env: Mapping[str, str] | None = None,
+        *,
+        also: Also | None = None,
+        **flags: Any,
+    ) -> tuple[Settings, dict[str, str]]:
+        """Read the settings as `load` does, and return them with the place that each came from.
+
+        A setting that nobody gave has no place: it is the default.
+        """
         env = os.environ if env is None else env
         settings = cls(home=home_directory(home, env), models=models_directory(env))
         kinds = {f.name: f.metadata["check"] for f in fields(cls) if "check" in f.metadata}
@@ -206,4 +237,4 @@ class Settings:
             faults += [Fault(name, places[name], why) for name, why in also(settings, places.keys())]
         if faults:
             raise invalid(faults)
-        return settings
+        return settings, _places_of_directories(home, env) | places

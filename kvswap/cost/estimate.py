@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from kvswap.cost.objective import MIX, Objective
 from kvswap.cost.split import Work, meetings
 
 _HYBRID_GAIN = 0.97  # doing both must score below this part of the better of the two others
@@ -110,20 +111,6 @@ class Prices:
     def fetch(self, size: int, link: Link) -> float:
         """Return the dollars of fetching `size` bytes over a link."""
         return size / 1e9 * (self.per_gb + link.per_gb)
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """The goal of a plan: `time`, `money`, or the `mix` of both at the price of a second; and budgets."""
-
-    by: str = "mix"
-    max_seconds: float | None = None
-    max_dollars: float | None = None
-    max_bytes: int | None = None  # to be fetched
-
-
-MIX = Objective()
-OBJECTIVES = ("mix", "time", "money")
 
 
 @dataclass(frozen=True, slots=True)

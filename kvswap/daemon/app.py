@@ -25,9 +25,11 @@ from kvswap.core.ids import Cid, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.version import __version__
 from kvswap.daemon import metrics
+from kvswap.daemon.archives_api import ArchivesApi
 from kvswap.daemon.engine_api import EngineApi
 from kvswap.daemon.guard import guard
 from kvswap.daemon.hosts_api import HostsApi
+from kvswap.daemon.node_api import NodeApi
 from kvswap.daemon.peers_api import PeersApi
 from kvswap.daemon.requests import (
     heartbeats,
@@ -53,11 +55,10 @@ from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.net.failing import answering, errors
 from kvswap.store import ArtifactRow
+from kvswap.store.tables import ROWS_AT_ONCE
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.levels import up_to
-
-_PAGE = 500  # artifacts
 
 
 def _decrypted(statement: Statement) -> dict[str, Any]:
@@ -77,8 +78,9 @@ def _decrypted(statement: Statement) -> dict[str, Any]:
 class Api:
     """The handlers of one node."""
 
-    def __init__(self, node: Node, model: ModelProcess, watch: Watch) -> None:
+    def __init__(self, node: Node, model: ModelProcess, watch: Watch, about: NodeApi | None = None) -> None:
         self._node = node
+        self._about = about
         self._model = model
         self._watch = watch
         self._before = self._queries()  # those of the start, when nobody waited
@@ -110,8 +112,10 @@ class Api:
             web.post("/v1/ask", self.ask),
             web.post("/v1/verify", self.verify),
             web.post("/v1/gc", self.collect),
+            *ArchivesApi(self._node).routes(),
             *EngineApi(self._node).routes(),
             *HostsApi(self._node).routes(),
+            *(self._about or NodeApi(self._node)).routes(),
             *PeersApi(self._node).routes(),
             *TrustApi(self._node).routes(),
         ]
@@ -212,17 +216,20 @@ class Api:
         if document:
             yield self._shown(self._node.store.artifacts(document))
             return
-        page = self._node.store.page(None, _PAGE)
+        page = self._node.store.page(None, ROWS_AT_ONCE)
         while page:
             yield self._shown(page)
-            page = self._node.store.page(page[-1], _PAGE) if len(page) == _PAGE else []
+            page = self._node.store.page(page[-1], ROWS_AT_ONCE) if len(page) == ROWS_AT_ONCE else []
 
     def _shown(self, rows: Sequence[ArtifactRow]) -> list[dict[str, Any]]:
         """Rows as people read them: the index knows no more of what is sealed than everybody may."""
         out = []
         for row, standing in zip(rows, self._node.trust.standings.of_all(rows), strict=True):
-            shown = row.to_json() | {"group": None, "standing": standing.name, "why": standing.why or None}
-            shown["disputed_with"] = list(standing.others)
+            shown = row.to_json()
+            shown["group"] = None
+            shown["standing"] = standing.name
+            shown["why"] = standing.why or None
+            shown["disputed_with"] = standing.others
             if row.dtype == SEALED_DTYPE:
                 try:
                     shown |= _decrypted(self._node.read(self._node.store.envelope(row.id) or b""))

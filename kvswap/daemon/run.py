@@ -13,7 +13,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,7 @@ from kvswap.cost import Calibration
 from kvswap.daemon import socket
 from kvswap.daemon.app import Api
 from kvswap.daemon.memory import few_arenas
+from kvswap.daemon.node_api import NodeApi
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
@@ -56,8 +57,13 @@ def _transport(settings: Settings, seed: bytes, problems: Problems) -> Transport
     return Libp2pTransport(seed, settings, problems)
 
 
-async def serve(settings: Settings, ready: Ready, watch: Watch, verbose: bool = False) -> None:
-    """Run a node until SIGINT or SIGTERM, on a loop that `watch` made.  Raises `StoreLocked`, `UsageError`."""
+async def serve(
+    settings: Settings, ready: Ready, watch: Watch, verbose: bool = False, places: Mapping[str, str] | None = None
+) -> None:
+    """Run a node until a signal or a client ends it, on a loop that `watch` made.
+
+    `places`: where the settings came from.  Raises `StoreLocked`, `UsageError`.
+    """
     for address in settings.bootstrap:
         peer_of(address)  # a typing error is worth stopping for; an absent peer is not
     few_arenas()
@@ -70,12 +76,14 @@ async def serve(settings: Settings, ready: Ready, watch: Watch, verbose: bool = 
     home = Home(settings.home)
     start_log(settings.home, level=settings.log_level, style=settings.log_format, verbose=verbose)  # now it has a place
     try:
-        await _serve(settings, home, stop, ready, watch)
+        await _serve(settings, home, stop, ready, watch, places or {})
     finally:
         home.close()
 
 
-async def _serve(settings: Settings, home: Home, stop: asyncio.Event, ready: Ready, watch: Watch) -> None:
+async def _serve(
+    settings: Settings, home: Home, stop: asyncio.Event, ready: Ready, watch: Watch, places: Mapping[str, str]
+) -> None:
     store = Store.open(settings.home / "store", settings.quota_bytes)
     model = ModelProcess(settings, store.problems)
     try:
@@ -90,7 +98,8 @@ async def _serve(settings: Settings, home: Home, stop: asyncio.Event, ready: Rea
             Calibration(settings.home / "calibration.json", store.problems),
             node_key,
         )
-        await _run(node, home, model, stop, ready, watch)
+        api = Api(node, model, watch, NodeApi(node, places, stop.set))
+        await _run(node, home, model, stop, ready, watch, api)
     finally:
         await model.stop()
         store.close()
@@ -116,12 +125,14 @@ def _write_run_file(run_file: RunFile, home: Home) -> None:
         run_file.write(home.path)
 
 
-async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event, ready: Ready, watch: Watch) -> None:
+async def _run(
+    node: Node, home: Home, model: ModelProcess, stop: asyncio.Event, ready: Ready, watch: Watch, api: Api
+) -> None:
     settings, service = node.settings, Service(node)
     token = secrets.token_urlsafe(32)
     # What a client cancelled must stop here too, hence handler_cancellation.
     runner = web.AppRunner(
-        Api(node, model, watch).application(token),
+        api.application(token),
         handler_cancellation=True,
         access_log=None,
         shutdown_timeout=_GRACE_SECONDS,
@@ -156,7 +167,7 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
         )
         _logger.info("kvswap %s is ready, port %d, p2p %s", __version__, port, "on" if node.p2p else "off")
         await stop.wait()
-        _logger.info("stopping: a signal came")
+        _logger.info("stopping")
     finally:
         RunFile.remove(settings.home)
         socket.remove(listening)
@@ -167,7 +178,7 @@ async def _run(node: Node, home: Home, model: ModelProcess, stop: asyncio.Event,
         await service.stop()
 
 
-def main(settings: Settings, ready: Ready, verbose: bool = False) -> None:
+def main(settings: Settings, ready: Ready, verbose: bool = False, places: Mapping[str, str] | None = None) -> None:
     """Blocking form of `serve`; with `verbose` standard error gets as much as the log."""
     os.umask(0o077)  # a cache reveals its text: what is written here is this user's alone
     # The trio thread moves every byte; at Python's default of 5 ms it waits for the loop's thread too long.
@@ -175,4 +186,4 @@ def main(settings: Settings, ready: Ready, verbose: bool = False) -> None:
     start_log(settings.home)
     watch = Watch()
     with asyncio.Runner(loop_factory=watch.new_loop) as runner:
-        runner.run(serve(settings, ready, watch, verbose))
+        runner.run(serve(settings, ready, watch, verbose, places))

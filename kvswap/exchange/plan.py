@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.errors import Incompatible, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan, beside_host
@@ -25,7 +26,7 @@ async def plan_reference(
     *,
     host: str | None = None,
     question: str = "",
-    max_tokens: int = 64,
+    max_tokens: int = ANSWER_TOKENS,
     measure: bool = True,
 ) -> dict[str, Any]:
     """Plan how to have what a reference names, and return the plan as JSON.  Transfers no chunk.

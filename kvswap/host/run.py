@@ -22,6 +22,7 @@ from aiohttp import web
 
 from kvswap.client import AsyncClient
 from kvswap.core import checks
+from kvswap.core.defaults import HOSTED_REQUESTS, WARM_SECONDS
 from kvswap.core.directories import models_directory
 from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.files import read_regular
@@ -61,8 +62,8 @@ class HostOptions:
     engine_arguments: tuple[str, ...] = ()
     url: str | None = None  # under which clients reach it
     plain: bool = False  # use http even beyond this machine
-    concurrent: int = 64
-    warm_seconds: float = 300.0
+    concurrent: int = HOSTED_REQUESTS
+    warm_seconds: float = WARM_SECONDS
 
 
 def usage_log_of(home: Path) -> UsageLog:

@@ -24,7 +24,7 @@ def test_the_description_that_is_kept_is_current() -> None:
 
 def test_it_has_the_routes_of_the_daemon() -> None:
     api = object.__new__(Api)
-    api._node = None  # routes are bound, and none is called
+    api._node = api._about = None  # routes are bound, and none is called
     routed = {
         (route.method, route.resource.canonical)
         for route in api.application("t").router.routes()

@@ -41,7 +41,6 @@ def test_texts_are_cut_by_tokens_and_never_begin_alike(tiny_models: dict[str, Pa
     assert len(read_texts(None)) >= 5
 
 
-@pytest.mark.timeout(300)
 def test_the_experiment_and_its_report(tiny_models: dict[str, Path], texts: Path) -> None:
     told: list[str] = []
     report = paper.run(

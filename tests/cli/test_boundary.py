@@ -32,7 +32,7 @@ def shell(command: str, home: Path, **env: str) -> subprocess.CompletedProcess[b
     """A line of bash, with `K` for the command line."""
     program = f"K() {{ {sys.executable} -m kvswap --home '{home}' \"$@\"; }}; "
     return subprocess.run(
-        ["bash", "-c", program + command], capture_output=True, timeout=120, env={**os.environ, **env}
+        ["bash", "-c", program + command], capture_output=True, timeout=600, env={**os.environ, **env}
     )
 
 
@@ -212,6 +212,8 @@ def test_a_pipe_is_waited_for_with_a_word(tmp_path: Path) -> None:
         "group import nothing.txt",
         "group import binary",
         "host join binary",
+        "find --text nothing.txt",
+        "find --text pipe",
     ],
 )
 def test_every_verb_that_reads_or_writes_a_named_file_ends_with_a_word(command: str, tmp_path: Path) -> None:
@@ -353,7 +355,7 @@ runpy.run_module("kvswap", run_name="__main__")
 @pytest.mark.parametrize("at", [1, 3, 20, 60, 150, 400, 1_000])
 def test_ctrl_c_while_the_program_starts_is_told(at: int, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", EARLY, str(at), "--home", str(tmp_path), "model", "ls"], capture_output=True, timeout=120
+        [sys.executable, "-c", EARLY, str(at), "--home", str(tmp_path), "model", "ls"], capture_output=True, timeout=600
     )
     text = quiet(done)
     assert done.returncode == 130 or (at >= 400 and done.returncode == 0), (done.returncode, text)

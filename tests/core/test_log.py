@@ -76,9 +76,12 @@ def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pyt
     goes_on = threading.Event()
     monkeypatch.setattr(log, "_WAITING", 5)
     monkeypatch.setattr(log, "_CLOSE_SECONDS", 0.01)
-    monkeypatch.setattr(log._File, "_open", lambda self: goes_on.wait(60) and None)
+    monkeypatch.setattr(log._File, "_open", lambda self: goes_on.wait(600) and None)
     log.start_log(tmp_path, level="info", stderr=False)
     for number in range(1000):  # it returns from all of them, while the first is being written
         logger.info("%d", number)
+    (hanging,) = [h for h in logging.getLogger().handlers if isinstance(h, log._File)]
     log.start_log(None, stderr=False)
+    logging.shutdown([lambda: hanging])  # as at the end of a process
+    assert not goes_on.is_set()
     goes_on.set()

@@ -36,6 +36,6 @@ for number in range(100):
 @pytest.mark.parametrize("use", ["wire.decode(data, outer)", "wire.convert(value, outer)"])
 def test_threads_may_use_a_type_for_the_first_time_together(use: str) -> None:
     """msgspec builds what it keeps of a type at its first use, and other threads see it half built."""
-    done = subprocess.run([sys.executable, "-c", _RACE % use], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", _RACE % use], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not done.stderr

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -172,3 +174,16 @@ def test_a_short_run_does_not_replace_a_long_one(tmp_path) -> None:  # type: ign
     calibration.add_prefill("m", [(0, 100, 9.0)])
     now = calibration.curve("m", 100)
     assert now is not None and now.b / now.a == pytest.approx(0.01)  # its slope is still the long one's
+
+
+def test_what_is_measured_is_imported_when_it_is_asked_for() -> None:
+    """A client needs an objective, and nothing of the files that a node remembers in."""
+    from kvswap import cost
+    from kvswap.cost.calibration import Calibration
+
+    assert cost.Calibration is Calibration and "Calibration" not in vars(cost)
+    assert {name for name in cost.__all__ if not hasattr(cost, name)} == set()
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        cost.Nothing  # noqa: B018
+    code = "import sys, kvswap.cost; assert 'kvswap.cost.calibration' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

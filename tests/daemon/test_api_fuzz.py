@@ -186,7 +186,7 @@ class Asker:
 
     def ask(self, case: Case, route: Route) -> None:
         method, path, body, headers = case
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)
         try:
             connection.request(method, path, body, {**self._token, **headers})
             with connection.getresponse() as response:
@@ -232,7 +232,7 @@ def test_every_route_answers_whatever_it_is_asked(daemon: Callable[..., Daemon],
     models.mkdir()
     node = daemon("a", "--no-p2p", KVSWAP_MODELS=str(models))
     asker, chance = Asker(node), random.Random(SEED)
-    table = routes()
+    table = [route for route in routes() if route.path != "/v1/stop"]  # which would end it: tests/cli/test_stop.py
     assert len(table) > 30 and all(urllib.parse.quote(r.path, safe="/{}_") == r.path for r in table)
     rotation = [r for r in table if r.path == "/v1/rotate"]  # what it makes is kept for ever: once
     waiting = [(route, case) for route in table if route not in rotation for case in cases(route)]

@@ -89,7 +89,7 @@ def node() -> Iterator[Callable[..., Daemon]]:
 
 
 def did(home: Path, *arguments: str, code: int | tuple[int, ...] = 0) -> subprocess.CompletedProcess[str]:
-    done = kvswap(home, *arguments, timeout=240)
+    done = kvswap(home, *arguments, timeout=600)
     codes = (code,) if isinstance(code, int) else code
     assert done.returncode in codes, (arguments, done.returncode, done.stderr, done.stdout)
     assert "Traceback" not in done.stderr, done.stderr
@@ -195,7 +195,7 @@ def test_a_disk_that_becomes_read_only_is_read(
 def refused(home: Path, *, code: int | None = None) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "kvswap", "daemon", "--home", str(home), *OFF],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == code if code is not None else done.returncode not in (0, -9), done
     assert "Traceback" not in done.stderr and "Cause:" in done.stderr and "Hint:" in done.stderr, done.stderr
@@ -324,7 +324,7 @@ def test_another_users_home_is_refused_in_one_line_and_ones_own_works(tmp_path: 
     for target in (home, tmp_path / "not" / "mine"):
         done = subprocess.run(
             [*wrapper, sys.executable, "-m", "kvswap", "daemon", "--home", str(target), *OFF],
-            capture_output=True, text=True, timeout=60, env=environment,
+            capture_output=True, text=True, timeout=600, env=environment,
         )  # fmt: skip
         if "No module named" in done.stderr:
             pytest.skip("kvswap cannot be read by another user here")
@@ -343,7 +343,7 @@ def test_another_users_home_is_refused_in_one_line_and_ones_own_works(tmp_path: 
         assert stat.S_IMODE(mine.stat().st_mode) == 0o700
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(600) == 0
 
 
 _WRITER = """

@@ -39,6 +39,12 @@ def test_the_log_tells_what_was_done_and_no_secret(
     b.client.ask(document_digest(open_text.encode()), QUESTION, text=open_text, max_tokens=4)
     b.client.verify(published["artifact"], text=open_text)
     b.client.pin(published["artifact"])
+    b.client.find(document_digest(sealed_text.encode()), group=GROUP)
+    b.client.find(document_digest(open_text.encode()), text=open_text)
+    for name in (published["artifact"], sealed["artifact"]):
+        a.client.export(name, tmp_path / "archive.tar")
+        b.client.import_(tmp_path / "archive.tar")
+    b.client.config()
     b.client.block(a.ready["peer"])
     b.client.block(a.ready["peer"], False)
     for wrong in (
@@ -57,7 +63,13 @@ def test_the_log_tells_what_was_done_and_no_secret(
     logs = [(node.home / "kvswap.log").read_text() for node in (a, b)]
     lines = [[json.loads(line) for line in log.splitlines()] for log in logs]
     told = [{line["event"]["event"] for line in of if "event" in line} for of in lines]
-    assert {"published", "withdrawn"} <= told[0] and {"fetched", "blocked", "unblocked", "connected"} <= told[1]
+    assert {"published", "withdrawn", "exported"} <= told[0] and {
+        "fetched",
+        "imported",
+        "blocked",
+        "unblocked",
+        "connected",
+    } <= told[1]
     assert {"kvswap.exchange.publishing.ingest", "kvswap.daemon.tracing", "kvswap.daemon.supervisor"} <= {
         line["logger"] for line in lines[0]
     }
@@ -97,7 +109,7 @@ def forms(data: bytes) -> list[tuple[str, str]]:
 def request_of(run: RunFile, method: str, path: str, headers: dict[str, str]) -> str:
     """The id that an answer gives for its request."""
     url = urlsplit(run.url)
-    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=60)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=600)
     try:
         connection.request(method, path, b"{}", {"Authorization": f"Bearer {run.token}", **headers})
         response = connection.getresponse()

@@ -24,7 +24,7 @@ from tests.support import DOCUMENT, Daemon, kvswap, last_json, until
 def call(node: Daemon, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, Any]:
     run = RunFile.read(node.home)
     url = urlsplit(run.url)
-    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=120)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=600)
     sent = {"Authorization": f"Bearer {run.token}", **{k.replace("_", "-"): v for k, v in headers.items()}}
     sent = {k: v for k, v in sent.items() if v}
     connection.request(method, path, body, sent)
@@ -234,9 +234,9 @@ def test_ending_while_the_model_works(
 
     thread = threading.Thread(target=publish)
     thread.start()
-    assert started.wait(60)
+    assert started.wait(600)
     assert node.stop(number) == 0
-    thread.join(30)
+    thread.join(600)
     for failure in failures:  # none where it was just done
         assert isinstance(failure, KvswapError)
         is_told(failure)

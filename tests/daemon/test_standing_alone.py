@@ -69,7 +69,7 @@ def test_what_lies_about_is_not_run_and_a_frozen_process_is_replaced(
 
     thread = threading.Thread(target=publish)
     thread.start()
-    assert begun.wait(120)
+    assert begun.wait(600)
     os.kill(node.client.status()["model"]["pid"], signal.SIGKILL)
     thread.join()
     assert not errors or (isinstance(errors[0], WorkerFailed) and errors[0].exit_code == 1)

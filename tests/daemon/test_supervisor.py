@@ -143,7 +143,7 @@ def test_whatever_is_cancelled_when_every_job_ends_and_the_last_one_works(
             assert await p.run(choice, "echo", value=1) == {"value": 1}
             assert len(p.processes) == 1 and all(not s.users for s in p._slots)
 
-    run(body(), 120)
+    run(body())
 
 
 # -- faults --------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_whatever_is_cancelled_when_every_job_ends_and_the_last_one_works(
 @pytest.mark.parametrize("job", ["die", "leave", "garbage", "no_answer", "freeze", "sleep"])
 def test_a_process_that_fails_is_told_of_ended_and_replaced(job: str, tmp_path: Path) -> None:
     async def body() -> None:
-        patience = Patience(silent=4.0 if job == "freeze" else 60.0, stalled=0.5)
+        patience = Patience(silent=4.0 if job == "freeze" else 60.0, stalled=2.0)
         async with processes(tmp_path, patience) as p:
             choice = model(tmp_path, "a")
             pid = (await p.run(choice, "who"))["pid"]
@@ -289,7 +289,7 @@ def test_at_most_so_many_processes_and_everybody_has_a_turn(tmp_path: Path) -> N
             await asyncio.gather(*(ask(n) for n in range(4)))
             assert most == 2
 
-    run(body(), 120)
+    run(body())
 
 
 def test_where_memory_is_short_one_goes_before_the_other_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

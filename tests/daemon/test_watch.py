@@ -79,11 +79,14 @@ def test_a_process_that_does_nothing_is_woken_seldom() -> None:
 
     async def go() -> None:
         watch.begin()
+        began = time.monotonic()
         await asyncio.sleep(2.0)
+        most.append(8 * (time.monotonic() - began))  # more of them only in more time
 
+    most: list[float] = []
     with asyncio.Runner(loop_factory=watch.new_loop) as runner:
         runner.run(go())
-    assert watch._ticks <= 15
+    assert watch._ticks <= most[0]
 
 
 def test_work_in_another_thread_is_no_pause() -> None:
@@ -131,7 +134,7 @@ def test_a_process_that_was_stopped_is_excused() -> None:
         os.waitpid(process.pid, os.WUNTRACED)
         time.sleep(_LONG)
         process.send_signal(signal.SIGCONT)
-        out, _ = process.communicate("\n", timeout=240)
+        out, _ = process.communicate("\n", timeout=600)
     finally:
         process.kill()
         process.wait()

@@ -174,7 +174,7 @@ def test_names_at_a_peers_address_take_not_the_place_of_what_it_announces(tmp_pa
             known = [a.peer for a in away.reader.network.referrals(DOCUMENT)]
             assert peer in known and len(known) <= 3
             assert await back(w, 3000, made) == peer
-            assert await away.look(seconds=5.0) == [peer]
+            assert await away.look(seconds=60.0) == [peer]
 
     run(body())
 
@@ -219,7 +219,7 @@ def test_names_at_a_peers_address_that_led_nowhere_hide_it_not(tmp_path: Path, h
                 reader.transport.find_providers = records  # type: ignore[union-attr,method-assign]
             else:
                 announce(reader, made, peer, place(1), via="another")
-            assert await away.look(seconds=5.0) == [peer]
+            assert await away.look(seconds=60.0) == [peer]
 
     run(body())
 

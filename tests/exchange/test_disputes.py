@@ -41,7 +41,7 @@ from tests.exchange.modelled import RealModel
 from tests.exchange.test_fetch import World, resigned, world
 from tests.support import DOCUMENT, Ingested, key, run
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults]
 TEXT = DOCUMENT.read_text()[:700]
 REFERENCE = document_digest(TEXT.encode())
 HONEST, LIAR = key(301), key(302)
@@ -117,7 +117,7 @@ def test_a_lie_that_an_honest_stranger_contradicts_is_caught_and_gone(
             done = await fetch(node, REFERENCE, STRANGERS, text=TEXT)
             assert str(done.statement.artifact) == made["honest"].id
 
-    run(body(), 200)
+    run(body())
 
 
 def nudged(scene: Scene, noise: Noise) -> list[LayerTensors]:
@@ -169,7 +169,7 @@ def test_who_nudges_a_right_cache_gets_no_honest_stranger_condemned(
             assert {"V3", "V5"} <= set(right.verification["passed"])
             assert caught(node) == {str(LIAR.peer_id)}
 
-    run(body(), 200)
+    run(body())
 
 
 @pytest.mark.parametrize("text", [TEXT, None], ids=["text", "digest"])
@@ -194,7 +194,7 @@ def test_no_number_of_strangers_outvotes_a_right_cache(
             assert port.done["verify"] == before and again.verification["trusted"] is False
             assert "trusted" not in again.verification["unchecked"].get("V4", "").replace("not trusted", "")
 
-    run(body(), 200)
+    run(body())
 
 
 def disputed_lie(made: dict[str, Ingested]) -> Ingested:
@@ -252,7 +252,7 @@ def test_what_is_disputed_is_neither_used_nor_offered(
             with pytest.raises(Untrusted, match="disputed"):
                 await fetch(node, Cid.parse(lie.id))
 
-    run(body(), 200)
+    run(body())
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -283,7 +283,7 @@ def test_computing_everything_settles_a_dispute(
                     await verify_artifact(node, Cid.parse(asked.id), levels=up_to(7), text=TEXT, samples=1)
                 assert caught(node) == {str(LIAR.peer_id)} and node.store.get_artifact(asked.id) is None
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_dispute_outlives_a_model_process_that_dies_while_it_is_settled(
@@ -305,7 +305,7 @@ def test_a_dispute_outlives_a_model_process_that_dies_while_it_is_settled(
             with pytest.raises(Untrusted, match="disputed"):
                 await fetch(node, Cid.parse(made["lie"].id), FORCED)
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_stranger_disputes_nothing_that_the_user_trusts(
@@ -324,7 +324,7 @@ def test_a_stranger_disputes_nothing_that_the_user_trusts(
             done = await fetch(node, Cid.parse(second.id), STRANGERS, text=TEXT)
             assert "V6" in done.verification["passed"] and port.done["V7"] == 0
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_stranger_that_differs_from_whom_the_user_trusts_is_caught(
@@ -339,7 +339,7 @@ def test_a_stranger_that_differs_from_whom_the_user_trusts_is_caught(
                 await fetch(node, Cid.parse(made["lie"].id), STRANGERS, text=TEXT)
             assert caught(node) == {str(LIAR.peer_id)}
 
-    run(body(), 200)
+    run(body())
 
 
 def test_an_inexact_cache_disputes_no_exact_one(tmp_path: Path, tiny_models: dict[str, Path], scene: Scene) -> None:
@@ -350,7 +350,7 @@ def test_an_inexact_cache_disputes_no_exact_one(tmp_path: Path, tiny_models: dic
             done = await fetch(node, Cid.parse(honest.id), STRANGERS, text=TEXT)
             assert "V6" in done.verification["unchecked"] and port.done["V7"] == 0 and caught(node) == set()
 
-    run(body(), 200)
+    run(body())
 
 
 def test_what_older_rules_passed_is_verified_again(
@@ -369,7 +369,7 @@ def test_what_older_rules_passed_is_verified_again(
             await fetch(node, reference, STRANGERS, text=TEXT)
             assert port.done["verify"] > before and (await fetch(node, reference, FORCED)).wire_bytes == 0
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_beginning_of_what_was_not_verified_is_not_used(
@@ -383,7 +383,7 @@ def test_a_beginning_of_what_was_not_verified_is_not_used(
             found = await longest_cached_prefix(node, wanted, chain, 64)
             assert found is not None and found.tokens == 128
 
-    run(body(), 200)
+    run(body())
 
 
 @pytest.mark.parametrize("text", [TEXT, None], ids=["text", "digest"])
@@ -401,7 +401,7 @@ def test_a_chain_of_another_text_is_caught_before_anything_of_it_is_used(
             chain = lie.manifest.prefix.chain
             assert await longest_cached_prefix(node, Wanted.of(await port.choose()), chain, 64) is None
 
-    run(body(), 200)
+    run(body())
 
 
 def test_layer_0_of_a_beginning_is_compared_whatever_was_compared_of_the_whole(
@@ -420,7 +420,7 @@ def test_layer_0_of_a_beginning_is_compared_whatever_was_compared_of_the_whole(
                 await answer(node, document_digest(other.encode()), "And?", max_tokens=1, text=other, terms=FORCED)
             assert caught(node) == {str(LIAR.peer_id)}
 
-    run(body(), 200)
+    run(body())
 
 
 # -- what this node signed itself ----------------------------------------------------------------------
@@ -454,7 +454,7 @@ def test_what_its_publisher_finds_wrong_is_withdrawn(
             await find(reader, messages.Find("t", document=REFERENCE))
             assert reader.store.artifacts() == []
 
-    run(body(), 200)
+    run(body())
 
 
 def test_what_its_publisher_cannot_compute_twice_is_unlisted(
@@ -479,7 +479,7 @@ def test_what_its_publisher_cannot_compute_twice_is_unlisted(
                 await verify_artifact(node, Cid.parse(own.id), levels=up_to(5), text=TEXT)
             assert [r.id for r in node.store.artifacts()] == [again["artifact"]]
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_slip_while_verifying_takes_nothing_back(tmp_path: Path, tiny_models: dict[str, Path], scene: Scene) -> None:
@@ -492,7 +492,7 @@ def test_a_slip_while_verifying_takes_nothing_back(tmp_path: Path, tiny_models: 
             assert node.trust.standings.of(row).name == "own" and node.trust.records.outcome(own.id) is None
             assert [o.found.artifact for o in await find(reader, messages.Find("t", artifact=own.id))] == [own.id]
 
-    run(body(), 200)
+    run(body())
 
 
 def test_a_chunk_that_is_damaged_here_takes_nothing_back(
@@ -508,7 +508,7 @@ def test_a_chunk_that_is_damaged_here_takes_nothing_back(
                 node.trust.records.outcome(own.id) is None and node.trust.records.withdrawn_by(node.identity.own) == {}
             )
 
-    run(body(), 200)
+    run(body())
 
 
 def test_what_was_made_while_the_clock_was_ahead_is_made_again(
@@ -533,4 +533,4 @@ def test_what_was_made_while_the_clock_was_ahead_is_made_again(
             report = await verify_artifact(node, REFERENCE, levels=up_to(3), text=TEXT)
             assert report["artifact"] == now["artifact"] and own_status_record(node).record.artifacts == 2  # type: ignore[union-attr]
 
-    run(body(), 200)
+    run(body())

@@ -570,7 +570,7 @@ def test_nobody_has_it(tmp_path: Path) -> None:
             await w.node()
             b = await w.node()
             with pytest.raises(NotFound):
-                await asyncio.wait_for(fetch(b, "sha256:" + "0" * 64), 120)
+                await asyncio.wait_for(fetch(b, "sha256:" + "0" * 64), 600)
 
     run(body())
 
@@ -709,9 +709,8 @@ def test_a_stream_has_one_token_until_half_of_its_time_is_over(tmp_path: Path, m
                 assert await token() == first
                 assert await token(messages.Find("test", document=DOCUMENT)) is None
                 assert await token(messages.Find("test", document="sha256:" + "0" * 64, bulk=True)) is None
-            async with asyncio.timeout(5):
-                while SERVICES[a].serving.tokens.holds(first):  # until the stream has ended
-                    await asyncio.sleep(0.01)
+            while SERVICES[a].serving.tokens.holds(first):  # until the stream has ended
+                await asyncio.sleep(0.01)
             with pytest.raises(TokenRefused):
                 SERVICES[a].serving.tokens.check(first)
             monkeypatch.setattr(serving, "LIMITS", replace(serving.LIMITS, token_seconds=0.0))
@@ -788,7 +787,8 @@ def test_a_background_task_that_fails_is_seen(tmp_path: Path) -> None:
                 raise ZeroDivisionError("on purpose")
 
             a.background.spawn(breaks())
-            await asyncio.sleep(0.01)
+            while "breaks" not in a.problems:
+                await asyncio.sleep(0)
             assert "ZeroDivisionError" in a.problems["breaks"]
             assert a.events.recent()[-1]["event"] == "task_failed"
 

@@ -96,10 +96,10 @@ def sends_invalid_data() -> Iterator[Liar]:
     loop.create_task(serve())
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(600)
     yield made
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(600)
 
 
 @pytest.fixture

@@ -238,7 +238,7 @@ def test_a_withdrawal_does_not_wait_for_a_network_that_answers_nothing(tmp_path:
                 await asyncio.Event().wait()
 
             a.transport.provide = never
-            done = await asyncio.wait_for(withdraw(a, Cid.parse(made.id), "wrong"), 120)
+            done = await asyncio.wait_for(withdraw(a, Cid.parse(made.id), "wrong"), 600)
             assert done["withdrawn"] == [made.id]
 
     run(body())

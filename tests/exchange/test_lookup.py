@@ -590,7 +590,7 @@ def test_who_is_blocked_or_lied_is_not_asked_however_many_peers_delivered(tmp_pa
 
 
 def test_silence_is_not_told_as_a_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "LIMITS", replace(LIMITS, lookup_seconds=0.2, request_seconds=0.2))
+    monkeypatch.setattr(finding, "LIMITS", replace(LIMITS, lookup_seconds=1.5, request_seconds=1.5))
 
     async def body() -> None:
         async with world(tmp_path) as w:

@@ -31,7 +31,7 @@ from kvswap.trust.keys import Key, private_text, write_private
 from tests.store.homes import old_home
 from tests.support import Daemon, NoModel, kvswap
 
-_SECONDS = 60.0  # far more than any of it takes, and far less than for ever
+_SECONDS = 600.0  # far more than any of it takes, and far less than for ever
 
 
 def _socket(path: Path) -> None:

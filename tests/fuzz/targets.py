@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kvswap.artifact import dsse, sealing
+from kvswap.artifact.archive import ArchiveReader
 from kvswap.artifact.consistency import parse_manifest
 from kvswap.codec import decode, predictive
 from kvswap.core import wire
@@ -74,6 +75,21 @@ def _payloads() -> list[bytes]:
 def envelope(data: bytes) -> None:
     """Envelope, signature, what is sealed, manifest."""
     read_statement(data, keys_of([group()]))
+
+
+def _archives() -> list[bytes]:
+    return [path.read_bytes() for path in sorted((VECTORS / "archives").glob("*.tar"))]
+
+
+@target("archive", _archives)
+def archive(data: bytes) -> None:
+    """A tar, in pieces of all sizes, of which no more is kept than came."""
+    reader, step = ArchiveReader(), 1
+    while data:
+        piece, data, step = data[:step], data[step:], step * 3 % 5003
+        for entry in reader.feed(piece):
+            assert len(entry.data) == entry.size <= reader.length
+    reader.end()
 
 
 def _hosting() -> list[bytes]:

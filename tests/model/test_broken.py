@@ -63,7 +63,6 @@ def judged(directory: Path, load: bool) -> KvswapError | None:
     return None
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", [*JSON, WEIGHTS])
 def test_a_damaged_file_is_told_with_what_helps(name: str, damage: str, copy: Path) -> None:
@@ -77,7 +76,6 @@ def test_a_damaged_file_is_told_with_what_helps(name: str, damage: str, copy: Pa
     assert "kvswap status" not in error.hint and "another model, dtype or version" not in error.cause
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("name", "damage"),
     [("config.json", "null"), ("tokenizer.json", "missing"), ("tokenizer.json", "a list"), ("config.json", "a list"),

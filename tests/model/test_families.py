@@ -93,7 +93,7 @@ for name in ("torch", "transformers"):
 from kvswap.cli.main import main
 main(["model", "check", {str(tmp_path)!r}, "--json"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["exchanged"] is True and said["token_bytes"] == 24_576 and said["names"].startswith("gpt-oss")

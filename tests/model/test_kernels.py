@@ -6,6 +6,9 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import pytest
@@ -53,7 +56,35 @@ def test_settling_imports_nothing_but_torch_and_happens_once() -> None:
         "own = [name for name in sys.modules if name.startswith('kvswap.')]\n"
         "assert sorted(own) == ['kvswap.core', 'kvswap.core.version', 'kvswap.model', 'kvswap.model.kernels'], own\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=600)
+
+
+def test_each_function_of_both_kinds_is_computed_once_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads begin at once; a second call computes nothing."""
+    import torch
+
+    from kvswap.model import kernels as settling
+
+    computed: list[tuple[str, torch.dtype, int]] = []
+
+    def counted(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        real = getattr(torch, name)
+
+        def compute(value: torch.Tensor) -> torch.Tensor:
+            computed.append((name, value.dtype, threading.get_ident()))
+            return real(value)
+
+        return compute
+
+    for name in ("cos", "sin", "exp", "tanh", "erf"):
+        monkeypatch.setattr(torch, name, counted(name))
+    monkeypatch.setattr(settling, "_initialized", False)
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(settling.initialize_kernels) for _ in range(32)]:
+            done.result()
+    names = {(name, dtype) for name, dtype, _ in computed}
+    assert len(computed) == len(names) == 10  # each of the five in two widths, once
+    assert len({thread for *_, thread in computed}) == 1
 
 
 def test_an_engine_settles_before_it_makes_its_model() -> None:

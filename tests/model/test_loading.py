@@ -271,7 +271,7 @@ def test_code_of_a_model_is_neither_run_nor_asked_for(copy: Path, where: str) ->
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert not mark.exists()

@@ -102,7 +102,7 @@ def test_all_files_are_of_one_commit(hub: Hub, tmp_path: Path, revision: str) ->
         text=True,
         cwd=ROOT,
         env=environment,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr + str(hub.asked)
     directory = Path(done.stdout.strip().splitlines()[-1])

@@ -161,7 +161,7 @@ def test_a_frame_over_the_limit_is_refused(kind: str) -> None:
 def test_silence_is_a_timeout_and_the_transport_lives_on(kind: str) -> None:
     async def body() -> None:
         async def silent(stream: Stream) -> None:
-            await asyncio.sleep(30)
+            await asyncio.sleep(3600)
 
         async with network(kind) as net:
             a, b = await net.node(), await net.node(silent)
@@ -171,7 +171,7 @@ def test_silence_is_a_timeout_and_the_transport_lives_on(kind: str) -> None:
                 await stream.receive(100, 0.2)
             await stream.reset()
             second = await a.open(b.peer)
-            waiting = asyncio.create_task(second.receive(100, 20))
+            waiting = asyncio.create_task(second.receive(100, 3600))
             await asyncio.sleep(0.05)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -241,15 +241,12 @@ def test_providers_are_found_through_a_third(kind: str) -> None:
             a, b, c = await net.node(), await net.node(), await net.node()
             await link(a, c)
             await link(b, c)
-            await asyncio.sleep(0 if kind == "memory" else 1.5)  # routing tables fill once a second
             secret = os.urandom(32)
-            await a.provide(secret)
             found: list[PeerAddress] = []
-            for _ in range(50):
+            while not found:  # routing tables fill once a second
+                await a.provide(secret)
                 found = await b.find_providers(secret)
-                if found:
-                    break
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0 if found else 0.1)
             assert [f.peer for f in found] == [a.peer]
             await b.connect(found[0])
             assert a.peer in b.connected()
@@ -265,11 +262,11 @@ def test_announcements_reach_peers_of_peers_with_their_origin(kind: str) -> None
             a, b, c = await net.node(), await net.node(), await net.node()
             await link(a, c)
             await link(b, c)
-            for attempt in range(60):  # the mesh forms with the first heartbeats
-                if net.heard[b.peer]:
-                    break
+            attempt = 0
+            while not net.heard[b.peer]:  # the mesh forms with the first heartbeats
                 if attempt % 10 == 0:
                     await a.announce(b"news %d" % attempt)
+                attempt += 1
                 await asyncio.sleep(0.1)
             assert {x.origin for x in net.heard[b.peer]} == {a.peer}
             assert net.heard[b.peer][0].data.startswith(b"news")
@@ -321,7 +318,7 @@ def test_who_is_cancelled_when_a_frame_was_just_taken_is_cancelled() -> None:
             for _ in range(turns):
                 await asyncio.sleep(0)
             asking.cancel()
-            await asyncio.wait([asking], timeout=60)
+            await asyncio.wait([asking], timeout=600)
             assert asking.cancelled(), turns
         await one.stop()
         await other.stop()
@@ -345,9 +342,9 @@ def test_a_peer_whose_connection_is_being_closed_is_dialled_anew() -> None:
                 with trio.move_on_after(0.1):
                     await connection.close()
 
-            await bridge.call(close_for_ever, seconds=10)
+            await bridge.call(close_for_ever, seconds=600)
             assert b.peer not in a.connected()
             stream = await a.open(b.peer)
-            assert await stream.exchange(b"hello", 100, 10) == b"hello"
+            assert await stream.exchange(b"hello", 100, 600) == b"hello"
 
     run(body())

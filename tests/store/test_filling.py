@@ -32,7 +32,7 @@ class Filled(Index):
 
     def _refill(self) -> None:
         self.filling.set()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(600)
         self._put()
         assert len(self.rows(QUERY)) == 1  # who fills it reads it
 
@@ -48,7 +48,7 @@ def index(tmp_path: Path) -> Iterator[Filled]:
 def test_who_comes_while_it_is_filled_waits(index: Filled) -> None:
     with ThreadPoolExecutor(2) as pool:
         renewing = pool.submit(index.renew, index.epoch, DAMAGE)
-        assert index.filling.wait(60)
+        assert index.filling.wait(600)
         reading: Future[list[Any]] = pool.submit(index.rows, QUERY)
         wait([reading], timeout=0.3)  # time enough to read the file that is not filled yet
         index.go_on.set()
@@ -66,7 +66,7 @@ def test_who_had_begun_reads_again(index: Filled, monkeypatch: pytest.MonkeyPatc
         begun.append(threading.get_ident())
         if first:
             pool.submit(index.renew, index.epoch, DAMAGE)
-            assert index.filling.wait(60)
+            assert index.filling.wait(600)
         with usual() as db:
             yield db
         if first:

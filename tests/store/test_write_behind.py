@@ -59,7 +59,7 @@ def test_all_are_synced_oldest_first_and_then_told_of() -> None:
 def test_who_writes_faster_than_the_disk_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_behind, "_WAITING_BYTES", 30)
     go, full, through = threading.Event(), threading.Event(), threading.Event()
-    queue = WriteBehind(lambda cid: go.wait(30) and None, lambda cids: None)
+    queue = WriteBehind(lambda cid: go.wait(600) and None, lambda cids: None)
 
     def write() -> None:
         for cid in CIDS[:3]:
@@ -70,9 +70,9 @@ def test_who_writes_faster_than_the_disk_waits_for_it(monkeypatch: pytest.Monkey
 
     thread = threading.Thread(target=write)
     thread.start()
-    assert full.wait(30) and not through.is_set()
+    assert full.wait(600) and not through.is_set()
     go.set()
-    assert through.wait(30)
+    assert through.wait(600)
     thread.join()
     queue.close()
 

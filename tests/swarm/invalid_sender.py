@@ -105,6 +105,9 @@ def install(kind: str) -> None:
         Tokens.issue = lambda self, peer, seconds=0.0, **which: honest_issue(self, peer, 0.0, **which)
     elif kind == "forgetful":  # refuses every token after a second: another clock, or a restart
         Tokens.issue = lambda self, peer, seconds=0.0, **which: honest_issue(self, peer, 1.0, **which)
+    elif kind == "patient":  # a reader that gives nobody up for being slow
+        for name in ("first_byte_seconds", "stall_seconds", "slow_seconds"):
+            object.__setattr__(LIMITS, name, 3600.0)
     elif kind == "future":  # a clock two days ahead
         real = time.time
         time.time = lambda: real() + 2 * 86_400

@@ -97,7 +97,7 @@ class Siege:
         return Fetched(time.monotonic() - began, report["from"])
 
     @contextmanager
-    def attacked(self, *kinds: str, ready: float = 60) -> Iterator[Attackers]:
+    def attacked(self, *kinds: str, ready: float = 600) -> Iterator[Attackers]:
         """While it lasts, strangers do all of these, on the last core."""
         core = max(os.sched_getaffinity(0))
         process = subprocess.Popen(
@@ -150,7 +150,7 @@ class Attackers:
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            out, _ = self.process.communicate(timeout=120)
+            out, _ = self.process.communicate(timeout=600)
             self.did = json.loads(out.splitlines()[-1])
         finally:
             if self.process.poll() is None:

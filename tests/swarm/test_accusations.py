@@ -11,7 +11,7 @@ from kvswap.core.errors import Untrusted
 from tests.families import build
 from tests.support import DOCUMENT, Daemon, until
 
-pytestmark = [pytest.mark.swarm, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.swarm, pytest.mark.faults]
 Start = Callable[..., Daemon]
 TEXT = DOCUMENT.read_text()[:700]  # fewer tokens than a window of 512; the answer goes beyond it
 # What a stranger's artifact comes to: used, or refused with this reason.  Nobody is condemned in either case.

@@ -23,7 +23,7 @@ from kvswap.trust.groups import keys_of
 from tests.support import DOCUMENT, Daemon, kvswap, last_json, run, until
 from tests.swarm.bare import stranger
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.swarm]
 Start = Callable[..., Daemon]
 TEXT = DOCUMENT.read_text()[:1200]
 ASK = ("What?", "--max-tokens", "8", "--ignore-eos", "--json")

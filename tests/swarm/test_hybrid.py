@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +16,56 @@ import pytest
 
 from tests.support import DOCUMENT, ROOT, Daemon, kvswap, last_json, until
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.swarm]
 Start = Callable[..., Daemon]
 STEPS = "16"
 
 
-@pytest.fixture
-def pair(daemon: Start, smollm: Path, tmp_path: Path) -> tuple[Daemon, Daemon, Path, str]:
-    """A slow publisher, a reader, the document, and the digest of the prefilled answer."""
-    document = tmp_path / "document.txt"
+@dataclass(frozen=True)
+class Before:
+    """Two nodes that stand still: one has published the document, the other has computed it and knows how long it takes."""
+
+    publisher: Path
+    reader: Path
+    document: Path
+    digest: str  # of the prefilled answer
+    rate: str  # bytes per second at which sending all of it takes as long as computing it
+
+
+COMMON = {"KVSWAP_ALSO_CODEC": ""}
+
+
+@pytest.fixture(scope="module")
+def before(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Before:
+    """Made once: publishing and computing are what costs here."""
+    root = tmp_path_factory.mktemp("before")
+    document = root / "document.txt"
     document.write_text(DOCUMENT.read_text()[:9000])
-    common = {"KVSWAP_ALSO_CODEC": ""}
-    a = daemon("a", **common)
-    made = last_json(kvswap(a.home, "publish", str(document), "--json"))
-    b = daemon("b", "--bootstrap", a.address, **common)
-    b.client.trust_add(a.publisher)
+    a, b = Daemon(root / "a", [], COMMON), Daemon(root / "b", [], COMMON)
+    try:
+        a.start()
+        made = last_json(kvswap(a.home, "publish", str(document), "--json"))
+        b.start()
+        b.client.trust_add(a.publisher)
+        prefilled = answered(asking(b, document, "--prefill"))
+        # By the figures that will plan, whatever they came to.
+        computing = last_json(kvswap(b.home, "plan", str(document), "--json"))["prefill"]["seconds"]
+    finally:
+        for node in (b, a):
+            node.stop()
+    rate = str(int(made["wire_bytes"] / computing))
+    return Before(a.home, b.home, document, prefilled["logits_digest"], rate)
+
+
+@pytest.fixture
+def pair(daemon: Start, before: Before, tmp_path: Path) -> tuple[Daemon, Daemon, Path, str]:
+    """A slow publisher, a reader, the document, and the digest of the prefilled answer."""
+    shutil.copytree(before.publisher, tmp_path / "a")
+    shutil.copytree(before.reader, tmp_path / "b")
+    a = daemon("a", KVSWAP_UPLOAD_BYTES_PER_SECOND=before.rate, **COMMON)
+    b = daemon("b", "--bootstrap", a.address, KVSWAP_ASSUMED_LINK_BYTES_PER_SECOND=before.rate, **COMMON)
     until(lambda: b.client.status()["peers"], what="B to meet A")
-    computing = last_json(kvswap(b.home, "plan", str(document), "--json"))["prefill"]["seconds"]
-    for node in (b, a):
-        node.stop()
-    # Sending all of it takes as long as computing it, on whatever machine this is.
-    slow = str(int(made["wire_bytes"] / computing))
-    a.env["KVSWAP_UPLOAD_BYTES_PER_SECOND"] = slow
-    b.env["KVSWAP_ASSUMED_LINK_BYTES_PER_SECOND"] = slow
-    a.start()
-    b.flags = ["--bootstrap", a.address]
-    b.start()
-    until(lambda: b.client.status()["peers"], what="B to meet A")
-    return a, b, document, answered(asking(b, document, "--prefill"))["logits_digest"]
+    return a, b, before.document, before.digest
 
 
 def asking(node: Daemon, document: Path, *flags: str) -> subprocess.Popen[str]:
@@ -64,7 +88,7 @@ def iter_until(process: subprocess.Popen[str], event: str) -> list[str]:
 def answered(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None and process.stderr is not None
     out, err = process.stdout.read(), process.stderr.read()
-    assert process.wait(240) == 0, err
+    assert process.wait(600) == 0, err
     made: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     return made
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support import Daemon, Ingested, last_json, until
 from tests.swarm.test_faults import Start, check_complete, fetch, made, nodes  # noqa: F401 - fixtures
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.swarm]
 
 
 def circuits(node: Daemon) -> list[str]:
@@ -48,7 +48,7 @@ def test_a_relayed_connection_becomes_a_direct_one_and_chunks_go_over_https(node
         return rows[0] if rows else None
 
     until(row, what="the reader to reach the hidden node")
-    until(lambda: (r := row()) is not None and not r["relayed"], 60, what="the direct connection")
+    until(lambda: (r := row()) is not None and not r["relayed"], what="the direct connection")
     done = fetch(reader, made)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -66,7 +66,7 @@ def test_a_node_gets_its_reservation_again_when_the_relay_comes_back(nodes: Star
     until(lambda: not circuits(hidden), what="the loss to be noticed")
     relay.env["KVSWAP_LISTEN"] = f"/ip4/127.0.0.1/tcp/{port}"
     relay.start()
-    until(lambda: circuits(hidden), 60, what="the reservation to come back")
+    until(lambda: circuits(hidden), what="the reservation to come back")
 
 
 def test_a_node_that_was_not_asked_to_relay_does_not(nodes: Start) -> None:  # noqa: F811

@@ -9,12 +9,12 @@ import pytest
 from kvswap.core.errors import IntegrityError, KvswapError, NetworkTimeout, NotFound, PeerError, Unexpected, Untrusted
 from tests.swarm.soak import Report, Soak, told
 
-pytestmark = [pytest.mark.swarm, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.swarm, pytest.mark.faults]
 SECONDS = 180.0  # after which it begins no more fetches
 
 
 def test_a_node_goes_on_through_restarts_jumps_and_lies(tmp_path: Path) -> None:
-    soak = Soak(tmp_path, fetches=2_000, restarts=20, jumps=10)
+    soak = Soak(tmp_path, fetches=800, restarts=12, jumps=6)
     report = soak.run(SECONDS, sample_every=100)
     assert not report.unexplained, told(report)
     assert report.fetches and report.compared

@@ -33,7 +33,7 @@ from tests.support import NoModel, key, run
 from tests.swarm import raw
 from tests.swarm.containers import sizes
 
-pytestmark = [pytest.mark.swarm, pytest.mark.faults, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.swarm, pytest.mark.faults]
 PEERS = 8  # PeerIds of one flood
 EACH = 16  # messages of a kind by each
 SLACK = 12  # entries: what comes and goes by itself
@@ -154,10 +154,9 @@ async def flood(node: Node, salt: bytes) -> None:
     assert node.p2p
     for peer in node.transport.connected():  # type: ignore[union-attr]
         await node.transport.disconnect(peer)  # type: ignore[union-attr]
-    for _ in range(100):  # connections that have ended are cleared away, and streams that said nothing
-        if not any(f.entries for f in node.transport.fillings() if f.name in ("connections", "streams")):  # type: ignore[union-attr]
-            break
-        await asyncio.sleep(0.2)
+    # Connections that have ended are cleared away, and streams that said nothing.
+    while any(f.entries for f in node.transport.fillings() if f.name in ("connections", "streams")):  # type: ignore[union-attr]
+        await asyncio.sleep(0.1)
 
 
 def test_no_container_grows_with_what_strangers_say(tmp_path: Path) -> None:
@@ -182,4 +181,4 @@ def test_no_container_grows_with_what_strangers_say(tmp_path: Path) -> None:
             told = {filling.name for filling in node.tables.fillings()}
             assert names <= told, names - told
 
-    run(body(), 270)
+    run(body())

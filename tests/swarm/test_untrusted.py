@@ -10,7 +10,7 @@ import pytest
 from tests.attacks.kit import ATTACKS, MALLORY, Scene, forge
 from tests.support import DOCUMENT, Daemon, kvswap, last_json, stock, until
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.swarm]
 Start = Callable[..., Daemon]
 TEXT = DOCUMENT.read_text()[:1200]
 

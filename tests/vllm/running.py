@@ -78,7 +78,7 @@ class Engine:
     def stop(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait(600)
 
 
 class Host:
@@ -112,4 +112,4 @@ class Host:
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(60) == 0, self._log.read_text()[-4000:]
+        assert self._process.wait(600) == 0, self._log.read_text()[-4000:]

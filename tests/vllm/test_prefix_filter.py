@@ -66,7 +66,6 @@ def test_what_is_published_here_or_by_a_peer_is_known_at_once(daemon: Callable[.
     known.close()
 
 
-@pytest.mark.timeout(600)
 def test_an_engine_that_asks_only_for_what_may_be_there_finds_it(daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

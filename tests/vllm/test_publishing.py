@@ -15,7 +15,6 @@ from kvswap.core.errors import NotFound
 from tests.support import DOCUMENT, Daemon, tiny_model, until
 from tests.vllm.running import Engine
 
-pytestmark = [pytest.mark.timeout(600)]
 BLOCK, PAGE = 64, 32
 EXTRA = {"block_tokens": BLOCK, "min_tokens": BLOCK, "lookup_seconds": 20.0, "force": True, "publish": "asked"}
 MARK = {"kv_transfer_params": {"kvswap": {"publish": True}}}

@@ -80,7 +80,7 @@ def test_an_engine_with_a_wrong_table_does_not_start(ropes: dict[Any, Any]) -> N
 
 def test_the_connector_settles_by_itself() -> None:
     code = "import kvswap.integrations.vllm.connector, kvswap.model.kernels as s; assert s._initialized"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 def test_vllm_settles_before_a_model_is_made() -> None:
@@ -90,7 +90,7 @@ def test_vllm_settles_before_a_model_is_made() -> None:
         "from vllm.plugins import load_general_plugins; load_general_plugins(); import kvswap.model.kernels as s, sys\n"
         "assert s._initialized and 'kvswap.integrations.vllm' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 @pytest.mark.parametrize("longest,right", [(128, True), (129, False), (4096, False)])

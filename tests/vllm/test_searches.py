@@ -28,7 +28,7 @@ class Client:
 
     def cached_prefix(self, packed: bytes, **_: Any) -> dict[str, Any]:
         self.asked.append(packed)
-        self.go.wait(60)
+        self.go.wait(600)
         if self.error is not None:
             raise self.error
         return {"artifact": packed.hex(), "tokens": len(packed) // 4, "whole": True}
@@ -58,7 +58,7 @@ def test_alike_requests_take_one_thread_and_one_look_up(monkeypatch: pytest.Monk
         pass  # both are under way at once, with two threads
     client.go.set()
     for search in [*alike, other]:
-        assert search.ended.wait(60) and search.match is not None
+        assert search.ended.wait(600) and search.match is not None
     assert len(client.asked) == 2
     made.close()
 
@@ -73,7 +73,7 @@ def test_those_that_go_on_differently_ask_for_themselves_when_the_first_has_ende
     assert all(s.under_way is leader for s in longer)
     client.go.set()
     for number, search in enumerate(longer):
-        assert search.ended.wait(60)
+        assert search.ended.wait(600)
         assert search.match is not None and search.match.tokens == BLOCK + number % 3
     assert len(client.asked) == 3
     made.close()
@@ -86,7 +86,7 @@ def test_nothing_for_the_first_is_nothing_for_all(error: KvswapError, monkeypatc
     searches = [made.search(ids(1, more=n), 1.0) for n in range(30)]
     client.go.set()
     for search in searches:
-        assert search.ended.wait(60) and search.match is None and search.why == error.message
+        assert search.ended.wait(600) and search.match is None and search.why == error.message
     assert len(client.asked) == 1
     made.close()
 
@@ -98,7 +98,7 @@ def test_the_end_of_the_engine_ends_every_search(monkeypatch: pytest.MonkeyPatch
     made.close()
     client.go.set()
     for search in searches:
-        assert search.ended.wait(60)
+        assert search.ended.wait(600)
 
 
 def test_what_is_queued_when_the_engine_ends_is_sent() -> None:
@@ -107,7 +107,7 @@ def test_what_is_queued_when_the_engine_ends_is_sent() -> None:
     go, sent = threading.Event(), []
 
     def publish(frames: Any) -> dict[str, Any]:
-        go.wait(60)
+        go.wait(600)
         sent.append(frames)
         return {"reused": False, "tokens": 1, "artifact": "x", "claim": "tolerance"}
 

@@ -50,7 +50,6 @@ def test_a_window_that_moves_during_an_answer_accuses_nobody(tmp_path: Path) -> 
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
 def test_no_pair_of_circumstances_makes_an_accusation(tmp_path: Path) -> None:
     print(f"KVSWAP_TEST_SEED={SEED}")
     rng = random.Random(SEED)

@@ -54,6 +54,6 @@ def test_the_process_answers_errors_and_ends_with_its_input() -> None:
             answer = protocol.read(stream)  # type: ignore[arg-type]
         assert answer is not None and answer["error"]["code"] == code
     ours.shutdown(socket.SHUT_WR)
-    assert process.wait(20) == 0
+    assert process.wait(600) == 0
     stream.close()
     ours.close()

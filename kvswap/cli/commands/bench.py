@@ -6,18 +6,20 @@ from pathlib import Path
 
 import click
 
+from kvswap.cli.completing import ModelType
 from kvswap.cli.output import Output, verb
+from kvswap.core.defaults import COMPARED_TOKENS
 from kvswap.core.files import check_place
 from kvswap.core.limits import LIMITS
 
 
 @click.group("bench", help="Experiments on this machine.")
 def bench_command() -> None:
-    pass
+    """Run experiments on this machine."""
 
 
 @bench_command.command("paper", help="The paper's table on any model, with fetching, loading and whole answers.")
-@click.option("--model", help="Model name or directory (default: the default model).")
+@click.option("--model", type=ModelType(), help="Model name or directory (default: the default model).")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
 @click.option(
     "--documents",
@@ -25,7 +27,11 @@ def bench_command() -> None:
     help="Directory of text files (default: modules of Python's library).",
 )
 @click.option(
-    "--steps", type=click.IntRange(1, LIMITS.host_tokens), default=256, show_default=True, help="Tokens compared."
+    "--steps",
+    type=click.IntRange(1, LIMITS.host_tokens),
+    default=COMPARED_TOKENS,
+    show_default=True,
+    help="Tokens compared.",
 )
 @click.option("--quick", is_flag=True, help="Only lengths below 1000 tokens, and two documents.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with a picture there.")
@@ -33,6 +39,7 @@ def bench_command() -> None:
 def paper_command(
     output: Output, model: str | None, dtype: str, documents: Path | None, steps: int, quick: bool, html: Path | None
 ) -> None:
+    """Run the paper's experiment on nodes of its own, and print its tables."""
     from kvswap.bench import page, paper
     from kvswap.bench.texts import read_texts
     from kvswap.core.settings import Settings

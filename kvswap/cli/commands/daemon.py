@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kvswap.cli.completing import ModelType, OneOf
 from kvswap.cli.output import Output, verb
 from kvswap.core.errors import KvswapError
 
@@ -22,14 +23,21 @@ from kvswap.core.errors import KvswapError
 @click.option("--api-port", help="Port of the local API (default: any).")
 @click.option("--mdns/--no-mdns", default=None, help="Find peers on the local network.")
 @click.option("--p2p/--no-p2p", default=None, help="Take part in the network at all.")
-@click.option("--model", help="Default model: a name, or a directory.")
-@click.option("--dtype", help="Compute dtype: bfloat16, float16, float32.")
-@click.option("--device", help="cpu, cuda, cuda:0, mps.")
+@click.option("--model", type=ModelType(), help="Default model: a name, or a directory.")
+@click.option(
+    "--dtype", type=OneOf("bfloat16", "float16", "float32"), help="Compute dtype: bfloat16, float16, float32."
+)
+@click.option("--device", type=OneOf("cpu", "cuda", "mps"), help="cpu, cuda, cuda:0, mps.")
 @click.option("--threads", help="Compute threads (0: as torch chooses).")
-@click.option("--log-level", help="What kvswap.log holds: debug, info, warning, error.")
-@click.option("--log-format", help="text, or json: one object a line.")
+@click.option(
+    "--log-level",
+    type=OneOf("debug", "info", "warning", "error"),
+    help="What kvswap.log holds: debug, info, warning, error.",
+)
+@click.option("--log-format", type=OneOf("text", "json"), help="text, or json: one object a line.")
 @verb
 def daemon_command(output: Output, **flags: Any) -> None:
+    """Run a node in this process, and print where it listens once it is ready."""
     from kvswap.core.directories import models_directory
     from kvswap.core.settings import Settings
     from kvswap.daemon.run import main
@@ -37,7 +45,7 @@ def daemon_command(output: Output, **flags: Any) -> None:
 
     if flags["model"]:
         flags["model"] = catalogue.typed(flags["model"], models_directory())
-    settings = Settings.load(output.home, also=catalogue.not_here, **flags)
+    settings, places = Settings.load_with_places(output.home, also=catalogue.not_here, **flags)
 
     def ready(info: dict[str, Any]) -> None:
         lines = [f"kvswap daemon is ready at {info['url']} (home {settings.home})", f"  publisher {info['publisher']}"]
@@ -50,4 +58,4 @@ def daemon_command(output: Output, **flags: Any) -> None:
         with suppress(KvswapError, BrokenPipeError):  # a node whose output goes to a full disk is up all the same
             output.result({"ready": True, **info}, "\n".join(lines))
 
-    main(settings, ready, verbose=output.verbose)
+    main(settings, ready, verbose=output.verbose, places=places)

@@ -18,6 +18,7 @@ PACKAGES = ("libp2p", "cryptography", "zstandard", "msgpack", "aiohttp", "blake3
 @click.command("doctor", help="Check this machine and this installation.")
 @verb
 def doctor_command(output: Output) -> int:
+    """Check this machine, and return the exit code: 1 where anything is wrong."""
     rows = [{"check": name, "ok": ok, "detail": detail, "hint": hint} for name, ok, detail, hint in _checks(output)]
     cells = [("ok" if r["ok"] else "FAIL", r["check"], r["detail"], "" if r["ok"] else r["hint"]) for r in rows]
     good = all(r["ok"] for r in rows)

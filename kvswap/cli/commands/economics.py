@@ -24,6 +24,7 @@ from kvswap.core.files import check_place
 def economics_command(
     output: Output, figures: Path | None, readers: float | None, tokens: float | None, html: Path | None
 ) -> None:
+    """Compute the paper's cost model from a file of prices, and print its tables."""
     import msgspec
 
     from kvswap.economics import page, read, study

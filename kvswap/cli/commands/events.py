@@ -16,6 +16,7 @@ from kvswap.core.text import printable
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
 @verb
 def events_command(output: Output, follow: bool) -> None:
+    """Print the node's events, a line each."""
     for event in output.client.events(follow):
         if output.as_json:
             streams.answer(json.dumps(event))

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import group_option, lossy_option, plan_options, samples_option, untrusted_option
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.core.words import verified
@@ -13,7 +14,7 @@ from kvswap.cost import Objective
 
 
 @click.command("fetch", help="Fetch the cache of REF: an artifact id, sha256:<hex>, or a text file.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust this artifact's publisher from now on, if not known yet.")
 @untrusted_option()
@@ -33,6 +34,7 @@ def fetch_command(
     group: str | None,
     objective: Objective,
 ) -> None:
+    """Fetch an artifact, and say what was checked of it and what was not."""
     name, text = reference(ref)
     with output.progress() as progress:
         report = output.client.fetch(

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvswap.cli.completing import ModelType, PeerType, ReferenceType
 from kvswap.cli.objective import Finite
 from kvswap.cli.output import Output, naming, read_document, reference, secret_of, verb
+from kvswap.core.defaults import HOSTED_REQUESTS, WARM_SECONDS
 from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.settings import Settings
 
@@ -27,7 +29,9 @@ def _usage_log(output: Output) -> UsageLog:
 
 
 @click.group("host", invoke_without_command=True, help="Answer questions about hosted documents; or ask who does.")
-@click.option("--model", default="smollm2-135m", show_default=True, help="Name or directory of the model.")
+@click.option(
+    "--model", default="smollm2-135m", type=ModelType(), show_default=True, help="Name or directory of the model."
+)
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--engine", metavar="URL", help="Front this vLLM server (default: start one).")
 @click.option("--engine-key", envvar="KVSWAP_ENGINE_KEY", default="", help="Its --api-key.")
@@ -38,12 +42,15 @@ def _usage_log(output: Output) -> UsageLog:
 @click.option("--read-price", type=Finite(0, 1e6), default=0.0, help="Dollars a million tokens of the cache.")
 @click.option("--prefill-price", type=Finite(0, 1e6), default=0.0, help="... that had to be computed.")
 @click.option("--make-price", type=Finite(0, 1e6), default=0.0, help="... of answers.")
-@click.option("--concurrent", type=click.IntRange(1, 4096), default=64, show_default=True, help="Requests at a time.")
 @click.option(
-    "--warm-seconds", type=Finite(1, 1e9), default=300.0, show_default=True, help="Between looks at a document."
+    "--concurrent", type=click.IntRange(1, 4096), default=HOSTED_REQUESTS, show_default=True, help="Requests at a time."
+)
+@click.option(
+    "--warm-seconds", type=Finite(1, 1e9), default=WARM_SECONDS, show_default=True, help="Between looks at a document."
 )
 @verb
 def host_command(output: Output, read_price: float, prefill_price: float, make_price: float, **flags: Any) -> None:
+    """Run a host in this process, unless one of the verbs below was given."""
     if click.get_current_context().invoked_subcommand is not None:
         return
     from kvswap.host.run import HostOptions, main
@@ -71,6 +78,7 @@ def host_command(output: Output, read_price: float, prefill_price: float, make_p
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @verb
 def add(output: Output, file: Path) -> None:
+    """Offer a document to clients: make its cache local or publish it, and pin it."""
     from kvswap.host.documents import add as add_document
 
     text = read_document(file).decode()
@@ -82,6 +90,7 @@ def add(output: Output, file: Path) -> None:
 @host_command.command("ls", help="List the documents that clients can ask about.")
 @verb
 def ls(output: Output) -> None:
+    """List the documents that clients can ask about."""
     usage_log = _usage_log(output)
     found = [
         {"document": d.document, "name": d.name, "artifact": d.artifact}
@@ -92,9 +101,10 @@ def ls(output: Output) -> None:
 
 
 @host_command.command("rm", help="No more questions about REF; its cache is no longer pinned.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @verb
 def rm(output: Output, ref: str) -> None:
+    """Take a document back from clients."""
     from kvswap.host.documents import remove
 
     name, _ = reference(ref)
@@ -108,6 +118,7 @@ def rm(output: Output, ref: str) -> None:
 @click.option("--concurrent", type=click.IntRange(min=0), default=0, help="Requests at a time (0: no bound).")
 @verb
 def invite(output: Output, name: str, daily_tokens: int, concurrent: int) -> None:
+    """Print an invitation for a client: a secret, shown once."""
     from kvswap.host.run import host_key, written_url
     from kvswap.net.host_connection import Invitation
 
@@ -124,6 +135,7 @@ def invite(output: Output, name: str, daily_tokens: int, concurrent: int) -> Non
 @host_command.command("clients", help="List who was invited, and what they used today.")
 @verb
 def clients(output: Output) -> None:
+    """List the clients, and what each used today."""
     from kvswap.host.usage_log import today
 
     usage_log = _usage_log(output)
@@ -145,6 +157,7 @@ def clients(output: Output) -> None:
 @click.argument("name")
 @verb
 def revoke(output: Output, name: str) -> None:
+    """Revoke the invitation of a client."""
     _usage_log(output).revoke(name)
     output.result({"client": name, "revoked": True}, f"{name} may ask no more")
 
@@ -154,6 +167,7 @@ def revoke(output: Output, name: str) -> None:
 @click.option("--last", type=click.IntRange(1, 1000), default=20, show_default=True)
 @verb
 def log(output: Output, client: str | None, last: int) -> None:
+    """Check the records of hosted requests, and list the last ones."""
     usage_log = _usage_log(output)
     count = usage_log.check()
     receipts = [signed.read for signed in usage_log.last_receipts(client, last)]
@@ -183,6 +197,7 @@ def log(output: Output, client: str | None, last: int) -> None:
 @click.option("--plain", is_flag=True, help="Also over http: token and questions can be read on the way.")
 @verb
 def join(output: Output, file: str, plain: bool) -> None:
+    """Accept an invitation, from a file or standard input."""
     invitation = secret_of(file, "an invitation", "kvswap host invite NAME, on the host")
     with naming(file):
         done = output.client.host_join(invitation, plain=plain)
@@ -193,6 +208,7 @@ def join(output: Output, file: str, plain: bool) -> None:
 @host_command.command("known", help="List the hosts that invited this node, and what they ask for.")
 @verb
 def known(output: Output) -> None:
+    """List the hosts that invited this node, with their prices."""
     found = output.client.hosts()
     rows = [
         (h["peer"], h.get("model", ""), *(f"${p:g}" for p in h["tariff"].values()), "") if h["problem"] is None
@@ -204,7 +220,8 @@ def known(output: Output) -> None:
 
 
 @host_command.command("leave", help="Forget the host PEER.")
-@click.argument("peer")
+@click.argument("peer", type=PeerType(kinds=("hosts",)))
 @verb
 def leave(output: Output, peer: str) -> None:
+    """Forget a host."""
     output.result(output.client.host_leave(peer), f"left {peer}")

@@ -26,6 +26,7 @@ STANDINGS = {
 @click.command("ls", help="List artifacts in the store.")
 @verb
 def ls_command(output: Output) -> None:
+    """List the artifacts in the store, without a pause of the garbage collector."""
     gc.disable()  # of the many thousand rows that may come none is garbage
     try:
         _list(output)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group("manifest", help="Judge a manifest file, a status record or an audit.")
 def manifest_command() -> None:
-    pass
+    """Group the verbs of files that hold signed statements."""
 
 
 @manifest_command.command(
@@ -41,6 +41,7 @@ def manifest_command() -> None:
 )
 @verb
 def check(output: Output, file: Path, at: int | None, chunks: Path | None, group: Path | None) -> None:
+    """Check a signed statement in a file, of whatever kind it is."""
     member = None
     if group is not None:
         with naming(group):

@@ -1,26 +1,32 @@
-"""`kvswap model ls|pull|check`: needs no daemon."""
+"""`kvswap model ls|pull|check|rm`: needs no daemon."""
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from kvswap.cli.output import Output, verb
+from kvswap.cli.completing import ModelType, PulledModelType
+from kvswap.cli.output import Output, size, verb
+from kvswap.core.errors import KvswapError, LocalFault, UsageError
 
 if TYPE_CHECKING:
     from kvswap.model.families import Checked
+    from kvswap.model.removal import Pulled
 
 
-@click.group("model", help="Models: list, pull, check.")
+@click.group("model", help="Models: list, pull, check, remove.")
 def model_command() -> None:
-    pass
+    """Group the verbs of models."""
 
 
 @model_command.command("ls", help="Models of the catalogue and models on this machine.")
 @verb
 def ls(output: Output) -> None:
+    """List the models that are here and those that can be pulled."""
     from kvswap.core.directories import models_directory
     from kvswap.core.failures import as_kvswap_error
     from kvswap.model import catalogue
@@ -60,9 +66,10 @@ def ls(output: Output) -> None:
 
 
 @model_command.command("pull", help="Get a model: a catalogue name, or a hub id (org/name).")
-@click.argument("name", default="smollm2-135m")
+@click.argument("name", default="smollm2-135m", type=ModelType())
 @verb
 def pull(output: Output, name: str) -> None:
+    """Download a model, convert it and print its identity."""
     from kvswap.core.directories import models_directory
     from kvswap.model import catalogue, needs
     from kvswap.model.identity import directory_identity
@@ -86,10 +93,11 @@ def pull(output: Output, name: str) -> None:
 @model_command.command(
     "check", help="Say what a model's cache is made of and what works with it: a directory, or a name."
 )
-@click.argument("name")
+@click.argument("name", type=ModelType())
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
 @verb
 def check(output: Output, name: str, dtype: str) -> None:
+    """Say what a model's cache is made of, by its configuration alone."""
     from kvswap.core.directories import models_directory
     from kvswap.core.files import exists
     from kvswap.model import catalogue, files
@@ -116,6 +124,44 @@ def check(output: Output, name: str, dtype: str) -> None:
         "without": list(found.without),
     }
     output.result(value, lambda: _shown(found, dtype))
+
+
+@model_command.command("rm", help="Delete the pulled model NAME from this machine; not while a process uses it.")
+@click.argument("name", type=PulledModelType())
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@verb
+def rm(output: Output, name: str, yes: bool) -> None:
+    """Delete a model that was pulled.  Raises `LocalFault` while it is in use."""
+    from kvswap.core.directories import models_directory
+    from kvswap.model import removal
+
+    model = removal.find_pulled(name, models_directory())
+    _refuse_in_use(output, model)
+    what = f"{name} ({size(model.bytes)} in {model.directory})"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("removing a model needs a yes", hint=f"kvswap model rm -y {name}")
+        click.confirm(f"delete {what}?", abort=True, err=True)
+    removal.remove(model)
+    output.result({"removed": name, "directory": str(model.directory), "freed_bytes": model.bytes}, f"deleted {what}")
+    output.note(f"kvswap model pull {name}  gets it again")
+
+
+def _refuse_in_use(output: Output, model: Pulled) -> None:
+    """Raise `LocalFault` for a model that the daemon has loaded, or that another process has open."""
+    from kvswap.model import removal
+
+    loaded: list[int] = []
+    with suppress(KvswapError):  # no daemon
+        rows = output.client.status()["model"]["processes"]
+        loaded = [row["pid"] for row in rows if row["model"] in (model.name, str(model.directory))]
+    users = sorted({*loaded, *removal.processes_with(model.directory)})
+    if users:
+        raise LocalFault(
+            f"model {model.name} is in use by process {', '.join(map(str, users))}",
+            cause="a daemon, a host or vLLM has it loaded",
+            hint="kvswap stop, or wait until the model process was idle for some minutes (idle_unload_seconds)",
+        )
 
 
 def _shown(found: Checked, dtype: str) -> str:

@@ -10,6 +10,7 @@ from kvswap.cli.output import Output, size, verb
 @click.command("peers", help="Peers and what was experienced with them.")
 @verb
 def peers_command(output: Output) -> None:
+    """List the peers, and what was experienced with each."""
     rows = output.client.peers()
 
     def text() -> str:

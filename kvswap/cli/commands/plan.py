@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import group_option, host_option, lossy_option, plan_options
 from kvswap.cli.output import Output, rates, reference, size, verb
 from kvswap.cost import Objective
 
 
 @click.command("plan", help="Fetch or prefill REF?  Prints seconds, dollars and the reason; transfers nothing.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @lossy_option("Count a cache of a lossy codec as well.")
 @click.option("--explain", is_flag=True, help="Also what it was calculated with.")
 @host_option()
@@ -28,6 +29,7 @@ def plan_command(
     group: str | None,
     objective: Objective,
 ) -> None:
+    """Print what `ask` would do, with the seconds and dollars of each way."""
     name, document = reference(ref)
     plan = output.client.plan(name, text=document, allow_lossy=allow_lossy, group=group, host=host, objective=objective)
     rows = [

@@ -6,14 +6,20 @@ from pathlib import Path
 
 import click
 
+from kvswap.cli.completing import ModelType
 from kvswap.cli.objective import group_option
 from kvswap.cli.output import Output, read_document, size, verb
+from kvswap.core.settings import CODECS
 
 
 @click.command("publish", help="Prefill FILE and offer its KV cache.  The cache reveals the text.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model", help="Model to prefill with (default: the daemon's).")
-@click.option("--codec", help="Codec: planes (default), predictive, raw; int8 and int8-channel are lossy.")
+@click.option("--model", type=ModelType(), help="Model to prefill with (default: the daemon's).")
+@click.option(
+    "--codec",
+    type=click.Choice(CODECS),
+    help="Codec: planes (default), predictive, raw; int8 and int8-channel are lossy.",
+)
 @click.option("--truncate", is_flag=True, help="Publish the longest whole-block prefix that the model can read.")
 @click.option("--source", help="URL the document came from, for the manifest.")
 @group_option("Seal it for the holders of this group's key; nobody else can find or read it.")
@@ -27,6 +33,7 @@ def publish_command(
     source: str | None,
     group: str | None,
 ) -> None:
+    """Publish a document, and say who can read it."""
     text = read_document(file).decode()
     with output.progress() as progress:
         done = output.client.publish(

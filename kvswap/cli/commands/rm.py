@@ -6,16 +6,18 @@ import sys
 
 import click
 
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.core.errors import UsageError
 
 
 @click.command("rm", help="Remove REF from the store.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @verb
 def rm_command(output: Output, ref: str, yes: bool, dry_run: bool) -> None:
+    """Remove an artifact from the store, after a question."""
     row = output.client.show(reference(ref)[0])
     what = f"{row['artifact']} ({row['tokens']} tokens, {size(row['wire_bytes'])})"
     if dry_run:

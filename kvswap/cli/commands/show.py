@@ -5,14 +5,16 @@ from __future__ import annotations
 import click
 
 from kvswap.cli.commands.ls import STANDINGS
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.core.words import in_words
 
 
 @click.command("show", help="Show the manifest of REF, which must be in the store.  --json prints all of it.")
-@click.argument("ref")
+@click.argument("ref", type=ReferenceType())
 @verb
 def show_command(output: Output, ref: str) -> None:
+    """Print the manifest of an artifact in the store, or with `--json` all of it."""
     row = output.client.show(reference(ref)[0])
     manifest = row["manifest"]
 

@@ -10,6 +10,7 @@ from kvswap.cli.output import Output, rates, size, verb
 @click.command("status", help="State of the running node.")
 @verb
 def status_command(output: Output) -> None:
+    """Print the state of the running node."""
     s = output.client.status()
 
     def text() -> str:

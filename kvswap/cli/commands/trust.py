@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import click
 
+from kvswap.cli.completing import PeerType
 from kvswap.cli.output import Output, verb
 from kvswap.core.words import in_words
 
 
 @click.group("trust", help="Publishers whose artifacts this node uses.  Its own are always trusted.")
 def trust_command() -> None:
-    pass
+    """Group the verbs of trust."""
 
 
 @trust_command.command("ls", help="List trusted publishers.")
 @verb
 def ls(output: Output) -> None:
+    """List the publishers that are trusted, and those that were banned."""
     found = output.client.trust_ls()
     rows = [(p["peer"], p["how"], p["label"]) for p in found["publishers"]]
     rows += [(p["peer"], "BANNED", in_words(p["why"])) for p in found["distrusted"]]
@@ -27,9 +29,10 @@ def ls(output: Output) -> None:
 
 
 @trust_command.command("audits", help="What verifying found, here or by auditors that are trusted.")
-@click.argument("peerid", required=False)
+@click.argument("peerid", required=False, type=PeerType())
 @verb
 def audits(output: Output, peerid: str | None) -> None:
+    """List what verifying found."""
     found = output.client.audits(peerid)
     rows = [
         (
@@ -48,18 +51,20 @@ def audits(output: Output, peerid: str | None) -> None:
 
 
 @trust_command.command("add", help="Trust the publisher PEERID from now on.")
-@click.argument("peerid")
+@click.argument("peerid", type=PeerType())
 @click.option("--label", default="", help="A name for your own use.")
 @verb
 def add(output: Output, peerid: str, label: str) -> None:
+    """Trust a publisher."""
     done = output.client.trust_add(peerid, label)
     output.result(done, f"trusted {done['peer']}")
 
 
 @trust_command.command("rm", help="Stop trusting the publisher PEERID.")
-@click.argument("peerid")
+@click.argument("peerid", type=PeerType())
 @verb
 def rm(output: Output, peerid: str) -> None:
+    """Stop trusting a publisher."""
     done = output.client.trust_rm(peerid)
     output.result(done, f"no longer trusted: {done['peer']}")
 
@@ -67,5 +72,6 @@ def rm(output: Output, peerid: str) -> None:
 @trust_command.command("rotate", help="Publish with a new key from now on; who trusts the old one follows.")
 @verb
 def rotate(output: Output) -> None:
+    """Make a new publisher key, which the old one names as its successor."""
     done = output.client.trust_rotate()
     output.result(done, f"publisher {done['old']} goes on as {done['new']}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import samples_option
 from kvswap.cli.output import Output, reference, verb
 from kvswap.core.errors import IntegrityError, UsageError
@@ -13,7 +14,7 @@ from kvswap.core.words import in_words
 
 
 @click.command("verify", help="Check REF, which is in the store, level by level.  Or --store.")
-@click.argument("ref", required=False)
+@click.argument("ref", required=False, type=ReferenceType())
 @click.option("--store", is_flag=True, help="Hash every file of the store; adopt, set aside, report.")
 @click.option(
     "--level",
@@ -24,6 +25,10 @@ from kvswap.core.words import in_words
 @samples_option("Positions for level 5.")
 @verb
 def verify_command(output: Output, ref: str | None, store: bool, level: int | None, samples: int) -> None:
+    """Check an artifact level by level, or hash every file of the store.
+
+    Raises `IntegrityError` where the store was not clean.
+    """
     if (ref is None) == (not store):
         raise UsageError("give a reference, or --store")
     name, text = reference(ref) if ref else (None, None)
