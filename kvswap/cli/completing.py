@@ -176,8 +176,8 @@ def _opened(path: Path) -> Any:
 
 
 def _publishers(home: Path) -> Iterator[Pair]:
-    told = json.loads((home / "trust.json").read_text()) if (home / "trust.json").exists() else {}
-    for row in told.get("publishers", []):
+    trust = json.loads((home / "trust.json").read_text()) if (home / "trust.json").exists() else {}
+    for row in trust.get("publishers", []):
         yield row["peer"], f"publisher {row.get('label', '')}".strip()
 
 
