@@ -41,7 +41,7 @@ class FoundArtifact(msgspec.Struct, frozen=True, kw_only=True):
     wire_bytes: int
     raw_bytes: int | None
     codec: str | None
-    lossless: bool | None
+    lossless: bool | None = msgspec.field(name="exact")
     group: str | None
     issued: int | None
     """Unix seconds."""
