@@ -13,7 +13,6 @@ from kvswap.api.archives import Exported, Imported
 from kvswap.api.find import FindResult
 from kvswap.api.node import SettingsResult, StopResult
 from kvswap.client import calls
-from kvswap.client.archives import Writing, read_archive
 from kvswap.client.base_aio import AsyncCaller, OnEvent
 from kvswap.client.sender_aio import to_thread
 from kvswap.client.values import model_argument
@@ -46,6 +45,8 @@ class AsyncVerbs(AsyncCaller):
 
         A file appears under its name when it is whole.  Raises `NotFound` for an artifact that is not here whole.
         """
+        from kvswap.client.archives import Writing  # which most commands have no use for
+
         with Writing(to, on_event) as writing:
             async with contextlib.aclosing(self._sender.pieces(calls.export(ref, group), writing.head)) as pieces:
                 async for piece in pieces:
@@ -57,6 +58,8 @@ class AsyncVerbs(AsyncCaller):
 
         Raises `MalformedArchive`, `IntegrityError`, `Untrusted`, `StoreFull`; then nothing is listed.
         """
+        from kvswap.client.archives import read_archive
+
         return convert(await self._do(calls.import_archive(read_archive(source, on_event))), Imported)
 
     async def config(self) -> SettingsResult:

@@ -13,7 +13,6 @@ from kvswap.api.archives import Exported, Imported
 from kvswap.api.find import FindResult
 from kvswap.api.node import SettingsResult, StopResult
 from kvswap.client import calls
-from kvswap.client.archives import Writing, read_archive
 from kvswap.client.base_sync import Caller, OnEvent
 from kvswap.client.sender_sync import call_here
 from kvswap.client.values import model_argument
@@ -46,6 +45,8 @@ class Verbs(Caller):
 
         A file appears under its name when it is whole.  Raises `NotFound` for an artifact that is not here whole.
         """
+        from kvswap.client.archives import Writing  # which most commands have no use for
+
         with Writing(to, on_event) as writing:
             with contextlib.closing(self._sender.pieces(calls.export(ref, group), writing.head)) as pieces:
                 for piece in pieces:
@@ -57,6 +58,8 @@ class Verbs(Caller):
 
         Raises `MalformedArchive`, `IntegrityError`, `Untrusted`, `StoreFull`; then nothing is listed.
         """
+        from kvswap.client.archives import read_archive
+
         return convert(self._do(calls.import_archive(read_archive(source, on_event))), Imported)
 
     def config(self) -> SettingsResult:
