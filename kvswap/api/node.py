@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kvswap.core.settings import Settings
+if TYPE_CHECKING:
+    from kvswap.core.settings import Settings
 
 
 class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +39,8 @@ class StopResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def setting_rows(settings: Settings, places: Mapping[str, str]) -> list[SettingRow]:
     """List every setting with its value and place; `places` is what `Settings.load_with_places` returns."""
+    from kvswap.core.settings import Settings  # TOML, for what most clients have no use for
+
     usual = Settings(home=settings.home, models=settings.models)
     return [
         SettingRow(

@@ -24,8 +24,10 @@ def note_answer(call: Call, status: int, request: str | None, began: float) -> N
 
     Of the path only the first two parts: what follows may name a document.  `began` is of `time.monotonic`.
     """
-    logging = sys.modules.get("logging")  # whoever has not imported it listens to nothing
-    if logging is not None and (logger := logging.getLogger("kvswap.client")).isEnabledFor(logging.DEBUG):
+    if (logging := sys.modules.get("logging")) is None:  # a short command has not loaded it: nobody listens
+        return
+    logger = logging.getLogger("kvswap.client")
+    if logger.isEnabledFor(logging.DEBUG):
         path = "/".join(call.path.partition("?")[0].split("/")[:3])
         logger.debug(
             "%s %s %d, %.3f s, request %s", call.method, path, status, time.monotonic() - began, request or "none"
