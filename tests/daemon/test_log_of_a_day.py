@@ -156,12 +156,10 @@ def every_other_verb(a: Daemon, b: Daemon, artifact: str, text: str, secret_file
         ["host", "clients"],
         ["host", "log"],
         ["host", "revoke", "visitor"],
-        ["host", "--engine", "http://127.0.0.1:9", "--listen", "127.0.0.1:0"],
         ["publish", str(secret_file), "--group", "keepers-of-old"],
         ["ask", str(secret_file), QUESTION, "--host", "auto"],
         ["group", "import", str(secret_file)],
         ["manifest", "check", str(secret_file)],
-        ["doctor"],
     ):
         kvswap(a.home, *arguments, timeout=120)
     return invitation
