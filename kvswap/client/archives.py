@@ -34,15 +34,15 @@ class ByteProgress:
         self.total = total
         self.bytes = 0
         self._began = time.monotonic()
-        self._told = 0.0
+        self._described = 0.0
 
     def add(self, count: int) -> None:
         """Count bytes."""
         self.bytes += count
         now = time.monotonic()
-        if self._on_event is None or (self.bytes != self.total and now < self._told + _REPORT_SECONDS):
+        if self._on_event is None or (self.bytes != self.total and now < self._described + _REPORT_SECONDS):
             return
-        self._told = now
+        self._described = now
         seconds = round(now - self._began, 4)
         self._on_event({"event": self._event, "bytes": self.bytes, "total_bytes": self.total, "seconds": seconds})
 

@@ -13,12 +13,13 @@ from kvswap.cost.objective import MIX, OBJECTIVES, Objective
 
 if TYPE_CHECKING:
     from kvswap.cost.calibration import Calibration
-    from kvswap.cost.estimate import Link, Option, Plan, PrefillCurve, Prices, beside_host, decide
+    from kvswap.cost.estimate import CacheNeed, Link, Option, Plan, PrefillCurve, Prices, beside_host, decide
     from kvswap.cost.split import Meeting, Split, Work
 
 __all__ = [
     "MIX",
     "OBJECTIVES",
+    "CacheNeed",
     "Calibration",
     "Link",
     "Meeting",
