@@ -123,7 +123,7 @@ def every_other_verb(a: Daemon, b: Daemon, artifact: str, text: str, secret_file
         lambda: me.plan(document, text=text, host="auto"),
         lambda: me.codec_train(str(secret_file.parent), tokens=1_000),
         lambda: me.publish_computed([QUESTION.encode()]),
-        lambda: me.cached_prefix(b"\x01\x00\x00\x00" * 64, bytes(32), "float32", block_tokens=16),
+        lambda: me.cached_prefix(bytes(256), model=bytes(32), dtype="float32", block_tokens=16),
         lambda: me.prefix_index(),
         lambda: me.show(document),
         lambda: me.rm(document_digest(QUESTION.encode())),
@@ -156,13 +156,10 @@ def every_other_verb(a: Daemon, b: Daemon, artifact: str, text: str, secret_file
         ["host", "clients"],
         ["host", "log"],
         ["host", "revoke", "visitor"],
-        ["host", "--engine", "http://127.0.0.1:9", "--listen", "127.0.0.1:0"],
         ["publish", str(secret_file), "--group", "keepers-of-old"],
         ["ask", str(secret_file), QUESTION, "--host", "auto"],
         ["group", "import", str(secret_file)],
         ["manifest", "check", str(secret_file)],
-        ["bench", "paper", "--text", str(secret_file), "--quick", "--steps", "0"],
-        ["doctor"],
     ):
         kvswap(a.home, *arguments, timeout=120)
     return invitation
