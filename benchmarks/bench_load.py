@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import BLOCK, LENGTHS, Stored, ids_of, load_default, machine, once, seconds, table  # noqa: E402
+from benchmarks.common import BLOCK_TOKENS, LENGTHS, Stored, ids_of, load_default, machine, once, seconds, table  # noqa: E402
 
 MEMORY = """
 import sys, re
@@ -44,7 +44,7 @@ def main() -> None:
     dtype = next((a for a in sys.argv[1:] if not a.startswith("-")), "bfloat16")
     lengths = LENGTHS[:3] if "--quick" in sys.argv else LENGTHS
     loaded = load_default(dtype)
-    print(f"{machine()}, {dtype}, blocks of {BLOCK}\n")
+    print(f"{machine()}, {dtype}, blocks of {BLOCK_TOKENS}\n")
     question = loaded.tokenize_continuation("\n\nQuestion: What does this text describe?\nAnswer:")[:12]
     rows = []
     for length in lengths:
@@ -52,7 +52,7 @@ def main() -> None:
         stored = Stored(loaded, ids)
         repeat = 3 if length < 1000 else 1
         one_shot = min(once(lambda ids=ids: prefill(loaded, ids, len(ids)))[0] for _ in range(repeat))
-        canonical = min(once(lambda ids=ids: prefill(loaded, ids, BLOCK))[0] for _ in range(repeat))
+        canonical = min(once(lambda ids=ids: prefill(loaded, ids, BLOCK_TOKENS))[0] for _ in range(repeat))
 
         def to_cache(stored: Stored = stored, length: int = length) -> object:
             tensors = load(stored.manifest, stored.read, headroom=64)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import BLOCK, ids_of, load_default, machine, once, table  # noqa: E402
+from benchmarks.common import BLOCK_TOKENS, ids_of, load_default, machine, once, table  # noqa: E402
 
 
 def publish_through_a_node(text: str) -> float:
@@ -51,11 +51,11 @@ def main() -> None:
 
     jobs = Jobs(send, threading.Event())
     jobs._loaded = loaded
-    prefill(loaded, ids[:512], BLOCK)
+    prefill(loaded, ids[:512], BLOCK_TOKENS)
     bare, whole = [], []
     for _ in range(3):
-        bare.append(once(lambda: prefill(loaded, ids, BLOCK))[0])
-        whole.append(once(lambda: jobs.do_publish(text, BLOCK, "planes", False))[0])
+        bare.append(once(lambda: prefill(loaded, ids, BLOCK_TOKENS))[0])
+        whole.append(once(lambda: jobs.do_publish(text, BLOCK_TOKENS, "planes", False))[0])
     through_node = publish_through_a_node(text)
     table(
         ["", "seconds", "against bare"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import BLOCK, ids_of, load_default, machine, seconds  # noqa: E402
+from benchmarks.common import BLOCK_TOKENS, ids_of, load_default, machine, seconds  # noqa: E402
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
 
     tokens = int(next((a for a in sys.argv[1:] if a.isdigit()), "2048"))
     loaded = load_default()
-    plain = publish_ids(loaded, ids_of(loaded, tokens), BLOCK)
+    plain = publish_ids(loaded, ids_of(loaded, tokens), BLOCK_TOKENS)
     sealed = seal_for(plain, group())
     first, second = load(plain), load(sealed)
     raw, wire = plain.manifest.raw_bytes, plain.manifest.wire_bytes

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import DOCUMENT, machine, once, seconds, text_table
 from kvswap.bench.texts import Cutter, read_texts
+from kvswap.core.defaults import BLOCK_TOKENS as BLOCK  # noqa: E402
 from kvswap.core.directories import models_directory
 from kvswap.report import lines
 from kvswap.trust.agreement import compare
@@ -30,7 +31,6 @@ from kvswap.trust.sampling import coverage, draw, new_seed
 from tests.attacks.kit import ATTACKS, Scene, forge, run_checks
 from tests.support import key
 
-BLOCK = 256
 STEPS = [Level.STRUCTURE, Level.TOKENS, Level.PROBE, Level.SAMPLES, Level.RECOMPUTE]
 SAMPLES = 32
 DRAWS = 20

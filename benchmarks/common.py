@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kvswap.core.defaults import BLOCK_TOKENS
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "examples" / "documents" / "python-special-methods.txt"
 LENGTHS = (255, 485, 945, 1888, 3774)
-BLOCK = 256
 
 
 def machine() -> str:
@@ -124,7 +125,7 @@ class Stored:
 
         self.directory = tempfile.TemporaryDirectory()
         self.store = Store.open(Path(self.directory.name))
-        self.made = publish_ids(loaded, ids, BLOCK, codec)
+        self.made = publish_ids(loaded, ids, BLOCK_TOKENS, codec)
         for cid, wire in self.made.chunks.items():
             self.store.put_chunk(wire, cid)
         self.manifest = self.made.manifest

@@ -1,11 +1,13 @@
 """The program: `kvswap`, and `python -m kvswap`."""
 
+import gc
 import os
 import sys
 
 
 def entry() -> None:
     """Run the command line; Ctrl-C ends it with one line instead of a traceback, even while modules are imported."""
+    gc.disable()  # nothing that an import makes is garbage; `cli.main` enables it before a verb runs
     try:
         from kvswap.cli.main import main
 

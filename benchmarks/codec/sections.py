@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from benchmarks.codec import anchors, bits
 from benchmarks.codec.samples import TOKENS, Block, blocks_of, documents
-from benchmarks.common import BLOCK, ids_of, load_default, table
+from benchmarks.common import BLOCK_TOKENS, ids_of, load_default, table
 
 NAMES = ("texts", "layers", "speeds", "contexts", "dtypes", "sizes")
 _PASSES = 3
@@ -114,7 +114,7 @@ def layers(given: argparse.Namespace) -> None:
     predictor = _predictor(given, loaded)
     found: dict[str, list[list[float]]] = {"planes": [], "predictive": [], "channel": [], "words": []}
     for text in documents(given.documents).values():
-        every = list(blocks_of(loaded, loaded.tokenize(text)[: 4 * BLOCK], predictor))
+        every = list(blocks_of(loaded, loaded.tokenize(text)[: 4 * BLOCK_TOKENS], predictor))
         for block in every:
             found["planes"].append(bits.planes(block, loaded.dtype))
             if block.context is not None:
@@ -175,7 +175,7 @@ def contexts(given: argparse.Namespace) -> None:
     rows = []
     every = list(blocks_of(loaded, ids_of(loaded, min(8_192, loaded.context)), predictor))
     for tokens in (512, 2_048, 8_192):
-        last = tokens // BLOCK
+        last = tokens // BLOCK_TOKENS
         if last <= len(every):
             rows += _measure(every[max(0, last - 4) : last], loaded.dtype, [tokens], speeds=False)
     table(["up to token", "codec", "ratio", "bits a value", "exact"], rows)
@@ -189,7 +189,7 @@ def dtypes(given: argparse.Namespace) -> None:
     rows: list[list[Any]] = []
     for dtype in ("float16", "float32"):
         loaded = _model(given, dtype)
-        blocks = list(blocks_of(loaded, ids_of(loaded, 4 * BLOCK), _predictor(given, loaded, quiet=True)))
+        blocks = list(blocks_of(loaded, ids_of(loaded, 4 * BLOCK_TOKENS), _predictor(given, loaded, quiet=True)))
         rows += _measure(blocks, dtype, [dtype], speeds=False)
     loaded = _model(given)
     wide = [
@@ -197,7 +197,7 @@ def dtypes(given: argparse.Namespace) -> None:
             [widened(p, "bfloat16") for p in b.parts],
             b.context and Context(b.context.predictor, b.context.stack, 0, [], b.context.start),
         )
-        for b in blocks_of(loaded, ids_of(loaded, 4 * BLOCK), _predictor(given, loaded, quiet=True))
+        for b in blocks_of(loaded, ids_of(loaded, 4 * BLOCK_TOKENS), _predictor(given, loaded, quiet=True))
     ]
     rows += _measure(wide, "float32", ["bfloat16 in float32"], speeds=False)
     table(["dtype", "codec", "ratio", "bits a value", "exact"], rows)
@@ -223,7 +223,9 @@ def sizes(given: argparse.Namespace) -> None:
         (4, 4_096, 0.05),
     ):
         size = training.Size(before, token_table, coarseness)
-        data, _ = training.train_predictor(loaded, given.corpus, 40_000, BLOCK, lambda done: None, lambda: None, size)
+        data, _ = training.train_predictor(
+            loaded, given.corpus, 40_000, BLOCK_TOKENS, lambda done: None, lambda: None, size
+        )
         predictor = predictive.load(data)
         blocks = [block for ids in held for block in blocks_of(loaded, ids, predictor)]
         raw = sum(len(b.raw) for b in blocks)

@@ -22,6 +22,7 @@ from typing import Any
 
 from kvswap.bench.nodes import BenchNode
 from kvswap.bench.texts import Cutter
+from kvswap.core.defaults import COMPARED_TOKENS
 from kvswap.core.errors import InvalidDocument, UsageError
 from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
@@ -113,7 +114,7 @@ def run(
     *,
     dtype: str,
     lengths: Sequence[int] = LENGTHS,
-    steps: int = 256,
+    steps: int = COMPARED_TOKENS,
     documents: int = 5,
     note: Note = lambda text: None,
 ) -> Report:

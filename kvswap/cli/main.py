@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -81,6 +82,7 @@ class LazyGroup(click.Group):
         if cmd_name not in VERBS:
             return None
         module = import_module(f"kvswap.cli.commands.{VERBS[cmd_name][0]}")
+        gc.enable()
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return with_examples(command, cmd_name)
 
@@ -111,7 +113,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kvswap")
-@click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: XDG data directory).")
+@click.option("--home", envvar="KVSWAP_HOME", help="Directory of this node (default: the platform's for data).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no hints.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what is done, and how long it takes.")

@@ -7,23 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib import parse
 
-from kvswap.api import (
-    AskRequest,
-    CollectRequest,
-    FetchRequest,
-    FindRequest,
-    GroupRequest,
-    JoinRequest,
-    PlanRequest,
-    PrefixRequest,
-    PublishRequest,
-    Request,
-    TrainRequest,
-    TrustRequest,
-    VerifyRequest,
-    WithdrawRequest,
-    to_body,
-)
+from kvswap import api
 from kvswap.core.documents import check_unicode
 
 LONG_SECONDS = 3600.0  # publish, fetch, ask: their own time-outs are in the daemon
@@ -68,12 +52,12 @@ class FrameSource:
             raise
 
 
-def _send(path: str, request: Request) -> Call:
-    return Call("POST", path, to_body(request))
+def _send(path: str, request: api.Request) -> Call:
+    return Call("POST", path, api.to_body(request))
 
 
-def _stream(path: str, request: Request) -> Call:
-    return Call("POST", path, to_body(request), True, LONG_SECONDS)
+def _stream(path: str, request: api.Request) -> Call:
+    return Call("POST", path, api.to_body(request), True, LONG_SECONDS)
 
 
 def status() -> Call:
@@ -118,7 +102,7 @@ def pin(ref: str, pinned: bool) -> Call:
 
 
 def collect(target_bytes: int | None) -> Call:
-    return replace(_send("/v1/gc", CollectRequest(target_bytes=target_bytes)), seconds=600)
+    return replace(_send("/v1/gc", api.CollectRequest(target_bytes=target_bytes)), seconds=600)
 
 
 def events(follow: bool) -> Call:
@@ -130,7 +114,7 @@ def trust_list() -> Call:
 
 
 def trust_add(peer: str, label: str) -> Call:
-    return _send("/v1/trust", TrustRequest(peer=peer, label=label))
+    return _send("/v1/trust", api.TrustRequest(peer=peer, label=label))
 
 
 def trust_remove(peer: str) -> Call:
@@ -142,7 +126,7 @@ def groups() -> Call:
 
 
 def group_add(name: str | None, key: str | None) -> Call:
-    return _send("/v1/groups", GroupRequest(name=name, key=key))
+    return _send("/v1/groups", api.GroupRequest(name=name, key=key))
 
 
 def group_export(name: str) -> Call:
@@ -153,19 +137,19 @@ def group_remove(name: str) -> Call:
     return Call("DELETE", f"/v1/groups/{quote(name, safe='')}")
 
 
-def publish(request: PublishRequest) -> Call:
+def publish(request: api.PublishRequest) -> Call:
     return _stream("/v1/publish", request)
 
 
-def train(request: TrainRequest) -> Call:
+def train(request: api.TrainRequest) -> Call:
     return _stream("/v1/codec/train", request)
 
 
-def fetch(request: FetchRequest) -> Call:
+def fetch(request: api.FetchRequest) -> Call:
     return _stream("/v1/fetch", request)
 
 
-def find(request: FindRequest) -> Call:
+def find(request: api.FindRequest) -> Call:
     return _stream("/v1/find", request)
 
 
@@ -178,7 +162,7 @@ def stop() -> Call:
 
 
 def withdraw(ref: str, why: str) -> Call:
-    return _send(f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", WithdrawRequest(why=why))
+    return _send(f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", api.WithdrawRequest(why=why))
 
 
 def rotate() -> Call:
@@ -189,7 +173,7 @@ def audits(publisher: str | None) -> Call:
     return Call("GET", "/v1/audits" + (f"?publisher={quote(publisher)}" if publisher else ""))
 
 
-def cached_prefix(request: PrefixRequest) -> Call:
+def cached_prefix(request: api.PrefixRequest) -> Call:
     return _stream("/v1/beginning", request)
 
 
@@ -202,7 +186,7 @@ def computed(frames: Iterable[bytes]) -> Call:
     return Call("POST", "/v1/computed", lines=True, seconds=LONG_SECONDS, frames=frames)
 
 
-def plan(request: PlanRequest) -> Call:
+def plan(request: api.PlanRequest) -> Call:
     return _stream("/v1/plan", request)
 
 
@@ -211,16 +195,16 @@ def hosts() -> Call:
 
 
 def host_join(invitation: str, *, plain: bool = False) -> Call:
-    return _send("/v1/hosts", JoinRequest(invitation=invitation, plain=plain))
+    return _send("/v1/hosts", api.JoinRequest(invitation=invitation, plain=plain))
 
 
 def host_leave(peer: str) -> Call:
     return Call("DELETE", f"/v1/hosts/{quote(peer)}")
 
 
-def verify(request: VerifyRequest) -> Call:
+def verify(request: api.VerifyRequest) -> Call:
     return _stream("/v1/verify", request)
 
 
-def ask(request: AskRequest) -> Call:
+def ask(request: api.AskRequest) -> Call:
     return _stream("/v1/ask", request)

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvswap.core.defaults import HEADROOM_TOKENS
 from kvswap.core.errors import Incompatible, IntegrityError
 from kvswap.core.failures import ours
 
@@ -30,7 +31,9 @@ def statement_of(details: dict[str, Any]) -> Statement:
 
 
 @ours("loading the artifact")
-def load_artifact(details: dict[str, Any], model: Any, *, tokens: int | None = None, headroom: int = 1024) -> Any:
+def load_artifact(
+    details: dict[str, Any], model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS
+) -> Any:
     """Load a `DynamicCache` by the answer of `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
     from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
@@ -171,7 +174,7 @@ def _look_at_first_layer(
         cache,
         of_text(loaded, manifest, text) if tokens is None else of_prefix(loaded, manifest, text, tokens),
         manifest.prefix.tokens if tokens is None else tokens,
-        lambda: load(manifest, read, tokens=tokens, seal=statement.seal)[0],
+        lambda: load(manifest, read, tokens=tokens, seal=statement.seal),
     )
     result = first.check()
     require(result)

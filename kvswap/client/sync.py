@@ -5,25 +5,17 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvswap.api import (
-    AskRequest,
-    FetchRequest,
-    PlanRequest,
-    PrefixRequest,
-    PublishRequest,
-    TrainRequest,
-    VerifyRequest,
-)
-from kvswap.api.requests import aim_fields
+from kvswap import api
 from kvswap.client import calls
 from kvswap.client.base_sync import OnEvent
 from kvswap.client.sender_sync import call_here
 from kvswap.client.values import Artifact, CacheReport, model_argument, read_document
 from kvswap.client.verbs_sync import Verbs
+from kvswap.core.defaults import ANSWER_TOKENS, BLOCK_TOKENS, HEADROOM_TOKENS, TRAINING_TOKENS
 from kvswap.core.documents import check_text
 from kvswap.core.errors import (
     DaemonNotRunning,
@@ -87,27 +79,31 @@ class Client(Verbs):
         truncate: bool = False,
         source: str | None = None,
         group: str | None = None,
+        checkpoints: Sequence[int] = (),
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Prefill and publish a document, given as its text or as the path of its file.
 
+        `checkpoints` are token counts that readers shall be able to resume at, beside the usual ones.
+
         A KV cache reveals its text: publish public documents, or seal it for the members of `group`.
         """
-        request = PublishRequest(
+        request = api.PublishRequest(
             text=call_here(read_document, text),
             model=model_argument(model),
             codec=codec,
             truncate=truncate,
             source=source,
             group=group,
+            checkpoints=list(checkpoints),
         )
         return self._do(calls.publish(request), on_event)
 
     def codec_train(
-        self, corpus: str, *, model: str | None = None, tokens: int = 40_000, on_event: OnEvent | None = None
+        self, corpus: str, *, model: str | None = None, tokens: int = TRAINING_TOKENS, on_event: OnEvent | None = None
     ) -> dict[str, Any]:
         """Train the predictive codec on the text files below a directory of the daemon's machine."""
-        request = TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
+        request = api.TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
         return self._do(calls.train(request), on_event)
 
     def fetch(
@@ -130,7 +126,7 @@ class Client(Verbs):
         computed again (V5); with the document's `text`, or else by reading the tokens back from the cache.
         Raises `PlanSaysPrefill`, `NotFound`, `Untrusted`, `Incompatible`, `IntegrityError`, `PeerError`.
         """
-        request = FetchRequest(
+        request = api.FetchRequest(
             ref=ref,
             text=text,
             force=force,
@@ -139,7 +135,7 @@ class Client(Verbs):
             allow_untrusted=allow_untrusted,
             samples=samples,
             group=group,
-            **aim_fields(objective),
+            **api.aim_fields(objective),
         )
         report = self._do(calls.fetch(request), on_event)
         return Artifact(report["artifact"], report, lambda: self.details(report["artifact"]))
@@ -156,8 +152,8 @@ class Client(Verbs):
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Say what `ask` would do, fetch, prefill, both at once or ask a host, with seconds, dollars and the reason."""
-        request = PlanRequest(
-            ref=ref, text=text, allow_lossy=allow_lossy, group=group, host=host, **aim_fields(objective)
+        request = api.PlanRequest(
+            ref=ref, text=text, allow_lossy=allow_lossy, group=group, host=host, **api.aim_fields(objective)
         )
         return self._do(calls.plan(request), on_event)
 
@@ -172,7 +168,7 @@ class Client(Verbs):
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Check an artifact up to a verification level (0 to 7), or with `store` every file of the store."""
-        request = VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
+        request = api.VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
         return self._do(calls.verify(request), on_event)
 
     def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
@@ -224,7 +220,7 @@ class Client(Verbs):
         ref: str,
         question: str,
         *,
-        max_tokens: int = 64,
+        max_tokens: int = ANSWER_TOKENS,
         text: str | None = None,
         prefill: bool = False,
         force: bool = False,
@@ -243,7 +239,7 @@ class Client(Verbs):
         `host`: ask the host with this PeerId, or with `auto` the best of those known where the plan says so.  A host
         gets to know the question.
         """
-        request = AskRequest(
+        request = api.AskRequest(
             ref=ref,
             question=question,
             max_tokens=max_tokens,
@@ -257,7 +253,7 @@ class Client(Verbs):
             group=group,
             ignore_eos=ignore_eos,
             host=host,
-            **aim_fields(objective),
+            **api.aim_fields(objective),
         )
         return self._do(calls.ask(request), on_event)
 
@@ -267,7 +263,7 @@ class Client(Verbs):
         *,
         model: bytes,
         dtype: str,
-        block_tokens: int = 256,
+        block_tokens: int = BLOCK_TOKENS,
         parts: bool = True,
         curve: tuple[float, float] | None = None,
         seconds: float | None = None,
@@ -283,7 +279,7 @@ class Client(Verbs):
         cost to prefill there.  `seconds`: the longest to wait for peers to say what they have; `local`: ask none.
         Raises `NotFound`, `PlanSaysPrefill` and what `fetch` does.
         """
-        request = PrefixRequest(
+        request = api.PrefixRequest(
             ids=base64.b64encode(ids).decode(),
             model=model.hex(),
             dtype=dtype,
@@ -345,8 +341,8 @@ class Client(Verbs):
         model: Any,
         tokenizer: Any,
         *,
-        block_tokens: int = 256,
-        headroom: int = 1024,
+        block_tokens: int = BLOCK_TOKENS,
+        headroom: int = HEADROOM_TOKENS,
         tofu: bool = False,
         allow_untrusted: bool = False,
         group: str | None = None,
@@ -379,7 +375,7 @@ class Client(Verbs):
         shared_prefix: dict[str, Any] = {"artifact": None, "tokens": 0}
         with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
             if isinstance(refused, NotFound):
-                request = PrefixRequest(**call_here(local.cached_prefix), trust_on_first_use=tofu, group=group)
+                request = api.PrefixRequest(**call_here(local.cached_prefix), trust_on_first_use=tofu, group=group)
                 shared_prefix = self._do(calls.cached_prefix(request))
         shared = self.details(shared_prefix["artifact"]) if shared_prefix["tokens"] else None
         cache = call_here(local.cache, headroom, shared, shared_prefix["tokens"])

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from kvswap.client.old import old_keywords
+from kvswap.core.defaults import HEADROOM_TOKENS
 
 
 def model_argument(name: str | None) -> str | None:
@@ -32,7 +33,7 @@ class Artifact:
     _details: Any = field(repr=False)  # callable: the daemon's view of the artifact
 
     @old_keywords
-    def load(self, model: Any, *, tokens: int | None = None, headroom: int = 1024) -> Any:
+    def load(self, model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS) -> Any:
         """Load a transformers `DynamicCache`, bit for bit the publisher's, on the model's device.
 
         `tokens`: stop at this block's end instead of the whole document.  `headroom`: tokens that may
@@ -58,7 +59,7 @@ class AsyncArtifact:
     _details: Any = field(repr=False)  # coroutine function
 
     @old_keywords
-    async def load(self, model: Any, *, tokens: int | None = None, headroom: int = 1024) -> Any:
+    async def load(self, model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS) -> Any:
         """See `Artifact.load`."""
         import asyncio
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +36,6 @@ from kvswap.core.text import printable
 if TYPE_CHECKING:
     import sqlite3
 
-_log = logging.getLogger("kvswap.failures")
 INSTALL_TORCH = 'pip install "kvswap[torch]"'
 _COMPUTING = frozenset({"torch", "transformers", "safetensors", "huggingface_hub", "gguf", "accelerate", "tokenizers"})
 _SHOWN = 300  # characters of a foreign exception's text
@@ -127,7 +125,9 @@ def record(error: BaseException, doing: str = "") -> KvswapError:
     if not getattr(origin, "_kvswap_recorded", False):
         with contextlib.suppress(AttributeError):  # exceptions with slots take no attribute
             origin._kvswap_recorded = True  # type: ignore[attr-defined]
-        _log.error("%s", failure.message, exc_info=origin)
+        import logging  # what hardly ever fails need not import it
+
+        logging.getLogger("kvswap.failures").error("%s", failure.message, exc_info=origin)
     return failure
 
 

@@ -3,15 +3,13 @@
 A limit is checked before the work it bounds: before parsing, before allocating, before awaiting.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 KIB = 1 << 10
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)  # methods of so many fields take 20 ms to make
+@dataclass(frozen=True, eq=False, repr=False, init=False)  # every command waits for the methods of so many fields
 class Limits:
     """The bounds that hold everywhere; the unit is in the name or the comment."""
 
@@ -23,6 +21,10 @@ class Limits:
     manifest_chunks: int = 100_000
     manifest_blocks: int = 65_536
     manifest_layers: int = 512
+    manifest_groups: int = 2_048  # of layers that share a chunk
+    layer_tensors: int = 16  # of one cache layer
+    tensor_axis: int = 1 << 16  # the longest axis of a cache tensor, tokens aside
+    manifest_cuts: int = 1_024  # checkpoints that are no end of a whole block
     manifest_items: int = 16 * manifest_chunks + manifest_blocks + 64 * manifest_layers + 4_096  # of msgpack
     predictor_bytes: int = 64 * MIB
     predictor_raw_bytes: int = 256 * MIB  # its weights, uncompressed
@@ -139,6 +141,13 @@ class Limits:
     api_seconds: float = 30.0
     heartbeat_seconds: float = 3.0  # pause between signs of life of a streamed answer, and of the model process
     events_kept: int = 1_024
+
+    def __init__(self, **others: float) -> None:
+        """Make the limits, some of them others than usual."""
+        for name, value in others.items():
+            if not hasattr(self, name):
+                raise TypeError(f"there is no limit {name!r}")
+            object.__setattr__(self, name, value)
 
 
 LIMITS = Limits()

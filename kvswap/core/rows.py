@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from kvswap.core.bounded import Filling, Table
 
 V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class RowBounds:
+    """The bounds of a table of rows: of the whole, of a row, of a sender's part of each.  None is as in `Table`."""
+
+    entries: int  # values in all rows together
+    per_row: int
+    per_sender_in_row: int | None = None  # None: a whole row
+    nbytes: int | None = None
+    per_sender: int | None = None
+    bytes_per_sender: int | None = None
 
 
 class Rows(Generic[V]):
@@ -20,26 +33,21 @@ class Rows(Generic[V]):
     def __init__(
         self,
         name: str,
+        bounds: RowBounds,
         *,
-        entries: int,
-        per_row: int,
-        per_sender_in_row: int | None = None,
-        nbytes: int | None = None,
-        per_sender: int | None = None,
-        bytes_per_sender: int | None = None,
         keep: Callable[[tuple[Any, str], V], bool] | None = None,
         size: Callable[[tuple[Any, str], V], int] | None = None,
     ) -> None:
-        """Make an empty table of at most `entries` values, `per_row` in a row.  The rest is as in `Table`."""
-        self._per_row = per_row
-        self._per_sender_in_row = per_sender_in_row or per_row
+        """Make an empty table within `bounds`; `keep` and `size` are as in `Table`."""
+        self._per_row = bounds.per_row
+        self._per_sender_in_row = bounds.per_sender_in_row or bounds.per_row
         self._rows: dict[Any, OrderedDict[str, None]] = {}
         self.table: Table[tuple[Any, str], V] = Table(
             name,
-            entries=entries,
-            nbytes=nbytes,
-            per_sender=per_sender,
-            bytes_per_sender=bytes_per_sender,
+            entries=bounds.entries,
+            nbytes=bounds.nbytes,
+            per_sender=bounds.per_sender,
+            bytes_per_sender=bounds.bytes_per_sender,
             keep=keep,
             size=size,
             removed=self._removed,

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kvswap.core.atomic import write_atomic
+from kvswap.core.atomic import is_running, write_atomic
 from kvswap.core.errors import DaemonNotRunning, LocalFault, UsageError
 from kvswap.core.failures import as_kvswap_error
 from kvswap.core.files import read_file
@@ -67,7 +67,7 @@ class RunFile:
         for path in places:
             try:
                 found = cls._parse(read_file(path, LIMITS.config_bytes))
-                if _runs(found.pid):
+                if is_running(found.pid):
                     return found
             except UsageError as error:
                 problem = problem or error
@@ -86,16 +86,6 @@ class RunFile:
         if not found.token.isascii() or not found.token.isprintable():
             raise ValueError("not the token of a daemon")
         return found
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0) if pid > 0 else None
-    except PermissionError:  # somebody else's
-        return True
-    except OSError:
-        return False
-    return pid > 0
 
 
 def _elsewhere(home: Path) -> Path:

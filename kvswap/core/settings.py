@@ -1,8 +1,8 @@
 """Configuration: flags > environment `KVSWAP_*` > `config.toml` > default; and where files live.
 
-`KVSWAP_HOME` (or `--home`) puts everything of one node under one directory.  Without it the XDG base directories are
-used.  Model files are shared by all homes of a user, because they are large and addressed by content:
-`$XDG_CACHE_HOME/kvswap/models`, or `KVSWAP_MODELS`.
+`KVSWAP_HOME` (or `--home`) puts everything of one node under one directory.  Without it that is the platform's
+directory for data (`kvswap.core.directories`).  Model files are shared by all homes of a user, because they are large
+and addressed by content: in the platform's directory for caches, or `KVSWAP_MODELS`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from kvswap.core import checks
 from kvswap.core.checks import Check, shown
+from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.errors import InvalidSettings, UsageError
 from kvswap.core.failures import brief
@@ -147,7 +148,7 @@ class Settings:
     dtype: str = _checked(checks.choice("bfloat16", "float16", "float32"), "bfloat16")
     device: str = _checked(checks.device, "cpu")
     threads: int = _checked(checks.whole(0, 1024), 0)  # 0: as many as torch chooses
-    block_tokens: int = _checked(checks.whole(1, LIMITS.block_tokens), 256)
+    block_tokens: int = _checked(checks.whole(1, LIMITS.block_tokens), BLOCK_TOKENS)
     codec: str = _checked(checks.choice(*CODECS), "planes")
     # a second codec to publish in, in the background, where there is a predictor; "": none
     also_codec: str = _checked(checks.choice("", *CODECS), "predictive")

@@ -1,33 +1,25 @@
 """The choice between fetching, prefilling, and both at once.
 
-`estimate` decides beforehand and is pure, `split` goes on deciding while both are under way, `calibration` remembers
-what was measured.
+`objective` is what a caller wants to save, `estimate` decides beforehand and is pure, `split` goes on deciding while
+both are under way, `calibration` remembers what was measured.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kvswap.cost.estimate import (
-    MIX,
-    OBJECTIVES,
-    Link,
-    Objective,
-    Option,
-    Plan,
-    PrefillCurve,
-    Prices,
-    beside_host,
-    decide,
-)
-from kvswap.cost.split import Meeting, Split, Work
+from kvswap.cost.objective import MIX, OBJECTIVES, Objective
 
 if TYPE_CHECKING:
     from kvswap.cost.calibration import Calibration
+    from kvswap.cost.estimate import CacheNeed, Link, Option, Plan, PrefillCurve, Prices, beside_host, decide
+    from kvswap.cost.split import Meeting, Split, Work
 
 __all__ = [
     "MIX",
     "OBJECTIVES",
+    "CacheNeed",
     "Calibration",
     "Link",
     "Meeting",
@@ -44,9 +36,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: a client needs an objective, and nothing of the files that a node remembers in.
+    # Lazy: a client needs an objective, and nothing of what plans with it.
     if name == "Calibration":
-        from kvswap.cost.calibration import Calibration
-
-        return Calibration
-    raise AttributeError(f"module 'kvswap.cost' has no attribute {name!r}")
+        module = "calibration"
+    elif name in ("Meeting", "Split", "Work"):
+        module = "split"
+    elif name in __all__:
+        module = "estimate"
+    else:
+        raise AttributeError(f"module 'kvswap.cost' has no attribute {name!r}")
+    return getattr(import_module(f"kvswap.cost.{module}"), name)

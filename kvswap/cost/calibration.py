@@ -12,10 +12,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvswap.artifact.manifest import ChunkRef, FileRef
 from kvswap.core.atomic import write_atomic
 from kvswap.core.bounded import Table
 from kvswap.core.failures import Misplaced
@@ -33,6 +34,15 @@ _PACE_SECONDS = 900.0  # time constant for which the last blocks tell of this ma
 _UNDER_WAY = 1.1  # factor by which prefill slows down while chunks arrive, until measured
 # Raw bytes per second of verifying, decoding and loading, until they are measured on this machine.
 LOAD_BYTES_PER_SECOND = {"raw": 0.8e9, "planes": 0.4e9, "predictive": 0.1e9, "int8": 0.4e9, "int8-channel": 0.4e9}
+
+
+def raw_by_codec(files: Iterable[ChunkRef | FileRef]) -> dict[str, int]:
+    """Sum up the raw bytes that each codec has to decode."""
+    raw: dict[str, int] = {}
+    for file in files:
+        if isinstance(file, ChunkRef):
+            raw[file.codec] = raw.get(file.codec, 0) + file.raw_length
+    return raw
 
 
 class Calibration:

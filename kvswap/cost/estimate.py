@@ -12,7 +12,7 @@ measured.  The lower score wins; at equal scores prefill does, because it needs 
 money alone, the other deciding between equals, and an option over a budget is none.
 
 >>> curve = PrefillCurve(a=0.5, b=0.0001, block_tokens=256)
->>> plan = decide(tokens=1024, load_seconds=0.05, missing_bytes=16_000_000,
+>>> plan = decide(CacheNeed(tokens=1024, missing_bytes=16_000_000, load_seconds=0.05),
 ...               curve=curve, link=Link(12.5e6, 0.01), prices=Prices())
 >>> plan.action
 'fetch'
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from kvswap.cost.objective import MIX, Objective
 from kvswap.cost.split import Work, meetings
 
 _HYBRID_GAIN = 0.97  # doing both must score below this part of the better of the two others
@@ -113,17 +114,17 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
-    """The goal of a plan: `time`, `money`, or the `mix` of both at the price of a second; and budgets."""
+class CacheNeed:
+    """The cache that is needed: its tokens, the bytes of it that are not here, the seconds of loading it after a fetch.
 
-    by: str = "mix"
-    max_seconds: float | None = None
-    max_dollars: float | None = None
-    max_bytes: int | None = None  # to be fetched
+    Loading is verifying, decoding and placing.  `work` has the document's units, where computing and fetching at once
+    is possible; then loading goes on while the rest arrives.
+    """
 
-
-MIX = Objective()
-OBJECTIVES = ("mix", "time", "money")
+    tokens: int
+    missing_bytes: int
+    load_seconds: float = 0.0
+    work: Work | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,35 +177,31 @@ _CANNOT = "this node cannot prefill"
 
 
 def decide(
+    need: CacheNeed,
     *,
-    tokens: int,
-    load_seconds: float,
-    missing_bytes: int,
     curve: PrefillCurve | None,
     link: Link | None,
     prices: Prices,
     objective: Objective = MIX,
-    work: Work | None = None,
     able: bool = False,
 ) -> Plan:
     """Choose between fetching, prefilling, and both at once.
 
     `curve` None: this node cannot prefill, or with `able` it was never measured; `link` None: nobody to fetch from.
-    `load_seconds`: verifying, decoding and loading after a fetch.  `work`: the document's units, where computing and
-    fetching at once is possible; then loading goes on while the rest arrives.
     """
+    missing_bytes = need.missing_bytes
     prefill = hybrid = None
     if curve is not None:
-        seconds = curve.seconds(tokens)
-        prefill = Option(seconds, prices.prefill(seconds, tokens))
+        seconds = curve.seconds(need.tokens)
+        prefill = Option(seconds, prices.prefill(seconds, need.tokens))
     fetch = None
     if missing_bytes == 0:
-        fetch = Option(load_seconds, 0.0)
+        fetch = Option(need.load_seconds, 0.0)
     elif link is not None:
-        seconds = link.start_seconds + missing_bytes / link.bytes_per_second + load_seconds
+        seconds = link.start_seconds + missing_bytes / link.bytes_per_second + need.load_seconds
         fetch = Option(seconds, prices.fetch(missing_bytes, link), missing_bytes)
-    if work is not None and curve is not None and link is not None and missing_bytes:
-        fetch, hybrid = _together(work, tokens, link, prices, objective)
+    if need.work is not None and curve is not None and link is not None and missing_bytes:
+        fetch, hybrid = _together(need.work, need.tokens, link, prices, objective)
     if prefill is None and fetch is None:
         lacks = (
             "prefill was not measured here yet, and there is no" if able else "neither a model to prefill with nor a"

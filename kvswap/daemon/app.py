@@ -55,11 +55,10 @@ from kvswap.exchange.verify import verify_artifact
 from kvswap.model import catalogue
 from kvswap.net.failing import answering, errors
 from kvswap.store import ArtifactRow
+from kvswap.store.tables import ROWS_AT_ONCE
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.levels import up_to
-
-_PAGE = 500  # artifacts
 
 
 def _decrypted(statement: Statement) -> dict[str, Any]:
@@ -217,17 +216,20 @@ class Api:
         if document:
             yield self._shown(self._node.store.artifacts(document))
             return
-        page = self._node.store.page(None, _PAGE)
+        page = self._node.store.page(None, ROWS_AT_ONCE)
         while page:
             yield self._shown(page)
-            page = self._node.store.page(page[-1], _PAGE) if len(page) == _PAGE else []
+            page = self._node.store.page(page[-1], ROWS_AT_ONCE) if len(page) == ROWS_AT_ONCE else []
 
     def _shown(self, rows: Sequence[ArtifactRow]) -> list[dict[str, Any]]:
         """Rows as people read them: the index knows no more of what is sealed than everybody may."""
         out = []
         for row, standing in zip(rows, self._node.trust.standings.of_all(rows), strict=True):
-            shown = row.to_json() | {"group": None, "standing": standing.name, "why": standing.why or None}
-            shown["disputed_with"] = list(standing.others)
+            shown = row.to_json()
+            shown["group"] = None
+            shown["standing"] = standing.name
+            shown["why"] = standing.why or None
+            shown["disputed_with"] = standing.others
             if row.dtype == SEALED_DTYPE:
                 try:
                     shown |= _decrypted(self._node.read(self._node.store.envelope(row.id) or b""))
@@ -294,17 +296,7 @@ class Api:
         asked = await request_of(request, PublishRequest)
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await publish(
-                self._node,
-                asked.text.encode(),
-                model=asked.model,
-                codec=asked.codec,
-                truncate=asked.truncate,
-                media_type=asked.media_type or "text/plain",
-                source=asked.source,
-                group=asked.group,
-                progress=progress,
-            )
+            return await publish(self._node, asked.text.encode(), asked, progress)
 
         return await stream(request, work)
 

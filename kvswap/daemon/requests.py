@@ -24,13 +24,13 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import PrefillCurve
 from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.request import LookupTerms, Progress, lookup_of
+from kvswap.store.tables import ROWS_AT_ONCE
 
 R = TypeVar("R", bound=Request)
 Work = Callable[[Progress], Awaitable[dict[str, Any]]]
 
 HEARTBEAT = {"event": "heartbeat"}
 HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
-_ROWS_AT_ONCE = 500  # a millisecond or two of JSON
 _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
 
@@ -136,7 +136,7 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[An
     """
     rows = iter(pages)
     page = await asyncio.to_thread(next, rows, None)
-    if page is not None and len(page) <= _ROWS_AT_ONCE:
+    if page is not None and len(page) <= ROWS_AT_ONCE:
         after = await asyncio.to_thread(next, rows, None)
         if after is None:
             return web.json_response({name: list(page)})
@@ -157,8 +157,8 @@ def _texts(name: str, pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
     yield b"{%s: [" % json.dumps(name).encode()
     between = b""
     for page in pages:
-        for start in range(0, len(page), _ROWS_AT_ONCE):
-            yield between + msgspec.json.encode(page[start : start + _ROWS_AT_ONCE])[1:-1]
+        for start in range(0, len(page), ROWS_AT_ONCE):
+            yield between + msgspec.json.encode(page[start : start + ROWS_AT_ONCE])[1:-1]
             between = b", "
     yield b"]}"
 

@@ -22,7 +22,6 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
 from kvswap.exchange.ask_host import AUTO, ask_host, hosted
-from kvswap.exchange.discovery.resolve import use
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import ModelChoice, OnEvent
 from kvswap.exchange.node.node import Node
@@ -31,9 +30,10 @@ from kvswap.exchange.prefix import check_prefix_plan, find_prefix, plan_prefix
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.transfer.choosing import choose
 from kvswap.exchange.transfer.downloader import Transfer
-from kvswap.exchange.transfer.hybrid import CacheOrigin, record_load_rate, run_from
-from kvswap.exchange.verification.claims import report_claims, report_unchecked, require_text
+from kvswap.exchange.transfer.hybrid import CacheOrigin, run_from
+from kvswap.exchange.verification.claims import report_claims, report_unchecked
 from kvswap.exchange.verification.outcomes import is_own, verified_already
+from kvswap.exchange.verification.use import require_text, use
 from kvswap.exchange.verify import ban_if_proven, forget_damaged
 from kvswap.trust.accusation import of_error
 from kvswap.trust.levels import Level
@@ -121,7 +121,6 @@ async def answer(
         elif seen is not None and seen["verdict"] == "skipped":
             unchecked = {"V3": seen["why"]}
             await report_unchecked(node, source.statement, f"{Level.TOKENS.words}: {seen['why']}", progress)
-        record_load_rate(node, source, done)
     if transfer is None:
         node.learn_prefill(choice, done["samples"])
     else:

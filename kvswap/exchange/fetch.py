@@ -14,13 +14,15 @@ from typing import Any
 from kvswap.artifact.layout import needed_files
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
-from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.planning.decision import judge, measure_in_background
+from kvswap.exchange.planning.decision import judge
+from kvswap.exchange.planning.measuring import measure_in_background
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.transfer.choosing import choose
-from kvswap.exchange.transfer.download import download, note_fetched
-from kvswap.exchange.verification.claims import report_claims, require_text
+from kvswap.exchange.transfer.completion import note_fetched
+from kvswap.exchange.transfer.download import download
+from kvswap.exchange.verification.claims import report_claims
+from kvswap.exchange.verification.use import require_text
 from kvswap.exchange.verify import verification, verify_untrusted
 from kvswap.trust import Statement
 
@@ -84,8 +86,8 @@ async def fetch(
     transfer = await download(node, statement, files, planned.peers, progress, rest, planned.most_per_gb)
     seconds = time.perf_counter() - began
     transfer.learn_start(seconds)
-    if (choice := await own_model(node.model)) is not None:
-        measure_in_background(node, choice, statement.manifest.prefix.block_tokens)  # for the next plan
+    if resolved.choice is not None:
+        measure_in_background(node, resolved.choice, statement.manifest.prefix.block_tokens)  # for the next plan
     checked = await _verified(node, statement, terms, text, progress)
     note_fetched(node, statement, transfer, seconds)
     seconds = time.perf_counter() - began

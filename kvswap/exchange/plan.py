@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.errors import Incompatible, NotFound, Untrusted
 from kvswap.core.ids import Cid
-from kvswap.cost import Plan, beside_host
+from kvswap.cost import CacheNeed, Plan, beside_host
 from kvswap.exchange.ask_host import hosted
 from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.planning.decision import best, best_link, calibrate, decide_here, prices
+from kvswap.exchange.planning.decision import best, best_link, decide_here, prices
+from kvswap.exchange.planning.measuring import calibrate
 from kvswap.exchange.prefix import find_prefix, plan_prefix
 from kvswap.exchange.request import STRICT, Terms
 
@@ -25,7 +27,7 @@ async def plan_reference(
     *,
     host: str | None = None,
     question: str = "",
-    max_tokens: int = 64,
+    max_tokens: int = ANSWER_TOKENS,
     measure: bool = True,
 ) -> dict[str, Any]:
     """Plan how to have what a reference names, and return the plan as JSON.  Transfers no chunk.
@@ -97,7 +99,7 @@ async def _plan_unpublished(node: Node, text: str, terms: Terms) -> tuple[Plan, 
     tokens, cached_prefix = await find_prefix(node, choice, text, terms)
     curve = node.calibration.curve(choice.calibration_key, block_tokens) or await calibrate(node, choice, block_tokens)
     # Something is missing and there is no link to get it over: how large it would be does not matter.
-    whole = decide_here(node, tokens, raw={}, missing_bytes=1, curve=curve, link=None, objective=terms.objective)
+    whole = decide_here(node, CacheNeed(tokens, missing_bytes=1), curve, None, terms.objective)
     shared = None
     if cached_prefix is not None:
         planned = await plan_prefix(node, cached_prefix, terms, hybrid=True)

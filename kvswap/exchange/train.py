@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from kvswap.core.defaults import TRAINING_TOKENS
 from kvswap.core.ids import Cid
 from kvswap.exchange.model_port import OnEvent
 from kvswap.exchange.node import predictors
 from kvswap.exchange.node.node import Node
 
-TOKENS = 40_000
-
 
 async def train(
-    node: Node, corpus: str, progress: OnEvent, *, model: str | None = None, tokens: int = TOKENS
+    node: Node, corpus: str, progress: OnEvent, *, model: str | None = None, tokens: int = TRAINING_TOKENS
 ) -> dict[str, Any]:
     """Train a predictor on the text files below a directory of this machine, and keep it.  Raises `UsageError`."""
     choice = await node.model.choose(model)

@@ -27,8 +27,8 @@ from kvswap.exchange.node.node import Node
 from kvswap.exchange.publishing.own import verify_own
 from kvswap.exchange.request import Progress, silent
 from kvswap.exchange.verification import audits, status_records
-from kvswap.exchange.verification.claims import require_text
 from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, reasons_against, verified_already
+from kvswap.exchange.verification.use import require_text
 from kvswap.trust import Statement, verify_envelope
 from kvswap.trust.accusation import accuses, claims
 from kvswap.trust.levels import Level, LevelReport, LevelResult, due, from_pipe

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kvswap.core.defaults import HOSTED_ANSWER_TOKENS
 from kvswap.core.documents import check_unicode
 from kvswap.core.errors import UsageError
 from kvswap.core.limits import LIMITS
@@ -30,7 +31,6 @@ _SAMPLING: dict[str, tuple[type, ...]] = {
 }
 _OTHERS = {"model", "document", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "stream"}
 _IGNORED = {"n", "stream_options", "user"}
-_DEFAULT_TOKENS = 256
 _DOCUMENTS_KEPT = 64
 
 
@@ -141,7 +141,7 @@ class Prompts:
                 options[name] = body[name]
         if body.get("stop") is not None:
             options["stop"] = _stops(body["stop"])
-        limits = (body.get("max_completion_tokens"), body.get("max_tokens"), _DEFAULT_TOKENS)
+        limits = (body.get("max_completion_tokens"), body.get("max_tokens"), HOSTED_ANSWER_TOKENS)
         most = next(value for value in limits if value is not None)
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= LIMITS.host_tokens:
             raise UsageError(f"max_tokens is a number from 1 to {LIMITS.host_tokens}")

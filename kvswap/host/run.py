@@ -11,8 +11,9 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from aiohttp import web
 
 from kvswap.client import AsyncClient
 from kvswap.core import checks
+from kvswap.core.defaults import HOSTED_REQUESTS, WARM_SECONDS
 from kvswap.core.directories import models_directory
 from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.files import read_regular
@@ -61,8 +63,8 @@ class HostOptions:
     engine_arguments: tuple[str, ...] = ()
     url: str | None = None  # under which clients reach it
     plain: bool = False  # use http even beyond this machine
-    concurrent: int = 64
-    warm_seconds: float = 300.0
+    concurrent: int = HOSTED_REQUESTS
+    warm_seconds: float = WARM_SECONDS
 
 
 def usage_log_of(home: Path) -> UsageLog:
@@ -235,7 +237,8 @@ async def serve(options: HostOptions, ready: Ready) -> None:
         admission = Admission(usage_log, _salts(options.home), options.concurrent)
         served = Served(directory.name, identity.digest, options.dtype, options.tariff)
         api = HostApi(served, host_key(options.home), usage_log, admission, prompts, engine)
-        await _run(options, api, ready, stop, process, client, usage_log, prompts, engine)
+        warm = partial(keep_warm, api, client, usage_log, prompts, engine, options.warm_seconds)
+        await _run(options, api, warm, process, ready, stop)
     finally:
         await engine.close()
         if process is not None:
@@ -246,14 +249,12 @@ async def serve(options: HostOptions, ready: Ready) -> None:
 async def _run(
     options: HostOptions,
     api: HostApi,
+    keep: Callable[[], Coroutine[Any, Any, None]],
+    process: _Process | None,
     ready: Ready,
     stop: asyncio.Event,
-    process: _Process | None,
-    client: AsyncClient,
-    usage_log: UsageLog,
-    prompts: Prompts,
-    engine: EngineClient,
 ) -> None:
+    """Listen and answer until `stop` is set; beside it `keep` keeps the documents warm, and the process is watched."""
     host, port = _address(options.listen)
     tls = not (options.plain or _loopback(host))
     context = BulkIdentity.create(host_key(options.home)).context if tls else None
@@ -266,7 +267,7 @@ async def _run(
         raise UsageError(f"cannot listen on {options.listen}: {error.strerror}") from error
     url = _reached(options, host, runner.addresses[0][1], tls)
     write_private(options.home / "host.json", json.dumps({"url": url}) + "\n")
-    warm = asyncio.create_task(keep_warm(api, client, usage_log, prompts, engine, options.warm_seconds))
+    warm = asyncio.create_task(keep())
     waits = [asyncio.create_task(stop.wait())]
     if process is not None:
         waits.append(asyncio.create_task(process.ended()))  # type: ignore[arg-type]

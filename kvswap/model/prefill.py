@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+from kvswap.artifact.blocks import Blocks
 from kvswap.core.errors import Interrupted, InvalidDocument
 from kvswap.model import reach
 from kvswap.model.cache import new_cache
@@ -36,6 +37,21 @@ class Block:
     start: int
     stop: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """The functions that a greedy continuation calls: with each token id, each step's logits, and to know when to end.
+
+    `cancelled` returns True once nobody wants the rest.
+    """
+
+    on_token: Callable[[int], None] | None = None
+    on_logits: Callable[[torch.Tensor], None] | None = None
+    cancelled: Callable[[], bool] | None = None
+
+
+NO_HOOKS = Hooks()
 
 
 @dataclass(slots=True)
@@ -85,22 +101,27 @@ def forward(loaded: LoadedModel, cache: Any, ids: Sequence[int], start: int) -> 
 
 
 def canonical_prefill(
-    loaded: LoadedModel, cache: Any, ids: Sequence[int], block_tokens: int, start: int = 0
+    loaded: LoadedModel,
+    cache: Any,
+    ids: Sequence[int],
+    block_tokens: int,
+    start: int = 0,
+    cuts: Sequence[int] = (),
 ) -> Iterator[Block]:
     """Fill `cache` from token `start` (a block's end) to the end of `ids`, yielding after each block.
 
-    Raises `Incompatible` if a block is not finite.
+    `cuts` are further ends of blocks.  Raises `Incompatible` if a block is not finite.
     """
-    if start % block_tokens:
-        raise ValueError("a resumed prefill starts at a block's end")
-    for first in range(start, len(ids), block_tokens):
-        stop = min(first + block_tokens, len(ids))
+    blocks = Blocks(len(ids), block_tokens, (*cuts, start))
+    for index, (first, stop) in enumerate(blocks):
+        if first < start:
+            continue
         began = time.perf_counter()
         forward(loaded, cache, ids[first:stop], first)
         check_block(cache, first, stop, loaded.dtype)
         if loaded.device.startswith("cuda"):
             torch.cuda.synchronize()
-        yield Block(first // block_tokens, first, stop, time.perf_counter() - began)
+        yield Block(index, first, stop, time.perf_counter() - began)
 
 
 def prefill(loaded: LoadedModel, ids: Sequence[int], block_tokens: int, headroom: int = 0) -> Any:
@@ -119,15 +140,13 @@ def greedy(
     max_tokens: int,
     *,
     stop_ids: frozenset[int] = frozenset(),
-    on_token: Callable[[int], None] | None = None,
-    on_logits: Callable[[torch.Tensor], None] | None = None,
     follow: Sequence[int] = (),
-    cancelled: Callable[[], bool] | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> Continuation:
     """Process `ids` at `position`, then generate `max_tokens` greedy tokens one by one, or fewer up to a stop id.
 
     `follow` holds tokens to continue with in the place of the generated ones, as far as it reaches.  Raises
-    `Incompatible` if the logits are not finite, `Interrupted` once `cancelled` returns True.
+    `Incompatible` if the logits are not finite, `Interrupted` once `hooks.cancelled` returns True.
     """
     began = time.perf_counter()
     hasher = blake3()
@@ -138,18 +157,18 @@ def greedy(
         logits = forward(loaded, cache, following, position)
         if not math.isfinite(float(logits.max())):  # some models exclude tokens with -inf, none excludes all
             raise not_finite(f"the logits after {position} tokens are not finite in {loaded.dtype}", loaded.dtype)
-        if on_logits is not None:
-            on_logits(logits)
+        if hooks.on_logits is not None:
+            hooks.on_logits(logits)
         hasher.update(logits.numpy().astype("<f4", copy=False).data.cast("B"))
         position += len(following)
         token = int(logits.argmax())
         made.append(token)
         first = first or time.perf_counter() - began
-        if on_token is not None:
-            on_token(token)
+        if hooks.on_token is not None:
+            hooks.on_token(token)
         if token in stop_ids:
             break
-        if cancelled is not None and cancelled():
+        if hooks.cancelled is not None and hooks.cancelled():
             raise Interrupted("stopped")
         following = [follow[len(made) - 1] if len(made) <= len(follow) else token]
     return Continuation(made, "blake3:" + hasher.hexdigest(), first, time.perf_counter() - began)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from kvswap.core.atomic import replacing
 from kvswap.core.errors import LocalFault, StoreFull, StoreLocked
 from kvswap.core.failures import Misplaced
 from kvswap.core.files import check_regular
@@ -163,23 +164,15 @@ def _backup(path: Path, how: str, into: sqlite3.Connection) -> None:
 def write_back(db: sqlite3.Connection, path: Path) -> None:
     """Replace a database file by one in memory.  Raises `OSError` or `sqlite3.Error`; then nothing changed."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    made = path.with_suffix(".new")
-    try:
-        made.unlink(missing_ok=True)
-        target = sqlite3.connect(made, isolation_level=None)
+    with replacing(path, named=False) as new:
+        target = sqlite3.connect(new.path, isolation_level=None)
         try:
             db.backup(target)
         finally:
             target.close()
-        made.chmod(0o600)
-        sync(made)
-        _drop_log(path)  # it belongs to the file that was here
-        os.replace(made, path)
-        sync(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            made.unlink(missing_ok=True)
-        raise
+        os.fsync(new.descriptor)
+        _drop_log(path)  # it belongs to the file that was here, which is in the new one and on disk
+    sync(path.parent)
 
 
 def set_aside(database: Path) -> None:

@@ -9,12 +9,12 @@ takes no room on a full one.  The times of a file are those at which the artifac
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvswap.core.atomic import replacing
 from kvswap.core.errors import UsageError
 from kvswap.core.files import read_regular
 from kvswap.core.ids import Cid
@@ -40,7 +40,6 @@ class Envelopes:
     def __init__(self, root: Path) -> None:
         self._root = root / "artifacts"
         self._temporary = root / "tmp"
-        self._numbers = itertools.count()
         self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _path(self, artifact: str, kind: str = _ENVELOPE) -> Path:
@@ -52,20 +51,9 @@ class Envelopes:
 
     def write(self, artifact: str, envelope: bytes, *, added: float, used: float, durable: bool) -> None:
         """Write an envelope, whole or not at all; with `durable` it is synced when this returns.  Raises `OSError`."""
-        temporary = self._temporary / f"{os.getpid()}-{next(self._numbers)}{_ENVELOPE}"
-        try:
-            with self._created(temporary) as descriptor:
-                left = memoryview(envelope)
-                while left:
-                    left = left[os.write(descriptor, left) :]
-                os.utime(descriptor, (used, added))
-                if durable:
-                    os.fsync(descriptor)
-            os.replace(temporary, self._path(artifact))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with replacing(self._path(artifact), scratch=self._temporary, synced=durable, named=False, mkdir=True) as new:
+            new.write(envelope)
+            os.utime(new.descriptor, (used, added))
         if durable:
             sync(self._root)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import mmap
 import os
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from kvswap.core.atomic import replacing
 from kvswap.core.errors import IntegrityError, NotFound, StoreFull, UsageError
 from kvswap.core.failures import Misplaced, as_kvswap_error
 from kvswap.core.files import open_regular, read_regular
@@ -99,7 +99,6 @@ class ChunkFiles:
         self._temporary = root / "tmp"
         self.quarantine = root / "quarantine"
         self.make_directories()
-        self._numbers = itertools.count()
 
     def make_directories(self) -> None:
         """Make what is missing of the directories.  Raises `OSError`."""
@@ -128,22 +127,9 @@ class ChunkFiles:
 
         `owner` and `cached`: see `direct.write`.  Unless `synced`, the caller has to `sync` the file later.
         """
-        target = self.path(cid)
-        temporary: Path | None = self._temporary / f"{os.getpid()}-{next(self._numbers)}"
         try:
-            descriptor = self._created(str(temporary))
-            try:
-                direct.write(descriptor, data, owner, cached=cached)
-                if synced:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            try:
-                os.replace(str(temporary), target)
-            except FileNotFoundError:
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                os.replace(str(temporary), target)
-            temporary = None
+            with replacing(self.path(cid), scratch=self._temporary, synced=synced, named=False, mkdir=True) as new:
+                direct.write(new.descriptor, data, owner, cached=cached)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StoreFull(
@@ -152,17 +138,6 @@ class ChunkFiles:
                     hint="kvswap gc",
                 ) from error
             raise as_kvswap_error(error, f"writing chunk {cid}") from error
-        finally:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-
-    def _created(self, path: str) -> int:
-        try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileNotFoundError:  # somebody removed the directories
-            self.make_directories()
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
     def gone(self, cid: Cid) -> bool:
         """Return True if there is certainly no file of this name: one that cannot be looked at now is not gone."""

@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+from kvswap.core.atomic import clear_unfinished
 from kvswap.core.errors import KvswapError, LocalFault, StoreFull, UsageError
 from kvswap.store.lock import hold
 
@@ -34,6 +35,9 @@ class Home:
         try:
             self._close_to_others()
             self._try_to_write()
+            clear_unfinished(path)
+            for directory in (p for p in path.iterdir() if p.is_dir()):
+                clear_unfinished(directory)
             self.maintain()
         except BaseException:
             self.close()

@@ -12,7 +12,7 @@ import msgspec
 from kvswap.core.ids import Cid
 
 
-class ArtifactRow(msgspec.Struct, frozen=True):
+class ArtifactRow(msgspec.Struct, frozen=True, gc=False):
     """The row of an artifact in the index, known without parsing its manifest; times are Unix seconds.
 
     A struct of msgspec, and not a dataclass: a list of 20,000 is made in a tenth of the time.
@@ -47,7 +47,7 @@ COLUMNS = ", ".join(ArtifactRow.__struct_fields__)
 def row_of(row: sqlite3.Row) -> ArtifactRow:
     """Return a row of the table `artifacts`, whose columns are `COLUMNS`, as an `ArtifactRow`."""
     values = list(row)
-    values[-2:] = map(bool, values[-2:])  # pinned, complete
+    values[-2], values[-1] = values[-2] != 0, values[-1] != 0  # pinned, complete
     return ArtifactRow(*values)
 
 

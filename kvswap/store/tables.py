@@ -1,6 +1,8 @@
 """The tables of the store's index, and how many rows one statement names."""
 
-ROWS_AT_ONCE = 500  # SQLite takes 999 parameters of a statement in its oldest form
+ROWS_AT_ONCE = 500
+"""Rows that one statement names or returns, and that are made into JSON at once: SQLite takes 999 parameters in its
+oldest form, and so many take a millisecond or two."""
 # Append only: a migration that was ever released is never edited.
 MIGRATIONS = (
     """

@@ -18,13 +18,15 @@ def compare(
     `lossless` and `lossy` each make a fresh cache with memory for so many more tokens; both continue at `position` with
     the ids `question`.
     """
-    from kvswap.model.prefill import PROBE_STEPS, greedy
+    from kvswap.model.prefill import PROBE_STEPS, Hooks, greedy
 
     headroom = len(question) + STEPS
     right: list[Any] = []
     followed: list[Any] = []
-    wanted = greedy(loaded, lossless(headroom), position, question, STEPS, on_logits=right.append)
-    greedy(loaded, lossy(headroom), position, question, STEPS, follow=wanted.ids, on_logits=followed.append)
+    wanted = greedy(loaded, lossless(headroom), position, question, STEPS, hooks=Hooks(on_logits=right.append))
+    greedy(
+        loaded, lossy(headroom), position, question, STEPS, follow=wanted.ids, hooks=Hooks(on_logits=followed.append)
+    )
     made = greedy(loaded, lossy(headroom), position, question, STEPS)
     shown = greedy(loaded, lossy(headroom), position, question, PROBE_STEPS)
     same = [a == b for a, b in zip(wanted.ids, made.ids, strict=True)]

@@ -48,6 +48,9 @@ class Jobs:
     def _event(self, kind: str, **values: Any) -> None:
         self._send({"event": kind, **values})
 
+    def _send_token(self, token: int) -> None:
+        self._event("token", id=token, text=self.loaded.tokenizer.decode([token]))
+
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise Interrupted("stopped", cause="the caller went away")
@@ -83,6 +86,7 @@ class Jobs:
         ids = self.loaded.tokenize(text)
         return {
             "tokens": len(ids),
+            "ids": chain.pack_ids(ids),
             "token_digest": chain.token_digest(ids),
             "chain": chain.chain_digests(self.loaded.identity.digest, ids, block_tokens),
         }
@@ -119,6 +123,7 @@ class Jobs:
         truncate: bool,
         predictor: str | None = None,
         chunks: str | None = None,
+        checkpoints: list[int] | None = None,
     ) -> dict[str, Any]:
         """Prefill a document and send its encoded chunks as events; return what else the manifest needs."""
         from kvswap import codec as codecs
@@ -127,7 +132,7 @@ class Jobs:
         codecs.get(codec)
         known = read_predictor(Cid.parse(predictor), _files(str(chunks)), self._predictors) if predictor else None
         return Publishing(self.loaded, codec, known, self._event, self._check_cancelled).run(
-            text, block_tokens, truncate
+            text, block_tokens, truncate, checkpoints or ()
         )
 
     def do_recode(
@@ -252,7 +257,7 @@ class Jobs:
         proof that it differs.
         """
         from kvswap.model.cache import new_cache
-        from kvswap.model.prefill import canonical_prefill, check_length, check_reach, greedy, stop_ids
+        from kvswap.model.prefill import Hooks, canonical_prefill, check_length, check_reach, greedy, stop_ids
         from kvswap.model.question import question_text
         from kvswap.trust import one_key, read_statement
         from kvswap.worker.first_layer import FirstLayer, require
@@ -302,8 +307,7 @@ class Jobs:
             following,
             steps,
             stop_ids=frozenset() if ignore_eos else stop_ids(loaded),
-            on_token=lambda token: self._event("token", id=token, text=loaded.tokenizer.decode([token])),
-            cancelled=self._cancelled.is_set,
+            hooks=Hooks(self._send_token, cancelled=self._cancelled.is_set),
         )
         look = loaded_first.check() if loaded_first is not None else None  # only now: the answer does not wait
         if look is not None:
@@ -335,7 +339,7 @@ class Jobs:
 
         def again() -> Any:
             source = _files(chunks)
-            return load(manifest, source, tokens=tokens, predictors=self._predictors, seal=statement.seal)[0]
+            return load(manifest, source, tokens=tokens, predictors=self._predictors, seal=statement.seal)
 
         position = manifest.prefix.tokens if tokens is None else tokens
         return FirstLayer(loaded, loaded.identity.digest, manifest, cache, document, position, again)

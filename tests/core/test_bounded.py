@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvswap.core.bounded import Table, Tables, approximate_bytes
-from kvswap.core.rows import Rows
+from kvswap.core.rows import RowBounds, Rows
 from kvswap.net.messages import Provider
 
 _OPERATIONS = st.lists(
@@ -123,7 +123,7 @@ def test_what_gives_way_is_told():
 
 
 def test_rows_are_bounded_and_shared():
-    rows = Rows[str]("r", entries=100, per_row=4, per_sender_in_row=2)
+    rows = Rows[str]("r", RowBounds(entries=100, per_row=4, per_sender_in_row=2))
     rows.put("doc", "honest", "here", "honest")
     for n in range(50):
         rows.put("doc", f"made up {n}", "there", f"liar {n % 3}")
@@ -138,7 +138,7 @@ def test_rows_are_bounded_and_shared():
 
 
 def test_a_row_keeps_what_is_held():
-    rows = Rows[int]("r", entries=100, per_row=4)
+    rows = Rows[int]("r", RowBounds(entries=100, per_row=4))
     for n in range(4):
         rows.put("doc", f"held {n}", n, "a", held=True)
     assert not rows.put("doc", "new", 9, "b")
@@ -150,7 +150,7 @@ def test_a_row_keeps_what_is_held():
 @given(st.lists(st.tuples(st.sampled_from(["put", "held", "pop"]), *[st.integers(0, 6)] * 3), max_size=200))
 @settings(deadline=None)
 def test_rows_and_their_table_agree(operations):
-    rows = Rows[int]("r", entries=9, per_row=3, per_sender_in_row=2)
+    rows = Rows[int]("r", RowBounds(entries=9, per_row=3, per_sender_in_row=2))
     for what, row, column, sender in operations:
         if what == "pop":
             rows.pop(row, str(column))
@@ -163,7 +163,7 @@ def test_rows_and_their_table_agree(operations):
 def test_a_registry_says_how_full_they_are():
     tables = Tables()
     table = _made()
-    tables.add(table, Rows[int]("rows", entries=1, per_row=1))
+    tables.add(table, Rows[int]("rows", RowBounds(entries=1, per_row=1)))
     table.put(1, b"abc")
     assert [(f.name, f.entries, f.most_entries) for f in tables.fillings()] == [("rows", 0, 1), ("t", 1, 8)]
     assert tables.fillings()[1].to_json()["bytes"] == 3 + 256

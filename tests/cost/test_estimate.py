@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kvswap.cost import Calibration, Link, PrefillCurve, Prices, decide
+from kvswap.cost import CacheNeed, Calibration, Link, PrefillCurve, Prices, decide
 
 CURVE = PrefillCurve(a=0.5, b=0.001, block_tokens=100)
 # 250 tokens on CURVE: (0.5 + 0) + (0.5 + 0.1) + (0.5 + 0.2) / 2 = 1.45 s
@@ -45,14 +45,7 @@ def test_cases_worked_by_hand(
     seconds: float,
     dollars: float,
 ) -> None:
-    plan = decide(
-        tokens=250,
-        load_seconds=0.1,
-        missing_bytes=missing,
-        curve=curve,
-        link=link,
-        prices=prices,
-    )
+    plan = decide(CacheNeed(tokens=250, load_seconds=0.1, missing_bytes=missing), curve=curve, link=link, prices=prices)
     assert plan.action == action, case
     assert plan.seconds == pytest.approx(seconds)
     assert plan.dollars == pytest.approx(dollars)
@@ -64,7 +57,11 @@ def test_cases_worked_by_hand(
 def test_what_was_not_measured_is_not_told_as_what_cannot_be_done(missing: int, link: Link | None) -> None:
     told = {
         able: decide(
-            tokens=250, load_seconds=0.1, missing_bytes=missing, curve=None, link=link, prices=Prices(), able=able
+            CacheNeed(tokens=250, load_seconds=0.1, missing_bytes=missing),
+            curve=None,
+            link=link,
+            prices=Prices(),
+            able=able,
         )
         for able in (True, False)
     }
@@ -76,12 +73,7 @@ def test_what_was_not_measured_is_not_told_as_what_cannot_be_done(missing: int, 
 def test_equal_scores_prefill_because_it_needs_nobody() -> None:
     flat = PrefillCurve(a=1.0, b=0.0, block_tokens=100)
     plan = decide(
-        tokens=100,
-        load_seconds=0.0,
-        missing_bytes=10,
-        curve=flat,
-        link=Link(10.0, 0.0),
-        prices=Prices(),
+        CacheNeed(tokens=100, load_seconds=0.0, missing_bytes=10), curve=flat, link=Link(10.0, 0.0), prices=Prices()
     )
     assert plan.action == "prefill"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvswap.cost import Link, Objective, Option, Plan, PrefillCurve, Prices, beside_host, decide
+from kvswap.cost import CacheNeed, Link, Objective, Option, Plan, PrefillCurve, Prices, beside_host, decide
 
 CURVE = PrefillCurve(a=1.0, b=0.0, block_tokens=100)
 PRICES = Prices(per_gb=1.0, per_second=0.001, value_per_second=0.0005)
@@ -15,9 +15,7 @@ PRICES = Prices(per_gb=1.0, per_second=0.001, value_per_second=0.0005)
 def plan(objective: Objective, megabytes: int = 100, rate: float = 50e6) -> Plan:
     """Prefill: 10 s and one cent.  Fetch: 2 s and ten cents, of 100 MB."""
     return decide(
-        tokens=1_000,
-        load_seconds=0.0,
-        missing_bytes=megabytes * 10**6,
+        CacheNeed(tokens=1_000, load_seconds=0.0, missing_bytes=megabytes * 10**6),
         curve=CURVE,
         link=Link(rate, 0.0),
         prices=PRICES,
@@ -47,9 +45,7 @@ def test_a_budget_is_kept_whatever_counts(objective: Objective, action: str, sai
 
 def test_nobody_to_fetch_from_and_no_budget_to_prefill() -> None:
     chosen = decide(
-        tokens=1_000,
-        load_seconds=0.0,
-        missing_bytes=1,
+        CacheNeed(tokens=1_000, load_seconds=0.0, missing_bytes=1),
         curve=CURVE,
         link=None,
         prices=PRICES,

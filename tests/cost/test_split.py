@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvswap.cost import Link, Objective, PrefillCurve, Prices, Split, Work, decide
+from kvswap.cost import CacheNeed, Link, Objective, PrefillCurve, Prices, Split, Work, decide
 
 TICK = 0.01
 MB = 1_000_000
@@ -172,14 +172,11 @@ CURVE = PrefillCurve(a=1.0, b=0.0, block_tokens=100)
 def plan(rate: float, *, objective: Objective | None = None, prices: Prices | None = None, megabytes: int = 100):  # type: ignore[no-untyped-def]
     """Prefill takes 10 s in 10 units."""
     return decide(
-        tokens=1_000,
-        load_seconds=0.0,
-        missing_bytes=megabytes * MB,
+        CacheNeed(tokens=1_000, load_seconds=0.0, missing_bytes=megabytes * MB, work=even(10, 10, megabytes)),
         curve=CURVE,
         link=Link(rate, 0.0),
         prices=prices or Prices(),
         objective=objective or Objective("time"),
-        work=even(10, 10, megabytes),
     )
 
 
@@ -212,14 +209,11 @@ def test_the_hybrid_is_never_better_than_sharing_without_loss(rate: float, prefi
     work = even(units, prefill, 50)
     curve = PrefillCurve(prefill / 10, 0.0, 100)
     chosen = decide(
-        tokens=1_000,
-        load_seconds=0.0,
-        missing_bytes=sum(work.wire),
+        CacheNeed(tokens=1_000, load_seconds=0.0, missing_bytes=sum(work.wire), work=work),
         curve=curve,
         link=Link(rate, 0.0),
         prices=Prices(),
         objective=Objective("time"),
-        work=work,
     )
     fetch = sum(work.wire) / rate
     assert chosen.hybrid is None or chosen.hybrid.seconds >= 0.999 / (1 / prefill + 1 / fetch)

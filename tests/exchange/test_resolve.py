@@ -17,9 +17,10 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.discovery import lookup as finding
 from kvswap.exchange.discovery import resolve as resolving
-from kvswap.exchange.discovery.resolve import Wanted, judge_envelope, own_model, resolve, use
+from kvswap.exchange.discovery.resolve import Wanted, judge_envelope, own_model, resolve
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.request import STRICT, Terms
+from kvswap.exchange.verification.use import use
 from kvswap.net import PeerAddress, messages
 from tests.exchange.peers import Peer, found, has_nothing
 from tests.exchange.test_fetch import DOCUMENT, SlowModel, world

@@ -302,7 +302,7 @@ def test_longest_prefix_finds_the_deepest_match_of_complete_artifacts(tmp_path: 
     chain = made.manifest.prefix.chain
     assert [(r.id, n) for r, n in store.longest_prefix([*chain[:3], b"\0" * 32])] == [(made.id, 3)]
     assert store.longest_prefix([b"\0" * 32]) == []
-    store._forget(made.manifest.chunks[0].id)
+    store._chunks.forget(made.manifest.chunks[0].id)
     assert store.longest_prefix(chain) == []
 
 

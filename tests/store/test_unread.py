@@ -120,6 +120,6 @@ def test_a_directory_that_cannot_be_looked_into_does_not_mean_that_its_chunks_ar
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", refusing)
-        assert store._forget_missing() == 0
+        assert store._chunks.forget_missing() == 0
     assert store.missing(made.chunks) == []
     store.close()

@@ -108,7 +108,7 @@ def test_what_the_power_took_is_not_listed_any_more(tmp_path: Path, never: None,
     bodies = [os.urandom(size) for _ in range(4)]
     whole, emptied, gone, wrong = (store.put_chunk(body, write_behind=True, cached=cached) for body in bodies)
     lost = made.manifest.chunks[0].id
-    store._forget(lost)
+    store._chunks.forget(lost)
     store.put_chunk(made.chunks[lost], lost, write_behind=True)
     put(store, made, durable=False)
     assert unsynced(store) == {whole, emptied, gone, wrong, lost}
@@ -136,7 +136,7 @@ def test_what_the_disk_did_not_keep_is_not_listed(tmp_path: Path, monkeypatch: p
     store = Store.open(tmp_path)
     monkeypatch.setattr(store._files, "sync", no_room)
     cid = store.put_chunk(b"fetched", write_behind=True)
-    store._write_behind.close()
+    store._ingest.write_behind.close()
     assert store.missing([cid]) == [cid] and store.used_bytes == 0
     assert store.put_chunk(b"fetched") == cid
 

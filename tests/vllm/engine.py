@@ -2,7 +2,9 @@
 
 CONFIG is JSON: arguments of `vllm.LLM`, and `home` of a node for the connector ("": without it).  A line
 {"prompts": [[ids], ...], "max_tokens": n, "reset": forget what is cached, "salt": ..., "extra": {...}} is answered by
-{"seconds": s, "outputs": [{"ids": [...], "scores": [...], "cached": n, "first": seconds to the first token}, ...]}.
+{"seconds": s, "outputs": [{"ids": [...], "scores": [...], "cached": n, "first": seconds to the first token}, ...],
+"walk": {"files": [...], "again": {file: visits}, "calls": [...]}}, the walk through the connector where "walk" is asked
+for; then the engine's parts are to be in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0).
 """
 
 from __future__ import annotations
@@ -11,8 +13,12 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
+from tests.walking import walking
+
+OWN = ("connector", "scheduler", "worker")  # what vLLM calls in every step: a walk goes on from there
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -62,7 +68,9 @@ def main(config: dict[str, Any]) -> None:
             extra_args=asked.get("extra"),
         )
         began = time.perf_counter()
-        done = llm.generate([prompt(ids, asked.get("salt")) for ids in asked["prompts"]], sampling, use_tqdm=False)
+        prompts = [prompt(ids, asked.get("salt")) for ids in asked["prompts"]]
+        with walking("integrations/vllm", *OWN, threads=True) if asked.get("walk") else nullcontext() as walk:
+            done = llm.generate(prompts, sampling, use_tqdm=False)
         seconds = time.perf_counter() - began
         outputs = [
             {
@@ -75,7 +83,10 @@ def main(config: dict[str, Any]) -> None:
             }
             for one in done
         ]
-        print(json.dumps({"seconds": seconds, "outputs": outputs}), file=answers, flush=True)
+        answer = {"seconds": seconds, "outputs": outputs}
+        if walk is not None:
+            answer["walk"] = {"files": walk.files, "again": walk.again, "calls": walk.calls}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,10 @@ class Engine:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
 
+    def answer_whole(self) -> dict[str, Any]:
+        """Of the oldest `ask`, all that `tests.vllm.engine` says."""
+        return self._answer()
+
     def answer(self) -> tuple[list[Output], float]:
         """Of the oldest `ask`: outputs, and seconds in all."""
         answer = self._answer()

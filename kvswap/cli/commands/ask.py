@@ -9,6 +9,7 @@ import click
 from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import group_option, host_option, lossy_option, plan_options, untrusted_option
 from kvswap.cli.output import Output, reference, verb
+from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
@@ -16,7 +17,7 @@ from kvswap.cost import Objective
 @click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
 @click.argument("ref", type=ReferenceType())
 @click.argument("question")
-@click.option("--max-tokens", type=click.IntRange(1, LIMITS.host_tokens), default=64, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(1, LIMITS.host_tokens), default=ANSWER_TOKENS, show_default=True)
 @click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust the publisher from now on, if not known yet.")

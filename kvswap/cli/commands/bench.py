@@ -8,6 +8,7 @@ import click
 
 from kvswap.cli.completing import ModelType
 from kvswap.cli.output import Output, verb
+from kvswap.core.defaults import COMPARED_TOKENS
 from kvswap.core.files import check_place
 from kvswap.core.limits import LIMITS
 
@@ -26,7 +27,11 @@ def bench_command() -> None:
     help="Directory of text files (default: modules of Python's library).",
 )
 @click.option(
-    "--steps", type=click.IntRange(1, LIMITS.host_tokens), default=256, show_default=True, help="Tokens compared."
+    "--steps",
+    type=click.IntRange(1, LIMITS.host_tokens),
+    default=COMPARED_TOKENS,
+    show_default=True,
+    help="Tokens compared.",
 )
 @click.option("--quick", is_flag=True, help="Only lengths below 1000 tokens, and two documents.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with a picture there.")

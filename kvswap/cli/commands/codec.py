@@ -8,6 +8,7 @@ import click
 
 from kvswap.cli.completing import ModelType
 from kvswap.cli.output import Output, size, verb
+from kvswap.core.defaults import TRAINING_TOKENS
 
 
 @click.group("codec", help="The codec `predictive`: train it for a model.")
@@ -20,7 +21,7 @@ def codec_command() -> None:
     "--corpus", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Directory."
 )
 @click.option("--model", type=ModelType(), help="Model (default: the daemon's).")
-@click.option("--tokens", type=click.IntRange(1_000, 1_000_000), default=40_000, show_default=True)
+@click.option("--tokens", type=click.IntRange(1_000, 1_000_000), default=TRAINING_TOKENS, show_default=True)
 @verb
 def train_command(output: Output, corpus: Path, model: str | None, tokens: int) -> None:
     """Train the predictive codec for a model, on the text files of a directory."""

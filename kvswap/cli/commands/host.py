@@ -10,6 +10,7 @@ import click
 from kvswap.cli.completing import ModelType, PeerType, ReferenceType
 from kvswap.cli.objective import Finite
 from kvswap.cli.output import Output, naming, read_document, reference, secret_of, verb
+from kvswap.core.defaults import HOSTED_REQUESTS, WARM_SECONDS
 from kvswap.core.directories import home_directory, models_directory
 from kvswap.core.settings import Settings
 
@@ -41,9 +42,11 @@ def _usage_log(output: Output) -> UsageLog:
 @click.option("--read-price", type=Finite(0, 1e6), default=0.0, help="Dollars a million tokens of the cache.")
 @click.option("--prefill-price", type=Finite(0, 1e6), default=0.0, help="... that had to be computed.")
 @click.option("--make-price", type=Finite(0, 1e6), default=0.0, help="... of answers.")
-@click.option("--concurrent", type=click.IntRange(1, 4096), default=64, show_default=True, help="Requests at a time.")
 @click.option(
-    "--warm-seconds", type=Finite(1, 1e9), default=300.0, show_default=True, help="Between looks at a document."
+    "--concurrent", type=click.IntRange(1, 4096), default=HOSTED_REQUESTS, show_default=True, help="Requests at a time."
+)
+@click.option(
+    "--warm-seconds", type=Finite(1, 1e9), default=WARM_SECONDS, show_default=True, help="Between looks at a document."
 )
 @verb
 def host_command(output: Output, read_price: float, prefill_price: float, make_price: float, **flags: Any) -> None:

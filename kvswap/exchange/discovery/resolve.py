@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msgspec import structs
 
@@ -21,7 +21,7 @@ from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.discovery.candidates import Candidate, EnvelopeFetcher, round_robin
 from kvswap.exchange.discovery.lookup import PeerOffer, ask_these
-from kvswap.exchange.model_port import Wanted, own_model
+from kvswap.exchange.model_port import ModelChoice, Wanted, own_model
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.request import STRICT, Terms
 from kvswap.exchange.verification.audits import refuse_if_failed
@@ -39,11 +39,12 @@ _MORE_SECONDS = 1.0  # for which more of them are waited for, once there is one
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A usable artifact and the peers that say they have it (none when it is complete here)."""
+    """A usable artifact, the peers that say they have it (none when it is complete here), and the node's model."""
 
     statement: Statement
     peers: tuple[str, ...]
     local: bool
+    choice: ModelChoice | None = None  # the model that it was judged for; None: its files are not here
 
 
 async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> list[Resolved]:
@@ -61,7 +62,7 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
     answered: set[str] = set()
     for envelope in await asyncio.to_thread(_complete_here, node, reference, terms.group):
         try:
-            usable.append(Resolved(await judge_envelope(node, envelope, wanted, terms), (), True))
+            usable.append(Resolved(await judge_envelope(node, envelope, wanted, terms), (), True, choice))
         except KvswapError as error:
             errors.append(error)
     if usable:
@@ -72,12 +73,15 @@ async def resolve(node: Node, reference: str | Cid, terms: Terms = STRICT) -> li
         [identifiers for identifiers in every if identifiers is not PUBLIC],
         [identifiers for identifiers in every if identifiers is PUBLIC],
     ):
+        if not together:
+            continue
         queries = [_query(reference, identifiers, wanted, bulk=node.settings.bulk) for identifiers in together]
         asked = (ask_these(node, query, LIMITS.lookup_seconds, None) for query in queries)
         found = await asyncio.gather(*asked)
         answered.update(*(peers for _, peers in found))
         candidates = _merged([_round_robin(node, offers, q) for q, (offers, _) in zip(queries, found, strict=True)])
         usable = await _usable(node, reference, candidates, wanted, terms, errors, deadline)
+        usable = [replace(resolved, choice=choice) for resolved in usable]
         if usable:
             return usable
     raise _most_telling(node, reference, errors, answered)
@@ -190,23 +194,6 @@ def _judge(node: Node, statement: Statement, wanted: Wanted | None, terms: Terms
     require_current(node, statement)
     refuse_if_failed(node, statement)
     return statement
-
-
-async def use(node: Node, statement: Statement, terms: Terms) -> None:
-    """Note that an artifact is what the user gets.
-
-    Here, and nowhere before, `trust_on_first_use` trusts its publisher: whoever can offer something is not used yet.
-    """
-    await asyncio.to_thread(_use, node, statement, terms)
-
-
-def _use(node: Node, statement: Statement, terms: Terms) -> None:
-    publisher, policy = statement.manifest.publisher, node.trust.policy.policy
-    known = policy.trusts(publisher) or publisher in policy.removed
-    if terms.trust_on_first_use and not known and policy.ban_of(publisher) is None:
-        node.trust.policy.add(publisher, "first use", how="first-use")
-        node.events.add("trusted", publisher=publisher, how="first-use")
-    node.trust.records.ask(str(statement.artifact))
 
 
 def _answers(statement: Statement, reference: str | Cid) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from kvswap.core.bounded import Table
 from kvswap.core.limits import LIMITS, MIB
-from kvswap.core.rows import Rows
+from kvswap.core.rows import RowBounds, Rows
 from kvswap.net import PeerAddress, messages
 from kvswap.net.dialling import JUDGED
 
@@ -60,12 +60,14 @@ class AddressBook:
         self._clock = clock
         self.referrals: Rows[Referral] = Rows(
             "referrals",
-            entries=_ENTRIES,
-            per_row=LIMITS.find_results,
-            per_sender_in_row=_IN_ONE_ROW,
-            nbytes=8 * MIB,
-            per_sender=_OF_ONE_SENDER,
-            bytes_per_sender=2 * MIB,
+            RowBounds(
+                entries=_ENTRIES,
+                per_row=LIMITS.find_results,
+                per_sender_in_row=_IN_ONE_ROW,
+                nbytes=8 * MIB,
+                per_sender=_OF_ONE_SENDER,
+                bytes_per_sender=2 * MIB,
+            ),
             keep=lambda key, referral: delivered(key[1]),
         )
         self.pauses: Table[tuple[str, str], _Pause] = Table("addresses that led nowhere", entries=_ENTRIES)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from kvswap.core.limits import LIMITS
 from kvswap.store import ArtifactRow, AuditRow, Outcome, Records
-from kvswap.trust import PolicyFile
+from kvswap.trust import Policy, PolicyFile
 from kvswap.trust.audit import read_audit
 from kvswap.trust.levels import PROOF_RULES, RULES
 
@@ -44,6 +44,11 @@ class Standing:
         return self.name in OFFERED
 
 
+# One object each: most of a large store have one of these.
+_OWN, _TRUSTED, _VERIFIED = Standing("own"), Standing("trusted"), Standing("verified")
+_UNVERIFIED, _EXPIRED = Standing("unverified"), Standing("expired")
+
+
 class Standings:
     """The rules that give every artifact of one node its standing.  May be used from several threads."""
 
@@ -64,11 +69,12 @@ class Standings:
         """Return the standings of these artifacts now, in their order."""
         names = [row.id for row in rows]
         withdrawn, outcomes = self._records.withdrawn_of(names), self._records.outcomes(names)
-        failed = self.failed(names)
-        return [
-            self._judge(row, withdrawn.get((row.id, row.publisher)), failed.get(row.id), outcomes.get(row.id))
-            for row in rows
-        ]
+        failed, now, policy = self.failed(names), time.time(), self._policy.policy
+        out = []
+        for row in rows:
+            said, outcome = withdrawn.get((row.id, row.publisher)), current(outcomes.get(row.id))
+            out.append(_judge(row, said, failed.get(row.id), outcome, policy, now))
+        return out
 
     def failed(self, artifacts: Sequence[str]) -> dict[str, AuditRow]:
         """Return an audit for each of these artifacts that failed one by a trusted auditor or this node.
@@ -79,30 +85,6 @@ class Standings:
         rows = [row for row in self._records.failures(artifacts) if self._policy.policy.trusts(row.auditor)]
         return {row.artifact: row for row in rows if not void(row)}
 
-    def _judge(
-        self, row: ArtifactRow, withdrawn: str | None, failed: AuditRow | None, outcome: Outcome | None
-    ) -> Standing:
-        now, policy, outcome = time.time(), self._policy.policy, current(outcome)
-        if withdrawn is not None:
-            return Standing("withdrawn", withdrawn or "its publisher does not stand by it any more")
-        if (ban := policy.ban_of(row.publisher)) is not None:
-            return Standing("caught", ban.why)
-        if failed is not None:
-            return Standing("wrong", f"it failed an audit by {failed.auditor}: {read_audit(failed.envelope).audit.why}")
-        if outcome is not None and outcome.verdict == "wrong":
-            return Standing("wrong", outcome.why)
-        trusted = policy.trusts(row.publisher)
-        # No untrusted publisher disputes what the user trusts.
-        if outcome is not None and outcome.verdict == "disputed" and not trusted:
-            return Standing("disputed", outcome.why, outcome.others)
-        if row.expires <= now:
-            return Standing("expired")
-        if row.added > now + LIMITS.clock_skew_seconds:
-            return Standing("future", "it was made or came when this machine's clock was ahead")
-        if trusted:
-            return Standing("own" if row.publisher == policy.own else "trusted")
-        return Standing("verified" if passed(outcome) else "unverified")
-
     def withheld(self) -> list[str]:
         """List all artifacts that may be disputed or wrong, whether here or not; `of` gives the standing of each."""
         return self._records.withheld()
@@ -110,6 +92,35 @@ class Standings:
     def banned_publishers(self) -> set[str]:
         """Return the publishers that are banned."""
         return {peer for peer in self._policy.policy.banned if self._policy.policy.ban_of(peer) is not None}
+
+
+def _judge(
+    row: ArtifactRow,
+    withdrawn: str | None,
+    failed: AuditRow | None,
+    outcome: Outcome | None,
+    policy: Policy,
+    now: float,
+) -> Standing:
+    if withdrawn is not None:
+        return Standing("withdrawn", withdrawn or "its publisher does not stand by it any more")
+    if (ban := policy.ban_of(row.publisher)) is not None:
+        return Standing("caught", ban.why)
+    if failed is not None:
+        return Standing("wrong", f"it failed an audit by {failed.auditor}: {read_audit(failed.envelope).audit.why}")
+    if outcome is not None and outcome.verdict == "wrong":
+        return Standing("wrong", outcome.why)
+    trusted = policy.trusts(row.publisher)
+    # No untrusted publisher disputes what the user trusts.
+    if outcome is not None and outcome.verdict == "disputed" and not trusted:
+        return Standing("disputed", outcome.why, outcome.others)
+    if row.expires <= now:
+        return _EXPIRED
+    if row.added > now + LIMITS.clock_skew_seconds:
+        return Standing("future", "it was made or came when this machine's clock was ahead")
+    if trusted:
+        return _OWN if row.publisher == policy.own else _TRUSTED
+    return _VERIFIED if passed(outcome) else _UNVERIFIED
 
 
 def void(row: AuditRow) -> bool:

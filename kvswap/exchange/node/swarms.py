@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvswap.core.limits import LIMITS, MIB
-from kvswap.core.rows import Rows
+from kvswap.core.rows import RowBounds, Rows
 from kvswap.net import messages
 
 _MEMBERSHIPS = 4_096
@@ -29,7 +29,7 @@ class Swarms:
 
     def __init__(self) -> None:
         self.table: Rows[_Reader] = Rows(
-            "swarms", entries=_MEMBERSHIPS, per_row=_READERS, nbytes=8 * MIB, per_sender=_OF_ONE_READER
+            "swarms", RowBounds(_MEMBERSHIPS, per_row=_READERS, nbytes=8 * MIB, per_sender=_OF_ONE_READER)
         )
 
     def join(self, artifact: str, reader: messages.Provider) -> None:

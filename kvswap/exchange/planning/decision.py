@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvswap.artifact.layout import block_count, block_span, needed, needed_files, work_units
-from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
-from kvswap.core.errors import KvswapError, PlanSaysPrefill
+from kvswap.artifact.layout import needed, needed_files, work_units
+from kvswap.artifact.manifest import Manifest
+from kvswap.core.errors import PlanSaysPrefill
 from kvswap.core.ids import Cid
-from kvswap.cost import Link, Objective, Plan, PrefillCurve, Prices, Work, decide
+from kvswap.cost import CacheNeed, Link, Objective, Plan, PrefillCurve, Prices, Work, decide
+from kvswap.cost.calibration import raw_by_codec
 from kvswap.exchange.discovery.resolve import Resolved
 from kvswap.exchange.model_port import ModelChoice, own_model
 from kvswap.exchange.node import predictors
 from kvswap.exchange.node.node import Node
+from kvswap.exchange.planning.measuring import calibrate, measure_in_background
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ async def best(
     plans: list[tuple[Resolved, Planned]] = []
     for resolved in usable:
         manifest = resolved.statement.manifest
-        planned = await plan_chunks(node, manifest, None, resolved.peers, objective, hybrid=hybrid, measure=measure)
+        here = _Prefilling(resolved.choice, None)
+        planned = await _plan(node, manifest, None, resolved.peers, objective, here, hybrid=hybrid, measure=measure)
         plans.append((resolved, planned))
 
     return min(plans, key=lambda pair: _rank(node, pair[1].plan, objective))
@@ -61,15 +64,6 @@ def _rank(node: Node, plan: Plan, objective: Objective) -> tuple[bool, tuple[flo
     return not able, best
 
 
-def raw_by_codec(files: Iterable[ChunkRef | FileRef]) -> dict[str, int]:
-    """Sum up the raw bytes that each codec has to decode."""
-    raw: dict[str, int] = {}
-    for file in files:
-        if isinstance(file, ChunkRef):
-            raw[file.codec] = raw.get(file.codec, 0) + file.raw_length
-    return raw
-
-
 async def plan_chunks(
     node: Node,
     manifest: Manifest,
@@ -78,22 +72,45 @@ async def plan_chunks(
     objective: Objective,
     *,
     hybrid: bool = False,
-    measure: bool = False,
     curve: PrefillCurve | None = None,
 ) -> Planned:
     """Plan how to have the files that the first `tokens` tokens need (None: all), by which of them are not here.
 
     `curve`: what prefilling costs the caller, where that is not this node's own model process.
     """
+    here = _Prefilling(await own_model(node.model), curve)
+    return await _plan(node, manifest, tokens, peers, objective, here, hybrid=hybrid)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefilling:
+    """The model that would prefill here, and its curve where it is known; None: see `Calibration.curve`."""
+
+    choice: ModelChoice | None
+    curve: PrefillCurve | None
+
+
+async def _plan(
+    node: Node,
+    manifest: Manifest,
+    tokens: int | None,
+    peers: tuple[str, ...],
+    objective: Objective,
+    here: _Prefilling,
+    *,
+    hybrid: bool = False,
+    measure: bool = False,
+) -> Planned:
     await asyncio.to_thread(predictors.supply, node, manifest)
     files = [manifest.files[i] for i in needed_files(manifest, tokens)]
     missing = set(await asyncio.to_thread(node.store.missing, [f.id for f in files]))
     missing_bytes = sum(f.length for f in files if f.id in missing)
-    choice = await own_model(node.model)
+    choice, curve = here.choice, here.curve
     block_tokens = manifest.prefix.block_tokens
     if curve is None and choice is not None:
         curve = node.calibration.curve(choice.calibration_key, block_tokens)
-    paid = prices(node).per_gb > 0 or any(node.peers.price(peer) > 0 for peer in peers)
+    asks = {peer: node.peers.price(peer) for peer in peers}  # US dollars a gigabyte
+    paid = prices(node).per_gb > 0 or any(price > 0 for price in asks.values())
     if choice is not None and curve is None and missing_bytes and (measure or paid):
         curve = await calibrate(node, choice, block_tokens)
     by_layer_group = choice is None or choice.device == "cpu"
@@ -101,18 +118,16 @@ async def plan_chunks(
     expected = curve or PrefillCurve.guess(manifest.model.parameters, block_tokens)
     work = work_of(node, manifest, tokens, missing, expected, pace, by_layer_group=by_layer_group)
     count = manifest.prefix.tokens if tokens is None else tokens
-    raw = raw_by_codec(files)
+    load_seconds = node.calibration.load_seconds(raw_by_codec(files))
+    need = CacheNeed(count, missing_bytes, load_seconds, work if hybrid else None)
 
     def planned(link: Link | None, peers: tuple[str, ...]) -> Planned:
-        work_units = work if hybrid else None
-        able = choice is not None
-        plan = decide_here(node, count, raw, missing_bytes, curve, link, objective, work_units, able)
+        plan = decide_here(node, need, curve, link, objective, able=choice is not None)
         return Planned(plan, missing_bytes, work, link, peers)
 
     # The cheapest peers alone, or dearer ones with them: all are counted at what the dearest asks.
-    levels = sorted({node.peers.price(peer) for peer in peers})
-    groups = [tuple(p for p in peers if node.peers.price(p) <= level) for level in levels]
-    every = [planned(best_link(node, group), group) for group in groups] or [planned(None, peers)]
+    groups = [tuple(p for p in peers if asks[p] <= level) for level in sorted(set(asks.values()))]
+    every = [planned(_link(node, {p: asks[p] for p in group}), group) for group in groups] or [planned(None, peers)]
     return min(every, key=lambda p: _rank(node, p.plan, objective))
 
 
@@ -130,10 +145,10 @@ def work_of(
 
     `pace`: how much longer computing takes while the rest arrives.
     """
-    prefix, layers = manifest.prefix, len(manifest.layout.layers)
+    blocks, layers = manifest.blocks, len(manifest.layout.layers)
     compute, wire, load = [], [], []
     for unit in work_units(manifest, tokens, by_layer_group=by_layer_group):
-        start, stop = block_span(prefix.tokens, prefix.block_tokens, unit.block)
+        start, stop = blocks.span(unit.block)
         compute.append(pace * curve.seconds(stop, start) * len(unit.layers) / layers)
         chunks = [manifest.chunks[i] for i in unit.chunks]
         wire.append(sum(c.length for c in chunks if c.id in missing))
@@ -142,36 +157,24 @@ def work_of(
         wire[-1] += manifest.predictor.length
     # Chunks of a predictive block are decoded one after the other, whatever the number of processors.
     alone = (os.cpu_count() or 1) if manifest.predictor is not None else 1
-    blocks = block_count(prefix.tokens if tokens is None else tokens, prefix.block_tokens)
-    return Work(compute, wire, load, alone * sum(load) / blocks)
+    count = blocks.until(blocks.tokens if tokens is None else tokens)
+    return Work(compute, wire, load, alone * sum(load) / count)
 
 
 def decide_here(
     node: Node,
-    tokens: int,
-    raw: Mapping[str, int],
-    missing_bytes: int,
+    need: CacheNeed,
     curve: PrefillCurve | None,
     link: Link | None,
     objective: Objective,
-    work: Work | None = None,
+    *,
     able: bool = True,
 ) -> Plan:
-    """Decide with this node's measured load rates and its prices (see `cost.decide`); `raw`: bytes by codec.
+    """Decide with this node's prices (see `cost.decide`).
 
     `able`: this node has a model to prefill with, whether it was measured or not.
     """
-    return decide(
-        tokens=tokens,
-        missing_bytes=missing_bytes,
-        curve=curve,
-        link=link,
-        load_seconds=node.calibration.load_seconds(raw),
-        prices=prices(node),
-        objective=objective,
-        work=work,
-        able=able,
-    )
+    return decide(need, curve=curve, link=link, prices=prices(node), objective=objective, able=able)
 
 
 def not_worth_it(artifact: str, chosen: Plan) -> PlanSaysPrefill:
@@ -205,7 +208,8 @@ async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge |
         curve = node.calibration.curve(choice.calibration_key, block_tokens)
         if curve is None:
             measure_in_background(node, choice, block_tokens)
-        return decide_here(node, manifest.prefix.tokens, raw, missing_bytes, curve, link, objective)
+        need = CacheNeed(manifest.prefix.tokens, missing_bytes, node.calibration.load_seconds(raw))
+        return decide_here(node, need, curve, link, objective)
 
     return rest
 
@@ -221,39 +225,11 @@ def best_link(node: Node, peers: tuple[str, ...]) -> Link | None:
 
     It is a lower bound on what several together reach.
     """
-    links = [node.calibration.link(p, node.settings.assumed_link_bytes_per_second) for p in peers]
+    return _link(node, {peer: node.peers.price(peer) for peer in peers})
+
+
+def _link(node: Node, asks: Mapping[str, float]) -> Link | None:
+    """Return the link of the fastest peer, at the price of the dearest; `asks`: their prices of a gigabyte."""
+    links = [node.calibration.link(p, node.settings.assumed_link_bytes_per_second) for p in asks]
     fastest = max(links, key=lambda link: link.bytes_per_second, default=None)
-    return replace(fastest, per_gb=max(node.peers.price(p) for p in peers)) if fastest else None
-
-
-def measure_in_background(node: Node, choice: ModelChoice, block_tokens: int) -> None:
-    """Measure prefill in the background, unless it is known or being measured.  Best effort."""
-    if node.background.measuring or node.calibration.curve(choice.calibration_key, block_tokens) is not None:
-        return
-    node.background.measuring = True
-
-    async def measure() -> None:
-        try:
-            await calibrate(node, choice, block_tokens)
-        except KvswapError as error:
-            node.events.add("not_calibrated", model=choice.name, reason=error.message)
-        finally:
-            node.background.measuring = False
-
-    node.background.spawn(measure())
-
-
-async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> PrefillCurve | None:
-    """Measure prefill and codecs with a few blocks on this machine, and keep the result.
-
-    Returns the prefill curve.
-    """
-    node.events.add("calibrating", model=choice.name)
-    known = predictors.path(node, choice)
-    predictor = str(known) if known is not None else None
-    made = await node.model.run(choice, "calibrate", block_tokens=block_tokens, predictor=predictor)
-    for codec, (raw, encode, load) in made["codecs"].items():
-        node.calibration.add_encode(codec, raw, None, encode / 1e6)
-        node.calibration.add_load({codec: raw}, load / 1e6)
-    node.learn_prefill(choice, made["samples"])
-    return node.calibration.curve(choice.calibration_key, block_tokens)
+    return replace(fastest, per_gb=max(asks.values())) if fastest else None

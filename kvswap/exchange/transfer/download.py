@@ -65,16 +65,3 @@ def _list(node: Node, statement: Statement) -> bool:
 def _listed(node: Node, statement: Statement, kept: Sequence[Cid]) -> list[Cid]:
     """List what is here now, and return those of `kept` that are not."""
     return [] if _list(node, statement) else node.store.missing(kept)
-
-
-def note_fetched(node: Node, statement: Statement, transfer: Transfer, seconds: float) -> None:
-    """Count, log and announce an artifact that is now complete in the store; `seconds` is what the fetch took."""
-    node.counters.fetched += 1
-    node.events.add(
-        "fetched",
-        artifact=str(statement.artifact),
-        bytes=transfer.received,
-        peers=list(transfer.served_bytes),
-        seconds=round(seconds, 3),
-    )
-    node.network.queue_announcement(str(statement.artifact), statement.reference)

@@ -16,11 +16,13 @@ from kvswap.artifact.layout import work_units
 from kvswap.core.errors import KvswapError, PeerError
 from kvswap.core.ids import Cid
 from kvswap.cost import Objective, Work
+from kvswap.cost.calibration import raw_by_codec
 from kvswap.exchange.model_port import ModelChoice, OnEvent, Outbox
 from kvswap.exchange.node.node import Node
-from kvswap.exchange.planning.decision import Planned, judge, prices, raw_by_codec
+from kvswap.exchange.planning.decision import Planned, judge, prices
 from kvswap.exchange.request import Progress, Terms
-from kvswap.exchange.transfer.download import download, note_fetched
+from kvswap.exchange.transfer.completion import note_fetched
+from kvswap.exchange.transfer.download import download
 from kvswap.exchange.transfer.downloader import Transfer
 from kvswap.trust import Statement
 
@@ -61,7 +63,9 @@ async def run_from(
     }
     with node.store.lease([file.id for file in manifest.files]):
         if not source.planned.missing_bytes:
-            return await node.model.run(choice, "answer", on_event, **arguments), None
+            made = await node.model.run(choice, "answer", on_event, **arguments)
+            _record_load_rate(node, source, made)
+            return made, None
         feed = _Feed(node, choice, source, terms, progress, computes=arguments.get("text") is not None)
         return await feed.run(arguments, on_event)
 
@@ -213,9 +217,9 @@ def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
     return lowest
 
 
-def record_load_rate(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
+def _record_load_rate(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
     """Record how fast a run from the store loaded; one that waited for chunks, or computed, says nothing of that."""
-    if source.planned.missing_bytes or done["computed"]:
+    if done["computed"]:
         return
     files = source.statement.manifest.chunks
     every = [files[i] for unit in work_units(source.statement.manifest, source.tokens) for i in unit.chunks]

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
-from kvswap.core.errors import Untrusted, UsageError
+from kvswap.core.errors import Untrusted
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.request import Progress
 from kvswap.trust import Statement
 from kvswap.trust.accusation import claims, uncheckable
-
-
-def require_text(statement: Statement, text: str | None) -> None:
-    """Raise `UsageError` for a text that is not the document which the manifest names: it says nothing of the cache."""
-    document = statement.manifest.document
-    if text is None or document is None or hashlib.sha256(text.encode()).digest() == document.sha256:
-        return
-    raise UsageError(
-        f"the text that was given is not the document of artifact {statement.artifact}, {document.reference}",
-        cause="another file, or the document was changed since",
-        hint=f"kvswap show {statement.artifact}",
-    )
 
 
 def refuse_uncheckable(statement: Statement) -> None:

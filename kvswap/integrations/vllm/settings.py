@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kvswap.core import checks
+from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.errors import UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.core.settings import CODECS, Fault, invalid
@@ -46,8 +47,8 @@ class ConnectorSettings:
 
     home: str | None = None  # the node's home directory; None: KVSWAP_HOME, or the user's own
     group: str | None = None  # find only artifacts that are encrypted for this group
-    block_tokens: int = 256  # block size of the artifacts to find and to publish
-    min_tokens: int = 256  # shorter prompts are neither looked up nor published
+    block_tokens: int = BLOCK_TOKENS  # block size of the artifacts to find and to publish
+    min_tokens: int = BLOCK_TOKENS  # shorter prompts are neither looked up nor published
     lookup_seconds: float | None = None  # limit for a look-up; None: a fiftieth of the prompt's prefill
     force: bool = False  # load whatever is found, even if the plan says that prefilling is faster
     local: bool = False  # search only the node's own store, and disclose no prefix to peers

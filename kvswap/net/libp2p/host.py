@@ -1,4 +1,4 @@
-"""The part of the node that runs in the trio thread: the libp2p host, Kademlia, GossipSub and mDNS.
+"""The part of the node that runs in the trio thread: the libp2p host, Kademlia and GossipSub.
 
 Pitfalls of py-libp2p 0.8.1 that this file is shaped by (measured; `docs/adr/0004-libp2p.md`):
 * `new_host()` would also offer plaintext and TLS, with which one can impersonate a peer: Noise only.
@@ -7,7 +7,7 @@ Pitfalls of py-libp2p 0.8.1 that this file is shaped by (measured; `docs/adr/000
 * A writer gives up after 5 s without window: readers drain to memory first.
 * ADD_PROVIDER is limited to 10 in 10 s for a sender: provider records are paced.
 * GossipSub's heartbeat defaults to 120 s.
-* mDNS would advertise 0.0.0.0: only concrete addresses are listened on.
+* mDNS (`mdns`) would advertise 0.0.0.0: only concrete addresses are listened on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,10 +24,9 @@ import multiaddr
 import trio
 from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
-from libp2p.discovery.events.peerDiscovery import peerDiscovery
-from libp2p.discovery.mdns.mdns import create_mdns_discovery
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.peer.id import ID
@@ -42,23 +42,22 @@ from libp2p.tools.anyio_service import background_trio_service
 from kvswap.core.bounded import Bounded, Table
 from kvswap.core.errors import P2pDown, PeerError
 from kvswap.core.limits import LIMITS
+from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever
-from kvswap.net.dialling import BY_HAND, Scope, allowed, common, plain_host, scope_of
+from kvswap.net.dialling import BY_HAND, allowed, common, plain_host
 from kvswap.net.libp2p.bounds import bound, cap_messages
 from kvswap.net.libp2p.connection_limits import Connections, StreamLimit, Streams
 from kvswap.net.libp2p.gate import Gate
 from kvswap.net.libp2p.gossip import Gossip
+from kvswap.net.libp2p.mdns import LocalDiscovery
 from kvswap.net.libp2p.relay import Relays, is_circuit, is_relayed
 from kvswap.net.libp2p.stores import BoundedPeerStore, NoValues, Providers, trimmed
 from kvswap.net.messages import PROTOCOL, TOPIC
 from kvswap.net.transport import PeerAddress
 
 _GOSSIP = TProtocol("/meshsub/1.1.0")
-_MDNS_NETWORK = "kvswap"  # our own service name: other libp2p applications are not dialled
 _PROVIDE_EVERY_SECONDS = 1.2  # the receiving side allows 10 records in 10 s
-_MDNS_CLEAN_SECONDS = 120
 _KNOWN_PEERS = 1_024
-_ANY_HOST = {Scope.LOOPBACK: "127.0.0.1", Scope.PRIVATE: "10.0.0.1", Scope.LINK: "169.254.1.1"}  # as senders
 _MOST = 1_024  # connections of both directions; `connection_limits` bounds the inbound ones
 # Streams of one peer, of all peers, and the seconds that one may take.
 _PROTOCOLS = (
@@ -78,6 +77,15 @@ def multihash(key: bytes) -> bytes:
 logging.getLogger("libp2p").setLevel(logging.CRITICAL)  # it logs every hang-up as an error
 
 
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """The functions that a host calls, in the trio thread: with a stream, a gossip message, a peer to judge."""
+
+    on_stream: Callable[[Any, str], None]  # stream, peer
+    on_gossip: Callable[[str, str, bytes], None]  # origin, the peer that it came through, message
+    favoured: Callable[[str], bool] = lambda peer: False  # peers whose records and connections go last
+
+
 class TrioHost:
     """The libp2p host, used only in the trio thread: by `run`, and by calls through the bridge.
 
@@ -87,67 +95,40 @@ class TrioHost:
     def __init__(
         self,
         seed: bytes,
+        settings: Settings,
         listen: tuple[str, ...],
-        announce: tuple[str, ...],
-        mdns: bool,
-        relays: tuple[str, ...],
-        relay: bool,
-        hole_punching: bool,
-        on_stream: Callable[[Any, str], None],
-        on_gossip: Callable[[str, str, bytes], None],
+        callbacks: Callbacks,
         problems: Problems | None = None,
-        favoured: Callable[[str], bool] = lambda peer: False,
     ) -> None:
+        """Put the parts of py-libp2p together; `listen` takes the place of the setting of that name."""
         self._problems = problems if problems is not None else Problems()
         self._listen = [multiaddr.Multiaddr(a) for a in listen]
-        self._mdns_wanted = mdns
-        self._on_stream = on_stream
-        self._favoured = favoured
+        self._mdns_wanted, self._wants_relays = settings.mdns, bool(settings.relays)
+        self._on_stream, self._favoured = callbacks.on_stream, callbacks.favoured
+        favoured = callbacks.favoured
         self._known: Table[str, PeerInfo] = Table(
             "peers dialled", entries=_KNOWN_PEERS, size=lambda peer, info: 4096, keep=lambda peer, info: favoured(peer)
         )
-        self._discovered_in: trio.MemoryReceiveChannel[PeerInfo]
-        self._discovered, self._discovered_in = trio.open_memory_channel[PeerInfo](64)
-        keys = create_new_key_pair(seed)
-        self._own = ID.from_pubkey(keys.public_key)
-        self._peers = BoundedPeerStore(self._keeps)
-        self.host = new_host(
-            key_pair=keys,
-            sec_opt={NOISE: NoiseTransport(keys, create_noise_key_pair().private_key)},
-            muxer_opt={TProtocol(YAMUX): Yamux},
-            # Dial a peer only when something is wanted of it, not every peer that is known.
-            connection_config=ConnectionConfig(
-                min_connections=0, low_watermark=0, high_watermark=_MOST, max_connections=_MOST
-            ),
-            peerstore_opt=self._peers,
-            announce_addrs=[multiaddr.Multiaddr(a) for a in announce] or None,
-            disable_identify_address_discovery=True,
-        )
-        self.host.get_network().retry_config = RetryConfig(max_retries=0)  # callers decide when to retry
         self._seen: Table[str, str] = Table(  # peer -> the IP address that it was last connected at
             "peers seen", entries=_KNOWN_PEERS, keep=lambda peer, host: favoured(peer)
         )
+        keys = create_new_key_pair(seed)
+        self._own = ID.from_pubkey(keys.public_key)
+        self._peers = BoundedPeerStore(self._keeps)
+        self.host = _new_host(keys, self._peers, settings.announce)
+        self._discovery = LocalDiscovery(self.host, self._listen)
         self._gate = Gate(self.vicinity)
         self._gate.guard(self.host.get_network())
-        self._gate.allow(relays, typed=True)
+        self._gate.allow(settings.relays, typed=True)
         self.host.set_stream_handler(TProtocol(PROTOCOL), self._handle_stream)
-        self._relays = Relays(self.host, self._connect, relays, relay)
-        self._wants_relays = bool(relays)
-        self._punching = DCUtRProtocol(self.host) if hole_punching else None
+        self._relays = Relays(self.host, self._connect, settings.relays, settings.relay)
+        self._punching = DCUtRProtocol(self.host) if settings.hole_punching else None
         cap_messages()
         self.dht = KadDHT(self.host, DHTMode.SERVER, enable_values=False)
         self.dht.provider_store = providers = Providers(self.host, self.dht.peer_routing)
         self.dht.value_store = NoValues(host=self.host, local_peer_id=self.host.get_id())
-        self._gossip = GossipSub(
-            protocols=[_GOSSIP],
-            degree=6,
-            degree_low=3,
-            degree_high=12,
-            heartbeat_interval=1,
-            time_to_live=60,
-            adaptive_gossip_enabled=False,
-        )
-        self.pubsub = Gossip(self.host, self._gossip, on_gossip, self.host_of, favoured)
+        self._gossip = _new_gossip()
+        self.pubsub = Gossip(self.host, self._gossip, callbacks.on_gossip, self.host_of, favoured)
         self._doors(providers)
         self._provide_lock = trio.Lock()
         self._provided_at = -_PROVIDE_EVERY_SECONDS
@@ -212,67 +193,18 @@ class TrioHost:
             if self._wants_relays:
                 nursery.start_soon(self._relays.keep_reserved, self._problems)
             if self._mdns_wanted and self._listen:
-                nursery.start_soon(self._run_mdns)
+                nursery.start_soon(self._discovery.run)
             ready()
             await trio.sleep_forever()
 
-    async def _run_mdns(self) -> None:
-        """Advertise and listen over mDNS until cancelled, in a thread, as zeroconf blocks for a second or two."""
-        addresses = self.host.get_transport_addrs()
-        port = int(addresses[0].value_for_protocol("tcp") or 0) if addresses else 0
-        self._trio = trio.lowlevel.current_trio_token()
-        peerDiscovery.register_peer_discovered_handler(self._found_by_mdns)
-
-        def begin() -> Any:
-            made = create_mdns_discovery(
-                self.host.get_network(), port, private_network_fingerprint=_MDNS_NETWORK, host=self.host
-            )
-            made.broadcaster.register()
-            return made
-
-        mdns: Any = None
-        try:
-            mdns = await trio.to_thread.run_sync(begin)
-            while True:
-                await trio.sleep(_MDNS_CLEAN_SECONDS)
-                mdns.listener.cleanup_stale_entries(max_age=2 * _MDNS_CLEAN_SECONDS)
-        except OSError as error:  # no multicast here: the other ways of finding peers remain
-            logging.getLogger("kvswap.net").warning("mDNS is not available: %s", error)
-        finally:
-            peerDiscovery.unregister_peer_discovered_handler(self._found_by_mdns)
-            if mdns is not None:
-                with trio.CancelScope(shield=True), trio.move_on_after(2):
-                    await trio.to_thread.run_sync(mdns.stop)
-
-    def _found_by_mdns(self, info: PeerInfo) -> None:
-        # Called from zeroconf's thread.
-        def offer() -> None:
-            with contextlib.suppress(trio.WouldBlock):
-                self._discovered.send_nowait(info)
-
-        with contextlib.suppress(trio.RunFinishedError):
-            self._trio.run_sync_soon(offer)
-
     async def _dial_discovered(self) -> None:
-        info = await self._discovered_in.receive()
-        addresses = [a for a in info.addrs if self._is_near(str(a))]
-        if info.peer_id != self.host.get_id() and addresses:
-            self._gate.allow(map(str, addresses))
-            try:
-                with trio.move_on_after(LIMITS.dial_seconds):
-                    await self._connect(PeerInfo(info.peer_id, addresses))
-            except Exception:  # noqa: BLE001 - a hint that led nowhere
-                return
-
-    def _is_near(self, address: str) -> bool:
-        """Return True if an address found by mDNS may be dialled: one of the local network.
-
-        If this node listens on loopback only, loopback addresses are allowed as well; otherwise not, as anybody on the
-        local network can send such a packet and could name this machine's own ports.
-        """
-        own = {scope_of(a.value_for_protocol(a.protocols()[0].code)) for a in self._listen if len(a.protocols())}
-        places = (Scope.PRIVATE, Scope.LINK, *((Scope.LOOPBACK,) if own == {Scope.LOOPBACK} else ()))
-        return any(allowed([address], _ANY_HOST[place]) for place in places)
+        info = await self._discovery.next()
+        self._gate.allow(map(str, info.addrs))
+        try:
+            with trio.move_on_after(LIMITS.dial_seconds):
+                await self._connect(info)
+        except Exception:  # noqa: BLE001 - a hint that led nowhere
+            return
 
     async def _fill_routing_table(self) -> None:
         """Add peers that dialled this node to the routing table, as those that it dialled already are."""
@@ -423,3 +355,33 @@ class TrioHost:
 def _transport_part(address: str) -> multiaddr.Multiaddr:
     """Return a multiaddr without its /p2p/ part."""
     return multiaddr.Multiaddr(address.split("/p2p/")[0])
+
+
+def _new_host(keys: KeyPair, peers: BoundedPeerStore, announce: tuple[str, ...]) -> Any:
+    """Make a libp2p host that speaks Noise and yamux alone, and dials nobody by itself."""
+    host = new_host(
+        key_pair=keys,
+        sec_opt={NOISE: NoiseTransport(keys, create_noise_key_pair().private_key)},
+        muxer_opt={TProtocol(YAMUX): Yamux},
+        # Dial a peer only when something is wanted of it, not every peer that is known.
+        connection_config=ConnectionConfig(
+            min_connections=0, low_watermark=0, high_watermark=_MOST, max_connections=_MOST
+        ),
+        peerstore_opt=peers,
+        announce_addrs=[multiaddr.Multiaddr(a) for a in announce] or None,
+        disable_identify_address_discovery=True,
+    )
+    host.get_network().retry_config = RetryConfig(max_retries=0)  # callers decide when to retry
+    return host
+
+
+def _new_gossip() -> GossipSub:
+    return GossipSub(
+        protocols=[_GOSSIP],
+        degree=6,
+        degree_low=3,
+        degree_high=12,
+        heartbeat_interval=1,
+        time_to_live=60,
+        adaptive_gossip_enabled=False,
+    )

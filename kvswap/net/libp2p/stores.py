@@ -19,7 +19,7 @@ from multiaddr import Multiaddr
 
 from kvswap.core.bounded import Table
 from kvswap.core.limits import MIB
-from kvswap.core.rows import Rows
+from kvswap.core.rows import RowBounds, Rows
 from kvswap.net.libp2p.mapped import Mapped
 
 ADDRESSES = 8  # kept of one peer
@@ -53,11 +53,13 @@ class Providers(ProviderStore):  # type: ignore[misc]
         own = str(host.get_id())
         self.rows: Rows[_Record] = Rows(
             "provider records",
-            entries=_KEYS,
-            per_row=_PROVIDERS,
-            nbytes=12 * MIB,
-            per_sender=_OF_ONE_SENDER,
-            bytes_per_sender=2 * MIB,
+            RowBounds(
+                entries=_KEYS,
+                per_row=_PROVIDERS,
+                nbytes=12 * MIB,
+                per_sender=_OF_ONE_SENDER,
+                bytes_per_sender=2 * MIB,
+            ),
             keep=lambda key, record: key[1] == own,
             size=lambda key, record: 256 + sum(64 + len(a) for a in record.addresses),
         )

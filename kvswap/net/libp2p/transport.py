@@ -15,7 +15,7 @@ from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems
 from kvswap.net.libp2p.bridge import TrioThread, innermost
 from kvswap.net.libp2p.frames import Frames
-from kvswap.net.libp2p.host import TrioHost
+from kvswap.net.libp2p.host import Callbacks, TrioHost
 from kvswap.net.transport import (
     Announcement,
     AnnouncementHandler,
@@ -133,19 +133,12 @@ class Libp2pTransport:
                 self._on_announcement(Announcement(origin, data, via))
 
         async def main(ready: Callable[[], None]) -> None:
-            self._host = TrioHost(
-                self._seed,
-                listen,
-                self._settings.announce,
-                self._settings.mdns,
-                self._settings.relays,
-                self._settings.relay,
-                self._settings.hole_punching,
+            callbacks = Callbacks(
                 lambda raw, peer: bridge.to_loop(self._accept, bridge, raw, peer),
                 lambda origin, via, data: bridge.to_loop(on_gossip, origin, via, data),
-                self._problems,
                 lambda peer: self._favoured(peer),
             )
+            self._host = TrioHost(self._seed, self._settings, listen, callbacks, self._problems)
             await self._host.run(ready)
 
         await bridge.start(main, 30.0)

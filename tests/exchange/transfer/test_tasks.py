@@ -133,25 +133,20 @@ def test_a_download_that_is_cancelled_twice_keeps_its_memory_until_its_thread_is
 
 
 def test_a_flight_that_is_cancelled_before_it_began_is_no_flight_any_more(tmp_path: Path) -> None:
-    from kvswap.exchange.transfer.downloader import Transfer
-    from kvswap.exchange.transfer.schedule import Schedule
+    from kvswap.exchange.transfer.flights import Flights
 
     async def body() -> None:
         async with world(tmp_path) as w:
             made, node = make_artifact(tokens=20), await w.node()
-
-            async def progress(event: dict[str, Any]) -> None:
-                pass
-
-            transfer = Transfer(node, made.manifest, made.id, [0], progress, None)
-            transfer._schedule, transfer._refs = Schedule([10]), [made.manifest.files[0]]
-            transfer._schedule.set_peer("peer", {0})
-            assert transfer._schedule.next("peer", 0.0) == 0
-            task = transfer._start(Source(node, "peer", made.id, 1), 0)
+            flights = Flights(node, lambda index: None)
+            flights.plan(made.manifest.files, [0], wave=1)
+            flights.set_peer("peer", {0}, None)
+            assert flights.schedule.next("peer", 0.0) == 0
+            task = flights.start(Source(node, "peer", made.id, 1), 0)
             task.cancel()  # as another that was faster does
             await asyncio.wait([task])
             await asyncio.sleep(0)
-            assert transfer._flights == {}
-            assert transfer._schedule.flights("peer") == 0 and transfer._schedule.next("peer", 0.0) == 0
+            assert flights.under_way == {}
+            assert flights.schedule.flights("peer") == 0 and flights.schedule.next("peer", 0.0) == 0
 
     run(body())
