@@ -38,7 +38,9 @@ from tests.measuring import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 _LENGTH = struct.Struct(">I")
-_OWN = ("KVSWAP_", "XDG_", "PYTEST_", "COLUMNS", "SILENT_")  # read when they are needed, and not by an import
+# Read when they are needed, and not by an import.  The last is written by torch into the environment of whoever
+# imports its compiler, after which every process of that worker was started cold.
+_OWN = ("KVSWAP_", "XDG_", "PYTEST_", "COLUMNS", "SILENT_", "TORCHINDUCTOR_")
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _MODELS = ".models"  # of the path of the second server
 

@@ -214,7 +214,7 @@ def reply(line: str, home: Path) -> list[str]:
         capture_output=True,
         text=True,
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout.split("\n")[:-1]

@@ -97,7 +97,8 @@ def test_work_in_another_thread_is_no_pause() -> None:
 def test_what_the_kernel_takes_is_excused(monkeypatch: pytest.MonkeyPatch) -> None:
     """By its own figures; a machine cannot be made busy to order."""
     taken = {"seconds": 0.0}
-    monkeypatch.setattr(watching, "_delay", lambda thread: taken["seconds"])
+    real = watching._delay  # what it does take is excused as well
+    monkeypatch.setattr(watching, "_delay", lambda thread: (real(thread) or 0.0) + taken["seconds"])
 
     def starved(_: Watch) -> None:
         time.sleep(_LONG)
@@ -105,7 +106,7 @@ def test_what_the_kernel_takes_is_excused(monkeypatch: pytest.MonkeyPatch) -> No
 
     watch = watched(starved)
     assert watch.seen.pauses == 0
-    assert watch.seen.excused == 1
+    assert watch.seen.excused >= 1
 
 
 _STOPPED = """

@@ -174,7 +174,7 @@ async def until(condition: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = dataclasses.replace(LIMITS, host_first_seconds=4, host_piece_seconds=4)
+    limits = dataclasses.replace(LIMITS, host_first_seconds=8, host_piece_seconds=8)
     monkeypatch.setattr(host_reading, "LIMITS", limits)
 
 
