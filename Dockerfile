@@ -6,6 +6,7 @@
 #
 # The local API stays on the container's loopback: the command line is used with `docker exec`.
 FROM python:3.12-slim-bookworm AS build
+# hadolint ignore=DL3008  # the release of the base image says which versions there are
 RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential libgmp-dev \
     && rm -rf /var/lib/apt/lists/*
@@ -20,13 +21,14 @@ RUN python -m venv /opt/kvswap \
     && /opt/kvswap/bin/python -c "from kvswap.codec.predictive import _fast; from kvswap.core import _scan"
 
 FROM python:3.12-slim-bookworm
+# hadolint ignore=DL3008  # the release of the base image says which versions there are
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgmp10 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 kvswap
 COPY --from=build /opt/kvswap /opt/kvswap
 ENV PATH=/opt/kvswap/bin:$PATH KVSWAP_HOME=/home/kvswap/node KVSWAP_MODELS=/home/kvswap/models KVSWAP_LOG_FORMAT=json
-USER kvswap
+USER 1000:1000
 VOLUME /home/kvswap
 EXPOSE 4777 4778
 HEALTHCHECK --interval=30s --timeout=10s --start-period=20s CMD ["kvswap", "status", "--quiet"]

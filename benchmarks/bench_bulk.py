@@ -24,10 +24,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import machine, nginx, table
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from tests.support import Daemon, Ingested, key, make_artifact, stock, until
 
-SPECS = (LayerSpec(kind="full", heads=3, k_dim=64, v_dim=64),) * 30
+SPECS = (LayerSpec.key_value("full", 3, 64, 64),) * 30
 Sample = tuple[float, float, float]  # MB/s, CPU-seconds of the reader, of the server
 
 

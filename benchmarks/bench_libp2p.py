@@ -152,12 +152,12 @@ def pair(kind: str) -> tuple[float, float]:
 
 def whole_fetch() -> tuple[float, float]:
     """(MB/s of wire bytes, seconds) of `kvswap fetch --force` over libp2p streams alone, look-up included."""
-    from kvswap.artifact.manifest import LayerSpec
+    from kvswap.artifact.specs import LayerSpec
     from tests.support import Daemon, key, kvswap, last_json, make_artifact, stock, until
 
     with tempfile.TemporaryDirectory() as scratch:
         home_a, home_b = Path(scratch) / "a", Path(scratch) / "b"
-        specs = (LayerSpec(kind="full", heads=3, k_dim=64, v_dim=64),) * 30
+        specs = (LayerSpec.key_value("full", 3, 64, 64),) * 30
         made = make_artifact(key(), tokens=256 * max(1, MB // 4), block_tokens=256, specs=specs)
         stock(home_a, made)
         env = {"KVSWAP_MODELS": str(Path(scratch) / "none"), "KVSWAP_BULK": "false"}

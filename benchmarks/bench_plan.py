@@ -21,7 +21,9 @@ import msgspec
 
 from benchmarks.common import machine, seconds, table
 from kvswap.artifact import layout
-from kvswap.artifact.manifest import ChunkRef, LayerSpec, Manifest
+from kvswap.artifact.manifest import ChunkRef, Manifest
+from kvswap.artifact.specs import LayerSpec
+from kvswap.core.defaults import BLOCK_TOKENS as BLOCK
 from kvswap.core.ids import Cid
 from kvswap.core.settings import Settings
 from kvswap.cost import Calibration, Objective, Split
@@ -32,8 +34,7 @@ from kvswap.store import Store
 from kvswap.trust import PolicyFile
 from tests.support import NoModel, identity, key, make_artifact
 
-SPECS = (LayerSpec(kind="full", heads=3, k_dim=64, v_dim=64),) * 30  # the default model's shape
-from kvswap.core.defaults import BLOCK_TOKENS as BLOCK  # noqa: E402
+SPECS = (LayerSpec.key_value("full", 3, 64, 64),) * 30  # the default model's shape
 
 
 class PrefixFilter(NoModel):
@@ -49,7 +50,7 @@ def manifest(blocks: int) -> Manifest:
     """As a publisher's, but that no chunk of it exists."""
     small = make_artifact(key(), tokens=8, block_tokens=BLOCK, specs=SPECS[:1]).manifest
     tokens = blocks * BLOCK
-    runs = layout.plan_layer_groups(SPECS, BLOCK, 2)
+    groups = layout.plan_groups(SPECS, "bfloat16", BLOCK)
     chunks = [
         ChunkRef(
             block=block,
@@ -58,13 +59,13 @@ def manifest(blocks: int) -> Manifest:
             cid=bytes(Cid.of(b"%d %d" % (block, run))),
             length=2_000_000,
             raw=bytes(32),
-            raw_length=len(members) * 3 * 128 * BLOCK * 2,
+            raw_length=len(group.layers) * 3 * 128 * BLOCK * 2,
         )
         for block in range(blocks)
-        for run, members in enumerate(runs)
+        for run, group in enumerate(groups)
     ]
     prefix = msgspec.structs.replace(small.prefix, tokens=tokens, block_tokens=BLOCK, chain=[bytes(32)] * blocks)
-    shape = msgspec.structs.replace(small.layout, layers=list(SPECS), runs=runs)
+    shape = msgspec.structs.replace(small.layout, layers=list(SPECS), groups=groups)
     return msgspec.structs.replace(small, prefix=prefix, layout=shape, chunks=chunks)
 
 

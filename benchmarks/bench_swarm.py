@@ -28,11 +28,11 @@ import psutil
 
 from benchmarks.common import machine, nginx, table
 from benchmarks.shaped import Network, answer
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from tests.support import Daemon, Ingested, key, make_artifact, stock
 
 ROUNDS = 3
-SPECS = (LayerSpec(kind="full", heads=3, k_dim=64, v_dim=64),) * 30  # the default model's shape
+SPECS = (LayerSpec.key_value("full", 3, 64, 64),) * 30  # the default model's shape
 
 
 def artifact(megabytes: float, seed: int = 0) -> Ingested:

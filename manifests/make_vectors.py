@@ -21,10 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kvswap.artifact import dsse  # noqa: E402
-from kvswap.artifact.manifest import Divergence, FileRef, LayerSpec, Probe  # noqa: E402
+from kvswap.artifact.manifest import Divergence, FileRef, Probe  # noqa: E402
+from kvswap.artifact.specs import LayerSpec  # noqa: E402
 from kvswap.codec import planes  # noqa: E402
 from kvswap.core import wire  # noqa: E402
 from kvswap.core.ids import Cid, blake3_digest  # noqa: E402
+from manifests.named_vectors import named_vectors  # noqa: E402
 from manifests.sealed_vectors import sealed_vectors  # noqa: E402
 from tests.support import FULL, SLIDING, Ingested, key, make_artifact  # noqa: E402
 
@@ -32,7 +34,7 @@ NOW = 1_760_000_000
 AT = NOW + 100
 OUT = ROOT / "manifests" / "vectors"
 INDEX: list[dict[str, Any]] = []
-WIDE = LayerSpec(kind="sliding", heads=1, k_dim=4, v_dim=4, window=19)
+WIDE = LayerSpec.key_value("sliding", 1, 4, 4, 19)
 
 
 def write(
@@ -523,6 +525,7 @@ if __name__ == "__main__":
     valid()
     hostile()
     sealed_vectors(OUT, write)
+    named_vectors(write, sealed, NOW)
     (OUT / "index.json").write_text(json.dumps(INDEX, indent=1) + "\n")
     counts = {f: sum(e["file"].startswith(f) for e in INDEX) for f in ("valid", "hostile")}
     print(counts)

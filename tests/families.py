@@ -41,6 +41,32 @@ _DEEPSEEK = {
     "n_group": 1,
     "topk_group": 1,
 }
+_DELTA = {
+    **_HEADS,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4,
+}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+_MAMBA = {
+    **_PLAIN,
+    "num_hidden_layers": 4,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 32,
+}
+_INDEXED = {**_DEEPSEEK, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 64}
 
 
 def _gemma3(window: int) -> dict[str, Any]:
@@ -282,6 +308,113 @@ FAMILIES |= {
             "global_head_dim": 16,
         },
     ),
+    # states: a short convolution, a gated delta rule, Mamba; in layers of their own or beside keys and values
+    "lfm2": (
+        "Lfm2Config",
+        {
+            **_PLAIN,
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "conv", "full_attention", "conv"],
+            "block_multiple_of": 8,
+        },
+    ),
+    "lfm2-moe": (
+        "Lfm2MoeConfig",
+        {
+            **_PLAIN,
+            **_EXPERTS,
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention"] * 2,
+            "num_dense_layers": 1,
+        },
+    ),
+    "qwen3-next": ("Qwen3NextConfig", {**_DELTA, **_EXPERTS}),
+    "qwen3.5": ("Qwen3_5TextConfig", _DELTA),
+    "qwen3.5-moe": ("Qwen3_5MoeTextConfig", {**_DELTA, **_EXPERTS}),
+    "olmo-hybrid": ("OlmoHybridConfig", _DELTA),
+    "kimi-linear": (
+        "KimiLinearConfig",
+        {
+            **_DEEPSEEK,
+            "num_hidden_layers": 4,
+            "num_local_experts": 4,
+            "q_lora_rank": None,
+            "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+            "linear_head_dim": 16,
+            "linear_num_heads": 4,
+        },
+    ),
+    "granite4-h": (
+        "GraniteMoeHybridConfig",
+        {
+            **_MAMBA,
+            "layer_types": ["mamba", "mamba", "attention", "mamba"],
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 64,
+        },
+    ),
+    "nemotron-h": (
+        "NemotronHConfig",
+        {
+            **_HEADS,
+            "num_hidden_layers": 5,
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 1,
+            "chunk_size": 32,
+        },
+    ),
+    "bamba": ("BambaConfig", {**_MAMBA, "attn_layer_indices": [2]}),
+    "falcon-h1": (
+        "FalconH1Config",
+        {
+            **_HEADS,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_ssm": 64,
+            "ssm_out_multiplier": 8.0,
+            "mamba_d_state": 16,
+            "mamba_n_groups": 1,
+            "mamba_chunk_size": 32,
+        },
+    ),
+    "jamba": (
+        "JambaConfig",
+        {
+            **_PLAIN,
+            "num_hidden_layers": 4,
+            "attn_layer_period": 4,
+            "attn_layer_offset": 2,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 8,
+            "mamba_expand": 2,
+            "mamba_dt_rank": 4,
+        },
+    ),
+    "zamba2": (
+        "Zamba2Config",
+        {
+            **_PLAIN,
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 4,
+            "layers_block_type": ["mamba", "hybrid"] * 2,
+            "mamba_d_state": 16,
+            "n_mamba_heads": 4,
+            "mamba_ngroups": 1,
+            "num_mem_blocks": 1,
+            "chunk_size": 32,
+        },
+    ),
+    "zaya": ("ZayaConfig", _HEADS),
+    # a third tensor beside latent and rotary key: the keys of the index that picks what is attended to
+    "deepseek-v3.2": ("DeepseekV32Config", _INDEXED),
+    "glm5": ("GlmMoeDsaConfig", _INDEXED),
 }
 
 
@@ -318,8 +451,14 @@ def build(directory: Path, name: str, seed: int = 0, **changes: Any) -> Path:
     causal, pictures = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
     model = (causal if type(config) in causal._model_mapping else pictures).from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for parameter in model.parameters():  # larger weights, so that logits are not all alike
+        for field, parameter in model.named_parameters():  # larger weights, so that logits are not all alike
             parameter.mul_(2.0 if parameter.dim() > 1 else 1.0)
+            if field.endswith("A_log"):  # states that last, as those of trained models do
+                parameter.fill_(-3.0)
+            if field.endswith("dt_bias"):  # and are written to by every token
+                parameter.fill_(1.0)
+            if field.endswith(".temp"):  # of a model whose keys begin as zeros
+                parameter.fill_(1.0)
     model.save_pretrained(directory)
     write_tokenizer(directory)
     return directory

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from unittest import mock
 
 import msgspec
@@ -22,26 +22,28 @@ import numpy as np
 
 from kvswap import Client
 from kvswap.artifact import chain, dsse, layout
+from kvswap.artifact.blocks import Blocks
+from kvswap.artifact.checkpoints import usual_checkpoints
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.manifest import (
-    AXES,
-    ITEM_BYTES,
     ChunkRef,
     DocumentRef,
     FileRef,
-    LayerSpec,
-    Layout,
     Life,
     Manifest,
     ModelIdentity,
     Numerics,
     Probe,
-    TensorDigests,
     TokenSequence,
+    layout_of,
+    version_of,
 )
 from kvswap.artifact.sealing import FINGERPRINT, KIND, PREDICTOR, ChunkPosition, chunk_position
+from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorDigests
 from kvswap.codec import Predictor, base, predictive
 from kvswap.codec.predictive.predictor import Stack, Tensor
 from kvswap.codec.predictive.rans import FrequencyTables
+from kvswap.core import wire
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.trust import Group, Key, Statement, read_statement
@@ -50,8 +52,8 @@ from tests import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "examples" / "documents" / "python-special-methods.txt"
-FULL = LayerSpec(kind="full", heads=2, k_dim=8, v_dim=8)
-SLIDING = LayerSpec(kind="sliding", heads=2, k_dim=8, v_dim=4, window=6)
+FULL = LayerSpec.key_value("full", 2, 8, 8)
+SLIDING = LayerSpec.key_value("sliding", 2, 8, 4, 6)
 
 
 def key(number: int = 1) -> Key:
@@ -146,9 +148,13 @@ def make_artifact(
     now: int | None = None,
     lifetime: int = 86_400,
     model: ModelIdentity | None = None,
+    checkpoints: Sequence[int] = (),
     **changes: Any,
 ) -> Ingested:
-    """Random tensors through the real chunk writer, a manifest around them, signed.  `changes` replace fields."""
+    """Random tensors through the real chunk writer, a manifest around them, signed.  `changes` replace fields.
+
+    States are the same at each of the `checkpoints`, but that its number is added to their first word.
+    """
     import torch
 
     from kvswap.artifact.tensors import Layers, LayerTensors, by_layer, context_of, digest_layer, encode_chunk
@@ -157,10 +163,9 @@ def make_artifact(
     now = int(time.time()) if now is None else now
     model = model or identity()
     rng = np.random.default_rng(seed)
-    word = np.uint32 if dtype == "float32" else np.uint16
 
     # Exponents near 1.0, so that coding helps as it does on real caches.
-    def values(shape: tuple[int, ...]) -> np.ndarray:
+    def values(shape: tuple[int, ...], dtype: str) -> np.ndarray:
         plain = rng.normal(size=shape).astype(np.float32).view(np.uint32)
         if dtype == "float32":
             return plain
@@ -169,46 +174,60 @@ def make_artifact(
         return (plain >> 16).astype(np.uint16)
 
     predictor = plain_predictor(specs) if codec == "predictive" else None
-    layers = [(values((s.heads, tokens, s.k_dim)), values((s.heads, tokens, s.v_dim))) for s in specs]
-    runs = layout.plan_layer_groups(specs, block_tokens, ITEM_BYTES[dtype])
+    layers = [tuple(values(t.part_shape(tokens), t.dtype or dtype) for t in s.tensors) for s in specs]
+    groups = layout.plan_groups(specs, dtype, block_tokens)
+    shape = layout_of(dtype, '{"rope_theta":10000.0}', list(specs), groups, checkpoints)
     refs: list[ChunkRef] = []
     chunks: dict[Cid, bytes] = {}
-    for block in range(layout.block_count(tokens, block_tokens)):
-        start, stop = layout.block_span(tokens, block_tokens, block)
+    blocks = Blocks(tokens, block_tokens, checkpoints)
+
+    def part(index: int, place: int, start: int, stop: int) -> np.ndarray:
+        spec, tensor = specs[index], layers[index][place]
+        if spec.tensors[place].rows is None:
+            first, last = layout.stored_span(spec, start, stop)
+            return np.ascontiguousarray(tensor[:, first:last])
+        state = tensor.copy()
+        state.flat[0] = stop
+        return state
+
+    for block, (start, stop) in enumerate(blocks):
         earlier: Layers = {}
-        for run, members in enumerate(runs):
-            parts = []
-            begin, _ = layout.stored_span(specs[members[0]], start, stop)
-            for index in members:
-                first, last = layout.stored_span(specs[index], start, stop)
-                parts += [np.ascontiguousarray(t[:, first:last]).astype(word) for t in layers[index]]
+        for run, group in enumerate(shape.groups):
+            if not layout.raw_length(shape, run, start, stop) and shape.is_state(run):
+                continue
+            begin, _ = layout.stored_span(specs[group.layers[0]], start, stop)
+            parts = [part(index, place, start, stop) for index, place in shape.members[run]]
             with mock.patch.object(base, "_PLANES_MAY_BE_BETTER", 9.0):  # nothing here can be predicted
-                context = context_of(predictor, members, begin, earlier)
-                chunk = encode_chunk(parts, dtype, codec, block, run, context)
-            earlier |= by_layer(members, parts)
+                context = context_of(predictor, shape, run, begin, earlier)
+                chunk = encode_chunk(parts, shape.group_dtype(run), codec, block, run, context)
+            earlier |= by_layer(shape, run, parts)
             refs.append(chunk.ref)
             chunks[chunk.ref.id] = chunk.wire
     digests: list[TensorDigests] = []
-    signed = {2: torch.int16, 4: torch.int32}[ITEM_BYTES[dtype]]
-    for spec, (k, v) in zip(specs, layers, strict=True):
+    for index, spec in enumerate(specs):
         first, stop = layout.held_span(spec, tokens)
-        held = [torch.from_numpy(np.ascontiguousarray(t[:, first:stop]).view(f"i{ITEM_BYTES[dtype]}")) for t in (k, v)]
-        floating = [t.view(signed).view(getattr(torch, dtype)) for t in held]
-        digests.append(digest_layer(LayerTensors(floating[0], floating[1], first, stop - first)))
+        held = []
+        for place, told in enumerate(spec.tensors):
+            last = part(index, place, 0, tokens)
+            of = layers[index][place][:, first:stop] if told.rows is None else last
+            size = ITEM_BYTES[told.dtype or dtype]
+            integers = torch.from_numpy(np.ascontiguousarray(of).view(f"i{size}"))
+            held.append(integers.view(getattr(torch, told.dtype or dtype)))
+        digests.append(digest_layer(LayerTensors(spec, tuple(held), first, stop - first)))
     ids = [int(i) for i in rng.integers(0, 1000, tokens)]
     fields: dict[str, Any] = {
-        "version": 1,
+        "version": version_of(shape),
         "model": model,
         "document": DocumentRef(sha256=hashlib.sha256(text).digest(), length=len(text), media_type="text/plain"),
         "prefix": TokenSequence(
             tokens=tokens,
             token_digest=chain.token_digest(ids),
             block_tokens=block_tokens,
-            chain=chain.chain_digests(model.digest, ids, block_tokens),
+            chain=chain.chain_digests(model.digest, ids, block_tokens, checkpoints),
             start=0,
             special_tokens=True,
         ),
-        "layout": Layout(dtype=dtype, axes=AXES, rope='{"rope_theta":10000.0}', layers=list(specs), runs=runs),
+        "layout": shape,
         "numerics": Numerics("blocks", "sdpa", dtype, "2.0", "5.0", "cpu", "AVX2", 2, "bitwise"),
         "tensors": digests,
         "chunks": refs,
@@ -229,6 +248,13 @@ def make_artifact(
         manifest = Manifest(**fields)
     envelope = dsse.seal(manifest.encode(), str(signer.peer_id), signer.sign)
     return Ingested(read_statement(envelope), chunks, layers)
+
+
+def manifest_of(fields: dict[str, Any]) -> Manifest:
+    """A manifest of the plain values that jobs of the model process return, checked as every reader checks it."""
+    types = get_type_hints(Manifest)
+    values = {name: wire.convert(value, types[name]) for name, value in fields.items()}
+    return parse_manifest(Manifest(version=version_of(values["layout"]), **values).encode())
 
 
 def group(name: str = "team", number: int = 1) -> Group:
@@ -261,21 +287,24 @@ def seal_for(
     return Ingested(statement, chunks, made.layers)
 
 
-def captured(loaded: Any, cache: Any, ids: list[int], block_tokens: int) -> Any:
-    """Prefill `cache` with `ids` as a publisher does; yields (block, run, parts, layer specs, runs)."""
+def captured(loaded: Any, cache: Any, ids: list[int], block_tokens: int, checkpoints: Sequence[int] = ()) -> Any:
+    """Prefill `cache` with `ids` as a publisher does; yields (block, group, parts, layout)."""
     from kvswap.artifact.tensors import as_part
     from kvswap.model.cache import capture_block, layer_specs
     from kvswap.model.prefill import canonical_prefill
 
-    specs: list[LayerSpec] = []
-    runs: list[list[int]] = []
-    for block in canonical_prefill(loaded, cache, ids, block_tokens):
-        if not specs:
+    shape: Layout | None = None
+    for block in canonical_prefill(loaded, cache, ids, block_tokens, cuts=checkpoints):
+        if shape is None:
             specs = layer_specs(cache)
-            runs = layout.plan_layer_groups(specs, block_tokens, ITEM_BYTES[loaded.dtype])
-        for number, members in enumerate(runs):
-            tensors = capture_block(cache, specs, members, block.start, block.stop)
-            yield block.index, number, [as_part(t) for t in tensors], specs, runs
+            groups = layout.plan_groups(specs, loaded.dtype, block_tokens)
+            points = usual_checkpoints(specs, loaded.dtype, Blocks(len(ids), block_tokens), checkpoints)
+            shape = layout_of(loaded.dtype, loaded.rope(), specs, groups, points)
+        for number in range(len(shape.groups)):
+            if not layout.raw_length(shape, number, block.start, block.stop):
+                continue
+            tensors = capture_block(cache, shape, number, block.start, block.stop)
+            yield block.index, number, [as_part(t) for t in tensors], shape
 
 
 def stock(home: Path, *made: Ingested, only: Any = None) -> None:
@@ -295,23 +324,27 @@ def stock(home: Path, *made: Ingested, only: Any = None) -> None:
         store.close()
 
 
-def publish_ids(loaded: Any, ids: list[int], block_tokens: int, codec: str = "planes") -> Ingested:
+def publish_ids(
+    loaded: Any, ids: list[int], block_tokens: int, codec: str = "planes", checkpoints: Sequence[int] = ()
+) -> Ingested:
     """An artifact of these ids by a real model, signed by the test key."""
     from kvswap.artifact.tensors import digest_layer, encode_chunk
     from kvswap.model.cache import held_tensors, new_cache
 
     cache = new_cache(loaded.model.config, len(ids))
     refs, chunks = [], {}
-    for block, run_number, parts, specs, runs in captured(loaded, cache, ids, block_tokens):
-        chunk = encode_chunk(parts, loaded.dtype, codec, block, run_number)
+    for block, run_number, parts, shape in captured(loaded, cache, ids, block_tokens, checkpoints):
+        chunk = encode_chunk(parts, shape.group_dtype(run_number), codec, block, run_number)
         refs.append(chunk.ref)
         chunks[chunk.ref.id] = chunk.wire
     made = make_artifact(
         tokens=len(ids),
         block_tokens=block_tokens,
-        layout=Layout(loaded.dtype, AXES, loaded.rope(), specs, runs),
+        version=version_of(shape),
+        layout=shape,
+        prefix=chain.token_sequence_of(identity().digest, ids, block_tokens, cuts=checkpoints),
         chunks=refs,
-        tensors=[digest_layer(held) for held in held_tensors(cache, specs, len(ids))],
+        tensors=[digest_layer(held) for held in held_tensors(cache, shape.layers, len(ids))],
     )
     return Ingested(made.statement, chunks, [])
 

@@ -28,8 +28,6 @@ LONG_FUNCTIONS = {
 MANY_PARAMETERS = {
     "exchange/ask.py:answer": (10, "the options of `ask`; to become one request"),
     "exchange/ask.py:_from_host": (9, "the options of `ask`; to become one request"),
-    "exchange/publish.py:publish": (9, "the options of `publish`; to become one request"),
-    "exchange/publish.py:_prefilled": (9, "what a manifest says; to become one request"),
     "worker/hybrid.py:fill": (9, "of one job"),
     "worker/jobs.py:do_answer": (11, "the message of one job"),
     "worker/verifying.py:__init__": (10, "of one job"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from benchmarks.common import BLOCK_TOKENS, DOCUMENT, ROOT
@@ -44,6 +45,7 @@ def documents(given: list[Path]) -> dict[str, str]:
 
 def blocks_of(loaded: Any, ids: list[int], predictor: Any) -> Iterator[Block]:
     """Blocks of these tokens; the context is None where no stack fits all layers."""
+    from kvswap.artifact.specs import KEY, VALUE, LayerGroup
     from kvswap.artifact.tensors import context_of
     from kvswap.model.cache import new_cache
     from tests.support import captured
@@ -51,8 +53,9 @@ def blocks_of(loaded: Any, ids: list[int], predictor: Any) -> Iterator[Block]:
     cache = new_cache(loaded.model.config, len(ids))
     held: dict[int, list[np.ndarray]] = {}
     members: dict[int, list[int]] = {}
-    for block, run, parts, _, runs in captured(loaded, cache, ids, BLOCK_TOKENS):
+    for block, group, parts, shape in captured(loaded, cache, ids, BLOCK_TOKENS):
         held.setdefault(block, []).extend(p.copy() for p in parts)
-        members.setdefault(block, []).extend(runs[run])
+        members.setdefault(block, []).extend(shape.groups[group].layers)
     for block, parts in held.items():
-        yield Block(parts, context_of(predictor, members[block], block * BLOCK_TOKENS, {}))
+        whole = msgspec.structs.replace(shape, groups=[LayerGroup(tuple(members[block]), (KEY, VALUE))])
+        yield Block(parts, context_of(predictor, whole, 0, block * BLOCK_TOKENS, {}))

@@ -134,10 +134,9 @@ class PrefixRequest(Terms, frozen=True, kw_only=True):
     """Ask no peer."""
 
 
-class PublishRequest(Request, frozen=True, kw_only=True):
-    """The request `POST /v1/publish`: prefill, sign and announce a document."""
+class PublishOptions(Request, frozen=True, kw_only=True):
+    """The options of a publication."""
 
-    text: str
     model: str | None = None
     codec: str | None = None
     truncate: bool = False
@@ -145,6 +144,16 @@ class PublishRequest(Request, frozen=True, kw_only=True):
     source: str | None = None
     group: str | None = None
     """Seal it for the members of this group."""
+    checkpoints: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(max_length=LIMITS.manifest_cuts)] = field(
+        default_factory=list
+    )
+    """Token counts that a reader shall be able to resume at, beside the usual ones: the ends of common texts."""
+
+
+class PublishRequest(PublishOptions, frozen=True, kw_only=True):
+    """The request `POST /v1/publish`: prefill, sign and announce a document."""
+
+    text: str
 
 
 class TrainRequest(Request, frozen=True, kw_only=True):

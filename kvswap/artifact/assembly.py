@@ -1,4 +1,4 @@
-"""The K and V of a document in memory, assembled from chunks: the reader's side.
+"""The cache of a document in memory, assembled from chunks: the reader's side.
 
 The tensors that the model will use are allocated once, with headroom for what follows, and every chunk is
 decoded straight into its place, chunks in parallel and in any order.  Every wire digest is checked before
@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from kvswap.artifact import layout as layouts
-from kvswap.artifact.manifest import ChunkRef, Layout, Manifest
+from kvswap.artifact.manifest import ChunkRef, Manifest
 from kvswap.artifact.sealing import PREDICTOR, Seal
-from kvswap.artifact.tensors import DTYPES, Layers, LayerTensors, as_part, by_layer, decode_chunk
+from kvswap.artifact.specs import Layout
+from kvswap.artifact.tensors import DTYPES, Layers, LayerTensors, as_part, decode_chunk
 from kvswap.codec import Part, Predictor, predictive
 from kvswap.core.errors import IntegrityError
 from kvswap.core.ids import Cid
@@ -77,6 +78,7 @@ class Assembly:
         self.manifest = manifest
         self._seal = seal
         self.tokens = manifest.prefix.tokens if tokens is None else tokens
+        self._blocks = manifest.blocks
         self.tensors = _allocate(manifest.layout, self.tokens, headroom)
         self._source = source
         self._predictors = predictors
@@ -114,30 +116,35 @@ class Assembly:
     def _several(self, refs: Sequence[ChunkRef], computed: Sequence[int]) -> None:
         earlier: Layers = {}
         if computed:
-            parts = [place for index in computed for place, _ in self._places(index, refs[0].block)]
-            earlier = by_layer(computed, parts)
+            earlier = {index: self._key_value(index, refs[0].block) for index in computed}
         for ref in refs:
             self._decode(ref, self._source(ref.id), earlier)
 
-    def _places(self, index: int, block: int) -> list[tuple[Part, int]]:
-        """Return where K and V of a layer's part of a block go, and how many of its tokens are left out before."""
-        manifest, held = self.manifest, self.tensors[index]
-        span = layouts.block_span(manifest.prefix.tokens, manifest.prefix.block_tokens, block)
-        first, last = layouts.stored_span(manifest.layout.layers[index], *span)
+    def _key_value(self, index: int, block: int) -> tuple[Part, Part]:
+        """Return where keys and values of a layer's part of a block are."""
+        return self._place(index, 0, block)[0], self._place(index, 1, block)[0]
+
+    def _place(self, index: int, place: int, block: int) -> tuple[Part, int]:
+        """Return where a layer's tensor of a block goes, and how many of its tokens are left out before."""
+        held = self.tensors[index]
+        tensor, spec = held.tensors[place], self.manifest.layout.layers[index]
+        if spec.tensors[place].rows is not None:
+            return as_part(tensor), 0
+        first, last = layouts.stored_span(spec, *self._blocks.span(block))
         low = max(first, held.first)  # the window may have moved past a part of this block
-        return [(as_part(t)[:, low - held.first : last - held.first], low - first) for t in (held.k, held.v)]
+        return as_part(tensor)[:, low - held.first : last - held.first], low - first
 
     def _decode(self, ref: ChunkRef, wire: bytes, earlier: Layers) -> None:
         whole: list[Part] = []  # what the chunk holds
         keep: list[tuple[Part, Part]] = []  # (place in the cache, what of a scratch part goes there)
-        for index in self.manifest.layout.runs[ref.run]:
-            for place, skipped in self._places(index, ref.block):
-                if not skipped:
-                    whole.append(place)
-                    continue
-                heads, tokens, dim = place.shape
-                whole.append(np.empty((heads, tokens + skipped, dim), place.dtype))
-                keep.append((place, whole[-1][:, skipped:]))
+        for index, tensor in self.manifest.layout.members[ref.run]:
+            place, skipped = self._place(index, tensor, ref.block)
+            if not skipped:
+                whole.append(place)
+                continue
+            heads, tokens, dim = place.shape
+            whole.append(np.empty((heads, tokens + skipped, dim), place.dtype))
+            keep.append((place, whole[-1][:, skipped:]))
         decode_chunk(self.manifest, ref, wire, whole, self._predictor, earlier, self._seal)
         for place, rest in keep:
             place[...] = rest
@@ -166,13 +173,10 @@ def load(
 
 
 def _allocate(layout: Layout, tokens: int, headroom: int) -> list[LayerTensors]:
-    dtype = DTYPES[layout.dtype]
     out = []
     for layer in layout.layers:
         first, stop = layouts.held_span(layer, tokens)
-        extra = headroom if layer.window is None else 0
-        k, v = (
-            torch.empty((layer.heads, stop - first + extra, dim), dtype=dtype) for dim in (layer.k_dim, layer.v_dim)
-        )
-        out.append(LayerTensors(k, v, first, stop - first))
+        rows = stop - first + (headroom if layer.window is None else 0)
+        tensors = [torch.empty(spec.part_shape(rows), dtype=DTYPES[layout.dtype_of(spec)]) for spec in layer.tensors]
+        out.append(LayerTensors(layer, tuple(tensors), first, stop - first))
     return out

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from kvswap.artifact.layout import block_count, expected_chunks, fingerprint_length
-from kvswap.artifact.manifest import (
-    AXES,
-    EXACTNESS_CLAIMS,
-    ITEM_BYTES,
-    LOSSY_CODECS,
-    FileRef,
-    Layout,
-    Manifest,
-    decode_manifest,
-)
+import math
+
+from kvswap.artifact.layout import expected_chunks, fingerprint_length
+from kvswap.artifact.manifest import AXES, EXACTNESS_CLAIMS, LOSSY_CODECS, VERSION, FileRef, Manifest, decode_manifest
+from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorSpec
 from kvswap.core.errors import MalformedManifest, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
@@ -36,16 +30,23 @@ def check(manifest: Manifest, added: int = 0) -> None:
     prefix, layout, life = manifest.prefix, manifest.layout, manifest.life
     _require(prefix.start == 0, "prefix.start", "only prefixes that start at position 0 are exchanged")
     _require(prefix.block_tokens <= LIMITS.block_tokens, "prefix.block_tokens", "the block is over the cap")
-    blocks = block_count(prefix.tokens, prefix.block_tokens)
-    _require(blocks <= LIMITS.manifest_blocks, "prefix.tokens", f"{blocks} blocks are over the cap")
+    whole = -(-prefix.tokens // prefix.block_tokens)
+    _require(whole <= LIMITS.manifest_blocks, "prefix.tokens", f"{whole} blocks are over the cap")
+    _check_layout(manifest.version, layout)
+    _check_checkpoints(manifest)
+    blocks = len(manifest.blocks)
     _require(len(prefix.chain) == blocks, "prefix.chain", f"{len(prefix.chain)} chain digests for {blocks} blocks")
-    _check_layout(layout)
     _require(
         manifest.numerics.claim in EXACTNESS_CLAIMS, "numerics.claim", f"unknown claim {manifest.numerics.claim[:40]!r}"
     )
-    _require(len(manifest.tensors) == len(layout.layers), "tensors", "one pair of digests a layer is needed")
+    counts = [len(layer.tensors) for layer in layout.layers]
+    _require(
+        [len(divergence) for divergence in manifest.tensors] == counts,
+        "tensors",
+        "each tensor of each layer has its digest",
+    )
     _require(len(manifest.chunks) <= LIMITS.manifest_chunks, "chunks", "more chunks than the cap")
-    expected = expected_chunks(layout, prefix.tokens, prefix.block_tokens)
+    expected = expected_chunks(layout, manifest.blocks)
     for index, chunk in enumerate(manifest.chunks):
         where = f"chunks[{index}]"
         wanted = next(expected, None)
@@ -59,6 +60,8 @@ def check(manifest: Manifest, added: int = 0) -> None:
         coded = chunk.length - added
         _require(0 < coded <= chunk.raw_length, where, "wire bytes exceed raw bytes, or there are none")
         _require(chunk.codec != "raw" or coded == chunk.raw_length, where, "a raw chunk has its raw length")
+        lossy_state = chunk.codec in LOSSY_CODECS and layout.is_state(chunk.run)
+        _require(not lossy_state, where, "a state is never coded with a loss")
         try:
             Cid.from_bytes(chunk.cid)
         except UsageError as error:
@@ -121,18 +124,72 @@ def _check_divergence(manifest: Manifest) -> None:
         _require(within, "divergence", "it counts more tokens than there are")
 
 
-def _check_layout(layout: Layout) -> None:
+def _check_layout(version: int, layout: Layout) -> None:
     _require(layout.dtype in ITEM_BYTES, "layout.dtype", f"unknown dtype {layout.dtype[:40]!r}")
-    _require(layout.axes == AXES, "layout.axes", f"axis order is {layout.axes[:60]!r}, not {AXES}")
+    _require(layout.axes == AXES[version], "layout.axes", f"axis order is {layout.axes[:60]!r}, not {AXES[version]}")
     _require(0 < len(layout.layers) <= LIMITS.manifest_layers, "layout.layers", "no layers, or over the cap")
     for index, layer in enumerate(layout.layers):
         where = f"layout.layers[{index}]"
-        _require(layer.kind in ("full", "sliding"), where, f"unknown layer kind {layer.kind!r}")
-        _require((layer.kind == "sliding") == (layer.window is not None), where, "sliding layers have a window")
-        _require(max(layer.heads, layer.k_dim, layer.v_dim) <= 1 << 16, where, "a dimension is over the cap")
-    _require(bool(layout.runs) and all(layout.runs), "layout.runs", "a layer group is empty")
-    flat = [index for layer_group in layout.runs for index in layer_group]
-    _require(sorted(flat) == list(range(len(layout.layers))), "layout.runs", "runs are not a partition of the layers")
-    for layer_group in layout.runs:
-        specs = {layout.layers[index] for index in layer_group}
-        _require(len(specs) == 1, "layout.runs", "a run mixes layer kinds or shapes")
+        _require(
+            (layer.kind.startswith("sliding")) == (layer.window is not None), where, "sliding layers have a window"
+        )
+        _check_layer(layout, layer, where)
+        _require(version != VERSION or layer.kind in ("full", "sliding"), where, f"unknown layer kind {layer.kind!r}")
+    _check_groups(layout, "layout.runs" if version == VERSION else "layout.groups")
+
+
+_KINDS = ("full", "sliding", "latent", "state", "full+state", "sliding+state", "latent+state")
+
+
+def _check_layer(layout: Layout, layer: LayerSpec, where: str) -> None:
+    _require(layer.kind in _KINDS, where, f"unknown layer kind {layer.kind!r}")
+    names = [tensor.name for tensor in layer.tensors]
+    _require(len(set(names)) == len(names), where, "two tensors of one name")
+    grows = any(tensor.per == "token" for tensor in layer.tensors)
+    _require(
+        layer.has_states == layer.kind.endswith("state"), where, f"a layer of kind {layer.kind} with other tensors"
+    )
+    _require(grows == (layer.kind != "state"), where, f"a layer of kind {layer.kind} with other tensors")
+    for tensor in layer.tensors:
+        _check_tensor(layout, tensor, where)
+
+
+def _check_tensor(layout: Layout, tensor: TensorSpec, where: str) -> None:
+    _require(max(tensor.shape) <= LIMITS.tensor_axis, where, "a dimension is over the cap")
+    _require(tensor.per == "checkpoint" or len(tensor.shape) < 3, where, "an axis too many beside that of the tokens")
+    dtype = layout.dtype_of(tensor)
+    _require(dtype in ITEM_BYTES, where, f"unknown dtype {dtype[:40]!r}")
+    _require(tensor.dtype != layout.dtype, where, "a tensor names its dtype only where it is not the layout's")
+    size = math.prod(tensor.shape) * ITEM_BYTES[dtype]
+    _require(size <= LIMITS.chunk_bytes, where, "a tensor is over the cap")
+
+
+def _check_groups(layout: Layout, field: str) -> None:
+    layers = layout.layers
+    _require(0 < len(layout.groups) <= LIMITS.manifest_groups, field, "no groups, or over the cap")
+    divergence = []
+    for group in layout.groups:
+        _require(bool(group.layers), field, "a group without layers")
+        _require(max(group.layers) < len(layers), field, "a layer that is not there")
+        specs = {layers[index] for index in group.layers}
+        _require(len(specs) == 1, field, "a group mixes layer kinds or shapes")
+        tensors = [tensor for tensor in specs.pop().tensors if tensor.name in group.tensors]
+        _require([tensor.name for tensor in tensors] == list(group.tensors), field, "tensors that are not there")
+        alike = {(layout.dtype_of(tensor), tensor.rows) for tensor in tensors}
+        _require(len(alike) == 1, field, "a group mixes dtypes or states of several shapes")
+        divergence += [(index, name) for index in group.layers for name in group.tensors]
+    wanted = [(index, tensor.name) for index, layer in enumerate(layers) for tensor in layer.tensors]
+    _require(sorted(divergence) == sorted(wanted), field, "they are not a partition of the layers")
+
+
+def _check_checkpoints(manifest: Manifest) -> None:
+    """Require checkpoints in order, the end among them; and so many that every one ends a block."""
+    tokens, points = manifest.prefix.tokens, manifest.layout.checkpoints
+    where = "layout.checkpoints"
+    _require(bool(points) or not manifest.layout.has_states, where, "states without a checkpoint")
+    if not points:
+        return
+    _require(points == sorted(set(points)), where, "they are not in order")
+    _require(points[-1] == tokens, where, "the last one is the end")
+    cuts = sum(1 for point in points if point % manifest.prefix.block_tokens)
+    _require(cuts <= LIMITS.manifest_cuts + 1, where, "too many cuts between whole blocks")

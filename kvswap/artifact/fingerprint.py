@@ -38,25 +38,43 @@ def _signs(layer: int, kind: int, heads: int, dim: int) -> torch.Tensor:
 def fingerprint(tensors: Sequence[LayerTensors]) -> bytes:
     """Compute the fingerprint of a whole document's cache.
 
-    The bytes are float16, little endian, in the order [64 tokens, layer, K or V, 8]; a sliding layer's part is 0.
+    The bytes are float16, little endian: in the order [64 tokens, tensor, 8] of the tensors whose rows are tokens,
+    layer by layer, where a sliding layer's part is 0; then [tensor, 8] of the states as held at the end.
     """
     tokens = max(held.first + held.tokens for held in tensors)
     parts = -(-tokens // FINGERPRINT_TOKENS)
+    growing = [place for place in _places(tensors) if tensors[place[0]].spec.tensors[place[1]].per == "token"]
+    states = [place for place in _places(tensors) if place not in growing]
     # In double precision, so that the order of a sum does not show in what is left of it.
-    out = torch.zeros(parts, len(tensors), 2, FINGERPRINT_WIDTH, dtype=torch.float64)
-    for layer, held in enumerate(tensors):
+    out = torch.zeros(parts, len(growing), FINGERPRINT_WIDTH, dtype=torch.float64)
+    for at, (layer, place) in enumerate(growing):
+        tensor, held = tensors[layer].tensors[place], tensors[layer]
         if held.first:
             continue
-        for kind, tensor in enumerate((held.k, held.v)):
-            heads, _, dim = tensor.shape
-            signs = _signs(layer, kind, heads, dim)
-            for part in range(parts):
-                start, stop = part * FINGERPRINT_TOKENS, min((part + 1) * FINGERPRINT_TOKENS, tokens)
-                mixed = tensor[:, start:stop].double() * signs[:, : stop - start]
-                flat = pad(mixed.reshape(-1), (0, -mixed.numel() % FINGERPRINT_WIDTH))
-                out[part, layer, kind] = flat.reshape(-1, FINGERPRINT_WIDTH).sum(0)
-    data: bytes = out.clamp(-_LARGEST, _LARGEST).numpy().astype("<f2").tobytes()
+        signs = _signs(layer, place, tensor.shape[0], tensor.shape[2])
+        for part in range(parts):
+            start, stop = part * FINGERPRINT_TOKENS, min((part + 1) * FINGERPRINT_TOKENS, tokens)
+            out[part, at] = _folded(tensor[:, start:stop].double() * signs[:, : stop - start])
+    ends = torch.zeros(len(states), FINGERPRINT_WIDTH, dtype=torch.float64)
+    for at, (layer, place) in enumerate(states):
+        tensor = tensors[layer].tensors[place]
+        signs = _signs(layer, place, tensor.shape[0], tensor.shape[2])
+        for start in range(0, tensor.shape[1], FINGERPRINT_TOKENS):
+            rows = tensor[:, start : start + FINGERPRINT_TOKENS].double()
+            ends[at] += _folded(rows * signs[:, : rows.shape[1]])
+    flat = torch.cat([out.flatten(), ends.flatten()]).clamp(-_LARGEST, _LARGEST)
+    data: bytes = flat.numpy().astype("<f2").tobytes()
     return data
+
+
+def _places(tensors: Sequence[LayerTensors]) -> list[tuple[int, int]]:
+    return [(layer, place) for layer, held in enumerate(tensors) for place in range(len(held.tensors))]
+
+
+def _folded(mixed: torch.Tensor) -> torch.Tensor:
+    """Sum every eighth number of a tensor."""
+    flat = pad(mixed.reshape(-1), (0, -mixed.numel() % FINGERPRINT_WIDTH))
+    return flat.reshape(-1, FINGERPRINT_WIDTH).sum(0)
 
 
 def check_fingerprint(file: FileRef, tensors: Sequence[LayerTensors], data: bytes, seal: Seal | None = None) -> None:

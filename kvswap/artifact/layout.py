@@ -1,16 +1,20 @@
-"""The tokens and layers that a chunk holds, the chunks that a reader needs, and the units of work they form.
+"""The tokens and tensors that a chunk holds, the chunks that a reader needs, and the units of work they form.
 
 A *full* layer keeps every token, so its part of a block is the block.  A *sliding* layer of window W
 keeps the last W-1 tokens; of a block it stores those of the last W-1 that lie in the block, which is
 what a reader needs to resume at that block's end - and nothing that a reader could never use.
+A *state* is stored at checkpoints alone, and of all its chunks a reader needs those of the one that it resumes at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kvswap.artifact.manifest import ITEM_BYTES, LayerSpec, Layout, Manifest
+from kvswap.artifact.blocks import Blocks
+from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.specs import ITEM_BYTES, LayerGroup, LayerSpec, Layout
 from kvswap.core.errors import Incompatible, UsageError
 from kvswap.core.limits import LIMITS
 
@@ -19,12 +23,12 @@ FINGERPRINT_WIDTH = 8
 
 
 def block_span(tokens: int, block_tokens: int, block: int) -> tuple[int, int]:
-    """Return the [start, stop) of a block, in tokens."""
+    """Return the [start, stop) of a block, in tokens, where there are no cuts."""
     return block * block_tokens, min((block + 1) * block_tokens, tokens)
 
 
 def block_count(tokens: int, block_tokens: int) -> int:
-    """Count the blocks of a document of `tokens` tokens; the last one may be shorter."""
+    """Count the blocks of a document of `tokens` tokens without cuts; the last one may be shorter."""
     return -(-tokens // block_tokens)
 
 
@@ -43,56 +47,98 @@ def held_span(layer: LayerSpec, tokens: int) -> tuple[int, int]:
     return (0, tokens) if layer.window is None else (max(0, tokens - (layer.window - 1)), tokens)
 
 
-def plan_layer_groups(layers: Sequence[LayerSpec], block_tokens: int, itemsize: int) -> list[list[int]]:
-    """Group layers of one shape and kind so that a full block's chunk comes near the target size."""
-    layer_groups: list[list[int]] = []
-    groups: dict[LayerSpec, list[int]] = {}
+def plan_groups(layers: Sequence[LayerSpec], dtype: str, block_tokens: int) -> list[LayerGroup]:
+    """Group tensors of layers of one kind and shape so that a full block's chunk comes near the target size.
+
+    `dtype` is the layout's.  The tensors that a layer has for each token are in one group, its states of one dtype and
+    as many rows in another.
+    """
+    alike: dict[tuple[LayerSpec, tuple[str, ...]], list[int]] = {}
     for index, layer in enumerate(layers):
-        groups.setdefault(layer, []).append(index)
-    for layer, members in groups.items():
+        for names in _together(layer):
+            alike.setdefault((layer, names), []).append(index)
+    groups = []
+    for (layer, names), members in alike.items():
         start, stop = stored_span(layer, 0, block_tokens)
-        each = max(1, layer.heads * (layer.k_dim + layer.v_dim) * (stop - start) * itemsize)
+        tensors = [tensor for tensor in layer.tensors if tensor.name in names]
+        each = max(1, sum(math.prod(t.part_shape(stop - start)) * ITEM_BYTES[t.dtype or dtype] for t in tensors))
         fit = max(1, LIMITS.chunk_target_bytes // each)
         pieces = -(-len(members) // fit)
         even = -(-len(members) // pieces)
-        layer_groups += [members[i : i + even] for i in range(0, len(members), even)]
-    return layer_groups
+        groups += [LayerGroup(tuple(members[i : i + even]), names) for i in range(0, len(members), even)]
+    return groups
 
 
-def part_shapes(layout: Layout, layer_group: int, start: int, stop: int) -> list[tuple[int, int, int]]:
-    """List the shapes [head, token, dim] of K, then V, for each layer of the layer group, for block [start, stop)."""
+def _together(layer: LayerSpec) -> list[tuple[str, ...]]:
+    """Return the names of a layer's tensors, those together that can share a chunk: of one dtype, as many rows each."""
+    out: dict[tuple[int | None, str | None], list[str]] = {}
+    for tensor in layer.tensors:
+        out.setdefault((tensor.rows, tensor.dtype), []).append(tensor.name)
+    return [tuple(names) for names in out.values()]
+
+
+def part_shapes(layout: Layout, group: int, start: int, stop: int) -> list[tuple[int, int, int]]:
+    """List the shapes [head, row, dim] of a group's tensors, layer by layer, in its chunk of block [start, stop)."""
     shapes = []
-    for index in layout.runs[layer_group]:
+    for index, place in layout.members[group]:
         layer = layout.layers[index]
         first, last = stored_span(layer, start, stop)
-        shapes += [(layer.heads, last - first, layer.k_dim), (layer.heads, last - first, layer.v_dim)]
+        shapes.append(layer.tensors[place].part_shape(last - first))
     return shapes
 
 
-def raw_length(layout: Layout, layer_group: int, start: int, stop: int) -> int:
-    """Compute the length in bytes of a chunk before coding: one run for block [start, stop)."""
-    return sum(h * t * d for h, t, d in part_shapes(layout, layer_group, start, stop)) * ITEM_BYTES[layout.dtype]
+def raw_length(layout: Layout, group: int, start: int, stop: int) -> int:
+    """Compute the length in bytes of a chunk before coding: one group for block [start, stop)."""
+    if layout.is_state(group) and stop not in layout.checkpoints:
+        return 0
+    return sum(map(math.prod, part_shapes(layout, group, start, stop))) * ITEM_BYTES[layout.group_dtype(group)]
+
+
+def resumable(manifest: Manifest, tokens: int) -> int:
+    """Return the most tokens, at most `tokens`, after which a reader can resume: a checkpoint, or a block's end.
+
+    It is 0 if there are none.
+    """
+    tokens = min(tokens, manifest.prefix.tokens)
+    ends = [end for end in manifest.layout.checkpoints if end <= tokens]
+    if tokens == manifest.prefix.tokens:
+        ends.append(tokens)
+    if not manifest.layout.has_states:
+        ends.append(tokens // manifest.prefix.block_tokens * manifest.prefix.block_tokens)
+    return max(ends, default=0)
+
+
+def resumes_at(manifest: Manifest, tokens: Iterable[int]) -> bool:
+    """Return True if a reader can resume after each of these token counts, those beyond the end aside."""
+    return all(resumable(manifest, count) == count for count in tokens if count <= manifest.prefix.tokens)
 
 
 def needed(manifest: Manifest, tokens: int | None = None) -> list[int]:
-    """List the indices of the chunks that a reader needs to resume after `tokens` (a block's end; default: all).
+    """List the indices of the chunks that a reader needs to resume after `tokens` (default: all).
 
-    Sliding layers need only the blocks that reach into their window.  The order is that in which the reader
-    uses them: by block.  Raises `UsageError` unless `tokens` is the end of a block.
+    Sliding layers need only the blocks that reach into their window, states only the last.  The order is that in which
+    the reader uses them: by block.  Raises `UsageError` unless a reader can resume there (`resumable`).
     """
-    prefix = manifest.prefix
+    prefix, layout = manifest.prefix, manifest.layout
     stop = prefix.tokens if tokens is None else tokens
-    if stop != prefix.tokens and (stop % prefix.block_tokens or not 0 < stop < prefix.tokens):
+    if not 0 < stop <= prefix.tokens or resumable(manifest, stop) != stop:
         raise UsageError(
-            f"cannot resume after {stop} tokens", cause=f"only after whole blocks of {prefix.block_tokens} tokens"
+            f"cannot resume after {stop} tokens",
+            cause="its states are held at other places"
+            if layout.has_states
+            else f"only after whole blocks of {prefix.block_tokens} tokens",
         )
+    blocks = manifest.blocks
+    states = [layout.is_state(group) for group in range(len(layout.groups))]
+    begins = [
+        0 if states[g] else held_span(layout.layers[group.layers[0]], stop)[0] for g, group in enumerate(layout.groups)
+    ]
     out = []
     for index, chunk in enumerate(manifest.chunks):
-        _start, end = block_span(prefix.tokens, prefix.block_tokens, chunk.block)
+        _start, end = blocks.span(chunk.block)
         if end > stop:
-            continue
-        layer = manifest.layout.layers[manifest.layout.runs[chunk.run][0]]
-        if end > held_span(layer, stop)[0]:
+            break
+        if end == stop if states[chunk.run] else end > begins[chunk.run]:
             out.append(index)
     return out
 
@@ -102,23 +148,34 @@ def needed_files(manifest: Manifest, tokens: int | None = None) -> list[int]:
     return needed(manifest, tokens) + ([len(manifest.chunks)] if manifest.predictor else [])
 
 
-def expected_chunks(layout: Layout, tokens: int, block_tokens: int) -> Iterator[tuple[int, int, int]]:
-    """Iterate over (block, run, raw length) of every chunk that a manifest of this layout must list, in order."""
-    lengths: dict[tuple[int, int], int] = {}  # a chunk's length depends on its run and how many tokens it spans
-    for block in range(block_count(tokens, block_tokens)):
-        start, stop = block_span(tokens, block_tokens, block)
-        for layer_group in range(len(layout.runs)):
-            length = lengths.get((layer_group, stop - start))
+def expected_chunks(layout: Layout, blocks: Blocks) -> Iterator[tuple[int, int, int]]:
+    """Iterate over (block, group, raw length) of every chunk that a manifest of this layout must list, in order."""
+    lengths: dict[tuple[int, int], int] = {}  # a chunk's length depends on its group and how many tokens it spans
+    states = [layout.is_state(group) for group in range(len(layout.groups))]
+    checkpoints = set(layout.checkpoints)
+    for block, (start, stop) in enumerate(blocks):
+        for group, state in enumerate(states):
+            if state and stop not in checkpoints:
+                continue
+            length = lengths.get((group, stop - start))
             if length is None:
-                length = lengths[layer_group, stop - start] = raw_length(layout, layer_group, start, stop)
+                length = lengths[group, stop - start] = raw_length(layout, group, start, stop)
             if length:
-                yield block, layer_group, length
+                yield block, group, length
+
+
+def fingerprint_rows(layers: Sequence[LayerSpec]) -> tuple[int, int]:
+    """Count the tensors whose rows are tokens, and the states: what a fingerprint has rows for."""
+    tensors = [tensor for layer in layers for tensor in layer.tensors]
+    growing = sum(tensor.per == "token" for tensor in tensors)
+    return growing, len(tensors) - growing
 
 
 def fingerprint_length(manifest: Manifest) -> int:
-    """Compute the length of a fingerprint in bytes: for each 64 tokens, layer, and K or V, eight float16."""
+    """Compute the length of a fingerprint in bytes: eight float16 for each 64 tokens of a tensor, and each state."""
     parts = -(-manifest.prefix.tokens // FINGERPRINT_TOKENS)
-    return parts * len(manifest.layout.layers) * 2 * FINGERPRINT_WIDTH * 2
+    growing, states = fingerprint_rows(manifest.layout.layers)
+    return (parts * growing + states) * FINGERPRINT_WIDTH * 2
 
 
 def check_compatible(manifest: Manifest, identity: bytes, dtype: str) -> None:
@@ -142,24 +199,25 @@ def check_compatible(manifest: Manifest, identity: bytes, dtype: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """A unit of work that is computed or fetched as a whole: a block, or one layer group of it."""
+    """A unit of work that is computed or fetched as a whole: a block, or one group of its layers."""
 
     block: int
-    layers: tuple[int, ...]  # of the model, in order
+    layers: tuple[int, ...]  # of the cache, in order
     chunks: tuple[int, ...]  # of the manifest, that a reader of the document's end needs of them
 
 
 def work_units(manifest: Manifest, tokens: int | None = None, *, by_layer_group: bool = True) -> list[WorkUnit]:
-    """List the work units of the first `tokens` tokens in the order of computing: by block, or by layer group.
+    """List the units of the first `tokens` tokens in the order of computing: by block, and where possible by group.
 
-    Layers are computed in order, so a layer group can be a unit only where these are neighbouring layers that
-    keep every token: what a sliding layer keeps depends on where the reader goes on.
+    Layers are computed in order, so a group can be a unit only where groups are neighbouring layers that keep every
+    token: what a sliding layer or a state keeps depends on where the reader goes on.
     """
-    prefix, layout = manifest.prefix, manifest.layout
-    stop = prefix.tokens if tokens is None else tokens
-    in_order = [layer for layer_group in layout.runs for layer in layer_group] == list(range(len(layout.layers)))
-    full = all(layer.window is None for layer in layout.layers)
-    parts = layout.runs if by_layer_group and in_order and full else [list(range(len(layout.layers)))]
+    layout = manifest.layout
+    stop = manifest.prefix.tokens if tokens is None else tokens
+    in_order = [layer for group in layout.groups for layer in group.layers] == list(range(len(layout.layers)))
+    parts: Sequence[Sequence[int]] = [group.layers for group in layout.groups]
+    if not (by_layer_group and in_order and layout.keeps_all):
+        parts = [range(len(layout.layers))]
     chunks: dict[tuple[int, int], list[int]] = {}
     for index in needed(manifest, tokens):
         chunk = manifest.chunks[index]
@@ -167,6 +225,6 @@ def work_units(manifest: Manifest, tokens: int | None = None, *, by_layer_group:
         chunks.setdefault((chunk.block, part), []).append(index)
     return [
         WorkUnit(block, tuple(layers), tuple(chunks.get((block, part), ())))
-        for block in range(block_count(stop, prefix.block_tokens))
+        for block in range(manifest.blocks.until(stop))
         for part, layers in enumerate(parts)
     ]

@@ -1,4 +1,4 @@
-"""The manifest, version 1, as typed values; `manifests/FORMAT.md` describes it field by field.
+"""The manifest, versions 1 and 2, as typed values; `manifests/FORMAT.md` describes them field by field.
 
 A manifest says what was computed (model, document, token sequence, layout, numerics), every chunk of it,
 until when it holds, and who says so.  `consistency.parse_manifest` accepts only what `consistency.check` proves
@@ -8,37 +8,34 @@ consistent; nothing downstream checks shapes again.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
+from kvswap.artifact import version1
+from kvswap.artifact.blocks import Blocks
+from kvswap.artifact.specs import Count, Digest, LayerGroup, LayerSpec, Layout, Positive, Strict, TensorDigests, Text
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest
 from kvswap.core.ids import Cid, blake3_digest
 from kvswap.core.limits import LIMITS
 
-VERSION = 1
-AXES = "layer,kv,head,token,dim"
+VERSION = version1.VERSION
+NAMED = 2
+"""The version whose layers have named tensors, for what version 1 cannot say."""
+AXES = {VERSION: "layer,kv,head,token,dim", NAMED: "layer,tensor,head,row,dim"}
 EXACTNESS_CLAIMS = ("bitwise", "token-verified", "tolerance")
 LOSSY_CODECS = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
-Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 CidBytes = Annotated[bytes, Meta(min_length=36, max_length=36)]
-Text = Annotated[str, Meta(max_length=256)]
 Url = Annotated[str, Meta(max_length=2048)]
-Count = Annotated[int, Meta(ge=0, le=2**53)]
-Positive = Annotated[int, Meta(ge=1, le=2**53)]
-_LayerGroup = Annotated[list[Count], Meta(max_length=LIMITS.manifest_layers)]
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class ModelIdentity(_Strict):
-    """The identity of a model with its tokenizer and adapters: the digests decide, `label` is a human-readable name."""
+class ModelIdentity(Strict, frozen=True):
+    """The identity of a model with its tokenizer and adapters: the digests decide, `label` is for people to read."""
 
     label: Text
     weights: Digest
@@ -53,7 +50,7 @@ class ModelIdentity(_Strict):
         return blake3_digest(self.weights + self.config + self.tokenizer + b"".join(self.adapters))
 
 
-class DocumentRef(_Strict):
+class DocumentRef(Strict, frozen=True):
     """The document's text, by digest, and where it came from; a manifest of a private document has none (None)."""
 
     sha256: Digest
@@ -68,7 +65,7 @@ class DocumentRef(_Strict):
         return "sha256:" + self.sha256.hex()
 
 
-class TokenSequence(_Strict):
+class TokenSequence(Strict, frozen=True):
     """The token sequence that the cache stands for, by digest; its blocks by chain digests (see `chain`)."""
 
     tokens: Positive
@@ -80,27 +77,7 @@ class TokenSequence(_Strict):
     template: Text | None = None
 
 
-class LayerSpec(_Strict):
-    """One cache layer: `full`, or `sliding` with its window in tokens."""
-
-    kind: Annotated[str, Meta(max_length=32)]
-    heads: Positive
-    k_dim: Positive
-    v_dim: Positive
-    window: Positive | None = None
-
-
-class Layout(_Strict):
-    """The shapes of the cache.  `runs` partitions the layers; a chunk holds one block of one run."""
-
-    dtype: Text
-    axes: Text
-    rope: Annotated[str, Meta(max_length=4096)]
-    layers: Annotated[list[LayerSpec], Meta(max_length=LIMITS.manifest_layers)]
-    runs: Annotated[list[_LayerGroup], Meta(max_length=LIMITS.manifest_layers)]
-
-
-class Numerics(_Strict):
+class Numerics(Strict, frozen=True):
     """The environment of a computation: what must be alike for the exactness claim to hold on another machine."""
 
     schedule: Text
@@ -119,14 +96,7 @@ class Numerics(_Strict):
         return (self.schedule, self.attention, self.compute_dtype, self.torch, self.transformers, self.device, self.isa)
 
 
-class TensorDigests(_Strict):
-    """BLAKE3 of one layer's K and V as held after the last token, [head, token, dim] order."""
-
-    k: Digest
-    v: Digest
-
-
-class ChunkRef(_Strict):
+class ChunkRef(Strict, frozen=True):
     """One chunk: its place, its codec, and digest and length of its wire and raw bytes."""
 
     block: Count
@@ -143,7 +113,7 @@ class ChunkRef(_Strict):
         return Cid.from_bytes(self.cid)
 
 
-class FileRef(_Strict):
+class FileRef(Strict, frozen=True):
     """A content-addressed file that is fetched like a chunk and is no part of the cache."""
 
     cid: CidBytes
@@ -160,7 +130,7 @@ class FileRef(_Strict):
         return 0
 
 
-class Probe(_Strict):
+class Probe(Strict, frozen=True):
     """First greedy tokens after a fixed question: shows a mismatch early, proves nothing."""
 
     question: Annotated[list[Count], Meta(max_length=LIMITS.probe_tokens)]
@@ -168,7 +138,7 @@ class Probe(_Strict):
     logits: Digest
 
 
-class Divergence(_Strict):
+class Divergence(Strict, frozen=True):
     """The difference between a lossy cache's answers and those of the exact cache it was made from, after the probe.
 
     Of `steps` greedy tokens `equal` are the same in the same place, the first that differs is number `first`
@@ -182,7 +152,7 @@ class Divergence(_Strict):
     kl: Count
 
 
-class Life(_Strict):
+class Life(Strict, frozen=True):
     """The lifetime of an artifact in Unix seconds, and its place in the publisher's sequence of statements."""
 
     issued: Count
@@ -191,7 +161,7 @@ class Life(_Strict):
     supersedes: CidBytes | None = None
 
 
-class Manifest(_Strict):
+class Manifest(Strict, frozen=True, dict=True):
     """A whole manifest.  Build one with keyword arguments, or read one with `consistency.parse_manifest`."""
 
     version: int
@@ -208,12 +178,24 @@ class Manifest(_Strict):
     predictor: FileRef | None = None  # what `predictive` chunks are coded with
     divergence: Divergence | None = None
     fingerprint: FileRef | None = None  # what independent publishers are compared by
-    extensions: Annotated[list[Text], Meta(max_length=16)] = []
+    extensions: Annotated[list[Text], Meta(max_length=16)] = msgspec.field(default_factory=list)
 
     def encode(self) -> bytes:
         """Encode the manifest as the payload bytes to sign."""
         given = {name: value for name in _TYPES if (value := getattr(self, name)) is not None or name not in _ABSENT}
-        return wire.pack_fields(given, _TOGETHER)
+        return wire.pack_fields(given | self._versioned, _TOGETHER)
+
+    @property
+    def _versioned(self) -> dict[str, Any]:
+        """The fields that versions write in other ways, as this one's does."""
+        if self.version != VERSION:
+            return {}
+        return {"layout": version1.layout_to(self.layout), "tensors": version1.digests_to(self.tensors)}
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The blocks in which the artifact was computed and is stored."""
+        return Blocks(self.prefix.tokens, self.prefix.block_tokens, self.layout.checkpoints)
 
     @property
     def files(self) -> list[ChunkRef | FileRef]:
@@ -243,6 +225,7 @@ class Manifest(_Strict):
     def to_json(self) -> dict[str, Any]:
         """Return what `kvswap show --json` prints: digests in hex, CIDs in their text form."""
         out: dict[str, Any] = wire.jsonable(wire.plain(msgspec.structs.replace(self, chunks=[])))
+        out |= {name: wire.jsonable(wire.plain(value)) for name, value in self._versioned.items()}
         out["chunks"] = [wire.jsonable(wire.plain(chunk)) | {"cid": str(chunk.id)} for chunk in self.chunks]
         out["model"]["identity"] = self.model.digest.hex()
         for name in ("predictor", "fingerprint"):
@@ -256,9 +239,26 @@ class Manifest(_Strict):
 _ABSENT = ("predictor", "divergence", "fingerprint")
 _NULL = b"\xc0"
 _TYPES = get_type_hints(Manifest, include_extras=True)
+_TYPES_V1: dict[str, Any] = {
+    "layout": version1.LayoutV1,
+    "tensors": Annotated[list[version1.DigestsV1], Meta(max_length=LIMITS.manifest_layers)],
+}
 _KNOWN = frozenset(_TYPES)
 _REQUIRED = tuple(field.name for field in msgspec.structs.fields(Manifest) if field.required)
 _TOGETHER = 512  # chunks that are decoded or encoded at a time: between two times other threads go on
+
+
+def layout_of(
+    dtype: str, rope: str, layers: list[LayerSpec], groups: list[LayerGroup], checkpoints: Sequence[int] = ()
+) -> Layout:
+    """Describe what a cache is made of, in the oldest version of the manifest that can say it."""
+    layout = Layout(dtype, AXES[NAMED], rope, layers, groups, list(checkpoints))
+    return msgspec.structs.replace(layout, axes=AXES[VERSION]) if version1.fits(layout) else layout
+
+
+def version_of(layout: Layout) -> int:
+    """Return the version of the manifest that a layout is made for."""
+    return VERSION if layout.axes == AXES[VERSION] else NAMED
 
 
 def decode_manifest(payload: bytes) -> Manifest:
@@ -270,15 +270,23 @@ def decode_manifest(payload: bytes) -> Manifest:
         raise MalformedManifest(f"a payload of {len(payload)} bytes is over the cap")
     given = wire.fields(payload, items=LIMITS.manifest_items)
     version = wire.decode(given["version"], int, at="version") if "version" in given else None
-    if version != VERSION:
-        raise MalformedManifest(f"manifest version {str(version)[:20]} is not {VERSION}", field="version")
+    if version not in AXES:
+        raise MalformedManifest(
+            f"manifest version {str(version)[:20]} is not {VERSION} or {NAMED}",
+            cause="the publisher uses a newer kvswap",
+            field="version",
+        )
     for name in _ABSENT:
         if name in given and bytes(given[name]) == _NULL:
             raise MalformedManifest(f"{name} is there or absent, never null", field=name)
-    return Manifest(**_fields_of(given))
+    values = _fields_of(given, _TYPES | (_TYPES_V1 if version == VERSION else {}))
+    if version == VERSION:
+        values["layout"] = version1.layout_from(values["layout"])
+        values["tensors"] = version1.digests_from(values["tensors"])
+    return Manifest(**values)
 
 
-def _fields_of(given: dict[str, msgspec.Raw]) -> dict[str, Any]:
+def _fields_of(given: dict[str, msgspec.Raw], types: dict[str, Any]) -> dict[str, Any]:
     """Decode the known fields of a manifest one by one; fields that only its extensions name are not even built."""
     declared = wire.decode(given["extensions"], _TYPES["extensions"], at="extensions") if "extensions" in given else []
     if _KNOWN.intersection(declared):
@@ -290,7 +298,7 @@ def _fields_of(given: dict[str, msgspec.Raw]) -> dict[str, Any]:
         if name not in given:
             raise MalformedManifest(f"not a valid manifest: the required field `{name}` is missing", field=name)
     return {
-        name: _chunks(given[name]) if name == "chunks" else wire.decode(given[name], _TYPES[name], at=name)
+        name: _chunks(given[name]) if name == "chunks" else wire.decode(given[name], types[name], at=name)
         for name in given
         if name in _KNOWN
     }

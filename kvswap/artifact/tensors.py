@@ -1,10 +1,11 @@
-"""The step between bytes and tensors, one block of one run at a time.
+"""The step between bytes and tensors, one block of one group of layers at a time.
 
 `encode_chunk` is the publisher's step, `decode_chunk` the reader's: wire digest, decoding, raw digest.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from blake3 import blake3
 
 from kvswap import codec as codecs
 from kvswap.artifact import layout as layouts
-from kvswap.artifact.manifest import ITEM_BYTES, ChunkRef, Layout, Manifest, TensorDigests
+from kvswap.artifact.manifest import ChunkRef, Manifest
 from kvswap.artifact.sealing import Seal, chunk_position, open_file
+from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorDigests
 from kvswap.codec import Context, Part, Predictor
 from kvswap.core.errors import IntegrityError
 from kvswap.core.ids import Cid
@@ -37,12 +39,40 @@ class EncodedChunk:
 
 @dataclass(slots=True)
 class LayerTensors:
-    """The K and V of one layer, [head, capacity, dim]; the first `tokens` are filled, from position `first`."""
+    """The tensors of one layer in the order of its `LayerSpec`, each [head, row, dim].
 
-    k: torch.Tensor
-    v: torch.Tensor
+    Of a tensor whose rows are tokens the first `tokens` rows are filled, from position `first`; there may be room for
+    more behind them.  A state has all of its rows.
+    """
+
+    spec: LayerSpec
+    tensors: tuple[torch.Tensor, ...]
     first: int
     tokens: int
+
+    @classmethod
+    def key_value(cls, k: torch.Tensor, v: torch.Tensor, first: int, tokens: int) -> LayerTensors:
+        """Hold keys and values, [head, token, dim], of a layer that keeps nothing else and does not slide."""
+        return cls(LayerSpec.key_value("full", k.shape[0], k.shape[2], v.shape[2]), (k, v), first, tokens)
+
+    @property
+    def k(self) -> torch.Tensor:
+        """The keys, or what the layer has in their place: its first tensor."""
+        return self.tensors[0]
+
+    @property
+    def v(self) -> torch.Tensor:
+        """The values, or what the layer has in their place: its second tensor."""
+        return self.tensors[1]
+
+    def filled(self, place: int) -> torch.Tensor:
+        """Return the filled rows of a tensor."""
+        tensor = self.tensors[place]
+        return tensor if self.spec.tensors[place].rows is not None else tensor[:, : self.tokens]
+
+    def each_filled(self) -> list[torch.Tensor]:
+        """Return the filled rows of every tensor."""
+        return [self.filled(place) for place in range(len(self.tensors))]
 
 
 def as_part(tensor: torch.Tensor) -> Part:
@@ -62,15 +92,14 @@ def digest_parts(parts: Sequence[Part]) -> bytes:
 
 
 def digest_layer(tensors: LayerTensors) -> TensorDigests:
-    """Compute the digests of one layer's K and V, as the manifest holds them."""
-    k, v = (as_part(t[:, : tensors.tokens]) for t in (tensors.k, tensors.v))
-    return TensorDigests(k=digest_parts([k]), v=digest_parts([v]))
+    """Compute the digests of one layer's tensors, as the manifest holds them."""
+    return tuple(digest_parts([as_part(tensor)]) for tensor in tensors.each_filled())
 
 
 def encode_chunk(
     parts: Sequence[Part], dtype: str, codec: str, block: int, layer_group: int, context: Context | None = None
 ) -> EncodedChunk:
-    """Encode one block of one run and describe it.
+    """Encode one block of one group and describe it.
 
     For a lossy codec, the raw digest is that of what a reader will decode.
     """
@@ -95,23 +124,36 @@ def encode_chunk(
 Layers = dict[int, tuple[Part, Part]]
 
 
-def by_layer(layer_group: Sequence[int], parts: Sequence[Part]) -> Layers:
-    """Map each layer of a run to its K and V, given the parts of the run in order."""
-    return dict(zip(layer_group, zip(parts[::2], parts[1::2], strict=True), strict=True))
+def by_layer(layout: Layout, group: int, parts: Sequence[Part]) -> Layers:
+    """Map each layer of a group to its keys and values, given the group's parts; empty for a group of other tensors."""
+    if not predictable(layout, group):
+        return {}
+    return dict(zip(layout.groups[group].layers, zip(parts[::2], parts[1::2], strict=True), strict=True))
 
 
-def context_of(predictor: Predictor | None, layers: Sequence[int], start: int, earlier: Layers) -> Context | None:
-    """Return the context that a layer group is coded with, or None where the predictor does not cover it.
+def predictable(layout: Layout, group: int) -> bool:
+    """Return True if a group's tensors are of the kind that `predictive` codes: two a layer, a row for each token."""
+    return len(layout.groups[group].tensors) == 2 and not layout.is_state(group)
+
+
+def codec_for(layout: Layout, group: int, codec: str) -> str:
+    """Return the codec for a group: the one asked for, or `planes` for states, which a lossy codec would ruin."""
+    return "planes" if layout.is_state(group) and not codecs.get(codec).lossless else codec
+
+
+def context_of(predictor: Predictor | None, layout: Layout, group: int, start: int, earlier: Layers) -> Context | None:
+    """Return the context that a group is coded with, or None where the predictor does not cover it.
 
     The context holds the `earlier` layers of the same block; the block's first token is at position `start`.
     """
-    if predictor is None:
+    if predictor is None or not predictable(layout, group):
         return None
+    layers = layout.groups[group].layers
     try:
         stack, place = predictor.stack_of(layers[0])
     except KeyError:
         return None
-    if stack.layers[place : place + len(layers)] != tuple(layers):
+    if stack.layers[place : place + len(layers)] != layers:
         return None
     before: list[Part] = []
     for layer in reversed(stack.layers[max(0, place - stack.before) : place]):
@@ -130,23 +172,23 @@ def decode_chunk(
     earlier: Layers,
     seal: Seal | None = None,
 ) -> None:
-    """Decode one block of one run into `parts`, checked before and after, and add the parts to `earlier`.
+    """Decode one block of one group into `parts`, checked before and after, and add the parts to `earlier`.
 
     Raises `IntegrityError` naming the chunk.
     """
     coded = open_file(ref, chunk_position(ref), wire, seal)
-    layout, prefix = manifest.layout, manifest.prefix
-    layer_group = layout.runs[ref.run]
-    span = layouts.block_span(prefix.tokens, prefix.block_tokens, ref.block)
-    begin, _ = layouts.stored_span(layout.layers[layer_group[0]], *span)
-    codecs.decode(ref.codec, coded, parts, layout.dtype, context_of(predictor, layer_group, begin, earlier))
+    layout = manifest.layout
+    span = manifest.blocks.span(ref.block)
+    begin, _ = layouts.stored_span(layout.layers[layout.groups[ref.run].layers[0]], *span)
+    context = context_of(predictor, layout, ref.run, begin, earlier)
+    codecs.decode(ref.codec, coded, parts, layout.group_dtype(ref.run), context)
     if digest_parts(parts) != ref.raw:
         raise IntegrityError(
             f"chunk {ref.id} (block {ref.block}) decodes to other bytes than were signed",
             cause="a fault in the codec, or a publisher that signed a wrong digest",
         )
     if predictor is not None:
-        earlier |= by_layer(layer_group, parts)
+        earlier |= by_layer(layout, ref.run, parts)
 
 
 def verify_tensors(manifest: Manifest, tensors: Sequence[LayerTensors]) -> None:
@@ -157,10 +199,10 @@ def verify_tensors(manifest: Manifest, tensors: Sequence[LayerTensors]) -> None:
 
 
 def cache_bytes(layout: Layout, tokens: int) -> int:
-    """Compute the bytes of K and V that a reader of `tokens` tokens holds."""
-    size = ITEM_BYTES[layout.dtype]
+    """Compute the bytes of all tensors that a reader of `tokens` tokens holds."""
     total = 0
     for layer in layout.layers:
         first, stop = layouts.held_span(layer, tokens)
-        total += layer.heads * (layer.k_dim + layer.v_dim) * (stop - first) * size
+        for tensor in layer.tensors:
+            total += math.prod(tensor.part_shape(stop - first)) * ITEM_BYTES[layout.dtype_of(tensor)]
     return total

@@ -45,7 +45,7 @@ class Completed(StringParamType):
         return ()
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-        """Return the completions of a word; none where anything is wrong, as nobody could be told."""
+        """Return the completions of a word; none where anything is wrong, as nobody could be answer."""
         try:
             pairs = dict(p for p in self.offered(ctx, incomplete) if p[0].startswith(incomplete))
         except Exception:  # noqa: BLE001 - a TAB is no place for a traceback
@@ -176,8 +176,8 @@ def _opened(path: Path) -> Any:
 
 
 def _publishers(home: Path) -> Iterator[Pair]:
-    told = json.loads((home / "trust.json").read_text()) if (home / "trust.json").exists() else {}
-    for row in told.get("publishers", []):
+    answer = json.loads((home / "trust.json").read_text()) if (home / "trust.json").exists() else {}
+    for row in answer.get("publishers", []):
         yield row["peer"], f"publisher {row.get('label', '')}".strip()
 
 

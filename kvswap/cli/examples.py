@@ -23,7 +23,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "find": (
         ("kvswap find sha256:ed56d002", "who has a document, by its SHA-256"),
-        ("kvswap find --text manual.txt", "or its longest published beginning"),
+        ("kvswap find --text manual.txt", "or its longest published prefix"),
         (f"kvswap find {_ID} --json", ""),
     ),
     "fetch": (

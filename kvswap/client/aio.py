@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,12 @@ class AsyncClient(AsyncVerbs):
         truncate: bool = False,
         source: str | None = None,
         group: str | None = None,
+        checkpoints: Sequence[int] = (),
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Prefill and publish a document, given as its text or as the path of its file.
+
+        `checkpoints` are token counts that readers shall be able to resume at, beside the usual ones.
 
         A KV cache reveals its text: publish public documents, or seal it for the members of `group`.
         """
@@ -92,6 +95,7 @@ class AsyncClient(AsyncVerbs):
             truncate=truncate,
             source=source,
             group=group,
+            checkpoints=list(checkpoints),
         )
         return await self._do(calls.publish(request), on_event)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from kvswap.core.errors import DaemonNotRunning, DaemonSilent, KvswapError
 from kvswap.core.runfile import not_running
 
 HEARTBEAT = "heartbeat"
-_logger = logging.getLogger("kvswap.client")
 HEADER = "Kvswap-Heartbeat"  # of an answer of lines: seconds between its heartbeats
 REQUEST_HEADER = "Kvswap-Request"
 _LONG = 1 << 20  # bytes of JSON
@@ -25,9 +24,10 @@ def note_answer(call: Call, status: int, request: str | None, began: float) -> N
 
     Of the path only the first two parts: what follows may name a document.  `began` is of `time.monotonic`.
     """
-    if _logger.isEnabledFor(logging.DEBUG):
+    logging = sys.modules.get("logging")  # whoever has not imported it listens to nothing
+    if logging is not None and (logger := logging.getLogger("kvswap.client")).isEnabledFor(logging.DEBUG):
         path = "/".join(call.path.partition("?")[0].split("/")[:3])
-        _logger.debug(
+        logger.debug(
             "%s %s %d, %.3f s, request %s", call.method, path, status, time.monotonic() - began, request or "none"
         )
 

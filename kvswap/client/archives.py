@@ -6,15 +6,16 @@ import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from kvswap.api.archives import Exported
 from kvswap.artifact.archive import ArchiveReader
+from kvswap.core.atomic import Unfinished, replacing
 from kvswap.core.errors import UsageError
 from kvswap.core.failures import as_kvswap_error
 from kvswap.core.files import check_place, kind_of
@@ -33,15 +34,15 @@ class ByteProgress:
         self.total = total
         self.bytes = 0
         self._began = time.monotonic()
-        self._told = 0.0
+        self._described = 0.0
 
     def add(self, count: int) -> None:
         """Count bytes."""
         self.bytes += count
         now = time.monotonic()
-        if self._on_event is None or (self.bytes != self.total and now < self._told + _REPORT_SECONDS):
+        if self._on_event is None or (self.bytes != self.total and now < self._described + _REPORT_SECONDS):
             return
-        self._told = now
+        self._described = now
         seconds = round(now - self._began, 4)
         self._on_event({"event": self._event, "bytes": self.bytes, "total_bytes": self.total, "seconds": seconds})
 
@@ -51,8 +52,9 @@ class Writing:
 
     def __init__(self, to: str | Path | IO[bytes], on_event: OnEvent | None) -> None:
         self._path = Path(to) if isinstance(to, str | Path) else None
-        self._file: IO[bytes] | None = None if isinstance(to, str | Path) else to
-        self._temporary: str | None = None
+        self._stream: IO[bytes] | None = None if isinstance(to, str | Path) else to
+        self._replacing: AbstractContextManager[Unfinished] | None = None
+        self._file: Unfinished | None = None
         self._reader = ArchiveReader(keep=False)
         self._digest = hashlib.sha256()
         self._left_out = 0
@@ -66,11 +68,9 @@ class Writing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._temporary is not None:
-            with contextlib.suppress(OSError):
-                if self._file is not None:
-                    self._file.close()
-                os.unlink(self._temporary)  # noqa: PTH108 - a name from tempfile
+        if self._replacing is not None:  # it was not done
+            raised = error or InterruptedError()
+            self._replacing.__exit__(type(raised), raised, trace)
 
     def head(self, headers: Mapping[str, str]) -> None:
         """Take note of what the answer says of itself, and make the file: now there is something to write."""
@@ -79,11 +79,8 @@ class Writing:
         if self._path is None:
             return
         try:
-            descriptor, self._temporary = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.stem[:100]}-")
-            mask = os.umask(0o077)
-            os.umask(mask)
-            os.fchmod(descriptor, 0o666 & ~mask)
-            self._file = os.fdopen(descriptor, "wb")
+            self._replacing = replacing(self._path, named=False, private=False)
+            self._file = self._replacing.__enter__()
         except OSError as error:
             raise self._failed(error) from error
 
@@ -92,9 +89,10 @@ class Writing:
         for _ in self._reader.feed(piece):
             pass
         self._digest.update(piece)
-        assert self._file is not None  # noqa: S101 - `head` came before
+        to = self._stream or self._file
+        assert to is not None  # noqa: S101 - `head` came before
         try:
-            self._file.write(piece)
+            to.write(piece)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -105,13 +103,11 @@ class Writing:
         """Give the file its name, and say what is in it.  Raises `MalformedArchive` for one that is cut off."""
         self._reader.end()
         try:
-            if self._file is not None:
-                self._file.flush()
-            if self._temporary is not None and self._file is not None and self._path is not None:
-                os.fsync(self._file.fileno())
-                self._file.close()
-                os.replace(self._temporary, self._path)
-                self._temporary = None
+            if self._stream is not None:
+                self._stream.flush()
+            elif self._replacing is not None:
+                ending, self._replacing = self._replacing, None
+                ending.__exit__(None, None, None)
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -174,7 +174,7 @@ def _look_at_first_layer(
         cache,
         of_text(loaded, manifest, text) if tokens is None else of_prefix(loaded, manifest, text, tokens),
         manifest.prefix.tokens if tokens is None else tokens,
-        lambda: load(manifest, read, tokens=tokens, seal=statement.seal)[0],
+        lambda: load(manifest, read, tokens=tokens, seal=statement.seal),
     )
     result = first.check()
     require(result)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from msgspec import convert
 
-from kvswap.api import FindRequest
-from kvswap.api.archives import Exported, Imported
-from kvswap.api.find import FindResult
-from kvswap.api.node import SettingsResult, StopResult
+from kvswap import api
 from kvswap.client import calls
-from kvswap.client.archives import Writing, read_archive
 from kvswap.client.base_aio import AsyncCaller, OnEvent
 from kvswap.client.sender_aio import to_thread
 from kvswap.client.values import model_argument
+
+if TYPE_CHECKING:  # each is of one verb, and every command would wait for it
+    from kvswap.api.archives import Exported, Imported
+    from kvswap.api.find import FindResult
+    from kvswap.api.node import SettingsResult, StopResult
 
 
 class AsyncVerbs(AsyncCaller):
@@ -36,7 +37,9 @@ class AsyncVerbs(AsyncCaller):
         `text`: the document; where nobody offers it, the longest published prefix of it is looked for.  `model` and
         `publisher` leave out what others made.  Raises `NotFound` where nobody has it.
         """
-        request = FindRequest(ref=ref, text=text, model=model_argument(model), publisher=publisher, group=group)
+        from kvswap.api.find import FindResult
+
+        request = api.FindRequest(ref=ref, text=text, model=model_argument(model), publisher=publisher, group=group)
         return convert(await self._do(calls.find(request)), FindResult)
 
     async def export(
@@ -46,6 +49,8 @@ class AsyncVerbs(AsyncCaller):
 
         A file appears under its name when it is whole.  Raises `NotFound` for an artifact that is not here whole.
         """
+        from kvswap.client.archives import Writing
+
         with Writing(to, on_event) as writing:
             async with contextlib.aclosing(self._sender.pieces(calls.export(ref, group), writing.head)) as pieces:
                 async for piece in pieces:
@@ -57,12 +62,19 @@ class AsyncVerbs(AsyncCaller):
 
         Raises `MalformedArchive`, `IntegrityError`, `Untrusted`, `StoreFull`; then nothing is listed.
         """
+        from kvswap.api.archives import Imported
+        from kvswap.client.archives import read_archive
+
         return convert(await self._do(calls.import_archive(read_archive(source, on_event))), Imported)
 
     async def config(self) -> SettingsResult:
         """List the settings that the daemon was started with, and where each came from."""
+        from kvswap.api.node import SettingsResult
+
         return convert(await self._do(calls.config()), SettingsResult)
 
     async def stop(self) -> StopResult:
         """Ask the daemon to end.  It answers before it does; `kvswap stop` waits until it has."""
+        from kvswap.api.node import StopResult
+
         return convert(await self._do(calls.stop()), StopResult)

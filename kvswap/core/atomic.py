@@ -33,17 +33,24 @@ class Unfinished(NamedTuple):
 
 @contextlib.contextmanager
 def replacing(
-    target: Path, *, scratch: Path | None = None, synced: bool = True, named: bool = True, mkdir: bool = False
+    target: Path,
+    *,
+    scratch: Path | None = None,
+    synced: bool = True,
+    named: bool = True,
+    mkdir: bool = False,
+    private: bool = True,
 ) -> Iterator[Unfinished]:
-    """Make a new file that only its user may read, which takes the place of `target` when the block ends well.
+    """Make a new file, which takes the place of `target` when the block ends well.
 
+    With `private` only its user may read it; else who may is as of any new file.
     `scratch`: the directory of the unfinished file, on the same file system; by default the target's own.  `synced`:
     the content is on disk before the name is; `named`: the name is on disk too when the block has ended, as far as the
     file system does that.  `mkdir`: make directories that are missing.  Raises `OSError`; whatever is raised, `target`
     is as it was and the new file is gone.
     """
-    path = (scratch or target.parent) / f".{target.name}.{os.getpid()}-{next(_NUMBERS)}.part"
-    descriptor = _created(path, mkdir)
+    path = (scratch or target.parent) / f".{target.name[:100]}.{os.getpid()}-{next(_NUMBERS)}.part"
+    descriptor = _created(path, mkdir, 0o600 if private else 0o666)
     try:
         try:
             yield Unfinished(path, descriptor)
@@ -66,17 +73,17 @@ def replacing(
         sync_directory(target.parent)
 
 
-def _created(path: Path, mkdir: bool) -> int:
+def _created(path: Path, mkdir: bool, mode: int) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        return os.open(path, flags, 0o600)
+        return os.open(path, flags, mode)
     except FileNotFoundError:  # somebody removed the directory
         if not mkdir:
             raise
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except FileExistsError:  # left by a process that had this one's number, and was killed
         path.unlink()
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags, mode)
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:

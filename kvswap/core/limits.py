@@ -21,6 +21,10 @@ class Limits:
     manifest_chunks: int = 100_000
     manifest_blocks: int = 65_536
     manifest_layers: int = 512
+    manifest_groups: int = 2_048  # of layers that share a chunk
+    layer_tensors: int = 16  # of one cache layer
+    tensor_axis: int = 1 << 16  # the longest axis of a cache tensor, tokens aside
+    manifest_cuts: int = 1_024  # checkpoints that are no end of a whole block
     manifest_items: int = 16 * manifest_chunks + manifest_blocks + 64 * manifest_layers + 4_096  # of msgpack
     predictor_bytes: int = 64 * MIB
     predictor_raw_bytes: int = 256 * MIB  # its weights, uncompressed

@@ -26,9 +26,16 @@ T = TypeVar("T")
 _FIELDS = Annotated[dict[str, msgspec.Raw], Meta(max_length=LIMITS.message_fields)]
 
 
+def _tuple(value: Any) -> list[Any]:
+    """Return what the encoder does not know itself: a tuple as a list.  Raises `TypeError` for anything else."""
+    if type(value) is tuple:
+        return list(value)
+    raise TypeError(f"cannot encode a {type(value).__name__}")
+
+
 def pack(value: Any) -> bytes:
     """Encode plain values (map, list, str, bytes, int, bool, None) as msgpack."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True, strict_types=True)
+    packed: bytes = msgpack.packb(value, use_bin_type=True, strict_types=True, default=_tuple)
     return packed
 
 
@@ -37,7 +44,7 @@ def pack_fields(values: dict[str, Any], each: int) -> bytes:
 
     Lists are encoded `each` elements at a time, so that another thread never waits for all of a long one.
     """
-    packer = msgpack.Packer(use_bin_type=True, strict_types=True)
+    packer = msgpack.Packer(use_bin_type=True, strict_types=True, default=_tuple)
     parts = [packer.pack_map_header(len(values))]
     for name, value in values.items():
         parts.append(packer.pack(name))

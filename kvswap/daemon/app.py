@@ -296,17 +296,7 @@ class Api:
         asked = await request_of(request, PublishRequest)
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return await publish(
-                self._node,
-                asked.text.encode(),
-                model=asked.model,
-                codec=asked.codec,
-                truncate=asked.truncate,
-                media_type=asked.media_type or "text/plain",
-                source=asked.source,
-                group=asked.group,
-                progress=progress,
-            )
+            return await publish(self._node, asked.text.encode(), asked, progress)
 
         return await stream(request, work)
 

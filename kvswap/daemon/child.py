@@ -24,7 +24,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.core.tasks import until_done
 from kvswap.exchange.model_port import OnEvent, Outbox
 from kvswap.model.precision import VARIABLES
-from kvswap.worker import protocol, start
+from kvswap.worker import logs, protocol, start
 
 _log = logging.getLogger("kvswap.worker")
 
@@ -159,6 +159,9 @@ class Child:
                     raise Lost("said something that is no answer", "a fault in a library")
                 return message
             time.check()
+            if kind == protocol.LOG:
+                logs.write(message, self.pid)
+                continue
             if kind != protocol.ALIVE:
                 idle = 0.0
                 if on_event is not None:

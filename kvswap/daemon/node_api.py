@@ -54,8 +54,8 @@ class NodeApi:
     async def settings(self, request: web.Request) -> web.Response:
         """List the settings that the daemon was started with."""
         settings = self._node.settings
-        told = SettingsResult(home=str(settings.home), settings=setting_rows(settings, self._places))
-        return web.json_response(msgspec.to_builtins(told))
+        answer = SettingsResult(home=str(settings.home), settings=setting_rows(settings, self._places))
+        return web.json_response(msgspec.to_builtins(answer))
 
     async def stop(self, request: web.Request) -> web.Response:
         """End the daemon, once this is answered."""

@@ -37,7 +37,7 @@ async def find(node: Node, reference: str | Cid, asked: FindRequest) -> FindResu
     publisher = str(PeerId.parse(asked.publisher)) if asked.publisher else None
     if asked.model is not None and not asked.model.strip():
         raise UsageError("the model to look for has no name")
-    search = _Search(node, reference, asked.group)
+    search = _HolderSearch(node, reference, asked.group)
     await search.run()
     found = [artifact for artifact in search.found() if _fits(artifact, asked.model, publisher)]
     prefix = None
@@ -69,7 +69,7 @@ def _fits(artifact: FoundArtifact, model: str | None, publisher: str | None) -> 
     return artifact.label == label or (len(digits) >= _IDENTITY_DIGITS and artifact.model.startswith(digits))
 
 
-def _nothing(node: Node, reference: str | Cid, search: _Search, left_out: int) -> NotFound:
+def _nothing(node: Node, reference: str | Cid, search: _HolderSearch, left_out: int) -> NotFound:
     if left_out:
         return NotFound(
             f"{left_out} artifact(s) of {reference} were found, and none is of the model and publisher asked for",
@@ -83,7 +83,7 @@ def _nothing(node: Node, reference: str | Cid, search: _Search, left_out: int) -
     return NotFound(f"nobody has {reference}", cause=cause, hint="kvswap peers", peers=len(search.answered))
 
 
-class _Search:
+class _HolderSearch:
     """One search: what is here, what is offered, and the statements of both."""
 
     def __init__(self, node: Node, reference: str | Cid, group: str | None) -> None:
@@ -213,22 +213,22 @@ class _Search:
         )
 
     def _of_offer(self, name: str, holders: list[Holder], here: str | None) -> FoundArtifact:
-        told = self.offers[name][0].found
+        described = self.offers[name][0].found
         reference = self._reference
         return FoundArtifact(
             artifact=name,
             signed=False,
             here=here,
             holders=holders,
-            publisher=told.publisher,
-            trusted=self._node.trust.policy.policy.trusts(told.publisher),
+            publisher=described.publisher,
+            trusted=self._node.trust.policy.policy.trusts(described.publisher),
             problem=self._refused.get(name, "nobody gave its manifest in time"),
             document=None if isinstance(reference, Cid) else reference,
             label=None,
-            model=told.model.hex(),
-            dtype=told.dtype,
-            tokens=told.tokens,
-            wire_bytes=told.wire_bytes,
+            model=described.model.hex(),
+            dtype=described.dtype,
+            tokens=described.tokens,
+            wire_bytes=described.wire_bytes,
             raw_bytes=None,
             codec=None,
             lossless=None,

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from kvswap.artifact.chain import token_digest
-from kvswap.artifact.layout import needed_files
+from kvswap.artifact.chain import chain_digests, token_digest, unpack_ids
+from kvswap.artifact.layout import needed_files, resumable
+from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
@@ -74,11 +75,14 @@ async def longest_cached_prefix(
     block_tokens: int,
     terms: Terms = STRICT,
     ids: Sequence[int] | None = None,
+    *,
+    within: bool = True,
 ) -> CachedPrefix | None:
     """Find the longest usable prefix of a document in this node's store and at all peers; None without one.
 
-    `chain`: the document's chain digests.  With the token `ids` as well, an artifact that ends within a block is used
-    to its end.
+    `chain`: the document's chain digests.  With the token `ids` as well, an artifact with checkpoints is used up to one
+    within a block; with `within` any artifact that ends within a block is used to its end, after which blocks are
+    others than those of the document alone.
     """
     chain = list(chain[: LIMITS.chain_digests])
     if not chain:
@@ -99,7 +103,7 @@ async def longest_cached_prefix(
             for blocks, peers in node.network.prefix_indexes.ranked(digests)
         ]
     availabilities.sort(key=lambda availability: -availability.blocks)
-    search = _Search(node, wanted, chain, block_tokens, terms, ids)
+    search = _PrefixSearch(node, wanted, chain, block_tokens, terms, ids, within)
     await search.look(list(here.values()), search.deadline)
     rest: list[_Availability] = []  # last, so that nobody has a second turn before others had one
     for start in range(0, min(len(availabilities), _AT_ONCE * _ROUNDS), _AT_ONCE):
@@ -122,7 +126,7 @@ async def longest_cached_prefix(
     return search.best
 
 
-class _Search:
+class _PrefixSearch:
     """One look-up of a prefix: the longest so far, and who claimed more than there was."""
 
     def __init__(
@@ -133,13 +137,14 @@ class _Search:
         block_tokens: int,
         terms: Terms,
         ids: Sequence[int] | None,
+        within: bool,
     ) -> None:
         self._node = node
         self._wanted = wanted
         self._chain = chain
         self._block_tokens = block_tokens
         self._terms = terms
-        self._ids = ids
+        self._ids, self._within = ids, within
         self.deadline = time.monotonic() + LIMITS.request_seconds
         self.best: CachedPrefix | None = None
         self._looked: set[str] = set()
@@ -237,21 +242,32 @@ class _Search:
             self._ignore_index(peer, "it gives nothing of what it offers")
 
     def _shared(self, statement: Statement) -> tuple[int, int]:
-        """Count the (tokens, blocks) that a signed chain shares with ours.
+        """Count the (tokens, blocks) that a signed chain shares with ours, only so many tokens as can be resumed after.
 
         Never by what a prefix index or a peer says.
         """
-        prefix = statement.manifest.prefix
+        manifest, prefix = statement.manifest, statement.manifest.prefix
         pairs = enumerate(zip(prefix.chain, self._chain, strict=False))
         alike = next((i for i, (a, b) in pairs if a != b), None)
         blocks = alike if alike is not None else min(len(prefix.chain), len(self._chain))
         if prefix.block_tokens != self._block_tokens:
             return 0, 0
         tokens = min(blocks * self._block_tokens, prefix.tokens)
-        if self._ids is not None and blocks and tokens < prefix.tokens <= len(self._ids):
-            whole = token_digest(self._ids[: prefix.tokens]) == prefix.token_digest
-            tokens = prefix.tokens if whole else tokens
-        return tokens, blocks
+        if self._ids is not None and tokens < prefix.tokens and (self._within or manifest.layout.checkpoints):
+            tokens = max(tokens, self._beyond(manifest))
+        return resumable(manifest, tokens), blocks
+
+    def _beyond(self, manifest: Manifest) -> int:
+        """Count the tokens that an artifact shares with our ids, whose blocks do not all end where ours do."""
+        prefix, blocks = manifest.prefix, manifest.blocks
+        ids = (self._ids or [])[: prefix.tokens]
+        if token_digest(ids) == prefix.token_digest:
+            return prefix.tokens
+        if not blocks.cuts:
+            return 0
+        own = chain_digests(manifest.model.digest, ids, prefix.block_tokens, blocks.cuts)
+        alike = next((i for i, (a, b) in enumerate(zip(prefix.chain, own, strict=False)) if a != b), len(own))
+        return blocks.span(alike - 1)[1] if alike else 0
 
     def _ignore_index(self, peer: str, why: str) -> None:
         self._node.network.prefix_indexes.drop(peer)
@@ -287,7 +303,8 @@ async def find_prefix(
     """Count the tokens of a text for this model, and find the longest usable prefix of it (None without one)."""
     block_tokens = node.settings.block_tokens
     made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
-    found = await longest_cached_prefix(node, Wanted.of(choice), made["chain"], block_tokens, terms)
+    ids = unpack_ids(made["ids"])
+    found = await longest_cached_prefix(node, Wanted.of(choice), made["chain"], block_tokens, terms, ids, within=False)
     return made["tokens"], found
 
 

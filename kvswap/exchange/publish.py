@@ -13,21 +13,23 @@ from typing import Any
 
 import msgspec
 
+from kvswap.api.requests import PublishOptions
+from kvswap.artifact.checkpoints import state_bytes
+from kvswap.artifact.layout import resumes_at
 from kvswap.artifact.manifest import (
     LOSSY_CODECS,
-    VERSION,
     Divergence,
     DocumentRef,
-    Layout,
     Life,
     Manifest,
     ModelIdentity,
     Numerics,
     Probe,
-    TensorDigests,
     TokenSequence,
+    version_of,
 )
 from kvswap.artifact.sealing import FINGERPRINT, open_file
+from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
 from kvswap.core.documents import check_document, check_written
 from kvswap.core.errors import KvswapError, UsageError
@@ -45,38 +47,36 @@ from kvswap.exchange.request import Progress, silent
 from kvswap.trust import Group, Identifiers, Statement
 from kvswap.trust.groups import PUBLIC
 
+_USUAL = PublishOptions()
+
 
 async def publish(
     node: Node,
     data: bytes,
-    *,
-    model: str | None = None,
-    codec: str | None = None,
-    truncate: bool = False,
-    media_type: str = "text/plain",
-    source: str | None = None,
-    group: str | None = None,
+    options: PublishOptions = _USUAL,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Publish a document and return the JSON contract of `kvswap publish`.
 
-    An artifact that this node already published for the same document, model, codec and readers is reused.
-    `group`: seal it for the holders of this group's key.
+    An artifact that this node already published for the same document, model, codec and readers is reused, unless it
+    lacks a checkpoint that is asked for.
     """
     began = time.perf_counter()
     text = check_document(data)
-    codec = codec or node.settings.codec
+    codec = options.codec or node.settings.codec
     if codec not in CODECS:  # else told as of a newer kvswap, after the prefill
         raise UsageError(
             f"unknown codec {printable(codec)!r}", cause="a typing error", hint=f"--codec {', '.join(CODECS)}"
         )
+    media_type, source = options.media_type or "text/plain", options.source
     check_written(media_type, "the media type")
     check_written(source or "", "the source")
-    name = group or node.settings.group
+    name = options.group or node.settings.group
     readers = node.trust.groups.get(name) if name else None
-    choice = await node.model.choose(model)
+    choice = await node.model.choose(options.model)
     document = DocumentRef(sha256=hashlib.sha256(data).digest(), length=len(data), media_type=media_type, source=source)
     own = await asyncio.to_thread(_own, node, document_digest(data), choice, readers or PUBLIC)
+    own = [s for s in own if resumes_at(s.manifest, options.checkpoints)]
     alike = next((s for s in own if _made_with(s.manifest, codec)), None)
     lossless = await asyncio.to_thread(_lossless, node, own)
     other = await asyncio.to_thread(_other_codec, node, choice, codec, own)
@@ -89,7 +89,8 @@ async def publish(
     if lossless is None:
         ingested = "planes" if codec in LOSSY_CODECS else codec
         life = new_life(node, old[0].artifact if old else None)
-        lossless = await _prefilled(node, choice, text, document, ingested, truncate, life, readers, progress)
+        arguments = {"text": text, "truncate": options.truncate, "checkpoints": list(options.checkpoints)}
+        lossless = await _prefilled(node, choice, arguments, document, ingested, life, readers, progress)
     for statement in old:  # what stood at the source before is not what stands there now
         row = await asyncio.to_thread(node.store.get_artifact, str(statement.artifact))
         what = source if statement.seal is None else "its source"  # everybody is told why
@@ -125,22 +126,22 @@ async def _publish_secondary(node: Node, choice: ModelChoice, lossless: Statemen
 async def _prefilled(
     node: Node,
     choice: ModelChoice,
-    text: str,
+    arguments: dict[str, Any],
     document: DocumentRef,
     codec: str,
-    truncate: bool,
     life: Life,
     readers: Group | None,
     progress: Progress,
 ) -> Statement:
     async def manifest(ingested: Ingested) -> Manifest:
         node.learn_prefill(choice, ingested.result["samples"])
+        layout = wire.convert(ingested.result["layout"], Layout)
         return Manifest(
-            version=VERSION,
+            version=version_of(layout),
             model=wire.convert(ingested.result["model"], ModelIdentity),
             document=document,
             prefix=wire.convert(ingested.result["prefix"], TokenSequence),
-            layout=wire.convert(ingested.result["layout"], Layout),
+            layout=layout,
             numerics=wire.convert(ingested.result["numerics"], Numerics),
             tensors=wire.convert(ingested.result["tensors"], list[TensorDigests]),
             chunks=ingested.refs,
@@ -151,7 +152,7 @@ async def _prefilled(
             publisher=node.identity.own,
         )
 
-    arguments = {"text": text, "block_tokens": node.settings.block_tokens, "truncate": truncate}
+    arguments |= {"block_tokens": node.settings.block_tokens}
     run, predictor = await _job(node, choice, "publish", codec, arguments)
     return await ingest(node, run, progress, manifest, readers, predictor=predictor)
 
@@ -244,6 +245,8 @@ def _result(statement: Statement, seconds: float, *, reused: bool) -> dict[str, 
         "group": statement.identifiers.name if isinstance(statement.identifiers, Group) else None,
         "model": manifest.model.label,
         "tokens": manifest.prefix.tokens,
+        "checkpoints": manifest.layout.checkpoints,
+        "state_bytes": state_bytes(manifest.layout.layers, manifest.layout.dtype),
         "raw_bytes": manifest.raw_bytes,
         "wire_bytes": manifest.wire_bytes,
         "codec": manifest.codecs[0],

@@ -13,16 +13,8 @@ from typing import Any
 
 import msgspec
 
-from kvswap.artifact.manifest import (
-    VERSION,
-    Layout,
-    Manifest,
-    ModelIdentity,
-    Numerics,
-    Probe,
-    TensorDigests,
-    TokenSequence,
-)
+from kvswap.artifact.manifest import Manifest, ModelIdentity, Numerics, Probe, TokenSequence, version_of
+from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
@@ -79,11 +71,12 @@ async def publish_computed(
 
     async def describe(ingested: Ingested) -> Manifest:
         nonlocal divergence
+        layout = wire.convert(ingested.result.get("layout"), Layout)
         manifest = Manifest(
-            version=VERSION,
+            version=version_of(layout),
             model=computed.model,
             prefix=prefix,
-            layout=wire.convert(ingested.result.get("layout"), Layout),
+            layout=layout,
             numerics=computed.numerics,
             tensors=wire.convert(ingested.result.get("tensors"), list[TensorDigests]),
             chunks=ingested.refs,

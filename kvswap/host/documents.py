@@ -54,12 +54,14 @@ async def keep_warm(
             known = api.warmth.get(reference)
             if known is not None and time.time() - known.at < seconds:
                 continue
+            name = "a hosted document"  # its artifact, once that is known: a log has no digest of a document
             try:
                 document = await asyncio.to_thread(usage_log.document, reference)
+                name = document.artifact
                 await _look_after(client, document)
                 api.warmth[reference] = await _read(prompts, engine, document)
             except Exception as error:  # noqa: BLE001 - one document; the others are looked after all the same
-                logger.warning("%s is not warm: %s", reference, describe(error))
+                logger.warning("%s is not warm: %s", name, describe(error))
                 api.warmth[reference] = Warmth(0.0, 0)
 
     await forever("documents", step, Problems(), pause=min(1.0, seconds))
@@ -82,7 +84,7 @@ async def _read(prompts: Prompts, engine: EngineClient, document: HostedDocument
     if cached < len(ids) // 2:
         logger.warning(
             "%s: %d of %d tokens came from the cache; is its artifact of this model?",
-            document.document,
+            document.artifact,
             cached,
             len(ids),
         )

@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import cache_utils
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from kvswap.artifact import layout as layouts
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec, Layout
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
+from kvswap.model import layers as kinds
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
@@ -94,21 +94,14 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         super().reset()
 
 
-_NOTHING_KEPT: type | None = getattr(cache_utils, "DummyLayer", None)
-
-
-def _keeps(layer: Any) -> bool:
-    return type(layer) is not _NOTHING_KEPT
-
-
 def caching_layers(cache: Any) -> list[Any]:
     """Return the layers of a transformers cache that keep keys and values, in the model's order."""
-    return [layer for layer in cache.layers if _keeps(layer)]
+    return [layer for layer in cache.layers if kinds.keeps(layer)]
 
 
 def cache_indices(cache: Any) -> dict[int, int]:
     """Return which cache layer each layer of the model is, by its number; those that keep nothing are left out."""
-    holding = [index for index, layer in enumerate(cache.layers) if _keeps(layer)]
+    holding = [index for index, layer in enumerate(cache.layers) if kinds.keeps(layer)]
     return {index: place for place, index in enumerate(holding)}
 
 
@@ -167,19 +160,37 @@ def close_over(cache: StoppableCache, tensors: Sequence[LayerTensors], computed:
         if isinstance(layer, PreallocatedLayer):
             layer.reach(tokens, held.k, held.v)
         elif computed < tokens:
-            own = computed - held.first  # tokens of the layer's window that were computed
-            if own > 0:
-                held.k[:, :own], held.v[:, :own] = (t[0, :, -own:].cpu() for t in (layer.keys, layer.values))
-            device = layer.keys.device if layer.is_initialized else held.k.device
-            _fill_sliding(layer, held.k.to(device), held.v.to(device), tokens)
+            device = cache_device(cache) or held.tensors[0].device
+            if kinds.grows(layer):
+                own = computed - held.first  # tokens of the layer's part that were computed
+                if own > 0:
+                    _take_computed(layer, held, own)
+                kinds.fill_grown(layer, held, tokens, device)
+            kinds.fill_states(layer, held, device)
 
 
-def _fill_sliding(layer: Any, k: torch.Tensor, v: torch.Tensor, tokens: int) -> None:
-    if not layer.is_initialized:
-        layer.lazy_initialization(k[None], v[None])
-    layer.keys, layer.values = k[None], v[None]
-    # `update` would count only what is stored; positions and masks need what was seen.
-    layer.cumulative_length = tokens
+def _take_computed(layer: Any, held: LayerTensors, own: int) -> None:
+    """Copy the last `own` tokens that a layer has computed to the front of what it is to hold."""
+    made = kinds.read(layer, held.spec, own)
+    for spec, into, tensor in zip(held.spec.tensors, held.tensors, made, strict=True):
+        if spec.rows is None:
+            into[:, :own] = tensor.cpu()
+
+
+def cache_device(cache: Any) -> Any:
+    """Return the device of what a cache holds, or None for an empty one."""
+    return next((tensor.device for layer in caching_layers(cache) for _, tensor in kinds.tensors_in(layer)), None)
+
+
+def set_aside(cache: Any) -> Callable[[], None]:
+    """Note what a cache holds, and return a function that puts it back after further tokens."""
+    notes = [kinds.note(layer) for layer in caching_layers(cache)]
+
+    def restore() -> None:
+        for put_back in notes:
+            put_back()
+
+    return restore
 
 
 def check_layers(cache: Any) -> None:
@@ -188,71 +199,68 @@ def check_layers(cache: Any) -> None:
     Raises `Incompatible` naming the others.
     """
     for index, layer in enumerate(cache.layers):
-        if _keeps(layer) and type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, PreallocatedLayer):
+        if kinds.keeps(layer) and not isinstance(layer, PreallocatedLayer) and kinds.kind_of(layer) is None:
             raise Incompatible(
                 f"cache layer {index} is a {type(layer).__name__}, which kvswap cannot exchange",
-                cause="linear-attention, quantised and hybrid layers keep state of another kind",
+                cause="quantised and compressed layers keep something of another kind",
                 field="layout",
             )
         if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < 2:
             raise Incompatible(f"cache layer {index} has a window of {layer.sliding_window}", field="layout")
-    if not caching_layers(cache) or not _keeps(cache.layers[0]):
+    if not caching_layers(cache) or not kinds.keeps(cache.layers[0]):
         # Reading tokens back and computing layer 0 again take it for a function of the token and its position.
         raise Incompatible("the first layer of the model keeps no keys and values", field="layout")
 
 
 def layer_specs(cache: Any) -> list[LayerSpec]:
-    """Return the kinds and shapes of the layers of a cache that holds at least one token.
+    """Return the kinds and tensors of the layers of a cache that holds at least one token.
 
-    Raises `Incompatible` for a layer that was never filled, for a batch, and for a layer kind that kvswap cannot
-    exchange.
+    The dtype that needs no mention is that of the first tensor.  Raises `Incompatible` for a layer that was never
+    filled, for a batch, and for a layer kind that kvswap cannot exchange.
     """
     check_layers(cache)
+    layers = caching_layers(cache)
+    held = [kinds.tensors_in(layer) for layer in layers]
+    usual = next((tensors[0][1].dtype for tensors in held if tensors), None)
     specs = []
-    for index, layer in enumerate(caching_layers(cache)):
-        if not layer.is_initialized or layer.keys.dim() != 4:
+    for index, (layer, tensors) in enumerate(zip(layers, held, strict=True)):
+        states = [name for name, _ in tensors if name.startswith((kinds.CONV, kinds.RECURRENT))]
+        if usual is None or not tensors or bool(states) != isinstance(layer, kinds.STATES):
             raise Incompatible(
                 f"cache layer {index} was never filled", cause="its state lies elsewhere", field="layout"
             )
-        if layer.keys.shape[0] != 1:
-            raise Incompatible(f"the cache holds a batch of {layer.keys.shape[0]}", field="layout")
-        sliding = isinstance(layer, DynamicSlidingWindowLayer)
-        specs.append(
-            LayerSpec(
-                kind="sliding" if sliding else "full",
-                heads=layer.keys.shape[1],
-                k_dim=layer.keys.shape[3],
-                v_dim=layer.values.shape[3],
-                window=int(layer.sliding_window) if sliding else None,
+        if kinds.grows(layer) and (not layer.is_initialized or layer.keys.dim() != 4):
+            raise Incompatible(
+                f"cache layer {index} was never filled", cause="its state lies elsewhere", field="layout"
             )
-        )
+        if any(tensor.shape[0] != 1 for _, tensor in tensors):
+            raise Incompatible(f"the cache holds a batch of {tensors[0][1].shape[0]}", field="layout")
+        specs.append(kinds.spec_of(layer, kinds.kind_of(layer) or "full", usual))
     return specs
 
 
-def capture_block(
-    cache: Any, specs: Sequence[LayerSpec], layer_group: Sequence[int], start: int, stop: int
-) -> list[torch.Tensor]:
-    """Copy K and V of each layer in `layer_group` for block [start, stop), which was just computed.
+def capture_block(cache: Any, layout: Layout, group: int, start: int, stop: int) -> list[torch.Tensor]:
+    """Copy the tensors of a group for block [start, stop), which was just computed.
 
-    The copies are CPU tensors [head, token, dim], in the order of `layer_group`, K before V.
+    The copies are CPU tensors [head, row, dim], layer by layer.
     """
     parts, layers = [], caching_layers(cache)
-    for index in layer_group:
-        first, last = layouts.stored_span(specs[index], start, stop)
-        layer = layers[index]
-        for tensor in (layer.keys, layer.values):
-            at = tensor.shape[2] - (last - first)
-            parts.append(tensor[0, :, at:].cpu().contiguous().clone())
+    for index, place in layout.members[group]:
+        first, last = layouts.stored_span(layout.layers[index], start, stop)
+        tensor = kinds.read(layers[index], layout.layers[index], last - first)[place]
+        parts.append(tensor.cpu().contiguous().clone())
     return parts
 
 
 def held_tensors(cache: Any, specs: Sequence[LayerSpec], tokens: int) -> list[LayerTensors]:
-    """Return K and V of each layer after `tokens` tokens, as views where the cache is on the CPU."""
+    """Return the tensors of each layer after `tokens` tokens: states copied, others as views where on the CPU."""
     out = []
     for spec, layer in zip(specs, caching_layers(cache), strict=True):
         first, stop = layouts.held_span(spec, tokens)
-        k, v = (t[0, :, t.shape[2] - (stop - first) :] for t in (layer.keys, layer.values))
-        out.append(LayerTensors(k.cpu(), v.cpu(), first, stop - first))
+        read = kinds.read(layer, spec, stop - first)
+        # A layer goes on in the memory of its states.
+        own = [t.cpu() if one.rows is None else t.cpu().clone() for one, t in zip(spec.tensors, read, strict=True)]
+        out.append(LayerTensors(spec, tuple(own), first, stop - first))
     return out
 
 
@@ -272,9 +280,15 @@ def build_cache(
         )
     for index, place in found.items():
         layer, held = cache.layers[index], tensors[place]
-        k, v = held.k.to(device), held.v.to(device)
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            _fill_sliding(layer, k, v, tokens)
-        else:
-            cache.layers[index] = PreallocatedLayer.filled(k, v, held.tokens)
+        if not kinds.match(layer, held.spec):
+            raise Incompatible(
+                f"cache layer {place} of the artifact is of kind {held.spec.kind}, which the model's is not",
+                field="layout.layers",
+            )
+        if type(layer) is DynamicLayer:
+            cache.layers[index] = PreallocatedLayer.filled(held.k.to(device), held.v.to(device), held.tokens)
+            continue
+        if kinds.grows(layer):
+            kinds.fill_grown(layer, held, tokens, device)
+        kinds.fill_states(layer, held, device)
     return cache

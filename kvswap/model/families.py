@@ -10,8 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.checkpoints import spacing, state_bytes
+from kvswap.artifact.specs import LayerSpec, TensorSpec
+from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.errors import Incompatible
+from kvswap.model import states
+from kvswap.model.states import number
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 Config = Mapping[str, Any]
@@ -26,8 +30,9 @@ class Family:
     refused: str = ""
 
 
-_STATES = "its linear-attention layers keep a state that is valid at one position only"
-_INDEXED = "its sparse attention keeps an index beside keys and values"
+_ELSEWHERE = "it keeps its state elsewhere than in the cache that it is given"
+_OWN_CACHE = "it takes a cache of its own class alone"
+_PICTURES = "no class of transformers runs its text alone"
 _COMPRESSED = "its attention keeps compressed entries beside a window"
 
 FAMILIES: dict[str, Family] = {
@@ -79,13 +84,10 @@ FAMILIES: dict[str, Family] = {
             ("opt", "OPT"),
             ("mpt", "MPT"),
             ("bloom", "BLOOM"),
-        ),
-        _STATES: (
             ("qwen3_next", "Qwen3-Next"),
-            ("qwen3_5", "Qwen 3.5, 3.6"),
             ("qwen3_5_text", "Qwen 3.5, 3.6 (text)"),
-            ("qwen3_5_moe", "Qwen 3.5, 3.6 MoE"),
             ("qwen3_5_moe_text", "Qwen 3.5, 3.6 MoE (text)"),
+            ("olmo_hybrid", "OLMo Hybrid"),
             ("kimi_linear", "Kimi Linear"),
             ("granitemoehybrid", "Granite 4-H"),
             ("nemotron_h", "Nemotron-H, Nemotron 3"),
@@ -95,25 +97,26 @@ FAMILIES: dict[str, Family] = {
             ("jamba", "Jamba"),
             ("bamba", "Bamba"),
             ("zamba2", "Zamba 2"),
-            ("minimax", "MiniMax-01"),
+            ("zaya", "ZAYA"),
+            ("deepseek_v32", "DeepSeek V3.2"),
+            ("glm_moe_dsa", "GLM-5"),
+        ),
+        _ELSEWHERE: (
             ("mamba", "Mamba"),
             ("mamba2", "Mamba 2"),
             ("falcon_mamba", "Falcon Mamba"),
             ("recurrent_gemma", "RecurrentGemma"),
             ("rwkv", "RWKV"),
         ),
-        _INDEXED: (
-            ("deepseek_v32", "DeepSeek V3.2"),
-            ("glm_moe_dsa", "GLM-5"),
-            ("minimax_m3", "MiniMax-M3"),
-            ("minimax_m3_vl_text", "MiniMax-M3 (text)"),
-        ),
+        _OWN_CACHE: (("minimax", "MiniMax-01"),),
         _COMPRESSED: (("deepseek_v4", "DeepSeek V4"),),
     }.items()
     for model_type, names in rows
 }
 
-_LATENT = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3"}  # one latent for all heads, and a rotary key
+# beside a latent for all heads and a rotary key, the key of an index that picks what is attended to
+_INDEXED = {"deepseek_v32", "glm_moe_dsa"}
+_LATENT = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "kimi_linear", *_INDEXED}
 _UNGROUPED = {
     "gpt_neox",
     "gpt2",
@@ -137,7 +140,16 @@ _EVERY = {  # a full layer is every n-th; the others slide.  For files that do n
     "olmo3": 4,
     "llama4_text": 4,
 }
-_KEPT = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "sliding"}
+_KEPT = {
+    "full_attention": "full",
+    "indexed_attention": "full",
+    "sliding_attention": "sliding",
+    "chunked_attention": "sliding",
+    "conv": "state",
+    "linear_attention": "state",
+    "hybrid": "full+state",
+}
+_NOTHING = ("mlp", "moe")  # layers that keep nothing
 
 
 def text_of(config: Config) -> Config:
@@ -148,13 +160,13 @@ def text_of(config: Config) -> Config:
 
 def layer_types(text: Config) -> list[str]:
     """Return the kind of each layer by the names of transformers, those that read earlier layers' keys left out."""
-    count = _number(text, *_LAYERS)
-    named = text.get("layer_types")
+    named = states.layer_kinds(text, lambda: number(text, *_LAYERS)) or text.get("layer_types")
     if isinstance(named, Sequence) and not isinstance(named, str) and named:
         kinds = [str(kind) for kind in named]
     else:
-        kinds = _usual(text, count)
-    return kinds[: count - int(text.get("num_kv_shared_layers") or 0)]
+        kinds = _usual(text, number(text, *_LAYERS))
+    kinds = [kind for kind in kinds if kind not in _NOTHING]
+    return kinds[: len(kinds) - int(text.get("num_kv_shared_layers") or 0)]
 
 
 def _usual(text: Config, count: int) -> list[str]:
@@ -173,8 +185,11 @@ def _usual(text: Config, count: int) -> list[str]:
     return [local if window or text.get("attention_chunk_size") else "full_attention"] * count
 
 
-def layers_of_config(config: Config) -> list[LayerSpec]:
-    """Return the cache layers of a model.  Raises `Incompatible` naming what kvswap cannot exchange or read."""
+def layers_of_config(config: Config, dtype: str = "bfloat16") -> list[LayerSpec]:
+    """Return the cache layers of a model that computes in `dtype`.
+
+    Raises `Incompatible` naming what kvswap cannot exchange or read.
+    """
     text = text_of(config)
     types = {str(config.get("model_type")), str(text.get("model_type"))}
     if (family := next((FAMILIES[t] for t in types if t in FAMILIES and FAMILIES[t].refused), None)) is not None:
@@ -182,7 +197,7 @@ def layers_of_config(config: Config) -> list[LayerSpec]:
     kinds = layer_types(text)
     if other := sorted({kind for kind in kinds if kind not in _KEPT}):
         raise Incompatible(f"layers of kind {', '.join(other)} cannot be exchanged", field="layout")
-    return [_layer(_own(text, index, _KEPT[kind]), _KEPT[kind]) for index, kind in enumerate(kinds)]
+    return [_layer(_own(text, index, _KEPT[kind]), _KEPT[kind], dtype) for index, kind in enumerate(kinds)]
 
 
 def _own(text: Config, index: int, kind: str) -> Config:
@@ -201,32 +216,35 @@ def _own(text: Config, index: int, kind: str) -> Config:
     return text
 
 
-def _layer(text: Config, kind: str) -> LayerSpec:
+def _layer(text: Config, kind: str, dtype: str) -> LayerSpec:
+    if kind == "state":
+        return LayerSpec(kind, states.state_tensors(text, dtype))
+    if kind == "full+state":
+        return LayerSpec(kind, (*_keys(text, "full").tensors, *states.state_tensors(text, dtype)))
+    return _keys(text, kind)
+
+
+def _keys(text: Config, kind: str) -> LayerSpec:
     window = int(text.get("sliding_window") or text.get("attention_chunk_size") or 0) if kind == "sliding" else None
     if text.get("model_type") in _LATENT:
-        return LayerSpec(kind, 1, _number(text, "kv_lora_rank"), _number(text, "qk_rope_head_dim"), window)
-    queries = _number(text, *_HEADS)
+        latent = LayerSpec.key_value(kind, 1, number(text, "kv_lora_rank"), number(text, "qk_rope_head_dim"), window)
+        if text.get("model_type") not in _INDEXED:
+            return latent
+        return LayerSpec(kind, (*latent.tensors, TensorSpec("index", "token", (number(text, "index_head_dim"),))))
+    queries = number(text, *_HEADS)
     grouped = () if text.get("model_type") in _UNGROUPED else ("num_key_value_heads", "num_kv_heads")
-    heads = _number(text, *grouped, default=queries)
+    heads = number(text, *grouped, default=queries)
     if text.get("multi_query") and not text.get("new_decoder_architecture"):
         heads = 1
     elif text.get("model_type") == "falcon" and not text.get("new_decoder_architecture"):
         heads = queries
-    size = _number(text, "head_dim", default=_number(text, *_WIDTH) // queries)
-    values = _number(text, "v_head_dim", default=size)
+    size = number(text, "head_dim", default=number(text, *_WIDTH) // queries)
+    if text.get("model_type") == "zamba2":  # whose attention reads the embedding beside the layer's input
+        size = number(text, "attention_head_dim", default=2 * size)
+    values = number(text, "v_head_dim", default=size)
     if kind == "sliding" and text.get("model_type") == "mimo_v2_flash":
         heads = 2 * heads
-    return LayerSpec(kind, heads, size, values, window)
-
-
-def _number(text: Config, *names: str, default: int | None = None) -> int:
-    for name in names:
-        value = text.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    if default is None:
-        raise Incompatible(f"the configuration has none of {', '.join(names)}", field="config")
-    return default
+    return LayerSpec.key_value(kind, heads, size, values, window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +257,8 @@ class Checked:
     layers: tuple[LayerSpec, ...]
     token_bytes: int  # for each token, as long as the text grows: of layers without a window
     window_bytes: int  # at most, however long the text is: of layers with one
+    state_bytes: int  # at every checkpoint, the end among them: of layers that keep states
+    checkpoint_tokens: int  # between two checkpoints, by default; 0: only the end is one
     refused: str
     without: tuple[str, ...]  # what does not work although it is exchanged, with the reason
 
@@ -249,14 +269,14 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
     family = FAMILIES.get(kind) or FAMILIES.get(str(text_of(config).get("model_type")))
     names = family.names if family is not None else ""
     try:
-        layers = tuple(layers_of_config(config))
+        layers = tuple(layers_of_config(config, dtype))
         refused = ""
         if config.get("auto_map") and family is None:
             raise Incompatible("it brings its own code (auto_map), and kvswap runs none")
     except Incompatible as error:
         layers, refused = (), error.message
     size = BYTES[dtype]
-    each = [(layer.window, layer.heads * (layer.k_dim + layer.v_dim) * size) for layer in layers]
+    each = [(layer.window, layer.token_numbers * size) for layer in layers]
     return Checked(
         model_type=kind,
         names=names,
@@ -264,6 +284,8 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
         layers=layers,
         token_bytes=sum(width for window, width in each if window is None),
         window_bytes=sum((window - 1) * width for window, width in each if window is not None),
+        state_bytes=state_bytes(layers, dtype),
+        checkpoint_tokens=BLOCK_TOKENS * spacing(layers, dtype, BLOCK_TOKENS),
         refused=refused,
         without=tuple(_without(config, layers)) if layers else (),
     )
@@ -274,6 +296,9 @@ def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
     if any(layer.window is not None for layer in layers):
         said.append("untrusted publishers: positions of sliding layers cannot be computed again (V5)")
         said.append("the codec `predictive` on sliding layers, which are packed by `planes`")
+    if any(layer.has_states for layer in layers):
+        said.append("the codec `predictive` on states, which are packed by `planes`")
+        said.append("vLLM: states are refused by the connector")
     if text_of(config).get("model_type") in _LATENT:
         said.append("vLLM: latents (MLA) are refused by the connector")
     if config.get("quantization_config"):

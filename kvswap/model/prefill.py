@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+from kvswap.artifact.blocks import Blocks
 from kvswap.core.errors import Interrupted, InvalidDocument
 from kvswap.model import reach
 from kvswap.model.cache import new_cache
@@ -100,22 +101,27 @@ def forward(loaded: LoadedModel, cache: Any, ids: Sequence[int], start: int) -> 
 
 
 def canonical_prefill(
-    loaded: LoadedModel, cache: Any, ids: Sequence[int], block_tokens: int, start: int = 0
+    loaded: LoadedModel,
+    cache: Any,
+    ids: Sequence[int],
+    block_tokens: int,
+    start: int = 0,
+    cuts: Sequence[int] = (),
 ) -> Iterator[Block]:
     """Fill `cache` from token `start` (a block's end) to the end of `ids`, yielding after each block.
 
-    Raises `Incompatible` if a block is not finite.
+    `cuts` are further ends of blocks.  Raises `Incompatible` if a block is not finite.
     """
-    if start % block_tokens:
-        raise ValueError("a resumed prefill starts at a block's end")
-    for first in range(start, len(ids), block_tokens):
-        stop = min(first + block_tokens, len(ids))
+    blocks = Blocks(len(ids), block_tokens, (*cuts, start))
+    for index, (first, stop) in enumerate(blocks):
+        if first < start:
+            continue
         began = time.perf_counter()
         forward(loaded, cache, ids[first:stop], first)
         check_block(cache, first, stop, loaded.dtype)
         if loaded.device.startswith("cuda"):
             torch.cuda.synchronize()
-        yield Block(first // block_tokens, first, stop, time.perf_counter() - began)
+        yield Block(index, first, stop, time.perf_counter() - began)
 
 
 def prefill(loaded: LoadedModel, ids: Sequence[int], block_tokens: int, headroom: int = 0) -> Any:

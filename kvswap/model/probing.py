@@ -15,6 +15,7 @@ import torch
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, KvswapError
 from kvswap.model import finite, reach
+from kvswap.model import layers as kinds
 from kvswap.model.cache import (
     StoppableCache,
     build_cache,
@@ -75,38 +76,44 @@ def _uses(model: Any, ids: list[int]) -> bool:
         raise _refused("gives back another cache than it was given")
     specs = layer_specs(cache)
     for index, layer in enumerate(caching_layers(cache)):
-        if layer.get_seq_length() != before:
-            raise _refused(f"holds {layer.get_seq_length()} tokens in cache layer {index} after {before}")
+        if (seen := kinds.tokens_in(layer)) not in (before, None):
+            raise _refused(f"holds {seen} tokens in cache layer {index} after {before}")
     held = held_tensors(cache, specs, before)
     # Non-finite values cannot be compared; and a model that overflows at three tokens computes no document.
-    finite.check_tensors([(layer.k, layer.v) for layer in held], str(held[0].k.dtype).removeprefix("torch."))
-    last = min(1, len(held) - 1)
-    while True:
-        first, right = _keys(model, _copied(model, held, before, 1.0), ids[before:], before, last)
-        _, other = _keys(model, _copied(model, held, before, -1.0), ids[before:], before, last)
-        whole_first, whole = _keys(model, StoppableCache(config=model.config), ids, 0, last)
-        near = _NEAR.get(first.dtype, 0.1)
-        if _apart(first, whole_first) > near:
+    finite.check_held(held, str(held[0].tensors[0].dtype).removeprefix("torch."))
+    growing = [index for index, layer in enumerate(specs) if layer.kind != "state"]
+    first = growing[0] if growing else None
+    # Up to the second layer of keys, which depends on what the first one attended to; or to the logits.
+    for last in (*growing[1:2], len(held)):
+        own, right = _keys(model, _copied(model, held, before, 1.0), ids[before:], before, (first, last))
+        _, other = _keys(model, _copied(model, held, before, -1.0), ids[before:], before, (first, last))
+        whole_own, whole = _keys(model, StoppableCache(config=model.config), ids, 0, (first, last))
+        if first is not None and not specs[0].has_states and _apart(own, whole_own) > _NEAR.get(own.dtype, 0.1):
             raise _refused("does not count positions on from the cache that it is given")
         if not torch.equal(right, other):
             return _apart(right, whole) < _apart(other, whole)
-        if last == len(held):  # the logits: nothing comes after them
-            return False
-        last = len(held)
+    return False
 
 
 def _copied(model: Any, held: Sequence[LayerTensors], tokens: int, sign: float) -> Any:
-    copies = [LayerTensors(t.k.clone() * sign, t.v.clone() * sign, t.first, t.tokens) for t in held]
+    copies = [LayerTensors(t.spec, tuple(one.clone() * sign for one in t.tensors), t.first, t.tokens) for t in held]
     return build_cache(model.config, copies, tokens, model.device)
 
 
-def _keys(model: Any, cache: Any, ids: list[int], start: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first layer's keys of the last token, and what layer `last` computes (logits beyond all layers)."""
-    taken: list[torch.Tensor] = []
+def _keys(
+    model: Any, cache: Any, ids: list[int], start: int, layers: tuple[int | None, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys of the last token, and what is computed last.
+
+    `layers`: the cache layer whose keys are returned (None: an empty tensor), and the one whose keys and values are
+    computed last (beyond all layers: the logits).
+    """
+    first, last = layers
+    taken: list[torch.Tensor] = [torch.empty(0)] if first is None else []
     right, where = cache.update, cache_indices(cache)
 
     def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *rest: Any, **more: Any) -> Any:
-        if where[layer] == 0:
+        if where[layer] == first:
             taken.append(keys[0, :, -1].clone())
         if where[layer] == last:
             taken.append(torch.cat([keys[0, :, -1].flatten(), values[0, :, -1].flatten()]))
@@ -160,7 +167,7 @@ def _check_far(model: Any, context: int) -> None:
             pass
         except Exception:  # noqa: BLE001 - not every model takes positions with gaps
             return
-    if _apart(*keys) > _NEAR.get(keys[0].dtype, 0.1):
+    if keys and _apart(*keys) > _NEAR.get(keys[0].dtype, 0.1):
         raise Incompatible(
             "the model's keys depend on how long the text is, in a way that kvswap does not know",
             cause="a cache made in blocks would mix keys of several lengths",

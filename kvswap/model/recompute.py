@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from kvswap.artifact.blocks import Blocks
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.model import reach
@@ -28,6 +29,8 @@ class _Taken(Exception):
 
 
 class _FirstLayerCache(DynamicCache):  # type: ignore[misc]
+    """A cache that takes the first keys and values that are computed; the states of layers before them go on in it."""
+
     taken: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
@@ -68,15 +71,20 @@ def relative(supplied: torch.Tensor, computed: torch.Tensor) -> torch.Tensor:
     return (far / near).nan_to_num(torch.inf, torch.inf, torch.inf)
 
 
-def first_layer(loaded: LoadedModel, ids: Sequence[int], block_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute K (after RoPE) and V of layer 0, [head, token, dim], on the CPU.
+def first_layer(
+    loaded: LoadedModel, ids: Sequence[int], block_tokens: int, cuts: Sequence[int] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute K (after RoPE) and V of the first layer that keeps them, [head, token, dim], on the CPU.
 
-    It uses the canonical schedule's blocks, so that on one class of machine the bits are the publisher's.
+    It uses the canonical schedule's blocks, so that on one class of machine the bits are the publisher's.  Layers below
+    it, which keep states, are computed as well.
     """
-    keys, values = [], []
-    for start in range(0, len(ids), block_tokens):
-        cache = _FirstLayerCache(config=loaded.model.config)
-        _run(loaded, cache, ids[start : start + block_tokens], range(start, min(start + block_tokens, len(ids))))
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    cache = _FirstLayerCache(config=loaded.model.config)
+    for start, stop in Blocks(len(ids), block_tokens, cuts):
+        cache.taken = None
+        _run(loaded, cache, ids[start:stop], range(start, stop))
         if cache.taken is None:
             raise Incompatible("the model fills no cache", field="layout")
         keys.append(cache.taken[0].cpu())
@@ -89,11 +97,11 @@ def at_positions(
 ) -> torch.Tensor:
     """Return the relative difference of a supplied cache from the model at these positions, [position, layer, K or V].
 
-    `ids` are the ids of all `tokens` tokens.  Raises `Incompatible` for sliding-window layers, whose caches lack what
-    earlier positions attended to.
+    `ids` are the ids of all `tokens` tokens.  Raises `Incompatible` for sliding-window layers and states, which
+    lack what earlier positions attended to.
     """
-    if any(held.first for held in tensors):
-        raise Incompatible("sliding layers keep too little to compute a position again", field="layout")
+    if any(held.first or held.spec.has_states for held in tensors):
+        raise Incompatible("sliding layers and states keep too little to compute a position again", field="layout")
     wanted = len(positions)
     if tokens - 1 not in positions and reach.thresholds(loaded.model.config.get_text_config(decoder=True)):
         positions = [*positions, tokens - 1]  # the last position makes the model use the document's own rotary table
@@ -127,13 +135,18 @@ def _run(
 
 
 def differences(supplied: Sequence[LayerTensors], computed: Sequence[LayerTensors]) -> torch.Tensor:
-    """Return the relative difference of two caches at each token, [token, layer, K or V].
+    """Return the relative difference of two caches at each token, [token, layer, tensor of the layer].
 
-    It is 0 where a layer keeps nothing of a token.
+    It is 0 where a layer keeps nothing of a token, or has no such tensor.  That of a state, which stands for all tokens
+    together, is the same at each of them.
     """
     tokens = max(held.first + held.tokens for held in computed)
-    out = torch.zeros(tokens, len(computed), 2)
+    out = torch.zeros(tokens, len(computed), max(len(held.tensors) for held in computed))
     for layer, (one, other) in enumerate(zip(supplied, computed, strict=True)):
-        for kind, (a, b) in enumerate(((one.k, other.k), (one.v, other.v))):
-            out[other.first :, layer, kind] = relative(a[:, : other.tokens], b[:, : other.tokens])
+        for place, spec in enumerate(other.spec.tensors):
+            a, b = one.filled(place), other.filled(place)
+            if spec.rows is None:
+                out[other.first :, layer, place] = relative(a, b)
+            else:
+                out[:, layer, place] = relative(a.reshape(1, 1, -1), b.reshape(1, 1, -1))
     return out

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from kvswap.artifact.manifest import LayerSpec, Manifest
+from kvswap.artifact.manifest import Manifest
+from kvswap.artifact.specs import LayerSpec, layer_words
 
 _known: WeakKeyDictionary[Any, Sequence[LayerSpec]] = WeakKeyDictionary()
 
@@ -31,13 +32,10 @@ def misshapen(loaded: Any, manifest: Manifest) -> str:
         return f"it has {len(theirs)} layers, the model has {len(own)}"
     for index, (have, wanted) in enumerate(zip(theirs, own, strict=True)):
         if have != wanted:
-            return f"its layers are not the model's: layer {index} is {_spec_text(have)}, and not {_spec_text(wanted)}"
+            return (
+                f"its layers are not the model's: layer {index} is {layer_words(have)}; and not {layer_words(wanted)}"
+            )
     return ""
-
-
-def _spec_text(spec: LayerSpec) -> str:
-    window = f" of {spec.window}" if spec.window is not None else ""
-    return f"{spec.kind}{window} with {spec.heads} heads of {spec.k_dim} and {spec.v_dim} values"
 
 
 def unaskable(loaded: Any, manifest: Manifest) -> str:

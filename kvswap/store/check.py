@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvswap.core.errors import KvswapError
 from kvswap.store.chunks import ListedChunks
-from kvswap.store.ingest import Ingest
+from kvswap.store.ingest import ChunkWriter
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class FilesChecked:
     unread: KvswapError | None = None
 
 
-def check_files(chunks: ListedChunks, ingest: Ingest) -> FilesChecked:
+def check_files(chunks: ListedChunks, ingest: ChunkWriter) -> FilesChecked:
     """Hash every file again: right but unlisted files are adopted, wrong ones set aside.
 
     What cannot be read now stays as it is, and all others are looked at.

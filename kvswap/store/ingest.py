@@ -21,7 +21,7 @@ _WATERMARK = 0.9  # of the quota: what a collection for want of room leaves at m
 PROBLEM = "chunks"  # in `Problems`
 
 
-class Ingest:
+class ChunkWriter:
     """The way of chunks into a store of at most `quota_bytes`; `collect` makes room, down to so many bytes."""
 
     def __init__(

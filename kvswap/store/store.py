@@ -35,7 +35,7 @@ from kvswap.store.collector import Collector
 from kvswap.store.envelopes import Envelopes
 from kvswap.store.files import ChunkFile, ChunkFiles
 from kvswap.store.index import Index
-from kvswap.store.ingest import PROBLEM, Ingest
+from kvswap.store.ingest import PROBLEM, ChunkWriter
 from kvswap.store.listing import ArtifactRow, Listing, Reader, StoreReport
 from kvswap.store.lock import hold
 from kvswap.store.rebuild import Rebuild, list_artifact, recount
@@ -64,7 +64,7 @@ class Store(Artifacts):
         self._rebuild.finish_removals()
         self._chunks.count_used()
         self._index.remake = self._remake
-        self._ingest = Ingest(self._chunks, self.problems, quota_bytes, self.collect)
+        self._ingest = ChunkWriter(self._chunks, self.problems, quota_bytes, self.collect)
         self._ingest.check_unsynced()
         self._rebuild.keep()
 

@@ -23,25 +23,32 @@ class Agreement:
         return sum(score <= MARGIN for score in self.scores.values())
 
 
-def apart(one: bytes, other: bytes, layers: int) -> Errors:
-    """Compute the distance of two fingerprints relative to the second, by [position (64 of them), layer, K or V].
+def apart(one: bytes, other: bytes, rows: tuple[int, int]) -> Errors:
+    """Compute the distance of two fingerprints relative to the second, by [position (64 of them), tensor, 1].
 
-    A value that is not a number makes the distance infinite.
+    `rows`: how many tensors have a row for each token, and how many are states, whose distance stands at every
+    position.  A value that is not a number makes the distance infinite.
     """
-    a, b = (
-        np.frombuffer(data, "<f2").astype(np.float32).reshape(-1, layers, 2, FINGERPRINT_WIDTH) for data in (one, other)
-    )
+    growing, states = rows
     with np.errstate(invalid="ignore", over="ignore"):
-        far = np.sqrt(np.square(a - b).sum(-1))
-        near = np.maximum(np.sqrt(np.square(b).sum(-1)), 1e-6)
-        out: Errors = np.nan_to_num(far / near, nan=np.inf, posinf=np.inf)
-    return out
+        ends = FINGERPRINT_WIDTH * states
+        numbers = [np.frombuffer(data, "<f2").astype(np.float32) for data in (one, other)]
+        grown = _far(*(data[: len(data) - ends].reshape(-1, growing, FINGERPRINT_WIDTH) for data in numbers))
+        ended = _far(*(data[len(data) - ends :].reshape(1, states, FINGERPRINT_WIDTH) for data in numbers))
+        count = max(len(grown), 1)
+        out: Errors = np.concatenate([grown, np.repeat(ended, count, 0)], 1)[..., None]
+    return np.nan_to_num(out, nan=np.inf, posinf=np.inf)
 
 
-def compare(own: bytes, others: Mapping[str, bytes], spread: Spread) -> Agreement:
+def _far(a: Errors, b: Errors) -> Errors:
+    far: Errors = np.sqrt(np.square(a - b).sum(-1)) / np.maximum(np.sqrt(np.square(b).sum(-1)), 1e-6)
+    return far
+
+
+def compare(own: bytes, others: Mapping[str, bytes], spread: Spread, rows: tuple[int, int]) -> Agreement:
     """Compare the fingerprint of the cache at hand, `own`, with those that other publishers signed.
 
-    `others` holds fingerprints by publisher; `spread` says how far apart honest fingerprints are.
+    `others` holds fingerprints by publisher; `spread` says how far apart honest fingerprints are; `rows` is what
+    `artifact.layout.fingerprint_rows` says of the layout.
     """
-    layers = len(spread.usual)
-    return Agreement({who: spread.score(apart(own, data, layers)).worst for who, data in others.items()})
+    return Agreement({who: spread.score(apart(own, data, rows)).worst for who, data in others.items()})

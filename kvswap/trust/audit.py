@@ -16,7 +16,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from kvswap.artifact.manifest import CidBytes, Count, Digest, Positive, Text
+from kvswap.artifact.manifest import CidBytes
+from kvswap.artifact.specs import Count, Digest, Positive, Text
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest
 from kvswap.core.ids import Cid

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from kvswap.artifact.manifest import Count, Digest, Text
+from kvswap.artifact.specs import Count, Digest, Text
 from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, MalformedManifest, Untrusted
 from kvswap.core.ids import blake3_digest

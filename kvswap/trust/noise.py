@@ -1,9 +1,9 @@
 """Honest noise: how far apart two right caches are, and so from which distance on one is wrong.
 
 The same model gives other bits on another machine, with other thread counts or kernels, and for other shapes of the
-same sum.  An error is |supplied - computed| / |computed|, by position, layer, and K or V.  The usual error differs by
-layer, so every error is taken in multiples of the usual one of its layer, and two root mean squares of these are
-judged: over the layers, for every position, which shows a position that belongs to something else; and over the
+same sum.  An error is |supplied - computed| / |computed|, by position, layer, and tensor of the layer.  The usual error
+differs by layer, so every error is taken in multiples of the usual one of its layer, and two root mean squares of these
+are judged: over the layers, for every position, which shows a position that belongs to something else; and over the
 positions, for every layer, which shows a model that is slightly another one everywhere.  Both are compared with the
 largest that honest caches show (measured: `kvswap.worker.noise`): `MARGIN` times that is not noise.
 """
@@ -28,7 +28,7 @@ Errors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The errors of a cache in multiples of the largest that honest caches show, by position and by [layer, K or V]."""
+    """The errors of a cache in multiples of the largest that honest caches show, by position and by [layer, tensor]."""
 
     positions: Errors
     layers: Errors
@@ -59,7 +59,7 @@ class Score:
 class Spread:
     """The distribution of honest errors.
 
-    `usual`: root mean square of the relative error, [layer, K or V].  `position`, `layer`: the largest root mean
+    `usual`: root mean square of the relative error, [layer, tensor].  `position`, `layer`: the largest root mean
     square, in multiples of `usual`, that a position or a layer shows.
     """
 
@@ -87,7 +87,7 @@ class Spread:
         Layers are judged only where enough positions were looked at.
         """
         with np.errstate(invalid="ignore", over="ignore"):
-            relative = np.square(errors.astype(np.float64) / self.usual)
+            relative = np.square(errors.astype(np.float64) / self.usual.reshape(errors.shape[1:]))
             positions = np.sqrt(relative.mean((1, 2))) / self.position
             layers = np.sqrt(relative.mean(0)) / self.layer
         if len(errors) < GROUP // 2:
@@ -96,15 +96,15 @@ class Spread:
 
     def plain(self) -> list[Any]:
         """Return whole numbers, as files and the pipe hold them; `of` is the inverse."""
-        usual = [[int(k * MICRO * 1000), int(v * MICRO * 1000)] for k, v in self.usual.tolist()]
+        usual = [[int(of * MICRO * 1000) for of in layer] for layer in self.usual.tolist()]
         return [usual, int(self.position * MICRO), int(self.layer * MICRO)]
 
     @classmethod
     def of(cls, value: list[Any]) -> Spread:
         """Restore what `plain` gave.  Raises `IndexError`, `TypeError` or `ValueError` for other values."""
         usual = np.array(value[0], np.float64) / (MICRO * 1000)
-        if usual.ndim != 2 or usual.shape[1] != 2 or not (usual > 0).all():
-            raise ValueError("noise is a pair for each layer")
+        if usual.ndim != 2 or not (usual > 0).all():
+            raise ValueError("noise is a positive number for each tensor of each layer")
         return cls(usual.astype(np.float32), float(value[1]) / MICRO, float(value[2]) / MICRO)
 
 

@@ -8,6 +8,7 @@ far, by which the node distinguishes a working process from a frozen one.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -23,7 +24,7 @@ from kvswap.core.errors import LocalFault, Unexpected, WorkerFailed
 from kvswap.core.failures import as_kvswap_error, brief
 from kvswap.core.limits import LIMITS
 from kvswap.core.text import printable
-from kvswap.worker import protocol
+from kvswap.worker import logs, protocol
 from kvswap.worker.inbox import Inbox
 
 
@@ -32,6 +33,7 @@ class _JobRunner(Protocol):
         """Do one job.  Raises `KvswapError`."""
 
 
+_log = logging.getLogger("kvswap.worker")
 _TRACE = 16_384  # characters of a traceback
 MakeJobs = Callable[[Callable[[dict[str, Any]], None], threading.Event, Inbox], _JobRunner]
 
@@ -70,6 +72,7 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
     own_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the node handles Ctrl-C
     channel = _Channel(int(sys.argv[-1]))
+    logs.forward(channel.send)
     inbox: queue.Queue[dict[str, Any]] = queue.Queue(16)
     cancelled, working, job_inbox = threading.Event(), threading.Event(), Inbox()
 
@@ -103,7 +106,10 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
     while True:
         message = inbox.get()
         working.set()
+        job, began, used = str(message.get("job"))[:40], time.monotonic(), time.process_time()
         answer = sendable(answer_of(jobs, message))
+        spent = time.monotonic() - began, time.process_time() - used
+        _log.info("job %s: %s, %.3f s, %.3f CPU-s", job, "failed" if "error" in answer else "done", *spent)
         working.clear()
         channel.send(answer)
 

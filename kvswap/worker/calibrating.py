@@ -22,42 +22,39 @@ def codec_rates(
     """
     from kvswap import codec as codecs
     from kvswap.artifact import layout
-    from kvswap.artifact.manifest import ITEM_BYTES
+    from kvswap.artifact.blocks import Blocks
+    from kvswap.artifact.manifest import layout_of
     from kvswap.artifact.tensors import Layers, as_part, by_layer, context_of, digest_parts, encode_chunk
     from kvswap.codec import predictive
     from kvswap.model.cache import capture_block, layer_specs
 
     specs = layer_specs(cache)
-    layer_groups = layout.plan_layer_groups(specs, block_tokens, ITEM_BYTES[loaded.dtype])
+    shape = layout_of(loaded.dtype, "", specs, layout.plan_groups(specs, loaded.dtype, block_tokens))
+    groups = range(len(shape.groups))
     known = predictive.load(predictor.read_bytes()) if predictor is not None else None
     blocks = [
-        [
-            [as_part(t) for t in capture_block(cache, specs, layer_group, at, min(at + block_tokens, tokens))]
-            for layer_group in layer_groups
-        ]
-        for at in range(0, tokens, block_tokens)
+        [[as_part(t) for t in capture_block(cache, shape, group, *span)] for group in groups]
+        for span in Blocks(tokens, block_tokens)
     ]
     out: dict[str, list[int]] = {}
     for name in ("raw", "planes", *(["predictive"] if known is not None else [])):
-        encoded: list[list[tuple[Any, Any, Any]]] = []
+        encoded: list[list[tuple[Any, ...]]] = []
         for number, block in enumerate(blocks):
             earlier: Layers = {}
-            chunks: list[tuple[Any, Any, Any]] = []
-            for layer_group, parts in enumerate(block):
-                context = (
-                    context_of(known, layer_groups[layer_group], number * block_tokens, earlier)
-                    if name == "predictive"
-                    else None
-                )
-                chunks.append((encode_chunk(parts, loaded.dtype, name, number, layer_group, context), context, parts))
-                earlier |= by_layer(layer_groups[layer_group], parts)
+            chunks: list[tuple[Any, ...]] = []
+            for group, parts in enumerate(block):
+                used = known if name == "predictive" else None
+                context = context_of(used, shape, group, number * block_tokens, earlier)
+                dtype = shape.group_dtype(group)
+                chunks.append((encode_chunk(parts, dtype, name, number, group, context), context, parts, dtype))
+                earlier |= by_layer(shape, group, parts)
             encoded.append(chunks)
 
-        def load(chunks: list[tuple[Any, Any, Any]]) -> None:
-            for chunk, context, parts in chunks:
+        def load(chunks: list[tuple[Any, ...]]) -> None:
+            for chunk, context, parts, dtype in chunks:
                 blake3(chunk.wire).digest()
                 made = [np.empty(p.shape, p.dtype) for p in parts]
-                codecs.decode(chunk.ref.codec, chunk.wire, made, loaded.dtype, context)
+                codecs.decode(chunk.ref.codec, chunk.wire, made, dtype, context)
                 digest_parts(made)
 
         load(encoded[0])  # warm-up of tables and kernels

@@ -74,8 +74,8 @@ def _chained(manifest: Manifest, ids: Sequence[int], *, read_back: bool = False)
 
     By its chain digests alone an artifact is found, and used, as a prefix of other documents.
     """
-    prefix = manifest.prefix
-    if chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens) != prefix.chain:
+    prefix, cuts = manifest.prefix, manifest.layout.checkpoints
+    if chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens, cuts) != prefix.chain:
         why = "the manifest's chain is not of the tokens whose digest it signs"
         return DocumentTokens(None, why, contradicted=True, read_back=read_back, signed=True)
     return DocumentTokens(ids, read_back=read_back)
@@ -85,13 +85,13 @@ def of_prefix(loaded: Any, manifest: Manifest, text: str, tokens: int) -> Docume
     """Return the first `tokens` tokens of a text if the manifest's prefix starts with them."""
     prefix = manifest.prefix
     ids = loaded.tokenize(text)[:tokens]
-    made = chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens)
+    made = chain.chain_digests(manifest.model.digest, ids, prefix.block_tokens, manifest.layout.checkpoints)
     if len(ids) < tokens or made != prefix.chain[: len(made)]:
         return DocumentTokens(None, "the text that was given does not begin with the artifact's tokens")
     return DocumentTokens(ids)
 
 
-def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> DocumentTokens:
+def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors | None) -> DocumentTokens:
     """Return the document's tokens as read back from layer 0."""
     from kvswap.model.readback import read_document
 
@@ -100,6 +100,8 @@ def of_layer(loaded: Any, manifest: Manifest, first: LayerTensors) -> DocumentTo
         return DocumentTokens(None, "a private document, and its text was not given")
     if rules := rules_of(manifest):
         return DocumentTokens(None, rules)
+    if first is None or manifest.layout.layers[0].has_states:
+        return DocumentTokens(None, "the text was not given, and the tokens cannot be read back from states")
     if first.first:
         return DocumentTokens(None, "the text was not given, and layer 0 keeps only a window of it")
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from kvswap.artifact import chain, layout
 from kvswap.artifact.assembly import Assembly, ChunkSource, Predictors
-from kvswap.artifact.layout import WorkUnit, block_span
+from kvswap.artifact.layout import WorkUnit
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, PeerError
 from kvswap.cost import Split, Work
@@ -64,10 +64,11 @@ def fill(
     check_reach(loaded, total, headroom, prefix.block_tokens)
     check_length(loaded, total + headroom)
     # Only the artifact's own tokens may be computed, whatever its manifest says of the document.
-    own = chain.chain_digests(loaded.identity.digest, (ids or [])[:stop], prefix.block_tokens)
+    cuts = manifest.layout.checkpoints
+    own = chain.chain_digests(loaded.identity.digest, (ids or [])[:stop], prefix.block_tokens, cuts)
     known = ids if ids is not None and len(ids) >= stop and own == prefix.chain[: len(own)] else None
     units = layout.work_units(manifest, tokens, by_layer_group=loaded.device == "cpu")
-    split = split_of(units, work, known is not None, all(layer.window is None for layer in manifest.layout.layers))
+    split = split_of(units, work, known is not None, manifest.layout.keeps_all)
     after = max(headroom, len(probe.question) + len(probe.tokens)) + (len(known) - stop if known else 0)
     with Assembly(
         manifest, source, tokens=tokens, headroom=after, predictors=predictors, seal=statement.seal
@@ -145,8 +146,7 @@ class Hybrid:
 
         assembly, ids = self._assembly, self._ids
         assert ids is not None  # noqa: S101 - the split never computes without them
-        prefix = assembly.manifest.prefix
-        start, stop = block_span(prefix.tokens, prefix.block_tokens, block)
+        start, stop = assembly.manifest.blocks.span(block)
         if self._cache is None:
             self._cache = cache_over(self._loaded.model.config, assembly.tensors, start, self._loaded.device)
         spent = 0.0
@@ -244,8 +244,7 @@ class Hybrid:
         from kvswap.model.finite import check_block
         from kvswap.model.prefill import forward
 
-        prefix = self._assembly.manifest.prefix
-        start, stop = block_span(prefix.tokens, prefix.block_tokens, block)
+        start, stop = self._assembly.manifest.blocks.span(block)
         self._cache.before = None
         for layer, held in zip(caching_layers(self._cache), self._assembly.tensors, strict=True):
             layer.reach(start, held.k, held.v)
@@ -266,7 +265,7 @@ def _synchronize(device: str) -> None:
 def split_of(units: Sequence[WorkUnit], work: dict[str, Any] | None, computes: bool, full: bool) -> Split:
     """Make the split from the node's figures; without any, everything counts as stored.
 
-    `computes` is True if the document's tokens are known, `full` if no layer has a sliding window.
+    `computes` is True if the document's tokens are known, `full` if every layer keeps every token.
     """
     work = work or {}
     wire = list(work.get("wire") or [0] * len(units))
@@ -287,18 +286,14 @@ def split_of(units: Sequence[WorkUnit], work: dict[str, Any] | None, computes: b
 
 def probed(loaded: Any, cache: Any, manifest: Manifest) -> bool:
     """Return True if the cache continues with the tokens of the publisher's probe; the cache is left unchanged."""
-    from kvswap.model.cache import caching_layers
+    from kvswap.model.cache import set_aside
     from kvswap.model.prefill import greedy
     from kvswap.model.shape import unaskable
 
     probe = manifest.probe
     if not probe.tokens or unaskable(loaded, manifest):
         return False
-    layers = caching_layers(cache)
-    held = [(layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in layers]
+    restore = set_aside(cache)
     made = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
-    for layer, (keys, values, seen) in zip(layers, held, strict=True):
-        layer.keys, layer.values = keys, values
-        if seen is not None:
-            layer.cumulative_length = seen
+    restore()
     return made.ids == list(probe.tokens)

@@ -86,6 +86,7 @@ class Jobs:
         ids = self.loaded.tokenize(text)
         return {
             "tokens": len(ids),
+            "ids": chain.pack_ids(ids),
             "token_digest": chain.token_digest(ids),
             "chain": chain.chain_digests(self.loaded.identity.digest, ids, block_tokens),
         }
@@ -122,6 +123,7 @@ class Jobs:
         truncate: bool,
         predictor: str | None = None,
         chunks: str | None = None,
+        checkpoints: list[int] | None = None,
     ) -> dict[str, Any]:
         """Prefill a document and send its encoded chunks as events; return what else the manifest needs."""
         from kvswap import codec as codecs
@@ -130,7 +132,7 @@ class Jobs:
         codecs.get(codec)
         known = read_predictor(Cid.parse(predictor), _files(str(chunks)), self._predictors) if predictor else None
         return Publishing(self.loaded, codec, known, self._event, self._check_cancelled).run(
-            text, block_tokens, truncate
+            text, block_tokens, truncate, checkpoints or ()
         )
 
     def do_recode(
@@ -337,7 +339,7 @@ class Jobs:
 
         def again() -> Any:
             source = _files(chunks)
-            return load(manifest, source, tokens=tokens, predictors=self._predictors, seal=statement.seal)[0]
+            return load(manifest, source, tokens=tokens, predictors=self._predictors, seal=statement.seal)
 
         position = manifest.prefix.tokens if tokens is None else tokens
         return FirstLayer(loaded, loaded.identity.digest, manifest, cache, document, position, again)

@@ -32,11 +32,12 @@ _FAR = 0.1  # relative: if a layer's median error on a correct cache is larger, 
 def measure(loaded: Any, check: Callable[[], None]) -> Noise:
     """Measure the noise with four prefills of 1,024 tokens; `check` raises to cancel."""
     from kvswap.artifact.fingerprint import fingerprint
+    from kvswap.artifact.layout import fingerprint_rows
     from kvswap.model.recompute import differences
 
     ids = _ids(loaded)
     right = _computed(loaded, ids, _BLOCKS)
-    own = fingerprint(right)
+    own, rows = fingerprint(right), fingerprint_rows([held.spec for held in right])
     recompute: list[Errors] = []
     fingerprints: list[Errors] = []
     first = _at_positions(loaded, right, ids)
@@ -49,7 +50,7 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
         if samples and (errors := _at_positions(loaded, other, ids)) is not None:
             samples.append(errors)
         recompute.append(differences(other, right).numpy())
-        fingerprints.append(apart(fingerprint(other), own, len(right)))
+        fingerprints.append(apart(fingerprint(other), own, rows))
     dtype = loaded.dtype
     return Noise(
         Spread.measure(samples, dtype) if samples else None,
@@ -66,7 +67,7 @@ def _at_positions(loaded: Any, tensors: list[Any], ids: list[int]) -> Errors | N
     """
     from kvswap.model.recompute import at_positions
 
-    if any(held.first for held in tensors):
+    if any(held.first or held.spec.has_states for held in tensors):
         return None
     try:
         errors: Errors = at_positions(loaded, tensors, len(ids), ids, range(0, len(ids), _EVERY)).numpy()

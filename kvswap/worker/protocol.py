@@ -3,7 +3,7 @@
 A frame is a big-endian u32 length and that many bytes of msgpack.  The node sends `{"job": name, ...}`, `{"tell": ...}`
 for the job that is running, or `{"cancel": true}`; the process answers with any number of `{"event": ...}` frames and
 one `{"result": ...}` or `{"error": ...}`.  While a job runs, `{"event": "alive", "cpu_us": ...}` is sent every few
-seconds, whatever the job does.
+seconds, whatever the job does; `{"event": "log", ...}` is a line for the node's log (`logs`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kvswap.core.limits import LIMITS
 
 HEADER = struct.Struct(">I")
 ALIVE = "alive"
+LOG = "log"
 
 
 def frame(value: dict[str, Any]) -> bytes:

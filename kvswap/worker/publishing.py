@@ -13,7 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from kvswap.artifact import chain, layout
-from kvswap.artifact.manifest import AXES, ITEM_BYTES, LayerSpec, Layout, Probe
+from kvswap.artifact.blocks import Blocks
+from kvswap.artifact.checkpoints import usual_checkpoints
+from kvswap.artifact.manifest import Probe, layout_of
+from kvswap.artifact.specs import Layout
 from kvswap.core import wire
 from kvswap.core.limits import LIMITS
 
@@ -30,14 +33,14 @@ class Publishing:
         self._loaded, self._codec, self._predictor = loaded, codec, predictor
         self._send_event, self._check = send_event, check
         self._gate = threading.BoundedSemaphore(LIMITS.blocks_in_flight)
-        self._specs: list[LayerSpec] = []
-        self._layer_groups: list[list[int]] = []
+        self._layout: Layout | None = None
 
-    def run(self, text: str, block_tokens: int, truncate: bool) -> dict[str, Any]:
+    def run(self, text: str, block_tokens: int, truncate: bool, checkpoints: Sequence[int] = ()) -> dict[str, Any]:
         """Prefill a text, send chunks and fingerprint as events, and return what else the manifest needs.
 
-        Raises `InvalidDocument` or `Incompatible` if the text does not fit the model; `truncate` cuts it to whole
-        blocks that fit.
+        `checkpoints` are token counts that a reader shall be able to resume at, beside the usual ones; those beyond the
+        end are left out.  Raises `InvalidDocument` or `Incompatible` if the text does not fit the model; `truncate`
+        cuts it to whole blocks that fit.
         """
         from kvswap.artifact.fingerprint import fingerprint
         from kvswap.artifact.tensors import digest_layer
@@ -57,23 +60,27 @@ class Publishing:
         pending: list[Future[None]] = []
         with ThreadPoolExecutor(1, "kvswap-encode") as pool:
             try:
-                samples = self._prefill(cache, ids, block_tokens, pool, pending)
+                blocks = Blocks(len(ids), block_tokens, sorted({n for n in checkpoints if 0 < n < len(ids)}))
+                samples = self._prefill(cache, ids, blocks, sorted(checkpoints), pool, pending)
             except BaseException:
                 for future in pending:
                     future.cancel()
                 raise
             prefill_seconds = time.perf_counter() - began
-            held = held_tensors(cache, self._specs, len(ids))
+            shape = self._layout
+            assert shape is not None  # noqa: S101 - a document has a block
+            held = held_tensors(cache, shape.layers, len(ids))
             digests = [digest_layer(layer) for layer in held]
             self._send_event("fingerprint", data=fingerprint(held))
             for future in pending:
                 future.result()
         probe = greedy(loaded, cache, len(ids), question, PROBE_STEPS)
         template = template_of(loaded.tokenizer, text)
-        shape = Layout(dtype=loaded.dtype, axes=AXES, rope=loaded.rope(), layers=self._specs, runs=self._layer_groups)
         return {
             "model": wire.plain(loaded.identity),
-            "prefix": wire.plain(chain.token_sequence_of(loaded.identity.digest, ids, block_tokens, template)),
+            "prefix": wire.plain(
+                chain.token_sequence_of(loaded.identity.digest, ids, block_tokens, template, blocks.cuts)
+            ),
             "layout": wire.plain(shape),
             "numerics": wire.plain(loaded.numerics()),
             "tensors": wire.plain(digests),
@@ -85,46 +92,57 @@ class Publishing:
         }
 
     def _prefill(
-        self, cache: Any, ids: Sequence[int], block_tokens: int, pool: ThreadPoolExecutor, pending: list[Future[None]]
+        self,
+        cache: Any,
+        ids: Sequence[int],
+        blocks: Blocks,
+        checkpoints: Sequence[int],
+        pool: ThreadPoolExecutor,
+        pending: list[Future[None]],
     ) -> list[list[float]]:
         """Prefill, and return [tokens before, tokens, seconds] of each block; encoding jobs are added to `pending`."""
-        from kvswap.model.cache import capture_block, layer_specs
+        from kvswap.model.cache import capture_block
         from kvswap.model.prefill import canonical_prefill
 
         samples: list[list[float]] = []
-        blocks = layout.block_count(len(ids), block_tokens)
-        for block in canonical_prefill(self._loaded, cache, ids, block_tokens):
+        for block in canonical_prefill(self._loaded, cache, ids, blocks.block_tokens, cuts=blocks.cuts):
             self._check()
-            if not self._specs:
-                self._specs = layer_specs(cache)
-                self._layer_groups = layout.plan_layer_groups(self._specs, block_tokens, ITEM_BYTES[self._loaded.dtype])
+            if self._layout is None:
+                self._layout = self._planned(cache, blocks, checkpoints)
+            shape, span = self._layout, (block.start, block.stop)
             samples.append([block.start, block.stop - block.start, block.seconds])
             self._gate.acquire()
-            tensors = [
-                capture_block(cache, self._specs, layer_group, block.start, block.stop)
-                for layer_group in self._layer_groups
-            ]
-            pending.append(pool.submit(self._encode, tensors, block))
-            self._send_event("prefill", block=block.index + 1, blocks=blocks, tokens=block.stop)
+            groups = [g for g in range(len(shape.groups)) if layout.raw_length(shape, g, *span)]
+            tensors = [(group, capture_block(cache, shape, group, *span)) for group in groups]
+            pending.append(pool.submit(self._encode, shape, tensors, block))
+            self._send_event("prefill", block=block.index + 1, blocks=len(blocks), tokens=block.stop)
             while pending and pending[0].done():
                 pending.pop(0).result()
         return samples
 
-    def _encode(self, tensors: list[list[Any]], block: Any) -> None:
-        from kvswap.artifact.tensors import Layers, as_part, by_layer, context_of, encode_chunk
+    def _planned(self, cache: Any, blocks: Blocks, checkpoints: Sequence[int]) -> Layout:
+        """Return the layout of a cache that holds its first block."""
+        from kvswap.model.cache import layer_specs
+
+        loaded = self._loaded
+        specs = layer_specs(cache)
+        groups = layout.plan_groups(specs, loaded.dtype, blocks.block_tokens)
+        held = usual_checkpoints(specs, loaded.dtype, blocks, checkpoints)
+        return layout_of(loaded.dtype, loaded.rope(), specs, groups, held)
+
+    def _encode(self, shape: Layout, tensors: list[tuple[int, list[Any]]], block: Any) -> None:
+        from kvswap.artifact.tensors import Layers, as_part, by_layer, codec_for, context_of, encode_chunk
 
         try:
             earlier: Layers = {}
-            for layer_group, parts in enumerate(tensors):
+            for group, parts in tensors:
                 views = [as_part(t) for t in parts]
-                if not sum(v.size for v in views):
-                    continue
-                members = self._layer_groups[layer_group]
-                first, _ = layout.stored_span(self._specs[members[0]], block.start, block.stop)
-                context = context_of(self._predictor, members, first, earlier)
-                chunk = encode_chunk(views, self._loaded.dtype, self._codec, block.index, layer_group, context)
+                first, _ = layout.stored_span(shape.layers[shape.groups[group].layers[0]], block.start, block.stop)
+                context = context_of(self._predictor, shape, group, first, earlier)
+                codec = codec_for(shape, group, self._codec)
+                chunk = encode_chunk(views, shape.group_dtype(group), codec, block.index, group, context)
                 if self._predictor is not None:
-                    earlier |= by_layer(members, views)
+                    earlier |= by_layer(shape, group, views)
                 parts.clear()
                 send(chunk, self._send_event)
         finally:

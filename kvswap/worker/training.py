@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from kvswap.codec.predictive import dump, rope, train
 from kvswap.codec.predictive.train import COARSENESS
 from kvswap.core.errors import Incompatible, UsageError

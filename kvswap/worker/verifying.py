@@ -19,7 +19,7 @@ from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise, Spread
 from kvswap.trust.sampling import draw
 from kvswap.worker.document import DocumentTokens, of_layer, of_text
-from kvswap.worker.first_layer import first_layer_result
+from kvswap.worker.first_layer import NO_KEYS, first_layer_result, first_of
 from kvswap.worker.grounds import judged, static
 
 if TYPE_CHECKING:
@@ -149,8 +149,13 @@ class Checks:
             elif self._text is not None:
                 self._document = of_text(self._loaded, self._manifest, self._text)
             else:
-                self._document = of_layer(self._loaded, self._manifest, self._tensors[0])
+                self._document = of_layer(self._loaded, self._manifest, self._first(self._tensors))
         return self._document
+
+    def _first(self, tensors: Tensors) -> LayerTensors | None:
+        """Return the first layer that keeps something of each token."""
+        index = first_of(self._manifest.layout.layers)
+        return None if index is None else tensors[index]
 
     def _own(self) -> list[LayerTensors]:
         """Return this reader's own cache of the document, computed once and in another way than the checks compute."""
@@ -170,7 +175,8 @@ class Checks:
         ids = self._document_tokens().ids
         assert ids is not None  # noqa: S101 - nothing is compared before they are known
         cache = new_cache(self._loaded.model.config, len(ids))
-        for _ in canonical_prefill(self._loaded, cache, ids, self._manifest.prefix.block_tokens):
+        cuts = self._manifest.layout.checkpoints
+        for _ in canonical_prefill(self._loaded, cache, ids, self._manifest.prefix.block_tokens, cuts=cuts):
             self._check()
         return held_tensors(cache, layer_specs(cache), len(ids))
 
@@ -182,8 +188,9 @@ class Checks:
         if self._misshapen:
             return LevelResult(Level.STRUCTURE, "failed", why=self._misshapen)
         for index, held in enumerate(tensors):
-            for name, tensor in (("K", held.k), ("V", held.v)):
-                if not bool(torch.isfinite(tensor[:, : held.tokens]).all()):
+            for place, spec in enumerate(held.spec.tensors):
+                if not bool(torch.isfinite(held.filled(place)).all()):
+                    name = spec.name.upper() if len(spec.name) == 1 else spec.name
                     return LevelResult(
                         Level.STRUCTURE, "failed", why=f"{name} of layer {index} is not finite everywhere"
                     )
@@ -193,7 +200,10 @@ class Checks:
         known = self._document_tokens()
         if known.ids is None:
             return LevelResult(Level.TOKENS, "failed" if known.contradicted else "skipped", why=known.why)
-        result = first_layer_result(self._loaded, tensors[0], known.ids, self._manifest.prefix.block_tokens)
+        held = self._first(tensors)
+        if held is None:
+            return LevelResult(Level.TOKENS, "skipped", why=NO_KEYS)
+        result = first_layer_result(self._loaded, held, known.ids, self._manifest)
         return LevelResult(
             Level.TOKENS, result.verdict, why=result.why, figures=result.figures | {"read_back": known.read_back}
         )
@@ -234,6 +244,10 @@ class Checks:
     def _sampled(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
         from kvswap.model.recompute import at_positions
 
+        if self._manifest.layout.has_states:
+            return LevelResult(
+                Level.SAMPLES, "skipped", why="a state stands for the whole text before it; V7 checks it"
+            )
         if any(held.first for held in tensors):
             return LevelResult(
                 Level.SAMPLES,

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvswap.artifact import layout
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from kvswap.core.errors import Incompatible, UsageError
 from tests.support import FULL, SLIDING, identity, make_artifact
 
 SPECS = st.lists(
     st.builds(
-        lambda heads, dim, window: LayerSpec("sliding" if window else "full", heads, dim, dim, window),
+        lambda heads, dim, window: LayerSpec.key_value("sliding" if window else "full", heads, dim, dim, window),
         st.integers(1, 4),
         st.integers(1, 64),
         st.none() | st.integers(2, 40),
@@ -23,7 +23,7 @@ SPECS = st.lists(
 
 @given(SPECS, st.integers(1, 64))
 def test_runs_partition_the_layers_by_kind(specs: list[LayerSpec], block: int) -> None:
-    runs = layout.plan_layer_groups(specs, block, 2)
+    runs = [group.layers for group in layout.plan_groups(specs, "bfloat16", block)]
     assert sorted(i for run in runs for i in run) == list(range(len(specs)))
     for run in runs:
         assert len({specs[i] for i in run}) == 1
@@ -32,7 +32,7 @@ def test_runs_partition_the_layers_by_kind(specs: list[LayerSpec], block: int) -
 @given(st.integers(1, 200), st.integers(1, 32), st.integers(2, 60), st.integers(0, 10))
 def test_the_chunks_a_reader_needs_cover_what_the_layer_holds(tokens: int, block: int, window: int, at: int) -> None:
     """For a sliding layer, at the document's end and at every block boundary."""
-    spec = LayerSpec("sliding", 1, 1, 1, window)
+    spec = LayerSpec.key_value("sliding", 1, 1, 1, window)
     blocks = layout.block_count(tokens, block)
     stop = tokens if at >= blocks else min(tokens, (at + 1) * block)
     first, last = layout.held_span(spec, stop)

@@ -77,7 +77,7 @@ def test_any_byte_flipped_gives_a_manifest_or_the_one_error(position: int, flip:
 @pytest.mark.parametrize(
     ("path", "new", "field"),
     [
-        (("version",), 2, "version"),
+        (("version",), 3, "version"),
         (("prefix", "start"), 8, "prefix.start"),
         (("prefix", "tokens"), 10**9, "prefix.tokens"),
         (("prefix", "chain"), [], "prefix.chain"),

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from kvswap.artifact import assembly, layout, tensors
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import KEY, VALUE, LayerGroup, LayerSpec
 from kvswap.core.errors import IntegrityError, MalformedManifest
 from tests.support import FULL, SLIDING, Ingested, make_artifact
 
-WIDE = LayerSpec(kind="sliding", heads=1, k_dim=4, v_dim=4, window=19)  # wider than a block of 8
+WIDE = LayerSpec.key_value("sliding", 1, 4, 4, 19)  # wider than a block of 8
 
 
 def check(made: Ingested, tokens: int | None, headroom: int) -> None:
@@ -38,7 +38,8 @@ def deep(dtype: str = "bfloat16", **options: object) -> Ingested:
     """Predictive chunks of two runs, the second coded against the first, and a sliding layer between them."""
     specs = (FULL, FULL, SLIDING, FULL, FULL, FULL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "plan_layer_groups", lambda *_: [[0, 1], [2], [3, 4, 5]])
+        groups = [LayerGroup(layers, (KEY, VALUE)) for layers in ((0, 1), (2,), (3, 4, 5))]
+        patch.setattr(layout, "plan_groups", lambda *_: groups)
         return make_artifact(tokens=700, block_tokens=256, specs=specs, dtype=dtype, codec="predictive", **options)
 
 

@@ -19,19 +19,17 @@ from msgspec.structs import replace
 
 from kvswap.artifact import chain, dsse, layout
 from kvswap.artifact.manifest import (
-    AXES,
-    ITEM_BYTES,
     ChunkRef,
     Divergence,
     DocumentRef,
     FileRef,
-    LayerSpec,
-    Layout,
     Life,
     Manifest,
     Probe,
     TokenSequence,
+    layout_of,
 )
+from kvswap.artifact.specs import LayerSpec
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.core.ids import Cid
@@ -52,7 +50,7 @@ def computed(loaded: Any, ids: list[int], block_tokens: int) -> list[LayerTensor
 
 
 def _own(tensors: list[LayerTensors]) -> list[LayerTensors]:
-    return [LayerTensors(h.k.clone(), h.v.clone(), h.first, h.tokens) for h in tensors]
+    return [LayerTensors(h.spec, tuple(t.clone() for t in h.tensors), h.first, h.tokens) for h in tensors]
 
 
 @dataclass
@@ -340,11 +338,13 @@ def forge(
     forward(loaded, small, ids[:1], 0)
     specs = layer_specs(small)
     if [(h.k.shape[0], h.k.shape[2], h.v.shape[2]) for h in tensors] != [(s.heads, s.k_dim, s.v_dim) for s in specs]:
-        specs = [LayerSpec("full", h.k.shape[0], h.k.shape[2], h.v.shape[2]) for h in tensors]  # of no such model
-    runs = layout.plan_layer_groups(specs, scene.block_tokens, ITEM_BYTES[loaded.dtype])
+        specs = [
+            LayerSpec.key_value("full", h.k.shape[0], h.k.shape[2], h.v.shape[2]) for h in tensors
+        ]  # of no such model
+    groups = layout.plan_groups(specs, loaded.dtype, scene.block_tokens)
     question = loaded.tokenize_continuation("\n\nIn summary,")
     roomy = [
-        LayerTensors(torch.cat([h.k, h.k[:, :16]], 1), torch.cat([h.v, h.v[:, :16]], 1), h.first, h.tokens)
+        LayerTensors.key_value(torch.cat([h.k, h.k[:, :16]], 1), torch.cat([h.v, h.v[:, :16]], 1), h.first, h.tokens)
         for h in tensors
     ]
     try:
@@ -366,7 +366,7 @@ def forge(
             start=0,
             special_tokens=True,
         ),
-        layout=Layout(loaded.dtype, AXES, loaded.rope(), specs, runs),
+        layout=layout_of(loaded.dtype, loaded.rope(), list(specs), groups),
         numerics=loaded.numerics(),
         tensors=[],
         chunks=[],
@@ -383,7 +383,7 @@ def forge(
     chunks: dict[Cid, bytes] = {Cid.of(mark): mark}
     for block in range(layout.block_count(len(ids), scene.block_tokens)):
         start, stop = layout.block_span(len(ids), scene.block_tokens, block)
-        for run, members in enumerate(runs):
+        for run, members in enumerate(group.layers for group in groups):
             first, last = layout.stored_span(manifest.layout.layers[members[0]], start, stop)
             parts = [as_part(t[:, first:last].contiguous()) for i in members for t in (tensors[i].k, tensors[i].v)]
             chunk = encode_chunk(parts, loaded.dtype, "planes" if manifest.lossless else "int8", block, run)

@@ -188,7 +188,7 @@ def test_a_reader_that_computes_wrong_in_the_same_way_each_time_accuses_nobody(
 
 
 def wider(held: LayerTensors) -> LayerTensors:
-    return LayerTensors(torch.cat([held.k, held.k], 2), held.v, held.first, held.tokens)
+    return LayerTensors.key_value(torch.cat([held.k, held.k], 2), held.v, held.first, held.tokens)
 
 
 SHAPES: dict[str, Callable[[list[LayerTensors]], list[LayerTensors]]] = {
@@ -197,7 +197,7 @@ SHAPES: dict[str, Callable[[list[LayerTensors]], list[LayerTensors]]] = {
     "a layer more": lambda tensors: [*tensors, tensors[-1]],
     "wider keys": lambda tensors: [wider(held) for held in tensors],
     "wider keys of the last layer": lambda tensors: [*tensors[:-1], wider(tensors[-1])],
-    "one head": lambda tensors: [LayerTensors(h.k[:1], h.v[:1], h.first, h.tokens) for h in tensors],
+    "one head": lambda tensors: [LayerTensors.key_value(h.k[:1], h.v[:1], h.first, h.tokens) for h in tensors],
 }
 
 
@@ -284,7 +284,7 @@ def test_an_honest_artifact_is_used_or_the_claim_is_named(scene: Scene, noise: N
 
 def test_a_part_of_the_document_is_not_taken_for_it(scene: Scene, noise: Noise) -> None:
     """A cache of the first block, signed as the whole document's, passes for nothing else than what it is."""
-    short = [LayerTensors(h.k[:, :BLOCK].clone(), h.v[:, :BLOCK].clone(), 0, BLOCK) for h in scene.right]
+    short = [LayerTensors.key_value(h.k[:, :BLOCK].clone(), h.v[:, :BLOCK].clone(), 0, BLOCK) for h in scene.right]
     made = forge(scene, short, ids=scene.ids[:BLOCK])
     for text in ("", None):
         report, refused = allow_untrusted(scene, noise, made, text)
@@ -307,7 +307,7 @@ def test_tokens_are_read_back_from_the_cache(tiny_models: dict[str, Path], kind:
     held = computed(loaded, ids, BLOCK)[0]
     sha256 = hashlib.sha256(text.encode()).digest()
     assert read_document(loaded, held, token_digest(ids), sha256) == ids
-    turned = LayerTensors(held.k.flip(1), held.v.flip(1), 0, held.tokens)
+    turned = LayerTensors.key_value(held.k.flip(1), held.v.flip(1), 0, held.tokens)
     with pytest.raises(IntegrityError, match="layer 0"):
         read_document(loaded, turned, token_digest(ids), sha256)
 

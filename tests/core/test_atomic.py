@@ -25,6 +25,7 @@ MOVES = {
     "kvswap/store/envelopes.py:mark_removed": "a removal: renaming takes no room on a full disk",
     "kvswap/store/envelopes.py:set_aside": "into quarantine",
     "kvswap/store/files.py:set_aside": "into quarantine",
+    "kvswap/model/removal.py:remove": "a directory of many files goes at once",
     "kvswap/model/pull.py:pull": "a directory of many files, made in one that a failure removes",
 }
 TEMPORARY = {"kvswap/net/bulk/identity.py:_path_of": "a secret that OpenSSL wants as a path: it is never renamed"}

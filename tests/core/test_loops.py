@@ -47,7 +47,6 @@ ALLOWED = {
     "exchange/prefix.py": {"cached_prefix_keys": "one request, with a deadline"},
     "host/engine.py": {"ready": "the start of a host, with a deadline"},
     "host/hosted_request.py": {"_take": "one read"},
-    "model/probing.py": {"_uses": "one probe of a model"},
     "client/sender_aio.py": {"lines": "one answer, with a time-out for each line"},
     "core/scan.py": {"plain": "one message, of bounded length"},
 }

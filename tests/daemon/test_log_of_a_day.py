@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import document_digest
 from kvswap.core.runfile import RunFile
-from tests.support import DOCUMENT, Daemon, until
+from kvswap.net.host_connection import Invitation
+from tests.support import DOCUMENT, Daemon, key, kvswap, until
 
 QUESTION = "Which quokka guards the lighthouse?"
 GROUP = "lighthouse-keepers"
@@ -47,13 +48,11 @@ def test_the_log_tells_what_was_done_and_no_secret(
     b.client.config()
     b.client.block(a.ready["peer"])
     b.client.block(a.ready["peer"], False)
-    for wrong in (
-        lambda: b.client.fetch(document_digest(b"nobody has it")),
-        lambda: a.client.publish("\x00" + QUESTION),
-    ):
-        with contextlib.suppress(KvswapError):
-            wrong()
-    a.client.withdraw(published["artifact"], "a test")
+    secret_file = tmp_path / "secret.txt"
+    secret_file.write_text(QUESTION)
+    invitation = every_other_verb(a, b, published["artifact"], open_text, secret_file)
+    with contextlib.suppress(KvswapError):
+        a.client.withdraw(published["artifact"], "a test")
     runs = [RunFile.read(a.home), RunFile.read(b.home)]
     assert request_of(runs[0], "POST", "/v1/gc", {"Kvswap-Request": "chosen-by-me"}) == "chosen-by-me"
     assert len(request_of(runs[0], "POST", "/v1/gc", {"Kvswap-Request": "not one\t!"})) == 8
@@ -78,8 +77,14 @@ def test_the_log_tells_what_was_done_and_no_secret(
     fetched = next(line for line in lines[1] if line.get("event", {}).get("event") == "fetched")
     assert fetched["request"], "an event belongs to the request that it happened in"
     assert any(line.get("request") == "chosen-by-me" for line in lines[0])
+    job = next(line for line in lines[1] if line["message"].startswith("job answer: done"))
+    assert (job["request"], job["logger"]) == (asked["request"], "kvswap.worker")
+    assert job["process"] != asked["process"], "the model process's own"
 
     secrets = {
+        "the invitation": invitation,
+        "the invitation's token": "sesame-of-the-keepers",
+        "a name within the group": "keepers-of-old",
         "the question": QUESTION,
         "the group": GROUP,
         "the group's key": exported["key"],
@@ -89,13 +94,78 @@ def test_the_log_tells_what_was_done_and_no_secret(
     }
     for text in (open_text, sealed_text):
         secrets |= {f"words {line!r}": line.strip() for line in text.splitlines() if len(line.strip()) > 25}
-    for key in [path for node in (a, b) for path in (node.home / "keys").rglob("*") if path.is_file()]:
-        data = key.read_bytes()
-        secrets |= {f"{key.name} in {form}": text for form, text in forms(data)}
+    for file in [path for node in (a, b) for path in (node.home / "keys").rglob("*") if path.is_file()]:
+        data = file.read_bytes()
+        secrets |= {f"{file.name} in {form}": text for form, text in forms(data)}
     for log in logs:
         assert sealed["artifact"] in logs[0]
         found = [what for what, secret in secrets.items() if secret in log]
         assert not found
+
+
+def every_other_verb(a: Daemon, b: Daemon, artifact: str, text: str, secret_file: Path) -> str:
+    """Use every other verb, most of them in a way that fails too; returns an invitation, which is a secret."""
+    document, me = document_digest(text.encode()), a.client
+    invitation = Invitation("http://127.0.0.1:9", str(key(5).peer_id), "sesame-of-the-keepers").to_text()
+    wrong: list[Callable[[], object]] = [
+        lambda: b.client.fetch(document_digest(b"nobody has it")),
+        lambda: me.publish("\x00" + QUESTION),
+        lambda: me.publish(QUESTION, group="keepers-of-old"),
+        lambda: me.publish(QUESTION, model="no-such-model"),
+        lambda: me.group_import("kvswap-group:" + QUESTION),
+        lambda: me.group_import(QUESTION, "keepers-of-old"),
+        lambda: me.group_export("keepers-of-old"),
+        lambda: me.group_remove("keepers-of-old"),
+        lambda: me.host_join(invitation, plain=True),
+        lambda: me.host_join(QUESTION),
+        lambda: me.host_leave(b.ready["peer"]),
+        lambda: me.ask(document, QUESTION, host=b.ready["peer"], text=text),
+        lambda: me.plan(document, text=text, host="auto"),
+        lambda: me.codec_train(str(secret_file.parent), tokens=1_000),
+        lambda: me.publish_computed([QUESTION.encode()]),
+        lambda: me.cached_prefix(b"\x01\x00\x00\x00" * 64, bytes(32), "float32", block_tokens=16),
+        lambda: me.prefix_index(),
+        lambda: me.show(document),
+        lambda: me.rm(document_digest(QUESTION.encode())),
+        lambda: me.verify(artifact, text=QUESTION),
+        lambda: me.verify(store=True),
+        lambda: me.trust_add(b.publisher, "keepers-of-old"),
+        lambda: me.trust_rm(b.publisher),
+        lambda: me.trust_ls(),
+        lambda: me.groups(),
+        lambda: me.hosts(),
+        lambda: me.audits(),
+        lambda: me.peers(),
+        lambda: list(me.events()),
+        lambda: me.gc(10**12),
+        lambda: me.ls(),
+        lambda: b.client.rm(artifact),
+    ]
+    failed = 0
+    for use in wrong:
+        try:
+            use()
+        except KvswapError:
+            failed += 1
+    assert failed >= 10, "most of these are mistakes"
+    for arguments in (
+        ["host", "invite", "visitor"],
+        ["host", "add", str(secret_file)],
+        ["host", "ls"],
+        ["host", "rm", str(secret_file)],
+        ["host", "clients"],
+        ["host", "log"],
+        ["host", "revoke", "visitor"],
+        ["host", "--engine", "http://127.0.0.1:9", "--listen", "127.0.0.1:0"],
+        ["publish", str(secret_file), "--group", "keepers-of-old"],
+        ["ask", str(secret_file), QUESTION, "--host", "auto"],
+        ["group", "import", str(secret_file)],
+        ["manifest", "check", str(secret_file)],
+        ["bench", "paper", "--text", str(secret_file), "--quick", "--steps", "0"],
+        ["doctor"],
+    ):
+        kvswap(a.home, *arguments, timeout=120)
+    return invitation
 
 
 def forms(data: bytes) -> list[tuple[str, str]]:

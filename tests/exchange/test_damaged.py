@@ -37,7 +37,7 @@ class HostedRequest(SlowModel):
 
     async def run(self, choice: Any, job: str, on_event: Any = None, tell: Any = None, **given: Any) -> Any:
         if job == "tokenize":
-            return {"tokens": 5, "chain": [bytes(32)]}
+            return {"tokens": 5, "ids": b"", "chain": [bytes(32)]}
         assert job == "answer"
         computed = 5
         if "envelope" in given:

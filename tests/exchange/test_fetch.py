@@ -17,10 +17,12 @@ from weakref import WeakKeyDictionary
 import msgspec
 import pytest
 
+from kvswap.api.requests import PublishOptions
 from kvswap.artifact import dsse
 from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.layout import needed
-from kvswap.artifact.manifest import Divergence, LayerSpec
+from kvswap.artifact.manifest import Divergence
+from kvswap.artifact.specs import LayerSpec
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -197,7 +199,7 @@ def test_a_source_that_is_blocked_gives_nothing_more(tmp_path: Path, bulk: bool)
 
     async def body() -> None:
         async with world(tmp_path) as w:
-            specs = (LayerSpec(kind="full", heads=4, k_dim=64, v_dim=64),) * 6
+            specs = (LayerSpec.key_value("full", 4, 64, 64),) * 6
             made = make_artifact(tokens=1024, block_tokens=128, specs=specs, codec="raw")
             slow = await w.node(bulk=bulk, upload_bytes_per_second=1_000_000)
             w.give(slow, made)
@@ -804,7 +806,7 @@ def test_what_is_signed_has_no_control_characters(where: str, text: str, tmp_pat
         async with world(tmp_path) as w:
             node = await w.node(model=SlowModel())
             with pytest.raises(UsageError) as caught:
-                await publish(node, b"a text", **{where: text})
+                await publish(node, b"a text", PublishOptions(**{where: text}))
             assert caught.value.message.isprintable() and caught.value.exit_code == 2
 
     run(body())
@@ -833,7 +835,7 @@ def test_a_typing_error_in_the_codec_is_ours_and_told_before_any_work(tmp_path: 
         async with world(tmp_path) as w:
             node = await w.node(model=SlowModel())
             with pytest.raises(UsageError, match="unknown codec 'plane'") as caught:
-                await publish(node, b"a text", codec="plane")
+                await publish(node, b"a text", PublishOptions(codec="plane"))
             assert "newer" not in str(caught.value.cause)
 
     run(body())

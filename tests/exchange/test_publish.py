@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kvswap.api.requests import PublishOptions
 from kvswap.artifact.layout import block_count
 from kvswap.core.errors import InvalidDocument, NotAMember, NotFound, UsageError
 from kvswap.core.ids import Cid, document_digest
@@ -40,7 +41,7 @@ def test_what_is_published_is_whole_signed_and_what_a_reader_gets(tmp_path: Path
             async def progress(event: dict[str, Any]) -> None:
                 events.append(event)
 
-            made = await publish(a, TEXT, source="manual", progress=progress)
+            made = await publish(a, TEXT, PublishOptions(source="manual"), progress)
             manifest = stored(a, made["artifact"]).manifest
             blocks = block_count(made["tokens"], 64)
             assert made["document"] == document_digest(TEXT) and not made["reused"] and made["exact"]
@@ -62,8 +63,8 @@ def test_a_document_is_prefilled_once_and_another_codec_made_of_what_is_there(
             first = await publish(a, TEXT)
             again = await publish(a, TEXT)
             assert again["reused"] and again["artifact"] == first["artifact"] and jobs_of(a)["publish"] == 1
-            raw = await publish(a, TEXT, codec="raw")
-            lossy = await publish(a, TEXT, codec="int8")
+            raw = await publish(a, TEXT, PublishOptions(codec="raw"))
+            lossy = await publish(a, TEXT, PublishOptions(codec="int8"))
             assert raw["codec"] == "raw" and raw["wire_bytes"] == raw["raw_bytes"] and raw["exact"]
             assert lossy["codec"] == "int8" and not lossy["exact"] and lossy["divergence"]["steps"] == 32
             assert jobs_of(a)["publish"] == 1 and jobs_of(a)["recode"] == 2
@@ -77,7 +78,7 @@ def test_a_document_is_prefilled_once_and_another_codec_made_of_what_is_there(
 def test_an_inexact_codec_alone_makes_the_exact_one_first(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     async def body() -> None:
         async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, _b):
-            lossy = await publish(a, TEXT, codec="int8")
+            lossy = await publish(a, TEXT, PublishOptions(codec="int8"))
             assert jobs_of(a)["publish"] == jobs_of(a)["recode"] == 1
             kept = {row.id for row in a.store.artifacts()}
             assert lossy["artifact"] in kept and len(kept) == 2
@@ -103,7 +104,7 @@ def test_only_what_is_the_same_alive_and_whole_is_used_again(
                 await withdraw(a, Cid.parse(first["artifact"]), "a typing error")
             else:
                 a.store.remove(first["artifact"])
-            second = await publish(node, TEXT, group=group)
+            second = await publish(node, TEXT, PublishOptions(group=group))
             assert not second["reused"] and jobs_of(a)["publish"] == 2
 
     run(body())
@@ -113,11 +114,11 @@ def test_for_a_group_nothing_that_is_kept_can_be_read_by_others(tmp_path: Path, 
     async def body() -> None:
         async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, b):
             team = a.trust.groups.new("team")
-            made = await publish(a, TEXT, group="team")
+            made = await publish(a, TEXT, PublishOptions(group="team"))
             assert made["group"] == "team"
-            assert (await publish(a, TEXT, group="team"))["reused"]
+            assert (await publish(a, TEXT, PublishOptions(group="team")))["reused"]
             with pytest.raises(NotFound):
-                await publish(a, TEXT, group="others")
+                await publish(a, TEXT, PublishOptions(group="others"))
             manifest = stored(a, made["artifact"]).manifest
             kept = b"".join(a.store.get_chunk(f.id) for f in manifest.files) + a.store.envelope(made["artifact"])  # type: ignore[operator]
             for secret in (manifest.document.sha256, manifest.prefix.token_digest, *manifest.prefix.chain):  # type: ignore[union-attr]
@@ -138,9 +139,9 @@ def test_what_stood_at_a_source_is_superseded_by_what_stands_there_now(
 ) -> None:
     async def body() -> None:
         async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, _b):
-            elsewhere = await publish(a, TEXT[:300], source="another")
-            old = await publish(a, TEXT, source="manual")
-            new = await publish(a, TEXT[:600], source="manual")
+            elsewhere = await publish(a, TEXT[:300], PublishOptions(source="another"))
+            old = await publish(a, TEXT, PublishOptions(source="manual"))
+            new = await publish(a, TEXT[:600], PublishOptions(source="manual"))
             assert stored(a, new["artifact"]).manifest.life.supersedes == bytes(Cid.parse(old["artifact"]))
             assert {row.id for row in a.store.artifacts()} == {elsewhere["artifact"], new["artifact"]}
             told = a.trust.records.withdrawn_by(str(a.identity.publisher.peer_id))
@@ -168,7 +169,9 @@ def test_what_cannot_be_published_is_told_before_anything_is_computed(
     async def body() -> None:
         async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, _b):
             with pytest.raises((InvalidDocument, UsageError)):
-                await publish(a, **({"data": TEXT} | given))
+                await publish(
+                    a, given.get("data", TEXT), PublishOptions(**{k: v for k, v in given.items() if k != "data"})
+                )
             assert not jobs_of(a) and a.store.artifacts() == []
 
     run(body())
@@ -205,6 +208,6 @@ def test_the_second_codec_is_made_beside_where_it_can_be(tmp_path: Path, tiny_mo
             other = next(row.id for row in a.store.artifacts() if row.id != first["artifact"])
             assert stored(a, other).manifest.codecs == ["raw"]
             assert (await publish(a, TEXT))["artifact"] == first["artifact"]
-            assert (await publish(a, TEXT, codec="raw"))["artifact"] == other
+            assert (await publish(a, TEXT, PublishOptions(codec="raw")))["artifact"] == other
 
     run(body())

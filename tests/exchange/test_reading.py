@@ -65,6 +65,7 @@ def test_chunks_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_manifest_is_encoded_a_few_chunks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_artifact(tokens=700, block_tokens=1, specs=(FULL, FULL)).manifest
     fields = {name: value for name, value in wire.plain(made).items() if value is not None or name == "document"}
+    fields |= {name: wire.plain(value) for name, value in made._versioned.items()}
     sizes: list[int] = []
     real = wire.plain
 

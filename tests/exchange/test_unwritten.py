@@ -184,7 +184,7 @@ class Prefilling(SlowModel):
 
     async def run(self, choice: Any, job: str, on_event: Any = None, tell: Any = None, **given: Any) -> Any:
         if job == "tokenize":
-            return {"tokens": 5, "chain": [bytes(32)]}
+            return {"tokens": 5, "ids": b"", "chain": [bytes(32)]}
         assert job == "answer" and given["text"] == "a text" and "envelope" not in given
         micros = dict.fromkeys(("load_us", "prefill_us", "first_us", "ready_us"), 1)
         made = {"text": "It is.", "token_ids": [1], "logits_digest": None, "claim": "", "tokens": 5, "computed": 5}

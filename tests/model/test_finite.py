@@ -136,19 +136,22 @@ def test_a_block_that_was_computed_in_part_or_again_is_looked_at(
     both=st.booleans(),
 )
 def test_one_number_is_found(dtype: torch.dtype, value: float, layer: int, which: str, place: int, both: bool) -> None:
-    pairs = [(torch.full((2, 7, 8), 3e4, dtype=dtype), torch.full((2, 7, 8), -6e4, dtype=dtype)) for _ in range(4)]
-    check_tensors(pairs, "d")
-    tensor = pairs[layer]["KV".index(which)]
+    layers = [
+        [("k", torch.full((2, 7, 8), 3e4, dtype=dtype)), ("v", torch.full((2, 7, 8), -6e4, dtype=dtype))]
+        for _ in range(4)
+    ]
+    check_tensors(layers, "d")
+    tensor = dict(layers[layer])[which.lower()]
     tensor.view(-1)[place] = value
     if both:  # infinities of both signs give no infinite sum
         tensor.view(-1)[(place + 1) % tensor.numel()] = -value
     with pytest.raises(Incompatible, match=f"{which} of layer {layer}"):
-        check_tensors(pairs, "d")
+        check_tensors(layers, "d")
 
 
 def test_large_numbers_are_no_overflow() -> None:
     large = torch.full((2, 64, 8), torch.finfo(torch.float32).max)
-    check_tensors([(large, large)], "float32")
+    check_tensors([[("k", large), ("v", large)]], "float32")
 
 
 def test_an_answer_of_no_numbers_is_refused(tiny_models: dict[str, Path], tmp_path: Path) -> None:

@@ -118,11 +118,11 @@ def test_loading_twice_from_one_artifact_gives_independent_caches(tiny_models: d
 
 
 def test_unknown_layer_kinds_are_refused_by_name() -> None:
-    from transformers.cache_utils import LinearAttentionLayer
+    from transformers.cache_utils import QuantoQuantizedLayer
 
     cache = DynamicCache()
-    cache.layers = [LinearAttentionLayer.__new__(LinearAttentionLayer)]
-    with pytest.raises(Incompatible, match="LinearAttentionLayer"):
+    cache.layers = [QuantoQuantizedLayer.__new__(QuantoQuantizedLayer)]
+    with pytest.raises(Incompatible, match="QuantoQuantizedLayer"):
         check_layers(cache)
 
 

@@ -7,10 +7,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
-from kvswap.cli.main import main
+from kvswap.cli.main import cli, main
 from kvswap.core.errors import NotFound, UsageError
 from kvswap.model.removal import find_pulled, processes_with, remove
 from tests.support import Daemon, kvswap, last_json
@@ -87,6 +89,15 @@ def test_it_asks_and_is_not_removed_without_a_yes(models: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert last_json(done)["removed"] == "other" and not (models / "other").exists()
     assert main(["model", "rm", "-y", "other"]) == 5
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("y\n", 0), ("", 1)])
+def test_at_a_terminal_it_asks_first(answer: str, code: int, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("kvswap.cli.commands.model.sys", terminal)
+    done = CliRunner().invoke(cli, ["model", "rm", "other"], input=answer)
+    assert done.exit_code == code and "delete other (" in done.output, done.output
+    assert (models / "other").exists() is (code != 0)
 
 
 def test_not_while_the_daemon_has_it_loaded(daemon: Callable[..., Daemon], models: Path, tmp_path: Path) -> None:

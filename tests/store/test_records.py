@@ -284,4 +284,4 @@ def test_the_columns_are_those_of_homes_that_exist(tmp_path: Path) -> None:
     Records(tmp_path / "trust.sqlite3").close()
     with contextlib.closing(sqlite3.connect(tmp_path / "trust.sqlite3")) as db:
         heads = {row[1] for row in db.execute("PRAGMA table_info(heads)")}
-    assert heads == {"publisher", "sequence", "at", "kept", "envelope", "sender"}
+    assert heads == {"publisher", "sequence", "at", "kept", "envelope", "teller"}

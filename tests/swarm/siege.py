@@ -17,12 +17,12 @@ from typing import Any
 
 import msgspec
 
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from kvswap.net import messages
 from tests.support import ROOT, Daemon, Ingested, key, make_artifact, stock, until
 from tests.swarm.attackers import Aim
 
-SPECS = (LayerSpec(kind="full", heads=4, k_dim=64, v_dim=64),) * 8
+SPECS = (LayerSpec.key_value("full", 4, 64, 64),) * 8
 
 
 def artifact() -> Ingested:

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from kvswap.artifact.layout import needed
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from kvswap.core.limits import LIMITS
 from tests.support import Daemon, Ingested, Running, key, kvswap, last_json, make_artifact, stock, until
 
 pytestmark = [pytest.mark.swarm, pytest.mark.faults]
 Start = Callable[..., Daemon]
-SPECS = (LayerSpec(kind="full", heads=4, k_dim=64, v_dim=64),) * 4
+SPECS = (LayerSpec.key_value("full", 4, 64, 64),) * 4
 SLOW = {"KVSWAP_UPLOAD_BYTES_PER_SECOND": "8000000"}
 
 

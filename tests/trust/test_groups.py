@@ -36,7 +36,7 @@ def test_what_others_see_says_nothing_of_the_document() -> None:
     assert manifest.document is not None
     seen = SEALED.statement.envelope + b"".join(SEALED.chunks.values())
     told = [manifest.model.weights, manifest.model.digest, manifest.document.sha256, manifest.prefix.token_digest]
-    told += [*manifest.prefix.chain, *(ref.raw for ref in manifest.chunks), *(d.k for d in manifest.tensors)]
+    told += [*manifest.prefix.chain, *(ref.raw for ref in manifest.chunks), *(d[0] for d in manifest.tensors)]
     told += [manifest.model.label.encode(), b"bfloat16", b"text/plain", *MADE.chunks.values()]
     for secret in told:
         assert (

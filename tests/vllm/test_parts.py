@@ -13,7 +13,7 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, SlidingWindowSpec
 
 from kvswap.core.errors import Incompatible, UsageError
-from kvswap.integrations.vllm.engine import LayerGroup, engine_of
+from kvswap.integrations.vllm.engine import KVCacheGroup, engine_of
 from kvswap.integrations.vllm.node_client import LookUp, Match
 from kvswap.integrations.vllm.paged import PagedLayer, slots
 from kvswap.integrations.vllm.scheduler import SchedulerSide
@@ -66,7 +66,7 @@ def test_an_engine_is_known_by_its_model_and_layers(model: Path) -> None:
     engine = engine_of(*configured(model))
     assert engine.dtype == "float32" and not engine.hybrid and engine.usable(100) == 100
     assert engine.groups == (
-        LayerGroup(
+        KVCacheGroup(
             ("model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn", "model.layers.2.self_attn.attn"),
             (0, 1, 2),
             32,
@@ -135,7 +135,7 @@ def test_settings_name_the_key_that_is_wrong() -> None:
 
 
 def test_slots_leave_null_blocks_out() -> None:
-    group = LayerGroup(("x",), (0,), 4, 1, 8, 8, 6)
+    group = KVCacheGroup(("x",), (0,), 4, 1, 8, 8, 6)
     slot, token = slots(group, [0, 7, 3], 2, 11)
     assert token.tolist() == [4, 5, 6, 7, 8, 9, 10]
     assert slot.tolist() == [28, 29, 30, 31, 12, 13, 14]

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, Phi3Config
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers import rotary_embedding
 
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
 from kvswap.integrations.vllm import capture
@@ -136,11 +136,11 @@ def test_files_that_vllm_reads_beside_the_models_own_are_refused(model: Path, tm
 def test_a_captured_block_that_is_not_finite_is_not_sent(value: float, caplog: pytest.LogCaptureFixture) -> None:
     sent: list[Any] = []
     captures = capture.Captures.__new__(capture.Captures)
-    spec = LayerSpec(kind="full", heads=2, k_dim=8, v_dim=8)
+    spec = LayerSpec.key_value("full", 2, 8, 8)
     captures._engine = SimpleNamespace(dtype="float16", layers=[spec] * 3)  # type: ignore[assignment]
     captures._client = SimpleNamespace(publish_computed=sent.append)  # type: ignore[assignment]
     captures._take = lambda size: True  # type: ignore[method-assign,assignment]
-    tensors = [LayerTensors(torch.zeros(2, 40, 8), torch.zeros(2, 40, 8), 0, 40) for _ in range(3)]
+    tensors = [LayerTensors.key_value(torch.zeros(2, 40, 8), torch.zeros(2, 40, 8), 0, 40) for _ in range(3)]
     tensors[1].v[1, 33, 2] = value
     with caplog.at_level("WARNING"):
         captures._send(capture._Captured([1] * 40, tensors, 1))

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from kvswap.core.errors import Incompatible, UsageError
-from kvswap.integrations.vllm.engine import LayerGroup
+from kvswap.integrations.vllm.engine import KVCacheGroup
 from kvswap.integrations.vllm.paged import PagedLayer
 from kvswap.integrations.vllm.save_requests import Recent, SaveRequests
 from kvswap.integrations.vllm.settings import ConnectorSettings
 
 PAGE, BLOCK = 4, 8
-GROUP = LayerGroup(("x",), (0,), PAGE, 2, 8, 8, None)
+GROUP = KVCacheGroup(("x",), (0,), PAGE, 2, 8, 8, None)
 ENGINE: Any = SimpleNamespace(
     identity=SimpleNamespace(digest=bytes(32)), groups=(GROUP,), block_tokens=PAGE, hybrid=False
 )

@@ -15,15 +15,13 @@ from typing import Any
 from unittest import mock
 
 from kvswap.artifact import dsse
-from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.manifest import Manifest
-from kvswap.core import wire
 from kvswap.core.ids import Cid
 from kvswap.store.files import ChunkFiles
 from kvswap.trust import read_statement
 from kvswap.worker.jobs import Jobs
 from tests.families import FAMILIES, build
-from tests.support import DOCUMENT, key
+from tests.support import DOCUMENT, key, manifest_of
 
 BLOCK = 64
 WORDS = DOCUMENT.read_text()
@@ -113,7 +111,6 @@ class Shelf:
         names = ("model", "prefix", "layout", "numerics", "tensors", "probe")
         raw = text.encode()
         fields = {name: result[name] for name in names} | {
-            "version": 1,
             "extensions": [],
             "chunks": refs,
             "document": {
@@ -127,7 +124,7 @@ class Shelf:
             "life": {"issued": now, "expires": now + 100_000, "sequence": 1, "supersedes": None},
             "publisher": str(key().peer_id),
         }
-        manifest = parse_manifest(wire.pack(fields))
+        manifest = manifest_of(fields)
         return Artifact(text, dsse.seal(manifest.encode(), manifest.publisher, key().sign), manifest)
 
     def _once(self, name: Any, make: Any) -> Any:

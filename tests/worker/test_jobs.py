@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from kvswap.artifact import consistency, dsse
-from kvswap.artifact.consistency import parse_manifest
-from kvswap.core import wire
 from kvswap.core.errors import Incompatible, Interrupted, InvalidDocument, NotFound, UsageError, WorkerFailed
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
@@ -92,7 +90,7 @@ def test_a_predictor_is_trained_and_publishing_with_it_is_exact(
 
 def test_an_inexact_artifact_says_what_it_does_to_the_answers(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     from kvswap.artifact.manifest import Manifest
-    from tests.support import key
+    from tests.support import key, manifest_of
 
     seen: list[dict[str, Any]] = []
     made = jobs(tiny_models["gemma3"], seen.append)
@@ -107,7 +105,7 @@ def test_an_inexact_artifact_says_what_it_does_to_the_answers(tiny_models: dict[
         now = int(time.time())
         fields |= {k: v for k, v in result.items() if k in ("probe", "tensors", "divergence")} | {"chunks": refs}
         life = {"issued": now, "expires": now + 1000, "sequence": 1, "supersedes": None}
-        return parse_manifest(wire.pack(fields | {"version": 1, "life": life, "publisher": str(key().peer_id)}))
+        return manifest_of(fields | {"life": life, "publisher": str(key().peer_id)})
 
     def sealed(manifest: Manifest) -> bytes:
         return dsse.seal(manifest.encode(), manifest.publisher, key().sign)

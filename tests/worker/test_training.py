@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from kvswap.codec import predictive
 from kvswap.core.errors import Incompatible
 from kvswap.exchange.node import predictors
@@ -19,7 +19,7 @@ from kvswap.worker.training import frequent_tokens, texts, train_predictor, wort
     [(3, 64, 30, 4), (8, 128, 36, 1), (4, 128, 28, 1), (1, 64, 4, 4)],
 )
 def test_wide_models_look_back_less(heads: int, dim: int, layers: int, before: int) -> None:
-    assert worthwhile(LayerSpec("full", heads, dim, dim), layers) == before
+    assert worthwhile(LayerSpec.key_value("full", heads, dim, dim), layers) == before
 
 
 def test_frequent_tokens_are_those_that_the_corpus_repeats(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def first_layer(scene: Scene, made: Ingested, held: list[LayerTensors] | None = 
         cache,
         DocumentTokens(scene.ids),
         len(scene.ids),
-        lambda: load(made.manifest, made.chunks.__getitem__)[0],
+        lambda: load(made.manifest, made.chunks.__getitem__),
     )
     return first.check()
 

@@ -37,12 +37,12 @@ def config_command(output: Output, name: str | None, changed: bool) -> None:
     if name is not None and name not in holds:
         raise NotFound(f"there is no setting {name!r}", cause="a typing error", hint="kvswap config")
     rows = [row for row in holds.values() if name in (None, row.name) and not (changed and row.source == "default")]
-    told = [
+    answer = [
         {"name": r.name, "value": r.value, "from": r.source, "default": r.default, "after_restart": _other(r, now)}
         for r in rows
     ]
     where = {"home": str(settings.home), "file": str(settings.home / "config.toml"), "daemon": bool(running)}
-    output.result({**where, "settings": told}, lambda: _shown(output, rows, name))
+    output.result({**where, "settings": answer}, lambda: _shown(output, rows, name))
     for row in rows:
         if row.name in running and not row.source.startswith("--") and row.value != now[row.name].value:
             output.note(f"{row.name} would be {_text(now[row.name].value)} after a restart ({now[row.name].source})")

@@ -45,7 +45,7 @@ class LogLine:
     def to_json(self) -> dict[str, Any]:
         """Return the record as `kvswap logs --json` prints it, with the time in UTC."""
         at = datetime.fromtimestamp(self.at, UTC)
-        told: dict[str, Any] = {
+        shown: dict[str, Any] = {
             "time": at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z",
             "level": self.level,
             "logger": self.logger,
@@ -53,8 +53,8 @@ class LogLine:
             "message": self.message,
         }
         if self.request:
-            told["request"] = self.request
-        return told | ({"trace": "\n".join(self.more)} if self.more else {})
+            shown["request"] = self.request
+        return shown | ({"trace": "\n".join(self.more)} if self.more else {})
 
     def to_text(self) -> str:
         """Return the record as a line for a terminal, in local time, and what follows it."""
@@ -93,11 +93,11 @@ def _of_text(line: str) -> LogLine | None:
 
 def _of_json(line: str) -> LogLine | None:
     try:
-        told = json.loads(line)
-        at = datetime.strptime(told["time"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()
-        more = str(told["trace"]).splitlines() if told.get("trace") else []
-        fields = (str(told["level"]), str(told["logger"]), int(told["process"]), str(told["message"]))
-        return LogLine(at, *fields, str(told.get("request", "")), more)
+        shown = json.loads(line)
+        at = datetime.strptime(shown["time"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()
+        more = str(shown["trace"]).splitlines() if shown.get("trace") else []
+        fields = (str(shown["level"]), str(shown["logger"]), int(shown["process"]), str(shown["message"]))
+        return LogLine(at, *fields, str(shown.get("request", "")), more)
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -14,6 +14,7 @@ from kvswap.cli.output import Output, size, verb
 from kvswap.core.errors import KvswapError, LocalFault, UsageError
 
 if TYPE_CHECKING:
+    from kvswap.artifact.specs import LayerSpec
     from kvswap.model.families import Checked
     from kvswap.model.removal import Pulled
 
@@ -118,9 +119,11 @@ def check(output: Output, name: str, dtype: str) -> None:
         "exchanged": not found.refused,
         "refused": found.refused or None,
         "dtype": dtype,
-        "layers": [msgspec.to_builtins(layer) for layer in found.layers],
+        "layers": [_layer(layer) for layer in found.layers],
         "token_bytes": found.token_bytes,
         "window_bytes": found.window_bytes,
+        "state_bytes": found.state_bytes,
+        "checkpoint_tokens": found.checkpoint_tokens,
         "without": list(found.without),
     }
     output.result(value, lambda: _shown(found, dtype))
@@ -164,21 +167,28 @@ def _refuse_in_use(output: Output, model: Pulled) -> None:
         )
 
 
+def _layer(spec: LayerSpec) -> dict[str, Any]:
+    """Return a layer's fields for scripts, with heads and widths where it keeps keys and values alone."""
+    fields: dict[str, Any] = msgspec.to_builtins(spec)
+    return fields | ({"heads": spec.heads, "k_dim": spec.k_dim, "v_dim": spec.v_dim} if spec.is_key_value else {})
+
+
 def _shown(found: Checked, dtype: str) -> str:
     from collections import Counter
 
     lines = [f"model    {found.model_type}" + (f" ({found.names})" if found.names else "")]
     if found.refused:
         return "\n".join([*lines, f"refused  {found.refused}"])
-    kinds = Counter(
-        f"{spec.kind}{f' of {spec.window}' if spec.window else ''}, {spec.heads} x {spec.k_dim}"
-        + (f" and {spec.v_dim}" if spec.v_dim != spec.k_dim else "")
-        for spec in found.layers
-    )
+    from kvswap.artifact.specs import layer_words
+
+    kinds = Counter(layer_words(spec) for spec in found.layers)
     lines.append("cache    " + "; ".join(f"{count} layers {kind}" for kind, count in kinds.items()))
     windows = f", and {found.window_bytes / 1e6:.1f} MB of windows" if found.window_bytes else ""
     whole = (4096 * found.token_bytes + found.window_bytes) / 1e6
     lines.append(f"size     {found.token_bytes:,} bytes a token in {dtype}{windows}; 4,096 tokens: {whole:,.0f} MB")
+    if found.state_bytes:
+        every = f"every {found.checkpoint_tokens:,} tokens and at" if found.checkpoint_tokens else "at"
+        lines.append(f"states   {found.state_bytes / 1e6:,.1f} MB {every} the end, whatever the length")
     untested = "by its layers; this model type is not among those tested"
     lines.append("works    " + ("publish, fetch, ask, verify" if found.known else untested))
     return "\n".join([*lines, *(f"without  {what}" for what in found.without)])

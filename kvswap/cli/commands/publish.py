@@ -12,6 +12,17 @@ from kvswap.cli.output import Output, read_document, size, verb
 from kvswap.core.settings import CODECS
 
 
+def _counts(context: click.Context, option: click.Parameter, value: str) -> list[int]:
+    """Return the whole numbers of a list with commas."""
+    try:
+        counts = [int(part) for part in value.split(",") if part.strip()]
+    except ValueError as error:
+        raise click.BadParameter("whole numbers with commas between them, like 120,4096") from error
+    if any(count < 1 for count in counts):
+        raise click.BadParameter("a checkpoint comes after one token at least")
+    return counts
+
+
 @click.command("publish", help="Prefill FILE and offer its KV cache.  The cache reveals the text.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", type=ModelType(), help="Model to prefill with (default: the daemon's).")
@@ -22,6 +33,13 @@ from kvswap.core.settings import CODECS
 )
 @click.option("--truncate", is_flag=True, help="Publish the longest whole-block prefix that the model can read.")
 @click.option("--source", help="URL the document came from, for the manifest.")
+@click.option(
+    "--checkpoints",
+    default="",
+    metavar="N,...",
+    callback=_counts,
+    help="Token counts that readers can resume at, beside the usual ones.",
+)
 @group_option("Seal it for the holders of this group's key; nobody else can find or read it.")
 @verb
 def publish_command(
@@ -32,12 +50,20 @@ def publish_command(
     truncate: bool,
     source: str | None,
     group: str | None,
+    checkpoints: list[int],
 ) -> None:
     """Publish a document, and say who can read it."""
     text = read_document(file).decode()
     with output.progress() as progress:
         done = output.client.publish(
-            text, model=model, codec=codec, truncate=truncate, source=source, group=group, on_event=progress
+            text,
+            model=model,
+            codec=codec,
+            truncate=truncate,
+            source=source,
+            group=group,
+            checkpoints=checkpoints,
+            on_event=progress,
         )
     ratio = done["raw_bytes"] / done["wire_bytes"]
     output.result(
@@ -46,6 +72,10 @@ def publish_command(
         f"{size(done['wire_bytes'])} ({ratio:.2f}x), {done['seconds']:.1f} s"
         + (", already published" if done["reused"] else ""),
     )
+    if held := done["state_bytes"]:
+        output.note(
+            f"states of {size(held)} at each of {len(done['checkpoints'])} token counts: readers resume at these alone"
+        )
     if divergence := done["divergence"]:
         output.note(
             f"LOSSY: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first other "

@@ -24,18 +24,18 @@ _LOOK_SECONDS = 0.05
 def stop_command(output: Output, timeout: float) -> None:
     """End the daemon of this home.  Raises `DaemonNotRunning` where none runs, `TookTooLong` where it does not end."""
     began = time.monotonic()
-    told = output.client.stop()
-    while timeout and not ended(told.pid):
+    answer = output.client.stop()
+    while timeout and not ended(answer.pid):
         if time.monotonic() > began + timeout:
             raise TookTooLong(
-                f"the daemon (process {told.pid}) was asked to end, and has not after {timeout:g} s",
+                f"the daemon (process {answer.pid}) was asked to end, and has not after {timeout:g} s",
                 cause="a disk that hangs, or a machine that has far too much to do",
-                hint=f"kvswap logs -n 20; kill {told.pid} ends it at once, and nothing that matters is lost",
+                hint=f"kvswap logs -n 20; kill {answer.pid} ends it at once, and nothing that matters is lost",
             )
         time.sleep(_LOOK_SECONDS)
     seconds = round(time.monotonic() - began, 3)
-    text = f"stopped (process {told.pid}, {seconds:.1f} s)" if timeout else f"asked process {told.pid} to end"
-    output.result({"pid": told.pid, "home": told.home, "stopped": bool(timeout), "seconds": seconds}, text)
+    text = f"stopped (process {answer.pid}, {seconds:.1f} s)" if timeout else f"asked process {answer.pid} to end"
+    output.result({"pid": answer.pid, "home": answer.home, "stopped": bool(timeout), "seconds": seconds}, text)
 
 
 def ended(pid: int) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
+from kvswap.artifact.layout import fingerprint_rows
 from kvswap.artifact.manifest import Manifest, Numerics
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import IntegrityError, KvswapError
@@ -73,8 +74,9 @@ def agree(
     if not fingerprints:
         return Agreed(result("skipped", "no other publisher of the same tokens was found"))
     policy = node.trust.policy.policy
+    rows = fingerprint_rows(statement.manifest.layout.layers)
     scores = compare(
-        own, {fingerprint.publisher: fingerprint.data for fingerprint in fingerprints}, noise.fingerprints
+        own, {fingerprint.publisher: fingerprint.data for fingerprint in fingerprints}, noise.fingerprints, rows
     ).scores
     trusted = [fingerprint for fingerprint in fingerprints if policy.trusts(fingerprint.publisher)]
     untrusted = tuple(m for m in fingerprints if m not in trusted and scores[m.publisher] > MARGIN)
@@ -110,10 +112,12 @@ def accused(
     `ours`: the environment that this node computes in.  What somebody else made is no measure: whoever knows the
     fingerprint's signs makes a cache that V7 lets pass and whose fingerprint is far from every honest one.
     """
-    score = compare(computed, {"": fingerprint}, noise.fingerprints).scores[""]
+    manifest = statement.manifest
+    score = compare(computed, {"": fingerprint}, noise.fingerprints, fingerprint_rows(manifest.layout.layers)).scores[
+        ""
+    ]
     if score <= MARGIN:
         return None
-    manifest = statement.manifest
     why = f"its fingerprint is not that of its tokens: {score:.1f} times as far away as honest noise explains"
     grounds = Grounds(
         text="",  # both sign the digest of the very tokens that were computed

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvswap.artifact.layout import block_count, block_span, needed, needed_files, work_units
+from kvswap.artifact.layout import needed, needed_files, work_units
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import PlanSaysPrefill
 from kvswap.core.ids import Cid
@@ -145,10 +145,10 @@ def work_of(
 
     `pace`: how much longer computing takes while the rest arrives.
     """
-    prefix, layers = manifest.prefix, len(manifest.layout.layers)
+    blocks, layers = manifest.blocks, len(manifest.layout.layers)
     compute, wire, load = [], [], []
     for unit in work_units(manifest, tokens, by_layer_group=by_layer_group):
-        start, stop = block_span(prefix.tokens, prefix.block_tokens, unit.block)
+        start, stop = blocks.span(unit.block)
         compute.append(pace * curve.seconds(stop, start) * len(unit.layers) / layers)
         chunks = [manifest.chunks[i] for i in unit.chunks]
         wire.append(sum(c.length for c in chunks if c.id in missing))
@@ -157,8 +157,8 @@ def work_of(
         wire[-1] += manifest.predictor.length
     # Chunks of a predictive block are decoded one after the other, whatever the number of processors.
     alone = (os.cpu_count() or 1) if manifest.predictor is not None else 1
-    blocks = block_count(prefix.tokens if tokens is None else tokens, prefix.block_tokens)
-    return Work(compute, wire, load, alone * sum(load) / blocks)
+    count = blocks.until(blocks.tokens if tokens is None else tokens)
+    return Work(compute, wire, load, alone * sum(load) / count)
 
 
 def decide_here(

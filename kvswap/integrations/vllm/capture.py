@@ -19,7 +19,8 @@ import vllm
 
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.fingerprint import fingerprint
-from kvswap.artifact.manifest import AXES, ITEM_BYTES, Layout, Numerics
+from kvswap.artifact.manifest import Numerics, layout_of
+from kvswap.artifact.specs import ITEM_BYTES
 from kvswap.artifact.tensors import DTYPES, LayerTensors, digest_layer
 from kvswap.artifact.writing import write
 from kvswap.client import Client
@@ -29,7 +30,7 @@ from kvswap.integrations.vllm.engine import Engine
 from kvswap.integrations.vllm.paged import PagedLayer
 from kvswap.integrations.vllm.save_requests import Save
 from kvswap.integrations.vllm.settings import ConnectorSettings
-from kvswap.model.finite import check_tensors
+from kvswap.model.finite import check_held
 from kvswap.model.processor import isa
 from kvswap.worker.protocol import frame
 
@@ -114,22 +115,22 @@ class Captures:
 
     def _begin(self, save: Save) -> _Captured | None:
         specs, dtype = self._engine.layers, self._engine.dtype
-        size = save.tokens * sum(s.heads * (s.k_dim + s.v_dim) for s in specs) * ITEM_BYTES[dtype]
+        size = save.tokens * sum(spec.token_numbers for spec in specs) * ITEM_BYTES[dtype]
         if not self._take(size):
             logger.warning("kvswap: %d tokens not published: the node does not keep up", save.tokens)
             return None
 
-        def empty(heads: int, dim: int) -> torch.Tensor:
-            return torch.empty(heads, save.tokens, dim, dtype=DTYPES[dtype])
-
-        tensors = [LayerTensors(empty(s.heads, s.k_dim), empty(s.heads, s.v_dim), 0, save.tokens) for s in specs]
+        tensors = []
+        for spec in specs:
+            empty = [torch.empty(tensor.part_shape(save.tokens), dtype=DTYPES[dtype]) for tensor in spec.tensors]
+            tensors.append(LayerTensors(spec, tuple(empty), 0, save.tokens))
         ids = np.frombuffer(save.ids, "<u4").tolist()
         captured = self._open[save.request] = _Captured(ids, tensors, size)
         return captured
 
     def _send(self, captured: _Captured) -> None:
         try:
-            check_tensors([(held.k, held.v) for held in captured.tensors], self._engine.dtype)
+            check_held(captured.tensors, self._engine.dtype)
             done = self._client.publish_computed(self._frames(captured))
             again = " again" if done["reused"] else ""
             logger.info(
@@ -145,8 +146,8 @@ class Captures:
     def _frames(self, captured: _Captured) -> Iterator[bytes]:
         """Yield the frames of the body of `POST /v1/computed`."""
         engine, size = self._engine, self._settings.block_tokens
-        layer_groups = layouts.plan_layer_groups(engine.layers, size, ITEM_BYTES[engine.dtype])
-        shape = Layout(dtype=engine.dtype, axes=AXES, rope=engine.rope, layers=engine.layers, runs=layer_groups)
+        groups = layouts.plan_groups(engine.layers, engine.dtype, size)
+        shape = layout_of(engine.dtype, engine.rope, engine.layers, groups)
         head = {
             "model": wire.plain(engine.identity),
             "dtype": engine.dtype,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvswap.artifact.manifest import LayerSpec, Manifest, ModelIdentity
+from kvswap.artifact.manifest import Manifest, ModelIdentity
+from kvswap.artifact.specs import LayerSpec
 from kvswap.core.errors import Incompatible
 from kvswap.model import precision, reach
 from kvswap.model.files import read_json, weight_files
@@ -20,7 +21,7 @@ _FILES = ("auto", "safetensors")  # the load formats of vLLM that read the files
 
 
 @dataclass(frozen=True, slots=True)
-class LayerGroup:
+class KVCacheGroup:
     """A group of layers that share block tables.
 
     `names` and `layers` correspond; `window` is None for full attention.
@@ -41,7 +42,7 @@ class Engine:
 
     identity: ModelIdentity
     dtype: str
-    groups: tuple[LayerGroup, ...]
+    groups: tuple[KVCacheGroup, ...]
     rope: str = "null"  # RoPE parameters, in the form of manifests
 
     @property
@@ -65,12 +66,8 @@ class Engine:
     def layers(self) -> list[LayerSpec]:
         """The kinds and shapes of the model's layers, as manifests describe them."""
         specs = {
-            index: LayerSpec(
-                kind="full" if group.window is None else "sliding",
-                heads=group.heads,
-                k_dim=group.k_dim,
-                v_dim=group.v_dim,
-                window=group.window,
+            index: LayerSpec.key_value(
+                "full" if group.window is None else "sliding", group.heads, group.k_dim, group.v_dim, group.window
             )
             for group in self.groups
             for index in group.layers
@@ -160,7 +157,7 @@ def _check_rope(model: Any) -> None:
         _require(short, f"{threshold.kind} RoPE for texts of more than {threshold.tokens} tokens", hint)
 
 
-def _group(group: Any, dtype: str) -> LayerGroup:
+def _group(group: Any, dtype: str) -> KVCacheGroup:
     from vllm.model_executor.models.utils import extract_layer_index
     from vllm.v1.kv_cache_interface import (
         FullAttentionSpec,
@@ -177,7 +174,7 @@ def _group(group: Any, dtype: str) -> LayerGroup:
     _require(getattr(spec, "attention_chunk_size", None) is None, "chunked attention")
     held = str(spec.dtype).removeprefix("torch.")
     _require(held == dtype, f"a cache in {held} of a model in {dtype}", "--kv-cache-dtype auto")
-    return LayerGroup(
+    return KVCacheGroup(
         names=tuple(group.layer_names),
         layers=tuple(extract_layer_index(name) for name in group.layer_names),
         block_tokens=spec.block_size,

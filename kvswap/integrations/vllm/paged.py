@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from kvswap.core.errors import Incompatible
-from kvswap.integrations.vllm.engine import LayerGroup
+from kvswap.integrations.vllm.engine import KVCacheGroup
 
 _DIGIT = 8  # bits that every dtype holds exactly
 
 
-def slots(group: LayerGroup, blocks: Sequence[int], first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+def slots(group: KVCacheGroup, blocks: Sequence[int], first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (slot, token) for each token of [first, stop) that has a block; block 0 is vLLM's null block."""
     tokens = torch.arange(first, stop, dtype=torch.int64)
     places = torch.tensor(blocks, dtype=torch.int64)[tokens // group.block_tokens]
@@ -46,7 +46,7 @@ class PagedLayer:
         key, value = (t.transpose(0, 1).contiguous().to(device) for t in (k, v))
         self._write(self._layer, key, value, self._cache, slot.to(device))
 
-    def learn(self, group: LayerGroup) -> None:
+    def learn(self, group: KVCacheGroup) -> None:
         """Learn the layout of a block, so that it can be read.
 
         Raises `Incompatible` if K and V cannot be read back.
@@ -82,7 +82,7 @@ class PagedLayer:
         self._write(self._layer, k, v, scratch, slot)
         return scratch[block].reshape(-1).cpu()
 
-    def _reads_back(self, group: LayerGroup) -> bool:
+    def _reads_back(self, group: KVCacheGroup) -> bool:
         generator = torch.Generator().manual_seed(0)
         shape = (group.block_tokens, group.heads)
         k, v = (
@@ -95,13 +95,13 @@ class PagedLayer:
         read_k, read_v = self._shaped(raw[self._places.cpu()][None], group)
         return torch.equal(read_k, k.transpose(0, 1)) and torch.equal(read_v, v.transpose(0, 1))
 
-    def get(self, blocks: Sequence[int], group: LayerGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    def get(self, blocks: Sequence[int], group: KVCacheGroup) -> tuple[torch.Tensor, torch.Tensor]:
         """Read K and V of these blocks, [head, token, dim], to the CPU; `learn` has to be called first."""
         assert self._places is not None  # noqa: S101
         raw = self._cache[torch.tensor(blocks, device=self._cache.device)].reshape(len(blocks), -1)
         return self._shaped(raw[:, self._places].cpu(), group)
 
-    def _shaped(self, numbers: torch.Tensor, group: LayerGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    def _shaped(self, numbers: torch.Tensor, group: KVCacheGroup) -> tuple[torch.Tensor, torch.Tensor]:
         """Reshape [block, position] to K and V of [head, token, dim]."""
         size, heads = group.block_tokens, group.heads
         middle = size * heads * group.k_dim

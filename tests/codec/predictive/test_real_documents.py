@@ -53,7 +53,7 @@ def test_twenty_documents_come_back_to_the_bit(smollm: Path, trained: bytes, dty
     for number, path in enumerate(paths):
         ids = loaded.tokenize(path.read_text())[:TOKENS]
         blocks: dict[int, list[Any]] = {}
-        for block, _, parts, _, _ in captured(loaded, new_cache(loaded.model.config, len(ids)), ids, BLOCK):
+        for block, _, parts, _ in captured(loaded, new_cache(loaded.model.config, len(ids)), ids, BLOCK):
             blocks.setdefault(block, []).extend(p.copy() for p in parts)
         for block, parts in blocks.items():
             context = predictive.Context(predictor, stack, 0, [], block * BLOCK)

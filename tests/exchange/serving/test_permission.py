@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvswap.artifact.layout import needed
-from kvswap.artifact.manifest import LayerSpec
+from kvswap.artifact.specs import LayerSpec
 from kvswap.core.errors import KvswapError, NotFound, PeerBusy, TokenRefused, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
@@ -32,7 +32,7 @@ from tests.support import Ingested, key, make_artifact, run
 
 OWN = key(1000)  # the first node's publisher
 UNTRUSTED = key(7)
-WIDE = (LayerSpec(kind="full", heads=4, k_dim=64, v_dim=64),) * 6
+WIDE = (LayerSpec.key_value("full", 4, 64, 64),) * 6
 RATE = 8_000_000
 
 
