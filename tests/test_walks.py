@@ -37,6 +37,11 @@ def test_picture_and_page_are_made_from_the_walks() -> None:
     assert tool().main(check=True) == 0
 
 
+def test_the_picture_has_a_ring_for_every_return() -> None:
+    in_legend = 1
+    assert tool().PICTURE.read_text().count('class="ring ') == in_legend + len(tool().WHY)
+
+
 def test_every_use_case_has_a_walk() -> None:
     assert list(WALKS) == list(tool().USE_CASES)
 

@@ -100,7 +100,8 @@ def picture(walks: Walks) -> str:
             parts.append(f'<text class="folder" x="24" y="{y + 30}">the parts of a node that they use</text>')
             rows, y = _rows(used, y + 40, parts)
             for name, x in columns.items():
-                parts += [_dot(name, x, rows[file]) for file in walks[name]["files"] if file in rows]
+                for file in walks[name]["files"]:
+                    parts += _dot(name, x, rows[file], file in walks[name]["again"]) if file in rows else []
         y += 26
     at = f'cx="34" cy="{y:g}"'
     parts.append(f'<circle class="ring fetch" {at} r="{RING}"/><circle class="stop fetch" {at} r="{STOP}"/>')
@@ -180,8 +181,10 @@ def _line(name: str, walk: dict[str, Any], x: float, rows: dict[str, float]) -> 
     return parts
 
 
-def _dot(name: str, x: float, y: float) -> str:
-    return f'<circle class="dot {name}-text" cx="{x}" cy="{y:g}" r="5"/>'
+def _dot(name: str, x: float, y: float, again: bool) -> list[str]:
+    """The mark of a node's part that a use case uses, with a ring where it is entered again."""
+    ring = [f'<circle class="ring {name}" cx="{x}" cy="{y:g}" r="{STOP}"/>'] if again else []
+    return [*ring, f'<circle class="dot {name}-text" cx="{x}" cy="{y:g}" r="5"/>']
 
 
 def text(walks: Walks) -> str:
