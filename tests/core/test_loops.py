@@ -47,7 +47,11 @@ ALLOWED = {
     "exchange/prefix.py": {"cached_prefix_keys": "one request, with a deadline"},
     "host/engine.py": {"ready": "the start of a host, with a deadline"},
     "host/hosted_request.py": {"_take": "one read"},
-    "client/sender_aio.py": {"lines": "one answer, with a time-out for each line"},
+    "client/sender_aio.py": {
+        "lines": "one answer, with a time-out for each line",
+        "pieces": "one answer, with a time-out for each piece",
+    },
+    "exchange/import_archive.py": {"run": "one archive, which ends with its last file"},
     "core/scan.py": {"plain": "one message, of bounded length"},
 }
 
