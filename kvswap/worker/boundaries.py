@@ -70,7 +70,7 @@ class Boundaries:
 
     @property
     def why(self) -> str:
-        """How what is held before the end differs, in words; empty if it does not, beyond honest noise."""
+        """The difference of what is held before the end, in words; empty if honest noise explains it."""
         if self.worst is None or self.worst[1].honest:
             return ""
         stop, score = self.worst

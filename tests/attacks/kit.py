@@ -247,7 +247,7 @@ def keys_for_values(scene: Scene) -> Tensors:
     """Above layer 0 keys and values exchanged: the layout is identical."""
     out = scene.copy()
     for held in out[1:]:
-        held.k, held.v = held.v, held.k
+        held.tensors = (held.v, held.k)
     return out
 
 

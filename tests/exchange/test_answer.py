@@ -41,7 +41,7 @@ def test_fetched_stored_or_prefilled_the_answer_has_the_same_bits(tmp_path: Path
             own = await asked(a)
             assert {x["logits_digest"] for x in (prefilled, fetched, stored, own)} == {prefilled["logits_digest"]}
             assert fetched["token_ids"] == prefilled["token_ids"] and fetched["claim"] == "bitwise"
-            assert own["wire_bytes"] == stored["wire_bytes"] == 0
+            assert own["wire_bytes"] == 0  # while the other may still lack what it had computed before
 
     run(body())
 

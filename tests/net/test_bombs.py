@@ -76,7 +76,7 @@ def _envelope() -> dict[str, Any]:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = wire.plain(value)
+    plain: dict[str, Any] = wire.plain(value) | wire.plain(getattr(value, "_versioned", {}))
     return {k: v for k, v in plain.items() if v is not None}
 
 
