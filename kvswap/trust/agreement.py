@@ -31,12 +31,12 @@ def apart(one: bytes, other: bytes, rows: tuple[int, int]) -> Errors:
     """
     growing, states = rows
     with np.errstate(invalid="ignore", over="ignore"):
-        ends = FINGERPRINT_WIDTH * states
-        numbers = [np.frombuffer(data, "<f2").astype(np.float32) for data in (one, other)]
-        grown = _far(*(data[: len(data) - ends].reshape(-1, growing, FINGERPRINT_WIDTH) for data in numbers))
-        ended = _far(*(data[len(data) - ends :].reshape(1, states, FINGERPRINT_WIDTH) for data in numbers))
-        count = max(len(grown), 1)
-        out: Errors = np.concatenate([grown, np.repeat(ended, count, 0)], 1)[..., None]
+        pairs = [np.frombuffer(data, "<f2").astype(np.float32) for data in (one, other)]
+        at = len(pairs[0]) - FINGERPRINT_WIDTH * states
+        positions = at // (growing * FINGERPRINT_WIDTH) if growing else 1
+        grown = _far(*(data[:at].reshape(positions, growing, FINGERPRINT_WIDTH) for data in pairs))
+        ended = _far(*(data[at:].reshape(1, states, FINGERPRINT_WIDTH) for data in pairs))
+        out: Errors = np.concatenate([grown, np.repeat(ended, positions, 0)], 1)[..., None]
     return np.nan_to_num(out, nan=np.inf, posinf=np.inf)
 
 

@@ -344,6 +344,7 @@ def catalogue(data: bytes) -> None:
 
 @target("fingerprint", lambda: [bytes(80), bytes(range(80)) * 2])
 def fingerprint(data: bytes) -> None:
-    ends = 16 * (len(data) % 3)  # of so many states
-    whole: Any = data[: (len(data) - ends) // 64 * 64] + data[len(data) - ends :]
-    apart(whole, whole, (4, len(data) % 3))
+    states = len(data) % 3 if len(data) >= 32 else 0
+    at = len(data) - 16 * states
+    whole: Any = data[: at // 64 * 64] + data[at:]
+    apart(whole, whole, (4, states))
