@@ -255,7 +255,11 @@ class _PrefixSearch:
         tokens = min(blocks * self._block_tokens, prefix.tokens)
         if self._ids is not None and tokens < prefix.tokens and (self._within or manifest.layout.checkpoints):
             tokens = max(tokens, self._beyond(manifest))
-        return resumable(manifest, tokens), blocks
+        tokens = resumable(manifest, tokens)
+        # Windows and states before the end are no part of what was verified: of untrusted publishers all or nothing.
+        inner = tokens < prefix.tokens and not manifest.layout.keeps_all
+        trusted = self._node.trust.policy.policy.trusts(manifest.publisher)
+        return 0 if inner and not trusted else tokens, blocks
 
     def _beyond(self, manifest: Manifest) -> int:
         """Count the tokens that an artifact shares with our ids, whose blocks do not all end where ours do."""

@@ -1,7 +1,8 @@
 """What an artifact holds for readers that resume before its end: windows of sliding layers, and states.
 
 The cache at the end of a document does not show it, as a sliding layer has moved on and a state holds for one position
-alone.  It is compared block by block, beside a prefill that computes the whole again (V7).
+alone.  What of it is in the store is compared block by block, beside a prefill that computes the whole again (V7); what
+is not was not needed yet, and of untrusted publishers nobody resumes there (`exchange.prefix`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from kvswap.artifact.manifest import ChunkRef, Manifest
 from kvswap.artifact.sealing import Seal
 from kvswap.artifact.tensors import as_part, as_tensor, decode_chunk, digest_parts
 from kvswap.codec.parts import WORD, Part
+from kvswap.core.errors import NotFound
 from kvswap.trust.noise import Score, Spread
 
 if TYPE_CHECKING:
@@ -57,9 +59,13 @@ class Boundaries:
         layout = self.manifest.layout
         errors = np.zeros((_ROWS, len(layout.layers), max(len(layer.tensors) for layer in layout.layers)), np.float32)
         for ref in refs:
+            try:
+                coded = self.source(ref.id)
+            except NotFound:  # not fetched: this reader went on from the end
+                continue
             dtype = layout.group_dtype(ref.run)
             supplied: list[Part] = [np.empty(s, WORD[dtype]) for s in layouts.part_shapes(layout, ref.run, start, stop)]
-            decode_chunk(self.manifest, ref, self.source(ref.id), supplied, None, {}, self.seal)
+            decode_chunk(self.manifest, ref, coded, supplied, None, {}, self.seal)
             computed = capture_block(cache, layout, ref.run, start, stop)
             self.bitwise &= digest_parts([as_part(tensor) for tensor in computed]) == ref.raw
             for (index, place), part, tensor in zip(layout.members[ref.run], supplied, computed, strict=True):

@@ -358,7 +358,7 @@ number = 0
 while True:
     made = make_artifact(seed=number, text=b"%d" % number)
     for cid, data in made.chunks.items():
-        store.put_chunk(data, cid, behind=number % 2 == 0)
+        store.put_chunk(data, cid, write_behind=number % 2 == 0)
     list_artifact(store, made.statement)
     store.pin(made.id, True)
     print(made.id, flush=True)

@@ -154,7 +154,9 @@ def test_who_nudges_a_right_cache_gets_no_honest_stranger_condemned(
         scene = Scene(loaded, TEXT, loaded.tokenize(TEXT), [], 64)
         noise = Noise.of(measure(loaded, lambda: None).plain())
         tensors = nudged(scene, noise)
-        far = compare(fingerprint(tensors), {"honest": fingerprint(scene.right)}, noise.fingerprints)
+        far = compare(
+            fingerprint(tensors), {"honest": fingerprint(scene.right)}, noise.fingerprints, (2 * len(tensors), 0)
+        )
         assert far.scores["honest"] > 2 * MARGIN
         invalid_senders, honest = forge(scene, tensors, signer=LIAR), forge(scene, scene.right, signer=HONEST)
         async with reading(tmp_path, tiny_models["llama"], invalid_senders, honest, dtype="bfloat16") as (

@@ -41,7 +41,11 @@ def secrets(manifest: Manifest) -> list[bytes]:
     """What would lead from what is seen to what was published."""
     assert manifest.document is not None
     digests = [manifest.model.digest, manifest.model.weights, manifest.document.sha256, manifest.prefix.token_digest]
-    digests += [*manifest.prefix.chain, *(t.k for t in manifest.tensors), *(c.raw for c in manifest.chunks)]
+    digests += [
+        *manifest.prefix.chain,
+        *(digest for layer in manifest.tensors for digest in layer),
+        *(c.raw for c in manifest.chunks),
+    ]
     return [*digests, *(d.hex().encode() for d in digests), TEXT[:24].encode()]
 
 
