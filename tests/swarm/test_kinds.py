@@ -26,7 +26,9 @@ def test_the_main_job(daemon: Start, tmp_path: Path, family: str) -> None:
     resumed, prefilled = ask(b, str(longer), "--force", steps=12), ask(b, str(longer), "--prefill", steps=12)
     assert resumed["token_ids"] == prefilled["token_ids"]
     if family in ("lfm2", "deepseek-v3.2"):  # a checkpoint, or the end of a block, in every block
-        assert resumed["artifact"] is not None and "tokens are published" in resumed["plan"]["reason"]
+        own = ask(a, str(longer), "--force", steps=12)  # who has the chunks of all of them
+        assert own["artifact"] is not None and "tokens are published" in own["plan"]["reason"], own
+        assert own["token_ids"] == prefilled["token_ids"]
 
 
 def test_a_checkpoint_within_a_block(daemon: Start, tmp_path: Path) -> None:
