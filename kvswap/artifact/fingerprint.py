@@ -21,15 +21,22 @@ from kvswap.artifact.layout import FINGERPRINT_TOKENS, FINGERPRINT_WIDTH
 from kvswap.artifact.manifest import FileRef
 from kvswap.artifact.sealing import FINGERPRINT, Seal, open_file
 from kvswap.artifact.tensors import LayerTensors
-from kvswap.core.errors import IntegrityError
+from kvswap.core.errors import Incompatible, IntegrityError
 
 _LARGEST = 65_504.0  # of a float16
+_MOST_SIGNS = 1 << 27  # a byte each; of the widest layer known there are 2^21
 
 
 @lru_cache(maxsize=2048)
 def _signs(layer: int, kind: int, heads: int, dim: int) -> torch.Tensor:
     """+1 and -1, [head, FINGERPRINT_TOKENS, dim], int8."""
     count = heads * FINGERPRINT_TOKENS * dim
+    if count > _MOST_SIGNS:
+        raise Incompatible(
+            f"layer {layer} has a tensor of {heads} x {dim}, too wide to be compared by a fingerprint",
+            cause="no model that is known has one",
+            field="layout",
+        )
     digest = blake3(b"kvswap fingerprint v1 %d %d" % (layer, kind)).digest(length=-(-count // 8))
     bits = np.unpackbits(np.frombuffer(digest, np.uint8), bitorder="little")[:count]
     return torch.from_numpy(bits.astype(np.int8) * 2 - 1).reshape(heads, FINGERPRINT_TOKENS, dim)
