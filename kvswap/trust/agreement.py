@@ -27,9 +27,12 @@ def apart(one: bytes, other: bytes, rows: tuple[int, int]) -> Errors:
     """Compute the distance of two fingerprints relative to the second, by [position (64 of them), tensor, 1].
 
     `rows`: how many tensors have a row for each token, and how many are states, whose distance stands at every
-    position.  A value that is not a number makes the distance infinite.
+    position.  A value that is not a number makes the distance infinite, and so do lengths that differ: those are not
+    two caches of the same tokens.
     """
     growing, states = rows
+    if len(one) != len(other):
+        return np.full((1, growing + states, 1), np.inf)
     with np.errstate(invalid="ignore", over="ignore"):
         pairs = [np.frombuffer(data, "<f2").astype(np.float32) for data in (one, other)]
         at = len(pairs[0]) - FINGERPRINT_WIDTH * states
