@@ -10,10 +10,11 @@ import pytest
 from kvswap.core.errors import PlanSaysPrefill
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
+from kvswap.exchange.discovery.pulling import cached_prefix_keys
+from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.prefix import (
     CachedPrefix,
-    cached_prefix_keys,
     check_prefix_plan,
     fetch_prefix,
     find_prefix,
@@ -24,6 +25,7 @@ from kvswap.exchange.publish import publish
 from kvswap.exchange.request import STRICT, Terms, lookup_of
 from kvswap.exchange.withdraw import withdraw
 from tests.exchange.modelled import publisher_and_reader
+from tests.families import build
 from tests.support import DOCUMENT, run
 
 TEXT = DOCUMENT.read_text()[:700]
@@ -116,6 +118,30 @@ def test_only_the_chunks_of_the_beginning_are_fetched_and_once(tmp_path: Path, t
             before = a.counters.bytes_out
             await fetch_prefix(b, found, FORCED)
             assert a.counters.bytes_out == before
+
+    run(body())
+
+
+def test_who_has_the_end_alone_asks_for_an_inner_checkpoint(tmp_path: Path) -> None:
+    """Of states, a whole fetch brings those of the end: where a longer text resumes before it, others have the rest."""
+
+    async def body() -> None:
+        async with publisher_and_reader(tmp_path, build(tmp_path / "model", "lfm2")) as (_, a, b):
+            made = await publish(a, TEXT.encode())
+            await fetch(b, Cid.parse(made["artifact"]), FORCED)
+            assert b.store.lookup(Cid.parse(made["artifact"]))[0].complete
+            _, found = await look(b)
+            assert found is not None and 0 < found.tokens < made["tokens"]
+            assert found.peers == (a.transport.peer,)  # type: ignore[union-attr]
+            manifest = found.statement.manifest
+            planned = await plan_prefix(b, found)
+            states = [c for c in manifest.chunks if manifest.layout.is_state(c.run)]
+            assert 0 < planned.missing_bytes <= sum(chunk.length for chunk in states)
+            await fetch_prefix(b, found, FORCED)
+            _, again = await look(b)
+            assert again is not None and (again.tokens, again.peers) == (found.tokens, ())
+            _, alone = await look(b, terms=lookup_of(STRICT, local=True))
+            assert alone is not None and alone.peers == ()
 
     run(body())
 
