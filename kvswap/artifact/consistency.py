@@ -167,6 +167,9 @@ def _check_tensor(layout: Layout, tensor: TensorSpec, where: str) -> None:
 def _check_groups(layout: Layout, field: str) -> None:
     layers = layout.layers
     _require(0 < len(layout.groups) <= LIMITS.manifest_groups, field, "no groups, or over the cap")
+    # By number before anything is looked at: so many groups of so many layers each would take seconds.
+    members = sum(len(group.layers) * len(group.tensors) for group in layout.groups)
+    _require(members == sum(len(layer.tensors) for layer in layers), field, "they are not a partition of the layers")
     divergence = []
     for group in layout.groups:
         _require(bool(group.layers), field, "a group without layers")

@@ -91,7 +91,10 @@ def raw_length(layout: Layout, group: int, start: int, stop: int) -> int:
     """Compute the length in bytes of a chunk before coding: one group for block [start, stop)."""
     if layout.is_state(group) and stop not in layout.checkpoints:
         return 0
-    return sum(map(math.prod, part_shapes(layout, group, start, stop))) * ITEM_BYTES[layout.group_dtype(group)]
+    layers = layout.groups[group].layers  # all alike
+    first, last = stored_span(layout.layers[layers[0]], start, stop)
+    numbers = sum(math.prod(tensor.part_shape(last - first)) for tensor in layout.group_tensors(group))
+    return len(layers) * numbers * ITEM_BYTES[layout.group_dtype(group)]
 
 
 def resumable(manifest: Manifest, tokens: int) -> int:
@@ -149,19 +152,21 @@ def needed_files(manifest: Manifest, tokens: int | None = None) -> list[int]:
 
 
 def expected_chunks(layout: Layout, blocks: Blocks) -> Iterator[tuple[int, int, int]]:
-    """Iterate over (block, group, raw length) of every chunk that a manifest of this layout must list, in order."""
-    lengths: dict[tuple[int, int], int] = {}  # a chunk's length depends on its group and how many tokens it spans
-    states = [layout.is_state(group) for group in range(len(layout.groups))]
+    """Iterate over (block, group, raw length) of every chunk that a manifest of this layout must list, in order.
+
+    Every step gives a chunk: a stranger's layout with many groups that have none costs no more than one without them.
+    """
+    every = range(len(layout.groups))
+    filled = [group for group in every if raw_length(layout, group, 0, 1) or layout.is_state(group)]
+    growing = [group for group in filled if not layout.is_state(group)]
     checkpoints = set(layout.checkpoints)
+    lengths: dict[tuple[int, int], int] = {}  # a chunk's length depends on its group and how many tokens it spans
     for block, (start, stop) in enumerate(blocks):
-        for group, state in enumerate(states):
-            if state and stop not in checkpoints:
-                continue
+        for group in filled if stop in checkpoints else growing:
             length = lengths.get((group, stop - start))
             if length is None:
                 length = lengths[group, stop - start] = raw_length(layout, group, start, stop)
-            if length:
-                yield block, group, length
+            yield block, group, length
 
 
 def fingerprint_rows(layers: Sequence[LayerSpec]) -> tuple[int, int]:

@@ -185,10 +185,14 @@ class Layout(Strict, frozen=True, dict=True):
         """True if every layer keeps every token and nothing else, so that any part of it can be computed on."""
         return not self.has_states and all(layer.window is None for layer in self.layers)
 
+    @cached_property
+    def _group_tensors(self) -> list[list[TensorSpec]]:
+        firsts = [(self.layers[group.layers[0]], group.tensors) for group in self.groups]
+        return [[tensor for tensor in first.tensors if tensor.name in names] for first, names in firsts]
+
     def group_tensors(self, group: int) -> list[TensorSpec]:
         """Return the tensors of a group's first layer that are in it; those of its other layers are alike."""
-        first = self.groups[group].layers[0]
-        return [self.layers[index].tensors[place] for index, place in self.members[group] if index == first]
+        return self._group_tensors[group]
 
     def group_dtype(self, group: int) -> str:
         """Return the dtype of a group's tensors, which is one."""

@@ -16,8 +16,9 @@ from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, Us
 from kvswap.core.limits import LIMITS
 from kvswap.daemon.requests import prefix_query_of, request_of, stream
 from kvswap.exchange import Node
+from kvswap.exchange.discovery.pulling import cached_prefix_keys
 from kvswap.exchange.model_port import OnEvent
-from kvswap.exchange.prefix import cached_prefix_keys, fetch_prefix, longest_cached_prefix
+from kvswap.exchange.prefix import fetch_prefix, longest_cached_prefix
 from kvswap.exchange.publish_computed import Computed, publish_computed
 from kvswap.exchange.publishing.ingest import EVENTS
 from kvswap.exchange.request import Progress

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msgspec import structs
 
@@ -19,10 +19,12 @@ from kvswap.artifact.chain import chain_digests, token_digest, unpack_ids
 from kvswap.artifact.layout import needed_files, resumable
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
+from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
 from kvswap.exchange.discovery.candidates import Candidate, EnvelopeFetcher, round_robin
-from kvswap.exchange.discovery.lookup import PeerOffer, ask_these
+from kvswap.exchange.discovery.lookup import PeerOffer, ask_these, holders
+from kvswap.exchange.discovery.pulling import REFRESH_SECONDS, pull_soon, refresh
 from kvswap.exchange.discovery.resolve import judge_envelope
 from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.node import AGENT, Node
@@ -30,18 +32,15 @@ from kvswap.exchange.planning.decision import Planned, plan_chunks
 from kvswap.exchange.request import STRICT, Progress, Terms, lookup_of, silent
 from kvswap.exchange.transfer.download import download
 from kvswap.exchange.verification.use import use
-from kvswap.net import PeerAddress, messages
+from kvswap.net import messages
 from kvswap.trust import Identifiers, Statement
 
-_PREFIX_INDEX_SECONDS = 2.0
-_WATCH_SECONDS = 0.2
 _AT_ONCE = 3  # claims of different length that are asked after at once,
 _ROUNDS = 4  # and how often, when none of them holds
 _ROUND_SECONDS = 2.0
 _OF_ONE_LENGTH = 16  # peers that are asked after the same claim
 _AGAIN_SECONDS = 0.5  # for which a prefix index is waited for that may have changed
 _MORE_SECONDS = 0.5  # for which longer ones are waited for, once there is one
-_PULLED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,11 @@ class CachedPrefix:
     def chunks(self) -> list[int]:
         """The indices of the files that a reader needs to resume after those tokens."""
         return needed_files(self.statement.manifest, self.tokens)
+
+    @property
+    def files(self) -> list[Cid]:
+        """The ids of these files."""
+        return [self.statement.manifest.files[i].id for i in self.chunks]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ async def longest_cached_prefix(
             here[row.id] = Candidate(row.id)
     availabilities: list[_Availability] = []
     if not terms.local:
-        await _refresh_prefix_indexes(node, terms.lookup_seconds or _PREFIX_INDEX_SECONDS)
+        await refresh(node, terms.lookup_seconds or REFRESH_SECONDS)
         availabilities = [
             _Availability(blocks, tuple(peers[:_OF_ONE_LENGTH]), identifiers, digests)
             for identifiers, digests in called
@@ -123,7 +127,11 @@ async def longest_cached_prefix(
     )
     if rest and time.monotonic() < search.deadline:
         await search.ask(rest[:_AT_ONCE], search.deadline)
-    return search.best
+    best = search.best
+    if best is None or best.peers or terms.local:
+        return best
+    # What is here is complete for a reader of its end; before it, windows and states may still be elsewhere alone.
+    return replace(best, peers=await holders(node, best.statement.artifact, best.files))
 
 
 class _PrefixSearch:
@@ -178,7 +186,7 @@ class _PrefixSearch:
                 node.network.prefix_indexes.table.pop(peer)  # gone
         began = time.monotonic()
         for peer, _ in lacking:
-            _pull_soon(node, peer)
+            pull_soon(node, peer)
         policy = node.trust.policy.policy
 
         def rank(offer: PeerOffer) -> tuple[int, ...]:
@@ -278,29 +286,6 @@ class _PrefixSearch:
         self._node.events.add("claimed_in_vain", peer=peer, reason=why)
 
 
-async def cached_prefix_keys(node: Node, version: str, seconds: float) -> tuple[str, bytes | None]:
-    """Return the version and keys of all prefixes that a look-up could find, as soon as the version is another.
-
-    It is for callers that look up so often that most look-ups, which find nothing, are better answered without asking.
-    `seconds` is how long it waits for another version than `version`.  The keys are None where there are too many, or
-    some have other names than their own (`groups`): then ask.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        await _refresh_prefix_indexes(node, min(_PREFIX_INDEX_SECONDS, max(0.0, deadline - time.monotonic())))
-        present = f"{node.store.generation}.{node.network.prefix_indexes.generation}.{len(node.trust.groups.all())}"
-        if present != version:
-            break
-        if time.monotonic() >= deadline:
-            break
-        await asyncio.sleep(_WATCH_SECONDS)
-    if node.trust.groups.all() or node.settings.group:
-        return present, None
-    own = await asyncio.to_thread(node.own_prefix_index.reply, 0)
-    keys = (own.keys or b"") + node.network.prefix_indexes.packed()
-    return present, keys if len(keys) <= LIMITS.prefix_keys_bytes else None
-
-
 async def find_prefix(
     node: Node, choice: ModelChoice, text: str, terms: Terms = STRICT
 ) -> tuple[int, CachedPrefix | None]:
@@ -358,38 +343,3 @@ def check_prefix_plan(cached_prefix: CachedPrefix, planned: Planned, terms: Term
             f"{chosen.reason}",
             plan=chosen.to_json(),
         )
-
-
-async def _refresh_prefix_indexes(node: Node, seconds: float) -> None:
-    """Pull the prefix indexes of connected peers that are not fresh, all at once; slow ones go on after `seconds`."""
-    if not node.p2p:
-        return
-    stale = [
-        p
-        for p in node.transport.connected()
-        if node.network.prefix_indexes.stale(p) and not node.peers.backoff_seconds(p)
-    ]
-    stale.sort(key=lambda peer: not node.peers.delivered(peer))
-    for peer in stale:
-        _pull_soon(node, peer)
-    if node.network.pulling:
-        await asyncio.wait(list(node.network.pulling.values()), timeout=seconds)
-
-
-def _pull_soon(node: Node, peer: str) -> None:
-    if peer not in node.network.pulling and len(node.network.pulling) < _PULLED_AT_ONCE:
-        node.network.pulling[peer] = node.background.spawn(_pull(node, peer))
-
-
-async def _pull(node: Node, peer: str) -> None:
-    """Pull the prefix index of one peer, and keep it."""
-    try:
-        async with asyncio.timeout(_PREFIX_INDEX_SECONDS):
-            ask = messages.GetPrefixIndex(node.network.prefix_indexes.version(peer))
-            node.network.prefix_indexes.put(
-                peer, await node.network.ask(PeerAddress(peer), ask, messages.PrefixIndexReply)
-            )
-    except (KvswapError, TimeoutError) as error:
-        node.peers.blame(peer, error)
-    finally:
-        node.network.pulling.pop(peer, None)

@@ -44,7 +44,7 @@ ALLOWED = {
         "_refresh": "one peer of a transfer, which ends with its error",
         "_show": "one transfer, which ends with its error",
     },
-    "exchange/prefix.py": {"cached_prefix_keys": "one request, with a deadline"},
+    "exchange/discovery/pulling.py": {"cached_prefix_keys": "one request, with a deadline"},
     "host/engine.py": {"ready": "the start of a host, with a deadline"},
     "host/hosted_request.py": {"_take": "one read"},
     "client/sender_aio.py": {

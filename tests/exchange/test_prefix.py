@@ -7,13 +7,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from kvswap.artifact.chain import chain_digests, pack_ids, token_sequence_of
 from kvswap.core.errors import PlanSaysPrefill
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
+from kvswap.exchange.discovery.pulling import cached_prefix_keys
+from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import Wanted
+from kvswap.exchange.node.listing import list_artifact
 from kvswap.exchange.prefix import (
     CachedPrefix,
-    cached_prefix_keys,
     check_prefix_plan,
     fetch_prefix,
     find_prefix,
@@ -24,7 +27,8 @@ from kvswap.exchange.publish import publish
 from kvswap.exchange.request import STRICT, Terms, lookup_of
 from kvswap.exchange.withdraw import withdraw
 from tests.exchange.modelled import publisher_and_reader
-from tests.support import DOCUMENT, run
+from tests.families import build
+from tests.support import DOCUMENT, make_artifact, run
 
 TEXT = DOCUMENT.read_text()[:700]
 OTHER = TEXT[:500] + " And something else entirely, which nobody has published yet."
@@ -116,6 +120,62 @@ def test_only_the_chunks_of_the_beginning_are_fetched_and_once(tmp_path: Path, t
             before = a.counters.bytes_out
             await fetch_prefix(b, found, FORCED)
             assert a.counters.bytes_out == before
+
+    run(body())
+
+
+def test_an_identity_that_equals_a_chain_digest_continues_nothing(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    """Both are hashes of so many bytes: a publisher can sign a model that is called as a document's first block is.
+
+    Its chain is then that of the document from the second block on, and is found by it; what is used is another matter:
+    only what agrees from the first token on, and of this very model.
+    """
+
+    async def body() -> None:
+        async with publisher_and_reader(tmp_path, tiny_models["llama"], block_tokens=16) as (_, a, b):
+            ids = b.model.loaded.tokenize(TEXT)  # type: ignore[attr-defined]
+            honest = (await b.model.choose()).identity
+            chain = chain_digests(honest.digest, ids, 16)
+            first = pack_ids(ids[:16])
+            called = msgspec.structs.replace(honest, weights=honest.digest, config=first[:32], tokenizer=first[32:])
+            assert called.digest == chain[0]
+            rest = token_sequence_of(called.digest, ids[16:], 16)
+            assert rest.chain[0] == chain[1]
+            made = make_artifact(
+                a.identity.publisher, tokens=len(ids) - 16, block_tokens=16, dtype="float32", model=called, prefix=rest
+            )
+            for node in (a, b):
+                for cid, data in made.chunks.items():
+                    node.store.put_chunk(data, cid)
+                list_artifact(node.store, made.statement)
+                assert node.store.longest_prefix(chain)
+            for terms in (STRICT, FORCED, lookup_of(STRICT, local=True)):
+                assert (await look(b, TEXT, terms))[1] is None
+            assert not b.network.prefix_indexes.false_indexes, "nor is the peer blamed that holds it"
+
+    run(body())
+
+
+def test_who_has_the_end_alone_asks_for_an_inner_checkpoint(tmp_path: Path) -> None:
+    """Of states, a whole fetch brings those of the end: where a longer text resumes before it, others have the rest."""
+
+    async def body() -> None:
+        async with publisher_and_reader(tmp_path, build(tmp_path / "model", "lfm2")) as (_, a, b):
+            made = await publish(a, TEXT.encode())
+            await fetch(b, Cid.parse(made["artifact"]), FORCED)
+            assert b.store.lookup(Cid.parse(made["artifact"]))[0].complete
+            _, found = await look(b)
+            assert found is not None and 0 < found.tokens < made["tokens"]
+            assert found.peers == (a.transport.peer,)  # type: ignore[union-attr]
+            manifest = found.statement.manifest
+            planned = await plan_prefix(b, found)
+            states = [c for c in manifest.chunks if manifest.layout.is_state(c.run)]
+            assert 0 < planned.missing_bytes <= sum(chunk.length for chunk in states)
+            await fetch_prefix(b, found, FORCED)
+            _, again = await look(b)
+            assert again is not None and (again.tokens, again.peers) == (found.tokens, ())
+            _, alone = await look(b, terms=lookup_of(STRICT, local=True))
+            assert alone is not None and alone.peers == ()
 
     run(body())
 

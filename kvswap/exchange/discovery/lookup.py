@@ -23,7 +23,7 @@ from kvswap.core.failures import record
 from kvswap.core.ids import Cid, document_key
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.address_book import RECORDS
-from kvswap.exchange.node.node import Node
+from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.verification.audits import receive_audits
 from kvswap.exchange.verification.received import kept_for_later
 from kvswap.exchange.verification.status_records import receive_status_records
@@ -74,6 +74,16 @@ async def ask_these(
     if lookup.own is not None and not lookup.offers:
         raise lookup.own  # not "nobody has it"
     return list(lookup.offers), lookup.answered
+
+
+async def holders(node: Node, artifact: Cid, files: Sequence[Cid]) -> tuple[str, ...]:
+    """Find peers that have an artifact which lies here in part; nobody is asked where all of `files` are here."""
+    if not await asyncio.to_thread(node.store.missing, files):
+        return ()
+    query = messages.Find(AGENT, artifact=str(artifact), bulk=node.settings.bulk)
+    offers = await find(node, query)
+    offers.sort(key=lambda offer: not offer.found.complete)
+    return tuple(dict.fromkeys(offer.peer for offer in offers if offer.found.artifact == str(artifact)))
 
 
 class _Far:
