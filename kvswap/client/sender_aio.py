@@ -40,7 +40,7 @@ class AsyncSender:
     def __init__(self, target: Target) -> None:
         self._target = target
 
-    async def lines(self, call: Call) -> AsyncGenerator[dict[str, Any], None]:
+    async def lines(self, call: Call[Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the messages of an answer; of one that is no answer of lines, the whole as a result."""
         import aiohttp
 
@@ -82,7 +82,9 @@ class AsyncSender:
                 raise frames.error from None
             raise self._error_of(error, waits) from error
 
-    async def pieces(self, call: Call, on_headers: Callable[[Mapping[str, str]], None]) -> AsyncGenerator[bytes, None]:
+    async def pieces(
+        self, call: Call[Any], on_headers: Callable[[Mapping[str, str]], None]
+    ) -> AsyncGenerator[bytes, None]:
         """Yield an answer that is bytes, piece by piece, after `on_headers` was called with its headers."""
         import aiohttp
 

@@ -63,7 +63,7 @@ class Sender:
     def __init__(self, target: Target) -> None:
         self._target = target
 
-    def lines(self, call: Call) -> Generator[dict[str, Any], None, None]:
+    def lines(self, call: Call[Any]) -> Generator[dict[str, Any], None, None]:
         """Yield the messages of an answer; of one that is no answer of lines, the whole as a result."""
         where, address = self._target.where, self._target.address()
         connection = _connection(address, call.head_seconds)
@@ -108,7 +108,7 @@ class Sender:
         finally:
             connection.close()
 
-    def pieces(self, call: Call, on_headers: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
+    def pieces(self, call: Call[Any], on_headers: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
         """Yield an answer that is bytes, piece by piece, after `on_headers` was called with its headers."""
         where, address = self._target.where, self._target.address()
         connection = _connection(address, call.seconds)
@@ -150,7 +150,7 @@ class Sender:
         return as_kvswap_error(error, "calling the daemon")
 
 
-def _body(call: Call, address: Address) -> tuple[bytes | calls.FrameSource | None, dict[str, str]]:
+def _body(call: Call[Any], address: Address) -> tuple[bytes | calls.FrameSource | None, dict[str, str]]:
     if call.body is not None:
         return json.dumps(call.body).encode(), {**address.headers, "Content-Type": "application/json"}
     return calls.FrameSource(call.frames) if call.frames is not None else None, address.headers

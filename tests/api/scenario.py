@@ -10,8 +10,8 @@ import sys
 import tempfile
 import urllib.request
 from collections import defaultdict
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 

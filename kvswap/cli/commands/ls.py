@@ -40,16 +40,16 @@ def _list(output: Output) -> None:
     def text() -> str:
         cells = [
             (
-                r["artifact"],
-                (r["document"] or "private")[:19],
-                r["label"],
-                r["tokens"],
-                size(r["wire_bytes"]),
-                f"{r['raw_bytes'] / r['wire_bytes']:.2f}x" if r["raw_bytes"] else "",
-                ("complete" if r["complete"] else "partial")
-                + ("" if r["standing"] in _USUAL else f", {STANDINGS[r['standing']]}")
-                + (", pinned" if r["pinned"] else "")
-                + (f", for {r['group']}" if r["group"] else ""),
+                r.artifact,
+                (r.document or "private")[:19],
+                r.label,
+                r.tokens,
+                size(r.wire_bytes),
+                f"{r.raw_bytes / r.wire_bytes:.2f}x" if r.raw_bytes else "",
+                ("complete" if r.complete else "partial")
+                + ("" if r.standing in _USUAL else f", {STANDINGS[r.standing]}")
+                + (", pinned" if r.pinned else "")
+                + (f", for {r.group}" if r.group else ""),
             )
             for r in rows
         ]
