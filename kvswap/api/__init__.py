@@ -52,34 +52,30 @@ if TYPE_CHECKING:
         FoundPrefix,
         Holder,
     )
+    from kvswap.api.hosts import (
+        HostRow,
+        HostsResult,
+        JoinResult,
+    )
     from kvswap.api.node import (
         AliveResult,
         IdentityResult,
-        LoopState,
         ModelEntry,
         ModelRow,
         ModelsResult,
-        ModelState,
-        ProcessState,
         ReadyResult,
         SettingRow,
         SettingsResult,
-        StatusResult,
         StopResult,
-        TableState,
         setting_rows,
     )
     from kvswap.api.peers import (
         BlockResult,
-        HostRow,
-        HostsResult,
-        JoinResult,
         LeaveResult,
         PeerRow,
         PeersResult,
     )
     from kvswap.api.plans import (
-        CodecFigures,
         CurveFigures,
         HostWay,
         LinkFigures,
@@ -115,6 +111,14 @@ if TYPE_CHECKING:
         OpenResult,
         Result,
         plain,
+    )
+    from kvswap.api.status import (
+        CodecFigures,
+        LoopState,
+        ModelState,
+        ProcessState,
+        StatusResult,
+        TableState,
     )
     from kvswap.api.store import (
         ArtifactDetails,
@@ -158,23 +162,27 @@ _WHERE = {
         AskResult ComputedResult DivergenceFigures FetchResult HostAnswer PrefixIndex PrefixResult PublishResult
         TrainResult""",
     "events": """
-        CheckEvent DisputeEvent ExportEvent FilledEvent FoundEvent ImportEvent NoiseEvent NodeEvent OtherEvent
+        CheckEvent DisputeEvent ExportEvent FilledEvent FoundEvent ImportEvent NodeEvent NoiseEvent OtherEvent
         PlanEvent PrefillEvent ProgressEvent ReservationEvent SourcePeer TokenEvent TrainEvent TransferEvent
         UncheckableEvent event_of""",
     "find": """
         FindResult FoundArtifact FoundPrefix Holder""",
+    "hosts": """
+        HostRow HostsResult JoinResult""",
     "node": """
-        AliveResult IdentityResult LoopState ModelEntry ModelsResult ModelRow ModelState ProcessState
-        ReadyResult SettingRow SettingsResult StatusResult StopResult TableState setting_rows""",
+        AliveResult IdentityResult ModelEntry ModelRow ModelsResult ReadyResult SettingRow SettingsResult
+        StopResult setting_rows""",
     "peers": """
-        BlockResult JoinResult HostRow HostsResult LeaveResult PeerRow PeersResult""",
+        BlockResult LeaveResult PeerRow PeersResult""",
     "plans": """
-        CodecFigures CurveFigures HostWay LinkFigures PlanBasis PlanFigures PlanResult PlanSummary PriceFigures
-        SharedPrefix TariffFigures WayFigures""",
+        CurveFigures HostWay LinkFigures PlanBasis PlanFigures PlanResult PlanSummary PriceFigures SharedPrefix
+        TariffFigures WayFigures""",
+    "status": """
+        CodecFigures LoopState ModelState ProcessState StatusResult TableState""",
     "store": """
         ArtifactDetails ArtifactsResult CollectResult PinResult RemoveResult StoredArtifact WithdrawResult""",
     "trust": """
-        AuditFinding AuditsResult BannedPublisher GroupResult GroupKey GroupLeaveResult GroupRow GroupsResult
+        AuditFinding AuditsResult BannedPublisher GroupKey GroupLeaveResult GroupResult GroupRow GroupsResult
         RotateResult TrustResult TrustedPublisher""",
     "verification": """
         Check CoverageFigures StoreCheck Verification VerifyResult""",
@@ -219,8 +227,8 @@ __all__ = [
     "FilledEvent",
     "FoundEvent",
     "ImportEvent",
-    "NoiseEvent",
     "NodeEvent",
+    "NoiseEvent",
     "OtherEvent",
     "PlanEvent",
     "PrefillEvent",
@@ -236,29 +244,23 @@ __all__ = [
     "FoundArtifact",
     "FoundPrefix",
     "Holder",
+    "HostRow",
+    "HostsResult",
+    "JoinResult",
     "AliveResult",
     "IdentityResult",
-    "LoopState",
     "ModelEntry",
-    "ModelsResult",
     "ModelRow",
-    "ModelState",
-    "ProcessState",
+    "ModelsResult",
     "ReadyResult",
     "SettingRow",
     "SettingsResult",
-    "StatusResult",
     "StopResult",
-    "TableState",
     "setting_rows",
     "BlockResult",
-    "JoinResult",
-    "HostRow",
-    "HostsResult",
     "LeaveResult",
     "PeerRow",
     "PeersResult",
-    "CodecFigures",
     "CurveFigures",
     "HostWay",
     "LinkFigures",
@@ -270,6 +272,12 @@ __all__ = [
     "SharedPrefix",
     "TariffFigures",
     "WayFigures",
+    "CodecFigures",
+    "LoopState",
+    "ModelState",
+    "ProcessState",
+    "StatusResult",
+    "TableState",
     "ArtifactDetails",
     "ArtifactsResult",
     "CollectResult",
@@ -280,9 +288,9 @@ __all__ = [
     "AuditFinding",
     "AuditsResult",
     "BannedPublisher",
-    "GroupResult",
     "GroupKey",
     "GroupLeaveResult",
+    "GroupResult",
     "GroupRow",
     "GroupsResult",
     "RotateResult",

@@ -1,4 +1,4 @@
-"""The results about the node itself: its state, its settings, and its end."""
+"""The results about the node itself: its names, its models, its settings, and its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvswap.api.plans import CodecFigures
 from kvswap.api.result import Result
 
 if TYPE_CHECKING:
@@ -45,84 +44,6 @@ class IdentityResult(Result, frozen=True, kw_only=True):
     """Its PeerId; None: it takes no part in the network."""
     publisher: str
     addresses: list[str]
-
-
-class ProcessState(Result, frozen=True, kw_only=True):
-    """A model process."""
-
-    model: str
-    pid: int | None
-    state: str
-    """The state: `loading`, `working` or `idle`."""
-
-
-class ModelState(Result, frozen=True, kw_only=True):
-    """The node's model, and its processes."""
-
-    default: str
-    dtype: str
-    device: str
-    loaded: str | None
-    """The model that was used last; None: none is loaded."""
-    pid: int | None
-    processes: list[ProcessState]
-
-
-class LoopState(Result, frozen=True, kw_only=True):
-    """The pauses of the event loop."""
-
-    longest_pause_seconds: float
-    pauses: int
-    """Pauses of over 100 ms."""
-    excused: int
-    """Those in which the machine let the node not run."""
-    watched_seconds: float
-    measured: bool
-    """False where the kernel does not say for how long a thread was not let run."""
-    queries: int
-    """Database accesses on the event loop, which there should be none of."""
-
-
-class TableState(Result, frozen=True, kw_only=True):
-    """The fill level of a bounded table."""
-
-    name: str
-    entries: int
-    most_entries: int
-    bytes: int
-    most_bytes: int
-    refused: int
-    evicted: int
-
-
-class StatusResult(Result, frozen=True, kw_only=True):
-    """The state of a node."""
-
-    version: str
-    home: str
-    peer: str | None
-    publisher: str
-    p2p: bool
-    """True if it takes part in the network."""
-    peers: int
-    """The peers that are connected."""
-    degraded: dict[str, str]
-    """What does not work, and why."""
-    artifacts: int
-    disputed: int
-    """The artifacts that others contradict."""
-    wrong: int
-    """The artifacts that were found wrong."""
-    codecs: dict[str, CodecFigures]
-    store_bytes: int
-    quota_bytes: int
-    model: ModelState
-    bytes_in: int
-    bytes_out: int
-    started: float
-    """Unix seconds."""
-    loop: LoopState
-    tables: list[TableState]
 
 
 class ReadyResult(Result, frozen=True, kw_only=True):

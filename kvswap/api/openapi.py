@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from kvswap.api import archives, caches, events, find, node, peers, plans, store, trust, verification
+from kvswap.api import archives, caches, events, find, hosts, node, peers, plans, status, store, trust, verification
 from kvswap.api import requests as bodies
 from kvswap.api.result import OpenResult, Result
 from kvswap.core.version import __version__
@@ -44,7 +44,7 @@ ROUTES = (
     Route("GET", "/healthz", "Say that the daemon lives.", (node.AliveResult,)),
     Route("GET", "/readyz", "Say whether it serves, and what does not work.", (node.ReadyResult,)),
     Route("GET", "/metrics", "Counters for Prometheus.", answer="text/plain"),
-    Route("GET", "/v1/status", "The node's state: peers, store, model.", (node.StatusResult,)),
+    Route("GET", "/v1/status", "The node's state: peers, store, model.", (status.StatusResult,)),
     Route("GET", "/v1/id", "PeerId, publisher and addresses of the node.", (node.IdentityResult,)),
     Route(
         "GET",
@@ -163,8 +163,8 @@ ROUTES = (
         (caches.ComputedResult,),
         lines=True,
     ),
-    Route("GET", "/v1/hosts", "Hosts that invited this node, with their offers.", (peers.HostsResult,)),
-    Route("POST", "/v1/hosts", "Accept a host's invitation.", (peers.JoinResult,), body=bodies.JoinRequest),
+    Route("GET", "/v1/hosts", "Hosts that invited this node, with their offers.", (hosts.HostsResult,)),
+    Route("POST", "/v1/hosts", "Accept a host's invitation.", (hosts.JoinResult,), body=bodies.JoinRequest),
     Route("DELETE", "/v1/hosts/{peer}", "Forget a host.", (peers.LeaveResult,)),
     Route("GET", "/v1/audits", "What was found by verifying.", (trust.AuditsResult,), query=("publisher",)),
     Route("GET", "/v1/trust", "Publishers on the allow-list, and those found to be wrong.", (trust.TrustResult,)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import field
 
 from kvswap.api.result import Result
+from kvswap.api.status import CodecFigures
 
 
 class PlanSummary(Result, frozen=True, kw_only=True):
@@ -100,17 +101,6 @@ class LinkFigures(Result, frozen=True, kw_only=True):
     """Seconds since the last measurement."""
     per_gb: float
     """The price that the peer asks for a gigabyte, in US dollars."""
-
-
-class CodecFigures(Result, frozen=True, kw_only=True):
-    """The rates of a codec that were measured on this machine; None: not yet."""
-
-    load: float | None = None
-    """Raw bytes a second that are verified, decoded and loaded."""
-    encode: float | None = None
-    """Raw bytes a second that are encoded."""
-    ratio: float | None = None
-    """Raw bytes for each encoded one."""
 
 
 class PriceFigures(Result, frozen=True, kw_only=True):

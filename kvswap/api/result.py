@@ -76,6 +76,11 @@ class Result(OldKeys, msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """A result, or a part of one."""
 
     @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read JSON text.  Raises `msgspec.DecodeError`."""
+        return msgspec.json.decode(data, type=cls)
+
+    @classmethod
     def from_json(cls, value: object) -> Self:
         """Read the JSON form.  Raises `msgspec.ValidationError` for another one."""
         return msgspec.convert(value, cls)
@@ -95,6 +100,11 @@ class OpenResult(Result, frozen=True, kw_only=True):
         json: dict[str, Any] = msgspec.to_builtins(self)
         more: dict[str, Any] = json.pop("more", {})
         return json | more
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read JSON text.  Raises `msgspec.DecodeError`."""
+        return cls.from_json(msgspec.json.decode(data))
 
     @classmethod
     def from_json(cls, value: object) -> Self:

@@ -86,6 +86,11 @@ class VerifyResult(Result, frozen=True, kw_only=True):
         return json | {"steps": [check.to_json() for check in self.checks]}
 
     @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read JSON text.  Raises `msgspec.DecodeError`."""
+        return cls.from_json(msgspec.json.decode(data))
+
+    @classmethod
     def from_json(cls, value: object) -> Self:
         """Read the JSON form.  Raises `msgspec.ValidationError` for another one."""
         if not isinstance(value, dict) or not isinstance(steps := value.get("steps"), list):

@@ -75,11 +75,29 @@ def result_of(message: dict[str, Any], call: Call[R], where: Path | str) -> R:
     return read_as(call, message.get("result"), where)
 
 
+def whole_answer(data: bytes, call: Call[R], where: Path | str) -> dict[str, Any]:
+    """Read an answer that is not of lines: as the last line of one that is.  Raises `DaemonNotRunning`.
+
+    A long one is read into its structs at once, in two thirds of the time that dicts between would take.
+    """
+    if len(data) <= _LONG:
+        return {"result": message_of(data, where)}
+    from msgspec import DecodeError
+
+    kind: type[R] = getattr(api, call.result)
+    try:
+        return {"result": kind.decode(data)}
+    except (DecodeError, RecursionError) as error:
+        raise not_ours(where) from error
+
+
 def read_as(call: Call[R], value: object, where: Path | str) -> R:
     """Read the JSON form of what a call is answered.  Raises `DaemonNotRunning` for another form."""
     from msgspec import ValidationError
 
     kind: type[R] = getattr(api, call.result)
+    if isinstance(value, kind):
+        return value
     try:
         return kind.from_json(value)
     except (ValidationError, RecursionError) as error:

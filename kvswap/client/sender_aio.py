@@ -20,6 +20,7 @@ from kvswap.client.answers import (
     silence_seconds,
     silent,
     went_away,
+    whole_answer,
 )
 from kvswap.client.calls import Call
 from kvswap.client.target import Target
@@ -61,10 +62,10 @@ class AsyncSender:
                 async with response:
                     if response.status != 200 or not call.lines:
                         async with asyncio.timeout(waits):
-                            message = message_of(await response.read(), where)
+                            answer = await response.read()
                         if response.status != 200:
-                            raise error_of(message, response.status)
-                        yield {"result": message}
+                            raise error_of(message_of(answer, where), response.status)
+                        yield whole_answer(answer, call, where)
                         return
                     waits = silence_seconds(call, response.headers.get(HEADER))
                     while True:

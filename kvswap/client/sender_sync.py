@@ -24,6 +24,7 @@ from kvswap.client.answers import (
     silence_seconds,
     silent,
     went_away,
+    whole_answer,
 )
 from kvswap.client.calls import Call
 from kvswap.client.target import Address, Target
@@ -88,10 +89,10 @@ class Sender:
             response = connection.getresponse()
             note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
             if response.status != 200 or not call.lines:
-                message = message_of(response.read(), where)
+                answer = response.read()
                 if response.status != 200:
-                    raise error_of(message, response.status)
-                yield {"result": message}
+                    raise error_of(message_of(answer, where), response.status)
+                yield whole_answer(answer, call, where)
                 return
             waits = silence_seconds(call, response.headers.get(HEADER))
             sock.settimeout(waits)

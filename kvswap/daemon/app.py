@@ -22,15 +22,12 @@ from kvswap.api.caches import AskResult, FetchResult, PublishResult, TrainResult
 from kvswap.api.node import (
     AliveResult,
     IdentityResult,
-    LoopState,
     ModelEntry,
     ModelsResult,
-    ModelState,
     ReadyResult,
-    StatusResult,
-    TableState,
 )
 from kvswap.api.plans import PlanResult
+from kvswap.api.status import LoopState, ModelState, StatusResult, TableState
 from kvswap.api.verification import StoreCheck, VerifyResult
 from kvswap.core.ids import parse_reference
 from kvswap.core.limits import LIMITS

@@ -73,7 +73,20 @@ class ArtifactsApi:
         out = []
         for row, standing in zip(rows, self._node.trust.standings.of_all(rows), strict=True):
             shown = StoredArtifact(
-                **row.to_json(),
+                artifact=row.id,
+                document=row.document,
+                model=row.model.hex(),
+                label=row.label,
+                dtype=row.dtype,
+                tokens=row.tokens,
+                raw_bytes=row.raw_bytes,
+                wire_bytes=row.wire_bytes,
+                publisher=row.publisher,
+                expires=row.expires,
+                added=row.added,
+                used=row.used,
+                pinned=row.pinned,
+                complete=row.complete,
                 group=None,
                 standing=standing.name,
                 why=standing.why or None,

@@ -8,7 +8,8 @@ from aiohttp import web
 from msgspec import structs
 
 from kvswap.api import JoinRequest
-from kvswap.api.peers import HostRow, HostsResult, JoinResult, LeaveResult
+from kvswap.api.hosts import HostRow, HostsResult, JoinResult
+from kvswap.api.peers import LeaveResult
 from kvswap.api.plans import TariffFigures
 from kvswap.core.errors import KvswapError
 from kvswap.daemon.requests import reply, request_of

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvswap.api.node import ProcessState
+from kvswap.api.status import ProcessState
 from kvswap.core.errors import KvswapError, WorkerFailed
 from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever

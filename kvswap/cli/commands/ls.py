@@ -35,6 +35,8 @@ def ls_command(output: Output) -> None:
 
 
 def _list(output: Output) -> None:
+    from kvswap.api.store import ArtifactsResult
+
     rows = output.client.ls()
 
     def text() -> str:
@@ -55,4 +57,4 @@ def _list(output: Output) -> None:
         ]
         return output.table(("ARTIFACT", "DOCUMENT", "MODEL", "TOKENS", "SIZE", "RATIO", "STATE"), cells)
 
-    output.result({"artifacts": rows}, text)
+    output.result(ArtifactsResult(artifacts=rows), text)

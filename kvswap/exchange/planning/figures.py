@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from kvswap.api.events import PlanEvent
-from kvswap.api.plans import CodecFigures, PlanFigures, PlanSummary, WayFigures
+from kvswap.api.plans import PlanFigures, PlanSummary, WayFigures
+from kvswap.api.status import CodecFigures
 from kvswap.cost import Option, Plan
 from kvswap.cost.calibration import Calibration
 
