@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from kvswap.artifact import version1
 from kvswap.artifact.layout import expected_chunks, fingerprint_length
 from kvswap.artifact.manifest import AXES, EXACTNESS_CLAIMS, LOSSY_CODECS, VERSION, FileRef, Manifest, decode_manifest
 from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorSpec
@@ -134,7 +135,7 @@ def _check_layout(version: int, layout: Layout) -> None:
             (layer.kind.startswith("sliding")) == (layer.window is not None), where, "sliding layers have a window"
         )
         _check_layer(layout, layer, where)
-        _require(version != VERSION or layer.kind in ("full", "sliding"), where, f"unknown layer kind {layer.kind!r}")
+        _require(version != VERSION or layer.kind in version1.KINDS, where, f"unknown layer kind {layer.kind!r}")
     _check_groups(layout, "layout.runs" if version == VERSION else "layout.groups")
 
 

@@ -25,6 +25,8 @@ from kvswap.artifact.specs import (
 from kvswap.core.limits import LIMITS
 
 VERSION = 1
+KINDS = ("full", "sliding")
+"""The kinds of layers that version 1 has words for."""
 
 
 class LayerV1(Strict, frozen=True):
@@ -56,7 +58,7 @@ class DigestsV1(Strict, frozen=True):
 
 def fits(layout: Layout) -> bool:
     """Return True if version 1 can say all of a layout."""
-    return not layout.checkpoints and all(layer.is_key_value for layer in layout.layers)
+    return not layout.checkpoints and all(layer.is_key_value and layer.kind in KINDS for layer in layout.layers)
 
 
 def layout_from(written: LayoutV1) -> Layout:

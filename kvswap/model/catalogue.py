@@ -20,27 +20,45 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[A-Za-z0-9][\w.-]*)?")  # org
 
 
 @dataclass(frozen=True, slots=True)
+class Wheel:
+    """A wheel in the package registry, by its SHA-256, and the file in it that is a GGUF or a part of one."""
+
+    package: str
+    version: str
+    sha256: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A catalogue row: a package in the package registry whose wheel contains a GGUF file."""
+    """A catalogue row: a GGUF file in one or several wheels of the package registry, or one commit of a repository.
+
+    `sha256` is that of the GGUF which several wheels are joined to; `terms` what its owner wants said.
+    """
 
     name: str
     title: str
     license: str
     parameters: int
-    source: str
-    package: str
-    version: str
-    sha256: str
-    file: str
     dtype: str
     size_bytes: int
+    wheels: tuple[Wheel, ...] = ()
+    sha256: str = ""
+    repository: str = ""
+    revision: str = ""
+    terms: str = ""
 
 
 def entries() -> dict[str, Entry]:
     """Return the catalogue that ships with kvswap, by name."""
     text = resources.files("kvswap.model").joinpath("catalogue.toml").read_text()
     rows: dict[str, dict[str, Any]] = tomllib.loads(text)["models"]
-    return {name: Entry(name=name, **row) for name, row in rows.items()}
+    return {name: entry_of(name, row) for name, row in rows.items()}
+
+
+def entry_of(name: str, row: dict[str, Any]) -> Entry:
+    """Build a catalogue row from its TOML table.  Raises `TypeError` for other fields than those of `Entry`."""
+    return Entry(**{**row, "name": name, "wheels": tuple(Wheel(**wheel) for wheel in row.get("wheels", ()))})
 
 
 def is_complete(directory: Path) -> bool:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.specs import LayerSpec, layer_words
+from kvswap.core.errors import Incompatible
 
 _known: WeakKeyDictionary[Any, Sequence[LayerSpec]] = WeakKeyDictionary()
 
@@ -36,6 +37,17 @@ def misshapen(loaded: Any, manifest: Manifest) -> str:
                 f"its layers are not the model's: layer {index} is {layer_words(have)}; and not {layer_words(wanted)}"
             )
     return ""
+
+
+def require_layers(loaded: Any, manifest: Manifest) -> None:
+    """Raise `Incompatible` unless a manifest's layers are those of its model, tensor by tensor."""
+    if why := misshapen(loaded, manifest):
+        raise Incompatible(
+            f"the artifact cannot be loaded: {why}",
+            cause="its publisher's software made it of another model",
+            hint="kvswap ask --prefill computes it here",
+            field="layout.layers",
+        )
 
 
 def unaskable(loaded: Any, manifest: Manifest) -> str:

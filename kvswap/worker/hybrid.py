@@ -55,9 +55,11 @@ def fill(
     Returns the cache, its length in tokens, how it was filled, and the exactness claim that holds for it.
     """
     from kvswap.model.prefill import check_length, check_reach
+    from kvswap.model.shape import require_layers
 
     manifest = statement.manifest
     layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
+    require_layers(loaded, manifest)  # before anything is reserved for them
     prefix, probe = manifest.prefix, manifest.probe
     stop = prefix.tokens if tokens is None else tokens
     total = stop if tokens is None or ids is None else len(ids)

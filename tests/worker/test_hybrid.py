@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from kvswap.artifact import chain, consistency, dsse, layout
-from kvswap.artifact.manifest import Manifest
-from kvswap.core.errors import IntegrityError, Interrupted, PeerError
+from kvswap.artifact.manifest import Manifest, layout_of, version_of
+from kvswap.artifact.specs import LayerGroup, LayerSpec
+from kvswap.core.errors import Incompatible, IntegrityError, Interrupted, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.store.files import ChunkFiles
 from kvswap.worker.inbox import Inbox
@@ -99,6 +100,42 @@ class Feeder:
 def by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of one layer each, as large models have them."""
     monkeypatch.setattr(layout, "LIMITS", dataclasses.replace(LIMITS, chunk_target_bytes=1))
+
+
+def as_wide(layer: LayerSpec) -> LayerSpec:
+    """The same bytes, cut into twice the heads of half the width."""
+    return LayerSpec.key_value(layer.kind, 2 * layer.heads, layer.k_dim // 2, layer.v_dim // 2, layer.window)
+
+
+def renamed(layer: LayerSpec) -> LayerSpec:
+    k, v = layer.tensors
+    return msgspec.structs.replace(layer, tensors=(msgspec.structs.replace(k, name="keys"), v))
+
+
+def reordered(layer: LayerSpec) -> LayerSpec:
+    return msgspec.structs.replace(layer, tensors=layer.tensors[::-1])
+
+
+def latent(layer: LayerSpec) -> LayerSpec:
+    return msgspec.structs.replace(layer, kind="latent")
+
+
+@pytest.mark.parametrize("change", [as_wide, renamed, reordered, latent])
+@pytest.mark.parametrize("text", [TEXT, None], ids=["with the text", "without"])
+def test_layers_that_are_not_the_models_are_refused_before_they_are_loaded(
+    tiny_models: dict[str, Path], tmp_path: Path, change: Any, text: str | None
+) -> None:
+    """Also of a publisher who is trusted: the chunks would fit, and the model would compute with something else."""
+    feeder = Feeder(tiny_models["llama"], tmp_path)
+    feeder.publish()
+    made = feeder.manifest.layout
+    specs = [change(layer) for layer in made.layers]
+    groups = [LayerGroup(g.layers, tuple(t.name for t in specs[g.layers[0]].tensors)) for g in made.groups]
+    shape = layout_of(made.dtype, made.rope, specs, groups)
+    feeder.publish(layout=shape, version=version_of(shape))
+    feeder.deliver(len(feeder.left))
+    with pytest.raises(Incompatible, match="its layers are not the model's"):
+        feeder.run(text=text)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gemma3-wide"])

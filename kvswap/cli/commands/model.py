@@ -73,6 +73,9 @@ def pull(output: Output, name: str) -> None:
 
     name = catalogue.typed(name, models_directory())
     needs.require("`model pull`")
+    entry = catalogue.entries().get(name)
+    if entry is not None and entry.terms:
+        output.note(f"model {name}: {entry.terms}")
     directory = pull_model(name, models_directory(), lambda stage, _: output.note(f"model {name}: {stage}"))
     identity = directory_identity(directory, name)
     output.result(
