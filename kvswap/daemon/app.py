@@ -194,11 +194,11 @@ class Api:
         """
         response = await start_lines(request)
         for event in self._node.events.recent():
-            await send_line(response, event)
+            await send_line(response, event.to_json())
         if request.query.get("follow", "1") != "0":
             async with heartbeats(response, wanted=request.query.get("heartbeat") == "1"):
                 async for event in self._node.events.follow():
-                    await send_line(response, event)
+                    await send_line(response, event.to_json())
         await response.write_eof()
         return response
 
