@@ -46,7 +46,8 @@ def job_event(message: dict[str, Any], error_type: type[KvswapError] = WorkerFai
     """Read what a job says while it runs: bytes to keep, or how far it is.  Raises `error_type`."""
     kind = _FILES.get(str(message.get("event")))
     if kind is not None:
-        return wire.convert(message, kind, error_type)
+        event: FileEvent = wire.convert(message, kind, error_type)
+        return event
     try:
         return event_of(message)
     except msgspec.ValidationError as error:
