@@ -200,14 +200,6 @@ def test_a_prefix_of_a_changed_model_is_not_the_known_ones(tiny_models: dict[str
         LocalPrefill("some text of a document", model, tokenizer, 32).cached_prefix()
 
 
-def test_an_adapter_beside_the_base_is_refused_here_too(tiny_models: dict[str, Path], tmp_path: Path) -> None:
-    directory = Path(shutil.copytree(tiny_models["llama"], tmp_path / "model"))
-    model = load(directory)
-    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    with pytest.raises(Incompatible, match="adapter"):
-        live_identity(model)
-
-
 def test_weights_that_are_joined_when_they_are_loaded(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     """transformers keeps experts as one tensor, under another name than the files."""
     from transformers import Qwen3MoeConfig
