@@ -15,39 +15,59 @@ from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.files import exists
 from kvswap.core.settings import Settings, absolute_model
 from kvswap.core.text import printable
+from kvswap.model.files import ADAPTER
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[A-Za-z0-9][\w.-]*)?")  # org/name, or org/name@revision
 
 
 @dataclass(frozen=True, slots=True)
+class Wheel:
+    """A wheel in the package registry, by its SHA-256, and the file in it that is a GGUF or a part of one."""
+
+    package: str
+    version: str
+    sha256: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A catalogue row: a package in the package registry whose wheel contains a GGUF file."""
+    """A catalogue row: a GGUF file in one or several wheels of the package registry, or one commit of a repository.
+
+    `sha256` is that of the GGUF which several wheels are joined to; `terms` what its owner wants said.
+    """
 
     name: str
     title: str
     license: str
     parameters: int
-    source: str
-    package: str
-    version: str
-    sha256: str
-    file: str
     dtype: str
     size_bytes: int
+    wheels: tuple[Wheel, ...] = ()
+    sha256: str = ""
+    repository: str = ""
+    revision: str = ""
+    terms: str = ""
 
 
 def entries() -> dict[str, Entry]:
     """Return the catalogue that ships with kvswap, by name."""
     text = resources.files("kvswap.model").joinpath("catalogue.toml").read_text()
     rows: dict[str, dict[str, Any]] = tomllib.loads(text)["models"]
-    return {name: Entry(name=name, **row) for name, row in rows.items()}
+    return {name: entry_of(name, row) for name, row in rows.items()}
+
+
+def entry_of(name: str, row: dict[str, Any]) -> Entry:
+    """Build a catalogue row from its TOML table.  Raises `TypeError` for other fields than those of `Entry`."""
+    return Entry(**{**row, "name": name, "wheels": tuple(Wheel(**wheel) for wheel in row.get("wheels", ()))})
 
 
 def is_complete(directory: Path) -> bool:
-    """Return True if the directory holds a model: weights and their configuration."""
+    """Return True if the directory holds a model, weights and their configuration, or an adapter for one."""
     try:
         weights = directory.glob("*.safetensors")
-        return (directory / "config.json").is_file() and any(path.is_file() for path in weights)
+        configured = any((directory / name).is_file() for name in ("config.json", ADAPTER))
+        return configured and any(path.is_file() for path in weights)
     except (OSError, ValueError):  # a name that no file can have, or one that may not be read
         return False
 

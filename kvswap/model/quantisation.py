@@ -75,17 +75,26 @@ def check(config: Any, label: str) -> None:
 
     `config` is the value of `quantization_config`.  Raises `Incompatible` naming method, package and reason.
     """
+    row = check_known(config, label)
+    if row is not None and row.package and _version(row.package) is None:
+        what = f"which needs the package {row.package} that is not installed"
+        raise _refused(label, row.method, what, f"pip install {row.package}", f"{row.package} {row.version} was tried")
+
+
+def check_known(config: Any, label: str) -> Tried | None:
+    """Return the row of the table that a configuration is of, None for plain weights; see `check`.
+
+    Raises `Incompatible` for what was not tried, or did not work.
+    """
     if not config:
-        return
+        return None
     method, row = method_of(config), row_of(config)
     if row is None:
         known = ", ".join(sorted({row.method for row in TRIED if not row.refused}))
         raise _refused(label, method, "which kvswap was not tried with", None, f"known: {known}")
     if row.refused:
         raise _refused(label, method, f"which is refused: {row.refused}", None, _CAUSE)
-    if row.package and _version(row.package) is None:
-        what = f"which needs the package {row.package} that is not installed"
-        raise _refused(label, method, what, f"pip install {row.package}", f"{row.package} {row.version} was tried")
+    return row
 
 
 def row_of(config: Any) -> Tried | None:

