@@ -63,7 +63,7 @@ class Kvswap:
         reader = Daemon(home, ["--bootstrap", self._server.address], env=self._env).start()
         try:
             reader.client.trust_add(str(key().peer_id))
-            until(lambda: reader.client.status()["peers"], what="the reader to meet the server")
+            until(lambda: reader.client.status().peers, what="the reader to meet the server")
             reader.client.fetch(self._small, force=True)  # a node that has run for a while, not one just started
             time.sleep(1)
             assert reader.process is not None and self._server.process is not None

@@ -165,7 +165,7 @@ def whole_fetch() -> tuple[float, float]:
         b = Daemon(home_b, ["--bootstrap", a.address], env=env).start()
         try:
             b.client.trust_add(str(key().peer_id))
-            until(lambda: b.client.status()["peers"], what="B to meet A")
+            until(lambda: b.client.status().peers, what="B to meet A")
             done = kvswap(home_b, "fetch", made.id, "--force", "--json", env=env)
             assert done.returncode == 0, done.stderr
             report = last_json(done)

@@ -62,8 +62,8 @@ def main() -> None:
             reader.start()
             client, other = node.client, reader.client
             other.trust_add(node.publisher)
-            until(lambda: other.status()["peers"], what="a connection")
-            steps = Steps(lambda: float(client.status()["loop"]["longest_pause_seconds"]))
+            until(lambda: other.status().peers, what="a connection")
+            steps = Steps(lambda: float(client.status().loop.longest_pause_seconds))
             steps.rows.append(["start until ready", f"{started:.3f} s", f"{1e3 * steps.pauses():.0f} ms"])
             steps.do("`kvswap status`", client.status, 5)
             own = [row for row in client.ls() if row["standing"] == "own"]
@@ -76,7 +76,7 @@ def main() -> None:
             steps.do("`kvswap withdraw`", lambda: client.withdraw(next(ids), "a measurement"))
             steps.do("a fetch after it", lambda: other.fetch(next(ids), force=True), 5)
             steps.do("`kvswap rm`", lambda: client.rm(next(ids)))
-            steps.do("`kvswap gc` of 1,000 bytes", lambda: client.gc(client.status()["store_bytes"] - 1_000))
+            steps.do("`kvswap gc` of 1,000 bytes", lambda: client.gc(client.status().store_bytes - 1_000))
             steps.do("10 s of upkeep", lambda: time.sleep(10))
             steps.do("`kvswap trust rotate`", client.rotate)
             loop = client.status()["loop"]

@@ -216,7 +216,7 @@ def memory(root: Path) -> None:
     node = Daemon(root / "big-reader", ["--bootstrap", server.address], env=env).start()
     try:
         node.client.trust_add(str(key().peer_id))
-        while not node.client.status()["peers"]:
+        while not node.client.status().peers:
             time.sleep(0.1)
         idle, peak, done = [_rss(node), _rss(server)], [0, 0], threading.Event()
 

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from kvswap import Client
+from kvswap.api import AskResult, PlanResult, PrefillEvent, PublishResult, StoredArtifact, TransferEvent
 from kvswap.core.directories import models_directory
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import document_digest
@@ -59,13 +60,12 @@ class Bars:
         self._progress.update(self._tasks[name], completed=done, total=total, detail=detail)
 
     def on_event(self, prefill: str) -> object:
-        def show(event: dict) -> None:
-            if event["event"] == "prefill":
-                self.update(prefill, event["block"], event["blocks"], f"{event['tokens']} tokens")
-            elif event["event"] == "transfer":
-                self.planes.update(event["over"])
-                detail = f"{event['bytes'] / 1e6:.1f} MB"
-                self.update("transfer A -> B", event["bytes"], event["total_bytes"], detail)
+        def show(event: object) -> None:
+            if isinstance(event, PrefillEvent):
+                self.update(prefill, event.block, event.blocks or event.block, f"{event.tokens} tokens")
+            elif isinstance(event, TransferEvent):
+                self.planes.update(event.over)
+                self.update("transfer A -> B", event.bytes, event.total_bytes, f"{event.bytes / 1e6:.1f} MB")
 
         return show
 
@@ -90,19 +90,19 @@ def start(home: Path, *flags: str) -> tuple[subprocess.Popen, Client]:
 def meet(client: Client, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if client.status()["peers"]:
+        if client.status().peers:
             return True
         time.sleep(0.1)
     return False
 
 
-def encodings(client: Client, published: dict) -> list[dict]:
+def encodings(client: Client, published: PublishResult) -> list[tuple[StoredArtifact, str]]:
     """The document's artifacts: a node that has a predictor for the model makes a smaller one in the background."""
     deadline = time.monotonic() + 30
     while True:
-        rows = [r for r in client.ls() if r["document"] == published["document"]]
+        rows = [row for row in client.ls() if row.document == published.document]
         if len(rows) > 1 or time.monotonic() > deadline:
-            return [r | {"codec": client.show(r["artifact"])["manifest"]["chunks"][0]["codec"]} for r in rows]
+            return [(row, client.show(row.artifact).manifest["chunks"][0]["codec"]) for row in rows]
         time.sleep(0.1)
 
 
@@ -118,9 +118,7 @@ def main() -> int:
             node_a, a = start(homes / "A", "--mdns")
             nodes.append(node_a)
             published = a.publish(DOCUMENT.read_text(), on_event=bars.on_event("prefill on A"))
-            bars.update(
-                "prefill on A", 1, 1, "already published" if published["reused"] else f"{published['tokens']} tokens"
-            )
+            bars.update("prefill on A", 1, 1, "already published" if published.reused else f"{published.tokens} tokens")
             offered = encodings(a, published)
             identity = a.id()
             node_b, b = start(homes / "B", "--mdns")
@@ -128,11 +126,11 @@ def main() -> int:
             if not meet(b, 12):  # a machine without multicast
                 node_b.terminate()
                 node_b.wait()
-                node_b, b = start(homes / "B", "--no-mdns", "--bootstrap", identity["addresses"][0])
+                node_b, b = start(homes / "B", "--no-mdns", "--bootstrap", identity.addresses[0])
                 nodes.append(node_b)
                 meet(b, 12)
             reference = document_digest(DOCUMENT.read_bytes())
-            b.trust_add(identity["publisher"], "the demo's node A")
+            b.trust_add(identity.publisher, "the demo's node A")
             plan = b.plan(reference)  # loads the model and measures this machine, once
             fetched = b.ask(
                 reference, QUESTION, max_tokens=STEPS, ignore_eos=True, on_event=bars.on_event("prefill on B")
@@ -146,14 +144,12 @@ def main() -> int:
                 text=DOCUMENT.read_text(),
                 on_event=bars.on_event("prefill on B"),
             )
-        identical = (
-            fetched["logits_digest"] == prefilled["logits_digest"] and fetched["token_ids"] == prefilled["token_ids"]
-        )
-        traffic = b.status()["bytes_in"]
-        chosen = next((o for o in offered if o["artifact"] == fetched["artifact"]), None)
+        identical = fetched.logits_digest == prefilled.logits_digest and fetched.token_ids == prefilled.token_ids
+        traffic = b.status().bytes_in
+        chosen = next((row for row, _ in offered if row.artifact == fetched.artifact), None)
         show(published, offered, plan, fetched, prefilled, identical, traffic, sorted(bars.planes))
-        whole = chosen is not None and traffic >= chosen["wire_bytes"]
-        return 0 if identical and whole and len(fetched["token_ids"]) == STEPS else 1
+        whole = chosen is not None and traffic >= chosen.wire_bytes
+        return 0 if identical and whole and len(fetched.token_ids) == STEPS else 1
     except KvswapError as error:
         console.print(f"[red]failed[/]: {error.message}\n  {error.hint or ''}")
         return 1
@@ -168,37 +164,37 @@ def main() -> int:
 
 
 def show(
-    published: dict,
-    offered: list[dict],
-    plan: dict,
-    fetched: dict,
-    prefilled: dict,
+    published: PublishResult,
+    offered: list[tuple[StoredArtifact, str]],
+    plan: PlanResult,
+    fetched: AskResult,
+    prefilled: AskResult,
     identical: bool,
     traffic: int,
     planes: list[str],
 ) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
-    raw = published["raw_bytes"]
-    by_fetch, by_prefill = fetched["ttft_seconds"], prefilled["ttft_seconds"]
+    raw = published.raw_bytes
+    by_fetch, by_prefill = fetched.ttft_seconds, prefilled.ttft_seconds
     rows = [
-        ("document", f"{DOCUMENT.name}, {published['tokens']} tokens"),
+        ("document", f"{DOCUMENT.name}, {published.tokens} tokens"),
         ("KV cache", f"{raw / 1e6:.1f} MB"),
         *(
-            (f"  as {o['codec']}, lossless", f"{o['wire_bytes'] / 1e6:.1f} MB ({raw / o['wire_bytes']:.2f}x)")
-            for o in offered
+            (f"  as {codec}, lossless", f"{row.wire_bytes / 1e6:.1f} MB ({raw / row.wire_bytes:.2f}x)")
+            for row, codec in offered
         ),
-        ("transferred", f"{traffic / 1e6:.1f} MB of {plan['codec']} over {' and '.join(planes)}"),
+        ("transferred", f"{traffic / 1e6:.1f} MB of {plan.codec} over {' and '.join(planes)}"),
         ("first token by prefill", f"{by_prefill:.2f} s"),
         ("first token by fetch", f"{by_fetch:.2f} s"),
         ("speed-up", f"{by_prefill / by_fetch:.1f}x"),
         (f"logits identical bit for bit over {STEPS} steps", "[green]yes[/]" if identical else "[red]no[/]"),
     ]
-    console.print(f"\n[bold]plan[/] {plan['reason']}", highlight=False)
+    console.print(f"\n[bold]plan[/] {plan.reason}", highlight=False)
     for row in rows:
         table.add_row(*row)
     console.print("\n", table, sep="")
     console.print("by fetch: look-up, transfer, verification, decode and load included", style="dim")
-    console.print(f"\n[bold]Q[/] {QUESTION}\n[bold]A[/] {fetched['text'].strip()}\n", highlight=False)
+    console.print(f"\n[bold]Q[/] {QUESTION}\n[bold]A[/] {fetched.text.strip()}\n", highlight=False)
 
 
 if __name__ == "__main__":

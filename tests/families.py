@@ -174,6 +174,8 @@ _SIGLIP = {
     "patch_size": 14,
 }
 _VISION = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_heads": 2}
+_SMALL_VISION = {**_VISION, "depth": 1, "out_hidden_size": 64, "num_position_embeddings": 16}
+_PICTURES = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
 
 FAMILIES |= {
     # without sdpa: computed with eager attention, which the numerics name
@@ -415,6 +417,54 @@ FAMILIES |= {
     # a third tensor beside latent and rotary key: the keys of the index that picks what is attended to
     "deepseek-v3.2": ("DeepseekV32Config", _INDEXED),
     "glm5": ("GlmMoeDsaConfig", _INDEXED),
+    # an index of blocks, in a cache class of the model's own
+    "minimax-m3": (
+        "MiniMaxM3VLConfig",
+        {
+            "text_config": {
+                **_HEADS,
+                "num_hidden_layers": 3,
+                "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+                "mlp_layer_types": ["dense", "sparse", "sparse"],
+                "dense_intermediate_size": 64,
+                "shared_intermediate_size": 32,
+                "rotary_dim": 8,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "index_n_heads": 2,
+                "index_head_dim": 8,
+                "index_block_size": 16,
+                "index_topk_blocks": 2,
+            },
+            "vision_config": {**_VISION, "num_hidden_layers": 1, "image_size": 28, "head_dim": 16},
+            "projector_hidden_size": 32,
+            "image_token_index": 3,
+            "video_token_index": 4,
+        },
+    ),
+    # pictures and text, of which the text alone is used
+    "kimi-k2.5": (
+        "Kimi_K25Config",
+        {
+            "text_config": {**_DEEPSEEK, "model_type": "deepseek_v3"},
+            "vision_config": {
+                "patch_size": 14,
+                "pos_emb_height": 2,
+                "pos_emb_width": 2,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 1,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+            },
+            "projection_hidden_size": 32,
+            **_PICTURES,
+        },
+    ),
+    "qwen3.6": ("Qwen3_5Config", {"text_config": _DELTA, "vision_config": _SMALL_VISION, **_PICTURES}),
+    "qwen3.6-moe": (
+        "Qwen3_5MoeConfig",
+        {"text_config": {**_DELTA, **_EXPERTS}, "vision_config": _SMALL_VISION, **_PICTURES},
+    ),
 }
 
 

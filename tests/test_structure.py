@@ -19,15 +19,11 @@ PARAMETERS = 8
 LONG_MODULES: dict[str, tuple[int, str]] = {}
 # Functions over FUNCTION_LINES: (lines, why).
 LONG_FUNCTIONS = {
-    "exchange/ask.py:answer": (106, "the whole of one use case; to be cut with its typed result"),
-    "exchange/ask_host.py:ask_host": (68, "ends with the JSON contract spelt out; to be cut with its typed result"),
     "worker/jobs.py:do_answer": (94, "one job, in the order of its steps"),
     "worker/training.py:train_predictor": (65, "one job, in the order of its steps"),
 }
 # Functions with more than PARAMETERS: (parameters, why).  Clients and commands have their options from one definition.
 MANY_PARAMETERS = {
-    "exchange/ask.py:answer": (10, "the options of `ask`; to become one request"),
-    "exchange/ask.py:_from_host": (9, "the options of `ask`; to become one request"),
     "worker/hybrid.py:fill": (9, "of one job"),
     "worker/jobs.py:do_answer": (11, "the message of one job"),
     "worker/verifying.py:__init__": (10, "of one job"),

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kvswap.api import AskRequest, ProgressEvent
 from kvswap.core.ids import document_digest
 from kvswap.exchange.ask import answer
 from kvswap.exchange.fetch import fetch
@@ -28,7 +29,7 @@ TEXT = DOCUMENT.read_text()[:700]
 REFERENCE = document_digest(TEXT.encode())
 
 
-async def progress(event: dict[str, Any]) -> None:
+async def progress(event: ProgressEvent) -> None:
     """Stand for whoever shows progress."""
 
 
@@ -43,7 +44,8 @@ def exchange_walks(directory: Path, model: Path) -> dict[str, Walk]:
             with walking("exchange", "fetch") as fetched:
                 await fetch(reader, REFERENCE, Terms(force=True), progress)
             with walking("exchange", "ask") as asked:
-                await answer(reader, REFERENCE, "What?", max_tokens=4, text=TEXT, progress=progress)
+                request = AskRequest(ref=REFERENCE, question="What?", max_tokens=4, text=TEXT)
+                await answer(reader, request, progress)
             return {"publish": published, "fetch": fetched, "ask": asked}
 
     return run(body())

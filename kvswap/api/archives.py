@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import msgspec
+from kvswap.api.result import Result
 
 
-class Exported(msgspec.Struct, frozen=True, kw_only=True):
+class Exported(Result, frozen=True, kw_only=True):
     """An artifact that was written as one file."""
 
     artifact: str
@@ -21,7 +21,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     """The digest of the archive, in hex: the same artifact with the same files gives the same archive."""
 
 
-class Imported(msgspec.Struct, frozen=True, kw_only=True):
+class Imported(Result, frozen=True, kw_only=True):
     """An artifact that came as one file, verified, and is in the store now."""
 
     artifact: str

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
+from msgspec import field
+
+from kvswap.api.result import Result
 
 
-class Holder(msgspec.Struct, frozen=True, kw_only=True):
+class Holder(Result, frozen=True, kw_only=True):
     """A peer that offers an artifact."""
 
     peer: str
@@ -17,7 +19,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     """The price that it asks for a gigabyte, in dollars."""
 
 
-class FoundArtifact(msgspec.Struct, frozen=True, kw_only=True):
+class FoundArtifact(Result, frozen=True, kw_only=True):
     """An artifact that was found.
 
     `signed`: the manifest came and its signature is right; else all but `artifact` is what peers say.
@@ -41,7 +43,7 @@ class FoundArtifact(msgspec.Struct, frozen=True, kw_only=True):
     wire_bytes: int
     raw_bytes: int | None
     codec: str | None
-    lossless: bool | None = msgspec.field(name="exact")
+    lossless: bool | None = field(name="exact")
     group: str | None
     issued: int | None
     """Unix seconds."""
@@ -49,7 +51,7 @@ class FoundArtifact(msgspec.Struct, frozen=True, kw_only=True):
     """Unix seconds."""
 
 
-class FoundPrefix(msgspec.Struct, frozen=True, kw_only=True):
+class FoundPrefix(Result, frozen=True, kw_only=True):
     """The longest published prefix of a document that itself nobody offers."""
 
     artifact: str
@@ -62,7 +64,7 @@ class FoundPrefix(msgspec.Struct, frozen=True, kw_only=True):
     peers: list[str]
 
 
-class FindResult(msgspec.Struct, frozen=True, kw_only=True):
+class FindResult(Result, frozen=True, kw_only=True):
     """The result of `kvswap find`: the artifacts, those first that would be used here."""
 
     reference: str

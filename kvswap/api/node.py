@@ -1,4 +1,4 @@
-"""The answers about the node itself: its settings, and its end."""
+"""The results about the node itself: its names, its models, its settings, and its end."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+from kvswap.api.result import Result
 
 if TYPE_CHECKING:
     from kvswap.core.settings import Settings
 
 
-class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
+class SettingRow(Result, frozen=True, kw_only=True):
     """A setting: its value, where that came from, and the value without anybody's doing."""
 
     name: str
@@ -23,18 +23,63 @@ class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
     default: Any
 
 
-class SettingsResult(msgspec.Struct, frozen=True, kw_only=True):
+class SettingsResult(Result, frozen=True, kw_only=True):
     """The settings of one home, of its running daemon or as a daemon would get them now."""
 
     home: str
     settings: list[SettingRow]
 
 
-class StopResult(msgspec.Struct, frozen=True, kw_only=True):
+class StopResult(Result, frozen=True, kw_only=True):
     """The word of a daemon that it is going to end."""
 
     pid: int
     home: str
+
+
+class IdentityResult(Result, frozen=True, kw_only=True):
+    """The names of this node, and where it is reached."""
+
+    peer: str | None
+    """Its PeerId; None: it takes no part in the network."""
+    publisher: str
+    addresses: list[str]
+
+
+class ReadyResult(Result, frozen=True, kw_only=True):
+    """The word of a daemon that it serves, and what does not work."""
+
+    ok: bool
+    p2p: bool
+    degraded: dict[str, str]
+
+
+class AliveResult(Result, frozen=True, kw_only=True):
+    """The word of a daemon that it lives."""
+
+    ok: bool
+
+
+class ModelEntry(Result, frozen=True, kw_only=True):
+    """A model of the catalogue, or on this machine."""
+
+    name: str
+    here: bool
+
+
+class ModelsResult(Result, frozen=True, kw_only=True):
+    """The models, and which of them are here."""
+
+    models: list[ModelEntry]
+
+
+class ModelRow(ModelEntry, frozen=True, kw_only=True):
+    """A model, as `kvswap model ls` shows it."""
+
+    identity: str | None
+    """The digest of its weights and tokenizer, in hex; None: it is not here, or not right."""
+    license: str | None
+    directory: str | None
 
 
 def setting_rows(settings: Settings, places: Mapping[str, str]) -> list[SettingRow]:

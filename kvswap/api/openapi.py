@@ -1,4 +1,4 @@
-"""The OpenAPI description of the local API, made from the structs of its requests.
+"""The OpenAPI description of the local API, made from the structs of its requests, results and events.
 
 python -m kvswap.api.openapi > docs/openapi.json
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+import typing
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from kvswap.api import archives, caches, events, find, hosts, node, peers, plans, status, store, trust, verification
 from kvswap.api import requests as bodies
+from kvswap.api.result import OpenResult, Result
 from kvswap.core.version import __version__
 
 TAR = "application/x-tar"
@@ -22,11 +25,15 @@ _FREE = frozenset({"/healthz", "/readyz"})  # of the token
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation.  `lines`: it answers JSON lines, events and then one result or error.  `body`: what it takes."""
+    """One operation.  `body`: what it takes; `results`: what it answers, one of these.
+
+    `lines`: it answers JSON lines, each an event, and at last one with the result or an error.
+    """
 
     method: str
     path: str
     summary: str
+    results: tuple[type[Result], ...] = ()
     body: type[bodies.Request] | None = None
     lines: bool = False
     query: tuple[str, ...] = ()
@@ -34,50 +41,144 @@ class Route:
 
 
 ROUTES = (
-    Route("GET", "/healthz", "Say that the daemon lives."),
-    Route("GET", "/readyz", "Say whether it serves, and what does not work."),
+    Route("GET", "/healthz", "Say that the daemon lives.", (node.AliveResult,)),
+    Route("GET", "/readyz", "Say whether it serves, and what does not work.", (node.ReadyResult,)),
     Route("GET", "/metrics", "Counters for Prometheus.", answer="text/plain"),
-    Route("GET", "/v1/status", "The node's state: peers, store, model."),
-    Route("GET", "/v1/id", "PeerId, publisher and addresses of the node."),
-    Route("GET", "/v1/settings", "The settings that the daemon was started with, and where each came from."),
-    Route("POST", "/v1/stop", "End the daemon."),
-    Route("GET", "/v1/peers", "Peers and what was experienced with them."),
-    Route("POST", "/v1/peers/{peer}/block", "Neither serve nor ask a peer."),
-    Route("POST", "/v1/peers/{peer}/unblock", "Serve and ask a peer again."),
-    Route("GET", "/v1/events", "What happened lately.", lines=True, query=("follow", "heartbeat")),
-    Route("GET", "/v1/models", "Models, and which of them are here."),
-    Route("GET", "/v1/artifacts", "Artifacts in the store."),
-    Route("GET", "/v1/artifacts/{ref}", "One artifact with its manifest and envelope.", query=("key",)),
-    Route("DELETE", "/v1/artifacts/{ref}", "Remove an artifact, or all of a document."),
-    Route("POST", "/v1/artifacts/{ref}/pin", "Keep an artifact whatever space is needed."),
-    Route("POST", "/v1/artifacts/{ref}/unpin", "Keep it no longer."),
-    Route("POST", "/v1/artifacts/{ref}/withdraw", "Take back what this node published.", bodies.WithdrawRequest),
+    Route("GET", "/v1/status", "The node's state: peers, store, model.", (status.StatusResult,)),
+    Route("GET", "/v1/id", "PeerId, publisher and addresses of the node.", (node.IdentityResult,)),
+    Route(
+        "GET",
+        "/v1/settings",
+        "The settings that the daemon was started with, and where each came from.",
+        (node.SettingsResult,),
+    ),
+    Route("POST", "/v1/stop", "End the daemon.", (node.StopResult,)),
+    Route("GET", "/v1/peers", "Peers and what was experienced with them.", (peers.PeersResult,)),
+    Route("POST", "/v1/peers/{peer}/block", "Neither serve nor ask a peer.", (peers.BlockResult,)),
+    Route("POST", "/v1/peers/{peer}/unblock", "Serve and ask a peer again.", (peers.BlockResult,)),
+    Route("GET", "/v1/events", "What happened lately.", (events.NodeEvent,), lines=True, query=("follow", "heartbeat")),
+    Route("GET", "/v1/models", "Models, and which of them are here.", (node.ModelsResult,)),
+    Route("GET", "/v1/artifacts", "Artifacts in the store.", (store.ArtifactsResult,)),
+    Route(
+        "GET",
+        "/v1/artifacts/{ref}",
+        "One artifact with its manifest and envelope.",
+        (store.ArtifactDetails,),
+        query=("key",),
+    ),
+    Route("DELETE", "/v1/artifacts/{ref}", "Remove an artifact, or all of a document.", (store.RemoveResult,)),
+    Route("POST", "/v1/artifacts/{ref}/pin", "Keep an artifact whatever space is needed.", (store.PinResult,)),
+    Route("POST", "/v1/artifacts/{ref}/unpin", "Keep it no longer.", (store.PinResult,)),
+    Route(
+        "POST",
+        "/v1/artifacts/{ref}/withdraw",
+        "Take back what this node published.",
+        (store.WithdrawResult,),
+        body=bodies.WithdrawRequest,
+    ),
     Route("GET", "/v1/artifacts/{ref}/archive", "An artifact as one file.", query=("group",), answer=TAR),
-    Route("POST", "/v1/archives", "Take in an artifact as one file, which is the body.", lines=True),
+    Route(
+        "POST", "/v1/archives", "Take in an artifact as one file, which is the body.", (archives.Imported,), lines=True
+    ),
     Route("GET", "/v1/chunks/{cid}", "The bytes of a chunk in the store.", answer="application/octet-stream"),
-    Route("POST", "/v1/publish", "Prefill, sign and announce a document.", bodies.PublishRequest, lines=True),
-    Route("POST", "/v1/codec/train", "Train the predictive codec.", bodies.TrainRequest, lines=True),
-    Route("POST", "/v1/fetch", "Make an artifact local and verified.", bodies.FetchRequest, lines=True),
-    Route("POST", "/v1/find", "Who has an artifact or a document? Fetches nothing.", bodies.FindRequest, lines=True),
-    Route("POST", "/v1/plan", "Fetch, prefill, both at once, or a host?", bodies.PlanRequest, lines=True),
-    Route("POST", "/v1/ask", "Answer a question from a document's cache.", bodies.AskRequest, lines=True),
-    Route("POST", "/v1/verify", "Check an artifact, or the store.", bodies.VerifyRequest, lines=True),
-    Route("POST", "/v1/gc", "Free space in the store.", bodies.CollectRequest),
-    Route("POST", "/v1/beginning", "Fetch the longest published prefix.", bodies.PrefixRequest, lines=True),
-    Route("GET", "/v1/beginnings", "Keys of all prefixes that can be found.", query=("version", "wait")),
-    Route("POST", "/v1/computed", "Publish what an engine computed; the body is frames.", lines=True),
-    Route("GET", "/v1/hosts", "Hosts that invited this node, with their offers."),
-    Route("POST", "/v1/hosts", "Accept a host's invitation.", bodies.JoinRequest),
-    Route("DELETE", "/v1/hosts/{peer}", "Forget a host."),
-    Route("GET", "/v1/audits", "What was found by verifying.", query=("publisher",)),
-    Route("GET", "/v1/trust", "Publishers on the allow-list, and those found to be wrong."),
-    Route("POST", "/v1/trust", "Put a publisher on the allow-list.", bodies.TrustRequest),
-    Route("DELETE", "/v1/trust/{peer}", "Take a publisher off the allow-list."),
-    Route("POST", "/v1/rotate", "Make a new publisher key, which the old one names."),
-    Route("GET", "/v1/groups", "Groups whose key this node has."),
-    Route("POST", "/v1/groups", "Make a group, or join one by its key.", bodies.GroupRequest),
-    Route("POST", "/v1/groups/{name}/export", "A group's key, which is a secret."),
-    Route("DELETE", "/v1/groups/{name}", "Forget a group's key."),
+    Route(
+        "POST",
+        "/v1/publish",
+        "Prefill, sign and announce a document.",
+        (caches.PublishResult,),
+        body=bodies.PublishRequest,
+        lines=True,
+    ),
+    Route(
+        "POST",
+        "/v1/codec/train",
+        "Train the predictive codec.",
+        (caches.TrainResult,),
+        body=bodies.TrainRequest,
+        lines=True,
+    ),
+    Route(
+        "POST",
+        "/v1/fetch",
+        "Make an artifact local and verified.",
+        (caches.FetchResult,),
+        body=bodies.FetchRequest,
+        lines=True,
+    ),
+    Route(
+        "POST",
+        "/v1/find",
+        "Who has an artifact or a document? Fetches nothing.",
+        (find.FindResult,),
+        body=bodies.FindRequest,
+        lines=True,
+    ),
+    Route(
+        "POST",
+        "/v1/plan",
+        "Fetch, prefill, both at once, or a host?",
+        (plans.PlanResult,),
+        body=bodies.PlanRequest,
+        lines=True,
+    ),
+    Route(
+        "POST",
+        "/v1/ask",
+        "Answer a question from a document's cache.",
+        (caches.AskResult,),
+        body=bodies.AskRequest,
+        lines=True,
+    ),
+    Route(
+        "POST",
+        "/v1/verify",
+        "Check an artifact, or the store.",
+        (
+            verification.VerifyResult,
+            verification.StoreCheck,
+        ),
+        body=bodies.VerifyRequest,
+        lines=True,
+    ),
+    Route("POST", "/v1/gc", "Free space in the store.", (store.CollectResult,), body=bodies.CollectRequest),
+    Route(
+        "POST",
+        "/v1/beginning",
+        "Fetch the longest published prefix.",
+        (caches.PrefixResult,),
+        body=bodies.PrefixRequest,
+        lines=True,
+    ),
+    Route(
+        "GET",
+        "/v1/beginnings",
+        "Keys of all prefixes that can be found.",
+        (caches.PrefixIndex,),
+        query=("version", "wait"),
+    ),
+    Route(
+        "POST",
+        "/v1/computed",
+        "Publish what an engine computed; the body is frames.",
+        (caches.ComputedResult,),
+        lines=True,
+    ),
+    Route("GET", "/v1/hosts", "Hosts that invited this node, with their offers.", (hosts.HostsResult,)),
+    Route("POST", "/v1/hosts", "Accept a host's invitation.", (hosts.JoinResult,), body=bodies.JoinRequest),
+    Route("DELETE", "/v1/hosts/{peer}", "Forget a host.", (peers.LeaveResult,)),
+    Route("GET", "/v1/audits", "What was found by verifying.", (trust.AuditsResult,), query=("publisher",)),
+    Route("GET", "/v1/trust", "Publishers on the allow-list, and those found to be wrong.", (trust.TrustResult,)),
+    Route(
+        "POST", "/v1/trust", "Put a publisher on the allow-list.", (trust.TrustedPublisher,), body=bodies.TrustRequest
+    ),
+    Route("DELETE", "/v1/trust/{peer}", "Take a publisher off the allow-list.", (peers.LeaveResult,)),
+    Route("POST", "/v1/rotate", "Make a new publisher key, which the old one names.", (trust.RotateResult,)),
+    Route("GET", "/v1/groups", "Groups whose key this node has.", (trust.GroupsResult,)),
+    Route(
+        "POST", "/v1/groups", "Make a group, or join one by its key.", (trust.GroupResult,), body=bodies.GroupRequest
+    ),
+    Route("POST", "/v1/groups/{name}/export", "A group's key, which is a secret.", (trust.GroupKey,)),
+    Route("DELETE", "/v1/groups/{name}", "Forget a group's key.", (trust.GroupLeaveResult,)),
 )
 
 _ERROR = {
@@ -96,9 +197,22 @@ _ERROR = {
 }
 
 
+def _reference(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _answer(route: Route) -> dict[str, Any]:
+    """Describe what an operation answers; of an answer of lines, one line."""
+    found = [_reference(result) for result in route.results]
+    if not route.lines or route.results == (events.NodeEvent,):
+        return found[0] if len(found) == 1 else {"anyOf": found}
+    last = {"type": "object", "required": ["result"], "properties": {"result": {"anyOf": found}}}
+    return {"anyOf": [{"$ref": "#/components/schemas/ProgressEvent"}, last, {"$ref": "#/components/schemas/Error"}]}
+
+
 def _operation(route: Route) -> dict[str, Any]:
     kind = "application/x-ndjson" if route.lines else route.answer
-    schema = {"type": "object"} if kind.endswith("json") else {"type": "string"}
+    schema = _answer(route) if kind.endswith("json") else {"type": "string"}
     places = [("path", name, True) for name in re.findall(r"{(\w+)}", route.path)]
     places += [("query", name, False) for name in route.query]
     operation: dict[str, Any] = {
@@ -117,8 +231,8 @@ def _operation(route: Route) -> dict[str, Any]:
             for where, name, required in places
         ]
     if route.body is not None:
-        schema = {"$ref": f"#/components/schemas/{route.body.__name__}"}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        content = {"application/json": {"schema": _reference(route.body)}}
+        operation["requestBody"] = {"required": True, "content": content}
     if route.path in _FREE:
         operation["security"] = []
     return operation
@@ -126,8 +240,14 @@ def _operation(route: Route) -> dict[str, Any]:
 
 def description() -> dict[str, Any]:
     """Make the OpenAPI 3.1 document."""
-    kinds = [route.body for route in ROUTES if route.body is not None]
+    kinds: list[type[msgspec.Struct]] = [route.body for route in ROUTES if route.body is not None]
+    kinds += [result for route in ROUTES for result in route.results]
+    kinds += [*typing.get_args(events.KnownEvent), events.OtherEvent]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    for kind in (events.NodeEvent, events.OtherEvent, verification.Check):  # `more` stands beside the named fields
+        assert issubclass(kind, OpenResult)  # noqa: S101 - of what is written here
+        del schemas[kind.__name__]["properties"]["more"]
+    schemas["ProgressEvent"] = {"anyOf": [_reference(kind) for kind in typing.get_args(events.ProgressEvent)]}
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)

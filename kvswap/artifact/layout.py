@@ -154,7 +154,7 @@ def needed_files(manifest: Manifest, tokens: int | None = None) -> list[int]:
 def expected_chunks(layout: Layout, blocks: Blocks) -> Iterator[tuple[int, int, int]]:
     """Iterate over (block, group, raw length) of every chunk that a manifest of this layout must list, in order.
 
-    Every step gives a chunk: a stranger's layout with many groups that have none costs no more than one without them.
+    Every step gives a chunk: a layout with many groups that have none costs no more than one without them.
     """
     every = range(len(layout.groups))
     filled = [group for group in every if raw_length(layout, group, 0, 1) or layout.is_state(group)]

@@ -71,7 +71,7 @@ class BenchNode:
         """
         self.client.trust_add(str(other.ready["publisher"]))
         deadline = time.monotonic() + _START_SECONDS
-        while not self.client.status()["peers"]:
+        while not self.client.status().peers:
             if time.monotonic() > deadline:
                 raise KvswapError("the nodes of the experiment do not meet", hint="kvswap doctor")
             time.sleep(0.1)

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kvswap.api.events import ProgressEvent, TokenEvent
 from kvswap.bench.nodes import BenchNode
 from kvswap.bench.texts import Cutter
 from kvswap.core.defaults import COMPARED_TOKENS
@@ -171,8 +172,8 @@ def answer(
     came: list[float] = []
     began = time.perf_counter()
 
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "token":
+    def on_event(event: ProgressEvent) -> None:
+        if isinstance(event, TokenEvent):
             came.append(time.perf_counter() - began)
 
     reference = document_digest(text.encode())
@@ -187,7 +188,7 @@ def answer(
         on_event=on_event,
     )
     seconds = {count: came[count - 1] for count in ANSWERS if count <= len(came)}
-    return Answered(seconds, reply["ready_seconds"], reply["load_seconds"], reply["prefill_seconds"], reply["tokens"])
+    return Answered(seconds, reply.ready_seconds or 0.0, reply.load_seconds, reply.prefill_seconds, reply.tokens)
 
 
 def _row(publisher: BenchNode, reader: BenchNode, text: str, one_shot: Answered) -> Row:
@@ -202,13 +203,13 @@ def _row(publisher: BenchNode, reader: BenchNode, text: str, one_shot: Answered)
     blocks = answer(reader, text, prefill=True, steps=1)
     return Row(
         tokens=stored.tokens,
-        raw_bytes=got["raw_bytes"],
-        wire_bytes=got["wire_bytes"],
+        raw_bytes=got.raw_bytes,
+        wire_bytes=got.wire_bytes,
         one_shot=one_shot,
         blocks=blocks,
         stored=stored,
         fetched=answered,
-        fetch_seconds=got["seconds"],
+        fetch_seconds=got.seconds,
     )
 
 
@@ -224,10 +225,10 @@ def _equality(publisher: BenchNode, reader: BenchNode, name: str, cutter: Cutter
     reference = document_digest(piece.encode())
     loaded = reader.client.ask(reference, QUESTION, max_tokens=steps, force=True, ignore_eos=True)
     filled = reader.client.ask(reference, QUESTION, max_tokens=steps, text=piece, prefill=True, ignore_eos=True)
-    pairs = zip(loaded["token_ids"], filled["token_ids"], strict=True)
-    equal = next((i for i, (a, b) in enumerate(pairs) if a != b), len(loaded["token_ids"]))
-    same = loaded["logits_digest"] == filled["logits_digest"]
-    return Equality(name, loaded["tokens"], len(loaded["token_ids"]), equal, same)
+    pairs = zip(loaded.token_ids, filled.token_ids, strict=True)
+    equal = next((i for i, (a, b) in enumerate(pairs) if a != b), len(loaded.token_ids))
+    same = loaded.logits_digest == filled.logits_digest
+    return Equality(name, loaded.tokens, len(loaded.token_ids), equal, same)
 
 
 def _sizes(publisher: BenchNode, cutter: Cutter, texts: Sequence[tuple[str, str]]) -> tuple[dict[str, int], int]:
@@ -239,7 +240,7 @@ def _sizes(publisher: BenchNode, cutter: Cutter, texts: Sequence[tuple[str, str]
             made = publisher.client.publish(text, codec=codec)
         except UsageError:  # no predictor for this model
             continue
-        sizes[codec], tokens = made["wire_bytes"], made["tokens"]
+        sizes[codec], tokens = made.wire_bytes, made.tokens
     return sizes, tokens
 
 

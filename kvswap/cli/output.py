@@ -23,6 +23,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.core.text import printable
 
 if TYPE_CHECKING:
+    from kvswap.api import CodecFigures, ProgressEvent, TransferEvent
     from kvswap.client import Client
 
 _LINE_BYTES = 4_096  # of a key or an invitation
@@ -49,7 +50,7 @@ class Output:
     def result(self, value: Any, text: str | Callable[[], str]) -> None:
         """Print the answer: one JSON line, or text without what a terminal would obey."""
         if self.as_json:
-            streams.answer(json.dumps(value), keep=True)
+            streams.answer(json.dumps(_plain(value)), keep=True)
         else:
             streams.answer(printable(text() if callable(text) else text, "\n\t"), keep=True)
 
@@ -87,41 +88,34 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: ProgressEvent) -> None:
         """Show an event."""
+        from kvswap.api import events  # there is one: it has been imported
+
         output = self._output
         if output.as_json:
-            streams.answer(json.dumps(event))
+            streams.answer(json.dumps(event.to_json()))
             return
         if output.quiet:
             return
-        kind = event["event"]
-        if kind == "prefill":
-            self._advance("prefill", event["block"], event["blocks"], f"{event['tokens']} tokens")
-        elif kind == "train":
-            self._advance("train", min(event["tokens"], event["of"]), event["of"], f"{event['tokens']} tokens")
-        elif kind == "transfer":
-            whole = event["bytes"] == event["total_bytes"]
-            rate = event["bytes"] / max(event["seconds"], 1e-3) if whole else event["rate"]
-            detail = f"{size(event['bytes'] + event['arriving'])} of {size(event['total_bytes'])}, {size(rate)}/s"
-            if whole:
-                detail += f" from {len(event['from'])} peer(s) over {' and '.join(event['over'])}"
-            elif event["peers"]:
-                planes = ", ".join(sorted({peer["kind"] for peer in event["peers"]}))
-                detail += f" from {len(event['peers'])} peer(s) over {planes}"
-            self._advance("transfer", event["bytes"] + event["arriving"], event["total_bytes"], detail)
-        elif kind in ("export", "import") and event["total_bytes"]:
-            rate = event["bytes"] / max(event["seconds"], 1e-3)
-            detail = f"{size(event['bytes'])} of {size(event['total_bytes'])}, {size(rate)}/s"
-            self._advance(kind, event["bytes"], event["total_bytes"], detail)
-        elif kind == "noise":
-            output.note(f"measuring how far apart right caches of {event['model']} are on this machine (once) ...")
-        elif kind == "found" and event.get("peers"):
-            output.note(f"found {event['artifact']} at {len(event['peers'])} peer(s)")
-        elif kind == "uncheckable":
-            output.note(f"not checked of {event['artifact']}: {event['reason']}")
-        elif kind == "plan":
-            output.note(f"plan: {event['action']} - {event['reason']}")
+        match event:
+            case events.PrefillEvent(blocks=int(blocks)):
+                self._advance("prefill", event.block, blocks, f"{event.tokens} tokens")
+            case events.TrainEvent():
+                self._advance("train", min(event.tokens, event.of), event.of, f"{event.tokens} tokens")
+            case events.TransferEvent():
+                self._advance("transfer", event.bytes + event.arriving, event.total_bytes, _transferred(event))
+            case events.ExportEvent(total_bytes=int(total)) | events.ImportEvent(total_bytes=int(total)) if total:
+                rate = event.bytes / max(event.seconds, 1e-3)
+                self._advance(event.kind, event.bytes, total, f"{size(event.bytes)} of {size(total)}, {size(rate)}/s")
+            case events.NoiseEvent():
+                output.note(f"measuring how far apart right caches of {event.model} are on this machine (once) ...")
+            case events.FoundEvent() if event.peers:
+                output.note(f"found {event.artifact} at {len(event.peers)} peer(s)")
+            case events.UncheckableEvent():
+                output.note(f"not checked of {event.artifact}: {event.reason}")
+            case events.PlanEvent():
+                output.note(f"plan: {event.action} - {event.reason}")
 
     def _advance(self, stage: str, done: int, total: int, detail: str) -> None:
         if sys.stderr is None or not sys.stderr.isatty():
@@ -148,6 +142,18 @@ class Progress:
             self._stage = stage
             self._task = self._bar.add_task(stage, total=total, detail=detail)
         self._bar.update(self._task, completed=done, detail=detail)
+
+
+def _transferred(event: TransferEvent) -> str:
+    whole = event.bytes == event.total_bytes
+    rate = event.bytes / max(event.seconds, 1e-3) if whole else event.rate
+    detail = f"{size(event.bytes + event.arriving)} of {size(event.total_bytes)}, {size(rate)}/s"
+    if whole:
+        return f"{detail} from {len(event.sent)} peer(s) over {' and '.join(event.over)}"
+    if event.peers:
+        channels = ", ".join(sorted({peer.channel for peer in event.peers}))
+        return f"{detail} from {len(event.peers)} peer(s) over {channels}"
+    return detail
 
 
 def verb(function: F) -> F:
@@ -177,10 +183,18 @@ def verb(function: F) -> F:
     return cast(F, wrapped)
 
 
-def rates(row: dict[str, float]) -> str:
+def _plain(value: Any) -> Any:
+    """Return the JSON form of an answer, which may be a result, or have results in it."""
+    from kvswap.api import plain  # with `--json` alone, and then it has been imported
+
+    return plain(value)
+
+
+def rates(codec: CodecFigures) -> str:
     """Format what was measured of a codec."""
-    parts = [f"{row['ratio']:.2f}x"] if "ratio" in row else []
-    parts += [f"{verb} {size(int(row[verb]))}/s" for verb in ("encode", "load") if verb in row]
+    parts = [f"{codec.ratio:.2f}x"] if codec.ratio is not None else []
+    both = {"encode": codec.encode, "load": codec.load}
+    parts += [f"{verb} {size(int(rate))}/s" for verb, rate in both.items() if rate is not None]
     return ", ".join(parts)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kvswap import api
 from kvswap.client import calls
+from kvswap.client.answers import read_as
 from kvswap.client.base_aio import OnEvent
 from kvswap.client.sender_aio import to_thread
 from kvswap.client.values import AsyncArtifact, CacheReport, model_argument, read_document
@@ -42,31 +43,31 @@ class AsyncClient(AsyncVerbs):
     Each call has a connection of its own, so there is nothing that `close` must free.
     """
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> api.StatusResult:
         """Say how the node is: peers, store, model, what does not work."""
         return await self._do(calls.status())
 
-    async def id(self) -> dict[str, Any]:
-        """Return `{"peer", "publisher", "addresses"}` of this node."""
+    async def id(self) -> api.IdentityResult:
+        """Return the PeerId, publisher and addresses of this node."""
         return await self._do(calls.identity())
 
-    async def peers(self) -> list[dict[str, Any]]:
+    async def peers(self) -> list[api.PeerRow]:
         """List peers with what was experienced with them."""
-        return list((await self._do(calls.peers()))["peers"])
+        return (await self._do(calls.peers())).peers
 
-    async def block(self, peer: str, blocked: bool = True) -> dict[str, Any]:
+    async def block(self, peer: str, blocked: bool = True) -> api.BlockResult:
         """Block a peer, which is then neither served nor asked; with `blocked` false, end that."""
         return await self._do(calls.block(peer, blocked))
 
-    async def ls(self) -> list[dict[str, Any]]:
+    async def ls(self) -> list[api.StoredArtifact]:
         """List the artifacts in the store."""
-        return list((await self._do(calls.artifacts()))["artifacts"])
+        return (await self._do(calls.artifacts())).artifacts
 
-    async def show(self, ref: str) -> dict[str, Any]:
+    async def show(self, ref: str) -> api.ArtifactDetails:
         """Show an artifact in the store: its index row, manifest and envelope."""
         return await self._do(calls.show(ref))
 
-    async def details(self, ref: str) -> dict[str, Any]:
+    async def details(self, ref: str) -> api.ArtifactDetails:
         """Show an artifact with what opens its files where they are sealed: all that a process needs to read it."""
         return await self._do(calls.show(ref, key=True))
 
@@ -81,7 +82,7 @@ class AsyncClient(AsyncVerbs):
         group: str | None = None,
         checkpoints: Sequence[int] = (),
         on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
+    ) -> api.PublishResult:
         """Prefill and publish a document, given as its text or as the path of its file.
 
         `checkpoints` are token counts that readers shall be able to resume at, beside the usual ones.
@@ -101,7 +102,7 @@ class AsyncClient(AsyncVerbs):
 
     async def codec_train(
         self, corpus: str, *, model: str | None = None, tokens: int = TRAINING_TOKENS, on_event: OnEvent | None = None
-    ) -> dict[str, Any]:
+    ) -> api.TrainResult:
         """Train the predictive codec on the text files below a directory of the daemon's machine."""
         request = api.TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
         return await self._do(calls.train(request), on_event)
@@ -138,7 +139,7 @@ class AsyncClient(AsyncVerbs):
             **api.aim_fields(objective),
         )
         report = await self._do(calls.fetch(request), on_event)
-        return AsyncArtifact(report["artifact"], report, lambda: self.details(report["artifact"]))
+        return AsyncArtifact(report.artifact, report, lambda: self.details(report.artifact))
 
     async def plan(
         self,
@@ -150,70 +151,56 @@ class AsyncClient(AsyncVerbs):
         host: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
+    ) -> api.PlanResult:
         """Say what `ask` would do, fetch, prefill, both at once or ask a host, with seconds, dollars and the reason."""
         request = api.PlanRequest(
             ref=ref, text=text, allow_lossy=allow_lossy, group=group, host=host, **api.aim_fields(objective)
         )
         return await self._do(calls.plan(request), on_event)
 
-    async def verify(
-        self,
-        ref: str | None = None,
-        *,
-        store: bool = False,
-        level: int | None = None,
-        samples: int = LIMITS.usual_samples,
-        text: str | None = None,
-        on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
-        """Check an artifact up to a verification level (0 to 7), or with `store` every file of the store."""
-        request = api.VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
-        return await self._do(calls.verify(request), on_event)
-
-    async def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
+    async def withdraw(self, ref: str, why: str = "") -> api.WithdrawResult:
         """Take back own artifacts: who hears of it uses and serves them no more."""
         return await self._do(calls.withdraw(ref, why))
 
-    async def groups(self) -> list[dict[str, Any]]:
-        """List the groups this node is in, as `{"name", "mark"}`: no secrets."""
-        return list((await self._do(calls.groups()))["groups"])
+    async def groups(self) -> list[api.GroupRow]:
+        """List the groups this node is in, without their secrets."""
+        return (await self._do(calls.groups())).groups
 
-    async def group_new(self, name: str) -> dict[str, Any]:
+    async def group_new(self, name: str) -> api.GroupResult:
         """Make a group with a key of its own; who is given the key is a member."""
         return await self._do(calls.group_add(name, None))
 
-    async def group_import(self, key: str, name: str | None = None) -> dict[str, Any]:
+    async def group_import(self, key: str, name: str | None = None) -> api.GroupResult:
         """Join the group of this key, which `group_export` of another member gave."""
         return await self._do(calls.group_add(name, key))
 
-    async def group_export(self, name: str) -> dict[str, Any]:
-        """Return `{"name", "key"}` of a group.  The key is a secret: who has it is a member."""
+    async def group_export(self, name: str) -> api.GroupKey:
+        """Return the key of a group.  It is a secret: who has it is a member."""
         return await self._do(calls.group_export(name))
 
-    async def group_remove(self, name: str) -> dict[str, Any]:
+    async def group_remove(self, name: str) -> api.GroupLeaveResult:
         """Forget a group's key."""
         return await self._do(calls.group_remove(name))
 
-    async def hosts(self) -> list[dict[str, Any]]:
+    async def hosts(self) -> list[api.HostRow]:
         """List the hosts that invited this node, each with its offer or its `problem`."""
-        return list((await self._do(calls.hosts()))["hosts"])
+        return (await self._do(calls.hosts())).hosts
 
-    async def host_join(self, invitation: str, *, plain: bool = False) -> dict[str, Any]:
+    async def host_join(self, invitation: str, *, plain: bool = False) -> api.JoinResult:
         """Accept the invitation of a host, as `kvswap host invite` printed it; `plain`: also one over http."""
         return await self._do(calls.host_join(invitation, plain=plain))
 
-    async def host_leave(self, peer: str) -> dict[str, Any]:
+    async def host_leave(self, peer: str) -> api.LeaveResult:
         """Forget a host."""
         return await self._do(calls.host_leave(peer))
 
-    async def trust_rotate(self) -> dict[str, Any]:
+    async def trust_rotate(self) -> api.RotateResult:
         """Make a new publisher key, which the old one names: who trusts the old one follows."""
         return await self._do(calls.rotate())
 
-    async def audits(self, publisher: str | None = None) -> list[dict[str, Any]]:
+    async def audits(self, publisher: str | None = None) -> list[api.AuditFinding]:
         """List what verifying found, here and by auditors whom this node trusts; of one `publisher`, if given."""
-        return list((await self._do(calls.audits(publisher)))["audits"])
+        return (await self._do(calls.audits(publisher))).audits
 
     async def ask(
         self,
@@ -233,7 +220,7 @@ class AsyncClient(AsyncVerbs):
         ignore_eos: bool = False,
         host: str | None = None,
         on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
+    ) -> api.AskResult:
         """Answer from a document's cache, in the node's model process.
 
         `host`: ask the host with this PeerId, or with `auto` the best of those known where the plan says so.  A host
@@ -271,10 +258,10 @@ class AsyncClient(AsyncVerbs):
         local: bool = False,
         group: str | None = None,
         on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
+    ) -> api.PrefixResult:
         """Fetch the longest published prefix of token ids (u32, little endian).
 
-        Returns `{"artifact", "tokens", "whole", "plan"}`.  For engines that know ids and no text.  `parts`: also a
+        For engines that know ids and no text.  `parts`: also a
         part of a block, where the document ends there.  `curve`: seconds that a block, and each token before it,
         cost to prefill there.  `seconds`: the longest to wait for peers to say what they have; `local`: ask none.
         Raises `NotFound`, `PlanSaysPrefill` and what `fetch` does.
@@ -299,41 +286,42 @@ class AsyncClient(AsyncVerbs):
         Returns `(version, keys)`, at once when the version is another one, else after `wait` seconds.
         """
         index = await self._do(calls.prefix_index(version, wait))
-        return str(index["version"]), base64.b64decode(index["keys"]) if index["keys"] is not None else None
+        return index.version, base64.b64decode(index.packed) if index.packed is not None else None
 
-    async def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:
+    async def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> api.ComputedResult:
         """Publish what an engine computed, by the frames of `POST /v1/computed` (`docs/extending.md`)."""
         return await self._do(calls.computed(frames), on_event)
 
-    async def rm(self, ref: str) -> dict[str, Any]:
+    async def rm(self, ref: str) -> api.RemoveResult:
         """Remove an artifact, or all of a document."""
         return await self._do(calls.remove(ref))
 
-    async def pin(self, ref: str, pinned: bool = True) -> dict[str, Any]:
+    async def pin(self, ref: str, pinned: bool = True) -> api.PinResult:
         """Keep an artifact whatever space is needed; or, with `pinned` false, no longer."""
         return await self._do(calls.pin(ref, pinned))
 
-    async def gc(self, target_bytes: int | None = None) -> dict[str, Any]:
+    async def gc(self, target_bytes: int | None = None) -> api.CollectResult:
         """Free space in the store, down to `target_bytes` where given."""
         return await self._do(calls.collect(target_bytes))
 
-    async def trust_ls(self) -> dict[str, Any]:
+    async def trust_ls(self) -> api.TrustResult:
         """List the publishers on the allow-list, and those found to be wrong."""
         return await self._do(calls.trust_list())
 
-    async def trust_add(self, peer: str, label: str = "") -> dict[str, Any]:
+    async def trust_add(self, peer: str, label: str = "") -> api.TrustedPublisher:
         """Put a publisher on the allow-list."""
         return await self._do(calls.trust_add(peer, label))
 
-    async def trust_rm(self, peer: str) -> dict[str, Any]:
+    async def trust_rm(self, peer: str) -> api.LeaveResult:
         """Take a publisher off the allow-list."""
         return await self._do(calls.trust_remove(peer))
 
-    async def events(self, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, follow: bool = False) -> AsyncIterator[api.NodeEvent]:
         """Yield the events of late; with `follow`, also those to come, without end."""
-        async with contextlib.aclosing(self._sender.lines(calls.events(follow))) as messages:
+        call = calls.events(follow)
+        async with contextlib.aclosing(self._sender.lines(call)) as messages:
             async for event in messages:
-                yield event
+                yield read_as(call, event, self._target.where)
 
     async def get_cache(
         self,
@@ -363,7 +351,7 @@ class AsyncClient(AsyncVerbs):
             artifact = await self.fetch(document, tofu=tofu, allow_untrusted=allow_untrusted, group=group, text=text)
             details = await self.details(artifact.id)
             cache = await to_thread(load_for, text, details, model, tokenizer, headroom)
-            reason, tokens = artifact.report["plan"]["reason"], artifact.tokens
+            reason, tokens = artifact.report.plan.reason, artifact.tokens
             return cache, CacheReport.of("fetch", reason, began, tokens, tokens, artifact.id)
         except DaemonNotRunning as error:
             if not prefill_alone:
@@ -372,16 +360,16 @@ class AsyncClient(AsyncVerbs):
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             refused = error
         local = await to_thread(LocalPrefill, text, model, tokenizer, block_tokens)
-        shared_prefix: dict[str, Any] = {"artifact": None, "tokens": 0}
+        found: api.PrefixResult | None = None
         with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
             if isinstance(refused, NotFound):
                 request = api.PrefixRequest(
                     **await to_thread(local.cached_prefix), trust_on_first_use=tofu, group=group
                 )
-                shared_prefix = await self._do(calls.cached_prefix(request))
-        shared = await self.details(shared_prefix["artifact"]) if shared_prefix["tokens"] else None
-        cache = await to_thread(local.cache, headroom, shared, shared_prefix["tokens"])
-        reason = refused.message
-        return cache, CacheReport.of(
-            "prefill", reason, began, local.tokens, shared_prefix["tokens"], shared_prefix["artifact"]
-        )
+                found = await self._do(calls.cached_prefix(request))
+        shared, tokens = None, 0
+        if found is not None and found.tokens:
+            shared, tokens = await self.details(found.artifact), found.tokens
+        cache = await to_thread(local.cache, headroom, shared, tokens)
+        of = found.artifact if found is not None else None
+        return cache, CacheReport.of("prefill", refused.message, began, local.tokens, tokens, of)

@@ -6,11 +6,17 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from kvswap import api
 from kvswap.client.calls import SHORT_SECONDS, Call
 from kvswap.core.errors import DaemonNotRunning, DaemonSilent, KvswapError
 from kvswap.core.runfile import not_running
+
+if TYPE_CHECKING:
+    from kvswap.api.result import Result
+
+R = TypeVar("R", bound="Result")
 
 HEARTBEAT = "heartbeat"
 HEADER = "Kvswap-Heartbeat"  # of an answer of lines: seconds between its heartbeats
@@ -19,7 +25,7 @@ _LONG = 1 << 20  # bytes of JSON
 _MISSED = 10  # heartbeats in a row, and the daemon is taken for frozen
 
 
-def note_answer(call: Call, status: int, request: str | None, began: float) -> None:
+def note_answer(call: Call[Any], status: int, request: str | None, began: float) -> None:
     """Log that the head of an answer came, and `request`, the id that the daemon's log has for it.
 
     Of the path only the first two parts: what follows may name a document.  `began` is of `time.monotonic`.
@@ -62,17 +68,43 @@ def error_of(body: dict[str, Any], status: int) -> KvswapError:
     )
 
 
-def result_of(message: dict[str, Any], where: Path | str) -> dict[str, Any]:
+def result_of(message: dict[str, Any], call: Call[R], where: Path | str) -> R:
     """Return the result in the last line of an answer.  Raises the error that it stands for."""
     if "error" in message:
         raise error_of(message, 500)
-    result = message.get("result")
-    if not isinstance(result, dict):
-        raise not_ours(where)
-    return result
+    return read_as(call, message.get("result"), where)
 
 
-def silence_seconds(call: Call, heartbeat: str | None) -> float:
+def whole_answer(data: bytes, call: Call[R], where: Path | str) -> dict[str, Any]:
+    """Read an answer that is not of lines: as the last line of one that is.  Raises `DaemonNotRunning`.
+
+    A long one is read into its structs at once, in two thirds of the time that dicts between would take.
+    """
+    if len(data) <= _LONG:
+        return {"result": message_of(data, where)}
+    from msgspec import DecodeError
+
+    kind: type[R] = getattr(api, call.result)
+    try:
+        return {"result": kind.decode(data)}
+    except (DecodeError, RecursionError) as error:
+        raise not_ours(where) from error
+
+
+def read_as(call: Call[R], value: object, where: Path | str) -> R:
+    """Read the JSON form of what a call is answered.  Raises `DaemonNotRunning` for another form."""
+    from msgspec import ValidationError
+
+    kind: type[R] = getattr(api, call.result)
+    if isinstance(value, kind):
+        return value
+    try:
+        return kind.from_json(value)
+    except (ValidationError, RecursionError) as error:
+        raise not_ours(where) from error
+
+
+def silence_seconds(call: Call[Any], heartbeat: str | None) -> float:
     """Return for how long an answer of lines may be silent: much less where the daemon promised heartbeats."""
     try:
         promised = float(heartbeat or 0)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from kvswap.api.archives import Exported
+from kvswap.api.events import ExportEvent, ImportEvent, ProgressEvent
 from kvswap.artifact.archive import ArchiveReader
 from kvswap.core.atomic import Unfinished, replacing
 from kvswap.core.errors import UsageError
@@ -21,7 +22,7 @@ from kvswap.core.failures import as_kvswap_error
 from kvswap.core.files import check_place, kind_of
 from kvswap.core.text import printable
 
-OnEvent = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[ProgressEvent], None]
 _PIECE = 1 << 20
 _REPORT_SECONDS = 0.2
 
@@ -29,7 +30,7 @@ _REPORT_SECONDS = 0.2
 class ByteProgress:
     """A progress report of bytes that come or go, a few times a second."""
 
-    def __init__(self, event: str, total: int | None, on_event: OnEvent | None) -> None:
+    def __init__(self, event: type[ExportEvent | ImportEvent], total: int | None, on_event: OnEvent | None) -> None:
         self._event, self._on_event = event, on_event
         self.total = total
         self.bytes = 0
@@ -44,7 +45,7 @@ class ByteProgress:
             return
         self._described = now
         seconds = round(now - self._began, 4)
-        self._on_event({"event": self._event, "bytes": self.bytes, "total_bytes": self.total, "seconds": seconds})
+        self._on_event(self._event(bytes=self.bytes, total_bytes=self.total, seconds=seconds))
 
 
 class Writing:
@@ -58,7 +59,7 @@ class Writing:
         self._reader = ArchiveReader(keep=False)
         self._digest = hashlib.sha256()
         self._left_out = 0
-        self._progress = ByteProgress("export", None, on_event)
+        self._progress = ByteProgress(ExportEvent, None, on_event)
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -133,7 +134,7 @@ def read_archive(source: str | Path | IO[bytes], on_event: OnEvent | None) -> It
     with _opened(source) as file:
         found = os.fstat(file.fileno()) if hasattr(file, "fileno") and not _in_memory(file) else None
         size = found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
-        reader, progress = ArchiveReader(keep=False), ByteProgress("import", size, on_event)
+        reader, progress = ArchiveReader(keep=False), ByteProgress(ImportEvent, size, on_event)
         while piece := file.read(_PIECE):
             for _ in reader.feed(piece):
                 pass

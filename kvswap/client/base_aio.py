@@ -6,15 +6,20 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
+from kvswap import api
 from kvswap.client.answers import result_of, went_away
 from kvswap.client.calls import Call
 from kvswap.client.old import OldNames
 from kvswap.client.sender_aio import AsyncSender
 from kvswap.client.target import Target
 
-OnEvent = Callable[[dict[str, Any]], None]
+if TYPE_CHECKING:
+    from kvswap.api.result import Result
+
+R = TypeVar("R", bound="Result")
+OnEvent = Callable[["api.ProgressEvent"], None]
 
 
 class AsyncCaller(OldNames):
@@ -36,11 +41,11 @@ class AsyncCaller(OldNames):
     async def close(self) -> None:
         """End the use of this client."""
 
-    async def _do(self, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
+    async def _do(self, call: Call[R], on_event: OnEvent | None = None) -> R:
         async with contextlib.aclosing(self._sender.lines(call)) as messages:
             async for message in messages:
                 if "event" not in message:
-                    return result_of(message, self._target.where)
+                    return result_of(message, call, self._target.where)
                 if on_event is not None:
-                    on_event(message)
+                    on_event(api.event_of(message))
         raise went_away()

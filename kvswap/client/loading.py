@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kvswap.core.defaults import HEADROOM_TOKENS
 from kvswap.core.errors import Incompatible, IntegrityError
@@ -19,21 +19,39 @@ if TYPE_CHECKING:
     from kvswap.trust import Statement
 
 
-def statement_of(details: dict[str, Any]) -> Statement:
+class Readable(Protocol):
+    """The part of an artifact's details (`ArtifactDetails`) that is needed to read it."""
+
+    @property
+    def artifact(self) -> str:
+        """The artifact's id."""
+
+    @property
+    def envelope(self) -> str:
+        """The manifest with its signature, in base64."""
+
+    @property
+    def chunks_directory(self) -> str:
+        """The directory of the chunk files."""
+
+    @property
+    def key(self) -> str | None:
+        """The key that opens the files of an encrypted one, in hex."""
+
+
+def statement_of(details: Readable) -> Statement:
     """Read what was signed from `Client.details`, and check it again here.  Raises `IntegrityError`."""
     from kvswap.trust import one_key, read_statement
 
-    key = bytes.fromhex(details["key"]) if "key" in details else None
-    statement = read_statement(base64.b64decode(details["envelope"]), one_key(key))
-    if str(statement.artifact) != details["artifact"]:
-        raise IntegrityError(f"the daemon answered another artifact than {details['artifact']}")
+    key = bytes.fromhex(details.key) if details.key is not None else None
+    statement = read_statement(base64.b64decode(details.envelope), one_key(key))
+    if str(statement.artifact) != details.artifact:
+        raise IntegrityError(f"the daemon answered another artifact than {details.artifact}")
     return statement
 
 
 @ours("loading the artifact")
-def load_artifact(
-    details: dict[str, Any], model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS
-) -> Any:
+def load_artifact(details: Readable, model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS) -> Any:
     """Load a `DynamicCache` by the answer of `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
     from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
@@ -44,7 +62,7 @@ def load_artifact(
     statement = statement_of(details)
     manifest = statement.manifest
     check_compatible(manifest, live_identity(model), str(model.dtype).removeprefix("torch."))
-    read = chunk_reader(Path(details["chunks_directory"]))
+    read = chunk_reader(Path(details.chunks_directory))
     stop = manifest.prefix.tokens if tokens is None else tokens
     reach.check(model.config.get_text_config(decoder=True), stop, 0, manifest.prefix.block_tokens)
     tensors = load(manifest, read, tokens=tokens, headroom=headroom, seal=statement.seal)
@@ -106,7 +124,7 @@ class LocalPrefill:
         }
 
     @ours("prefilling")
-    def cache(self, headroom: int, details: dict[str, Any] | None = None, tokens: int = 0) -> Any:
+    def cache(self, headroom: int, details: Readable | None = None, tokens: int = 0) -> Any:
         """Make the whole cache; its first `tokens` tokens are those of `details`, if given, once layer 0 is theirs.
 
         Raises `IntegrityError` for a prefix that is proved to be of another text.
@@ -126,7 +144,7 @@ class LocalPrefill:
 
 
 @ours("loading the artifact")
-def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, headroom: int) -> Any:
+def load_for(text: str, details: Readable, model: Any, tokenizer: Any, headroom: int) -> Any:
     """Return the cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
 
     Raises `Incompatible` for another text, `IntegrityError` for a cache that is proved to be of another one.  Warns of
@@ -149,9 +167,7 @@ def load_for(text: str, details: dict[str, Any], model: Any, tokenizer: Any, hea
     return cache
 
 
-def _look_at_first_layer(
-    details: dict[str, Any], loaded: Any, cache: Any, text: str, tokens: int | None = None
-) -> None:
+def _look_at_first_layer(details: Readable, loaded: Any, cache: Any, text: str, tokens: int | None = None) -> None:
     """Compare layer 0 of what was just loaded, whole or its first `tokens` tokens, with the text (V3).
 
     Raises `IntegrityError` for a proof, warns of what cannot be compared.  A lossy cache says itself that it is not
@@ -166,7 +182,7 @@ def _look_at_first_layer(
     manifest = statement.manifest
     if not manifest.lossless:
         return
-    read = chunk_reader(Path(details["chunks_directory"]))
+    read = chunk_reader(Path(details.chunks_directory))
     first = FirstLayer(
         loaded,
         live_identity(loaded.model),

@@ -20,6 +20,7 @@ from kvswap.client.answers import (
     silence_seconds,
     silent,
     went_away,
+    whole_answer,
 )
 from kvswap.client.calls import Call
 from kvswap.client.target import Target
@@ -40,7 +41,7 @@ class AsyncSender:
     def __init__(self, target: Target) -> None:
         self._target = target
 
-    async def lines(self, call: Call) -> AsyncGenerator[dict[str, Any], None]:
+    async def lines(self, call: Call[Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the messages of an answer; of one that is no answer of lines, the whole as a result."""
         import aiohttp
 
@@ -61,10 +62,10 @@ class AsyncSender:
                 async with response:
                     if response.status != 200 or not call.lines:
                         async with asyncio.timeout(waits):
-                            message = message_of(await response.read(), where)
+                            answer = await response.read()
                         if response.status != 200:
-                            raise error_of(message, response.status)
-                        yield {"result": message}
+                            raise error_of(message_of(answer, where), response.status)
+                        yield whole_answer(answer, call, where)
                         return
                     waits = silence_seconds(call, response.headers.get(HEADER))
                     while True:
@@ -82,7 +83,9 @@ class AsyncSender:
                 raise frames.error from None
             raise self._error_of(error, waits) from error
 
-    async def pieces(self, call: Call, on_headers: Callable[[Mapping[str, str]], None]) -> AsyncGenerator[bytes, None]:
+    async def pieces(
+        self, call: Call[Any], on_headers: Callable[[Mapping[str, str]], None]
+    ) -> AsyncGenerator[bytes, None]:
         """Yield an answer that is bytes, piece by piece, after `on_headers` was called with its headers."""
         import aiohttp
 

@@ -24,6 +24,7 @@ from kvswap.client.answers import (
     silence_seconds,
     silent,
     went_away,
+    whole_answer,
 )
 from kvswap.client.calls import Call
 from kvswap.client.target import Address, Target
@@ -63,7 +64,7 @@ class Sender:
     def __init__(self, target: Target) -> None:
         self._target = target
 
-    def lines(self, call: Call) -> Generator[dict[str, Any], None, None]:
+    def lines(self, call: Call[Any]) -> Generator[dict[str, Any], None, None]:
         """Yield the messages of an answer; of one that is no answer of lines, the whole as a result."""
         where, address = self._target.where, self._target.address()
         connection = _connection(address, call.head_seconds)
@@ -88,10 +89,10 @@ class Sender:
             response = connection.getresponse()
             note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
             if response.status != 200 or not call.lines:
-                message = message_of(response.read(), where)
+                answer = response.read()
                 if response.status != 200:
-                    raise error_of(message, response.status)
-                yield {"result": message}
+                    raise error_of(message_of(answer, where), response.status)
+                yield whole_answer(answer, call, where)
                 return
             waits = silence_seconds(call, response.headers.get(HEADER))
             sock.settimeout(waits)
@@ -108,7 +109,7 @@ class Sender:
         finally:
             connection.close()
 
-    def pieces(self, call: Call, on_headers: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
+    def pieces(self, call: Call[Any], on_headers: Callable[[Mapping[str, str]], None]) -> Generator[bytes, None, None]:
         """Yield an answer that is bytes, piece by piece, after `on_headers` was called with its headers."""
         where, address = self._target.where, self._target.address()
         connection = _connection(address, call.seconds)
@@ -150,7 +151,7 @@ class Sender:
         return as_kvswap_error(error, "calling the daemon")
 
 
-def _body(call: Call, address: Address) -> tuple[bytes | calls.FrameSource | None, dict[str, str]]:
+def _body(call: Call[Any], address: Address) -> tuple[bytes | calls.FrameSource | None, dict[str, str]]:
     if call.body is not None:
         return json.dumps(call.body).encode(), {**address.headers, "Content-Type": "application/json"}
     return calls.FrameSource(call.frames) if call.frames is not None else None, address.headers

@@ -11,6 +11,7 @@ from typing import Any
 
 from kvswap import api
 from kvswap.client import calls
+from kvswap.client.answers import read_as
 from kvswap.client.base_sync import OnEvent
 from kvswap.client.sender_sync import call_here
 from kvswap.client.values import Artifact, CacheReport, model_argument, read_document
@@ -42,31 +43,31 @@ class Client(Verbs):
     Each call has a connection of its own, so there is nothing that `close` must free.
     """
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> api.StatusResult:
         """Say how the node is: peers, store, model, what does not work."""
         return self._do(calls.status())
 
-    def id(self) -> dict[str, Any]:
-        """Return `{"peer", "publisher", "addresses"}` of this node."""
+    def id(self) -> api.IdentityResult:
+        """Return the PeerId, publisher and addresses of this node."""
         return self._do(calls.identity())
 
-    def peers(self) -> list[dict[str, Any]]:
+    def peers(self) -> list[api.PeerRow]:
         """List peers with what was experienced with them."""
-        return list((self._do(calls.peers()))["peers"])
+        return (self._do(calls.peers())).peers
 
-    def block(self, peer: str, blocked: bool = True) -> dict[str, Any]:
+    def block(self, peer: str, blocked: bool = True) -> api.BlockResult:
         """Block a peer, which is then neither served nor asked; with `blocked` false, end that."""
         return self._do(calls.block(peer, blocked))
 
-    def ls(self) -> list[dict[str, Any]]:
+    def ls(self) -> list[api.StoredArtifact]:
         """List the artifacts in the store."""
-        return list((self._do(calls.artifacts()))["artifacts"])
+        return (self._do(calls.artifacts())).artifacts
 
-    def show(self, ref: str) -> dict[str, Any]:
+    def show(self, ref: str) -> api.ArtifactDetails:
         """Show an artifact in the store: its index row, manifest and envelope."""
         return self._do(calls.show(ref))
 
-    def details(self, ref: str) -> dict[str, Any]:
+    def details(self, ref: str) -> api.ArtifactDetails:
         """Show an artifact with what opens its files where they are sealed: all that a process needs to read it."""
         return self._do(calls.show(ref, key=True))
 
@@ -81,7 +82,7 @@ class Client(Verbs):
         group: str | None = None,
         checkpoints: Sequence[int] = (),
         on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
+    ) -> api.PublishResult:
         """Prefill and publish a document, given as its text or as the path of its file.
 
         `checkpoints` are token counts that readers shall be able to resume at, beside the usual ones.
@@ -101,7 +102,7 @@ class Client(Verbs):
 
     def codec_train(
         self, corpus: str, *, model: str | None = None, tokens: int = TRAINING_TOKENS, on_event: OnEvent | None = None
-    ) -> dict[str, Any]:
+    ) -> api.TrainResult:
         """Train the predictive codec on the text files below a directory of the daemon's machine."""
         request = api.TrainRequest(corpus=str(Path(corpus).absolute()), model=model_argument(model), tokens=tokens)
         return self._do(calls.train(request), on_event)
@@ -138,7 +139,7 @@ class Client(Verbs):
             **api.aim_fields(objective),
         )
         report = self._do(calls.fetch(request), on_event)
-        return Artifact(report["artifact"], report, lambda: self.details(report["artifact"]))
+        return Artifact(report.artifact, report, lambda: self.details(report.artifact))
 
     def plan(
         self,
@@ -150,70 +151,56 @@ class Client(Verbs):
         host: str | None = None,
         objective: Objective = MIX,
         on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
+    ) -> api.PlanResult:
         """Say what `ask` would do, fetch, prefill, both at once or ask a host, with seconds, dollars and the reason."""
         request = api.PlanRequest(
             ref=ref, text=text, allow_lossy=allow_lossy, group=group, host=host, **api.aim_fields(objective)
         )
         return self._do(calls.plan(request), on_event)
 
-    def verify(
-        self,
-        ref: str | None = None,
-        *,
-        store: bool = False,
-        level: int | None = None,
-        samples: int = LIMITS.usual_samples,
-        text: str | None = None,
-        on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
-        """Check an artifact up to a verification level (0 to 7), or with `store` every file of the store."""
-        request = api.VerifyRequest(ref=ref, store=store, level=level, samples=samples, text=text)
-        return self._do(calls.verify(request), on_event)
-
-    def withdraw(self, ref: str, why: str = "") -> dict[str, Any]:
+    def withdraw(self, ref: str, why: str = "") -> api.WithdrawResult:
         """Take back own artifacts: who hears of it uses and serves them no more."""
         return self._do(calls.withdraw(ref, why))
 
-    def groups(self) -> list[dict[str, Any]]:
-        """List the groups this node is in, as `{"name", "mark"}`: no secrets."""
-        return list((self._do(calls.groups()))["groups"])
+    def groups(self) -> list[api.GroupRow]:
+        """List the groups this node is in, without their secrets."""
+        return (self._do(calls.groups())).groups
 
-    def group_new(self, name: str) -> dict[str, Any]:
+    def group_new(self, name: str) -> api.GroupResult:
         """Make a group with a key of its own; who is given the key is a member."""
         return self._do(calls.group_add(name, None))
 
-    def group_import(self, key: str, name: str | None = None) -> dict[str, Any]:
+    def group_import(self, key: str, name: str | None = None) -> api.GroupResult:
         """Join the group of this key, which `group_export` of another member gave."""
         return self._do(calls.group_add(name, key))
 
-    def group_export(self, name: str) -> dict[str, Any]:
-        """Return `{"name", "key"}` of a group.  The key is a secret: who has it is a member."""
+    def group_export(self, name: str) -> api.GroupKey:
+        """Return the key of a group.  It is a secret: who has it is a member."""
         return self._do(calls.group_export(name))
 
-    def group_remove(self, name: str) -> dict[str, Any]:
+    def group_remove(self, name: str) -> api.GroupLeaveResult:
         """Forget a group's key."""
         return self._do(calls.group_remove(name))
 
-    def hosts(self) -> list[dict[str, Any]]:
+    def hosts(self) -> list[api.HostRow]:
         """List the hosts that invited this node, each with its offer or its `problem`."""
-        return list((self._do(calls.hosts()))["hosts"])
+        return (self._do(calls.hosts())).hosts
 
-    def host_join(self, invitation: str, *, plain: bool = False) -> dict[str, Any]:
+    def host_join(self, invitation: str, *, plain: bool = False) -> api.JoinResult:
         """Accept the invitation of a host, as `kvswap host invite` printed it; `plain`: also one over http."""
         return self._do(calls.host_join(invitation, plain=plain))
 
-    def host_leave(self, peer: str) -> dict[str, Any]:
+    def host_leave(self, peer: str) -> api.LeaveResult:
         """Forget a host."""
         return self._do(calls.host_leave(peer))
 
-    def trust_rotate(self) -> dict[str, Any]:
+    def trust_rotate(self) -> api.RotateResult:
         """Make a new publisher key, which the old one names: who trusts the old one follows."""
         return self._do(calls.rotate())
 
-    def audits(self, publisher: str | None = None) -> list[dict[str, Any]]:
+    def audits(self, publisher: str | None = None) -> list[api.AuditFinding]:
         """List what verifying found, here and by auditors whom this node trusts; of one `publisher`, if given."""
-        return list((self._do(calls.audits(publisher)))["audits"])
+        return (self._do(calls.audits(publisher))).audits
 
     def ask(
         self,
@@ -233,7 +220,7 @@ class Client(Verbs):
         ignore_eos: bool = False,
         host: str | None = None,
         on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
+    ) -> api.AskResult:
         """Answer from a document's cache, in the node's model process.
 
         `host`: ask the host with this PeerId, or with `auto` the best of those known where the plan says so.  A host
@@ -271,10 +258,10 @@ class Client(Verbs):
         local: bool = False,
         group: str | None = None,
         on_event: OnEvent | None = None,
-    ) -> dict[str, Any]:
+    ) -> api.PrefixResult:
         """Fetch the longest published prefix of token ids (u32, little endian).
 
-        Returns `{"artifact", "tokens", "whole", "plan"}`.  For engines that know ids and no text.  `parts`: also a
+        For engines that know ids and no text.  `parts`: also a
         part of a block, where the document ends there.  `curve`: seconds that a block, and each token before it,
         cost to prefill there.  `seconds`: the longest to wait for peers to say what they have; `local`: ask none.
         Raises `NotFound`, `PlanSaysPrefill` and what `fetch` does.
@@ -299,41 +286,42 @@ class Client(Verbs):
         Returns `(version, keys)`, at once when the version is another one, else after `wait` seconds.
         """
         index = self._do(calls.prefix_index(version, wait))
-        return str(index["version"]), base64.b64decode(index["keys"]) if index["keys"] is not None else None
+        return index.version, base64.b64decode(index.packed) if index.packed is not None else None
 
-    def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> dict[str, Any]:
+    def publish_computed(self, frames: Iterable[bytes], *, on_event: OnEvent | None = None) -> api.ComputedResult:
         """Publish what an engine computed, by the frames of `POST /v1/computed` (`docs/extending.md`)."""
         return self._do(calls.computed(frames), on_event)
 
-    def rm(self, ref: str) -> dict[str, Any]:
+    def rm(self, ref: str) -> api.RemoveResult:
         """Remove an artifact, or all of a document."""
         return self._do(calls.remove(ref))
 
-    def pin(self, ref: str, pinned: bool = True) -> dict[str, Any]:
+    def pin(self, ref: str, pinned: bool = True) -> api.PinResult:
         """Keep an artifact whatever space is needed; or, with `pinned` false, no longer."""
         return self._do(calls.pin(ref, pinned))
 
-    def gc(self, target_bytes: int | None = None) -> dict[str, Any]:
+    def gc(self, target_bytes: int | None = None) -> api.CollectResult:
         """Free space in the store, down to `target_bytes` where given."""
         return self._do(calls.collect(target_bytes))
 
-    def trust_ls(self) -> dict[str, Any]:
+    def trust_ls(self) -> api.TrustResult:
         """List the publishers on the allow-list, and those found to be wrong."""
         return self._do(calls.trust_list())
 
-    def trust_add(self, peer: str, label: str = "") -> dict[str, Any]:
+    def trust_add(self, peer: str, label: str = "") -> api.TrustedPublisher:
         """Put a publisher on the allow-list."""
         return self._do(calls.trust_add(peer, label))
 
-    def trust_rm(self, peer: str) -> dict[str, Any]:
+    def trust_rm(self, peer: str) -> api.LeaveResult:
         """Take a publisher off the allow-list."""
         return self._do(calls.trust_remove(peer))
 
-    def events(self, follow: bool = False) -> Iterator[dict[str, Any]]:
+    def events(self, follow: bool = False) -> Iterator[api.NodeEvent]:
         """Yield the events of late; with `follow`, also those to come, without end."""
-        with contextlib.closing(self._sender.lines(calls.events(follow))) as messages:
+        call = calls.events(follow)
+        with contextlib.closing(self._sender.lines(call)) as messages:
             for event in messages:
-                yield event
+                yield read_as(call, event, self._target.where)
 
     def get_cache(
         self,
@@ -363,7 +351,7 @@ class Client(Verbs):
             artifact = self.fetch(document, tofu=tofu, allow_untrusted=allow_untrusted, group=group, text=text)
             details = self.details(artifact.id)
             cache = call_here(load_for, text, details, model, tokenizer, headroom)
-            reason, tokens = artifact.report["plan"]["reason"], artifact.tokens
+            reason, tokens = artifact.report.plan.reason, artifact.tokens
             return cache, CacheReport.of("fetch", reason, began, tokens, tokens, artifact.id)
         except DaemonNotRunning as error:
             if not prefill_alone:
@@ -372,14 +360,14 @@ class Client(Verbs):
         except (NotFound, PlanSaysPrefill, Untrusted, Incompatible, IntegrityError, PeerError) as error:
             refused = error
         local = call_here(LocalPrefill, text, model, tokenizer, block_tokens)
-        shared_prefix: dict[str, Any] = {"artifact": None, "tokens": 0}
+        found: api.PrefixResult | None = None
         with contextlib.suppress(NotFound, PlanSaysPrefill, Incompatible, PeerError):
             if isinstance(refused, NotFound):
                 request = api.PrefixRequest(**call_here(local.cached_prefix), trust_on_first_use=tofu, group=group)
-                shared_prefix = self._do(calls.cached_prefix(request))
-        shared = self.details(shared_prefix["artifact"]) if shared_prefix["tokens"] else None
-        cache = call_here(local.cache, headroom, shared, shared_prefix["tokens"])
-        reason = refused.message
-        return cache, CacheReport.of(
-            "prefill", reason, began, local.tokens, shared_prefix["tokens"], shared_prefix["artifact"]
-        )
+                found = self._do(calls.cached_prefix(request))
+        shared, tokens = None, 0
+        if found is not None and found.tokens:
+            shared, tokens = self.details(found.artifact), found.tokens
+        cache = call_here(local.cache, headroom, shared, tokens)
+        of = found.artifact if found is not None else None
+        return cache, CacheReport.of("prefill", refused.message, began, local.tokens, tokens, of)

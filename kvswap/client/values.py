@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from kvswap.api.result import Result
 from kvswap.client.old import old_keywords
 from kvswap.core.defaults import HEADROOM_TOKENS
+
+if TYPE_CHECKING:
+    from kvswap.api import FetchResult
 
 
 def model_argument(name: str | None) -> str | None:
@@ -29,7 +30,7 @@ class Artifact:
     """A verified artifact in the local store.  `report` is what `kvswap fetch --json` prints."""
 
     id: str
-    report: dict[str, Any]
+    report: FetchResult
     _details: Any = field(repr=False)  # callable: the daemon's view of the artifact
 
     @old_keywords
@@ -47,7 +48,7 @@ class Artifact:
     @property
     def tokens(self) -> int:
         """Length of the cached prefix in tokens: the position at which a question starts."""
-        return int(self.report["tokens"])
+        return self.report.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class AsyncArtifact:
     """An `Artifact` for asyncio: loading runs in a thread."""
 
     id: str
-    report: dict[str, Any]
+    report: FetchResult
     _details: Any = field(repr=False)  # coroutine function
 
     @old_keywords
@@ -71,10 +72,10 @@ class AsyncArtifact:
     @property
     def tokens(self) -> int:
         """Length of the cached prefix in tokens, as in `Artifact.tokens`."""
-        return int(self.report["tokens"])
+        return self.report.tokens
 
 
-class CacheReport(msgspec.Struct, frozen=True):
+class CacheReport(Result, frozen=True, kw_only=True):
     """The report of `get_cache`.  `action` is `fetch` or `prefill`; `tokens` is the length of the cached prefix."""
 
     action: str
@@ -89,13 +90,14 @@ class CacheReport(msgspec.Struct, frozen=True):
         cls, action: str, reason: str, began: float, tokens: int, fetched_tokens: int, artifact: str | None
     ) -> CacheReport:
         """Make a report of what ends now; `began` is a `time.perf_counter` value."""
-        return cls(action, reason, time.perf_counter() - began, tokens, fetched_tokens, artifact)
-
-    def __getitem__(self, name: str) -> Any:
-        warnings.warn(f"a report is no dict any more: use .{name}", DeprecationWarning, stacklevel=2)
-        if name not in self.__struct_fields__:
-            raise KeyError(name)
-        return getattr(self, name)
+        return cls(
+            action=action,
+            reason=reason,
+            seconds=time.perf_counter() - began,
+            tokens=tokens,
+            fetched_tokens=fetched_tokens,
+            artifact=artifact,
+        )
 
 
 def read_document(document: str | Path) -> str:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
-
-from msgspec import convert
+from typing import IO, Literal, overload
 
 from kvswap import api
 from kvswap.client import calls
 from kvswap.client.base_sync import Caller, OnEvent
 from kvswap.client.sender_sync import call_here
 from kvswap.client.values import model_argument
-
-if TYPE_CHECKING:  # each is of one verb, and every command would wait for it
-    from kvswap.api.archives import Exported, Imported
-    from kvswap.api.find import FindResult
-    from kvswap.api.node import SettingsResult, StopResult
+from kvswap.core.limits import LIMITS
 
 
 class Verbs(Caller):
@@ -31,20 +25,48 @@ class Verbs(Caller):
         model: str | None = None,
         publisher: str | None = None,
         group: str | None = None,
-    ) -> FindResult:
+    ) -> api.FindResult:
         """Say who has an artifact or a document, here and at peers, without fetching any of it.
 
         `text`: the document; where nobody offers it, the longest published prefix of it is looked for.  `model` and
         `publisher` leave out what others made.  Raises `NotFound` where nobody has it.
         """
-        from kvswap.api.find import FindResult
-
         request = api.FindRequest(ref=ref, text=text, model=model_argument(model), publisher=publisher, group=group)
-        return convert(self._do(calls.find(request)), FindResult)
+        return self._do(calls.find(request))
+
+    @overload
+    def verify(
+        self,
+        ref: str,
+        *,
+        level: int | None = None,
+        samples: int = LIMITS.usual_samples,
+        text: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> api.VerifyResult: ...
+
+    @overload
+    def verify(self, ref: None = None, *, store: Literal[True], on_event: OnEvent | None = None) -> api.StoreCheck: ...
+
+    def verify(
+        self,
+        ref: str | None = None,
+        *,
+        store: bool = False,
+        level: int | None = None,
+        samples: int = LIMITS.usual_samples,
+        text: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> api.VerifyResult | api.StoreCheck:
+        """Check an artifact up to a verification level (0 to 7), or with `store` every file of the store."""
+        if store:
+            return self._do(calls.verify_store(), on_event)
+        request = api.VerifyRequest(ref=ref, level=level, samples=samples, text=text)
+        return self._do(calls.verify(request), on_event)
 
     def export(
         self, ref: str, to: str | Path | IO[bytes], *, group: str | None = None, on_event: OnEvent | None = None
-    ) -> Exported:
+    ) -> api.Exported:
         """Write an artifact in the store as one file, or into a binary stream, which another node can import.
 
         A file appears under its name when it is whole.  Raises `NotFound` for an artifact that is not here whole.
@@ -57,24 +79,19 @@ class Verbs(Caller):
                     call_here(writing.write, piece)
             return call_here(writing.done)
 
-    def import_(self, source: str | Path | IO[bytes], *, on_event: OnEvent | None = None) -> Imported:
+    def import_(self, source: str | Path | IO[bytes], *, on_event: OnEvent | None = None) -> api.Imported:
         """Take the artifact of a file, or of a binary stream, that `export` wrote into the store, verified.
 
         Raises `MalformedArchive`, `IntegrityError`, `Untrusted`, `StoreFull`; then nothing is listed.
         """
-        from kvswap.api.archives import Imported
         from kvswap.client.archives import read_archive
 
-        return convert(self._do(calls.import_archive(read_archive(source, on_event))), Imported)
+        return self._do(calls.import_archive(read_archive(source, on_event)))
 
-    def config(self) -> SettingsResult:
+    def config(self) -> api.SettingsResult:
         """List the settings that the daemon was started with, and where each came from."""
-        from kvswap.api.node import SettingsResult
+        return self._do(calls.config())
 
-        return convert(self._do(calls.config()), SettingsResult)
-
-    def stop(self) -> StopResult:
+    def stop(self) -> api.StopResult:
         """Ask the daemon to end.  It answers before it does; `kvswap stop` waits until it has."""
-        from kvswap.api.node import StopResult
-
-        return convert(self._do(calls.stop()), StopResult)
+        return self._do(calls.stop())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
-import msgspec
 from aiohttp import web
 
+from kvswap.api.archives import Imported
 from kvswap.artifact.archive import MEDIA_TYPE
 from kvswap.core.errors import MalformedArchive
 from kvswap.core.ids import parse_reference
@@ -58,13 +57,11 @@ class ArchivesApi:
     async def import_(self, request: web.Request) -> web.StreamResponse:
         """Take an archive, which is the body, into the store; the answer is lines."""
 
-        async def work(progress: Progress) -> dict[str, Any]:
+        async def work(progress: Progress) -> Imported:
             try:
-                done = await import_archive(self._node, _pieces(request))
+                return await import_archive(self._node, _pieces(request))
             finally:
                 await _drain(request)
-            answer: dict[str, Any] = msgspec.to_builtins(done)
-            return answer
 
         return await stream(request, work)
 

@@ -39,7 +39,7 @@ PROGRAM = (sys.executable, "-P", start.__file__)
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for a model process, in seconds."""
+    """The limits of waiting for a model process, in seconds."""
 
     silent: float = LIMITS.worker_silent_seconds  # without a heartbeat
     stalled: float = LIMITS.worker_stalled_seconds  # with heartbeats, but nothing computed, said or told
@@ -148,7 +148,7 @@ class Child:
                 telling.cancel()
 
     async def _answer(self, on_event: OnEvent | None, time: _Time) -> dict[str, Any]:
-        """The frame that ends a job; those before it are passed on.  Raises `Lost`."""
+        """Return the frame that ends a job, and pass on those before it.  Raises `Lost`."""
         idle, cpu, activity = 0.0, 0, self._activity
         while True:
             before = time.spent
@@ -188,7 +188,7 @@ class Child:
                 self._activity += 1
 
     async def _receive(self, time: _Time) -> dict[str, Any]:
-        """The next frame.  Cancelled, it leaves the frame to whoever asks next.  Raises `Lost`."""
+        """Receive the next frame.  Cancelled, it leaves the frame to whoever asks next.  Raises `Lost`."""
         if self._receiving is None:
             self._receiving = asyncio.create_task(self._frame())
         loop, silent = asyncio.get_running_loop(), 0
@@ -251,7 +251,7 @@ class Child:
         await self._ending
 
     def _kill(self) -> None:
-        """The process and what it started."""
+        """Kill the process and what it started."""
         assert self._process is not None  # noqa: S101 - `_end` looked
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -273,7 +273,7 @@ class Child:
 
 
 def environment(of: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a model process, from the node's.
+    """Make the environment of a model process from the node's.
 
     An empty entry of PYTHONPATH, or ".", means the current directory of the node: nothing is run from there.  What
     would change how libraries compute (`VARIABLES`) is left out.  OpenMP's threads soon stop to wait in a busy loop,

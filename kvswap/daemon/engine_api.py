@@ -10,14 +10,16 @@ from typing import Any
 from aiohttp import web
 
 from kvswap.api import PrefixRequest
+from kvswap.api.caches import ComputedResult, PrefixIndex, PrefixResult
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, UsageError
 from kvswap.core.limits import LIMITS
-from kvswap.daemon.requests import prefix_query_of, request_of, stream
+from kvswap.daemon.requests import prefix_query_of, reply, request_of, stream
 from kvswap.exchange import Node
 from kvswap.exchange.discovery.pulling import cached_prefix_keys
 from kvswap.exchange.model_port import OnEvent
+from kvswap.exchange.planning.figures import summary_of
 from kvswap.exchange.prefix import fetch_prefix, longest_cached_prefix
 from kvswap.exchange.publish_computed import Computed, publish_computed
 from kvswap.exchange.publishing.ingest import EVENTS
@@ -32,6 +34,7 @@ class EngineApi:
         self._node = node
 
     def routes(self) -> list[web.RouteDef]:
+        """List what is answered here."""
         return [
             web.post("/v1/beginning", self.cached_prefix),
             web.get("/v1/beginnings", self.prefix_index),
@@ -39,27 +42,27 @@ class EngineApi:
         ]
 
     async def cached_prefix(self, request: web.Request) -> web.StreamResponse:
-        """The longest published prefix of a document given by its ids, or their chain digests, made local."""
+        """Fetch the longest published prefix of a document, given by its ids or their chain digests."""
         asked = prefix_query_of(await request_of(request, PrefixRequest))
 
-        async def work(progress: Progress) -> dict[str, Any]:
+        async def work(progress: Progress) -> PrefixResult:
             found = await longest_cached_prefix(
                 self._node, asked.wanted, asked.chain, asked.block_tokens, asked.terms, asked.ids
             )
             if found is None:
                 raise NotFound("nobody offers a document with the same prefix")
             chosen = await fetch_prefix(self._node, found, asked.terms, progress)
-            return {
-                "artifact": str(found.statement.artifact),
-                "tokens": found.tokens,
-                "whole": found.tokens == found.statement.manifest.prefix.tokens,
-                "plan": {"action": chosen.action, "seconds": chosen.seconds, "reason": chosen.reason},
-            }
+            return PrefixResult(
+                artifact=str(found.statement.artifact),
+                tokens=found.tokens,
+                whole=found.tokens == found.statement.manifest.prefix.tokens,
+                plan=summary_of(chosen),
+            )
 
         return await stream(request, work)
 
     async def prefix_index(self, request: web.Request) -> web.Response:
-        """Keys of all that `cached_prefix` could find, once that is not `?version=`, or after `?wait=` seconds."""
+        """Return keys of all that `cached_prefix` could find, once these are not `?version=`, or after `?wait=`."""
         try:
             wait = float(request.query.get("wait", "0"))
         except ValueError:
@@ -68,7 +71,7 @@ class EngineApi:
             raise UsageError(f"wait is a number from 0 to {LIMITS.api_seconds:g}")
         version, keys = await cached_prefix_keys(self._node, request.query.get("version", ""), wait)
         packed = base64.b64encode(keys).decode() if keys is not None else None
-        return web.json_response({"version": version, "keys": packed})
+        return reply(PrefixIndex(version=version, packed=packed))
 
     async def computed(self, request: web.Request) -> web.StreamResponse:
         """Publish what an engine computed.
@@ -86,7 +89,7 @@ class EngineApi:
                 raise MalformedMessage("the frames end without a result")
             return result
 
-        async def work(progress: Progress) -> dict[str, Any]:
+        async def work(progress: Progress) -> ComputedResult:
             try:
                 return await publish_computed(self._node, computed_of(await frames.next()), run, progress)
             except (MalformedMessage, MalformedManifest) as error:  # of who asks, and of no peer
@@ -107,13 +110,13 @@ def _wrong(what: str) -> UsageError:
 
 
 class FrameReader:
-    """Of a request's body, each under its cap, and in time."""
+    """A reader of the frames of a request's body, each under its cap, and in time."""
 
     def __init__(self, content: Any) -> None:
         self._content = content
 
     async def next(self) -> dict[str, Any]:
-        """Raises `MalformedMessage` where there is none."""
+        """Read the next frame.  Raises `MalformedMessage` where there is none."""
         try:
             async with asyncio.timeout(LIMITS.chunk_seconds):
                 length = protocol.check_length(await self._content.readexactly(protocol.HEADER.size))
@@ -126,14 +129,14 @@ class FrameReader:
         return value
 
     async def drain(self) -> None:
-        """What was sent in vain, so that the sender gets to reading its answer."""
+        """Read what was sent in vain, so that the sender gets to reading its answer."""
         async with asyncio.timeout(LIMITS.chunk_seconds):
             async for _ in self._content.iter_chunked(1 << 20):
                 pass
 
 
 def computed_of(head: dict[str, Any]) -> Computed:
-    """Raises `UsageError`."""
+    """Read the first frame, which says what was computed.  Raises `UsageError`."""
     try:
         ids = tuple(int(i) for i in head["ids"])
         block_tokens, group = int(head["block_tokens"]), head.get("group")

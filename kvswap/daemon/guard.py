@@ -36,12 +36,12 @@ def _refuse(status: int, code: str, message: str, cause: str, hint: str) -> web.
 
 
 def _bytes(header: str) -> bytes:
-    """A header as it came: what is not UTF-8 in it was decoded to lone surrogates."""
+    """Return a header as it came: what is not UTF-8 in it was decoded to lone surrogates."""
     return header.encode("utf-8", "surrogateescape")
 
 
 def guard(token: str) -> Middleware:
-    """The middleware, first in line."""
+    """Make the middleware that lets in who has the token, and nobody else."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:

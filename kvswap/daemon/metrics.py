@@ -40,7 +40,7 @@ class _NodeCollector(Collector):
 
 
 def render(node: Node, model: ModelProcess) -> bytes:
-    """The exposition text."""
+    """Render the counters in the exposition format of Prometheus."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_NodeCollector(node, model))
     return generate_latest(registry)

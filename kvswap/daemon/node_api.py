@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from kvswap.api import FindRequest
+from kvswap.api.find import FindResult
 from kvswap.api.node import SettingsResult, StopResult, setting_rows
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import parse_reference
-from kvswap.daemon.requests import request_of, stream
+from kvswap.daemon.requests import reply, request_of, stream
 from kvswap.exchange import Node
 from kvswap.exchange.find import find
 from kvswap.exchange.request import Progress
@@ -45,17 +44,15 @@ class NodeApi:
         asked = await request_of(request, FindRequest)
         reference = parse_reference(asked.ref)
 
-        async def work(progress: Progress) -> dict[str, Any]:
-            answer: dict[str, Any] = msgspec.to_builtins(await find(self._node, reference, asked))
-            return answer
+        async def work(progress: Progress) -> FindResult:
+            return await find(self._node, reference, asked)
 
         return await stream(request, work)
 
     async def settings(self, request: web.Request) -> web.Response:
         """List the settings that the daemon was started with."""
         settings = self._node.settings
-        answer = SettingsResult(home=str(settings.home), settings=setting_rows(settings, self._places))
-        return web.json_response(msgspec.to_builtins(answer))
+        return reply(SettingsResult(home=str(settings.home), settings=setting_rows(settings, self._places)))
 
     async def stop(self, request: web.Request) -> web.Response:
         """End the daemon, once this is answered."""
@@ -63,4 +60,4 @@ class NodeApi:
             raise UsageError("this API does not end its process", cause="it is part of another program")
         _logger.info("stopping: a client asked for it")
         self._stop()
-        return web.json_response(msgspec.to_builtins(StopResult(pid=os.getpid(), home=str(self._node.settings.home))))
+        return reply(StopResult(pid=os.getpid(), home=str(self._node.settings.home)))

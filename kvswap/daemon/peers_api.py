@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from kvswap.api.peers import BlockResult, PeerRow, PeersResult
+from kvswap.daemon.requests import reply
 from kvswap.exchange import Node
 from kvswap.store import PeerRecord
 
@@ -23,6 +25,7 @@ class PeersApi:
         ]
 
     async def peers(self, request: web.Request) -> web.Response:
+        """List the peers that are connected or known."""
         node = self._node
         connected = set(node.transport.connected()) if node.p2p else set()
         rows = []
@@ -31,29 +34,26 @@ class PeersApi:
             record = records.get(peer) or PeerRecord()
             known = node.calibration.peer(peer)
             rows.append(
-                {
-                    "peer": peer,
-                    "publisher": record.publisher or None,
-                    "connected": peer in connected,
-                    "relayed": peer in connected and self._relayed(peer),
-                    "bytes_in": record.bytes_in,
-                    "bytes_out": record.bytes_out,
-                    "rate": known.get("rate"),
-                    "latency": known.get("latency"),
-                    "ratio": record.ratio,
-                    "failures": record.failures,
-                    "lies": record.lies,
-                    "blocked": record.blocked,
-                    "seen": record.seen or None,
-                }
+                PeerRow(
+                    peer=peer,
+                    publisher=record.publisher or None,
+                    connected=peer in connected,
+                    relayed=peer in connected and node.transport.relayed(peer),
+                    bytes_in=record.bytes_in,
+                    bytes_out=record.bytes_out,
+                    rate=known.get("rate"),
+                    latency=known.get("latency"),
+                    ratio=record.ratio,
+                    failures=record.failures,
+                    invalid_chunks=record.lies,
+                    blocked=record.blocked,
+                    seen=record.seen or None,
+                )
             )
-        return web.json_response({"peers": rows})
-
-    def _relayed(self, peer: str) -> bool:
-        transport = self._node.transport
-        return transport.relayed(peer)
+        return reply(PeersResult(peers=rows))
 
     async def block(self, request: web.Request) -> web.Response:
+        """Block a peer, or end that."""
         peer, blocked = request.match_info["peer"], request.path.endswith("/block")
         self._node.peers.block(peer, blocked)
-        return web.json_response({"peer": peer, "blocked": blocked})
+        return reply(BlockResult(peer=peer, blocked=blocked))

@@ -17,6 +17,8 @@ from aiohttp import web
 from msgspec import structs
 
 from kvswap.api import PrefixRequest, Request
+from kvswap.api.events import ProgressEvent
+from kvswap.api.result import Result, plain
 from kvswap.core.documents import check_unicode
 from kvswap.core.errors import UsageError
 from kvswap.core.failures import brief, record
@@ -27,7 +29,7 @@ from kvswap.exchange.request import LookupTerms, Progress, lookup_of
 from kvswap.store.tables import ROWS_AT_ONCE
 
 R = TypeVar("R", bound=Request)
-Work = Callable[[Progress], Awaitable[dict[str, Any]]]
+Work = Callable[[Progress], Awaitable[Result]]
 
 HEARTBEAT = {"event": "heartbeat"}
 HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
@@ -35,12 +37,12 @@ _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
 
 def wrong(message: str) -> UsageError:
-    """The error of a request that is not of the API's form."""
+    """Make the error of a request that is not of the API's form."""
     return UsageError(message, cause="a malformed request", hint="docs/extending.md, or kvswap VERB --help")
 
 
 async def body_of(request: web.Request) -> dict[str, Any]:
-    """The JSON object of a request.  Raises `UsageError`."""
+    """Read the JSON object of a request.  Raises `UsageError`."""
     try:
         body = json.loads(await request.read() or b"{}", parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -116,7 +118,7 @@ def prefix_query_of(request: PrefixRequest) -> PrefixQuery:
 
 
 async def start_lines(request: web.Request) -> web.StreamResponse:
-    """An answer of JSON lines, begun."""
+    """Start an answer of JSON lines."""
     beats = {HEARTBEAT_HEADER: f"{LIMITS.heartbeat_seconds:g}"}
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"} | beats)
     await response.prepare(request)
@@ -128,8 +130,13 @@ async def send_line(response: web.StreamResponse, value: dict[str, Any]) -> None
     await response.write(json.dumps(value).encode() + b"\n")
 
 
-async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Any]]) -> web.StreamResponse:
-    """Answer `{name: [row, ...]}`, made and sent a few rows at a time.
+def reply(result: Result) -> web.Response:
+    """Answer with one result."""
+    return web.json_response(result.to_json())
+
+
+async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Result]]) -> web.StreamResponse:
+    """Answer `{name: [row, ...]}` of results, made and sent a few rows at a time.
 
     Of many rows the text is as long as to keep the loop for half a second, were it made at once.  `pages` are taken in
     a thread; an error of the first is answered as one, a later one ends the connection.
@@ -139,7 +146,7 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[An
     if page is not None and len(page) <= ROWS_AT_ONCE:
         after = await asyncio.to_thread(next, rows, None)
         if after is None:
-            return web.json_response({name: list(page)})
+            return web.json_response({name: plain(list(page))})
         pages = itertools.chain((page, after), rows)
     else:
         pages = itertools.chain(() if page is None else (page,), rows)
@@ -152,8 +159,8 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[An
     return response
 
 
-def _texts(name: str, pages: Iterable[Sequence[Any]]) -> Iterator[bytes]:
-    """The text of an object with one list, in pieces."""
+def _texts(name: str, pages: Iterable[Sequence[Result]]) -> Iterator[bytes]:
+    """Yield the text of an object with one list, in pieces."""
     yield b"{%s: [" % json.dumps(name).encode()
     between = b""
     for page in pages:
@@ -201,11 +208,14 @@ async def stream(request: web.Request, work: Work) -> web.StreamResponse:
         except ConnectionError as error:  # of this connection, and not of one that the work has
             raise _CallerGone from error
 
+    async def report(event: ProgressEvent) -> None:
+        await send(event.to_json())
+
     try:
         try:
             async with heartbeats(response):
-                done = await work(send)
-            await send({"result": done})
+                done = await work(report)
+            await send({"result": done.to_json()})
         except _CallerGone:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary of a request: told, and in the log

@@ -179,7 +179,7 @@ async def _run(
 
 
 def main(settings: Settings, ready: Ready, verbose: bool = False, places: Mapping[str, str] | None = None) -> None:
-    """Blocking form of `serve`; with `verbose` standard error gets as much as the log."""
+    """Run `serve` until it ends; with `verbose` standard error gets as much as the log."""
     os.umask(0o077)  # a cache reveals its text: what is written here is this user's alone
     # The trio thread moves every byte; at Python's default of 5 ms it waits for the loop's thread too long.
     sys.setswitchinterval(_SWITCH_SECONDS)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvswap.api.status import ProcessState
 from kvswap.core.errors import KvswapError, WorkerFailed
 from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever
@@ -66,7 +67,7 @@ class _Slot:
 
 
 class ModelProcess:
-    """`ModelPort` over child processes."""
+    """A `ModelPort` over child processes."""
 
     def __init__(
         self,
@@ -87,9 +88,10 @@ class ModelProcess:
         self.crashes = 0
 
     @property
-    def processes(self) -> list[dict[str, Any]]:
-        """`{"model", "pid", "state"}` of each; the state is loading, working or idle."""
-        return [{"model": s.choice.name, "pid": s.pid, "state": s.state} for s in self._slots if s.pid is not None]
+    def processes(self) -> list[ProcessState]:
+        """The model processes that run."""
+        running = [slot for slot in self._slots if slot.pid is not None]
+        return [ProcessState(model=slot.choice.name, pid=slot.pid, state=slot.state) for slot in running]
 
     @property
     def pid(self) -> int | None:
@@ -108,6 +110,7 @@ class ModelProcess:
     # -- ModelPort -------------------------------------------------------------------------------
 
     async def choose(self, name: str | None = None) -> ModelChoice:
+        """Return the model that a name means here; see `ModelPort`."""
         name = name or self._settings.model
         needs.require(f"the model {name!r}")
         directory = catalogue.resolve(name, self._settings.models)
@@ -126,6 +129,7 @@ class ModelProcess:
         return known[1]
 
     async def warm(self, choice: ModelChoice) -> None:
+        """Load the model now."""
         async with self._held(choice) as slot:
             await self._ensure(slot)
 
@@ -137,6 +141,7 @@ class ModelProcess:
         outbox: Outbox | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
+        """Run a job in the model's process, which is started where none is; see `ModelPort`."""
         async with self._held(choice) as slot:
             child = await self._ensure(slot)
             try:
@@ -150,7 +155,7 @@ class ModelProcess:
 
     @asynccontextmanager
     async def _held(self, choice: ModelChoice) -> AsyncIterator[_Slot]:
-        """The place of a model, and its process for one job."""
+        """Hold the place of a model, and its process, for one job."""
         slot = self._of(choice)
         if slot is None:
             async with self._placing:
@@ -182,7 +187,7 @@ class ModelProcess:
             raise _the_end()
 
     async def _place(self, choice: ModelChoice) -> _Slot:
-        """A new place, for which another may have to go: it ends its jobs first, and begins no others."""
+        """Make a new place, for which another may have to go: it ends its jobs first, and begins no others."""
         fits = await asyncio.to_thread(self._fits, choice)
         while len(self._slots) >= (max(1, self._settings.model_processes) if fits else 1):
             idle = [s for s in self._slots if not s.users]
@@ -218,7 +223,7 @@ class ModelProcess:
     # -- processes -------------------------------------------------------------------------------
 
     async def _ensure(self, slot: _Slot) -> Child:
-        """The process of a place, its model loaded.  With the place's lock held."""
+        """Return the process of a place, its model loaded.  Call it with the place's lock held."""
         if slot.child is not None and slot.loaded and slot.pid is not None:
             return slot.child
         await slot.end(now=True)
@@ -294,7 +299,7 @@ class ModelProcess:
             await slot.end(now=bool(slot.users))
 
     async def unload_when_idle(self) -> None:
-        """For ever: end processes that were not used for `idle_unload_seconds`."""
+        """End processes that were not used for `idle_unload_seconds`, for ever."""
         idle = self._settings.idle_unload_seconds
         await forever("unload", self._unload, self.problems, pause=min(max(_LOOK_SECONDS, idle), 5.0) if idle else 5.0)
 
@@ -320,9 +325,9 @@ def _of_memory(error: WorkerFailed) -> bool:
 
 
 def available_bytes(meminfo: str) -> int | None:
-    """Read the memory that can be had without swapping from the text of /proc/meminfo; None: it does not say.
+    r"""Read the memory that can be had without swapping from the text of /proc/meminfo; None: it does not say.
 
-    >>> available_bytes("MemTotal:  8 kB\\nMemAvailable:  4 kB\\n")
+    >>> available_bytes("MemTotal:  8 kB\nMemAvailable:  4 kB\n")
     4096
     """
     for line in meminfo.splitlines():

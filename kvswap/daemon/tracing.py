@@ -34,7 +34,7 @@ async def put_header(request: web.Request, response: web.StreamResponse) -> None
 
 @web.middleware
 async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Work on a request under its id; the outermost middleware.  Of reading little is logged: for debugging alone."""
+    """Handle a request under its id; the outermost middleware.  Of reading little is logged: for debugging alone."""
     request["request"] = name = request_id(request.headers.get(HEADER))
     token, began = REQUEST.set(name), time.monotonic()
     status: int | str = "broke off"

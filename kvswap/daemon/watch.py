@@ -32,7 +32,7 @@ _logger = logging.getLogger("kvswap.watch")
 
 @dataclass(slots=True)
 class Seen:
-    """Holds what was seen since the watch began, in seconds.
+    """The pauses that were seen since the watch began, in seconds.
 
     `longest` has what the machine did taken off; `pauses` counts those over 0.1 s, `excused` those that would have been
     as long without the machine's part in them.

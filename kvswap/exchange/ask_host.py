@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from kvswap.api import AskRequest
+from kvswap.api.caches import AskResult, HostAnswer
+from kvswap.api.events import TokenEvent
+from kvswap.api.plans import HostWay, PlanSummary, TariffFigures
 from kvswap.core.errors import KvswapError, NotFound, PeerError, UsageError
-from kvswap.core.ids import Cid, PeerId
+from kvswap.core.ids import Cid, PeerId, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective, Option
 from kvswap.exchange.model_port import own_model
@@ -55,17 +59,17 @@ class Hosted:
     tokens: int
     option: Option
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the host and its price as JSON, in seconds to the first token and US dollars."""
+    def way(self) -> HostWay:
+        """Return the host and its price, in seconds to the first token and US dollars."""
         offer = self.offer.offer
-        return {
-            "peer": self.peer,
-            "model": offer.label,
-            "tokens": self.tokens,
-            "seconds": round(self.option.seconds, 4),
-            "dollars": self.option.dollars,
-            "tariff": offer.tariff.to_json(),
-        }
+        return HostWay(
+            peer=self.peer,
+            model=offer.label,
+            tokens=self.tokens,
+            seconds=round(self.option.seconds, 4),
+            dollars=self.option.dollars,
+            tariff=TariffFigures(**offer.tariff.to_json()),
+        )
 
 
 def document_of(node: Node, reference: str | Cid) -> str:
@@ -122,74 +126,84 @@ async def _hosted(node: Node, peer: str, document: str, question: str, max_token
     return Hosted(peer, offer, tokens, Option(node.calibration.host_seconds(peer) or counted, charged))
 
 
-async def ask_host(
-    node: Node,
-    chosen: Hosted,
-    reference: str | Cid,
-    question: str,
-    *,
-    max_tokens: int,
-    ignore_eos: bool,
-    plan: dict[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:
-    """Let a host answer a question, and return the JSON contract of `kvswap ask`."""
-    document, peer = await asyncio.to_thread(document_of, node, reference), chosen.peer
+async def ask_host(node: Node, chosen: Hosted, request: AskRequest, plan: PlanSummary, progress: Progress) -> AskResult:
+    """Let a host answer a question.  Raises `PeerError` for one that does not."""
+    reference, question, peer = parse_reference(request.ref), request.question.strip(), chosen.peer
+    document = await asyncio.to_thread(document_of, node, reference)
     body = {
         "document": document,
         "messages": [{"role": "user", "content": question}],
-        "max_tokens": max_tokens,
+        "max_tokens": request.max_tokens,
         "temperature": 0,
-        "ignore_eos": ignore_eos,
+        "ignore_eos": request.ignore_eos,
     }
-    began = time.perf_counter()
+    said = await _said(node, peer, body, progress)
+    asked = chosen.tokens + _QUESTION_TOKENS + len(question.encode())
+    generated = min(request.max_tokens, len(said.ids) or request.max_tokens)
+    signed, problem = await _checked(node, chosen, document, said.usage, asked, generated)
+    node.events.add("asked_host", peer=peer, document=document, dollars=_dollars(signed), problem=problem)
+    return AskResult(
+        text="".join(said.texts).strip(),
+        token_ids=said.ids,
+        plan=plan,
+        ttft_seconds=round(said.first, 4) if said.first is not None else None,
+        logits_digest=None,
+        claim="the host's word",
+        tokens=chosen.tokens,
+        artifact=None,
+        unchecked={},
+        fetched_tokens=0,
+        computed_tokens=0,
+        wire_bytes=0,
+        peers=[],
+        ready_seconds=None,
+        load_seconds=0.0,
+        prefill_seconds=0.0,
+        seconds=round(said.seconds, 4),
+        host=_host_answer(chosen, signed, problem),
+    )
+
+
+def _host_answer(chosen: Hosted, signed: SignedReceipt | None, problem: str | None) -> HostAnswer:
+    receipt = signed.read if signed is not None else None
+    return HostAnswer(
+        peer=chosen.peer,
+        model=chosen.offer.offer.label,
+        cached_tokens=receipt.read if receipt else None,
+        prefilled_tokens=receipt.prefilled if receipt else None,
+        made_tokens=receipt.made if receipt else None,
+        dollars=_dollars(signed),
+        receipt=base64.b64encode(signed.envelope).decode() if signed else None,
+        problem=problem,
+    )
+
+
+@dataclass(slots=True)
+class _Said:
+    """What a host has said until now; `first`: seconds to its first token."""
+
+    texts: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
     first: float | None = None
-    texts: list[str] = []
-    ids: list[int] = []
-    usage: dict[str, Any] = {}
+    seconds: float = 0.0
+
+
+async def _said(node: Node, peer: str, body: dict[str, Any], progress: Progress) -> _Said:
+    """Ask a host, and take what it says."""
+    began, said = time.perf_counter(), _Said()
     async for chunk in node.hosts.connection(peer).ask(body):
         text, generated, counted = _piece(peer, chunk)
-        usage = counted or usage
+        said.usage = counted or said.usage
         if text is not None:
-            if first is None and (text or generated):
-                first = time.perf_counter() - began
-                node.calibration.add_host(peer, first)
-            texts.append(text)
-            ids += generated
-            await progress({"event": "token", "text": text})
-    seconds = time.perf_counter() - began
-    most = (chosen.tokens + _QUESTION_TOKENS + len(question.encode()), min(max_tokens, len(ids) or max_tokens))
-    signed, problem = await _checked(node, chosen, document, usage, *most)
-    node.events.add("asked_host", peer=peer, document=document, dollars=_dollars(signed), problem=problem)
-    receipt = signed.read if signed is not None else None
-    return {
-        "text": "".join(texts).strip(),
-        "token_ids": ids,
-        "plan": plan,
-        "ttft_seconds": round(first, 4) if first is not None else None,
-        "logits_digest": None,
-        "claim": "the host's word",
-        "tokens": chosen.tokens,
-        "artifact": None,
-        "fetched_tokens": 0,
-        "computed_tokens": 0,
-        "wire_bytes": 0,
-        "from": [],
-        "ready_seconds": None,
-        "load_seconds": 0.0,
-        "prefill_seconds": 0.0,
-        "seconds": round(seconds, 4),
-        "host": {
-            "peer": peer,
-            "model": chosen.offer.offer.label,
-            "cached_tokens": receipt.read if receipt else None,
-            "prefilled_tokens": receipt.prefilled if receipt else None,
-            "made_tokens": receipt.made if receipt else None,
-            "dollars": _dollars(signed),
-            "receipt": base64.b64encode(signed.envelope).decode() if signed else None,
-            "problem": problem,
-        },
-    }
+            if said.first is None and (text or generated):
+                said.first = time.perf_counter() - began
+                node.calibration.add_host(peer, said.first)
+            said.texts.append(text)
+            said.ids += generated
+            await progress(TokenEvent(text=text))
+    said.seconds = time.perf_counter() - began
+    return said
 
 
 def _piece(peer: str, chunk: dict[str, Any]) -> tuple[str | None, list[int], dict[str, Any]]:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
 
+from msgspec import structs
+
+from kvswap.api.caches import FetchResult
+from kvswap.api.verification import Verification
 from kvswap.artifact.layout import needed_files
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import judge
+from kvswap.exchange.planning.figures import summary_of
 from kvswap.exchange.planning.measuring import measure_in_background
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.transfer.choosing import choose
@@ -36,29 +40,25 @@ class Fetched:
     wire_bytes: int  # fetched now, not what was here before
     peers: tuple[str, ...]
     seconds: float
-    verification: dict[str, Any]  # which verification levels it passed, and what nobody looked at
+    verification: Verification
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON contract of `kvswap fetch`."""
-        chosen = self.plan
-        return {
-            "artifact": str(self.statement.artifact),
-            "plan": {
-                "action": chosen.action,
-                "seconds": round(chosen.seconds, 4),
-                "dollars": round(chosen.dollars, 8),
-                "reason": chosen.reason,
-            },
-            "tokens": self.statement.manifest.prefix.tokens,
-            "codec": self.statement.manifest.codecs[0],
-            "exact": self.statement.manifest.lossless,
-            "wire_bytes": self.wire_bytes,
-            "raw_bytes": self.statement.manifest.raw_bytes,
-            "from": list(self.peers),
-            "seconds": round(self.seconds, 4),
-            "verified": True,
-            "verification": self.verification,
-        }
+    def result(self) -> FetchResult:
+        """Return the result of `kvswap fetch`."""
+        chosen, manifest = summary_of(self.plan), self.statement.manifest
+        rounded = structs.replace(chosen, seconds=round(chosen.seconds, 4), dollars=round(chosen.dollars, 8))
+        return FetchResult(
+            artifact=str(self.statement.artifact),
+            plan=rounded,
+            tokens=manifest.prefix.tokens,
+            codec=manifest.codecs[0],
+            lossless=manifest.lossless,
+            wire_bytes=self.wire_bytes,
+            raw_bytes=manifest.raw_bytes,
+            peers=list(self.peers),
+            seconds=round(self.seconds, 4),
+            verified=True,
+            verification=self.verification,
+        )
 
 
 async def fetch(
@@ -96,7 +96,7 @@ async def fetch(
 
 async def _verified(
     node: Node, statement: Statement, terms: Terms, text: str | None, progress: Progress
-) -> dict[str, Any]:
+) -> Verification:
     report = await verify_untrusted(node, statement, text, terms.samples, progress)
     await report_claims(node, statement, progress)
     return await asyncio.to_thread(verification, node, statement, report)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
+from kvswap.api.plans import CurveFigures, LinkFigures, PlanBasis, PlanResult, PriceFigures, SharedPrefix
 from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.errors import Incompatible, NotFound, Untrusted
 from kvswap.core.ids import Cid
@@ -14,9 +14,22 @@ from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import best, best_link, decide_here, prices
+from kvswap.exchange.planning.figures import codec_figures, ways_of
 from kvswap.exchange.planning.measuring import calibrate
 from kvswap.exchange.prefix import find_prefix, plan_prefix
 from kvswap.exchange.request import STRICT, Terms
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a plan is about: the artifact that would be used, if any, and the figures of the calculation."""
+
+    basis: PlanBasis
+    artifact: str | None = None
+    peers: list[str] = field(default_factory=list)
+    codec: str | None = None
+    lossless: bool | None = None
+    shared_prefix: SharedPrefix | None = None
 
 
 async def plan_reference(
@@ -29,8 +42,8 @@ async def plan_reference(
     question: str = "",
     max_tokens: int = ANSWER_TOKENS,
     measure: bool = True,
-) -> dict[str, Any]:
-    """Plan how to have what a reference names, and return the plan as JSON.  Transfers no chunk.
+) -> PlanResult:
+    """Plan how to have what a reference names.  Transfers no chunk.
 
     With the document's `text`, a document that nobody offers is planned too: which published artifact
     shares the longest prefix with it, whether that is worth fetching, and prefill of the rest.
@@ -39,19 +52,28 @@ async def plan_reference(
     """
     hosts = await hosted(node, host, reference, question, max_tokens, terms.objective) if host is not None else []
     try:
-        chosen, details = await _own_plan(node, reference, text, terms, measure)
+        chosen, about = await _own_plan(node, reference, text, terms, measure)
     except (NotFound, Incompatible, Untrusted) as error:
         if not hosts:
             raise
-        chosen, details = await _without_cache(node, text, terms, error.message)
+        chosen, about = await _without_cache(node, text, terms, error.message)
     if hosts:
         chosen = beside_host(chosen, hosts[0].option, prices(node), terms.objective)
-    return {**details, **chosen.to_json(), "hosts": [h.to_json() for h in hosts]}
+    return PlanResult(
+        **ways_of(chosen),
+        artifact=about.artifact,
+        peers=about.peers,
+        codec=about.codec,
+        lossless=about.lossless,
+        shared_prefix=about.shared_prefix,
+        basis=about.basis,
+        hosts=[host.way() for host in hosts],
+    )
 
 
 async def _own_plan(
     node: Node, reference: str | Cid, text: str | None, terms: Terms, measure: bool
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[Plan, _Subject]:
     """Return the plan without hosts, and what it is about."""
     try:
         usable = await resolve(node, reference, terms)
@@ -61,39 +83,36 @@ async def _own_plan(
         return await _plan_unpublished(node, text, terms)
     resolved, planned = await best(node, usable, terms.objective, hybrid=text is not None, measure=measure)
     manifest = resolved.statement.manifest
-    return planned.plan, {
-        "artifact": str(resolved.statement.artifact),
-        "from": list(resolved.peers),
-        "codec": manifest.codecs[0],
-        "exact": manifest.lossless,
-        "basis": await basis(node, manifest.prefix.block_tokens, resolved.peers),
-    }
+    return planned.plan, _Subject(
+        await basis(node, manifest.prefix.block_tokens, resolved.peers),
+        artifact=str(resolved.statement.artifact),
+        peers=list(resolved.peers),
+        codec=manifest.codecs[0],
+        lossless=manifest.lossless,
+    )
 
 
-async def _without_cache(node: Node, text: str | None, terms: Terms, why: str) -> tuple[Plan, dict[str, Any]]:
+async def _without_cache(node: Node, text: str | None, terms: Terms, why: str) -> tuple[Plan, _Subject]:
     """Plan a prefill, where that is possible, as nothing published is usable."""
     if text is not None and await own_model(node.model) is not None:
         return await _plan_unpublished(node, text, terms)
-    details: dict[str, Any] = {"artifact": None, "from": []}
-    return Plan("none", 0.0, 0.0, why, None, None), details | {
-        "basis": await basis(node, node.settings.block_tokens, ())
-    }
+    return Plan("none", 0.0, 0.0, why, None, None), _Subject(await basis(node, node.settings.block_tokens, ()))
 
 
-async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> dict[str, Any]:
+async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> PlanBasis:
     """Return the figures that a plan was calculated with: this machine's prefill, links, codecs, and prices."""
     choice = await own_model(node.model)
     curve = node.calibration.curve(choice.calibration_key, block_tokens) if choice else None
-    return {
-        "prefill": asdict(curve) if curve else None,
-        "under_way": node.calibration.under_way(choice.calibration_key) if choice else 1.0,
-        "links": {peer: asdict(link) for peer in peers if (link := best_link(node, (peer,)))},
-        "codecs": node.calibration.codecs(),
-        "prices": asdict(prices(node)),
-    }
+    return PlanBasis(
+        prefill=CurveFigures(**asdict(curve)) if curve else None,
+        under_way=node.calibration.under_way(choice.calibration_key) if choice else 1.0,
+        links={peer: LinkFigures(**asdict(link)) for peer in peers if (link := best_link(node, (peer,)))},
+        codecs=codec_figures(node.calibration),
+        prices=PriceFigures(**asdict(prices(node))),
+    )
 
 
-async def _plan_unpublished(node: Node, text: str, terms: Terms) -> tuple[Plan, dict[str, Any]]:
+async def _plan_unpublished(node: Node, text: str, terms: Terms) -> tuple[Plan, _Subject]:
     choice = await node.model.choose()
     block_tokens = node.settings.block_tokens
     tokens, cached_prefix = await find_prefix(node, choice, text, terms)
@@ -104,19 +123,13 @@ async def _plan_unpublished(node: Node, text: str, terms: Terms) -> tuple[Plan, 
     if cached_prefix is not None:
         planned = await plan_prefix(node, cached_prefix, terms, hybrid=True)
         part = planned.plan
-        shared = {
-            "artifact": str(cached_prefix.statement.artifact),
-            "tokens": cached_prefix.tokens,
-            "of": tokens,
-            "missing_bytes": planned.missing_bytes,
-            "from": list(cached_prefix.peers),
-            "action": part.action,
-            "reason": part.reason,
-        }
-    details: dict[str, Any] = {
-        "artifact": None,
-        "from": [],
-        "shared_prefix": shared,
-        "basis": await basis(node, block_tokens, ()),
-    }
-    return whole, details
+        shared = SharedPrefix(
+            artifact=str(cached_prefix.statement.artifact),
+            tokens=cached_prefix.tokens,
+            of=tokens,
+            missing_bytes=planned.missing_bytes,
+            peers=list(cached_prefix.peers),
+            action=part.action,
+            reason=part.reason,
+        )
+    return whole, _Subject(await basis(node, block_tokens, ()), shared_prefix=shared)

@@ -29,6 +29,7 @@ from kvswap.exchange.discovery.resolve import judge_envelope
 from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.planning.decision import Planned, plan_chunks
+from kvswap.exchange.planning.figures import plan_event
 from kvswap.exchange.request import STRICT, Progress, Terms, lookup_of, silent
 from kvswap.exchange.transfer.download import download
 from kvswap.exchange.verification.use import use
@@ -315,7 +316,7 @@ async def fetch_prefix(
     artifact = str(statement.artifact)
     planned = await plan_prefix(node, cached_prefix, terms)
     chosen = planned.plan
-    await progress({"event": "plan", **chosen.to_json()})
+    await progress(plan_event(chosen))
     check_prefix_plan(cached_prefix, planned, terms)
     await use(node, statement, terms)
     if planned.missing_bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from kvswap.api.caches import DivergenceFigures, PublishResult
 from kvswap.api.requests import PublishOptions
 from kvswap.artifact.checkpoints import state_bytes
 from kvswap.artifact.layout import resumes_at
@@ -55,8 +56,8 @@ async def publish(
     data: bytes,
     options: PublishOptions = _USUAL,
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Publish a document and return the JSON contract of `kvswap publish`.
+) -> PublishResult:
+    """Publish a document.
 
     An artifact that this node already published for the same document, model, codec and readers is reused, unless it
     lacks a checkpoint that is asked for.
@@ -237,21 +238,21 @@ def _lossless(node: Node, own: list[Statement]) -> Statement | None:
     return next((s for s in lossless if not node.store.missing([f.id for f in s.manifest.files])), None)
 
 
-def _result(statement: Statement, seconds: float, *, reused: bool) -> dict[str, Any]:
-    manifest = statement.manifest
-    return {
-        "artifact": str(statement.artifact),
-        "document": manifest.document.reference if manifest.document else None,
-        "group": statement.identifiers.name if isinstance(statement.identifiers, Group) else None,
-        "model": manifest.model.label,
-        "tokens": manifest.prefix.tokens,
-        "checkpoints": manifest.layout.checkpoints,
-        "state_bytes": state_bytes(manifest.layout.layers, manifest.layout.dtype),
-        "raw_bytes": manifest.raw_bytes,
-        "wire_bytes": manifest.wire_bytes,
-        "codec": manifest.codecs[0],
-        "exact": manifest.lossless,
-        "divergence": wire.plain(manifest.divergence) if manifest.divergence else None,
-        "seconds": round(seconds, 3),
-        "reused": reused,
-    }
+def _result(statement: Statement, seconds: float, *, reused: bool) -> PublishResult:
+    manifest, group = statement.manifest, statement.identifiers
+    return PublishResult(
+        artifact=str(statement.artifact),
+        document=manifest.document.reference if manifest.document else None,
+        group=group.name if isinstance(group, Group) else None,
+        model=manifest.model.label,
+        tokens=manifest.prefix.tokens,
+        checkpoints=list(manifest.layout.checkpoints),
+        state_bytes=state_bytes(manifest.layout.layers, manifest.layout.dtype),
+        raw_bytes=manifest.raw_bytes,
+        wire_bytes=manifest.wire_bytes,
+        codec=manifest.codecs[0],
+        lossless=manifest.lossless,
+        divergence=DivergenceFigures.from_json(wire.plain(manifest.divergence)) if manifest.divergence else None,
+        seconds=round(seconds, 3),
+        reused=reused,
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from kvswap.api.caches import ComputedResult, DivergenceFigures
 from kvswap.artifact.manifest import Manifest, ModelIdentity, Numerics, Probe, TokenSequence, version_of
 from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
@@ -53,7 +54,7 @@ class Computed:
 
 async def publish_computed(
     node: Node, computed: Computed, run: Producer, progress: Progress = silent
-) -> dict[str, Any]:
+) -> ComputedResult:
     """Publish the cache that `run` sends; one of the same kind that this node already published is reused.
 
     Nothing is read of `run` then.  Raises `UsageError` for a claim that an engine cannot make, `Incompatible` for a
@@ -144,13 +145,13 @@ def _own(node: Node, computed: Computed, prefix: TokenSequence, readers: Group |
     return None
 
 
-def _result(statement: Statement, divergence: dict[str, Any] | None, *, reused: bool) -> dict[str, Any]:
+def _result(statement: Statement, divergence: dict[str, Any] | None, *, reused: bool) -> ComputedResult:
     manifest = statement.manifest
-    return {
-        "artifact": str(statement.artifact),
-        "tokens": manifest.prefix.tokens,
-        "claim": manifest.numerics.claim,
-        "compared": divergence,
-        "wire_bytes": manifest.wire_bytes,
-        "reused": reused,
-    }
+    return ComputedResult(
+        artifact=str(statement.artifact),
+        tokens=manifest.prefix.tokens,
+        claim=manifest.numerics.claim,
+        compared=DivergenceFigures.from_json(divergence) if divergence is not None else None,
+        wire_bytes=manifest.wire_bytes,
+        reused=reused,
+    )

@@ -6,15 +6,25 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kvswap.api import Terms
+from kvswap.api.events import ProgressEvent, event_of
 from kvswap.cost import PrefillCurve
 
-__all__ = ["STRICT", "LookupTerms", "Progress", "Terms", "lookup_of", "silent"]
+__all__ = ["STRICT", "LookupTerms", "Progress", "Terms", "lookup_of", "passing_on", "silent"]
 
-Progress = Callable[[dict[str, Any]], Awaitable[None]]
+Progress = Callable[[ProgressEvent], Awaitable[None]]
 
 
-async def silent(event: dict[str, Any]) -> None:
+async def silent(event: ProgressEvent) -> None:
     """Ignore an event: the progress callback of callers that show nothing."""
+
+
+def passing_on(progress: Progress) -> Callable[[dict[str, Any]], Awaitable[None]]:
+    """Make a callback for the model process, whose events are passed on to a caller."""
+
+    async def on_event(message: dict[str, Any]) -> None:
+        await progress(event_of(message))
+
+    return on_event
 
 
 class LookupTerms(Terms, frozen=True, kw_only=True):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from kvswap.api.trust import RotateResult
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.verification.status_records import one_at_a_time, own_status_record, sign_status_record, stands_by
 from kvswap.trust.keys import Key, replace
 
 
 @one_at_a_time
-def rotate(node: Node) -> dict[str, Any]:
+def rotate(node: Node) -> RotateResult:
     """Replace the publisher key by a new one: the old one names it, both sign, and who trusts the old one follows.
 
     The old key is kept, to sign that again for as long as somebody may ask.  Blocks.
@@ -25,4 +24,4 @@ def rotate(node: Node) -> dict[str, Any]:
     node.trust.policy.succeed(str(new.peer_id))
     node.identity.status_record = ((), None)
     node.events.add("rotated", old=own, new=str(new.peer_id))
-    return {"old": own, "new": str(new.peer_id), "sequence": signed.record.sequence}
+    return RotateResult(old=own, new=str(new.peer_id), sequence=signed.record.sequence)

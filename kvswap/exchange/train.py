@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from kvswap.api.caches import TrainResult
+from kvswap.api.events import event_of
 from kvswap.core.defaults import TRAINING_TOKENS
 from kvswap.core.ids import Cid
-from kvswap.exchange.model_port import OnEvent
 from kvswap.exchange.node import predictors
 from kvswap.exchange.node.node import Node
+from kvswap.exchange.request import Progress
 
 
 async def train(
-    node: Node, corpus: str, progress: OnEvent, *, model: str | None = None, tokens: int = TRAINING_TOKENS
-) -> dict[str, Any]:
+    node: Node, corpus: str, progress: Progress, *, model: str | None = None, tokens: int = TRAINING_TOKENS
+) -> TrainResult:
     """Train a predictor on the text files below a directory of this machine, and keep it.  Raises `UsageError`."""
     choice = await node.model.choose(model)
     made: list[bytes] = []
@@ -23,7 +25,7 @@ async def train(
         if event["event"] == "predictor":
             made.append(event["data"])
         else:
-            await progress(event)
+            await progress(event_of(event))
 
     done = await node.model.run(
         choice, "train", on_event, corpus=corpus, tokens=tokens, block_tokens=node.settings.block_tokens
@@ -31,9 +33,4 @@ async def train(
     (data,) = made
     await asyncio.to_thread(predictors.keep, predictors.trained(node, choice), data)
     node.events.add("trained", model=choice.identity.label, tokens=done["tokens"], bytes=len(data))
-    return {
-        "model": choice.identity.label,
-        "predictor": str(Cid.of(data)),
-        "bytes": len(data),
-        "tokens": done["tokens"],
-    }
+    return TrainResult(model=choice.identity.label, predictor=str(Cid.of(data)), bytes=len(data), tokens=done["tokens"])

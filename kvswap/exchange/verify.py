@@ -14,6 +14,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from kvswap.api.events import DisputeEvent, NoiseEvent
+from kvswap.api.verification import Check, CoverageFigures, Verification, VerifyResult
 from kvswap.artifact import layout
 from kvswap.artifact.manifest import Numerics
 from kvswap.core import wire
@@ -25,7 +27,7 @@ from kvswap.exchange.discovery.fingerprints import Agreed, accused, agree, finge
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.publishing.own import verify_own
-from kvswap.exchange.request import Progress, silent
+from kvswap.exchange.request import Progress, passing_on, silent
 from kvswap.exchange.verification import audits, status_records
 from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, reasons_against, verified_already
 from kvswap.exchange.verification.use import require_text
@@ -47,8 +49,8 @@ async def verify_artifact(
     samples: int = LIMITS.usual_samples,
     text: str | None = None,
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Verify an artifact of the store and return a report by level, the JSON contract of `kvswap verify`.
+) -> VerifyResult:
+    """Verify an artifact of the store, and return what each level found.
 
     `levels` None: what the publisher's standing asks for, and the probe.  Raises for what must not be used:
     `Untrusted` or `IntegrityError` for a bad signature, digest or chunk, or a level that failed; `NotFound`.
@@ -70,21 +72,23 @@ async def verify_artifact(
             f"artifact {artifact} does not continue as its probe says", cause="another model, or damaged tensors"
         )
     coverage = await asyncio.to_thread(audits.coverage, node, artifact)
-    return {
-        "artifact": artifact,
-        "verified": True,
-        "publisher": publisher,
-        "trusted": trusted,
-        "signature": True,
-        "chunks": len({statement.manifest.files[i].id for i in layout.needed_files(statement.manifest)}),
-        "tensors": len(statement.manifest.tensors) if report.passed(Level.STRUCTURE) else None,
-        "probe": probe.figures["tokens_equal"] if probe else None,
-        "probe_bitwise": probe.figures["logits_equal"] if probe else None,
-        "same_environment": probe.figures["same_environment"] if probe else None,
-        "coverage": coverage.to_json() if coverage else None,
-        "claims": claims(statement.manifest),
-        **report.to_json(),
-    }
+    return VerifyResult(
+        artifact=artifact,
+        verified=True,
+        publisher=publisher,
+        trusted=trusted,
+        signature=True,
+        chunks=len({statement.manifest.files[i].id for i in layout.needed_files(statement.manifest)}),
+        tensors=len(statement.manifest.tensors) if report.passed(Level.STRUCTURE) else None,
+        probe=probe.figures["tokens_equal"] if probe else None,
+        probe_bitwise=probe.figures["logits_equal"] if probe else None,
+        same_environment=probe.figures["same_environment"] if probe else None,
+        coverage=CoverageFigures.from_json(coverage.to_json()) if coverage else None,
+        claims=claims(statement.manifest),
+        passed=report.to_json()["passed"],
+        unchecked=report.unchecked,
+        checks=[Check.from_json(result.to_json()) for result in report.results],
+    )
 
 
 def _in_store(node: Node, reference: str | Cid) -> Statement:
@@ -194,7 +198,7 @@ async def _with_model(
         return await node.model.run(
             choice,
             "verify",
-            progress,
+            passing_on(progress),
             envelope=statement.envelope,
             key=statement.key,
             chunks=str(node.store.chunks_directory),
@@ -258,9 +262,7 @@ async def _resolve_dispute(
     """Return the steps with V7, which says who is right; whose fingerprint is not what this node computes is banned."""
     recomputed = next((s for s in results if s.level == Level.RECOMPUTE), None)
     if recomputed is None:
-        await progress(
-            {"event": "disputed", "with": [str(fingerprint.statement.artifact) for fingerprint in agreed.against]}
-        )
+        await progress(DisputeEvent(artifacts=[str(fingerprint.statement.artifact) for fingerprint in agreed.against]))
         try:
             done = done | {"computed": b""} | await run([Level.RECOMPUTE]) | {"fingerprint": done["fingerprint"]}
             (recomputed,) = from_pipe(done["steps"])
@@ -299,7 +301,7 @@ async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent)
     """Return the honest noise of the model on this machine, measured once."""
     known = node.calibration.noise(choice.calibration_key)
     if known is None:
-        await progress({"event": "noise", "model": choice.name})
+        await progress(NoiseEvent(model=choice.name))
         node.events.add("measuring_noise", model=choice.name)
         known = await node.model.run(choice, "noise")
         Noise.of(known)
@@ -356,7 +358,7 @@ def raise_for(node: Node, statement: Statement, report: LevelReport) -> None:
     )
 
 
-def verification(node: Node, statement: Statement, report: LevelReport | None) -> dict[str, Any]:
+def verification(node: Node, statement: Statement, report: LevelReport | None) -> Verification:
     """Return how far an artifact was verified, as `kvswap fetch` reports it; "trusted" is only what the user trusts.
 
     Blocks.
@@ -364,11 +366,12 @@ def verification(node: Node, statement: Statement, report: LevelReport | None) -
     policy, publisher = node.trust.policy.policy, statement.manifest.publisher
     trusted = policy.trusts(publisher)
     listed = policy.publishers.get(publisher)
-    who = {"publisher": publisher, "label": listed.label if listed is not None else None, "trusted": trusted}
+    label = listed.label if listed is not None else None
+    if is_own(node, statement) and report is None:
+        return Verification(publisher=publisher, label=label, trusted=True, passed=["V0", "V1"], unchecked={}, own=True)
+    who = partial(Verification, publisher=publisher, label=label, trusted=trusted)
     if report is not None:
-        return {k: v for k, v in report.to_json().items() if k != "steps"} | who
-    if is_own(node, statement):
-        return {"passed": ["V0", "V1"], "unchecked": {}, "own": True, **who, "trusted": True}
+        return who(passed=report.to_json()["passed"], unchecked=report.unchecked)
     done = node.trust.records.checks(str(statement.artifact)) | {int(Level.DIGESTS)}
     if trusted:
         done.add(int(Level.POLICY))
@@ -376,8 +379,7 @@ def verification(node: Node, statement: Statement, report: LevelReport | None) -
     else:
         reached = Level(max(done)).words
         why = f"verified up to {reached}; its publisher is not trusted; kvswap verify --level N checks more"
-    return {
-        "passed": [f"V{level}" for level in sorted(done)],
-        "unchecked": {f"V{int(level)}": why for level in Level if int(level) not in done},
-        **who,
-    }
+    return who(
+        passed=[f"V{level}" for level in sorted(done)],
+        unchecked={f"V{int(level)}": why for level in Level if int(level) not in done},
+    )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
+from kvswap.api.store import WithdrawResult
 from kvswap.core.errors import NotFound, UsageError
 from kvswap.core.ids import Cid
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.publishing.withdrawal import withdraw_rows
 
 
-async def withdraw(node: Node, reference: str | Cid, why: str) -> dict[str, Any]:
+async def withdraw(node: Node, reference: str | Cid, why: str) -> WithdrawResult:
     """Withdraw own artifacts: not used, offered or served any more, here and by whoever hears of it.
 
     Raises `NotFound`, or `UsageError` for somebody else's.

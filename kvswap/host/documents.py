@@ -27,7 +27,7 @@ def add(client: Client, usage_log: UsageLog, text: str, name: str) -> tuple[Host
     try:
         artifact = client.fetch(reference, text=text, force=True).id
     except NotFound:
-        artifact, published = client.publish(text)["artifact"], True
+        artifact, published = client.publish(text).artifact, True
     client.pin(artifact)
     document = HostedDocument(reference, name, text, artifact)
     usage_log.add_document(document)

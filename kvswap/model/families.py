@@ -100,6 +100,10 @@ FAMILIES: dict[str, Family] = {
             ("zaya", "ZAYA"),
             ("deepseek_v32", "DeepSeek V3.2"),
             ("glm_moe_dsa", "GLM-5"),
+            ("minimax_m3_vl", "MiniMax-M3 (its text)"),
+            ("kimi_k25", "Kimi K2.5, K2.6 (their text)"),
+            ("qwen3_5", "Qwen 3.5, 3.6 (their text)"),
+            ("qwen3_5_moe", "Qwen 3.5, 3.6 MoE (their text)"),
         ),
         _ELSEWHERE: (
             ("mamba", "Mamba"),
@@ -140,9 +144,11 @@ _EVERY = {  # a full layer is every n-th; the others slide.  For files that do n
     "olmo3": 4,
     "llama4_text": 4,
 }
+_SPARSE_BLOCKS = "minimax_m3_sparse"
 _KEPT = {
     "full_attention": "full",
     "indexed_attention": "full",
+    _SPARSE_BLOCKS: "full",
     "sliding_attention": "sliding",
     "chunked_attention": "sliding",
     "conv": "state",
@@ -170,6 +176,9 @@ def layer_types(text: Config) -> list[str]:
 
 
 def _usual(text: Config, count: int) -> list[str]:
+    sparse = text.get("sparse_attention_config")
+    if isinstance(sparse, Mapping) and isinstance(often := sparse.get("sparse_attention_freq"), list):
+        return [_SPARSE_BLOCKS if each else "full_attention" for each in often]
     kind, window = text.get("model_type"), text.get("sliding_window") or text.get("sliding_window_size")
     if text.get("use_sliding_window") is False:
         window = None
@@ -197,7 +206,7 @@ def layers_of_config(config: Config, dtype: str = "bfloat16") -> list[LayerSpec]
     kinds = layer_types(text)
     if other := sorted({kind for kind in kinds if kind not in _KEPT}):
         raise Incompatible(f"layers of kind {', '.join(other)} cannot be exchanged", field="layout")
-    return [_layer(_own(text, index, _KEPT[kind]), _KEPT[kind], dtype) for index, kind in enumerate(kinds)]
+    return [_layer(_own(text, index, _KEPT[kind]), kind, dtype) for index, kind in enumerate(kinds)]
 
 
 def _own(text: Config, index: int, kind: str) -> Config:
@@ -216,7 +225,13 @@ def _own(text: Config, index: int, kind: str) -> Config:
     return text
 
 
-def _layer(text: Config, kind: str, dtype: str) -> LayerSpec:
+def _layer(text: Config, name: str, dtype: str) -> LayerSpec:
+    """Describe a layer of the kind that transformers calls `name`."""
+    kind = _KEPT[name]
+    if name == _SPARSE_BLOCKS:
+        sparse = text.get("sparse_attention_config") or {}
+        index = TensorSpec("index", "token", (1, number({**text, **sparse}, "sparse_index_dim", "index_head_dim")))
+        return LayerSpec(kind, (*_keys(text, kind).tensors, index))
     if kind == "state":
         return LayerSpec(kind, states.state_tensors(text, dtype))
     if kind == "full+state":

@@ -2,7 +2,8 @@
 
 What a layer keeps beside keys and values is found in its attributes, whatever model it belongs to: the states of
 convolutions and recurrences (`LinearAttentionLayer` and its combinations with attention), and the keys of a sparse
-attention's index (`DynamicIndexedLayer`).  Names are the attribute's and its number: `conv.0`, `recurrent.0`.
+attention's index (`DynamicIndexedLayer`, and MiniMax-M3's own class).  Names are the attribute's and its number:
+`conv.0`, `recurrent.0`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _BOTH = {
     _class("LinearAttentionAndFullAttentionLayer"): "full+state",
     _class("LinearAttentionAndSlidingWindowAttentionLayer"): "sliding+state",
 }
+# Of models that bring a class of their own, by where it is defined: importing it would import the whole model.
+_SPARSE_BLOCKS = "transformers.models.minimax_m3_vl.modeling_minimax_m3_vl.MiniMaxM3VLSparseCacheLayer"
+_KINDS_OF_MODELS = {_SPARSE_BLOCKS: "full"}
 _KINDS: dict[type, str] = {
     DynamicLayer: "full",
     DynamicSlidingWindowLayer: "sliding",
@@ -50,7 +54,18 @@ def keeps(layer: Any) -> bool:
 
 def kind_of(layer: Any) -> str | None:
     """Return the kind of a layer as manifests name it, or None for one that kvswap does not know."""
-    return next((kind for known, kind in _KINDS.items() if type(layer) is known), None)
+    return _KINDS.get(type(layer)) or _KINDS_OF_MODELS.get(_defined(layer))
+
+
+def _defined(layer: Any) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
+def _index_name(layer: Any) -> str | None:
+    """Return the attribute that holds the keys of a sparse attention's index, None where a layer has no such thing."""
+    if isinstance(layer, INDEXED):
+        return "indexer_keys"
+    return "idx_keys" if _defined(layer) == _SPARSE_BLOCKS else None
 
 
 def grows(layer: Any) -> bool:
@@ -68,8 +83,9 @@ def tensors_in(layer: Any) -> list[tuple[str, torch.Tensor]]:
     found: list[tuple[str, torch.Tensor]] = []
     if grows(layer) and layer.is_initialized:
         found += [(KEY, layer.keys), (VALUE, layer.values)]
-    if isinstance(layer, INDEXED) and getattr(layer, "is_indexer_initialized", False):
-        found.append((INDEX, layer.indexer_keys))
+    index = getattr(layer, _index_name(layer) or "", None)
+    if index is not None and getattr(layer, "is_indexer_initialized", True):
+        found.append((INDEX, index))
     return found + states_in(layer)
 
 
@@ -141,16 +157,17 @@ def fill_grown(layer: Any, held: LayerTensors, tokens: int, device: Any) -> None
     if isinstance(layer, DynamicSlidingWindowLayer):
         # `update` would count only what is stored; positions and masks need what was seen.
         layer.cumulative_length = tokens
-    if isinstance(layer, INDEXED):
-        index = held.filled(2).to(device).reshape(1, held.tokens, -1)
-        if not layer.is_indexer_initialized:
+    if (name := _index_name(layer)) is not None:
+        *heads, dim = held.spec.tensors[2].shape
+        index = held.filled(2).to(device).reshape(1, *heads, held.tokens, dim)
+        if not getattr(layer, "is_indexer_initialized", True):
             layer.lazy_initialization_indexer(index)
-        layer.indexer_keys = index
+        setattr(layer, name, index)
 
 
 def note(layer: Any) -> Callable[[], None]:
     """Note what a layer holds, and return a function that puts it back after further tokens."""
-    names = ("keys", "values", "cumulative_length", "indexer_keys")
+    names = ("keys", "values", "cumulative_length", "indexer_keys", "idx_keys")
     held = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
     copies = [(tensor, tensor.clone()) for _, tensor in states_in(layer)]  # these are written in place
 
@@ -167,7 +184,7 @@ def match(layer: Any, spec: LayerSpec) -> bool:
     """Return True if a spec is of the kind that a layer keeps, whatever its sizes."""
     states = [tensor.name for tensor in spec.tensors if tensor.rows is not None]
     growing: Sequence[str] = [tensor.name for tensor in spec.tensors if tensor.rows is None]
-    wanted = [KEY, VALUE, *([INDEX] if isinstance(layer, INDEXED) else [])] if grows(layer) else []
+    wanted = [KEY, VALUE, *([INDEX] if _index_name(layer) else [])] if grows(layer) else []
     numbers = range(layer.number_of_states) if isinstance(layer, STATES) else range(0)
     known = {f"{kind}.{number}" for kind in (CONV, RECURRENT) for number in numbers}
     return growing == wanted and set(states) <= known and bool(states) == isinstance(layer, STATES)

@@ -117,7 +117,7 @@ def _refused(label: str, method: str, what: str, hint: str | None, cause: str) -
 
 
 def in_memory(model: Any) -> Any:
-    """Return the quantisation's configuration of a model in memory, as transformers keeps it; None for plain weights."""
+    """Return the configuration by which a model in memory is quantised, as transformers keeps it, or None."""
     return getattr(getattr(model, "config", None), "quantization_config", None)
 
 

@@ -34,7 +34,15 @@ def test_what_fits_is_written_as_before() -> None:
         (LayerSpec("full", tuple(reversed(FULL.tensors))), []),
         (LayerSpec("latent", FULL.tensors), []),
     ],
-    ids=["checkpoints", "a third tensor", "a state", "a dtype of its own", "other heads", "other order", "another kind"],
+    ids=[
+        "checkpoints",
+        "a third tensor",
+        "a state",
+        "a dtype of its own",
+        "other heads",
+        "other order",
+        "another kind",
+    ],
 )
 def test_what_does_not_fit_is_of_the_newer_version(layer: LayerSpec, checkpoints: list[int]) -> None:
     groups = [LayerGroup((0,), tuple(tensor.name for tensor in layer.tensors))]

@@ -16,6 +16,7 @@ import pytest
 from msgspec import structs
 
 from kvswap import AsyncClient
+from kvswap.api import ExportEvent, ImportEvent, ProgressEvent
 from kvswap.artifact.archive import END, pack
 from kvswap.cli.main import main
 from kvswap.client.archives import Writing, read_archive
@@ -137,12 +138,12 @@ def test_what_is_not_here_leaves_no_file(pair: tuple[Daemon, Daemon], made: Inge
 
 def test_both_clients_do_the_same(pair: tuple[Daemon, Daemon], made: Ingested, tmp_path: Path) -> None:
     a, b = pair
-    events: list[dict[str, object]] = []
+    events: list[ProgressEvent] = []
     told = a.client.export(made.id, tmp_path / "one.tar", on_event=events.append)
     stream = io.BytesIO()
     assert a.client.export(made.id, stream).file == "-"
     assert stream.getvalue() == (tmp_path / "one.tar").read_bytes()
-    assert events[-1]["bytes"] == events[-1]["total_bytes"] == told.bytes
+    assert isinstance(events[-1], ExportEvent) and events[-1].bytes == events[-1].total_bytes == told.bytes
 
     async def body() -> None:
         async with AsyncClient(a.home) as one, AsyncClient(b.home) as other:
@@ -156,7 +157,7 @@ def test_both_clients_do_the_same(pair: tuple[Daemon, Daemon], made: Ingested, t
     run(body())
     stream.seek(0)
     assert b.client.import_(stream).new_files == 0
-    assert events[-1] == {**events[-1], "event": "import", "bytes": told.bytes, "total_bytes": told.bytes}
+    assert isinstance(events[-1], ImportEvent) and events[-1].bytes == events[-1].total_bytes == told.bytes
 
 
 def test_a_body_that_is_no_archive_is_judged_by_the_daemon_too(pair: tuple[Daemon, Daemon]) -> None:
@@ -218,7 +219,7 @@ def test_a_directory_that_takes_no_file_is_told(tmp_path: Path) -> None:
 def test_reading_tells_how_far_it_is_and_what_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "x.tar"
     file.write_bytes(DATA)
-    events: list[dict[str, object]] = []
+    events: list[ProgressEvent] = []
     assert b"".join(read_archive(file, events.append)) == DATA
     assert events[-1]["bytes"] == events[-1]["total_bytes"] == len(DATA)
     assert b"".join(read_archive(io.BytesIO(DATA), None)) == DATA

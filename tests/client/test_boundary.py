@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kvswap import AsyncClient, Client
-from kvswap.api import AskRequest
+from kvswap.api import AskRequest, OtherEvent
 from kvswap.client import answers, calls
 from kvswap.core.errors import DaemonNotRunning, DaemonSilent, InvalidDocument, KvswapError, NotFound, UsageError
 from kvswap.core.runfile import RunFile
@@ -180,9 +180,18 @@ def test_a_frozen_daemon_is_told_by_a_short_call_too(
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_heartbeats_are_no_events_and_keep_it_alive(kind: str, server: Callable[..., Path]) -> None:
     beat, seen = chunk({"event": "heartbeat"}), []
-    home = server(LINES + BEATS + b"\r\n" + 3 * beat + chunk({"event": "x"}) + beat + chunk({"result": {"a": 1}}))
-    assert do(kind, home, "ask", REF, "q", on_event=seen.append) == {"a": 1}
-    assert seen == [{"event": "x"}]
+    done = {"model": "m", "predictor": "p", "bytes": 1, "tokens": 2}
+    home = server(LINES + BEATS + b"\r\n" + 3 * beat + chunk({"event": "x", "y": 1}) + beat + chunk({"result": done}))
+    assert do(kind, home, "codec_train", "corpus", on_event=seen.append).to_json() == done
+    assert seen == [OtherEvent(kind="x", more={"y": 1})]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("result", [{}, {"a": 1}, {"model": 1, "predictor": "p", "bytes": 1, "tokens": 2}], ids=str)
+def test_a_result_of_another_form_is_no_daemons(kind: str, result: dict[str, Any], server: Callable[..., Path]) -> None:
+    home = server(LINES + b"\r\n" + chunk({"result": result}))
+    with pytest.raises(DaemonNotRunning, match="not a kvswap daemon"):
+        do(kind, home, "codec_train", "corpus")
 
 
 def test_a_daemon_without_heartbeats_may_be_silent_for_long() -> None:

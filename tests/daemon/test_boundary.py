@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from kvswap.api import AskRequest, PrefixRequest
+from kvswap.api import AskRequest, OtherEvent, PrefixRequest
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.limits import LIMITS
 from kvswap.core.runfile import RunFile
@@ -49,7 +49,7 @@ def test_whatever_a_handler_raises_is_json(name: str, how: str, caplog: pytest.L
 
     async def handler(request: web.Request) -> web.StreamResponse:
         async def work(progress: Any) -> dict[str, Any]:
-            await progress({"event": "x"})
+            await progress(OtherEvent(kind="x"))
             make()
             return {}
 

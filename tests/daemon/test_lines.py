@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from kvswap.api import GroupResult, OtherEvent
 from kvswap.core.errors import NotFound
 from kvswap.daemon import requests
 from tests.support import run
@@ -41,7 +42,7 @@ def test_work_that_says_nothing_is_heard_of():
 
         async def work(progress):
             await beats.wait()
-            return {"done": 1}
+            return GroupResult(name="one")
 
         async def begin():
             async def handler(request):
@@ -60,14 +61,14 @@ def test_work_that_says_nothing_is_heard_of():
 
         got = await begin()
         assert got[:3] == [{"event": "heartbeat"}] * 3
-        assert got[-1] == {"result": {"done": 1}}
+        assert got[-1] == {"result": {"name": "one"}}
 
     run(main())
 
 
 def test_after_the_answer_there_is_nothing_more():
     async def work(progress):
-        await progress({"event": "one"})
+        await progress(OtherEvent(kind="one"))
         raise NotFound("not here")
 
     got = run(lines(work))

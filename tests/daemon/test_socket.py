@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from kvswap import AsyncClient, Client
+from kvswap.api import IdentityResult
 from kvswap.core.errors import DaemonNotRunning, KvswapError
 from kvswap.daemon import socket
 from kvswap.daemon.guard import guard
@@ -38,7 +39,7 @@ def test_both_clients_call_a_daemon_by_its_socket(short: Path) -> None:
         expected = Client(node.home).id()
         with Client(url=f"unix:{path}") as client:
             assert client.id() == expected
-            assert client.status()["home"] == str(node.home)
+            assert client.status().home == str(node.home)
 
         async def ask() -> None:
             async with AsyncClient(url=f"unix:{path}") as other:
@@ -64,8 +65,8 @@ def test_a_token_is_asked_for_over_tcp_alone(short: Path) -> None:
         path = await socket.listen(runner, short)
         try:
             assert path is not None
-            assert await AsyncClient(url=f"unix:{path}").id() == {"peer": "x"}
-            assert await AsyncClient(url=f"http://127.0.0.1:{port}", token="t").id() == {"peer": "x"}
+            assert await AsyncClient(url=f"unix:{path}").id() == identity
+            assert await AsyncClient(url=f"http://127.0.0.1:{port}", token="t").id() == identity
             with pytest.raises(KvswapError, match="token"):
                 await AsyncClient(url=f"http://127.0.0.1:{port}", token="u").id()
         finally:
@@ -74,7 +75,9 @@ def test_a_token_is_asked_for_over_tcp_alone(short: Path) -> None:
         assert not path.exists()
 
     async def _json() -> web.Response:
-        return web.json_response({"peer": "x"})
+        return web.json_response(identity.to_json())
+
+    identity = IdentityResult(peer="x", publisher="y", addresses=[])
 
     run(work())
 

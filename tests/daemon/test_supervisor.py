@@ -245,7 +245,7 @@ def test_a_load_holds_up_nobody_else_and_leaves_the_loaded_one_alone(kind: str, 
                 await asyncio.sleep(0.01)
             if kind == "waits":
                 assert not loading.done()
-                assert {"loading", "idle"} == {s["state"] for s in p.processes}
+                assert {"loading", "idle"} == {s.state for s in p.processes}
                 (tmp_path / kind / "go").touch()
                 assert await loading == {"value": 1}
                 assert len(p.processes) == 2

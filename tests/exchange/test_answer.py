@@ -7,24 +7,27 @@ from typing import Any
 
 import pytest
 
+from kvswap.api import AskRequest, AskResult
 from kvswap.core.errors import InvalidDocument, NotFound, PlanSaysPrefill, UsageError
-from kvswap.core.ids import Cid, document_digest
+from kvswap.core.ids import document_digest
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.ask import answer
 from kvswap.exchange.publish import publish
-from kvswap.exchange.request import Terms
+from kvswap.exchange.request import Progress, silent
 from kvswap.store.files import chunk_path
 from tests.exchange.modelled import jobs_of, publisher_and_reader
 from tests.support import DOCUMENT, run
 
 TEXT = DOCUMENT.read_text()[:700]
 REFERENCE = document_digest(TEXT.encode())
-FORCED = Terms(force=True)
 OTHER = TEXT[:500] + " And something else entirely, which nobody has published yet."
 
 
-async def asked(node: Any, text: str | None = TEXT, reference: Any = REFERENCE, **given: Any) -> dict[str, Any]:
-    return await answer(node, reference, "What?", **({"max_tokens": 8, "text": text, "ignore_eos": True} | given))
+async def asked(
+    node: Any, text: str | None = TEXT, reference: str = REFERENCE, progress: Progress = silent, **given: Any
+) -> AskResult:
+    request = AskRequest(ref=reference, question="What?", max_tokens=8, text=text, ignore_eos=True, **given)
+    return await answer(node, request, progress)
 
 
 def test_fetched_stored_or_prefilled_the_answer_has_the_same_bits(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
@@ -34,10 +37,10 @@ def test_fetched_stored_or_prefilled_the_answer_has_the_same_bits(tmp_path: Path
             prefilled = await asked(b, prefill=True)
             assert prefilled["artifact"] is None and prefilled["computed_tokens"] == prefilled["tokens"]
             assert prefilled["plan"]["reason"] == "asked for" and len(prefilled["token_ids"]) == 8
-            fetched = await asked(b, terms=FORCED)
+            fetched = await asked(b, force=True)
             assert fetched["artifact"] == made["artifact"] and fetched["from"] == [a.transport.peer]  # type: ignore[union-attr]
             assert fetched["computed_tokens"] + fetched["fetched_tokens"] == fetched["tokens"] == made["tokens"]
-            stored = await asked(b, None, Cid.parse(made["artifact"]), terms=FORCED)
+            stored = await asked(b, None, made.artifact, force=True)
             own = await asked(a)
             assert {x["logits_digest"] for x in (prefilled, fetched, stored, own)} == {prefilled["logits_digest"]}
             assert fetched["token_ids"] == prefilled["token_ids"] and fetched["claim"] == "bitwise"
@@ -52,7 +55,7 @@ def test_of_another_document_only_what_is_not_shared_is_computed(tmp_path: Path,
             made = await publish(a, TEXT.encode())
             reference = document_digest(OTHER.encode())
             alone = await asked(b, OTHER, reference, prefill=True)
-            shared = await asked(b, OTHER, reference, terms=Terms(force=True, aim="money"))
+            shared = await asked(b, OTHER, reference, force=True, aim="money")
             assert shared["artifact"] == made["artifact"] and shared["logits_digest"] == alone["logits_digest"]
             assert shared["fetched_tokens"] >= 64 and shared["fetched_tokens"] % 64 == 0
             assert shared["computed_tokens"] == alone["tokens"] - shared["fetched_tokens"] > 0
@@ -81,11 +84,10 @@ def test_a_plan_that_says_prefill_is_followed_with_a_text_and_told_without(
         async with publisher_and_reader(tmp_path, tiny_models["llama"], price_per_gb=1e6) as (_, a, b):
             await publish(a, TEXT.encode())
             b.calibration.add_prefill((await b.model.choose()).calibration_key, [(0, 64, 1e-6)])
-            cheap = Terms(aim="money")
-            made = await asked(b, terms=cheap)
+            made = await asked(b, aim="money")
             assert made["artifact"] is None and "prefilling here is better" in made["plan"]["reason"]
             with pytest.raises(PlanSaysPrefill):
-                await asked(b, None, terms=cheap)
+                await asked(b, None, aim="money")
 
     run(body())
 
@@ -94,10 +96,10 @@ def test_what_is_damaged_here_is_fetched_anew(tmp_path: Path, tiny_models: dict[
     async def body() -> None:
         async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, a, b):
             made = await publish(a, TEXT.encode())
-            right = await asked(b, None, terms=FORCED)
+            right = await asked(b, None, force=True)
             chunk = b.read(b.store.envelope(made["artifact"])).manifest.chunks[0].id  # type: ignore[arg-type]
             chunk_path(b.store.chunks_directory, chunk).write_bytes(b"rot")
-            again = await asked(b, None, terms=FORCED)
+            again = await asked(b, None, force=True)
             assert again["logits_digest"] == right["logits_digest"] and again["wire_bytes"] > 0
             assert "damaged_here" in [event["event"] for event in b.events.recent()] and b.store.verify().clean
 
@@ -122,7 +124,7 @@ def test_what_cannot_be_asked_is_told_before_anything_is_looked_for(
         async with publisher_and_reader(tmp_path, tiny_models["llama"]) as (_, _a, b):
             usual: dict[str, Any] = {"question": "What?", "max_tokens": 1, "text": TEXT}
             with pytest.raises(error):
-                await answer(b, REFERENCE, **(usual | given))
+                await answer(b, AskRequest(ref=REFERENCE, **(usual | given)))
             assert not jobs_of(b)
 
     run(body())

@@ -8,19 +8,22 @@ from typing import Any
 
 import pytest
 
+from kvswap.api import AskRequest
 from kvswap.artifact.layout import needed
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange import Node
 from kvswap.exchange.ask import answer
-from kvswap.exchange.request import Terms
 from kvswap.store.files import chunk_path, chunk_reader
 from kvswap.trust import one_key, read_statement
 from tests.exchange.test_fetch import DOCUMENT, SlowModel, world
 from tests.support import Ingested, make_artifact, run
 
-FORCED = Terms(force=True)
 TEXT = "a document for tests"
+
+
+def ask(**options: Any) -> AskRequest:
+    return AskRequest(ref=DOCUMENT, question="Is it?", max_tokens=1, **options)
 
 
 class HostedRequest(SlowModel):
@@ -80,7 +83,7 @@ def test_with_somebody_who_has_it_what_is_damaged_is_fetched_anew(tmp_path: Path
             w.give(holder, made)
             w.give(reader, made)
             cids = harm(reader, made, how)
-            answered = await answer(reader, DOCUMENT, "Is it?", max_tokens=1, text=text, terms=FORCED)
+            answered = await answer(reader, ask(text=text, force=True))
             assert answered["text"] == "It is." and answered["artifact"] == made.id and answered["wire_bytes"] > 0
             assert model.done == {"cache": 2} and reader.store.missing(cids) == []
             assert "damaged_here" in [event["event"] for event in reader.events.recent()]
@@ -97,11 +100,11 @@ def test_with_nobody_else_it_is_prefilled_or_told_as_not_here(tmp_path: Path, ho
             node = await w.node(model=model)
             w.give(node, made)
             cids = harm(node, made, how)
-            answered = await answer(node, DOCUMENT, "Is it?", max_tokens=1, text=TEXT)
+            answered = await answer(node, ask(text=TEXT))
             assert answered["text"] == "It is." and answered["plan"]["action"] == "prefill"
             assert model.done == {"cache": 1, "prefill": 1} and node.store.missing(cids) == cids
             with pytest.raises(NotFound):
-                await answer(node, DOCUMENT, "Is it?", max_tokens=1)
+                await answer(node, ask())
 
     run(body())
 
@@ -117,7 +120,7 @@ def test_what_is_no_damage_here_or_was_begun_to_be_answered_is_not_tried_again(t
             if says:
                 harm(node, made, "damaged")
             with pytest.raises(IntegrityError, match="does not decode"):
-                await answer(node, DOCUMENT, "Is it?", max_tokens=1, text=TEXT)
+                await answer(node, ask(text=TEXT))
             assert model.done == {"cache": 1}
 
     run(body())

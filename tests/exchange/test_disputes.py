@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import torch
 
+from kvswap.api import AskRequest
 from kvswap.artifact.fingerprint import _signs, fingerprint
 from kvswap.artifact.layout import FINGERPRINT_TOKENS
 from kvswap.artifact.manifest import Manifest
@@ -419,7 +420,10 @@ def test_layer_0_of_a_beginning_is_compared_whatever_was_compared_of_the_whole(
             node.trust.records.add_checks(lie.id, [3])  # as a version that looked at no chain noted
             other = DOCUMENT.read_text()[5000:8000]
             with pytest.raises(IntegrityError, match="layer 0"):
-                await answer(node, document_digest(other.encode()), "And?", max_tokens=1, text=other, terms=FORCED)
+                request = AskRequest(
+                    ref=document_digest(other.encode()), question="And?", max_tokens=1, text=other, force=True
+                )
+                await answer(node, request)
             assert caught(node) == {str(LIAR.peer_id)}
 
     run(body())

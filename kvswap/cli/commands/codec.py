@@ -29,6 +29,6 @@ def train_command(output: Output, corpus: Path, model: str | None, tokens: int) 
         done = output.client.codec_train(str(corpus.resolve()), model=model, tokens=tokens, on_event=progress)
     output.result(
         done,
-        f"{done['predictor']}\n  {done['model']}, {size(done['bytes'])}, trained on {done['tokens']} tokens",
+        f"{done.predictor}\n  {done.model}, {size(done.bytes)}, trained on {done.tokens} tokens",
     )
     output.note("now:  kvswap publish --codec predictive FILE")

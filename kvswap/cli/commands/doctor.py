@@ -68,7 +68,7 @@ def _checks(output: Output) -> Iterator[tuple[str, bool, str, str]]:
         yield "model", False, name, error.hint
     try:
         status = output.client.status()
-        yield "daemon", True, f"{status['peers']} peers", ""
-        yield "p2p", status["p2p"], "up" if status["p2p"] else str(status["degraded"]), "kvswap events"
+        yield "daemon", True, f"{status.peers} peers", ""
+        yield "p2p", status.p2p, "up" if status.p2p else str(status.degraded), "kvswap events"
     except KvswapError as error:
         yield "daemon", False, error.message, error.hint or ""

@@ -19,8 +19,8 @@ def events_command(output: Output, follow: bool) -> None:
     """Print the node's events, a line each."""
     for event in output.client.events(follow):
         if output.as_json:
-            streams.answer(json.dumps(event))
+            streams.answer(json.dumps(event.to_json()))
             continue
-        rest = " ".join(f"{k}={v}" for k, v in event.items() if k not in ("id", "time", "event"))
-        at = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-        streams.answer(printable(f"{at} {event['event']:14} {rest}"))
+        rest = " ".join(f"{name}={value}" for name, value in event.more.items())
+        at = time.strftime("%H:%M:%S", time.localtime(event.time))
+        streams.answer(printable(f"{at} {event.kind:14} {rest}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +11,9 @@ from kvswap.cli.objective import group_option, lossy_option, plan_options, sampl
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.core.words import verified
 from kvswap.cost import Objective
+
+if TYPE_CHECKING:
+    from kvswap.api import Verification
 
 
 @click.command("fetch", help="Fetch the cache of REF: an artifact id, sha256:<hex>, or a text file.")
@@ -49,21 +52,21 @@ def fetch_command(
             objective=objective,
             on_event=progress,
         ).report
-    where = f"from {len(report['from'])} peer(s)" if report["from"] else "already here"
+    where = f"from {len(report.peers)} peer(s)" if report.peers else "already here"
     output.result(
         report,
-        f"{report['artifact']}\n  {report['tokens']} tokens, {size(report['wire_bytes'])} fetched {where}, "
-        f"{report['seconds']:.2f} s, {report['codec']}"
-        + ("" if report["exact"] else ", LOSSY")
-        + f"\n  {_checked(report['verification'])}",
+        f"{report.artifact}\n  {report.tokens} tokens, {size(report.wire_bytes)} fetched {where}, "
+        f"{report.seconds:.2f} s, {report.codec}"
+        + ("" if report.lossless else ", LOSSY")
+        + f"\n  {_checked(report.verification)}",
     )
-    if report["verification"]["unchecked"]:
-        output.note(f"more checks: kvswap verify {report['artifact']} --level N")
+    if report.verification.unchecked:
+        output.note(f"more checks: kvswap verify {report.artifact} --level N")
 
 
-def _checked(verification: dict[str, Any]) -> str:
+def _checked(verification: Verification) -> str:
     """Say what was checked and what was not, in words."""
-    if verification.get("own"):
+    if verification.own:
         return "signed by this node, every chunk unchanged"
-    who = verification.get("label") or verification["publisher"]
-    return verified(verification["passed"], who, trusted=verification["trusted"])
+    who = verification.label or verification.publisher
+    return verified(verification.passed, who, trusted=verification.trusted)

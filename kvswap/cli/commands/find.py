@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from kvswap.cli.completing import GroupType, ModelType, PeerType, ReferenceType
 from kvswap.cli.output import Output, read_document, reference, size, verb
@@ -49,7 +48,7 @@ def find_command(
     else:
         name = reference(str(ref))[0]
     found = output.client.find(name, text=text, model=model, publisher=publisher, group=group)
-    output.result(msgspec.to_builtins(found), lambda: _shown(output, found))
+    output.result(found, lambda: _shown(output, found))
     if found.left_out:
         output.note(f"{found.left_out} more of another model or publisher")
     usable = [a for a in found.artifacts if a.problem is None]

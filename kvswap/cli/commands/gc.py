@@ -13,4 +13,4 @@ from kvswap.cli.output import Output, size, verb
 def gc_command(output: Output, target: int | None) -> None:
     """Collect what the store need not keep, and say how much room that made."""
     done = output.client.gc(target)
-    output.result(done, f"{size(done['freed_bytes'])} freed, {size(done['store_bytes'])} in use")
+    output.result(done, f"{size(done.freed_bytes)} freed, {size(done.store_bytes)} in use")

@@ -19,7 +19,7 @@ def group_command() -> None:
 def new(output: Output, name: str) -> None:
     """Make a group with a key of its own."""
     done = output.client.group_new(name)
-    output.result(done, f"group {done['name']}")
+    output.result(done, f"group {done.name}")
     output.note(f"kvswap group export {name}  prints the key: whoever has it is a member, for ever")
     output.note(f"kvswap publish FILE --group {name}")
 
@@ -33,7 +33,7 @@ def import_(output: Output, file: str, name: str | None) -> None:
     key = secret_of(file, "a group's key", "kvswap group export NAME, where the group was made")
     with naming(file):
         done = output.client.group_import(key, name)
-    output.result(done, f"joined group {done['name']}")
+    output.result(done, f"joined group {done.name}")
 
 
 @group_command.command("export", help="Print the key of NAME, which is a secret, for a new member to import.")
@@ -42,7 +42,7 @@ def import_(output: Output, file: str, name: str | None) -> None:
 def export(output: Output, name: str) -> None:
     """Print the key of a group."""
     done = output.client.group_export(name)
-    output.result(done, done["key"])
+    output.result(done, done.key)
 
 
 @group_command.command("ls", help="List the groups this node is in.")
@@ -50,7 +50,7 @@ def export(output: Output, name: str) -> None:
 def ls(output: Output) -> None:
     """List the groups of this node."""
     found = output.client.groups()
-    rows = [(g["name"], g["mark"]) for g in found]
+    rows = [(g.name, g.tag) for g in found]
     output.result({"groups": found}, lambda: output.table(("GROUP", "MARK"), rows))
 
 
@@ -60,4 +60,4 @@ def ls(output: Output) -> None:
 def rm(output: Output, name: str) -> None:
     """Forget the key of a group."""
     done = output.client.group_remove(name)
-    output.result(done, f"left group {done['name']}")
+    output.result(done, f"left group {done.name}")

@@ -201,8 +201,8 @@ def join(output: Output, file: str, plain: bool) -> None:
     invitation = secret_of(file, "an invitation", "kvswap host invite NAME, on the host")
     with naming(file):
         done = output.client.host_join(invitation, plain=plain)
-    output.result(done, f"joined {done['peer']} at {done['url']}")
-    output.note(f'kvswap ask REF "QUESTION" --host {done["peer"]}   or --host auto, which asks where that is best')
+    output.result(done, f"joined {done.peer} at {done.url}")
+    output.note(f'kvswap ask REF "QUESTION" --host {done.peer}   or --host auto, which asks where that is best')
 
 
 @host_command.command("known", help="List the hosts that invited this node, and what they ask for.")
@@ -211,8 +211,9 @@ def known(output: Output) -> None:
     """List the hosts that invited this node, with their prices."""
     found = output.client.hosts()
     rows = [
-        (h["peer"], h.get("model", ""), *(f"${p:g}" for p in h["tariff"].values()), "") if h["problem"] is None
-        else (h["peer"], "", "", "", "", h["problem"])
+        (h.peer, h.model or "", *(f"${p:g}" for p in (h.tariff.read, h.tariff.prefill, h.tariff.make)), "")
+        if h.tariff is not None
+        else (h.peer, "", "", "", "", h.problem)
         for h in found
     ]  # fmt: skip
     headers = ("HOST", "MODEL", "READ", "PREFILL", "MAKE", "")

@@ -12,5 +12,5 @@ from kvswap.cli.output import Output, verb
 def id_command(output: Output) -> None:
     """Print the ids and addresses of this node."""
     found = output.client.id()
-    lines = [f"peer       {found['peer']}", f"publisher  {found['publisher']}"]
-    output.result(found, "\n".join(lines + [f"address    {a}" for a in found["addresses"]]))
+    lines = [f"peer       {found.peer}", f"publisher  {found.publisher}"]
+    output.result(found, "\n".join(lines + [f"address    {a}" for a in found.addresses]))

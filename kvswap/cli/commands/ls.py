@@ -35,24 +35,26 @@ def ls_command(output: Output) -> None:
 
 
 def _list(output: Output) -> None:
+    from kvswap.api.store import ArtifactsResult
+
     rows = output.client.ls()
 
     def text() -> str:
         cells = [
             (
-                r["artifact"],
-                (r["document"] or "private")[:19],
-                r["label"],
-                r["tokens"],
-                size(r["wire_bytes"]),
-                f"{r['raw_bytes'] / r['wire_bytes']:.2f}x" if r["raw_bytes"] else "",
-                ("complete" if r["complete"] else "partial")
-                + ("" if r["standing"] in _USUAL else f", {STANDINGS[r['standing']]}")
-                + (", pinned" if r["pinned"] else "")
-                + (f", for {r['group']}" if r["group"] else ""),
+                r.artifact,
+                (r.document or "private")[:19],
+                r.label,
+                r.tokens,
+                size(r.wire_bytes),
+                f"{r.raw_bytes / r.wire_bytes:.2f}x" if r.raw_bytes else "",
+                ("complete" if r.complete else "partial")
+                + ("" if r.standing in _USUAL else f", {STANDINGS[r.standing]}")
+                + (", pinned" if r.pinned else "")
+                + (f", for {r.group}" if r.group else ""),
             )
             for r in rows
         ]
         return output.table(("ARTIFACT", "DOCUMENT", "MODEL", "TOKENS", "SIZE", "RATIO", "STATE"), cells)
 
-    output.result({"artifacts": rows}, text)
+    output.result(ArtifactsResult(artifacts=rows), text)

@@ -28,6 +28,7 @@ def model_command() -> None:
 @verb
 def ls(output: Output) -> None:
     """List the models that are here and those that can be pulled."""
+    from kvswap.api.node import ModelRow
     from kvswap.core.directories import models_directory
     from kvswap.core.failures import as_kvswap_error
     from kvswap.model import catalogue
@@ -45,23 +46,17 @@ def ls(output: Output) -> None:
             except Exception as error:  # noqa: BLE001 - one directory that is not right hides no other
                 output.note(f"model {name}: {as_kvswap_error(error).message}")
         rows.append(
-            {
-                "name": name,
-                "here": name in here,
-                "identity": identity,
-                "license": entry.license if entry else None,
-                "directory": str(here[name]) if name in here else None,
-            }
+            ModelRow(
+                name=name,
+                here=name in here,
+                identity=identity,
+                license=entry.license if entry else None,
+                directory=str(here[name]) if name in here else None,
+            )
         )
     cells = [
-        (
-            r["name"],
-            "yes" if r["here"] else "no",
-            (str(r["identity"] or "-"))[:16],
-            r["license"] or "-",
-            r["directory"] or "-",
-        )
-        for r in rows
+        (row.name, "yes" if row.here else "no", (row.identity or "-")[:16], row.license or "-", row.directory or "-")
+        for row in rows
     ]
     output.result({"models": rows}, lambda: output.table(("NAME", "HERE", "IDENTITY", "LICENSE", "DIRECTORY"), cells))
 
@@ -162,8 +157,9 @@ def _refuse_in_use(output: Output, model: Pulled) -> None:
 
     loaded: list[int] = []
     with suppress(KvswapError):  # no daemon
-        rows = output.client.status()["model"]["processes"]
-        loaded = [row["pid"] for row in rows if row["model"] in (model.name, str(model.directory))]
+        running = output.client.status().model.processes
+        names = (model.name, str(model.directory))
+        loaded = [process.pid for process in running if process.model in names and process.pid is not None]
     users = sorted({*loaded, *removal.processes_with(model.directory)})
     if users:
         raise LocalFault(

@@ -16,16 +16,16 @@ def peers_command(output: Output) -> None:
     def text() -> str:
         cells = [
             (
-                r["peer"],
-                "relayed" if r["relayed"] else "yes" if r["connected"] else "no",
-                size(r["bytes_in"]),
-                size(r["bytes_out"]),
-                f"{r['rate'] / 1e6:.1f} MB/s" if r["rate"] else "-",
-                f"{r['latency'] * 1e3:.1f} ms" if r["latency"] else "-",
-                "-" if r["ratio"] is None else f"{r['ratio']:.2f}",
-                r["failures"],
-                r["lies"],
-                "blocked" if r["blocked"] else "",
+                r.peer,
+                "relayed" if r.relayed else "yes" if r.connected else "no",
+                size(r.bytes_in),
+                size(r.bytes_out),
+                f"{r.rate / 1e6:.1f} MB/s" if r.rate else "-",
+                f"{r.latency * 1e3:.1f} ms" if r.latency else "-",
+                "-" if r.ratio is None else f"{r.ratio:.2f}",
+                r.failures,
+                r.invalid_chunks,
+                "blocked" if r.blocked else "",
             )
             for r in rows
         ]

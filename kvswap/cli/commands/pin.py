@@ -14,7 +14,7 @@ from kvswap.cli.output import Output, reference, verb
 def pin_command(output: Output, ref: str) -> None:
     """Pin an artifact, which then stays whatever room is needed."""
     done = output.client.pin(reference(ref)[0], True)
-    output.result(done, f"pinned {done['artifact']}")
+    output.result(done, f"pinned {done.artifact}")
 
 
 @click.command("unpin", help="Let REF go when space is needed.")
@@ -23,4 +23,4 @@ def pin_command(output: Output, ref: str) -> None:
 def unpin_command(output: Output, ref: str) -> None:
     """Unpin an artifact."""
     done = output.client.pin(reference(ref)[0], False)
-    output.result(done, f"unpinned {done['artifact']}")
+    output.result(done, f"unpinned {done.artifact}")

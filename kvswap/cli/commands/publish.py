@@ -65,26 +65,26 @@ def publish_command(
             checkpoints=checkpoints,
             on_event=progress,
         )
-    ratio = done["raw_bytes"] / done["wire_bytes"]
+    ratio = done.raw_bytes / done.wire_bytes
     output.result(
         done,
-        f"{done['artifact']}\n  {done['document']}\n  {done['tokens']} tokens, {size(done['raw_bytes'])} of KV in "
-        f"{size(done['wire_bytes'])} ({ratio:.2f}x), {done['seconds']:.1f} s"
-        + (", already published" if done["reused"] else ""),
+        f"{done.artifact}\n  {done.document}\n  {done.tokens} tokens, {size(done.raw_bytes)} of KV in "
+        f"{size(done.wire_bytes)} ({ratio:.2f}x), {done.seconds:.1f} s"
+        + (", already published" if done.reused else ""),
     )
-    if held := done["state_bytes"]:
+    if held := done.state_bytes:
         output.note(
-            f"states of {size(held)} at each of {len(done['checkpoints'])} token counts: readers resume at these alone"
+            f"states of {size(held)} at each of {len(done.checkpoints)} token counts: readers resume at these alone"
         )
-    if divergence := done["divergence"]:
+    if divergence := done.divergence:
         output.note(
-            f"LOSSY: {divergence['equal']} of {divergence['steps']} greedy tokens are the model's own, the first other "
-            f"one is number {divergence['first'] + 1}; divergence {divergence['kl'] / 1e6:.6f} nats a token.  "
+            f"LOSSY: {divergence.equal} of {divergence.steps} greedy tokens are the model's own, the first other "
+            f"one is number {divergence.first + 1}; divergence {divergence.kl / 1e6:.6f} nats a token.  "
             "Readers need --allow-lossy."
         )
-    if name := done["group"]:
+    if name := done.group:
         output.note(f"sealed for group {name}: others see who published something, when, and how many bytes it has")
-        output.note(f"members may now:  kvswap fetch {done['document']} --group {name}")
+        output.note(f"members may now:  kvswap fetch {done.document} --group {name}")
         return
     output.note("a KV cache reveals its text: whoever reaches this node can read it.  kvswap withdraw takes it back")
-    output.note(f"others may now:  kvswap fetch {done['document']}")
+    output.note(f"others may now:  kvswap fetch {done.document}")

@@ -19,13 +19,13 @@ from kvswap.core.errors import UsageError
 def rm_command(output: Output, ref: str, yes: bool, dry_run: bool) -> None:
     """Remove an artifact from the store, after a question."""
     row = output.client.show(reference(ref)[0])
-    what = f"{row['artifact']} ({row['tokens']} tokens, {size(row['wire_bytes'])})"
+    what = f"{row.artifact} ({row.tokens} tokens, {size(row.wire_bytes)})"
     if dry_run:
-        output.result({"would_remove": row["artifact"], "wire_bytes": row["wire_bytes"]}, f"would remove {what}")
+        output.result({"would_remove": row.artifact, "wire_bytes": row.wire_bytes}, f"would remove {what}")
         return
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError("removing needs a yes", hint=f"kvswap rm -y {row['artifact']}")
+            raise UsageError("removing needs a yes", hint=f"kvswap rm -y {row.artifact}")
         click.confirm(f"remove {what}?", abort=True, err=True)
-    done = output.client.rm(row["artifact"])
-    output.result(done, f"removed {done['removed']}, {size(done['freed_bytes'])} freed")
+    done = output.client.rm(row.artifact)
+    output.result(done, f"removed {done.removed}, {size(done.freed_bytes)} freed")

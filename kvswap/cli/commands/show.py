@@ -16,25 +16,25 @@ from kvswap.core.words import in_words
 def show_command(output: Output, ref: str) -> None:
     """Print the manifest of an artifact in the store, or with `--json` all of it."""
     row = output.client.show(reference(ref)[0])
-    manifest = row["manifest"]
+    manifest = row.manifest
 
     def text() -> str:
         document, prefix, numerics = manifest["document"] or {}, manifest["prefix"], manifest["numerics"]
         lines = {
-            "artifact": row["artifact"],
+            "artifact": row.artifact,
             "document": "sha256:" + document["sha256"] if document else "private",
             "model": f"{manifest['model']['label']} ({manifest['model']['identity'][:16]})",
             "tokens": f"{prefix['tokens']} in {len(prefix['chain'])} blocks of {prefix['block_tokens']}",
             "layout": f"{len(manifest['layout']['layers'])} layers, {manifest['layout']['dtype']}",
-            "size": f"{size(row['raw_bytes'])} raw, {size(row['wire_bytes'])} in {len(manifest['chunks'])} chunks",
+            "size": f"{size(row.raw_bytes)} raw, {size(row.wire_bytes)} in {len(manifest['chunks'])} chunks",
             "numerics": f"{numerics['device']} {numerics['isa']}, torch {numerics['torch']}, claim {numerics['claim']}",
             "publisher": manifest["publisher"],
-            "readers": f"group {row['group']}" if row["group"] else "everybody",
+            "readers": f"group {row.group}" if row.group else "everybody",
             "expires": f"{manifest['life']['expires']} (Unix time)",
-            "state": ("complete" if row["complete"] else "incomplete") + (", pinned" if row["pinned"] else ""),
-            "standing": STANDINGS[row["standing"]] + (f": {in_words(row['why'])}" if row["why"] else ""),
+            "state": ("complete" if row.complete else "incomplete") + (", pinned" if row.pinned else ""),
+            "standing": STANDINGS[row.standing] + (f": {in_words(row.why)}" if row.why else ""),
         }
         return "\n".join(f"{name:10} {value}" for name, value in lines.items())
 
     columns = ("artifact", "complete", "pinned", "standing", "why", "disputed_with")
-    output.result({**manifest, **{name: row[name] for name in columns}}, text)
+    output.result({**manifest, **{name: getattr(row, name) for name in columns}}, text)

@@ -19,13 +19,12 @@ def trust_command() -> None:
 def ls(output: Output) -> None:
     """List the publishers that are trusted, and those that were banned."""
     found = output.client.trust_ls()
-    rows = [(p["peer"], p["how"], p["label"]) for p in found["publishers"]]
-    rows += [(p["peer"], "BANNED", in_words(p["why"])) for p in found["distrusted"]]
+    rows = [(p.peer, p.how, p.label) for p in found.publishers]
+    rows += [(p.peer, "BANNED", in_words(p.why)) for p in found.banned]
     rows += [
-        (p["peer"], "lifted", f"banned by older rules, judged again when used: {in_words(p['why'])}")
-        for p in found["lifted"]
+        (p.peer, "lifted", f"banned by older rules, judged again when used: {in_words(p.why)}") for p in found.lifted
     ]
-    output.result(found, lambda: output.table(("PUBLISHER", "HOW", "LABEL"), [(found["own"], "own", ""), *rows]))
+    output.result(found, lambda: output.table(("PUBLISHER", "HOW", "LABEL"), [(found.own, "own", ""), *rows]))
 
 
 @trust_command.command("audits", help="What verifying found, here or by auditors that are trusted.")
@@ -36,13 +35,13 @@ def audits(output: Output, peerid: str | None) -> None:
     found = output.client.audits(peerid)
     rows = [
         (
-            "void" if a["void"] else a["verdict"],
-            a["step"],
-            f"{a['samples']}/{a['tokens']}",
-            f"{a['worst']:.2f}",
-            a["artifact"],
-            a["auditor"],
-            a["why"],
+            "void" if a.void else a.verdict,
+            a.level,
+            f"{a.samples}/{a.tokens}",
+            f"{a.worst:.2f}",
+            a.artifact,
+            a.auditor,
+            a.why,
         )
         for a in found
     ]
@@ -57,7 +56,7 @@ def audits(output: Output, peerid: str | None) -> None:
 def add(output: Output, peerid: str, label: str) -> None:
     """Trust a publisher."""
     done = output.client.trust_add(peerid, label)
-    output.result(done, f"trusted {done['peer']}")
+    output.result(done, f"trusted {done.peer}")
 
 
 @trust_command.command("rm", help="Stop trusting the publisher PEERID.")
@@ -66,7 +65,7 @@ def add(output: Output, peerid: str, label: str) -> None:
 def rm(output: Output, peerid: str) -> None:
     """Stop trusting a publisher."""
     done = output.client.trust_rm(peerid)
-    output.result(done, f"no longer trusted: {done['peer']}")
+    output.result(done, f"no longer trusted: {done.peer}")
 
 
 @trust_command.command("rotate", help="Publish with a new key from now on; who trusts the old one follows.")
@@ -74,4 +73,4 @@ def rm(output: Output, peerid: str) -> None:
 def rotate(output: Output) -> None:
     """Make a new publisher key, which the old one names as its successor."""
     done = output.client.trust_rotate()
-    output.result(done, f"publisher {done['old']} goes on as {done['new']}")
+    output.result(done, f"publisher {done.old} goes on as {done.new}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +11,9 @@ from kvswap.cli.objective import samples_option
 from kvswap.cli.output import Output, reference, verb
 from kvswap.core.errors import IntegrityError, UsageError
 from kvswap.core.words import in_words
+
+if TYPE_CHECKING:
+    from kvswap.api import Check, VerifyResult
 
 
 @click.command("verify", help="Check REF, which is in the store, level by level.  Or --store.")
@@ -31,36 +34,44 @@ def verify_command(output: Output, ref: str | None, store: bool, level: int | No
     """
     if (ref is None) == (not store):
         raise UsageError("give a reference, or --store")
-    name, text = reference(ref) if ref else (None, None)
+    if ref is None:
+        _store(output)
+        return
+    name, text = reference(ref)
     with output.progress() as progress:
-        report = output.client.verify(name, store=store, level=level, samples=samples, text=text, on_event=progress)
+        report = output.client.verify(name, level=level, samples=samples, text=text, on_event=progress)
     output.result(report, lambda: _shown(output, report))
-    if store and not report["clean"]:
+
+
+def _store(output: Output) -> None:
+    """Hash every file of the store.  Raises `IntegrityError` where it was not clean."""
+    with output.progress() as progress:
+        report = output.client.verify(store=True, on_event=progress)
+    output.result(report, lambda: "\n".join(f"{name:22} {value}" for name, value in report.to_json().items()))
+    if not report.clean:
         raise IntegrityError(
-            f"{report['quarantined']} wrong and {report['missing']} missing chunks; what was wrong is set aside",
+            f"{report.quarantined} wrong and {report.missing} missing chunks; what was wrong is set aside",
             cause="the disk, or somebody, changed files",
             hint="kvswap fetch the incomplete artifacts again",
         )
 
 
-def _shown(output: Output, report: dict[str, Any]) -> str:
-    if "steps" not in report:
-        return "\n".join(f"{name:22} {value}" for name, value in report.items())
+def _shown(output: Output, report: VerifyResult) -> str:
     rows = [
-        (s["step"][1:], in_words(s["step"]), s["verdict"], f"{s['seconds']:.3f} s", _about(s)) for s in report["steps"]
+        (check.level[1:], in_words(check.level), check.verdict, f"{check.seconds:.3f} s", _about(check))
+        for check in report.checks
     ]
-    lines = [report["artifact"], output.table(("LEVEL", "CHECK", "", "TOOK", ""), rows)]
-    lines += [f"its publisher's word: {why}" for why in report["claims"].values()]
-    for step, why in report["unchecked"].items():
+    lines = [report.artifact, output.table(("LEVEL", "CHECK", "", "TOOK", ""), rows)]
+    lines += [f"its publisher's word: {why}" for why in report.claims.values()]
+    for step, why in report.unchecked.items():
         lines.append(f"not checked: {in_words(step)}, {in_words(why)}")
-    if (seen := report["coverage"]) is not None:
-        looked = f"{seen['readers']} audits looked at {seen['positions']} of {seen['tokens']} positions"
-        one, span = (f"{seen[name]:.0%}" for name in ("one_position", "span_of_64"))
+    if (seen := report.coverage) is not None:
+        looked = f"{seen.readers} audits looked at {seen.positions} of {seen.tokens} positions"
+        one, span = (f"{chance:.0%}" for chance in (seen.one_position, seen.span_of_64))
         lines.append(f"{looked}: they would have seen one changed position with {one}, a span of 64 with {span}")
     return "\n".join(lines)
 
 
-def _about(step: dict[str, Any]) -> str:
-    plain = ("step", "name", "verdict", "seconds", "why", "publisher")
-    figures = ", ".join(f"{name} {value}" for name, value in step.items() if name not in plain)
-    return "; ".join(part for part in (in_words(step["why"]), figures) if part)
+def _about(check: Check) -> str:
+    figures = ", ".join(f"{name} {value}" for name, value in check.more.items() if name != "publisher")
+    return "; ".join(part for part in (in_words(check.why), figures) if part)

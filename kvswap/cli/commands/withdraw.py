@@ -15,4 +15,4 @@ from kvswap.cli.output import Output, reference, verb
 def withdraw_command(output: Output, ref: str, why: str) -> None:
     """Withdraw what this node published of a reference."""
     done = output.client.withdraw(reference(ref)[0], why)
-    output.result(done, f"withdrawn: {', '.join(done['withdrawn'])}")
+    output.result(done, f"withdrawn: {', '.join(done.withdrawn)}")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from kvswap.api.events import event_of
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.artifact.sealing import FINGERPRINT, PREDICTOR, ChunkPosition, Seal, chunk_position
 from kvswap.core import wire
@@ -98,7 +99,7 @@ class _Ingest:
             for index, value in enumerate((ref.raw_length, ref.length, chunk.us)):
                 sums[index] += value
         else:
-            await self._progress(event)
+            await self._progress(event_of(event))
 
     async def made(self, result: dict[str, Any], predictor: bytes | None) -> Ingested:
         """Return what is to be said of it, once all chunks are there."""

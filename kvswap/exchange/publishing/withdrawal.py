@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
 
+from kvswap.api.store import WithdrawResult
 from kvswap.core.errors import NotAMember, NotFound, UsageError
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.node import Node
@@ -16,7 +16,7 @@ from kvswap.trust.groups import SEALED_DTYPE
 from kvswap.trust.status_record import SignedStatusRecord
 
 
-async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[str, Any]:
+async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> WithdrawResult:
     """Withdraw these artifacts, all published by this node, and return what was done.
 
     Raises `UsageError` for more than a status record can list.
@@ -30,7 +30,7 @@ async def withdraw_rows(node: Node, mine: list[ArtifactRow], why: str) -> dict[s
     await collect(node)
     for row in mine:
         node.network.queue_announcement(row.id, row.document, here=False)  # who holds it looks it up here, and hears
-    return {"withdrawn": [row.id for row in mine], "why": why, "sequence": signed.record.sequence}
+    return WithdrawResult(withdrawn=[row.id for row in mine], why=why, sequence=signed.record.sequence)
 
 
 @one_at_a_time

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from kvswap.api.events import FoundEvent
 from kvswap.core.ids import Cid
 from kvswap.exchange.discovery.resolve import Resolved, resolve
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import Planned, best, not_worth_it
+from kvswap.exchange.planning.figures import plan_event
 from kvswap.exchange.request import Progress, Terms
 from kvswap.exchange.transfer.sources import preconnect
 from kvswap.exchange.verification.use import use
@@ -25,8 +27,8 @@ async def choose(
         preconnect(node, found.peers, str(found.statement.artifact))
     resolved, planned = await best(node, usable, terms.objective, hybrid=hybrid)
     statement, chosen = resolved.statement, planned.plan
-    await progress({"event": "found", "artifact": str(statement.artifact), "peers": list(resolved.peers)})
-    await progress({"event": "plan", **chosen.to_json()})
+    await progress(FoundEvent(artifact=str(statement.artifact), peers=list(resolved.peers)))
+    await progress(plan_event(chosen))
     if resolved.local:
         await asyncio.to_thread(node.store.touch, str(statement.artifact))
     elif chosen.action not in ("fetch", "hybrid") and not terms.force:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from kvswap.api.events import SourcePeer, TransferEvent
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PeerBusy, PeerError
 from kvswap.core.failures import is_own
@@ -281,23 +282,22 @@ class Transfer:
     async def _report_progress(self) -> None:
         schedule, amounts, chunks = self._flights.schedule, self._flights.amounts, len(self._flights.refs)
         peers = [
-            {"peer": s.peer, "kind": s.kind, "rate": schedule.rate(s.peer), "in_flight": schedule.flights(s.peer)}
+            SourcePeer(peer=s.peer, channel=s.kind, rate=schedule.rate(s.peer), in_flight=schedule.flights(s.peer))
             for s in self._peers.sources
         ]
         await self.progress(
-            {
-                "event": "transfer",
-                "done": chunks - schedule.left,
-                "chunks": chunks,
-                "bytes": amounts.received,
-                "arriving": schedule.arriving(),
-                "total_bytes": amounts.received + schedule.left_bytes,
-                "rate": schedule.total_rate(),
-                "seconds": round(time.monotonic() - self._began, 3),
-                "peers": peers,
-                "from": dict(amounts.by_peer),
-                "over": sorted(amounts.channels),
-            }
+            TransferEvent(
+                done=chunks - schedule.left,
+                chunks=chunks,
+                bytes=amounts.received,
+                arriving=schedule.arriving(),
+                total_bytes=amounts.received + schedule.left_bytes,
+                rate=schedule.total_rate(),
+                seconds=round(time.monotonic() - self._began, 3),
+                peers=peers,
+                sent=dict(amounts.by_peer),
+                over=sorted(amounts.channels),
+            )
         )
 
     async def _watch(self) -> None:

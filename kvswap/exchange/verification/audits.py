@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
+from kvswap.api.trust import AuditFinding
 from kvswap.core.errors import Untrusted
 from kvswap.core.limits import LIMITS
 from kvswap.exchange.model_port import ModelChoice
@@ -140,23 +140,23 @@ def refuse_if_failed(node: Node, statement: Statement) -> None:
         )
 
 
-def listed(node: Node, publisher: str | None) -> list[dict[str, Any]]:
-    """List the audits that are kept, all or those about one publisher, as JSON in human-readable form."""
+def listed(node: Node, publisher: str | None) -> list[AuditFinding]:
+    """List the audits that are kept, all or those about one publisher."""
     return [
-        {
-            "audit": row.id,
-            "artifact": row.artifact,
-            "publisher": row.publisher,
-            "auditor": row.auditor,
-            "step": f"V{(audit := read_audit(row.envelope).audit).level}",
-            "verdict": audit.verdict,
-            "rules": audit.rules,
-            "void": audit.void,
-            "samples": audit.samples or audit.tokens,
-            "tokens": audit.tokens,
-            "worst": audit.worst / 1e6,
-            "why": audit.why,
-            "issued": audit.issued,
-        }
+        AuditFinding(
+            audit=row.id,
+            artifact=row.artifact,
+            publisher=row.publisher,
+            auditor=row.auditor,
+            level=f"V{(audit := read_audit(row.envelope).audit).level}",
+            verdict=audit.verdict,
+            rules=audit.rules,
+            void=audit.void,
+            samples=audit.samples or audit.tokens,
+            tokens=audit.tokens,
+            worst=audit.worst / 1e6,
+            why=audit.why,
+            issued=audit.issued,
+        )
         for row in node.trust.records.audits(publisher=publisher)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvswap.api.events import UncheckableEvent
 from kvswap.core.errors import Untrusted
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.request import Progress
@@ -37,4 +38,4 @@ async def report_unchecked(node: Node, statement: Statement, why: str, progress:
     """Report that an artifact is used although a part of it cannot be checked: as an event, and to the caller."""
     artifact = str(statement.artifact)
     node.events.add("uncheckable", artifact=artifact, reason=why)
-    await progress({"event": "uncheckable", "artifact": artifact, "reason": why})
+    await progress(UncheckableEvent(artifact=artifact, reason=why))

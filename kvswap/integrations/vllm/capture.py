@@ -132,10 +132,8 @@ class Captures:
         try:
             check_held(captured.tensors, self._engine.dtype)
             done = self._client.publish_computed(self._frames(captured))
-            again = " again" if done["reused"] else ""
-            logger.info(
-                "kvswap: published%s %d tokens as %s (%s)", again, done["tokens"], done["artifact"], done["claim"]
-            )
+            again = " again" if done.reused else ""
+            logger.info("kvswap: published%s %d tokens as %s (%s)", again, done.tokens, done.artifact, done.claim)
         except KvswapError as error:
             logger.warning("kvswap: %d tokens not published: %s", len(captured.ids), error.message)
         except Exception:

@@ -13,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
+from kvswap.api.events import PlanEvent, ProgressEvent
 from kvswap.artifact import chain
 from kvswap.client import Client
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PlanSaysPrefill
@@ -30,7 +30,16 @@ _DETAILS_KEPT = 32
 _BACKOFF_SECONDS = 5.0  # after the daemon was not reached
 _PATIENCE_SECONDS = 30.0  # for a fetch, if the plan has no estimate of prefilling
 _SAMPLES = 64
-_READS = ("artifact", "envelope", "chunks_directory", "key")  # fields of the daemon's answer that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The part of an artifact's details that a process needs to read it; the long manifest is not in it."""
+
+    artifact: str
+    envelope: str
+    chunks_directory: str
+    key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Match:
     artifact: str
     tokens: int
     whole: bool  # whether these are all of the artifact's tokens
-    details: dict[str, Any] = field(repr=False)  # what a process needs to read the artifact
+    details: Files = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,7 @@ class NodeClient:
         self._client = Client(settings.home)
         self._pool = ThreadPoolExecutor(_THREADS, "kvswap-node")
         self._leaders: dict[bytes, LookUp] = {}  # by the ids of their first block
-        self._details: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._details: OrderedDict[str, Files] = OrderedDict()
         self._lock = threading.Lock()
         self.news = threading.Event()  # set when a look-up has ended
         self._backoff_until = 0.0
@@ -207,8 +216,8 @@ class NodeClient:
         self.news.set()
 
     def _find(self, search: LookUp, ids: list[int], budget: float) -> Match:
-        def on_event(event: dict[str, Any]) -> None:
-            if event["event"] == "plan":
+        def on_event(event: ProgressEvent) -> None:
+            if isinstance(event, PlanEvent):
                 search.planned = search.waited + self._patience(event, len(ids))
 
         curve = self.curve
@@ -225,23 +234,23 @@ class NodeClient:
             group=self._settings.group,
             on_event=on_event,
         )
-        return Match(found["artifact"], found["tokens"], found["whole"], self._read(found["artifact"]))
+        return Match(found.artifact, found.tokens, found.whole, self._read(found.artifact))
 
-    def _patience(self, plan: dict[str, Any], tokens: int) -> float:
+    def _patience(self, plan: PlanEvent, tokens: int) -> float:
         """Return the seconds that a fetch may take: as long as prefilling would."""
         if self._settings.force:
             return _PATIENCE_SECONDS
-        prefill = (plan.get("prefill") or {}).get("seconds")
+        prefill = plan.prefill.seconds if plan.prefill is not None else None
         return prefill or self.prefill_seconds(tokens) or _PATIENCE_SECONDS
 
-    def _read(self, artifact: str) -> dict[str, Any]:
+    def _read(self, artifact: str) -> Files:
         with self._lock:
             known = self._details.get(artifact)
             if known is not None:
                 self._details.move_to_end(artifact)
                 return known
         shown = self._client.details(artifact)
-        details: dict[str, Any] = {name: shown[name] for name in _READS if name in shown}
+        details = Files(shown.artifact, shown.envelope, shown.chunks_directory, shown.key)
         with self._lock:
             self._details[artifact] = details
             while len(self._details) > _DETAILS_KEPT:

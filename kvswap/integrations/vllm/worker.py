@@ -125,7 +125,7 @@ class WorkerSide:
         check_compatible(manifest, self._engine.identity.digest, self._engine.dtype)
         self._engine.check(manifest)
         tokens = None if match.whole else match.tokens
-        read = chunk_reader(Path(details["chunks_directory"]))
+        read = chunk_reader(Path(details.chunks_directory))
         with Assembly(manifest, read, tokens=tokens, seal=statement.seal) as assembly:
             # Tokens that vLLM has already are left out; sliding layers need all of them.
             size, skipped = manifest.prefix.block_tokens, 0 if self._engine.hybrid else load.first
