@@ -34,7 +34,7 @@ _IDLE = frozenset(
         *("megatron_core", "qalora_group_size", "eva_config", "loftq_config", "ensure_weight_tying"),
     }
 )
-_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base when they are loaded
+_INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base when they are loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +108,11 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         raise _unknown(where, f"is of the kind {kind[:40]}", "kvswap knows LoRA")
     if config.get("bias", "none") != "none":
         raise _unknown(where, f"changes biases of its base (bias = {str(config['bias'])[:40]!r})")
-    beginning = config.get("init_lora_weights", True)
-    if beginning not in _BEGINNINGS:
+    initial = config.get("init_lora_weights", True)
+    if initial not in _INITIAL:
         raise _unknown(
             where,
-            f"was begun by {str(beginning)[:40]!r}, which changes its base's weights",
+            f"was begun by {str(initial)[:40]!r}, which changes its base's weights",
             hint="convert it to a plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
     for name, value in config.items():

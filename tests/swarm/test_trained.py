@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kvswap.model.load import load_model
 from kvswap.model.prefill import greedy, prefill
 from tests.support import DOCUMENT, kvswap, last_json
-from tests.swarm.test_main_job import Start, ask, check_main_job, pair
+from tests.swarm.test_main_job import Start, ask, digest_of, pair
 from tests.trained import trained
 from tests.worker.test_hybrid import Feeder
 
@@ -25,16 +24,20 @@ NAMES = ["gemma3-270m", "qwen2.5-coder-0.5b"]
 def test_published_here_and_continued_there(daemon: Start, tmp_path: Path, name: str) -> None:
     text = DOCUMENT.read_text()
     document, longer = tmp_path / "document.txt", tmp_path / "longer.txt"
-    document.write_text(text[:2000])
-    longer.write_text(text[:2000] + text[6000:6600])
+    document.write_text(text[:1500])
+    longer.write_text(text[:1500] + text[6000:6300])
     a, b = pair(daemon, "--model", str(trained(name)), "--dtype", "bfloat16", KVSWAP_ALSO_CODEC="")
-    check_main_job(a, b, document, 16)
-    resumed, prefilled = ask(b, str(longer), "--force", steps=16), ask(b, str(longer), "--prefill", steps=16)
-    assert resumed["artifact"] is not None and resumed["fetched_tokens"] >= 256
-    assert resumed["token_ids"] == prefilled["token_ids"]
-    assert resumed["logits_digest"] == prefilled["logits_digest"]
+    published = last_json(done := kvswap(a.home, "publish", str(document), "--json"))
+    assert done.returncode == 0 and published["tokens"] > 256, done.stderr
+    fetched = last_json(done := kvswap(b.home, "fetch", digest_of(document), "--force", "--json"))
+    assert done.returncode == 0 and fetched["artifact"] == published["artifact"] and fetched["verified"], done.stderr
+    for ref, path in ((digest_of(document), document), (str(longer), longer)):
+        loaded, prefilled = ask(b, ref, "--force", steps=8), ask(b, str(path), "--prefill", steps=8)
+        assert loaded["artifact"] == published["artifact"] and prefilled["artifact"] is None
+        assert loaded["token_ids"] == prefilled["token_ids"]
+        assert loaded["logits_digest"] == prefilled["logits_digest"]
     # What is asked of a stranger finds an honest artifact right, by noise measured of trained weights.
-    report = last_json(done := kvswap(b.home, "verify", resumed["artifact"], "--level", "5", "--json"))
+    report = last_json(done := kvswap(b.home, "verify", published["artifact"], "--level", "5", "--json"))
     assert done.returncode == 0 and report["verified"], done.stderr
     assert {step["verdict"] for step in report["steps"]} <= {"passed", "skipped"}, report["steps"]
 
@@ -42,9 +45,8 @@ def test_published_here_and_continued_there(daemon: Start, tmp_path: Path, name:
 @pytest.mark.parametrize("name", NAMES)
 def test_both_at_once_and_what_it_says(tmp_path: Path, name: str) -> None:
     """Computed from the front while the rest is fetched from the back; and it is a trained model."""
-    directory = trained(name)
-    feeder = Feeder(directory, tmp_path, dtype="bfloat16")
-    text = DOCUMENT.read_text()[:600]
+    feeder = Feeder(trained(name), tmp_path, dtype="bfloat16")
+    text = DOCUMENT.read_text()[:400]
     feeder.publish(text)
     whole = feeder.jobs.run({"text": text, "job": "answer", "question": "What?", "steps": 12, "block_tokens": 32,
                              "ignore_eos": True})  # fmt: skip
@@ -52,7 +54,7 @@ def test_both_at_once_and_what_it_says(tmp_path: Path, name: str) -> None:
     got = feeder.run(text=text)
     assert got["logits_digest"] == whole["logits_digest"] and got["claim"] == "bitwise"
     assert 0 < len(feeder.available) < len(feeder.units)
-    loaded = load_model(directory, name, "bfloat16")
+    loaded = feeder.jobs.loaded
     ids = loaded.tokenize("The capital of France is")
     said = greedy(loaded, prefill(loaded, ids[:-1], 32), len(ids) - 1, ids[-1:], 4).ids
     assert "Paris" in loaded.tokenizer.decode(said)
