@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kvswap.client.loading import live_identity
+from kvswap.client.loading import LocalPrefill, live_identity
 from kvswap.core.errors import Incompatible
 from kvswap.model import quantisation
 from kvswap.model.identity import directory_identity
@@ -148,3 +148,66 @@ def test_scales_count(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     assert directory_identity(directory, "m").digest != before
     assert torch.isfinite(weights["model.layers.0.mlp.down_proj.weight_scale_inv"]).all()
+
+
+# -- with the package itself, where it is installed -----------------------------------------------------
+
+WORKING = [row for row in TRIED if row.package and not row.refused]
+HERE = [row for row in WORKING if quantisation._version(row.package) is not None]
+
+
+@pytest.mark.skipif(not HERE, reason="no package that computes quantised weights is installed")
+@pytest.mark.parametrize("row", HERE or WORKING[:1], ids=lambda row: f"{row.method} {row.scheme}")
+def test_what_a_package_computes_has_equal_bits_in_two_processes(
+    row: Any, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = quantised.make(row.method, tiny_models["llama"], tmp_path / "model", row.scheme)
+    command = [sys.executable, str(ROOT / "benchmarks" / "quantised.py"), str(directory), "bfloat16"]
+    one, two = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600) for _ in range(2))
+    assert one.returncode == 0, one.stderr
+    assert one.stdout == two.stdout and one.stdout.rstrip().endswith("live=True")
+    assert f"{row.package} {quantisation._version(row.package)}" in one.stdout
+
+
+def _on_the_fly(name: str) -> Any:
+    import transformers
+
+    if name == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return transformers.TorchAoConfig(Int8WeightOnlyConfig())
+    if name == "optimum-quanto":
+        return transformers.QuantoConfig(weights="int8")
+    if name == "bitsandbytes int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+
+
+def _scale(name: str, layer: Any) -> torch.Tensor:
+    if name == "bitsandbytes int8":
+        return layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB
+    if name == "bitsandbytes nf4":
+        return layer.weight.quant_state.absmax
+    return getattr(layer.weight, "scale" if name == "torchao" else "_scale")
+
+
+@pytest.mark.parametrize("name", ["torchao", "optimum-quanto", "bitsandbytes int8", "bitsandbytes nf4"])
+def test_a_model_quantised_in_memory_is_prefilled_and_is_neither_the_plain_one_nor_a_saved_one(
+    name: str, tiny_models: dict[str, Path]
+) -> None:
+    if quantisation._version(name.partition(" ")[0]) is None:
+        pytest.skip(f"{name} is not installed")
+    base = tiny_models["llama"]
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=_on_the_fly(name), dtype=torch.bfloat16, device_map="cpu"
+    ).eval()
+    identity = live_identity(model)
+    assert identity != directory_identity(base, "m").digest
+    prefill = LocalPrefill("some text of a document", model, AutoTokenizer.from_pretrained(base), 32)
+    assert prefill.cached_prefix()["model"] == identity.hex()
+    cache = prefill.cache(8)
+    assert torch.isfinite(cache.layers[0].keys[..., : prefill.tokens, :].float()).all()
+    assert live_identity(model) == identity
+    _scale(name, model.model.layers[0].mlp.down_proj).mul_(1.5)
+    with pytest.raises(Incompatible, match="down_proj"):
+        live_identity(model)

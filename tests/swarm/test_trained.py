@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from kvswap.model.prefill import greedy, prefill
 from tests.support import DOCUMENT, kvswap, last_json
 from tests.swarm.test_main_job import Start, ask, digest_of, pair
 from tests.trained import trained
@@ -43,8 +42,8 @@ def test_published_here_and_continued_there(daemon: Start, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_at_once_and_what_it_says(tmp_path: Path, name: str) -> None:
-    """Computed from the front while the rest is fetched from the back; and it is a trained model."""
+def test_both_at_once(tmp_path: Path, name: str) -> None:
+    """Computed from the front while the rest is fetched from the back."""
     feeder = Feeder(trained(name), tmp_path, dtype="bfloat16")
     text = DOCUMENT.read_text()[:400]
     feeder.publish(text)
@@ -54,7 +53,3 @@ def test_both_at_once_and_what_it_says(tmp_path: Path, name: str) -> None:
     got = feeder.run(text=text)
     assert got["logits_digest"] == whole["logits_digest"] and got["claim"] == "bitwise"
     assert 0 < len(feeder.available) < len(feeder.units)
-    loaded = feeder.jobs.loaded
-    ids = loaded.tokenize("The capital of France is")
-    said = greedy(loaded, prefill(loaded, ids[:-1], 32), len(ids) - 1, ids[-1:], 4).ids
-    assert "Paris" in loaded.tokenizer.decode(said)
