@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kvswap.core.defaults import HEADROOM_TOKENS
-from kvswap.core.errors import Incompatible, IntegrityError
+from kvswap.core.errors import Incompatible, IntegrityError, Untrusted
 from kvswap.core.failures import ours
 
 if TYPE_CHECKING:
+    from kvswap.artifact.manifest import Manifest
+    from kvswap.model.load import LoadedModel
     from kvswap.trust import Statement
 
 
@@ -38,6 +40,10 @@ class Readable(Protocol):
     def key(self) -> str | None:
         """The key that opens the files of an encrypted one, in hex."""
 
+    @property
+    def standing(self) -> str:
+        """How it stands at the node: `own`, `trusted`, `verified` and so on."""
+
 
 def statement_of(details: Readable) -> Statement:
     """Read what was signed from `Client.details`, and check it again here.  Raises `IntegrityError`."""
@@ -57,16 +63,40 @@ def load_artifact(details: Readable, model: Any, *, tokens: int | None = None, h
     from kvswap.artifact.layout import check_compatible
     from kvswap.model import reach
     from kvswap.model.cache import build_cache
+    from kvswap.model.shape import require_layers
     from kvswap.store.files import chunk_reader
 
     statement = statement_of(details)
     manifest = statement.manifest
     check_compatible(manifest, live_identity(model), str(model.dtype).removeprefix("torch."))
+    require_layers(_in_memory(model), manifest)  # before anything is reserved for them
     read = chunk_reader(Path(details.chunks_directory))
     stop = manifest.prefix.tokens if tokens is None else tokens
+    _require_verified(details, manifest, stop)
     reach.check(model.config.get_text_config(decoder=True), stop, 0, manifest.prefix.block_tokens)
     tensors = load(manifest, read, tokens=tokens, headroom=headroom, seal=statement.seal)
     return build_cache(model.config, tensors, stop, model.device)
+
+
+def _require_verified(details: Readable, manifest: Manifest, tokens: int) -> None:
+    """Raise `Untrusted` if an untrusted publisher's artifact would be resumed before its end, after `tokens` tokens.
+
+    Windows and states that are held before the end alone are no part of what has to pass before such a cache is used.
+    """
+    inner = tokens < manifest.prefix.tokens and not manifest.layout.keeps_all
+    if inner and details.standing not in ("own", "trusted"):
+        raise Untrusted(
+            f"nothing but the whole of artifact {details.artifact} can be loaded: it is {details.standing}",
+            cause="what it keeps of sliding layers, or as states, before its end is used of trusted publishers alone",
+            hint=f"kvswap trust add {manifest.publisher}",
+        )
+
+
+def _in_memory(model: Any, tokenizer: Any = None) -> LoadedModel:
+    """Return the caller's model as those that compute take one."""
+    from kvswap.model.load import LoadedModel
+
+    return LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
 
 
 @ours("comparing the model in memory with its files")
@@ -98,11 +128,10 @@ class LocalPrefill:
 
     @ours("preparing the prefill")
     def __init__(self, text: str, model: Any, tokenizer: Any, block_tokens: int) -> None:
-        from kvswap.model.load import LoadedModel
         from kvswap.model.prefill import check_length, check_reach
 
         check_precision(model)
-        self._loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
+        self._loaded = _in_memory(model, tokenizer)
         self._block_tokens, self._text = block_tokens, text
         self._ids = self._loaded.tokenize(text)
         self.tokens = len(self._ids)
@@ -151,7 +180,7 @@ def load_for(text: str, details: Readable, model: Any, tokenizer: Any, headroom:
     what cannot be checked.
     """
     from kvswap.artifact.chain import token_digest
-    from kvswap.model.load import LoadedModel, document_ids
+    from kvswap.model.load import document_ids
     from kvswap.trust.accusation import claims
 
     statement = statement_of(details)
@@ -160,7 +189,7 @@ def load_for(text: str, details: Readable, model: Any, tokenizer: Any, headroom:
     if token_digest(ids) != manifest.prefix.token_digest:
         raise Incompatible("the artifact's tokens are not those of this text", field="prefix.token_digest")
     cache = load_artifact(details, model, headroom=headroom)
-    loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
+    loaded = _in_memory(model, tokenizer)
     _look_at_first_layer(details, loaded, cache, text)
     for why in claims(manifest).values():
         warnings.warn(f"artifact {statement.artifact} cannot be checked: {why}", stacklevel=2)
