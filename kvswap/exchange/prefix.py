@@ -132,7 +132,8 @@ async def longest_cached_prefix(
     if best is None or best.peers or terms.local:
         return best
     # What is here is complete for a reader of its end; before it, windows and states may still be elsewhere alone.
-    return replace(best, peers=await holders(node, best.statement.artifact, best.files))
+    files = await asyncio.to_thread(lambda: best.files)
+    return replace(best, peers=await holders(node, best.statement.artifact, files))
 
 
 class _PrefixSearch:
@@ -238,7 +239,7 @@ class _PrefixSearch:
             except KvswapError as error:
                 self._node.events.add("beginning_refused", artifact=candidate.artifact, reason=error.message)
                 continue
-            tokens, blocks = self._shared(statement)
+            tokens, blocks = await asyncio.to_thread(self._shared, statement)
             for peer, claimed_blocks in candidate.available.items():
                 # Elsewhere in the signed chain it is the publisher that is wrong: the peer has what it said.
                 if blocks < claimed_blocks and self._chain[claimed_blocks - 1] not in statement.manifest.prefix.chain:
@@ -320,9 +321,8 @@ async def fetch_prefix(
     check_prefix_plan(cached_prefix, planned, terms)
     await use(node, statement, terms)
     if planned.missing_bytes:
-        transfer = await download(
-            node, statement, cached_prefix.chunks, planned.peers, progress, most_per_gb=planned.most_per_gb
-        )
+        chunks = await asyncio.to_thread(lambda: cached_prefix.chunks)
+        transfer = await download(node, statement, chunks, planned.peers, progress, most_per_gb=planned.most_per_gb)
         node.events.add(
             "fetched_beginning",
             artifact=artifact,
