@@ -40,6 +40,10 @@ class Readable(Protocol):
     def key(self) -> str | None:
         """The key that opens the files of an encrypted one, in hex."""
 
+
+class Loadable(Readable, Protocol):
+    """The part of an artifact's details that is needed to load it into a model."""
+
     @property
     def standing(self) -> str:
         """How it stands at the node: `own`, `trusted`, `verified` and so on."""
@@ -57,7 +61,7 @@ def statement_of(details: Readable) -> Statement:
 
 
 @ours("loading the artifact")
-def load_artifact(details: Readable, model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS) -> Any:
+def load_artifact(details: Loadable, model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS) -> Any:
     """Load a `DynamicCache` by the answer of `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
     from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
@@ -78,7 +82,7 @@ def load_artifact(details: Readable, model: Any, *, tokens: int | None = None, h
     return build_cache(model.config, tensors, stop, model.device)
 
 
-def _require_verified(details: Readable, manifest: Manifest, tokens: int) -> None:
+def _require_verified(details: Loadable, manifest: Manifest, tokens: int) -> None:
     """Raise `Untrusted` if an untrusted publisher's artifact would be resumed before its end, after `tokens` tokens.
 
     Windows and states that are held before the end alone are no part of what has to pass before such a cache is used.
@@ -153,7 +157,7 @@ class LocalPrefill:
         }
 
     @ours("prefilling")
-    def cache(self, headroom: int, details: Readable | None = None, tokens: int = 0) -> Any:
+    def cache(self, headroom: int, details: Loadable | None = None, tokens: int = 0) -> Any:
         """Make the whole cache; its first `tokens` tokens are those of `details`, if given, once layer 0 is theirs.
 
         Raises `IntegrityError` for a prefix that is proved to be of another text.
@@ -173,7 +177,7 @@ class LocalPrefill:
 
 
 @ours("loading the artifact")
-def load_for(text: str, details: Readable, model: Any, tokenizer: Any, headroom: int) -> Any:
+def load_for(text: str, details: Loadable, model: Any, tokenizer: Any, headroom: int) -> Any:
     """Return the cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
 
     Raises `Incompatible` for another text, `IntegrityError` for a cache that is proved to be of another one.  Warns of
@@ -196,7 +200,7 @@ def load_for(text: str, details: Readable, model: Any, tokenizer: Any, headroom:
     return cache
 
 
-def _look_at_first_layer(details: Readable, loaded: Any, cache: Any, text: str, tokens: int | None = None) -> None:
+def _look_at_first_layer(details: Loadable, loaded: Any, cache: Any, text: str, tokens: int | None = None) -> None:
     """Compare layer 0 of what was just loaded, whole or its first `tokens` tokens, with the text (V3).
 
     Raises `IntegrityError` for a proof, warns of what cannot be compared.  A lossy cache says itself that it is not

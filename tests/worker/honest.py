@@ -86,7 +86,7 @@ class Shelf:
     def noise(self, family: str) -> Any:
         def measure() -> Any:
             with mock.patch("kvswap.worker.noise.TOKENS", self.noise_tokens):
-                return self.jobs(family).do_noise()
+                return self.jobs(family).run({"job": "noise"})["noise"]
 
         return self._once(("noise", family), measure)
 
