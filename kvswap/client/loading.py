@@ -46,7 +46,7 @@ class Loadable(Readable, Protocol):
 
     @property
     def standing(self) -> str:
-        """How it stands at the node: `own`, `trusted`, `verified` and so on."""
+        """The standing of the artifact at its node: `own`, `trusted`, `verified` and so on."""
 
 
 def statement_of(details: Readable) -> Statement:

@@ -63,6 +63,10 @@ class CachedPrefix:
         """The ids of these files."""
         return [self.statement.manifest.files[i].id for i in self.chunks]
 
+    async def listed_files(self) -> list[Cid]:
+        """Return `files`, listed in a thread: there may be a hundred thousand."""
+        return await asyncio.to_thread(lambda: self.files)
+
 
 @dataclass(frozen=True, slots=True)
 class _Availability:
@@ -133,8 +137,7 @@ async def longest_cached_prefix(
     if best is None or best.peers or terms.local:
         return best
     # What is here is complete for a reader of its end; before it, windows and states may still be elsewhere alone.
-    files = await asyncio.to_thread(lambda: best.files)
-    return replace(best, peers=await holders(node, best.statement.artifact, files))
+    return replace(best, peers=await holders(node, best.statement.artifact, await best.listed_files()))
 
 
 class _PrefixSearch:
