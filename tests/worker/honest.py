@@ -17,10 +17,12 @@ from unittest import mock
 
 from kvswap.artifact import dsse
 from kvswap.artifact.manifest import Manifest
+from kvswap.core import wire
 from kvswap.core.ids import Cid
 from kvswap.store.files import ChunkFiles
 from kvswap.trust import read_statement
 from kvswap.worker.jobs import Jobs
+from kvswap.worker.messages import AnswerJob, NoiseJob, OpenJob, PublishJob, VerifyJob
 from tests.families import FAMILIES, build
 from tests.support import DOCUMENT, key, manifest_of
 
@@ -74,7 +76,8 @@ class Shelf:
                 if not moved.exists():
                     moved.symlink_to(directory)
                 directory = moved
-            jobs.do_open(str(directory), label, self.dtype(family), "cpu", threads)
+            dtype = self.dtype(family)
+            jobs.do(OpenJob(directory=str(directory), label=label, dtype=dtype, device="cpu", threads=threads))
             return jobs
 
         import torch
@@ -86,7 +89,7 @@ class Shelf:
     def noise(self, family: str) -> Any:
         def measure() -> Any:
             with mock.patch("kvswap.worker.noise.TOKENS", self.noise_tokens):
-                return self.jobs(family).run({"job": "noise"})["noise"]
+                return self.jobs(family).do(NoiseJob()).noise
 
         return self._once(("noise", family), measure)
 
@@ -102,7 +105,7 @@ class Shelf:
         seen: list[dict[str, Any]] = jobs.seen  # type: ignore[attr-defined]
         seen.clear()
         text = text_of(jobs.loaded.tokenizer, tokens)
-        result = jobs.do_publish(text, BLOCK, "planes", False)
+        result = jobs.run(wire.plain(PublishJob(text=text, block_tokens=BLOCK, codec="planes")))
         chunks = [m for m in seen if m["event"] == "chunk"]
         (mark,) = (m["data"] for m in seen if m["event"] == "fingerprint")
         for data in (*(m["data"] for m in chunks), mark):
@@ -204,26 +207,36 @@ def _accusing(error: Exception) -> list[str]:
 
 def _verify(shelf: Shelf, reader: Jobs, family: str, made: Artifact, text: str | None, way: str) -> list[str]:
     levels = [2, 3, 5, 6] if way == "fetch" else [2, 3, 4, 5, 7]
-    report = reader.do_verify(
-        made.envelope, str(shelf.chunks.directory), levels, 32, os.urandom(32), None, text, shelf.noise(family)
+    report = reader.do(
+        VerifyJob(
+            envelope=made.envelope,
+            chunks=str(shelf.chunks.directory),
+            levels=levels,
+            samples=32,
+            seed=os.urandom(32),
+            text=text,
+            noise=shelf.noise(family),
+        )
     )
-    return [f"V{s['level']}: {s['why']}" for s in report["steps"] if s["verdict"] == "failed"]
+    return [f"V{step.level}: {step.why}" for step in report.steps if step.verdict == "failed"]
 
 
 def _ask(shelf: Shelf, reader: Jobs, family: str, made: Artifact, text: str | None, part: int | None) -> None:
     if text is None:
         part = None  # nobody asks for a beginning of a text that is not at hand
     steps = max(12, min(window_of(family) - made.manifest.prefix.tokens + 8, 160))  # until the window has moved
-    reader.do_answer(
-        "What?",
-        steps,
-        BLOCK,
-        text=text,
-        envelope=made.envelope,
-        chunks=str(shelf.chunks.directory),
-        tokens=part,
-        ignore_eos=True,
-        check=text is not None,
+    reader.do(
+        AnswerJob(
+            question="What?",
+            steps=steps,
+            block_tokens=BLOCK,
+            text=text,
+            envelope=made.envelope,
+            chunks=str(shelf.chunks.directory),
+            tokens=part,
+            ignore_eos=True,
+            check=text is not None,
+        )
     )
 
 
