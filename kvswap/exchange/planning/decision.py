@@ -102,9 +102,8 @@ async def _plan(
     measure: bool = False,
 ) -> Planned:
     await asyncio.to_thread(predictors.supply, node, manifest)
-    files = [manifest.files[i] for i in needed_files(manifest, tokens)]
-    missing = set(await asyncio.to_thread(node.store.missing, [f.id for f in files]))
-    missing_bytes = sum(f.length for f in files if f.id in missing)
+    sizes = await asyncio.to_thread(_sizes, node, manifest, tokens)
+    missing, missing_bytes = sizes.missing, sizes.missing_bytes
     choice, curve = here.choice, here.curve
     block_tokens = manifest.prefix.block_tokens
     if curve is None and choice is not None:
@@ -116,9 +115,11 @@ async def _plan(
     by_layer_group = choice is None or choice.device == "cpu"
     pace = node.calibration.under_way(choice.calibration_key) if choice else 1.0
     expected = curve or PrefillCurve.guess(manifest.model.parameters, block_tokens)
-    work = work_of(node, manifest, tokens, missing, expected, pace, by_layer_group=by_layer_group)
+    work = await asyncio.to_thread(
+        work_of, node, manifest, tokens, missing, expected, pace, by_layer_group=by_layer_group
+    )
     count = manifest.prefix.tokens if tokens is None else tokens
-    load_seconds = node.calibration.load_seconds(raw_by_codec(files))
+    load_seconds = node.calibration.load_seconds(sizes.raw)
     need = CacheNeed(count, missing_bytes, load_seconds, work if hybrid else None)
 
     def planned(link: Link | None, peers: tuple[str, ...]) -> Planned:
@@ -129,6 +130,22 @@ async def _plan(
     groups = [tuple(p for p in peers if asks[p] <= level) for level in sorted(set(asks.values()))]
     every = [planned(_link(node, {p: asks[p] for p in group}), group) for group in groups] or [planned(None, peers)]
     return min(every, key=lambda p: _rank(node, p.plan, objective))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What a reader needs of an artifact: raw bytes by codec, the files that are not here, and their bytes."""
+
+    raw: dict[str, int]
+    missing: set[Cid]
+    missing_bytes: int
+
+
+def _sizes(node: Node, manifest: Manifest, tokens: int | None) -> _Sizes:
+    files = [(file, file.id) for file in (manifest.files[i] for i in needed_files(manifest, tokens))]
+    missing = set(node.store.missing([cid for _, cid in files]))
+    lacking = sum(file.length for file, cid in files if cid in missing)
+    return _Sizes(raw_by_codec(file for file, _ in files), missing, lacking)
 
 
 def work_of(
@@ -201,7 +218,7 @@ async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge |
     if choice is None:
         return None
     block_tokens = manifest.prefix.block_tokens
-    raw = raw_by_codec(manifest.chunks[i] for i in needed(manifest))
+    raw = await asyncio.to_thread(lambda: raw_by_codec(manifest.chunks[i] for i in needed(manifest)))
 
     def rest(bytes_per_second: float, missing_bytes: int) -> Plan:
         link = Link(bytes_per_second, 0.0)
