@@ -1,8 +1,8 @@
 """The honest noise of one model on this machine: the same text computed in other correct ways.
 
 Other thread counts, block sizes and attention implementations give other bits, as another machine does.  What is
-measured is by how much such caches differ from what the model computes on top of them (V5), from each other (V7), and
-in their fingerprints (V6).
+measured is by how much such caches differ from what the model computes on top of them (V5: single positions, or
+intervals where those cannot be), from each other (V7), and in their fingerprints (V6).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,26 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
     from kvswap.artifact.fingerprint import fingerprint
     from kvswap.artifact.layout import fingerprint_rows
     from kvswap.model.recompute import differences
+    from kvswap.worker.intervals import honest_errors
 
     ids = _ids(loaded)
+    half = max(1, len(ids) // 2)
     right = _computed(loaded, ids, _BLOCKS)
     own, rows = fingerprint(right), fingerprint_rows([held.spec for held in right])
     recompute: list[Errors] = []
     fingerprints: list[Errors] = []
     first = _at_positions(loaded, right, ids)
     samples = [first] if first is not None else []
+    by_intervals = first is None or not all(held.spec.window is None for held in right)
+    intervals: list[Errors] = []
     for way in (_one_thread, _small_blocks, _eager):
         check()
-        other = _by(way, loaded, ids)
+        at_half: list[Any] = []
+        other = _by(way, loaded, ids, half, at_half)
         if other is None:
             continue
+        if by_intervals:
+            intervals += honest_errors(loaded, at_half, other, ids, _BLOCKS)
         if samples and (errors := _at_positions(loaded, other, ids)) is not None:
             samples.append(errors)
         recompute.append(differences(other, right).numpy())
@@ -56,6 +64,7 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
         Spread.measure(samples, dtype) if samples else None,
         Spread.measure(recompute, dtype),
         Spread.measure(fingerprints, "float16" if dtype == "float32" else dtype),  # its numbers are float16
+        Spread.measure(intervals, dtype) if intervals else None,
     )
 
 
@@ -86,12 +95,21 @@ def _ids(loaded: Any) -> list[int]:
     return list(loaded.tokenize(text[: 40 * TOKENS])[: min(TOKENS, loaded.longest)])
 
 
-def _computed(loaded: Any, ids: list[int], blocks: int) -> list[Any]:
-    from kvswap.model.cache import held_tensors, layer_specs
-    from kvswap.model.prefill import prefill
+def _computed(loaded: Any, ids: list[int], blocks: int, half: int = 0, at_half: list[Any] | None = None) -> list[Any]:
+    """Compute what a cache of these ids holds; what it holds after `half` of them is put into `at_half`."""
+    from kvswap.model.cache import held_tensors, layer_specs, new_cache
+    from kvswap.model.prefill import canonical_prefill
 
-    cache = prefill(loaded, ids, blocks)
+    cache = new_cache(loaded.model.config, len(ids))
+    for block in canonical_prefill(loaded, cache, ids, blocks, cuts=(half,) if half else ()):
+        if at_half is not None and block.stop == half:
+            at_half += _copied(held_tensors(cache, layer_specs(cache), half))
     return held_tensors(cache, layer_specs(cache), len(ids))
+
+
+def _copied(tensors: list[Any]) -> list[Any]:
+    """Copy tensors out of a cache that goes on in their memory."""
+    return [replace(held, tensors=tuple(tensor.clone() for tensor in held.tensors)) for held in tensors]
 
 
 def otherwise(loaded: Any, ids: list[int]) -> list[Any]:
@@ -104,11 +122,11 @@ def otherwise(loaded: Any, ids: list[int]) -> list[Any]:
     return other or _by(_small_blocks, loaded, ids) or _computed(loaded, ids, _BLOCKS)
 
 
-def _by(way: Way, loaded: Any, ids: list[int]) -> list[Any] | None:
+def _by(way: Way, loaded: Any, ids: list[int], half: int = 0, at_half: list[Any] | None = None) -> list[Any] | None:
     """Compute a cache in this way, or return None if the model cannot, as not every model has another attention."""
     try:
         with way(loaded) as blocks:
-            return _computed(loaded, ids, blocks)
+            return _computed(loaded, ids, blocks, half, at_half)
     except KvswapError:
         raise
     except Exception:  # noqa: BLE001 - each fails in its own way

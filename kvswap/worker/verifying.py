@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from kvswap.artifact import layout
 from kvswap.artifact.tensors import LayerTensors
-from kvswap.core.errors import Incompatible, InvalidDocument
+from kvswap.core.errors import Incompatible, InvalidDocument, NotFound
 from kvswap.trust import Statement
+from kvswap.trust.intervals import drawn, too_many_cuts
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise, Spread
 from kvswap.trust.sampling import draw
@@ -25,6 +26,7 @@ from kvswap.worker.grounds import judged, static
 
 if TYPE_CHECKING:
     from kvswap.artifact.assembly import ChunkSource, Predictors
+    from kvswap.worker.intervals import Held
 
 _COMPARED = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)  # compared with what the model computes
 Tensors = Sequence[LayerTensors]
@@ -105,6 +107,8 @@ class Checks:
         for level in levels:
             if self._misshapen and level in ways and level != Level.STRUCTURE:
                 out.append(LevelResult(level, "skipped", why=self._misshapen))
+            elif level in _COMPARED and (why := too_many_cuts(self._manifest)):
+                out.append(LevelResult(level, "skipped", why=why))
             elif level in _COMPARED and not self._manifest.lossless:
                 out.append(LevelResult(level, "skipped", why="a lossy cache, by its publisher's own word"))
             elif level in ways:
@@ -246,25 +250,42 @@ class Checks:
         return way(tensors, known.ids, self._noise)
 
     def _sampled(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
+        """Compute single positions again, or intervals where a window, a state or the model's own mask forbids that."""
         from kvswap.model.recompute import at_positions
 
-        if self._manifest.layout.has_states:
-            return LevelResult(
-                Level.SAMPLES, "skipped", why="a state stands for the whole text before it; V7 checks it"
-            )
-        if any(held.first for held in tensors):
-            return LevelResult(
-                Level.SAMPLES,
-                "skipped",
-                why="sliding layers keep too little of the text; full recomputation checks them",
-            )
-        if noise.samples is None:
-            why = "this model's positions cannot be computed one by one (sliding layers, or another kind of mask); "
-            return LevelResult(Level.SAMPLES, "skipped", why=why + "full recomputation checks them")
+        if noise.samples is None or any(held.first or held.spec.has_states for held in tensors):
+            return self._by_intervals(tensors, ids, noise)
         tokens = self._manifest.prefix.tokens
         positions = draw(self._seed, self._id, tokens, self._samples)
         errors = at_positions(self._loaded, tensors, tokens, ids, positions)
         return self._measured(Level.SAMPLES, errors, positions, noise.samples)
+
+    def _by_intervals(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
+        from kvswap.worker.intervals import Signed, check_intervals
+
+        if noise.intervals is None:
+            return LevelResult(Level.SAMPLES, "skipped", why="the honest noise of intervals was not measured")
+        manifest = self._manifest
+        held: Held = Signed(manifest, self._source, self._predictors, self._seal, tensors)
+        if tensors is not self._tensors:
+            held = self._own_at
+        drawing = drawn(manifest, self._seed, self._id, self._samples)
+        size = manifest.prefix.block_tokens
+        try:
+            return check_intervals(self._loaded, held, ids, size, drawing, noise.intervals, self._check)
+        except NotFound as error:
+            why = f"what is held at the ends of the intervals drawn is not here: {error.message}"
+            return LevelResult(Level.SAMPLES, "skipped", why=why)
+
+    def _own_at(self, tokens: int, room: int) -> Tensors:
+        """Return what this reader's own cache holds after so many tokens, computed in another way than checks do."""
+        from kvswap.worker.intervals import with_room
+        from kvswap.worker.noise import otherwise
+
+        ids = self._document_tokens().ids
+        assert ids is not None  # noqa: S101 - nothing is compared before they are known
+        own = self._own() if tokens == len(ids) else otherwise(self._loaded, list(ids[:tokens]))
+        return with_room(own, room)
 
     def _recompute(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
         from kvswap.artifact.fingerprint import fingerprint
