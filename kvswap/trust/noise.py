@@ -1,8 +1,8 @@
 """Honest noise: how far apart two right caches are, and so from which distance on one is wrong.
 
 The same model gives other bits on another machine, with other thread counts or kernels, and for other shapes of the
-same sum.  An error is |supplied - computed| / |computed|, by position, layer, and tensor of the layer; it is not a number
-where a layer keeps nothing of a position, and then left out.  The usual error differs by layer, so every error is taken
+same sum.  An error is |supplied - computed| / |computed|, by position, layer, and tensor of the layer; where a layer
+keeps nothing of a position it is not a number, and left out.  The usual error differs by layer, so every error is taken
 in multiples of the usual one of its layer, and two root mean squares of these are judged: over the layers, for every
 position, which shows a position that belongs to something else; and over the positions, for every layer, which shows a
 model that is slightly another one everywhere.  Both are compared with the largest that honest caches show (measured:

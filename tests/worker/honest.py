@@ -98,10 +98,13 @@ class Shelf:
 
     def _publish(self, family: str, tokens: int) -> Artifact:
         jobs = self.jobs(family)
+        return self.publish(jobs, text_of(jobs.loaded.tokenizer, tokens))
+
+    def publish(self, jobs: Jobs, text: str, checkpoints: list[int] | None = None) -> Artifact:
+        """An honest artifact of a text, made with as many threads as torch has now."""
         seen: list[dict[str, Any]] = jobs.seen  # type: ignore[attr-defined]
         seen.clear()
-        text = text_of(jobs.loaded.tokenizer, tokens)
-        result = jobs.do_publish(text, BLOCK, "planes", False)
+        result = jobs.do_publish(text, BLOCK, "planes", False, checkpoints=checkpoints)
         chunks = [m for m in seen if m["event"] == "chunk"]
         (mark,) = (m["data"] for m in seen if m["event"] == "fingerprint")
         for data in (*(m["data"] for m in chunks), mark):
