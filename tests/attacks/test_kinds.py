@@ -33,7 +33,7 @@ CAUGHT_BY: dict[str, tuple[str, dict[str, str]]] = {
         {"delta net": "V3", "Mamba 2": "V3", "short convolution": "V3", "latent and index": "-"},
     ),
 }
-FEW = ("sliding", "delta net")
+FEW = ("delta net",)
 MANY = [kind for kind in KINDS if kind not in FEW]
 
 
