@@ -7,7 +7,7 @@ second time, up to one interval's end.  Work: the interval's tokens, and decodin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -164,13 +164,16 @@ def interval_errors(supplied: Sequence[LayerTensors], computed: Sequence[LayerTe
 
 
 def honest_errors(
-    loaded: Any, at_half: Sequence[LayerTensors], at_end: Sequence[LayerTensors], ids: Sequence[int], block_tokens: int
+    loaded: Any, held: Mapping[int, Sequence[LayerTensors]], ids: Sequence[int], block_tokens: int
 ) -> list[Errors]:
-    """Return the errors that a right cache shows, given what it holds in the middle and at the end of these ids."""
-    half = max(held.first + held.tokens for held in at_half)
-    first = computed_on(loaded, [], ids[:half], 0, block_tokens)
-    second = computed_on(loaded, with_room(at_half, len(ids) - half), ids, half, block_tokens)
-    return [interval_errors(at_half, first, 0), interval_errors(at_end, second, half)]
+    """Return the errors that a right cache of these ids shows, given what it holds after several token counts."""
+    out: list[Errors] = []
+    start, before = 0, list[LayerTensors]()
+    for stop, after in sorted(held.items()):
+        made = computed_on(loaded, with_room(before, stop - start), ids[:stop], start, block_tokens)
+        out.append(interval_errors(after, made, start))
+        start, before = stop, list(after)
+    return out
 
 
 def with_room(held: Sequence[LayerTensors], room: int) -> list[LayerTensors]:

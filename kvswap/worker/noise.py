@@ -22,11 +22,13 @@ from kvswap.trust.agreement import apart
 from kvswap.trust.noise import Errors, Noise, Spread
 
 Way = Callable[[Any], AbstractContextManager[int]]  # a way of computing, in force within it; yields the block size
+Places = dict[int, list[Any]]  # what a cache holds after so many tokens
 
 TOKENS = 1024
 _EVERY = 4  # every fourth position is sampled
 _TEXTS = ("argparse.py", "typing.py", "inspect.py")  # present on every machine, half prose and half code
 _BLOCKS = 512
+_POINTS = (64, 128, 256, 512)  # between which intervals are measured: short ones and long ones
 _FAR = 0.1  # relative: if a layer's median error on a correct cache is larger, V5 does not compute what the model does
 
 
@@ -38,7 +40,6 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
     from kvswap.worker.intervals import honest_errors
 
     ids = _ids(loaded)
-    half = max(1, len(ids) // 2)
     right = _computed(loaded, ids, _BLOCKS)
     own, rows = fingerprint(right), fingerprint_rows([held.spec for held in right])
     recompute: list[Errors] = []
@@ -46,15 +47,16 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
     first = _at_positions(loaded, right, ids)
     samples = [first] if first is not None else []
     by_intervals = first is None or not all(held.spec.window is None for held in right)
+    points = [point for point in _POINTS if point < len(ids)] if by_intervals else []
     intervals: list[Errors] = []
     for way in (_one_thread, _small_blocks, _eager):
         check()
-        at_half: list[Any] = []
-        other = _by(way, loaded, ids, half, at_half)
+        held: Places = {point: [] for point in points}
+        other = _by(way, loaded, ids, held)
         if other is None:
             continue
         if by_intervals:
-            intervals += honest_errors(loaded, at_half, other, ids, _BLOCKS)
+            intervals += honest_errors(loaded, held | {len(ids): other}, ids, _BLOCKS)
         if samples and (errors := _at_positions(loaded, other, ids)) is not None:
             samples.append(errors)
         recompute.append(differences(other, right).numpy())
@@ -95,15 +97,15 @@ def _ids(loaded: Any) -> list[int]:
     return list(loaded.tokenize(text[: 40 * TOKENS])[: min(TOKENS, loaded.longest)])
 
 
-def _computed(loaded: Any, ids: list[int], blocks: int, half: int = 0, at_half: list[Any] | None = None) -> list[Any]:
-    """Compute what a cache of these ids holds; what it holds after `half` of them is put into `at_half`."""
+def _computed(loaded: Any, ids: list[int], blocks: int, places: Places | None = None) -> list[Any]:
+    """Compute what a cache of these ids holds; `places` are filled with what it holds after so many of them."""
     from kvswap.model.cache import held_tensors, layer_specs, new_cache
     from kvswap.model.prefill import canonical_prefill
 
-    cache = new_cache(loaded.model.config, len(ids))
-    for block in canonical_prefill(loaded, cache, ids, blocks, cuts=(half,) if half else ()):
-        if at_half is not None and block.stop == half:
-            at_half += _copied(held_tensors(cache, layer_specs(cache), half))
+    cache, places = new_cache(loaded.model.config, len(ids)), places if places is not None else {}
+    for block in canonical_prefill(loaded, cache, ids, blocks, cuts=tuple(places)):
+        if block.stop in places:
+            places[block.stop] = _copied(held_tensors(cache, layer_specs(cache), block.stop))
     return held_tensors(cache, layer_specs(cache), len(ids))
 
 
@@ -122,11 +124,11 @@ def otherwise(loaded: Any, ids: list[int]) -> list[Any]:
     return other or _by(_small_blocks, loaded, ids) or _computed(loaded, ids, _BLOCKS)
 
 
-def _by(way: Way, loaded: Any, ids: list[int], half: int = 0, at_half: list[Any] | None = None) -> list[Any] | None:
+def _by(way: Way, loaded: Any, ids: list[int], places: Places | None = None) -> list[Any] | None:
     """Compute a cache in this way, or return None if the model cannot, as not every model has another attention."""
     try:
         with way(loaded) as blocks:
-            return _computed(loaded, ids, blocks, half, at_half)
+            return _computed(loaded, ids, blocks, places)
     except KvswapError:
         raise
     except Exception:  # noqa: BLE001 - each fails in its own way
