@@ -24,8 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import machine, text_table
 from kvswap.artifact.layout import fingerprint_rows
 from kvswap.trust.agreement import compare
-from kvswap.trust.levels import Level, from_pipe
+from kvswap.trust.intervals import OF_SAMPLES
+from kvswap.trust.levels import Level
 from kvswap.trust.noise import MARGIN, Noise
+from kvswap.worker.messages import VerifyJob
 from tests.attacks.kinds import KINDS
 from tests.worker.honest import BLOCK, WORDS, Shelf, window_of
 
@@ -80,24 +82,25 @@ def measured(shelf: Shelf, family: str, each: int, seed: int = 0) -> Alarms:
         checkpoints = sorted(rng.sample(range(1, tokens), min(tokens - 1, rng.choice((0, 1, 3)))))
         made = shelf.publish(shelf.jobs(family, threads=threads), text, checkpoints)
         reader = shelf.jobs(family, threads=rng.choice((1, 1, 1, 2)))
-        report = reader.do_verify(
-            made.envelope,
-            str(shelf.chunks.directory),
-            [2, 3, 5, 6, 7],
-            128,
-            rng.randbytes(32),
-            None,
-            text if rng.random() < 0.8 else None,
-            plain,
+        report = reader.do(
+            VerifyJob(
+                envelope=made.envelope,
+                chunks=str(shelf.chunks.directory),
+                levels=[2, 3, 5, 6, 7],
+                samples=OF_SAMPLES,
+                seed=rng.randbytes(32),
+                text=text if rng.random() < 0.8 else None,
+                noise=plain,
+            )
         )
         found.artifacts += 1
-        for step in from_pipe(report["steps"]):
+        for step in (check.result for check in report.steps):
             worst = step.figures.get("worst", 0.0)
             found.add(f"V{int(step.level)}", step.verdict, worst, step.why)
-        if report["computed"]:
+        if report.computed:
             rows = fingerprint_rows(made.manifest.layout.layers)
-            computed = {"the reader": report["computed"]}
-            worst = compare(report["fingerprint"], computed, noise.fingerprints, rows).scores["the reader"]
+            computed = {"the reader": report.computed}
+            worst = compare(report.fingerprint, computed, noise.fingerprints, rows).scores["the reader"]
             found.add("V6", "failed" if worst > MARGIN else "passed", worst, f"{worst:.1f} apart")
     return found
 

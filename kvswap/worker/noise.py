@@ -28,7 +28,7 @@ TOKENS = 1024
 _EVERY = 4  # every fourth position is sampled
 _TEXTS = ("argparse.py", "typing.py", "inspect.py")  # present on every machine, half prose and half code
 _BLOCKS = 512
-_POINTS = (64, 128, 256, 512)  # between which intervals are measured: short ones and long ones
+_POINTS = (8, 64, 128, 256, 512, 520)  # between which intervals are measured: very short ones and long ones
 _FAR = 0.1  # relative: if a layer's median error on a correct cache is larger, V5 does not compute what the model does
 
 

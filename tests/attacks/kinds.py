@@ -56,8 +56,6 @@ class KindScene:
 
     @classmethod
     def of(cls, shelf: Shelf, family: str) -> KindScene:
-        from kvswap.trust.noise import Noise
-
         made = shelf.artifact(family, TOKENS)
         loaded = shelf.jobs(family).loaded
         ids = list(loaded.tokenize(made.text))
@@ -66,7 +64,7 @@ class KindScene:
         if manifest.layout.has_states:
             every = [*range(BLOCK, len(ids), BLOCK), len(ids)]
             manifest = replace(manifest, layout=replace(manifest.layout, checkpoints=every))
-        return cls(loaded, made.text, ids, other, manifest, Noise.of(shelf.noise(family)))
+        return cls(loaded, made.text, ids, other, manifest, shelf.noise(family))
 
     @property
     def honest(self) -> Parts:
@@ -217,6 +215,8 @@ def climbed(
 
     `without`: the (block, group) of a chunk that is not here.
     """
+    from kvswap.worker.inbox import Inbox, JobContext, JobPipe
+    from kvswap.worker.messages import VerifyJob
     from kvswap.worker.verifying import Checks
 
     statement, chunks = signed(scene, parts)
@@ -227,16 +227,15 @@ def climbed(
             raise NotFound(f"{cid} is not here")
         return chunks[cid]
 
-    checks = Checks(
-        scene.loaded,
-        statement,
-        source,
-        OrderedDict(),
-        text=scene.text,
-        noise=scene.noise,
+    context = JobContext(scene.loaded, OrderedDict(), JobPipe(Inbox(), lambda event: None, lambda: None))
+    job = VerifyJob(
+        envelope=statement.envelope,
+        chunks="",  # they are in memory
+        levels=levels,
         samples=samples,
         seed=seed,
-        send_event=lambda *_, **__: None,
-        check=lambda: None,
+        text=scene.text,
+        noise=scene.noise,
     )
+    checks = Checks(context, statement, source, job)
     return {f"V{int(step.level)}": step for step in checks.run([Level(level) for level in levels])}

@@ -16,10 +16,12 @@ from unittest import mock
 
 from kvswap.artifact import dsse
 from kvswap.artifact.manifest import Manifest
+from kvswap.core import wire
 from kvswap.core.ids import Cid
 from kvswap.store.files import ChunkFiles
 from kvswap.trust import read_statement
 from kvswap.worker.jobs import Jobs
+from kvswap.worker.messages import AnswerJob, NoiseJob, OpenJob, PublishJob, VerifyJob
 from tests.families import FAMILIES, build
 from tests.support import DOCUMENT, key, manifest_of
 
@@ -73,7 +75,8 @@ class Shelf:
                 if not moved.exists():
                     moved.symlink_to(directory)
                 directory = moved
-            jobs.do_open(str(directory), label, self.dtype(family), "cpu", threads)
+            dtype = self.dtype(family)
+            jobs.do(OpenJob(directory=str(directory), label=label, dtype=dtype, device="cpu", threads=threads))
             return jobs
 
         import torch
@@ -85,7 +88,7 @@ class Shelf:
     def noise(self, family: str) -> Any:
         def measure() -> Any:
             with mock.patch("kvswap.worker.noise.TOKENS", self.noise_tokens):
-                return self.jobs(family).do_noise()
+                return self.jobs(family).do(NoiseJob()).noise
 
         return self._once(("noise", family), measure)
 
@@ -100,11 +103,12 @@ class Shelf:
         jobs = self.jobs(family)
         return self.publish(jobs, text_of(jobs.loaded.tokenizer, tokens))
 
-    def publish(self, jobs: Jobs, text: str, checkpoints: list[int] | None = None) -> Artifact:
+    def publish(self, jobs: Jobs, text: str, checkpoints: Sequence[int] = ()) -> Artifact:
         """An honest artifact of a text, made with as many threads as torch has now."""
         seen: list[dict[str, Any]] = jobs.seen  # type: ignore[attr-defined]
         seen.clear()
-        result = jobs.do_publish(text, BLOCK, "planes", False, checkpoints=checkpoints)
+        job = PublishJob(text=text, block_tokens=BLOCK, codec="planes", checkpoints=list(checkpoints))
+        result = jobs.run(wire.plain(job))
         chunks = [m for m in seen if m["event"] == "chunk"]
         (mark,) = (m["data"] for m in seen if m["event"] == "fingerprint")
         for data in (*(m["data"] for m in chunks), mark):
@@ -206,26 +210,36 @@ def _accusing(error: Exception) -> list[str]:
 
 def _verify(shelf: Shelf, reader: Jobs, family: str, made: Artifact, text: str | None, way: str) -> list[str]:
     levels = [2, 3, 5, 6] if way == "fetch" else [2, 3, 4, 5, 7]
-    report = reader.do_verify(
-        made.envelope, str(shelf.chunks.directory), levels, 32, os.urandom(32), None, text, shelf.noise(family)
+    report = reader.do(
+        VerifyJob(
+            envelope=made.envelope,
+            chunks=str(shelf.chunks.directory),
+            levels=levels,
+            samples=32,
+            seed=os.urandom(32),
+            text=text,
+            noise=shelf.noise(family),
+        )
     )
-    return [f"V{s['level']}: {s['why']}" for s in report["steps"] if s["verdict"] == "failed"]
+    return [f"V{step.level}: {step.why}" for step in report.steps if step.verdict == "failed"]
 
 
 def _ask(shelf: Shelf, reader: Jobs, family: str, made: Artifact, text: str | None, part: int | None) -> None:
     if text is None:
         part = None  # nobody asks for a beginning of a text that is not at hand
     steps = max(12, min(window_of(family) - made.manifest.prefix.tokens + 8, 160))  # until the window has moved
-    reader.do_answer(
-        "What?",
-        steps,
-        BLOCK,
-        text=text,
-        envelope=made.envelope,
-        chunks=str(shelf.chunks.directory),
-        tokens=part,
-        ignore_eos=True,
-        check=text is not None,
+    reader.do(
+        AnswerJob(
+            question="What?",
+            steps=steps,
+            block_tokens=BLOCK,
+            text=text,
+            envelope=made.envelope,
+            chunks=str(shelf.chunks.directory),
+            tokens=part,
+            ignore_eos=True,
+            check=text is not None,
+        )
     )
 
 

@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 
 from kvswap.worker.jobs import Jobs
+from kvswap.worker.messages import OpenJob, VerifyJob
 from tests.support import DOCUMENT
 from tests.worker import honest
 from tests.worker.honest import Artifact, Shelf
@@ -35,7 +36,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
         seen: list[dict[str, Any]] = []
         jobs = out[name] = Jobs(seen.append, threading.Event())
         jobs.seen = seen  # type: ignore[attr-defined]
-        jobs.do_open(str(directory), "model", "float32", "cpu", 1)
+        jobs.do(OpenJob(directory=str(directory), label="model", dtype="float32", device="cpu", threads=1))
     one, other = out.values()
     assert one.loaded.identity.digest == other.loaded.identity.digest
     assert one.loaded.tokenize(TEXT) != other.loaded.tokenize(TEXT)
@@ -55,12 +56,12 @@ def test_another_class_of_tokenizer_is_no_lie(
     readers: dict[str, Jobs], tmp_path: Path, publisher: str, reader: str
 ) -> None:
     shelf, made = published(readers[publisher], tmp_path)
-    report = readers[reader].do_verify(
-        made.envelope, str(shelf.chunks.directory), [2, 3], 32, os.urandom(32), None, TEXT, None
-    )
-    found = {step["level"]: step["verdict"] for step in report["steps"]}
+    chunks, seed = str(shelf.chunks.directory), os.urandom(32)
+    job = VerifyJob(envelope=made.envelope, chunks=chunks, levels=[2, 3], samples=32, seed=seed, text=TEXT)
+    report = readers[reader].do(job)
+    found = {step.level: step.verdict for step in report.steps}
     usual = (
         publisher == reader == CLASSES[0]
     )  # who makes other tokens than the file says tells it, and nobody can check
-    assert found == {2: "passed", 3: "passed" if usual else "skipped"}, report["steps"]
+    assert found == {2: "passed", 3: "passed" if usual else "skipped"}, report.steps
     assert (made.manifest.prefix.template is None) is (publisher == CLASSES[0])
