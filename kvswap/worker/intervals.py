@@ -32,7 +32,7 @@ Held = Callable[[int, int], Sequence[LayerTensors]]
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """What an artifact holds at a place that readers resume at: from its signed bytes.
+    """The tensors that an artifact holds at a place where readers resume, from its signed bytes.
 
     `end` is what it holds at its end, loaded already; what grows is copied from there.  Raises `NotFound` for a chunk
     that is not here, `IntegrityError` for one that does not decode to what was signed.
@@ -44,16 +44,16 @@ class Signed:
     seal: Seal | None
     end: Sequence[LayerTensors]
 
-    def __call__(self, tokens: int, room: int) -> Sequence[LayerTensors]:
+    def __call__(self, tokens: int, headroom: int) -> Sequence[LayerTensors]:
         """Return the tensors of every layer after `tokens` tokens."""
         from kvswap.artifact.assembly import Assembly
 
         manifest, layout = self.manifest, self.manifest.layout
-        if tokens == manifest.prefix.tokens and not room:
+        if tokens == manifest.prefix.tokens and not headroom:
             return self.end
         chunks = layouts.needed(manifest, tokens)
         with Assembly(
-            manifest, self.source, tokens=tokens, headroom=room, predictors=self.predictors, seal=self.seal
+            manifest, self.source, tokens=tokens, headroom=headroom, predictors=self.predictors, seal=self.seal
         ) as assembly:
             if manifest.predictor is None:  # with one, chunks of a block are coded against each other
                 chunks = [i for i in chunks if not self._grows(manifest.chunks[i].run)]
@@ -170,19 +170,21 @@ def honest_errors(
     out: list[Errors] = []
     start, before = 0, list[LayerTensors]()
     for stop, after in sorted(held.items()):
-        made = computed_on(loaded, with_room(before, stop - start), ids[:stop], start, block_tokens)
+        made = computed_on(loaded, with_headroom(before, stop - start), ids[:stop], start, block_tokens)
         out.append(interval_errors(after, made, start))
         start, before = stop, list(after)
     return out
 
 
-def with_room(held: Sequence[LayerTensors], room: int) -> list[LayerTensors]:
+def with_headroom(held: Sequence[LayerTensors], headroom: int) -> list[LayerTensors]:
     """Copy tensors with memory for further tokens behind those that keep every token."""
     out = []
     for layer in held:
         grown = layer.spec.window is None
         tensors = tuple(
-            torch.cat([t, t.new_zeros((t.shape[0], room, t.shape[2]))], 1) if grown and spec.rows is None else t.clone()
+            torch.cat([t, t.new_zeros((t.shape[0], headroom, t.shape[2]))], 1)
+            if grown and spec.rows is None
+            else t.clone()
             for spec, t in zip(layer.spec.tensors, layer.each_filled(), strict=True)
         )
         out.append(LayerTensors(layer.spec, tensors, layer.first, layer.tokens))

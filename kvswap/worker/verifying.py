@@ -285,15 +285,15 @@ class Checks:
             why = f"what is held at the ends of the intervals drawn is not here: {error.message}"
             return LevelResult(Level.SAMPLES, "skipped", why=why)
 
-    def _own_at(self, tokens: int, room: int) -> Tensors:
+    def _own_at(self, tokens: int, headroom: int) -> Tensors:
         """Return what this reader's own cache holds after so many tokens, computed in another way than checks do."""
-        from kvswap.worker.intervals import with_room
+        from kvswap.worker.intervals import with_headroom
         from kvswap.worker.noise import otherwise
 
         ids = self._document_tokens().ids
         assert ids is not None  # noqa: S101 - nothing is compared before they are known
         own = self._own() if tokens == len(ids) else otherwise(self._loaded, list(ids[:tokens]))
-        return with_room(own, room)
+        return with_headroom(own, headroom)
 
     def _recompute(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
         from kvswap.artifact.fingerprint import fingerprint
