@@ -11,6 +11,7 @@ from aiohttp import web
 
 from kvswap.api import PrefixRequest
 from kvswap.api.caches import ComputedResult, PrefixIndex, PrefixResult
+from kvswap.api.plans import summary_of
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, UsageError
@@ -19,7 +20,6 @@ from kvswap.daemon.requests import prefix_query_of, reply, request_of, stream
 from kvswap.exchange import Node
 from kvswap.exchange.discovery.pulling import cached_prefix_keys
 from kvswap.exchange.model_port import OnEvent
-from kvswap.exchange.planning.figures import summary_of
 from kvswap.exchange.prefix import fetch_prefix, longest_cached_prefix
 from kvswap.exchange.publish_computed import Computed, publish_computed
 from kvswap.exchange.request import Progress

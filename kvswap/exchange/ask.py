@@ -10,8 +10,8 @@ from msgspec import structs
 
 from kvswap.api import AskRequest
 from kvswap.api.caches import AskResult
-from kvswap.api.events import PlanEvent, TokenEvent
-from kvswap.api.plans import PlanFigures, PlanSummary
+from kvswap.api.events import PlanEvent, TokenEvent, plan_event
+from kvswap.api.plans import PlanFigures, PlanSummary, summary_of
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -31,7 +31,6 @@ from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.plan import plan_reference
-from kvswap.exchange.planning.figures import plan_event, shortened, summary_of
 from kvswap.exchange.prefix import check_prefix_plan, find_prefix, plan_prefix
 from kvswap.exchange.request import Progress, silent
 from kvswap.exchange.transfer.choosing import choose
@@ -257,7 +256,7 @@ async def _from_host(node: Node, request: AskRequest, progress: Progress) -> Ask
         planned = await plan_reference(
             node, reference, request.text, terms, host=host, question=question, max_tokens=max_tokens, measure=False
         )
-        plan = shortened(planned)
+        plan = summary_of(planned)
         await progress(PlanEvent(**{name: getattr(planned, name) for name in PlanFigures.__struct_fields__}))
         if planned.action != "host":
             return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
+from kvswap.api.events import plan_event
 from kvswap.artifact.chain import chain_digests, token_digest, unpack_ids
 from kvswap.artifact.layout import needed_files, resumable
 from kvswap.artifact.manifest import Manifest
@@ -29,7 +30,6 @@ from kvswap.exchange.discovery.resolve import judge_envelope
 from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.planning.decision import Planned, plan_chunks
-from kvswap.exchange.planning.figures import plan_event
 from kvswap.exchange.request import STRICT, Progress, Terms, lookup_of, silent
 from kvswap.exchange.transfer.download import download
 from kvswap.exchange.verification.use import use

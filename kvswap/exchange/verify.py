@@ -87,7 +87,7 @@ async def verify_artifact(
         same_environment=probe.figures["same_environment"] if probe else None,
         coverage=CoverageFigures.from_json(coverage.to_json()) if coverage else None,
         claims=claims(statement.manifest),
-        passed=report.to_json()["passed"],
+        passed=report.names_passed,
         unchecked=report.unchecked,
         checks=[Check.from_json(result.to_json()) for result in report.results],
     )
@@ -381,7 +381,7 @@ def verification(node: Node, statement: Statement, report: LevelReport | None) -
         return Verification(publisher=publisher, label=label, trusted=True, passed=["V0", "V1"], unchecked={}, own=True)
     who = partial(Verification, publisher=publisher, label=label, trusted=trusted)
     if report is not None:
-        return who(passed=report.to_json()["passed"], unchecked=report.unchecked)
+        return who(passed=report.names_passed, unchecked=report.unchecked)
     done = node.trust.records.checks(str(statement.artifact)) | {int(Level.DIGESTS)}
     if trusted:
         done.add(int(Level.POLICY))

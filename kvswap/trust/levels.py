@@ -109,13 +109,10 @@ class LevelReport:
         """List the levels in `due` that did not pass.  V6 never counts: there may be too few publishers for it."""
         return [level for level in due if level != Level.AGREEMENT and not self.passed(level)]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form: the levels that passed, those that were not checked and why, and every check."""
-        return {
-            "passed": [f"V{int(s.level)}" for s in self.results if s.verdict == "passed"],
-            "unchecked": self.unchecked,
-            "steps": [s.to_json() for s in self.results],
-        }
+    @property
+    def names_passed(self) -> list[str]:
+        """The levels that passed, by their names (V0 to V7)."""
+        return [f"V{int(s.level)}" for s in self.results if s.verdict == "passed"]
 
 
 def due(*, listed: bool) -> tuple[Level, ...]:

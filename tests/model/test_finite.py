@@ -84,7 +84,7 @@ def test_the_same_weights_do_in_another_dtype(overflowing: Path) -> None:
     jobs = Jobs(lambda _: None, threading.Event())
     for dtype in ("float32", "bfloat16"):
         jobs._loaded = load_model(overflowing, "m", dtype)
-        assert jobs.do(PublishJob(text=TEXT, block_tokens=32, codec="raw", truncate=False))["tensors"]
+        assert jobs.do(PublishJob(text=TEXT, block_tokens=32, codec="raw", truncate=False)).tensors
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
