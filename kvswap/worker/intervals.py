@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kvswap.artifact import layout as layouts
+from kvswap.artifact.blocks import Blocks
 from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.sealing import Seal
 from kvswap.artifact.tensors import LayerTensors
@@ -73,12 +74,12 @@ def check_intervals(
     loaded: Any,
     held: Held,
     ids: Sequence[int],
-    block_tokens: int,
+    passes: Blocks,
     draw: Draw,
     spread: Spread,
     check: Callable[[], None],
 ) -> LevelResult:
-    """Compute the drawn intervals and judge their differences; `check` raises to cancel.
+    """Compute the drawn intervals in the publisher's passes and judge their differences; `check` raises to cancel.
 
     Returns V5's outcome, with how many intervals there are and the chance of finding one that is wrong.
     """
@@ -93,7 +94,7 @@ def check_intervals(
     }
     for interval in draw.intervals:
         check()
-        score, why = _judge(loaded, held, ids, block_tokens, interval, spread)
+        score, why = _judge(loaded, held, ids, passes, interval, spread)
         worst = score.worst if score is not None else np.inf
         figures["worst"] = max(figures["worst"], round(min(float(worst), 1e6), 2))
         if why:
@@ -105,14 +106,14 @@ def check_intervals(
 
 
 def _judge(
-    loaded: Any, held: Held, ids: Sequence[int], block_tokens: int, interval: Interval, spread: Spread
+    loaded: Any, held: Held, ids: Sequence[int], passes: Blocks, interval: Interval, spread: Spread
 ) -> tuple[Score | None, str]:
     start, stop = interval.start, interval.stop
     before = held(start, stop - start) if start else []
     if not all(bool(torch.isfinite(part).all()) for layer in before for part in layer.each_filled()):
         return None, f"what it holds after {start} tokens is not finite everywhere"
     try:
-        computed = computed_on(loaded, before, ids[:stop], start, block_tokens)
+        computed = computed_on(loaded, before, ids[:stop], start, passes.block_tokens, passes.cuts)
     except Incompatible as error:  # of finite numbers that no right cache has, or of this machine: the control tells
         return None, f"computed on from what it holds after {start} tokens: {error.message}"
     score = spread.score(interval_errors(held(stop, 0), computed, start))
@@ -125,7 +126,12 @@ def _judge(
 
 
 def computed_on(
-    loaded: Any, before: Sequence[LayerTensors], ids: Sequence[int], start: int, block_tokens: int
+    loaded: Any,
+    before: Sequence[LayerTensors],
+    ids: Sequence[int],
+    start: int,
+    block_tokens: int,
+    cuts: Sequence[int] = (),
 ) -> list[LayerTensors]:
     """Compute tokens from `start` to the end of `ids` on top of what is held before, and return what is held then.
 
@@ -136,7 +142,7 @@ def computed_on(
 
     config = loaded.model.config
     cache = build_cache(config, before, start, loaded.device) if start else new_cache(config, len(ids))
-    for _ in canonical_prefill(loaded, cache, ids, block_tokens, start):
+    for _ in canonical_prefill(loaded, cache, ids, block_tokens, start, cuts):
         pass
     return held_tensors(cache, layer_specs(cache), len(ids))
 

@@ -278,9 +278,8 @@ class Checks:
         if tensors is not self._tensors:
             held = self._own_at
         drawing = drawn(manifest, self._seed, self._id, self._samples)
-        size = manifest.prefix.block_tokens
         try:
-            return check_intervals(self._loaded, held, ids, size, drawing, noise.intervals, self._pipe.check)
+            return check_intervals(self._loaded, held, ids, manifest.blocks, drawing, noise.intervals, self._pipe.check)
         except NotFound as error:
             why = f"what is held at the ends of the intervals drawn is not here: {error.message}"
             return LevelResult(Level.SAMPLES, "skipped", why=why)

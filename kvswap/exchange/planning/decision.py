@@ -100,7 +100,7 @@ class _Prefilling:
 
 
 def checking_share(node: Node, statement: Statement) -> float:
-    """Return the part of a prefill that checking this artifact computes, where V5 of an untrusted publisher's takes intervals.
+    """Return the part of a prefill that checking an untrusted publisher's artifact computes, where V5 takes intervals.
 
     It is 1 where only the end is kept: then V5 computes everything.  0 where nothing is checked, or positions are.
     """
