@@ -36,6 +36,7 @@ def main() -> None:
     from kvswap.model.prefill import prefill
     from kvswap.worker import protocol
     from kvswap.worker.jobs import Jobs
+    from kvswap.worker.messages import PublishJob
 
     tokens = int(next((a for a in sys.argv[1:] if a.isdigit()), "1888"))
     loaded = load_default()
@@ -51,11 +52,12 @@ def main() -> None:
 
     jobs = Jobs(send, threading.Event())
     jobs._loaded = loaded
+    job = PublishJob(text=text, block_tokens=BLOCK_TOKENS, codec="planes")
     prefill(loaded, ids[:512], BLOCK_TOKENS)
     bare, whole = [], []
     for _ in range(3):
         bare.append(once(lambda: prefill(loaded, ids, BLOCK_TOKENS))[0])
-        whole.append(once(lambda: jobs.do_publish(text, BLOCK_TOKENS, "planes", False))[0])
+        whole.append(once(lambda: jobs.do(job))[0])
     through_node = publish_through_a_node(text)
     table(
         ["", "seconds", "against bare"],

@@ -78,11 +78,12 @@ def _digest(model: Path, way: str) -> str:
     text = DOCUMENT.read_text()[: TOKENS * 2]
     if way == "load":
         from kvswap.worker.jobs import Jobs
+        from kvswap.worker.messages import OpenJob, PublishJob
 
         jobs = Jobs(lambda _: None, threading.Event())
-        jobs.do_open(str(model), "m", "float32", "cpu", 2)
-        result = jobs.do_publish(text, BLOCK, "raw", False)
-        return hashlib.sha256(repr(result["tensors"]).encode()).hexdigest()
+        jobs.do(OpenJob(directory=str(model), label="m", dtype="float32", device="cpu", threads=2))
+        result = jobs.do(PublishJob(text=text, block_tokens=BLOCK, codec="raw"))
+        return hashlib.sha256(repr(result.tensors).encode()).hexdigest()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -78,7 +78,7 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
     cancelled, working, job_inbox = threading.Event(), threading.Event(), Inbox()
 
     def listen() -> None:
-        with contextlib.suppress(Exception):  # a malformed frame: the two sides are out of step
+        try:
             stream = channel.stream()
             while (message := protocol.read(stream)) is not None:
                 if message.get("cancel"):
@@ -89,6 +89,9 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
                     job_inbox.clear()
                     cancelled.clear()  # here, not when the job starts: it may be cancelled before that
                     inbox.put(message)
+        except Exception as error:  # noqa: BLE001 - the two sides are out of step, and the node starts another
+            with contextlib.suppress(Exception):
+                _log.error("what the node sent cannot be read, the model process ends: %s", brief(error))
         os._exit(0)  # the node is gone: nothing will read a result
 
     def beat() -> None:

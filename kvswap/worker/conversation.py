@@ -13,7 +13,11 @@ from kvswap.core.errors import KvswapError, WorkerFailed
 from kvswap.worker.messages import PipeMessage
 
 
-class ChunkEvent(PipeMessage, frozen=True, kw_only=True, tag_field="event", tag="chunk"):
+class SentBytes(PipeMessage, frozen=True, kw_only=True, tag_field="event", forbid_unknown_fields=False):
+    """The base of events that carry bytes, which an engine sends as well, perhaps of a newer version."""
+
+
+class ChunkEvent(SentBytes, frozen=True, kw_only=True, tag="chunk"):
     """A chunk: its entry in the manifest, its bytes, and the microseconds of its coding."""
 
     ref: ChunkRef
@@ -21,13 +25,13 @@ class ChunkEvent(PipeMessage, frozen=True, kw_only=True, tag_field="event", tag=
     us: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
-class FingerprintEvent(PipeMessage, frozen=True, kw_only=True, tag_field="event", tag="fingerprint"):
+class FingerprintEvent(SentBytes, frozen=True, kw_only=True, tag="fingerprint"):
     """The fingerprint of a cache that is being published."""
 
     data: bytes
 
 
-class PredictorEvent(PipeMessage, frozen=True, kw_only=True, tag_field="event", tag="predictor"):
+class PredictorEvent(SentBytes, frozen=True, kw_only=True, tag="predictor"):
     """A predictor that was trained."""
 
     data: bytes
@@ -41,7 +45,13 @@ _FILES = {str(kind.__struct_config__.tag): kind for kind in get_args(FileEvent)}
 def job_event(message: dict[str, Any], error_type: type[KvswapError] = WorkerFailed) -> JobEvent:
     """Read what a job says while it runs: bytes to keep, or how far it is.  Raises `error_type`."""
     kind = _FILES.get(str(message.get("event")))
-    return event_of(message) if kind is None else wire.convert(message, kind, error_type)
+    if kind is not None:
+        event: FileEvent = wire.convert(message, kind, error_type)
+        return event
+    try:
+        return event_of(message)
+    except msgspec.ValidationError as error:
+        raise error_type(f"not a valid event: {error}", field="event") from error
 
 
 # -- what a running job is told ------------------------------------------------------------------

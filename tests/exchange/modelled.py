@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,10 +19,11 @@ from kvswap.core import wire
 from kvswap.core.errors import Incompatible
 from kvswap.exchange import Node
 from kvswap.exchange.model_port import ModelChoice
-from kvswap.worker.conversation import job_event
+from kvswap.worker import protocol
+from kvswap.worker.conversation import job_event, notice_of
 from kvswap.worker.inbox import Inbox
 from kvswap.worker.jobs import Jobs
-from kvswap.worker.messages import CheckedArtifact, Job, NoiseJob, VerifyJob, tag_of
+from kvswap.worker.messages import CheckedArtifact, Job, NoiseJob, VerifyJob, result_of, tag_of
 from tests.exchange.test_fetch import World, world
 
 R = TypeVar("R")
@@ -35,6 +37,13 @@ def _opened(directory: Path, label: str, dtype: str) -> tuple[Any, ModelIdentity
     where = {"directory": str(directory), "label": label}
     opened = jobs.run({"job": "open", **where, "dtype": dtype, "device": "cpu", "threads": 1})
     return jobs.loaded, wire.convert(opened["identity"], ModelIdentity)
+
+
+def _carried(message: dict[str, Any]) -> dict[str, Any]:
+    """What arrives at the other end of the pipe."""
+    carried = protocol.read(io.BytesIO(protocol.frame(message)))
+    assert carried is not None
+    return carried
 
 
 class RealModel:
@@ -59,6 +68,11 @@ class RealModel:
     async def warm(self, choice: ModelChoice) -> None:
         pass
 
+    def _through_frames(self, job: Job[R]) -> R:
+        """Do a job as the process would: all that goes through the pipe is what the pipe carries."""
+        result = self._jobs.run(_carried(wire.plain(job)))
+        return result_of(job, _carried(result))
+
     async def run(self, choice: ModelChoice, job: Job[R], on_event: Any = None, outbox: Any = None) -> R:
         self.done[tag_of(job)] += 1
         levels = job.levels if isinstance(job, VerifyJob) else []
@@ -71,18 +85,18 @@ class RealModel:
 
         def sink(message: dict[str, Any]) -> None:
             if on_event is not None:
-                asyncio.run_coroutine_threadsafe(on_event(job_event(message)), loop).result()
+                asyncio.run_coroutine_threadsafe(on_event(job_event(_carried(message))), loop).result()
 
         async def pass_on() -> None:
             while outbox is not None:
-                self._told.put(await outbox.get())
+                self._told.put(notice_of(_carried(wire.plain(await outbox.get()))))
 
         async with self._turn:
             self._sink = sink
             self._told.clear()
             telling = asyncio.create_task(pass_on())
             self._cancelled.clear()
-            working = asyncio.create_task(asyncio.to_thread(self._jobs.do, job))
+            working = asyncio.create_task(asyncio.to_thread(self._through_frames, job))
             try:
                 made = await asyncio.shield(working)
             except asyncio.CancelledError:

@@ -4,6 +4,9 @@ import io
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -28,7 +31,9 @@ def test_oversized_and_malformed_frames_are_refused() -> None:
         protocol.read(io.BytesIO(b"\0\0\0\1\5"))
 
 
-def test_the_process_answers_errors_and_ends_with_its_input() -> None:
+@contextmanager
+def a_process() -> Iterator[tuple[subprocess.Popen[bytes], socket.socket, BinaryIO]]:
+    """A model process, the socket to it, and what comes from it; it has to end by itself."""
     ours, theirs = socket.socketpair()
     process = subprocess.Popen(
         [sys.executable, "-P", start.__file__, str(theirs.fileno())],
@@ -38,7 +43,25 @@ def test_the_process_answers_errors_and_ends_with_its_input() -> None:
         pass_fds=(theirs.fileno(),),
     )
     theirs.close()
-    stream = ours.makefile("rb")
+    with ours, ours.makefile("rb") as stream:
+        yield process, ours, cast(BinaryIO, stream)
+        assert process.wait(600) == 0
+
+
+def test_what_a_process_cannot_read_ends_it_and_is_in_the_log() -> None:
+    with a_process() as (_, ours, stream):
+        ours.sendall(protocol.frame({"tell": {"tell": "unit", "unit": "three"}}))
+        said = list(iter(lambda: protocol.read(stream), None))
+    assert any(m["event"] == protocol.LOG and "cannot be read" in str(m) and "unit" in str(m) for m in said), said
+
+
+def test_the_process_answers_errors_and_ends_with_its_input() -> None:
+    with a_process() as (_, ours, stream):
+        _ask_wrongly(ours, stream)
+        ours.shutdown(socket.SHUT_WR)
+
+
+def _ask_wrongly(ours: socket.socket, stream: BinaryIO) -> None:
     for request, code in (
         ({"job": "nonsense"}, "usage"),
         ({"job": "tokenize", "text": "x", "block_tokens": 4}, "worker_failed"),
@@ -49,11 +72,7 @@ def test_the_process_answers_errors_and_ends_with_its_input() -> None:
         ),
     ):
         ours.sendall(protocol.frame(request))
-        answer = protocol.read(stream)  # type: ignore[arg-type]
+        answer = protocol.read(stream)
         while answer is not None and "event" in answer:
-            answer = protocol.read(stream)  # type: ignore[arg-type]
+            answer = protocol.read(stream)
         assert answer is not None and answer["error"]["code"] == code
-    ours.shutdown(socket.SHUT_WR)
-    assert process.wait(600) == 0
-    stream.close()
-    ours.close()
