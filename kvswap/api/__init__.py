@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         FilledEvent,
         FoundEvent,
         ImportEvent,
+        IntervalsEvent,
         NodeEvent,
         NoiseEvent,
         OtherEvent,
@@ -162,9 +163,9 @@ _WHERE = {
         AskResult ComputedResult DivergenceFigures FetchResult HostAnswer PrefixIndex PrefixResult PublishResult
         TrainResult""",
     "events": """
-        CheckEvent DisputeEvent ExportEvent FilledEvent FoundEvent ImportEvent NodeEvent NoiseEvent OtherEvent
-        PlanEvent PrefillEvent ProgressEvent ReservationEvent SourcePeer TokenEvent TrainEvent TransferEvent
-        UncheckableEvent event_of""",
+        CheckEvent DisputeEvent ExportEvent FilledEvent FoundEvent ImportEvent IntervalsEvent NodeEvent NoiseEvent
+        OtherEvent PlanEvent PrefillEvent ProgressEvent ReservationEvent SourcePeer TokenEvent TrainEvent
+        TransferEvent UncheckableEvent event_of""",
     "find": """
         FindResult FoundArtifact FoundPrefix Holder""",
     "hosts": """
@@ -227,6 +228,7 @@ __all__ = [
     "FilledEvent",
     "FoundEvent",
     "ImportEvent",
+    "IntervalsEvent",
     "NodeEvent",
     "NoiseEvent",
     "OtherEvent",

@@ -118,6 +118,19 @@ class NoiseEvent(Event, Result, frozen=True, kw_only=True, tag_field="event", ta
     model: str
 
 
+class IntervalsEvent(Event, Result, frozen=True, kw_only=True, tag_field="event", tag="intervals"):
+    """The intervals that are about to be computed again, as single positions cannot be (V5)."""
+
+    artifact: str
+    intervals: int
+    """Intervals that were drawn."""
+    of: int
+    cost: float
+    """The part of the document's tokens that is computed."""
+    chance: float
+    """The least probability that an interval which is wrong is among them."""
+
+
 class CheckEvent(Event, Result, frozen=True, kw_only=True, tag_field="event", tag="verify"):
     """A level of verification was checked."""
 
@@ -171,6 +184,7 @@ KnownEvent = (
     | ReservationEvent
     | FilledEvent
     | NoiseEvent
+    | IntervalsEvent
     | CheckEvent
     | DisputeEvent
     | UncheckableEvent

@@ -110,6 +110,11 @@ class Progress:
                 self._advance(event.kind, event.bytes, total, f"{size(event.bytes)} of {size(total)}, {size(rate)}/s")
             case events.NoiseEvent():
                 output.note(f"measuring how far apart right caches of {event.model} are on this machine (once) ...")
+            case events.IntervalsEvent():
+                output.note(
+                    f"computing {event.intervals} of {event.of} intervals again: about {event.cost:.0%} of a prefill, "
+                    f"which finds a wrong one with a chance of {event.chance:.0%}"
+                )
             case events.FoundEvent() if event.peers:
                 output.note(f"found {event.artifact} at {len(event.peers)} peer(s)")
             case events.UncheckableEvent():

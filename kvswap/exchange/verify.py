@@ -29,6 +29,7 @@ from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.publishing.own import verify_own
 from kvswap.exchange.request import Progress, passing_on, silent
+from kvswap.exchange.transfer.intervals import prepare_draw
 from kvswap.exchange.verification import audits, status_records
 from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, reasons_against, verified_already
 from kvswap.exchange.verification.use import require_text
@@ -198,7 +199,6 @@ def _policy(node: Node, statement: Statement) -> LevelResult:
 async def _with_model(
     node: Node, statement: Statement, levels: Sequence[Level], samples: int, text: str | None, progress: Progress
 ) -> list[LevelResult]:
-    seed = new_seed()  # only now: the manifest and every chunk are fixed
     manifest = statement.manifest
 
     async def run(levels: Sequence[Level]) -> CheckedArtifact:
@@ -217,6 +217,8 @@ async def _with_model(
     try:
         choice = await node.model.choose()
         noise = await noise_of(node, choice, progress) if set(levels) & set(_NEED_NOISE) else None
+        # Only now is drawn: the manifest, and with it every chunk's digest, is fixed.
+        seed = await prepare_draw(node, statement, samples, progress) if Level.SAMPLES in levels else new_seed()
         done = await run(levels)
     except (NotFound, Incompatible) as error:
         return [LevelResult(level, "skipped", why=error.message) for level in levels]
@@ -247,7 +249,8 @@ def _audit(
 ) -> None:
     """Sign what each step found that compares with the model, and act on what proves the artifact wrong."""
     for result in results:
-        passed = result.verdict == "passed" and result.level != Level.TOKENS
+        # An audit that passed tells positions, which intervals have none of.
+        passed = result.verdict == "passed" and result.level != Level.TOKENS and "intervals" not in result.figures
         signed = None
         if result.level in _COMPARES and (accuses(result) or passed):
             signed = audits.record(node, statement, choice, result, samples, seed)
@@ -305,13 +308,21 @@ def ban_if_proven(node: Node, statement: Statement, result: LevelResult, evidenc
 async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent) -> dict[str, Any]:
     """Return the honest noise of the model on this machine, measured once."""
     known = node.calibration.noise(choice.calibration_key)
-    if known is None:
+    if known is None or not _is_noise(known):  # or measured by a version that looked at less
         await progress(NoiseEvent(model=choice.name))
         node.events.add("measuring_noise", model=choice.name)
         known = (await node.model.run(choice, NoiseJob())).noise
         Noise.of(known)
         node.calibration.add_noise(choice.calibration_key, known)
     return known
+
+
+def _is_noise(known: dict[str, Any]) -> bool:
+    try:
+        Noise.of(known)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return False
+    return True
 
 
 # -- untrusted publishers ------------------------------------------------------------------------

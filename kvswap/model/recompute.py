@@ -137,11 +137,11 @@ def _run(
 def differences(supplied: Sequence[LayerTensors], computed: Sequence[LayerTensors]) -> torch.Tensor:
     """Return the relative difference of two caches at each token, [token, layer, tensor of the layer].
 
-    It is 0 where a layer keeps nothing of a token, or has no such tensor.  That of a state, which stands for all tokens
-    together, is the same at each of them.
+    It is not a number where a layer keeps nothing of a token, or has no such tensor.  That of a state, which stands for
+    all tokens together, is the same at each of them.
     """
     tokens = max(held.first + held.tokens for held in computed)
-    out = torch.zeros(tokens, len(computed), max(len(held.tensors) for held in computed))
+    out = torch.full((tokens, len(computed), max(len(held.tensors) for held in computed)), torch.nan)
     for layer, (one, other) in enumerate(zip(supplied, computed, strict=True)):
         for place, spec in enumerate(other.spec.tensors):
             a, b = one.filled(place), other.filled(place)

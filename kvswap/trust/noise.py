@@ -1,11 +1,12 @@
 """Honest noise: how far apart two right caches are, and so from which distance on one is wrong.
 
 The same model gives other bits on another machine, with other thread counts or kernels, and for other shapes of the
-same sum.  An error is |supplied - computed| / |computed|, by position, layer, and tensor of the layer.  The usual error
-differs by layer, so every error is taken in multiples of the usual one of its layer, and two root mean squares of these
-are judged: over the layers, for every position, which shows a position that belongs to something else; and over the
-positions, for every layer, which shows a model that is slightly another one everywhere.  Both are compared with the
-largest that honest caches show (measured: `kvswap.worker.noise`): `MARGIN` times that is not noise.
+same sum.  An error is |supplied - computed| / |computed|, by position, layer, and tensor of the layer; where a layer
+keeps nothing of a position it is not a number, and left out.  The usual error differs by layer, so every error is taken
+in multiples of the usual one of its layer, and two root mean squares of these are judged: over the layers, for every
+position, which shows a position that belongs to something else; and over the positions, for every layer, which shows a
+model that is slightly another one everywhere.  Both are compared with the largest that honest caches show (measured:
+`kvswap.worker.noise`): `MARGIN` times that is not noise.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ GROUP = 32  # positions over which a layer is judged; fewer say little
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-20}
 
 Errors = npt.NDArray[np.float32]
+
+
+def _mean(values: Any, axis: int | tuple[int, ...]) -> Any:
+    """Return the mean of what is a number; 0 where nothing is."""
+    known = ~np.isnan(values)
+    return np.where(known, values, 0).sum(axis) / np.maximum(known.sum(axis), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +78,14 @@ class Spread:
     def measure(cls, samples: Sequence[Errors], dtype: str) -> Spread:
         """Compute the spread from the errors [position, layer, K or V] of several right ways of computing one cache."""
         every = np.concatenate(samples)
-        usual = np.maximum(np.sqrt(np.square(every).mean(0)), ROUNDING[dtype] / 2)
+        usual = np.maximum(np.sqrt(_mean(np.square(every), 0)), ROUNDING[dtype] / 2)
         positions = layers = 0.0
         for errors in samples:
             relative = np.square(errors / usual)
-            positions = max(positions, float(np.sqrt(relative.mean((1, 2))).max()))
+            positions = max(positions, float(np.sqrt(_mean(relative, (1, 2))).max()))
             # Take as many positions at a time, from all over the text, as a check looks at later.
             for first in range(step := max(1, len(relative) // GROUP)):
-                layers = max(layers, float(np.sqrt(relative[first::step].mean(0)).max()))
+                layers = max(layers, float(np.sqrt(_mean(relative[first::step], 0)).max()))
         return cls(usual.astype(np.float32), max(positions, 1.0), max(layers, 1.0))
 
     def score(self, errors: Errors) -> Score:
@@ -88,8 +95,8 @@ class Spread:
         """
         with np.errstate(invalid="ignore", over="ignore"):
             relative = np.square(errors.astype(np.float64) / self.usual.reshape(errors.shape[1:]))
-            positions = np.sqrt(relative.mean((1, 2))) / self.position
-            layers = np.sqrt(relative.mean(0)) / self.layer
+            positions = np.sqrt(_mean(relative, (1, 2))) / self.position
+            layers = np.sqrt(_mean(relative, 0)) / self.layer
         if len(errors) < GROUP // 2:
             layers = np.zeros_like(layers)
         return Score(*(np.nan_to_num(a, nan=np.inf, posinf=np.inf).astype(np.float32) for a in (positions, layers)))
@@ -112,13 +119,15 @@ class Spread:
 class Noise:
     """The honest noise of one model on one machine, for each way of checking.
 
-    `samples`: recomputing sampled positions (V5; None for models with sliding layers); `recompute`: recomputing
-    everything (V7); `fingerprints`: comparing fingerprints (V6).
+    `samples`: recomputing sampled positions (V5; None where they cannot be computed one by one); `recompute`:
+    recomputing everything (V7); `fingerprints`: comparing fingerprints (V6); `intervals`: recomputing intervals (V5;
+    None where positions are sampled instead, whatever the document's length).
     """
 
     samples: Spread | None
     recompute: Spread
     fingerprints: Spread
+    intervals: Spread | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return plain values, as files and the pipe hold them; `of` is the inverse."""
@@ -126,6 +135,7 @@ class Noise:
             "samples": self.samples.plain() if self.samples else None,
             "recompute": self.recompute.plain(),
             "fingerprints": self.fingerprints.plain(),
+            "intervals": self.intervals.plain() if self.intervals else None,
         }
 
     @classmethod
@@ -134,9 +144,10 @@ class Noise:
 
         Raises `KeyError`, `TypeError`, `IndexError` or `ValueError` for a damaged row.
         """
-        samples = value["samples"]
+        samples, intervals = value["samples"], value["intervals"]
         return cls(
             Spread.of(samples) if samples is not None else None,
             Spread.of(value["recompute"]),
             Spread.of(value["fingerprints"]),
+            Spread.of(intervals) if intervals is not None else None,
         )

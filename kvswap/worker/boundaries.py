@@ -57,7 +57,8 @@ class Boundaries:
         if not refs:
             return
         layout = self.manifest.layout
-        errors = np.zeros((_ROWS, len(layout.layers), max(len(layer.tensors) for layer in layout.layers)), np.float32)
+        width = max(len(layer.tensors) for layer in layout.layers)
+        errors = np.full((_ROWS, len(layout.layers), width), np.nan, np.float32)
         for ref in refs:
             try:
                 coded = self.source(ref.id)

@@ -1,8 +1,8 @@
 """The honest noise of one model on this machine: the same text computed in other correct ways.
 
 Other thread counts, block sizes and attention implementations give other bits, as another machine does.  What is
-measured is by how much such caches differ from what the model computes on top of them (V5), from each other (V7), and
-in their fingerprints (V6).
+measured is by how much such caches differ from what the model computes on top of them (V5: single positions, or
+intervals where those cannot be), from each other (V7), and in their fingerprints (V6).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from kvswap.trust.agreement import apart
 from kvswap.trust.noise import Errors, Noise, Spread
 
 Way = Callable[[Any], AbstractContextManager[int]]  # a way of computing, in force within it; yields the block size
+Places = dict[int, list[Any]]  # what a cache holds after so many tokens
 
 TOKENS = 1024
 _EVERY = 4  # every fourth position is sampled
 _TEXTS = ("argparse.py", "typing.py", "inspect.py")  # present on every machine, half prose and half code
 _BLOCKS = 512
+_POINTS = (8, 64, 128, 256, 512, 520)  # between which intervals are measured: very short ones and long ones
 _FAR = 0.1  # relative: if a layer's median error on a correct cache is larger, V5 does not compute what the model does
 
 
@@ -34,6 +37,7 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
     from kvswap.artifact.fingerprint import fingerprint
     from kvswap.artifact.layout import fingerprint_rows
     from kvswap.model.recompute import differences
+    from kvswap.worker.intervals import honest_errors
 
     ids = _ids(loaded)
     right = _computed(loaded, ids, _BLOCKS)
@@ -42,11 +46,17 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
     fingerprints: list[Errors] = []
     first = _at_positions(loaded, right, ids)
     samples = [first] if first is not None else []
+    by_intervals = first is None or not all(held.spec.window is None for held in right)
+    points = [point for point in _POINTS if point < len(ids)] if by_intervals else []
+    intervals: list[Errors] = []
     for way in (_one_thread, _small_blocks, _eager):
         check()
-        other = _by(way, loaded, ids)
+        held: Places = {point: [] for point in points}
+        other = _by(way, loaded, ids, held)
         if other is None:
             continue
+        if by_intervals:
+            intervals += honest_errors(loaded, held | {len(ids): other}, ids, _BLOCKS)
         if samples and (errors := _at_positions(loaded, other, ids)) is not None:
             samples.append(errors)
         recompute.append(differences(other, right).numpy())
@@ -56,6 +66,7 @@ def measure(loaded: Any, check: Callable[[], None]) -> Noise:
         Spread.measure(samples, dtype) if samples else None,
         Spread.measure(recompute, dtype),
         Spread.measure(fingerprints, "float16" if dtype == "float32" else dtype),  # its numbers are float16
+        Spread.measure(intervals, dtype) if intervals else None,
     )
 
 
@@ -86,12 +97,21 @@ def _ids(loaded: Any) -> list[int]:
     return list(loaded.tokenize(text[: 40 * TOKENS])[: min(TOKENS, loaded.longest)])
 
 
-def _computed(loaded: Any, ids: list[int], blocks: int) -> list[Any]:
-    from kvswap.model.cache import held_tensors, layer_specs
-    from kvswap.model.prefill import prefill
+def _computed(loaded: Any, ids: list[int], blocks: int, places: Places | None = None) -> list[Any]:
+    """Compute what a cache of these ids holds; `places` are filled with what it holds after so many of them."""
+    from kvswap.model.cache import held_tensors, layer_specs, new_cache
+    from kvswap.model.prefill import canonical_prefill
 
-    cache = prefill(loaded, ids, blocks)
+    cache, places = new_cache(loaded.model.config, len(ids)), places if places is not None else {}
+    for block in canonical_prefill(loaded, cache, ids, blocks, cuts=tuple(places)):
+        if block.stop in places:
+            places[block.stop] = _copied(held_tensors(cache, layer_specs(cache), block.stop))
     return held_tensors(cache, layer_specs(cache), len(ids))
+
+
+def _copied(tensors: list[Any]) -> list[Any]:
+    """Copy tensors out of a cache that goes on in their memory."""
+    return [replace(held, tensors=tuple(tensor.clone() for tensor in held.tensors)) for held in tensors]
 
 
 def otherwise(loaded: Any, ids: list[int]) -> list[Any]:
@@ -104,11 +124,11 @@ def otherwise(loaded: Any, ids: list[int]) -> list[Any]:
     return other or _by(_small_blocks, loaded, ids) or _computed(loaded, ids, _BLOCKS)
 
 
-def _by(way: Way, loaded: Any, ids: list[int]) -> list[Any] | None:
+def _by(way: Way, loaded: Any, ids: list[int], places: Places | None = None) -> list[Any] | None:
     """Compute a cache in this way, or return None if the model cannot, as not every model has another attention."""
     try:
         with way(loaded) as blocks:
-            return _computed(loaded, ids, blocks)
+            return _computed(loaded, ids, blocks, places)
     except KvswapError:
         raise
     except Exception:  # noqa: BLE001 - each fails in its own way

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvswap.api.events import CheckEvent
 from kvswap.artifact import layout
 from kvswap.artifact.assembly import ChunkSource
 from kvswap.artifact.tensors import LayerTensors
-from kvswap.core.errors import Incompatible, InvalidDocument
+from kvswap.core.errors import Incompatible, InvalidDocument, NotFound
 from kvswap.trust import Statement, one_key, read_statement
+from kvswap.trust.intervals import drawn, too_many_cuts
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise, Spread
 from kvswap.trust.sampling import draw
@@ -27,6 +28,9 @@ from kvswap.worker.first_layer import NO_KEYS, first_layer_result, first_of
 from kvswap.worker.grounds import judged, static
 from kvswap.worker.inbox import JobContext
 from kvswap.worker.messages import CheckedArtifact, CheckResult, VerifyJob
+
+if TYPE_CHECKING:
+    from kvswap.worker.intervals import Held
 
 Tensors = Sequence[LayerTensors]
 _COMPARED = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)  # compared with what the model computes
@@ -111,6 +115,8 @@ class Checks:
         for level in levels:
             if self._misshapen and level in ways and level != Level.STRUCTURE:
                 out.append(LevelResult(level, "skipped", why=self._misshapen))
+            elif level in _COMPARED and (why := too_many_cuts(self._manifest)):
+                out.append(LevelResult(level, "skipped", why=why))
             elif level in _COMPARED and not self._manifest.lossless:
                 out.append(LevelResult(level, "skipped", why="a lossy cache, by its publisher's own word"))
             elif level in ways:
@@ -252,25 +258,41 @@ class Checks:
         return way(tensors, known.ids, self._noise)
 
     def _sampled(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
+        """Compute single positions again, or intervals where a window, a state or the model's own mask forbids that."""
         from kvswap.model.recompute import at_positions
 
-        if self._manifest.layout.has_states:
-            return LevelResult(
-                Level.SAMPLES, "skipped", why="a state stands for the whole text before it; V7 checks it"
-            )
-        if any(held.first for held in tensors):
-            return LevelResult(
-                Level.SAMPLES,
-                "skipped",
-                why="sliding layers keep too little of the text; full recomputation checks them",
-            )
-        if noise.samples is None:
-            why = "this model's positions cannot be computed one by one (sliding layers, or another kind of mask); "
-            return LevelResult(Level.SAMPLES, "skipped", why=why + "full recomputation checks them")
+        if noise.samples is None or any(held.first or held.spec.has_states for held in tensors):
+            return self._by_intervals(tensors, ids, noise)
         tokens = self._manifest.prefix.tokens
         positions = draw(self._seed, self._id, tokens, self._samples)
         errors = at_positions(self._loaded, tensors, tokens, ids, positions)
         return self._measured(Level.SAMPLES, errors, positions, noise.samples)
+
+    def _by_intervals(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
+        from kvswap.worker.intervals import Signed, check_intervals
+
+        if noise.intervals is None:
+            return LevelResult(Level.SAMPLES, "skipped", why="the honest noise of intervals was not measured")
+        manifest = self._manifest
+        held: Held = Signed(manifest, self._source, self._predictors, self._seal, tensors)
+        if tensors is not self._tensors:
+            held = self._own_at
+        drawing = drawn(manifest, self._seed, self._id, self._samples)
+        try:
+            return check_intervals(self._loaded, held, ids, manifest.blocks, drawing, noise.intervals, self._pipe.check)
+        except NotFound as error:
+            why = f"what is held at the ends of the intervals drawn is not here: {error.message}"
+            return LevelResult(Level.SAMPLES, "skipped", why=why)
+
+    def _own_at(self, tokens: int, headroom: int) -> Tensors:
+        """Return what this reader's own cache holds after so many tokens, computed in another way than checks do."""
+        from kvswap.worker.intervals import with_headroom
+        from kvswap.worker.noise import otherwise
+
+        ids = self._document_tokens().ids
+        assert ids is not None  # noqa: S101 - nothing is compared before they are known
+        own = self._own() if tokens == len(ids) else otherwise(self._loaded, list(ids[:tokens]))
+        return with_headroom(own, headroom)
 
     def _recompute(self, tensors: Tensors, ids: Sequence[int], noise: Noise) -> LevelResult:
         from kvswap.artifact.fingerprint import fingerprint

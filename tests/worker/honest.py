@@ -102,10 +102,14 @@ class Shelf:
 
     def _publish(self, family: str, tokens: int) -> Artifact:
         jobs = self.jobs(family)
+        return self.publish(jobs, text_of(jobs.loaded.tokenizer, tokens))
+
+    def publish(self, jobs: Jobs, text: str, checkpoints: Sequence[int] = ()) -> Artifact:
+        """An honest artifact of a text, made with as many threads as torch has now."""
         seen: list[dict[str, Any]] = jobs.seen  # type: ignore[attr-defined]
         seen.clear()
-        text = text_of(jobs.loaded.tokenizer, tokens)
-        result = jobs.run(wire.plain(PublishJob(text=text, block_tokens=BLOCK, codec="planes")))
+        job = PublishJob(text=text, block_tokens=BLOCK, codec="planes", checkpoints=list(checkpoints))
+        result = jobs.run(wire.plain(job))
         chunks = [m for m in seen if m["event"] == "chunk"]
         (mark,) = (m["data"] for m in seen if m["event"] == "fingerprint")
         for data in (*(m["data"] for m in chunks), mark):

@@ -96,13 +96,10 @@ def test_a_state_is_checked_before_it_is_used(tmp_path: Path) -> None:
     manifest = published(tmp_path / "chunks", seen, made)
     noise = made.run({"job": "noise"})["noise"]
     honest = verified(made, manifest, tmp_path / "chunks", noise)
-    assert {level: verdict for level, (verdict, _) in honest.items()} == {
-        2: "passed", 3: "passed", 4: "passed", 5: "skipped", 7: "passed"
-    }  # fmt: skip
-    assert "state" in honest[5][1]
+    assert {level: verdict for level, (verdict, _) in honest.items()} == dict.fromkeys([2, 3, 4, 5, 7], "passed")
     changed = spoiled(manifest, tmp_path / "chunks")
     found = verified(made, changed, tmp_path / "chunks", noise)
-    assert found[7][0] == "failed" and found[2][0] == found[3][0] == "passed", found
+    assert found[5][0] == found[7][0] == "failed" and found[2][0] == found[3][0] == "passed", found
 
 
 @pytest.mark.parametrize("family", ["qwen3.5", "gemma3-24"])
@@ -146,7 +143,7 @@ def verified(made: Any, manifest: Manifest, chunks: Path, noise: Any) -> dict[in
         "envelope": envelope,
         "chunks": str(ChunkFiles(chunks).directory),
         "levels": [2, 3, 4, 5, 7],
-        "samples": 8,
+        "samples": 128,
         "seed": bytes(32),
     }
     done = made.run({"job": "verify", **request, "text": TEXT, "noise": noise})

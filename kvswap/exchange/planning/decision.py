@@ -12,6 +12,7 @@ from kvswap.artifact.layout import needed, needed_files, work_units
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import PlanSaysPrefill
 from kvswap.core.ids import Cid
+from kvswap.core.limits import LIMITS
 from kvswap.cost import CacheNeed, Link, Objective, Plan, PrefillCurve, Prices, Work, decide
 from kvswap.cost.calibration import raw_by_codec
 from kvswap.exchange.discovery.resolve import Resolved
@@ -19,6 +20,9 @@ from kvswap.exchange.model_port import ModelChoice, own_model
 from kvswap.exchange.node import predictors
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.measuring import calibrate, measure_in_background
+from kvswap.exchange.verification.outcomes import verified_already
+from kvswap.trust import Statement
+from kvswap.trust.intervals import expected, needs_intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ async def best(
     plans: list[tuple[Resolved, Planned]] = []
     for resolved in usable:
         manifest = resolved.statement.manifest
-        here = _Prefilling(resolved.choice, None)
+        share = await asyncio.to_thread(checking_share, node, resolved.statement)
+        here = _Prefilling(resolved.choice, None, share)
         planned = await _plan(node, manifest, None, resolved.peers, objective, here, hybrid=hybrid, measure=measure)
         plans.append((resolved, planned))
 
@@ -84,10 +89,24 @@ async def plan_chunks(
 
 @dataclass(frozen=True, slots=True)
 class _Prefilling:
-    """The model that would prefill here, and its curve where it is known; None: see `Calibration.curve`."""
+    """The model that would prefill here, and its curve where it is known; None: see `Calibration.curve`.
+
+    `checking`: the part of a prefill that is computed to check what was fetched.
+    """
 
     choice: ModelChoice | None
     curve: PrefillCurve | None
+    checking: float = 0.0
+
+
+def checking_share(node: Node, statement: Statement) -> float:
+    """Return the part of a prefill that checking an untrusted publisher's artifact computes, where V5 takes intervals.
+
+    It is 1 where only the end is kept: then V5 computes everything.  0 where nothing is checked, or positions are.
+    """
+    if not needs_intervals(statement.manifest) or verified_already(node, statement):
+        return 0.0
+    return expected(statement.manifest, LIMITS.usual_samples).cost
 
 
 async def _plan(
@@ -114,16 +133,22 @@ async def _plan(
         curve = await calibrate(node, choice, block_tokens)
     by_layer_group = choice is None or choice.device == "cpu"
     pace = node.calibration.under_way(choice.calibration_key) if choice else 1.0
-    expected = curve or PrefillCurve.guess(manifest.model.parameters, block_tokens)
+    expected_curve = curve or PrefillCurve.guess(manifest.model.parameters, block_tokens)
     work = await asyncio.to_thread(
-        work_of, node, manifest, tokens, missing, expected, pace, by_layer_group=by_layer_group
+        work_of, node, manifest, tokens, missing, expected_curve, pace, by_layer_group=by_layer_group
     )
     count = manifest.prefix.tokens if tokens is None else tokens
     load_seconds = node.calibration.load_seconds(sizes.raw)
+    if here.checking:  # whole, before any of it is used
+        load_seconds += here.checking * expected_curve.seconds(count)
+        hybrid = False
+        curve = curve or (expected_curve if choice is not None else None)
     need = CacheNeed(count, missing_bytes, load_seconds, work if hybrid else None)
 
     def planned(link: Link | None, peers: tuple[str, ...]) -> Planned:
         plan = decide_here(node, need, curve, link, objective, able=choice is not None)
+        if here.checking:
+            plan = replace(plan, reason=f"{plan.reason}; {_checking_words(here.checking)}")
         return Planned(plan, missing_bytes, work, link, peers)
 
     # The cheapest peers alone, or dearer ones with them: all are counted at what the dearest asks.
@@ -146,6 +171,15 @@ def _sizes(node: Node, manifest: Manifest, tokens: int | None) -> _Sizes:
     missing = set(node.store.missing([cid for _, cid in files]))
     lacking = sum(file.length for file, cid in files if cid in missing)
     return _Sizes(raw_by_codec(file for file, _ in files), missing, lacking)
+
+
+def _checking_words(share: float) -> str:
+    if share == 1.0:
+        return (
+            "its publisher is not trusted, and checking it is prefilling it, as it keeps nothing to check from "
+            "before its end"
+        )
+    return f"its publisher is not trusted, and checking it computes {share:.0%} of a prefill"
 
 
 def work_of(
