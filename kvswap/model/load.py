@@ -80,14 +80,6 @@ def rope_text(config: Any) -> str:
     return json.dumps(getattr(config, "rope_parameters", None), sort_keys=True, separators=(",", ":"))
 
 
-def directory_rope(directory: Path) -> str:
-    """Return the RoPE parameters of a model's directory, as `rope_text` does of a configuration."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    return rope_text(config.get_text_config(decoder=True))
-
-
 def _device_name(device: str) -> str:
     import torch
 

@@ -15,18 +15,14 @@ import pytest
 import torch
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers import rotary_embedding
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, MLAAttentionSpec
+from vllm.v1.kv_cache_interface import MambaSpec, MLAAttentionSpec
 
 from kvswap.artifact import chain
 from kvswap.artifact.specs import LayerSpec
-from kvswap.artifact.tensors import LayerTensors
 from kvswap.client.loading import load_artifact
 from kvswap.core.errors import Incompatible
-from kvswap.integrations.vllm import worker
-from kvswap.integrations.vllm.capture import Captures
 from kvswap.integrations.vllm.engine import KVCacheGroup, engine_of
 from kvswap.integrations.vllm.paged import paged_layer
-from kvswap.integrations.vllm.settings import ConnectorSettings
 from kvswap.integrations.vllm.tables import check_latent_keys
 from tests.families import build
 from tests.support import DOCUMENT, Daemon, tiny_model, until
@@ -190,56 +186,3 @@ def test_states_are_refused_by_name(tmp_path: Path) -> None:
     spec = MambaSpec(block_size=64, shapes=((3, 8), (2, 4, 4)), dtypes=(torch.float32,) * 2, mamba_cache_mode="align")
     with pytest.raises(Incompatible, match="states .*align"):
         engine_of(*described(tmp_path, spec))
-
-
-# -- tensor parallelism, and weights that are quantised ----------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "heads,ranks,wanted", [(4, 2, [(0, 2), (2, 4)]), (2, 2, [(0, 1), (1, 2)]), (1, 2, [(0, 1), (0, 1)])]
-)
-def test_each_rank_has_its_heads(tmp_path: Path, heads: int, ranks: int, wanted: list[tuple[int, int]]) -> None:
-    own = FullAttentionSpec(block_size=32, num_kv_heads=max(1, heads // ranks), head_size=32, dtype=torch.float32)
-    config, cache = described(tmp_path, own, "llama")
-    config.parallel_config.tensor_parallel_size = ranks
-    config.model_config.get_total_num_kv_heads = lambda: heads
-    engine = engine_of(config, cache)
-    assert engine.ranks == ranks and engine.layers == [LayerSpec.key_value("full", heads, 32, 32)] * 3
-    (group,) = engine.groups
-    found = [group.heads_of_rank(rank, ranks) for rank in range(ranks)]
-    assert [(one.start, one.stop) for one in found] == wanted
-
-
-def test_ranks_load_and_do_not_publish(tmp_path: Path) -> None:
-    engine: Any = SimpleNamespace(ranks=2, hybrid=False, groups=())
-    with pytest.raises(Incompatible, match="tensor_parallel_size"):
-        Captures(engine, {}, "x", ConnectorSettings(str(tmp_path)))
-
-
-def test_a_rank_writes_its_heads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "check_tables", lambda: None)
-    monkeypatch.setattr(worker, "_rank", lambda: 1)
-    group = KVCacheGroup(("x",), (0,), 4, 2, 8, 8, None, heads_in_all=4)
-    side = worker.WorkerSide(SimpleNamespace(groups=(group,), ranks=2), ConnectorSettings())  # type: ignore[arg-type]
-    seen: list[Any] = []
-    impl = SimpleNamespace(do_kv_cache_update=lambda *arguments: seen.append(arguments))
-    side.register({"x": torch.zeros(6, 4, 2, 16)}, {"x": SimpleNamespace(impl=impl)})
-    held = LayerTensors.key_value(torch.randn(4, 8, 8), torch.randn(4, 8, 8), 0, 8)
-    load: Any = SimpleNamespace(first=0, stop=8)
-    side._put(side._layers[0], held, group, (3, 1), load)
-    ((_, key, value, _, slots),) = seen
-    assert torch.equal(key, held.k[2:].transpose(0, 1)) and torch.equal(value, held.v[2:].transpose(0, 1))
-    assert slots.tolist() == [12, 13, 14, 15, 4, 5, 6, 7]
-    side.close()
-
-
-def test_quantised_weights_are_taken_where_the_files_say_so(tmp_path: Path) -> None:
-    own = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=32, dtype=torch.float32)
-    config, cache = described(tmp_path, own, "llama")
-    config.model_config.quantization = "compressed-tensors"
-    with pytest.raises(Incompatible, match="compressed-tensors"):
-        engine_of(config, cache)
-    path = Path(config.model_config.model) / "config.json"
-    before = engine_of(*described(tmp_path / "other", own, "llama")).identity.digest
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "x"}}))
-    assert engine_of(config, cache).identity.digest != before  # another model than the one of the plain files

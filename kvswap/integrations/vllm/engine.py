@@ -15,7 +15,8 @@ from kvswap.core.errors import Incompatible
 from kvswap.model import precision, reach
 from kvswap.model.files import read_json, weight_files
 from kvswap.model.identity import directory_identity
-from kvswap.model.load import directory_rope, rope_text
+from kvswap.model.load import rope_text
+from kvswap.model.opening import open_configuration
 
 # How transformers keeps the rotary key of a latent, by model type: as [firsts, seconds] of the pairs, or in pairs.
 _ROTARY_HALVES = {"deepseek_v2": False, "deepseek_v3": True}
@@ -138,7 +139,7 @@ def engine_of(config: Any, cache: Any) -> Engine:
     _check_rope(model)
     rope = rope_text(model.hf_text_config) if hasattr(model, "hf_text_config") else "null"
     if any(group.latent for group in groups):  # vLLM writes names of its own over the type of their RoPE
-        rope = directory_rope(directory)
+        rope = rope_text(open_configuration(directory).get_text_config(decoder=True))
     return Engine(directory_identity(directory, directory.name), dtype, groups, rope, parallel.tensor_parallel_size)
 
 
