@@ -18,6 +18,7 @@ from kvswap.core.errors import Incompatible
 from kvswap.model.load import LoadedModel, load_model
 from kvswap.model.prefill import PROBE_STEPS, check_reach, forward, prefill
 from kvswap.worker.jobs import Jobs
+from kvswap.worker.messages import AnswerJob, PublishJob
 from kvswap.worker.publishing import PROBE_TEXT
 from tests.support import DOCUMENT
 
@@ -123,14 +124,18 @@ def test_publishing_is_refused_before_it_computes(lengths: dict[str, LoadedModel
     for tokens in (THRESHOLD - after, THRESHOLD - after + 1, THRESHOLD + 40):
         cut = loaded.tokenizer.decode(ids_of(loaded, tokens))
         if tokens + after <= THRESHOLD:
-            assert jobs.do_publish(cut, BLOCK, "raw", False)["prefix"]["tokens"] == tokens
+            assert (
+                jobs.do(PublishJob(text=cut, block_tokens=BLOCK, codec="raw", truncate=False)).prefix.tokens == tokens
+            )
             events.clear()
         else:
             with pytest.raises(Incompatible, match="rope|dynamic"):
-                jobs.do_publish(cut, BLOCK, "raw", False)
+                jobs.do(PublishJob(text=cut, block_tokens=BLOCK, codec="raw", truncate=False))
             assert not events, "something was computed"
-    done = jobs.do_publish(text, BLOCK, "raw", True)  # cut to what stays on one side
-    assert done["prefix"]["tokens"] == (THRESHOLD - after) // BLOCK * BLOCK
+    done = jobs.do(
+        PublishJob(text=text, block_tokens=BLOCK, codec="raw", truncate=True)
+    )  # cut to what stays on one side
+    assert done.prefix.tokens == (THRESHOLD - after) // BLOCK * BLOCK
 
 
 @pytest.mark.parametrize("kind", sorted(MADE))
@@ -138,9 +143,9 @@ def test_question_and_answer_count(lengths: dict[str, LoadedModel], kind: str) -
     jobs = Jobs(lambda _: None, threading.Event())
     jobs._loaded = loaded = lengths[kind]
     text = loaded.tokenizer.decode(ids_of(loaded, 40))
-    assert len(jobs.do_answer("?", 4, BLOCK, text=text, ignore_eos=True)["token_ids"]) == 4
+    assert len(jobs.do(AnswerJob(question="?", steps=4, block_tokens=BLOCK, text=text, ignore_eos=True)).token_ids) == 4
     with pytest.raises(Incompatible, match="rope|dynamic"):
-        jobs.do_answer("?", 60, BLOCK, text=text)
+        jobs.do(AnswerJob(question="?", steps=60, block_tokens=BLOCK, text=text))
 
 
 @pytest.mark.parametrize("kind", sorted(MADE))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -85,7 +86,7 @@ class Shelf:
     def noise(self, family: str) -> Any:
         def measure() -> Any:
             with mock.patch("kvswap.worker.noise.TOKENS", self.noise_tokens):
-                return self.jobs(family).do_noise()
+                return self.jobs(family).run({"job": "noise"})["noise"]
 
         return self._once(("noise", family), measure)
 
@@ -230,12 +231,12 @@ def _prefix(shelf: Shelf, reader: Jobs, made: Artifact, text: str | None, part: 
     from kvswap.client.loading import LocalPrefill, load_artifact, load_for
 
     statement = read_statement(made.envelope)
-    details = {
-        "artifact": str(statement.artifact),
-        "envelope": base64.b64encode(made.envelope).decode(),
-        "chunks_directory": str(shelf.chunks.directory),
-        "manifest": statement.manifest.to_json(),
-    }
+    details = SimpleNamespace(
+        artifact=str(statement.artifact),
+        envelope=base64.b64encode(made.envelope).decode(),
+        chunks_directory=str(shelf.chunks.directory),
+        key=None,
+    )
     model, tokenizer = reader.loaded.model, reader.loaded.tokenizer
     if text is None:
         load_artifact(details, model)
