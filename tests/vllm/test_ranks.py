@@ -92,7 +92,7 @@ def test_a_rank_writes_its_heads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     side.register({"x": torch.zeros(6, 4, 2, 16)}, {"x": SimpleNamespace(impl=impl)})
     held = LayerTensors.key_value(torch.randn(4, 8, 8), torch.randn(4, 8, 8), 0, 8)
     load: Any = SimpleNamespace(first=0, stop=8)
-    side._put(side._layers[0], held, group, (3, 1), load)
+    side._put(0, held, group, (3, 1), load)
     ((_, key, value, _, slots),) = seen
     assert torch.equal(key, held.k[2:].transpose(0, 1)) and torch.equal(value, held.v[2:].transpose(0, 1))
     assert slots.tolist() == [12, 13, 14, 15, 4, 5, 6, 7]
