@@ -37,6 +37,7 @@ class HostedRequest:
         self._text_pieces = 0  # number of pieces with text
         self._usage: tuple[int, int, int] | None = None
         self._receipt: asyncio.Task[SignedReceipt] | None = None
+        self._closing: asyncio.Task[None] | None = None  # held, as the event loop alone would not keep it
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the engine's pieces.  Raises `UsageError` or `EngineFailed`.
@@ -51,10 +52,17 @@ class HostedRequest:
                     yield piece
             await work
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-            if self._given:
-                await asyncio.shield(self._record())
+            # The server cancels us when the client's connection is lost, which may be while we close for an earlier
+            # sign of that (a failed write): the end is a task of its own, which that does not reach.
+            self._closing = asyncio.create_task(self._close(work))
+            await asyncio.shield(self._closing)
+
+    async def _close(self, work: asyncio.Task[None]) -> None:
+        """End the engine's work, and write the usage record if there is anything to bill."""
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        if self._given:
+            await self._record()
 
     async def record(self) -> SignedReceipt:
         """Write the usage record unless it is written already, and return it."""

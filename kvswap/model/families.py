@@ -315,10 +315,9 @@ def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
     if any(layer.has_states for layer in layers):
         said.append("the codec `predictive` on states, which are packed by `planes`")
         said.append("vLLM: states are refused by the connector")
-    if text_of(config).get("model_type") in _LATENT:
-        said.append("vLLM: latents (MLA) are refused by the connector")
-    if config.get("quantization_config"):
-        said.append("vLLM: quantised weights are refused by the connector")
+    kind = text_of(config).get("model_type")
+    if kind in _LATENT and kind not in ("deepseek_v2", "deepseek_v3"):
+        said.append("vLLM: the latents (MLA) of this model type are refused by the connector")
     return said
 
 

@@ -30,7 +30,7 @@ from kvswap.host import app as host_app
 from kvswap.host import hosted_request as host_reading
 from kvswap.host.admission import Admission
 from kvswap.host.app import HostApi, Served
-from kvswap.host.engine import EngineClient
+from kvswap.host.engine import EngineClient, Piece
 from kvswap.host.prompts import ParsedPrompt
 from kvswap.host.usage_log import UsageLog, today
 from kvswap.trust.hosting import Receipt, sign_offer, sign_receipt
@@ -258,6 +258,45 @@ def test_what_the_engine_worked_on_is_billed(tmp_path: Path, monkeypatch: pytest
             noting(monkeypatch, at)
             await asyncio.gather(*(one(at, *case) for case in CASES))
             assert at.usage_log.check() == len(at.usage_log.receipts(most=1000))
+
+    run(body())
+
+
+def test_a_client_that_is_lost_while_its_broken_read_ends_is_billed(tmp_path: Path) -> None:
+    """A write fails first, and before the end of that is written the server cancels whoever answers."""
+
+    async def body() -> None:
+        ending, written = asyncio.Event(), asyncio.Event()
+        prompt = ParsedPrompt([7] * PROMPT, DOCUMENT, CACHED, {}, MOST, True, True)
+        bills: list[tuple[int, int, int | None]] = []
+
+        async def complete(sent: Any) -> AsyncIterator[Piece]:
+            sent()
+            yield Piece("a", (1,))
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ending.set()
+                await asyncio.sleep(0)  # as closing a connection does
+
+        async def record(*bill: Any) -> Any:
+            bills.append(bill)
+            written.set()
+
+        async def answer() -> None:
+            async with contextlib.aclosing(hosted.pieces()) as pieces:  # type: ignore[type-var]
+                async for _ in pieces:
+                    raise ConnectionResetError("a failed write")
+
+        hosted = host_reading.HostedRequest(prompt, PROMPT + MOST, complete, record)
+        task = asyncio.create_task(answer())
+        await ending.wait()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConnectionResetError):
+            await task
+        async with asyncio.timeout(60):
+            await written.wait()
+        assert bills == [(CACHED, 1, None)]
 
     run(body())
 

@@ -85,7 +85,6 @@ def test_an_engine_is_known_by_its_model_and_layers(model: Path) -> None:
 @pytest.mark.parametrize(
     "changes,what",
     [
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
         ({"pipeline_parallel_size": 2}, "pipeline_parallel_size"),
         ({"quantization": "awq"}, "awq"),
         ({"lora_config": object()}, "LoRA"),

@@ -70,7 +70,7 @@ def test_a_table_with_one_wrong_row_is_found(ropes: dict[Any, Any], kind: str, d
 
 def test_an_engine_with_a_wrong_table_does_not_start(ropes: dict[Any, Any]) -> None:
     rope = rotary_embedding.get_rope(32, 512, rope_parameters=ROPES["default"], dtype=torch.float32)
-    worker = WorkerSide(SimpleNamespace(groups=()), ConnectorSettings())  # type: ignore[arg-type]
+    worker = WorkerSide(SimpleNamespace(groups=(), ranks=1), ConnectorSettings())  # type: ignore[arg-type]
     worker.register({}, {})
     rope.cos_sin_cache[200:] *= 1.0001
     with pytest.raises(Incompatible):

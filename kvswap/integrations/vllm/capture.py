@@ -54,12 +54,20 @@ class Captures:
     ) -> None:
         """Learn how the layers' blocks are laid out.
 
-        Raises `Incompatible` if the engine has sliding layers, or its blocks cannot be read.
+        Raises `Incompatible` if the engine has sliding layers or shares heads among processes, or its blocks cannot be
+        read.
         """
         if engine.hybrid:
             raise Incompatible(
                 "kvswap does not publish from an engine with sliding layers",
                 cause="vLLM has given up what lies outside their window when a prompt is done",
+                hint='"publish": "never" in kv_connector_extra_config',
+                field="engine",
+            )
+        if engine.ranks > 1:
+            raise Incompatible(
+                "kvswap does not publish from an engine with tensor_parallel_size above 1",
+                cause="each process has only its own heads",
                 hint='"publish": "never" in kv_connector_extra_config',
                 field="engine",
             )

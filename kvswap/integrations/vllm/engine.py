@@ -16,7 +16,10 @@ from kvswap.model import precision, reach
 from kvswap.model.files import read_json, weight_files
 from kvswap.model.identity import base_identity
 from kvswap.model.load import rope_text
+from kvswap.model.opening import open_configuration
 
+# How transformers keeps the rotary key of a latent, by model type: as [firsts, seconds] of the pairs, or in pairs.
+_ROTARY_HALVES = {"deepseek_v2": False, "deepseek_v3": True}
 _FILES = ("auto", "safetensors")  # the load formats of vLLM that read the files which the identity covers
 
 
@@ -34,6 +37,14 @@ class KVCacheGroup:
     k_dim: int
     v_dim: int
     window: int | None
+    latent: bool = False  # K is a latent and V its rotary key (MLA), in one row of the paged cache
+    halves: bool = False  # whether artifacts have that rotary key as [firsts, seconds]; vLLM keeps pairs
+    heads_in_all: int = 0  # of the model, where `heads` are those of this rank (tensor parallelism); 0: no others
+
+    def heads_of_rank(self, rank: int, ranks: int) -> slice:
+        """Return which of the model's heads this rank keeps."""
+        first = rank * (self.heads_in_all or self.heads) // ranks if self.heads_in_all else 0
+        return slice(first, first + self.heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class Engine:
     dtype: str
     groups: tuple[KVCacheGroup, ...]
     rope: str = "null"  # RoPE parameters, in the form of manifests
+    ranks: int = 1  # processes that share each layer's heads (tensor parallelism)
 
     @property
     def hybrid(self) -> bool:
@@ -67,7 +79,11 @@ class Engine:
         """The kinds and shapes of the model's layers, as manifests describe them."""
         specs = {
             index: LayerSpec.key_value(
-                "full" if group.window is None else "sliding", group.heads, group.k_dim, group.v_dim, group.window
+                "full" if group.window is None else "sliding",
+                group.heads_in_all or group.heads,
+                group.k_dim,
+                group.v_dim,
+                group.window,
             )
             for group in self.groups
             for index in group.layers
@@ -98,10 +114,9 @@ def engine_of(config: Any, cache: Any) -> Engine:
     Raises `Incompatible` naming what is not supported.
     """
     model, parallel = config.model_config, config.parallel_config
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "decode_context_parallel_size"):
+    for name in ("pipeline_parallel_size", "decode_context_parallel_size"):
         _require(getattr(parallel, name, 1) == 1, f"{name} above 1")
     _require(config.speculative_config is None, "speculative decoding")
-    _require(model.quantization is None, f"quantised weights ({model.quantization})")
     _require(config.lora_config is None, "LoRA adapters")
     # The identity covers the directory's files: whatever else changes the computation is refused.
     overrides = getattr(model, "hf_overrides", None)
@@ -111,7 +126,7 @@ def engine_of(config: Any, cache: Any) -> Engine:
     _require(load in _FILES, f"--load-format {load}", f"--load-format {_FILES[0]}")
     precision.check(str(getattr(config.device_config, "device_type", "cpu")))
     dtype = str(model.dtype).removeprefix("torch.")
-    groups = tuple(_group(group, dtype) for group in cache.kv_cache_groups)
+    groups = tuple(_group(group, dtype, config) for group in cache.kv_cache_groups)
     flat = sorted(index for group in groups for index in group.layers)
     _require(flat == list(range(len(flat))), "layers without a cache of their own, or shared ones")
     windows = {getattr(g.kv_cache_spec, "sliding_window", None) for g in cache.kv_cache_groups}
@@ -120,9 +135,25 @@ def engine_of(config: Any, cache: Any) -> Engine:
     _require(managed or windows == {None}, "sliding layers and --disable-hybrid-kv-cache-manager")
     directory = model_directory(str(model.model), model.revision)
     _check_files(directory)
+    _check_quantised(directory, model.quantization)
     _check_rope(model)
     rope = rope_text(model.hf_text_config) if hasattr(model, "hf_text_config") else "null"
-    return Engine(base_identity(directory, directory.name), dtype, groups, rope)  # vLLM puts no adapter on by itself
+    if any(group.latent for group in groups):  # vLLM writes names of its own over the type of their RoPE
+        rope = rope_text(open_configuration(directory).get_text_config(decoder=True))
+    identity = base_identity(directory, directory.name)  # vLLM puts no adapter on by itself
+    return Engine(identity, dtype, groups, rope, parallel.tensor_parallel_size)
+
+
+def _check_quantised(directory: Path, method: str | None) -> None:
+    """Refuse weights that the engine quantises itself: the identity is of the files, which say nothing of that."""
+    if method is None or (read_json(directory / "config.json").get("quantization_config") is not None):
+        return
+    raise Incompatible(
+        f"kvswap does not work in an engine that quantises the weights itself ({method})",
+        cause="the model's files are not quantised, and kvswap knows a model by its files",
+        hint="serve a directory whose files are quantised",
+        field="engine",
+    )
 
 
 def _check_files(directory: Path) -> None:
@@ -157,26 +188,70 @@ def _check_rope(model: Any) -> None:
         _require(short, f"{threshold.kind} RoPE for texts of more than {threshold.tokens} tokens", hint)
 
 
-def _group(group: Any, dtype: str) -> KVCacheGroup:
+def _group(group: Any, dtype: str, config: Any) -> KVCacheGroup:
     from vllm.model_executor.models.utils import extract_layer_index
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, MLAAttentionSpec, SlidingWindowSpec
 
     spec = group.kv_cache_spec
     kind = type(spec).__name__
-    # By type: what inherits from these (sinks, latents, random windows) holds something else in the same pages.
-    _require(type(spec) in (FullAttentionSpec, SlidingWindowSpec), f"a cache of kind {kind}")
+    if type(spec) is MambaSpec:
+        _refuse_states(spec)
+    # By type: what inherits from these (sinks, random windows) holds something else in the same pages.
+    _require(type(spec) in (FullAttentionSpec, SlidingWindowSpec, MLAAttentionSpec), f"a cache of kind {kind}")
     _require(not group.is_eagle_group, "draft layers")
     _require(getattr(spec, "attention_chunk_size", None) is None, "chunked attention")
     held = str(spec.dtype).removeprefix("torch.")
     _require(held == dtype, f"a cache in {held} of a model in {dtype}", "--kv-cache-dtype auto")
+    names, layers = tuple(group.layer_names), tuple(extract_layer_index(name) for name in group.layer_names)
+    if type(spec) is MLAAttentionSpec:
+        return _latents(names, layers, spec, config.model_config)
+    ranks, in_all = config.parallel_config.tensor_parallel_size, 0
+    if ranks > 1:
+        in_all = config.model_config.get_total_num_kv_heads()
+        of_one = max(1, in_all // ranks)
+        _require(spec.num_kv_heads == of_one, f"{spec.num_kv_heads} heads on each of {ranks} ranks, of {in_all}")
     return KVCacheGroup(
-        names=tuple(group.layer_names),
-        layers=tuple(extract_layer_index(name) for name in group.layer_names),
+        names=names,
+        layers=layers,
         block_tokens=spec.block_size,
         heads=spec.num_kv_heads,
         k_dim=spec.head_size,
         v_dim=spec.head_size_v,
         window=spec.sliding_window,
+        heads_in_all=in_all,
+    )
+
+
+def _latents(names: tuple[str, ...], layers: tuple[int, ...], spec: Any, model: Any) -> KVCacheGroup:
+    """Describe layers of latents (MLA): artifacts have the latent as K and the rotary key as V, one head each."""
+    text: Any = getattr(model, "hf_text_config", None)
+    kind = str(getattr(text, "model_type", None))
+    _require(kind in _ROTARY_HALVES, f"latents of model type {kind}")
+    plain = spec.cache_dtype_str in (None, "auto") and spec.model_version is None
+    _require(plain and not spec.sliding_window, "latents that are quantised, compressed, or slide")
+    halves = _ROTARY_HALVES[kind]
+    _require(not halves or bool(text.rope_interleave), "a rotary key that does not interleave")
+    return KVCacheGroup(
+        names=names,
+        layers=layers,
+        block_tokens=spec.block_size,
+        heads=spec.num_kv_heads,
+        k_dim=text.kv_lora_rank,
+        v_dim=spec.head_size - text.kv_lora_rank,
+        window=None,
+        latent=True,
+        halves=halves,
+    )
+
+
+def _refuse_states(spec: Any) -> None:
+    kind = str(getattr(spec.mamba_type, "value", spec.mamba_type)).lower()
+    raise Incompatible(
+        f"kvswap does not work in an engine with states ({kind}, mamba_cache_mode {spec.mamba_cache_mode})",
+        cause="vLLM keeps a state with other axes than transformers, and a convolution's without its oldest input: "
+        "neither is turned into the other yet",
+        hint="`kvswap ask` and Client.get_cache exchange this model's states, without vLLM",
+        field="engine",
     )
 
 

@@ -44,7 +44,11 @@ class PagedLayer:
         """Write K and V, [head, token, dim], to these slots."""
         device = self._cache.device
         key, value = (t.transpose(0, 1).contiguous().to(device) for t in (k, v))
-        self._write(self._layer, key, value, self._cache, slot.to(device))
+        self._call_writer(key, value, self._cache, slot.to(device))
+
+    def _call_writer(self, k: torch.Tensor, v: torch.Tensor, cache: torch.Tensor, slot: torch.Tensor) -> None:
+        """Let the engine write K and V of [token, head, dim]."""
+        self._write(self._layer, k, v, cache, slot)
 
     def learn(self, group: KVCacheGroup) -> None:
         """Learn the layout of a block, so that it can be read.
@@ -79,7 +83,7 @@ class PagedLayer:
         scratch = torch.zeros((block + 1, *self._cache.shape[1:]), dtype=self._cache.dtype, device=self._cache.device)
         slot = torch.arange(block * len(k), (block + 1) * len(k), device=scratch.device)
         k, v = (t.to(scratch.dtype).contiguous().to(scratch.device) for t in (k, v))
-        self._write(self._layer, k, v, scratch, slot)
+        self._call_writer(k, v, scratch, slot)
         return scratch[block].reshape(-1).cpu()
 
     def _reads_back(self, group: KVCacheGroup) -> bool:
@@ -110,3 +114,39 @@ class PagedLayer:
             for part, dim in ((numbers[:, :middle], group.k_dim), (numbers[:, middle:], group.v_dim))
         )
         return k, v
+
+
+class LatentLayer(PagedLayer):
+    """The paged cache of one layer of latents (MLA): K is the latent, V its rotary key.
+
+    vLLM keeps a rotary key in pairs (0, 1), (2, 3), ...; with `halves`, artifacts have the firsts before the seconds.
+    """
+
+    def __init__(self, layer: Any, cache: torch.Tensor, *, halves: bool) -> None:
+        super().__init__(layer, cache)
+        self._halves = halves
+
+    def put(self, k: torch.Tensor, v: torch.Tensor, slot: torch.Tensor) -> None:
+        """Write latents and rotary keys, [1, token, dim], to these slots."""
+        super().put(k, _in_pairs(v) if self._halves else v, slot)
+
+    def get(self, blocks: Sequence[int], group: KVCacheGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read latents and rotary keys of these blocks, [1, token, dim], to the CPU."""
+        k, v = super().get(blocks, group)
+        return k, _in_halves(v) if self._halves else v
+
+    def _call_writer(self, k: torch.Tensor, v: torch.Tensor, cache: torch.Tensor, slot: torch.Tensor) -> None:
+        self._write(k[:, 0], v, cache, slot, "auto", self._layer._k_scale)
+
+
+def _in_pairs(halves: torch.Tensor) -> torch.Tensor:
+    return torch.stack(halves.chunk(2, dim=-1), dim=-1).flatten(-2)
+
+
+def _in_halves(pairs: torch.Tensor) -> torch.Tensor:
+    return torch.cat((pairs[..., ::2], pairs[..., 1::2]), dim=-1)
+
+
+def paged_layer(layer: Any, cache: torch.Tensor, group: KVCacheGroup) -> PagedLayer:
+    """Return the paged cache of a layer of this group.  Raises `Incompatible` where its backend has no writer."""
+    return LatentLayer(layer, cache, halves=group.halves) if group.latent else PagedLayer(layer, cache)

@@ -44,3 +44,33 @@ def _same(table: torch.Tensor, again: list[torch.Tensor], dtype: torch.dtype | N
     made = torch.cat(again)
     rounded = made.to(dtype) if dtype is not None else made
     return any(torch.equal(table, one.to(table.dtype)) for one in (made, rounded))
+
+
+def check_latent_keys() -> None:
+    """Check that the engine rotates the key beside a latent (MLA) as vLLM's own plain code does.
+
+    That key is a view into a wider row, which the kernel of vLLM 0.32 on CPU reads wrongly; what such an engine
+    computes is wrong, with kvswap and without.  Raises `Incompatible`.
+    """
+    from vllm.model_executor.layers import rotary_embedding
+
+    for rope in list(rotary_embedding._ROPE_DICT.values()):
+        table = getattr(rope, "cos_sin_cache", None)
+        if not isinstance(table, torch.Tensor):
+            continue
+        size, count = rope.head_size, 4
+        make = torch.Generator().manual_seed(0)
+        row = torch.randn(count, 9 * size, generator=make).to(table)
+        query = torch.randn(count, 2, 2 * size, generator=make).to(table)
+        positions = torch.arange(count, device=table.device)
+        plain, own = (
+            turn(positions, query.clone()[..., size:], row.clone()[:, -size:].unsqueeze(1))[1].float()
+            for turn in (rope.forward_native, rope)
+        )
+        if not torch.allclose(plain, own, atol=0.05):
+            raise Incompatible(
+                f"this vLLM rotates the keys of latents (MLA) wrongly ({type(rope).__name__})",
+                cause="its kernel reads a key that is part of a wider row wrongly",
+                hint='--compilation-config \'{"custom_ops": ["-rotary_embedding"]}\'',
+                field="engine",
+            )

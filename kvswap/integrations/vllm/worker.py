@@ -21,11 +21,11 @@ from kvswap.artifact.tensors import LayerTensors
 from kvswap.client.loading import statement_of
 from kvswap.integrations.vllm.capture import Captures
 from kvswap.integrations.vllm.engine import Engine
-from kvswap.integrations.vllm.paged import PagedLayer, slots
+from kvswap.integrations.vllm.paged import PagedLayer, paged_layer, slots
 from kvswap.integrations.vllm.save_requests import Save
 from kvswap.integrations.vllm.scheduler import Load
 from kvswap.integrations.vllm.settings import ConnectorSettings
-from kvswap.integrations.vllm.tables import check_tables
+from kvswap.integrations.vllm.tables import check_latent_keys, check_tables
 from kvswap.store.files import chunk_reader
 
 logger = logging.getLogger("vllm.kvswap")
@@ -41,6 +41,7 @@ class WorkerSide:
         self._engine, self._settings = engine, settings
         self._captures: Captures | None = None  # None if publishing is not allowed
         self._layers: dict[int, PagedLayer] = {}
+        self._heads: dict[int, slice] = {}  # of each layer's heads those that this process keeps
         self._pool = ThreadPoolExecutor(_LOADS, "kvswap-load")
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -54,9 +55,13 @@ class WorkerSide:
         Raises `Incompatible` if a table of cos and sin is wrong, or the attention backend is not supported.
         """
         check_tables()
+        if any(group.latent for group in self._engine.groups):
+            check_latent_keys()
+        rank = _rank() if self._engine.ranks > 1 else 0
         for group in self._engine.groups:
             for name, index in zip(group.names, group.layers, strict=True):
-                self._layers[index] = PagedLayer(layers[name], caches[name])
+                self._layers[index] = paged_layer(layers[name], caches[name], group)
+                self._heads[index] = group.heads_of_rank(rank, self._engine.ranks)
         if self._settings.publish != "never":
             attention = type(layers[self._engine.groups[0].names[0]].impl).__name__
             self._captures = Captures(self._engine, self._layers, attention, self._settings)
@@ -133,16 +138,23 @@ class WorkerSide:
             assembly.wait()
         for group, blocks in zip(self._engine.groups, load.blocks, strict=True):
             for index in group.layers:
-                self._put(self._layers[index], assembly.tensors[index], group, blocks, load)
+                self._put(index, assembly.tensors[index], group, blocks, load)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
 
-    def _put(self, layer: PagedLayer, held: LayerTensors, group: Any, blocks: tuple[int, ...], load: Load) -> None:
+    def _put(self, index: int, held: LayerTensors, group: Any, blocks: tuple[int, ...], load: Load) -> None:
         slot, token = slots(group, blocks, max(load.first, held.first), min(load.stop, held.first + held.tokens))
         if not len(slot):
             return
         low, high = int(token[0]) - held.first, int(token[-1]) - held.first + 1
-        k, v = held.k[:, low:high], held.v[:, low:high]
+        heads = self._heads[index]
+        k, v = held.k[heads, low:high], held.v[heads, low:high]
         if high - low != len(token):  # there are null blocks between, which are not written
             k, v = (t[:, token - token[0]] for t in (k, v))
-        layer.put(k, v, slot)
+        self._layers[index].put(k, v, slot)
+
+
+def _rank() -> int:
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return int(get_tensor_model_parallel_rank())
