@@ -54,7 +54,7 @@ def fill(
 
     Returns the cache, its length in tokens, how it was filled, and the exactness claim that holds for it.
     """
-    from kvswap.model.prefill import check_length, check_reach
+    from kvswap.model.prefill import check_length, check_reach_of
     from kvswap.model.shape import require_layers
 
     manifest = statement.manifest
@@ -63,7 +63,7 @@ def fill(
     prefix, probe = manifest.prefix, manifest.probe
     stop = prefix.tokens if tokens is None else tokens
     total = stop if tokens is None or ids is None else len(ids)
-    check_reach(loaded, total, headroom, prefix.block_tokens)
+    check_reach_of(loaded, manifest, headroom, total)
     check_length(loaded, total + headroom)
     # Only the artifact's own tokens may be computed, whatever its manifest says of the document.
     cuts = manifest.layout.checkpoints

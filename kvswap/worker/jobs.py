@@ -150,7 +150,7 @@ class Jobs:
         from kvswap.artifact.tensors import digest_layer
         from kvswap.artifact.transcode import transcode
         from kvswap.model.cache import build_cache
-        from kvswap.model.prefill import check_reach
+        from kvswap.model.prefill import check_reach_of
         from kvswap.trust import one_key, read_statement
         from kvswap.worker.comparing import STEPS, compare
 
@@ -162,7 +162,7 @@ class Jobs:
         lossless = codecs.get(codec).lossless
         question = manifest.probe.question or loaded.tokenize_continuation(PROBE_TEXT)
         if not lossless:
-            check_reach(loaded, manifest.prefix.tokens, len(question) + STEPS, manifest.prefix.block_tokens)
+            check_reach_of(loaded, manifest, len(question) + STEPS)
         refs: list[Any] = []
         wires: dict[Cid, bytes] = {}
         for chunk in transcode(manifest, source, codec, known, self._predictors, statement.seal):
@@ -194,7 +194,7 @@ class Jobs:
         from kvswap.artifact.assembly import load
         from kvswap.artifact.sealing import TAG_BYTES, Seal
         from kvswap.model.cache import build_cache, new_cache
-        from kvswap.model.prefill import canonical_prefill, check_length, check_reach
+        from kvswap.model.prefill import canonical_prefill, check_length, check_reach_of
         from kvswap.worker.comparing import STEPS, compare
 
         loaded, source = self.loaded, _files(chunks)
@@ -202,7 +202,7 @@ class Jobs:
         other_manifest = parse_manifest(manifest, added=TAG_BYTES if seal is not None else 0)
         layout.check_compatible(other_manifest, loaded.identity.digest, loaded.dtype)
         question, position = loaded.tokenize_continuation(PROBE_TEXT), other_manifest.prefix.tokens
-        check_reach(loaded, position, len(question) + STEPS, other_manifest.prefix.block_tokens)
+        check_reach_of(loaded, other_manifest, len(question) + STEPS)
         check_length(loaded, position + len(question) + STEPS)
         computed = new_cache(loaded.model.config, position + len(question) + STEPS)
         for block in canonical_prefill(loaded, computed, ids, other_manifest.prefix.block_tokens):
@@ -270,7 +270,7 @@ class Jobs:
             raise InvalidDocument("the question is empty")
         ids = loaded.tokenize(text) if text is not None else None
         headroom = len(following) + steps
-        if ids is not None and (envelope is None or tokens is not None):
+        if ids is not None and envelope is None:
             check_reach(loaded, len(ids), headroom, block_tokens)
         loaded_first: FirstLayer | None = None
         position = 0
