@@ -383,22 +383,6 @@ FAMILIES |= {
             "mamba_chunk_size": 32,
         },
     ),
-    "jamba": (
-        "JambaConfig",
-        {
-            **_PLAIN,
-            "num_hidden_layers": 4,
-            "attn_layer_period": 4,
-            "attn_layer_offset": 2,
-            "expert_layer_period": 2,
-            "expert_layer_offset": 1,
-            "num_experts": 2,
-            "num_experts_per_tok": 1,
-            "mamba_d_state": 8,
-            "mamba_expand": 2,
-            "mamba_dt_rank": 4,
-        },
-    ),
     "zamba2": (
         "Zamba2Config",
         {
@@ -467,6 +451,26 @@ FAMILIES |= {
     ),
 }
 
+# refused: not the document's blocks
+FORGETTING: dict[str, tuple[str, dict[str, Any]]] = {
+    "jamba": (
+        "JambaConfig",
+        {
+            **_PLAIN,
+            "num_hidden_layers": 4,
+            "attn_layer_period": 4,
+            "attn_layer_offset": 2,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 8,
+            "mamba_expand": 2,
+            "mamba_dt_rank": 4,
+        },
+    ),
+}
+
 
 def write_tokenizer(directory: Path) -> None:
     """Writes a byte-level BPE tokenizer of 400 tokens, trained on the example document, into `directory`."""
@@ -495,7 +499,7 @@ def build(directory: Path, name: str, seed: int = 0, **changes: Any) -> Path:
     import torch
     import transformers
 
-    kind, fields = FAMILIES[name]
+    kind, fields = (FAMILIES | FORGETTING)[name]
     config = getattr(transformers, kind)(**{**fields, **changes})
     torch.manual_seed(seed)
     causal, pictures = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
