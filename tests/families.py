@@ -310,6 +310,24 @@ FAMILIES |= {
             "global_head_dim": 16,
         },
     ),
+    # experts, and full layers whose values are their keys before the rotation, with heads of their own
+    "gemma4-moe": (
+        "Gemma4TextConfig",
+        {
+            **_HEADS,
+            "num_hidden_layers": 4,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 32,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
     # states: a short convolution, a gated delta rule, Mamba; in layers of their own or beside keys and values
     "lfm2": (
         "Lfm2Config",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from kvswap.artifact.checkpoints import spacing, state_bytes
@@ -285,6 +286,7 @@ class Checked:
     window_bytes: int  # at most, however long the text is: of layers with one
     state_bytes: int  # at every checkpoint, the end among them: of layers that keep states
     checkpoint_tokens: int  # between two checkpoints, by default; 0: only the end is one
+    latent: bool  # whether it keeps a latent for all heads (MLA) as its keys, and a rotary key as its values
     refused: str
     without: tuple[str, ...]  # what does not work although it is exchanged, with the reason
 
@@ -312,6 +314,7 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
         window_bytes=sum((window - 1) * width for window, width in each if window is not None),
         state_bytes=state_bytes(layers, dtype),
         checkpoint_tokens=BLOCK_TOKENS * spacing(layers, dtype, BLOCK_TOKENS),
+        latent=bool(layers) and text_of(config).get("model_type") in _LATENT,
         refused=refused,
         without=tuple(_without(config, layers)) if layers else (),
     )
@@ -342,13 +345,15 @@ def page() -> str:
         "",
         "`kvswap model check DIRECTORY` says of a model on this machine what its cache is made of, what it weighs,",
         "and what works with it, from its `config.json` alone. The table has the model types that are tested, each",
-        "with a tiny random model, bit for bit in float32 and bfloat16: loaded whole, from a shorter prefix, and",
-        "fetched while it is computed. Other decoder-only models with full or sliding attention usually work too;",
-        "what does not is refused by name before any work begins.",
+        "with a tiny random model, bit for bit. Other decoder-only models with full or sliding attention usually",
+        "work too; what does not is refused by name before any work begins.",
         "",
-        f"That is a matrix of {len(taken)} model types, {len(DTYPES)} dtypes and {len(WAYS)} ways, "
-        f"{len(taken) * len(DTYPES) * len(WAYS)} cells: {', '.join(WAYS)}.",
-        "A test runs each of them; none may be skipped.",
+        *wrap(
+            f"That is a matrix of {len(taken)} model types, {len(DTYPES)} dtypes and {len(WAYS)} ways, "
+            f"{len(taken) * len(DTYPES) * len(WAYS)} cells: {', '.join(WAYS)}. "
+            "A test runs each of them; none may be skipped.",
+            120,
+        ),
         "",
         "## The models that are used most",
         "",

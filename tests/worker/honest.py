@@ -52,6 +52,7 @@ class Shelf:
     root: Path
     dtypes: dict[str, str] = field(default_factory=dict)  # float32 unless it is named
     noise_tokens: int = 512
+    checkpoints: Sequence[int] = ()
     _made: dict[Any, Any] = field(default_factory=dict)
 
     def dtype(self, family: str) -> str:
@@ -101,7 +102,7 @@ class Shelf:
         seen: list[dict[str, Any]] = jobs.seen  # type: ignore[attr-defined]
         seen.clear()
         text = text_of(jobs.loaded.tokenizer, tokens)
-        result = jobs.do_publish(text, BLOCK, "planes", False)
+        result = jobs.do_publish(text, BLOCK, "planes", False, checkpoints=list(self.checkpoints))
         chunks = [m for m in seen if m["event"] == "chunk"]
         (mark,) = (m["data"] for m in seen if m["event"] == "fingerprint")
         for data in (*(m["data"] for m in chunks), mark):
