@@ -70,7 +70,7 @@ class Kvswap:
             before = cpu_of(reader.process.pid), cpu_of(self._server.process.pid)
             report = reader.client.fetch(self._made.id, force=True).report
             used = cpu_of(reader.process.pid) - before[0], cpu_of(self._server.process.pid) - before[1]
-            return report["wire_bytes"] / 1e6 / report["seconds"], used[0], used[1]
+            return report.wire_bytes / 1e6 / report.seconds, used[0], used[1]
         finally:
             reader.stop()
 

@@ -66,11 +66,11 @@ def main() -> None:
             steps = Steps(lambda: float(client.status().loop.longest_pause_seconds))
             steps.rows.append(["start until ready", f"{started:.3f} s", f"{1e3 * steps.pauses():.0f} ms"])
             steps.do("`kvswap status`", client.status, 5)
-            own = [row for row in client.ls() if row["standing"] == "own"]
-            ids = iter([row["artifact"] for row in own])
-            others = next(row["publisher"] for row in client.ls() if row["standing"] != "own")
+            own = [row for row in client.ls() if row.standing == "own"]
+            ids = iter([row.artifact for row in own])
+            others = next(row.publisher for row in client.ls() if row.standing != "own")
             steps.do("`kvswap ls`", client.artifacts)
-            steps.do("`kvswap show`", lambda: client.show(own[0]["artifact"]), 5)
+            steps.do("`kvswap show`", lambda: client.show(own[0].artifact), 5)
             steps.do("a fetch by the second node", lambda: other.fetch(next(ids), force=True), 20)
             steps.do("`kvswap trust add`", lambda: client.trust_add(others))
             steps.do("`kvswap withdraw`", lambda: client.withdraw(next(ids), "a measurement"))
@@ -79,7 +79,7 @@ def main() -> None:
             steps.do("`kvswap gc` of 1,000 bytes", lambda: client.gc(client.status().store_bytes - 1_000))
             steps.do("10 s of upkeep", lambda: time.sleep(10))
             steps.do("`kvswap trust rotate`", client.rotate)
-            loop = client.status()["loop"]
+            loop = client.status().loop
             assert node.process is not None
             rss = psutil.Process(node.process.pid).memory_info().rss
         finally:

@@ -51,11 +51,13 @@ DELTA: dict[str, Any] = {
 def measure(directory: Path, tokens: int, runs: int) -> dict[str, float]:
     """Return the figures of one model."""
     from kvswap.artifact.checkpoints import state_bytes
+    from kvswap.artifact.manifest import ChunkRef
     from kvswap.artifact.specs import Layout
-    from kvswap.core import wire
     from kvswap.model.cache import new_cache
     from kvswap.model.load import load_model
     from kvswap.model.prefill import canonical_prefill
+    from kvswap.worker.conversation import ChunkEvent, JobEvent
+    from kvswap.worker.inbox import Inbox, JobPipe
     from kvswap.worker.publishing import Publishing
 
     loaded = load_model(directory, directory.name, "bfloat16")
@@ -65,7 +67,7 @@ def measure(directory: Path, tokens: int, runs: int) -> dict[str, float]:
     ids = loaded.tokenize(text)
     bare: list[float] = []
     published: list[float] = []
-    chunks: list[dict[str, Any]] = []
+    chunks: list[ChunkRef] = []
     shape: Layout | None = None
     for run in range(runs + 1):
         began = time.perf_counter()
@@ -74,31 +76,32 @@ def measure(directory: Path, tokens: int, runs: int) -> dict[str, float]:
         middle = time.perf_counter()
         chunks.clear()
 
-        def say(kind: str, **values: Any) -> None:
-            if kind == "chunk":
-                chunks.append(values["ref"])
+        def say(event: JobEvent) -> None:
+            if isinstance(event, ChunkEvent):
+                chunks.append(event.ref)
 
-        made = Publishing(loaded, "planes", None, say, lambda: None).run(text, BLOCK, False)
+        pipe = JobPipe(Inbox(), say, lambda: None)
+        made = Publishing(loaded, "planes", None, pipe).run(text, BLOCK, False)
         if run:  # the first of both warms caches and allocators
             bare.append(middle - began)
             published.append(time.perf_counter() - middle)
-        shape = wire.convert(made["layout"], Layout)
+        shape = made.layout
     assert shape is not None  # noqa: S101
-    states = [ref for ref in chunks if shape.is_state(ref["run"])]
-    last = max(ref["block"] for ref in chunks)
-    raw = sum(ref["raw_length"] for ref in chunks)
-    stored = sum(ref["length"] for ref in chunks)
+    states = [ref for ref in chunks if shape.is_state(ref.run)]
+    last = max(ref.block for ref in chunks)
+    raw = sum(ref.raw_length for ref in chunks)
+    stored = sum(ref.length for ref in chunks)
     return {
         "tokens": len(ids),
         "bare_seconds": statistics.median(bare),
         "publish_seconds": statistics.median(published),
         "ratio": statistics.median(p / b for p, b in zip(published, bare, strict=True)),
         "raw_mb": raw / 1e6,
-        "raw_of_keys": raw / (raw - sum(ref["raw_length"] for ref in states)),
+        "raw_of_keys": raw / (raw - sum(ref.raw_length for ref in states)),
         "stored_mb": stored / 1e6,
         "checkpoints": len(shape.checkpoints),
         "checkpoint_mb": state_bytes(shape.layers, shape.dtype) / 1e6,
-        "inner_checkpoints_of_stored": sum(ref["length"] for ref in states if ref["block"] != last) / stored,
+        "inner_checkpoints_of_stored": sum(ref.length for ref in states if ref.block != last) / stored,
     }
 
 

@@ -238,7 +238,7 @@ def memory(root: Path) -> None:
         for i, name in enumerate(("reader", "server"))
     ]
     table(["node", "idle MB", "peak MB", "above idle"], rows)
-    print(f"({report['wire_bytes'] / 1e6:.0f} MB in {report['seconds']:.1f} s)")
+    print(f"({report.wire_bytes / 1e6:.0f} MB in {report.seconds:.1f} s)")
 
 
 PARTS = {"links": links, "four": four, "readers": readers, "memory": memory}

@@ -118,7 +118,6 @@ KEPT = {
     "kvswap/exchange/transfer/sources.py": ({"grant"}, "the field of JoinReply"),
     "kvswap/store/ledger.py": ({"lies", "lied_at"}, "columns of peers.sqlite3"),
     "kvswap/daemon/peers_api.py": ({"lies"}, "the JSON field of `peers`"),
-    "kvswap/worker/jobs.py": ({"do_recode"}, "the name of a job on the pipe"),
     "kvswap/net/libp2p/connection_limits.py": ({"cancelled_caught"}, "trio's"),
 }
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import field
 
-from kvswap.api.plans import PlanFigures
+from kvswap.api.plans import PlanFigures, ways_of
 from kvswap.api.result import OpenResult, Result
+
+if TYPE_CHECKING:
+    from kvswap.cost import Plan
 
 
 class Event:
@@ -193,3 +196,8 @@ class NodeEvent(OpenResult, frozen=True, kw_only=True):
     time: float
     """Unix seconds."""
     kind: str = field(name="event")
+
+
+def plan_event(plan: Plan) -> PlanEvent:
+    """Make the event that a way was chosen."""
+    return PlanEvent(**ways_of(plan))

@@ -5,10 +5,14 @@ python -m kvswap.api.openapi > docs/openapi.json
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import json
 import re
 import sys
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,6 +242,36 @@ def _operation(route: Route) -> dict[str, Any]:
     return operation
 
 
+def _parts(kinds: Iterable[type[msgspec.Struct]]) -> set[type[msgspec.Struct]]:
+    """Return all structs that these have in their fields."""
+    found: set[type[msgspec.Struct]] = set()
+    todo: list[Any] = list(msgspec.inspect.multi_type_info(list(kinds)))
+    while todo:
+        info = todo.pop()
+        if isinstance(info, msgspec.inspect.StructType):
+            if info.cls in found:
+                continue
+            found.add(info.cls)
+        todo += [getattr(info, name) for name in ("item_type", "key_type", "value_type", "type") if hasattr(info, name)]
+        todo += [*getattr(info, "types", ()), *getattr(info, "fields", ())]
+    return found
+
+
+def _descriptions(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """Return what the text below each field of a struct says of it, by the field's name in JSON."""
+    names = {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
+    words: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not base.__module__.startswith("kvswap."):
+            continue
+        (parsed,) = ast.parse(inspect.getsource(base)).body
+        for line, below in itertools.pairwise(getattr(parsed, "body", ())):
+            said = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and below.value.value
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(said, str):
+                words[names.get(line.target.id, line.target.id)] = inspect.cleandoc(said)
+    return words
+
+
 def description() -> dict[str, Any]:
     """Make the OpenAPI 3.1 document."""
     kinds: list[type[msgspec.Struct]] = [route.body for route in ROUTES if route.body is not None]
@@ -247,6 +281,11 @@ def description() -> dict[str, Any]:
     for kind in (events.NodeEvent, events.OtherEvent, verification.Check):  # `more` stands beside the named fields
         assert issubclass(kind, OpenResult)  # noqa: S101 - of what is written here
         del schemas[kind.__name__]["properties"]["more"]
+    for each in {*kinds, *_parts(kinds)}:
+        properties = schemas[each.__name__]["properties"]
+        for name, words in _descriptions(each).items():
+            if name in properties:
+                properties[name]["description"] = words
     schemas["ProgressEvent"] = {"anyOf": [_reference(kind) for kind in typing.get_args(events.ProgressEvent)]}
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:

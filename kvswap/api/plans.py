@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from msgspec import field
 
 from kvswap.api.result import Result
 from kvswap.api.status import CodecFigures
+
+if TYPE_CHECKING:
+    from kvswap.cost import Option, Plan
 
 
 class PlanSummary(Result, frozen=True, kw_only=True):
@@ -148,3 +153,28 @@ class PlanResult(PlanFigures, frozen=True, kw_only=True):
     basis: PlanBasis
     hosts: list[HostWay]
     """The hosts that were asked for, the best first."""
+
+
+def summary_of(plan: Plan | PlanFigures) -> PlanSummary:
+    """Make the summary of a plan."""
+    return PlanSummary(action=plan.action, seconds=plan.seconds, dollars=plan.dollars, reason=plan.reason)
+
+
+def ways_of(plan: Plan) -> dict[str, Any]:
+    """Return the fields of `PlanFigures` for what the planner chose."""
+    return {
+        "action": plan.action,
+        "seconds": plan.seconds,
+        "dollars": plan.dollars,
+        "reason": plan.reason,
+        "prefill": _way(plan.prefill),
+        "fetch": _way(plan.fetch),
+        "hybrid": _way(plan.hybrid),
+        "host": _way(plan.host),
+    }
+
+
+def _way(option: Option | None) -> WayFigures | None:
+    if option is None:
+        return None
+    return WayFigures(seconds=option.seconds, dollars=option.dollars, bytes=option.bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kvswap.api.result import Result
 
 
@@ -92,3 +94,8 @@ class StatusResult(Result, frozen=True, kw_only=True):
     """Unix seconds."""
     loop: LoopState
     tables: list[TableState]
+
+
+def codec_figures(measured: Mapping[str, Mapping[str, float]]) -> dict[str, CodecFigures]:
+    """Return what was measured of each codec (`Calibration.codecs`)."""
+    return {name: CodecFigures(**row) for name, row in measured.items()}

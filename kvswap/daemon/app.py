@@ -27,7 +27,7 @@ from kvswap.api.node import (
     ReadyResult,
 )
 from kvswap.api.plans import PlanResult
-from kvswap.api.status import LoopState, ModelState, StatusResult, TableState
+from kvswap.api.status import LoopState, ModelState, StatusResult, TableState, codec_figures
 from kvswap.api.verification import StoreCheck, VerifyResult
 from kvswap.core.ids import parse_reference
 from kvswap.core.limits import LIMITS
@@ -57,7 +57,6 @@ from kvswap.exchange import Node
 from kvswap.exchange.ask import answer
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.plan import plan_reference
-from kvswap.exchange.planning.figures import codec_figures
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Progress
 from kvswap.exchange.train import train
@@ -141,7 +140,7 @@ class Api:
                 degraded=dict(node.problems),
                 artifacts=count,
                 **withheld,
-                codecs=codec_figures(node.calibration),
+                codecs=codec_figures(node.calibration.codecs()),
                 store_bytes=node.store.used_bytes,
                 quota_bytes=node.store.quota_bytes,
                 model=self._model_state(),
@@ -195,11 +194,11 @@ class Api:
         """
         response = await start_lines(request)
         for event in self._node.events.recent():
-            await send_line(response, event)
+            await send_line(response, event.to_json())
         if request.query.get("follow", "1") != "0":
             async with heartbeats(response, wanted=request.query.get("heartbeat") == "1"):
                 async for event in self._node.events.follow():
-                    await send_line(response, event)
+                    await send_line(response, event.to_json())
         await response.write_eof()
         return response
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError, MalformedMessage, WorkerFailed
@@ -25,7 +25,10 @@ from kvswap.core.tasks import until_done
 from kvswap.exchange.model_port import OnEvent, Outbox
 from kvswap.model.precision import VARIABLES
 from kvswap.worker import logs, protocol, start
+from kvswap.worker.conversation import job_event
+from kvswap.worker.messages import Job, result_of
 
+R = TypeVar("R")
 _log = logging.getLogger("kvswap.worker")
 
 _BUFFER = 8 << 20
@@ -115,8 +118,8 @@ class Child:
     # -- jobs ------------------------------------------------------------------------------------
 
     async def job(
-        self, request: dict[str, Any], on_event: OnEvent | None, outbox: Outbox | None = None, most: float | None = None
-    ) -> dict[str, Any]:
+        self, job: Job[R], on_event: OnEvent | None, outbox: Outbox | None = None, most: float | None = None
+    ) -> R:
         """Run one job; `most`: seconds it may take.
 
         Raises the job's own error, or `Lost`.  When this returns or raises, nothing of the job is on its way any more.
@@ -124,7 +127,7 @@ class Child:
         telling: asyncio.Task[None] | None = None
         answered = False
         try:
-            await self._send(request)
+            await self._send(wire.plain(job))
             if outbox is not None:
                 telling = asyncio.create_task(self._pass_on(outbox))
             answer = await self._answer(on_event, _Time(most))
@@ -134,8 +137,7 @@ class Child:
                     text = str(answer["error"].get("message"))
                     _log.error("%s", text, extra={"trace": str(answer["trace"])[:16_384]})
                 raise KvswapError.from_dict(answer["error"])
-            result: dict[str, Any] = answer["result"]
-            return result
+            return result_of(job, answer["result"])
         except BaseException as error:
             if not answered and self.pid is not None:
                 if telling is not None:
@@ -165,7 +167,7 @@ class Child:
             if kind != protocol.ALIVE:
                 idle = 0.0
                 if on_event is not None:
-                    await on_event(message)
+                    await on_event(job_event(message))
                 continue
             used, cpu = message.get("cpu_us", 0) - cpu, message.get("cpu_us", 0)
             worked = used > _WORKED_SECONDS * 1e6 or activity != self._activity
@@ -184,7 +186,7 @@ class Child:
         """Until cancelled; a process that is gone is noticed by whoever waits for its answer."""
         with contextlib.suppress(Lost):
             while True:
-                await self._send({"tell": await outbox.get()})
+                await self._send({"tell": wire.plain(await outbox.get())})
                 self._activity += 1
 
     async def _receive(self, time: _Time) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from kvswap.api import PrefixRequest
 from kvswap.api.caches import ComputedResult, PrefixIndex, PrefixResult
+from kvswap.api.plans import summary_of
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, UsageError
@@ -19,12 +20,12 @@ from kvswap.daemon.requests import prefix_query_of, reply, request_of, stream
 from kvswap.exchange import Node
 from kvswap.exchange.discovery.pulling import cached_prefix_keys
 from kvswap.exchange.model_port import OnEvent
-from kvswap.exchange.planning.figures import summary_of
 from kvswap.exchange.prefix import fetch_prefix, longest_cached_prefix
 from kvswap.exchange.publish_computed import Computed, publish_computed
-from kvswap.exchange.publishing.ingest import EVENTS
 from kvswap.exchange.request import Progress
 from kvswap.worker import protocol
+from kvswap.worker.conversation import ChunkEvent, FingerprintEvent, job_event
+from kvswap.worker.messages import EngineComputed
 
 
 class EngineApi:
@@ -80,14 +81,12 @@ class EngineApi:
         """
         frames = FrameReader(request.content)
 
-        async def run(on_event: OnEvent) -> dict[str, Any]:
+        async def run(on_event: OnEvent) -> EngineComputed:
             while "event" in (message := await frames.next()):
-                if message["event"] in EVENTS:  # there is nothing else that an engine tells
-                    await on_event(message)
-            result = message.get("result")
-            if not isinstance(result, dict):
-                raise MalformedMessage("the frames end without a result")
-            return result
+                event = job_event(message, MalformedMessage)
+                if isinstance(event, ChunkEvent | FingerprintEvent):  # there is nothing else that an engine tells
+                    await on_event(event)
+            return wire.convert(message.get("result"), EngineComputed, MalformedMessage)
 
         async def work(progress: Progress) -> ComputedResult:
             try:

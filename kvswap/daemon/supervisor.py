@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kvswap.api.status import ProcessState
 from kvswap.core.errors import KvswapError, WorkerFailed
@@ -24,7 +24,9 @@ from kvswap.daemon.child import PROGRAM, Child, Lost, Patience
 from kvswap.exchange.model_port import ModelChoice, OnEvent, Outbox
 from kvswap.model import catalogue, needs
 from kvswap.model.identity import directory_identity
+from kvswap.worker.messages import Job, OpenJob
 
+R = TypeVar("R")
 _logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5  # at least, between two looks for what is idle
 _PROBLEM = "model process"
@@ -135,18 +137,13 @@ class ModelProcess:
             await self._ensure(slot)
 
     async def run(
-        self,
-        choice: ModelChoice,
-        job: str,
-        on_event: OnEvent | None = None,
-        outbox: Outbox | None = None,
-        **arguments: Any,
-    ) -> dict[str, Any]:
+        self, choice: ModelChoice, job: Job[R], on_event: OnEvent | None = None, outbox: Outbox | None = None
+    ) -> R:
         """Run a job in the model's process, which is started where none is; see `ModelPort`."""
         async with self._held(choice) as slot:
             child = await self._ensure(slot)
             try:
-                result = await child.job({"job": job, **arguments}, on_event, outbox)
+                result = await child.job(job, on_event, outbox)
             except Lost as lost:
                 raise await self._lost(slot, lost) from lost
             self.problems.clear_one(_PROBLEM)
@@ -243,14 +240,13 @@ class ModelProcess:
     async def _load(self, slot: _Slot) -> Child:
         choice, child = slot.choice, Child(self._settings.home, self._program, self._patience)
         directory = catalogue.resolve(choice.name, self._settings.models)
-        request = {
-            "job": "open",
-            "directory": str(directory.absolute()),
-            "label": choice.identity.label,
-            "dtype": choice.dtype,
-            "device": choice.device,
-            "threads": choice.threads,
-        }
+        request = OpenJob(
+            directory=str(directory.absolute()),
+            label=choice.identity.label,
+            dtype=choice.dtype,
+            device=choice.device,
+            threads=choice.threads,
+        )
         slot.child = child
         try:
             self._check_stopping()

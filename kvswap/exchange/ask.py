@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import Any
+
+from msgspec import structs
 
 from kvswap.api import AskRequest
 from kvswap.api.caches import AskResult
-from kvswap.api.events import PlanEvent, TokenEvent, event_of
-from kvswap.api.plans import PlanFigures, PlanSummary
+from kvswap.api.events import PlanEvent, TokenEvent, plan_event
+from kvswap.api.plans import PlanFigures, PlanSummary, summary_of
 from kvswap.core.errors import (
     Incompatible,
     IntegrityError,
@@ -30,7 +31,6 @@ from kvswap.exchange.fetch import fetch
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.plan import plan_reference
-from kvswap.exchange.planning.figures import plan_event, shortened, summary_of
 from kvswap.exchange.prefix import check_prefix_plan, find_prefix, plan_prefix
 from kvswap.exchange.request import Progress, silent
 from kvswap.exchange.transfer.choosing import choose
@@ -42,6 +42,8 @@ from kvswap.exchange.verification.use import require_text, use
 from kvswap.exchange.verify import ban_if_proven, forget_damaged
 from kvswap.trust.accusation import of_error
 from kvswap.trust.levels import Level
+from kvswap.worker.conversation import FileEvent, JobEvent
+from kvswap.worker.messages import AnswerJob, ComputedAnswer, FirstLayerCheck
 
 
 async def answer(node: Node, request: AskRequest, progress: Progress = silent) -> AskResult:
@@ -92,11 +94,11 @@ class _Asking:
             await self._forget_damaged(source, error)
             source, plan = await self._origin()
             done, transfer = await self._run_job(source)
-        unchecked = await self._note_checks(source, done["first_layer"]) if source is not None else {}
+        unchecked = await self._note_checks(source, done.first_layer) if source is not None else {}
         if transfer is None:
-            self._node.learn_prefill(self._choice, done["samples"])
+            self._node.learn_prefill(self._choice, done.samples)
         else:
-            self._node.learn_hybrid(self._choice, done["samples"])
+            self._node.learn_hybrid(self._choice, done.samples)
         return self._result(source, summary_of(plan), done, transfer, unchecked)
 
     async def _origin(self) -> tuple[CacheOrigin | None, Plan]:
@@ -156,31 +158,33 @@ class _Asking:
             plan = replace(plan, reason=reason)
         return CacheOrigin(found.statement, None if whole else found.tokens, planned, self._began), plan
 
-    async def _run_job(self, source: CacheOrigin | None) -> tuple[dict[str, Any], Transfer | None]:
+    async def _run_job(self, source: CacheOrigin | None) -> tuple[ComputedAnswer, Transfer | None]:
         """Let the model process answer, from a source or by prefilling.
 
         The publisher of a source that is proved wrong on the way is banned.
         """
         node, request = self._node, self._request
-        arguments: dict[str, Any] = {
-            "question": request.question.strip(),
-            "steps": request.max_tokens,
-            "block_tokens": node.settings.block_tokens,
-            "ignore_eos": request.ignore_eos,
-            "text": request.text,
-        }
+        job = AnswerJob(
+            question=request.question.strip(),
+            steps=request.max_tokens,
+            block_tokens=node.settings.block_tokens,
+            ignore_eos=request.ignore_eos,
+            text=request.text,
+        )
         if source is None:
-            return await node.model.run(self._choice, "answer", self._on_event, **arguments), None
-        arguments["check"] = request.text is not None and not await asyncio.to_thread(_checked, node, source)
+            return await node.model.run(self._choice, job, self._on_event), None
+        check = request.text is not None and not await asyncio.to_thread(_checked, node, source)
+        job = structs.replace(job, check=check)
         try:
-            return await run_from(node, self._choice, source, self._terms, self._on_event, self._progress, arguments)
+            return await run_from(node, self._choice, source, self._terms, self._on_event, self._progress, job)
         except IntegrityError as error:
             if (failed := of_error(error)) is not None:
                 await asyncio.to_thread(ban_if_proven, node, source.statement, failed)
             raise
 
-    async def _on_event(self, message: dict[str, Any]) -> None:
-        event = event_of(message)
+    async def _on_event(self, event: JobEvent) -> None:
+        if isinstance(event, FileEvent):
+            return
         if self._first is None and isinstance(event, TokenEvent):
             self._first = time.perf_counter() - self._began
         await self._progress(event)
@@ -200,43 +204,43 @@ class _Asking:
         artifact = str(source.statement.artifact)
         self._node.events.add("damaged_here", artifact=artifact, chunks=lost, reason=error.message)
 
-    async def _note_checks(self, source: CacheOrigin, seen: dict[str, Any] | None) -> dict[str, str]:
+    async def _note_checks(self, source: CacheOrigin, seen: FirstLayerCheck | None) -> dict[str, str]:
         """Remember that layer 0 was compared with the tokens; return, and report, what could not be checked."""
         node, statement = self._node, source.statement
         await report_claims(node, statement, self._progress)
-        if seen is not None and seen["verdict"] == "passed" and source.tokens is None:
+        if seen is not None and seen.verdict == "passed" and source.tokens is None:
             await asyncio.to_thread(node.trust.records.add_checks, str(statement.artifact), [int(Level.TOKENS)])
-        elif seen is not None and seen["verdict"] == "skipped":
-            await report_unchecked(node, statement, f"{Level.TOKENS.words}: {seen['why']}", self._progress)
-            return {"V3": seen["why"]}
+        elif seen is not None and seen.verdict == "skipped":
+            await report_unchecked(node, statement, f"{Level.TOKENS.words}: {seen.why}", self._progress)
+            return {"V3": seen.why}
         return {}
 
     def _result(
         self,
         source: CacheOrigin | None,
         plan: PlanSummary,
-        done: dict[str, Any],
+        done: ComputedAnswer,
         transfer: Transfer | None,
         unchecked: dict[str, str],
     ) -> AskResult:
         first = self._first
         return AskResult(
-            text=done["text"].strip(),
-            token_ids=list(done["token_ids"]),
+            text=done.text.strip(),
+            token_ids=list(done.token_ids),
             plan=plan,
             ttft_seconds=round(first, 4) if first is not None else None,
-            logits_digest=done["logits_digest"],
-            claim=done["claim"],
-            tokens=done["tokens"],
+            logits_digest=done.logits_digest,
+            claim=done.claim,
+            tokens=done.tokens,
             artifact=str(source.statement.artifact) if source else None,
             unchecked=unchecked,
-            fetched_tokens=done["tokens"] - done["computed"],
-            computed_tokens=done["computed"],
+            fetched_tokens=done.tokens - done.computed,
+            computed_tokens=done.computed,
             wire_bytes=transfer.received if transfer else 0,
             peers=list(transfer.served_bytes) if transfer else [],
-            ready_seconds=round(first - (done["first_us"] - done["ready_us"]) / 1e6, 4) if first is not None else None,
-            load_seconds=done["load_us"] / 1e6,
-            prefill_seconds=done["prefill_us"] / 1e6,
+            ready_seconds=round(first - (done.first_us - done.ready_us) / 1e6, 4) if first is not None else None,
+            load_seconds=done.load_us / 1e6,
+            prefill_seconds=done.prefill_us / 1e6,
             seconds=round(time.perf_counter() - self._began, 4),
         )
 
@@ -252,7 +256,7 @@ async def _from_host(node: Node, request: AskRequest, progress: Progress) -> Ask
         planned = await plan_reference(
             node, reference, request.text, terms, host=host, question=question, max_tokens=max_tokens, measure=False
         )
-        plan = shortened(planned)
+        plan = summary_of(planned)
         await progress(PlanEvent(**{name: getattr(planned, name) for name in PlanFigures.__struct_fields__}))
         if planned.action != "host":
             return None

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from kvswap.api.caches import FetchResult
+from kvswap.api.plans import summary_of
 from kvswap.api.verification import Verification
 from kvswap.artifact.layout import needed_files
 from kvswap.core.ids import Cid
 from kvswap.cost import Plan
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import judge
-from kvswap.exchange.planning.figures import summary_of
 from kvswap.exchange.planning.measuring import measure_in_background
 from kvswap.exchange.request import STRICT, Progress, Terms, silent
 from kvswap.exchange.transfer.choosing import choose

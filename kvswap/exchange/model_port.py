@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from kvswap.artifact.manifest import ModelIdentity
 from kvswap.core.errors import NotFound
+from kvswap.worker.conversation import JobEvent, Notice
+from kvswap.worker.messages import Job
 
-Outbox = asyncio.Queue[dict[str, Any]]
-OnEvent = Callable[[dict[str, Any]], Awaitable[None]]
+R = TypeVar("R")
+Outbox = asyncio.Queue[Notice]
+OnEvent = Callable[[JobEvent], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,9 @@ class ModelPort(Protocol):
         """
 
     async def run(
-        self,
-        choice: ModelChoice,
-        job: str,
-        on_event: OnEvent | None = None,
-        outbox: Outbox | None = None,
-        **arguments: Any,
-    ) -> dict[str, Any]:
-        """Run a job, loading the model first if needed.  Jobs run one at a time, in order.
+        self, choice: ModelChoice, job: Job[R], on_event: OnEvent | None = None, outbox: Outbox | None = None
+    ) -> R:
+        """Run a job and return its result, loading the model first if needed.  Jobs run one at a time, in order.
 
         What is put into `outbox` reaches the job while it runs.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from kvswap.api.plans import CurveFigures, LinkFigures, PlanBasis, PlanResult, PriceFigures, SharedPrefix
+from kvswap.api.plans import CurveFigures, LinkFigures, PlanBasis, PlanResult, PriceFigures, SharedPrefix, ways_of
+from kvswap.api.status import codec_figures
 from kvswap.artifact.checkpoints import state_bytes
 from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.errors import Incompatible, NotFound, Untrusted
@@ -15,7 +16,6 @@ from kvswap.exchange.discovery.resolve import resolve
 from kvswap.exchange.model_port import own_model
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import best, best_link, decide_here, prices
-from kvswap.exchange.planning.figures import codec_figures, ways_of
 from kvswap.exchange.planning.measuring import calibrate
 from kvswap.exchange.prefix import find_prefix, plan_prefix
 from kvswap.exchange.request import STRICT, Terms
@@ -114,7 +114,7 @@ async def basis(node: Node, block_tokens: int, peers: tuple[str, ...]) -> PlanBa
         prefill=CurveFigures(**asdict(curve)) if curve else None,
         under_way=node.calibration.under_way(choice.calibration_key) if choice else 1.0,
         links={peer: LinkFigures(**asdict(link)) for peer in peers if (link := best_link(node, (peer,)))},
-        codecs=codec_figures(node.calibration),
+        codecs=codec_figures(node.calibration.codecs()),
         prices=PriceFigures(**asdict(prices(node))),
     )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
+from kvswap.api.events import plan_event
 from kvswap.artifact.chain import chain_digests, token_digest, unpack_ids
 from kvswap.artifact.layout import needed_files, resumable
 from kvswap.artifact.manifest import Manifest
@@ -29,12 +30,12 @@ from kvswap.exchange.discovery.resolve import judge_envelope
 from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.planning.decision import Planned, plan_chunks
-from kvswap.exchange.planning.figures import plan_event
 from kvswap.exchange.request import STRICT, Progress, Terms, lookup_of, silent
 from kvswap.exchange.transfer.download import download
 from kvswap.exchange.verification.use import use
 from kvswap.net import messages
 from kvswap.trust import Identifiers, Statement
+from kvswap.worker.messages import TokenizeJob
 
 _AT_ONCE = 3  # claims of different length that are asked after at once,
 _ROUNDS = 4  # and how often, when none of them holds
@@ -292,10 +293,10 @@ async def find_prefix(
 ) -> tuple[int, CachedPrefix | None]:
     """Count the tokens of a text for this model, and find the longest usable prefix of it (None without one)."""
     block_tokens = node.settings.block_tokens
-    made = await node.model.run(choice, "tokenize", text=text, block_tokens=block_tokens)
-    ids = unpack_ids(made["ids"])
-    found = await longest_cached_prefix(node, Wanted.of(choice), made["chain"], block_tokens, terms, ids, within=False)
-    return made["tokens"], found
+    made = await node.model.run(choice, TokenizeJob(text=text, block_tokens=block_tokens))
+    ids = unpack_ids(made.ids)
+    found = await longest_cached_prefix(node, Wanted.of(choice), made.chain, block_tokens, terms, ids, within=False)
+    return made.tokens, found
 
 
 async def plan_prefix(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from typing import Any
 
 import msgspec
 
@@ -19,18 +18,12 @@ from kvswap.artifact.checkpoints import state_bytes
 from kvswap.artifact.layout import resumes_at
 from kvswap.artifact.manifest import (
     LOSSY_CODECS,
-    Divergence,
     DocumentRef,
     Life,
     Manifest,
-    ModelIdentity,
-    Numerics,
-    Probe,
-    TokenSequence,
     version_of,
 )
 from kvswap.artifact.sealing import FINGERPRINT, open_file
-from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
 from kvswap.core.documents import check_document, check_written
 from kvswap.core.errors import KvswapError, UsageError
@@ -41,12 +34,13 @@ from kvswap.exchange.model_port import ModelChoice, OnEvent
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.node.predictors import own as own_predictor
 from kvswap.exchange.node.predictors import path as predictor_path
-from kvswap.exchange.publishing.ingest import Ingested, Producer, ingest
+from kvswap.exchange.publishing.ingest import Ingested, ingest
 from kvswap.exchange.publishing.signing import new_life, reusable
 from kvswap.exchange.publishing.withdrawal import superseded, withdraw_rows
 from kvswap.exchange.request import Progress, silent
 from kvswap.trust import Group, Identifiers, Statement
 from kvswap.trust.groups import PUBLIC
+from kvswap.worker.messages import PublishedCache, PublishJob, TranscodedCache, TranscodeJob
 
 _USUAL = PublishOptions()
 
@@ -90,8 +84,14 @@ async def publish(
     if lossless is None:
         ingested = "planes" if codec in LOSSY_CODECS else codec
         life = new_life(node, old[0].artifact if old else None)
-        arguments = {"text": text, "truncate": options.truncate, "checkpoints": list(options.checkpoints)}
-        lossless = await _prefilled(node, choice, arguments, document, ingested, life, readers, progress)
+        job = PublishJob(
+            text=text,
+            block_tokens=node.settings.block_tokens,
+            codec=ingested,
+            truncate=options.truncate,
+            checkpoints=list(options.checkpoints),
+        )
+        lossless = await _prefilled(node, choice, job, document, life, readers, progress)
     for statement in old:  # what stood at the source before is not what stands there now
         row = await asyncio.to_thread(node.store.get_artifact, str(statement.artifact))
         what = source if statement.seal is None else "its source"  # everybody is told why
@@ -127,52 +127,47 @@ async def _publish_secondary(node: Node, choice: ModelChoice, lossless: Statemen
 async def _prefilled(
     node: Node,
     choice: ModelChoice,
-    arguments: dict[str, Any],
+    job: PublishJob,
     document: DocumentRef,
-    codec: str,
     life: Life,
     readers: Group | None,
     progress: Progress,
 ) -> Statement:
-    async def manifest(ingested: Ingested) -> Manifest:
-        node.learn_prefill(choice, ingested.result["samples"])
-        layout = wire.convert(ingested.result["layout"], Layout)
+    async def manifest(ingested: Ingested[PublishedCache]) -> Manifest:
+        made = ingested.result
+        node.learn_prefill(choice, made.samples)
         return Manifest(
-            version=version_of(layout),
-            model=wire.convert(ingested.result["model"], ModelIdentity),
+            version=version_of(made.layout),
+            model=made.model,
             document=document,
-            prefix=wire.convert(ingested.result["prefix"], TokenSequence),
-            layout=layout,
-            numerics=wire.convert(ingested.result["numerics"], Numerics),
-            tensors=wire.convert(ingested.result["tensors"], list[TensorDigests]),
+            prefix=made.prefix,
+            layout=made.layout,
+            numerics=made.numerics,
+            tensors=made.tensors,
             chunks=ingested.refs,
-            probe=wire.convert(ingested.result["probe"], Probe),
+            probe=made.probe,
             predictor=ingested.predictor,
             fingerprint=ingested.fingerprint,
             life=life,
             publisher=node.identity.own,
         )
 
-    arguments |= {"block_tokens": node.settings.block_tokens}
-    run, predictor = await _job(node, choice, "publish", codec, arguments)
+    predictor = await _predictor(node, choice, job.codec)
+    job = msgspec.structs.replace(job, predictor=_cid(predictor), chunks=str(node.store.chunks_directory))
+
+    async def run(on_event: OnEvent) -> PublishedCache:
+        return await node.model.run(choice, job, on_event)
+
     return await ingest(node, run, progress, manifest, readers, predictor=predictor)
 
 
-async def _job(
-    node: Node, choice: ModelChoice, job: str, codec: str, arguments: dict[str, Any]
-) -> tuple[Producer, bytes | None]:
-    """Return a job of the model process that makes chunks in a codec, and the predictor that it codes them with."""
-    predictor = await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
-    arguments |= {
-        "codec": codec,
-        "predictor": str(Cid.of(predictor)) if predictor is not None else None,
-        "chunks": str(node.store.chunks_directory),
-    }
+async def _predictor(node: Node, choice: ModelChoice, codec: str) -> bytes | None:
+    """Return the predictor that a codec codes this model's chunks with; None for a codec without one."""
+    return await asyncio.to_thread(own_predictor, node, choice) if codec == "predictive" else None
 
-    async def run(on_event: OnEvent) -> dict[str, Any]:
-        return await node.model.run(choice, job, on_event, **arguments)
 
-    return run, predictor
+def _cid(predictor: bytes | None) -> str | None:
+    return str(Cid.of(predictor)) if predictor is not None else None
 
 
 async def transcoded(node: Node, choice: ModelChoice, lossless: Statement, codec: str, progress: Progress) -> Statement:
@@ -181,32 +176,40 @@ async def transcoded(node: Node, choice: ModelChoice, lossless: Statement, codec
     Raises `UsageError` when that needs a predictor and there is none.
     """
 
-    async def manifest(ingested: Ingested) -> Manifest:
-        same = msgspec.structs.replace(
-            lossless.manifest,
-            chunks=ingested.refs,
-            predictor=ingested.predictor,
-            fingerprint=ingested.fingerprint,
-            life=new_life(node),
+    async def manifest(ingested: Ingested[TranscodedCache]) -> Manifest:
+        effect, same = (
+            ingested.result,
+            msgspec.structs.replace(
+                lossless.manifest,
+                chunks=ingested.refs,
+                predictor=ingested.predictor,
+                fingerprint=ingested.fingerprint,
+                life=new_life(node),
+            ),
         )
-        if not any(ref.codec in LOSSY_CODECS for ref in ingested.refs):
+        if effect.divergence is None:
             return same
-        return msgspec.structs.replace(
-            same,
-            divergence=wire.convert(ingested.result["divergence"], Divergence),
-            probe=wire.convert(ingested.result["probe"], Probe),
-            tensors=wire.convert(ingested.result["tensors"], list[TensorDigests]),
-        )
+        return msgspec.structs.replace(same, divergence=effect.divergence, probe=effect.probe, tensors=effect.tensors)
 
     readers = lossless.identifiers if isinstance(lossless.identifiers, Group) else None
-    arguments = {"envelope": lossless.envelope, "key": lossless.key}
+    predictor = await _predictor(node, choice, codec)
+    job = TranscodeJob(
+        envelope=lossless.envelope,
+        key=lossless.key,
+        codec=codec,
+        chunks=str(node.store.chunks_directory),
+        predictor=_cid(predictor),
+    )
+
+    async def run(on_event: OnEvent) -> TranscodedCache:
+        return await node.model.run(choice, job, on_event)
+
     with node.store.lease([f.id for f in lossless.manifest.files]):
         file = None if codec in LOSSY_CODECS else lossless.manifest.fingerprint  # which is of the exact cache
         data = await asyncio.to_thread(node.store.get_chunk, file.id) if file is not None else None
         fingerprint = (
             open_file(file, FINGERPRINT, data, lossless.seal) if file is not None and data is not None else None
         )
-        run, predictor = await _job(node, choice, "recode", codec, arguments)
         return await ingest(node, run, progress, manifest, readers, predictor=predictor, fingerprint=fingerprint)
 
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from kvswap.api.caches import ComputedResult, DivergenceFigures
-from kvswap.artifact.manifest import Manifest, ModelIdentity, Numerics, Probe, TokenSequence, version_of
-from kvswap.artifact.specs import Layout, TensorDigests
-from kvswap.core import wire
+from kvswap.artifact.manifest import Divergence, Manifest, ModelIdentity, Numerics, Probe, TokenSequence, version_of
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
 from kvswap.exchange.model_port import own_model
@@ -26,6 +23,7 @@ from kvswap.exchange.publishing.signing import new_life, reusable
 from kvswap.exchange.request import Progress, silent
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import PUBLIC
+from kvswap.worker.messages import ComparedCaches, CompareJob, EngineComputed
 
 NO_PROBE = Probe(question=[], tokens=[], logits=blake3_digest(b""))
 _MOST_KL = 50_000  # millionths of a nat a token: more than int8 loses (43,500 on Qwen2.5-Coder-0.5B)
@@ -53,7 +51,7 @@ class Computed:
 
 
 async def publish_computed(
-    node: Node, computed: Computed, run: Producer, progress: Progress = silent
+    node: Node, computed: Computed, run: Producer[EngineComputed], progress: Progress = silent
 ) -> ComputedResult:
     """Publish the cache that `run` sends; one of the same kind that this node already published is reused.
 
@@ -68,18 +66,18 @@ async def publish_computed(
     before = await asyncio.to_thread(_own, node, computed, prefix, readers)
     if before is not None:
         return _result(before, None, reused=True)
-    divergence: dict[str, Any] | None = None
+    divergence: Divergence | None = None
 
-    async def describe(ingested: Ingested) -> Manifest:
+    async def describe(ingested: Ingested[EngineComputed]) -> Manifest:
         nonlocal divergence
-        layout = wire.convert(ingested.result.get("layout"), Layout)
+        layout = ingested.result.layout
         manifest = Manifest(
             version=version_of(layout),
             model=computed.model,
             prefix=prefix,
             layout=layout,
             numerics=computed.numerics,
-            tensors=wire.convert(ingested.result.get("tensors"), list[TensorDigests]),
+            tensors=ingested.result.tensors,
             chunks=ingested.refs,
             probe=NO_PROBE,
             fingerprint=ingested.fingerprint,
@@ -89,42 +87,42 @@ async def publish_computed(
         compared = await _compared(node, computed, manifest, ingested) if computed.compare else None
         if compared is None:
             return manifest
-        divergence = compared["divergence"]
+        divergence = compared.divergence
         _require_alike(divergence)
-        claim = EXACTNESS_CLAIMS[0] if divergence["equal"] == divergence["steps"] else EXACTNESS_CLAIMS[1]
-        probe = wire.convert(compared["probe"], Probe)
+        claim = EXACTNESS_CLAIMS[0] if divergence.equal == divergence.steps else EXACTNESS_CLAIMS[1]
         numerics = msgspec.structs.replace(computed.numerics, claim=claim)
-        return msgspec.structs.replace(manifest, numerics=numerics, probe=probe)
+        return msgspec.structs.replace(manifest, numerics=numerics, probe=compared.probe)
 
     return _result(await ingest(node, run, progress, describe, readers), divergence, reused=False)
 
 
-def _require_alike(divergence: dict[str, Any]) -> None:
+def _require_alike(divergence: Divergence) -> None:
     """Raise `Incompatible` for a cache that is further off than rounding in any kernel: nothing of it is signed."""
-    if divergence["kl"] > _MOST_KL:
+    if divergence.kl > _MOST_KL:
         raise Incompatible(
-            f"the engine's cache does not continue as the model does: {divergence['kl'] / 1e6:.2f} nats a token apart, "
-            f"{divergence['equal']} of {divergence['steps']} tokens the same",
+            f"the engine's cache does not continue as the model does: {divergence.kl / 1e6:.2f} nats a token apart, "
+            f"{divergence.equal} of {divergence.steps} tokens the same",
             cause="the engine computes with other weights, or in another way, than the model's files say",
             hint="start the engine with the model's own files and settings",
             field="numerics",
         )
 
 
-async def _compared(node: Node, computed: Computed, manifest: Manifest, ingested: Ingested) -> dict[str, Any] | None:
+async def _compared(
+    node: Node, computed: Computed, manifest: Manifest, ingested: Ingested[EngineComputed]
+) -> ComparedCaches | None:
     """Compare how the cache and the model process's own answer; None where that cannot be done."""
     choice = await own_model(node.model)
     if choice is None or (choice.identity.digest, choice.dtype) != (computed.model.digest, computed.dtype):
         return None
+    job = CompareJob(
+        manifest=await asyncio.to_thread(manifest.encode),
+        chunks=str(node.store.chunks_directory),
+        ids=list(computed.ids),
+        key=ingested.seal.key if ingested.seal is not None else None,
+    )
     try:
-        return await node.model.run(
-            choice,
-            "compare",
-            manifest=await asyncio.to_thread(manifest.encode),
-            chunks=str(node.store.chunks_directory),
-            ids=list(computed.ids),
-            key=ingested.seal.key if ingested.seal is not None else None,
-        )
+        return await node.model.run(choice, job)
     except IntegrityError:
         raise  # what it sent is not what it says
     except KvswapError as error:
@@ -145,13 +143,13 @@ def _own(node: Node, computed: Computed, prefix: TokenSequence, readers: Group |
     return None
 
 
-def _result(statement: Statement, divergence: dict[str, Any] | None, *, reused: bool) -> ComputedResult:
+def _result(statement: Statement, divergence: Divergence | None, *, reused: bool) -> ComputedResult:
     manifest = statement.manifest
     return ComputedResult(
         artifact=str(statement.artifact),
         tokens=manifest.prefix.tokens,
         claim=manifest.numerics.claim,
-        compared=DivergenceFigures.from_json(divergence) if divergence is not None else None,
+        compared=DivergenceFigures(**msgspec.structs.asdict(divergence)) if divergence is not None else None,
         wire_bytes=manifest.wire_bytes,
         reused=reused,
     )

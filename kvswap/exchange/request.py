@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kvswap.api import Terms
-from kvswap.api.events import ProgressEvent, event_of
+from kvswap.api.events import ProgressEvent
 from kvswap.cost import PrefillCurve
+from kvswap.worker.conversation import FileEvent, JobEvent
 
 __all__ = ["STRICT", "LookupTerms", "Progress", "Terms", "lookup_of", "passing_on", "silent"]
 
@@ -18,11 +19,12 @@ async def silent(event: ProgressEvent) -> None:
     """Ignore an event: the progress callback of callers that show nothing."""
 
 
-def passing_on(progress: Progress) -> Callable[[dict[str, Any]], Awaitable[None]]:
-    """Make a callback for the model process, whose events are passed on to a caller."""
+def passing_on(progress: Progress) -> Callable[[JobEvent], Awaitable[None]]:
+    """Make a callback for the model process, which passes on to a caller how far a job is."""
 
-    async def on_event(message: dict[str, Any]) -> None:
-        await progress(event_of(message))
+    async def on_event(event: JobEvent) -> None:
+        if not isinstance(event, FileEvent):
+            await progress(event)
 
     return on_event
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from kvswap.api.caches import TrainResult
-from kvswap.api.events import event_of
 from kvswap.core.defaults import TRAINING_TOKENS
 from kvswap.core.ids import Cid
 from kvswap.exchange.node import predictors
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.request import Progress
+from kvswap.worker.conversation import FileEvent, JobEvent, PredictorEvent
+from kvswap.worker.messages import TrainJob
 
 
 async def train(
@@ -21,16 +21,15 @@ async def train(
     choice = await node.model.choose(model)
     made: list[bytes] = []
 
-    async def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "predictor":
-            made.append(event["data"])
-        else:
-            await progress(event_of(event))
+    async def on_event(event: JobEvent) -> None:
+        if isinstance(event, PredictorEvent):
+            made.append(event.data)
+        elif not isinstance(event, FileEvent):
+            await progress(event)
 
-    done = await node.model.run(
-        choice, "train", on_event, corpus=corpus, tokens=tokens, block_tokens=node.settings.block_tokens
-    )
+    job = TrainJob(corpus=corpus, tokens=tokens, block_tokens=node.settings.block_tokens)
+    done = await node.model.run(choice, job, on_event)
     (data,) = made
     await asyncio.to_thread(predictors.keep, predictors.trained(node, choice), data)
-    node.events.add("trained", model=choice.identity.label, tokens=done["tokens"], bytes=len(data))
-    return TrainResult(model=choice.identity.label, predictor=str(Cid.of(data)), bytes=len(data), tokens=done["tokens"])
+    node.events.add("trained", model=choice.identity.label, tokens=done.tokens, bytes=len(data))
+    return TrainResult(model=choice.identity.label, predictor=str(Cid.of(data)), bytes=len(data), tokens=done.tokens)

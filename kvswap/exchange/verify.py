@@ -14,11 +14,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from msgspec import structs
+
 from kvswap.api.events import DisputeEvent, NoiseEvent
 from kvswap.api.verification import Check, CoverageFigures, Verification, VerifyResult
 from kvswap.artifact import layout
-from kvswap.artifact.manifest import Numerics
-from kvswap.core import wire
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
@@ -33,9 +33,10 @@ from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, rea
 from kvswap.exchange.verification.use import require_text
 from kvswap.trust import Statement, verify_envelope
 from kvswap.trust.accusation import accuses, claims
-from kvswap.trust.levels import Level, LevelReport, LevelResult, due, from_pipe
+from kvswap.trust.levels import Level, LevelReport, LevelResult, due
 from kvswap.trust.noise import Noise
 from kvswap.trust.sampling import new_seed
+from kvswap.worker.messages import CheckedArtifact, NoiseJob, VerifyJob
 
 _COMPARES = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)
 _NEED_NOISE = (Level.SAMPLES, Level.AGREEMENT, Level.RECOMPUTE)
@@ -85,7 +86,7 @@ async def verify_artifact(
         same_environment=probe.figures["same_environment"] if probe else None,
         coverage=CoverageFigures.from_json(coverage.to_json()) if coverage else None,
         claims=claims(statement.manifest),
-        passed=report.to_json()["passed"],
+        passed=report.names_passed,
         unchecked=report.unchecked,
         checks=[Check.from_json(result.to_json()) for result in report.results],
     )
@@ -194,11 +195,8 @@ async def _with_model(
     seed = new_seed()  # only now: the manifest and every chunk are fixed
     manifest = statement.manifest
 
-    async def run(levels: Sequence[Level]) -> dict[str, Any]:
-        return await node.model.run(
-            choice,
-            "verify",
-            passing_on(progress),
+    async def run(levels: Sequence[Level]) -> CheckedArtifact:
+        job = VerifyJob(
             envelope=statement.envelope,
             key=statement.key,
             chunks=str(node.store.chunks_directory),
@@ -208,6 +206,7 @@ async def _with_model(
             text=text,
             noise=noise,
         )
+        return await node.model.run(choice, job, passing_on(progress))
 
     try:
         choice = await node.model.choose()
@@ -222,12 +221,12 @@ async def _with_model(
             # Its chunks do not decode to what was signed with them.
             await asyncio.to_thread(node.store.remove, str(statement.artifact))
         raise
-    results = from_pipe(done["steps"])
+    results = [step.result for step in done.steps]
     if Level.AGREEMENT in levels and noise is not None and not any(s.verdict == "failed" for s in results):
         began = time.perf_counter()
         fingerprints = await fingerprints_of_others(node, statement)
         honest = Noise.of(noise)
-        agreed = agree(node, statement, done["fingerprint"], fingerprints, honest, began)
+        agreed = agree(node, statement, done.fingerprint, fingerprints, honest, began)
         results.append(agreed.result)
         if agreed.against and not node.trust.policy.policy.trusts(manifest.publisher):
             await asyncio.to_thread(dispute, node, statement, agreed.result)  # first: settling may take long, or fail
@@ -254,9 +253,9 @@ async def _resolve_dispute(
     statement: Statement,
     agreed: Agreed,
     results: list[LevelResult],
-    done: dict[str, Any],
+    done: CheckedArtifact,
     noise: Noise,
-    run: Callable[[Sequence[Level]], Awaitable[dict[str, Any]]],
+    run: Callable[[Sequence[Level]], Awaitable[CheckedArtifact]],
     progress: Progress,
 ) -> list[LevelResult]:
     """Return the steps with V7, which says who is right; whose fingerprint is not what this node computes is banned."""
@@ -264,21 +263,21 @@ async def _resolve_dispute(
     if recomputed is None:
         await progress(DisputeEvent(artifacts=[str(fingerprint.statement.artifact) for fingerprint in agreed.against]))
         try:
-            done = done | {"computed": b""} | await run([Level.RECOMPUTE]) | {"fingerprint": done["fingerprint"]}
-            (recomputed,) = from_pipe(done["steps"])
+            done = structs.replace(await run([Level.RECOMPUTE]), fingerprint=done.fingerprint)
+            (recomputed,) = (step.result for step in done.steps)
         except (NotFound, Incompatible) as error:
             recomputed = LevelResult(Level.RECOMPUTE, "skipped", why=error.message)
         results = [*results, recomputed]
     if recomputed.verdict != "passed":
         return results
-    against = partial(accused, computed=done["computed"], noise=noise, ours=wire.convert(done["numerics"], Numerics))
+    against = partial(accused, computed=done.computed, noise=noise, ours=done.numerics)
     for fingerprint in agreed.untrusted:
         if (result := against(fingerprint.statement, fingerprint.data)) is not None:
             await asyncio.to_thread(ban_if_proven, node, fingerprint.statement, result)
     right = replace(
         agreed.result, verdict="passed", why=f"{agreed.result.why}; full recomputation shows that this one is right"
     )
-    found = against(statement, done["fingerprint"]) or right
+    found = against(statement, done.fingerprint) or right
     return [found if result is agreed.result else result for result in results]
 
 
@@ -303,7 +302,7 @@ async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent)
     if known is None:
         await progress(NoiseEvent(model=choice.name))
         node.events.add("measuring_noise", model=choice.name)
-        known = await node.model.run(choice, "noise")
+        known = (await node.model.run(choice, NoiseJob())).noise
         Noise.of(known)
         node.calibration.add_noise(choice.calibration_key, known)
     return known
@@ -371,7 +370,7 @@ def verification(node: Node, statement: Statement, report: LevelReport | None) -
         return Verification(publisher=publisher, label=label, trusted=True, passed=["V0", "V1"], unchecked={}, own=True)
     who = partial(Verification, publisher=publisher, label=label, trusted=trusted)
     if report is not None:
-        return who(passed=report.to_json()["passed"], unchecked=report.unchecked)
+        return who(passed=report.names_passed, unchecked=report.unchecked)
     done = node.trust.records.checks(str(statement.artifact)) | {int(Level.DIGESTS)}
     if trusted:
         done.add(int(Level.POLICY))

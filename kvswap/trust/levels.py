@@ -22,7 +22,6 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from kvswap.core.words import LEVELS
-from kvswap.trust.noise import MICRO
 
 Verdict = Literal["passed", "failed", "skipped"]
 
@@ -110,13 +109,10 @@ class LevelReport:
         """List the levels in `due` that did not pass.  V6 never counts: there may be too few publishers for it."""
         return [level for level in due if level != Level.AGREEMENT and not self.passed(level)]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form: the levels that passed, those that were not checked and why, and every check."""
-        return {
-            "passed": [f"V{int(s.level)}" for s in self.results if s.verdict == "passed"],
-            "unchecked": self.unchecked,
-            "steps": [s.to_json() for s in self.results],
-        }
+    @property
+    def names_passed(self) -> list[str]:
+        """The levels that passed, by their names (V0 to V7)."""
+        return [f"V{int(s.level)}" for s in self.results if s.verdict == "passed"]
 
 
 def due(*, listed: bool) -> tuple[Level, ...]:
@@ -127,33 +123,3 @@ def due(*, listed: bool) -> tuple[Level, ...]:
 def up_to(level: int) -> tuple[Level, ...]:
     """Return all levels up to one, this included."""
     return tuple(result for result in Level if result <= level)
-
-
-def to_pipe(results: Sequence[LevelResult]) -> list[dict[str, Any]]:
-    """Encode checks for the pipe between node and model process, which carries no floats."""
-    return [
-        {
-            "level": int(s.level),
-            "verdict": s.verdict,
-            "us": int(s.seconds * MICRO),
-            "why": s.why,
-            "proven": s.proven,
-            "figures": {n: [int(v * MICRO)] if isinstance(v, float) else v for n, v in s.figures.items()},
-        }
-        for s in results
-    ]
-
-
-def from_pipe(rows: Sequence[dict[str, Any]]) -> list[LevelResult]:
-    """Decode the checks that `to_pipe` encoded."""
-    return [
-        LevelResult(
-            Level(row["level"]),
-            row["verdict"],
-            row["us"] / MICRO,
-            row["why"],
-            {n: v[0] / MICRO if isinstance(v, list) else v for n, v in row["figures"].items()},
-            row["proven"],
-        )
-        for row in rows
-    ]

@@ -25,6 +25,7 @@ from kvswap.core.failures import as_kvswap_error, brief
 from kvswap.core.limits import LIMITS
 from kvswap.core.text import printable
 from kvswap.worker import logs, protocol
+from kvswap.worker.conversation import notice_of
 from kvswap.worker.inbox import Inbox
 
 
@@ -83,7 +84,7 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
                 if message.get("cancel"):
                     cancelled.set()
                 elif "tell" in message:
-                    job_inbox.put(message["tell"])
+                    job_inbox.put(notice_of(message["tell"]))
                 else:
                     job_inbox.clear()
                     cancelled.clear()  # here, not when the job starts: it may be cancelled before that

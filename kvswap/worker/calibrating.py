@@ -1,4 +1,4 @@
-"""The speed at which this machine encodes and loads each codec, measured on keys and values computed here."""
+"""What prefill and each codec cost on this machine, measured on keys and values computed here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,34 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
+from kvswap.worker.inbox import JobContext
+from kvswap.worker.messages import Calibrated, CalibrateJob
+from kvswap.worker.publishing import micro
+
+
+def calibrate(context: JobContext, job: CalibrateJob) -> Calibrated:
+    """Measure prefill of a few blocks, and codecs on what they hold, after a warm-up."""
+    from kvswap.model.cache import new_cache
+    from kvswap.model.prefill import canonical_prefill
+
+    loaded, size = context.loaded, job.block_tokens
+    usable = max(1, min(job.blocks, loaded.context // size))
+    vocabulary = int(loaded.model.config.get_text_config(decoder=True).vocab_size)
+    ids = [(i * 7919) % vocabulary for i in range(usable * size)]
+    samples: list[list[float]] = []
+    for take in (1, usable):  # the first pass warms caches and allocators
+        samples = []
+        cache = new_cache(loaded.model.config, len(ids))
+        for block in canonical_prefill(loaded, cache, ids[: take * size], size):
+            samples.append([block.start, block.stop - block.start, block.seconds])
+            context.pipe.check()
+    known = Path(job.predictor) if job.predictor else None
+    return Calibrated(samples=micro(samples), codecs=codec_rates(loaded, cache, usable * size, size, known))
+
 
 def codec_rates(
     loaded: Any, cache: Any, tokens: int, block_tokens: int, predictor: Path | None
-) -> dict[str, list[int]]:
+) -> dict[str, tuple[int, int, int]]:
     """Measure each codec: return by name the raw bytes, and the microseconds of encoding and of loading them.
 
     Encoding uses one thread, loading one for each processor.  Loading is what `artifact.assembly.load` does with a
@@ -36,7 +60,7 @@ def codec_rates(
         [[as_part(t) for t in capture_block(cache, shape, group, *span)] for group in groups]
         for span in Blocks(tokens, block_tokens)
     ]
-    out: dict[str, list[int]] = {}
+    out: dict[str, tuple[int, int, int]] = {}
     for name in ("raw", "planes", *(["predictive"] if known is not None else [])):
         encoded: list[list[tuple[Any, ...]]] = []
         for number, block in enumerate(blocks):
@@ -64,5 +88,5 @@ def codec_rates(
         seconds = time.perf_counter() - began
         every = [chunk for chunks in encoded for chunk, *_ in chunks]
         raw = sum(c.ref.raw_length for c in every)
-        out[name] = [raw, int(sum(c.seconds for c in every) * 1e6), int(seconds * 1e6)]
+        out[name] = (raw, int(sum(c.seconds for c in every) * 1e6), int(seconds * 1e6))
     return out

@@ -5,9 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kvswap.api.events import PrefillEvent
+from kvswap.artifact import layout
+from kvswap.artifact.consistency import parse_manifest
 from kvswap.artifact.manifest import Divergence, Probe
+from kvswap.worker.chunks import chunk_source
+from kvswap.worker.inbox import JobContext
+from kvswap.worker.messages import ComparedCaches, CompareJob
+from kvswap.worker.publishing import PROBE_TEXT
 
 STEPS = 32
+
+
+def compare_computed(context: JobContext, job: CompareJob) -> ComparedCaches:
+    """Compare a cache that an engine computed with one computed here from the same ids."""
+    from kvswap.artifact.assembly import load
+    from kvswap.artifact.sealing import TAG_BYTES, Seal
+    from kvswap.model.cache import build_cache, new_cache
+    from kvswap.model.prefill import canonical_prefill, check_length, check_reach_of
+
+    loaded, source = context.loaded, chunk_source(job.chunks)
+    seal = Seal(job.key) if job.key is not None else None
+    manifest = parse_manifest(job.manifest, added=TAG_BYTES if seal is not None else 0)
+    layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
+    question, position = loaded.tokenize_continuation(PROBE_TEXT), manifest.prefix.tokens
+    after = len(question) + STEPS
+    check_reach_of(loaded, manifest, after)
+    check_length(loaded, position + after)
+    computed = new_cache(loaded.model.config, position + after)
+    for block in canonical_prefill(loaded, computed, job.ids, manifest.prefix.block_tokens):
+        context.pipe.send(PrefillEvent(block=block.index + 1, tokens=block.stop))
+        context.pipe.check()
+
+    def engines(headroom: int) -> Any:
+        tensors = load(manifest, source, headroom=headroom, seal=seal)
+        return build_cache(loaded.model.config, tensors, position, loaded.device)
+
+    divergence, probe = compare(loaded, lambda headroom: computed, engines, position, question)
+    return ComparedCaches(divergence=divergence, probe=probe)
 
 
 def compare(

@@ -13,14 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvswap.api.events import FilledEvent, ReservationEvent
 from kvswap.artifact import chain, layout
-from kvswap.artifact.assembly import Assembly, ChunkSource, Predictors
+from kvswap.artifact.assembly import Assembly
 from kvswap.artifact.layout import WorkUnit
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, PeerError
 from kvswap.cost import Split, Work
 from kvswap.trust import Statement
-from kvswap.worker.inbox import JobPipe
+from kvswap.worker.chunks import chunk_source
+from kvswap.worker.conversation import ArrivalNotice, RateNotice
+from kvswap.worker.inbox import JobContext, JobPipe
+from kvswap.worker.messages import AnswerJob, UnitCosts
 
 _LISTEN_SECONDS = 0.05
 
@@ -39,25 +43,28 @@ class _Met(Exception):
     """The signal that all layers from here on are loaded."""
 
 
-def fill(
-    loaded: Any,
-    statement: Statement,
-    source: ChunkSource,
-    tokens: int | None,
-    headroom: int,
-    ids: Sequence[int] | None,
-    work: dict[str, Any] | None,
-    predictors: Predictors,
-    pipe: JobPipe,
-) -> tuple[Any, int, Filled, str]:
-    """Fill a cache with an artifact's first `tokens` tokens: loaded, or partly computed while the rest arrives.
+@dataclass(frozen=True, slots=True)
+class FilledCache:
+    """A cache filled with an artifact: its length in tokens, how that was done, and the exactness claim it has."""
 
-    Returns the cache, its length in tokens, how it was filled, and the exactness claim that holds for it.
+    cache: Any
+    tokens: int
+    how: Filled
+    claim: str
+
+
+def fill(
+    context: JobContext, statement: Statement, job: AnswerJob, headroom: int, ids: Sequence[int] | None
+) -> FilledCache:
+    """Fill a cache with an artifact's first `job.tokens` tokens: loaded, or partly computed while the rest arrives.
+
+    `ids`: the token ids of the document that is asked about, where its text is known; `headroom`: the tokens that
+    follow it.
     """
     from kvswap.model.prefill import check_length, check_reach_of
     from kvswap.model.shape import require_layers
 
-    manifest = statement.manifest
+    loaded, tokens, manifest = context.loaded, job.tokens, statement.manifest
     layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
     require_layers(loaded, manifest)  # before anything is reserved for them
     prefix, probe = manifest.prefix, manifest.probe
@@ -70,19 +77,20 @@ def fill(
     own = chain.chain_digests(loaded.identity.digest, (ids or [])[:stop], prefix.block_tokens, cuts)
     known = ids if ids is not None and len(ids) >= stop and own == prefix.chain[: len(own)] else None
     units = layout.work_units(manifest, tokens, by_layer_group=loaded.device == "cpu")
-    split = split_of(units, work, known is not None, manifest.layout.keeps_all)
+    split = split_of(units, job.work, known is not None, manifest.layout.keeps_all)
     after = max(headroom, len(probe.question) + len(probe.tokens)) + (len(known) - stop if known else 0)
+    source, seal = chunk_source(job.chunks), statement.seal
     with Assembly(
-        manifest, source, tokens=tokens, headroom=after, predictors=predictors, seal=statement.seal
+        manifest, source, tokens=tokens, headroom=after, predictors=context.predictors, seal=seal
     ) as assembly:
-        hybrid = Hybrid(loaded, assembly, units, split, known, pipe)
+        hybrid = Hybrid(loaded, assembly, units, split, known, context.pipe)
         cache = hybrid.run()
-    pipe.send("filled", tokens=stop, computed=hybrid.filled.computed)
+    context.pipe.send(FilledEvent(tokens=stop, computed=hybrid.filled.computed))
     claim = manifest.numerics.claim
     if hybrid.filled.computed and loaded.numerics().environment != manifest.numerics.environment:
         verified = claim != "tolerance" and stop == prefix.tokens and probed(loaded, cache, manifest)
         claim = "token-verified" if verified else "tolerance"
-    return cache, stop, hybrid.filled, claim
+    return FilledCache(cache, stop, hybrid.filled, claim)
 
 
 class Hybrid:
@@ -136,7 +144,7 @@ class Hybrid:
                 raise PeerError("the rest of the artifact does not come", cause="the peers went away")
             self._load_back(busy=step == "compute" and not self._beside)
             if step == "compute":
-                self._pipe.send("claim", unit=self._split.front)
+                self._pipe.send(ReservationEvent(unit=self._split.front))
                 return True
             self._receive(_LISTEN_SECONDS)
 
@@ -190,13 +198,14 @@ class Hybrid:
     def _receive(self, seconds: float) -> None:
         came = None
         for message in self._pipe.inbox.take(seconds):
-            came = message if "bytes" in message else came
-            if (unit := message.get("unit")) is not None:
-                self._split.arrived(unit)
-            elif "ended" in message:
+            if isinstance(message, RateNotice):
+                came = message
+            elif isinstance(message, ArrivalNotice):
+                self._split.arrived(message.unit)
+            else:
                 self._split.ended()
         if came is not None:  # the latest only: earlier ones arrived while this thread was busy
-            self._split.got(came["bytes"], came["arriving"], time.monotonic())
+            self._split.got(came.bytes, came.arriving, time.monotonic())
 
     def _load_back(self, busy: bool) -> None:
         """Decode complete blocks from the end; while `busy` computing, only if there are as many as worker threads."""
@@ -264,25 +273,25 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def split_of(units: Sequence[WorkUnit], work: dict[str, Any] | None, computes: bool, full: bool) -> Split:
+def split_of(units: Sequence[WorkUnit], work: UnitCosts | None, computes: bool, full: bool) -> Split:
     """Make the split from the node's figures; without any, everything counts as stored.
 
     `computes` is True if the document's tokens are known, `full` if every layer keeps every token.
     """
-    work = work or {}
-    wire = list(work.get("wire") or [0] * len(units))
-    compute, load = ([us / 1e6 for us in work.get(part) or [0] * len(units)] for part in ("compute", "load"))
-    front = next((i for i, size in enumerate(wire) if size), 0)  # stored units at the front are not computed again
+    nothing = [0] * len(units)
+    work = work or UnitCosts(compute=nothing, wire=nothing, load=nothing)
+    compute, load = ([us / 1e6 for us in part] for part in (work.compute, work.load))
+    front = next((i for i, size in enumerate(work.wire) if size), 0)  # stored units at the front are not computed again
     while front and units[front].block == units[front - 1].block:
         front -= 1
     return Split(
-        Work(compute, wire, load, int(work.get("last", 0)) / 1e6),
-        float(work.get("rate", 0)),
+        Work(compute, list(work.wire), load, work.last / 1e6),
+        float(work.rate),
         time.monotonic(),
         front=front if full else 0,
-        computes=computes and bool(work.get("computes")),
-        eager=bool(work.get("eager", True)),
-        lowest=int(work.get("lowest", 0)),
+        computes=computes and work.computes,
+        eager=work.eager,
+        lowest=work.lowest,
     )
 
 

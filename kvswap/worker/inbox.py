@@ -8,15 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kvswap.worker.conversation import JobEvent, Notice
+
 
 class Inbox:
     """The inbox of the running job: messages from the listening thread, in order."""
 
     def __init__(self) -> None:
-        self._messages: deque[dict[str, Any]] = deque()
+        self._messages: deque[Notice] = deque()
         self._changed = threading.Condition()
 
-    def put(self, message: dict[str, Any]) -> None:
+    def put(self, message: Notice) -> None:
         """Add a message, and wake the job if it waits."""
         with self._changed:
             self._messages.append(message)
@@ -27,7 +29,7 @@ class Inbox:
         with self._changed:
             self._messages.clear()
 
-    def take(self, seconds: float) -> list[dict[str, Any]]:
+    def take(self, seconds: float) -> list[Notice]:
         """Remove and return all messages; if there are none, wait at most `seconds` for the first."""
         with self._changed:
             if not self._messages:
@@ -41,9 +43,19 @@ class Inbox:
 class JobPipe:
     """A job's side of the conversation: its inbox, `send` to send an event, and `check`.
 
-    `check` raises `Interrupted` once the job is cancelled.
+    `check` raises `Interrupted` once the job is cancelled, `cancelled` says whether it is.
     """
 
     inbox: Inbox
-    send: Callable[..., None]
+    send: Callable[[JobEvent], None]
     check: Callable[[], None]
+    cancelled: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
+class JobContext:
+    """The surroundings of a job: the loaded model, the predictors that were read already, and its pipe."""
+
+    loaded: Any
+    predictors: Any
+    pipe: JobPipe

@@ -12,30 +12,42 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from kvswap.api.events import PrefillEvent
 from kvswap.artifact import chain, layout
 from kvswap.artifact.blocks import Blocks
 from kvswap.artifact.checkpoints import usual_checkpoints
 from kvswap.artifact.manifest import Probe, layout_of
 from kvswap.artifact.specs import Layout
-from kvswap.core import wire
 from kvswap.core.limits import LIMITS
+from kvswap.worker.chunks import chunk_source, known_predictor
+from kvswap.worker.conversation import ChunkEvent, FingerprintEvent, JobEvent
+from kvswap.worker.inbox import JobContext, JobPipe
+from kvswap.worker.messages import PublishedCache, PublishJob, Samples
 
 PROBE_TEXT = "\n\nIn summary,"
 
 
-class Publishing:
-    """One document being published in one codec; `layer_group` is called once."""
+def publish(context: JobContext, job: PublishJob) -> PublishedCache:
+    """Prefill a document and send its chunks and fingerprint as events; return what else the manifest needs."""
+    from kvswap import codec as codecs
 
-    def __init__(
-        self, loaded: Any, codec: str, predictor: Any, send_event: Callable[..., None], check: Callable[[], None]
-    ) -> None:
-        """Prepare to publish; `send_event` sends an event, `check` raises if the job has to stop."""
+    codecs.get(job.codec)
+    known = known_predictor(context, job.predictor, chunk_source(job.chunks))
+    return Publishing(context.loaded, job.codec, known, context.pipe).run(
+        job.text, job.block_tokens, job.truncate, job.checkpoints
+    )
+
+
+class Publishing:
+    """One document being published in one codec; `run` is called once."""
+
+    def __init__(self, loaded: Any, codec: str, predictor: Any, pipe: JobPipe) -> None:
         self._loaded, self._codec, self._predictor = loaded, codec, predictor
-        self._send_event, self._check = send_event, check
+        self._pipe = pipe
         self._gate = threading.BoundedSemaphore(LIMITS.blocks_in_flight)
         self._layout: Layout | None = None
 
-    def run(self, text: str, block_tokens: int, truncate: bool, checkpoints: Sequence[int] = ()) -> dict[str, Any]:
+    def run(self, text: str, block_tokens: int, truncate: bool, checkpoints: Sequence[int] = ()) -> PublishedCache:
         """Prefill a text, send chunks and fingerprint as events, and return what else the manifest needs.
 
         `checkpoints` are token counts that a reader shall be able to resume at, beside the usual ones; those beyond the
@@ -71,25 +83,21 @@ class Publishing:
             assert shape is not None  # noqa: S101 - a document has a block
             held = held_tensors(cache, shape.layers, len(ids))
             digests = [digest_layer(layer) for layer in held]
-            self._send_event("fingerprint", data=fingerprint(held))
+            self._pipe.send(FingerprintEvent(data=fingerprint(held)))
             for future in pending:
                 future.result()
         probe = greedy(loaded, cache, len(ids), question, PROBE_STEPS)
         template = template_of(loaded.tokenizer, text)
-        return {
-            "model": wire.plain(loaded.identity),
-            "prefix": wire.plain(
-                chain.token_sequence_of(loaded.identity.digest, ids, block_tokens, template, blocks.cuts)
-            ),
-            "layout": wire.plain(shape),
-            "numerics": wire.plain(loaded.numerics()),
-            "tensors": wire.plain(digests),
-            "probe": wire.plain(
-                Probe(question=question, tokens=probe.ids, logits=bytes.fromhex(probe.logits_digest[7:]))
-            ),
-            "samples": micro(samples),
-            "prefill_us": int(prefill_seconds * 1e6),
-        }
+        return PublishedCache(
+            model=loaded.identity,
+            prefix=chain.token_sequence_of(loaded.identity.digest, ids, block_tokens, template, blocks.cuts),
+            layout=shape,
+            numerics=loaded.numerics(),
+            tensors=digests,
+            probe=Probe(question=question, tokens=probe.ids, logits=bytes.fromhex(probe.logits_digest[7:])),
+            samples=micro(samples),
+            prefill_us=int(prefill_seconds * 1e6),
+        )
 
     def _prefill(
         self,
@@ -106,7 +114,7 @@ class Publishing:
 
         samples: list[list[float]] = []
         for block in canonical_prefill(self._loaded, cache, ids, blocks.block_tokens, cuts=blocks.cuts):
-            self._check()
+            self._pipe.check()
             if self._layout is None:
                 self._layout = self._planned(cache, blocks, checkpoints)
             shape, span = self._layout, (block.start, block.stop)
@@ -115,7 +123,7 @@ class Publishing:
             groups = [g for g in range(len(shape.groups)) if layout.raw_length(shape, g, *span)]
             tensors = [(group, capture_block(cache, shape, group, *span)) for group in groups]
             pending.append(pool.submit(self._encode, shape, tensors, block))
-            self._send_event("prefill", block=block.index + 1, blocks=len(blocks), tokens=block.stop)
+            self._pipe.send(PrefillEvent(block=block.index + 1, blocks=len(blocks), tokens=block.stop))
             while pending and pending[0].done():
                 pending.pop(0).result()
         return samples
@@ -144,19 +152,19 @@ class Publishing:
                 if self._predictor is not None:
                     earlier |= by_layer(shape, group, views)
                 parts.clear()
-                send(chunk, self._send_event)
+                send(chunk, self._pipe.send)
         finally:
             self._gate.release()
 
 
-def send(chunk: Any, send_event: Callable[..., None]) -> None:
+def send(chunk: Any, send_event: Callable[[JobEvent], None]) -> None:
     """Send an encoded chunk as an event."""
-    send_event("chunk", ref=wire.plain(chunk.ref), data=chunk.wire, us=int(chunk.seconds * 1e6))
+    send_event(ChunkEvent(ref=chunk.ref, data=chunk.wire, us=int(chunk.seconds * 1e6)))
 
 
-def micro(samples: list[list[float]]) -> list[list[int]]:
-    """Convert [position, tokens, seconds] to [position, tokens, microseconds], as the pipe carries no floats."""
-    return [[int(at), int(tokens), int(seconds * 1e6)] for at, tokens, seconds in samples]
+def micro(samples: list[list[float]]) -> Samples:
+    """Convert [position, tokens, seconds] to (position, tokens, microseconds), as the pipe carries no floats."""
+    return [(int(at), int(tokens), int(seconds * 1e6)) for at, tokens, seconds in samples]
 
 
 def _whole_blocks(ids: list[int], headroom: int, block_tokens: int) -> list[int]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kvswap.api.events import TrainEvent
 from kvswap.artifact.specs import LayerSpec
-from kvswap.codec.predictive import dump, rope, train
+from kvswap.codec.predictive import dump, rope
+from kvswap.codec.predictive import train as trainers
 from kvswap.codec.predictive.train import COARSENESS
 from kvswap.core.errors import Incompatible, UsageError
 from kvswap.core.limits import LIMITS
+from kvswap.worker.conversation import PredictorEvent
+from kvswap.worker.inbox import JobContext
+from kvswap.worker.messages import TrainedPredictor, TrainJob
 
 _FILES = 20_000  # files considered
 _FILE_BYTES = 64 * 1024  # read from each
@@ -57,6 +62,20 @@ class Size:
     coarseness: float = COARSENESS  # see `train.Trainer`
 
 
+def train(context: JobContext, job: TrainJob) -> TrainedPredictor:
+    """Train a predictor on the texts below a directory, and send it."""
+    data, done = train_predictor(
+        context.loaded,
+        Path(job.corpus),
+        job.tokens,
+        job.block_tokens,
+        lambda done: context.pipe.send(TrainEvent(tokens=done, of=job.tokens)),
+        context.pipe.check,
+    )
+    context.pipe.send(PredictorEvent(data=data))
+    return TrainedPredictor(tokens=done)
+
+
 def train_predictor(
     loaded: Any,
     corpus: Path,
@@ -73,54 +92,70 @@ def train_predictor(
     """
     from kvswap.artifact.tensors import as_part
 
-    stacks: dict[LayerSpec, list[int]] = {}
-    trainers: list[train.Trainer] = []
+    stacks: list[tuple[list[int], trainers.Trainer]] = []
     done = 0
     for text in texts(corpus):
         ids = loaded.tokenize(text)[: min(_DOCUMENT_TOKENS, loaded.context)] if text.strip() else []
         if len(ids) < _SHORTEST:
             continue
         held, specs = _prefill(loaded, ids, block_tokens, check)
-        if not trainers:
-            for index, spec in enumerate(specs):
-                if spec.kind == "full":  # a sliding layer has forgotten most of a document at its end
-                    stacks.setdefault(spec, []).append(index)
-            if not stacks:
-                raise Incompatible(
-                    "this model has no layer that attends to all of a document",
-                    cause="its layers have sliding windows, of which little is left to predict at a document's end",
-                    hint="kvswap publish --codec planes",
-                    field="layout",
-                )
-            powers = rope.powers(_frequencies(loaded))
-            frequent = frequent_tokens(loaded.tokenize, corpus, size.token_table) if specs[0].kind == "full" else []
-            first = [
-                _prefill(loaded, frequent[at : at + _DOCUMENT_TOKENS], block_tokens, check)[0][0]
-                for at in range(0, len(frequent), _DOCUMENT_TOKENS)
-            ]
-            for spec, layers in stacks.items():
-                known = [(as_part(t.k).copy(), as_part(t.v).copy()) for t in first] if 0 in layers else []
-                before = size.before or worthwhile(spec, len(layers))
-                fitting = _fitting(powers, spec)
-                trainers.append(train.Trainer(layers, fitting, before, loaded.dtype, known, size.coarseness))
-        for trainer, layers in zip(trainers, stacks.values(), strict=True):
+        if not stacks:
+            stacks = _stacks(loaded, corpus, specs, block_tokens, check, size)
+        for layers, trainer in stacks:
             trainer.add([as_part(t) for i in layers for t in (held[i].k, held[i].v)])
             check()
         done += len(ids)
         on_progress(done)
         if done >= tokens:
             break
-    if not trainers:
+    if not stacks:
         raise UsageError(
             f"{corpus} has no text of {_SHORTEST} tokens or more", cause="no text files, or only short ones"
         )
+    return _dumped([trainer for _, trainer in stacks], check), done
+
+
+def _stacks(
+    loaded: Any, corpus: Path, specs: Sequence[LayerSpec], block_tokens: int, check: Callable[[], None], size: Size
+) -> list[tuple[list[int], trainers.Trainer]]:
+    """Return a trainer for each kind of layer that keeps all of a document, with the numbers of its layers."""
+    from kvswap.artifact.tensors import as_part
+
+    stacks: dict[LayerSpec, list[int]] = {}
+    for index, spec in enumerate(specs):
+        if spec.kind == "full":  # a sliding layer has forgotten most of a document at its end
+            stacks.setdefault(spec, []).append(index)
+    if not stacks:
+        raise Incompatible(
+            "this model has no layer that attends to all of a document",
+            cause="its layers have sliding windows, of which little is left to predict at a document's end",
+            hint="kvswap publish --codec planes",
+            field="layout",
+        )
+    powers = rope.powers(_frequencies(loaded))
+    frequent = frequent_tokens(loaded.tokenize, corpus, size.token_table) if specs[0].kind == "full" else []
+    first = [
+        _prefill(loaded, frequent[at : at + _DOCUMENT_TOKENS], block_tokens, check)[0][0]
+        for at in range(0, len(frequent), _DOCUMENT_TOKENS)
+    ]
+    out = []
+    for spec, layers in stacks.items():
+        known = [(as_part(t.k).copy(), as_part(t.v).copy()) for t in first] if 0 in layers else []
+        before = size.before or worthwhile(spec, len(layers))
+        fitting = _fitting(powers, spec)
+        out.append((layers, trainers.Trainer(layers, fitting, before, loaded.dtype, known, size.coarseness)))
+    return out
+
+
+def _dumped(each: Sequence[trainers.Trainer], check: Callable[[], None]) -> bytes:
+    """Return the predictor of these trainers, as coarse as it has to be to keep its bound."""
     while True:
-        finished = [trainer.finish() for trainer in trainers]
-        data = dump(train.predictor([s for s, _ in finished], [c for _, c in finished]))
+        finished = [trainer.finish() for trainer in each]
+        data = dump(trainers.predictor([s for s, _ in finished], [c for _, c in finished]))
         if len(data) <= LIMITS.predictor_bytes:
-            return data, done
+            return data
         check()
-        for trainer in trainers:
+        for trainer in each:
             trainer.coarseness *= 2
 
 

@@ -9,25 +9,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kvswap.api.events import CheckEvent
 from kvswap.artifact import layout
+from kvswap.artifact.assembly import ChunkSource
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, InvalidDocument
-from kvswap.trust import Statement
+from kvswap.trust import Statement, one_key, read_statement
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise, Spread
 from kvswap.trust.sampling import draw
 from kvswap.worker.boundaries import Boundaries
+from kvswap.worker.chunks import chunk_source
 from kvswap.worker.document import DocumentTokens, of_layer, of_text
 from kvswap.worker.first_layer import NO_KEYS, first_layer_result, first_of
 from kvswap.worker.grounds import judged, static
+from kvswap.worker.inbox import JobContext
+from kvswap.worker.messages import CheckedArtifact, CheckResult, VerifyJob
 
-if TYPE_CHECKING:
-    from kvswap.artifact.assembly import ChunkSource, Predictors
-
-_COMPARED = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)  # compared with what the model computes
 Tensors = Sequence[LayerTensors]
+_COMPARED = (Level.TOKENS, Level.SAMPLES, Level.RECOMPUTE)  # compared with what the model computes
+
+
+def verify(context: JobContext, job: VerifyJob) -> CheckedArtifact:
+    """Run the levels of verification that need the model.
+
+    Raises `Incompatible` or `IntegrityError` if the artifact cannot be loaded for it.
+    """
+    checks = Checks(context, read_statement(job.envelope, one_key(job.key)), chunk_source(job.chunks), job)
+    results = checks.run([Level(level) for level in job.levels])
+    return CheckedArtifact(
+        steps=[CheckResult.of(result) for result in results],
+        fingerprint=checks.fingerprint() if Level.AGREEMENT in job.levels else b"",
+        computed=checks.computed_fingerprint(),
+        numerics=context.loaded.numerics(),
+    )
 
 
 class Checks:
@@ -37,25 +54,14 @@ class Checks:
     cannot be loaded for this model.
     """
 
-    def __init__(
-        self,
-        loaded: Any,
-        statement: Statement,
-        source: ChunkSource,
-        predictors: Predictors,
-        *,
-        text: str | None,
-        noise: Noise | None,
-        samples: int,
-        seed: bytes,
-        send_event: Callable[..., None],
-        check: Callable[[], None],
-    ) -> None:
-        self._loaded, self._manifest, self._noise = loaded, statement.manifest, noise
-        self._samples, self._seed, self._id = samples, seed, bytes(statement.artifact)
-        self._seal, self._source, self._predictors = statement.seal, source, predictors
-        self._send_event, self._check = send_event, check
-        self._text = text
+    def __init__(self, context: JobContext, statement: Statement, source: ChunkSource, job: VerifyJob) -> None:
+        loaded = context.loaded
+        self._loaded, self._manifest = loaded, statement.manifest
+        self._noise = Noise.of(job.noise) if job.noise is not None else None
+        self._samples, self._seed, self._id = job.samples, job.seed, bytes(statement.artifact)
+        self._seal, self._source, self._predictors = statement.seal, source, context.predictors
+        self._pipe = context.pipe
+        self._text = job.text
         self._document: DocumentTokens | None = None
         self._computed: list[LayerTensors] | None = None
         self._fingerprint = b""
@@ -85,7 +91,7 @@ class Checks:
 
     def _again(self) -> None:
         """Read every tensor once more, and forget what was concluded from the former ones."""
-        self._check()
+        self._pipe.check()
         self._load()
         self._document = None
 
@@ -108,12 +114,12 @@ class Checks:
             elif level in _COMPARED and not self._manifest.lossless:
                 out.append(LevelResult(level, "skipped", why="a lossy cache, by its publisher's own word"))
             elif level in ways:
-                self._check()
+                self._pipe.check()
                 began = time.perf_counter()
                 result = self._judged_result(ways[level])
                 seconds = time.perf_counter() - began + (self._loading if level == Level.STRUCTURE else 0.0)
                 out.append(LevelResult(level, result.verdict, seconds, result.why, result.figures, result.proven))
-                self._send_event("verify", step=int(level), verdict=result.verdict)
+                self._pipe.send(CheckEvent(level=int(level), verdict=result.verdict))
         return out
 
     def _judged_result(self, way: Callable[[Tensors], LevelResult]) -> LevelResult:
@@ -165,7 +171,7 @@ class Checks:
         if self._computed is None:
             ids = self._document_tokens().ids
             assert ids is not None  # noqa: S101 - nothing is compared before they are known
-            self._check()
+            self._pipe.check()
             self._computed = otherwise(self._loaded, list(ids))
         return self._computed
 
@@ -179,7 +185,7 @@ class Checks:
         cache = new_cache(self._loaded.model.config, len(ids))
         cuts = self._manifest.layout.checkpoints
         for block in canonical_prefill(self._loaded, cache, ids, self._manifest.prefix.block_tokens, cuts=cuts):
-            self._check()
+            self._pipe.check()
             if boundaries is not None:
                 boundaries.compare(cache, block.index, block.start, block.stop)
         return held_tensors(cache, layer_specs(cache), len(ids))

@@ -415,18 +415,19 @@ def run_checks(
     from collections import OrderedDict
 
     from kvswap.trust.levels import Level
+    from kvswap.worker.inbox import Inbox, JobContext, JobPipe
+    from kvswap.worker.messages import VerifyJob
     from kvswap.worker.verifying import Checks
 
-    checks = Checks(
-        scene.loaded,
-        made.statement,
-        made.chunks.__getitem__,
-        OrderedDict(),
-        text=scene.text if text == "" else text,
-        noise=noise,
+    context = JobContext(scene.loaded, OrderedDict(), JobPipe(Inbox(), lambda event: None, lambda: None))
+    job = VerifyJob(
+        envelope=b"",  # what is checked is in memory
+        chunks="",
+        levels=levels,
         samples=samples,
         seed=seed,
-        send_event=lambda *_, **__: None,
-        check=lambda: None,
+        text=scene.text if text == "" else text,
+        noise=noise.plain() if noise is not None else None,
     )
+    checks = Checks(context, made.statement, made.chunks.__getitem__, job)
     return checks.run([Level(level) for level in levels]), checks.fingerprint()

@@ -19,6 +19,15 @@ from kvswap.core.errors import Incompatible, Interrupted  # noqa: E402
 from kvswap.worker.__main__ import main  # noqa: E402
 
 HEARTBEAT = 0.05
+_DIGEST = bytes(32)
+OPENED = {
+    "identity": {"label": "m", "weights": _DIGEST, "config": _DIGEST, "tokenizer": _DIGEST, "adapters": [],
+                 "parameters": 1},
+    "numerics": {"schedule": "", "attention": "", "compute_dtype": "", "torch": "", "transformers": "", "device": "",
+                 "isa": "", "threads": 1, "claim": ""},
+    "context": 1,
+    "dtype": "float32",
+}  # fmt: skip
 
 
 class Jobs:
@@ -26,7 +35,9 @@ class Jobs:
         self.send, self.cancelled, self.told = send, cancelled, told
 
     def run(self, message):
-        return getattr(self, message.pop("job"))(**message)
+        if (job := message.pop("job")) == "fake":
+            return getattr(self, message["do"])(**message["given"])
+        return getattr(self, job)(**message)
 
     def open(self, directory, **_):
         kind = Path(directory).name.partition("-")[0]
@@ -44,7 +55,7 @@ class Jobs:
         elif kind == "waits":  # until the test says so
             while not (Path(directory) / "go").exists():
                 time.sleep(0.01)
-        return {}
+        return OPENED
 
     def who(self):
         return {"pid": os.getpid(), "cwd": str(Path.cwd()), "path": list(sys.path)}
@@ -86,7 +97,7 @@ class Jobs:
         heard = []
         while len(heard) < count:
             heard += self.told.take(1.0)
-        return {"heard": heard}
+        return {"heard": [notice.unit for notice in heard]}
 
     def freeze(self):
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -21,6 +21,8 @@ from kvswap.core.settings import Settings
 from kvswap.daemon.child import Patience
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.exchange.model_port import ModelChoice
+from kvswap.worker.conversation import ArrivalNotice
+from kvswap.worker.messages import Job
 from tests.support import identity, run
 
 FAKE = (sys.executable, "-P", str(Path(__file__).with_name("fake_worker.py")))
@@ -48,14 +50,27 @@ def model(home: Path, name: str) -> ModelChoice:
     return ModelChoice(str(directory), identity(name), "bfloat16", "cpu", 1)
 
 
+class FakeJob(Job[dict[str, Any]], frozen=True, kw_only=True, tag="fake"):
+    """A job of `fake_worker`: which, and with what."""
+
+    do: str
+    given: dict[str, Any]
+
+
+async def run_fake(
+    p: ModelProcess, choice: ModelChoice, name: str, on_event: Any = None, outbox: Any = None, **given: Any
+) -> dict[str, Any]:
+    return await p.run(choice, FakeJob(do=name, given=given), on_event, outbox)
+
+
 class Heard:
     """Events of a job, and the first of them."""
 
     def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Any] = []
         self.first = asyncio.Event()
 
-    async def __call__(self, event: dict[str, Any]) -> None:
+    async def __call__(self, event: Any) -> None:
         self.events.append(event)
         self.first.set()
 
@@ -68,9 +83,9 @@ def test_a_job_cancelled_any_number_of_times_leaves_the_next_ones_alone(times: i
     async def body() -> None:
         async with processes(tmp_path) as p:
             choice, heard = model(tmp_path, "a"), Heard()
-            job = asyncio.create_task(p.run(choice, "until_cancelled", heard, slow=0.3))
+            job = asyncio.create_task(run_fake(p, choice, "until_cancelled", heard, slow=0.3))
             await heard.first.wait()
-            waiting = [asyncio.create_task(p.run(choice, "echo", value=n)) for n in range(3)]
+            waiting = [asyncio.create_task(run_fake(p, choice, "echo", value=n)) for n in range(3)]
             for _ in range(times):
                 job.cancel()
                 await asyncio.sleep(0.02)
@@ -86,7 +101,7 @@ def test_one_that_does_not_obey_is_killed_and_replaced(tmp_path: Path) -> None:
     async def body() -> None:
         async with processes(tmp_path, Patience(cancel=0.3)) as p:
             choice, heard = model(tmp_path, "a"), Heard()
-            job = asyncio.create_task(p.run(choice, "deaf", heard))
+            job = asyncio.create_task(run_fake(p, choice, "deaf", heard))
             await heard.first.wait()
             process = psutil.Process(p.pid)
             job.cancel()
@@ -95,7 +110,7 @@ def test_one_that_does_not_obey_is_killed_and_replaced(tmp_path: Path) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await job
             assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-            assert await p.run(choice, "echo", value=1) == {"value": 1}
+            assert await run_fake(p, choice, "echo", value=1) == {"value": 1}
             assert p.starts == 2
 
     run(body())
@@ -124,7 +139,7 @@ def test_whatever_is_cancelled_when_every_job_ends_and_the_last_one_works(
             choice = model(home, "a")
 
             async def one(name: str, after: list[int]) -> None:
-                task = asyncio.create_task(p.run(choice, name, **arguments.get(name, {})))
+                task = asyncio.create_task(run_fake(p, choice, name, **arguments.get(name, {})))
                 for milliseconds in after:
                     await asyncio.sleep(milliseconds / 1000)
                     task.cancel()
@@ -140,7 +155,7 @@ def test_whatever_is_cancelled_when_every_job_ends_and_the_last_one_works(
                     assert error.cause and error.exit_code == 1
 
             await asyncio.gather(*(one(name, after) for name, after in jobs))
-            assert await p.run(choice, "echo", value=1) == {"value": 1}
+            assert await run_fake(p, choice, "echo", value=1) == {"value": 1}
             assert len(p.processes) == 1 and all(not s.users for s in p._slots)
 
     run(body())
@@ -155,14 +170,14 @@ def test_a_process_that_fails_is_told_of_ended_and_replaced(job: str, tmp_path: 
         patience = Patience(silent=4.0 if job == "freeze" else 60.0, stalled=2.0)
         async with processes(tmp_path, patience) as p:
             choice = model(tmp_path, "a")
-            pid = (await p.run(choice, "who"))["pid"]
+            pid = (await run_fake(p, choice, "who"))["pid"]
             with pytest.raises(WorkerFailed) as failed:
-                await p.run(choice, job, **({"seconds": 3600} if job == "sleep" else {}))
+                await run_fake(p, choice, job, **({"seconds": 3600} if job == "sleep" else {}))
             assert failed.value.exit_code == 1 and failed.value.cause and failed.value.hint
             assert p.problems["model process"] == failed.value.message
             assert p.crashes == 1
             assert not psutil.pid_exists(pid)
-            assert (await p.run(choice, "who"))["pid"] != pid
+            assert (await run_fake(p, choice, "who"))["pid"] != pid
             assert "model process" not in p.problems
 
     run(body())
@@ -172,17 +187,17 @@ def test_work_and_what_is_told_count_as_life(tmp_path: Path) -> None:
     async def body() -> None:
         async with processes(tmp_path, Patience(silent=60, stalled=2.0)) as p:  # a busy machine may not let it run
             choice = model(tmp_path, "a")
-            await p.run(choice, "spin", seconds=4.0)
+            await run_fake(p, choice, "spin", seconds=4.0)
             tell: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
             async def slowly() -> None:
                 for number in range(15):
                     await asyncio.sleep(0.3)
-                    tell.put_nowait({"n": number})
+                    tell.put_nowait(ArrivalNotice(unit=number))
 
             telling = asyncio.create_task(slowly())
-            done = await p.run(choice, "tells", None, tell, count=15)
-            assert [m["n"] for m in done["heard"]] == list(range(15))
+            done = await run_fake(p, choice, "tells", None, tell, count=15)
+            assert done["heard"] == list(range(15))
             await telling
 
     run(body())
@@ -192,10 +207,10 @@ def test_noise_and_questions_do_not_get_between_the_frames(tmp_path: Path) -> No
     async def body() -> None:
         async with processes(tmp_path) as p:
             choice = model(tmp_path, "a")
-            assert await p.run(choice, "chatter") == {"read": ""}
-            assert await p.run(choice, "echo", value=2) == {"value": 2}
+            assert await run_fake(p, choice, "chatter") == {"read": ""}
+            assert await run_fake(p, choice, "echo", value=2) == {"value": 2}
             with pytest.raises(WorkerFailed, match="EOF"):
-                await p.run(model(tmp_path, "asks"), "echo")
+                await run_fake(p, model(tmp_path, "asks"), "echo")
             assert p.crashes == 0
 
     run(body())
@@ -217,11 +232,11 @@ def test_the_current_directory_is_not_on_its_path(tmp_path: Path, monkeypatch: p
         async def body(path: str = path) -> None:
             async with processes(home) as p:
                 choice = model(home, "a")
-                who = await p.run(choice, "who")
+                who = await run_fake(p, choice, "who")
                 assert who["cwd"] == str(home)
                 assert str(here) not in who["path"] and "" not in who["path"]
                 assert (str(other) in who["path"]) == (str(other) in path)
-                found = await p.run(choice, "imports", names=names)
+                found = await run_fake(p, choice, "imports", names=names)
                 assert not any(str(origin).startswith(str(here)) for origin in found.values())
 
         run(body())
@@ -237,11 +252,11 @@ def test_a_load_holds_up_nobody_else_and_leaves_the_loaded_one_alone(kind: str, 
         async with processes(tmp_path, Patience(load=2.0 if kind in ("hangs", "freezes") else 60.0)) as p:
             good, other = model(tmp_path, "good"), model(tmp_path, kind)
             p._patience, patience = Patience(), p._patience  # the good one takes as long as it takes
-            pid = (await p.run(good, "who"))["pid"]
+            pid = (await run_fake(p, good, "who"))["pid"]
             p._patience = patience
-            loading = asyncio.create_task(p.run(other, "echo", value=1))
+            loading = asyncio.create_task(run_fake(p, other, "echo", value=1))
             for number in range(20):
-                assert await p.run(good, "echo", value=number) == {"value": number}
+                assert await run_fake(p, good, "echo", value=number) == {"value": number}
                 await asyncio.sleep(0.01)
             if kind == "waits":
                 assert not loading.done()
@@ -254,7 +269,7 @@ def test_a_load_holds_up_nobody_else_and_leaves_the_loaded_one_alone(kind: str, 
                     await loading
                 assert isinstance(failed.value, Incompatible if kind == "refused" else WorkerFailed)
                 assert len(p.processes) == 1
-            assert (await p.run(good, "who"))["pid"] == pid
+            assert (await run_fake(p, good, "who"))["pid"] == pid
 
     run(body())
 
@@ -263,12 +278,12 @@ def test_who_waited_for_a_load_that_failed_does_not_try_again_each(tmp_path: Pat
     async def body() -> None:
         async with processes(tmp_path, Patience(load=1.0)) as p:
             other = model(tmp_path, "hangs")
-            jobs = [asyncio.create_task(p.run(other, "echo")) for _ in range(5)]
+            jobs = [asyncio.create_task(run_fake(p, other, "echo")) for _ in range(5)]
             done = await asyncio.gather(*jobs, return_exceptions=True)
             assert all(isinstance(e, WorkerFailed) and "hangs" in e.message for e in done)
             assert p.starts == 1
             with pytest.raises(WorkerFailed):
-                await p.run(other, "echo")
+                await run_fake(p, other, "echo")
             assert p.starts == 2
 
     run(body())
@@ -283,7 +298,7 @@ def test_at_most_so_many_processes_and_everybody_has_a_turn(tmp_path: Path) -> N
             async def ask(number: int) -> None:
                 nonlocal most
                 for _ in range(3):
-                    assert await p.run(choices[number], "echo", value=number) == {"value": number}
+                    assert await run_fake(p, choices[number], "echo", value=number) == {"value": number}
                     most = max(most, len(p.processes))
 
             await asyncio.gather(*(ask(n) for n in range(4)))
@@ -300,10 +315,10 @@ def test_where_memory_is_short_one_goes_before_the_other_comes(tmp_path: Path, m
             a, b = model(tmp_path, "a"), model(tmp_path, "b")
             (tmp_path / "b" / "weights").write_bytes(b"x" * 100)
             heard = Heard()
-            first = (await p.run(a, "who"))["pid"]
-            job = asyncio.create_task(p.run(a, "until_cancelled", heard))
+            first = (await run_fake(p, a, "who"))["pid"]
+            job = asyncio.create_task(run_fake(p, a, "until_cancelled", heard))
             await heard.first.wait()
-            second = asyncio.create_task(p.run(b, "who"))
+            second = asyncio.create_task(run_fake(p, b, "who"))
             await asyncio.sleep(0.1)
             assert not second.done() and psutil.pid_exists(first)  # it waits for what runs
             job.cancel()
@@ -319,13 +334,15 @@ def test_cancelled_while_it_waits_it_leaves_no_trace(phase: str, tmp_path: Path)
         async with processes(tmp_path, model_processes=1) as p:
             a, heard = model(tmp_path, "a"), Heard()
             if phase == "loads":
-                job = asyncio.create_task(p.run(model(tmp_path, "waits"), "echo"))
+                job = asyncio.create_task(run_fake(p, model(tmp_path, "waits"), "echo"))
                 while not p.starts:
                     await asyncio.sleep(0.01)
             else:
-                running = asyncio.create_task(p.run(a, "until_cancelled", heard))
+                running = asyncio.create_task(run_fake(p, a, "until_cancelled", heard))
                 await heard.first.wait()
-                job = asyncio.create_task(p.run(a if phase == "waits for its turn" else model(tmp_path, "b"), "echo"))
+                job = asyncio.create_task(
+                    run_fake(p, a if phase == "waits for its turn" else model(tmp_path, "b"), "echo")
+                )
                 await asyncio.sleep(0.05)
             for _ in range(3):
                 job.cancel()
@@ -335,7 +352,7 @@ def test_cancelled_while_it_waits_it_leaves_no_trace(phase: str, tmp_path: Path)
             if phase != "loads":
                 running.cancel()
                 await asyncio.wait([running])
-            assert await p.run(a, "echo", value=3) == {"value": 3}
+            assert await run_fake(p, a, "echo", value=3) == {"value": 3}
             assert len(p.processes) == 1 and not any(s.users for s in p._slots)
 
     run(body())
@@ -345,11 +362,11 @@ def test_the_end_of_the_node_ends_all_of_them_whatever_they_do(tmp_path: Path) -
     async def body() -> None:
         async with processes(tmp_path) as p:
             heard, jobs = Heard(), []
-            jobs.append(asyncio.create_task(p.run(model(tmp_path, "a"), "deaf", heard)))
+            jobs.append(asyncio.create_task(run_fake(p, model(tmp_path, "a"), "deaf", heard)))
             await heard.first.wait()
-            jobs.append(asyncio.create_task(p.run(model(tmp_path, "a"), "echo")))
-            jobs.append(asyncio.create_task(p.run(model(tmp_path, "hangs"), "echo")))
-            jobs.append(asyncio.create_task(p.run(model(tmp_path, "c"), "echo")))
+            jobs.append(asyncio.create_task(run_fake(p, model(tmp_path, "a"), "echo")))
+            jobs.append(asyncio.create_task(run_fake(p, model(tmp_path, "hangs"), "echo")))
+            jobs.append(asyncio.create_task(run_fake(p, model(tmp_path, "c"), "echo")))
             while p.starts < 2:
                 await asyncio.sleep(0.01)
             await p.stop()
@@ -357,7 +374,7 @@ def test_the_end_of_the_node_ends_all_of_them_whatever_they_do(tmp_path: Path) -
             assert all(isinstance(e, WorkerFailed) for e in done), done
             assert psutil.Process(os.getpid()).children() == [] or p.processes == []
             with pytest.raises(WorkerFailed):
-                await p.run(model(tmp_path, "a"), "echo")
+                await run_fake(p, model(tmp_path, "a"), "echo")
 
     run(body())
 
@@ -365,7 +382,7 @@ def test_the_end_of_the_node_ends_all_of_them_whatever_they_do(tmp_path: Path) -
 def test_idle_processes_end(tmp_path: Path) -> None:
     async def body() -> None:
         async with processes(tmp_path, idle_unload_seconds=0.05) as p:
-            await p.run(model(tmp_path, "a"), "echo")
+            await run_fake(p, model(tmp_path, "a"), "echo")
             keeping = asyncio.create_task(p.unload_when_idle())
             while p.processes:
                 await asyncio.sleep(0.01)
@@ -380,11 +397,11 @@ def test_one_that_was_killed_while_idle_is_replaced(tmp_path: Path) -> None:
     async def body() -> None:
         async with processes(tmp_path) as p:
             choice = model(tmp_path, "a")
-            pid = (await p.run(choice, "who"))["pid"]
+            pid = (await run_fake(p, choice, "who"))["pid"]
             os.kill(pid, signal.SIGKILL)
             while p.pid is not None:
                 await asyncio.sleep(0.01)
-            assert (await p.run(choice, "who"))["pid"] != pid
+            assert (await run_fake(p, choice, "who"))["pid"] != pid
 
     run(body())
 

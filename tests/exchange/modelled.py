@@ -9,17 +9,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import structs
 
 from kvswap.artifact.manifest import ModelIdentity
 from kvswap.core import wire
 from kvswap.core.errors import Incompatible
 from kvswap.exchange import Node
 from kvswap.exchange.model_port import ModelChoice
+from kvswap.worker.conversation import job_event
 from kvswap.worker.inbox import Inbox
 from kvswap.worker.jobs import Jobs
+from kvswap.worker.messages import CheckedArtifact, Job, NoiseJob, VerifyJob, tag_of
 from tests.exchange.test_fetch import World, world
 
+R = TypeVar("R")
 _NOISE: dict[str, Any] = {}
 
 
@@ -54,29 +59,30 @@ class RealModel:
     async def warm(self, choice: ModelChoice) -> None:
         pass
 
-    async def run(self, choice: ModelChoice, job: str, on_event: Any = None, tell: Any = None, **given: Any) -> Any:
-        self.done[job] += 1
-        self.done.update(f"V{level}" for level in given.get("levels", ()))
-        if job == "noise" and choice.calibration_key in _NOISE:
+    async def run(self, choice: ModelChoice, job: Job[R], on_event: Any = None, outbox: Any = None) -> R:
+        self.done[tag_of(job)] += 1
+        levels = job.levels if isinstance(job, VerifyJob) else []
+        self.done.update(f"V{level}" for level in levels)
+        if isinstance(job, NoiseJob) and choice.calibration_key in _NOISE:
             return _NOISE[choice.calibration_key]
-        if self.cannot & set(given.get("levels", ())):
+        if self.cannot & set(levels):
             raise Incompatible("this model does not do that, in this test")
         loop = asyncio.get_running_loop()
 
         def sink(message: dict[str, Any]) -> None:
             if on_event is not None:
-                asyncio.run_coroutine_threadsafe(on_event(message), loop).result()
+                asyncio.run_coroutine_threadsafe(on_event(job_event(message)), loop).result()
 
         async def pass_on() -> None:
-            while tell is not None:
-                self._told.put(await tell.get())
+            while outbox is not None:
+                self._told.put(await outbox.get())
 
         async with self._turn:
             self._sink = sink
             self._told.clear()
             telling = asyncio.create_task(pass_on())
             self._cancelled.clear()
-            working = asyncio.create_task(asyncio.to_thread(self._jobs.run, {"job": job, **given}))
+            working = asyncio.create_task(asyncio.to_thread(self._jobs.do, job))
             try:
                 made = await asyncio.shield(working)
             except asyncio.CancelledError:
@@ -86,11 +92,12 @@ class RealModel:
                 raise
             finally:
                 telling.cancel()
-        if job == "noise":
+        if isinstance(job, NoiseJob):
             _NOISE[choice.calibration_key] = made
-        if job == "verify" and self.slips:
+        if isinstance(made, CheckedArtifact) and self.slips:
             self.slips -= 1
-            made["steps"][-1] |= {"verdict": "failed", "why": "a slip of this machine", "proven": True}
+            wrong = structs.replace(made.steps[-1], verdict="failed", why="a slip of this machine", proven=True)
+            return structs.replace(made, steps=[*made.steps[:-1], wrong])  # type: ignore[return-value]
         return made
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kvswap.api import AskRequest
+from kvswap.api.events import TokenEvent
 from kvswap.artifact.layout import needed
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound
 from kvswap.core.ids import Cid
@@ -16,6 +17,8 @@ from kvswap.exchange import Node
 from kvswap.exchange.ask import answer
 from kvswap.store.files import chunk_path, chunk_reader
 from kvswap.trust import one_key, read_statement
+from kvswap.worker.conversation import EndNotice
+from kvswap.worker.messages import AnswerJob, ComputedAnswer, TokenizedText, TokenizeJob
 from tests.exchange.test_fetch import DOCUMENT, SlowModel, world
 from tests.support import Ingested, make_artifact, run
 
@@ -38,30 +41,35 @@ class HostedRequest(SlowModel):
     async def warm(self, choice: Any) -> None:
         pass
 
-    async def run(self, choice: Any, job: str, on_event: Any = None, tell: Any = None, **given: Any) -> Any:
-        if job == "tokenize":
-            return {"tokens": 5, "ids": b"", "chain": [bytes(32)]}
-        assert job == "answer"
+    async def run(self, choice: Any, job: Any, on_event: Any = None, outbox: Any = None) -> Any:
+        if isinstance(job, TokenizeJob):
+            return TokenizedText(tokens=5, ids=b"", token_digest=bytes(32), chain=[bytes(32)])
+        assert isinstance(job, AnswerJob)
         computed = 5
-        if "envelope" in given:
+        if job.envelope is not None:
             self.done["cache"] += 1
             if self.says:
-                await on_event({"event": "token", "text": "It"})
+                await on_event(TokenEvent(text="It"))
             if self.refuses is not None:
                 raise self.refuses
-            statement = read_statement(given["envelope"], one_key(given["key"]))
-            while tell is not None and "ended" not in await tell.get():
+            statement = read_statement(job.envelope, one_key(job.key))
+            while outbox is not None and not isinstance(await outbox.get(), EndNotice):
                 pass
-            read = chunk_reader(Path(given["chunks"]))
+            read = chunk_reader(Path(str(job.chunks)))
             for file in (statement.manifest.chunks[i] for i in needed(statement.manifest)):
                 if Cid.of(read(file.id)) != file.id:
                     raise IntegrityError(f"chunk {file.id} does not have its digest", hint="kvswap verify --store")
             computed = 0
         else:
             self.done["prefill"] += 1
-        micros = dict.fromkeys(("load_us", "prefill_us", "first_us", "ready_us"), 1)
-        made = {"text": "It is.", "token_ids": [1], "logits_digest": None, "claim": "", "tokens": 5}
-        return micros | made | {"samples": [], "first_layer": None, "computed": computed}
+        return said(computed)
+
+
+def said(computed: int) -> ComputedAnswer:
+    """An answer about a document of five tokens."""
+    micros = dict.fromkeys(("load_us", "prefill_us", "first_us", "ready_us", "total_us"), 1)
+    told = {"text": "It is.", "token_ids": [1], "logits_digest": "", "claim": "", "tokens": 5, "samples": []}
+    return ComputedAnswer(computed=computed, **micros, **told)  # type: ignore[arg-type]
 
 
 def harm(node: Node, made: Ingested, how: str) -> list[Cid]:

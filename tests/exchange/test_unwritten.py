@@ -26,6 +26,8 @@ from kvswap.store import Records
 from kvswap.store.unwritten import ReceivedStatusRecord
 from kvswap.trust.audit import FAILED
 from kvswap.trust.status_record import make_status_record
+from kvswap.worker.messages import AnswerJob, TokenizedText, TokenizeJob
+from tests.exchange.test_damaged import said
 from tests.exchange.test_fetch import DOCUMENT, SlowModel, world
 from tests.exchange.test_received import AUDITOR, PEER, audit, head
 from tests.store.test_full import no_larger_files
@@ -183,13 +185,11 @@ class Prefilling(SlowModel):
     async def warm(self, choice: Any) -> None:
         pass
 
-    async def run(self, choice: Any, job: str, on_event: Any = None, tell: Any = None, **given: Any) -> Any:
-        if job == "tokenize":
-            return {"tokens": 5, "ids": b"", "chain": [bytes(32)]}
-        assert job == "answer" and given["text"] == "a text" and "envelope" not in given
-        micros = dict.fromkeys(("load_us", "prefill_us", "first_us", "ready_us"), 1)
-        made = {"text": "It is.", "token_ids": [1], "logits_digest": None, "claim": "", "tokens": 5, "computed": 5}
-        return micros | made | {"samples": [], "first_layer": None}
+    async def run(self, choice: Any, job: Any, on_event: Any = None, outbox: Any = None) -> Any:
+        if isinstance(job, TokenizeJob):
+            return TokenizedText(tokens=5, ids=b"", token_digest=bytes(32), chain=[bytes(32)])
+        assert isinstance(job, AnswerJob) and job.text == "a text" and job.envelope is None
+        return said(5)
 
 
 @pytest.mark.parametrize("error", [StoreFull("full"), LocalFault("read-only"), P2pDown("it stopped")])

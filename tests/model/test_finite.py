@@ -24,6 +24,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.model.finite import check_tensors
 from kvswap.model.load import load_model
 from kvswap.worker.jobs import Jobs
+from kvswap.worker.messages import AnswerJob, PublishJob
 from tests.support import DOCUMENT
 from tests.worker.test_hybrid import Feeder
 
@@ -68,10 +69,10 @@ def test_every_way_out_is_closed(tiny_models: dict[str, Path], kind: str) -> Non
     jobs = Jobs(lambda _: None, threading.Event())
     jobs._loaded = loaded
     ways = (
-        lambda: jobs.do_publish(TEXT, 32, "raw", False),
-        lambda: jobs.do_answer("?", 4, 32, text=TEXT),
+        lambda: jobs.do(PublishJob(text=TEXT, block_tokens=32, codec="raw", truncate=False)),
+        lambda: jobs.do(AnswerJob(question="?", steps=4, block_tokens=32, text=TEXT)),
         lambda: LocalPrefill(TEXT, loaded.model, loaded.tokenizer, 32).cache(8),
-        lambda: jobs.do_publish(TEXT, 1024, "raw", False),
+        lambda: jobs.do(PublishJob(text=TEXT, block_tokens=1024, codec="raw", truncate=False)),
     )
     for way in ways:
         with pytest.raises(Incompatible) as caught:
@@ -83,7 +84,7 @@ def test_the_same_weights_do_in_another_dtype(overflowing: Path) -> None:
     jobs = Jobs(lambda _: None, threading.Event())
     for dtype in ("float32", "bfloat16"):
         jobs._loaded = load_model(overflowing, "m", dtype)
-        assert jobs.do_publish(TEXT, 32, "raw", False)["tensors"]
+        assert jobs.do(PublishJob(text=TEXT, block_tokens=32, codec="raw", truncate=False)).tensors
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
@@ -163,6 +164,9 @@ def test_an_answer_of_no_numbers_is_refused(tiny_models: dict[str, Path], tmp_pa
     save_file(held, directory / "model.safetensors", metadata={"format": "pt"})
     jobs = Jobs(lambda _: None, threading.Event())
     jobs._loaded = load_model(directory, "m", "float16")
-    for way in (lambda: jobs.do_answer("?", 4, 32, text=TEXT), lambda: jobs.do_publish(TEXT, 32, "raw", False)):
+    for way in (
+        lambda: jobs.do(AnswerJob(question="?", steps=4, block_tokens=32, text=TEXT)),
+        lambda: jobs.do(PublishJob(text=TEXT, block_tokens=32, codec="raw", truncate=False)),
+    ):
         with pytest.raises(Incompatible, match="float16"):
             way()

@@ -21,6 +21,7 @@ from kvswap.model import reach
 from kvswap.model.load import LoadedModel, load_model, rope_text
 from kvswap.model.prefill import PROBE_STEPS, check_reach, forward, prefill
 from kvswap.worker.jobs import Jobs
+from kvswap.worker.messages import AnswerJob, OpenJob, PublishJob
 from kvswap.worker.publishing import PROBE_TEXT
 from tests.support import DOCUMENT
 from tests.worker.test_hybrid import Feeder
@@ -144,11 +145,11 @@ def test_a_question_that_crosses_the_threshold_gives_the_bits_of_prefilling(
     """Published below the threshold with room behind it, and fetched while it is computed."""
     monkeypatch.setattr(reach, "ROOM", 120)
     jobs = Jobs(lambda _: None, threading.Event())
-    jobs.do_open(str(directories[kind]), kind, "float32", "cpu", 0)
+    jobs.do(OpenJob(directory=str(directories[kind]), label=kind, dtype="float32", device="cpu", threads=0))
     text = jobs.loaded.tokenizer.decode(ids_of(jobs.loaded, THRESHOLD - 10))
     asked = "What does the question say that goes on beyond the threshold of the model?"
     common = {"question": asked, "steps": 20, "block_tokens": BLOCK, "ignore_eos": True}
-    wanted = jobs.do_answer(**common, text=text)
+    wanted = jobs.do(AnswerJob(**common, text=text))
     assert jobs.loaded.table and "table_tokens" in jobs.loaded.rope()
     feeder = Feeder(directories[kind], tmp_path)
     loaded = feeder.jobs.loaded
@@ -157,7 +158,7 @@ def test_a_question_that_crosses_the_threshold_gives_the_bits_of_prefilling(
     assert reach.recorded(feeder.manifest.layout.rope) == loaded.table > THRESHOLD
     reach.pin(loaded.model, 0)  # a reader's model, which has not seen the document
     got = feeder.run(**{**common, "text": text})
-    assert got["logits_digest"] == wanted["logits_digest"] and got["claim"] == "bitwise"
+    assert got["logits_digest"] == wanted.logits_digest and got["claim"] == "bitwise"
     assert feeder.available, "nothing was computed"
     natural = msgspec.structs.replace(feeder.manifest.layout, rope=rope_text(loaded.model.config.get_text_config()))
     with pytest.raises(Incompatible, match="cross"):  # without the record, the model's own choice crosses
@@ -171,11 +172,13 @@ def test_publishing_records_the_table(lengths: dict[str, LoadedModel], kind: str
     after = len(loaded.tokenize_continuation(PROBE_TEXT)) + PROBE_STEPS
     for tokens in (40, THRESHOLD - 1, THRESHOLD + 40):
         cut = loaded.tokenizer.decode(ids_of(loaded, tokens))
-        done = jobs.do_publish(cut, BLOCK, "raw", False)
-        assert done["prefix"]["tokens"] == tokens
-        assert reach.recorded(done["layout"]["rope"]) == table(kind, tokens, after)
-    done = jobs.do_publish(DOCUMENT.read_text(), BLOCK, "raw", True)  # cut to what fits the model
-    assert done["prefix"]["tokens"] == (limit(kind) - after) // BLOCK * BLOCK
+        done = jobs.do(PublishJob(text=cut, block_tokens=BLOCK, codec="raw"))
+        assert done.prefix.tokens == tokens
+        assert reach.recorded(done.layout.rope) == table(kind, tokens, after)
+    done = jobs.do(
+        PublishJob(text=DOCUMENT.read_text(), block_tokens=BLOCK, codec="raw", truncate=True)
+    )  # cut to what fits the model
+    assert done.prefix.tokens == (limit(kind) - after) // BLOCK * BLOCK
 
 
 @pytest.mark.parametrize("kind", sorted(MADE))

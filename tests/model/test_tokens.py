@@ -13,6 +13,7 @@ import pytest
 from kvswap.core.errors import Incompatible
 from kvswap.model.load import document_ids, load_model, load_tokenizer
 from kvswap.worker.jobs import Jobs
+from kvswap.worker.messages import PublishJob
 
 TEXTS = ["a", "Some text.", "ends with </s>", "</s></s>", "<s>begins", "  spaces  ", "ä€𝄞\n\n"]
 TEMPLATES: dict[str, list[dict[str, Any]]] = {
@@ -62,7 +63,9 @@ def test_what_is_published_goes_on(templated: tuple[str, Path]) -> None:
     jobs = Jobs(lambda _: None, threading.Event())
     jobs._loaded = load_model(directory, "m", "float32")
     ids = jobs.loaded.tokenize("Some text.")
-    assert 2 not in ids and jobs.do_publish("Some text.", 32, "raw", False)["prefix"]["tokens"] == len(ids)
+    assert 2 not in ids and jobs.do(
+        PublishJob(text="Some text.", block_tokens=32, codec="raw", truncate=False)
+    ).prefix.tokens == len(ids)
 
 
 def test_helpers_of_transformers_use_the_same_tokens(templated: tuple[str, Path]) -> None:

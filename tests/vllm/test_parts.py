@@ -14,7 +14,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, Slid
 
 from kvswap.core.errors import Incompatible, UsageError
 from kvswap.integrations.vllm.engine import KVCacheGroup, engine_of
-from kvswap.integrations.vllm.node_client import LookUp, Match
+from kvswap.integrations.vllm.node_client import Files, LookUp, Match
 from kvswap.integrations.vllm.paged import PagedLayer, slots
 from kvswap.integrations.vllm.scheduler import SchedulerSide
 from kvswap.integrations.vllm.settings import ConnectorSettings
@@ -195,7 +195,7 @@ def side(model: Path, desk: Desk) -> SchedulerSide:
 
 
 def found(search: LookUp, tokens: int, artifact: str = "a") -> None:
-    search.match = Match(artifact, tokens, True, {})
+    search.match = Match(artifact, tokens, True, Files(artifact, "", "", None))
     search.end()
 
 

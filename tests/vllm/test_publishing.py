@@ -62,19 +62,19 @@ class Scene:
     def ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])
 
-    def published(self, ids: list[int], node: Daemon | None = None) -> dict[str, Any]:
+    def published(self, ids: list[int], node: Daemon | None = None) -> Any:
         """The node's artifact of these ids, once it is there."""
         client = (node or self.node).client
         digest = chain.token_digest(ids).hex()
 
         def found() -> Any:
-            for row in client.artifacts():
-                shown = client.details(row["artifact"])
-                if shown["manifest"]["prefix"]["token_digest"] == digest:
+            for row in client.ls():
+                shown = client.details(row.artifact)
+                if shown.manifest["prefix"]["token_digest"] == digest:
                     return shown
             return None
 
-        return dict(until(found, what="the artifact"))
+        return until(found, what="the artifact")
 
 
 @pytest.fixture(scope="module")

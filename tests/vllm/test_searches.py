@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from kvswap.api import PlanSummary, PrefixResult
 from kvswap.core.errors import DaemonNotRunning, KvswapError, NotFound
 from kvswap.integrations.vllm import node_client as nodes
 from kvswap.integrations.vllm.capture import Captures
-from kvswap.integrations.vllm.node_client import NodeClient
+from kvswap.integrations.vllm.node_client import Files, NodeClient
 from tests.support import identity
 
 BLOCK = 4
@@ -26,15 +27,16 @@ class Client:
         self.go = threading.Event()
         self.error = error
 
-    def cached_prefix(self, packed: bytes, **_: Any) -> dict[str, Any]:
+    def cached_prefix(self, packed: bytes, **_: Any) -> PrefixResult:
         self.asked.append(packed)
         self.go.wait(600)
         if self.error is not None:
             raise self.error
-        return {"artifact": packed.hex(), "tokens": len(packed) // 4, "whole": True}
+        plan = PlanSummary(action="fetch", seconds=0.0, dollars=0.0, reason="")
+        return PrefixResult(artifact=packed.hex(), tokens=len(packed) // 4, whole=True, plan=plan)
 
-    def details(self, artifact: str) -> dict[str, Any]:
-        return {}
+    def details(self, artifact: str) -> Files:
+        return Files(artifact, "", "", None)
 
 
 def node(client: Client, monkeypatch: pytest.MonkeyPatch, threads: int = 64) -> NodeClient:

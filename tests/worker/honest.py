@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -74,7 +75,8 @@ class Shelf:
                 if not moved.exists():
                     moved.symlink_to(directory)
                 directory = moved
-            jobs.do_open(str(directory), label, self.dtype(family), "cpu", threads)
+            opened = {"directory": str(directory), "label": label, "dtype": self.dtype(family), "device": "cpu"}
+            jobs.run({"job": "open", **opened, "threads": threads})
             return jobs
 
         import torch
@@ -86,7 +88,7 @@ class Shelf:
     def noise(self, family: str) -> Any:
         def measure() -> Any:
             with mock.patch("kvswap.worker.noise.TOKENS", self.noise_tokens):
-                return self.jobs(family).do_noise()
+                return self.jobs(family).run({"job": "noise"})["noise"]
 
         return self._once(("noise", family), measure)
 
@@ -102,7 +104,15 @@ class Shelf:
         seen: list[dict[str, Any]] = jobs.seen  # type: ignore[attr-defined]
         seen.clear()
         text = text_of(jobs.loaded.tokenizer, tokens)
-        result = jobs.do_publish(text, BLOCK, "planes", False, checkpoints=list(self.checkpoints))
+        result = jobs.run(
+            {
+                "job": "publish",
+                "text": text,
+                "block_tokens": BLOCK,
+                "codec": "planes",
+                "checkpoints": [*self.checkpoints],
+            }
+        )
         chunks = [m for m in seen if m["event"] == "chunk"]
         (mark,) = (m["data"] for m in seen if m["event"] == "fingerprint")
         for data in (*(m["data"] for m in chunks), mark):
@@ -204,8 +214,17 @@ def _accusing(error: Exception) -> list[str]:
 
 def _verify(shelf: Shelf, reader: Jobs, family: str, made: Artifact, text: str | None, way: str) -> list[str]:
     levels = [2, 3, 5, 6] if way == "fetch" else [2, 3, 4, 5, 7]
-    report = reader.do_verify(
-        made.envelope, str(shelf.chunks.directory), levels, 32, os.urandom(32), None, text, shelf.noise(family)
+    report = reader.run(
+        {
+            "job": "verify",
+            "envelope": made.envelope,
+            "chunks": str(shelf.chunks.directory),
+            "levels": levels,
+            "samples": 32,
+            "seed": os.urandom(32),
+            "text": text,
+            "noise": shelf.noise(family),
+        }
     )
     return [f"V{s['level']}: {s['why']}" for s in report["steps"] if s["verdict"] == "failed"]
 
@@ -214,16 +233,19 @@ def _ask(shelf: Shelf, reader: Jobs, family: str, made: Artifact, text: str | No
     if text is None:
         part = None  # nobody asks for a beginning of a text that is not at hand
     steps = max(12, min(window_of(family) - made.manifest.prefix.tokens + 8, 160))  # until the window has moved
-    reader.do_answer(
-        "What?",
-        steps,
-        BLOCK,
-        text=text,
-        envelope=made.envelope,
-        chunks=str(shelf.chunks.directory),
-        tokens=part,
-        ignore_eos=True,
-        check=text is not None,
+    reader.run(
+        {
+            "job": "answer",
+            "question": "What?",
+            "steps": steps,
+            "block_tokens": BLOCK,
+            "text": text,
+            "envelope": made.envelope,
+            "chunks": str(shelf.chunks.directory),
+            "tokens": part,
+            "ignore_eos": True,
+            "check": text is not None,
+        }
     )
 
 
@@ -231,12 +253,12 @@ def _prefix(shelf: Shelf, reader: Jobs, made: Artifact, text: str | None, part: 
     from kvswap.client.loading import LocalPrefill, load_artifact, load_for
 
     statement = read_statement(made.envelope)
-    details = {
-        "artifact": str(statement.artifact),
-        "envelope": base64.b64encode(made.envelope).decode(),
-        "chunks_directory": str(shelf.chunks.directory),
-        "manifest": statement.manifest.to_json(),
-    }
+    details = SimpleNamespace(
+        artifact=str(statement.artifact),
+        envelope=base64.b64encode(made.envelope).decode(),
+        chunks_directory=str(shelf.chunks.directory),
+        key=None,
+    )
     model, tokenizer = reader.loaded.model, reader.loaded.tokenizer
     if text is None:
         load_artifact(details, model)

@@ -39,7 +39,13 @@ KINDS = (
 EACH = [name if name in KINDS else pytest.param(name, marks=pytest.mark.model) for name in FAMILIES]
 
 
-COMMON: dict[str, Any] = {"question": "What?", "steps": STEPS, "block_tokens": BLOCK, "ignore_eos": True}
+COMMON: dict[str, Any] = {
+    "job": "answer",
+    "question": "What?",
+    "steps": STEPS,
+    "block_tokens": BLOCK,
+    "ignore_eos": True,
+}
 
 
 class Shelves(dict[str, Shelf]):
@@ -91,9 +97,9 @@ def whole(shelf: Shelf, family: str, _: Path) -> None:
 def answered(shelf: Shelf, family: str, tokens: int | None) -> None:
     """What is said after an artifact, whole or up to `tokens` with the rest prefilled, is said after prefilling."""
     made, jobs = shelf.artifact(family, TOKENS), shelf.jobs(family)
-    wanted = jobs.do_answer(**COMMON, text=made.text)["logits_digest"]
+    wanted = jobs.run({**COMMON, "text": made.text})["logits_digest"]
     chunks = str(shelf.chunks.directory)
-    got = jobs.do_answer(**COMMON, text=made.text, envelope=made.envelope, chunks=chunks, tokens=tokens)
+    got = jobs.run({**COMMON, "text": made.text, "envelope": made.envelope, "chunks": chunks, "tokens": tokens})
     assert got["logits_digest"] == wanted, tokens
 
 
@@ -114,7 +120,7 @@ def both_at_once(shelf: Shelf, family: str, directory: Path) -> None:
     text = shelf.artifact(family, TOKENS).text
     feeder.publish(text)
     common = {**COMMON, "block_tokens": feeder.manifest.prefix.block_tokens}
-    wanted = feeder.jobs.run({**common, "job": "answer", "text": text})
+    wanted = feeder.jobs.run({**common, "text": text})
     feeder.available.clear()
     got = feeder.run(**common, text=text)
     assert got["logits_digest"] == wanted["logits_digest"] and got["claim"] == "bitwise"
@@ -124,7 +130,8 @@ def both_at_once(shelf: Shelf, family: str, directory: Path) -> None:
 def verified(shelf: Shelf, family: str, _: Path) -> None:
     made, chunks = shelf.artifact(family, TOKENS), str(shelf.chunks.directory)
     noise = shelf.noise(family)
-    report = shelf.jobs(family).do_verify(made.envelope, chunks, list(LEVELS), 32, bytes(32), None, made.text, noise)
+    asked = {"levels": list(LEVELS), "samples": 32, "seed": bytes(32), "text": made.text, "noise": noise}
+    report = shelf.jobs(family).run({"job": "verify", "envelope": made.envelope, "chunks": chunks, **asked})
     verdicts = {step["level"]: step["verdict"] for step in report["steps"]}
     assert set(verdicts) == set(LEVELS) and "failed" not in verdicts.values(), report["steps"]
     assert verdicts[2] == verdicts[4] == verdicts[7] == "passed", report["steps"]

@@ -16,6 +16,7 @@ from kvswap.artifact.specs import LayerGroup, LayerSpec
 from kvswap.core.errors import Incompatible, IntegrityError, Interrupted, PeerError
 from kvswap.core.limits import LIMITS
 from kvswap.store.files import ChunkFiles
+from kvswap.worker.conversation import ArrivalNotice, EndNotice
 from kvswap.worker.inbox import Inbox
 from kvswap.worker.jobs import Jobs
 from tests.support import DOCUMENT, key, publish_ids
@@ -69,13 +70,13 @@ class Feeder:
     def deliver(self, count: int = 1) -> None:
         for _ in range(count):
             if not self.left:
-                self.told.put({"ended": "that was all"})
+                self.told.put(EndNotice(why="that was all"))
                 return
             unit = self.left.pop(0)
             for index in self.units[unit].chunks:
                 cid = self.manifest.chunks[index].id
                 self.files.write(cid, self.chunks[cid])
-            self.told.put({"unit": unit})
+            self.told.put(ArrivalNotice(unit=unit))
 
     def _hear(self, message: dict[str, Any]) -> None:
         if message["event"] == "claim":
@@ -169,7 +170,7 @@ def test_everything_there_is_loading_and_nothing_is_prefilling(
     feeder.publish()
     whole = feeder.whole()
     feeder.available.clear()
-    feeder.told.put({"ended": "nobody has it"})
+    feeder.told.put(EndNotice(why="nobody has it"))
     nothing = feeder.run(work=feeder.work(rate=0))
     assert nothing["logits_digest"] == whole["logits_digest"] and nothing["computed"] == whole["tokens"]
     assert len(nothing["samples"]) == layout.block_count(whole["tokens"], BLOCK)
@@ -214,7 +215,7 @@ def test_without_the_text_nothing_is_computed(tiny_models: dict[str, Path], tmp_
     feeder = Feeder(tiny_models["llama"], tmp_path)
     feeder.publish()
     feeder.deliver(2)
-    feeder.told.put({"ended": "the peer is gone"})
+    feeder.told.put(EndNotice(why="the peer is gone"))
     with pytest.raises(PeerError):
         feeder.run(text=None)
     assert not feeder.available
@@ -224,7 +225,7 @@ def test_a_text_that_is_not_the_artifacts_is_not_mixed_with_it(tiny_models: dict
     """Whatever the artifact says of its document: what is computed has its tokens, or is not computed."""
     feeder = Feeder(tiny_models["llama"], tmp_path)
     feeder.publish(TEXT[:400] + "Something else. " + TEXT[400:])
-    feeder.told.put({"ended": "the peer is gone"})
+    feeder.told.put(EndNotice(why="the peer is gone"))
     with pytest.raises(PeerError):
         feeder.run()
     assert not feeder.available

@@ -94,7 +94,7 @@ def test_a_state_is_checked_before_it_is_used(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     made = jobs(build(tmp_path / "model", "qwen3.5"), seen.append)
     manifest = published(tmp_path / "chunks", seen, made)
-    noise = made.run({"job": "noise"})
+    noise = made.run({"job": "noise"})["noise"]
     honest = verified(made, manifest, tmp_path / "chunks", noise)
     assert {level: verdict for level, (verdict, _) in honest.items()} == {
         2: "passed", 3: "passed", 4: "passed", 5: "skipped", 7: "passed"
@@ -111,7 +111,7 @@ def test_what_is_held_before_the_end_is_computed_again_as_well(tmp_path: Path, f
     seen: list[dict[str, Any]] = []
     made = jobs(build(tmp_path / "model", family), seen.append)
     manifest = published(tmp_path / "chunks", seen, made, 2 * BLOCK)
-    noise = made.run({"job": "noise"})
+    noise = made.run({"job": "noise"})["noise"]
     assert verified(made, manifest, tmp_path / "chunks", noise)[7][0] == "passed"
     inner = next(i for i, ref in enumerate(manifest.chunks) if i not in layout.needed(manifest) and ref.block == 1)
     verdict, why = verified(made, negated(manifest, tmp_path / "chunks", inner), tmp_path / "chunks", noise)[7]

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from kvswap.api.events import NodeEvent
 from kvswap.core.bounded import Table
 from kvswap.core.limits import LIMITS, MIB
 from kvswap.core.tasks import OnLoop
@@ -50,10 +51,10 @@ class EventLog:
     """The last `LIMITS.events_kept` events, numbered.  No kind of event pushes out those of the other kinds."""
 
     def __init__(self) -> None:
-        self.table: Table[int, dict[str, Any]] = Table(
+        self.table: Table[int, NodeEvent] = Table(
             "events", entries=LIMITS.events_kept, nbytes=4 * MIB, per_sender=LIMITS.events_kept // 4
         )
-        self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
+        self._followers: set[asyncio.Queue[NodeEvent]] = set()
         self._next = 1
         self._on_loop = OnLoop()
 
@@ -63,21 +64,21 @@ class EventLog:
         self._on_loop.call(self._add, kind, round(time.time(), 3), values)
 
     def _add(self, kind: str, at: float, values: dict[str, Any]) -> None:
-        event = {"id": self._next, "time": at, "event": kind, **values}
+        event = NodeEvent(id=self._next, time=at, kind=kind, more=values)
         self._next += 1
-        self.table.put(event["id"], event, kind)
+        self.table.put(event.id, event, kind)
         for queue in self._followers:
             if queue.full():
                 queue.get_nowait()
             queue.put_nowait(event)
 
-    def recent(self, count: int = 100) -> list[dict[str, Any]]:
+    def recent(self, count: int = 100) -> list[NodeEvent]:
         """Return the last `count` events, the oldest first."""
         return self.table.values()[-count:]
 
-    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+    async def follow(self) -> AsyncIterator[NodeEvent]:
         """Iterate over the events from now on, without end."""
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(LIMITS.events_kept)
+        queue: asyncio.Queue[NodeEvent] = asyncio.Queue(LIMITS.events_kept)
         self._followers.add(queue)
         try:
             while True:

@@ -28,6 +28,7 @@ from kvswap.net.offline import Offline
 from kvswap.store import ArtifactRow, Ledger, Listing, Store
 from kvswap.trust import Identifiers, Key, PolicyFile, Statement, read_statement
 from kvswap.trust.envelopes import is_signed, kind_of
+from kvswap.worker.messages import Samples
 
 AGENT = f"kvswap/{__version__}"
 
@@ -123,11 +124,11 @@ class Node:
 
     # -- what was measured -------------------------------------------------------------------------
 
-    def learn_prefill(self, choice: ModelChoice, samples: list[list[int]]) -> None:
+    def learn_prefill(self, choice: ModelChoice, samples: Samples) -> None:
         """Record the block times of a prefill just done: [tokens before, tokens, microseconds] of each block."""
         self.calibration.add_prefill(choice.calibration_key, _seconds(samples))
 
-    def learn_hybrid(self, choice: ModelChoice, samples: list[list[int]]) -> None:
+    def learn_hybrid(self, choice: ModelChoice, samples: Samples) -> None:
         """Record the block times of a prefill while chunks arrived: they say how much slower that is."""
         self.calibration.add_hybrid(choice.calibration_key, _seconds(samples))
 
@@ -140,5 +141,5 @@ class Node:
         await asyncio.to_thread(self.trust.records.close)
 
 
-def _seconds(samples: list[list[int]]) -> list[tuple[int, int, float]]:
+def _seconds(samples: Samples) -> list[tuple[int, int, float]]:
     return [(before, tokens, micros / 1e6) for before, tokens, micros in samples]

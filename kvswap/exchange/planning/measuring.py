@@ -7,6 +7,7 @@ from kvswap.cost import PrefillCurve
 from kvswap.exchange.model_port import ModelChoice
 from kvswap.exchange.node import predictors
 from kvswap.exchange.node.node import Node
+from kvswap.worker.messages import CalibrateJob
 
 
 def measure_in_background(node: Node, choice: ModelChoice, block_tokens: int) -> None:
@@ -34,9 +35,9 @@ async def calibrate(node: Node, choice: ModelChoice, block_tokens: int) -> Prefi
     node.events.add("calibrating", model=choice.name)
     known = predictors.path(node, choice)
     predictor = str(known) if known is not None else None
-    made = await node.model.run(choice, "calibrate", block_tokens=block_tokens, predictor=predictor)
-    for codec, (raw, encode, load) in made["codecs"].items():
+    made = await node.model.run(choice, CalibrateJob(block_tokens=block_tokens, predictor=predictor))
+    for codec, (raw, encode, load) in made.codecs.items():
         node.calibration.add_encode(codec, raw, None, encode / 1e6)
         node.calibration.add_load({codec: raw}, load / 1e6)
-    node.learn_prefill(choice, made["samples"])
+    node.learn_prefill(choice, made.samples)
     return node.calibration.curve(choice.calibration_key, block_tokens)

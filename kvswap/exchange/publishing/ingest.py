@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Generic, TypeVar
 
 import msgspec
 
-from kvswap.api.events import event_of
 from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
 from kvswap.artifact.sealing import FINGERPRINT, PREDICTOR, ChunkPosition, Seal, chunk_position
-from kvswap.core import wire
-from kvswap.core.errors import MalformedMessage
 from kvswap.core.ids import Cid
 from kvswap.exchange.model_port import OnEvent
 from kvswap.exchange.node.listing import list_artifact
@@ -25,33 +22,18 @@ from kvswap.exchange.publishing.signing import sign
 from kvswap.exchange.request import Progress
 from kvswap.trust import Group, Statement
 from kvswap.trust.groups import Sealing
+from kvswap.worker.conversation import ChunkEvent, FileEvent, FingerprintEvent, JobEvent
 
-Producer = Callable[[OnEvent], Awaitable[dict[str, Any]]]
+R = TypeVar("R")
+Producer = Callable[[OnEvent], Awaitable[R]]
 """What makes the chunks: tells of each, and returns what it has to say in the end."""
 
 
-EVENTS = ("chunk", "fingerprint")  # the others say how far it is
-
-
-class _ChunkEvent(msgspec.Struct):
-    """An event that carries a chunk: its entry in the manifest, its bytes, and the microseconds of its coding."""
-
-    ref: ChunkRef
-    data: bytes
-    us: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-
-
-class _FingerprintEvent(msgspec.Struct):
-    """An event that carries the fingerprint."""
-
-    data: bytes
-
-
 @dataclass(frozen=True, slots=True)
-class Ingested:
+class Ingested(Generic[R]):
     """The outcome of a run, from which its manifest is made; the files are in the store."""
 
-    result: dict[str, Any]
+    result: R
     refs: list[ChunkRef]
     predictor: FileRef | None
     fingerprint: FileRef | None
@@ -86,22 +68,21 @@ class _Ingest:
         await asyncio.to_thread(self._node.store.put_chunk, held, made)
         return FileRef(cid=bytes(made), length=len(held))
 
-    async def on_event(self, event: dict[str, Any]) -> None:
+    async def on_event(self, event: JobEvent) -> None:
         """Keep a chunk or a fingerprint; the user is told of everything else."""
-        if event["event"] == "fingerprint":
-            self._fingerprint = wire.convert(event, _FingerprintEvent, MalformedMessage).data
-        elif event["event"] == "chunk":
-            chunk = wire.convert(event, _ChunkEvent, MalformedMessage)
-            ref = chunk.ref
-            file = await self.keep(chunk_position(ref), chunk.data)
+        if isinstance(event, FingerprintEvent):
+            self._fingerprint = event.data
+        elif isinstance(event, ChunkEvent):
+            ref = event.ref
+            file = await self.keep(chunk_position(ref), event.data)
             self._refs.append(msgspec.structs.replace(ref, cid=file.cid, length=file.length))
             sums = self._coded.setdefault(ref.codec, [0, 0, 0])
-            for index, value in enumerate((ref.raw_length, ref.length, chunk.us)):
+            for index, value in enumerate((ref.raw_length, ref.length, event.us)):
                 sums[index] += value
-        else:
-            await self._progress(event_of(event))
+        elif not isinstance(event, FileEvent):
+            await self._progress(event)
 
-    async def made(self, result: dict[str, Any], predictor: bytes | None) -> Ingested:
+    async def made(self, result: R, predictor: bytes | None) -> Ingested[R]:
         """Return what is to be said of it, once all chunks are there."""
         for name, (raw, coded_bytes, micro) in self._coded.items():
             self._node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
@@ -114,9 +95,9 @@ class _Ingest:
 
 async def ingest(
     node: Node,
-    run: Producer,
+    run: Producer[R],
     progress: Progress,
-    describe: Callable[[Ingested], Awaitable[Manifest]],
+    describe: Callable[[Ingested[R]], Awaitable[Manifest]],
     readers: Group | None,
     *,
     predictor: bytes | None = None,

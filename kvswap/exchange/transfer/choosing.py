@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from kvswap.api.events import FoundEvent
+from kvswap.api.events import FoundEvent, plan_event
 from kvswap.core.ids import Cid
 from kvswap.exchange.discovery.resolve import Resolved, resolve
 from kvswap.exchange.node.node import Node
 from kvswap.exchange.planning.decision import Planned, best, not_worth_it
-from kvswap.exchange.planning.figures import plan_event
 from kvswap.exchange.request import Progress, Terms
 from kvswap.exchange.transfer.sources import preconnect
 from kvswap.exchange.verification.use import use

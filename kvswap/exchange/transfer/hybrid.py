@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
 
+from msgspec import structs
+
+from kvswap.api.events import FilledEvent, ReservationEvent
 from kvswap.artifact.layout import work_units
 from kvswap.core.errors import KvswapError, PeerError
 from kvswap.core.ids import Cid
@@ -25,6 +27,8 @@ from kvswap.exchange.transfer.completion import note_fetched
 from kvswap.exchange.transfer.download import download
 from kvswap.exchange.transfer.downloader import Transfer
 from kvswap.trust import Statement
+from kvswap.worker.conversation import ArrivalNotice, EndNotice, JobEvent, RateNotice
+from kvswap.worker.messages import AnswerJob, ComputedAnswer, UnitCosts
 
 _REPORT_SECONDS = 0.1
 _WAVE_SECONDS = 0.5  # of chunks among which rarity counts, not order: what is whole from the end on can be used
@@ -47,27 +51,28 @@ async def run_from(
     terms: Terms,
     on_event: OnEvent,
     progress: Progress,
-    arguments: dict[str, Any],
-) -> tuple[dict[str, Any], Transfer | None]:
-    """Run `answer` in the model process from a source, of which some or all is still to be fetched.
+    job: AnswerJob,
+) -> tuple[ComputedAnswer, Transfer | None]:
+    """Let the model process answer from a source, of which some or all is still to be fetched.
 
-    With `text` among the arguments a source that dries up only means that more is computed.  Returns what the job
+    With the text in `job`, a source that dries up only means that more is computed.  Returns what the job
     made, and the transfer if there was one.
     """
     manifest = source.statement.manifest
-    arguments = arguments | {
-        "envelope": source.statement.envelope,
-        "key": source.statement.key,
-        "chunks": str(node.store.chunks_directory),
-        "tokens": source.tokens,
-    }
+    job = structs.replace(
+        job,
+        envelope=source.statement.envelope,
+        key=source.statement.key,
+        chunks=str(node.store.chunks_directory),
+        tokens=source.tokens,
+    )
     with node.store.lease([file.id for file in manifest.files]):
         if not source.planned.missing_bytes:
-            made = await node.model.run(choice, "answer", on_event, **arguments)
+            made = await node.model.run(choice, job, on_event)
             _record_load_rate(node, source, made)
             return made, None
-        feed = _Feed(node, choice, source, terms, progress, computes=arguments.get("text") is not None)
-        return await feed.run(arguments, on_event)
+        feed = _Feed(node, choice, source, terms, progress, computes=job.text is not None)
+        return await feed.run(job, on_event)
 
 
 class _Feed:
@@ -91,7 +96,7 @@ class _Feed:
         self._lacking: list[set[Cid]] = []  # of each unit
         self._waiting: dict[Cid, list[int]] = {}  # units that lack a file: one may stand at several places
 
-    async def run(self, arguments: dict[str, Any], on_event: OnEvent) -> tuple[dict[str, Any], Transfer | None]:
+    async def run(self, job: AnswerJob, on_event: OnEvent) -> tuple[ComputedAnswer, Transfer | None]:
         planned, files = self._source.planned, self._source.statement.manifest.files
         every = [files[i].id for unit in self._files for i in unit]
         missing = set(await asyncio.to_thread(self._node.store.missing, every))
@@ -101,30 +106,28 @@ class _Feed:
                 self._waiting.setdefault(cid, []).append(number)
         per_gb = prices(self._node).per_gb + (planned.link.per_gb if planned.link else 0.0)
         lowest = lowest_unit(planned.work, self._terms.objective, per_gb)
-        work = {
-            "compute": [_micro(seconds) if self._computes else 0 for seconds in planned.work.compute],
-            "wire": [sum(files[i].length for i in unit if files[i].id in missing) for unit in self._files],
-            "load": [_micro(seconds) for seconds in planned.work.load],
-            "last": _micro(planned.work.last),
-            "rate": int(planned.link.bytes_per_second) if planned.link else 0,
-            "computes": self._computes,
-            "eager": planned.plan.action == "hybrid" or self._terms.objective.by != "money",
-            "lowest": lowest,
-        }
+        work = UnitCosts(
+            compute=[_micro(seconds) if self._computes else 0 for seconds in planned.work.compute],
+            wire=[sum(files[i].length for i in unit if files[i].id in missing) for unit in self._files],
+            load=[_micro(seconds) for seconds in planned.work.load],
+            last=_micro(planned.work.last),
+            rate=int(planned.link.bytes_per_second) if planned.link else 0,
+            computes=self._computes,
+            eager=planned.plan.action == "hybrid" or self._terms.objective.by != "money",
+            lowest=lowest,
+        )
         fetching = asyncio.create_task(self._fetch(lowest))
 
-        async def on_job_event(event: dict[str, Any]) -> None:
-            if event["event"] == "claim":
-                self._give_up(event["unit"])
-            elif event["event"] == "filled":
+        async def on_job_event(event: JobEvent) -> None:
+            if isinstance(event, ReservationEvent):
+                self._give_up(event.unit)
+            elif isinstance(event, FilledEvent):
                 self._filled = time.perf_counter()
                 self._end(fetching)  # all is there
             await on_event(event)
 
         try:
-            done = await self._node.model.run(
-                self._choice, "answer", on_job_event, self._outbox, **arguments, work=work
-            )
+            done = await self._node.model.run(self._choice, structs.replace(job, work=work), on_job_event, self._outbox)
         except PeerError:
             if fetching.done() and not fetching.cancelled() and (why := fetching.exception()) is not None:
                 raise why from None  # the transfer knows better why nothing came
@@ -170,12 +173,12 @@ class _Feed:
             transfer = await download(
                 node, statement, wanted, planned.peers, self._progress, rest, planned.most_per_gb, begin
             )
-            self._outbox.put_nowait({"ended": "all that was wanted is here"})
+            self._outbox.put_nowait(EndNotice(why="all that was wanted is here"))
             if not transfer.skipped and self._source.tokens is None:
                 note_fetched(node, statement, transfer, time.perf_counter() - began)
         except KvswapError as error:
             node.events.add("transfer_ended", artifact=str(statement.artifact), reason=error.message)
-            self._outbox.put_nowait({"ended": error.message})
+            self._outbox.put_nowait(EndNotice(why=error.message))
             raise
         finally:
             if telling is not None:
@@ -191,12 +194,12 @@ class _Feed:
         for number in self._waiting.pop(cid, ()):
             self._lacking[number].discard(cid)
             if not self._lacking[number]:
-                self._outbox.put_nowait({"unit": number})
+                self._outbox.put_nowait(ArrivalNotice(unit=number))
 
     async def _report_rate(self, transfer: Transfer) -> None:
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
-            self._outbox.put_nowait({"bytes": transfer.seen_bytes, "arriving": transfer.arriving_bytes})
+            self._outbox.put_nowait(RateNotice(bytes=transfer.seen_bytes, arriving=transfer.arriving_bytes))
 
 
 def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
@@ -217,13 +220,13 @@ def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
     return lowest
 
 
-def _record_load_rate(node: Node, source: CacheOrigin, done: dict[str, Any]) -> None:
+def _record_load_rate(node: Node, source: CacheOrigin, done: ComputedAnswer) -> None:
     """Record how fast a run from the store loaded; one that waited for chunks, or computed, says nothing of that."""
-    if done["computed"]:
+    if done.computed:
         return
     files = source.statement.manifest.chunks
     every = [files[i] for unit in work_units(source.statement.manifest, source.tokens) for i in unit.chunks]
-    node.calibration.add_load(raw_by_codec(every), done["load_us"] / 1e6)
+    node.calibration.add_load(raw_by_codec(every), done.load_us / 1e6)
 
 
 def _micro(seconds: float) -> int:
