@@ -35,6 +35,7 @@ from kvswap.net import messages
 from kvswap.trust.agreement import compare
 from kvswap.trust.levels import RULES, up_to
 from kvswap.trust.noise import MARGIN, Noise
+from kvswap.worker.messages import VerifyJob
 from kvswap.worker.noise import measure
 from tests.attacks import kit
 from tests.attacks.kit import Scene, forge
@@ -297,10 +298,10 @@ def test_a_dispute_outlives_a_model_process_that_dies_while_it_is_settled(
         async with reading(tmp_path, tiny_models["llama"], made["lie"], made["honest"]) as (_, node, port):
             right = port.run
 
-            async def dies(choice: Any, job: str, *arguments: Any, **given: Any) -> Any:
-                if 7 in given.get("levels", ()):
+            async def dies(choice: Any, job: Any, *arguments: Any) -> Any:
+                if isinstance(job, VerifyJob) and 7 in job.levels:
                     raise ConnectionResetError("the process ended, in this test")
-                return await right(choice, job, *arguments, **given)
+                return await right(choice, job, *arguments)
 
             monkeypatch.setattr(port, "run", dies)
             with pytest.raises(ConnectionResetError):

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvswap.core import wire
 from kvswap.core.errors import Incompatible
 from kvswap.exchange.publish_computed import Computed, publish_computed
 from kvswap.model.load import load_model
+from kvswap.worker.conversation import ChunkEvent
+from kvswap.worker.messages import EngineComputed
 from tests.attacks.kit import Scene, forge
 from tests.exchange.modelled import RealModel
 from tests.exchange.test_fetch import world
@@ -37,10 +38,10 @@ def test_an_engine_with_other_weights_than_it_says_gets_nothing_signed(
     numerics = msgspec.structs.replace(scene.loaded.numerics(), claim="tolerance")
     computed = Computed(scene.loaded.identity, "float32", tuple(scene.ids), 64, numerics)
 
-    async def sent(on_event: Any) -> dict[str, Any]:
+    async def sent(on_event: Any) -> EngineComputed:
         for ref in made.manifest.chunks:
-            await on_event({"event": "chunk", "ref": wire.plain(ref), "data": made.chunks[ref.id], "us": 1})
-        return {"layout": wire.plain(made.manifest.layout), "tensors": wire.plain(made.manifest.tensors)}
+            await on_event(ChunkEvent(ref=ref, data=made.chunks[ref.id], us=1))
+        return EngineComputed(layout=made.manifest.layout, tensors=made.manifest.tensors)
 
     async def body() -> None:
         async with world(tmp_path) as w:

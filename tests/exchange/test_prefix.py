@@ -26,6 +26,7 @@ from kvswap.exchange.prefix import (
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import STRICT, Terms, lookup_of
 from kvswap.exchange.withdraw import withdraw
+from kvswap.worker.messages import TokenizeJob
 from tests.exchange.modelled import publisher_and_reader
 from tests.families import build
 from tests.support import DOCUMENT, make_artifact, run
@@ -54,8 +55,8 @@ def test_a_beginning_ends_at_a_block_and_a_whole_document_at_its_end(
             assert all_of_it is not None and all_of_it.tokens == made["tokens"] // 64 * 64
             choice = await b.model.choose()
             ids = b.model.loaded.tokenize(longer)  # type: ignore[attr-defined]
-            told = await b.model.run(choice, "tokenize", text=longer, block_tokens=64)
-            whole = await longest_cached_prefix(b, Wanted.of(choice), told["chain"], 64, ids=ids)
+            told = await b.model.run(choice, TokenizeJob(text=longer, block_tokens=64))
+            whole = await longest_cached_prefix(b, Wanted.of(choice), told.chain, 64, ids=ids)
             shared = whole.statement.manifest.prefix.tokens if whole is not None else 0
             assert shared == made["tokens"] and whole is not None
             assert whole.tokens in (shared, all_of_it.tokens)  # to its end where its last token is the longer one's too

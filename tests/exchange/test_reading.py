@@ -18,6 +18,7 @@ from kvswap.exchange.discovery.resolve import judge_envelope
 from kvswap.exchange.publishing.ingest import Ingested, ingest
 from kvswap.exchange.request import silent
 from kvswap.trust import verify as verifying
+from kvswap.worker.conversation import ChunkEvent
 from tests.exchange.test_fetch import world
 from tests.support import FULL, make_artifact, run
 
@@ -88,7 +89,7 @@ def test_what_is_signed_is_encoded_and_read_beside_the_loop(tmp_path: Path, monk
 
     async def computed(on_event: Any) -> dict[str, Any]:
         for ref in artifact.manifest.chunks:
-            await on_event({"event": "chunk", "ref": wire.plain(ref), "data": artifact.chunks[ref.id], "us": 1})
+            await on_event(ChunkEvent(ref=ref, data=artifact.chunks[ref.id], us=1))
         return {}
 
     async def body() -> None:
