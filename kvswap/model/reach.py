@@ -18,7 +18,7 @@ from typing import Any
 
 from kvswap.core.errors import Incompatible
 
-ROOM = 1024
+HEADROOM = 1024
 """Tokens behind a document that its table has room for, if the model's context has."""
 TABLE = "table_tokens"
 """The field of a manifest's `rope` with the length of text whose table the document was computed with."""
@@ -95,13 +95,13 @@ def choose(config: Any, context: int, tokens: int, headroom: int) -> int:
     `context` is the most tokens that the model takes; what goes beyond is for the caller to refuse.
     """
     found = thresholds(config)
-    room = tokens + max(headroom, ROOM)
-    if not found or room <= found[0].tokens or context <= found[0].tokens:
+    length = tokens + max(headroom, HEADROOM)
+    if not found or length <= found[0].tokens or context <= found[0].tokens:
         return 0
-    if _lasts(found, room):
+    if _lasts(found, length):
         return context  # one name for the table of all longer texts
     # Whole steps, so that publishers of one document seldom differ.
-    return min(context, -(-room // ROOM) * ROOM)
+    return min(context, -(-length // HEADROOM) * HEADROOM)
 
 
 def recorded(rope: str) -> int:

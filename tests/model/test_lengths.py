@@ -26,7 +26,7 @@ from kvswap.worker.publishing import PROBE_TEXT
 from tests.support import DOCUMENT
 from tests.worker.test_hybrid import Feeder
 
-THRESHOLD, BLOCK, ROOM = 96, 32, 24
+THRESHOLD, BLOCK, HEADROOM = 96, 32, 24
 COMMON: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 64,
@@ -90,7 +90,7 @@ def ids_of(loaded: LoadedModel, tokens: int) -> list[int]:
 def room() -> Iterator[None]:
     """As much as these thresholds and contexts have."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reach, "ROOM", ROOM)
+        patch.setattr(reach, "HEADROOM", HEADROOM)
         yield
 
 
@@ -109,10 +109,10 @@ def limit(kind: str) -> int:
 
 def table(kind: str, tokens: int, headroom: int) -> int:
     """What is to be chosen; 0: the table of short texts."""
-    room = tokens + max(headroom, ROOM)
+    room = tokens + max(headroom, HEADROOM)
     if room <= THRESHOLD:
         return 0
-    return min(limit(kind), -(-room // ROOM) * ROOM) if "dynamic" in kind else 768
+    return min(limit(kind), -(-room // HEADROOM) * HEADROOM) if "dynamic" in kind else 768
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -143,7 +143,7 @@ def test_a_question_that_crosses_the_threshold_gives_the_bits_of_prefilling(
     directories: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Published below the threshold with room behind it, and fetched while it is computed."""
-    monkeypatch.setattr(reach, "ROOM", 120)
+    monkeypatch.setattr(reach, "HEADROOM", 120)
     jobs = Jobs(lambda _: None, threading.Event())
     jobs.do(OpenJob(directory=str(directories[kind]), label=kind, dtype="float32", device="cpu", threads=0))
     text = jobs.loaded.tokenizer.decode(ids_of(jobs.loaded, THRESHOLD - 10))
