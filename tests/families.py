@@ -310,6 +310,24 @@ FAMILIES |= {
             "global_head_dim": 16,
         },
     ),
+    # experts, and full layers whose values are their keys before the rotation, with heads of their own
+    "gemma4-moe": (
+        "Gemma4TextConfig",
+        {
+            **_HEADS,
+            "num_hidden_layers": 4,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 32,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
     # states: a short convolution, a gated delta rule, Mamba; in layers of their own or beside keys and values
     "lfm2": (
         "Lfm2Config",
@@ -383,22 +401,6 @@ FAMILIES |= {
             "mamba_chunk_size": 32,
         },
     ),
-    "jamba": (
-        "JambaConfig",
-        {
-            **_PLAIN,
-            "num_hidden_layers": 4,
-            "attn_layer_period": 4,
-            "attn_layer_offset": 2,
-            "expert_layer_period": 2,
-            "expert_layer_offset": 1,
-            "num_experts": 2,
-            "num_experts_per_tok": 1,
-            "mamba_d_state": 8,
-            "mamba_expand": 2,
-            "mamba_dt_rank": 4,
-        },
-    ),
     "zamba2": (
         "Zamba2Config",
         {
@@ -467,6 +469,26 @@ FAMILIES |= {
     ),
 }
 
+# refused: not the document's blocks
+FORGETTING: dict[str, tuple[str, dict[str, Any]]] = {
+    "jamba": (
+        "JambaConfig",
+        {
+            **_PLAIN,
+            "num_hidden_layers": 4,
+            "attn_layer_period": 4,
+            "attn_layer_offset": 2,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 8,
+            "mamba_expand": 2,
+            "mamba_dt_rank": 4,
+        },
+    ),
+}
+
 
 def write_tokenizer(directory: Path) -> None:
     """Writes a byte-level BPE tokenizer of 400 tokens, trained on the example document, into `directory`."""
@@ -495,7 +517,7 @@ def build(directory: Path, name: str, seed: int = 0, **changes: Any) -> Path:
     import torch
     import transformers
 
-    kind, fields = FAMILIES[name]
+    kind, fields = (FAMILIES | FORGETTING)[name]
     config = getattr(transformers, kind)(**{**fields, **changes})
     torch.manual_seed(seed)
     causal, pictures = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText

@@ -143,6 +143,11 @@ class PlanResult(PlanFigures, frozen=True, kw_only=True):
     """The peers that have it."""
     codec: str | None = None
     lossless: bool | None = field(default=None, name="exact")
+    state_bytes: int = 0
+    """The bytes, before coding, of the states at the end of the document, whatever its length: a part of what is
+    fetched.  0 for a model without states."""
+    raw_bytes: int = 0
+    """The bytes of the whole cache before coding."""
     shared_prefix: SharedPrefix | None
     """The longest published prefix, where nobody offers the document itself."""
     basis: PlanBasis

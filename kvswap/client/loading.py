@@ -61,8 +61,13 @@ def statement_of(details: Readable) -> Statement:
 
 
 @ours("loading the artifact")
-def load_artifact(details: Loadable, model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS) -> Any:
-    """Load a `DynamicCache` by the answer of `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
+def load_artifact(
+    details: Loadable, model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS, goes_on: int = 0
+) -> Any:
+    """Load a `DynamicCache` by the answer of `GET /v1/artifacts/{id}`.  See `Artifact.load`.
+
+    `goes_on` are the tokens that it is prefilled to before the caller's own.
+    """
     from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
     from kvswap.model import reach
@@ -77,7 +82,8 @@ def load_artifact(details: Loadable, model: Any, *, tokens: int | None = None, h
     read = chunk_reader(Path(details.chunks_directory))
     stop = manifest.prefix.tokens if tokens is None else tokens
     _require_verified(details, manifest, stop)
-    reach.check(model.config.get_text_config(decoder=True), stop, 0, manifest.prefix.block_tokens)
+    text = model.config.get_text_config(decoder=True)
+    reach.require_own(text, manifest.layout.rope, max(stop, goes_on), manifest.prefix.block_tokens)
     tensors = load(manifest, read, tokens=tokens, headroom=headroom, seal=statement.seal)
     return build_cache(model.config, tensors, stop, model.device)
 
@@ -132,14 +138,17 @@ class LocalPrefill:
 
     @ours("preparing the prefill")
     def __init__(self, text: str, model: Any, tokenizer: Any, block_tokens: int) -> None:
-        from kvswap.model.prefill import check_length, check_reach
+        from kvswap.model import reach
+        from kvswap.model.prefill import check_length
 
         check_precision(model)
         self._loaded = _in_memory(model, tokenizer)
         self._block_tokens, self._text = block_tokens, text
         self._ids = self._loaded.tokenize(text)
         self.tokens = len(self._ids)
-        check_reach(self._loaded, self.tokens, 0, block_tokens)
+        config = model.config.get_text_config(decoder=True)
+        self._table = reach.table_alone(config, self._loaded.context, self.tokens)
+        reach.set_back(model)
         check_length(self._loaded, self.tokens)
 
     @ours("preparing the prefill")
@@ -162,17 +171,20 @@ class LocalPrefill:
 
         Raises `IntegrityError` for a prefix that is proved to be of another text.
         """
+        from kvswap.model import reach
         from kvswap.model.cache import new_cache
         from kvswap.model.prefill import canonical_prefill
 
+        model, end = self._loaded.model, self.tokens
         if details is None:
-            cache = new_cache(self._loaded.model.config, self.tokens + headroom)
+            cache = new_cache(model.config, end + headroom)
         else:
-            cache = load_artifact(details, self._loaded.model, tokens=tokens, headroom=self.tokens - tokens + headroom)
+            cache = load_artifact(details, model, tokens=tokens, headroom=end - tokens + headroom, goes_on=end)
             _look_at_first_layer(details, self._loaded, cache, self._text, tokens)
-        if tokens < self.tokens:
-            for _ in canonical_prefill(self._loaded, cache, self._ids, self._block_tokens, tokens):
-                pass
+        if tokens < end:
+            with reach.pinned(model, self._table):
+                for _ in canonical_prefill(self._loaded, cache, self._ids, self._block_tokens, tokens):
+                    pass
         return cache
 
 
@@ -207,6 +219,7 @@ def _look_at_first_layer(details: Loadable, loaded: Any, cache: Any, text: str, 
     the model's.
     """
     from kvswap.artifact.assembly import load
+    from kvswap.model import reach
     from kvswap.store.files import chunk_reader
     from kvswap.worker.document import of_prefix, of_text
     from kvswap.worker.first_layer import FirstLayer, require
@@ -225,7 +238,8 @@ def _look_at_first_layer(details: Loadable, loaded: Any, cache: Any, text: str, 
         manifest.prefix.tokens if tokens is None else tokens,
         lambda: load(manifest, read, tokens=tokens, seal=statement.seal),
     )
-    result = first.check()
+    with reach.pinned(loaded.model, reach.recorded(manifest.layout.rope)):
+        result = first.check()
     require(result)
     if result.verdict == "skipped":
         warnings.warn(f"layer 0 of {statement.artifact} cannot be checked: {result.why}", stacklevel=3)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from kvswap.api.plans import CurveFigures, LinkFigures, PlanBasis, PlanResult, PriceFigures, SharedPrefix, ways_of
 from kvswap.api.status import codec_figures
+from kvswap.artifact.checkpoints import state_bytes
 from kvswap.core.defaults import ANSWER_TOKENS
 from kvswap.core.errors import Incompatible, NotFound, Untrusted
 from kvswap.core.ids import Cid
@@ -29,6 +30,8 @@ class _Subject:
     peers: list[str] = field(default_factory=list)
     codec: str | None = None
     lossless: bool | None = None
+    state_bytes: int = 0
+    raw_bytes: int = 0
     shared_prefix: SharedPrefix | None = None
 
 
@@ -65,6 +68,8 @@ async def plan_reference(
         peers=about.peers,
         codec=about.codec,
         lossless=about.lossless,
+        state_bytes=about.state_bytes,
+        raw_bytes=about.raw_bytes,
         shared_prefix=about.shared_prefix,
         basis=about.basis,
         hosts=[host.way() for host in hosts],
@@ -89,6 +94,8 @@ async def _own_plan(
         peers=list(resolved.peers),
         codec=manifest.codecs[0],
         lossless=manifest.lossless,
+        state_bytes=state_bytes(manifest.layout.layers, manifest.layout.dtype),
+        raw_bytes=sum(chunk.raw_length for chunk in manifest.chunks),
     )
 
 

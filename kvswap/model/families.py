@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from kvswap.artifact.checkpoints import spacing, state_bytes
@@ -15,9 +16,13 @@ from kvswap.artifact.specs import LayerSpec, TensorSpec
 from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.errors import Incompatible
 from kvswap.model import quantisation, states
+from kvswap.model.named import NAMED
 from kvswap.model.states import number
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPES = ("float32", "bfloat16")
+WAYS = ("whole", "from a shorter prefix", "from each checkpoint", "both at once", "verified")
+"""How each family is tested, with tiny random models: the ways that a cache comes into a model, and its checks."""
 Config = Mapping[str, Any]
 
 
@@ -33,7 +38,12 @@ class Family:
 _ELSEWHERE = "it keeps its state elsewhere than in the cache that it is given"
 _OWN_CACHE = "it takes a cache of its own class alone"
 _PICTURES = "no class of transformers runs its text alone"
-_COMPRESSED = "its attention keeps compressed entries beside a window"
+_FORGETS = "its class in transformers begins every pass of several tokens with an empty state"
+_STATES_ALONE = "its layers keep nothing of each token, and its class takes no past_key_values"
+_COMPRESSED = (
+    "beside a window it keeps one entry for every 4 or 128 tokens, with what is not compressed yet, and a manifest has "
+    "rows for each token or for each checkpoint"
+)
 
 FAMILIES: dict[str, Family] = {
     model_type: Family(model_type, names, refused)
@@ -94,7 +104,6 @@ FAMILIES: dict[str, Family] = {
             ("lfm2", "LFM2"),
             ("lfm2_moe", "LFM2 MoE"),
             ("falcon_h1", "Falcon-H1"),
-            ("jamba", "Jamba"),
             ("bamba", "Bamba"),
             ("zamba2", "Zamba 2"),
             ("zaya", "ZAYA"),
@@ -105,10 +114,13 @@ FAMILIES: dict[str, Family] = {
             ("qwen3_5", "Qwen 3.5, 3.6 (their text)"),
             ("qwen3_5_moe", "Qwen 3.5, 3.6 MoE (their text)"),
         ),
-        _ELSEWHERE: (
+        _FORGETS: (
+            ("jamba", "Jamba"),
             ("mamba", "Mamba"),
-            ("mamba2", "Mamba 2"),
             ("falcon_mamba", "Falcon Mamba"),
+        ),
+        _STATES_ALONE: (("mamba2", "Mamba 2"),),
+        _ELSEWHERE: (
             ("recurrent_gemma", "RecurrentGemma"),
             ("rwkv", "RWKV"),
         ),
@@ -274,6 +286,7 @@ class Checked:
     window_bytes: int  # at most, however long the text is: of layers with one
     state_bytes: int  # at every checkpoint, the end among them: of layers that keep states
     checkpoint_tokens: int  # between two checkpoints, by default; 0: only the end is one
+    latent: bool  # whether it keeps a latent for all heads (MLA) as its keys, and a rotary key as its values
     refused: str
     without: tuple[str, ...]  # what does not work although it is exchanged, with the reason
 
@@ -302,6 +315,7 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
         window_bytes=sum((window - 1) * width for window, width in each if window is not None),
         state_bytes=state_bytes(layers, dtype),
         checkpoint_tokens=BLOCK_TOKENS * spacing(layers, dtype, BLOCK_TOKENS),
+        latent=bool(layers) and text_of(config).get("model_type") in _LATENT,
         refused=refused,
         without=tuple(_without(config, layers)) if layers else (),
     )
@@ -331,9 +345,26 @@ def page() -> str:
         "",
         "`kvswap model check DIRECTORY` says of a model on this machine what its cache is made of, what it weighs,",
         "and what works with it, from its `config.json` alone. The table has the model types that are tested, each",
-        "with a tiny random model, bit for bit in float32 and bfloat16: loaded whole, from a shorter prefix, and",
-        "fetched while it is computed. Other decoder-only models with full or sliding attention usually work too;",
-        "what does not is refused by name before any work begins.",
+        "with a tiny random model, bit for bit. Other decoder-only models with full or sliding attention usually",
+        "work too; what does not is refused by name before any work begins.",
+        "",
+        *wrap(
+            f"That is a matrix of {len(taken)} model types, {len(DTYPES)} dtypes and {len(WAYS)} ways, "
+            f"{len(taken) * len(DTYPES) * len(WAYS)} cells: {', '.join(WAYS)}. "
+            "A test runs each of them; none may be skipped.",
+            120,
+        ),
+        "",
+        "## The models that are used most",
+        "",
+        "| model | `model_type` | exchanged |",
+        "|---|---|---|",
+        *(
+            f"| {name} | `{kind}` | {(FAMILIES[kind].refused and 'no: ' + FAMILIES[kind].refused) or 'yes'} |"
+            for name, kind in NAMED.items()
+        ),
+        "",
+        "## All that are tested",
         "",
         "| models | `model_type` |",
         "|---|---|",

@@ -28,12 +28,13 @@ class LoadedModel:
     identity: ModelIdentity | None  # None: the caller's object, which is only used to prefill
     dtype: str
     device: str
+    table: int = 0  # the length of text whose RoPE table is in use; 0: the model chooses for each forward pass
 
     @property
     def context(self) -> int:
         """The longest sequence the model was made for, in tokens."""
         config = self.model.config.get_text_config(decoder=True)
-        return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+        return reach.extended(config, int(getattr(config, "max_position_embeddings", 0) or 1 << 30))
 
     @property
     def vocabulary(self) -> int:
@@ -42,7 +43,7 @@ class LoadedModel:
 
     @property
     def longest(self) -> int:
-        """The longest text, in tokens, that is computed with one rotary table and fits the context."""
+        """The longest text, in tokens, that fits the context and has the first of the model's rotary tables."""
         return reach.longest(self.model.config.get_text_config(decoder=True), self.context)
 
     def tokenize(self, text: str) -> list[int]:
@@ -71,13 +72,19 @@ class LoadedModel:
         )
 
     def rope(self) -> str:
-        """Return the RoPE parameters as canonical JSON text."""
-        return rope_text(self.model.config.get_text_config(decoder=True))
+        """Return the RoPE parameters as canonical JSON text, with the table in use where it was chosen."""
+        return rope_text(self.model.config.get_text_config(decoder=True), self.table)
 
 
-def rope_text(config: Any) -> str:
-    """Return the RoPE parameters of a text configuration as canonical JSON text."""
-    return json.dumps(getattr(config, "rope_parameters", None), sort_keys=True, separators=(",", ":"))
+def rope_text(config: Any, table: int = 0) -> str:
+    """Return the RoPE parameters of a text configuration as canonical JSON text.
+
+    `table` is the length of text whose table is in use, 0 where the model chooses for itself.
+    """
+    parameters = getattr(config, "rope_parameters", None)
+    if table:
+        parameters = {**(parameters or {}), reach.TABLE: table}
+    return json.dumps(parameters, sort_keys=True, separators=(",", ":"))
 
 
 def _device_name(device: str) -> str:

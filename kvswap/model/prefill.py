@@ -17,6 +17,7 @@ import torch
 from blake3 import blake3
 
 from kvswap.artifact.blocks import Blocks
+from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import Interrupted, InvalidDocument
 from kvswap.model import reach
 from kvswap.model.cache import new_cache
@@ -74,15 +75,31 @@ def check_length(loaded: LoadedModel, tokens: int) -> None:
         )
 
 
-def check_reach(loaded: LoadedModel, tokens: int, headroom: int, block_tokens: int) -> None:
-    """Check that a document of `tokens` tokens, with `headroom` more behind it, uses one RoPE table throughout.
+def check_reach(loaded: LoadedModel, tokens: int, headroom: int, block_tokens: int, rope: str | None = None) -> None:
+    """Choose one RoPE table for a document of `tokens` tokens with `headroom` more behind it, and compute with it.
 
-    Raises `Incompatible` if it crosses a threshold at which the model changes its table.
+    `rope` is that of the document's manifest, whose choice it then is.  Raises `Incompatible` if the whole does not
+    stay within one table.
     """
     config = loaded.model.config.get_text_config(decoder=True)
-    reach.check(config, tokens, headroom, block_tokens)
+    chosen = reach.choose(config, loaded.context, tokens, headroom) if rope is None else reach.recorded(rope)
+    if chosen:
+        reach.check_table(config, loaded.context, chosen, tokens, headroom)
+    else:
+        reach.check(config, tokens, headroom, block_tokens)
     if reach.thresholds(config):
-        reach.set_back(loaded.model)
+        reach.pin(loaded.model, chosen)
+        loaded.table = chosen
+
+
+def check_reach_of(loaded: LoadedModel, manifest: Manifest, headroom: int, tokens: int | None = None) -> None:
+    """Compute with the RoPE table of an artifact, for `tokens` tokens (default: its own) and `headroom` more.
+
+    Raises `Incompatible` if they do not stay within it.
+    """
+    prefix = manifest.prefix
+    length = prefix.tokens if tokens is None else tokens
+    check_reach(loaded, length, headroom, prefix.block_tokens, manifest.layout.rope)
 
 
 def forward(loaded: LoadedModel, cache: Any, ids: Sequence[int], start: int) -> torch.Tensor:

@@ -3,6 +3,8 @@
 Some models accept a cache and keep their state elsewhere, or attend to new tokens only: their caches would be filled,
 signed and loaded without an error, and mean nothing.  The whole model runs once, for three tokens; the token that
 follows is computed up to the second layer only: on the cache, on a cache with other contents, and in one pass.
+Others continue one token at a time from a state, and begin every pass of several tokens with an empty one: their blocks
+are not the document's.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from kvswap.model.cache import (
 
 _IDS = ((5, 9, 7, 11), (23, 3, 17, 4), (8, 31, 6, 15))  # three of the document, one that follows
 _FAR = 1 << 20
+_STRONG = 1e30  # so that a state is felt whatever the weights; a state that is not read may overflow
 _NEAR = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}  # tolerance of one token's keys at one position
 
 
@@ -46,6 +49,7 @@ def check_cache(model: Any) -> None:
         with torch.inference_mode(False), torch.no_grad():
             if not any(_uses(model, [i % vocabulary for i in ids]) for ids in _IDS):
                 raise _refused("does not continue from the cache that it is given")
+            _check_states(model, [[i % vocabulary for i in ids] for ids in _IDS])
             if not reach.thresholds(text):
                 _check_far(model, int(getattr(text, "max_position_embeddings", 0) or _FAR))
     except (KvswapError, MemoryError, torch.OutOfMemoryError):
@@ -95,8 +99,42 @@ def _uses(model: Any, ids: list[int]) -> bool:
     return False
 
 
-def _copied(model: Any, held: Sequence[LayerTensors], tokens: int, sign: float) -> Any:
-    copies = [LayerTensors(t.spec, tuple(one.clone() * sign for one in t.tensors), t.first, t.tokens) for t in held]
+def _check_states(model: Any, samples: Sequence[list[int]]) -> None:
+    """Refuse a model that takes no notice of a state it is given when several tokens follow."""
+    before = 2
+    unused = {kinds.CONV, kinds.RECURRENT}
+    for ids in samples:
+        cache = StoppableCache(config=model.config)
+        _forward(model, cache, ids[:before], 0)
+        specs = layer_specs(cache)
+        stateful = [index for index, spec in enumerate(specs) if spec.has_states]
+        unused &= {t.name.partition(".")[0] for index in stateful for t in specs[index].tensors}
+        if not unused:
+            return
+        held = held_tensors(cache, specs, before)
+        # Up to the first keys that depend on a state; or to the logits.
+        later = [index for index, spec in enumerate(specs) if spec.kind != "state" and index > stateful[0]]
+        last = (None, later[0] if later else len(specs))
+        _, right = _keys(model, _copied(model, held, before, 1.0), ids[before:], before, last)
+        for kind in sorted(unused):
+            _, other = _keys(model, _copied(model, held, before, -_STRONG, kind), ids[before:], before, last)
+            if not torch.equal(right, other):
+                unused.discard(kind)
+    if unused:
+        raise Incompatible(
+            f"the model begins every pass of several tokens with an empty {' and '.join(sorted(unused))} state",
+            cause="computed in blocks, a document would be forgotten at the end of each",
+            field="layout",
+        )
+
+
+def _copied(model: Any, held: Sequence[LayerTensors], tokens: int, sign: float, kind: str = "") -> Any:
+    """Make a cache of copies; those tensors whose names begin with `kind` are multiplied by `sign`."""
+    copies = []
+    for one in held:
+        signs = [sign if spec.name.startswith(kind) else 1.0 for spec in one.spec.tensors]
+        made = tuple(tensor.clone() * own for tensor, own in zip(one.tensors, signs, strict=True))
+        copies.append(LayerTensors(one.spec, made, one.first, one.tokens))
     return build_cache(model.config, copies, tokens, model.device)
 
 

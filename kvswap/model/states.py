@@ -64,11 +64,6 @@ def _inner(text: Config, heads: int) -> int:
     return number(text, "mamba_expand", default=2) * number(text, "hidden_size")
 
 
-def _mamba1(text: Config) -> Shapes:
-    inner = number(text, "mamba_expand", default=2) * number(text, "hidden_size")
-    return (inner, number(text, "mamba_d_conv", default=4)), (inner, number(text, "mamba_d_state", default=16))
-
-
 def _zaya(text: Config) -> Shapes:
     heads, groups = number(text, "num_attention_heads"), number(text, "num_key_value_heads")
     size = number(text, "head_dim", default=128)
@@ -90,7 +85,6 @@ _SHAPES: dict[str, Callable[[Config], Shapes]] = {
     "bamba": _mamba2,
     "falcon_h1": _mamba2,
     "zamba2": _mamba2,
-    "jamba": _mamba1,
     "zaya": _zaya,
 }
 _IN_MODEL_DTYPE = {"zaya"}  # the recurrent states of the others are float32
@@ -143,7 +137,5 @@ def _full_layers(text: Config, count: int) -> Sequence[int]:
             return [index for index in listed if isinstance(index, int)]
     if isinstance(listed := text.get("linear_attn_config"), Mapping) and "full_attn_layers" in listed:
         return [index - 1 for index in listed["full_attn_layers"]]
-    if text.get("model_type") == "jamba":
-        return range(number(text, "attn_layer_offset", default=4), count, number(text, "attn_layer_period", default=8))
     every = number(text, "full_attention_interval", default=4)
     return range(every - 1, count, every)

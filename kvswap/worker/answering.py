@@ -87,7 +87,7 @@ def _ready(context: JobContext, job: AnswerJob, headroom: int) -> _Ready:
 
     loaded = context.loaded
     ids = loaded.tokenize(job.text) if job.text is not None else None
-    if ids is not None and (job.envelope is None or job.tokens is not None):
+    if ids is not None and job.envelope is None:
         check_reach(loaded, len(ids), headroom, job.block_tokens)
     if job.envelope is None:
         ids = ids or []

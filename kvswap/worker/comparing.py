@@ -22,7 +22,7 @@ def compare_computed(context: JobContext, job: CompareJob) -> ComparedCaches:
     from kvswap.artifact.assembly import load
     from kvswap.artifact.sealing import TAG_BYTES, Seal
     from kvswap.model.cache import build_cache, new_cache
-    from kvswap.model.prefill import canonical_prefill, check_length, check_reach
+    from kvswap.model.prefill import canonical_prefill, check_length, check_reach_of
 
     loaded, source = context.loaded, chunk_source(job.chunks)
     seal = Seal(job.key) if job.key is not None else None
@@ -30,7 +30,7 @@ def compare_computed(context: JobContext, job: CompareJob) -> ComparedCaches:
     layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
     question, position = loaded.tokenize_continuation(PROBE_TEXT), manifest.prefix.tokens
     after = len(question) + STEPS
-    check_reach(loaded, position, after, manifest.prefix.block_tokens)
+    check_reach_of(loaded, manifest, after)
     check_length(loaded, position + after)
     computed = new_cache(loaded.model.config, position + after)
     for block in canonical_prefill(loaded, computed, job.ids, manifest.prefix.block_tokens):

@@ -61,7 +61,7 @@ def fill(
     `ids`: the token ids of the document that is asked about, where its text is known; `headroom`: the tokens that
     follow it.
     """
-    from kvswap.model.prefill import check_length, check_reach
+    from kvswap.model.prefill import check_length, check_reach_of
     from kvswap.model.shape import require_layers
 
     loaded, tokens, manifest = context.loaded, job.tokens, statement.manifest
@@ -70,7 +70,7 @@ def fill(
     prefix, probe = manifest.prefix, manifest.probe
     stop = prefix.tokens if tokens is None else tokens
     total = stop if tokens is None or ids is None else len(ids)
-    check_reach(loaded, total, headroom, prefix.block_tokens)
+    check_reach_of(loaded, manifest, headroom, total)
     check_length(loaded, total + headroom)
     # Only the artifact's own tokens may be computed, whatever its manifest says of the document.
     cuts = manifest.layout.checkpoints

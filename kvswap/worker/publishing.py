@@ -64,7 +64,7 @@ class Publishing:
         ids = loaded.tokenize(text)
         question = loaded.tokenize_continuation(PROBE_TEXT)
         if truncate:
-            ids = _whole_blocks(ids, loaded.longest - len(question) - PROBE_STEPS, block_tokens)
+            ids = _whole_blocks(ids, loaded.context - len(question) - PROBE_STEPS, block_tokens)
         check_reach(loaded, len(ids), len(question) + PROBE_STEPS, block_tokens)
         check_length(loaded, len(ids))
         cache = new_cache(loaded.model.config, len(ids) + len(question) + PROBE_STEPS)

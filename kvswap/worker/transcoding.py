@@ -23,7 +23,7 @@ def transcode(context: JobContext, job: TranscodeJob) -> TranscodedCache:
     """Transcode an artifact's chunks into another codec, and send them; for a lossy one measure its effect."""
     from kvswap import codec as codecs
     from kvswap.artifact.transcode import transcode as coded_anew
-    from kvswap.model.prefill import check_reach
+    from kvswap.model.prefill import check_reach_of
     from kvswap.trust import one_key, read_statement
 
     loaded, source = context.loaded, chunk_source(job.chunks)
@@ -34,7 +34,7 @@ def transcode(context: JobContext, job: TranscodeJob) -> TranscodedCache:
     lossless = codecs.get(job.codec).lossless
     question = manifest.probe.question or loaded.tokenize_continuation(PROBE_TEXT)
     if not lossless:
-        check_reach(loaded, manifest.prefix.tokens, len(question) + STEPS, manifest.prefix.block_tokens)
+        check_reach_of(loaded, manifest, len(question) + STEPS)
     refs: list[ChunkRef] = []
     wires: dict[Cid, bytes] = {}
     for chunk in coded_anew(manifest, source, job.codec, known, context.predictors, statement.seal):

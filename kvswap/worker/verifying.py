@@ -69,13 +69,13 @@ class Checks:
         self._document: DocumentTokens | None = None
         self._computed: list[LayerTensors] | None = None
         self._fingerprint = b""
-        from kvswap.model.prefill import check_reach
+        from kvswap.model.prefill import check_reach_of
         from kvswap.model.shape import misshapen
 
         manifest = self._manifest
         layout.check_compatible(manifest, loaded.identity.digest, loaded.dtype)
         probed = len(manifest.probe.question) + len(manifest.probe.tokens)
-        check_reach(loaded, manifest.prefix.tokens, probed, manifest.prefix.block_tokens)
+        check_reach_of(loaded, manifest, probed)
         self._misshapen = misshapen(loaded, manifest)
         began = time.perf_counter()
         self._load()

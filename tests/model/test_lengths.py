@@ -1,12 +1,14 @@
-"""Rotary tables that depend on how long a text is: a document stays on one side of their threshold, or is refused."""
+"""Rotary tables that depend on how long a text is: one is chosen for a document with room behind it."""
 
 from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,14 +17,16 @@ from transformers import AutoModelForCausalLM, DynamicCache, Gemma3TextConfig, L
 
 from kvswap.client.loading import LocalPrefill
 from kvswap.core.errors import Incompatible
-from kvswap.model.load import LoadedModel, load_model
+from kvswap.model import reach
+from kvswap.model.load import LoadedModel, load_model, rope_text
 from kvswap.model.prefill import PROBE_STEPS, check_reach, forward, prefill
 from kvswap.worker.jobs import Jobs
-from kvswap.worker.messages import AnswerJob, PublishJob
+from kvswap.worker.messages import AnswerJob, OpenJob, PublishJob
 from kvswap.worker.publishing import PROBE_TEXT
 from tests.support import DOCUMENT
+from tests.worker.test_hybrid import Feeder
 
-THRESHOLD, BLOCK = 96, 32
+THRESHOLD, BLOCK, HEADROOM = 96, 32, 24
 COMMON: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 64,
@@ -64,29 +68,51 @@ MADE = {
 
 
 @pytest.fixture(scope="module")
-def lengths(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> dict[str, LoadedModel]:
+def directories(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> dict[str, Path]:
     made = {}
     for kind, config in MADE.items():
-        directory = Path(shutil.copytree(tiny_models["llama"], tmp_path_factory.mktemp("lengths") / kind))
+        made[kind] = Path(shutil.copytree(tiny_models["llama"], tmp_path_factory.mktemp("lengths") / kind))
         torch.manual_seed(3)
-        AutoModelForCausalLM.from_config(config()).save_pretrained(directory)
-        made[kind] = load_model(directory, kind, "float32")
+        AutoModelForCausalLM.from_config(config()).save_pretrained(made[kind])
     return made
+
+
+@pytest.fixture(scope="module")
+def lengths(directories: dict[str, Path]) -> dict[str, LoadedModel]:
+    return {kind: load_model(directory, kind, "float32") for kind, directory in directories.items()}
 
 
 def ids_of(loaded: LoadedModel, tokens: int) -> list[int]:
     return loaded.tokenize(DOCUMENT.read_text()[:4000])[:tokens]
 
 
-def one_pass(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
+@pytest.fixture(autouse=True, scope="module")
+def room() -> Iterator[None]:
+    """As much as these thresholds and contexts have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reach, "HEADROOM", HEADROOM)
+        yield
+
+
+def as_of(loaded: LoadedModel, ids: list[int], length: int) -> torch.Tensor:
+    """Logits after `ids` of the model left to itself, in one pass of a text of `length` tokens that begins with them."""
+    reach.pin(loaded.model, 0)
+    further = ids + [7] * (length - len(ids))
     with torch.no_grad():
-        out = loaded.model(input_ids=torch.tensor([ids]), past_key_values=DynamicCache(config=loaded.model.config))
-    return out.logits[0, -1].float()
+        out = loaded.model(input_ids=torch.tensor([further]), past_key_values=DynamicCache(config=loaded.model.config))
+    return out.logits[0, len(ids) - 1].float()
 
 
-def stays(kind: str, tokens: int, headroom: int, block: int) -> bool:
-    short = tokens + headroom <= THRESHOLD
-    return short or ("dynamic" not in kind and min(block, tokens) > THRESHOLD)
+def limit(kind: str) -> int:
+    return THRESHOLD * 4 if "dynamic" in kind else 768
+
+
+def table(kind: str, tokens: int, headroom: int) -> int:
+    """What is to be chosen; 0: the table of short texts."""
+    room = tokens + max(headroom, HEADROOM)
+    if room <= THRESHOLD:
+        return 0
+    return min(limit(kind), -(-room // HEADROOM) * HEADROOM) if "dynamic" in kind else 768
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -96,56 +122,91 @@ def stays(kind: str, tokens: int, headroom: int, block: int) -> bool:
     headroom=st.integers(1, 40),
     block=st.sampled_from([16, 32, 48, 96, 97, 128, 256]),
 )
-def test_what_stays_on_one_side_is_one_pass_and_what_crosses_is_refused(
+def test_one_table_is_that_of_one_pass(
     lengths: dict[str, LoadedModel], kind: str, tokens: int, headroom: int, block: int
 ) -> None:
     loaded = lengths[kind]
     ids = ids_of(loaded, tokens + headroom)
-    if not stays(kind, tokens, headroom, block):
-        with pytest.raises(Incompatible) as caught:
-            check_reach(loaded, tokens, headroom, block)
-        assert caught.value.exit_code == 7 and caught.value.details["field"] == "layout.rope"
-        assert ("dynamic" if "dynamic" in kind else "longrope") in caught.value.message
-        assert str(THRESHOLD) in caught.value.message
-        return
     check_reach(loaded, tokens, headroom, block)
+    chosen = table(kind, tokens, headroom)
+    assert loaded.table == chosen == reach.recorded(loaded.rope())
     made = forward(loaded, prefill(loaded, ids[:tokens], block, headroom), ids[tokens:], tokens)
-    wanted = one_pass(loaded, ids)
+    wanted = as_of(loaded, ids, chosen or len(ids))
     assert (made - wanted).abs().max() < 1e-4 * (wanted.max() - wanted.min())
+    other = as_of(loaded, ids, THRESHOLD + 1 if chosen == 0 else max(len(ids), THRESHOLD))
+    if chosen == 0 or ("dynamic" in kind or len(ids) <= THRESHOLD) and chosen > max(len(ids), THRESHOLD):
+        assert not torch.equal(other, wanted), "this model has one table"
 
 
 @pytest.mark.parametrize("kind", sorted(MADE))
-def test_publishing_is_refused_before_it_computes(lengths: dict[str, LoadedModel], kind: str) -> None:
-    events: list[dict[str, Any]] = []
-    jobs = Jobs(events.append, threading.Event())
-    jobs._loaded = loaded = lengths[kind]
-    after = len(loaded.tokenize_continuation(PROBE_TEXT)) + PROBE_STEPS
-    text = DOCUMENT.read_text()
-    for tokens in (THRESHOLD - after, THRESHOLD - after + 1, THRESHOLD + 40):
-        cut = loaded.tokenizer.decode(ids_of(loaded, tokens))
-        if tokens + after <= THRESHOLD:
-            assert (
-                jobs.do(PublishJob(text=cut, block_tokens=BLOCK, codec="raw", truncate=False)).prefix.tokens == tokens
-            )
-            events.clear()
-        else:
-            with pytest.raises(Incompatible, match="rope|dynamic"):
-                jobs.do(PublishJob(text=cut, block_tokens=BLOCK, codec="raw", truncate=False))
-            assert not events, "something was computed"
-    done = jobs.do(
-        PublishJob(text=text, block_tokens=BLOCK, codec="raw", truncate=True)
-    )  # cut to what stays on one side
-    assert done.prefix.tokens == (THRESHOLD - after) // BLOCK * BLOCK
+def test_a_question_that_crosses_the_threshold_gives_the_bits_of_prefilling(
+    directories: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published below the threshold with room behind it, and fetched while it is computed."""
+    monkeypatch.setattr(reach, "HEADROOM", 120)
+    jobs = Jobs(lambda _: None, threading.Event())
+    jobs.do(OpenJob(directory=str(directories[kind]), label=kind, dtype="float32", device="cpu", threads=0))
+    text = jobs.loaded.tokenizer.decode(ids_of(jobs.loaded, THRESHOLD - 10))
+    asked = "What does the question say that goes on beyond the threshold of the model?"
+    common = {"question": asked, "steps": 20, "block_tokens": BLOCK, "ignore_eos": True}
+    wanted = jobs.do(AnswerJob(**common, text=text))
+    assert jobs.loaded.table and "table_tokens" in jobs.loaded.rope()
+    feeder = Feeder(directories[kind], tmp_path)
+    loaded = feeder.jobs.loaded
+    check_reach(loaded, THRESHOLD - 10, 8, BLOCK)
+    feeder.publish(text)
+    assert reach.recorded(feeder.manifest.layout.rope) == loaded.table > THRESHOLD
+    reach.pin(loaded.model, 0)  # a reader's model, which has not seen the document
+    got = feeder.run(**{**common, "text": text})
+    assert got["logits_digest"] == wanted.logits_digest and got["claim"] == "bitwise"
+    assert feeder.available, "nothing was computed"
+    natural = msgspec.structs.replace(feeder.manifest.layout, rope=rope_text(loaded.model.config.get_text_config()))
+    with pytest.raises(Incompatible, match="cross"):  # without the record, the model's own choice crosses
+        check_reach(loaded, THRESHOLD - 10, 40, BLOCK, natural.rope)
 
 
 @pytest.mark.parametrize("kind", sorted(MADE))
-def test_question_and_answer_count(lengths: dict[str, LoadedModel], kind: str) -> None:
+def test_publishing_records_the_table(lengths: dict[str, LoadedModel], kind: str) -> None:
     jobs = Jobs(lambda _: None, threading.Event())
     jobs._loaded = loaded = lengths[kind]
-    text = loaded.tokenizer.decode(ids_of(loaded, 40))
-    assert len(jobs.do(AnswerJob(question="?", steps=4, block_tokens=BLOCK, text=text, ignore_eos=True)).token_ids) == 4
-    with pytest.raises(Incompatible, match="rope|dynamic"):
-        jobs.do(AnswerJob(question="?", steps=60, block_tokens=BLOCK, text=text))
+    after = len(loaded.tokenize_continuation(PROBE_TEXT)) + PROBE_STEPS
+    for tokens in (40, THRESHOLD - 1, THRESHOLD + 40):
+        cut = loaded.tokenizer.decode(ids_of(loaded, tokens))
+        done = jobs.do(PublishJob(text=cut, block_tokens=BLOCK, codec="raw"))
+        assert done.prefix.tokens == tokens
+        assert reach.recorded(done.layout.rope) == table(kind, tokens, after)
+    done = jobs.do(
+        PublishJob(text=DOCUMENT.read_text(), block_tokens=BLOCK, codec="raw", truncate=True)
+    )  # cut to what fits the model
+    assert done.prefix.tokens == (limit(kind) - after) // BLOCK * BLOCK
+
+
+@pytest.mark.parametrize("kind", sorted(MADE))
+def test_what_goes_beyond_its_table_is_refused(lengths: dict[str, LoadedModel], kind: str) -> None:
+    loaded = lengths[kind]
+    plain = rope_text(loaded.model.config.get_text_config())
+    with pytest.raises(Incompatible, match=str(THRESHOLD)) as caught:  # short factors, and a question beyond them
+        check_reach(loaded, 40, 60, BLOCK, plain)
+    assert caught.value.exit_code == 7 and caught.value.details["field"] == "layout.rope"
+    if "dynamic" in kind:
+        with pytest.raises(Incompatible, match="120 tokens"):
+            check_reach(loaded, 100, 30, BLOCK, rope_text(loaded.model.config.get_text_config(), 120))
+    with pytest.raises(Incompatible, match="has not"):  # a length that the model never gets to
+        check_reach(loaded, 100, 30, BLOCK, rope_text(loaded.model.config.get_text_config(), 1 << 40))
+
+
+@pytest.mark.parametrize("rope", ["null", "{", "[1]", '{"table_tokens": true}', '{"table_tokens": "9"}',
+                                  '{"table_tokens": -1}', "[" * 4000])  # fmt: skip
+def test_no_length_is_recorded_by_other_words(rope: str) -> None:
+    assert reach.recorded(rope) == 0
+
+
+def test_a_table_of_a_model_with_one_is_refused(tiny_models: dict[str, Path]) -> None:
+    loaded = load_model(tiny_models["llama"], "m", "float32")
+    with pytest.raises(Incompatible, match="has not"):
+        check_reach(loaded, 40, 8, BLOCK, '{"table_tokens": 512}')
+    with pytest.raises(Incompatible, match="shorter"):  # an engine that has one table
+        reach.require_own(None, '{"table_tokens": 512}', 40, BLOCK)
 
 
 @pytest.mark.parametrize("kind", sorted(MADE))
@@ -153,7 +214,7 @@ def test_a_prefix_in_the_callers_process(lengths: dict[str, LoadedModel], kind: 
     loaded = lengths[kind]
     for tokens in (THRESHOLD - 1, THRESHOLD, THRESHOLD + 1):
         cut = loaded.tokenizer.decode(ids_of(loaded, tokens))
-        if tokens <= THRESHOLD:
+        if tokens <= THRESHOLD or "dynamic" not in kind:
             assert LocalPrefill(cut, loaded.model, loaded.tokenizer, BLOCK).tokens == tokens
         else:
             with pytest.raises(Incompatible):

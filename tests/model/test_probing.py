@@ -11,8 +11,11 @@ import transformers
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from kvswap.core.errors import Incompatible
+from kvswap.model.families import text_of
 from kvswap.model.load import load_model
 from kvswap.model.probing import check_cache
+from kvswap.model.states import keeps_states
+from tests import families as tiny_families
 
 COMMON: dict[str, Any] = {
     "vocab_size": 300,
@@ -175,3 +178,37 @@ def test_a_table_that_depends_on_the_length_in_an_unknown_way_is_refused() -> No
     model.model.rotary_emb.forward = forward
     with pytest.raises(Incompatible, match="length|long"):
         check_cache(model)
+
+
+HYBRIDS = [
+    name
+    for name, (kind, fields) in tiny_families.FAMILIES.items()
+    if keeps_states(text_of(getattr(transformers, kind)(**fields).to_dict()))
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in HYBRIDS if name != "zaya"])  # whose keys begin as zeros
+def test_hybrids_go_on_from_their_states(name: str, dtype: torch.dtype) -> None:
+    kind, fields = tiny_families.FAMILIES[name]
+    config = getattr(transformers, kind)(**fields)
+    causal, pictures = AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = (causal if type(config) in causal._model_mapping else pictures).from_config(config).eval()
+        check_cache(model.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", sorted(tiny_families.FORGETTING))
+def test_a_model_that_forgets_its_state_is_refused(name: str, dtype: str, tmp_path: Path) -> None:
+    """Its blocks are not the document's, though every comparison with the same blocks would be equal."""
+    with pytest.raises(Incompatible, match="empty recurrent state"):
+        load_model(tiny_families.build(tmp_path / name, name), name, dtype)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+    ids = torch.tensor([[5, 9, 7, 11, 3, 8] * 4])
+    cache = DynamicCache(config=model.config)
+    for part in ids.split(6, dim=1):
+        blocks = model(part, past_key_values=cache).logits[0, -1].float()
+    whole = model(ids).logits[0, -1].float()
+    assert (blocks - whole).abs().max() > 1e-3 * (whole.max() - whole.min())

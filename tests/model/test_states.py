@@ -19,7 +19,6 @@ D, F, C, H = "linear_attention", "full_attention", "conv", "hybrid"
         ({"model_type": "qwen3_5_text", "full_attention_interval": 2}, [D, F] * 4),
         ({"model_type": "lfm2", "full_attn_idxs": [2, 5]}, [C, C, F, C, C, F, C, C]),
         ({"model_type": "bamba", "attn_layer_indices": [3]}, [D, D, D, F, D, D, D, D]),
-        ({"model_type": "jamba"}, [D, D, D, D, F, D, D, D]),
         ({"model_type": "falcon_h1"}, [H] * 8),
         ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"] * 4}, [D, F] * 4),
         ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-*E"}, [D, "mlp", F, "moe"]),

@@ -55,6 +55,7 @@ class Shelf:
     root: Path
     dtypes: dict[str, str] = field(default_factory=dict)  # float32 unless it is named
     noise_tokens: int = 512
+    checkpoints: Sequence[int] = ()
     _made: dict[Any, Any] = field(default_factory=dict)
 
     def dtype(self, family: str) -> str:
@@ -102,7 +103,7 @@ class Shelf:
 
     def _publish(self, family: str, tokens: int) -> Artifact:
         jobs = self.jobs(family)
-        return self.publish(jobs, text_of(jobs.loaded.tokenizer, tokens))
+        return self.publish(jobs, text_of(jobs.loaded.tokenizer, tokens), self.checkpoints)
 
     def publish(self, jobs: Jobs, text: str, checkpoints: Sequence[int] = ()) -> Artifact:
         """An honest artifact of a text, made with as many threads as torch has now."""

@@ -1,4 +1,7 @@
-"""Every family of the table, bit for bit: loaded whole, from a shorter prefix, and fetched while it is computed."""
+"""The matrix of `docs/models.md`: every family of the table, in each dtype and each way, bit for bit and verified.
+
+Its cells are `family x dtype x way`, the latter two from the table that the page is made from.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,17 @@ import torch
 
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.model.cache import build_cache, held_tensors, layer_specs
-from kvswap.model.load import load_model
-from kvswap.model.prefill import canonical_prefill, greedy, prefill
-from tests.families import FAMILIES, build
-from tests.support import DOCUMENT
+from kvswap.model.families import DTYPES, WAYS, page
+from kvswap.model.families import FAMILIES as TABLE
+from kvswap.model.prefill import greedy, prefill
+from tests.families import FAMILIES
+from tests.worker.honest import BLOCK, Shelf
 from tests.worker.test_hybrid import Feeder
 
-BLOCK, STEPS = 32, 12
+STEPS = 12
+TOKENS = 3 * BLOCK + 5
+LEVELS = (2, 3, 4, 7)
+QUESTION = "\n\nQuestion: what?\nAnswer:"
 KINDS = (
     "llama",
     "gemma3-24",
@@ -30,52 +37,54 @@ KINDS = (
     "deepseek-v3.2",
 )  # one of each; the rest in test-model
 EACH = [name if name in KINDS else pytest.param(name, marks=pytest.mark.model) for name in FAMILIES]
-TEXT = DOCUMENT.read_text()[:1200]
+
+
+COMMON: dict[str, Any] = {
+    "job": "answer",
+    "question": "What?",
+    "steps": STEPS,
+    "block_tokens": BLOCK,
+    "ignore_eos": True,
+}
+
+
+class Shelves(dict[str, Shelf]):
+    """A shelf for each dtype, with the models and artifacts of one family at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def of(self, family: str, dtype: str) -> Shelf:
+        if (shelf := self.get(f"{family} {dtype}")) is None:
+            self.clear()
+            shelf = Shelf(self.root, {family: dtype}, noise_tokens=2 * BLOCK, checkpoints=[BLOCK, 2 * BLOCK])
+            self[f"{family} {dtype}"] = shelf
+        return shelf
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Made when they are asked for."""
-    root = tmp_path_factory.mktemp("families")
-
-    class Ingested(dict[str, Path]):
-        def __missing__(self, name: str) -> Path:
-            self[name] = build(root / name, name)
-            return self[name]
-
-    return Ingested()
+def shelves(tmp_path_factory: pytest.TempPathFactory) -> Shelves:
+    return Shelves(tmp_path_factory.mktemp("families"))
 
 
 def copied(held: list[LayerTensors]) -> list[LayerTensors]:
     return [LayerTensors(t.spec, tuple(one.clone() for one in t.tensors), t.first, t.tokens) for t in held]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", EACH)
-def test_a_cache_continues_bit_for_bit(directories: dict[str, Path], family: str, dtype: str) -> None:
-    """Whole, and from two blocks with the rest prefilled; with any one tensor empty the logits are others."""
-    loaded = load_model(directories[family], family, dtype)
-    ids = loaded.tokenize(TEXT)[: 4 * BLOCK + 11]
-    question = loaded.tokenize_continuation("\n\nQuestion: what?\nAnswer:")
+def whole(shelf: Shelf, family: str, _: Path) -> None:
+    """With any one tensor empty the logits are others."""
+    made, jobs = shelf.artifact(family, TOKENS), shelf.jobs(family)
+    answered(shelf, family, None)
+    loaded = jobs.loaded
+    ids = loaded.tokenize(made.text)
+    question = loaded.tokenize_continuation(QUESTION)
     cache = prefill(loaded, ids, BLOCK)
     held = copied(held_tensors(cache, layer_specs(cache), len(ids)))
-    start = 2 * BLOCK
-    front = prefill(loaded, ids[:start], BLOCK)
-    half = copied(held_tensors(front, layer_specs(front), start))
-    wanted = greedy(loaded, cache, len(ids), question, STEPS).logits_digest
-
-    whole = build_cache(loaded.model.config, copied(held), len(ids))
-    assert greedy(loaded, whole, len(ids), question, STEPS).logits_digest == wanted
-    begun = build_cache(loaded.model.config, half, start)
-    for _ in canonical_prefill(loaded, begun, ids, BLOCK, start):
-        pass
-    assert greedy(loaded, begun, len(ids), question, STEPS).logits_digest == wanted
 
     def first(tensors: list[LayerTensors]) -> str:
         # One token alone: what the last layer's convolution holds is of no use to the tokens that come after three.
-        return greedy(
-            loaded, build_cache(loaded.model.config, tensors, len(ids)), len(ids), question[:1], 1
-        ).logits_digest
+        built = build_cache(loaded.model.config, tensors, len(ids))
+        return greedy(loaded, built, len(ids), question[:1], 1).logits_digest
 
     right = first(copied(held))
     for place, layer in enumerate(held):
@@ -85,14 +94,66 @@ def test_a_cache_continues_bit_for_bit(directories: dict[str, Path], family: str
             assert first(damaged) != right, f"{spec.name} of cache layer {place} means nothing"
 
 
-@pytest.mark.parametrize("family", EACH)
-def test_both_at_once_is_bit_for_bit(directories: dict[str, Path], tmp_path: Path, family: str) -> None:
-    feeder = Feeder(directories[family], tmp_path)
-    feeder.publish(TEXT)
-    request: dict[str, Any] = {"text": TEXT}
-    whole = feeder.jobs.run({**request, "job": "answer", "question": "What?", "steps": STEPS, "block_tokens": BLOCK,
-                             "ignore_eos": True})  # fmt: skip
+def answered(shelf: Shelf, family: str, tokens: int | None) -> None:
+    """What is said after an artifact, whole or up to `tokens` with the rest prefilled, is said after prefilling."""
+    made, jobs = shelf.artifact(family, TOKENS), shelf.jobs(family)
+    wanted = jobs.run({**COMMON, "text": made.text})["logits_digest"]
+    chunks = str(shelf.chunks.directory)
+    got = jobs.run({**COMMON, "text": made.text, "envelope": made.envelope, "chunks": chunks, "tokens": tokens})
+    assert got["logits_digest"] == wanted, tokens
+
+
+def prefix(shelf: Shelf, family: str, _: Path) -> None:
+    answered(shelf, family, 2 * BLOCK)
+
+
+def checkpoints(shelf: Shelf, family: str, _: Path) -> None:
+    manifest = shelf.artifact(family, TOKENS).manifest
+    held = manifest.layout.checkpoints
+    assert bool(held) == manifest.layout.has_states
+    for tokens in held or [BLOCK, 2 * BLOCK, 3 * BLOCK]:
+        answered(shelf, family, tokens)
+
+
+def both_at_once(shelf: Shelf, family: str, directory: Path) -> None:
+    feeder = Feeder(shelf.directory(family), directory, dtype=shelf.dtype(family))
+    text = shelf.artifact(family, TOKENS).text
+    feeder.publish(text)
+    common = {**COMMON, "block_tokens": feeder.manifest.prefix.block_tokens}
+    wanted = feeder.jobs.run({**common, "text": text})
     feeder.available.clear()
-    got = feeder.run(**request)
-    assert got["logits_digest"] == whole["logits_digest"] and got["claim"] == "bitwise"
+    got = feeder.run(**common, text=text)
+    assert got["logits_digest"] == wanted["logits_digest"] and got["claim"] == "bitwise"
     assert 0 < len(feeder.available) < len(feeder.units)
+
+
+def verified(shelf: Shelf, family: str, _: Path) -> None:
+    made, chunks = shelf.artifact(family, TOKENS), str(shelf.chunks.directory)
+    noise = shelf.noise(family)
+    asked = {"levels": list(LEVELS), "samples": 32, "seed": bytes(32), "text": made.text, "noise": noise}
+    report = shelf.jobs(family).run({"job": "verify", "envelope": made.envelope, "chunks": chunks, **asked})
+    verdicts = {step["level"]: step["verdict"] for step in report["steps"]}
+    assert set(verdicts) == set(LEVELS) and "failed" not in verdicts.values(), report["steps"]
+    assert verdicts[2] == verdicts[4] == verdicts[7] == "passed", report["steps"]
+
+
+RUN = dict(zip(WAYS, (whole, prefix, checkpoints, both_at_once, verified), strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", EACH)
+def test_a_cell(shelves: Shelves, tmp_path: Path, family: str, dtype: str, way: str) -> None:
+    RUN[way](shelves.of(family, dtype), family, tmp_path)
+
+
+def test_the_cells_are_those_of_the_page(request: pytest.FixtureRequest) -> None:
+    """As many as it says, some types with further variants; conftest.py makes a skipped one a failure."""
+    import transformers
+
+    types = {name: getattr(transformers, kind).model_type for name, (kind, _) in FAMILIES.items()}
+    marks = {mark.args[0]: mark.args[1] for mark in test_a_cell.pytestmark}  # type: ignore[attr-defined]
+    names = [one if isinstance(one, str) else one.values[0] for one in marks["family"]]
+    cells = {(types[name], dtype, way) for name in names for dtype in marks["dtype"] for way in marks["way"]}
+    wanted = {(f.model_type, dtype, way) for f in TABLE.values() if not f.refused for dtype in DTYPES for way in WAYS}
+    assert cells == wanted and f"{len(cells)} cells" in page()

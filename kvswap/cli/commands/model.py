@@ -124,6 +124,7 @@ def check(output: Output, name: str, dtype: str) -> None:
         "token_bytes": found.token_bytes,
         "window_bytes": found.window_bytes,
         "state_bytes": found.state_bytes,
+        "latent": found.latent,
         "checkpoint_tokens": found.checkpoint_tokens,
         "without": list(found.without),
     }
@@ -190,9 +191,13 @@ def _shown(found: Checked, dtype: str, base: str) -> str:
     windows = f", and {found.window_bytes / 1e6:.1f} MB of windows" if found.window_bytes else ""
     whole = (4096 * found.token_bytes + found.window_bytes) / 1e6
     lines.append(f"size     {found.token_bytes:,} bytes a token in {dtype}{windows}; 4,096 tokens: {whole:,.0f} MB")
+    if found.latent:
+        lines.append("latents  (MLA) a latent for all heads and a rotary key; never the heads that they expand to")
     if found.state_bytes:
         every = f"every {found.checkpoint_tokens:,} tokens and at" if found.checkpoint_tokens else "at"
         lines.append(f"states   {found.state_bytes / 1e6:,.1f} MB {every} the end, whatever the length")
+        share = found.state_bytes / (whole * 1e6 + found.state_bytes)
+        lines.append(f"end      its state is {share:.0%} of a cache of 4,096 tokens")
     untested = "by its layers; this model type is not among those tested"
     lines.append("works    " + ("publish, fetch, ask, verify" if found.known else untested))
     return "\n".join([*lines, *(f"without  {what}" for what in found.without)])

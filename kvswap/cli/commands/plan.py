@@ -45,6 +45,8 @@ def plan_command(
 
     def text() -> str:
         lines = [f"{plan.action}{of}: {plan.reason}", output.table(("option", "seconds", "dollars"), rows)]
+        if held := plan.state_bytes:
+            lines.append(f"the state at the end takes {size(held)} of {size(plan.raw_bytes)} before coding")
         if shared := plan.shared_prefix:
             lines.append(
                 f"the first {shared.tokens} of {shared.of} tokens are those of {shared.artifact}: "

@@ -23,6 +23,7 @@ from kvswap.exchange.discovery.candidates import EnvelopeFetcher, round_robin
 from kvswap.exchange.discovery.lookup import PeerOffer, find
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.verification.received import read_current
+from kvswap.model.reach import recorded
 from kvswap.net import PeerAddress, messages
 from kvswap.net.client import chunk_cap
 from kvswap.trust import Statement
@@ -144,6 +145,7 @@ def same_cache(one: Manifest, other: Manifest) -> bool:
         and one.prefix.token_digest == other.prefix.token_digest
         and one.layout.dtype == other.layout.dtype
         and one.layout.layers == other.layout.layers
+        and recorded(one.layout.rope) == recorded(other.layout.rope)  # of another RoPE table, other keys
         and one.lossless
         and other.lossless
     )

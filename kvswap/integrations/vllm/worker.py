@@ -26,6 +26,7 @@ from kvswap.integrations.vllm.save_requests import Save
 from kvswap.integrations.vllm.scheduler import Load
 from kvswap.integrations.vllm.settings import ConnectorSettings
 from kvswap.integrations.vllm.tables import check_latent_keys, check_tables
+from kvswap.model import reach
 from kvswap.store.files import chunk_reader
 
 logger = logging.getLogger("vllm.kvswap")
@@ -129,6 +130,8 @@ class WorkerSide:
         manifest = statement.manifest
         check_compatible(manifest, self._engine.identity.digest, self._engine.dtype)
         self._engine.check(manifest)
+        # Of a model that chooses among RoPE tables this engine has the first one.
+        reach.require_own(None, manifest.layout.rope, manifest.prefix.tokens, manifest.prefix.block_tokens)
         tokens = None if match.whole else match.tokens
         read = chunk_reader(Path(details.chunks_directory))
         with Assembly(manifest, read, tokens=tokens, seal=statement.seal) as assembly:
