@@ -159,7 +159,8 @@ def _check_tensor(layout: Layout, tensor: TensorSpec, where: str) -> None:
     _require(max(tensor.shape) <= LIMITS.tensor_axis, where, "a dimension is over the cap")
     _require(tensor.per == "checkpoint" or len(tensor.shape) < 3, where, "an axis too many beside that of the tokens")
     dtype = layout.dtype_of(tensor)
-    _require(dtype in ITEM_BYTES, where, f"unknown dtype {dtype[:40]!r}")
+    known = tensor.dtype is None or tensor.dtype in ITEM_BYTES  # an empty name is none
+    _require(known, where, f"unknown dtype {str(tensor.dtype)[:40]!r}")
     _require(tensor.dtype != layout.dtype, where, "a tensor names its dtype only where it is not the layout's")
     size = math.prod(tensor.shape) * ITEM_BYTES[dtype]
     _require(size <= LIMITS.chunk_bytes, where, "a tensor is over the cap")

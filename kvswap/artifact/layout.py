@@ -89,7 +89,7 @@ def part_shapes(layout: Layout, group: int, start: int, stop: int) -> list[tuple
 
 def raw_length(layout: Layout, group: int, start: int, stop: int) -> int:
     """Compute the length in bytes of a chunk before coding: one group for block [start, stop)."""
-    if layout.is_state(group) and stop not in layout.checkpoints:
+    if layout.is_state(group) and stop not in layout.checkpoint_set:
         return 0
     layers = layout.groups[group].layers  # all alike
     first, last = stored_span(layout.layers[layers[0]], start, stop)
@@ -159,10 +159,9 @@ def expected_chunks(layout: Layout, blocks: Blocks) -> Iterator[tuple[int, int, 
     every = range(len(layout.groups))
     filled = [group for group in every if raw_length(layout, group, 0, 1) or layout.is_state(group)]
     growing = [group for group in filled if not layout.is_state(group)]
-    checkpoints = set(layout.checkpoints)
     lengths: dict[tuple[int, int], int] = {}  # a chunk's length depends on its group and how many tokens it spans
     for block, (start, stop) in enumerate(blocks):
-        for group in filled if stop in checkpoints else growing:
+        for group in filled if stop in layout.checkpoint_set else growing:
             length = lengths.get((group, stop - start))
             if length is None:
                 length = lengths[group, stop - start] = raw_length(layout, group, start, stop)

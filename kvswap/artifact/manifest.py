@@ -197,10 +197,10 @@ class Manifest(Strict, frozen=True, dict=True):
         """The blocks in which the artifact was computed and is stored."""
         return Blocks(self.prefix.tokens, self.prefix.block_tokens, self.layout.checkpoints)
 
-    @property
-    def files(self) -> list[ChunkRef | FileRef]:
+    @cached_property
+    def files(self) -> tuple[ChunkRef | FileRef, ...]:
         """The files that are stored and sent: the chunks in order, then predictor and fingerprint, if any."""
-        return [*self.chunks, *(file for file in (self.predictor, self.fingerprint) if file)]
+        return (*self.chunks, *(file for file in (self.predictor, self.fingerprint) if file))
 
     @property
     def codecs(self) -> list[str]:

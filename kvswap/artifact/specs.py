@@ -180,6 +180,11 @@ class Layout(Strict, frozen=True, dict=True):
         """True if a layer keeps a state, so that only checkpoints can be resumed at."""
         return any(layer.has_states for layer in self.layers)
 
+    @cached_property
+    def checkpoint_set(self) -> frozenset[int]:
+        """The checkpoints, to be asked whether a token count is one of them."""
+        return frozenset(self.checkpoints)
+
     @property
     def keeps_all(self) -> bool:
         """True if every layer keeps every token and nothing else, so that any part of it can be computed on."""

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kvswap.core.defaults import HEADROOM_TOKENS
-from kvswap.core.errors import Incompatible, IntegrityError
+from kvswap.core.errors import Incompatible, IntegrityError, Untrusted
 from kvswap.core.failures import ours
 
 if TYPE_CHECKING:
+    from kvswap.artifact.manifest import Manifest
+    from kvswap.model.load import LoadedModel
     from kvswap.trust import Statement
 
 
@@ -39,6 +41,14 @@ class Readable(Protocol):
         """The key that opens the files of an encrypted one, in hex."""
 
 
+class Loadable(Readable, Protocol):
+    """The part of an artifact's details that is needed to load it into a model."""
+
+    @property
+    def standing(self) -> str:
+        """The standing of the artifact at its node: `own`, `trusted`, `verified` and so on."""
+
+
 def statement_of(details: Readable) -> Statement:
     """Read what was signed from `Client.details`, and check it again here.  Raises `IntegrityError`."""
     from kvswap.trust import one_key, read_statement
@@ -51,22 +61,46 @@ def statement_of(details: Readable) -> Statement:
 
 
 @ours("loading the artifact")
-def load_artifact(details: Readable, model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS) -> Any:
+def load_artifact(details: Loadable, model: Any, *, tokens: int | None = None, headroom: int = HEADROOM_TOKENS) -> Any:
     """Load a `DynamicCache` by the answer of `GET /v1/artifacts/{id}`.  See `Artifact.load`."""
     from kvswap.artifact.assembly import load
     from kvswap.artifact.layout import check_compatible
     from kvswap.model import reach
     from kvswap.model.cache import build_cache
+    from kvswap.model.shape import require_layers
     from kvswap.store.files import chunk_reader
 
     statement = statement_of(details)
     manifest = statement.manifest
     check_compatible(manifest, live_identity(model), str(model.dtype).removeprefix("torch."))
+    require_layers(_in_memory(model), manifest)  # before anything is reserved for them
     read = chunk_reader(Path(details.chunks_directory))
     stop = manifest.prefix.tokens if tokens is None else tokens
+    _require_verified(details, manifest, stop)
     reach.check(model.config.get_text_config(decoder=True), stop, 0, manifest.prefix.block_tokens)
     tensors = load(manifest, read, tokens=tokens, headroom=headroom, seal=statement.seal)
     return build_cache(model.config, tensors, stop, model.device)
+
+
+def _require_verified(details: Loadable, manifest: Manifest, tokens: int) -> None:
+    """Raise `Untrusted` if an untrusted publisher's artifact would be resumed before its end, after `tokens` tokens.
+
+    Windows and states that are held before the end alone are no part of what has to pass before such a cache is used.
+    """
+    inner = tokens < manifest.prefix.tokens and not manifest.layout.keeps_all
+    if inner and details.standing not in ("own", "trusted"):
+        raise Untrusted(
+            f"nothing but the whole of artifact {details.artifact} can be loaded: it is {details.standing}",
+            cause="what it keeps of sliding layers, or as states, before its end is used of trusted publishers alone",
+            hint=f"kvswap trust add {manifest.publisher}",
+        )
+
+
+def _in_memory(model: Any, tokenizer: Any = None) -> LoadedModel:
+    """Return the caller's model as those that compute take one."""
+    from kvswap.model.load import LoadedModel
+
+    return LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
 
 
 @ours("comparing the model in memory with its files")
@@ -98,11 +132,10 @@ class LocalPrefill:
 
     @ours("preparing the prefill")
     def __init__(self, text: str, model: Any, tokenizer: Any, block_tokens: int) -> None:
-        from kvswap.model.load import LoadedModel
         from kvswap.model.prefill import check_length, check_reach
 
         check_precision(model)
-        self._loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
+        self._loaded = _in_memory(model, tokenizer)
         self._block_tokens, self._text = block_tokens, text
         self._ids = self._loaded.tokenize(text)
         self.tokens = len(self._ids)
@@ -124,7 +157,7 @@ class LocalPrefill:
         }
 
     @ours("prefilling")
-    def cache(self, headroom: int, details: Readable | None = None, tokens: int = 0) -> Any:
+    def cache(self, headroom: int, details: Loadable | None = None, tokens: int = 0) -> Any:
         """Make the whole cache; its first `tokens` tokens are those of `details`, if given, once layer 0 is theirs.
 
         Raises `IntegrityError` for a prefix that is proved to be of another text.
@@ -144,14 +177,14 @@ class LocalPrefill:
 
 
 @ours("loading the artifact")
-def load_for(text: str, details: Readable, model: Any, tokenizer: Any, headroom: int) -> Any:
+def load_for(text: str, details: Loadable, model: Any, tokenizer: Any, headroom: int) -> Any:
     """Return the cache of an artifact that has to be of `text`: its token digest, and its layer 0 (V3), are compared.
 
     Raises `Incompatible` for another text, `IntegrityError` for a cache that is proved to be of another one.  Warns of
     what cannot be checked.
     """
     from kvswap.artifact.chain import token_digest
-    from kvswap.model.load import LoadedModel, document_ids
+    from kvswap.model.load import document_ids
     from kvswap.trust.accusation import claims
 
     statement = statement_of(details)
@@ -160,14 +193,14 @@ def load_for(text: str, details: Readable, model: Any, tokenizer: Any, headroom:
     if token_digest(ids) != manifest.prefix.token_digest:
         raise Incompatible("the artifact's tokens are not those of this text", field="prefix.token_digest")
     cache = load_artifact(details, model, headroom=headroom)
-    loaded = LoadedModel(model, tokenizer, None, str(model.dtype).removeprefix("torch."), str(model.device))
+    loaded = _in_memory(model, tokenizer)
     _look_at_first_layer(details, loaded, cache, text)
     for why in claims(manifest).values():
         warnings.warn(f"artifact {statement.artifact} cannot be checked: {why}", stacklevel=2)
     return cache
 
 
-def _look_at_first_layer(details: Readable, loaded: Any, cache: Any, text: str, tokens: int | None = None) -> None:
+def _look_at_first_layer(details: Loadable, loaded: Any, cache: Any, text: str, tokens: int | None = None) -> None:
     """Compare layer 0 of what was just loaded, whole or its first `tokens` tokens, with the text (V3).
 
     Raises `IntegrityError` for a proof, warns of what cannot be compared.  A lossy cache says itself that it is not

@@ -22,7 +22,7 @@ from kvswap.core.settings import Settings
 from kvswap.core.upkeep import Problems, forever
 from kvswap.daemon.child import PROGRAM, Child, Lost, Patience
 from kvswap.exchange.model_port import ModelChoice, OnEvent, Outbox
-from kvswap.model import catalogue, needs
+from kvswap.model import adapters, catalogue, needs
 from kvswap.model.identity import directory_identity
 from kvswap.worker.messages import Job, OpenJob
 
@@ -123,8 +123,7 @@ class ModelProcess:
 
     def _identity(self, directory: Path, label: str) -> Any:
         # Hashing gigabytes again is only worth it when a file changed.
-        files = sorted(p for p in directory.iterdir() if p.is_file())
-        state = tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+        state = adapters.state(directory)
         known = self._identities.get(directory)
         if known is None or known[0] != state:
             known = (state, directory_identity(directory, label))

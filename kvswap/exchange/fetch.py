@@ -82,7 +82,7 @@ async def fetch(
         checked = await _verified(node, statement, terms, text, progress)
         return Fetched(statement, chosen, 0, (), time.perf_counter() - began, checked)
     rest = None if terms.force else await judge(node, statement.manifest, terms.objective)
-    files = needed_files(statement.manifest)
+    files = await asyncio.to_thread(needed_files, statement.manifest)
     transfer = await download(node, statement, files, planned.peers, progress, rest, planned.most_per_gb)
     seconds = time.perf_counter() - began
     transfer.learn_start(seconds)

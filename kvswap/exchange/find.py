@@ -249,8 +249,7 @@ async def _prefix(node: Node, asked: FindRequest) -> FoundPrefix | None:
     publisher = str(PeerId.parse(asked.publisher)) if asked.publisher else manifest.publisher
     if manifest.publisher != publisher:
         return None
-    files = manifest.files
-    lacking = await asyncio.to_thread(node.store.missing, [files[i].id for i in found.chunks])
+    lacking = await asyncio.to_thread(lambda: node.store.missing(found.files))
     return FoundPrefix(
         artifact=str(found.statement.artifact),
         tokens=found.tokens,

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from kvswap.api.archives import Imported
 from kvswap.artifact.archive import ArchivedFile, ArchiveReader
 from kvswap.artifact.layout import needed_files
+from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, MalformedArchive, NotFound
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
@@ -66,7 +67,7 @@ class _Import:
     async def _take(self, entry: ArchivedFile) -> None:
         if self._statement is None:
             self._statement = await self._manifest(entry)
-            self._reader.wanted = {file.id: file.length for file in self._statement.manifest.files}
+            self._reader.wanted = await asyncio.to_thread(_lengths, self._statement.manifest)
             return
         self._hold(entry.cid)
         self._new += await asyncio.to_thread(self._keep, entry)
@@ -101,9 +102,8 @@ class _Import:
         statement = self._statement
         if statement is None:
             raise MalformedArchive("not an artifact's archive: it has no manifest")
-        manifest, node = statement.manifest, self._node
-        files = manifest.files
-        lacking = {files[i].id for i in needed_files(manifest)} - self._here
+        node = self._node
+        lacking = await asyncio.to_thread(_needed_ids, statement.manifest) - self._here
         if lacking:
             raise MalformedArchive(
                 f"{len(lacking)} of the files of {statement.artifact} are not in the archive",
@@ -140,3 +140,11 @@ class _Import:
             new_files=self._new,
             group=statement.identifiers.name if isinstance(statement.identifiers, Group) else None,
         )
+
+
+def _lengths(manifest: Manifest) -> dict[Cid, int]:
+    return {file.id: file.length for file in manifest.files}
+
+
+def _needed_ids(manifest: Manifest) -> set[Cid]:
+    return {manifest.files[i].id for i in needed_files(manifest)}

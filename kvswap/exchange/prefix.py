@@ -63,6 +63,10 @@ class CachedPrefix:
         """The ids of these files."""
         return [self.statement.manifest.files[i].id for i in self.chunks]
 
+    async def listed_files(self) -> list[Cid]:
+        """Return `files`, listed in a thread: there may be a hundred thousand."""
+        return await asyncio.to_thread(lambda: self.files)
+
 
 @dataclass(frozen=True, slots=True)
 class _Availability:
@@ -133,7 +137,7 @@ async def longest_cached_prefix(
     if best is None or best.peers or terms.local:
         return best
     # What is here is complete for a reader of its end; before it, windows and states may still be elsewhere alone.
-    return replace(best, peers=await holders(node, best.statement.artifact, best.files))
+    return replace(best, peers=await holders(node, best.statement.artifact, await best.listed_files()))
 
 
 class _PrefixSearch:
@@ -239,7 +243,7 @@ class _PrefixSearch:
             except KvswapError as error:
                 self._node.events.add("beginning_refused", artifact=candidate.artifact, reason=error.message)
                 continue
-            tokens, blocks = self._shared(statement)
+            tokens, blocks = await asyncio.to_thread(self._shared, statement)
             for peer, claimed_blocks in candidate.available.items():
                 # Elsewhere in the signed chain it is the publisher that is wrong: the peer has what it said.
                 if blocks < claimed_blocks and self._chain[claimed_blocks - 1] not in statement.manifest.prefix.chain:
@@ -321,9 +325,8 @@ async def fetch_prefix(
     check_prefix_plan(cached_prefix, planned, terms)
     await use(node, statement, terms)
     if planned.missing_bytes:
-        transfer = await download(
-            node, statement, cached_prefix.chunks, planned.peers, progress, most_per_gb=planned.most_per_gb
-        )
+        chunks = await asyncio.to_thread(lambda: cached_prefix.chunks)
+        transfer = await download(node, statement, chunks, planned.peers, progress, most_per_gb=planned.most_per_gb)
         node.events.add(
             "fetched_beginning",
             artifact=artifact,

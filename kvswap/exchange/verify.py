@@ -19,6 +19,7 @@ from msgspec import structs
 from kvswap.api.events import DisputeEvent, NoiseEvent
 from kvswap.api.verification import Check, CoverageFigures, Verification, VerifyResult
 from kvswap.artifact import layout
+from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, NotFound, Untrusted
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
@@ -105,6 +106,12 @@ def _in_store(node: Node, reference: str | Cid) -> Statement:
     raise failure
 
 
+def _file_ids(manifest: Manifest) -> tuple[set[Cid], set[Cid]]:
+    """Return the ids of the files that a reader of the whole needs, and those of all files."""
+    every = [file.id for file in manifest.files]
+    return {every[i] for i in layout.needed_files(manifest)}, set(every)
+
+
 async def run_checks(
     node: Node,
     statement: Statement,
@@ -124,8 +131,7 @@ async def run_checks(
     results: list[LevelResult] = []
     if Level.POLICY in levels:
         results.append(await asyncio.to_thread(_policy, node, statement))
-    files = {manifest.files[i].id for i in layout.needed_files(manifest)}
-    every = files | {file.id for file in manifest.files}  # of a prefix other ones are here
+    files, every = await asyncio.to_thread(_file_ids, manifest)  # of a prefix other ones are here
     lacking = set(await asyncio.to_thread(node.store.missing, every))
     absent = files & lacking
     with node.store.lease(every):

@@ -15,6 +15,7 @@ from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.files import exists
 from kvswap.core.settings import Settings, absolute_model
 from kvswap.core.text import printable
+from kvswap.model.files import ADAPTER
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[A-Za-z0-9][\w.-]*)?")  # org/name, or org/name@revision
 
@@ -62,10 +63,11 @@ def entry_of(name: str, row: dict[str, Any]) -> Entry:
 
 
 def is_complete(directory: Path) -> bool:
-    """Return True if the directory holds a model: weights and their configuration."""
+    """Return True if the directory holds a model, weights and their configuration, or an adapter for one."""
     try:
         weights = directory.glob("*.safetensors")
-        return (directory / "config.json").is_file() and any(path.is_file() for path in weights)
+        configured = any((directory / name).is_file() for name in ("config.json", ADAPTER))
+        return configured and any(path.is_file() for path in weights)
     except (OSError, ValueError):  # a name that no file can have, or one that may not be read
         return False
 

@@ -14,7 +14,7 @@ from kvswap.artifact.checkpoints import spacing, state_bytes
 from kvswap.artifact.specs import LayerSpec, TensorSpec
 from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.errors import Incompatible
-from kvswap.model import states
+from kvswap.model import quantisation, states
 from kvswap.model.states import number
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -288,6 +288,7 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
         refused = ""
         if config.get("auto_map") and family is None:
             raise Incompatible("it brings its own code (auto_map), and kvswap runs none")
+        quantisation.check_known(config.get("quantization_config"), kind)
     except Incompatible as error:
         layers, refused = (), error.message
     size = BYTES[dtype]

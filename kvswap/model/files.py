@@ -1,14 +1,13 @@
 """The files of a model's directory, and which of them are loaded.
 
 transformers loads one set of weight files: the one that the configuration names, `model.safetensors`, or the shards of
-its index.  Identity is over those and no others.  An adapter beside the weights is refused, as it would be applied or
-not depending on which libraries are installed.  Neither torch nor transformers is imported here.
+its index.  Identity is over those and no others, and over an adapter beside them (`adapters`).  Neither torch nor
+transformers is imported here.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from kvswap.core.errors import Incompatible
 from kvswap.core.limits import LIMITS
 
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs"
 _NUMBER = re.compile(r"\.\d+")
@@ -59,6 +58,42 @@ def read_json(path: Path) -> Any:
         raise unfit(f"{path} is not JSON", "config") from error
 
 
+def read_header(path: Path) -> Header:
+    """Return the header of a safetensors file: name -> dtype, shape, data_offsets, at (file offset), bytes.
+
+    Raises `Incompatible` if the file is none, or its header is malformed.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        start = file.read(32)
+        not_a_pointer(path, start)
+        length = int.from_bytes(start[:8], "little")
+        file.seek(8)
+        if not 2 <= length <= min(LIMITS.safetensors_header_bytes, size - 8):
+            raise unfit(f"{path} is not a safetensors file", "weights")
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
+            raise unfit(f"{path} has no readable header", "weights") from error
+    if not isinstance(header, dict):
+        raise unfit(f"{path} has no readable header", "weights")
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        try:
+            first, last = entry["data_offsets"]
+            shape, dtype = entry["shape"], entry["dtype"]
+            right = all(isinstance(size, int) and size >= 0 for size in [first, last, *shape])
+        except (TypeError, KeyError, ValueError):
+            right = False
+        if not right or not isinstance(dtype, str):
+            raise unfit(f"{path}: the entry of tensor {str(name)[:80]!r} is malformed", "weights")
+        if not 0 <= first <= last <= size - 8 - length:
+            raise unfit(f"{path}: tensor {name!r} lies outside the file", "weights")
+        entry["at"] = 8 + length + first
+        entry["bytes"] = last - first
+    return header
+
+
 def weight_files(directory: Path) -> list[Path]:
     """Return the files that transformers loads weights from, in its order.
 
@@ -74,7 +109,8 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / _WHOLE]
     if (directory / _INDEX).is_file():
         return _of_index(directory / _INDEX)
-    return [path for path in sorted(directory.glob("*.safetensors")) if path.is_file()]  # opening a pipe would wait
+    paths = (path for path in sorted(directory.glob("*.safetensors")) if path.name != ADAPTER_WEIGHTS)
+    return [path for path in paths if path.is_file()]  # opening a pipe would wait
 
 
 def _of_index(index: Path) -> list[Path]:
@@ -101,20 +137,6 @@ def state(directory: Path) -> tuple[tuple[str, int, int], ...]:
     """Return name, size and modification time of every file: equal when nothing was changed."""
     files = sorted(path for path in directory.iterdir() if path.is_file())
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
-def check_directory(directory: Path) -> None:
-    """Check that no adapter lies beside the weights.
-
-    Raises `Incompatible`, as loading would depend on what is installed.
-    """
-    if os.path.lexists(directory / ADAPTER):
-        raise Incompatible(
-            f"{directory} holds an adapter ({ADAPTER}) beside its weights",
-            cause="whether it is applied depends on what is installed, and the model's identity does not tell",
-            hint="merge it into the weights and save them elsewhere, or move the adapter's files away",
-            field="adapters",
-        )
 
 
 def check_experts(header: Header) -> None:

@@ -5,6 +5,7 @@
   matter, and one changed weight changes the identity.
 * config: BLAKE3 of config.json as canonical JSON, without the keys that only label or tell how to load.
 * tokenizer: the same over the tokenizer's files, chat template included.
+* adapters: for each BLAKE3 over its settings and tensors (`adapters`); a model with one is another than its base.
 
 Neither torch nor transformers is imported: safetensors headers are parsed here, under a size cap.
 """
@@ -17,13 +18,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from blake3 import blake3
 
 from kvswap.artifact.manifest import ModelIdentity
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import blake3_digest
-from kvswap.core.limits import LIMITS
-from kvswap.model.files import Header, check_directory, not_a_pointer, read_json, unfit, weight_files
+from kvswap.model import adapters
+from kvswap.model.files import Header, not_a_pointer, read_header, read_json, unfit, weight_files
 
 _LABELS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 _TOKENIZER_LABELS = {
@@ -48,42 +50,6 @@ def weights_digest(entries: Iterable[TensorEntry]) -> bytes:
         json.dumps([name, dtype, shape, digest.hex()], separators=(",", ":")) for name, dtype, shape, digest in entries
     ]
     return blake3_digest("\n".join(sorted(lines)).encode())
-
-
-def read_header(path: Path) -> Header:
-    """Return the header of a safetensors file: name -> dtype, shape, data_offsets, at (file offset), bytes.
-
-    Raises `Incompatible` if the file is none, or its header is malformed.
-    """
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        start = file.read(32)
-        not_a_pointer(path, start)
-        length = int.from_bytes(start[:8], "little")
-        file.seek(8)
-        if not 2 <= length <= min(LIMITS.safetensors_header_bytes, size - 8):
-            raise unfit(f"{path} is not a safetensors file", "weights")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise unfit(f"{path} has no readable header", "weights") from error
-    if not isinstance(header, dict):
-        raise unfit(f"{path} has no readable header", "weights")
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        try:
-            first, last = entry["data_offsets"]
-            shape, dtype = entry["shape"], entry["dtype"]
-            right = all(isinstance(size, int) and size >= 0 for size in [first, last, *shape])
-        except (TypeError, KeyError, ValueError):
-            right = False
-        if not right or not isinstance(dtype, str):
-            raise unfit(f"{path}: the entry of tensor {str(name)[:80]!r} is malformed", "weights")
-        if not 0 <= first <= last <= size - 8 - length:
-            raise unfit(f"{path}: tensor {name!r} lies outside the file", "weights")
-        entry["at"] = 8 + length + first
-        entry["bytes"] = last - first
-    return header
 
 
 def _headers(directory: Path) -> Iterator[tuple[Path, Header]]:
@@ -153,26 +119,46 @@ def tokenizer_digest(directory: Path) -> bytes:
     return blake3_digest(b"".join(parts))
 
 
-def _parameters(directory: Path) -> int:
-    return sum(math.prod(entry["shape"]) for entry in headers(directory).values())
-
-
 def directory_identity(directory: Path, label: str) -> ModelIdentity:
     """Return the identity of the model in this directory, reading every weight once (about 4 GB/s a core).
 
-    Raises `NotFound` if there is no model, `Incompatible` if it is not certain what would be loaded.
+    An adapter in it counts: it is named by its digest, beside the base that it changes.  Raises `NotFound` if there is
+    no model, `Incompatible` if it is not certain what would be loaded.
     """
-    if not (directory / "config.json").is_file():
-        raise NotFound(f"{directory} has no config.json", hint="kvswap model ls")
-    check_directory(directory)
     try:
-        return _identity(directory, label)
+        adapter = adapters.adapter_in(directory)
+        if adapter is None:
+            return _identity(directory, directory, label)
+        base = _identity(adapter.base, tokenizer_home(directory, adapter.base), label)
+        numbers = sum(math.prod(entry["shape"]) for entry in read_header(adapter.weights).values())
+        named, parameters = [adapters.adapter_digest(adapter)], base.parameters + numbers
+        return msgspec.structs.replace(base, adapters=named, parameters=parameters)
     except KvswapError as error:
         error.about(str(directory))
         raise
 
 
-def _identity(directory: Path, label: str) -> ModelIdentity:
+def base_identity(directory: Path, label: str) -> ModelIdentity:
+    """Return the identity of the base model in this directory, whether an adapter lies beside it or not.
+
+    Raises what `directory_identity` raises.
+    """
+    try:
+        return _identity(directory, directory, label)
+    except KvswapError as error:
+        error.about(str(directory))
+        raise
+
+
+def tokenizer_home(directory: Path, base: Path) -> Path:
+    """Return where the tokenizer is that an adapter's directory is used with: there, or with its base."""
+    own = any((directory / name).is_file() for name in (*_TOKENIZER_FILES, *_TOKENIZER_RAW))
+    return directory if own else base
+
+
+def _identity(directory: Path, tokenizer: Path, label: str) -> ModelIdentity:
+    if not (directory / "config.json").is_file():
+        raise NotFound(f"{directory} has no config.json", hint="kvswap model ls")
     config = read_json(directory / "config.json")
     if not isinstance(config, dict):
         raise unfit(f"{directory / 'config.json'} is not a configuration", "config")
@@ -180,7 +166,7 @@ def _identity(directory: Path, label: str) -> ModelIdentity:
         label=label,
         weights=weights_digest(tensor_entries(directory)),
         config=config_digest(config),
-        tokenizer=tokenizer_digest(directory),
+        tokenizer=tokenizer_digest(tokenizer),
         adapters=[],
-        parameters=_parameters(directory),
+        parameters=sum(math.prod(entry["shape"]) for entry in headers(directory).values()),
     )

@@ -8,19 +8,21 @@ position are computed there, which change with any change of one number, row or 
 
 from __future__ import annotations
 
+import copy
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from blake3 import blake3
+from msgspec.structs import replace
 
 from kvswap.core.errors import Incompatible, KvswapError
-from kvswap.model import opening, precision, probing, reach
-from kvswap.model.files import check_directory, state, weight_files
-from kvswap.model.identity import directory_identity
+from kvswap.model import adapting, opening, precision, probing, quantisation, reach
+from kvswap.model.files import read_json, state, weight_files
+from kvswap.model.identity import base_identity, config_digest
 from kvswap.model.kernels import initialize_kernels
 
 _known: weakref.WeakKeyDictionary[Any, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
@@ -49,12 +51,16 @@ _IDLE_TOO = {
 def live_identity(model: Any) -> bytes:
     """Return the identity digest of a transformers model in memory.
 
-    The model is compared with its files at the first call; later calls hash what is in memory and compare that.  Raises
-    `Incompatible` if it is not what its directory loads as: fine-tuned, quantised, merged with an adapter, cast,
-    hooked, or in training mode.
+    The model is compared with its files at the first call; later calls hash what is in memory and compare that.  LoRA
+    adapters that are at work are part of it, by the digest of their tensors; weights quantised while they were loaded
+    are, by their configuration.  Raises `Incompatible` if the model is not what its directory loads as: fine-tuned,
+    merged with an adapter, cast, hooked, or in training mode.
     """
     initialize_kernels()
+    model = adapting.base_of(model)
     _check_state(model)
+    if _known.get(model) is None and quantisation.in_memory(model) is not None:
+        probing.check_cache(model)  # some quantisers lay weights out anew in the first pass, and round their scales
     state = fingerprint(model)
     known = _known.get(model)
     if known is None or known[0] != state:
@@ -69,15 +75,13 @@ def fingerprint(model: Any) -> bytes:
     for name, module in model.named_modules():
         hasher.update(f"{name}\0{type(module).__module__}.{type(module).__qualname__}\0".encode())
     hasher.update(json.dumps(_settings(model.config), sort_keys=True, default=str).encode())
-    volatile = _volatile(model)
-    for name, tensor in _tensors(model):
-        if name not in volatile:
-            for part, plain in _plain(name, tensor):
-                hasher.update(f"{part}\0{plain.dtype}\0{list(plain.shape)}\0".encode())
-                if plain.device.type == "cpu":
-                    hasher.update(_bytes(plain))
-                else:
-                    hasher.update(repr(sums(plain)).encode())
+    hasher.update(repr(adapting.state(model)).encode())
+    for name, plain in _numbers(model):
+        hasher.update(f"{name}\0{plain.dtype}\0{list(plain.shape)}\0".encode())
+        if plain.device.type == "cpu":
+            hasher.update(_bytes(plain))
+        else:
+            hasher.update(repr(sums(plain)).encode())
     return hasher.digest()
 
 
@@ -104,15 +108,24 @@ def _bytes(tensor: torch.Tensor) -> Any:
     return flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
-def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield all parameters and buffers, each once, including buffers that are not saved."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def _numbers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all that the model computes with, as plain tensors: parameters, buffers, and what quantisers keep beside.
+
+    Buffers that are not saved are among them; those that each pass overwrites are not.
+    """
+    volatile = _volatile(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name not in volatile:
+            yield from _plain(name, tensor)
+    for name, module in model.named_modules():
+        if _root(module) in quantisation.PACKAGES:
+            yield from _beside(name, module)
 
 
 def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a tensor as plain tensors of numbers; a quantised one consists of several."""
+    """Yield a tensor as plain tensors of numbers; a quantised one consists of several, or has some beside it."""
     data = tensor.detach()
+    yield from _beside(name, tensor)
     if type(data) is torch.Tensor:
         yield name, data
         return
@@ -124,6 +137,21 @@ def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]
         yield from _plain(f"{name}.{part}", getattr(data, part))
     text = repr((type(data).__name__, context)).encode()
     yield f"{name}.context", torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def _beside(name: str, holder: Any, depth: int = 3) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors among the attributes of a quantised tensor or of what describes it, such as its scales."""
+    for key, value in sorted(getattr(holder, "__dict__", {}).items()):
+        if key in quantisation.SCRATCH:
+            continue
+        if type(value) is torch.Tensor:
+            yield f"{name}.{key}", value
+        elif depth and _root(value) in quantisation.PACKAGES:
+            yield from _beside(f"{name}.{key}", value, depth - 1)
+
+
+def _root(thing: Any) -> str:
+    return type(thing).__module__.partition(".")[0]
 
 
 def _volatile(model: Any) -> set[str]:
@@ -141,16 +169,15 @@ def _volatile(model: Any) -> set[str]:
 def _settings(config: Any) -> dict[str, Any]:
     """Return the part of a configuration that affects the computation."""
     given = config.get_text_config(decoder=True).to_dict()
+    given.pop("quantization_config", None)  # compared by itself: weights may be quantised, or widened, when loaded
     return {k: v for k, v in given.items() if not k.startswith(_IDLE) and k not in _IDLE_TOO}
 
 
 def _check_state(model: Any) -> None:
-    """Refuse state outside the tensors that changes the result: training mode, hooks, adapters, reduced precision."""
+    """Refuse state outside the tensors that changes the result: training mode, hooks, reduced precision."""
     precision.check(str(model.device))
     if model.training:
         raise _differs("the model is in training mode", hint="model.eval()")
-    if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
-        raise _differs("the model has an adapter", field="adapters", hint="merge it, save the model and load that")
     for name, module in model.named_modules():
         if module.training:
             raise _differs(f"{name!r} is in training mode", hint="model.eval()")
@@ -177,17 +204,21 @@ def _directory(model: Any) -> Path:
 
 def _compare(model: Any) -> bytes:
     directory = _directory(model)
-    check_directory(directory)
     before = state(directory)
+    named = adapting.digests(model)
+    config = read_json(directory / "config.json")
+    held, own = config.get("quantization_config"), quantisation.in_memory(model)
     _compare_settings(model, directory)
-    if not _same_by_name(model, directory):
-        _compare_with_another(model, directory)
+    if held or own or not _same_by_name(model, directory):
+        _compare_with_another(model, directory, None if held else own)
     _compare_tables(model)
     probing.check_cache(model)
-    identity = directory_identity(directory, directory.name).digest
+    identity = base_identity(directory, directory.name)
+    if own is not None and not held:
+        identity = replace(identity, config=config_digest({**config, "quantization_config": quantisation.plain(own)}))
     if state(directory) != before:
         raise _differs(f"the files in {directory} changed while they were read")
-    return identity
+    return replace(identity, adapters=named).digest
 
 
 def _compare_settings(model: Any, directory: Path) -> None:
@@ -201,7 +232,7 @@ def _same_by_name(model: Any, directory: Path) -> bool:
     """Compare with the files tensor by tensor; False if the names do not match the files'."""
     from safetensors import safe_open
 
-    own = dict(model.state_dict())
+    own = _by_base_name(model.state_dict())
     seen: set[str] = set()
     for path in weight_files(directory):
         with safe_open(str(path), framework="pt") as file:
@@ -221,19 +252,27 @@ def _same_by_name(model: Any, directory: Path) -> bool:
     return all(name in seen or value.data_ptr() in places for name, value in own.items() if value.numel())
 
 
-def _compare_with_another(model: Any, directory: Path) -> None:
-    """Compare with the directory loaded again, for weights that are joined, renamed or quantised while loading."""
-    other, _ = opening.open_model(directory, directory.name, model.dtype)
-    own, theirs = dict(model.state_dict()), dict(other.state_dict())
+def _by_base_name(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors under the names that they have in the base's files, without those of adapters."""
+    named = ((adapting.base_name(name), value) for name, value in tensors.items())
+    return {name: value for name, value in named if name is not None}
+
+
+def _compare_with_another(model: Any, directory: Path, quantise: Any) -> None:
+    """Compare with the directory loaded again, for weights that are joined, renamed or quantised while loading.
+
+    The state dictionary is not asked: that of some quantisers changes the weights.
+    """
+    other = opening.open_base(directory, directory.name, model.dtype, copy.deepcopy(quantise))
+    other.eval().to(model.device)
+    if quantisation.in_memory(other) is not None:
+        probing.check_cache(other)
+    own, theirs = _by_base_name(dict(_numbers(model))), dict(_numbers(other))
     if odd := sorted(own.keys() ^ theirs.keys()):
         raise _differs(f"the model in memory differs from {directory}: {odd[0]!r} is in one of them alone")
-    for name, tensor in own.items():
-        mine, right = dict(_plain(name, tensor)), dict(_plain(name, theirs[name]))
-        if mine.keys() != right.keys():
-            raise _differs(f"the model in memory differs from {directory} at {name!r}, which was quantised")
-        for part, value in mine.items():
-            if value.dtype != right[part].dtype or not torch.equal(value.cpu(), right[part].cpu()):
-                raise _differs(f"the model in memory differs from {directory} at {part!r}")
+    for name, value in own.items():
+        if value.dtype != theirs[name].dtype or not torch.equal(value.cpu(), theirs[name].cpu()):
+            raise _differs(f"the model in memory differs from {directory} at {name!r}")
 
 
 def _compare_tables(model: Any) -> None:

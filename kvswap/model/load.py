@@ -11,7 +11,7 @@ from typing import Any
 
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core.errors import Incompatible, InvalidDocument, UsageError
-from kvswap.model import files, opening, precision, reach
+from kvswap.model import adapters, computing, opening, precision, reach
 from kvswap.model.identity import directory_identity
 from kvswap.model.kernels import initialize_kernels
 from kvswap.model.processor import isa
@@ -60,7 +60,7 @@ class LoadedModel:
 
         return Numerics(
             schedule=SCHEDULE,
-            attention=str(self.model.config._attn_implementation),
+            attention=computing.attention_text(self.model),
             compute_dtype=self.dtype,
             torch=str(torch.__version__),
             transformers=str(transformers.__version__),
@@ -171,12 +171,12 @@ def load_model(directory: Path, label: str, dtype: str, device: str = "cpu", thr
     if threads:
         torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    before = files.state(directory)
+    before = adapters.state(directory)
     identity = directory_identity(directory, label)
     model, tokenizer = opening.open_model(directory, label, getattr(torch, dtype))
     model.eval().to(device)
     probing.check_cache(model)
-    if files.state(directory) != before:
+    if adapters.state(directory) != before:
         raise Incompatible(
             f"the files of {label!r} changed while they were loaded", cause="another program writes them", field="model"
         )

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kvswap.core.errors import Incompatible, KvswapError
-from kvswap.model import files
-from kvswap.model.identity import headers
+from kvswap.model import adapters, adapting, files, quantisation
+from kvswap.model.identity import headers, tokenizer_home
 
 logger = logging.getLogger("kvswap.model")
 
@@ -25,26 +27,84 @@ _NAMED = 4  # names in a message
 
 
 def open_model(directory: Path, label: str, dtype: Any) -> tuple[Any, Any]:
-    """Load model and tokenizer, with all weights from the files.  Raises `Incompatible` naming what is wrong."""
-    config = _configuration(directory, label)
-    kind, attention = _way(open_configuration(directory))
-    model, info = _by_library(
-        directory,
-        label,
-        config.get("quantization_config"),
-        lambda: kind.from_pretrained(
-            str(directory),
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `_check_weights` refuses them by name
-        ),
-    )
-    _check_weights(model, info, label)
+    """Load model and tokenizer, with all weights from the files, and the adapter in the directory on its base.
+
+    Raises `Incompatible` naming what is wrong.
+    """
+    adapter = adapters.adapter_in(directory)
+    if adapter is None:
+        return open_base(directory, label, dtype), open_tokenizer(directory, label)
+    adapting.require_peft(repr(label))
+    model = open_base(adapter.base, label, dtype)
+    _by_library(directory, label, None, lambda: adapting.put_on(model, adapter, label))
     return model, open_tokenizer(directory, label)
+
+
+def open_base(directory: Path, label: str, dtype: Any, quantise: Any = None) -> Any:
+    """Load the model of a directory without an adapter that may lie beside it.
+
+    `quantise` is a configuration of transformers by which plain weights are quantised now.  Raises `Incompatible`
+    naming what is wrong.
+    """
+    config = _configuration(directory, label)
+    quantisation.check(config.get("quantization_config"), label)
+    kind, attention = _way(open_configuration(directory))
+    more = {} if quantise is None else {"quantization_config": quantise}
+    with _without_adapter(directory) as home:
+        model, info = _by_library(
+            directory,
+            label,
+            config.get("quantization_config"),
+            lambda: kind.from_pretrained(
+                str(home),
+                dtype=dtype,
+                attn_implementation=attention,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `_check_weights` refuses them by name
+                **more,
+            ),
+        )
+    if config.get("quantization_config") and quantisation.in_memory(model) is None:
+        _cast_widened(model, dtype)
+    if home != directory:
+        model.name_or_path = model.config._name_or_path = str(directory)
+    _check_weights(model, info, label)
+    return model
+
+
+def _cast_widened(model: Any, dtype: Any) -> None:
+    """Give weights that were widened the dtype that was asked for: transformers leaves them in that of their file.
+
+    Those that a model keeps in float32 stay; tables, which a cast would round, are no parameters.
+    """
+    kept = {
+        *(getattr(model, "_keep_in_fp32_modules", None) or ()),
+        *(getattr(model, "_keep_in_fp32_modules_strict", None) or ()),
+    }
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and not any(part in name for part in kept):
+            value.data = value.data.to(dtype)
+
+
+@contextmanager
+def _without_adapter(directory: Path) -> Iterator[Path]:
+    """Yield the directory, or one of links to all its files but an adapter's.
+
+    transformers would put the adapter on by itself where `peft` is installed, and then not tell whether the base's
+    weights were all there.
+    """
+    if not (directory / files.ADAPTER).exists():
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="kvswap-base-") as scratch:
+        home = Path(scratch)
+        for path in directory.iterdir():
+            if path.name not in (files.ADAPTER, files.ADAPTER_WEIGHTS) and path.is_file():
+                (home / path.name).symlink_to(path.resolve())
+        yield home
 
 
 def _way(config: Any) -> tuple[Any, str]:
@@ -64,10 +124,12 @@ def _way(config: Any) -> tuple[Any, str]:
 
 
 def open_tokenizer(directory: Path, label: str) -> Any:
-    """Load the directory's tokenizer.  Raises `Incompatible` if transformers cannot."""
+    """Load the directory's tokenizer, or its base's.  Raises `Incompatible` if transformers cannot."""
     from transformers import AutoTokenizer
 
     _configuration(directory, label)
+    if (adapter := adapters.adapter_in(directory)) is not None:
+        directory = tokenizer_home(directory, adapter.base)
     return _by_library(
         directory,
         label,
@@ -77,9 +139,14 @@ def open_tokenizer(directory: Path, label: str) -> Any:
 
 
 def open_configuration(directory: Path) -> Any:
-    """Load the directory's configuration as transformers reads it.  Raises `Incompatible` if transformers cannot."""
+    """Load the configuration of a directory, or of its base, as transformers reads it.
+
+    Raises `Incompatible` if transformers cannot.
+    """
     from transformers import AutoConfig
 
+    if (adapter := adapters.adapter_in(directory)) is not None:
+        directory = adapter.base
     _configuration(directory, directory.name)
     return _by_library(
         directory,
@@ -93,7 +160,6 @@ def _configuration(directory: Path, label: str) -> dict[str, Any]:
     """Read the configuration; refuse one that needs code of its own, or that is none."""
     from transformers import CONFIG_MAPPING
 
-    files.check_directory(directory)
     path = directory / "config.json"
     if not path.is_file():
         return {}
@@ -115,7 +181,8 @@ def _by_library(directory: Path, label: str, quantisation: Any, way: Callable[[]
     import torch
 
     try:
-        files.check_experts(headers(directory))
+        if (directory / "config.json").is_file():
+            files.check_experts(headers(directory))
         return way()
     except (KvswapError, MemoryError, torch.OutOfMemoryError):
         raise

@@ -117,6 +117,16 @@ def _download(wheel: catalogue.Wheel, scratch: Path) -> Path:
     return wheels[0]
 
 
+def _check_large_files(made: Path, listed: dict[str, str], name: str) -> None:
+    """Compare the large files that came with the SHA-256 by which the commit names them."""
+    for file, sha256 in listed.items():
+        if (made / file).is_file():
+            with (made / file).open("rb") as came:
+                digest = hashlib.file_digest(came, "sha256").hexdigest()
+            if digest != sha256:
+                raise IntegrityError(f"{file} of {name} has SHA-256 {digest}, its commit says {sha256}")
+
+
 def _own_trouble(said: str) -> OSError | None:
     """Return the error of this machine that the package client reports in its output, if any."""
     codes = [int(code) for code in re.findall(r"\[Errno (\d{1,4})\]", said)]
@@ -134,8 +144,10 @@ def _from_hub(name: str, made: Path, progress: Progress) -> None:
     try:
         repository, _, revision = name.partition("@")
         # All files of one commit: a branch may move on between two of them.
-        commit = HfApi().model_info(repository, revision=revision or None).sha
+        info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        commit = info.sha
         snapshot_download(repository, revision=commit, local_dir=made, allow_patterns=wanted)
+        _check_large_files(made, {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs}, name)
         (made / "pulled.json").write_text(json.dumps({"repository": repository, "commit": commit}))
     except HFValidationError as error:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Collection, Sequence
@@ -104,12 +105,14 @@ class Artifacts:
         """
         now = time.time()
         query = (
-            "SELECT a.id, a.publisher, a.expires, p.chain FROM artifacts a JOIN prefixes p ON p.artifact = a.id "
-            "WHERE a.complete AND a.expires > ? AND a.added <= ? ORDER BY a.added DESC LIMIT ?"
+            "SELECT a.expires, p.chain FROM artifacts a JOIN prefixes p ON p.artifact = a.id "
+            "WHERE a.complete AND a.expires > ? AND a.added <= ? "
+            "AND a.id NOT IN (SELECT value FROM json_each(?)) AND a.publisher NOT IN (SELECT value FROM json_each(?)) "
+            "ORDER BY a.added DESC LIMIT ?"  # what is left out takes no room
         )
+        given = (now, now + LIMITS.clock_skew_seconds, json.dumps(list(without)), json.dumps(list(publishers)), limit)
         digests, until = [], math.inf
-        for row in self._index.rows(query, now, now + LIMITS.clock_skew_seconds, limit):
-            if row["id"] not in without and row["publisher"] not in publishers:
-                digests.append(bytes(row["chain"]))
-                until = min(until, row["expires"])
+        for row in self._index.rows(query, *given):
+            digests.append(bytes(row["chain"]))
+            until = min(until, row["expires"])
         return digests, until

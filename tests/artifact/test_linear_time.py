@@ -133,6 +133,28 @@ def test_eight_times_the_manifest_is_eight_times_the_work(hostile: Callable[[int
     assert second / first < 10, (first, second)
 
 
+def test_the_files_of_a_manifest_are_made_once() -> None:
+    """Whoever takes them one by one, of a hundred thousand, would else make a hundred thousand lists of all."""
+    manifest = parse_manifest(checkpoints(8))
+    assert manifest.files is manifest.files and len(manifest.files) == 16
+
+
+def test_whether_a_checkpoint_is_one_is_not_searched_for_every_group() -> None:
+    """512 layers of 4 states each, every one a group, and 20,000 checkpoints, before the first chunk is looked at."""
+    spec = LayerSpec("state", tuple(TensorSpec(f"s{i}", "checkpoint", (8, 8)) for i in range(4)))
+    groups = each_alone([spec] * 512)
+
+    def seconds(count: int) -> float:
+        points = [(i + 2) * BLOCK for i in range(count)]
+        shape, blocks = layout_of("bfloat16", "{}", [spec] * 512, groups, points), Blocks(points[-1], BLOCK, points)
+        assert shape.group_tensors(0) and shape.checkpoint_set
+        began = time.process_time()
+        assert next(expected_chunks(shape, blocks))
+        return time.process_time() - began
+
+    assert min(seconds(20_000) for _ in range(3)) < 20 * min(seconds(1) for _ in range(3)) + 0.02
+
+
 if __name__ == "__main__":  # at the caps: python -m tests.artifact.test_linear_time
     for number, made in ((2_048, states), (1_000, windows), (1_000, lossy), (4_000, cuts), (40_000, checkpoints)):
         whole = made(number)

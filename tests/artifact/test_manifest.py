@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvswap.artifact.consistency import parse_manifest
+from kvswap.artifact.specs import LayerSpec, TensorSpec
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest
-from tests.support import make_artifact
+from tests.support import identity, make_artifact
 
 MADE = make_artifact(now=1_700_000_000)
 PLAIN: dict[str, Any] = wire.parse(MADE.manifest.encode())
@@ -128,3 +129,9 @@ def test_the_json_form_names_ids_as_people_write_them() -> None:
     assert shown["chunks"][0]["cid"].startswith("bafkr4i")
     assert shown["model"]["identity"] == MADE.manifest.model.digest.hex()
     msgspec.json.encode(shown)
+
+
+def test_a_tensor_of_the_layouts_dtype_names_none() -> None:
+    spec = LayerSpec("full", (TensorSpec("k", "token", (8,), ""), TensorSpec("v", "token", (8,), "")))
+    with pytest.raises(MalformedManifest, match="unknown dtype"):
+        make_artifact(tokens=16, specs=(spec,), model=identity())

@@ -127,3 +127,31 @@ def test_what_is_no_configuration_is_told(tmp_path: Path) -> None:
     (tmp_path / "x" / "config.json").write_text("[1]")
     done = CliRunner().invoke(cli, ["model", "check", str(tmp_path / "x")])
     assert isinstance(done.exception, Incompatible) or done.exit_code == Incompatible("x", field="y").exit_code
+
+
+def test_an_adapter_is_told_with_its_base(said: Any, tmp_path: Path) -> None:
+    base = configured(tmp_path / "llama", **LLAMA)
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "adapter_model.safetensors").touch()
+    (lora / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+    assert json.loads(said("check", str(lora), "--json"))["adapter"] is True
+    assert f"a LoRA on the model in {base}" in said("check", str(lora)) and "3 layers full" in said("check", str(lora))
+    assert json.loads(said("check", base, "--json"))["adapter"] is False
+
+
+def test_weights_that_are_quantised_in_a_way_that_does_not_work_are_told(said: Any, tmp_path: Path) -> None:
+    works, not_ = {"quant_method": "gptq", "bits": 4}, {"quant_method": "hqq"}
+    assert "works    publish" in said("check", configured(tmp_path / "a", **LLAMA, quantization_config=works))
+    text = said("check", configured(tmp_path / "b", **LLAMA, quantization_config=not_))
+    assert "quantised with hqq, which is refused" in text and "works" not in text
+
+
+def test_terms_are_told_before_anything_is_downloaded(
+    said: Any, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvswap.model import pull
+
+    monkeypatch.setattr(pull, "pull", lambda name, models, progress: tiny_models["llama"])
+    done = CliRunner().invoke(cli, ["model", "pull", "gemma3-270m"])
+    assert done.exit_code == 0 and "Gemma Terms of Use" in done.stderr + done.output

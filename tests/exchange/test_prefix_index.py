@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 from hypothesis import given
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from kvswap.exchange.node.prefix_index import OwnPrefixIndex, PrefixIndexes, holds, longest, pack_keys
 from kvswap.net import messages
-from tests.support import make_artifact, stock
+from kvswap.store import Store
+from tests.support import identity, key, make_artifact, stock
 
 
 def digest(number: int) -> bytes:
@@ -63,4 +65,19 @@ def test_what_has_expired_is_not_in_it(tmp_path: Path) -> None:
     stock(tmp_path, make_artifact(now=1_700_000_000))
     store = Store.open(tmp_path / "store")
     assert OwnPrefixIndex(store).reply(0).keys == b""
+    store.close()
+
+
+def test_what_is_withheld_takes_no_room_in_the_index(tmp_path: Path) -> None:
+    """A publisher that is not trusted can sign tens of thousands of blocks, which nobody is told of."""
+    old = make_artifact(key(7), tokens=24, text=b"older")
+    new = make_artifact(key(8), tokens=800, text=b"newer", seed=1, model=identity("other"))
+    stock(tmp_path, old)
+    stock(tmp_path, new)
+    store = Store.open(tmp_path / "store", 10**9)
+    assert set(store.chain_digests(10)[0]) <= {*old.manifest.prefix.chain, *new.manifest.prefix.chain}
+    for without, publishers in (({new.id}, ()), ((), {new.manifest.publisher})):
+        digests, until = store.chain_digests(10, without, publishers)
+        assert set(digests) == set(old.manifest.prefix.chain) and until == old.manifest.life.expires
+    assert store.chain_digests(10, {new.id, old.id}) == ([], math.inf)
     store.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,14 +197,6 @@ def test_a_prefix_of_a_changed_model_is_not_the_known_ones(tiny_models: dict[str
     projection(model).weight.data.mul_(1.1)
     with pytest.raises(Incompatible):
         LocalPrefill("some text of a document", model, tokenizer, 32).cached_prefix()
-
-
-def test_an_adapter_beside_the_base_is_refused_here_too(tiny_models: dict[str, Path], tmp_path: Path) -> None:
-    directory = Path(shutil.copytree(tiny_models["llama"], tmp_path / "model"))
-    model = load(directory)
-    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    with pytest.raises(Incompatible, match="adapter"):
-        live_identity(model)
 
 
 def test_weights_that_are_joined_when_they_are_loaded(tiny_models: dict[str, Path], tmp_path: Path) -> None:

@@ -232,18 +232,6 @@ def test_a_file_that_the_configuration_names_is_the_one(copy: Path, named: str) 
 # -- what is refused before anything is loaded -------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", [True, False])
-def test_an_adapter_beside_the_weights_is_refused(copy: Path, weights: bool) -> None:
-    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(copy), "r": 4, "target_modules": ["q_proj"]}
-    (copy / "adapter_config.json").write_text(json.dumps(adapter))
-    if weights:
-        write(copy, {"base_model.model.q.lora_A.weight": torch.zeros(4, 4)}, "adapter_model.safetensors")
-    error = refused(copy)
-    assert "adapter_config.json" in error.message and error.details["field"] == "adapters"
-    with pytest.raises(Incompatible, match="adapter"):
-        directory_identity(copy, "m")
-
-
 @pytest.mark.parametrize("where", ["config", "tokenizer"])
 def test_code_of_a_model_is_neither_run_nor_asked_for(copy: Path, where: str) -> None:
     """In a process whose standard input has an answer: it is not read."""

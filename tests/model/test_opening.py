@@ -117,7 +117,7 @@ def test_code_is_refused_where_there_is_no_class(kind: str | None, copy: Path, m
         open_model(copy, "m", torch.float32)
 
 
-def test_an_adapter_and_experts_that_are_not_whole_are_refused_before_the_library(
+def test_adapters_and_experts_that_are_not_whole_are_refused_before_the_library(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = answered(monkeypatch, {})

@@ -26,12 +26,21 @@ from tests.support import ROOT
 FIRST, SECOND = "a" * 40, "b" * 40
 
 
+def content(commit: str) -> bytes:
+    return f'{{"commit": "{commit}"}}'.encode()
+
+
+def sha256(commit: str) -> str:
+    return hashlib.sha256(content(commit)).hexdigest()
+
+
 class Hub:
     """A hub on loopback with one repository, whose `main` moves on when its first file has been fetched."""
 
     def __init__(self) -> None:
         self.main = FIRST
         self.asked: list[str] = []
+        self.sha256 = ""  # what the weights' file is said to have, if not what it has
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,14 +64,15 @@ class Hub:
                         ]
                         self._send(json.dumps(files).encode(), commit)
                         return
-                    listed = [{"rfilename": name} for name in ("config.json", "model.safetensors")]
+                    large = {"oid": "0" * 40, "size": 1, "sha256": hub.sha256 or sha256(commit), "pointerSize": 1}
+                    listed = [{"rfilename": "config.json"}, {"rfilename": "model.safetensors", "lfs": large}]
                     self._send(json.dumps({"id": "org/name", "sha": commit, "siblings": listed}).encode(), commit)
                 else:
                     revision = parts[3]
                     commit = hub.main if revision == "main" else revision
                     if self.command == "GET":
                         hub.main = SECOND
-                    self._send(f'{{"commit": "{commit}"}}'.encode(), commit)
+                    self._send(content(commit), commit)
 
             def _send(self, body: bytes, commit: str) -> None:
                 self.send_response(200)
@@ -90,21 +100,21 @@ def hub() -> Iterator[Hub]:
     made.server.server_close()
 
 
+def pulled(hub: Hub, name: str, models: Path) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from pathlib import Path; from kvswap.model.pull import pull; print(pull(sys.argv[1], Path(sys.argv[2])))"
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(models / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    return subprocess.run(
+        [sys.executable, "-c", code, name, str(models)],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600,
+    )  # fmt: skip
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("revision", ["", SECOND])
 def test_all_files_are_of_one_commit(hub: Hub, tmp_path: Path, revision: str) -> None:
     name = f"org/name@{revision}" if revision else "org/name"
-    code = "import sys; from pathlib import Path; from kvswap.model.pull import pull; print(pull(sys.argv[1], Path(sys.argv[2])))"
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code, name, str(tmp_path / "models")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        timeout=600,
-    )
+    done = pulled(hub, name, tmp_path / "models")
     assert done.returncode == 0, done.stderr + str(hub.asked)
     directory = Path(done.stdout.strip().splitlines()[-1])
     wanted = revision or FIRST
@@ -113,6 +123,14 @@ def test_all_files_are_of_one_commit(hub: Hub, tmp_path: Path, revision: str) ->
     assert json.loads((directory / "pulled.json").read_text()) == {"repository": "org/name", "commit": wanted}
     assert catalogue.resolve(name, tmp_path / "models") == directory
     assert name in catalogue.pulled(tmp_path / "models")
+
+
+@pytest.mark.faults
+def test_weights_that_are_not_those_of_the_commit_are_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.sha256 = "ab" * 32
+    done = pulled(hub, "org/name", tmp_path / "models")
+    assert done.returncode and "IntegrityError" in done.stderr and "ab" * 32 in done.stderr
+    assert not catalogue.pulled(tmp_path / "models")
 
 
 @pytest.mark.parametrize("name", ["org/name@", "org/name@a/b", "org/name@..", "org/name@a b", "org@name"])
@@ -153,6 +171,7 @@ def from_hub(error: Exception, where: str, name: str, models: Path, monkeypatch:
 
     class Info:
         sha = FIRST
+        siblings = None
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", raises if where == "info" else lambda *_, **__: Info())
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raises)
@@ -301,8 +320,9 @@ def test_a_row_of_the_hub_is_one_commit_of_its_repository(tmp_path: Path, monkey
 
     class Info:
         sha = FIRST
+        siblings = None
 
-    def info(self: Any, repository: str, revision: str | None = None) -> Info:
+    def info(self: Any, repository: str, revision: str | None = None, files_metadata: bool = False) -> Info:
         asked.append((repository, revision))
         return Info()
 

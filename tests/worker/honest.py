@@ -253,6 +253,7 @@ def _prefix(shelf: Shelf, reader: Jobs, made: Artifact, text: str | None, part: 
         envelope=base64.b64encode(made.envelope).decode(),
         chunks_directory=str(shelf.chunks.directory),
         key=None,
+        standing="trusted",
     )
     model, tokenizer = reader.loaded.model, reader.loaded.tokenizer
     if text is None:

@@ -37,10 +37,12 @@ COMMON: dict[str, Any] = {
 class Feeder:
     """A job whose artifact arrives, unit by unit from the end, as often as it computes one."""
 
-    def __init__(self, model: Path, directory: Path, per_claim: int = 1, units: int | None = None) -> None:
+    def __init__(
+        self, model: Path, directory: Path, per_claim: int = 1, units: int | None = None, dtype: str = "float32"
+    ) -> None:
         self.told = Inbox()
         self.jobs = Jobs(self._hear, threading.Event(), self.told)
-        opened = {"directory": str(model), "label": "m", "dtype": "float32", "device": "cpu", "threads": 0}
+        opened = {"directory": str(model), "label": "m", "dtype": dtype, "device": "cpu", "threads": 0}
         self.jobs.run({"job": "open", **opened})
         self.files = ChunkFiles(directory)
         self.per_claim, self.limit = per_claim, units

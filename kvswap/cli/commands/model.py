@@ -99,13 +99,15 @@ def check(output: Output, name: str, dtype: str) -> None:
     """Say what a model's cache is made of, by its configuration alone."""
     from kvswap.core.directories import models_directory
     from kvswap.core.files import exists
-    from kvswap.model import catalogue, files
+    from kvswap.model import adapters, catalogue, files
     from kvswap.model.families import check as check_config
 
     models = models_directory()
     path = catalogue.local_directory(catalogue.typed(name, models), models)
     if not exists(path / "config.json"):  # weights are not needed here
         path = catalogue.resolve(catalogue.typed(name, models), models)
+    adapter = adapters.adapter_in(path)
+    path = path if adapter is None else adapter.base
     config = files.read_json(path / "config.json")
     if not isinstance(config, dict):
         raise files.unfit(f"{path / 'config.json'} is not a configuration", "config")
@@ -116,6 +118,7 @@ def check(output: Output, name: str, dtype: str) -> None:
         "tested": found.known,
         "exchanged": not found.refused,
         "refused": found.refused or None,
+        "adapter": adapter is not None,
         "dtype": dtype,
         "layers": [_layer(layer) for layer in found.layers],
         "token_bytes": found.token_bytes,
@@ -124,7 +127,7 @@ def check(output: Output, name: str, dtype: str) -> None:
         "checkpoint_tokens": found.checkpoint_tokens,
         "without": list(found.without),
     }
-    output.result(value, lambda: _shown(found, dtype))
+    output.result(value, lambda: _shown(found, dtype, str(path) if adapter is not None else ""))
 
 
 @model_command.command("rm", help="Delete the pulled model NAME from this machine; not while a process uses it.")
@@ -172,10 +175,12 @@ def _layer(spec: LayerSpec) -> dict[str, Any]:
     return fields | ({"heads": spec.heads, "k_dim": spec.k_dim, "v_dim": spec.v_dim} if spec.is_key_value else {})
 
 
-def _shown(found: Checked, dtype: str) -> str:
+def _shown(found: Checked, dtype: str, base: str) -> str:
     from collections import Counter
 
     lines = [f"model    {found.model_type}" + (f" ({found.names})" if found.names else "")]
+    if base:
+        lines.append(f"adapter  a LoRA on the model in {base}; together they are another model than it")
     if found.refused:
         return "\n".join([*lines, f"refused  {found.refused}"])
     from kvswap.artifact.specs import layer_words

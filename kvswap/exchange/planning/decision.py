@@ -121,9 +121,8 @@ async def _plan(
     measure: bool = False,
 ) -> Planned:
     await asyncio.to_thread(predictors.supply, node, manifest)
-    files = [manifest.files[i] for i in needed_files(manifest, tokens)]
-    missing = set(await asyncio.to_thread(node.store.missing, [f.id for f in files]))
-    missing_bytes = sum(f.length for f in files if f.id in missing)
+    sizes = await asyncio.to_thread(_sizes, node, manifest, tokens)
+    missing, missing_bytes = sizes.missing, sizes.missing_bytes
     choice, curve = here.choice, here.curve
     block_tokens = manifest.prefix.block_tokens
     if curve is None and choice is not None:
@@ -135,9 +134,11 @@ async def _plan(
     by_layer_group = choice is None or choice.device == "cpu"
     pace = node.calibration.under_way(choice.calibration_key) if choice else 1.0
     expected_curve = curve or PrefillCurve.guess(manifest.model.parameters, block_tokens)
-    work = work_of(node, manifest, tokens, missing, expected_curve, pace, by_layer_group=by_layer_group)
+    work = await asyncio.to_thread(
+        work_of, node, manifest, tokens, missing, expected_curve, pace, by_layer_group=by_layer_group
+    )
     count = manifest.prefix.tokens if tokens is None else tokens
-    load_seconds = node.calibration.load_seconds(raw_by_codec(files))
+    load_seconds = node.calibration.load_seconds(sizes.raw)
     if here.checking:  # whole, before any of it is used
         load_seconds += here.checking * expected_curve.seconds(count)
         hybrid = False
@@ -163,6 +164,22 @@ def _checking_words(share: float) -> str:
             "before its end"
         )
     return f"its publisher is not trusted, and checking it computes {share:.0%} of a prefill"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What a reader needs of an artifact: raw bytes by codec, the files that are not here, and their bytes."""
+
+    raw: dict[str, int]
+    missing: set[Cid]
+    missing_bytes: int
+
+
+def _sizes(node: Node, manifest: Manifest, tokens: int | None) -> _Sizes:
+    files = [(file, file.id) for file in (manifest.files[i] for i in needed_files(manifest, tokens))]
+    missing = set(node.store.missing([cid for _, cid in files]))
+    lacking = sum(file.length for file, cid in files if cid in missing)
+    return _Sizes(raw_by_codec(file for file, _ in files), missing, lacking)
 
 
 def work_of(
@@ -235,7 +252,7 @@ async def judge(node: Node, manifest: Manifest, objective: Objective) -> Judge |
     if choice is None:
         return None
     block_tokens = manifest.prefix.block_tokens
-    raw = raw_by_codec(manifest.chunks[i] for i in needed(manifest))
+    raw = await asyncio.to_thread(lambda: raw_by_codec(manifest.chunks[i] for i in needed(manifest)))
 
     def rest(bytes_per_second: float, missing_bytes: int) -> Plan:
         link = Link(bytes_per_second, 0.0)

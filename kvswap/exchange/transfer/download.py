@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 
+from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange.node.listing import list_artifact
@@ -33,8 +34,7 @@ async def download(
     `Transfer.run` does, and `NotFound` when the store could not keep them.
     """
     manifest = statement.manifest
-    files = manifest.files
-    cids = [files[i].id for i in wanted]
+    cids = await asyncio.to_thread(_ids, manifest, wanted)
     # Whoever wants the same at the same time waits, and then finds it here.
     one_at_a_time = node.background.downloading.setdefault(str(statement.artifact), asyncio.Lock())
     with node.store.lease(cids):
@@ -46,7 +46,7 @@ async def download(
             await transfer.run(peers)
         # It may have been withdrawn meanwhile, and is not to be listed again.
         await asyncio.to_thread(require_current, node, statement)
-        kept = [files[i].id for i in wanted if i not in transfer.skipped]
+        kept = [cid for i, cid in zip(wanted, cids, strict=True) if i not in transfer.skipped]
         lost = await asyncio.to_thread(_listed, node, statement, kept)
     if lost:
         raise NotFound(
@@ -55,6 +55,10 @@ async def download(
             hint="kvswap gc, or KVSWAP_QUOTA_BYTES",
         )
     return transfer
+
+
+def _ids(manifest: Manifest, wanted: Sequence[int]) -> list[Cid]:
+    return [manifest.files[i].id for i in wanted]
 
 
 def _list(node: Node, statement: Statement) -> bool:

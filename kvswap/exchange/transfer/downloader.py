@@ -17,6 +17,7 @@ from kvswap.api.events import SourcePeer, TransferEvent
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import IntegrityError, KvswapError, NotFound, PeerBusy, PeerError
 from kvswap.core.failures import is_own
+from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.core.tasks import end
 from kvswap.exchange.discovery.lookup import find
@@ -116,11 +117,7 @@ class Transfer:
         costs more than prefilling, and what the disk raises.
         """
         files, flights = self.manifest.files, self._flights
-        missing = set(await asyncio.to_thread(self.node.store.missing, [files[i].id for i in self.wanted]))
-        # One chunk may stand at two places: the first of them counts.
-        lacking = {files[i].id: i for i in reversed(self.wanted) if files[i].id in missing}
-        first = set(lacking.values())
-        flights.plan(files, [i for i in dict.fromkeys(self.wanted) if i in first], self.wave)
+        flights.plan(files, await asyncio.to_thread(self._lacking), self.wave)
         for index in self.skipped:
             flights.skip(index)
         if not flights.refs or flights.complete:
@@ -189,6 +186,17 @@ class Transfer:
                     self._consider([PeerAddress(offer.peer)])
                     self._peers.allow_retry(offer.peer)
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _lacking(self) -> list[int]:
+        """Return the indices of the wanted files that are not here, in the order wanted.  Blocks."""
+        files = self.manifest.files
+        wanted = [(i, files[i].id) for i in dict.fromkeys(self.wanted)]
+        missing = set(self.node.store.missing([cid for _, cid in wanted]))
+        lacking: dict[Cid, int] = {}  # one chunk may stand at two places: the first of them counts
+        for index, cid in wanted:
+            if cid in missing:
+                lacking.setdefault(cid, index)
+        return list(lacking.values())
 
     async def _ask(self, entry: AskedPeer) -> None:
         """Ask one peer, from dialling it until nothing more is to be had from it."""

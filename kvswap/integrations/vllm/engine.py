@@ -14,7 +14,7 @@ from kvswap.artifact.specs import LayerSpec
 from kvswap.core.errors import Incompatible
 from kvswap.model import precision, reach
 from kvswap.model.files import read_json, weight_files
-from kvswap.model.identity import directory_identity
+from kvswap.model.identity import base_identity
 from kvswap.model.load import rope_text
 
 _FILES = ("auto", "safetensors")  # the load formats of vLLM that read the files which the identity covers
@@ -122,7 +122,7 @@ def engine_of(config: Any, cache: Any) -> Engine:
     _check_files(directory)
     _check_rope(model)
     rope = rope_text(model.hf_text_config) if hasattr(model, "hf_text_config") else "null"
-    return Engine(directory_identity(directory, directory.name), dtype, groups, rope)
+    return Engine(base_identity(directory, directory.name), dtype, groups, rope)  # vLLM puts no adapter on by itself
 
 
 def _check_files(directory: Path) -> None:

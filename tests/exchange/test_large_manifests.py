@@ -1,0 +1,107 @@
+"""What a manifest of many chunks costs is not paid on the event loop, which answers everybody else meanwhile.
+
+Counted are the lines of Python that run on the loop's thread: for an artifact of eight times as many chunks hardly
+more.  What is fetched, chunk by chunk, is another matter.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvswap.artifact.archive import pack
+from kvswap.cost import Objective
+from kvswap.exchange import Node
+from kvswap.exchange.fetch import fetch
+from kvswap.exchange.import_archive import import_archive
+from kvswap.exchange.model_port import Wanted
+from kvswap.exchange.planning.decision import plan_chunks
+from kvswap.exchange.prefix import CachedPrefix, fetch_prefix, longest_cached_prefix
+from kvswap.exchange.request import Terms, lookup_of
+from tests.exchange.test_fetch import SlowModel, World, world
+from tests.support import FULL, Ingested, identity, make_artifact, run
+
+BLOCK = 8
+
+
+def artifact(chunks: int) -> Ingested:
+    return make_artifact(tokens=chunks * BLOCK, block_tokens=BLOCK, specs=(FULL,), model=identity())
+
+
+async def lines(work: Awaitable[Any]) -> int:
+    """How many lines of Python, and turns of comprehensions, run on this thread until the work is done."""
+    count = 0
+
+    def local(frame: Any, event: str, given: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return local
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, given: local)
+    try:
+        await work
+    finally:
+        sys.settrace(before)
+    return count
+
+
+async def plan(w: World, node: Node, made: Ingested) -> int:
+    return await lines(plan_chunks(node, made.manifest, None, (), Objective("time"), hybrid=True))
+
+
+async def fetch_again(w: World, node: Node, made: Ingested) -> int:
+    return await lines(fetch(node, made.statement.artifact))
+
+
+async def look_for_prefix(w: World, node: Node, made: Ingested) -> int:
+    choice = await node.model.choose()
+    chain, terms = made.manifest.prefix.chain[:4], lookup_of(Terms(), local=True)
+    return await lines(longest_cached_prefix(node, Wanted.of(choice), chain, BLOCK, terms, list(range(32))))
+
+
+async def use_prefix(w: World, node: Node, made: Ingested) -> int:
+    found = CachedPrefix(made.statement, (len(made.manifest.chunks) - 1) * BLOCK, ())
+    return await lines(fetch_prefix(node, found, Terms(force=True)))
+
+
+async def take_archive(w: World, node: Node, made: Ingested) -> int:
+    """The files themselves come one by one; without any of them the manifest alone is what it costs."""
+    data = b"".join(pack(made.statement.artifact, made.statement.envelope, []))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    with pytest.raises(Exception, match="are not in the archive"):
+        await import_archive(node, pieces())
+    return await lines(_refused(import_archive(node, pieces())))
+
+
+async def _refused(work: Awaitable[Any]) -> None:
+    try:
+        await work
+    except Exception:  # noqa: BLE001 - that it is refused was seen before
+        return
+
+
+@pytest.mark.parametrize("way", [plan, fetch_again, look_for_prefix, use_prefix, take_archive])
+def test_eight_times_the_chunks_are_no_more_work_for_the_loop(
+    way: Callable[[World, Node, Ingested], Awaitable[int]], tmp_path: Path
+) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            node = await w.node(model=SlowModel(), p2p=False)
+            counts = []
+            for chunks in (64, 512):
+                made = artifact(chunks)
+                if way is not take_archive:
+                    w.give(node, made)
+                await way(w, node, made)  # what is done once for each artifact is done
+                counts.append(await way(w, node, made))
+            assert counts[1] < counts[0] + 448, counts  # not one line a chunk
+
+    run(body())
