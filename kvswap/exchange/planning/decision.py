@@ -157,6 +157,15 @@ async def _plan(
     return min(every, key=lambda p: _rank(node, p.plan, objective))
 
 
+def _checking_words(share: float) -> str:
+    if share == 1.0:
+        return (
+            "its publisher is not trusted, and checking it is prefilling it, as it keeps nothing to check from "
+            "before its end"
+        )
+    return f"its publisher is not trusted, and checking it computes {share:.0%} of a prefill"
+
+
 @dataclass(frozen=True, slots=True)
 class _Sizes:
     """What a reader needs of an artifact: raw bytes by codec, the files that are not here, and their bytes."""
@@ -171,15 +180,6 @@ def _sizes(node: Node, manifest: Manifest, tokens: int | None) -> _Sizes:
     missing = set(node.store.missing([cid for _, cid in files]))
     lacking = sum(file.length for file, cid in files if cid in missing)
     return _Sizes(raw_by_codec(file for file, _ in files), missing, lacking)
-
-
-def _checking_words(share: float) -> str:
-    if share == 1.0:
-        return (
-            "its publisher is not trusted, and checking it is prefilling it, as it keeps nothing to check from "
-            "before its end"
-        )
-    return f"its publisher is not trusted, and checking it computes {share:.0%} of a prefill"
 
 
 def work_of(
