@@ -26,8 +26,9 @@ from kvswap.exchange.transfer.choosing import choose
 from kvswap.exchange.transfer.completion import note_fetched
 from kvswap.exchange.transfer.download import download
 from kvswap.exchange.verification.claims import report_claims
+from kvswap.exchange.verification.coverage import verification
 from kvswap.exchange.verification.use import require_text
-from kvswap.exchange.verify import verification, verify_untrusted
+from kvswap.exchange.verify import verify_untrusted
 from kvswap.trust import Statement
 
 

@@ -14,7 +14,8 @@ from kvswap.exchange import Node
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.publish import publish
 from kvswap.exchange.request import Terms
-from kvswap.exchange.verify import forget_damaged, raise_for, refuse_unusable, verification, verify_artifact
+from kvswap.exchange.verification.coverage import verification
+from kvswap.exchange.verify import forget_damaged, raise_for, refuse_unusable, verify_artifact
 from kvswap.store.files import chunk_path
 from kvswap.trust.levels import Level, LevelReport, LevelResult, up_to
 from tests.exchange.modelled import RealModel, jobs_of, publisher_and_reader
