@@ -86,7 +86,9 @@ class EngineApi:
                 event = job_event(message, MalformedMessage)
                 if isinstance(event, ChunkEvent | FingerprintEvent):  # there is nothing else that an engine tells
                     await on_event(event)
-            return wire.convert(message.get("result"), EngineComputed, MalformedMessage)
+            if not isinstance(result := message.get("result"), dict):
+                raise MalformedMessage("the frames end without a result")
+            return wire.convert(result, EngineComputed, MalformedMessage)
 
         async def work(progress: Progress) -> ComputedResult:
             try:

@@ -124,6 +124,7 @@ def test_a_lie_about_the_tokens_is_caught_by_its_own_word(
 def test_a_beginning_in_a_callers_process_is_compared_with_its_text(scene: Scene, tmp_path: Path) -> None:
     """`Client.prefix` takes a chain of whom the user trusts, and layer 0 shows that the beginning is another text's."""
     from base64 import b64encode
+    from types import SimpleNamespace
 
     from kvswap.client.loading import LocalPrefill
     from kvswap.store.files import ChunkFiles
@@ -134,7 +135,9 @@ def test_a_beginning_in_a_callers_process_is_compared_with_its_text(scene: Scene
         for cid, data in made.chunks.items():
             files.write(cid, data)
         envelope = b64encode(made.statement.envelope).decode()
-        details = {"artifact": made.id, "envelope": envelope, "chunks_directory": str(files.directory)}
+        details = SimpleNamespace(
+            artifact=made.id, envelope=envelope, key=None, chunks_directory=str(files.directory), standing="trusted"
+        )
         return LocalPrefill(text, scene.loaded.model, scene.loaded.tokenizer, BLOCK).cache(64, details, 2 * BLOCK)
 
     assert cached_prefix(scene.text).get_seq_length() == len(scene.ids)

@@ -110,7 +110,7 @@ def test_the_pages_of_the_api_are_of_that_batch() -> None:
     from kvswap.store.tables import ROWS_AT_ONCE
 
     assert 2 * ROWS_AT_ONCE > 999 > ROWS_AT_ONCE  # the most that fits, with room for the other parameters
-    for name in ("kvswap/daemon/app.py", "kvswap/daemon/requests.py", "kvswap/store/records.py"):
+    for name in ("kvswap/daemon/artifacts_api.py", "kvswap/daemon/requests.py", "kvswap/store/records.py"):
         assert "ROWS_AT_ONCE" in (ROOT / name).read_text(), name
 
 
