@@ -323,8 +323,9 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
 
 def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
     said = []
+    if any(layer.window is not None or layer.has_states for layer in layers):
+        said.append("resuming before the end of what an untrusted publisher made: it is used whole or not at all")
     if any(layer.window is not None for layer in layers):
-        said.append("untrusted publishers: positions of sliding layers cannot be computed again (V5)")
         said.append("the codec `predictive` on sliding layers, which are packed by `planes`")
     if any(layer.has_states for layer in layers):
         said.append("the codec `predictive` on states, which are packed by `planes`")
