@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
-	@echo "make test   linters, types, and the tests (about 6 minutes on two cores)"
+	@echo "make test   linters, types, and the tests (about 11 minutes on two cores)"
 	@echo "make test-model   with the default model: 256 steps, real documents, computing and fetching at once"
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood; disks that fail (about 20 minutes)"
 	@echo "make test-all     these and test-vllm, one after the other"
