@@ -15,7 +15,7 @@ class DivergenceFigures(Result, frozen=True, kw_only=True):
     steps: int
     """The greedy tokens that were compared."""
     equal: int
-    """Those that are the same in the same place."""
+    """The tokens among them that are the same in the same place."""
     first: int
     """The number of the first that differs, from 0; `steps` without one."""
     kl: int
@@ -42,7 +42,7 @@ class PublishResult(Result, frozen=True, kw_only=True):
     codec: str
     lossless: bool = field(name="exact")
     divergence: DivergenceFigures | None
-    """Of a lossy codec: how its answers differ."""
+    """The difference that a lossy codec makes to answers; None for a lossless one."""
     seconds: float
     reused: bool
     """True if the node had published it already."""
@@ -121,7 +121,7 @@ class HostAnswer(Result, frozen=True, kw_only=True):
     receipt: str | None
     """The record that it signed, in base64."""
     problem: str | None
-    """What is wrong with the record; None: nothing."""
+    """The fault of the record of a hosted request; None: it is right."""
 
 
 class AskResult(Result, frozen=True, kw_only=True):
@@ -135,7 +135,7 @@ class AskResult(Result, frozen=True, kw_only=True):
     logits_digest: str | None
     """The digest of all logits: equal for answers that are the same to the bit."""
     claim: str
-    """How exact the answer is: `bitwise`, or the word of who computed the cache or the answer."""
+    """The exactness of the answer: `bitwise`, or the word of who computed the cache or the answer."""
     tokens: int
     """The tokens of the document."""
     artifact: str | None
@@ -156,4 +156,4 @@ class AskResult(Result, frozen=True, kw_only=True):
     prefill_seconds: float
     seconds: float
     host: HostAnswer | None = None
-    """Of an answer by a host."""
+    """The bill of the host that answered; None: the answer was made here."""

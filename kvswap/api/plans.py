@@ -79,7 +79,7 @@ class SharedPrefix(Result, frozen=True, kw_only=True):
     peers: list[str] = field(name="from")
     """The peers that have it."""
     action: str
-    """What is worth doing with these tokens: `fetch`, `prefill` or `hybrid`."""
+    """The way that is worth taking for these tokens: `fetch`, `prefill` or `hybrid`."""
     reason: str
 
 
@@ -116,7 +116,7 @@ class PriceFigures(Result, frozen=True, kw_only=True):
     per_second: float
     """The price of a second of prefill."""
     value_per_second: float
-    """What a second of waiting is worth."""
+    """The worth of a second of waiting, in US dollars."""
     per_million_tokens: float
     """The price of prefilling a million tokens."""
 
@@ -127,7 +127,7 @@ class PlanBasis(Result, frozen=True, kw_only=True):
     prefill: CurveFigures | None
     """None: prefilling was not measured on this machine yet."""
     under_way: float
-    """How many times as long a block takes to compute while chunks arrive."""
+    """The factor by which computing a block takes longer while chunks arrive."""
     links: dict[str, LinkFigures]
     """The links, by peer."""
     codecs: dict[str, CodecFigures]

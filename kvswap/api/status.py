@@ -46,7 +46,7 @@ class LoopState(Result, frozen=True, kw_only=True):
     pauses: int
     """Pauses of over 100 ms."""
     excused: int
-    """Those in which the machine let the node not run."""
+    """The pauses among them in which the machine did not let the node run."""
     watched_seconds: float
     measured: bool
     """False where the kernel does not say for how long a thread was not let run."""
@@ -78,7 +78,7 @@ class StatusResult(Result, frozen=True, kw_only=True):
     peers: int
     """The peers that are connected."""
     degraded: dict[str, str]
-    """What does not work, and why."""
+    """The parts that do not work, and why."""
     artifacts: int
     disputed: int
     """The artifacts that others contradict."""

@@ -30,7 +30,7 @@ class StoredArtifact(Result, frozen=True, kw_only=True, gc=False):
     group: str | None
     """The group that it is encrypted for; `?`: one whose key is not here."""
     standing: str
-    """How it stands: `own`, `trusted`, `verified`, `unverified`, `disputed`, `wrong` and so on."""
+    """The standing of the artifact: `own`, `trusted`, `verified`, `unverified`, `disputed`, `wrong` and so on."""
     why: str | None
     """The reason for the standing."""
     disputed_with: list[str]
@@ -47,7 +47,7 @@ class ArtifactDetails(StoredArtifact, frozen=True, kw_only=True):
     chunks_directory: str
     """The directory of the chunk files."""
     key: str | None = None
-    """What opens the files of an encrypted one, in hex; only where it was asked for."""
+    """The key that opens the files of an encrypted one, in hex; only where it was asked for."""
 
 
 class RemoveResult(Result, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ class TrustedPublisher(Result, frozen=True, kw_only=True):
     added: int
     """Unix seconds."""
     how: str
-    """How it came there: `added` by hand, at `first-use`, or as a successor."""
+    """The way it came there: `added` by hand, at `first-use`, or as a successor."""
 
 
 class BannedPublisher(Result, frozen=True, kw_only=True):

@@ -35,10 +35,10 @@ class Check(OpenResult, frozen=True, kw_only=True):
     verdict: str
     """The verdict: `passed`, `failed`, or `skipped`."""
     proven: bool | None = None
-    """Of a failed check: whether what is wrong is the publisher's doing."""
+    """True if what a failed check found is proved to be the publisher's doing; None for a check that did not fail."""
     seconds: float
     why: str
-    """What is wrong, or why the check was not done; empty where it passed."""
+    """The fault, or the reason why the check was not done; empty where it passed."""
 
 
 class CoverageFigures(Result, frozen=True, kw_only=True):

@@ -197,7 +197,7 @@ _TAIL = (
     "* bitsandbytes looks for a kernel on the hub where the package `kernels` is installed and the processor has",
     "  AVX512-BF16; without it, it computes in other code. `numerics` names kernels of the hub that a process loaded.",
     "* GGUF files are widened once, when a model is pulled; from then on it is a plain model.",
-    "* vLLM: the connector refuses engines with quantised weights.",
+    "* vLLM: quantised weights are taken where the model's own `config.json` says so ([vllm.md](vllm.md)).",
     "",
 )
 
