@@ -111,6 +111,14 @@ def resumable(manifest: Manifest, tokens: int) -> int:
     return max(ends, default=0)
 
 
+def uses_inner(manifest: Manifest, tokens: int) -> bool:
+    """Return True if who resumes after `tokens` tokens uses windows or states that are held before the end alone.
+
+    These are no part of what checks of the whole have to look at: of untrusted publishers nobody resumes there.
+    """
+    return tokens < manifest.prefix.tokens and not manifest.layout.keeps_all
+
+
 def resumes_at(manifest: Manifest, tokens: Iterable[int]) -> bool:
     """Return True if a reader can resume after each of these token counts, those beyond the end aside."""
     return all(resumable(manifest, count) == count for count in tokens if count <= manifest.prefix.tokens)

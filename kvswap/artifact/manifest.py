@@ -8,7 +8,7 @@ consistent; nothing downstream checks shapes again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Annotated, Any, get_type_hints
 
@@ -201,6 +201,11 @@ class Manifest(Strict, frozen=True, dict=True):
     def files(self) -> tuple[ChunkRef | FileRef, ...]:
         """The files that are stored and sent: the chunks in order, then predictor and fingerprint, if any."""
         return (*self.chunks, *(file for file in (self.predictor, self.fingerprint) if file))
+
+    def ids_of(self, indices: Iterable[int]) -> list[Cid]:
+        """Return the ids of the files at these indices into `files`."""
+        files = self.files
+        return [files[index].id for index in indices]
 
     @property
     def codecs(self) -> list[str]:

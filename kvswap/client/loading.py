@@ -89,12 +89,10 @@ def load_artifact(
 
 
 def _require_verified(details: Loadable, manifest: Manifest, tokens: int) -> None:
-    """Raise `Untrusted` if an untrusted publisher's artifact would be resumed before its end, after `tokens` tokens.
+    """Raise `Untrusted` if an untrusted publisher's artifact would be resumed before its end, after `tokens` tokens."""
+    from kvswap.artifact.layout import uses_inner
 
-    Windows and states that are held before the end alone are no part of what has to pass before such a cache is used.
-    """
-    inner = tokens < manifest.prefix.tokens and not manifest.layout.keeps_all
-    if inner and details.standing not in ("own", "trusted"):
+    if uses_inner(manifest, tokens) and details.standing not in ("own", "trusted"):
         raise Untrusted(
             f"nothing but the whole of artifact {details.artifact} can be loaded: it is {details.standing}",
             cause="what it keeps of sliding layers, or as states, before its end is used of trusted publishers alone",

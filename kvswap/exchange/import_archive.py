@@ -147,4 +147,4 @@ def _lengths(manifest: Manifest) -> dict[Cid, int]:
 
 
 def _needed_ids(manifest: Manifest) -> set[Cid]:
-    return {manifest.files[i].id for i in needed_files(manifest)}
+    return set(manifest.ids_of(needed_files(manifest)))

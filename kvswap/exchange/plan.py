@@ -95,7 +95,7 @@ async def _own_plan(
         codec=manifest.codecs[0],
         lossless=manifest.lossless,
         state_bytes=state_bytes(manifest.layout.layers, manifest.layout.dtype),
-        raw_bytes=sum(chunk.raw_length for chunk in manifest.chunks),
+        raw_bytes=manifest.raw_bytes,
     )
 
 

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from kvswap.api.events import plan_event
 from kvswap.artifact.chain import chain_digests, token_digest, unpack_ids
-from kvswap.artifact.layout import needed_files, resumable
+from kvswap.artifact.layout import needed_files, resumable, uses_inner
 from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.ids import Cid
@@ -61,7 +61,7 @@ class CachedPrefix:
     @property
     def files(self) -> list[Cid]:
         """The ids of these files."""
-        return [self.statement.manifest.files[i].id for i in self.chunks]
+        return self.statement.manifest.ids_of(self.chunks)
 
     async def listed_files(self) -> list[Cid]:
         """Return `files`, listed in a thread: there may be a hundred thousand."""
@@ -270,10 +270,8 @@ class _PrefixSearch:
         if self._ids is not None and tokens < prefix.tokens and (self._within or manifest.layout.checkpoints):
             tokens = max(tokens, self._beyond(manifest))
         tokens = resumable(manifest, tokens)
-        # Windows and states before the end are no part of what was verified: of untrusted publishers all or nothing.
-        inner = tokens < prefix.tokens and not manifest.layout.keeps_all
         trusted = self._node.trust.policy.policy.trusts(manifest.publisher)
-        return 0 if inner and not trusted else tokens, blocks
+        return 0 if uses_inner(manifest, tokens) and not trusted else tokens, blocks
 
     def _beyond(self, manifest: Manifest) -> int:
         """Count the tokens that an artifact shares with our ids, whose blocks do not all end where ours do."""

@@ -81,7 +81,7 @@ async def verify_artifact(
         publisher=publisher,
         trusted=trusted,
         signature=True,
-        chunks=len({statement.manifest.files[i].id for i in layout.needed_files(statement.manifest)}),
+        chunks=len(set(statement.manifest.ids_of(layout.needed_files(statement.manifest)))),
         tensors=len(statement.manifest.tensors) if report.passed(Level.STRUCTURE) else None,
         probe=probe.figures["tokens_equal"] if probe else None,
         probe_bitwise=probe.figures["logits_equal"] if probe else None,
@@ -108,8 +108,7 @@ def _in_store(node: Node, reference: str | Cid) -> Statement:
 
 def _file_ids(manifest: Manifest) -> tuple[set[Cid], set[Cid]]:
     """Return the ids of the files that a reader of the whole needs, and those of all files."""
-    every = [file.id for file in manifest.files]
-    return {every[i] for i in layout.needed_files(manifest)}, set(every)
+    return set(manifest.ids_of(layout.needed_files(manifest))), {file.id for file in manifest.files}
 
 
 async def run_checks(
@@ -223,7 +222,7 @@ async def _with_model(
     except (NotFound, Incompatible) as error:
         return [LevelResult(level, "skipped", why=error.message) for level in levels]
     except IntegrityError:
-        files = {manifest.files[i].id for i in layout.needed_files(manifest)}
+        files = set(manifest.ids_of(layout.needed_files(manifest)))
         await asyncio.to_thread(_check_chunks, node, files)  # raises for a chunk that is damaged here
         if not is_own(node, statement):
             # Its chunks do not decode to what was signed with them.

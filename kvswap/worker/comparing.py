@@ -7,8 +7,10 @@ from typing import Any
 
 from kvswap.api.events import PrefillEvent
 from kvswap.artifact import layout
+from kvswap.artifact.assembly import ChunkSource
 from kvswap.artifact.consistency import parse_manifest
-from kvswap.artifact.manifest import Divergence, Probe
+from kvswap.artifact.manifest import Divergence, Manifest, Probe
+from kvswap.artifact.sealing import TAG_BYTES, Seal
 from kvswap.worker.chunks import chunk_source
 from kvswap.worker.inbox import JobContext
 from kvswap.worker.messages import ComparedCaches, CompareJob
@@ -19,9 +21,7 @@ STEPS = 32
 
 def compare_computed(context: JobContext, job: CompareJob) -> ComparedCaches:
     """Compare a cache that an engine computed with one computed here from the same ids."""
-    from kvswap.artifact.assembly import load
-    from kvswap.artifact.sealing import TAG_BYTES, Seal
-    from kvswap.model.cache import build_cache, new_cache
+    from kvswap.model.cache import new_cache
     from kvswap.model.prefill import canonical_prefill, check_length, check_reach_of
 
     loaded, source = context.loaded, chunk_source(job.chunks)
@@ -36,13 +36,21 @@ def compare_computed(context: JobContext, job: CompareJob) -> ComparedCaches:
     for block in canonical_prefill(loaded, computed, job.ids, manifest.prefix.block_tokens):
         context.pipe.send(PrefillEvent(block=block.index + 1, tokens=block.stop))
         context.pipe.check()
-
-    def engines(headroom: int) -> Any:
-        tensors = load(manifest, source, headroom=headroom, seal=seal)
-        return build_cache(loaded.model.config, tensors, position, loaded.device)
-
+    engines = loading_anew(loaded, manifest, source, seal)
     divergence, probe = compare(loaded, lambda headroom: computed, engines, position, question)
     return ComparedCaches(divergence=divergence, probe=probe)
+
+
+def loading_anew(loaded: Any, manifest: Manifest, source: ChunkSource, seal: Seal | None) -> Callable[[int], Any]:
+    """Return a function that loads an artifact's cache afresh, with memory for so many more tokens."""
+    from kvswap.artifact.assembly import load
+    from kvswap.model.cache import build_cache
+
+    def cache(headroom: int) -> Any:
+        tensors = load(manifest, source, headroom=headroom, seal=seal)
+        return build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
+
+    return cache
 
 
 def compare(

@@ -330,6 +330,9 @@ def tag_of(job: type[Job[Any]] | Job[Any]) -> str:
     return str(job.__struct_config__.tag)
 
 
+_BY_TAG = {tag_of(job): job for job in JOBS}
+
+
 def result_of(job: Job[R], value: Any) -> R:
     """Read the result of a job from plain values.  Raises `WorkerFailed` for what is none."""
     (base,) = type(job).__orig_bases__  # type: ignore[attr-defined]
@@ -341,7 +344,7 @@ def result_of(job: Job[R], value: Any) -> R:
 def job_of(message: dict[str, Any]) -> Job[Any]:
     """Read a job from plain values.  Raises `UsageError` for one that is not known, `WorkerFailed` for its fields."""
     name = message.get("job")
-    kind = next((job for job in JOBS if tag_of(job) == name), None)
+    kind = _BY_TAG.get(str(name))
     if kind is None:
         raise UsageError(f"unknown job {str(name)[:40]!r}")
     return wire.convert(message, kind, WorkerFailed)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import msgspec
 
 from kvswap.artifact import layout
-from kvswap.artifact.assembly import ChunkSource
-from kvswap.artifact.manifest import ChunkRef, Manifest
-from kvswap.artifact.sealing import Seal
+from kvswap.artifact.manifest import ChunkRef
 from kvswap.core.ids import Cid
 from kvswap.worker.chunks import chunk_source, known_predictor
-from kvswap.worker.comparing import STEPS, compare
+from kvswap.worker.comparing import STEPS, compare, loading_anew
 from kvswap.worker.inbox import JobContext
 from kvswap.worker.messages import TranscodedCache, TranscodeJob
 from kvswap.worker.publishing import PROBE_TEXT, send
@@ -22,6 +17,8 @@ from kvswap.worker.publishing import PROBE_TEXT, send
 def transcode(context: JobContext, job: TranscodeJob) -> TranscodedCache:
     """Transcode an artifact's chunks into another codec, and send them; for a lossy one measure its effect."""
     from kvswap import codec as codecs
+    from kvswap.artifact.assembly import load
+    from kvswap.artifact.tensors import digest_layer
     from kvswap.artifact.transcode import transcode as coded_anew
     from kvswap.model.prefill import check_reach_of
     from kvswap.trust import one_key, read_statement
@@ -46,31 +43,8 @@ def transcode(context: JobContext, job: TranscodeJob) -> TranscodedCache:
     if lossless:
         return TranscodedCache()
     other = msgspec.structs.replace(manifest, chunks=refs, predictor=None)
-    return _effect(loaded, _Cache(manifest, source, statement.seal), _Cache(other, wires.__getitem__, None), question)
-
-
-class _Cache(msgspec.Struct, frozen=True):
-    """A cache that can be loaded again and again."""
-
-    manifest: Manifest
-    source: ChunkSource
-    seal: Seal | None
-
-    def tensors(self, headroom: int = 0) -> Any:
-        from kvswap.artifact.assembly import load
-
-        return load(self.manifest, self.source, headroom=headroom, seal=self.seal)
-
-    def on(self, loaded: Any) -> Callable[[int], Any]:
-        from kvswap.model.cache import build_cache
-
-        tokens = self.manifest.prefix.tokens
-        return lambda headroom: build_cache(loaded.model.config, self.tensors(headroom), tokens, loaded.device)
-
-
-def _effect(loaded: Any, right: _Cache, other: _Cache, question: list[int]) -> TranscodedCache:
-    """Return how far answers from the other cache are from those of the right one, its probe and tensor digests."""
-    from kvswap.artifact.tensors import digest_layer
-
-    divergence, probe = compare(loaded, right.on(loaded), other.on(loaded), right.manifest.prefix.tokens, question)
-    return TranscodedCache(divergence=divergence, probe=probe, tensors=[digest_layer(held) for held in other.tensors()])
+    right = loading_anew(loaded, manifest, source, statement.seal)
+    lossy = loading_anew(loaded, other, wires.__getitem__, None)
+    divergence, probe = compare(loaded, right, lossy, manifest.prefix.tokens, question)
+    tensors = [digest_layer(held) for held in load(other, wires.__getitem__)]
+    return TranscodedCache(divergence=divergence, probe=probe, tensors=tensors)

@@ -6,7 +6,6 @@ more.  What is fetched, chunk by chunk, is another matter.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.planning.decision import plan_chunks
 from kvswap.exchange.prefix import CachedPrefix, fetch_prefix, longest_cached_prefix
 from kvswap.exchange.request import Terms, lookup_of
+from tests.counting import counting
 from tests.exchange.test_fetch import SlowModel, World, world
 from tests.support import FULL, Ingested, identity, make_artifact, run
 
@@ -34,20 +34,9 @@ def artifact(chunks: int) -> Ingested:
 
 async def lines(work: Awaitable[Any]) -> int:
     """How many lines of Python, and turns of comprehensions, run on this thread until the work is done."""
-    count = 0
-
-    def local(frame: Any, event: str, given: Any) -> Any:
-        nonlocal count
-        count += event == "line"
-        return local
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, event, given: local)
-    try:
+    with counting() as counted:
         await work
-    finally:
-        sys.settrace(before)
-    return count
+    return counted.lines
 
 
 async def plan(w: World, node: Node, made: Ingested) -> int:

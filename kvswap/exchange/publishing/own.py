@@ -71,7 +71,7 @@ async def _look(node: Node, statement: Statement, run_checks: RunChecks, levels:
     try:
         report = await run_checks(levels)
     except IntegrityError as error:
-        files = {statement.manifest.files[i].id for i in layout.needed_files(statement.manifest)}
+        files = set(statement.manifest.ids_of(layout.needed_files(statement.manifest)))
         if await asyncio.to_thread(node.store.missing, files):
             raise  # a chunk was damaged here and is set aside: what was signed is not to blame
         return _Look(LevelReport(()), error.message, error)

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 
-from kvswap.artifact.manifest import Manifest
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
 from kvswap.exchange.node.listing import list_artifact
@@ -34,7 +33,7 @@ async def download(
     `Transfer.run` does, and `NotFound` when the store could not keep them.
     """
     manifest = statement.manifest
-    cids = await asyncio.to_thread(_ids, manifest, wanted)
+    cids = await asyncio.to_thread(manifest.ids_of, wanted)
     # Whoever wants the same at the same time waits, and then finds it here.
     one_at_a_time = node.background.downloading.setdefault(str(statement.artifact), asyncio.Lock())
     with node.store.lease(cids):
@@ -55,10 +54,6 @@ async def download(
             hint="kvswap gc, or KVSWAP_QUOTA_BYTES",
         )
     return transfer
-
-
-def _ids(manifest: Manifest, wanted: Sequence[int]) -> list[Cid]:
-    return [manifest.files[i].id for i in wanted]
 
 
 def _list(node: Node, statement: Statement) -> bool:

@@ -52,7 +52,7 @@ async def prepare_draw(node: Node, statement: Statement, samples: int, progress:
 
 async def _fetch(node: Node, statement: Statement, files: list[int], progress: Progress) -> None:
     try:
-        peers = await holders(node, statement.artifact, [statement.manifest.files[i].id for i in files])
+        peers = await holders(node, statement.artifact, statement.manifest.ids_of(files))
         if peers:
             await download(node, statement, files, peers, progress)
     except KvswapError as error:
