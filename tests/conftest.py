@@ -8,7 +8,7 @@ import os
 # the daemon; here it is said for tests that compute themselves, before anything starts threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "smollm" in getattr(item, "fixturenames", ()):
             item.add_marker("model")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Leave the environment as it was before the test: libraries write into it, and `warm` would start no more."""
+    before = dict(os.environ)
+    done = yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+    return done
 
 
 @pytest.fixture(scope="session")
