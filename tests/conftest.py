@@ -15,7 +15,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from kvswap.core.directories import models_directory
-from tests.support import Daemon, tiny_model
+from tests.support import ROOT, Daemon, tiny_model
+
+PULLED = models_directory()  # of the user
+MODELS = ROOT / "tests" / "fixtures" / "models"
 
 # Its deadline of 200 ms for an example, and its complaint of slow ones, are of the machine.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,9 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """Leave the environment as it was before the test: libraries write into it, and `warm` would start no more."""
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Show a test no models of the user's, and leave the environment as it was before.
+
+    A command that lists models reads gigabytes of the user's; in their place is one of a few bytes by the default
+    model's name, which is no model to compute with.  Libraries write into the environment, and `warm` would start
+    nothing any more.
+    """
     before = dict(os.environ)
+    if item.get_closest_marker("model") is None:
+        os.environ["KVSWAP_MODELS"] = str(MODELS)
     done = yield
     if os.environ != before:
         os.environ.clear()
@@ -54,7 +64,7 @@ def default_model() -> Path:
     """Directory of the default model, for its files alone; `make test` pulls it before."""
     from kvswap.model.pull import pull
 
-    return pull("smollm2-135m", models_directory())
+    return pull("smollm2-135m", PULLED)
 
 
 @pytest.fixture(scope="session")
