@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # Threads of torch that wait in a busy loop take the core that another test needs.  The model process is started so by
 # the daemon; here it is said for tests that compute themselves, before anything starts threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# A tiny model takes three times the CPU with two threads, which mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -39,17 +42,31 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Show a test no models of the user's, and leave the environment as it was before.
 
     A command that lists models reads gigabytes of the user's; in their place is one of a few bytes by the default
-    model's name, which is no model to compute with.  Libraries write into the environment, and `warm` would start
-    nothing any more.
+    model's name, which is no model to compute with.  Tests of `make test-model` have the user's, and every core to
+    compute with.  Libraries write into the environment, and `warm` would start nothing any more.
     """
-    before = dict(os.environ)
+    before, threads = dict(os.environ), None
     if item.get_closest_marker("model") is None:
         os.environ["KVSWAP_MODELS"] = str(MODELS)
+    else:
+        threads = _use_threads(os.cpu_count())
+        del os.environ["OMP_NUM_THREADS"]
     done = yield
+    _use_threads(threads)
     if os.environ != before:
         os.environ.clear()
         os.environ.update(before)
     return done
+
+
+def _use_threads(number: int | None) -> int | None:
+    """Let torch compute with so many threads here, if it was imported; returns how many it had."""
+    torch = sys.modules.get("torch")
+    if torch is None or number is None:
+        return None
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    return int(before)
 
 
 @pytest.fixture(scope="session")
