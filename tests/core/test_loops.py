@@ -6,6 +6,7 @@ A loop of upkeep that is written by hand ends with the first error that nobody t
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import kvswap
@@ -76,6 +77,7 @@ class _Loops(ast.NodeVisitor):
         self.generic_visit(node)
 
 
+@cache
 def endless() -> dict[str, set[str]]:
     """File -> functions with a `while` whose condition is always true, or waits for a flag that others set."""
     out: dict[str, set[str]] = {}
