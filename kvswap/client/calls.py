@@ -37,6 +37,8 @@ class Call(Generic[R]):
     lines: bool = False
     seconds: float = SHORT_SECONDS
     frames: Iterable[bytes] | None = None  # the body, where it is not JSON
+    rows: bool = False
+    """The result is one list, whose rows may come in many lines."""
 
     @property
     def head_seconds(self) -> float:
@@ -89,7 +91,7 @@ def block(peer: str, blocked: bool) -> Call[api.BlockResult]:
 
 def artifacts() -> Call[api.ArtifactsResult]:
     """List the artifacts in the store."""
-    return Call("GET", "/v1/artifacts", "ArtifactsResult")
+    return Call("GET", "/v1/artifacts", "ArtifactsResult", rows=True)
 
 
 def show(ref: str, key: bool = False) -> Call[api.ArtifactDetails]:

@@ -32,6 +32,7 @@ R = TypeVar("R", bound=Request)
 Work = Callable[[Progress], Awaitable[Result]]
 
 HEARTBEAT = {"event": "heartbeat"}
+NDJSON = "application/x-ndjson"
 HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
 _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
@@ -120,7 +121,7 @@ def prefix_query_of(request: PrefixRequest) -> PrefixQuery:
 async def start_lines(request: web.Request) -> web.StreamResponse:
     """Start an answer of JSON lines."""
     beats = {HEARTBEAT_HEADER: f"{LIMITS.heartbeat_seconds:g}"}
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"} | beats)
+    response = web.StreamResponse(headers={"Content-Type": NDJSON, "Cache-Control": "no-store"} | beats)
     await response.prepare(request)
     return response
 
@@ -139,8 +140,10 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Re
     """Answer `{name: [row, ...]}` of results, made and sent a few rows at a time.
 
     Of many rows the text is as long as to keep the loop for half a second, were it made at once.  `pages` are taken in
-    a thread; an error of the first is answered as one, a later one ends the connection.
+    a thread; an error of the first is answered as one, a later one ends the connection.  Who accepts JSON lines gets
+    many rows as such, a list in each, and can read the first while the others are made.
     """
+    lines = NDJSON in request.headers.get("Accept", "")
     rows = iter(pages)
     page = await asyncio.to_thread(next, rows, None)
     if page is not None and len(page) <= ROWS_AT_ONCE:
@@ -150,13 +153,20 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Re
         pages = itertools.chain((page, after), rows)
     else:
         pages = itertools.chain(() if page is None else (page,), rows)
-    texts = _texts(name, pages)
-    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+    texts = _lines(pages) if lines else _texts(name, pages)
+    response = web.StreamResponse(headers={"Content-Type": NDJSON if lines else "application/json; charset=utf-8"})
     await response.prepare(request)
     while (text := await asyncio.to_thread(next, texts, None)) is not None:
         await response.write(text)
     await response.write_eof()
     return response
+
+
+def _lines(pages: Iterable[Sequence[Result]]) -> Iterator[bytes]:
+    """Yield the rows as JSON lines, each a list."""
+    for page in pages:
+        for start in range(0, len(page), ROWS_AT_ONCE):
+            yield msgspec.json.encode(page[start : start + ROWS_AT_ONCE]) + b"\n"
 
 
 def _texts(name: str, pages: Iterable[Sequence[Result]]) -> Iterator[bytes]:

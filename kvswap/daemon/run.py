@@ -15,10 +15,11 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from aiohttp import web
 
+from kvswap.api.machine import DaemonReady
+from kvswap.api.trust import BannedPublisher
 from kvswap.core.errors import KvswapError, UsageError
 from kvswap.core.ids import peer_of
 from kvswap.core.log import start_log
@@ -46,7 +47,7 @@ _GRACE_SECONDS = 3.0
 _MAINTAIN_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
 _THREADS = 24
-Ready = Callable[[dict[str, Any]], None]
+Ready = Callable[[DaemonReady], None]
 
 
 def _transport(settings: Settings, seed: bytes, problems: Problems) -> Transport | None:
@@ -156,14 +157,15 @@ async def _run(
     watch.begin()
     try:
         ready(
-            {
-                "url": run_file.url,
-                "peer": node.transport.peer or None,
-                "publisher": node.identity.own,
-                "addresses": node.transport.addresses() if node.p2p else [],
-                "degraded": node.problems,
-                "lifted": node.trust.policy.lifted(),
-            }
+            DaemonReady(
+                ready=True,
+                url=run_file.url,
+                peer=node.transport.peer or None,
+                publisher=node.identity.own,
+                addresses=node.transport.addresses() if node.p2p else [],
+                degraded=node.problems,
+                lifted=[BannedPublisher.from_json(ban) for ban in node.trust.policy.lifted()],
+            )
         )
         _logger.info("kvswap %s is ready, port %d, p2p %s", __version__, port, "on" if node.p2p else "off")
         await stop.wait()

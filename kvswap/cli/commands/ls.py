@@ -35,8 +35,6 @@ def ls_command(output: Output) -> None:
 
 
 def _list(output: Output) -> None:
-    from kvswap.api.store import ArtifactsResult
-
     rows = output.client.ls()
 
     def text() -> str:
@@ -56,5 +54,7 @@ def _list(output: Output) -> None:
             for r in rows
         ]
         return output.table(("ARTIFACT", "DOCUMENT", "MODEL", "TOKENS", "SIZE", "RATIO", "STATE"), cells)
+
+    from kvswap.api.store import ArtifactsResult  # while the node was at work it has been imported
 
     output.result(ArtifactsResult(artifacts=rows), text)

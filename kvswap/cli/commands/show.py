@@ -15,6 +15,8 @@ from kvswap.core.words import in_words
 @verb
 def show_command(output: Output, ref: str) -> None:
     """Print the manifest of an artifact in the store, or with `--json` all of it."""
+    from kvswap.api.store import ShownArtifact
+
     row = output.client.show(reference(ref)[0])
     manifest = row.manifest
 
@@ -36,5 +38,13 @@ def show_command(output: Output, ref: str) -> None:
         }
         return "\n".join(f"{name:10} {value}" for name, value in lines.items())
 
-    columns = ("artifact", "complete", "pinned", "standing", "why", "disputed_with")
-    output.result({**manifest, **{name: getattr(row, name) for name in columns}}, text)
+    shown = ShownArtifact(
+        more=manifest,
+        artifact=row.artifact,
+        complete=row.complete,
+        pinned=row.pinned,
+        standing=row.standing,
+        why=row.why,
+        disputed_with=row.disputed_with,
+    )
+    output.result(shown, text)
