@@ -6,6 +6,8 @@ all of them with Hypothesis, `fuzz.py` with a coverage-guided fuzzer for as long
 
 from __future__ import annotations
 
+import io
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +24,7 @@ from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid, PeerId, parse_reference
 from kvswap.exchange.node.prefix_index import holds
 from kvswap.integrations import llamacpp
+from kvswap.integrations.llamacpp.gguf import parse_gguf
 from kvswap.net import messages
 from kvswap.net.bulk import Tokens
 from kvswap.net.host_connection import Invitation
@@ -33,6 +36,7 @@ from kvswap.trust.groups import keys_of
 from kvswap.trust.hosting import read_offer, read_receipt, sign_offer, sign_receipt
 from kvswap.trust.status_record import StatusRecord, read_status_record
 from tests.integrations.llamacpp.goldens import STATES, slot_file
+from tests.llama import tiny
 from tests.support import group
 from tests.trust.test_hosting import HOST, offer, read
 
@@ -108,6 +112,20 @@ def slot(data: bytes) -> None:
         shape = llamacpp.shape_of(parsed)
         assert llamacpp.shape_of(llamacpp.refit(parsed, shape)) == shape
         llamacpp.cut(parsed, 1 + parsed.state.tokens // 2, 32)
+
+
+@lru_cache(maxsize=1)
+def _ggufs() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        whole = tiny.write(Path(folder) / "tiny.gguf", layers=1).read_bytes()
+    return [whole[: len(whole) - start] for start in (0, 600_000)]
+
+
+@target("gguf", _ggufs)
+def gguf_header(data: bytes) -> None:
+    """The header of a model that somebody downloaded."""
+    found = parse_gguf(io.BytesIO(data), len(data), Path("fuzzed.gguf"))
+    assert all(tensor.at + tensor.length <= len(data) for tensor in found.tensors)
 
 
 @target("llama state", lambda: [path.read_bytes() for path in STATES])

@@ -164,21 +164,41 @@ def _cut_cache(cache: CellCache, start: int, stop: int) -> CellCache:
     )
 
 
-def build(shape: StateShape, ids: Sequence[int], caches: Sequence[Sequence[LayerRows]]) -> SlotFile:
+def build(
+    shape: StateShape, ids: Sequence[int], caches: Sequence[Sequence[LayerRows]], window: int | None = None
+) -> SlotFile:
     """Build the slot file of exactly these tokens, as the server of this shape would have saved it.
 
     `caches` has for each cache of the shape keys and values of its layers: all tokens of full layers, and of sliding
-    ones the last, as many as there are; what is before them is missing in the file too.  Raises `Incompatible` for rows
-    of another length than the shape's.
+    ones the last, as many as there are.  With the `window` of the sliding layers, cells of zeros are put before them
+    where llama-server wants more cells than a continuation can see: without them it takes the state, says so, and
+    prefills everything again.  Raises `Incompatible` for rows of another length than the shape's.
     """
     if not ids or len(caches) != len(shape.caches):
         raise UsageError(f"{len(ids)} tokens and {len(caches)} caches for a shape of {len(shape.caches)}")
-    built = [
-        _built(shape, cache, rows, len(ids), whole=index == 0)
-        for index, (cache, rows) in enumerate(zip(shape.caches, caches, strict=True))
-    ]
+    built = []
+    for index, (cache, rows) in enumerate(zip(shape.caches, caches, strict=True)):
+        padded = _padded(rows, len(ids), window) if index and window is not None else rows
+        built.append(_built(shape, cache, padded, len(ids), whole=index == 0))
     state = SequenceState(shape.version, tuple(built))
     return SlotFile(tuple(ids), shape.packed, state, () if shape.checkpoints else None)
+
+
+def _padded(layers: Sequence[LayerRows], tokens: int, window: int) -> Sequence[LayerRows]:
+    """Put cells that nothing sees before the last `window` - 1 tokens: llama-server asks for two more than it uses."""
+    held = len(layers[0].keys) if layers else 0
+    if held < min(tokens, window - 1):
+        raise Incompatible(
+            f"the sliding layers hold {held} of the {window - 1} tokens that are seen from the end", field="tokens"
+        )
+    missing = min(tokens, window + 1) - held
+    if missing <= 0:
+        return layers
+
+    def padded(rows: Bytes) -> Bytes:
+        return np.concatenate([np.zeros((missing, rows.shape[1]), np.uint8), rows])
+
+    return [LayerRows(padded(layer.keys), padded(layer.values)) for layer in layers]
 
 
 def _built(shape: StateShape, cache: CacheShape, layers: Sequence[LayerRows], tokens: int, *, whole: bool) -> CellCache:
