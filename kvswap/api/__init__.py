@@ -150,6 +150,10 @@ if TYPE_CHECKING:
         Verification,
         VerifyResult,
     )
+    from kvswap.api.why import (
+        WhyArtifact,
+        WhyResult,
+    )
 
 _WHERE = {
     "requests": """
@@ -187,6 +191,8 @@ _WHERE = {
         RotateResult TrustResult TrustedPublisher""",
     "verification": """
         Check CoverageFigures StoreCheck Verification VerifyResult""",
+    "why": """
+        WhyArtifact WhyResult""",
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names.split()}
 
@@ -303,6 +309,8 @@ __all__ = [
     "StoreCheck",
     "Verification",
     "VerifyResult",
+    "WhyArtifact",
+    "WhyResult",
 ]
 
 
