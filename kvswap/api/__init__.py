@@ -186,6 +186,10 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         Verification as Verification,
         VerifyResult as VerifyResult,
     )
+    from kvswap.api.why import (
+        WhyArtifact,
+        WhyResult,
+    )
 
 _WHERE = {
     "requests": """
@@ -231,6 +235,8 @@ _WHERE = {
         GroupsResult RotateResult TrustResult TrustedPublisher""",
     "verification": """
         Check CoverageFigures StoreCheck Verification VerifyResult""",
+    "why": """
+        WhyArtifact WhyResult""",
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names.split()}
 

@@ -112,6 +112,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "events": (("kvswap events", ""), ("kvswap events -f --json", "")),
     "doctor": (("kvswap doctor", ""),),
+    "mcp": (
+        ("kvswap mcp", "an agent program starts it, and speaks to it through pipes"),
+        ("kvswap mcp --http --allow-publish texts/", "over HTTP; it may publish what lies there"),
+    ),
     "completion": (('eval "$(kvswap completion bash)"', "in this shell, from now on"), ("kvswap completion fish", "")),
 }
 

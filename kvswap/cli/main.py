@@ -55,6 +55,7 @@ VERBS = {
     "manifest": ("manifest", "Judge a manifest file."),
     "events": ("events", "What the node did and does."),
     "doctor": ("doctor", "Check this machine and this installation."),
+    "mcp": ("mcp", "Tools for agent programs, over the Model Context Protocol."),
     "completion": ("completion", "Let a shell complete verbs, options and their values."),
 }
 
@@ -66,7 +67,7 @@ GROUPS = {
     "Trust": ("verify", "trust", "group", "manifest"),
     "Network": ("id", "peers", "block", "unblock", "host", "events"),
     "Models and costs": ("model", "codec", "economics", "bench"),
-    "This machine": ("config", "logs", "doctor", "completion"),
+    "This machine": ("config", "logs", "doctor", "mcp", "completion"),
 }
 
 
