@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         SettingRow,
         SettingsResult,
         StopResult,
+        UiResult,
         setting_rows,
     )
     from kvswap.api.peers import (
@@ -172,7 +173,7 @@ _WHERE = {
         HostRow HostsResult JoinResult""",
     "node": """
         AliveResult IdentityResult ModelEntry ModelRow ModelsResult ReadyResult SettingRow SettingsResult
-        StopResult setting_rows""",
+        StopResult UiResult setting_rows""",
     "peers": """
         BlockResult LeaveResult PeerRow PeersResult""",
     "plans": """
@@ -240,6 +241,7 @@ __all__ = [
     "TokenEvent",
     "TrainEvent",
     "TransferEvent",
+    "UiResult",
     "UncheckableEvent",
     "event_of",
     "FindResult",
