@@ -101,6 +101,7 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         SettingRow as SettingRow,
         SettingsResult as SettingsResult,
         StopResult as StopResult,
+        UiResult as UiResult,
         setting_rows as setting_rows,
     )
     from kvswap.api.peers import (
@@ -187,8 +188,8 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         VerifyResult as VerifyResult,
     )
     from kvswap.api.why import (
-        WhyArtifact,
-        WhyResult,
+        WhyArtifact as WhyArtifact,
+        WhyResult as WhyResult,
     )
 
 _WHERE = {
@@ -219,7 +220,7 @@ _WHERE = {
         LayerRow ModelCheck ModelRemoval ModelRows PullResult TensorRow""",
     "node": """
         AliveResult IdentityResult ModelEntry ModelRow ModelsResult ReadyResult SettingRow SettingsResult StopResult
-        setting_rows""",
+        UiResult setting_rows""",
     "peers": """
         BlockResult LeaveResult PeerRow PeersResult""",
     "plans": """

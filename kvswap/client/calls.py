@@ -195,6 +195,11 @@ def stop() -> Call[api.StopResult]:
     return Call("POST", "/v1/stop", "StopResult", {})
 
 
+def ui(plain: bool) -> Call[api.UiResult]:
+    """Make a link to the local page."""
+    return Call("POST", "/v1/ui?plain=1" if plain else "/v1/ui", "UiResult", {})
+
+
 def withdraw(ref: str, why: str) -> Call[api.WithdrawResult]:
     """Withdraw what the node published."""
     return _send("WithdrawResult", f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", api.WithdrawRequest(why=why))

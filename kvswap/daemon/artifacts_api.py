@@ -61,9 +61,9 @@ class ArtifactsApi:
     def _pages(self, document: str | None) -> Iterator[list[StoredArtifact]]:
         """List what is here, newest first, a page at a time."""
         pages = [self._node.store.artifacts(document)] if document else self._node.store.pages(ROWS_AT_ONCE)
-        yield from map(self._shown, pages)
+        yield from map(self.shown, pages)
 
-    def _shown(self, rows: Sequence[ArtifactRow]) -> list[StoredArtifact]:
+    def shown(self, rows: Sequence[ArtifactRow]) -> list[StoredArtifact]:
         """Show rows as people read them: the index knows no more of what is sealed than everybody may."""
         out = []
         for row, standing in zip(rows, self._node.trust.standings.of_all(rows), strict=True):
@@ -113,7 +113,7 @@ class ArtifactsApi:
         envelope = self._node.store.envelope(row.id) or b""
         statement = self._node.read(envelope)
         return ArtifactDetails(
-            **structs.asdict(self._shown([row])[0]),
+            **structs.asdict(self.shown([row])[0]),
             manifest=statement.manifest.to_json(),
             envelope=base64.b64encode(envelope).decode(),
             chunks_directory=str(self._node.store.chunks_directory),

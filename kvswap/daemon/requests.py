@@ -24,6 +24,7 @@ from kvswap.core.errors import UsageError
 from kvswap.core.failures import brief, record
 from kvswap.core.limits import LIMITS
 from kvswap.cost import PrefillCurve
+from kvswap.daemon.running import RUNNING, Running
 from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.request import LookupTerms, Progress, lookup_of
 from kvswap.store.tables import ROWS_AT_ONCE
@@ -208,6 +209,13 @@ class _CallerGone(Exception):
     """The connection to who asked ended: there is nobody to tell."""
 
 
+def _verb(request: web.Request) -> str:
+    """Name what a request is about in a word: the last fixed part of its route."""
+    resource = request.match_info.route.resource
+    parts = resource.canonical.split("/") if resource is not None else [""]
+    return [part for part in parts if not part.startswith("{")][-1]
+
+
 async def stream(request: web.Request, work: Work) -> web.StreamResponse:
     """Run a use case and send its events as they come, with heartbeats between them; at last a result or an error."""
     response = await start_lines(request)
@@ -218,13 +226,26 @@ async def stream(request: web.Request, work: Work) -> web.StreamResponse:
         except ConnectionError as error:  # of this connection, and not of one that the work has
             raise _CallerGone from error
 
+    running = request.config_dict.get(RUNNING) or Running()
+    told = running.begin(_verb(request))
+
     async def report(event: ProgressEvent) -> None:
+        told.note(event)
         await send(event.to_json())
+
+    async def follow() -> Result:
+        try:
+            done = await work(report)
+        except BaseException as error:
+            running.end(told, error)
+            raise
+        running.end(told)
+        return done
 
     try:
         try:
             async with heartbeats(response):
-                done = await work(report)
+                done = await follow()
             await send({"result": done.to_json()})
         except _CallerGone:
             raise

@@ -32,6 +32,7 @@ from kvswap.daemon import socket
 from kvswap.daemon.app import Api
 from kvswap.daemon.memory import few_arenas
 from kvswap.daemon.node_api import NodeApi
+from kvswap.daemon.page.page import PORTS
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
@@ -112,6 +113,7 @@ async def _look_after(node: Node, home: Home) -> None:
     def maintain() -> None:
         home.maintain()
         node.store.maintain()
+        node.savings.write()
         pending_writes.write_pending(node)
 
     await forever("store", lambda: asyncio.to_thread(maintain), node.problems, pause=_MAINTAIN_SECONDS)
@@ -132,8 +134,9 @@ async def _run(
     settings, service = node.settings, Service(node)
     token = secrets.token_urlsafe(32)
     # What a client cancelled must stop here too, hence handler_cancellation.
+    application = api.application(token)
     runner = web.AppRunner(
-        api.application(token),
+        application,
         handler_cancellation=True,
         access_log=None,
         shutdown_timeout=_GRACE_SECONDS,
@@ -146,6 +149,7 @@ async def _run(
         await runner.cleanup()
         raise UsageError(f"cannot listen on port {settings.api_port}: {error.strerror}") from error
     port = runner.addresses[0][1]
+    application[PORTS].append(port)
     listening = await socket.listen(runner, settings.home)
     await service.start()
     idle = asyncio.create_task(model.unload_when_idle())

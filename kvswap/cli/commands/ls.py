@@ -7,20 +7,9 @@ import gc
 import click
 
 from kvswap.cli.output import Output, size, verb
+from kvswap.core.words import STANDINGS
 
 _USUAL = ("own", "trusted")
-STANDINGS = {
-    "own": "own",
-    "trusted": "by a trusted publisher",
-    "verified": "untrusted publisher, verified",
-    "unverified": "untrusted publisher, not verified",
-    "disputed": "DISPUTED",
-    "wrong": "FOUND WRONG, not offered",
-    "caught": "its publisher is BANNED",
-    "withdrawn": "WITHDRAWN",
-    "expired": "EXPIRED",
-    "future": "issued in the FUTURE",
-}
 
 
 @click.command("ls", help="List artifacts in the store.")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kvswap.cli.commands.ls import STANDINGS
 from kvswap.cli.completing import ReferenceType
 from kvswap.cli.output import Output, reference, size, verb
-from kvswap.core.words import in_words
+from kvswap.core.words import STANDINGS, in_words
 
 
 @click.command("show", help="Show the manifest of REF, which must be in the store.  --json prints all of it.")
