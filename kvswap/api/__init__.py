@@ -81,6 +81,7 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         DoctorRow as DoctorRow,
         EndResult as EndResult,
         LogRow as LogRow,
+        McpReady as McpReady,
         SignedFile as SignedFile,
     )
     from kvswap.api.models import (
@@ -215,7 +216,8 @@ _WHERE = {
     "hosts": """
         HostRow HostsResult JoinResult""",
     "machine": """
-        CompletionScript ConfigResult ConfigRow DaemonReady DoctorResult DoctorRow EndResult LogRow SignedFile""",
+        CompletionScript ConfigResult ConfigRow DaemonReady DoctorResult DoctorRow EndResult LogRow McpReady
+        SignedFile""",
     "models": """
         LayerRow ModelCheck ModelRemoval ModelRows PullResult TensorRow""",
     "node": """

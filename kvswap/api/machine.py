@@ -26,6 +26,14 @@ class DaemonReady(Result, frozen=True, kw_only=True):
     """The bans by older rules that do not hold any more."""
 
 
+class McpReady(Result, frozen=True, kw_only=True):
+    """The word of `kvswap mcp --http` that it serves."""
+
+    url: str
+    token_file: str
+    """The file of the home that holds the bearer token."""
+
+
 class EndResult(Result, frozen=True, kw_only=True):
     """The result of `kvswap stop`."""
 

@@ -18,7 +18,5 @@ def ui_command(output: Output, no_browser: bool, plain_host: bool) -> None:
     link = output.client.ui(plain=plain_host)
     opened = not no_browser and webbrowser.open(link.url)
     if plain_host:
-        output.note(
-            "other programs of this machine get the page's cookie if this browser visits them at 127.0.0.1"
-        )
+        output.note("other programs of this machine get the page's cookie if this browser visits them at 127.0.0.1")
     output.result(link, "opened the page in a browser" if opened else link.url)

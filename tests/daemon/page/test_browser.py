@@ -135,9 +135,7 @@ def test_trusting_a_publisher_says_what_follows_and_ends_again(
     assert bob.client.trust_ls().publishers == []
 
 
-def test_a_peer_is_blocked_and_a_group_made_and_left(
-    nodes: tuple[Daemon, Daemon], show: Callable[..., Shown]
-) -> None:
+def test_a_peer_is_blocked_and_a_group_made_and_left(nodes: tuple[Daemon, Daemon], show: Callable[..., Shown]) -> None:
     alice, bob = nodes
     peer = str(bob.ready["peer"])
     shown = show(alice)
@@ -192,7 +190,9 @@ def test_the_keyboard_reaches_what_the_mouse_does(nodes: tuple[Daemon, Daemon], 
     reached = set()
     for _ in range(200):
         page.keyboard.press("Tab")
-        name = page.evaluate("(document.activeElement.id || document.activeElement.dataset.url || document.activeElement.getAttribute('href') || '')")
+        name = page.evaluate(
+            "(document.activeElement.id || document.activeElement.dataset.url || document.activeElement.getAttribute('href') || '')"
+        )
         if name in reached and name == "#saved-title":
             break
         reached.add(name)
@@ -221,9 +221,7 @@ async function go(name, what) {{ try {{ said.push(name + ":" + await what()); }}
 </script><form method="post" action="{url}v1/trust"><input name="peer" value="{peer}"></form>"""
 
 
-def test_a_page_on_another_port_learns_and_changes_nothing(
-    nodes: tuple[Daemon, Daemon], chromium: Any
-) -> None:
+def test_a_page_on_another_port_learns_and_changes_nothing(nodes: tuple[Daemon, Daemon], chromium: Any) -> None:
     alice, bob = nodes
     seen: list[str] = []
     html = ""

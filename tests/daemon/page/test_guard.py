@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
-import aiohttp
 from kvswap.core.ids import Cid
 from kvswap.daemon.page.guard import CHANGE_HEADER, HEADERS, PREFIX
 from kvswap.daemon.page.page import ACTIONS
@@ -105,8 +105,23 @@ def test_the_page_is_for_who_came_by_a_link(browser: Browser) -> None:
 
 
 STRANGE = {
-    "Host": ["evil.example", "localhost:1", "127.0.0.1", "{port}", "x.localhost:{port}", "127.0.0.1:{port}.evil.example"],
-    "Origin": ["null", "http://127.0.0.1:1", "http://localhost:{port}", "https://{host}", "http://{host}.evil", None, ""],
+    "Host": [
+        "evil.example",
+        "localhost:1",
+        "127.0.0.1",
+        "{port}",
+        "x.localhost:{port}",
+        "127.0.0.1:{port}.evil.example",
+    ],
+    "Origin": [
+        "null",
+        "http://127.0.0.1:1",
+        "http://localhost:{port}",
+        "https://{host}",
+        "http://{host}.evil",
+        None,
+        "",
+    ],
     "Kvswap-Page": [None, "", "x", "\N{LATIN SMALL LETTER E WITH ACUTE}"],
     "Cookie": [None, "x=y"],
     "Sec-Fetch-Site": ["cross-site", "same-site", "x"],
