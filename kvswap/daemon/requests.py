@@ -227,19 +227,19 @@ async def stream(request: web.Request, work: Work) -> web.StreamResponse:
             raise _CallerGone from error
 
     running = request.config_dict.get(RUNNING) or Running()
-    told = running.begin(_verb(request))
+    state = running.begin(_verb(request))
 
     async def report(event: ProgressEvent) -> None:
-        told.note(event)
+        state.note(event)
         await send(event.to_json())
 
     async def follow() -> Result:
         try:
             done = await work(report)
         except BaseException as error:
-            running.end(told, error)
+            running.end(state, error)
             raise
-        running.end(told)
+        running.end(state)
         return done
 
     try:
