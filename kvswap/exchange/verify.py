@@ -133,7 +133,7 @@ async def run_checks(
     files, every = await asyncio.to_thread(_file_ids, manifest)  # of a prefix other ones are here
     lacking = set(await asyncio.to_thread(node.store.missing, every))
     absent = files & lacking
-    with node.store.lease(every):
+    async with node.store.held(lambda: every):
         if Level.DIGESTS in levels:
             began = time.perf_counter()
             await asyncio.to_thread(_check_chunks, node, every - lacking)
