@@ -30,8 +30,8 @@ _LINE_BYTES = 4_096  # of a key or an invitation
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Answer(Protocol):
-    """What a verb answers: a result of `kvswap.api`, or a report of a package of its own."""
+class Printable(Protocol):
+    """The answer of a verb: a result of `kvswap.api`, or a report of a package of its own."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, as `--json` prints it."""
@@ -54,7 +54,7 @@ class Output:
 
         return Client(self.home)
 
-    def result(self, value: Answer, text: str | Callable[[], str]) -> None:
+    def result(self, value: Printable, text: str | Callable[[], str]) -> None:
         """Print the answer: one JSON line, or text without what a terminal would obey."""
         if self.as_json:
             streams.answer(json.dumps(value.to_json()), keep=True)

@@ -14,7 +14,7 @@ from kvswap.artifact.manifest import Divergence, ModelIdentity, Numerics, Probe,
 from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
 from kvswap.core.errors import UsageError, WorkerFailed
-from kvswap.trust.figures import Figures
+from kvswap.trust.figures import CheckFigures
 from kvswap.trust.levels import Level, LevelResult, Verdict
 from kvswap.trust.noise import MICRO, NoiseRecord
 
@@ -253,7 +253,7 @@ class CheckResult(PipeMessage, frozen=True, kw_only=True):
     us: int
     why: str
     proven: bool
-    figures: Figures
+    figures: CheckFigures
 
     @classmethod
     def of(cls, result: LevelResult) -> CheckResult:

@@ -10,7 +10,7 @@ import pytest
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError, UsageError, WorkerFailed
-from kvswap.trust.figures import Figures, micro
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import NoiseRecord, SpreadRecord
 from kvswap.worker import jobs, protocol
@@ -115,7 +115,9 @@ def test_a_result_that_is_none_is_the_model_processs_fault(value: Any) -> None:
 
 
 def test_the_outcome_of_a_level_loses_nothing_but_parts_of_a_microsecond() -> None:
-    result = LevelResult(Level.SAMPLES, "failed", 0.25, "why", Figures(worst=micro(1.5), wrong=2, bitwise=False), True)
+    result = LevelResult(
+        Level.SAMPLES, "failed", 0.25, "why", CheckFigures(worst=micro(1.5), wrong=2, bitwise=False), True
+    )
     checked = CheckedArtifact(steps=[CheckResult.of(result)], fingerprint=b"", computed=b"f", numerics=numerics())
     read = result_of(SENT[8], carried(checked))
     assert read == checked and [step.result for step in read.steps] == [result]

@@ -29,7 +29,7 @@ from kvswap.net.client import chunk_cap
 from kvswap.trust import Statement
 from kvswap.trust.accusation import Grounds, comparable, judge
 from kvswap.trust.agreement import compare
-from kvswap.trust.figures import Figures, micro
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise
 
@@ -72,7 +72,7 @@ def agree(
     def result(verdict: str, why: str = "") -> LevelResult:
         return LevelResult(Level.AGREEMENT, verdict, time.perf_counter() - began, why, figures)  # type: ignore[arg-type]
 
-    figures = Figures()
+    figures = CheckFigures()
     if not fingerprints:
         return Agreed(result("skipped", "no other publisher of the same tokens was found"))
     policy = node.trust.policy.policy
@@ -85,7 +85,7 @@ def agree(
     by_trust = bool(trusted) or policy.trusts(statement.manifest.publisher)
     deciding = trusted if by_trust else list(fingerprints)
     against = tuple(fingerprint for fingerprint in deciding if scores[fingerprint.publisher] > MARGIN)
-    figures = Figures(
+    figures = CheckFigures(
         publishers=len(fingerprints),
         trusted=len(trusted),
         agreeing=sum(score <= MARGIN for score in scores.values()),
@@ -131,7 +131,7 @@ def accused(
         control="",  # this node's own cache has the fingerprint it is compared with
     )
     return judge(
-        LevelResult(Level.AGREEMENT, "failed", why=why, figures=Figures(worst=micro(round(score, 2)))), grounds
+        LevelResult(Level.AGREEMENT, "failed", why=why, figures=CheckFigures(worst=micro(round(score, 2)))), grounds
     )
 
 
