@@ -330,6 +330,8 @@ def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
         said.append("resuming before the end of what an untrusted publisher made: it is used whole or not at all")
     if any(layer.window is not None for layer in layers):
         said.append("the codec `predictive` on sliding layers, which are packed by `planes`")
+    if any(layer.kind == "full" and not layer.is_key_value for layer in layers):
+        said.append("the codec `predictive` on layers with an index, which are packed by `planes`")
     if any(layer.has_states for layer in layers):
         said.append("the codec `predictive` on states, which are packed by `planes`")
         said.append("vLLM: states are refused by the connector")

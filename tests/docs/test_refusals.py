@@ -60,7 +60,7 @@ SAID = {
     "model/recompute.first_layer": (LIMITS, "elsewhere than in the cache they are given"),
     "model/shape.require_layers": (LIMITS, "an artifact of another model"),
     "model/states.number": (LIMITS, "missing, damaged"),
-    "worker/training._stacks": (LIMITS, "without a layer that attends to all of a text"),
+    "worker/training._stacks": (LIMITS, "without a layer that keeps keys and values of all of a text"),
 }
 
 

@@ -75,9 +75,7 @@ def agree(
     if not fingerprints:
         return Agreed(result("skipped", "no other publisher of the same tokens was found"))
     if not in_fingerprint(statement.manifest):
-        return Agreed(
-            result("skipped", "all layers slide, and a fingerprint has nothing of windows that moved on")
-        )
+        return Agreed(result("skipped", "all layers slide, and a fingerprint has nothing of windows that moved on"))
     policy = node.trust.policy.policy
     rows = fingerprint_rows(statement.manifest.layout.layers)
     scores = compare(
