@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from kvswap.artifact.layout import fingerprint_rows
+from kvswap.artifact.layout import fingerprint_rows, in_fingerprint
 from kvswap.artifact.manifest import Manifest, Numerics
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import IntegrityError, KvswapError
@@ -75,6 +75,8 @@ def agree(
     figures = CheckFigures()
     if not fingerprints:
         return Agreed(result("skipped", "no other publisher of the same tokens was found"))
+    if not in_fingerprint(statement.manifest):
+        return Agreed(result("skipped", "all layers slide, and a fingerprint has nothing of windows that moved on"))
     policy = node.trust.policy.policy
     rows = fingerprint_rows(statement.manifest.layout.layers)
     scores = compare(
