@@ -146,7 +146,7 @@ class LlamaServer:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What is known of a server and its model: how states look, how they are laid out, and how it computes."""
+    """A server and its model as far as they are known: how states look, how they are laid out, and how it computes."""
 
     identity: ModelIdentity
     shape: StateShape
