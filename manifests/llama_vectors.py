@@ -20,7 +20,9 @@ PROBE = EngineProbe("llama.cpp", "b11549", bytes(range(32)), bytes(range(64)) * 
 def llama_vectors(write: Write, sealed: Seal, now: int) -> None:
     """Write the vectors, valid and hostile."""
     plain = make_artifact(now=now, specs=(FULL, FULL), dtype="float16", extensions=["engine"], engine=PROBE)
-    write("valid", "engine-probe", plain.statement.envelope, 0, "with the probe of the engine that made it", plain.chunks)
+    write(
+        "valid", "engine-probe", plain.statement.envelope, 0, "with the probe of the engine that made it", plain.chunks
+    )
     quantised = make_artifact(now=now, specs=(QUANTISED, QUANTISED), dtype="q8_0")
     write("valid", "q8_0", quantised.statement.envelope, 0, "blocks of q8_0, as they are", quantised.chunks)
 

@@ -247,6 +247,8 @@ class Manifest(Strict, frozen=True, dict=True):
         out |= {name: wire.jsonable(wire.plain(value)) for name, value in self._versioned.items()}
         out["chunks"] = [wire.jsonable(wire.plain(chunk)) | {"cid": str(chunk.id)} for chunk in self.chunks]
         out["model"]["identity"] = self.model.digest.hex()
+        if self.engine is None:
+            del out["engine"]
         for name in ("predictor", "fingerprint"):
             if (file := getattr(self, name)) is not None:
                 out[name]["cid"] = str(file.id)

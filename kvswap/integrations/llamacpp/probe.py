@@ -52,8 +52,9 @@ NOISE = Distances(first=0.0035, keys=0.13, mean=0.1)
 
 What differs by rounding adds up from layer to layer; another RoPE shows in keys, and in the first layer where it turns
 with it.  Measured on Gemma 3 270M and SmolLM2, with instruction sets from SSE2 to AVX-512, two releases, and flash
-attention on and off: at most 0.0029, 0.095 and 0.057.  Gemma with twice the RoPE base: keys 0.159, half the scale:
-0.29.  A base of 1.1 times is within the noise there on another processor, and not bitwise on the same.
+attention on and off: at most 0.0029, 0.095 and 0.057.  SmolLM2 with a RoPE base of 1.01 times: first 0.0146;
+Gemma of twice: keys 0.159, with half the scale 0.29.  A base of 1.1 times is within the noise there on another
+processor, and not bitwise on the same.
 """
 
 _LARGEST = 65_504.0  # of a float16
