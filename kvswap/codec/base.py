@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from kvswap.codec.parts import OPAQUE, Part, check_parts, raw_length
+from kvswap.codec.parts import Part, check_parts, raw_length
 from kvswap.codec.predictive.context import Context
+from kvswap.core.defaults import OPAQUE_DTYPES
 from kvswap.core.errors import Incompatible, IntegrityError
 
 
@@ -87,7 +88,7 @@ def encode(parts: Sequence[Part], dtype: str, name: str, context: Context | None
     Raises `Incompatible` or `IntegrityError` for parts that no codec is specified for.
     """
     check_parts(parts, dtype)
-    if dtype in OPAQUE:
+    if dtype in OPAQUE_DTYPES:
         name = "raw"
     raw = raw_length(parts)
     if name == "predictive":
@@ -112,6 +113,6 @@ def decode(
     parts.
     """
     check_parts(parts, dtype)
-    if dtype in OPAQUE and name != "raw":
+    if dtype in OPAQUE_DTYPES and name != "raw":
         raise IntegrityError(f"a chunk of {dtype} is raw, and not {name[:40]!r}")
     get(name).decode(wire, parts, dtype, context)
