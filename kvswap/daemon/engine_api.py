@@ -12,7 +12,7 @@ from aiohttp import web
 from kvswap.api import PrefixRequest
 from kvswap.api.caches import ComputedResult, PrefixIndex, PrefixResult
 from kvswap.api.plans import summary_of
-from kvswap.artifact.manifest import ModelIdentity, Numerics
+from kvswap.artifact.manifest import DocumentRef, EngineProbe, ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, UsageError
 from kvswap.core.limits import LIMITS
@@ -149,6 +149,8 @@ def computed_of(head: dict[str, Any]) -> Computed:
             numerics=wire.convert(head["numerics"], Numerics),
             group=str(group) if group is not None else None,
             compare=bool(head.get("compare", True)),
+            document=wire.convert(given, DocumentRef) if (given := head.get("document")) is not None else None,
+            engine=wire.convert(probe, EngineProbe) if (probe := head.get("engine")) is not None else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _wrong("it begins with model, dtype, ids, block_tokens and numerics") from error

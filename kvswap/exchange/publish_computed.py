@@ -1,6 +1,7 @@
 """Publishing what a serving engine computed: it sends the chunks, this node signs what it says of them.
 
-An engine's kernels are not those of the model process, so nothing is claimed bitwise.  Where the node has the model,
+An engine's kernels are not those of the model process, so nothing is claimed bitwise, unless the engine says by a probe
+what it computes: then readers claim it who have the same engine, and compare the probe.  Where the node has the model,
 the engine's cache and one computed here answer the same question: equal tokens make the claim `token-verified`,
 anything else leaves it at `tolerance`.
 """
@@ -13,7 +14,17 @@ from dataclasses import dataclass
 import msgspec
 
 from kvswap.api.caches import ComputedResult, DivergenceFigures
-from kvswap.artifact.manifest import Divergence, Manifest, ModelIdentity, Numerics, Probe, TokenSequence, version_of
+from kvswap.artifact.manifest import (
+    Divergence,
+    DocumentRef,
+    EngineProbe,
+    Manifest,
+    ModelIdentity,
+    Numerics,
+    Probe,
+    TokenSequence,
+    version_of,
+)
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
 from kvswap.exchange.model_port import own_model
@@ -41,6 +52,8 @@ class Computed:
     numerics: Numerics
     group: str | None = None
     compare: bool = True  # with what the model process computes, where there is one
+    document: DocumentRef | None = None
+    engine: EngineProbe | None = None
 
     @property
     def prefix(self) -> TokenSequence:
@@ -61,7 +74,8 @@ async def publish_computed(
     name = computed.group or node.settings.group
     readers = node.trust.groups.get(name) if name else None
     prefix = await asyncio.to_thread(lambda: computed.prefix)
-    if computed.numerics.claim not in EXACTNESS_CLAIMS:
+    claims = (*EXACTNESS_CLAIMS, "bitwise") if computed.engine is not None else EXACTNESS_CLAIMS
+    if computed.numerics.claim not in claims:
         raise UsageError(f"what an engine made cannot be claimed to be {computed.numerics.claim[:40]!r}")
     before = await asyncio.to_thread(_own, node, computed, prefix, readers)
     if before is not None:
@@ -83,6 +97,9 @@ async def publish_computed(
             fingerprint=ingested.fingerprint,
             life=new_life(node),
             publisher=node.identity.own,
+            document=computed.document,
+            extensions=["engine"] if computed.engine is not None else [],
+            engine=computed.engine,
         )
         compared = await _compared(node, computed, manifest, ingested) if computed.compare else None
         if compared is None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvswap.cli.completing import ReferenceType
+from kvswap.cli import gguf
+from kvswap.cli.completing import ModelType, ReferenceType
 from kvswap.cli.objective import group_option, host_option, lossy_option, plan_options, untrusted_option
 from kvswap.cli.output import Output, reference, verb
 from kvswap.core.defaults import ANSWER_TOKENS
@@ -14,13 +15,14 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
 if TYPE_CHECKING:
-    from kvswap.api import ProgressEvent
+    from kvswap.api import AskResult, ProgressEvent
 
 
 @click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
 @click.argument("ref", type=ReferenceType())
 @click.argument("question")
 @click.option("--max-tokens", type=click.IntRange(1, LIMITS.host_tokens), default=ANSWER_TOKENS, show_default=True)
+@click.option("--model", type=ModelType(), help="A .gguf file, with which llama.cpp answers (REF must be a file).")
 @click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust the publisher from now on, if not known yet.")
@@ -36,6 +38,7 @@ def ask_command(
     ref: str,
     question: str,
     max_tokens: int,
+    model: str | None,
     prefill: bool,
     force: bool,
     tofu: bool,
@@ -48,6 +51,17 @@ def ask_command(
 ) -> None:
     """Answer a question, and say where the cache came from and what it took."""
     name, text = reference(ref)
+    if model is not None:
+        gguf.require_plain(
+            tofu=tofu,
+            allow_untrusted=allow_untrusted,
+            allow_lossy=allow_lossy,
+            host=host,
+            objective=objective != Objective(),
+        )
+        how = {"max_tokens": max_tokens, "prefill": prefill, "force": force, "ignore_eos": ignore_eos, "group": group}
+        _show(output, gguf.ask(output, text, question, model, **how))
+        return
     with output.progress() as progress:
 
         def show(event: ProgressEvent) -> None:
@@ -70,6 +84,11 @@ def ask_command(
             ignore_eos=ignore_eos,
             on_event=show,
         )
+    _show(output, answer)
+
+
+def _show(output: Output, answer: AskResult) -> None:
+    """Print an answer, and where the cache came from."""
     output.result(answer, answer.text)
     if not output.as_json and not output.quiet:
         computed = answer.computed_tokens

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kvswap.cli import gguf
 from kvswap.cli.completing import ModelType
 from kvswap.cli.objective import group_option
 from kvswap.cli.output import Output, read_document, size, verb
@@ -25,7 +26,9 @@ def _counts(context: click.Context, option: click.Parameter, value: str) -> list
 
 @click.command("publish", help="Prefill FILE and offer its KV cache.  The cache reveals the text.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model", type=ModelType(), help="Model to prefill with (default: the daemon's).")
+@click.option(
+    "--model", type=ModelType(), help="Model to prefill with (default: the daemon's); llama.cpp computes a .gguf file."
+)
 @click.option(
     "--codec",
     type=click.Choice(CODECS),
@@ -54,17 +57,21 @@ def publish_command(
 ) -> None:
     """Publish a document, and say who can read it."""
     text = read_document(file).decode()
-    with output.progress() as progress:
-        done = output.client.publish(
-            text,
-            model=model,
-            codec=codec,
-            truncate=truncate,
-            source=source,
-            group=group,
-            checkpoints=checkpoints,
-            on_event=progress,
-        )
+    if model is not None and gguf.is_gguf(model):
+        gguf.require_plain(truncate=truncate, checkpoints=checkpoints)
+        done = gguf.publish(output, text, model, codec=codec, source=source, group=group)
+    else:
+        with output.progress() as progress:
+            done = output.client.publish(
+                text,
+                model=model,
+                codec=codec,
+                truncate=truncate,
+                source=source,
+                group=group,
+                checkpoints=checkpoints,
+                on_event=progress,
+            )
     ratio = done.raw_bytes / done.wire_bytes
     output.result(
         done,
