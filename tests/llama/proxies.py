@@ -53,7 +53,20 @@ class Proxy:
     def start(self, ready: bool = True) -> None:
         self.home.mkdir(exist_ok=True, parents=True)
         command = [sys.executable, "-m", "kvswap", "llama", "--home", str(self.home), "-m", str(self.model)]
-        command += ["-c", "8192", "-np", "1", "-t", "2", "--no-warmup", "--port", str(self.port), *self.flags]
+        command += [
+            "-c",
+            "8192",
+            "-np",
+            "1",
+            "-t",
+            "2",
+            "--no-warmup",
+            "--lookup-seconds",
+            "600",
+            "--port",
+            str(self.port),
+            *self.flags,
+        ]
         with (self.home / "output.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.env)
         if ready:

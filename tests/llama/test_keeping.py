@@ -263,18 +263,22 @@ def test_nothing_is_left_behind(proxy: Start, ggufs: dict[str, Path]) -> None:
 
     one = proxy(ggufs["dense"])
     one.chat(*TURNS[:2])
+    killed = set()
     for number in (signal.SIGTERM, signal.SIGKILL):
+        assert one.process is not None
+        killed.add(one.process.pid)
         server = psutil.Process(one.server_pid())
         one.end(number)
         until(
             lambda server=server: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, "the server ends"
         )
         one.start()
+    pids = _owners()
+    assert one.process.pid in pids and not killed & pids, "what a killed one left, the next one removes"
     one.end()
-    assert not [path for path in Path("/dev/shm").glob("kvswap-llama-*") if _of(path, one)]
+    assert one.process.pid not in _owners()
     assert json.loads((one.home / "llama.json").read_text())["url"] == one.url
 
 
-def _of(path: Path, proxy: Proxy) -> bool:
-    owner = path / "owner"
-    return owner.exists() and owner.read_text() == str(proxy.home)
+def _owners() -> set[int]:
+    return {int(path.name.split("-")[2]) for path in Path("/dev/shm").glob("kvswap-llama-*-*")}

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from kvswap.cli.objective import Bytes
+from kvswap.cli.objective import Bytes, Finite
 from kvswap.cli.output import Output, verb
+from kvswap.core.defaults import LOOKUP_SECONDS
 from kvswap.core.directories import home_directory
 from kvswap.core.errors import UsageError
 
@@ -48,13 +49,25 @@ class _Through(click.Command):
 )
 @click.option("--quota", type=Bytes(0, 10**18), default=_QUOTA, help="Of kept conversations; as 500M or 10G.")
 @click.option(
+    "--lookup-seconds",
+    type=Finite(0.001, 3600),
+    default=LOOKUP_SECONDS,
+    show_default=True,
+    help="Until a request goes on as it came, while it is not known whether anything is kept of it.",
+)
+@click.option(
     "--server-program", metavar="FILE", help="The llama-server to start (default: from PATH, or xllamacpp's)."
 )
 @click.option("--server", metavar="URL", help="Front this llama-server; give its --slot-save-path and --api-key too.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED, metavar="[--model FILE] [LLAMA-SERVER'S FLAGS]...")
 @verb
 def llama_command(
-    output: Output, quota: int, server_program: str | None, server: str | None, flags: tuple[str, ...]
+    output: Output,
+    quota: int,
+    lookup_seconds: float,
+    server_program: str | None,
+    server: str | None,
+    flags: tuple[str, ...],
 ) -> None:
     """Run llama-server with the proxy in front of it, on the address that its flags name, until interrupted."""
     from kvswap.integrations.llamacpp.proxy.flags import ServerFlags
@@ -62,7 +75,7 @@ def llama_command(
 
     read = ServerFlags.read(flags, os.environ)
     _check(read.arguments, server, read.slot_directory is not None)
-    options = LlamaOptions(home_directory(output.home), read, quota, server_program, server)
+    options = LlamaOptions(home_directory(output.home), read, quota, lookup_seconds, server_program, server)
 
     def ready(info: dict[str, Any]) -> None:
         shown = f"llama-server is ready at {info['url']}"

@@ -12,18 +12,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from kvswap.core.defaults import LOOKUP_SECONDS
 from kvswap.core.errors import IntegrityError, KvswapError
 from kvswap.core.tasks import end
 from kvswap.integrations.llamacpp.proxy.counts import Counts
 from kvswap.integrations.llamacpp.proxy.kept import KeptPrefix, KeptTree
 from kvswap.integrations.llamacpp.proxy.prompts import Prompt, changes_computation, parsed, prompt_of
 from kvswap.integrations.llamacpp.proxy.server import ServerRefused, SlotServer, SlotView
-from kvswap.integrations.llamacpp.proxy.slot_files import Saved, SlotFiles
+from kvswap.integrations.llamacpp.proxy.slot_files import Saved, SlotFiles, slot_file_name
 from kvswap.integrations.llamacpp.proxy.watching import AnswerWatcher
 
 logger = logging.getLogger("kvswap.llama")
 
-_QUICK_SECONDS = 0.05  # for what is asked before it is known whether anything is kept of a prompt
+_SECONDS_PER_BYTE = 1e-6  # for bodies that take longer: 4 ms for each 1,000 tokens
 _TOKENIZE_SECONDS = 2.0  # once its beginning is
 _SLOTS_SECONDS = 1.0
 _HEAD = 2_000  # characters that say whether anything can be kept
@@ -32,6 +33,8 @@ _LEAST = 64  # tokens that a restore has to spare
 _QUIET_SECONDS = 0.15
 _LONG_QUIET_SECONDS = 1.0  # before saves that take longer than a client should wait
 _SHORT_SAVE = 0.05
+_FINISHED = 8  # requests that are remembered until it is seen which slots they used
+_LONG_BODY = 1 << 16
 _FAILURES = 3  # saves in a row that are not understood, until none is tried
 
 
@@ -63,8 +66,11 @@ class _KnownSlot:
 class Keeper:
     """The slots of one llama-server, and what is kept of them in `tree`; without one everything passes through."""
 
-    def __init__(self, server: SlotServer, files: SlotFiles, counts: Counts) -> None:
+    def __init__(
+        self, server: SlotServer, files: SlotFiles, counts: Counts, lookup_seconds: float = LOOKUP_SECONDS
+    ) -> None:
         self._server, self._files, self.counts = server, files, counts
+        self._lookup_seconds = lookup_seconds
         self.tree: KeptTree | None = None
         self.reason = "llama-server is loading its model"
         self.restores = True
@@ -113,7 +119,7 @@ class Keeper:
         return turn
 
     async def _prepare(self, tree: KeptTree, turn: Turn, kind: str, body: bytes) -> None:
-        fields = await asyncio.to_thread(parsed, body) if len(body) > 1 << 16 else parsed(body)
+        fields = await asyncio.to_thread(parsed, body) if len(body) > _LONG_BODY else parsed(body)
         if fields is None:
             return
         if changes_computation(fields):
@@ -121,7 +127,7 @@ class Keeper:
                 "a request changed the computation (lora, n_cache_reuse): its cache is not its ids' alone"
             )
             return
-        prompt = await self._prompt(kind, fields)
+        prompt = await self._prompt(kind, fields, len(body))
         if prompt is not None:
             turn.text, turn.ids = prompt.text, prompt.ids
         if self._in_flight and len(self._in_flight) >= max(1, len(self._slots)):
@@ -138,9 +144,12 @@ class Keeper:
             turn.ids = tuple(ids)
             await self._restore_best(tree, turn, ids, idle)
 
-    async def _prompt(self, kind: str, fields: dict[str, Any]) -> Prompt | None:
+    async def _prompt(self, kind: str, fields: dict[str, Any], length: int) -> Prompt | None:
+        seconds = (
+            self._lookup_seconds if length <= _LONG_BODY else max(self._lookup_seconds, length * _SECONDS_PER_BYTE)
+        )
         try:
-            return await prompt_of(kind, fields, self._server, _QUICK_SECONDS)
+            return await prompt_of(kind, fields, self._server, seconds)
         except ServerRefused as error:
             logger.info("llama: a prompt is not known beforehand: %s", error)
             return None
@@ -149,15 +158,15 @@ class Keeper:
         """Return the ids of a prompt, or None where its beginning shows that nothing is kept of it."""
         if prompt.ids:
             return prompt.ids
-        head = await self._server.tokenize(prompt.text[:_HEAD], _QUICK_SECONDS)
+        head = await self._server.tokenize(prompt.text[:_HEAD], self._lookup_seconds)
         if len(prompt.text) <= _HEAD:
             ids = head
         elif tree.match(head).shared < min(_HEAD_TOKENS, len(head) // 2):
             return None
         else:
-            ids = await self._server.tokenize(prompt.text, _TOKENIZE_SECONDS)
+            ids = await self._server.tokenize(prompt.text, max(_TOKENIZE_SECONDS, self._lookup_seconds))
         if prompt.messages is not None:
-            count = await self._server.count_messages(prompt.messages, _TOKENIZE_SECONDS)
+            count = await self._server.count_messages(prompt.messages, max(_TOKENIZE_SECONDS, self._lookup_seconds))
             if count != len(ids):
                 self.counts.unlike += 1
                 return None
@@ -165,7 +174,8 @@ class Keeper:
 
     async def _look(self) -> list[_KnownSlot]:
         """Return the idle slots, with those marked dirty that were used since."""
-        views = await self._server.slots(_SLOTS_SECONDS if not self._in_flight else _QUICK_SECONDS)
+        seconds = self._lookup_seconds if self._in_flight else max(_SLOTS_SECONDS, self._lookup_seconds)
+        views = await self._server.slots(seconds)
         changed = [slot for view in views if (slot := self._noted(view)).task != view.task]
         for slot in changed:
             slot.dirty, slot.ids, slot.checkpoints, slot.used = True, None, (), time.monotonic()
@@ -224,7 +234,7 @@ class Keeper:
         if turn.restored:
             self._judge(turn)
         self._finished.append(turn if turn.watcher.ended and turn.watcher.status == 200 else Turn())
-        del self._finished[:-64]
+        del self._finished[:-_FINISHED]
         if self.tree is not None and not self._in_flight:
             if self._saving is not None:
                 self._saving.cancel()
@@ -329,7 +339,7 @@ class Keeper:
 
     def _name(self, purpose: str) -> str:
         self._numbers += 1
-        return f"kvswap-{purpose}-{self._numbers}.bin"
+        return slot_file_name(purpose, self._numbers)
 
     def _pending(self) -> int:
         """Return how many things are still to be done: requests to be answered, slots to be saved or written."""

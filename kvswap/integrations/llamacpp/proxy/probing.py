@@ -22,13 +22,13 @@ from kvswap.integrations.llamacpp import (
     save_slot_file,
     shape_of,
 )
-from kvswap.integrations.llamacpp.proxy.server import SlotServer
-from kvswap.integrations.llamacpp.proxy.slot_files import restorable
+from kvswap.integrations.llamacpp.proxy.server import ServerRefused, SlotServer
+from kvswap.integrations.llamacpp.proxy.slot_files import restorable, slot_file_name
 
 PROBE_TOKENS = 64
 _PREFILL_SECONDS = 600.0  # on a slow machine
 _SECONDS = 30.0
-_NAME = "kvswap-probe.bin"
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,17 @@ async def probe(server: SlotServer, directory: Path, model: str) -> Probed:
     `ServerRefused`, `Incompatible` for states that are not understood, or `OSError`.
     """
     ids = _fixed_ids(await server.vocabulary(_SECONDS))
-    await server.prefill(0, ids[:-1], _PREFILL_SECONDS)
-    path = directory / _NAME
+    name = slot_file_name("probe", 0)
+    path = directory / name
     try:
-        await server.save(0, _NAME, _SECONDS)
-        file = parse_slot_file(path.read_bytes())
+        file = await _saved(server, path, ids[:-1])
         shape = shape_of(file)
         rows = [layer_rows(cache, cache.first, cache.stop) for cache in file.state.caches]
         save_slot_file(
             path, restorable(shape, file.ids, rows)
         )  # as conversations are restored, and not as it was saved
         await server.erase(0, _SECONDS)
-        restored = await server.restore(0, _NAME, _SECONDS)
+        restored = await server.restore(0, name, _SECONDS)
         cached = await server.prefill(0, ids, _PREFILL_SECONDS)
         await server.erase(0, _SECONDS)
     finally:
@@ -67,6 +66,17 @@ async def probe(server: SlotServer, directory: Path, model: str) -> Probed:
     # a sequence anew if layers slide; longer ones will show.
     unsure = shape.slides and not shape.checkpoints
     return Probed(shape, _root(model, shape, file), unsure or (restored == PROBE_TOKENS and cached >= PROBE_TOKENS - 1))
+
+
+async def _saved(server: SlotServer, path: Path, ids: Sequence[int]) -> SlotFile:
+    """Return what the server saves of these ids, unless a request that came before uses the slot meanwhile."""
+    for _ in range(_TRIES):
+        await server.prefill(0, ids, _PREFILL_SECONDS)
+        await server.save(0, path.name, _SECONDS)
+        file = parse_slot_file(path.read_bytes())
+        if file.ids == tuple(ids):
+            return file
+    raise ServerRefused("llama-server saved other tokens than it was given", cause="it answers other requests")
 
 
 def _fixed_ids(vocabulary: int) -> list[int]:

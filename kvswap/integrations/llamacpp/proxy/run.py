@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from kvswap.core.atomic import write_atomic
+from kvswap.core.defaults import LOOKUP_SECONDS
 from kvswap.core.errors import KvswapError, UsageError
 from kvswap.core.log import start_log
 from kvswap.core.tasks import end
@@ -50,6 +51,7 @@ class LlamaOptions:
     home: Path
     flags: ServerFlags
     quota_bytes: int
+    lookup_seconds: float = LOOKUP_SECONDS
     program: str | None = None
     server: str | None = None
 
@@ -65,7 +67,7 @@ class LlamaProxy:
         self._process = None if options.server else ServerProcess(flags, options.program, self._files.directory)
         self._forwarder = Forwarder(options.server or self._process.url)  # type: ignore[union-attr]
         self._server = SlotServer(self._forwarder, flags.api_key, flags.prefix)
-        self._keeper = Keeper(self._server, self._files, Counts())
+        self._keeper = Keeper(self._server, self._files, Counts(), options.lookup_seconds)
         actions = SlotActions(self._keeper, self._forwarder, flags.slot_directory, self._folder / "booked")
         self._app = ProxyApp(self._forwarder, self._keeper, actions, flags.api_key, flags.prefix)
 
@@ -119,24 +121,29 @@ class LlamaProxy:
             if self._process is not None:
                 await self._process.start()
             self._keeper.counts.server_starts += 1
-            await self._ready()
-            await self._establish()
+            if await self._ready():
+                await self._establish()
+            elif ready is not _nobody:
+                raise ServerFailed(f"llama-server did not start: it ended with status {await self._ended()}")
             if ready is not _nobody:
                 info = {"url": url, "pid": os.getpid(), "server": self._forwarder.url}
                 write_atomic(self._options.home / RUN_FILE, _json(info), durable=False)
                 ready(info | {"keeping": self._keeper.tree is not None, "reason": self._keeper.reason})
                 ready = _nobody
             status = await self._ended()
-            short = short + 1 if time.monotonic() - began < _SHORT_LIFE_SECONDS else 0
+            brief = self._process is not None and time.monotonic() - began < _SHORT_LIFE_SECONDS
+            short = short + 1 if brief else 0
             if short >= _RESTARTS:
                 raise ServerFailed(f"llama-server ended {short} times in a row, with status {status}")
             self._keeper.pass_through(f"llama-server ended with status {status}, and is started again")
 
-    async def _ready(self) -> None:
+    async def _ready(self) -> bool:
+        """Wait until the server answers, and return True; or False if it ended before."""
         while not await self._server.healthy():
             if self._process is not None and not self._process.alive():
-                raise ServerFailed(f"llama-server did not start: it ended with status {await self._process.ended()}")
+                return False
             await asyncio.sleep(_POLL_SECONDS)
+        return True
 
     async def _ended(self) -> int:
         """Wait until the server has ended; one that was running before is looked at now and then."""
@@ -152,8 +159,8 @@ class LlamaProxy:
             self._keeper.pass_through(f"{self._options.flags.not_kept} makes a cache other than its ids say")
             return
         try:
-            async with self._keeper.lock:
-                model = await self._model()
+            model = await self._model()
+            async with self._keeper.lock:  # requests wait for the probe, as they did for the model
                 found = await probe(self._server, self._files.directory, model)
                 self._files.learn(found.shape)
                 kept = self._folder / "kept"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kvswap.core.atomic import is_running
 from kvswap.core.errors import QuotaExceeded
 from kvswap.integrations.llamacpp import (
     LayerRows,
@@ -29,6 +30,7 @@ from kvswap.integrations.llamacpp.proxy.kept import KeptPrefix, KeptTree, Slidin
 from kvswap.integrations.llamacpp.state import Bytes
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of its own is made there
+_PREFIX = "kvswap-llama-"
 _BYTES_PER_SECOND = 1.5e9  # of a save, until one was measured
 _SLOWEST = 50e6  # bytes a second, of which time limits are made
 _SLACK_SECONDS = 10.0
@@ -59,9 +61,23 @@ def slots_directory(chosen: Path | None, fallback: Path) -> Path:
         chosen.mkdir(parents=True, exist_ok=True)
         return chosen
     if _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK):
-        return Path(tempfile.mkdtemp(prefix="kvswap-llama-", dir=_SHARED_MEMORY))
+        return _own_directory(_SHARED_MEMORY)
     fallback.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Path(tempfile.mkdtemp(prefix="slots-", dir=fallback))
+    return _own_directory(fallback)
+
+
+def _own_directory(parent: Path) -> Path:
+    """Make a directory named after this process, and remove those of processes that were killed."""
+    for path in parent.glob(f"{_PREFIX}*"):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+
+
+def slot_file_name(purpose: str, number: int) -> str:
+    """Return a name for a slot file of this process."""
+    return f"kvswap-{purpose}-{os.getpid()}-{number}.bin"
 
 
 def restorable(shape: StateShape, ids: Sequence[int], caches: Sequence[Sequence[LayerRows]]) -> SlotFile:
@@ -106,9 +122,10 @@ class SlotFiles:
     def learn(self, shape: StateShape) -> None:
         """Take note of how the states of the server look, which has just started."""
         self._shape = shape
-        for path in self.directory.glob("kvswap-*.bin"):
-            with suppress(OSError):
-                path.unlink()
+        for path in self.directory.glob("kvswap-*-*-*.bin"):
+            pid = path.name.split("-")[2]
+            if pid.isdecimal() and (int(pid) == os.getpid() or not is_running(int(pid))):
+                self.remove(path.name)
 
     @property
     def expected_seconds(self) -> float:
