@@ -153,7 +153,7 @@ class Divergence(Strict, frozen=True):
 
 
 class EngineProbe(Strict, frozen=True):
-    """What a serving engine made of fixed tokens, by which servers that compute otherwise are told apart.
+    """The work of a serving engine on fixed tokens, by which servers that compute otherwise are told apart.
 
     `digest` is over all of it, `sketch` a projection that keeps distances; both are defined by `engine`.  `version` is
     for people to read.
@@ -247,6 +247,8 @@ class Manifest(Strict, frozen=True, dict=True):
         out |= {name: wire.jsonable(wire.plain(value)) for name, value in self._versioned.items()}
         out["chunks"] = [wire.jsonable(wire.plain(chunk)) | {"cid": str(chunk.id)} for chunk in self.chunks]
         out["model"]["identity"] = self.model.digest.hex()
+        if self.engine is None:
+            del out["engine"]
         for name in ("predictor", "fingerprint"):
             if (file := getattr(self, name)) is not None:
                 out[name]["cid"] = str(file.id)
@@ -315,6 +317,8 @@ def _fields_of(given: dict[str, msgspec.Raw], types: dict[str, Any]) -> dict[str
     if extra := set(given).difference(_KNOWN - _EXTENSIONS, declared):
         name = min(extra)[:40]
         raise MalformedManifest(f"unknown field {name!r}", cause="the publisher uses a newer format", field=name)
+    for name in _EXTENSIONS.intersection(declared) - set(given):
+        raise MalformedManifest(f"the extension {name} is declared and is not there", field=name)
     for name in _REQUIRED:
         if name not in given:
             raise MalformedManifest(f"not a valid manifest: the required field `{name}` is missing", field=name)

@@ -33,7 +33,10 @@ def publish(
     output: Output, text: str, model: str, *, codec: str | None, source: str | None, group: str | None
 ) -> PublishResult:
     """Publish a document that llama.cpp computes."""
-    from kvswap.integrations.llamacpp.verbs import publish_document  # numpy, which most commands have no use for
+    from kvswap.integrations.llamacpp.verbs import (
+        PublishChoices,
+        publish_document,
+    )  # numpy, which most commands have no use for
 
     if codec not in _CODECS:
         require_plain(**{f"codec {codec}": True})
@@ -45,13 +48,13 @@ def publish(
             said = tokens
             output.note(f"prefill: {tokens} tokens")
 
-    path = Path(model).expanduser()
-    return publish_document(output.client, text, path, codec=codec, source=source, group=group, progress=progress)
+    choices = PublishChoices(codec or "planes", source, group, progress=progress)
+    return publish_document(output.client, text, Path(model).expanduser(), choices)
 
 
 def ask(output: Output, text: str | None, question: str, model: str, **how: Any) -> AskResult:
-    """Answer a question with llama.cpp; `how` are the other arguments of `ask_document`."""
-    from kvswap.integrations.llamacpp.verbs import ask_document
+    """Answer a question with llama.cpp; `how` are the fields of `AskChoices`."""
+    from kvswap.integrations.llamacpp.verbs import AskChoices, ask_document
 
     if not is_gguf(model):
         raise UsageError(
@@ -65,4 +68,4 @@ def ask(output: Output, text: str | None, question: str, model: str, **how: Any)
             cause="its tokens have to be known, to find what is published of them",
             hint="kvswap ask FILE QUESTION --model MODEL.gguf",
         )
-    return ask_document(output.client, text, question, Path(model).expanduser(), **how)
+    return ask_document(output.client, text, question, Path(model).expanduser(), AskChoices(**how))

@@ -146,12 +146,14 @@ class LlamaServer:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What is known of a server and its model: how states look, how they are laid out, and how it computes."""
+    """A server and its model as far as known: how states look and are laid out, how it computes, and how fast."""
 
     identity: ModelIdentity
     shape: StateShape
     layout: GgufLayout
     probe: EngineProbe
+    token_seconds: float
+    """The seconds of prefilling a token, as they were with the probe."""
 
 
 def describe(server: LlamaServer, model: GgufFile, identity: ModelIdentity, slot: int = 0) -> Described:
@@ -164,7 +166,7 @@ def describe(server: LlamaServer, model: GgufFile, identity: ModelIdentity, slot
         raise Incompatible(f"{model.path.name} has no token embedding", field="model")
     ids = probe_ids(vocabulary)
     server.erase(slot)
-    server.compute(ids, START_SECONDS, slot=slot)
+    answer = server.complete(ids, 0, START_SECONDS, slot=slot)
     file = server.save(slot)
     server.erase(slot)
     if list(file.ids) != ids:
@@ -173,7 +175,10 @@ def describe(server: LlamaServer, model: GgufFile, identity: ModelIdentity, slot
     layout = layout_for(model, shape)
     props = server.call("/props")
     version = str(props.get("build_info", "")) if isinstance(props, dict) else ""
-    return Described(identity, shape, layout, probe_of(layout, file, version))
+    timings = answer.get("timings")
+    taken = timings.get("prompt_ms") if isinstance(timings, dict) else None
+    seconds = max(0.0, float(taken)) / 1e3 if isinstance(taken, int | float) else 0.0
+    return Described(identity, shape, layout, probe_of(layout, file, version), seconds / len(ids))
 
 
 _CHILD = """

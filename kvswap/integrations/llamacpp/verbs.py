@@ -18,7 +18,7 @@ from kvswap.artifact.chain import pack_ids
 from kvswap.artifact.manifest import DocumentRef, Manifest
 from kvswap.client import Client
 from kvswap.client.loading import statement_of
-from kvswap.core.defaults import BLOCK_TOKENS
+from kvswap.core.defaults import ANSWER_TOKENS, BLOCK_TOKENS
 from kvswap.core.directories import models_directory
 from kvswap.core.errors import InvalidDocument, KvswapError, NotFound, PlanSaysPrefill
 from kvswap.integrations.llamacpp.chunks import load_rows
@@ -40,6 +40,31 @@ _BYTES_A_TOKEN = 2  # fewer than any text has on average; where it has, the serv
 def identities() -> Path:
     """Return the folder in which identities of GGUF files are remembered."""
     return models_directory() / ".gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishChoices:
+    """The choices of a publication; `progress` is called with the tokens that are computed so far."""
+
+    codec: str = "planes"
+    source: str | None = None
+    group: str | None = None
+    cache_type: str = "f16"
+    block_tokens: int = BLOCK_TOKENS
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskChoices:
+    """The choices of a question; with `prefill` nothing is looked for, with `force` what is found is used."""
+
+    max_tokens: int = ANSWER_TOKENS
+    prefill: bool = False
+    force: bool = False
+    ignore_eos: bool = False
+    group: str | None = None
+    cache_type: str = "f16"
+    block_tokens: int = BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,42 +99,30 @@ def _opened(model: Path, text: str, headroom: int, cache_type: str) -> Iterator[
         yield _Opened(server, describe(server, file, identity), ids)
 
 
-def publish_document(
-    client: Client,
-    text: str,
-    model: Path,
-    *,
-    codec: str | None = None,
-    source: str | None = None,
-    group: str | None = None,
-    cache_type: str = "f16",
-    block_tokens: int = BLOCK_TOKENS,
-    progress: Progress | None = None,
-) -> PublishResult:
+def publish_document(client: Client, text: str, model: Path, choices: PublishChoices) -> PublishResult:
     """Prefill a document with a GGUF model through llama.cpp, and publish its keys and values.
 
     Raises `NotFound` where nothing runs llama.cpp here, `Incompatible` for a model that cannot be shared.
     """
     began = time.monotonic()
-    with _opened(model, text, 1, cache_type) as opened:
-        gathered = computed_sequence(opened.server, opened.described, opened.ids, STEP_SECONDS, progress)
+    with _opened(model, text, 1, choices.cache_type) as opened:
+        gathered = computed_sequence(opened.server, opened.described, opened.ids, STEP_SECONDS, choices.progress)
         data = text.encode()
-        document = DocumentRef(hashlib.sha256(data).digest(), len(data), "text/plain", source)
-        used = codec or "planes"
+        document = DocumentRef(hashlib.sha256(data).digest(), len(data), "text/plain", choices.source)
         done = publish_sequence(
             client,
             opened.described,
             gathered,
-            block_tokens=block_tokens,
-            codec=used,
-            group=group,
+            block_tokens=choices.block_tokens,
+            codec=choices.codec,
+            group=choices.group,
             document=document,
         )
     manifest = statement_of(client.details(done.artifact)).manifest
     return PublishResult(
         artifact=done.artifact,
         document=document.reference,
-        group=group,
+        group=choices.group,
         model=manifest.model.label,
         tokens=done.tokens,
         checkpoints=[],
@@ -157,6 +170,7 @@ def published_prefix(
         dtype=described.layout.dtype,
         block_tokens=block_tokens,
         parts=True,
+        curve=(described.token_seconds * block_tokens, 0.0),
         force=force,
         local=local,
         group=group,
@@ -184,43 +198,38 @@ class _Template:
         return str(answer["prompt"])
 
 
-def ask_document(
-    client: Client,
-    text: str,
-    question: str,
-    model: Path,
-    *,
-    max_tokens: int,
-    prefill: bool = False,
-    force: bool = False,
-    ignore_eos: bool = False,
-    group: str | None = None,
-    cache_type: str = "f16",
-    block_tokens: int = BLOCK_TOKENS,
-) -> AskResult:
+def ask_document(client: Client, text: str, question: str, model: Path, choices: AskChoices) -> AskResult:
     """Answer a question on a document with a GGUF model through llama.cpp, from a published cache where there is one.
 
     Whatever is wrong with what was found, the answer is made: then the document is prefilled, and the plan says why.
     """
     began = time.monotonic()
-    headroom = max_tokens + len(question.encode()) + 256
-    with _opened(model, text, headroom, cache_type) as opened:
+    headroom = choices.max_tokens + len(question.encode()) + 256
+    with _opened(model, text, headroom, choices.cache_type) as opened:
         server, described, ids = opened.server, opened.described, opened.ids
         asked = server.tokens(question_text(_Template(server), question), first=False)
         loaded: LoadedPrefix | None = None
         plan = PlanSummary(action="prefill", seconds=0.0, dollars=0.0, reason="prefilling was asked for")
-        if not prefill:
+        if not choices.prefill:
             try:
-                loaded = published_prefix(client, described, ids, block_tokens=block_tokens, force=force, group=group)
+                loaded = published_prefix(
+                    client,
+                    described,
+                    ids,
+                    block_tokens=choices.block_tokens,
+                    force=choices.force,
+                    group=choices.group,
+                )
                 plan = loaded.plan
                 server.restore(loaded.file)
             except (NotFound, PlanSaysPrefill) as error:
                 plan = PlanSummary(action="prefill", seconds=0.0, dollars=0.0, reason=error.message)
             except KvswapError as error:
                 loaded = None
+                server.erase()  # a restore that failed may have left something
                 plan = PlanSummary(action="prefill", seconds=0.0, dollars=0.0, reason=f"not used: {error.message}")
         ready = time.monotonic() - began
-        answer = server.complete([*ids, *asked], max_tokens, STEP_SECONDS, ignore_eos=ignore_eos)
+        answer = server.complete([*ids, *asked], choices.max_tokens, STEP_SECONDS, ignore_eos=choices.ignore_eos)
         seconds = time.monotonic() - began
     return _answered(answer, loaded, plan, len(ids), ready, seconds)
 
