@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,9 @@ from kvswap.cli.output import Output, verb
 from kvswap.core.defaults import LOOKUP_SECONDS
 from kvswap.core.directories import home_directory
 from kvswap.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvswap.integrations.llamacpp.proxy.run import ProxyStarted
 
 _QUOTA = 10 * 10**9
 _MODEL = ("-m", "--model", "-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "LLAMA_ARG_MODEL", "LLAMA_ARG_HF_REPO")
@@ -77,12 +80,11 @@ def llama_command(
     _check(read.arguments, server, read.slot_directory is not None)
     options = LlamaOptions(home_directory(output.home), read, quota, lookup_seconds, server_program, server)
 
-    def ready(info: dict[str, Any]) -> None:
-        shown = f"llama-server is ready at {info['url']}"
-        output.result({"ready": True, **info}, shown)
-        if info["reason"]:
-            output.note(f"nothing is restored: {info['reason']}")
-        output.note(f"curl {info['url']}/kvswap/status   what is kept")
+    def ready(started: ProxyStarted) -> None:
+        output.result(started, f"llama-server is ready at {started.url}")
+        if started.reason:
+            output.note(f"nothing is restored: {started.reason}")
+        output.note(f"curl {started.url}/kvswap/status   what is kept")
 
     main(options, ready)
 

@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,24 @@ _POLL_SECONDS = 0.1
 _PROPS_SECONDS = 10.0
 _RESTARTS = 5  # in a row of servers that live for less than this
 _SHORT_LIFE_SECONDS = 60.0
-Ready = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStarted:
+    """The proxy that is ready: its address, its server's, and whether anything is kept, or why not."""
+
+    url: str
+    pid: int
+    server: str
+    keeping: bool
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"ready": True} | asdict(self)
+
+
+Ready = Callable[[ProxyStarted], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +143,11 @@ class LlamaProxy:
             elif ready is not _nobody:
                 raise ServerFailed(f"llama-server did not start: it ended with status {await self._ended()}")
             if ready is not _nobody:
-                info = {"url": url, "pid": os.getpid(), "server": self._forwarder.url}
-                write_atomic(self._options.home / RUN_FILE, _json(info), durable=False)
-                ready(info | {"keeping": self._keeper.tree is not None, "reason": self._keeper.reason})
+                keeping, reason = self._keeper.tree is not None, self._keeper.reason
+                started = ProxyStarted(url, os.getpid(), self._forwarder.url, keeping, reason)
+                text = json.dumps(started.to_json()).encode() + b"\n"
+                write_atomic(self._options.home / RUN_FILE, text, durable=False)
+                ready(started)
                 ready = _nobody
             status = await self._ended()
             brief = self._process is not None and time.monotonic() - began < _SHORT_LIFE_SECONDS
@@ -197,12 +216,8 @@ def weights_name(path: Path, cache: Path) -> str:
         return path.name
 
 
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value).encode() + b"\n"
-
-
-def _nobody(info: dict[str, Any]) -> None:
-    """Tell nobody: only the first start is announced."""
+def _nobody(started: ProxyStarted) -> None:
+    """Announce nothing: only the first start is announced."""
 
 
 def main(options: LlamaOptions, ready: Ready) -> None:
