@@ -47,6 +47,7 @@ VERBS = {
     "unblock": ("block", "Serve and ask a peer again."),
     "trust": ("trust", "Publishers whose artifacts this node uses."),
     "host": ("host", "Answer others from hosted documents; or ask who does."),
+    "llama": ("llama", "Run llama-server so that it keeps what it prefilled over restarts."),
     "group": ("group", "Groups, for which documents can be sealed."),
     "id": ("id", "This node's ids and addresses."),
     "model": ("model", "Models: list, pull, check, remove."),
@@ -67,7 +68,7 @@ GROUPS = {
     "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw", "export", "import"),
     "Trust": ("verify", "trust", "group", "manifest"),
     "Network": ("id", "peers", "block", "unblock", "host", "events"),
-    "Models and costs": ("model", "codec", "economics", "bench"),
+    "Models and costs": ("model", "llama", "codec", "economics", "bench"),
     "This machine": ("config", "logs", "doctor", "mcp", "completion"),
 }
 
