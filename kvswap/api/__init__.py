@@ -10,6 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvswap.api.advice import (
+        AdviceResult,
+        PrefixAdvice,
+        SharingBreak,
+    )
     from kvswap.api.archives import (
         Exported,
         Imported,
@@ -22,8 +27,13 @@ if TYPE_CHECKING:
         HostAnswer,
         PrefixIndex,
         PrefixResult,
+        PublishedFile,
         PublishResult,
         TrainResult,
+    )
+    from kvswap.api.chat import (
+        PartTokens,
+        RenderResult,
     )
     from kvswap.api.events import (
         CheckEvent,
@@ -99,6 +109,7 @@ if TYPE_CHECKING:
         PlanRequest,
         PrefixRequest,
         PublishRequest,
+        RenderRequest,
         Request,
         Terms,
         TrainRequest,
@@ -158,14 +169,19 @@ if TYPE_CHECKING:
 _WHERE = {
     "requests": """
         AskRequest CollectRequest FetchRequest FindRequest GroupRequest JoinRequest PlanRequest PrefixRequest
-        PublishRequest Request Terms TrainRequest TrustRequest VerifyRequest WithdrawRequest aim_fields to_body""",
+        PublishRequest RenderRequest Request Terms TrainRequest TrustRequest VerifyRequest WithdrawRequest aim_fields
+        to_body""",
     "result": """
         OpenResult Result plain""",
+    "advice": """
+        AdviceResult PrefixAdvice SharingBreak""",
     "archives": """
         Exported Imported""",
     "caches": """
         AskResult ComputedResult DivergenceFigures FetchResult HostAnswer PrefixIndex PrefixResult PublishResult
-        TrainResult""",
+        PublishedFile TrainResult""",
+    "chat": """
+        PartTokens RenderResult""",
     "events": """
         CheckEvent DisputeEvent ExportEvent FilledEvent FoundEvent ImportEvent IntervalsEvent NodeEvent NoiseEvent
         OtherEvent PlanEvent PrefillEvent ProgressEvent ReservationEvent SourcePeer TokenEvent TrainEvent
@@ -206,6 +222,7 @@ __all__ = [
     "PlanRequest",
     "PrefixRequest",
     "PublishRequest",
+    "RenderRequest",
     "Request",
     "Terms",
     "TrainRequest",
@@ -217,6 +234,9 @@ __all__ = [
     "OpenResult",
     "Result",
     "plain",
+    "AdviceResult",
+    "PrefixAdvice",
+    "SharingBreak",
     "Exported",
     "Imported",
     "AskResult",
@@ -227,7 +247,10 @@ __all__ = [
     "PrefixIndex",
     "PrefixResult",
     "PublishResult",
+    "PublishedFile",
     "TrainResult",
+    "PartTokens",
+    "RenderResult",
     "CheckEvent",
     "DisputeEvent",
     "ExportEvent",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kvswap.cli.completing import ReferenceType
+from kvswap.cli.conversations import chat_options, read_chat
 from kvswap.cli.objective import group_option, host_option, lossy_option, plan_options, untrusted_option
 from kvswap.cli.output import Output, reference, verb
 from kvswap.core.defaults import ANSWER_TOKENS
@@ -17,9 +19,13 @@ if TYPE_CHECKING:
     from kvswap.api import ProgressEvent
 
 
-@click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
+@click.command(
+    "ask",
+    help="Answer QUESTION from the cache of REF, or as the next turn of --chat, fetched or prefilled as the plan says.",
+)
 @click.argument("ref", type=ReferenceType())
-@click.argument("question")
+@click.argument("question", required=False)
+@chat_options("In the place of REF, the conversation before the question")
 @click.option("--max-tokens", type=click.IntRange(1, LIMITS.host_tokens), default=ANSWER_TOKENS, show_default=True)
 @click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
@@ -34,7 +40,9 @@ if TYPE_CHECKING:
 def ask_command(
     output: Output,
     ref: str,
-    question: str,
+    question: str | None,
+    chat: Path | None,
+    tools: Path | None,
     max_tokens: int,
     prefill: bool,
     force: bool,
@@ -47,7 +55,14 @@ def ask_command(
     objective: Objective,
 ) -> None:
     """Answer a question, and say where the cache came from and what it took."""
-    name, text = reference(ref)
+    if chat is not None and question is None:  # the one word is the question
+        rendered = output.client.render(*read_chat(chat, tools), question=ref)
+        name, question, continuation = rendered.document, ref, rendered.continuation
+        text: str | None = rendered.text
+    elif question is not None and chat is None and tools is None:
+        (name, text), continuation = reference(ref), None
+    else:
+        raise click.UsageError("give REF and QUESTION, or --chat FILE and QUESTION")
     with output.progress() as progress:
 
         def show(event: ProgressEvent) -> None:
@@ -68,6 +83,7 @@ def ask_command(
             host=host,
             objective=objective,
             ignore_eos=ignore_eos,
+            continuation=continuation,
             on_event=show,
         )
     output.result(answer, answer.text)
