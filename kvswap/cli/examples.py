@@ -18,8 +18,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "publish": (
         ("kvswap publish manual.txt", "whoever reaches this node can read it"),
+        ("kvswap publish texts/", "all texts of a folder as one document"),
+        ("kvswap publish --chat messages.json --tools tools.json", "what a conversation begins with"),
         ("kvswap publish notes.txt --group team", "for the members of a group"),
         ("kvswap publish manual.txt --codec predictive", "smaller, where a predictor was trained"),
+    ),
+    "advise": (
+        ("kvswap advise requests.jsonl", "a request of OpenAI's chat API a line"),
+        ("kvswap advise requests.jsonl --out prefixes/", "their texts as files, for kvswap publish"),
     ),
     "find": (
         ("kvswap find sha256:ed56d002", "who has a document, by its SHA-256"),
@@ -33,6 +39,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "ask": (
         ('kvswap ask manual.txt "How do I reset it?"', ""),
+        ('kvswap ask --chat messages.json "And then?"', "from the longest published prefix"),
         ('kvswap ask sha256:ed56d002 "Who wrote it?" --max-tokens 16 --tofu', ""),
     ),
     "plan": (

@@ -28,6 +28,7 @@ from kvswap.worker.messages import (
     OpenedModel,
     OpenJob,
     PublishJob,
+    RenderJob,
     TokenizedText,
     TokenizeJob,
     TrainJob,
@@ -54,6 +55,7 @@ SENT: list[Job[Any]] = [
     AnswerJob(question="What?", steps=3, block_tokens=4, envelope=b"\xff\0", chunks="/c", tokens=4, work=WORK),
     VerifyJob(envelope=b"\xff\0", chunks="/c", levels=[2, 7], samples=8, seed=bytes(32), noise=NOISE),
     NoiseJob(),
+    RenderJob(chat=b'{"messages": [], "tools": [{"minimum": 0.5}]}', question="What?"),
 ]
 
 
