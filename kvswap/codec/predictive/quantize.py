@@ -15,7 +15,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
-LARGEST = 63  # what `predictive2` takes: two products with a byte stay within int16
+LARGEST = 63  # so that any two stay below what `predictive2` takes together
 _ROWS = 64  # features at a time
 
 

@@ -21,6 +21,7 @@ digests that its publisher signed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any
 
 import msgspec
@@ -43,7 +44,7 @@ Array = npt.NDArray[Any]
 
 MOST_FEATURES = 16_384  # the sum of that many products of 127 * 127 is an eighth of int32's range
 _MOST_LOG_SIGMA = 400
-LARGEST_WEIGHT = 63  # of version 2: two products with a byte stay within int16, which AVX2 adds them in
+LARGEST_PAIR = 128  # of version 2, two weights together: products with a byte stay within int16, where AVX2 adds them
 MOST_LOG_SIGMA = 200  # of version 2
 MOST_MISSING = 64  # of version 2
 _ONE = 1 << 30  # of rotations
@@ -194,8 +195,28 @@ def _check_narrow(stack: Stack) -> None:
     _require(bool((np.square(turns).sum(axis=-1) <= (_ONE + 1) ** 2).all()), "has rotations that stretch")
     _require(max(abs(m) for m in stack.missing) <= MOST_MISSING, "has a sigma out of range")
     for tensor in (*stack.k, *stack.v):
-        _require(bool((np.abs(tensor.weights.astype(np.int16)) <= LARGEST_WEIGHT).all()), "has a weight over 63")
         _require(bool((np.abs(tensor.log_sigma) <= MOST_LOG_SIGMA).all()), "has a sigma out of range")
+        at = 0
+        for width in input_widths(stack, tensor):
+            pairs = paired(tensor.weights[at : at + width])
+            _require(bool((pairs.sum(axis=1) <= LARGEST_PAIR).all()), "has two weights over 128 together")
+            at += width
+
+
+def input_widths(stack: Stack, tensor: Tensor) -> list[int]:
+    """List the channels of a tensor's inputs in the order of its weights."""
+    widths = [len(stack.k[0].mean), len(stack.v[0].mean)]  # the layers of a stack are alike
+    each = [widths[i % 2] for i in range(2 * stack.before + 1)]
+    ends = list(accumulate(each, initial=0))
+    return each[: ends.index(len(tensor.weights))]
+
+
+def paired(weights: Array) -> Array:
+    """Return the sizes of one input's weights by pairs of neighbouring features, int16 [pairs, 2, channels]."""
+    sizes = np.abs(weights.astype(np.int16))
+    if len(sizes) % 2:
+        sizes = np.concatenate([sizes, np.zeros_like(sizes[:1])])
+    return sizes.reshape(len(sizes) // 2, 2, -1)
 
 
 def _check_widths(pairs: Sequence[tuple[Tensor, Tensor]], before: int, token_table: bool) -> None:

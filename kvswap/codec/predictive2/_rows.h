@@ -35,7 +35,7 @@ static void AS(sums)(Work *w, const Job *j, int n, int head, int first, int toke
                 for (int k = 0; k < 2; k++) _mm512_storeu_si512(out + r * wide + 16 * k, a[r][k]);
 #elif LEVEL == 1
             const __m256i ones = _mm256_set1_epi16(1);
-            for (int r = 0; r < ROWS; r += 2) { /* |weight| <= 63: a pair of products fits int16 */
+            for (int r = 0; r < ROWS; r += 2) { /* two weights are 128 at most together: so products with bytes fit int16 */
                 __m256i a[2][4];
                 for (int k = 0; k < 4; k++)
                     a[0][k] = a[1][k] = _mm256_loadu_si256((const __m256i *)(correction + 8 * k));

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,17 +136,21 @@ def _taking(here: Place) -> Callable[[Array], Array]:
     return take
 
 
-def encode(plan: Plan, entries: Array | None) -> bytes:
-    """Encode a chunk.  `entries` are those of its tokens in the token table, if the plan has one."""
+def split_all(plan: Plan, entries: Array | None) -> Iterator[tuple[SplitValues, Array]]:
+    """Split the values of each tensor of a chunk; yields them and their contexts, [tokens, heads, dim]."""
     walk = _Walk(plan, entries)
-    coded: list[tuple[SplitValues, Array]] = []
-    with np.errstate(all="ignore"):
-        for number, step in enumerate(plan.steps):
-            words = _token_first(step.words)
+    for number, step in enumerate(plan.steps):
+        words = _token_first(step.words)
+        with np.errstate(all="ignore"):
             if not step.given:
                 frame = walk.predict(number)
-                coded.append((split(words, frame, plan.tables.frequency), frame.context))
+                yield split(words, frame, plan.tables.frequency), frame.context
             walk.know(number, words)
+
+
+def encode(plan: Plan, entries: Array | None) -> bytes:
+    """Encode a chunk.  `entries` are those of its tokens in the token table, if the plan has one."""
+    coded = list(split_all(plan, entries))
     writer = Writer(plan.slices * plan.heads, plan.tables, plan.form.bits)
     for value, context in reversed(coded):
         for here in reversed(_places(plan, context.shape[2], SLICE_LOG)):

@@ -348,7 +348,7 @@ def test_a_predictor_out_of_bounds_is_refused(trained: Predictor, what: str) -> 
     value = packing.parse(dump(trained))
     frequency = tables.frequency.astype("<u2").copy()
     if what == "weight":
-        stack = replace(stack, k=(stack.k[0], replace(tensor, weights=tensor.weights * 0 + 64), *stack.k[2:]))
+        stack = replace(stack, k=(stack.k[0], replace(tensor, weights=tensor.weights * 0 + 65), *stack.k[2:]))
     elif what == "sigma":
         stack = replace(stack, v=(replace(stack.v[0], log_sigma=stack.v[0].log_sigma * 0 + 201), *stack.v[1:]))
     elif what == "missing":
