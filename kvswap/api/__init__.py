@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         PlanEvent,
         PrefillEvent,
         ProgressEvent,
+        PushEvent,
         ReservationEvent,
         SourcePeer,
         TokenEvent,
@@ -70,6 +71,13 @@ if TYPE_CHECKING:
         StopResult,
         setting_rows,
     )
+    from kvswap.api.origins import (
+        OriginRemoved,
+        OriginRow,
+        OriginsResult,
+        OriginTest,
+        PushResult,
+    )
     from kvswap.api.peers import (
         BlockResult,
         LeaveResult,
@@ -96,9 +104,11 @@ if TYPE_CHECKING:
         FindRequest,
         GroupRequest,
         JoinRequest,
+        OriginRequest,
         PlanRequest,
         PrefixRequest,
         PublishRequest,
+        PushRequest,
         Request,
         Terms,
         TrainRequest,
@@ -153,8 +163,9 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "requests": """
-        AskRequest CollectRequest FetchRequest FindRequest GroupRequest JoinRequest PlanRequest PrefixRequest
-        PublishRequest Request Terms TrainRequest TrustRequest VerifyRequest WithdrawRequest aim_fields to_body""",
+        AskRequest CollectRequest FetchRequest FindRequest GroupRequest JoinRequest OriginRequest PlanRequest
+        PrefixRequest PublishRequest PushRequest Request Terms TrainRequest TrustRequest VerifyRequest
+        WithdrawRequest aim_fields to_body""",
     "result": """
         OpenResult Result plain""",
     "archives": """
@@ -164,8 +175,8 @@ _WHERE = {
         TrainResult""",
     "events": """
         CheckEvent DisputeEvent ExportEvent FilledEvent FoundEvent ImportEvent IntervalsEvent NodeEvent NoiseEvent
-        OtherEvent PlanEvent PrefillEvent ProgressEvent ReservationEvent SourcePeer TokenEvent TrainEvent
-        TransferEvent UncheckableEvent event_of""",
+        OtherEvent PlanEvent PrefillEvent ProgressEvent PushEvent ReservationEvent SourcePeer TokenEvent
+        TrainEvent TransferEvent UncheckableEvent event_of""",
     "find": """
         FindResult FoundArtifact FoundPrefix Holder""",
     "hosts": """
@@ -173,6 +184,8 @@ _WHERE = {
     "node": """
         AliveResult IdentityResult ModelEntry ModelRow ModelsResult ReadyResult SettingRow SettingsResult
         StopResult setting_rows""",
+    "origins": """
+        OriginRemoved OriginRow OriginTest OriginsResult PushResult""",
     "peers": """
         BlockResult LeaveResult PeerRow PeersResult""",
     "plans": """
@@ -197,9 +210,11 @@ __all__ = [
     "FindRequest",
     "GroupRequest",
     "JoinRequest",
+    "OriginRequest",
     "PlanRequest",
     "PrefixRequest",
     "PublishRequest",
+    "PushRequest",
     "Request",
     "Terms",
     "TrainRequest",
@@ -235,6 +250,7 @@ __all__ = [
     "PlanEvent",
     "PrefillEvent",
     "ProgressEvent",
+    "PushEvent",
     "ReservationEvent",
     "SourcePeer",
     "TokenEvent",
@@ -259,6 +275,11 @@ __all__ = [
     "SettingsResult",
     "StopResult",
     "setting_rows",
+    "OriginRemoved",
+    "OriginRow",
+    "OriginsResult",
+    "OriginTest",
+    "PushResult",
     "BlockResult",
     "LeaveResult",
     "PeerRow",

@@ -18,7 +18,21 @@ from typing import Any
 
 import msgspec
 
-from kvswap.api import archives, caches, events, find, hosts, node, peers, plans, status, store, trust, verification
+from kvswap.api import (
+    archives,
+    caches,
+    events,
+    find,
+    hosts,
+    node,
+    origins,
+    peers,
+    plans,
+    status,
+    store,
+    trust,
+    verification,
+)
 from kvswap.api import requests as bodies
 from kvswap.api.result import OpenResult, Result
 from kvswap.core.version import __version__
@@ -170,6 +184,20 @@ ROUTES = (
     Route("GET", "/v1/hosts", "Hosts that invited this node, with their offers.", (hosts.HostsResult,)),
     Route("POST", "/v1/hosts", "Accept a host's invitation.", (hosts.JoinResult,), body=bodies.JoinRequest),
     Route("DELETE", "/v1/hosts/{peer}", "Forget a host.", (peers.LeaveResult,)),
+    Route("GET", "/v1/origins", "Origins, and what was experienced with each.", (origins.OriginsResult,)),
+    Route("POST", "/v1/origins", "Add an origin.", (origins.OriginRow,), body=bodies.OriginRequest),
+    Route("DELETE", "/v1/origins", "Forget an origin.", (origins.OriginRemoved,), query=("url",)),
+    Route(
+        "POST", "/v1/origins/test", "Read and write one file there.", (origins.OriginTest,), body=bodies.OriginRequest
+    ),
+    Route(
+        "POST",
+        "/v1/push",
+        "Put an artifact in the store at an origin.",
+        (origins.PushResult,),
+        body=bodies.PushRequest,
+        lines=True,
+    ),
     Route("GET", "/v1/audits", "What was found by verifying.", (trust.AuditsResult,), query=("publisher",)),
     Route("GET", "/v1/trust", "Publishers on the allow-list, and those found to be wrong.", (trust.TrustResult,)),
     Route(

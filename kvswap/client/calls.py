@@ -183,6 +183,31 @@ def find(request: api.FindRequest) -> Call[api.FindResult]:
     return _stream("FindResult", "/v1/find", request)
 
 
+def push(request: api.PushRequest) -> Call[api.PushResult]:
+    """Push an artifact to an origin."""
+    return _stream("PushResult", "/v1/push", request)
+
+
+def origins() -> Call[api.OriginsResult]:
+    """List the origins."""
+    return Call("GET", "/v1/origins", "OriginsResult")
+
+
+def origin_add(request: api.OriginRequest) -> Call[api.OriginRow]:
+    """Add an origin."""
+    return _send("OriginRow", "/v1/origins", request)
+
+
+def origin_remove(url: str) -> Call[api.OriginRemoved]:
+    """Forget an origin."""
+    return Call("DELETE", f"/v1/origins?url={quote(url, safe='')}", "OriginRemoved")
+
+
+def origin_test(request: api.OriginRequest) -> Call[api.OriginTest]:
+    """Test an origin."""
+    return replace(_send("OriginTest", "/v1/origins/test", request), seconds=300)
+
+
 def config() -> Call[api.SettingsResult]:
     """List the settings of the daemon."""
     return Call("GET", "/v1/settings", "SettingsResult")

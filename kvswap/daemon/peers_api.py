@@ -25,12 +25,12 @@ class PeersApi:
         ]
 
     async def peers(self, request: web.Request) -> web.Response:
-        """List the peers that are connected or known."""
+        """List the peers that are connected or known; origins have a list of their own."""
         node = self._node
         connected = set(node.transport.connected()) if node.p2p else set()
         rows = []
         records = node.ledger.peers()
-        for peer in sorted(connected | records.keys()):
+        for peer in sorted(connected | {name for name in records if "://" not in name}):
             record = records.get(peer) or PeerRecord()
             known = node.calibration.peer(peer)
             rows.append(
