@@ -25,6 +25,7 @@ _WEB_PORTS = frozenset({80, 443})
 _CONNECT_SECONDS = 10.0
 _BUFFER_BYTES = 256 * 1024
 _CONNECTIONS = 16  # to one host, kept open
+_NAMES = 256  # of hosts whose addresses are remembered
 
 
 class JudgedResolver(aiohttp.ThreadedResolver):
@@ -33,6 +34,7 @@ class JudgedResolver(aiohttp.ThreadedResolver):
     def __init__(self, sender: str = BY_HAND) -> None:
         super().__init__()
         self._sender = sender
+        self._seen: dict[str, set[str]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -41,7 +43,15 @@ class JudgedResolver(aiohttp.ThreadedResolver):
         found = [a for a in await super().resolve(host, port, family) if reachable(a["host"], self._sender)]
         if not found:
             raise OSError(f"{host} is nowhere that this may lead to")
+        if len(self._seen) >= _NAMES:
+            self._seen.clear()
+        self._seen.setdefault(host, set()).update(a["host"] for a in found)
         return found
+
+    def address(self, host: str) -> str:
+        """Return an address of a host that was connected to; empty where its addresses are on several networks."""
+        seen = {host} if plain_host(host) is not None else self._seen.get(host, set())
+        return next(iter(seen)) if len({scope_of(address) for address in seen}) == 1 else ""
 
 
 def reachable(host: str, sender: str) -> bool:
@@ -53,18 +63,20 @@ class WebClient:
     """Connections to one place on the web and to where it redirects, kept open between requests."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, aiohttp.ClientSession] = {}  # by whose word: one for each kind of network
+        # By whose word they are made: one for each kind of network.
+        self._sessions: dict[str, tuple[aiohttp.ClientSession, JudgedResolver]] = {}
 
-    def _session(self, sender: str) -> aiohttp.ClientSession:
+    def _session(self, sender: str) -> tuple[aiohttp.ClientSession, JudgedResolver]:
         key = sender if sender == BY_HAND else scope_of(sender).value
         if key not in self._sessions:
-            connector = aiohttp.TCPConnector(resolver=JudgedResolver(sender), limit_per_host=_CONNECTIONS)
-            self._sessions[key] = aiohttp.ClientSession(
-                connector=connector,
+            resolver = JudgedResolver(sender)
+            session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(resolver=resolver, limit_per_host=_CONNECTIONS),
                 auto_decompress=False,
                 read_bufsize=_BUFFER_BYTES,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
+            self._sessions[key] = (session, resolver)
         return self._sessions[key]
 
     @asynccontextmanager
@@ -82,27 +94,20 @@ class WebClient:
             host = urlsplit(url).hostname or ""
             if plain_host(host) is not None and not reachable(host, sender):  # aiohttp resolves no literal address
                 raise _refused(url, "no server may lead there")
-            request = self._session(sender).get(url, headers=headers, timeout=timeout, allow_redirects=False)
-            async with request as response:
+            session, resolver = self._session(sender)
+            async with session.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS or "Location" not in response.headers:
                     yield response
                     return
-                sender = _address(response) or sender
+                sender = resolver.address(host)
                 url = _further(url, response.headers["Location"])
         raise _refused(url, "too many redirects")
 
     async def close(self) -> None:
         """Close all connections."""
-        for session in self._sessions.values():
+        for session, _ in self._sessions.values():
             await session.close()
         self._sessions.clear()
-
-
-def _address(response: aiohttp.ClientResponse) -> str:
-    """Return the IP address that a response comes from."""
-    transport = response.connection.transport if response.connection is not None else None
-    peer = transport.get_extra_info("peername") if transport is not None else None
-    return str(peer[0]) if peer else ""
 
 
 def _further(url: str, location: str) -> str:

@@ -116,14 +116,17 @@ class FileBackend:
             if not os.path.isdir(self._root):  # noqa: PTH112 - on the way of an error
                 cause = "it is not mounted, or a typing error"
                 return OriginError(f"{self.url} is not there", cause=cause, hint=f"ls {self._root}")
-            return NotFound(f"{self.url} does not have it")
+            if error.errno == errno.ENOENT:
+                return NotFound(f"{self.url} does not have it")
         if error.errno in _REFUSED:
             cause = "it is read-only, or belongs to another user"
             return OriginRefused(f"{self.url} refuses it: {why}", cause=cause, hint=f"ls -ld {self._root}")
         if error.errno in _FULL:
             return OriginError(f"{self.url} is full", cause="no space is left; nothing was lost", hint="df")
-        if error.errno in (errno.ELOOP, errno.EMLINK):
-            return OriginError(f"{self.url} has a symbolic link in it", cause="links are not followed there")
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENOTDIR):
+            return OriginError(
+                f"{self.url} has a link, or a file, in the place of a directory", cause="links are not followed there"
+            )
         return OriginError(f"{self.url} failed: {why}", cause="the disk, or the way to it", hint=f"ls {self._root}")
 
     @contextlib.contextmanager

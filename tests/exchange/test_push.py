@@ -17,9 +17,14 @@ from kvswap.core.origin_settings import OriginSettings
 from kvswap.exchange import Node
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.find import find
+from kvswap.exchange.prefix import fetch_prefix, find_prefix
+from kvswap.exchange.publish import publish
 from kvswap.exchange.push import push
+from kvswap.exchange.request import Terms
 from kvswap.origins.files import FileBackend
+from tests.exchange.modelled import RealModel
 from tests.exchange.test_fetch import DOCUMENT, needed_bytes, world
+from tests.support import DOCUMENT as TEXT_FILE
 from tests.support import group, key, make_artifact, run, seal_for
 
 
@@ -88,7 +93,12 @@ def test_a_push_that_broke_off_shows_no_reader_anything(tmp_path: Path, monkeypa
 
             monkeypatch.setattr(FileBackend, "_put", failing)
             total = len(made.chunks) + 1 + 3  # the manifest, layers and two pages; no status record of a stranger
-            for breaks in range(total - 1):  # the last page lists it for readers of other texts
+            for breaks in (
+                0,
+                1,
+                len(made.chunks) // 2,
+                *range(total - 5, total - 1),
+            ):  # but the last: it is listed then
                 writes = 0
                 with pytest.raises(OriginError, match="cable"):
                     await push(a, DOCUMENT, share)
@@ -238,5 +248,35 @@ def test_two_push_at_once_and_both_are_found(tmp_path: Path) -> None:
             reader = await w.node(apart=True, origins=(share,))
             found = await find(reader, DOCUMENT, FindRequest(ref=DOCUMENT))
             assert {a.artifact for a in found.artifacts} == {one.id for one in made}
+
+    run(body())
+
+
+TEXT = TEXT_FILE.read_text()[:700]
+OTHER = TEXT[:500] + " And something else entirely, which nobody has published yet."
+
+
+def test_by_its_beginning_a_text_is_continued_from_an_origin(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    """Published on one node, pushed to a directory, found by another text's beginning on a node that met nobody."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            share = origin(tmp_path / "share")
+            models = [RealModel(tiny_models["llama"]) for _ in range(2)]
+            a = await w.node(model=models[0], apart=True, block_tokens=64)
+            b = await w.node(model=models[1], apart=True, block_tokens=64, origins=(share,))
+            b.trust.policy.add(a.identity.own)
+            made = await publish(a, TEXT.encode())
+            choice = await b.model.choose()
+            assert (await find_prefix(b, choice, OTHER))[1] is None
+            await push(a, Cid.parse(made["artifact"]), share)
+            tokens, found = await find_prefix(b, choice, OTHER)
+            assert found is not None and found.peers == (share.url,) and 64 <= found.tokens < tokens
+            await fetch_prefix(b, found, Terms(force=True))
+            assert not b.store.missing(found.files) and b.store.verify().clean
+            _, again = await find_prefix(b, choice, OTHER)
+            assert again is not None and again.tokens == found.tokens
+            searched = await find(b, "sha256:" + "0" * 64, FindRequest(ref="x", text=OTHER))
+            assert searched.prefix is not None and searched.prefix.here
 
     run(body())
