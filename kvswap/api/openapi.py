@@ -84,7 +84,13 @@ ROUTES = (
         (store.ArtifactDetails,),
         query=("key",),
     ),
-    Route("DELETE", "/v1/artifacts/{ref}", "Remove an artifact, or all of a document.", (store.RemoveResult,)),
+    Route(
+        "DELETE",
+        "/v1/artifacts/{ref}",
+        "Remove an artifact, or all of a document.",
+        (store.RemoveResult,),
+        query=("origins",),
+    ),
     Route("POST", "/v1/artifacts/{ref}/pin", "Keep an artifact whatever space is needed.", (store.PinResult,)),
     Route("POST", "/v1/artifacts/{ref}/unpin", "Keep it no longer.", (store.PinResult,)),
     Route(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import field
+
 from kvswap.api.result import Result
 
 
@@ -57,6 +59,10 @@ class RemoveResult(Result, frozen=True, kw_only=True):
     """The artifact, or the first of a document."""
     artifacts: list[str]
     freed_bytes: int
+    origins: list[str] = field(default_factory=list)
+    """Origins from which it was taken as well, as this node had pushed it there."""
+    still_at: dict[str, str] = field(default_factory=dict)
+    """Origins from which it could not be taken, and why."""
 
 
 class PinResult(Result, frozen=True, kw_only=True):
@@ -84,6 +90,10 @@ class WithdrawResult(Result, frozen=True, kw_only=True):
     why: str
     sequence: int
     """The number of the status record that says so."""
+    origins: list[str] = field(default_factory=list)
+    """Origins from which it was taken as well, as this node had pushed it there."""
+    still_at: dict[str, str] = field(default_factory=dict)
+    """Origins from which it could not be taken, and why."""
 
 
 class ArtifactsResult(Result, frozen=True, kw_only=True):

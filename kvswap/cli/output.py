@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -65,6 +65,13 @@ class Output:
         columns = [c if "".join(c).isprintable() else [printable(cell) for cell in c] for c in columns]
         line = "  ".join(f"%-{max(map(len, column))}s" for column in columns)
         return "\n".join([(line % row).rstrip() for row in zip(*columns, strict=True)])
+
+    def taken_back(self, origins: Sequence[str], still_at: Mapping[str, str]) -> None:
+        """Say from which origins something was taken, and where it still is."""
+        for url in origins:
+            self.note(f"taken from {url}")
+        for url, why in still_at.items():
+            self.note(f"it is still at {url}: {why}")
 
     def progress(self) -> Progress:
         """Make what is called with the events of a request, and shows them."""

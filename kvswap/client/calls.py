@@ -97,9 +97,10 @@ def show(ref: str, key: bool = False) -> Call[api.ArtifactDetails]:
     return Call("GET", f"/v1/artifacts/{quote(ref, safe=':')}" + ("?key=1" if key else ""), "ArtifactDetails")
 
 
-def remove(ref: str) -> Call[api.RemoveResult]:
-    """Remove an artifact, or all of a document."""
-    return Call("DELETE", f"/v1/artifacts/{quote(ref, safe=':')}", "RemoveResult")
+def remove(ref: str, keep_pushed: bool) -> Call[api.RemoveResult]:
+    """Remove an artifact, or all of a document; with `keep_pushed` not from origins."""
+    query = "?origins=keep" if keep_pushed else ""
+    return Call("DELETE", f"/v1/artifacts/{quote(ref, safe=':')}{query}", "RemoveResult", seconds=600)
 
 
 def export(ref: str, group: str | None) -> Call[api.Exported]:
@@ -220,7 +221,8 @@ def stop() -> Call[api.StopResult]:
 
 def withdraw(ref: str, why: str) -> Call[api.WithdrawResult]:
     """Withdraw what the node published."""
-    return _send("WithdrawResult", f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", api.WithdrawRequest(why=why))
+    path = f"/v1/artifacts/{quote(ref, safe=':')}/withdraw"
+    return replace(_send("WithdrawResult", path, api.WithdrawRequest(why=why)), seconds=600)
 
 
 def rotate() -> Call[api.RotateResult]:

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from kvswap.api.events import PushEvent
 from kvswap.api.origins import PushResult
-from kvswap.core.errors import KvswapError, OriginError, UsageError
+from kvswap.core.errors import UsageError
 from kvswap.core.ids import Cid, document_key
 from kvswap.core.origin_settings import OriginSettings
 from kvswap.exchange.export_archive import Export, prepare_export
 from kvswap.exchange.node.listing import listing_of
 from kvswap.exchange.node.node import Node
+from kvswap.exchange.publishing.at_origin import opened, put_status_record, writer_of
 from kvswap.exchange.request import Progress, silent
-from kvswap.exchange.verification.status_records import status_records_of
 from kvswap.origins.origin import Origin
-from kvswap.origins.port import Changed
-from kvswap.trust.status_record import read_status_record
 
 _AT_ONCE = 4  # files under way: as many are in memory
 _SHOW_SECONDS = 0.25
-_TRIES = 8
 
 
 async def push(
@@ -52,23 +47,10 @@ async def push(
     export = await prepare_export(node, reference, group)
     results = []
     for settings in targets:
-        async with _opened(node, settings) as origin:
+        async with opened(node, settings) as origin:
             upload = _Upload(node, export, origin, progress)
             results.append(await upload.run())
     return results[0] if len(results) == 1 else _together(results)
-
-
-@asynccontextmanager
-async def _opened(node: Node, settings: OriginSettings) -> AsyncIterator[Origin]:
-    """Give the node's own origin of this URL, or one for this push alone."""
-    if settings.url in node.origins and node.origins.get(settings.url).settings.endpoint == settings.endpoint:
-        yield node.origins.get(settings.url)
-        return
-    origin = Origin(settings)
-    try:
-        yield origin
-    finally:
-        await origin.close()
 
 
 def _together(results: list[PushResult]) -> PushResult:
@@ -115,7 +97,8 @@ class _Upload:
         document = document_key(listing.row.document) if listing.row.document else None
         artifact = str(statement.artifact)
         await asyncio.to_thread(node.pushed.add, artifact, self.origin.settings)  # before it is listed: it can go again
-        await self.origin.index.add(artifact, statement.manifest.publisher, document, listing.chain)
+        index = await self.origin.index_to_write(writer_of(node))
+        await index.add(artifact, statement.manifest.publisher, document, listing.chain)
         await self._show(last=True)
         node.events.add("pushed", artifact=artifact, origin=self.origin.url, bytes=self.uploaded_bytes)
         return PushResult(
@@ -151,25 +134,3 @@ class _Upload:
                     seconds=round(now - self.began, 3),
                 )
             )
-
-
-async def put_status_record(node: Node, origin: Origin, publisher: str) -> None:
-    """Put the newest status record of a publisher at an origin, unless a newer one is there."""
-    known = await asyncio.to_thread(status_records_of, node, [publisher])
-    mine = next((r for r in map(read_status_record, known) if r.record.publisher == publisher), None)
-    if mine is None:
-        return
-    for _ in range(_TRIES):
-        there = await origin.status_record(publisher)
-        try:
-            record = read_status_record(there.data).record if there.data else None
-        except KvswapError:
-            record = None  # damaged, or something else: it is replaced
-        if record is not None and record.publisher == publisher and record.sequence >= mine.record.sequence:
-            return
-        try:
-            await origin.put_status_record(publisher, mine.envelope, there.tag)
-            return
-        except Changed:
-            continue
-    raise OriginError(f"{origin.url}: the status record of {publisher} is written by others all the time")

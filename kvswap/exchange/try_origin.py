@@ -10,10 +10,10 @@ from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.limits import LIMITS
 from kvswap.core.origin_settings import OriginSettings
 from kvswap.origins.opening import backend_of
-from kvswap.origins.port import NEW, Backend, Changed
+from kvswap.origins.origin import conditional
+from kvswap.origins.port import Backend
 
 _BYTES = b"kvswap was here"
-_OTHER_TAG = '"00000000000000000000000000000000"'
 
 
 async def try_origin(settings: OriginSettings, *, write: bool | None = None) -> OriginTest:
@@ -66,16 +66,8 @@ class _Trial:
             self.writes = first.data == _BYTES and await backend.same(self._name, _BYTES)
             if not self.writes:
                 self.problem = "what was written is not what is read"
-            self.conditional = await self._refuses(backend, NEW) and await self._refuses(backend, _OTHER_TAG)
+            self.conditional = await conditional(backend)
             if self.conditional:
                 await backend.put(self._name, _BYTES + b" again", first.tag)
         finally:
             await backend.delete(self._name)
-
-    async def _refuses(self, backend: Backend, tag: str) -> bool:
-        """Return True if the place refuses to write in place of another version than it has."""
-        try:
-            await backend.put(self._name, _BYTES, tag)
-        except Changed:
-            return True
-        return False

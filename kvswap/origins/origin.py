@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 
 from kvswap.artifact.archive import file_name, manifest_name
 from kvswap.core.bounded import Table
 from kvswap.core.errors import NotFound
-from kvswap.core.ids import Cid, PeerId
+from kvswap.core.ids import Cid, PeerId, blake3_digest
 from kvswap.core.limits import LIMITS, MIB
 from kvswap.core.origin_settings import OriginSettings
-from kvswap.origins.index import SHARED, Index
+from kvswap.origins.index import Index
 from kvswap.origins.opening import backend_of
-from kvswap.origins.port import NEW, Backend, Blob, OnBytes
+from kvswap.origins.port import NEW, Backend, Blob, Changed, OnBytes
 
 _KEPT_BYTES = 32 * MIB  # envelopes that came with a look-up, and are asked for in the next moment
+_OTHER_TAG = '"00000000000000000000000000000000"'  # in the form of an S3 store
 _PIECE = 8 * MIB  # a longer file is read in such parts, side by side
 
 
@@ -24,14 +26,31 @@ def status_name(publisher: str) -> str:
     return f"status/{PeerId.parse(publisher).public_key.hex()}"
 
 
+async def conditional(backend: Backend) -> bool:
+    """Return True if a place refuses to write in place of another version; tried with a file that is removed again."""
+    name = f"trials/{secrets.token_hex(8)}"
+    await backend.put(name, b"kvswap")
+    try:
+        for tag in (NEW, _OTHER_TAG):
+            try:
+                await backend.put(name, b"kvswap was here", tag)
+            except Changed:
+                continue
+            return False
+        return True
+    finally:
+        await backend.delete(name)
+
+
 class Origin:
     """One origin of a node."""
 
-    def __init__(self, settings: OriginSettings, backend: Backend | None = None, layer: str = SHARED) -> None:
-        """`backend`: another than the URL says, for tests; `layer`: where the index is written."""
+    def __init__(self, settings: OriginSettings, backend: Backend | None = None) -> None:
+        """`backend`: another than the URL says, for tests."""
         self.settings = settings
         self.backend = backend if backend is not None else backend_of(settings)
-        self.index = Index(self.backend, layer)
+        self.index = Index(self.backend)
+        self._conditional: bool | None = None  # until it was tried
         self._envelopes: Table[str, bytes] = Table(
             "envelopes of origins", entries=64, nbytes=_KEPT_BYTES, size=lambda name, data: len(data)
         )
@@ -99,9 +118,18 @@ class Origin:
         """Write a status record in place of the version with this tag.  Raises `Changed`."""
         await self.backend.put(status_name(publisher), envelope, tag)
 
-    async def remove(self, artifact: str, document: bytes | None, chain: Sequence[bytes]) -> None:
+    async def index_to_write(self, writer: str) -> Index:
+        """Return the index as this writer changes it: the shared one, or a layer of its own.
+
+        The latter where the place writes in place of other versions than it was told to.
+        """
+        if self._conditional is None:
+            self._conditional = await conditional(self.backend)
+        return self.index if self._conditional else Index(self.backend, blake3_digest(writer.encode())[:16].hex())
+
+    async def remove(self, artifact: str, writer: str, document: bytes | None, chain: Sequence[bytes]) -> None:
         """Take an artifact out of the index, then remove its envelope; its chunks may be others' too and stay."""
-        await self.index.remove(artifact, document, chain)
+        await (await self.index_to_write(writer)).remove(artifact, document, chain)
         await self.backend.delete(manifest_name(Cid.parse(artifact)))
 
     async def close(self) -> None:

@@ -21,7 +21,9 @@ from kvswap.exchange.prefix import fetch_prefix, find_prefix
 from kvswap.exchange.publish import publish
 from kvswap.exchange.push import push
 from kvswap.exchange.request import Terms
+from kvswap.exchange.withdraw import withdraw
 from kvswap.origins.files import FileBackend
+from kvswap.trust.status_record import read_status_record
 from tests.exchange.modelled import RealModel
 from tests.exchange.test_fetch import DOCUMENT, needed_bytes, world
 from tests.support import DOCUMENT as TEXT_FILE
@@ -92,12 +94,12 @@ def test_a_push_that_broke_off_shows_no_reader_anything(tmp_path: Path, monkeypa
                 original(self, name, data, tag)
 
             monkeypatch.setattr(FileBackend, "_put", failing)
-            total = len(made.chunks) + 1 + 3  # the manifest, layers and two pages; no status record of a stranger
+            total = len(made.chunks) + 1 + 3 + 3  # the manifest, a trial of conditions, layers and two pages
             for breaks in (
                 0,
                 1,
                 len(made.chunks) // 2,
-                *range(total - 5, total - 1),
+                *range(total - 8, total - 1),
             ):  # but the last: it is listed then
                 writes = 0
                 with pytest.raises(OriginError, match="cable"):
@@ -278,5 +280,41 @@ def test_by_its_beginning_a_text_is_continued_from_an_origin(tmp_path: Path, tin
             assert again is not None and again.tokens == found.tokens
             searched = await find(b, "sha256:" + "0" * 64, FindRequest(ref="x", text=OTHER))
             assert searched.prefix is not None and searched.prefix.here
+
+    run(body())
+
+
+def test_what_is_withdrawn_is_taken_from_where_it_was_pushed(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            first, second = origin(tmp_path / "first"), origin(tmp_path / "second")
+            a = await w.node(model=RealModel(tiny_models["llama"]), apart=True, block_tokens=64)
+            made = await publish(a, TEXT.encode())
+            other = await publish(a, TEXT[:300].encode())
+            for reference in (made["artifact"], other["artifact"]):
+                await push(a, Cid.parse(reference), first)
+            await push(a, Cid.parse(made["artifact"]), second)
+            status = read_status_record(next((tmp_path / "first" / "status").iterdir()).read_bytes()).record
+            assert status.publisher == a.identity.own and status.artifacts == 2
+            (tmp_path / "second").rename(tmp_path / "unmounted")
+            done = await withdraw(a, Cid.parse(made["artifact"]), "an error on page 3")
+            assert done.origins == [first.url] and list(done.still_at) == [second.url]
+            status = read_status_record(next((tmp_path / "first" / "status").iterdir()).read_bytes()).record
+            assert status.reasons == {made["artifact"]: "an error on page 3"}
+            reader = await w.node(model=RealModel(tiny_models["llama"]), apart=True, origins=(first,), block_tokens=64)
+            reader.trust.policy.add(a.identity.own)
+            with pytest.raises(NotFound):
+                await fetch(reader, made["document"])
+            with pytest.raises(NotFound):
+                await fetch(reader, Cid.parse(made["artifact"]))
+            await fetch(reader, other["document"], Terms(force=True))
+            # What came with the answer is obeyed: who still has it elsewhere does not use it any more.
+            assert reader.trust.records.withdrawn(made["artifact"], a.identity.own) == "an error on page 3"
+            (tmp_path / "unmounted").rename(tmp_path / "second")
+            late = await w.node(model=RealModel(tiny_models["llama"]), apart=True, origins=(second,), block_tokens=64)
+            late.trust.policy.add(a.identity.own)
+            await push(a, Cid.parse(other["artifact"]), second)
+            with pytest.raises(Untrusted, match="withdrawn"):
+                await fetch(late, made["document"])
 
     run(body())

@@ -84,10 +84,10 @@ def s3_server(directory: Path) -> Iterator[S3]:
     with running(command, directory / "weed.log") as process:
 
         def ready() -> bool:
-            assert process.poll() is None, (directory / "weed.log").read_text()[-3000:]
             return all(_make_bucket(f"127.0.0.1:{s3}", name) for name in ("kvswap", "closed"))
 
-        until(ready, what="an S3 store")
+        until(lambda: process.poll() is not None or ready(), what="an S3 store")
+        assert process.poll() is None, (directory / "weed.log").read_text()[-3000:]
         yield made
 
 
@@ -160,10 +160,6 @@ def web_server(directory: Path, served: Path) -> Iterator[Web]:
     )
     made = Web(f"http://127.0.0.1:{plain}", f"https://localhost:{secure}", certificate)
     with running([program, "-c", str(config), "-p", str(directory)], directory / "nginx.log") as process:
-
-        def ready() -> bool:
-            assert process.poll() is None, (directory / "nginx.log").read_text()[-3000:]
-            return not _is_free(secure)
-
-        until(ready, what="a web server")
+        until(lambda: process.poll() is not None or not _is_free(secure), what="a web server")
+        assert process.poll() is None, (directory / "nginx.log").read_text()[-3000:]
         yield made
