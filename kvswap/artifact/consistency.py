@@ -8,6 +8,7 @@ from kvswap.artifact import version1
 from kvswap.artifact.layout import expected_chunks, fingerprint_length
 from kvswap.artifact.manifest import AXES, EXACTNESS_CLAIMS, LOSSY_CODECS, VERSION, FileRef, Manifest, decode_manifest
 from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorSpec
+from kvswap.codec.parts import OPAQUE
 from kvswap.core.errors import MalformedManifest, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
@@ -61,6 +62,8 @@ def check(manifest: Manifest, added: int = 0) -> None:
         coded = chunk.length - added
         _require(0 < coded <= chunk.raw_length, where, "wire bytes exceed raw bytes, or there are none")
         _require(chunk.codec != "raw" or coded == chunk.raw_length, where, "a raw chunk has its raw length")
+        opaque = layout.group_dtype(chunk.run) in OPAQUE and chunk.codec != "raw"
+        _require(not opaque, where, "what is quantised already is raw")
         lossy_state = chunk.codec in LOSSY_CODECS and layout.is_state(chunk.run)
         _require(not lossy_state, where, "a state is never coded with a loss")
         try:

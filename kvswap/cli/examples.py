@@ -62,6 +62,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "unpin": (("kvswap unpin manual.txt", ""),),
     "gc": (("kvswap gc", "what no artifact needs"), ("kvswap gc --to 5000000000", "until 5 GB are left")),
     "status": (("kvswap status", ""), ("kvswap status --home /srv/kvswap", "of another node")),
+    "ui": (("kvswap ui", ""), ("kvswap ui --no-browser", "only print the link, as over SSH")),
     "stop": (("kvswap stop", ""), ("kvswap stop --timeout 10", "")),
     "config": (
         ("kvswap config", ""),
@@ -124,6 +125,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "events": (("kvswap events", ""), ("kvswap events -f --json", "")),
     "doctor": (("kvswap doctor", ""),),
+    "mcp": (
+        ("kvswap mcp", "an agent program starts it, and speaks to it through pipes"),
+        ("kvswap mcp --http --allow-publish texts/", "over HTTP; it may publish what lies there"),
+    ),
     "completion": (('eval "$(kvswap completion bash)"', "in this shell, from now on"), ("kvswap completion fish", "")),
 }
 

@@ -39,6 +39,7 @@ VERBS = {
     "unpin": ("pin", "Let an artifact go when space is needed."),
     "gc": ("gc", "Remove chunks that no artifact needs."),
     "status": ("status", "State of the running node."),
+    "ui": ("ui", "Open the local page in a browser."),
     "stop": ("stop", "End the daemon, and wait until it has."),
     "config": ("config", "Every setting, and where its value comes from."),
     "logs": ("logs", "The daemon's log."),
@@ -57,18 +58,19 @@ VERBS = {
     "manifest": ("manifest", "Judge a manifest file."),
     "events": ("events", "What the node did and does."),
     "doctor": ("doctor", "Check this machine and this installation."),
+    "mcp": ("mcp", "Tools for agent programs, over the Model Context Protocol."),
     "completion": ("completion", "Let a shell complete verbs, options and their values."),
 }
 
 
 # Heading of the help -> verbs, in their order.
 GROUPS = {
-    "Basics": ("daemon", "publish", "push", "find", "fetch", "ask", "plan", "status", "stop"),
+    "Basics": ("daemon", "publish", "push", "find", "fetch", "ask", "plan", "status", "ui", "stop"),
     "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw", "export", "import"),
     "Trust": ("verify", "trust", "group", "manifest"),
     "Network": ("id", "peers", "block", "unblock", "origin", "host", "events"),
     "Models and costs": ("model", "codec", "economics", "bench"),
-    "This machine": ("config", "logs", "doctor", "completion"),
+    "This machine": ("config", "logs", "doctor", "mcp", "completion"),
 }
 
 

@@ -60,16 +60,11 @@ class ArtifactsApi:
         return await send_rows(request, "artifacts", self._pages(request.query.get("document")))
 
     def _pages(self, document: str | None) -> Iterator[list[StoredArtifact]]:
-        """List what is here, newest first, a page at a time: no list of all is ever in memory."""
-        if document:
-            yield self._shown(self._node.store.artifacts(document))
-            return
-        page = self._node.store.page(None, ROWS_AT_ONCE)
-        while page:
-            yield self._shown(page)
-            page = self._node.store.page(page[-1], ROWS_AT_ONCE) if len(page) == ROWS_AT_ONCE else []
+        """List what is here, newest first, a page at a time."""
+        pages = [self._node.store.artifacts(document)] if document else self._node.store.pages(ROWS_AT_ONCE)
+        yield from map(self.shown, pages)
 
-    def _shown(self, rows: Sequence[ArtifactRow]) -> list[StoredArtifact]:
+    def shown(self, rows: Sequence[ArtifactRow]) -> list[StoredArtifact]:
         """Show rows as people read them: the index knows no more of what is sealed than everybody may."""
         out = []
         for row, standing in zip(rows, self._node.trust.standings.of_all(rows), strict=True):
@@ -119,7 +114,7 @@ class ArtifactsApi:
         envelope = self._node.store.envelope(row.id) or b""
         statement = self._node.read(envelope)
         return ArtifactDetails(
-            **structs.asdict(self._shown([row])[0]),
+            **structs.asdict(self.shown([row])[0]),
             manifest=statement.manifest.to_json(),
             envelope=base64.b64encode(envelope).decode(),
             chunks_directory=str(self._node.store.chunks_directory),

@@ -24,6 +24,7 @@ from kvswap.core.errors import UsageError
 from kvswap.core.failures import brief, record
 from kvswap.core.limits import LIMITS
 from kvswap.cost import PrefillCurve
+from kvswap.daemon.running import RUNNING, Running
 from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.request import LookupTerms, Progress, lookup_of
 from kvswap.store.tables import ROWS_AT_ONCE
@@ -32,6 +33,7 @@ R = TypeVar("R", bound=Request)
 Work = Callable[[Progress], Awaitable[Result]]
 
 HEARTBEAT = {"event": "heartbeat"}
+NDJSON = "application/x-ndjson"
 HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
 _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
@@ -120,7 +122,7 @@ def prefix_query_of(request: PrefixRequest) -> PrefixQuery:
 async def start_lines(request: web.Request) -> web.StreamResponse:
     """Start an answer of JSON lines."""
     beats = {HEARTBEAT_HEADER: f"{LIMITS.heartbeat_seconds:g}"}
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"} | beats)
+    response = web.StreamResponse(headers={"Content-Type": NDJSON, "Cache-Control": "no-store"} | beats)
     await response.prepare(request)
     return response
 
@@ -139,8 +141,10 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Re
     """Answer `{name: [row, ...]}` of results, made and sent a few rows at a time.
 
     Of many rows the text is as long as to keep the loop for half a second, were it made at once.  `pages` are taken in
-    a thread; an error of the first is answered as one, a later one ends the connection.
+    a thread; an error of the first is answered as one, a later one ends the connection.  Who accepts JSON lines gets
+    many rows as such, a list in each, and can read the first while the others are made.
     """
+    lines = NDJSON in request.headers.get("Accept", "")
     rows = iter(pages)
     page = await asyncio.to_thread(next, rows, None)
     if page is not None and len(page) <= ROWS_AT_ONCE:
@@ -150,13 +154,20 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Re
         pages = itertools.chain((page, after), rows)
     else:
         pages = itertools.chain(() if page is None else (page,), rows)
-    texts = _texts(name, pages)
-    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+    texts = _lines(pages) if lines else _texts(name, pages)
+    response = web.StreamResponse(headers={"Content-Type": NDJSON if lines else "application/json; charset=utf-8"})
     await response.prepare(request)
     while (text := await asyncio.to_thread(next, texts, None)) is not None:
         await response.write(text)
     await response.write_eof()
     return response
+
+
+def _lines(pages: Iterable[Sequence[Result]]) -> Iterator[bytes]:
+    """Yield the rows as JSON lines, each a list."""
+    for page in pages:
+        for start in range(0, len(page), ROWS_AT_ONCE):
+            yield msgspec.json.encode(page[start : start + ROWS_AT_ONCE]) + b"\n"
 
 
 def _texts(name: str, pages: Iterable[Sequence[Result]]) -> Iterator[bytes]:
@@ -198,6 +209,13 @@ class _CallerGone(Exception):
     """The connection to who asked ended: there is nobody to tell."""
 
 
+def _verb(request: web.Request) -> str:
+    """Name what a request is about in a word: the last fixed part of its route."""
+    resource = request.match_info.route.resource
+    parts = resource.canonical.split("/") if resource is not None else [""]
+    return [part for part in parts if not part.startswith("{")][-1]
+
+
 async def stream(request: web.Request, work: Work) -> web.StreamResponse:
     """Run a use case and send its events as they come, with heartbeats between them; at last a result or an error."""
     response = await start_lines(request)
@@ -208,13 +226,26 @@ async def stream(request: web.Request, work: Work) -> web.StreamResponse:
         except ConnectionError as error:  # of this connection, and not of one that the work has
             raise _CallerGone from error
 
+    running = request.config_dict.get(RUNNING) or Running()
+    told = running.begin(_verb(request))
+
     async def report(event: ProgressEvent) -> None:
+        told.note(event)
         await send(event.to_json())
+
+    async def follow() -> Result:
+        try:
+            done = await work(report)
+        except BaseException as error:
+            running.end(told, error)
+            raise
+        running.end(told)
+        return done
 
     try:
         try:
             async with heartbeats(response):
-                done = await work(report)
+                done = await follow()
             await send({"result": done.to_json()})
         except _CallerGone:
             raise

@@ -39,7 +39,6 @@ _ELSEWHERE = "it keeps its state elsewhere than in the cache that it is given"
 _OWN_CACHE = "it takes a cache of its own class alone"
 _PICTURES = "no class of transformers runs its text alone"
 _FORGETS = "its class in transformers begins every pass of several tokens with an empty state"
-_STATES_ALONE = "its layers keep nothing of each token, and its class takes no past_key_values"
 _COMPRESSED = (
     "beside a window it keeps one entry for every 4 or 128 tokens, with what is not compressed yet, and a manifest has "
     "rows for each token or for each checkpoint"
@@ -105,6 +104,7 @@ FAMILIES: dict[str, Family] = {
             ("lfm2_moe", "LFM2 MoE"),
             ("falcon_h1", "Falcon-H1"),
             ("bamba", "Bamba"),
+            ("mamba2", "Mamba 2, Codestral Mamba"),
             ("zamba2", "Zamba 2"),
             ("zaya", "ZAYA"),
             ("deepseek_v32", "DeepSeek V3.2"),
@@ -119,7 +119,6 @@ FAMILIES: dict[str, Family] = {
             ("mamba", "Mamba"),
             ("falcon_mamba", "Falcon Mamba"),
         ),
-        _STATES_ALONE: (("mamba2", "Mamba 2"),),
         _ELSEWHERE: (
             ("recurrent_gemma", "RecurrentGemma"),
             ("rwkv", "RWKV"),
@@ -323,7 +322,9 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
 
 def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
     said = []
-    if any(layer.window is not None or layer.has_states for layer in layers):
+    if all(layer.kind == "state" for layer in layers):
+        said.append("what an untrusted publisher made: no layer keeps anything of single tokens to check")
+    elif any(layer.window is not None or layer.has_states for layer in layers):
         said.append("resuming before the end of what an untrusted publisher made: it is used whole or not at all")
     if any(layer.window is not None for layer in layers):
         said.append("the codec `predictive` on sliding layers, which are packed by `planes`")

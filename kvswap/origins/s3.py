@@ -26,10 +26,8 @@ try:
     import obstore
     from obstore import exceptions
     from obstore.store import S3Store
-except ImportError as missing:  # pragma: no cover - where the extra is not installed
-    raise OriginError(
-        "the package for S3 stores is not installed", cause="it is an extra", hint='pip install "kvswap[origins]"'
-    ) from missing
+except ImportError:  # an extra of the package
+    obstore = None
 
 _PIECE = 1 << 20
 _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
@@ -49,6 +47,13 @@ class S3Backend:
     writes = True
 
     def __init__(self, settings: OriginSettings) -> None:
+        """Raise `OriginError` where obstore is not installed, `OriginRefused` and `UsageError` for wrong credentials."""
+        if obstore is None:
+            raise OriginError(
+                f"{settings.url} needs a package that is not installed",
+                cause="S3 stores are an extra",
+                hint='pip install "kvswap[origins]"',
+            )
         self.url = settings.url
         bucket, _, prefix = settings.url.removeprefix("s3://").partition("/")
         options: dict[str, Any] = _credentials(settings.profile)

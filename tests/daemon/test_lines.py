@@ -108,3 +108,32 @@ def test_a_caller_that_left_ends_the_work():
         await runner.cleanup()
 
     run(main())
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [3], [500], [501], [2, 1], [500, 500, 7], [1203]])
+def test_many_rows_are_lines_for_who_accepts_them_and_one_text_for_all_others(sizes):
+    numbers = iter(range(10_000))
+    pages = [[GroupResult(name=str(next(numbers))) for _ in range(size)] for size in sizes]
+    rows = [row.to_json() for page in pages for row in page]
+
+    async def handler(request):
+        return await requests.send_rows(request, "groups", pages)
+
+    async def main():
+        app = web.Application()
+        app.router.add_get("/", handler)
+        async with TestClient(TestServer(app)) as client:
+            async with client.get("/") as whole:
+                assert whole.content_type == "application/json"
+                assert await whole.json() == {"groups": rows}
+            async with client.get("/", headers={"Accept": requests.NDJSON}) as response:
+                text = await response.text()
+                if response.content_type == "application/json":
+                    assert len(rows) <= 500 and json.loads(text) == {"groups": rows}
+                else:
+                    assert response.content_type == requests.NDJSON
+                    lines = [json.loads(line) for line in text.splitlines()]
+                    assert max(map(len, lines), default=0) <= 500
+                    assert [row for line in lines for row in line] == rows
+
+    run(main())

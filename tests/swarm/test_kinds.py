@@ -13,7 +13,7 @@ from tests.swarm.test_main_job import Start, ask, check_main_job, pair
 pytestmark = [pytest.mark.swarm, pytest.mark.faults, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("family", ["lfm2", "qwen3.5", "falcon-h1", "deepseek-v3.2"])
+@pytest.mark.parametrize("family", ["lfm2", "qwen3.5", "falcon-h1", "deepseek-v3.2", "mamba2"])
 def test_the_main_job(daemon: Start, tmp_path: Path, family: str) -> None:
     a, b = pair(daemon, "--model", str(build(tmp_path / "model", family)), "--dtype", "bfloat16")
     text = DOCUMENT.read_text()

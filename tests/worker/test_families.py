@@ -35,6 +35,7 @@ KINDS = (
     "qwen3.5",
     "falcon-h1",
     "deepseek-v3.2",
+    "mamba2",
 )  # one of each; the rest in test-model
 EACH = [name if name in KINDS else pytest.param(name, marks=pytest.mark.model) for name in FAMILIES]
 

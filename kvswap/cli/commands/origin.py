@@ -69,6 +69,8 @@ def add(output: Output, url: str, **options: Any) -> None:
 def ls(output: Output) -> None:
     """List the origins."""
     found = output.client.origins()
+    from kvswap.api import OriginsResult
+
     rows = [
         (
             o.url,
@@ -83,7 +85,7 @@ def ls(output: Output) -> None:
         for o in found
     ]
     headers = ("ORIGIN", "PUSH", "PRICE", "IN", "RATE", "FAILURES", "LIES", "")
-    output.result({"origins": found}, lambda: output.table(headers, rows))
+    output.result(OriginsResult(origins=found), lambda: output.table(headers, rows))
 
 
 @origin_command.command("rm", help="Look at URL no more; what is there stays.")

@@ -11,6 +11,8 @@ from kvswap.cli.output import Output, size, verb
 @verb
 def peers_command(output: Output) -> None:
     """List the peers, and what was experienced with each."""
+    from kvswap.api.peers import PeersResult
+
     rows = output.client.peers()
 
     def text() -> str:
@@ -32,4 +34,4 @@ def peers_command(output: Output) -> None:
         headers = ("PEER", "CONNECTED", "IN", "OUT", "RATE", "LATENCY", "RATIO", "FAILURES", "LIES", "")
         return output.table(headers, cells)
 
-    output.result({"peers": rows}, text)
+    output.result(PeersResult(peers=rows), text)
