@@ -70,6 +70,7 @@ ROUTES = (
         "The settings that the daemon was started with, and where each came from.",
         (node.SettingsResult,),
     ),
+    Route("POST", "/v1/ui", "Make a link that opens the local page once.", (node.UiResult,), query=("plain",)),
     Route("POST", "/v1/stop", "End the daemon.", (node.StopResult,)),
     Route("GET", "/v1/peers", "Peers and what was experienced with them.", (peers.PeersResult,)),
     Route("POST", "/v1/peers/{peer}/block", "Neither serve nor ask a peer.", (peers.BlockResult,)),

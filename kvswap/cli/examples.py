@@ -64,6 +64,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "unpin": (("kvswap unpin manual.txt", ""),),
     "gc": (("kvswap gc", "what no artifact needs"), ("kvswap gc --to 5000000000", "until 5 GB are left")),
     "status": (("kvswap status", ""), ("kvswap status --home /srv/kvswap", "of another node")),
+    "ui": (("kvswap ui", ""), ("kvswap ui --no-browser", "only print the link, as over SSH")),
     "stop": (("kvswap stop", ""), ("kvswap stop --timeout 10", "")),
     "config": (
         ("kvswap config", ""),
@@ -83,6 +84,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "trust add": ((f"kvswap trust add {_PEER} --label ada", "kvswap id prints it, on her machine"),),
     "trust rm": ((f"kvswap trust rm {_PEER}", ""),),
     "trust rotate": (("kvswap trust rotate", ""),),
+    "llama": (
+        ("kvswap llama --model gemma.gguf", "at http://127.0.0.1:8080, as llama-server"),
+        ("kvswap llama -m gemma.gguf -c 32768 --port 9000 --quota 50G", "its flags are llama-server's"),
+        ("kvswap llama --server http://127.0.0.1:8081 --slot-save-path /dev/shm/slots", "before one that runs"),
+    ),
     "host": (
         ("kvswap host --model smollm2-135m --listen 0.0.0.0:8100", "starts a vLLM"),
         ("kvswap host --engine http://127.0.0.1:8000", "in front of one that runs"),

@@ -39,6 +39,7 @@ VERBS = {
     "unpin": ("pin", "Let an artifact go when space is needed."),
     "gc": ("gc", "Remove chunks that no artifact needs."),
     "status": ("status", "State of the running node."),
+    "ui": ("ui", "Open the local page in a browser."),
     "stop": ("stop", "End the daemon, and wait until it has."),
     "config": ("config", "Every setting, and where its value comes from."),
     "logs": ("logs", "The daemon's log."),
@@ -47,6 +48,7 @@ VERBS = {
     "unblock": ("block", "Serve and ask a peer again."),
     "trust": ("trust", "Publishers whose artifacts this node uses."),
     "host": ("host", "Answer others from hosted documents; or ask who does."),
+    "llama": ("llama", "Run llama-server so that it keeps what it prefilled over restarts."),
     "group": ("group", "Groups, for which documents can be sealed."),
     "id": ("id", "This node's ids and addresses."),
     "model": ("model", "Models: list, pull, check, remove."),
@@ -63,11 +65,11 @@ VERBS = {
 
 # Heading of the help -> verbs, in their order.
 GROUPS = {
-    "Basics": ("daemon", "publish", "find", "fetch", "ask", "plan", "status", "stop"),
+    "Basics": ("daemon", "publish", "find", "fetch", "ask", "plan", "status", "ui", "stop"),
     "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw", "export", "import"),
     "Trust": ("verify", "trust", "group", "manifest"),
     "Network": ("id", "peers", "block", "unblock", "host", "events"),
-    "Models and costs": ("model", "codec", "advise", "economics", "bench"),
+    "Models and costs": ("model", "llama", "codec", "advise", "economics", "bench"),
     "This machine": ("config", "logs", "doctor", "mcp", "completion"),
 }
 

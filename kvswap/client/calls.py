@@ -37,6 +37,8 @@ class Call(Generic[R]):
     lines: bool = False
     seconds: float = SHORT_SECONDS
     frames: Iterable[bytes] | None = None  # the body, where it is not JSON
+    rows: bool = False
+    """The result is one list, whose rows may come in many lines."""
 
     @property
     def head_seconds(self) -> float:
@@ -89,7 +91,7 @@ def block(peer: str, blocked: bool) -> Call[api.BlockResult]:
 
 def artifacts() -> Call[api.ArtifactsResult]:
     """List the artifacts in the store."""
-    return Call("GET", "/v1/artifacts", "ArtifactsResult")
+    return Call("GET", "/v1/artifacts", "ArtifactsResult", rows=True)
 
 
 def show(ref: str, key: bool = False) -> Call[api.ArtifactDetails]:
@@ -191,6 +193,11 @@ def config() -> Call[api.SettingsResult]:
 def stop() -> Call[api.StopResult]:
     """Stop the daemon."""
     return Call("POST", "/v1/stop", "StopResult", {})
+
+
+def ui(plain: bool) -> Call[api.UiResult]:
+    """Make a link to the local page."""
+    return Call("POST", "/v1/ui?plain=1" if plain else "/v1/ui", "UiResult", {})
 
 
 def withdraw(ref: str, why: str) -> Call[api.WithdrawResult]:

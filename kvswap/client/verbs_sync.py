@@ -111,6 +111,13 @@ class Verbs(Caller):
         """List the settings that the daemon was started with, and where each came from."""
         return self._do(calls.config())
 
+    def ui(self, *, plain: bool = False) -> api.UiResult:
+        """Make a link that opens the local page in one browser, once, within ten minutes.
+
+        Its host is a name under `localhost`; with `plain` it is 127.0.0.1, for a browser that does not know such names.
+        """
+        return self._do(calls.ui(plain))
+
     def stop(self) -> api.StopResult:
         """Ask the daemon to end.  It answers before it does; `kvswap stop` waits until it has."""
         return self._do(calls.stop())

@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from kvswap.artifact.manifest import ChunkRef, FileRef
 from kvswap.core.atomic import write_atomic
@@ -25,6 +27,9 @@ from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import Problems, Writer
 from kvswap.cost.estimate import Link, PrefillCurve
 
+if TYPE_CHECKING:
+    from kvswap.trust.noise import NoiseRecord
+
 _SAMPLES_KEPT = 256
 _PEERS_KEPT = 1_024
 _WAITING_BYTES = 4 << 20  # of versions of the file that wait to be written
@@ -33,7 +38,14 @@ _DAY = 86_400.0  # seconds after which the mean weighs little against a new meas
 _PACE_SECONDS = 900.0  # time constant for which the last blocks tell of this machine's load
 _UNDER_WAY = 1.1  # factor by which prefill slows down while chunks arrive, until measured
 # Raw bytes per second of verifying, decoding and loading, until they are measured on this machine.
-LOAD_BYTES_PER_SECOND = {"raw": 0.8e9, "planes": 0.4e9, "predictive": 0.1e9, "int8": 0.4e9, "int8-channel": 0.4e9}
+LOAD_BYTES_PER_SECOND = {
+    "raw": 0.8e9,
+    "planes": 0.4e9,
+    "predictive": 0.1e9,
+    "predictive2": 0.2e9,
+    "int8": 0.4e9,
+    "int8-channel": 0.4e9,
+}
 
 
 def raw_by_codec(files: Iterable[ChunkRef | FileRef]) -> dict[str, int]:
@@ -192,15 +204,18 @@ class Calibration:
 
     # -- honest noise ----------------------------------------------------------------------------
 
-    def add_noise(self, key: str, value: dict[str, Any]) -> None:
-        """Record the honest noise of a model on this machine, in the form that `trust.noise.Noise.of` reads."""
-        self._data["noise"][key] = value
+    def add_noise(self, key: str, noise: NoiseRecord) -> None:
+        """Record the honest noise of a model on this machine."""
+        self._data["noise"][key] = msgspec.to_builtins(noise)
         self._save_soon()
 
-    def noise(self, key: str) -> dict[str, Any] | None:
-        """Return the honest noise of a model as it was recorded; None where it was never measured."""
-        row = self._data["noise"].get(key)
-        return row if isinstance(row, dict) else None
+    def noise(self, key: str) -> NoiseRecord | None:
+        """Return the honest noise of a model; None where it was never measured, or by a version that measured less."""
+        from kvswap.trust.noise import NoiseRecord  # numpy, for what few have a use for
+
+        with contextlib.suppress(msgspec.ValidationError):
+            return msgspec.convert(self._data["noise"].get(key), NoiseRecord)
+        return None
 
     # -- links -----------------------------------------------------------------------------------
 

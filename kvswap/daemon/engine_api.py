@@ -13,7 +13,7 @@ from kvswap.api import PrefixRequest, RenderRequest
 from kvswap.api.caches import ComputedResult, PrefixIndex, PrefixResult
 from kvswap.api.chat import RenderResult
 from kvswap.api.plans import summary_of
-from kvswap.artifact.manifest import ModelIdentity, Numerics
+from kvswap.artifact.manifest import DocumentRef, EngineProbe, ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, UsageError
 from kvswap.core.limits import LIMITS
@@ -148,6 +148,13 @@ class FrameReader:
                 pass
 
 
+def _predictor(given: Any) -> bytes | None:
+    """Check the size of a predictor that an engine sent.  Raises `ValueError` for what cannot be one."""
+    if given is not None and (not isinstance(given, bytes) or not 0 < len(given) <= LIMITS.predictor_bytes):
+        raise ValueError("a predictor is bytes under the cap")
+    return given
+
+
 def computed_of(head: dict[str, Any]) -> Computed:
     """Read the first frame, which says what was computed.  Raises `UsageError`."""
     try:
@@ -161,6 +168,9 @@ def computed_of(head: dict[str, Any]) -> Computed:
             numerics=wire.convert(head["numerics"], Numerics),
             group=str(group) if group is not None else None,
             compare=bool(head.get("compare", True)),
+            document=wire.convert(given, DocumentRef) if (given := head.get("document")) is not None else None,
+            predictor=_predictor(head.get("predictor")),
+            engine=wire.convert(probe, EngineProbe) if (probe := head.get("engine")) is not None else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _wrong("it begins with model, dtype, ids, block_tokens and numerics") from error

@@ -217,7 +217,7 @@ async def transcoded(node: Node, choice: ModelChoice, lossless: Statement, codec
     async def run(on_event: OnEvent) -> TranscodedCache:
         return await node.model.run(choice, job, on_event)
 
-    with node.store.lease([f.id for f in lossless.manifest.files]):
+    async with node.store.held(lambda: [f.id for f in lossless.manifest.files]):
         file = None if codec in LOSSY_CODECS else lossless.manifest.fingerprint  # which is of the exact cache
         data = await asyncio.to_thread(node.store.get_chunk, file.id) if file is not None else None
         fingerprint = (

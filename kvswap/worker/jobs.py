@@ -100,7 +100,7 @@ def measure_noise(context: JobContext, job: messages.NoiseJob) -> messages.Measu
     """Measure by how much correct caches of this model differ on this machine."""
     from kvswap.worker.noise import measure
 
-    return messages.MeasuredNoise(noise=measure(context.loaded, context.pipe.check).plain())
+    return messages.MeasuredNoise(noise=measure(context.loaded, context.pipe.check).record)
 
 
 _JOBS: dict[type[Job[Any]], Callable[[JobContext, Any], Any]] = {

@@ -14,8 +14,9 @@ from kvswap.artifact.manifest import Divergence, ModelIdentity, Numerics, Probe,
 from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
 from kvswap.core.errors import UsageError, WorkerFailed
+from kvswap.trust.figures import CheckFigures
 from kvswap.trust.levels import Level, LevelResult, Verdict
-from kvswap.trust.noise import MICRO
+from kvswap.trust.noise import MICRO, NoiseRecord
 
 R = TypeVar("R")
 Samples = list[tuple[int, int, int]]
@@ -280,8 +281,7 @@ class CheckResult(PipeMessage, frozen=True, kw_only=True):
     us: int
     why: str
     proven: bool
-    figures: dict[str, Any]
-    """What was measured; a fraction stands in a list, in millionths."""
+    figures: CheckFigures
 
     @classmethod
     def of(cls, result: LevelResult) -> CheckResult:
@@ -292,14 +292,13 @@ class CheckResult(PipeMessage, frozen=True, kw_only=True):
             us=int(result.seconds * MICRO),
             why=result.why,
             proven=result.proven,
-            figures={n: [int(v * MICRO)] if isinstance(v, float) else v for n, v in result.figures.items()},
+            figures=result.figures,
         )
 
     @property
     def result(self) -> LevelResult:
         """The check that was written."""
-        figures = {n: v[0] / MICRO if isinstance(v, list) else v for n, v in self.figures.items()}
-        return LevelResult(Level(self.level), self.verdict, self.us / MICRO, self.why, figures, self.proven)
+        return LevelResult(Level(self.level), self.verdict, self.us / MICRO, self.why, self.figures, self.proven)
 
 
 class CheckedArtifact(PipeMessage, frozen=True, kw_only=True):
@@ -324,14 +323,14 @@ class VerifyJob(Job[CheckedArtifact], frozen=True, kw_only=True, tag="verify"):
     samples: int
     seed: bytes
     text: str | None = None
-    noise: dict[str, Any] | None = None
-    """The honest noise (`trust.noise.Noise.plain`), if it was measured."""
+    noise: NoiseRecord | None = None
+    """The honest noise, if it was measured."""
 
 
 class MeasuredNoise(PipeMessage, frozen=True, kw_only=True):
-    """The honest noise of a model on this machine, as `trust.noise.Noise.plain` writes it."""
+    """The honest noise of a model on this machine."""
 
-    noise: dict[str, Any]
+    noise: NoiseRecord
 
 
 class NoiseJob(Job[MeasuredNoise], frozen=True, kw_only=True, tag="noise"):
@@ -354,6 +353,17 @@ AnyJob = (
 JOBS: tuple[type[Job[Any]], ...] = get_args(AnyJob)
 
 
+class JobEnd(PipeMessage, frozen=True, kw_only=True, omit_defaults=True):
+    """The end of a job: its result, or the error that it ended with."""
+
+    result: dict[str, Any] | None = None
+    """The fields of the job's result (`result_of`)."""
+    error: dict[str, Any] | None = None
+    """The error, as `KvswapError.to_dict` writes it."""
+    trace: str | None = None
+    """The traceback of an error that was not ours, for the node's log alone."""
+
+
 def tag_of(job: type[Job[Any]] | Job[Any]) -> str:
     """Return the name of a job in the pipe."""
     return str(job.__struct_config__.tag)
@@ -368,6 +378,14 @@ def result_of(job: Job[R], value: Any) -> R:
     (kind,) = get_args(base)
     result: R = wire.convert(value, kind, WorkerFailed)
     return result
+
+
+def end_of(message: dict[str, Any]) -> JobEnd:
+    """Read the end of a job from plain values.  Raises `WorkerFailed` for what is none."""
+    end = wire.convert(message, JobEnd, WorkerFailed)
+    if (end.result is None) == (end.error is None):
+        raise WorkerFailed("the end of a job is a result or an error")
+    return end
 
 
 def job_of(message: dict[str, Any]) -> Job[Any]:

@@ -37,6 +37,7 @@ def mcp_command(output: Output, http: bool, port: int, allow_publish: tuple[Path
             cause="kvswap was installed without its extra `mcp`",
             hint='pip install "kvswap[mcp]"',
         ) from error
+    from kvswap.api import McpReady
     from kvswap.client import AsyncClient
     from kvswap.core import log
     from kvswap.mcp.folders import AllowedFolders
@@ -51,7 +52,7 @@ def mcp_command(output: Output, http: bool, port: int, allow_publish: tuple[Path
         token, listening = over_http.token_of(client.home), over_http.listen(port)
         url = f"http://{over_http.ADDRESS}:{listening.getsockname()[1]}{over_http.PATH}"
         file = client.home / over_http.TOKEN_FILE
-        output.result({"url": url, "token_file": str(file)}, f"kvswap mcp is ready at {url}\n  token in {file}")
+        output.result(McpReady(url=url, token_file=str(file)), f"kvswap mcp is ready at {url}\n  token in {file}")
         asyncio.run(over_http.serve(server, listening, token))
         return
     from kvswap.mcp.stdio import serve

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvswap.cli import gguf
 from kvswap.cli.completing import ModelType
 from kvswap.cli.conversations import chat_options, read_chat
 from kvswap.cli.objective import group_option
@@ -36,7 +37,9 @@ def _counts(context: click.Context, option: click.Parameter, value: str) -> list
 )
 @click.argument("file", required=False, type=click.Path(exists=True, path_type=Path))
 @chat_options("In the place of FILE, a conversation that many go on from")
-@click.option("--model", type=ModelType(), help="Model to prefill with (default: the daemon's).")
+@click.option(
+    "--model", type=ModelType(), help="Model to prefill with (default: the daemon's); llama.cpp computes a .gguf file."
+)
 @click.option(
     "--codec",
     type=click.Choice(CODECS),
@@ -68,6 +71,13 @@ def publish_command(
     """Publish a document, and say who can read it."""
     if (file is None) == (chat is None) or (tools is not None and chat is None):
         raise click.UsageError("give a FILE, a folder, or --chat FILE with or without --tools FILE")
+    if model is not None and gguf.is_gguf(model):
+        if file is None or file.is_dir():
+            raise click.UsageError("with a .gguf model give a FILE")
+        gguf.require_plain(truncate=truncate, checkpoints=checkpoints)
+        text = read_document(file).decode()
+        _show(output, gguf.publish(output, text, model, codec=codec, source=source, group=group))
+        return
     document: str | Path
     if chat is not None:
         rendered = output.client.render(*read_chat(chat, tools), model=model)
