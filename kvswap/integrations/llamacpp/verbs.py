@@ -27,6 +27,7 @@ from kvswap.integrations.llamacpp.identity import gguf_identity
 from kvswap.integrations.llamacpp.mapping import slot_file_of
 from kvswap.integrations.llamacpp.probe import Judgement, judge
 from kvswap.integrations.llamacpp.publishing import Progress, computed_sequence, publish_sequence
+from kvswap.integrations.llamacpp.remembered import environment_key, keep, recall
 from kvswap.integrations.llamacpp.server import Described, LlamaServer, describe, started_server
 from kvswap.integrations.llamacpp.state import SlotFile
 from kvswap.model.question import question_text
@@ -37,8 +38,8 @@ _LEAST_CONTEXT = 512
 _BYTES_A_TOKEN = 2  # fewer than any text has on average; where it has, the server is started once more
 
 
-def identities() -> Path:
-    """Return the folder in which identities of GGUF files are remembered."""
+def remembered() -> Path:
+    """Return the folder for what is kept of GGUF files and of the servers that are started for them."""
     return models_directory() / ".gguf"
 
 
@@ -80,7 +81,7 @@ def _opened(model: Path, text: str, headroom: int, cache_type: str) -> Iterator[
 
     Raises `InvalidDocument` for a text longer than the model reads.
     """
-    identity = gguf_identity(model, cache=identities())
+    identity = gguf_identity(model, cache=remembered())
     file = read_gguf(model)
     most = file.number("context_length")
     context = min(most, max(_LEAST_CONTEXT, len(text.encode()) // _BYTES_A_TOKEN + headroom))
@@ -96,7 +97,12 @@ def _opened(model: Path, text: str, headroom: int, cache_type: str) -> Iterator[
         if needed > context:
             started.close()
             server = started.enter_context(started_server(model, needed, cache_type=cache_type))
-        yield _Opened(server, describe(server, file, identity), ids)
+        key = environment_key(identity, cache_type)
+        described = recall(remembered(), key, file, identity)
+        if described is None:
+            described = describe(server, file, identity)
+            keep(remembered(), key, described)
+        yield _Opened(server, described, ids)
 
 
 def publish_document(client: Client, text: str, model: Path, choices: PublishChoices) -> PublishResult:
