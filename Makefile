@@ -23,7 +23,7 @@ help:
 	@echo "make coverage-tables BEFORE=commit  branch coverage before and now, module by module (some hours)"
 	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (20 minutes)"
 	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 16 minutes and set-up)"
-	@echo "make test-llama   a real llama.cpp and two nodes without torch, in an environment of its own (about 5 minutes and set-up)"
+	@echo "make test-llama   kvswap llama before a real llama.cpp, and two nodes, without torch (about 6 minutes and set-up)"
 	@echo "make docs   the site of the docs, in site/; a broken link ends it"
 	@echo "make test-docs    the first tutorial's commands as written, on two network namespaces (Linux, root)"
 	@echo "make wheel  the wheel: built, installed in a new environment, and used from there"
@@ -100,7 +100,7 @@ $(LLAMA_VENV)/.ready: pyproject.toml .ci/setup-llama
 	@PYTHON="$(PYTHON)" sh .ci/setup-llama $(LLAMA_VENV)
 
 test-llama: $(LLAMA_VENV)/.ready
-	$(LLAMA_VENV)/bin/python -m pytest tests/llama
+	$(LLAMA_VENV)/bin/python -m pytest -n 2 --dist worksteal tests/llama
 
 $(DOCS_VENV)/.ready: pyproject.toml
 	@$(PYTHON) -m venv $(DOCS_VENV)

@@ -6,7 +6,16 @@ import math
 
 from kvswap.artifact import version1
 from kvswap.artifact.layout import expected_chunks, fingerprint_length
-from kvswap.artifact.manifest import AXES, EXACTNESS_CLAIMS, LOSSY_CODECS, VERSION, FileRef, Manifest, decode_manifest
+from kvswap.artifact.manifest import (
+    AXES,
+    EXACTNESS_CLAIMS,
+    LOSSY_CODECS,
+    PREDICTED_CODECS,
+    VERSION,
+    FileRef,
+    Manifest,
+    decode_manifest,
+)
 from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorSpec
 from kvswap.core.defaults import OPAQUE_DTYPES
 from kvswap.core.errors import MalformedManifest, UsageError
@@ -90,8 +99,10 @@ def _require(condition: bool, field: str, message: str) -> None:
 
 
 def _check_predictor(manifest: Manifest) -> None:
-    predictive = any(chunk.codec == "predictive" for chunk in manifest.chunks)
-    _require(predictive == (manifest.predictor is not None), "predictor", "predictive chunks, and they alone, have one")
+    predicted = {chunk.codec for chunk in manifest.chunks} & PREDICTED_CODECS
+    _require(len(predicted) < 2, "chunks", "a predictor is for one codec")
+    has_one = manifest.predictor is not None
+    _require(bool(predicted) == has_one, "predictor", "predictive chunks, and they alone, have one")
     if manifest.predictor is not None:
         _require(manifest.predictor.length <= LIMITS.predictor_bytes, "predictor", "the predictor is over the cap")
         _check_file(manifest.predictor, "predictor")

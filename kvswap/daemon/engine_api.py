@@ -9,8 +9,9 @@ from typing import Any
 
 from aiohttp import web
 
-from kvswap.api import PrefixRequest
+from kvswap.api import PrefixRequest, RenderRequest
 from kvswap.api.caches import ComputedResult, PrefixIndex, PrefixResult
+from kvswap.api.chat import RenderResult
 from kvswap.api.plans import summary_of
 from kvswap.artifact.manifest import DocumentRef, EngineProbe, ModelIdentity, Numerics
 from kvswap.core import wire
@@ -22,6 +23,7 @@ from kvswap.exchange.discovery.pulling import cached_prefix_keys
 from kvswap.exchange.model_port import OnEvent
 from kvswap.exchange.prefix import fetch_prefix, longest_cached_prefix
 from kvswap.exchange.publish_computed import Computed, publish_computed
+from kvswap.exchange.render import render
 from kvswap.exchange.request import Progress
 from kvswap.worker import protocol
 from kvswap.worker.conversation import ChunkEvent, FingerprintEvent, job_event
@@ -40,6 +42,7 @@ class EngineApi:
             web.post("/v1/beginning", self.cached_prefix),
             web.get("/v1/beginnings", self.prefix_index),
             web.post("/v1/computed", self.computed),
+            web.post("/v1/render", self.render),
         ]
 
     async def cached_prefix(self, request: web.Request) -> web.StreamResponse:
@@ -73,6 +76,15 @@ class EngineApi:
         version, keys = await cached_prefix_keys(self._node, request.query.get("version", ""), wait)
         packed = base64.b64encode(keys).decode() if keys is not None else None
         return reply(PrefixIndex(version=version, packed=packed))
+
+    async def render(self, request: web.Request) -> web.StreamResponse:
+        """Write a conversation by a model's chat template."""
+        asked = await request_of(request, RenderRequest)
+
+        async def work(progress: Progress) -> RenderResult:
+            return await render(self._node, asked)
+
+        return await stream(request, work)
 
     async def computed(self, request: web.Request) -> web.StreamResponse:
         """Publish what an engine computed.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 collect_ignore_glob = ["test_*.py"] if find_spec("xllamacpp") is None else []
+
+# Its threads that wait in a busy loop take the core that the proxy or another server needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,34 @@ def server(tmp_path: Path) -> Iterator[Any]:
             return stack.enter_context(Server(model, slots, **settings))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny models with a longer context, to be served by a proxy."""
+    from tests.llama import tiny
+
+    root = tmp_path_factory.mktemp("served")
+    return {
+        "dense": tiny.write(root / "dense.gguf", context=8192),
+        "other": tiny.write(root / "other.gguf", context=8192, seed=2),
+        "sliding": tiny.write(root / "sliding.gguf", "gemma3", context=8192),
+    }
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start proxies with their servers; all are ended after the test."""
+    from tests.llama.proxies import Proxy
+
+    started: list[Proxy] = []
+
+    def start(model: Path, *flags: str, home: str = "home", **env: str) -> Proxy:
+        one = Proxy(tmp_path / home, model, flags, env)
+        started.append(one)
+        one.start()
+        return one
+
+    yield start
+    for one in started:
+        one.end()
