@@ -54,7 +54,7 @@ def test_no_conversation_is_lost_and_no_answer_wrong(proxy: Callable[..., Proxy]
         if number in ended:
             answer = one.complete(text, 6)
             assert answer["tokens"] == right[number]
-    one.settled()
+    one.until_saved()
     one.end(signal.SIGKILL)
     one.start()
     for number in ended:
