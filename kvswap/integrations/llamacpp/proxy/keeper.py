@@ -288,6 +288,9 @@ class Keeper:
                 self._files.remove(name)
                 return
             saved = await asyncio.to_thread(self._files.read, name, took)
+        except ServerRefused:  # tried again later; until then the slot is not restored into
+            self._files.remove(name)
+            raise
         except (KvswapError, OSError) as error:
             self._files.remove(name)
             self._not_kept(error)
@@ -321,7 +324,7 @@ class Keeper:
         self.counts.not_kept += 1
         self._failures += 1
         logger.warning("llama: a slot is not kept: %s", error)
-        if self._failures >= _FAILURES and not isinstance(error, OSError | ServerRefused):
+        if self._failures >= _FAILURES and not isinstance(error, OSError):
             self.pass_through(f"what this llama-server saves is not understood: {error}")
 
     async def close(self) -> None:
