@@ -39,7 +39,7 @@ from kvswap.artifact.manifest import (
     version_of,
 )
 from kvswap.artifact.sealing import FINGERPRINT, KIND, PREDICTOR, ChunkPosition, chunk_position
-from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorDigests
+from kvswap.artifact.specs import ITEM_BYTES, LayerGroup, LayerSpec, Layout, TensorDigests
 from kvswap.codec import Predictor, base, predictive
 from kvswap.codec.predictive.predictor import Stack, Tensor
 from kvswap.codec.predictive.rans import FrequencyTables
@@ -145,6 +145,8 @@ def make_artifact(
     codec: str = "planes",
     text: bytes = b"a document for tests",
     seed: int = 0,
+    predictor: Predictor | None = None,
+    groups: Sequence[LayerGroup] | None = None,
     now: int | None = None,
     lifetime: int = 86_400,
     model: ModelIdentity | None = None,
@@ -175,9 +177,9 @@ def make_artifact(
             return plain.view(np.float32).astype(np.float16).view(np.uint16)
         return (plain >> 16).astype(np.uint16)
 
-    predictor = plain_predictor(specs) if codec == "predictive" else None
+    predictor = plain_predictor(specs) if codec == "predictive" and predictor is None else predictor
     layers = [tuple(values(t.part_shape(tokens), t.dtype or dtype) for t in s.tensors) for s in specs]
-    groups = layout.plan_groups(specs, dtype, block_tokens)
+    groups = layout.plan_groups(specs, dtype, block_tokens) if groups is None else list(groups)
     shape = layout_of(dtype, '{"rope_theta":10000.0}', list(specs), groups, checkpoints)
     refs: list[ChunkRef] = []
     chunks: dict[Cid, bytes] = {}

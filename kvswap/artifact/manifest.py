@@ -28,6 +28,7 @@ NAMED = 2
 """The version whose layers have named tensors, for what version 1 cannot say."""
 AXES = {VERSION: "layer,kv,head,token,dim", NAMED: "layer,tensor,head,row,dim"}
 EXACTNESS_CLAIMS = ("bitwise", "token-verified", "tolerance")
+PREDICTED_CODECS = frozenset({"predictive", "predictive2"})  # codecs that code against a predictor, each its own
 LOSSY_CODECS = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
 
 CidBytes = Annotated[bytes, Meta(min_length=36, max_length=36)]
@@ -188,7 +189,7 @@ class Manifest(Strict, frozen=True, dict=True):
     life: Life
     publisher: Annotated[str, Meta(max_length=64)]
     document: DocumentRef | None = None
-    predictor: FileRef | None = None  # what `predictive` chunks are coded with
+    predictor: FileRef | None = None  # what predicted chunks are coded with
     divergence: Divergence | None = None
     fingerprint: FileRef | None = None  # what independent publishers are compared by
     extensions: Annotated[list[Text], Meta(max_length=16)] = msgspec.field(default_factory=list)

@@ -9,7 +9,7 @@ from kvswap.api import AskResult, PublishResult
 from kvswap.cli.output import Output
 from kvswap.core.errors import UsageError
 
-_CODECS = (None, "planes", "raw")  # those that need no predictor and lose nothing
+_CODECS = (None, "planes", "predictive", "raw")  # those that lose nothing
 _SAID_TOKENS = 1_024
 
 

@@ -54,6 +54,7 @@ class Computed:
     compare: bool = True  # with what the model process computes, where there is one
     document: DocumentRef | None = None
     engine: EngineProbe | None = None
+    predictor: bytes | None = None  # what `predictive` chunks are coded against
 
     @property
     def prefix(self) -> TokenSequence:
@@ -77,6 +78,8 @@ async def publish_computed(
     claims = (*EXACTNESS_CLAIMS, "bitwise") if computed.engine is not None else EXACTNESS_CLAIMS
     if computed.numerics.claim not in claims:
         raise UsageError(f"what an engine made cannot be claimed to be {computed.numerics.claim[:40]!r}")
+    if computed.predictor is not None:
+        await asyncio.to_thread(_require_predictor, computed.predictor)
     before = await asyncio.to_thread(_own, node, computed, prefix, readers)
     if before is not None:
         return _result(before, None, reused=True)
@@ -94,6 +97,7 @@ async def publish_computed(
             tensors=ingested.result.tensors,
             chunks=ingested.refs,
             probe=NO_PROBE,
+            predictor=ingested.predictor,
             fingerprint=ingested.fingerprint,
             life=new_life(node),
             publisher=node.identity.own,
@@ -110,7 +114,16 @@ async def publish_computed(
         numerics = msgspec.structs.replace(computed.numerics, claim=claim)
         return msgspec.structs.replace(manifest, numerics=numerics, probe=compared.probe)
 
-    return _result(await ingest(node, run, progress, describe, readers), divergence, reused=False)
+    return _result(
+        await ingest(node, run, progress, describe, readers, predictor=computed.predictor), divergence, reused=False
+    )
+
+
+def _require_predictor(data: bytes) -> None:
+    """Check that a predictor loads, as readers will load it.  Raises `IntegrityError`."""
+    from kvswap.codec import predictive  # numpy, which most nodes have no use for
+
+    predictive.load(data)
 
 
 def _require_alike(divergence: Divergence) -> None:

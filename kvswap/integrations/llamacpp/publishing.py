@@ -8,15 +8,22 @@ time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import kvswap.model
 from kvswap.api import ComputedResult
 from kvswap.artifact.manifest import DocumentRef, Numerics
 from kvswap.artifact.parts import EncodedChunk
 from kvswap.client import Client
+from kvswap.codec import predictive
 from kvswap.core import wire
+from kvswap.core.errors import Incompatible
 from kvswap.integrations.llamacpp.chunks import GatheredSequence, artifact_layout, encode_sequence
+from kvswap.integrations.llamacpp.mapping import GgufLayout
 from kvswap.integrations.llamacpp.server import Described, LlamaServer
 from kvswap.worker.protocol import frame
+
+_SHIPPED = Path(kvswap.model.__file__).parent / "predictors"
 
 BATCH = 512  # llama.cpp's usual --ubatch-size
 LEAST = 64  # tokens of a batch, from which on keys and values do not depend on it
@@ -81,8 +88,34 @@ def publish_sequence(
     group: str | None = None,
     document: DocumentRef | None = None,
 ) -> ComputedResult:
-    """Publish the keys and values of a sequence through the node.  Raises what `Client.publish_computed` raises."""
+    """Publish the keys and values of a sequence through the node.
+
+    `codec` may be `predictive` where a predictor fits the model.  Raises `Incompatible` where none does, and what
+    `Client.publish_computed` raises.
+    """
     return client.publish_computed(frames_of(described, gathered, block_tokens, codec, group, document))
+
+
+def shipped_predictor(layout: GgufLayout) -> bytes:
+    """Return the shipped predictor that fits a model: of the same number of layers, of as many channels each.
+
+    It may have been trained on other weights of the same model: what it does not predict costs bytes, and no bits.
+    Raises `Incompatible` where there is none.
+    """
+    for path in sorted(_SHIPPED.iterdir()) if layout.halves else ():
+        data = path.read_bytes()
+        stacks = predictive.load(data).stacks
+        if len(stacks) == 1 and stacks[0].layers == tuple(range(len(layout.layers))):
+            channels = {(len(k.mean), len(v.mean)) for k, v in zip(stacks[0].k, stacks[0].v, strict=True)}
+            wanted = {tuple(tensor.heads * tensor.dim for tensor in layer.tensors) for layer in layout.layers}
+            if channels == wanted:
+                return data
+    raise Incompatible(
+        "no predictor fits this model, so its cache cannot be coded with `predictive`",
+        cause="one is shipped for SmolLM2-135M, for caches of f16 and bf16",
+        hint="kvswap publish FILE --model MODEL.gguf --codec planes",
+        field="codec",
+    )
 
 
 def frames_of(
@@ -95,6 +128,8 @@ def frames_of(
 ) -> Iterator[bytes]:
     """Yield the frames of the body of `POST /v1/computed`."""
     shape = artifact_layout(gathered.layout, block_tokens)
+    packed = shipped_predictor(gathered.layout) if codec == "predictive" else None
+    predictor = predictive.load(packed) if packed is not None else None
     head = {
         "model": wire.plain(described.identity),
         "dtype": gathered.layout.dtype,
@@ -104,10 +139,11 @@ def frames_of(
         "engine": wire.plain(described.probe),
         "document": wire.plain(document) if document is not None else None,
         "group": group,
+        "predictor": packed,
         "compare": False,  # the model process has no such model
     }
     yield frame(head)
-    for made in encode_sequence(gathered, shape, block_tokens, codec):
+    for made in encode_sequence(gathered, shape, block_tokens, codec, predictor):
         if isinstance(made, EncodedChunk):
             data = {"event": "chunk", "ref": wire.plain(made.ref), "data": made.wire, "us": int(made.seconds * 1e6)}
             yield frame(data)
