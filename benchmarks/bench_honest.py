@@ -26,7 +26,7 @@ from kvswap.artifact.layout import fingerprint_rows
 from kvswap.trust.agreement import compare
 from kvswap.trust.intervals import OF_SAMPLES
 from kvswap.trust.levels import Level
-from kvswap.trust.noise import MARGIN, Noise
+from kvswap.trust.noise import MARGIN, MICRO, Noise
 from kvswap.worker.messages import VerifyJob
 from tests.attacks.kinds import KINDS
 from tests.worker.honest import BLOCK, WORDS, Shelf, window_of
@@ -95,7 +95,7 @@ def measured(shelf: Shelf, family: str, each: int, seed: int = 0) -> Alarms:
         )
         found.artifacts += 1
         for step in (check.result for check in report.steps):
-            worst = step.figures.get("worst", 0.0)
+            worst = (step.figures.worst or 0) / MICRO
             found.add(f"V{int(step.level)}", step.verdict, worst, step.why)
         if report.computed:
             rows = fingerprint_rows(made.manifest.layout.layers)

@@ -13,30 +13,62 @@ from typing import TYPE_CHECKING, Any
 from kvswap.core.version import __version__
 
 if TYPE_CHECKING:
-    from kvswap import errors
-    from kvswap.client import AsyncClient, Client
+    from kvswap import api, errors
+    from kvswap.api import (
+        ArtifactDetails,
+        AskResult,
+        FetchResult,
+        FindResult,
+        PlanResult,
+        PrefixResult,
+        ProgressEvent,
+        PublishResult,
+        StatusResult,
+        StoredArtifact,
+        VerifyResult,
+    )
+    from kvswap.client import Artifact, AsyncArtifact, AsyncClient, Client
     from kvswap.core.errors import KvswapError
     from kvswap.cost import Objective
 
-__all__ = ["AsyncClient", "Client", "KvswapError", "Objective", "__version__", "errors"]
+__all__ = [
+    "Artifact",
+    "ArtifactDetails",
+    "AskResult",
+    "AsyncArtifact",
+    "AsyncClient",
+    "Client",
+    "FetchResult",
+    "FindResult",
+    "KvswapError",
+    "Objective",
+    "PlanResult",
+    "PrefixResult",
+    "ProgressEvent",
+    "PublishResult",
+    "StatusResult",
+    "StoredArtifact",
+    "VerifyResult",
+    "__version__",
+    "api",
+    "errors",
+]
+_ELSEWHERE = {
+    "Artifact": "kvswap.client",
+    "AsyncArtifact": "kvswap.client",
+    "AsyncClient": "kvswap.client",
+    "Client": "kvswap.client",
+    "KvswapError": "kvswap.core.errors",
+    "Objective": "kvswap.cost",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import kvswap` costs nothing and no package below imports the client.
-    if name in ("Client", "AsyncClient"):
-        from kvswap import client
+    if name not in __all__:
+        raise AttributeError(f"module 'kvswap' has no attribute {name!r}")
+    import importlib
 
-        return getattr(client, name)
-    if name == "Objective":
-        from kvswap.cost import Objective
-
-        return Objective
-    if name == "errors":
-        import importlib
-
-        return importlib.import_module("kvswap.errors")
-    if name == "KvswapError":
-        from kvswap.core.errors import KvswapError
-
-        return KvswapError
-    raise AttributeError(f"module 'kvswap' has no attribute {name!r}")
+    if name in ("api", "errors"):
+        return importlib.import_module(f"kvswap.{name}")
+    return getattr(importlib.import_module(_ELSEWHERE.get(name, "kvswap.api")), name)

@@ -387,6 +387,20 @@ FAMILIES |= {
             "chunk_size": 32,
         },
     ),
+    "mamba2": (  # states alone: nothing is kept of single tokens
+        "Mamba2Config",
+        {
+            **_TOKENS,
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_heads": 4,
+            "head_dim": 32,
+            "state_size": 16,
+            "n_groups": 1,
+            "expand": 2,
+            "chunk_size": 32,
+        },
+    ),
     "bamba": ("BambaConfig", {**_MAMBA, "attn_layer_indices": [2]}),
     "falcon-h1": (
         "FalconH1Config",

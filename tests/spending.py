@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 
+from tests import warm
+
 _TICK = os.sysconf("SC_CLK_TCK")
 _SHOWN = 12
 _before = 0.0
 _tests: Counter[str] = Counter()
+_cold: Counter[str] = Counter()  # tests by the variables of the environment for which they started processes cold
 _began = time.monotonic()
 
 
@@ -48,12 +51,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
     global _before
     outcome: Any = yield
     now = _of("self")
-    outcome.get_result().cpu = max(0.0, now - _before)  # goes to the terminal with all else that a report says
+    report = outcome.get_result()  # what is said here goes to the terminal with all else that a report says
+    report.cpu, report.cold = max(0.0, now - _before), sorted(warm.cold)
+    warm.cold.clear()
     _before = max(now, _before)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _tests[report.nodeid] += getattr(report, "cpu", 0.0)
+    _cold.update(getattr(report, "cold", ()))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -69,3 +75,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section(f"{sum(files.values()):.0f} CPU-seconds in {wall:.0f} s; most of them in")
     for name, seconds in files.most_common(_SHOWN):
         terminalreporter.line(f"{seconds:7.1f}  {name}")
+    for name, tests in _cold.most_common():
+        terminalreporter.line(f"{tests:7}  tests started processes cold, as their environment has another {name}")

@@ -159,7 +159,7 @@ def make_artifact(
     """
     import torch
 
-    from kvswap.artifact.tensors import Layers, LayerTensors, by_layer, context_of, digest_layer, encode_chunk
+    from kvswap.artifact.tensors import DTYPES, Layers, LayerTensors, by_layer, context_of, digest_layer, encode_chunk
 
     signer = signer or key()
     now = int(time.time()) if now is None else now
@@ -171,6 +171,8 @@ def make_artifact(
         plain = rng.normal(size=shape).astype(np.float32).view(np.uint32)
         if dtype == "float32":
             return plain
+        if dtype == "q8_0":
+            return (plain >> 16).astype(np.uint8)
         if dtype == "float16":
             return plain.view(np.float32).astype(np.float16).view(np.uint16)
         return (plain >> 16).astype(np.uint16)
@@ -214,7 +216,7 @@ def make_artifact(
             of = layers[index][place][:, first:stop] if told.rows is None else last
             size = ITEM_BYTES[told.dtype or dtype]
             integers = torch.from_numpy(np.ascontiguousarray(of).view(f"i{size}"))
-            held.append(integers.view(getattr(torch, told.dtype or dtype)))
+            held.append(integers.view(DTYPES[told.dtype or dtype]))
         digests.append(digest_layer(LayerTensors(spec, tuple(held), first, stop - first)))
     ids = [int(i) for i in rng.integers(0, 1000, tokens)]
     fields: dict[str, Any] = {

@@ -38,20 +38,16 @@ from tests.measuring import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 _LENGTH = struct.Struct(">I")
-# Read when they are needed, and not by an import.  The last is written by torch into the environment of whoever
-# imports its compiler, after which every process of that worker was started cold.
-_OWN = ("KVSWAP_", "XDG_", "PYTEST_", "COLUMNS", "SILENT_", "TORCHINDUCTOR_")
+# Read when they are needed, and not by an import.  The last three are written by libraries into the environment of
+# whoever loads a model in the test's own process; `tests.conftest` takes out what a test leaves there.
+_OWN = ("KVSWAP_", "XDG_", "PYTEST_", "COLUMNS", "SILENT_", "TORCHINDUCTOR_", "TOKENIZERS_", "TQDM_")
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _MODELS = ".models"  # of the path of the second server
 
 
-def alike(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Say whether two environments are the same for what imports read."""
-
-    def read(environment: Mapping[str, str]) -> dict[str, str]:
-        return {name: value for name, value in environment.items() if not name.startswith(_OWN)}
-
-    return read(one) == read(other)
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> set[str]:
+    """Name the variables that imports may read and of which two environments have different values."""
+    return {name for name, _ in set(one.items()) ^ set(other.items()) if not name.startswith(_OWN)}
 
 
 # -- asking ------------------------------------------------------------------------------------------
@@ -148,6 +144,7 @@ class _Keeper:
 
 
 _keeper = _Keeper()
+cold: set[str] = set()  # variables for which processes were started cold; `tests.spending` tells of them
 
 
 def able(environment: Mapping[str, str]) -> bool:
@@ -155,7 +152,9 @@ def able(environment: Mapping[str, str]) -> bool:
     if os.environ.get("KVSWAP_COLD") or not sys.platform.startswith("linux"):
         return False
     _keeper.start()
-    return alike(environment, _keeper.environment)
+    names = differing(environment, _keeper.environment)
+    cold.update(names)
+    return not names
 
 
 def start(
@@ -244,7 +243,7 @@ def _models_warm(path: str) -> None:
         return _request(path + _MODELS, message, descriptors)
 
     async def create(*command: str, **options: Any) -> Any:
-        if command[:-1] != PROGRAM or not alike(options["env"], plain):
+        if command[:-1] != PROGRAM or differing(options["env"], plain):
             return await usual(*command, **options)
         streams = [os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)]
         try:

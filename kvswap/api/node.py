@@ -37,6 +37,15 @@ class StopResult(Result, frozen=True, kw_only=True):
     home: str
 
 
+class UiResult(Result, frozen=True, kw_only=True):
+    """A link that opens the local page in one browser, once."""
+
+    url: str
+    """The link; it holds a secret until it is opened."""
+    seconds: float
+    """The seconds for which it works."""
+
+
 class IdentityResult(Result, frozen=True, kw_only=True):
     """The names of this node, and where it is reached."""
 

@@ -18,7 +18,21 @@ from typing import Any
 
 import msgspec
 
-from kvswap.api import archives, caches, events, find, hosts, node, peers, plans, status, store, trust, verification
+from kvswap.api import (
+    archives,
+    caches,
+    chat,
+    events,
+    find,
+    hosts,
+    node,
+    peers,
+    plans,
+    status,
+    store,
+    trust,
+    verification,
+)
 from kvswap.api import requests as bodies
 from kvswap.api.result import OpenResult, Result
 from kvswap.core.version import __version__
@@ -56,6 +70,7 @@ ROUTES = (
         "The settings that the daemon was started with, and where each came from.",
         (node.SettingsResult,),
     ),
+    Route("POST", "/v1/ui", "Make a link that opens the local page once.", (node.UiResult,), query=("plain",)),
     Route("POST", "/v1/stop", "End the daemon.", (node.StopResult,)),
     Route("GET", "/v1/peers", "Peers and what was experienced with them.", (peers.PeersResult,)),
     Route("POST", "/v1/peers/{peer}/block", "Neither serve nor ask a peer.", (peers.BlockResult,)),
@@ -131,6 +146,14 @@ ROUTES = (
         "Answer a question from a document's cache.",
         (caches.AskResult,),
         body=bodies.AskRequest,
+        lines=True,
+    ),
+    Route(
+        "POST",
+        "/v1/render",
+        "Write a conversation by a model's chat template.",
+        (chat.RenderResult,),
+        body=bodies.RenderRequest,
         lines=True,
     ),
     Route(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvswap.api.result import Result
+import msgspec
+
+from kvswap.api.result import OpenResult, Result
 
 
 class StoredArtifact(Result, frozen=True, kw_only=True, gc=False):
@@ -48,6 +50,29 @@ class ArtifactDetails(StoredArtifact, frozen=True, kw_only=True):
     """The directory of the chunk files."""
     key: str | None = None
     """The key that opens the files of an encrypted one, in hex; only where it was asked for."""
+
+
+class ShownArtifact(OpenResult, frozen=True, kw_only=True):
+    """The result of `kvswap show`: the manifest in `more`, whose fields come first in JSON, and how it stands here."""
+
+    artifact: str
+    complete: bool
+    pinned: bool
+    standing: str
+    why: str | None
+    disputed_with: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, as `--json` prints it."""
+        json: dict[str, Any] = msgspec.to_builtins(self)
+        return {**json.pop("more", {}), **json}
+
+
+class RemovalPreview(Result, frozen=True, kw_only=True):
+    """The result of `kvswap rm --dry-run`."""
+
+    would_remove: str
+    wire_bytes: int
 
 
 class RemoveResult(Result, frozen=True, kw_only=True):

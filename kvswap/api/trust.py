@@ -98,6 +98,12 @@ class GroupsResult(Result, frozen=True, kw_only=True):
     """The group that is published for by itself."""
 
 
+class GroupRows(Result, frozen=True, kw_only=True):
+    """The result of `kvswap group ls`."""
+
+    groups: list[GroupRow]
+
+
 class GroupResult(Result, frozen=True, kw_only=True):
     """The result of `kvswap group new` and `import`."""
 

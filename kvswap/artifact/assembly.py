@@ -9,8 +9,7 @@ or an error.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from types import TracebackType
@@ -20,40 +19,13 @@ import torch
 
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.manifest import ChunkRef, Manifest
-from kvswap.artifact.sealing import PREDICTOR, Seal
+from kvswap.artifact.parts import ChunkSource, Layers, Predictors, decode_chunk, read_predictor
+from kvswap.artifact.sealing import Seal
 from kvswap.artifact.specs import Layout
-from kvswap.artifact.tensors import DTYPES, Layers, LayerTensors, as_part, decode_chunk
-from kvswap.codec import Part, Predictor, predictive
-from kvswap.core.errors import IntegrityError
-from kvswap.core.ids import Cid
+from kvswap.artifact.tensors import DTYPES, LayerTensors, as_part
+from kvswap.codec import Part, Predictor
 
-_PREDICTORS_KEPT = 4
-
-ChunkSource = Callable[[Cid], bytes]
-
-Predictors = OrderedDict[Cid, Predictor]
-"""Those read lately, kept by whoever loads many artifacts."""
-
-
-def read_predictor(
-    cid: Cid, source: ChunkSource, kept: Predictors | None = None, seal: Seal | None = None
-) -> Predictor:
-    """Read the predictor of an artifact, from `kept` or else from its source, and keep it there.
-
-    `kept` holds the four predictors that were read last; `seal` opens the file where it is sealed.  Raises
-    `IntegrityError` if the file does not have its digest.
-    """
-    kept = OrderedDict() if kept is None else kept
-    known = kept.pop(cid, None)
-    if known is None:
-        data = source(cid)
-        if Cid.of(data) != cid:
-            raise IntegrityError(f"predictor {cid} does not have its digest", hint="kvswap verify --store")
-        known = predictive.load(seal.open(PREDICTOR, data) if seal is not None else data)
-    kept[cid] = known
-    while len(kept) > _PREDICTORS_KEPT:
-        kept.popitem(last=False)
-    return known
+__all__ = ["Assembly", "ChunkSource", "Predictors", "load", "read_predictor"]
 
 
 class Assembly:

@@ -17,6 +17,7 @@ from kvswap.artifact.manifest import (
     decode_manifest,
 )
 from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorSpec
+from kvswap.core.defaults import OPAQUE_DTYPES
 from kvswap.core.errors import MalformedManifest, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
@@ -70,6 +71,8 @@ def check(manifest: Manifest, added: int = 0) -> None:
         coded = chunk.length - added
         _require(0 < coded <= chunk.raw_length, where, "wire bytes exceed raw bytes, or there are none")
         _require(chunk.codec != "raw" or coded == chunk.raw_length, where, "a raw chunk has its raw length")
+        opaque = layout.group_dtype(chunk.run) in OPAQUE_DTYPES and chunk.codec != "raw"
+        _require(not opaque, where, "what is quantised already is raw")
         lossy_state = chunk.codec in LOSSY_CODECS and layout.is_state(chunk.run)
         _require(not lossy_state, where, "a state is never coded with a loss")
         try:

@@ -19,7 +19,8 @@ from msgspec import Meta
 
 from kvswap.core.limits import LIMITS
 
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "q8_0": 1}
+"""Bytes of one number; of `q8_0`, blocks of ggml that hold 32 numbers in 34 bytes, the last axis counts bytes."""
 KEY, VALUE = "k", "v"
 """Names of a full or sliding layer's tensors; in version 1 of the manifest a layer has these two."""
 

@@ -9,15 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from kvswap.client import Client
 from kvswap.core.errors import KvswapError
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
+
+
+def _start_daemon(arguments: Sequence[str], environment: Mapping[str, str], log: IO[str]) -> subprocess.Popen[str]:
+    """Start `kvswap ARGUMENTS` with standard error to `log`, and standard output to be read."""
+    command = [sys.executable, "-m", "kvswap", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
 
 
 class BenchNode:
@@ -35,23 +42,18 @@ class BenchNode:
         self.ready: dict[str, Any] = {}
 
     def __enter__(self) -> BenchNode:
-        command = [sys.executable, "-m", "kvswap", "daemon", "--json", "--no-mdns", "--home", str(self.home)]
+        arguments = ["daemon", "--json", "--no-mdns", "--home", str(self.home), *self._flags]
         self.home.mkdir(parents=True)
         with (self.home / "stderr.log").open("w") as log:
-            self._process = subprocess.Popen(
-                [*command, *self._flags],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=os.environ | self._env,
-            )
+            self._process = _start_daemon(arguments, os.environ | self._env, log)
         assert self._process.stdout is not None  # noqa: S101 - made with a pipe
         line = self._process.stdout.readline()  # printed once everything listens
-        if not line:
+        told = json.loads(line) if line else {}
+        if "addresses" not in told:  # nothing, or an error
             said = (self.home / "stderr.log").read_text()[-500:]
             self.__exit__(None, None, None)
             raise KvswapError(f"a node of the experiment did not start: {said}", hint="kvswap doctor")
-        self.ready = json.loads(line)
+        self.ready = told
         return self
 
     @property

@@ -23,6 +23,7 @@ from kvswap.core.version import __version__
 VERBS = {
     "daemon": ("daemon", "Run a node."),
     "publish": ("publish", "Prefill a text file and offer its KV cache to peers."),
+    "advise": ("advise", "Say from a log of requests which prefixes are worth publishing."),
     "find": ("find", "Say who has an artifact or a document, without fetching it."),
     "fetch": ("fetch", "Make a published cache local and verified, when that is worth it."),
     "ask": ("ask", "Answer a question from a document's cache."),
@@ -38,6 +39,7 @@ VERBS = {
     "unpin": ("pin", "Let an artifact go when space is needed."),
     "gc": ("gc", "Remove chunks that no artifact needs."),
     "status": ("status", "State of the running node."),
+    "ui": ("ui", "Open the local page in a browser."),
     "stop": ("stop", "End the daemon, and wait until it has."),
     "config": ("config", "Every setting, and where its value comes from."),
     "logs": ("logs", "The daemon's log."),
@@ -46,6 +48,7 @@ VERBS = {
     "unblock": ("block", "Serve and ask a peer again."),
     "trust": ("trust", "Publishers whose artifacts this node uses."),
     "host": ("host", "Answer others from hosted documents; or ask who does."),
+    "llama": ("llama", "Run llama-server so that it keeps what it prefilled over restarts."),
     "group": ("group", "Groups, for which documents can be sealed."),
     "id": ("id", "This node's ids and addresses."),
     "model": ("model", "Models: list, pull, check, remove."),
@@ -55,18 +58,19 @@ VERBS = {
     "manifest": ("manifest", "Judge a manifest file."),
     "events": ("events", "What the node did and does."),
     "doctor": ("doctor", "Check this machine and this installation."),
+    "mcp": ("mcp", "Tools for agent programs, over the Model Context Protocol."),
     "completion": ("completion", "Let a shell complete verbs, options and their values."),
 }
 
 
 # Heading of the help -> verbs, in their order.
 GROUPS = {
-    "Basics": ("daemon", "publish", "find", "fetch", "ask", "plan", "status", "stop"),
+    "Basics": ("daemon", "publish", "find", "fetch", "ask", "plan", "status", "ui", "stop"),
     "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw", "export", "import"),
     "Trust": ("verify", "trust", "group", "manifest"),
     "Network": ("id", "peers", "block", "unblock", "host", "events"),
-    "Models and costs": ("model", "codec", "economics", "bench"),
-    "This machine": ("config", "logs", "doctor", "completion"),
+    "Models and costs": ("model", "llama", "codec", "advise", "economics", "bench"),
+    "This machine": ("config", "logs", "doctor", "mcp", "completion"),
 }
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import click
 
@@ -30,6 +30,13 @@ _LINE_BYTES = 4_096  # of a key or an invitation
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Printable(Protocol):
+    """The answer of a verb: a result of `kvswap.api`, or a report of a package of its own."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, as `--json` prints it."""
+
+
 @dataclass(slots=True)
 class Output:
     """The manner in which one call of the command line speaks: its home, and the options that every verb takes."""
@@ -47,10 +54,10 @@ class Output:
 
         return Client(self.home)
 
-    def result(self, value: Any, text: str | Callable[[], str]) -> None:
+    def result(self, value: Printable, text: str | Callable[[], str]) -> None:
         """Print the answer: one JSON line, or text without what a terminal would obey."""
         if self.as_json:
-            streams.answer(json.dumps(_plain(value)), keep=True)
+            streams.answer(json.dumps(value.to_json()), keep=True)
         else:
             streams.answer(printable(text() if callable(text) else text, "\n\t"), keep=True)
 
@@ -188,13 +195,6 @@ def verb(function: F) -> F:
     return cast(F, wrapped)
 
 
-def _plain(value: Any) -> Any:
-    """Return the JSON form of an answer, which may be a result, or have results in it."""
-    from kvswap.api import plain  # with `--json` alone, and then it has been imported
-
-    return plain(value)
-
-
 def rates(codec: CodecFigures) -> str:
     """Format what was measured of a codec."""
     parts = [f"{codec.ratio:.2f}x"] if codec.ratio is not None else []
@@ -264,12 +264,18 @@ def read_document(path: Path, note: Callable[[str], None] = streams.write_line) 
 def reference(ref: str) -> tuple[str, str | None]:
     """Return the id that a user named, and the text where it was a file's path.
 
-    It is an artifact's id, a document's digest, or the path of a text file.  Raises `UsageError`, `InvalidDocument`.
+    It is an artifact's id, a document's digest, or the path of a text file or of a folder of them.  Raises
+    `UsageError`, `InvalidDocument`.
     """
     try:
         path = Path(ref).expanduser()
     except RuntimeError:  # of a user who is not known here
         path = Path(ref)
+    if path.is_dir():
+        from kvswap.core.folders import read_folder
+
+        text = read_folder(path).text
+        return document_digest(text.encode()), text
     if exists(path):
         data = read_document(path)
         return document_digest(data), data.decode()
@@ -277,7 +283,7 @@ def reference(ref: str) -> tuple[str, str | None]:
         return str(parse_reference(ref)), None
     except UsageError as error:
         raise UsageError(
-            f"{printable(ref)!r} is neither an artifact id, nor sha256:<hex>, nor a file",
+            f"{printable(ref)!r} is neither an artifact id, nor sha256:<hex>, nor a file or folder",
             cause="a typing error, or the file is somewhere else",
             hint="kvswap ls",
         ) from error

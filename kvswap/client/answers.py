@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,7 @@ R = TypeVar("R", bound="Result")
 HEARTBEAT = "heartbeat"
 HEADER = "Kvswap-Heartbeat"  # of an answer of lines: seconds between its heartbeats
 REQUEST_HEADER = "Kvswap-Request"
+NDJSON = "application/x-ndjson"
 _LONG = 1 << 20  # bytes of JSON
 _MISSED = 10  # heartbeats in a row, and the daemon is taken for frozen
 
@@ -89,6 +91,24 @@ def whole_answer(data: bytes, call: Call[R], where: Path | str) -> dict[str, Any
         return {"result": kind.decode(data)}
     except (DecodeError, RecursionError) as error:
         raise not_ours(where) from error
+
+
+def joined_rows(lines: Iterable[bytes], call: Call[R], where: Path | str) -> dict[str, Any]:
+    """Read an answer whose rows come in lines, while they come: as the last line of one that is of lines.
+
+    Raises `DaemonNotRunning`.
+    """
+    import msgspec
+
+    kind: type[R] = getattr(api, call.result)
+    (field,) = msgspec.structs.fields(kind)
+    decode, rows = msgspec.json.Decoder(field.type).decode, []
+    try:
+        for line in lines:
+            rows += decode(line)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise not_ours(where) from error
+    return {"result": kind(**{field.name: rows})}
 
 
 def read_as(call: Call[R], value: object, where: Path | str) -> R:

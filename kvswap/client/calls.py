@@ -37,6 +37,8 @@ class Call(Generic[R]):
     lines: bool = False
     seconds: float = SHORT_SECONDS
     frames: Iterable[bytes] | None = None  # the body, where it is not JSON
+    rows: bool = False
+    """The result is one list, whose rows may come in many lines."""
 
     @property
     def head_seconds(self) -> float:
@@ -89,7 +91,7 @@ def block(peer: str, blocked: bool) -> Call[api.BlockResult]:
 
 def artifacts() -> Call[api.ArtifactsResult]:
     """List the artifacts in the store."""
-    return Call("GET", "/v1/artifacts", "ArtifactsResult")
+    return Call("GET", "/v1/artifacts", "ArtifactsResult", rows=True)
 
 
 def show(ref: str, key: bool = False) -> Call[api.ArtifactDetails]:
@@ -193,6 +195,11 @@ def stop() -> Call[api.StopResult]:
     return Call("POST", "/v1/stop", "StopResult", {})
 
 
+def ui(plain: bool) -> Call[api.UiResult]:
+    """Make a link to the local page."""
+    return Call("POST", "/v1/ui?plain=1" if plain else "/v1/ui", "UiResult", {})
+
+
 def withdraw(ref: str, why: str) -> Call[api.WithdrawResult]:
     """Withdraw what the node published."""
     return _send("WithdrawResult", f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", api.WithdrawRequest(why=why))
@@ -252,6 +259,11 @@ def verify(request: api.VerifyRequest) -> Call[api.VerifyResult]:
 def verify_store() -> Call[api.StoreCheck]:
     """Verify every file of the store."""
     return _stream("StoreCheck", "/v1/verify", api.VerifyRequest(store=True))
+
+
+def render(request: api.RenderRequest) -> Call[api.RenderResult]:
+    """Render a conversation."""
+    return _stream("RenderResult", "/v1/render", request)
 
 
 def ask(request: api.AskRequest) -> Call[api.AskResult]:

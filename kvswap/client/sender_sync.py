@@ -15,8 +15,10 @@ from kvswap.client import calls
 from kvswap.client.answers import (
     HEADER,
     HEARTBEAT,
+    NDJSON,
     REQUEST_HEADER,
     error_of,
+    joined_rows,
     message_of,
     not_ours,
     not_there,
@@ -88,6 +90,9 @@ class Sender:
                 raise
             response = connection.getresponse()
             note_answer(call, response.status, response.headers.get(REQUEST_HEADER), began)
+            if call.rows and response.headers.get("Content-Type") == NDJSON:
+                yield joined_rows(_split(response), call, where)
+                return
             if response.status != 200 or not call.lines:
                 answer = response.read()
                 if response.status != 200:
@@ -154,4 +159,18 @@ class Sender:
 def _body(call: Call[Any], address: Address) -> tuple[bytes | calls.FrameSource | None, dict[str, str]]:
     if call.body is not None:
         return json.dumps(call.body).encode(), {**address.headers, "Content-Type": "application/json"}
-    return calls.FrameSource(call.frames) if call.frames is not None else None, address.headers
+    headers = {**address.headers, "Accept": NDJSON} if call.rows else address.headers
+    return calls.FrameSource(call.frames) if call.frames is not None else None, headers
+
+
+def _split(response: http.client.HTTPResponse) -> Generator[bytes, None, None]:
+    """Yield the lines of an answer, of which each is longer than what `readline` takes at once."""
+    parts: list[bytes] = []
+    while piece := response.read1(calls.PIECE):
+        first, *others = piece.split(b"\n")
+        parts.append(first)
+        for other in others:
+            yield b"".join(parts)
+            parts = [other]
+    if any(parts):  # a line that has no end
+        raise http.client.IncompleteRead(b"".join(parts))

@@ -1,7 +1,7 @@
 """The codec contract and the registry.
 
 A chunk's tensors are handed over as *parts*: for each layer K, then V, each an unsigned-integer view
-(`uint16` for bfloat16 and float16, `uint32` for float32) of shape [heads, tokens, dim].  All parts of
+(`uint16` for bfloat16 and float16, `uint32` for float32, `uint8` for q8_0) of shape [heads, tokens, dim].  All parts of
 a chunk have the same number of tokens; heads and dim may differ between K and V.  Codecs see bit
 patterns, never floats, which is what makes "exact" mean every NaN payload, -0 and denormal.
 
@@ -22,7 +22,8 @@ from typing import Protocol
 
 from kvswap.codec.parts import Part, check_parts, raw_length
 from kvswap.codec.predictive.context import Context
-from kvswap.core.errors import Incompatible
+from kvswap.core.defaults import OPAQUE_DTYPES
+from kvswap.core.errors import Incompatible, IntegrityError
 
 
 class Codec(Protocol):
@@ -83,12 +84,14 @@ def get(name: str) -> Codec:
 def encode(parts: Sequence[Part], dtype: str, name: str, context: Context | None = None) -> tuple[str, bytes]:
     """Encode the parts with the named codec, or a simpler one where that is smaller.  Returns (id used, wire bytes).
 
-    `predictive` is the codec that the context's predictor is for, `predictive` or `predictive2`; so is `predictive2`.
-    Without a context for these layers, and where prediction gains little, `planes` is tried and the smaller result
-    taken.  Other codecs are compared with `raw`.  Raises `Incompatible` or `IntegrityError` for
-    parts that no codec is specified for.
+    What is quantised already stays `raw`.  `predictive` is the codec that the context's predictor is for, `predictive` or
+    `predictive2`; so is `predictive2`.  Without a context for these layers, and where prediction gains little, `planes`
+    is tried and the smaller result taken.  Other codecs are compared with `raw`.  Raises `Incompatible` or
+    `IntegrityError` for parts that no codec is specified for.
     """
     check_parts(parts, dtype)
+    if dtype in OPAQUE_DTYPES:
+        name = "raw"
     raw = raw_length(parts)
     if name in PREDICTED:
         name = context.predictor.codec if context is not None else name
@@ -113,4 +116,6 @@ def decode(
     parts.
     """
     check_parts(parts, dtype)
+    if dtype in OPAQUE_DTYPES and name != "raw":
+        raise IntegrityError(f"a chunk of {dtype} is raw, and not {name[:40]!r}")
     get(name).decode(wire, parts, dtype, context)

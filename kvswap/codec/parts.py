@@ -16,6 +16,7 @@ WORD: dict[str, type[np.unsignedinteger[Any]]] = {
     "bfloat16": np.uint16,
     "float16": np.uint16,
     "float32": np.uint32,
+    "q8_0": np.uint8,
 }
 
 

@@ -161,6 +161,13 @@ class MalformedArchive(Incompatible):
     usual = ("it was cut off or changed, or kvswap export did not make it", "kvswap export REF FILE makes one")
 
 
+class MalformedState(Incompatible):
+    """Bytes that are not a saved state of llama.cpp, or only the beginning of one."""
+
+    code = "malformed_state"
+    usual = ("it was cut off or changed, or llama.cpp did not write it", "save it again; docs/llamacpp.md")
+
+
 class PlanSaysPrefill(KvswapError):
     """A fetch that was planned and is not worth it; `details['plan']` has the figures."""
 

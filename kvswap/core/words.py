@@ -17,6 +17,20 @@ LEVELS = (
 )
 """What is checked at each verification level, by its number."""
 
+STANDINGS = {
+    "own": "own",
+    "trusted": "by a trusted publisher",
+    "verified": "untrusted publisher, verified",
+    "unverified": "untrusted publisher, not verified",
+    "disputed": "DISPUTED",
+    "wrong": "FOUND WRONG, not offered",
+    "caught": "its publisher is BANNED",
+    "withdrawn": "WITHDRAWN",
+    "expired": "EXPIRED",
+    "future": "issued in the FUTURE",
+}
+"""How an artifact stands here, by the name of its standing."""
+
 
 def in_words(text: str) -> str:
     """Replace the codes V0 to V7 in a reason by what they stand for."""

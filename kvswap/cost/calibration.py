@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from kvswap.artifact.manifest import ChunkRef, FileRef
 from kvswap.core.atomic import write_atomic
@@ -24,6 +26,9 @@ from kvswap.core.files import read_regular
 from kvswap.core.limits import LIMITS
 from kvswap.core.upkeep import Problems, Writer
 from kvswap.cost.estimate import Link, PrefillCurve
+
+if TYPE_CHECKING:
+    from kvswap.trust.noise import NoiseRecord
 
 _SAMPLES_KEPT = 256
 _PEERS_KEPT = 1_024
@@ -199,15 +204,18 @@ class Calibration:
 
     # -- honest noise ----------------------------------------------------------------------------
 
-    def add_noise(self, key: str, value: dict[str, Any]) -> None:
-        """Record the honest noise of a model on this machine, in the form that `trust.noise.Noise.of` reads."""
-        self._data["noise"][key] = value
+    def add_noise(self, key: str, noise: NoiseRecord) -> None:
+        """Record the honest noise of a model on this machine."""
+        self._data["noise"][key] = msgspec.to_builtins(noise)
         self._save_soon()
 
-    def noise(self, key: str) -> dict[str, Any] | None:
-        """Return the honest noise of a model as it was recorded; None where it was never measured."""
-        row = self._data["noise"].get(key)
-        return row if isinstance(row, dict) else None
+    def noise(self, key: str) -> NoiseRecord | None:
+        """Return the honest noise of a model; None where it was never measured, or by a version that measured less."""
+        from kvswap.trust.noise import NoiseRecord  # numpy, for what few have a use for
+
+        with contextlib.suppress(msgspec.ValidationError):
+            return msgspec.convert(self._data["noise"].get(key), NoiseRecord)
+        return None
 
     # -- links -----------------------------------------------------------------------------------
 

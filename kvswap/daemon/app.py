@@ -39,6 +39,10 @@ from kvswap.daemon.engine_api import EngineApi
 from kvswap.daemon.guard import guard
 from kvswap.daemon.hosts_api import HostsApi
 from kvswap.daemon.node_api import NodeApi
+from kvswap.daemon.page.guard import guard_page
+from kvswap.daemon.page.page import PORTS, Page
+from kvswap.daemon.page.sessions import Sessions
+from kvswap.daemon.page.view import View
 from kvswap.daemon.peers_api import PeersApi
 from kvswap.daemon.requests import (
     heartbeats,
@@ -49,6 +53,7 @@ from kvswap.daemon.requests import (
     stream,
     wrong,
 )
+from kvswap.daemon.running import RUNNING, Running
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.tracing import put_header, trace
 from kvswap.daemon.trust_api import TrustApi
@@ -82,7 +87,14 @@ class Api:
 
     def application(self, token: str) -> web.Application:
         """Make the application that answers all routes to who has the token."""
-        app = web.Application(middlewares=[trace, errors, guard(token)], client_max_size=LIMITS.api_body_bytes)
+        sessions, running = Sessions(), Running()
+        app = web.Application(
+            middlewares=[trace, errors, guard(token, guard_page(sessions))], client_max_size=LIMITS.api_body_bytes
+        )
+        app[RUNNING], app[PORTS] = running, []
+        artifacts, peers = ArtifactsApi(self._node), PeersApi(self._node)
+        page = Page(View(self._node, running, artifacts, peers), sessions)
+        page.set_up(app)
         routes = [
             web.get("/healthz", self.healthz),
             web.get("/readyz", self.readyz),
@@ -98,14 +110,14 @@ class Api:
             web.post("/v1/ask", self.ask),
             web.post("/v1/verify", self.verify),
             *ArchivesApi(self._node).routes(),
-            *ArtifactsApi(self._node).routes(),
+            *artifacts.routes(),
             *EngineApi(self._node).routes(),
             *HostsApi(self._node).routes(),
             *(self._about or NodeApi(self._node)).routes(),
-            *PeersApi(self._node).routes(),
+            *peers.routes(),
             *TrustApi(self._node).routes(),
         ]
-        app.add_routes(answering(routes))
+        app.add_routes(answering([*routes, *page.routes(routes)]))
         app.on_response_prepare.append(put_header)
         return app
 

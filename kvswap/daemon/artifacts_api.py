@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from aiohttp import web
 from msgspec import structs
@@ -13,7 +14,7 @@ from kvswap.api import CollectRequest
 from kvswap.api.store import ArtifactDetails, CollectResult, PinResult, RemoveResult, StoredArtifact
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid, parse_reference
-from kvswap.daemon.requests import reply, request_of, send_rows
+from kvswap.daemon.requests import reply, request_of, send_long, send_rows
 from kvswap.exchange import Node
 from kvswap.store import ArtifactRow
 from kvswap.store.tables import ROWS_AT_ONCE
@@ -59,16 +60,11 @@ class ArtifactsApi:
         return await send_rows(request, "artifacts", self._pages(request.query.get("document")))
 
     def _pages(self, document: str | None) -> Iterator[list[StoredArtifact]]:
-        """List what is here, newest first, a page at a time: no list of all is ever in memory."""
-        if document:
-            yield self._shown(self._node.store.artifacts(document))
-            return
-        page = self._node.store.page(None, ROWS_AT_ONCE)
-        while page:
-            yield self._shown(page)
-            page = self._node.store.page(page[-1], ROWS_AT_ONCE) if len(page) == ROWS_AT_ONCE else []
+        """List what is here, newest first, a page at a time."""
+        pages = [self._node.store.artifacts(document)] if document else self._node.store.pages(ROWS_AT_ONCE)
+        yield from map(self.shown, pages)
 
-    def _shown(self, rows: Sequence[ArtifactRow]) -> list[StoredArtifact]:
+    def shown(self, rows: Sequence[ArtifactRow]) -> list[StoredArtifact]:
         """Show rows as people read them: the index knows no more of what is sealed than everybody may."""
         out = []
         for row, standing in zip(rows, self._node.trust.standings.of_all(rows), strict=True):
@@ -107,23 +103,28 @@ class ArtifactsApi:
             raise NotFound(f"{reference} is not in the store", hint="kvswap ls")
         return list(rows)
 
-    async def artifact(self, request: web.Request) -> web.Response:
+    async def artifact(self, request: web.Request) -> web.StreamResponse:
         """Show the manifest, the envelope, and where the chunk files are; with `?key=1` what opens them."""
         row = (await self._rows(request.match_info["ref"]))[0]
         with_key = request.query.get("key") == "1"
-        return reply(await asyncio.to_thread(self._whole, row, with_key))
+        return await send_long(request, await asyncio.to_thread(self._whole, row, with_key))
 
-    def _whole(self, row: ArtifactRow, with_key: bool) -> ArtifactDetails:
-        """Read all of an artifact but its files.  Blocks for as long as a manifest is large; call in a thread."""
+    def _whole(self, row: ArtifactRow, with_key: bool) -> dict[str, Any]:
+        """Read all of an artifact but its files.  Blocks for as long as a manifest is large; call in a thread.
+
+        Returns the JSON form of an `ArtifactDetails`, made without a call that goes over all of a manifest: such a one
+        keeps all threads.
+        """
         envelope = self._node.store.envelope(row.id) or b""
         statement = self._node.read(envelope)
-        return ArtifactDetails(
-            **structs.asdict(self._shown([row])[0]),
-            manifest=statement.manifest.to_json(),
+        details = ArtifactDetails(
+            **structs.asdict(self.shown([row])[0]),
+            manifest={},
             envelope=base64.b64encode(envelope).decode(),
             chunks_directory=str(self._node.store.chunks_directory),
             key=statement.key.hex() if statement.key is not None and with_key else None,
         )
+        return details.to_json() | {"manifest": statement.manifest.to_json()}
 
     async def remove(self, request: web.Request) -> web.Response:
         """Remove an artifact, or all of a document."""

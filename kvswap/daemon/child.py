@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError, MalformedMessage, WorkerFailed
 from kvswap.core.limits import LIMITS
@@ -25,8 +27,8 @@ from kvswap.core.tasks import until_done
 from kvswap.exchange.model_port import OnEvent, Outbox
 from kvswap.model.precision import VARIABLES
 from kvswap.worker import logs, protocol, start
-from kvswap.worker.conversation import job_event
-from kvswap.worker.messages import Job, result_of
+from kvswap.worker.conversation import Cancellation, LogFrame, NoticeFrame, job_event, sign_of_life
+from kvswap.worker.messages import Job, JobEnd, end_of, result_of
 
 R = TypeVar("R")
 _log = logging.getLogger("kvswap.worker")
@@ -127,17 +129,16 @@ class Child:
         telling: asyncio.Task[None] | None = None
         answered = False
         try:
-            await self._send(wire.plain(job))
+            await self._send(job)
             if outbox is not None:
                 telling = asyncio.create_task(self._pass_on(outbox))
-            answer = await self._answer(on_event, _Time(most))
+            end = await self._end_of_job(on_event, _Time(most))
             answered = True
-            if "error" in answer:
-                if "trace" in answer:  # of what was not ours: for the log alone
-                    text = str(answer["error"].get("message"))
-                    _log.error("%s", text, extra={"trace": str(answer["trace"])[:16_384]})
-                raise KvswapError.from_dict(answer["error"])
-            return result_of(job, answer["result"])
+            if end.error is not None:
+                if end.trace is not None:  # of what was not ours: for the log alone
+                    _log.error("%s", str(end.error.get("message")), extra={"trace": end.trace[:16_384]})
+                raise KvswapError.from_dict(end.error)
+            return result_of(job, end.result)
         except BaseException as error:
             if not answered and self.pid is not None:
                 if telling is not None:
@@ -149,33 +150,34 @@ class Child:
             if telling is not None:
                 telling.cancel()
 
-    async def _answer(self, on_event: OnEvent | None, time: _Time) -> dict[str, Any]:
+    async def _end_of_job(self, on_event: OnEvent | None, time: _Time) -> JobEnd:
         """Return the frame that ends a job, and pass on those before it.  Raises `Lost`."""
         idle, cpu, activity = 0.0, 0, self._activity
         while True:
             before = time.spent
             message = await self._receive(time)
-            kind = message.get("event")
-            if kind is None:
-                if not isinstance(message.get("result"), dict) and not isinstance(message.get("error"), dict):
-                    raise Lost("said something that is no answer", "a fault in a library")
-                return message
+            try:
+                if "event" not in message:
+                    return end_of(message)
+                sign = sign_of_life(message)
+            except WorkerFailed as error:
+                raise Lost(f"said something that cannot be read ({error.message})", "a fault in a library") from error
             time.check()
-            if kind == protocol.LOG:
-                logs.write(message, self.pid)
+            if isinstance(sign, LogFrame):
+                logs.write(sign, self.pid)
                 continue
-            if kind != protocol.ALIVE:
+            if sign is None:
                 idle = 0.0
                 if on_event is not None:
                     await on_event(job_event(message))
                 continue
-            used, cpu = message.get("cpu_us", 0) - cpu, message.get("cpu_us", 0)
+            used, cpu = sign.cpu_us - cpu, sign.cpu_us
             worked = used > _WORKED_SECONDS * 1e6 or activity != self._activity
             idle, activity = (0.0 if worked else idle + time.spent - before), self._activity
             if idle > self._patience.stalled:
                 raise Lost(f"did nothing for {idle:.0f} s in the middle of a job", "a dead lock in a library")
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: msgspec.Struct) -> None:
         try:
             self._writer.write(protocol.frame(message))
             await self._writer.drain()
@@ -186,7 +188,7 @@ class Child:
         """Until cancelled; a process that is gone is noticed by whoever waits for its answer."""
         with contextlib.suppress(Lost):
             while True:
-                await self._send({"tell": wire.plain(await outbox.get())})
+                await self._send(NoticeFrame(notice=await outbox.get()))
                 self._activity += 1
 
     async def _receive(self, time: _Time) -> dict[str, Any]:
@@ -229,7 +231,7 @@ class Child:
     async def _cancel(self) -> None:
         """Tell a job to stop and drop what it still sends; a process that does not obey is ended."""
         try:
-            await self._send({"cancel": True})
+            await self._send(Cancellation())
             time = _Time(self._patience.cancel)
             while "event" in await self._receive(time):
                 time.check()

@@ -14,6 +14,7 @@ import hmac
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from kvswap.daemon.page.guard import is_page
 from kvswap.daemon.socket import came_by_it
 
 __all__ = ["Handler", "guard"]
@@ -40,11 +41,13 @@ def _bytes(header: str) -> bytes:
     return header.encode("utf-8", "surrogateescape")
 
 
-def guard(token: str) -> Middleware:
-    """Make the middleware that lets in who has the token, and nobody else."""
+def guard(token: str, page: Middleware | None = None) -> Middleware:
+    """Make the middleware that lets in who has the token, and nobody else; `page` judges who calls the local page."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if page is not None and is_page(request.path):
+            return await page(request, handler)
         if _host_name(request.headers.get("Host", "")) not in _HOSTS:
             return _refuse(403, "forbidden", "this API answers only to loopback host names", *_HOST)
         origin = request.headers.get("Origin")

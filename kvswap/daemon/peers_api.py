@@ -26,6 +26,10 @@ class PeersApi:
 
     async def peers(self, request: web.Request) -> web.Response:
         """List the peers that are connected or known."""
+        return reply(PeersResult(peers=self.rows()))
+
+    def rows(self) -> list[PeerRow]:
+        """Describe the peers that are connected or known, by PeerId."""
         node = self._node
         connected = set(node.transport.connected()) if node.p2p else set()
         rows = []
@@ -50,7 +54,7 @@ class PeersApi:
                     seen=record.seen or None,
                 )
             )
-        return reply(PeersResult(peers=rows))
+        return rows
 
     async def block(self, request: web.Request) -> web.Response:
         """Block a peer, or end that."""

@@ -24,6 +24,7 @@ from kvswap.core.errors import UsageError
 from kvswap.core.failures import brief, record
 from kvswap.core.limits import LIMITS
 from kvswap.cost import PrefillCurve
+from kvswap.daemon.running import RUNNING, Running
 from kvswap.exchange.model_port import Wanted
 from kvswap.exchange.request import LookupTerms, Progress, lookup_of
 from kvswap.store.tables import ROWS_AT_ONCE
@@ -32,7 +33,10 @@ R = TypeVar("R", bound=Request)
 Work = Callable[[Progress], Awaitable[Result]]
 
 HEARTBEAT = {"event": "heartbeat"}
+NDJSON = "application/x-ndjson"
 HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
+_JSON = "application/json; charset=utf-8"
+_PIECE_BYTES = 1 << 18
 _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
 
@@ -120,7 +124,7 @@ def prefix_query_of(request: PrefixRequest) -> PrefixQuery:
 async def start_lines(request: web.Request) -> web.StreamResponse:
     """Start an answer of JSON lines."""
     beats = {HEARTBEAT_HEADER: f"{LIMITS.heartbeat_seconds:g}"}
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"} | beats)
+    response = web.StreamResponse(headers={"Content-Type": NDJSON, "Cache-Control": "no-store"} | beats)
     await response.prepare(request)
     return response
 
@@ -139,8 +143,10 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Re
     """Answer `{name: [row, ...]}` of results, made and sent a few rows at a time.
 
     Of many rows the text is as long as to keep the loop for half a second, were it made at once.  `pages` are taken in
-    a thread; an error of the first is answered as one, a later one ends the connection.
+    a thread; an error of the first is answered as one, a later one ends the connection.  Who accepts JSON lines gets
+    many rows as such, a list in each, and can read the first while the others are made.
     """
+    lines = NDJSON in request.headers.get("Accept", "")
     rows = iter(pages)
     page = await asyncio.to_thread(next, rows, None)
     if page is not None and len(page) <= ROWS_AT_ONCE:
@@ -150,13 +156,68 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Re
         pages = itertools.chain((page, after), rows)
     else:
         pages = itertools.chain(() if page is None else (page,), rows)
-    texts = _texts(name, pages)
-    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+    return await _send_texts(request, _lines(pages) if lines else _texts(name, pages), NDJSON if lines else _JSON)
+
+
+async def send_long(request: web.Request, value: dict[str, Any]) -> web.StreamResponse:
+    """Answer with one JSON object whose lists may be long, made and sent a piece at a time."""
+    texts = _gathered(_pieces(value))
+    first = await asyncio.to_thread(next, texts)
+    if (second := await asyncio.to_thread(next, texts, None)) is None:
+        return web.Response(body=first, headers={"Content-Type": _JSON})
+    return await _send_texts(request, itertools.chain((first, second), texts), _JSON)
+
+
+async def _send_texts(request: web.Request, texts: Iterator[bytes], kind: str) -> web.StreamResponse:
+    """Answer with texts that are made in a thread, each when the one before was sent."""
+    response = web.StreamResponse(headers={"Content-Type": kind})
     await response.prepare(request)
     while (text := await asyncio.to_thread(next, texts, None)) is not None:
         await response.write(text)
     await response.write_eof()
     return response
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Yield the text of a JSON value, long lists a few elements at a time.
+
+    Making a text keeps all threads: no call may make a long one.
+    """
+    if isinstance(value, dict) and value:
+        between = "{"
+        for name, one in value.items():
+            yield f"{between}{json.dumps(name)}: "
+            yield from _pieces(one)
+            between = ", "
+        yield "}"
+    elif isinstance(value, list | tuple) and len(value) > ROWS_AT_ONCE:
+        between = "["
+        for start in range(0, len(value), ROWS_AT_ONCE):
+            yield between + json.dumps(value[start : start + ROWS_AT_ONCE])[1:-1]
+            between = ", "
+        yield "]"
+    else:
+        yield json.dumps(value)
+
+
+def _gathered(texts: Iterable[str]) -> Iterator[bytes]:
+    """Yield texts in pieces that are worth sending."""
+    waiting, length = [], 0
+    for text in texts:
+        waiting.append(text)
+        length += len(text)
+        if length >= _PIECE_BYTES:
+            yield "".join(waiting).encode()
+            waiting, length = [], 0
+    if waiting:
+        yield "".join(waiting).encode()
+
+
+def _lines(pages: Iterable[Sequence[Result]]) -> Iterator[bytes]:
+    """Yield the rows as JSON lines, each a list."""
+    for page in pages:
+        for start in range(0, len(page), ROWS_AT_ONCE):
+            yield msgspec.json.encode(page[start : start + ROWS_AT_ONCE]) + b"\n"
 
 
 def _texts(name: str, pages: Iterable[Sequence[Result]]) -> Iterator[bytes]:
@@ -198,6 +259,13 @@ class _CallerGone(Exception):
     """The connection to who asked ended: there is nobody to tell."""
 
 
+def _verb(request: web.Request) -> str:
+    """Name what a request is about in a word: the last fixed part of its route."""
+    resource = request.match_info.route.resource
+    parts = resource.canonical.split("/") if resource is not None else [""]
+    return [part for part in parts if not part.startswith("{")][-1]
+
+
 async def stream(request: web.Request, work: Work) -> web.StreamResponse:
     """Run a use case and send its events as they come, with heartbeats between them; at last a result or an error."""
     response = await start_lines(request)
@@ -208,13 +276,26 @@ async def stream(request: web.Request, work: Work) -> web.StreamResponse:
         except ConnectionError as error:  # of this connection, and not of one that the work has
             raise _CallerGone from error
 
+    running = request.config_dict.get(RUNNING) or Running()
+    state = running.begin(_verb(request))
+
     async def report(event: ProgressEvent) -> None:
+        state.note(event)
         await send(event.to_json())
+
+    async def follow() -> Result:
+        try:
+            done = await work(report)
+        except BaseException as error:
+            running.end(state, error)
+            raise
+        running.end(state)
+        return done
 
     try:
         try:
             async with heartbeats(response):
-                done = await work(report)
+                done = await follow()
             await send({"result": done.to_json()})
         except _CallerGone:
             raise

@@ -15,10 +15,11 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from aiohttp import web
 
+from kvswap.api.machine import DaemonReady
+from kvswap.api.trust import BannedPublisher
 from kvswap.core.errors import KvswapError, UsageError
 from kvswap.core.ids import peer_of
 from kvswap.core.log import start_log
@@ -31,6 +32,7 @@ from kvswap.daemon import socket
 from kvswap.daemon.app import Api
 from kvswap.daemon.memory import few_arenas
 from kvswap.daemon.node_api import NodeApi
+from kvswap.daemon.page.page import PORTS
 from kvswap.daemon.supervisor import ModelProcess
 from kvswap.daemon.watch import Watch
 from kvswap.exchange import Node
@@ -46,7 +48,7 @@ _GRACE_SECONDS = 3.0
 _MAINTAIN_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
 _THREADS = 24
-Ready = Callable[[dict[str, Any]], None]
+Ready = Callable[[DaemonReady], None]
 
 
 def _transport(settings: Settings, seed: bytes, problems: Problems) -> Transport | None:
@@ -111,6 +113,7 @@ async def _look_after(node: Node, home: Home) -> None:
     def maintain() -> None:
         home.maintain()
         node.store.maintain()
+        node.savings.write()
         pending_writes.write_pending(node)
 
     await forever("store", lambda: asyncio.to_thread(maintain), node.problems, pause=_MAINTAIN_SECONDS)
@@ -131,8 +134,9 @@ async def _run(
     settings, service = node.settings, Service(node)
     token = secrets.token_urlsafe(32)
     # What a client cancelled must stop here too, hence handler_cancellation.
+    application = api.application(token)
     runner = web.AppRunner(
-        api.application(token),
+        application,
         handler_cancellation=True,
         access_log=None,
         shutdown_timeout=_GRACE_SECONDS,
@@ -145,6 +149,7 @@ async def _run(
         await runner.cleanup()
         raise UsageError(f"cannot listen on port {settings.api_port}: {error.strerror}") from error
     port = runner.addresses[0][1]
+    application[PORTS].append(port)
     listening = await socket.listen(runner, settings.home)
     await service.start()
     idle = asyncio.create_task(model.unload_when_idle())
@@ -156,14 +161,15 @@ async def _run(
     watch.begin()
     try:
         ready(
-            {
-                "url": run_file.url,
-                "peer": node.transport.peer or None,
-                "publisher": node.identity.own,
-                "addresses": node.transport.addresses() if node.p2p else [],
-                "degraded": node.problems,
-                "lifted": node.trust.policy.lifted(),
-            }
+            DaemonReady(
+                ready=True,
+                url=run_file.url,
+                peer=node.transport.peer or None,
+                publisher=node.identity.own,
+                addresses=node.transport.addresses() if node.p2p else [],
+                degraded=node.problems,
+                lifted=[BannedPublisher.from_json(ban) for ban in node.trust.policy.lifted()],
+            )
         )
         _logger.info("kvswap %s is ready, port %d, p2p %s", __version__, port, "on" if node.p2p else "off")
         await stop.wait()

@@ -67,7 +67,9 @@ async def answer(node: Node, request: AskRequest, progress: Progress = silent) -
 def _check(request: AskRequest) -> None:
     if not request.question.strip():
         raise InvalidDocument("the question is empty")
-    if len(request.question.encode()) > LIMITS.question_bytes:
+    if request.continuation is not None and request.host is not None:
+        raise UsageError("a host continues documents, and no conversation of its asker's")
+    if max(len(text.encode()) for text in (request.question, request.continuation or "")) > LIMITS.question_bytes:
         raise InvalidDocument(f"the question is over {LIMITS.question_bytes} bytes")
     if not 1 <= request.max_tokens <= LIMITS.host_tokens:
         raise UsageError(f"between 1 and {LIMITS.host_tokens} tokens can be asked for")
@@ -99,6 +101,8 @@ class _Asking:
             self._node.learn_prefill(self._choice, done.samples)
         else:
             self._node.learn_hybrid(self._choice, done.samples)
+        if source is not None:
+            self._count(source, plan, done, transfer)
         return self._result(source, summary_of(plan), done, transfer, unchecked)
 
     async def _origin(self) -> tuple[CacheOrigin | None, Plan]:
@@ -166,6 +170,7 @@ class _Asking:
         node, request = self._node, self._request
         job = AnswerJob(
             question=request.question.strip(),
+            continuation=request.continuation,
             steps=request.max_tokens,
             block_tokens=node.settings.block_tokens,
             ignore_eos=request.ignore_eos,
@@ -181,6 +186,24 @@ class _Asking:
             if (failed := of_error(error)) is not None:
                 await asyncio.to_thread(ban_if_proven, node, source.statement, failed)
             raise
+
+    def _count(self, source: CacheOrigin, plan: Plan, done: ComputedAnswer, transfer: Transfer | None) -> None:
+        """Count what the cache saved.  What was prefilled beside it counts on both sides."""
+        ready = self._ready(done)
+        prefill = source.planned.plan.prefill
+        if prefill is not None and source.tokens is not None:  # the plan is about the shared prefix alone
+            prefill = replace(prefill, seconds=prefill.seconds + done.prefill_us / 1e6)
+        self._node.savings.add(
+            tokens=done.tokens - done.computed,
+            nbytes=transfer.received if transfer else 0,
+            seconds=ready if ready is not None else plan.seconds,
+            prefill=prefill if ready is not None else None,
+            paid=plan.dollars if transfer else 0.0,
+        )
+
+    def _ready(self, done: ComputedAnswer) -> float | None:
+        """Return the seconds until the cache was ready; None where no token was made."""
+        return round(self._first - (done.first_us - done.ready_us) / 1e6, 4) if self._first is not None else None
 
     async def _on_event(self, event: JobEvent) -> None:
         if isinstance(event, FileEvent):
@@ -238,7 +261,7 @@ class _Asking:
             computed_tokens=done.computed,
             wire_bytes=transfer.received if transfer else 0,
             peers=list(transfer.served_bytes) if transfer else [],
-            ready_seconds=round(first - (done.first_us - done.ready_us) / 1e6, 4) if first is not None else None,
+            ready_seconds=self._ready(done),
             load_seconds=done.load_us / 1e6,
             prefill_seconds=done.prefill_us / 1e6,
             seconds=round(time.perf_counter() - self._began, 4),

@@ -315,6 +315,7 @@ async def fetch_prefix(
     node: Node, cached_prefix: CachedPrefix, terms: Terms = STRICT, progress: Progress = silent
 ) -> Plan:
     """Make the chunks of a prefix local.  Raises `PlanSaysPrefill` when prefilling them is better."""
+    began = time.perf_counter()
     statement = cached_prefix.statement
     artifact = str(statement.artifact)
     planned = await plan_prefix(node, cached_prefix, terms)
@@ -322,9 +323,11 @@ async def fetch_prefix(
     await progress(plan_event(chosen))
     check_prefix_plan(cached_prefix, planned, terms)
     await use(node, statement, terms)
+    received = 0
     if planned.missing_bytes:
         chunks = await asyncio.to_thread(lambda: cached_prefix.chunks)
         transfer = await download(node, statement, chunks, planned.peers, progress, most_per_gb=planned.most_per_gb)
+        received = transfer.received
         node.events.add(
             "fetched_beginning",
             artifact=artifact,
@@ -333,6 +336,13 @@ async def fetch_prefix(
             peers=list(transfer.served_bytes),
         )
     await asyncio.to_thread(node.store.touch, artifact)
+    node.savings.add(
+        tokens=cached_prefix.tokens,
+        nbytes=received,
+        seconds=time.perf_counter() - began,
+        prefill=chosen.prefill,
+        paid=chosen.fetch.dollars if received and chosen.fetch else 0.0,
+    )
     return chosen
 
 

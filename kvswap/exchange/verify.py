@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from msgspec import structs
 
@@ -35,8 +34,9 @@ from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, rea
 from kvswap.exchange.verification.use import require_text
 from kvswap.trust import Statement, verify_envelope
 from kvswap.trust.accusation import accuses, claims
+from kvswap.trust.figures import CheckFigures
 from kvswap.trust.levels import Level, LevelReport, LevelResult, due
-from kvswap.trust.noise import Noise
+from kvswap.trust.noise import Noise, NoiseRecord
 from kvswap.trust.sampling import new_seed
 from kvswap.worker.messages import CheckedArtifact, NoiseJob, VerifyJob
 
@@ -70,7 +70,7 @@ async def verify_artifact(
     raise_for(node, statement, report)
     probe = next((s for s in report.results if s.level == Level.PROBE and s.verdict != "skipped"), None)
     # On another class of machine honest numerics may tip a close token: told, not judged.
-    if probe and probe.verdict == "failed" and probe.figures["same_environment"]:
+    if probe and probe.verdict == "failed" and probe.figures.same_environment:
         raise IntegrityError(
             f"artifact {artifact} does not continue as its probe says", cause="another model, or damaged tensors"
         )
@@ -83,9 +83,9 @@ async def verify_artifact(
         signature=True,
         chunks=len(set(statement.manifest.ids_of(layout.needed_files(statement.manifest)))),
         tensors=len(statement.manifest.tensors) if report.passed(Level.STRUCTURE) else None,
-        probe=probe.figures["tokens_equal"] if probe else None,
-        probe_bitwise=probe.figures["logits_equal"] if probe else None,
-        same_environment=probe.figures["same_environment"] if probe else None,
+        probe=probe.figures.tokens_equal if probe else None,
+        probe_bitwise=probe.figures.logits_equal if probe else None,
+        same_environment=probe.figures.same_environment if probe else None,
         coverage=CoverageFigures.from_json(coverage.to_json()) if coverage else None,
         claims=claims(statement.manifest),
         passed=report.names_passed,
@@ -133,7 +133,7 @@ async def run_checks(
     files, every = await asyncio.to_thread(_file_ids, manifest)  # of a prefix other ones are here
     lacking = set(await asyncio.to_thread(node.store.missing, every))
     absent = files & lacking
-    with node.store.lease(every):
+    async with node.store.held(lambda: every):
         if Level.DIGESTS in levels:
             began = time.perf_counter()
             await asyncio.to_thread(_check_chunks, node, every - lacking)
@@ -144,7 +144,9 @@ async def run_checks(
             )
         if Level.DIGESTS in levels:
             results.append(
-                LevelResult(Level.DIGESTS, "passed", time.perf_counter() - began, figures={"files": len(files)})
+                LevelResult(
+                    Level.DIGESTS, "passed", time.perf_counter() - began, figures=CheckFigures(files=len(files))
+                )
             )
         model = [level for level in levels if level > Level.DIGESTS]
         if model:
@@ -184,7 +186,7 @@ def forget_damaged(node: Node, statement: Statement) -> int:
 def _policy(node: Node, statement: Statement) -> LevelResult:
     publisher = statement.manifest.publisher
     stale = status_records.freshness(node, publisher)
-    figures = {"publisher": publisher, "withdrawals": stale or "none"}
+    figures = CheckFigures(publisher=publisher, withdrawals=stale or "none")
     try:
         status_records.require_current(node, statement)
         audits.refuse_if_failed(node, statement)
@@ -249,7 +251,7 @@ def _audit(
     """Sign what each step found that compares with the model, and act on what proves the artifact wrong."""
     for result in results:
         # An audit that passed tells positions, which intervals have none of.
-        passed = result.verdict == "passed" and result.level != Level.TOKENS and "intervals" not in result.figures
+        passed = result.verdict == "passed" and result.level != Level.TOKENS and result.figures.intervals is None
         signed = None
         if result.level in _COMPARES and (accuses(result) or passed):
             signed = audits.record(node, statement, choice, result, samples, seed)
@@ -304,7 +306,7 @@ def ban_if_proven(node: Node, statement: Statement, result: LevelResult, evidenc
     return True
 
 
-async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent) -> dict[str, Any]:
+async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent) -> NoiseRecord:
     """Return the honest noise of the model on this machine, measured once."""
     known = node.calibration.noise(choice.calibration_key)
     if known is None or not _is_noise(known):  # or measured by a version that looked at less
@@ -316,10 +318,10 @@ async def noise_of(node: Node, choice: ModelChoice, progress: Progress = silent)
     return known
 
 
-def _is_noise(known: dict[str, Any]) -> bool:
+def _is_noise(known: NoiseRecord) -> bool:
     try:
         Noise.of(known)
-    except (KeyError, IndexError, TypeError, ValueError):
+    except ValueError:
         return False
     return True
 

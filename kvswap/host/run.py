@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from kvswap.api.hosting import HostReady
 from kvswap.client import AsyncClient
 from kvswap.core import checks
 from kvswap.core.defaults import HOSTED_REQUESTS, WARM_SECONDS
@@ -45,7 +46,7 @@ from kvswap.trust.hosting import Tariff
 from kvswap.trust.keys import Key, load_or_create, private_text, write_private
 
 _GRACE_SECONDS = 20.0
-Ready = Callable[[dict[str, Any]], None]
+Ready = Callable[[HostReady], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +273,7 @@ async def _run(
     if process is not None:
         waits.append(asyncio.create_task(process.ended()))  # type: ignore[arg-type]
     try:
-        ready({"url": url, "host": str(host_key(options.home).peer_id), "model": options.model})
+        ready(HostReady(ready=True, url=url, host=str(host_key(options.home).peer_id), model=options.model))
         await asyncio.wait([*waits, warm], return_when=asyncio.FIRST_COMPLETED)
         if warm.done():
             warm.result()

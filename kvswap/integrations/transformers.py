@@ -25,17 +25,24 @@ def inputs_after(text: str, question: str, tokenizer: Any, cache: Any, device: A
     """Return the keyword arguments for `generate`: ids of document and question, their mask, and the cache.
 
     `cache` has to hold the whole document.  `generate` consumes it: load it again, or deep-copy it, for another
-    question. Raises `InvalidDocument` for an empty question, `Incompatible` for a cache of another length.
+    question. After a cache of states alone (Mamba 2) the ids are those of the question, as such a cache does not count
+    its tokens. Raises `InvalidDocument` for an empty question, `Incompatible` for a cache of another length.
     """
     import torch
 
     from kvswap.model.cache import caching_layers
+    from kvswap.model.layers import tokens_in
+    from kvswap.model.passing import OF_STATES, USUAL
 
     document, following = document_ids(tokenizer, text), continuation_ids(tokenizer, question)
     if not following:
         raise InvalidDocument("the question has no tokens")
-    held = max(layer.get_seq_length() for layer in caching_layers(cache))
+    counted = [held for layer in caching_layers(cache) if (held := tokens_in(layer)) is not None]
+    if not counted:  # states alone: `generate` would go through all ids again, on top of the document's states
+        question_ids = torch.tensor([following], device=device)
+        return {"input_ids": question_ids, "attention_mask": torch.ones_like(question_ids), OF_STATES: cache}
+    held = max(counted)
     if held != len(document):
         raise Incompatible(f"the cache holds {held} tokens, the document has {len(document)}", field="prefix.tokens")
     ids = torch.tensor([document + following], device=device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), USUAL: cache}

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import Any
 
 from kvswap.artifact.checkpoints import spacing, state_bytes
 from kvswap.artifact.specs import LayerSpec, TensorSpec
 from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.errors import Incompatible
-from kvswap.model import quantisation, states
-from kvswap.model.named import NAMED
+from kvswap.model import checking, quantisation, states
 from kvswap.model.states import number
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -39,7 +37,6 @@ _ELSEWHERE = "it keeps its state elsewhere than in the cache that it is given"
 _OWN_CACHE = "it takes a cache of its own class alone"
 _PICTURES = "no class of transformers runs its text alone"
 _FORGETS = "its class in transformers begins every pass of several tokens with an empty state"
-_STATES_ALONE = "its layers keep nothing of each token, and its class takes no past_key_values"
 _COMPRESSED = (
     "beside a window it keeps one entry for every 4 or 128 tokens, with what is not compressed yet, and a manifest has "
     "rows for each token or for each checkpoint"
@@ -105,6 +102,7 @@ FAMILIES: dict[str, Family] = {
             ("lfm2_moe", "LFM2 MoE"),
             ("falcon_h1", "Falcon-H1"),
             ("bamba", "Bamba"),
+            ("mamba2", "Mamba 2, Codestral Mamba"),
             ("zamba2", "Zamba 2"),
             ("zaya", "ZAYA"),
             ("deepseek_v32", "DeepSeek V3.2"),
@@ -119,7 +117,6 @@ FAMILIES: dict[str, Family] = {
             ("mamba", "Mamba"),
             ("falcon_mamba", "Falcon Mamba"),
         ),
-        _STATES_ALONE: (("mamba2", "Mamba 2"),),
         _ELSEWHERE: (
             ("recurrent_gemma", "RecurrentGemma"),
             ("rwkv", "RWKV"),
@@ -286,6 +283,8 @@ class Checked:
     window_bytes: int  # at most, however long the text is: of layers with one
     state_bytes: int  # at every checkpoint, the end among them: of layers that keep states
     checkpoint_tokens: int  # between two checkpoints, by default; 0: only the end is one
+    sampled: str  # what V5 draws of an artifact and computes again: "positions" or "intervals"
+    by_digest: str  # whether it is verified by the document's digest alone: "yes", "within the window" or "no"
     latent: bool  # whether it keeps a latent for all heads (MLA) as its keys, and a rotary key as its values
     refused: str
     without: tuple[str, ...]  # what does not work although it is exchanged, with the reason
@@ -315,6 +314,8 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
         window_bytes=sum((window - 1) * width for window, width in each if window is not None),
         state_bytes=state_bytes(layers, dtype),
         checkpoint_tokens=BLOCK_TOKENS * spacing(layers, dtype, BLOCK_TOKENS),
+        sampled=checking.sampled(text_of(config), layers) if layers else "",
+        by_digest=checking.by_digest(text_of(config), layers) if layers else "",
         latent=bool(layers) and text_of(config).get("model_type") in _LATENT,
         refused=refused,
         without=tuple(_without(config, layers)) if layers else (),
@@ -323,10 +324,14 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
 
 def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
     said = []
-    if any(layer.window is not None or layer.has_states for layer in layers):
+    if all(layer.kind == "state" for layer in layers):
+        said.append("what an untrusted publisher made: no layer keeps anything of single tokens to check")
+    elif any(layer.window is not None or layer.has_states for layer in layers):
         said.append("resuming before the end of what an untrusted publisher made: it is used whole or not at all")
     if any(layer.window is not None for layer in layers):
         said.append("the codec `predictive` on sliding layers, which are packed by `planes`")
+    if any(layer.kind == "full" and not layer.is_key_value for layer in layers):
+        said.append("the codec `predictive` on layers with an index, which are packed by `planes`")
     if any(layer.has_states for layer in layers):
         said.append("the codec `predictive` on states, which are packed by `planes`")
         said.append("vLLM: states are refused by the connector")
@@ -334,52 +339,3 @@ def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
     if kind in _LATENT and kind not in ("deepseek_v2", "deepseek_v3"):
         said.append("vLLM: the latents (MLA) of this model type are refused by the connector")
     return said
-
-
-def page() -> str:
-    """Return `docs/models.md`: every model type of the table, by the names that people know."""
-    taken = [f for f in FAMILIES.values() if not f.refused]
-    lines = [
-        "# Models",
-        "",
-        "<!-- made by `python -m kvswap.model.families > docs/models.md` -->",
-        "",
-        "`kvswap model check DIRECTORY` says of a model on this machine what its cache is made of, what it weighs,",
-        "and what works with it, from its `config.json` alone. The table has the model types that are tested, each",
-        "with a tiny random model, bit for bit. Other decoder-only models with full or sliding attention usually",
-        "work too; what does not is refused by name before any work begins.",
-        "",
-        *wrap(
-            f"That is a matrix of {len(taken)} model types, {len(DTYPES)} dtypes and {len(WAYS)} ways, "
-            f"{len(taken) * len(DTYPES) * len(WAYS)} cells: {', '.join(WAYS)}. "
-            "A test runs each of them; none may be skipped.",
-            120,
-        ),
-        "",
-        "## The models that are used most",
-        "",
-        "| model | `model_type` | exchanged |",
-        "|---|---|---|",
-        *(
-            f"| {name} | `{kind}` | {(FAMILIES[kind].refused and 'no: ' + FAMILIES[kind].refused) or 'yes'} |"
-            for name, kind in NAMED.items()
-        ),
-        "",
-        "## All that are tested",
-        "",
-        "| models | `model_type` |",
-        "|---|---|",
-        *(f"| {family.names} | `{family.model_type}` |" for family in taken),
-        "",
-        "## Refused",
-        "",
-        "| models | `model_type` | why |",
-        "|---|---|---|",
-        *(f"| {f.names} | `{f.model_type}` | {f.refused} |" for f in FAMILIES.values() if f.refused),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -24,6 +24,7 @@ from kvswap.model.cache import new_cache
 from kvswap.model.finite import check_block, not_finite
 from kvswap.model.kernels import initialize_kernels
 from kvswap.model.load import LoadedModel
+from kvswap.model.passing import cache_of
 
 initialize_kernels()  # every module that computes imports this one
 
@@ -111,7 +112,7 @@ def forward(loaded: LoadedModel, cache: Any, ids: Sequence[int], start: int) -> 
     positions = torch.arange(start, start + len(ids), device=loaded.device)[None]
     with torch.inference_mode(False), torch.no_grad():
         out = loaded.model(
-            input_ids=tokens, past_key_values=cache, position_ids=positions, use_cache=True, logits_to_keep=1
+            input_ids=tokens, position_ids=positions, use_cache=True, logits_to_keep=1, **cache_of(loaded.model, cache)
         )
     logits: torch.Tensor = out.logits[0, -1].float().cpu()
     return logits

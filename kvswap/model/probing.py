@@ -27,6 +27,7 @@ from kvswap.model.cache import (
     held_tensors,
     layer_specs,
 )
+from kvswap.model.passing import cache_argument, cache_of
 
 _IDS = ((5, 9, 7, 11), (23, 3, 17, 4), (8, 31, 6, 15))  # three of the document, one that follows
 _FAR = 1 << 20
@@ -76,7 +77,7 @@ def _uses(model: Any, ids: list[int]) -> bool:
     cache = StoppableCache(config=model.config)
     check_layers(cache)
     out = _forward(model, cache, ids[:before], 0)
-    if getattr(out, "past_key_values", None) is not cache:
+    if getattr(out, cache_argument(model), None) is not cache:
         raise _refused("gives back another cache than it was given")
     specs = layer_specs(cache)
     for index, layer in enumerate(caching_layers(cache)):
@@ -181,10 +182,10 @@ def _forward(model: Any, cache: Any, ids: Sequence[int], start: int) -> Any:
 def _at(model: Any, cache: Any, ids: Sequence[int], positions: Sequence[int]) -> Any:
     return model(
         input_ids=torch.tensor([list(ids)], device=model.device),
-        past_key_values=cache,
         position_ids=torch.tensor([list(positions)], device=model.device),
         use_cache=True,
         logits_to_keep=1,
+        **cache_of(model, cache),
     )
 
 

@@ -20,6 +20,7 @@ from kvswap.model import reach
 from kvswap.model.cache import cache_indices
 from kvswap.model.kernels import initialize_kernels
 from kvswap.model.load import LoadedModel
+from kvswap.model.passing import cache_of
 
 initialize_kernels()  # every module that computes imports this one or `prefill`
 
@@ -124,11 +125,11 @@ def _run(
         with torch.inference_mode(False), torch.no_grad():
             loaded.model(
                 input_ids=tokens,
-                past_key_values=cache,
                 position_ids=where,
                 attention_mask=mask,
                 use_cache=True,
                 logits_to_keep=1,
+                **cache_of(loaded.model, cache),
             )
     except _Taken:
         return

@@ -50,9 +50,10 @@ def _kimi(text: Config) -> Shapes:
 
 
 def _mamba2(text: Config) -> Shapes:
-    heads = number(text, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads", default=128)
-    size = number(text, "ssm_state_size", "mamba_d_state", default=64 if text.get("model_type") == "zamba2" else 128)
-    groups = number(text, "n_groups", "mamba_n_groups", "mamba_ngroups", default=1)
+    kind = str(text.get("model_type"))
+    heads = number(text, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads", default=128)
+    size = number(text, "ssm_state_size", "mamba_d_state", "state_size", default=_STATE_SIZE.get(kind, 128))
+    groups = number(text, "n_groups", "mamba_n_groups", "mamba_ngroups", default=8 if kind == "mamba2" else 1)
     inner = number(text, "mamba_d_ssm", default=0) or _inner(text, heads)
     kernel = number(text, "conv_kernel", "mamba_d_conv", default=4)
     return (inner + 2 * groups * size, kernel), (heads, inner // heads, size)
@@ -61,7 +62,7 @@ def _mamba2(text: Config) -> Shapes:
 def _inner(text: Config, heads: int) -> int:
     if text.get("model_type") == "nemotron_h":
         return heads * number(text, "mamba_head_dim", default=64)
-    return number(text, "mamba_expand", default=2) * number(text, "hidden_size")
+    return number(text, "mamba_expand", "expand", default=2) * number(text, "hidden_size")
 
 
 def _zaya(text: Config) -> Shapes:
@@ -83,10 +84,15 @@ _SHAPES: dict[str, Callable[[Config], Shapes]] = {
     "granitemoehybrid": _mamba2,
     "nemotron_h": _mamba2,
     "bamba": _mamba2,
+    "mamba2": _mamba2,
     "falcon_h1": _mamba2,
     "zamba2": _mamba2,
     "zaya": _zaya,
 }
+STATEFUL = frozenset(_SHAPES)
+"""The model types whose layers, some of them, keep states."""
+_STATE_SIZE = {"zamba2": 64}
+_STATES_ALONE = {"mamba2"}  # every layer keeps states, whatever the file lists
 _IN_MODEL_DTYPE = {"zaya"}  # the recurrent states of the others are float32
 _WORDS = {"mamba": "linear_attention", "attention": "full_attention", "mamba2": "linear_attention"}
 _PATTERN = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
@@ -94,7 +100,7 @@ _PATTERN = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "mo
 
 def keeps_states(text: Config) -> bool:
     """Return True for a model type whose layers, some of them, keep states."""
-    return text.get("model_type") in _SHAPES
+    return text.get("model_type") in STATEFUL
 
 
 def state_tensors(text: Config, dtype: str) -> tuple[TensorSpec, ...]:
@@ -116,6 +122,8 @@ def layer_kinds(text: Config, layers: Callable[[], int]) -> list[str] | None:
     kind = text.get("model_type")
     if not keeps_states(text):
         return None
+    if kind in _STATES_ALONE:
+        return ["linear_attention"] * layers()
     for name in ("layer_types", "layers_block_type"):
         listed = text.get(name)
         if isinstance(listed, Sequence) and not isinstance(listed, str) and listed:

@@ -29,6 +29,7 @@ _CHECKS_KEPT = 100_000
 _OUTCOMES_KEPT = 100_000
 _ASKED_KEPT = 100_000
 _WITHDRAWN_KEPT = 100_000  # whose status records are gone: of what was asked for, and as many of what was here
+_MANY = 100  # artifacts asked about at once, or rows of a table
 _ASKED, _HELD = 1, 2  # why a withdrawal is kept
 _STATUS_RECORDS_KEPT = 1_024
 _STATUS_RECORDS_OF_A_SENDER = 32
@@ -169,15 +170,22 @@ class Records:
 
     def outcomes(self, artifacts: Sequence[str]) -> dict[str, Outcome]:
         """Return the outcomes of the last whole verifications, by artifact."""
-        found = {row["artifact"]: outcome_of(row) for row in self._of("SELECT * FROM outcomes", artifacts)}
+        found = {row["artifact"]: outcome_of(row) for row in self._of("outcomes", artifacts)}
         with self._lock:
             return found | {name: self._withheld[name] for name in artifacts if name in self._withheld}
 
-    def _of(self, query: str, artifacts: Sequence[str], more: str = "1") -> Iterator[sqlite3.Row]:
+    def _of(self, table: str, artifacts: Sequence[str], more: str = "1") -> Iterator[sqlite3.Row]:
         """Iterate over the rows of these artifacts for which `more` holds too."""
+        if len(artifacts) >= _MANY:  # of a table with few rows all are read faster than so many are looked for
+            found = self._rows(f"SELECT * FROM {table} WHERE {more} LIMIT ?", _MANY)
+            if len(found) < _MANY:
+                wanted = frozenset(artifacts)
+                yield from (row for row in found if row["artifact"] in wanted)
+                return
         for start in range(0, len(artifacts), ROWS_AT_ONCE):
             piece = artifacts[start : start + ROWS_AT_ONCE]
-            yield from self._rows(f"{query} WHERE artifact IN ({', '.join('?' * len(piece))}) AND {more}", *piece)
+            where = f"artifact IN ({', '.join('?' * len(piece))}) AND {more}"
+            yield from self._rows(f"SELECT * FROM {table} WHERE {where}", *piece)
 
     def forget_outcome(self, artifact: str) -> None:
         """Forget the outcome of an artifact, so that it is judged anew when it is next requested."""
@@ -241,7 +249,7 @@ class Records:
         """Return the audits that these artifacts failed, whoever signed them; the newest first."""
         with self._lock:
             names = [name for name in artifacts if name in self._failed]  # hardly ever one
-        kept = [_audit(row) for row in self._of("SELECT * FROM audits", names, "failed ORDER BY at DESC")]
+        kept = [_audit(row) for row in self._of("audits", names, "failed ORDER BY at DESC")]
         return [row for row in self.unwritten.all_audits() if row.failed and row.artifact in names] + kept
 
     def audits(self, **wanted: str | None) -> list[AuditRow]:
@@ -371,7 +379,7 @@ class Records:
 
     def withdrawn_of(self, artifacts: Sequence[str]) -> dict[tuple[str, str], str]:
         """Return why artifacts were withdrawn, by (artifact, publisher): only its own publisher's word counts."""
-        rows = self._of("SELECT * FROM withdrawn", artifacts)
+        rows = self._of("withdrawn", artifacts)
         return {(r["artifact"], r["publisher"]): str(r["why"]) for r in rows} | self.unwritten.withdrawn_of(artifacts)
 
     def withdrawn_by(self, publisher: str) -> dict[str, str]:

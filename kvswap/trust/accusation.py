@@ -105,6 +105,8 @@ def claims(manifest: Manifest) -> dict[str, str]:
         out["prefix.special_tokens"] = "its tokens were made without the special tokens of the model"
     if manifest.prefix.template is not None:
         out["prefix.template"] = "its tokens were made by rules of its own"
+    if all(layer.kind == "state" for layer in manifest.layout.layers):
+        out["layout"] = "its layers keep nothing of single tokens that could be compared with those of the text"
     if not manifest.probe.tokens:
         out["probe"] = "it has no probe, as its publisher had no model to make one with"
     return out

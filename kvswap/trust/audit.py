@@ -25,7 +25,6 @@ from kvswap.core.limits import LIMITS
 from kvswap.trust.envelopes import check_cid, open_signed, reason, require_signer, sign_value
 from kvswap.trust.keys import Key
 from kvswap.trust.levels import PROOF_RULES, Level
-from kvswap.trust.noise import MICRO
 from kvswap.trust.sampling import coverage, draw
 
 KIND = "application/vnd.kvswap.audit.v1+msgpack"
@@ -158,8 +157,3 @@ def covered(audits: Iterable[Audit]) -> Coverage | None:
         one *= 1 - coverage(tokens, a.samples, 1)
         span *= 1 - coverage(tokens, a.samples, min(64, tokens))
     return Coverage(len(passed), len(seen), tokens, 1 - one, 1 - span)
-
-
-def micro(ratio: float) -> int:
-    """Convert a multiple of the honest noise into the millionths that an audit holds, at most a million times."""
-    return int(min(ratio, 1e6) * MICRO)

@@ -17,11 +17,12 @@ The node and the model process run the checks; here is what they mean, and which
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
 from kvswap.core.words import LEVELS
+from kvswap.trust.figures import CheckFigures
 
 Verdict = Literal["passed", "failed", "skipped"]
 
@@ -63,7 +64,7 @@ class LevelResult:
     verdict: Verdict
     seconds: float = 0.0
     why: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: CheckFigures = CheckFigures()  # noqa: RUF009 - it is frozen
     proven: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class LevelResult:
         out: dict[str, Any] = {"step": f"V{int(self.level)}", "name": self.level.name.lower(), "verdict": self.verdict}
         if self.verdict == "failed":
             out["proven"] = self.proven
-        return out | {"seconds": round(self.seconds, 4), "why": self.why, **self.figures}
+        return out | {"seconds": round(self.seconds, 4), "why": self.why, **self.figures.to_json()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -62,6 +63,26 @@ class Score:
         return int(np.unravel_index(self.layers.argmax(), self.layers.shape)[0])
 
 
+class SpreadRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A `Spread` in whole numbers: an array of three in files and in the pipe, neither of which has floats."""
+
+    usual: list[list[int]]
+    """The usual error, in thousand-millionths, by layer and tensor."""
+    position: int
+    """The largest multiple that a position shows, in millionths."""
+    layer: int
+    """The largest multiple that a layer shows, in millionths."""
+
+
+class NoiseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A `Noise` in whole numbers, as the file of measurements and the pipe of the model process hold it."""
+
+    samples: SpreadRecord | None
+    recompute: SpreadRecord
+    fingerprints: SpreadRecord
+    intervals: SpreadRecord | None
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """The distribution of honest errors.
@@ -101,18 +122,19 @@ class Spread:
             layers = np.zeros_like(layers)
         return Score(*(np.nan_to_num(a, nan=np.inf, posinf=np.inf).astype(np.float32) for a in (positions, layers)))
 
-    def plain(self) -> list[Any]:
-        """Return whole numbers, as files and the pipe hold them; `of` is the inverse."""
+    @property
+    def record(self) -> SpreadRecord:
+        """The form in which files and the pipe hold it; `of` is the inverse."""
         usual = [[int(of * MICRO * 1000) for of in layer] for layer in self.usual.tolist()]
-        return [usual, int(self.position * MICRO), int(self.layer * MICRO)]
+        return SpreadRecord(usual, int(self.position * MICRO), int(self.layer * MICRO))
 
     @classmethod
-    def of(cls, value: list[Any]) -> Spread:
-        """Restore what `plain` gave.  Raises `IndexError`, `TypeError` or `ValueError` for other values."""
-        usual = np.array(value[0], np.float64) / (MICRO * 1000)
+    def of(cls, record: SpreadRecord) -> Spread:
+        """Restore what `record` gave.  Raises `ValueError` for numbers that are no noise."""
+        usual = np.array(record.usual, np.float64) / (MICRO * 1000)
         if usual.ndim != 2 or not (usual > 0).all():
             raise ValueError("noise is a positive number for each tensor of each layer")
-        return cls(usual.astype(np.float32), float(value[1]) / MICRO, float(value[2]) / MICRO)
+        return cls(usual.astype(np.float32), record.position / MICRO, record.layer / MICRO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,25 +151,22 @@ class Noise:
     fingerprints: Spread
     intervals: Spread | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """Return plain values, as files and the pipe hold them; `of` is the inverse."""
-        return {
-            "samples": self.samples.plain() if self.samples else None,
-            "recompute": self.recompute.plain(),
-            "fingerprints": self.fingerprints.plain(),
-            "intervals": self.intervals.plain() if self.intervals else None,
-        }
+    @property
+    def record(self) -> NoiseRecord:
+        """The form in which files and the pipe hold it; `of` is the inverse."""
+        return NoiseRecord(
+            samples=self.samples.record if self.samples else None,
+            recompute=self.recompute.record,
+            fingerprints=self.fingerprints.record,
+            intervals=self.intervals.record if self.intervals else None,
+        )
 
     @classmethod
-    def of(cls, value: dict[str, Any]) -> Noise:
-        """Restore what `plain` gave.
-
-        Raises `KeyError`, `TypeError`, `IndexError` or `ValueError` for a damaged row.
-        """
-        samples, intervals = value["samples"], value["intervals"]
+    def of(cls, record: NoiseRecord) -> Noise:
+        """Restore what `record` gave.  Raises `ValueError` for numbers that are no noise."""
         return cls(
-            Spread.of(samples) if samples is not None else None,
-            Spread.of(value["recompute"]),
-            Spread.of(value["fingerprints"]),
-            Spread.of(intervals) if intervals is not None else None,
+            Spread.of(record.samples) if record.samples is not None else None,
+            Spread.of(record.recompute),
+            Spread.of(record.fingerprints),
+            Spread.of(record.intervals) if record.intervals is not None else None,
         )

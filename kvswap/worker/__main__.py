@@ -20,13 +20,16 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, cast
 
+import msgspec
+
 from kvswap.core.errors import LocalFault, Unexpected, WorkerFailed
 from kvswap.core.failures import as_kvswap_error, brief
 from kvswap.core.limits import LIMITS
 from kvswap.core.text import printable
 from kvswap.worker import logs, protocol
-from kvswap.worker.conversation import notice_of
+from kvswap.worker.conversation import Heartbeat, notice_of
 from kvswap.worker.inbox import Inbox
+from kvswap.worker.messages import JobEnd
 
 
 class _JobRunner(Protocol):
@@ -59,8 +62,8 @@ class _Channel:
         self._socket.set_inheritable(False)
         self._lock = threading.Lock()
 
-    def send(self, value: dict[str, Any]) -> None:
-        data = protocol.frame(value)
+    def send(self, message: msgspec.Struct | dict[str, Any]) -> None:
+        data = protocol.frame(message)
         with self._lock:
             self._socket.sendall(data)
 
@@ -97,7 +100,7 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
     def beat() -> None:
         while working.wait():
             with contextlib.suppress(OSError):  # the listening thread ends the process
-                channel.send({"event": protocol.ALIVE, "cpu_us": int(time.process_time() * 1e6)})
+                channel.send(Heartbeat(cpu_us=int(time.process_time() * 1e6)))
             time.sleep(heartbeat)
 
     for target in (listen, beat):
@@ -113,33 +116,33 @@ def main(make_jobs: MakeJobs | None = None, heartbeat: float = LIMITS.heartbeat_
         job, began, used = str(message.get("job"))[:40], time.monotonic(), time.process_time()
         answer = sendable(answer_of(jobs, message))
         spent = time.monotonic() - began, time.process_time() - used
-        _log.info("job %s: %s, %.3f s, %.3f CPU-s", job, "failed" if "error" in answer else "done", *spent)
+        _log.info("job %s: %s, %.3f s, %.3f CPU-s", job, "failed" if answer.error is not None else "done", *spent)
         working.clear()
         channel.send(answer)
 
 
-def answer_of(jobs: _JobRunner, message: dict[str, Any]) -> dict[str, Any]:
-    """Do one job and return its answer: the result, or its error with the traceback for the node's log."""
+def answer_of(jobs: _JobRunner, message: dict[str, Any]) -> JobEnd:
+    """Do one job and return its end: the result, or its error with the traceback for the node's log."""
     doing = f"the job {str(message.get('job'))[:40]!r}"
     try:
-        return {"result": jobs.run(message)}
+        return JobEnd(result=jobs.run(message))
     except Exception as error:  # noqa: BLE001 - the boundary of a process: report, live on
         failure = as_kvswap_error(error, doing)
         if failure.origin is None:
-            return {"error": failure.to_dict()}
+            return JobEnd(error=failure.to_dict())
         if isinstance(failure, Unexpected | LocalFault) and not isinstance(failure.origin, OSError):
             failure = WorkerFailed(f"the model process failed: {brief(failure.origin)}", hint=failure.hint)
         trace = "".join(traceback.format_exception(error))[-_TRACE:]
-        return {"error": failure.to_dict(), "trace": printable(trace, "\n")}
+        return JobEnd(error=failure.to_dict(), trace=printable(trace, "\n"))
 
 
-def sendable(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer, or an error in its place if it cannot be packed, so that only this request fails."""
+def sendable(answer: JobEnd) -> JobEnd:
+    """Return the end of a job, or an error in its place if it cannot be packed, so that only this request fails."""
     try:
         protocol.frame(answer)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         failure = WorkerFailed(f"the model process made an answer that cannot be sent: {brief(error)}")
-        return {"error": failure.to_dict()}
+        return JobEnd(error=failure.to_dict())
     return answer
 
 

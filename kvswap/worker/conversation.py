@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -54,6 +54,39 @@ def job_event(message: dict[str, Any], error_type: type[KvswapError] = WorkerFai
         raise error_type(f"not a valid event: {error}", field="event") from error
 
 
+# -- what the process says of itself -----------------------------------------------------------------
+
+
+class Heartbeat(PipeMessage, frozen=True, kw_only=True, tag_field="event", tag="alive"):
+    """The word of a process that is at work, sent every few seconds whatever the job does."""
+
+    cpu_us: Annotated[int, msgspec.Meta(ge=0)]
+    """The processor time that it used so far, in microseconds."""
+
+
+class LogFrame(PipeMessage, frozen=True, kw_only=True, tag_field="event", tag="log"):
+    """A record for the node's log."""
+
+    level: int
+    logger: str
+    message: str
+    trace: str | None = None
+    """The traceback, where it is about an exception."""
+
+
+SignOfLife = Heartbeat | LogFrame
+_SIGNS = {str(kind.__struct_config__.tag): kind for kind in get_args(SignOfLife)}
+
+
+def sign_of_life(message: dict[str, Any]) -> SignOfLife | None:
+    """Read what a process says of itself; None for what its job says.  Raises `WorkerFailed`."""
+    kind = _SIGNS.get(str(message.get("event")))
+    if kind is None:
+        return None
+    sign: SignOfLife = wire.convert(message, kind, WorkerFailed)
+    return sign
+
+
 # -- what a running job is told ------------------------------------------------------------------
 
 
@@ -77,6 +110,18 @@ class RateNotice(PipeMessage, frozen=True, kw_only=True, tag_field="tell", tag="
 
 
 Notice = ArrivalNotice | EndNotice | RateNotice
+
+
+class Cancellation(PipeMessage, frozen=True, kw_only=True):
+    """The word that the running job has to stop."""
+
+    cancel: Literal[True] = True
+
+
+class NoticeFrame(PipeMessage, frozen=True, kw_only=True):
+    """A notice on its way to the job that is running."""
+
+    notice: Notice = msgspec.field(name="tell")
 
 
 def notice_of(message: Any) -> Notice:

@@ -13,6 +13,7 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.specs import LayerSpec
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.trust.accusation import accuses, proof
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import ROUNDING
 from kvswap.worker.document import DocumentTokens
@@ -44,17 +45,14 @@ def first_layer_result(loaded: Any, held: LayerTensors, ids: Sequence[int], mani
     errors /= _ROUNDINGS * ROUNDING[loaded.dtype]
     wrong = (errors > 1).nonzero().flatten().tolist()
     tokens = len(ids) - first
-    figures = {
-        "positions": tokens,
-        "wrong": len(wrong),
-        "worst": round(min(float(errors.max()), 1e6), 2),  # in multiples of what is allowed
-        "bitwise": all(torch.equal(*pair) for pair in pairs),
-    }
+    worst = round(min(float(errors.max()), 1e6), 2)  # in multiples of what is allowed
+    bitwise = all(torch.equal(*pair) for pair in pairs)
+    figures = CheckFigures(positions=tokens, wrong=len(wrong), worst=micro(worst), bitwise=bitwise)
     if not wrong:
         return LevelResult(Level.TOKENS, "passed", figures=figures)
     why = (
         f"{len(wrong)} of {tokens} positions of layer 0 are not those of the tokens, the first is {first + wrong[0]}: "
-        f"up to {figures['worst']} times as far away as rounding explains"
+        f"up to {worst} times as far away as rounding explains"
     )
     return LevelResult(Level.TOKENS, "failed", why=why, figures=figures)
 

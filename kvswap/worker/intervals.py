@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.blocks import Blocks
@@ -20,6 +21,7 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.sealing import Seal
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.intervals import Draw, Interval
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Errors, Score, Spread
@@ -83,24 +85,26 @@ def check_intervals(
 
     Returns V5's outcome, with how many intervals there are and the chance of finding one that is wrong.
     """
-    figures: dict[str, Any] = {
-        "intervals": len(draw.intervals),
-        "of_intervals": draw.of,
-        "chance": round(draw.chance, 4),
-        "positions": sum(interval.tokens for interval in draw.intervals),
-        "wrong": 0,
-        "worst": 0.0,
-        "margin": MARGIN,
-    }
+    figures = CheckFigures(
+        intervals=len(draw.intervals),
+        of_intervals=draw.of,
+        chance=micro(round(draw.chance, 4)),
+        positions=sum(interval.tokens for interval in draw.intervals),
+        wrong=0,
+        worst=0,
+        margin=micro(MARGIN),
+    )
+    farthest = 0.0
     for interval in draw.intervals:
         check()
         score, why = _judge(loaded, held, ids, passes, interval, spread)
         worst = score.worst if score is not None else np.inf
-        figures["worst"] = max(figures["worst"], round(min(float(worst), 1e6), 2))
+        farthest = max(farthest, round(min(float(worst), 1e6), 2))
+        figures = replace(figures, worst=micro(farthest))
         if why:
             wrong = len(score.wrong) if score is not None else interval.tokens
             return LevelResult(
-                Level.SAMPLES, "failed", why=why, figures=figures | {"wrong": wrong, "first": interval.start}
+                Level.SAMPLES, "failed", why=why, figures=replace(figures, wrong=wrong, first=interval.start)
             )
     return LevelResult(Level.SAMPLES, "passed", figures=figures)
 

@@ -19,6 +19,7 @@ from kvswap.worker.conversation import JobEvent
 from kvswap.worker.inbox import Inbox, JobContext, JobPipe
 from kvswap.worker.messages import Job
 from kvswap.worker.publishing import publish
+from kvswap.worker.rendering import render
 from kvswap.worker.training import train
 from kvswap.worker.transcoding import transcode
 from kvswap.worker.verifying import verify
@@ -99,11 +100,12 @@ def measure_noise(context: JobContext, job: messages.NoiseJob) -> messages.Measu
     """Measure by how much correct caches of this model differ on this machine."""
     from kvswap.worker.noise import measure
 
-    return messages.MeasuredNoise(noise=measure(context.loaded, context.pipe.check).plain())
+    return messages.MeasuredNoise(noise=measure(context.loaded, context.pipe.check).record)
 
 
 _JOBS: dict[type[Job[Any]], Callable[[JobContext, Any], Any]] = {
     messages.TokenizeJob: tokenize,
+    messages.RenderJob: render,
     messages.CalibrateJob: calibrate,
     messages.PublishJob: publish,
     messages.TranscodeJob: transcode,

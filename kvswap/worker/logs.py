@@ -10,34 +10,29 @@ import contextlib
 import logging
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 from kvswap.core.text import printable
-from kvswap.worker import protocol
+from kvswap.worker.conversation import LogFrame
 
 _LINE = 2_000  # characters of a message
 _TRACE = 16_384
 
 
 class _Forward(logging.Handler):
-    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, send: Callable[[LogFrame], None]) -> None:
         super().__init__()
         self._send_frame = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        frame = {
-            "event": protocol.LOG,
-            "level": record.levelno,
-            "logger": record.name,
-            "message": printable(record.getMessage())[:_LINE],
-        }
+        trace = None
         if record.exc_info and record.exc_info[1] is not None:
-            frame["trace"] = printable("".join(traceback.format_exception(record.exc_info[1])), "\n")[-_TRACE:]
+            trace = printable("".join(traceback.format_exception(record.exc_info[1])), "\n")[-_TRACE:]
+        message = printable(record.getMessage())[:_LINE]
         with contextlib.suppress(OSError):  # the node is gone
-            self._send_frame(frame)
+            self._send_frame(LogFrame(level=record.levelno, logger=record.name, message=message, trace=trace))
 
 
-def forward(send: Callable[[dict[str, Any]], None]) -> None:
+def forward(send: Callable[[LogFrame], None]) -> None:
     """Send what this process logs from now on to the node, frame by frame."""
     logger = logging.getLogger("kvswap")
     logger.addHandler(_Forward(send))
@@ -45,20 +40,18 @@ def forward(send: Callable[[dict[str, Any]], None]) -> None:
     logger.propagate = False
 
 
-def write(frame: dict[str, Any], pid: int | None) -> None:
+def write(frame: LogFrame, pid: int | None) -> None:
     """Write a frame of `forward` into the log of this process, as from the process `pid`.
 
-    The request is that of the caller's task.  A frame of another form is passed over.
+    The request is that of the caller's task.  A record of a logger that is not of this package is passed over.
     """
-    level, name, message = frame.get("level"), frame.get("logger"), frame.get("message")
-    if not (
-        isinstance(level, int) and isinstance(name, str) and name.startswith("kvswap") and isinstance(message, str)
-    ):
+    if not frame.logger.startswith("kvswap"):
         return
-    logger = logging.getLogger(name[:100])
-    if not logger.isEnabledFor(level):
+    logger = logging.getLogger(frame.logger[:100])
+    if not logger.isEnabledFor(frame.level):
         return
-    extra = {"trace": str(frame["trace"])[-_TRACE:]} if "trace" in frame else {}
-    record = logger.makeRecord(logger.name, level, "", 0, "%s", (printable(message)[:_LINE],), None, extra=extra)
+    extra = {"trace": frame.trace[-_TRACE:]} if frame.trace is not None else {}
+    message = printable(frame.message)[:_LINE]
+    record = logger.makeRecord(logger.name, frame.level, "", 0, "%s", (message,), None, extra=extra)
     record.process = pid or record.process
     logger.handle(record)

@@ -14,8 +14,9 @@ from kvswap.artifact.manifest import Divergence, ModelIdentity, Numerics, Probe,
 from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
 from kvswap.core.errors import UsageError, WorkerFailed
+from kvswap.trust.figures import CheckFigures
 from kvswap.trust.levels import Level, LevelResult, Verdict
-from kvswap.trust.noise import MICRO
+from kvswap.trust.noise import MICRO, NoiseRecord
 
 R = TypeVar("R")
 Samples = list[tuple[int, int, int]]
@@ -69,6 +70,27 @@ class TokenizeJob(Job[TokenizedText], frozen=True, kw_only=True, tag="tokenize")
     block_tokens: int
 
 
+class RenderedChat(PipeMessage, frozen=True, kw_only=True):
+    """A conversation as the model's template writes it."""
+
+    text: str
+    tokens: int
+    parts: list[tuple[str, int, int]]
+    """Where its parts end: `system`, `tools` or `message`, the number of the message, tokens up to the end."""
+    states: bool
+    """The model keeps states."""
+    continuation: str | None
+    """The text that follows for the question that was given."""
+
+
+class RenderJob(Job[RenderedChat], frozen=True, kw_only=True, tag="render"):
+    """Render a conversation by the model's chat template."""
+
+    chat: bytes
+    """JSON of an object with `messages` and `tools`: the pipe carries no floats."""
+    question: str | None = None
+
+
 class Calibrated(PipeMessage, frozen=True, kw_only=True):
     """The costs of prefill and codecs on this machine."""
 
@@ -97,6 +119,8 @@ class PublishedCache(PipeMessage, frozen=True, kw_only=True):
     probe: Probe
     samples: Samples
     prefill_us: int
+    reused: int = 0
+    """The tokens that came from `PublishJob.base`."""
 
 
 class PublishJob(Job[PublishedCache], frozen=True, kw_only=True, tag="publish"):
@@ -113,6 +137,9 @@ class PublishJob(Job[PublishedCache], frozen=True, kw_only=True, tag="publish"):
     """The CID of the predictor, among the `chunks`, that the codec needs."""
     chunks: str | None = None
     """The directory of the node's chunks."""
+    base: bytes | None = None
+    """The envelope of an own artifact whose first blocks, all in `chunks`, may be those of this document."""
+    base_key: bytes | None = None
 
 
 class EngineComputed(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +255,8 @@ class AnswerJob(Job[ComputedAnswer], frozen=True, kw_only=True, tag="answer"):
     """
 
     question: str
+    continuation: str | None = None
+    """The text that follows the document, where it is not a user turn with the question."""
     steps: int
     """The most tokens of the answer."""
     block_tokens: int
@@ -252,8 +281,7 @@ class CheckResult(PipeMessage, frozen=True, kw_only=True):
     us: int
     why: str
     proven: bool
-    figures: dict[str, Any]
-    """What was measured; a fraction stands in a list, in millionths."""
+    figures: CheckFigures
 
     @classmethod
     def of(cls, result: LevelResult) -> CheckResult:
@@ -264,14 +292,13 @@ class CheckResult(PipeMessage, frozen=True, kw_only=True):
             us=int(result.seconds * MICRO),
             why=result.why,
             proven=result.proven,
-            figures={n: [int(v * MICRO)] if isinstance(v, float) else v for n, v in result.figures.items()},
+            figures=result.figures,
         )
 
     @property
     def result(self) -> LevelResult:
         """The check that was written."""
-        figures = {n: v[0] / MICRO if isinstance(v, list) else v for n, v in self.figures.items()}
-        return LevelResult(Level(self.level), self.verdict, self.us / MICRO, self.why, figures, self.proven)
+        return LevelResult(Level(self.level), self.verdict, self.us / MICRO, self.why, self.figures, self.proven)
 
 
 class CheckedArtifact(PipeMessage, frozen=True, kw_only=True):
@@ -296,14 +323,14 @@ class VerifyJob(Job[CheckedArtifact], frozen=True, kw_only=True, tag="verify"):
     samples: int
     seed: bytes
     text: str | None = None
-    noise: dict[str, Any] | None = None
-    """The honest noise (`trust.noise.Noise.plain`), if it was measured."""
+    noise: NoiseRecord | None = None
+    """The honest noise, if it was measured."""
 
 
 class MeasuredNoise(PipeMessage, frozen=True, kw_only=True):
-    """The honest noise of a model on this machine, as `trust.noise.Noise.plain` writes it."""
+    """The honest noise of a model on this machine."""
 
-    noise: dict[str, Any]
+    noise: NoiseRecord
 
 
 class NoiseJob(Job[MeasuredNoise], frozen=True, kw_only=True, tag="noise"):
@@ -313,6 +340,7 @@ class NoiseJob(Job[MeasuredNoise], frozen=True, kw_only=True, tag="noise"):
 AnyJob = (
     OpenJob
     | TokenizeJob
+    | RenderJob
     | CalibrateJob
     | PublishJob
     | TranscodeJob
@@ -323,6 +351,17 @@ AnyJob = (
     | NoiseJob
 )
 JOBS: tuple[type[Job[Any]], ...] = get_args(AnyJob)
+
+
+class JobEnd(PipeMessage, frozen=True, kw_only=True, omit_defaults=True):
+    """The end of a job: its result, or the error that it ended with."""
+
+    result: dict[str, Any] | None = None
+    """The fields of the job's result (`result_of`)."""
+    error: dict[str, Any] | None = None
+    """The error, as `KvswapError.to_dict` writes it."""
+    trace: str | None = None
+    """The traceback of an error that was not ours, for the node's log alone."""
 
 
 def tag_of(job: type[Job[Any]] | Job[Any]) -> str:
@@ -339,6 +378,14 @@ def result_of(job: Job[R], value: Any) -> R:
     (kind,) = get_args(base)
     result: R = wire.convert(value, kind, WorkerFailed)
     return result
+
+
+def end_of(message: dict[str, Any]) -> JobEnd:
+    """Read the end of a job from plain values.  Raises `WorkerFailed` for what is none."""
+    end = wire.convert(message, JobEnd, WorkerFailed)
+    if (end.result is None) == (end.error is None):
+        raise WorkerFailed("the end of a job is a result or an error")
+    return end
 
 
 def job_of(message: dict[str, Any]) -> Job[Any]:

@@ -1,9 +1,10 @@
 """The frames between node and model process, on a socket of their own.
 
-A frame is a big-endian u32 length and that many bytes of msgpack.  The node sends `{"job": name, ...}`, `{"tell": ...}`
-for the job that is running, or `{"cancel": true}`; the process answers with any number of `{"event": ...}` frames and
-one `{"result": ...}` or `{"error": ...}`.  While a job runs, `{"event": "alive", "cpu_us": ...}` is sent every few
-seconds, whatever the job does; `{"event": "log", ...}` is a line for the node's log (`logs`).
+A frame is a big-endian u32 length and that many bytes of msgpack: a struct of `messages` or `conversation`.  The node
+sends `{"job": name, ...}`, `{"tell": ...}` for the job that is running (`NoticeFrame`), or `{"cancel": true}`
+(`Cancellation`); the process answers with any number of `{"event": ...}` frames and one `{"result": ...}` or
+`{"error": ...}` (`JobEnd`).  A `Heartbeat` is sent every few seconds while a job runs, whatever it does; a `LogFrame`
+is a record for the node's log (`logs`).
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from __future__ import annotations
 import struct
 from typing import Any, BinaryIO
 
+import msgspec
+
 from kvswap.core import wire
 from kvswap.core.errors import MalformedMessage
 from kvswap.core.limits import LIMITS
 
 HEADER = struct.Struct(">I")
-ALIVE = "alive"
-LOG = "log"
 
 
-def frame(value: dict[str, Any]) -> bytes:
-    """Encode a message as one frame: length and body."""
-    body = wire.pack(value)
+def frame(message: msgspec.Struct | dict[str, Any]) -> bytes:
+    """Encode a message, or its plain form, as one frame: length and body."""
+    body = wire.pack(wire.plain(message))
     return HEADER.pack(len(body)) + body
 
 

@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from kvswap.api.events import CheckEvent
 from kvswap.artifact import layout
 from kvswap.artifact.assembly import ChunkSource
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, InvalidDocument, NotFound
 from kvswap.trust import Statement, one_key, read_statement
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.intervals import drawn, too_many_cuts
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise, Spread
@@ -210,7 +213,7 @@ class Checks:
                     return LevelResult(
                         Level.STRUCTURE, "failed", why=f"{name} of layer {index} is not finite everywhere"
                     )
-        return LevelResult(Level.STRUCTURE, "passed", figures={"tensors": len(tensors)})
+        return LevelResult(Level.STRUCTURE, "passed", figures=CheckFigures(tensors=len(tensors)))
 
     def _first_layer(self, tensors: Tensors) -> LevelResult:
         known = self._document_tokens()
@@ -220,9 +223,8 @@ class Checks:
         if held is None:
             return LevelResult(Level.TOKENS, "skipped", why=NO_KEYS)
         result = first_layer_result(self._loaded, held, known.ids, self._manifest)
-        return LevelResult(
-            Level.TOKENS, result.verdict, why=result.why, figures=result.figures | {"read_back": known.read_back}
-        )
+        figures = replace(result.figures, read_back=known.read_back)
+        return LevelResult(Level.TOKENS, result.verdict, why=result.why, figures=figures)
 
     def _probe(self, tensors: Tensors) -> LevelResult:
         from kvswap.model.cache import build_cache
@@ -232,7 +234,7 @@ class Checks:
         manifest, loaded, probe = self._manifest, self._loaded, self._manifest.probe
         if not probe.tokens:
             return LevelResult(Level.PROBE, "skipped", why="its publisher had no model to make a probe with")
-        figures = {"tokens_equal": False, "logits_equal": False, "same_environment": self._same}
+        figures = CheckFigures(tokens_equal=False, logits_equal=False, same_environment=self._same)
         if why := unaskable(loaded, manifest):
             return LevelResult(Level.PROBE, "failed", why=why, figures=figures)
         cache = build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
@@ -240,9 +242,10 @@ class Checks:
             answer = greedy(loaded, cache, manifest.prefix.tokens, probe.question, len(probe.tokens))
         except Incompatible as error:  # the logits after this cache are not finite: the other checks still run
             return LevelResult(Level.PROBE, "failed", why=error.message, figures=figures)
-        figures["tokens_equal"] = answer.ids == list(probe.tokens)
-        figures["logits_equal"] = answer.logits_digest == "blake3:" + probe.logits.hex()
-        if figures["tokens_equal"]:
+        tokens_equal = answer.ids == list(probe.tokens)
+        logits_equal = answer.logits_digest == "blake3:" + probe.logits.hex()
+        figures = replace(figures, tokens_equal=tokens_equal, logits_equal=logits_equal)
+        if tokens_equal:
             return LevelResult(Level.PROBE, "passed", figures=figures)
         return LevelResult(Level.PROBE, "failed", why="it does not continue as its publisher said", figures=figures)
 
@@ -316,20 +319,21 @@ class Checks:
                 verdict, why = "failed", boundaries.why
         if not (why or bitwise) and self._same:
             why = "within honest noise but not the same bits, although the environment is said to be the same"
-        return LevelResult(Level.RECOMPUTE, verdict, 0.0, why, result.figures | {"bitwise": bitwise})
+        return LevelResult(Level.RECOMPUTE, verdict, 0.0, why, replace(result.figures, bitwise=bitwise))
 
     def _measured(self, level: Level, errors: Any, positions: Sequence[int], spread: Spread) -> LevelResult:
         """Judge errors [position, layer, K or V] against the honest noise."""
         score = spread.score(errors.numpy())
         wrong = score.wrong
-        figures = {"positions": len(positions), "wrong": len(wrong), "worst": round(score.worst, 2), "margin": MARGIN}
+        worst = micro(round(score.worst, 2))
+        figures = CheckFigures(positions=len(positions), wrong=len(wrong), worst=worst, margin=micro(MARGIN))
         if score.honest:
             return LevelResult(level, "passed", figures=figures)
         distance = f"{score.worst:.1f} times the most that honest caches show"
         if not wrong:
             why = f"layer {score.layer} is not the model's: all positions together are {distance}"
-            return LevelResult(level, "failed", why=why, figures=figures | {"layer": score.layer})
+            return LevelResult(level, "failed", why=why, figures=replace(figures, layer=score.layer))
         first = positions[wrong[0]]
         of = f"{len(wrong)} of {len(positions)} positions"
         why = f"{of} are not what the model makes of the text, the first is {first}: {distance}"
-        return LevelResult(level, "failed", why=why, figures=figures | {"first": first})
+        return LevelResult(level, "failed", why=why, figures=replace(figures, first=first))

@@ -1,4 +1,4 @@
-"""A walk through all verbs that talk to a daemon, on two nodes and a host; what each answers, as JSON.
+"""A walk through all verbs, on two nodes and a host; what each answers, as JSON.
 
 `python -m tests.api.scenario FILE` adds the shapes of one run to those in FILE.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import urllib.request
@@ -16,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from kvswap.core.ids import document_digest
+from kvswap.host.usage_log import UsageLog
 from kvswap.net.host_connection import Invitation
+from kvswap.trust.hosting import sign_offer
 from tests.api.shapes import Shape, either, shape_of
 from tests.exchange.test_hosts import DOCUMENT as HOSTED
 from tests.exchange.test_hosts import PEER, Liar, serving
 from tests.support import DOCUMENT, Daemon, kvswap, tiny_model, until
+from tests.trust.test_hosting import HOST as HOST_KEY
+from tests.trust.test_hosting import offer, read
 
 TEXT = DOCUMENT.read_text()
 
@@ -31,9 +36,9 @@ class Recorder:
     def __init__(self) -> None:
         self.answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
 
-    def __call__(self, node: Daemon, name: str, *arguments: str, typed: str | None = None) -> dict[str, Any]:
-        """Run a verb; its lines are kept under `name`."""
-        done = kvswap(node.home, *arguments, "--json", typed=typed)
+    def __call__(self, node: Daemon, name: str, *arguments: str, **how: Any) -> dict[str, Any]:
+        """Run a verb; its lines are kept under `name`.  `how`: the keywords of `tests.support.kvswap`."""
+        done = kvswap(node.home, *arguments, "--json", **how)
         assert done.returncode == 0, (arguments, done.stderr)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         self.answers[name] += lines
@@ -128,6 +133,9 @@ def walk(root: Path, ada: Daemon, bob: Daemon, host: Liar) -> dict[str, list[dic
     asked = {"chain": prefix["chain"], "dtype": "float32", "block_tokens": prefix["block_tokens"], "force": True}
     do.http(bob, "beginning", "/v1/beginning", asked | {"model": shown["model"]})
 
+    hosting(do, ada, document)
+    local(do, ada, root, artifact)
+
     do(bob, "host join", "host", "join", "--plain", typed=Invitation(host.url, PEER, "token").to_text())
     do(bob, "host known", "host", "known")
     do(bob, "plan", "plan", HOSTED, "--host", PEER)
@@ -148,6 +156,51 @@ def walk(root: Path, ada: Daemon, bob: Daemon, host: Liar) -> dict[str, list[dic
         do(node, "events", "events")
     do(bob, "stop", "stop")
     return do.answers
+
+
+def hosting(do: Recorder, node: Daemon, document: Path) -> None:
+    """Run the verbs of a node's own host; it is enough that one was started once."""
+    (node.home / "host.json").write_text(json.dumps({"url": "http://127.0.0.1:8100"}))
+    do(node, "host add", "host", "add", str(document))
+    do(node, "host ls", "host", "ls")
+    do(node, "host invite", "host", "invite", "visitor")
+    do(node, "host clients", "host", "clients")
+    signed = sign_offer(offer(), HOST_KEY)
+    usage_log = UsageLog(node.home / "host.sqlite3")
+    usage_log.add_offer(signed)
+    usage_log.add_receipt(read(signed), HOST_KEY)
+    do(node, "host log", "host", "log")
+    do(node, "host revoke", "host", "revoke", "visitor")
+    do(node, "host rm", "host", "rm", str(document))
+
+
+def local(do: Recorder, node: Daemon, root: Path, artifact: str) -> None:
+    """Run the verbs that need no daemon."""
+    do.answers["daemon"].append(node.ready)
+    model = str(node.client.status().model.default)
+    models = root / "models"
+    shutil.copytree(model, models / "org--tiny")
+    env = {"KVSWAP_MODELS": str(models)}
+    do(node, "model pull", "model", "pull", "org/tiny", env=env)
+    do(node, "model check", "model", "check", model)
+    do(node, "model check", "model", "check", str(_with_states(root / "states")))
+    do(node, "model rm", "model", "rm", "-y", "org/tiny", env=env)
+    do(node, "doctor", "doctor")
+    do(node, "completion", "completion", "bash")
+    do(node, "logs", "logs", "-n", "5")
+    do(node, "config", "config", "model")
+    do(node, "config", "config", env={"KVSWAP_THREADS": "3"})
+    do(node, "manifest check", "manifest", "check", str(node.home / "store" / "artifacts" / f"{artifact}.kvm"))
+    signed = root / "offer"
+    signed.write_bytes(sign_offer(offer(), HOST_KEY).envelope)
+    do(node, "manifest check", "manifest", "check", str(signed), "--at", str(offer().issued))
+
+
+def _with_states(directory: Path) -> Path:
+    """Write the configuration of a model that is refused."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    return directory
 
 
 @contextmanager

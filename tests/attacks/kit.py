@@ -427,7 +427,7 @@ def run_checks(
         samples=samples,
         seed=seed,
         text=scene.text if text == "" else text,
-        noise=noise.plain() if noise is not None else None,
+        noise=noise.record if noise is not None else None,
     )
     checks = Checks(context, made.statement, made.chunks.__getitem__, job)
     return checks.run([Level(level) for level in levels]), checks.fingerprint()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvswap.trust.accusation import accuses
+from kvswap.trust.figures import micro
 from kvswap.trust.intervals import drawn, intervals_of
 from tests.attacks.kinds import ATTACKS, KINDS, KindScene, climbed, signed
 from tests.worker.honest import Shelf
@@ -97,8 +98,8 @@ def test_a_wrong_inner_checkpoint_is_caught_as_often_as_was_told(shelf: Shelf) -
         draw = drawn(scene.manifest, seed, bytes(statement.artifact), 32)
         shows = {every[1], every[2]} & set(draw.intervals)
         found = climbed(scene, lie, [5], samples=32, seed=seed)["V5"]
-        assert found.verdict == ("failed" if shows else "passed") and found.figures["chance"] == round(1 / 3, 4)
-        assert found.figures["of_intervals"] == 5
+        assert found.verdict == ("failed" if shows else "passed") and found.figures.chance == micro(round(1 / 3, 4))
+        assert found.figures.of_intervals == 5
 
 
 def test_what_a_peer_keeps_back_is_said_and_accuses_nobody(shelf: Shelf) -> None:

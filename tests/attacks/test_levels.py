@@ -65,7 +65,7 @@ def scene(tiny_models: dict[str, Path]) -> Scene:
 def noise(scene: Scene) -> Noise:
     from kvswap.worker.noise import measure
 
-    return Noise.of(measure(scene.loaded, lambda: None).plain())
+    return Noise.of(measure(scene.loaded, lambda: None).record)
 
 
 def climbed(scene: Scene, noise: Noise, made: Any) -> tuple[list[LevelResult], dict[str, str]]:
@@ -160,8 +160,8 @@ def test_many_keys_that_sign_the_same_lie_outvote_nobody(scene: Scene, noise: No
     made = forge(scene, ATTACKS["swapped history"](scene))
     _, mark = run_checks(made, scene, [2], noise)
     step = agreed(made, mark, [fingerprint(scene.right)], noise, alike=7)
-    assert step.verdict == "failed" and step.figures["disputed_with"] == ["of stranger 0"]
-    assert step.figures["agreeing"] == 7
+    assert step.verdict == "failed" and step.figures.disputed_with == ("of stranger 0",)
+    assert step.figures.agreeing == 7
 
 
 def test_the_probe_is_not_security(scene: Scene, noise: Noise) -> None:

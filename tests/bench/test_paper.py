@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from kvswap.bench import page, paper
+from kvswap.bench import nodes, page, paper
 from kvswap.bench.texts import Cutter, read_texts
-from kvswap.core.errors import InvalidDocument, UsageError
-from tests.support import DOCUMENT, kvswap
+from kvswap.core.errors import InvalidDocument, KvswapError, UsageError
+from tests import warm
+from tests.support import DOCUMENT, ROOT, kvswap
 
 
 @pytest.fixture
@@ -41,7 +43,28 @@ def test_texts_are_cut_by_tokens_and_never_begin_alike(tiny_models: dict[str, Pa
     assert len(read_texts(None)) >= 5
 
 
-def test_the_experiment_and_its_report(tiny_models: dict[str, Path], texts: Path) -> None:
+@pytest.fixture
+def warm_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experiment's daemons are forked, as those of all tests are; a test below starts one by its command."""
+    if warm.able(os.environ):
+        monkeypatch.setattr(
+            nodes,
+            "_start_daemon",
+            lambda arguments, env, log: warm.start(["kvswap"], arguments, env, ROOT, log.fileno()),
+        )
+
+
+def test_a_node_of_an_experiment_starts_by_a_command(tmp_path: Path) -> None:
+    with nodes.BenchNode("--no-p2p", idle_unload_seconds=5) as node:
+        assert node.ready["publisher"]
+        assert 5 in [row.value for row in node.client.config().settings if row.name == "idle_unload_seconds"]
+        home = node.home
+    assert not home.exists()
+    with pytest.raises(KvswapError, match="did not start"), nodes.BenchNode("--no-such-option"):
+        pass
+
+
+def test_the_experiment_and_its_report(tiny_models: dict[str, Path], texts: Path, warm_nodes: None) -> None:
     told: list[str] = []
     report = paper.run(
         str(tiny_models["llama"]),

@@ -56,7 +56,10 @@ def test_of_a_running_daemon_it_says_what_holds_there(daemon: Callable[..., Daem
     assert node.client.config().home == str(node.home)
 
 
-def test_one_setting_or_only_what_is_not_usual(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_setting_or_only_what_is_not_usual(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KVSWAP_MODELS")
     (tmp_path / "config.toml").write_text("relay = true\nbootstrap = []\n")
     assert main(["--home", str(tmp_path), "config", "relay"]) == 0
     assert capsys.readouterr().out == f"true\n  from {tmp_path / 'config.toml'} line 1\n"

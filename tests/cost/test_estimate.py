@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from kvswap.cost import CacheNeed, Calibration, Link, PrefillCurve, Prices, decide
+from kvswap.trust.noise import NoiseRecord, SpreadRecord
 
 CURVE = PrefillCurve(a=0.5, b=0.001, block_tokens=100)
 # 250 tokens on CURVE: (0.5 + 0) + (0.5 + 0.1) + (0.5 + 0.2) / 2 = 1.45 s
@@ -179,3 +182,21 @@ def test_what_is_measured_is_imported_when_it_is_asked_for() -> None:
         cost.Nothing  # noqa: B018
     code = "import sys, kvswap.cost; assert 'kvswap.cost.calibration' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+
+
+def test_honest_noise_is_kept_and_what_is_none_was_never_measured(tmp_path: Path) -> None:
+    spread = SpreadRecord([[3, 4]], 5, 6)
+    noise = NoiseRecord(samples=None, recompute=spread, fingerprints=spread, intervals=spread)
+    path = tmp_path / "calibration.json"
+    calibration = Calibration(path)
+    calibration.add_noise("model", noise)
+    assert calibration.noise("model") == noise and calibration.noise("other") is None
+    calibration.save()
+    calibration.close()
+    kept = json.loads(path.read_text())
+    assert kept["noise"]["model"]["recompute"] == [[[3, 4]], 5, 6]  # the form that it always had
+    for damaged in ({}, 5, {**kept["noise"]["model"], "recompute": [[[3.5]], 1, 1]}, {"recompute": []}):
+        path.write_text(json.dumps(kept | {"noise": {"model": damaged}}))
+        again = Calibration(path)
+        assert again.noise("model") is None
+        again.close()

@@ -61,10 +61,12 @@ def test_the_loop_waits_for_no_query(tmp_path: Path) -> None:
         a.stop()
 
 
-def test_pages_are_the_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sorted_here", [49, 50])
+def test_pages_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sorted_here: int) -> None:
     """However many artifacts came in the same moment, each is listed once, newest first."""
     from kvswap.store import Store
 
+    monkeypatch.setattr("kvswap.store.artifacts._SORTED", sorted_here)
     fill(tmp_path, 50, 2, files=False)
     store = Store.open(tmp_path / "store")
     try:
@@ -75,6 +77,9 @@ def test_pages_are_the_whole(tmp_path: Path) -> None:
                 paged += page
                 page = store.page(page[-1], limit)
             assert paged == rows
+            pages = list(store.pages(limit))
+            assert [len(page) for page in pages[:-1]] == [limit] * (len(pages) - 1)
+            assert [row for page in pages for row in page] == rows
         assert {row.id for row in rows if row.publisher == str(keys_of(tmp_path)[1].peer_id)} == set(
             store.ids_of(str(keys_of(tmp_path)[1].peer_id))
         )

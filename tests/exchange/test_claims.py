@@ -10,6 +10,7 @@ import pytest
 
 from kvswap.artifact.layout import needed
 from kvswap.artifact.manifest import Divergence
+from kvswap.artifact.specs import LayerSpec, TensorSpec
 from kvswap.core.errors import Untrusted, UsageError
 from kvswap.core.ids import Cid
 from kvswap.exchange.fetch import fetch
@@ -35,11 +36,15 @@ def claiming(claim: str) -> Ingested:
         "no probe": {"probe": msgspec.structs.replace(plain.probe, tokens=[])},
         "no special tokens": prefix(special_tokens=False),
         "a template": prefix(template="chat"),
+        "states alone": {
+            "specs": (LayerSpec("state", (TensorSpec("conv.0", "checkpoint", (4, 3)),)),),
+            "checkpoints": [40],
+        },
     }[claim]
     return make_artifact(tokens=40, **changes)
 
 
-@pytest.mark.parametrize("claim", ["inexact", "no special tokens", "a template"])
+@pytest.mark.parametrize("claim", ["inexact", "no special tokens", "a template", "states alone"])
 def test_a_claim_that_turns_checks_off_is_refused_or_said_aloud(tmp_path: Path, claim: str) -> None:
     async def body() -> None:
         async with world(tmp_path) as w:

@@ -154,7 +154,7 @@ def test_who_nudges_a_right_cache_gets_no_honest_stranger_condemned(
     async def body() -> None:
         loaded = load_model(tiny_models["llama"], "tiny", "bfloat16")
         scene = Scene(loaded, TEXT, loaded.tokenize(TEXT), [], 64)
-        noise = Noise.of(measure(loaded, lambda: None).plain())
+        noise = Noise.of(measure(loaded, lambda: None).record)
         tensors = nudged(scene, noise)
         far = compare(
             fingerprint(tensors), {"honest": fingerprint(scene.right)}, noise.fingerprints, (2 * len(tensors), 0)

@@ -6,6 +6,8 @@ all of them with Hypothesis, `fuzz.py` with a coverage-guided fuzzer for as long
 
 from __future__ import annotations
 
+import io
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +23,8 @@ from kvswap.core import wire
 from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid, PeerId, parse_reference
 from kvswap.exchange.node.prefix_index import holds
+from kvswap.integrations import llamacpp
+from kvswap.integrations.llamacpp.gguf import parse_gguf
 from kvswap.net import messages
 from kvswap.net.bulk import Tokens
 from kvswap.net.host_connection import Invitation
@@ -31,6 +35,8 @@ from kvswap.trust.envelopes import kind_of
 from kvswap.trust.groups import keys_of
 from kvswap.trust.hosting import read_offer, read_receipt, sign_offer, sign_receipt
 from kvswap.trust.status_record import StatusRecord, read_status_record
+from tests.integrations.llamacpp.goldens import STATES, slot_file
+from tests.llama import tiny
 from tests.support import group
 from tests.trust.test_hosting import HOST, offer, read
 
@@ -90,6 +96,42 @@ def archive(data: bytes) -> None:
         for entry in reader.feed(piece):
             assert len(entry.data) == entry.size <= reader.length
     reader.end()
+
+
+def _slot_files() -> list[bytes]:
+    names = ("dense-f16", "dense-q8_0", "dense-f16-noflash", "dense-f16-slot2of3", "sliding-f16")
+    return [slot_file(name) for name in names] + [slot_file("dense-f16", "v0.4.0")]
+
+
+@target("slot file", _slot_files)
+def slot(data: bytes) -> None:
+    """What llama-server saved: what is taken is written back as it came, and can be cut."""
+    parsed = llamacpp.parse_slot_file(data)
+    assert llamacpp.write_slot_file(parsed) == data
+    if parsed.state.tokens:
+        shape = llamacpp.shape_of(parsed)
+        assert llamacpp.shape_of(llamacpp.refit(parsed, shape)) == shape
+        llamacpp.cut(parsed, 1 + parsed.state.tokens // 2, 32)
+
+
+@lru_cache(maxsize=1)
+def _ggufs() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        whole = tiny.write(Path(folder) / "tiny.gguf", layers=1).read_bytes()
+    return [whole[: len(whole) - start] for start in (0, 600_000)]
+
+
+@target("gguf", _ggufs)
+def gguf_header(data: bytes) -> None:
+    """The header of a model that somebody downloaded."""
+    found = parse_gguf(io.BytesIO(data), len(data), Path("fuzzed.gguf"))
+    assert all(tensor.at + tensor.length <= len(data) for tensor in found.tensors)
+
+
+@target("llama state", lambda: [path.read_bytes() for path in STATES])
+def llama_state(data: bytes) -> None:
+    """What llama.cpp's own interface saves."""
+    assert llamacpp.write_state(llamacpp.parse_state(data)) == data
 
 
 def _hosting() -> list[bytes]:

@@ -72,7 +72,6 @@ def test_one_layer_is_enough() -> None:
     [
         ("RwkvConfig", {"attention_hidden_size": 64}),
         ("MambaConfig", {}),
-        ("Mamba2Config", {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2}),
         ("FalconMambaConfig", {}),
         ("RecurrentGemmaConfig", {"lru_width": 64, "attention_window_size": 64}),
     ],

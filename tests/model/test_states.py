@@ -27,6 +27,7 @@ D, F, C, H = "linear_attention", "full_attention", "conv", "hybrid"
             {"model_type": "kimi_linear", "linear_attn_config": {"full_attn_layers": [4, 8], "kda_layers": [1]}},
             [D, D, D, F] * 2,
         ),
+        ({"model_type": "mamba2", "layer_types": ["mamba"] * 8}, [D] * 8),
         ({"model_type": "llama"}, None),
     ],
     ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
@@ -41,6 +42,8 @@ def test_sizes_of_real_models() -> None:
     assert [t.shape for t in state_tensors(qwen, "bfloat16")] == [(8192, 4), (32, 128, 128)]
     assert [t.dtype for t in state_tensors(qwen, "bfloat16")] == [None, "float32"]
     assert [t.dtype for t in state_tensors(qwen, "float32")] == [None, None]
+    codestral = {"model_type": "mamba2", "hidden_size": 4096}  # its file's other numbers are the defaults
+    assert [t.shape for t in state_tensors(codestral, "bfloat16")] == [(10240, 4), (128, 64, 128)]
     assert [t.shape for t in state_tensors({"model_type": "lfm2", "hidden_size": 2048}, "bfloat16")] == [(2048, 3)]
 
 

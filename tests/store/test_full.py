@@ -16,6 +16,7 @@ from kvswap.core.ids import Cid
 from kvswap.cost import Calibration
 from kvswap.store import Ledger, Store
 from kvswap.trust import PolicyFile
+from kvswap.trust.noise import NoiseRecord, SpreadRecord
 from tests.store.test_store import put
 from tests.support import key, make_artifact
 
@@ -93,10 +94,11 @@ def test_the_trust_list_changes_on_disk_before_it_changes_in_memory(tmp_path: Pa
 
 
 def test_a_failed_save_of_what_was_measured_leaves_no_file(tmp_path: Path) -> None:
-    calibration = Calibration(tmp_path / "calibration.json")
+    calibration, spread = Calibration(tmp_path / "calibration.json"), SpreadRecord([[1]], 1, 1)
+    noise = NoiseRecord(samples=None, recompute=spread, fingerprints=spread, intervals=None)
     with no_larger_files(20):
         for _ in range(10):
-            calibration.add_noise("model", {"a": 1.0})
+            calibration.add_noise("model", noise)
             calibration.save()
     calibration.close()  # its thread may still be at it
     assert [p.name for p in tmp_path.iterdir() if p.name != "calibration.json"] == []

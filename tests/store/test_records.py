@@ -167,6 +167,21 @@ def test_a_file_of_2b501d5_is_opened_and_loses_nothing(tmp_path: Path) -> None:
     assert not path.with_suffix(".damaged").exists()
 
 
+@pytest.mark.parametrize("others", [0, 300])
+def test_many_are_asked_about_at_once_as_each_alone(records: Records, others: int) -> None:
+    """Of a small table all rows are read, of a large one those that are asked for: the answer is the same."""
+    from kvswap.store import Outcome
+
+    for number in range(3 + others):
+        records.put_outcome(Outcome(f"o{number}", "p", "passed", 2))
+    records.put_status_record(
+        "p", ReceivedStatusRecord(1, b"one", {f"w{n}": "why" for n in range(3 + others)}, kept=True)
+    )
+    names = [f"{kind}{number}" for kind in "own" for number in (0, 2)] + [f"n{number}" for number in range(200)]
+    assert records.outcomes(names) == {name: records.outcome(name) for name in ("o0", "o2")}
+    assert records.withdrawn_of(names) == {("w0", "p"): "why", ("w2", "p"): "why"}
+
+
 def test_what_was_withdrawn_stays_so_and_only_by_its_publisher(records: Records) -> None:
     records.put_status_record("p", ReceivedStatusRecord(1, b"one", {"x": "why"}, kept=True))
     records.put_status_record("p", ReceivedStatusRecord(2, b"two", {}, kept=True))

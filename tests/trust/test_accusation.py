@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from kvswap.artifact.manifest import DocumentRef, Numerics
+from kvswap.artifact.specs import LayerSpec, TensorSpec
 from kvswap.core.errors import IntegrityError
 from kvswap.trust import accusation
 from kvswap.trust.accusation import Grounds, accuses, claims, comparable, judge, of_error, proof, uncheckable, unusable
@@ -96,13 +97,15 @@ class Said:
         self.template = "a template" if "prefix.template" in wrong else None
         self.probe = self
         self.tokens = [] if "probe" in wrong else [1]
+        self.layout, state = self, LayerSpec("state", (TensorSpec("conv.0", "checkpoint", (4, 3)),))
+        self.layers = [state] if "layout" in wrong else [state, LayerSpec.key_value("full", 1, 2, 2)]
 
 
-EXACTNESS_CLAIMS = ["divergence", "document", "prefix.special_tokens", "prefix.template", "probe"]
+EXACTNESS_CLAIMS = ["divergence", "document", "layout", "prefix.special_tokens", "prefix.template", "probe"]
 HARMLESS = {"document", "probe"}
 
 
-CLAIMED = [set(some) for count in range(6) for some in itertools.combinations(EXACTNESS_CLAIMS, count)]
+CLAIMED = [set(some) for count in range(7) for some in itertools.combinations(EXACTNESS_CLAIMS, count)]
 
 
 @pytest.mark.parametrize("wrong", CLAIMED, ids=lambda some: "+".join(sorted(some)) or "none")

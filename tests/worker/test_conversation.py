@@ -15,15 +15,21 @@ from kvswap.core.ids import Cid
 from kvswap.worker import protocol
 from kvswap.worker.conversation import (
     ArrivalNotice,
+    Cancellation,
     ChunkEvent,
     EndNotice,
     FingerprintEvent,
+    Heartbeat,
     JobEvent,
+    LogFrame,
     Notice,
+    NoticeFrame,
     PredictorEvent,
     RateNotice,
+    SignOfLife,
     job_event,
     notice_of,
+    sign_of_life,
 )
 
 _DATA = bytes(range(256))
@@ -97,3 +103,40 @@ def test_a_notice_is_read_as_it_was_sent(notice: Notice) -> None:
 def test_what_is_no_notice_is_refused(message: Any) -> None:
     with pytest.raises(WorkerFailed):
         notice_of(message)
+
+
+def test_the_frames_of_the_node_are_as_they_were() -> None:
+    assert carried(Cancellation()) == {"cancel": True}
+    assert carried(NoticeFrame(notice=ArrivalNotice(unit=3))) == {"tell": {"tell": "unit", "unit": 3}}
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        Heartbeat(cpu_us=7),
+        LogFrame(level=20, logger="kvswap", message="x"),
+        LogFrame(level=1, logger="", message="", trace="t"),
+    ],
+)
+def test_a_sign_of_life_is_read_as_it_was_sent(sign: SignOfLife) -> None:
+    assert sign_of_life(carried(sign)) == sign
+
+
+def test_what_a_job_says_is_no_sign_of_life() -> None:
+    assert sign_of_life(carried(PrefillEvent(block=1, blocks=2, tokens=64))) is None
+    assert sign_of_life({"event": b"alive"}) is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"event": "alive"},
+        {"event": "alive", "cpu_us": -1},
+        {"event": "alive", "cpu_us": "1"},
+        {"event": "log", "level": "20", "logger": "kvswap", "message": "x"},
+        {"event": "log", "level": 20, "logger": "kvswap"},
+    ],
+)
+def test_a_sign_of_life_of_another_form_is_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(WorkerFailed):
+        sign_of_life(message)

@@ -7,12 +7,13 @@ import pytest
 
 from kvswap.core.log import REQUEST
 from kvswap.worker import logs
+from kvswap.worker.conversation import LogFrame
 
 
 @pytest.fixture
 def forwarded() -> Any:
     """Frames that a model process would send."""
-    frames: list[dict[str, Any]] = []
+    frames: list[LogFrame] = []
     logger = logging.getLogger("kvswap")
     before = logger.handlers[:], logger.level, logger.propagate
     logs.forward(frames.append)
@@ -20,22 +21,22 @@ def forwarded() -> Any:
     logger.handlers[:], logger.level, logger.propagate = before[0], before[1], before[2]
 
 
-def test_only_what_is_our_own_is_forwarded(forwarded: list[dict[str, Any]]) -> None:
+def test_only_what_is_our_own_is_forwarded(forwarded: list[LogFrame]) -> None:
     logging.getLogger("kvswap.model").info("opened %s", "m\x1b[31m")
     logging.getLogger("transformers").error("a text that somebody wrote")
     try:
         raise ValueError("why")
     except ValueError:
         logging.getLogger("kvswap.worker").exception("failed")
-    assert [(f["event"], f["level"], f["logger"]) for f in forwarded] == [
-        ("log", logging.INFO, "kvswap.model"),
-        ("log", logging.ERROR, "kvswap.worker"),
+    assert [(f.level, f.logger) for f in forwarded] == [
+        (logging.INFO, "kvswap.model"),
+        (logging.ERROR, "kvswap.worker"),
     ]
-    assert forwarded[0]["message"] == "opened m\\x1b[31m" and "ValueError: why" in forwarded[1]["trace"]
+    assert forwarded[0].message == "opened m\\x1b[31m" and "ValueError: why" in str(forwarded[1].trace)
 
 
 def test_a_node_that_is_gone_ends_no_job() -> None:
-    def gone(frame: dict[str, Any]) -> None:
+    def gone(frame: LogFrame) -> None:
         raise BrokenPipeError
 
     logger = logging.getLogger("kvswap")
@@ -60,8 +61,8 @@ def test_the_node_writes_it_down_with_process_and_request(caplog: pytest.LogCapt
     token = REQUEST.set("abc")
     try:
         with caplog.at_level(logging.INFO, "kvswap.model"):
-            logs.write({"level": logging.INFO, "logger": "kvswap.model", "message": "x %s", "trace": "t"}, 4321)
-            logs.write({"level": logging.DEBUG, "logger": "kvswap.model", "message": "less than is wanted"}, 4321)
+            logs.write(LogFrame(level=logging.INFO, logger="kvswap.model", message="x %s", trace="t"), 4321)
+            logs.write(LogFrame(level=logging.DEBUG, logger="kvswap.model", message="less than is wanted"), 4321)
     finally:
         REQUEST.reset(token)
         logger.removeHandler(handler)
@@ -69,10 +70,7 @@ def test_the_node_writes_it_down_with_process_and_request(caplog: pytest.LogCapt
     assert (record.process, record.getMessage(), record.request, record.trace) == (4321, "x %s", "abc", "t")  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    "frame", [{}, {"level": "20"}, {"level": 20, "logger": "root", "message": "x"}, {"level": 20, "logger": "kvswap"}]
-)
-def test_frames_of_another_form_are_passed_over(frame: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_records_of_other_packages_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        logs.write(frame, 1)
+        logs.write(LogFrame(level=20, logger="root", message="x"), 1)
     assert caplog.records == []

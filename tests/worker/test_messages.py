@@ -10,7 +10,9 @@ import pytest
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError, UsageError, WorkerFailed
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.levels import Level, LevelResult
+from kvswap.trust.noise import NoiseRecord, SpreadRecord
 from kvswap.worker import jobs, protocol
 from kvswap.worker.messages import (
     JOBS,
@@ -21,22 +23,27 @@ from kvswap.worker.messages import (
     CheckResult,
     CompareJob,
     Job,
+    JobEnd,
     NoiseJob,
     OpenedModel,
     OpenJob,
     PublishJob,
+    RenderJob,
     TokenizedText,
     TokenizeJob,
     TrainJob,
     TranscodeJob,
     UnitCosts,
     VerifyJob,
+    end_of,
     job_of,
     result_of,
     tag_of,
 )
 
 WORK = UnitCosts(compute=[3, 4], wire=[5, 0], load=[1, 1], last=2, rate=9, computes=True, eager=False, lowest=1)
+_SPREAD = SpreadRecord([[3, 4]], 5, 6)
+NOISE = NoiseRecord(samples=None, recompute=_SPREAD, fingerprints=_SPREAD, intervals=_SPREAD)
 SENT: list[Job[Any]] = [
     OpenJob(directory="/m", label="m", dtype="bfloat16", device="cpu", threads=0),
     TokenizeJob(text="a text", block_tokens=4),
@@ -46,8 +53,9 @@ SENT: list[Job[Any]] = [
     CompareJob(manifest=b"\xff\0", chunks="/c", ids=[1, 2]),
     TrainJob(corpus="/t", tokens=9, block_tokens=4),
     AnswerJob(question="What?", steps=3, block_tokens=4, envelope=b"\xff\0", chunks="/c", tokens=4, work=WORK),
-    VerifyJob(envelope=b"\xff\0", chunks="/c", levels=[2, 7], samples=8, seed=bytes(32), noise={"samples": [1, [2]]}),
+    VerifyJob(envelope=b"\xff\0", chunks="/c", levels=[2, 7], samples=8, seed=bytes(32), noise=NOISE),
     NoiseJob(),
+    RenderJob(chat=b'{"messages": [], "tools": [{"minimum": 0.5}]}', question="What?"),
 ]
 
 
@@ -109,10 +117,20 @@ def test_a_result_that_is_none_is_the_model_processs_fault(value: Any) -> None:
 
 
 def test_the_outcome_of_a_level_loses_nothing_but_parts_of_a_microsecond() -> None:
-    result = LevelResult(Level.SAMPLES, "failed", 0.25, "why", {"worst": 1.5, "wrong": 2, "bitwise": False}, True)
+    result = LevelResult(
+        Level.SAMPLES, "failed", 0.25, "why", CheckFigures(worst=micro(1.5), wrong=2, bitwise=False), True
+    )
     checked = CheckedArtifact(steps=[CheckResult.of(result)], fingerprint=b"", computed=b"f", numerics=numerics())
     read = result_of(SENT[8], carried(checked))
     assert read == checked and [step.result for step in read.steps] == [result]
+
+
+def test_the_end_of_a_job_is_a_result_or_an_error() -> None:
+    for end in (JobEnd(result={"tokens": 1}), JobEnd(error={"code": "x"}), JobEnd(error={"code": "x"}, trace="t")):
+        assert end_of(carried(end)) == end
+    for message in ({}, {"result": 5}, {"error": "x"}, {"result": {}, "error": {}}, {"result": {}, "more": 1}):
+        with pytest.raises(WorkerFailed):
+            end_of(message)
 
 
 def numerics() -> Numerics:

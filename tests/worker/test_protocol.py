@@ -12,6 +12,7 @@ import pytest
 
 from kvswap.core.errors import MalformedMessage
 from kvswap.worker import protocol, start
+from kvswap.worker.conversation import LogFrame, sign_of_life
 
 
 def test_frames_round_trip_and_end_cleanly() -> None:
@@ -52,7 +53,9 @@ def test_what_a_process_cannot_read_ends_it_and_is_in_the_log() -> None:
     with a_process() as (_, ours, stream):
         ours.sendall(protocol.frame({"tell": {"tell": "unit", "unit": "three"}}))
         said = list(iter(lambda: protocol.read(stream), None))
-    assert any(m["event"] == protocol.LOG and "cannot be read" in str(m) and "unit" in str(m) for m in said), said
+    assert any(
+        isinstance(sign_of_life(m), LogFrame) and "cannot be read" in str(m) and "unit" in str(m) for m in said
+    ), said
 
 
 def test_the_process_answers_errors_and_ends_with_its_input() -> None:

@@ -120,14 +120,14 @@ def test_a_model_that_makes_its_own_mask_is_checked_by_intervals(tmp_path: Path)
     from tests.families import build
 
     loaded = load_model(build(tmp_path / "falcon", "falcon-alibi"), "falcon", "float32")
-    noise = Noise.of(measure(loaded, lambda: None).plain())
+    noise = Noise.of(measure(loaded, lambda: None).record)
     assert noise.samples is None
     text = DOCUMENT.read_text()[:600]
     ids = loaded.tokenize(text)
     scene = Scene(loaded, text, ids, loaded.tokenize(DOCUMENT.read_text()[4000:6000])[: len(ids)], 64)
     (third, fifth, seventh), _ = run_checks(forge(scene, scene.right), scene, [3, 5, 7], noise)
     assert (third.verdict, fifth.verdict, seventh.verdict) == ("passed", "passed", "passed")
-    assert fifth.figures["of_intervals"] == -(-len(ids) // 64) > fifth.figures["intervals"]
+    assert fifth.figures.of_intervals == -(-len(ids) // 64) > fifth.figures.intervals
     lies, _ = run_checks(forge(scene, ATTACKS["swapped history"](scene)), scene, [5, 7], noise, samples=128)
     assert all(accuses(lie) for lie in lies)
 

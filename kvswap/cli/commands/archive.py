@@ -7,10 +7,10 @@ from typing import IO
 
 import click
 
-from kvswap.cli.commands.ls import STANDINGS
 from kvswap.cli.completing import GroupType, ReferenceType
 from kvswap.cli.output import Output, reference, size, verb
 from kvswap.core.errors import UsageError
+from kvswap.core.words import STANDINGS
 
 
 @click.command("export", help="Write REF, which is in the store, as one file: a plain tar, for kvswap import.")

@@ -72,4 +72,4 @@ def paper_command(
         ]
         return "\n\n".join(f"{title}\n{output.table(headers, rows)}" for title, headers, rows in parts)
 
-    output.result(report.to_json(), text)
+    output.result(report, text)

@@ -17,5 +17,7 @@ from kvswap.cli.shells import SHELLS, script
 @verb
 def completion_command(output: Output, shell: str) -> None:
     """Print the completion script of a shell."""
+    from kvswap.api.machine import CompletionScript
+
     text = script(shell)
-    output.result({"shell": shell, "script": text}, text.rstrip())
+    output.result(CompletionScript(shell=shell, script=text), text.rstrip())

@@ -10,6 +10,7 @@ import click
 from kvswap.cli.completing import SettingType
 from kvswap.cli.output import Output, verb
 from kvswap.core.errors import DaemonNotRunning, KvswapError, NotFound
+from kvswap.core.text import meant
 
 if TYPE_CHECKING:
     from kvswap.api.node import SettingRow
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @verb
 def config_command(output: Output, name: str | None, changed: bool) -> None:
     """Print the settings that hold: those of the running daemon, or else those that one would get now."""
+    from kvswap.api.machine import ConfigResult, ConfigRow
     from kvswap.api.node import setting_rows
     from kvswap.core.settings import Settings
 
@@ -35,14 +37,20 @@ def config_command(output: Output, name: str | None, changed: bool) -> None:
         running = {row.name: row for row in _of_daemon(output)}
     holds = now | running
     if name is not None and name not in holds:
-        raise NotFound(f"there is no setting {name!r}", cause="a typing error", hint="kvswap config")
+        raise NotFound(
+            f"there is no setting {name!r}{meant(name, holds)}", cause="a typing error", hint="kvswap config"
+        )
     rows = [row for row in holds.values() if name in (None, row.name) and not (changed and row.source == "default")]
-    answer = [
-        {"name": r.name, "value": r.value, "from": r.source, "default": r.default, "after_restart": _other(r, now)}
-        for r in rows
-    ]
-    where = {"home": str(settings.home), "file": str(settings.home / "config.toml"), "daemon": bool(running)}
-    output.result({**where, "settings": answer}, lambda: _shown(output, rows, name))
+    answer = ConfigResult(
+        home=str(settings.home),
+        file=str(settings.home / "config.toml"),
+        daemon=bool(running),
+        settings=[
+            ConfigRow(name=r.name, value=r.value, source=r.source, default=r.default, after_restart=_other(r, now))
+            for r in rows
+        ],
+    )
+    output.result(answer, lambda: _shown(output, rows, name))
     for row in rows:
         if row.name in running and not row.source.startswith("--") and row.value != now[row.name].value:
             output.note(f"{row.name} would be {_text(now[row.name].value)} after a restart ({now[row.name].source})")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kvswap.cli.completing import ModelType, OneOf
 from kvswap.cli.output import Output, verb
 from kvswap.core.errors import KvswapError
+
+if TYPE_CHECKING:
+    from kvswap.api.machine import DaemonReady
 
 
 @click.command("daemon", help="Run a node until SIGTERM or Ctrl-C.")
@@ -47,15 +50,15 @@ def daemon_command(output: Output, **flags: Any) -> None:
         flags["model"] = catalogue.typed(flags["model"], models_directory())
     settings, places = Settings.load_with_places(output.home, also=catalogue.not_here, **flags)
 
-    def ready(info: dict[str, Any]) -> None:
-        lines = [f"kvswap daemon is ready at {info['url']} (home {settings.home})", f"  publisher {info['publisher']}"]
-        lines += [f"  listening {address}" for address in info["addresses"]]
-        lines += [f"  degraded: {part}: {reason}" for part, reason in info["degraded"].items()]
+    def ready(info: DaemonReady) -> None:
+        lines = [f"kvswap daemon is ready at {info.url} (home {settings.home})", f"  publisher {info.publisher}"]
+        lines += [f"  listening {address}" for address in info.addresses]
+        lines += [f"  degraded: {part}: {reason}" for part, reason in info.degraded.items()]
         lines += [
-            f"  no longer held against {row['peer']}: {row['why']} (older rules; judged again when used)"
-            for row in info["lifted"]
+            f"  no longer held against {row.peer}: {row.why} (older rules; judged again when used)"
+            for row in info.lifted
         ]
         with suppress(KvswapError, BrokenPipeError):  # a node whose output goes to a full disk is up all the same
-            output.result({"ready": True, **info}, "\n".join(lines))
+            output.result(info, "\n".join(lines))
 
     main(settings, ready, verbose=output.verbose, places=places)

@@ -19,10 +19,12 @@ PACKAGES = ("libp2p", "cryptography", "zstandard", "msgpack", "aiohttp", "blake3
 @verb
 def doctor_command(output: Output) -> int:
     """Check this machine, and return the exit code: 1 where anything is wrong."""
-    rows = [{"check": name, "ok": ok, "detail": detail, "hint": hint} for name, ok, detail, hint in _checks(output)]
-    cells = [("ok" if r["ok"] else "FAIL", r["check"], r["detail"], "" if r["ok"] else r["hint"]) for r in rows]
-    good = all(r["ok"] for r in rows)
-    output.result({"ok": good, "checks": rows}, lambda: output.table(("", "CHECK", "DETAIL", "HINT"), cells))
+    from kvswap.api.machine import DoctorResult, DoctorRow
+
+    rows = [DoctorRow(check=name, ok=ok, detail=detail, hint=hint) for name, ok, detail, hint in _checks(output)]
+    cells = [("ok" if r.ok else "FAIL", r.check, r.detail, "" if r.ok else r.hint) for r in rows]
+    good = all(r.ok for r in rows)
+    output.result(DoctorResult(ok=good, checks=rows), lambda: output.table(("", "CHECK", "DETAIL", "HINT"), cells))
     return 0 if good else 1
 
 

@@ -53,4 +53,4 @@ def economics_command(
         ]
         return "\n\n".join(f"{title}\n{output.table(headers, rows)}" for title, headers, rows in parts)
 
-    output.result(done.to_json(), text)
+    output.result(done, text)

@@ -49,9 +49,11 @@ def export(output: Output, name: str) -> None:
 @verb
 def ls(output: Output) -> None:
     """List the groups of this node."""
+    from kvswap.api.trust import GroupRows
+
     found = output.client.groups()
     rows = [(g.name, g.tag) for g in found]
-    output.result({"groups": found}, lambda: output.table(("GROUP", "MARK"), rows))
+    output.result(GroupRows(groups=found), lambda: output.table(("GROUP", "TAG"), rows))
 
 
 @group_command.command("rm", help="Forget the key of NAME: what is sealed for it cannot be read here any more.")

@@ -53,6 +53,7 @@ def host_command(output: Output, read_price: float, prefill_price: float, make_p
     """Run a host in this process, unless one of the verbs below was given."""
     if click.get_current_context().invoked_subcommand is not None:
         return
+    from kvswap.api.hosting import HostReady
     from kvswap.host.run import HostOptions, main
     from kvswap.model import catalogue
     from kvswap.trust.hosting import Tariff
@@ -62,9 +63,9 @@ def host_command(output: Output, read_price: float, prefill_price: float, make_p
     settings = Settings.load(output.home)
     options = HostOptions(home=settings.home, block_tokens=settings.block_tokens, tariff=tariff, **flags)
 
-    def ready(info: dict[str, Any]) -> None:
-        shown = f"kvswap host is ready at {info['url']} (home {options.home})\n  host {info['host']}, {info['model']}"
-        output.result({"ready": True, **info}, shown)
+    def ready(info: HostReady) -> None:
+        shown = f"kvswap host is ready at {info.url} (home {options.home})\n  host {info.host}, {info.model}"
+        output.result(info, shown)
         output.note("kvswap host add FILE      offer a document")
         output.note("kvswap host invite NAME   let somebody ask")
 
@@ -79,11 +80,12 @@ def host_command(output: Output, read_price: float, prefill_price: float, make_p
 @verb
 def add(output: Output, file: Path) -> None:
     """Offer a document to clients: make its cache local or publish it, and pin it."""
+    from kvswap.api.hosting import HostingResult
     from kvswap.host.documents import add as add_document
 
     text = read_document(file).decode()
     document, published = add_document(output.client, _usage_log(output), text, file.name)
-    done = {"document": document.document, "artifact": document.artifact, "published": published}
+    done = HostingResult(document=document.document, artifact=document.artifact, published=published)
     output.result(done, f"{document.document}  {file.name}")
 
 
@@ -91,13 +93,15 @@ def add(output: Output, file: Path) -> None:
 @verb
 def ls(output: Output) -> None:
     """List the documents that clients can ask about."""
+    from kvswap.api.hosting import HostedResult, HostedRow
+
     usage_log = _usage_log(output)
     found = [
-        {"document": d.document, "name": d.name, "artifact": d.artifact}
+        HostedRow(document=d.document, name=d.name, artifact=d.artifact)
         for d in map(usage_log.document, usage_log.references())
     ]
-    rows = [(d["document"], d["name"], d["artifact"]) for d in found]
-    output.result({"documents": found}, lambda: output.table(("DOCUMENT", "NAME", "ARTIFACT"), rows))
+    rows = [(d.document, d.name, d.artifact) for d in found]
+    output.result(HostedResult(documents=found), lambda: output.table(("DOCUMENT", "NAME", "ARTIFACT"), rows))
 
 
 @host_command.command("rm", help="No more questions about REF; its cache is no longer pinned.")
@@ -105,11 +109,12 @@ def ls(output: Output) -> None:
 @verb
 def rm(output: Output, ref: str) -> None:
     """Take a document back from clients."""
+    from kvswap.api.hosting import UnhostingResult
     from kvswap.host.documents import remove
 
     name, _ = reference(ref)
     remove(output.client, _usage_log(output), name)
-    output.result({"document": name, "removed": True}, f"{name} is not hosted any more")
+    output.result(UnhostingResult(document=name, removed=True), f"{name} is not hosted any more")
 
 
 @host_command.command("invite", help="Let a client called NAME ask.  Prints its invitation, which is a secret, once.")
@@ -119,13 +124,15 @@ def rm(output: Output, ref: str) -> None:
 @verb
 def invite(output: Output, name: str, daily_tokens: int, concurrent: int) -> None:
     """Print an invitation for a client: a secret, shown once."""
+    from kvswap.api.hosting import InvitationResult
     from kvswap.host.run import host_key, written_url
     from kvswap.net.host_connection import Invitation
 
     url, peer = written_url(_home(output)), str(host_key(_home(output)).peer_id)
     token = _usage_log(output).invite(name, daily_tokens, concurrent)
     invitation = Invitation(url, peer, token).to_text()
-    output.result({"client": name, "url": url, "host": peer, "token": token, "invitation": invitation}, invitation)
+    done = InvitationResult(client=name, url=url, host=peer, token=token, invitation=invitation)
+    output.result(done, invitation)
     flag = " --plain" if url.startswith("http:") else ""
     output.note(
         f"kvswap host join{flag}   takes it, on the client's machine; for other programs, the token is in --json"
@@ -136,21 +143,22 @@ def invite(output: Output, name: str, daily_tokens: int, concurrent: int) -> Non
 @verb
 def clients(output: Output) -> None:
     """List the clients, and what each used today."""
+    from kvswap.api.hosting import ClientRow, ClientsResult
     from kvswap.host.usage_log import today
 
     usage_log = _usage_log(output)
     found = [
-        {
-            "name": c.name,
-            "id": c.id,
-            "daily_tokens": c.daily_tokens,
-            "concurrent": c.concurrent,
-            "used": usage_log.used(c.id, today()),
-        }
+        ClientRow(
+            name=c.name,
+            id=c.id,
+            daily_tokens=c.daily_tokens,
+            concurrent=c.concurrent,
+            used=usage_log.used(c.id, today()),
+        )
         for c in usage_log.clients()
     ]
-    rows = [(c["name"], c["used"], c["daily_tokens"] or "-", c["concurrent"] or "-") for c in found]
-    output.result({"clients": found}, lambda: output.table(("CLIENT", "TODAY", "A DAY", "AT A TIME"), rows))
+    rows = [(c.name, c.used, c.daily_tokens or "-", c.concurrent or "-") for c in found]
+    output.result(ClientsResult(clients=found), lambda: output.table(("CLIENT", "TODAY", "A DAY", "AT A TIME"), rows))
 
 
 @host_command.command("revoke", help="The client NAME may ask no more.")
@@ -158,8 +166,10 @@ def clients(output: Output) -> None:
 @verb
 def revoke(output: Output, name: str) -> None:
     """Revoke the invitation of a client."""
+    from kvswap.api.hosting import RevokeResult
+
     _usage_log(output).revoke(name)
-    output.result({"client": name, "revoked": True}, f"{name} may ask no more")
+    output.result(RevokeResult(client=name, revoked=True), f"{name} may ask no more")
 
 
 @host_command.command("log", help="List the signed records of reads, all of them checked.")
@@ -168,24 +178,26 @@ def revoke(output: Output, name: str) -> None:
 @verb
 def log(output: Output, client: str | None, last: int) -> None:
     """Check the records of hosted requests, and list the last ones."""
+    from kvswap.api.hosting import ReceiptRow, ReceiptsResult
+
     usage_log = _usage_log(output)
     count = usage_log.check()
     receipts = [signed.read for signed in usage_log.last_receipts(client, last)]
+    found = [ReceiptRow.from_json(r.to_json() | {"name": usage_log.name_of(r.client)}) for r in receipts]
     rows = [
         (
             r.number,
-            usage_log.name_of(r.client),
-            (r.document or b"").hex()[:12] or "-",
+            r.name,
+            (r.document or "").removeprefix("sha256:")[:12] or "-",
             r.read,
             r.prefilled,
             r.made,
             f"${r.picodollars / 1e12:.9f}",
         )
-        for r in receipts
+        for r in found
     ]
     headers = ("NUMBER", "CLIENT", "DOCUMENT", "READ", "PREFILLED", "MADE", "DOLLARS")
-    found = [r.to_json() | {"name": usage_log.name_of(r.client)} for r in receipts]
-    output.result({"records": count, "reads": found}, lambda: output.table(headers, rows))
+    output.result(ReceiptsResult(records=count, receipts=found), lambda: output.table(headers, rows))
     output.note(f"{count} records: every signature, the chain and every price are right")
 
 
@@ -209,6 +221,8 @@ def join(output: Output, file: str, plain: bool) -> None:
 @verb
 def known(output: Output) -> None:
     """List the hosts that invited this node, with their prices."""
+    from kvswap.api.hosts import HostsResult
+
     found = output.client.hosts()
     rows = [
         (h.peer, h.model or "", *(f"${p:g}" for p in (h.tariff.read, h.tariff.prefill, h.tariff.make)), "")
@@ -217,7 +231,7 @@ def known(output: Output) -> None:
         for h in found
     ]  # fmt: skip
     headers = ("HOST", "MODEL", "READ", "PREFILL", "MAKE", "")
-    output.result({"hosts": found}, lambda: output.table(headers, rows))
+    output.result(HostsResult(hosts=found), lambda: output.table(headers, rows))
 
 
 @host_command.command("leave", help="Forget the host PEER.")

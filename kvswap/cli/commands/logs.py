@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from kvswap.core.directories import home_directory
 from kvswap.core.errors import NotFound, UsageError
 from kvswap.core.log import LEVELS, NAME
 from kvswap.core.text import printable
+
+if TYPE_CHECKING:
+    from kvswap.api.machine import LogRow
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) (\d+) (DEBUG|INFO|WARNING|ERROR|CRITICAL) (\S+): (.*)")
 _REQUEST = re.compile(r"(.*) \[([0-9a-f]{8})\]")
@@ -42,19 +45,21 @@ class LogLine:
     request: str = ""
     more: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as `kvswap logs --json` prints it, with the time in UTC."""
+    @property
+    def row(self) -> LogRow:
+        """The record as `kvswap logs --json` prints it, with the time in UTC."""
+        from kvswap.api.machine import LogRow
+
         at = datetime.fromtimestamp(self.at, UTC)
-        shown: dict[str, Any] = {
-            "time": at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z",
-            "level": self.level,
-            "logger": self.logger,
-            "process": self.process,
-            "message": self.message,
-        }
-        if self.request:
-            shown["request"] = self.request
-        return shown | ({"trace": "\n".join(self.more)} if self.more else {})
+        return LogRow(
+            time=at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z",
+            level=self.level,
+            logger=self.logger,
+            process=self.process,
+            message=self.message,
+            request=self.request,
+            trace="\n".join(self.more),
+        )
 
     def to_text(self) -> str:
         """Return the record as a line for a terminal, in local time, and what follows it."""
@@ -148,7 +153,7 @@ def logs_command(output: Output, lines: int, follow: bool, level: str, since: fl
 
 
 def _print(output: Output, record: LogLine) -> None:
-    streams.answer(json.dumps(record.to_json()) if output.as_json else printable(record.to_text(), "\n\t"))
+    streams.answer(json.dumps(record.row.to_json()) if output.as_json else printable(record.to_text(), "\n\t"))
 
 
 class Tail:

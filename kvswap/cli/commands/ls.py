@@ -7,20 +7,9 @@ import gc
 import click
 
 from kvswap.cli.output import Output, size, verb
+from kvswap.core.words import STANDINGS
 
 _USUAL = ("own", "trusted")
-STANDINGS = {
-    "own": "own",
-    "trusted": "by a trusted publisher",
-    "verified": "untrusted publisher, verified",
-    "unverified": "untrusted publisher, not verified",
-    "disputed": "DISPUTED",
-    "wrong": "FOUND WRONG, not offered",
-    "caught": "its publisher is BANNED",
-    "withdrawn": "WITHDRAWN",
-    "expired": "EXPIRED",
-    "future": "issued in the FUTURE",
-}
 
 
 @click.command("ls", help="List artifacts in the store.")
@@ -35,8 +24,6 @@ def ls_command(output: Output) -> None:
 
 
 def _list(output: Output) -> None:
-    from kvswap.api.store import ArtifactsResult
-
     rows = output.client.ls()
 
     def text() -> str:
@@ -56,5 +43,7 @@ def _list(output: Output) -> None:
             for r in rows
         ]
         return output.table(("ARTIFACT", "DOCUMENT", "MODEL", "TOKENS", "SIZE", "RATIO", "STATE"), cells)
+
+    from kvswap.api.store import ArtifactsResult  # while the node was at work it has been imported
 
     output.result(ArtifactsResult(artifacts=rows), text)

@@ -57,6 +57,7 @@ def _member(file: Path) -> Group:
 
 
 def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Group | None) -> None:
+    from kvswap.api.machine import SignedFile
     from kvswap.core import wire
     from kvswap.trust import audit, hosting, status_record, verify_envelope
     from kvswap.trust.envelopes import kind_of
@@ -70,7 +71,7 @@ def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Gr
         record = status_record.read_status_record(data).record
         status_record.check_life(record, now)
         output.result(
-            {"valid": True, "head": wire.jsonable(wire.plain(record))},
+            SignedFile(valid=True, status_record=wire.jsonable(wire.plain(record))),
             f"valid: status record {record.sequence} of {record.publisher}, {len(record.withdrawn)} withdrawn",
         )
         return
@@ -78,18 +79,19 @@ def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Gr
         found = audit.read_audit(data).audit
         shown = wire.jsonable(wire.plain(found)) | {"artifact": str(found.cid), "positions": found.positions}
         output.result(
-            {"valid": True, "audit": shown}, f"valid: V{found.level} of {found.cid} {found.verdict}, by {found.auditor}"
+            SignedFile(valid=True, audit=shown),
+            f"valid: V{found.level} of {found.cid} {found.verdict}, by {found.auditor}",
         )
         return
     if kind == hosting.OFFER:
         offer = hosting.read_offer(data).offer
         hosting.check_life(offer, now)
         shown = wire.jsonable(wire.plain(offer))
-        output.result({"valid": True, "offer": shown}, f"valid: {offer.host} offers {offer.label} ({offer.dtype})")
+        output.result(SignedFile(valid=True, offer=shown), f"valid: {offer.host} offers {offer.label} ({offer.dtype})")
         return
     if kind == hosting.READ:
         read = hosting.read_receipt(data).read
-        output.result({"valid": True, "read": read.to_json()}, f"valid: read {read.number} of {read.host}")
+        output.result(SignedFile(valid=True, receipt=read.to_json()), f"valid: read {read.number} of {read.host}")
         return
     statement = verify_envelope(data, now, keys_of([member] if member is not None else []))
     manifest = statement.manifest
@@ -108,7 +110,7 @@ def _check(output: Output, file: Path, now: int, chunks: Path | None, member: Gr
             check_fingerprint(fingerprint, tensors, chunk(fingerprint.id), statement.seal)
         checked = len(manifest.chunks)
     output.result(
-        {"valid": True, "artifact": str(statement.artifact), "chunks_checked": checked, "manifest": manifest.to_json()},
+        SignedFile(valid=True, artifact=str(statement.artifact), chunks_checked=checked, manifest=manifest.to_json()),
         f"valid: {statement.artifact}\n  signed by {manifest.publisher}, {manifest.prefix.tokens} tokens, "
         f"{len(manifest.chunks)} chunks" + (f", {checked} checked" if checked else ""),
     )

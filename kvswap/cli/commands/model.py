@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from kvswap.cli.completing import ModelType, PulledModelType
 from kvswap.cli.output import Output, size, verb
 from kvswap.core.errors import KvswapError, LocalFault, UsageError
 
 if TYPE_CHECKING:
+    from kvswap.api.models import LayerRow
     from kvswap.artifact.specs import LayerSpec
     from kvswap.model.families import Checked
     from kvswap.model.removal import Pulled
@@ -28,6 +28,7 @@ def model_command() -> None:
 @verb
 def ls(output: Output) -> None:
     """List the models that are here and those that can be pulled."""
+    from kvswap.api.models import ModelRows
     from kvswap.api.node import ModelRow
     from kvswap.core.directories import models_directory
     from kvswap.core.failures import as_kvswap_error
@@ -58,7 +59,8 @@ def ls(output: Output) -> None:
         (row.name, "yes" if row.here else "no", (row.identity or "-")[:16], row.license or "-", row.directory or "-")
         for row in rows
     ]
-    output.result({"models": rows}, lambda: output.table(("NAME", "HERE", "IDENTITY", "LICENSE", "DIRECTORY"), cells))
+    headers = ("NAME", "HERE", "IDENTITY", "LICENSE", "DIRECTORY")
+    output.result(ModelRows(models=rows), lambda: output.table(headers, cells))
 
 
 @model_command.command("pull", help="Get a model: a catalogue name, or a hub id (org/name).")
@@ -66,6 +68,7 @@ def ls(output: Output) -> None:
 @verb
 def pull(output: Output, name: str) -> None:
     """Download a model, convert it and print its identity."""
+    from kvswap.api.models import PullResult
     from kvswap.core.directories import models_directory
     from kvswap.model import catalogue, needs
     from kvswap.model.identity import directory_identity
@@ -79,12 +82,12 @@ def pull(output: Output, name: str) -> None:
     directory = pull_model(name, models_directory(), lambda stage, _: output.note(f"model {name}: {stage}"))
     identity = directory_identity(directory, name)
     output.result(
-        {
-            "name": name,
-            "directory": str(directory),
-            "identity": identity.digest.hex(),
-            "parameters": identity.parameters,
-        },
+        PullResult(
+            name=name,
+            directory=str(directory),
+            identity=identity.digest.hex(),
+            parameters=identity.parameters,
+        ),
         f"{name}: {identity.parameters / 1e6:.0f} M parameters, identity {identity.digest.hex()[:16]}, in {directory}",
     )
 
@@ -97,6 +100,7 @@ def pull(output: Output, name: str) -> None:
 @verb
 def check(output: Output, name: str, dtype: str) -> None:
     """Say what a model's cache is made of, by its configuration alone."""
+    from kvswap.api.models import ModelCheck
     from kvswap.core.directories import models_directory
     from kvswap.core.files import exists
     from kvswap.model import adapters, catalogue, files
@@ -112,22 +116,24 @@ def check(output: Output, name: str, dtype: str) -> None:
     if not isinstance(config, dict):
         raise files.unfit(f"{path / 'config.json'} is not a configuration", "config")
     found = check_config(config, dtype)
-    value = {
-        "model_type": found.model_type,
-        "names": found.names,
-        "tested": found.known,
-        "exchanged": not found.refused,
-        "refused": found.refused or None,
-        "adapter": adapter is not None,
-        "dtype": dtype,
-        "layers": [_layer(layer) for layer in found.layers],
-        "token_bytes": found.token_bytes,
-        "window_bytes": found.window_bytes,
-        "state_bytes": found.state_bytes,
-        "latent": found.latent,
-        "checkpoint_tokens": found.checkpoint_tokens,
-        "without": list(found.without),
-    }
+    value = ModelCheck(
+        model_type=found.model_type,
+        names=found.names,
+        tested=found.known,
+        exchanged=not found.refused,
+        refused=found.refused or None,
+        adapter=adapter is not None,
+        dtype=dtype,
+        layers=[_layer(layer) for layer in found.layers],
+        token_bytes=found.token_bytes,
+        window_bytes=found.window_bytes,
+        state_bytes=found.state_bytes,
+        latent=found.latent,
+        sampled=found.sampled or None,
+        by_digest=found.by_digest or None,
+        checkpoint_tokens=found.checkpoint_tokens,
+        without=list(found.without),
+    )
     output.result(value, lambda: _shown(found, dtype, str(path) if adapter is not None else ""))
 
 
@@ -137,6 +143,7 @@ def check(output: Output, name: str, dtype: str) -> None:
 @verb
 def rm(output: Output, name: str, yes: bool) -> None:
     """Delete a model that was pulled.  Raises `LocalFault` while it is in use."""
+    from kvswap.api.models import ModelRemoval
     from kvswap.core.directories import models_directory
     from kvswap.model import removal
 
@@ -148,7 +155,8 @@ def rm(output: Output, name: str, yes: bool) -> None:
             raise UsageError("removing a model needs a yes", hint=f"kvswap model rm -y {name}")
         click.confirm(f"delete {what}?", abort=True, err=True)
     removal.remove(model)
-    output.result({"removed": name, "directory": str(model.directory), "freed_bytes": model.bytes}, f"deleted {what}")
+    done = ModelRemoval(removed=name, directory=str(model.directory), freed_bytes=model.bytes)
+    output.result(done, f"deleted {what}")
     output.note(f"kvswap model pull {name}  gets it again")
 
 
@@ -170,10 +178,19 @@ def _refuse_in_use(output: Output, model: Pulled) -> None:
         )
 
 
-def _layer(spec: LayerSpec) -> dict[str, Any]:
+def _layer(spec: LayerSpec) -> LayerRow:
     """Return a layer's fields for scripts, with heads and widths where it keeps keys and values alone."""
-    fields: dict[str, Any] = msgspec.to_builtins(spec)
-    return fields | ({"heads": spec.heads, "k_dim": spec.k_dim, "v_dim": spec.v_dim} if spec.is_key_value else {})
+    from kvswap.api.models import LayerRow, TensorRow
+
+    plain = spec.is_key_value
+    return LayerRow(
+        kind=spec.kind,
+        tensors=[TensorRow(name=t.name, per=t.per, shape=list(t.shape), dtype=t.dtype) for t in spec.tensors],
+        window=spec.window,
+        heads=spec.heads if plain else None,
+        k_dim=spec.k_dim if plain else None,
+        v_dim=spec.v_dim if plain else None,
+    )
 
 
 def _shown(found: Checked, dtype: str, base: str) -> str:
@@ -198,6 +215,7 @@ def _shown(found: Checked, dtype: str, base: str) -> str:
         lines.append(f"states   {found.state_bytes / 1e6:,.1f} MB {every} the end, whatever the length")
         share = found.state_bytes / (whole * 1e6 + found.state_bytes)
         lines.append(f"end      its state is {share:.0%} of a cache of 4,096 tokens")
+    lines.append(f"verified V5 by drawn {found.sampled}; by the document's digest alone: {found.by_digest}")
     untested = "by its layers; this model type is not among those tested"
     lines.append("works    " + ("publish, fetch, ask, verify" if found.known else untested))
     return "\n".join([*lines, *(f"without  {what}" for what in found.without)])

@@ -11,6 +11,8 @@ from kvswap.cli.output import Output, size, verb
 @verb
 def peers_command(output: Output) -> None:
     """List the peers, and what was experienced with each."""
+    from kvswap.api.peers import PeersResult
+
     rows = output.client.peers()
 
     def text() -> str:
@@ -29,7 +31,7 @@ def peers_command(output: Output) -> None:
             )
             for r in rows
         ]
-        headers = ("PEER", "CONNECTED", "IN", "OUT", "RATE", "LATENCY", "RATIO", "FAILURES", "LIES", "")
+        headers = ("PEER", "CONNECTED", "IN", "OUT", "RATE", "LATENCY", "RATIO", "FAILURES", "INVALID", "")
         return output.table(headers, cells)
 
-    output.result({"peers": rows}, text)
+    output.result(PeersResult(peers=rows), text)

@@ -21,7 +21,9 @@ def rm_command(output: Output, ref: str, yes: bool, dry_run: bool) -> None:
     row = output.client.show(reference(ref)[0])
     what = f"{row.artifact} ({row.tokens} tokens, {size(row.wire_bytes)})"
     if dry_run:
-        output.result({"would_remove": row.artifact, "wire_bytes": row.wire_bytes}, f"would remove {what}")
+        from kvswap.api.store import RemovalPreview
+
+        output.result(RemovalPreview(would_remove=row.artifact, wire_bytes=row.wire_bytes), f"would remove {what}")
         return
     if not yes:
         if not sys.stdin.isatty():

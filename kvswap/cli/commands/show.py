@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kvswap.cli.commands.ls import STANDINGS
 from kvswap.cli.completing import ReferenceType
 from kvswap.cli.output import Output, reference, size, verb
-from kvswap.core.words import in_words
+from kvswap.core.words import STANDINGS, in_words
 
 
 @click.command("show", help="Show the manifest of REF, which must be in the store.  --json prints all of it.")
@@ -15,6 +14,8 @@ from kvswap.core.words import in_words
 @verb
 def show_command(output: Output, ref: str) -> None:
     """Print the manifest of an artifact in the store, or with `--json` all of it."""
+    from kvswap.api.store import ShownArtifact
+
     row = output.client.show(reference(ref)[0])
     manifest = row.manifest
 
@@ -36,5 +37,13 @@ def show_command(output: Output, ref: str) -> None:
         }
         return "\n".join(f"{name:10} {value}" for name, value in lines.items())
 
-    columns = ("artifact", "complete", "pinned", "standing", "why", "disputed_with")
-    output.result({**manifest, **{name: getattr(row, name) for name in columns}}, text)
+    shown = ShownArtifact(
+        more=manifest,
+        artifact=row.artifact,
+        complete=row.complete,
+        pinned=row.pinned,
+        standing=row.standing,
+        why=row.why,
+        disputed_with=row.disputed_with,
+    )
+    output.result(shown, text)

@@ -23,6 +23,8 @@ _LOOK_SECONDS = 0.05
 @verb
 def stop_command(output: Output, timeout: float) -> None:
     """End the daemon of this home.  Raises `DaemonNotRunning` where none runs, `TookTooLong` where it does not end."""
+    from kvswap.api.machine import EndResult
+
     began = time.monotonic()
     answer = output.client.stop()
     while timeout and not ended(answer.pid):
@@ -35,7 +37,8 @@ def stop_command(output: Output, timeout: float) -> None:
         time.sleep(_LOOK_SECONDS)
     seconds = round(time.monotonic() - began, 3)
     text = f"stopped (process {answer.pid}, {seconds:.1f} s)" if timeout else f"asked process {answer.pid} to end"
-    output.result({"pid": answer.pid, "home": answer.home, "stopped": bool(timeout), "seconds": seconds}, text)
+    done = EndResult(pid=answer.pid, home=answer.home, stopped=bool(timeout), seconds=seconds)
+    output.result(done, text)
 
 
 def ended(pid: int) -> bool:

@@ -32,6 +32,8 @@ def ls(output: Output) -> None:
 @verb
 def audits(output: Output, peerid: str | None) -> None:
     """List what verifying found."""
+    from kvswap.api.trust import AuditsResult
+
     found = output.client.audits(peerid)
     rows = [
         (
@@ -45,8 +47,8 @@ def audits(output: Output, peerid: str | None) -> None:
         )
         for a in found
     ]
-    headers = ("VERDICT", "STEP", "POSITIONS", "WORST", "ARTIFACT", "AUDITOR", "WHY")
-    output.result({"audits": found}, lambda: output.table(headers, rows))
+    headers = ("VERDICT", "LEVEL", "POSITIONS", "WORST", "ARTIFACT", "AUDITOR", "WHY")
+    output.result(AuditsResult(audits=found), lambda: output.table(headers, rows))
 
 
 @trust_command.command("add", help="Trust the publisher PEERID from now on.")

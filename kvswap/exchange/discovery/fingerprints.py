@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from kvswap.artifact.layout import fingerprint_rows
+from kvswap.artifact.layout import fingerprint_rows, in_fingerprint
 from kvswap.artifact.manifest import Manifest, Numerics
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import IntegrityError, KvswapError
@@ -29,6 +29,7 @@ from kvswap.net.client import chunk_cap
 from kvswap.trust import Statement
 from kvswap.trust.accusation import Grounds, comparable, judge
 from kvswap.trust.agreement import compare
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise
 
@@ -71,9 +72,11 @@ def agree(
     def result(verdict: str, why: str = "") -> LevelResult:
         return LevelResult(Level.AGREEMENT, verdict, time.perf_counter() - began, why, figures)  # type: ignore[arg-type]
 
-    figures: dict[str, object] = {}
+    figures = CheckFigures()
     if not fingerprints:
         return Agreed(result("skipped", "no other publisher of the same tokens was found"))
+    if not in_fingerprint(statement.manifest):
+        return Agreed(result("skipped", "all layers slide, and a fingerprint has nothing of windows that moved on"))
     policy = node.trust.policy.policy
     rows = fingerprint_rows(statement.manifest.layout.layers)
     scores = compare(
@@ -84,17 +87,18 @@ def agree(
     by_trust = bool(trusted) or policy.trusts(statement.manifest.publisher)
     deciding = trusted if by_trust else list(fingerprints)
     against = tuple(fingerprint for fingerprint in deciding if scores[fingerprint.publisher] > MARGIN)
-    figures |= {
-        "publishers": len(fingerprints),
-        "trusted": len(trusted),
-        "agreeing": sum(score <= MARGIN for score in scores.values()),
-        "worst": round(max(scores.values()), 2),
-        "margin": MARGIN,
-    }
+    figures = CheckFigures(
+        publishers=len(fingerprints),
+        trusted=len(trusted),
+        agreeing=sum(score <= MARGIN for score in scores.values()),
+        worst=micro(round(max(scores.values()), 2)),
+        margin=micro(MARGIN),
+    )
     if against:
-        figures["disputed_with"] = [str(fingerprint.statement.artifact) for fingerprint in against]
+        others = tuple(str(fingerprint.statement.artifact) for fingerprint in against)
+        figures = structs.replace(figures, disputed_with=others)
         whose = "publishers that are trusted" if by_trust else "other publishers"
-        named = ", ".join(str(fingerprint.statement.artifact) for fingerprint in against)
+        named = ", ".join(others)
         why = f"{len(against)} of {len(deciding)} {whose} made something else of the same tokens: {named}"
         return Agreed(result("failed", why), against, untrusted)
     if not deciding and untrusted:
@@ -128,7 +132,9 @@ def accused(
         source="",  # the file has the digest that is signed
         control="",  # this node's own cache has the fingerprint it is compared with
     )
-    return judge(LevelResult(Level.AGREEMENT, "failed", why=why, figures={"worst": round(score, 2)}), grounds)
+    return judge(
+        LevelResult(Level.AGREEMENT, "failed", why=why, figures=CheckFigures(worst=micro(round(score, 2)))), grounds
+    )
 
 
 # -- where they come from ------------------------------------------------------------------------------

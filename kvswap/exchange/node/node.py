@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
-from kvswap.core.errors import Incompatible, MalformedManifest, NotFound
+from kvswap.core.errors import Incompatible, KvswapError, MalformedManifest, NotFound
 from kvswap.core.ids import Cid
 from kvswap.core.settings import Settings
 from kvswap.core.version import __version__
@@ -20,6 +21,7 @@ from kvswap.exchange.node.network import Network
 from kvswap.exchange.node.peers import Peers
 from kvswap.exchange.node.permission import Permission
 from kvswap.exchange.node.prefix_index import OwnPrefixIndex
+from kvswap.exchange.node.savings import Savings
 from kvswap.exchange.node.tables import tables_of
 from kvswap.exchange.node.trust import Trust
 from kvswap.net import Transport
@@ -58,6 +60,7 @@ class Node:
         self.counters = Counters()
         self.problems = store.problems  # what is degraded, by part
         self.ledger = Ledger(home / "peers.sqlite3", self.problems)
+        self.savings = Savings(home / "savings.json", self.problems, time.time)
         self.buffers = Buffers()
         self.transport: Transport = transport if transport is not None else Offline()
         self.background = Background(self.problems, self.events)
@@ -132,10 +135,18 @@ class Node:
         """Record the block times of a prefill while chunks arrived: they say how much slower that is."""
         self.calibration.add_hybrid(choice.calibration_key, _seconds(samples))
 
+    def _write_savings(self) -> None:
+        """Write what was saved, if the disk takes it: a node ends in any case."""
+        try:
+            self.savings.write()
+        except KvswapError as error:
+            self.problems.note("savings", error)
+
     async def stop(self) -> None:
         """End all that runs, and write what is to be kept."""
         await self.background.stop()
         await self.network.stop()
+        await asyncio.to_thread(self._write_savings)
         await asyncio.to_thread(self.calibration.close)
         await asyncio.to_thread(self.ledger.close)
         await asyncio.to_thread(self.trust.records.close)

@@ -23,7 +23,6 @@ from kvswap.trust.audit import (
     SignedAudit,
     covered,
     environment_of,
-    micro,
     read_audit,
     sign_audit,
 )
@@ -46,7 +45,7 @@ def record(
             tokens=manifest.prefix.tokens,
             samples=min(samples, manifest.prefix.tokens) if sampled else 0,
             seed=seed,
-            worst=micro(result.figures.get("worst", 0.0)),
+            worst=result.figures.worst or 0,
             verdict=FAILED if result.verdict == "failed" else PASSED,
             why=result.why,
             environment=environment_of(choice.dtype, choice.device, str(choice.threads)),

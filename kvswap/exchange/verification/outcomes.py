@@ -90,7 +90,7 @@ def conclude(node: Node, statement: Statement, levels: Sequence[Level], report: 
     done = tuple(int(s.level) for s in report.results if s.verdict == "passed")
     if result is not None:
         verdict = "disputed" if result.level == Level.AGREEMENT else "wrong"
-        others = tuple(result.figures.get("disputed_with", ()))
+        others = result.figures.disputed_with or ()
         node.trust.records.put_outcome(Outcome(artifact, publisher, verdict, RULES, done, others, result.why))  # type: ignore[arg-type]
         return
     decided = report.passed(Level.RECOMPUTE) or _trusted_agree(report)
@@ -107,7 +107,7 @@ def conclude(node: Node, statement: Statement, levels: Sequence[Level], report: 
 def dispute(node: Node, statement: Statement, result: LevelResult) -> None:
     """Remember that an untrusted publisher's artifact failed V6, until `conclude` replaces that."""
     artifact, publisher = str(statement.artifact), statement.manifest.publisher
-    others = tuple(result.figures.get("disputed_with", ()))
+    others = result.figures.disputed_with or ()
     node.trust.records.put_outcome(Outcome(artifact, publisher, "disputed", RULES, others=others, why=result.why))
 
 
@@ -116,4 +116,4 @@ def _trusted_agree(report: LevelReport) -> bool:
 
 
 def _is_trusted_agreement(result: LevelResult) -> bool:
-    return result.level == Level.AGREEMENT and result.verdict == "passed" and result.figures.get("trusted", 0) > 0
+    return result.level == Level.AGREEMENT and result.verdict == "passed" and bool(result.figures.trusted)

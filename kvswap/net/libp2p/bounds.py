@@ -14,6 +14,7 @@ from libp2p.host.ping import ID as PING
 from libp2p.kad_dht import kad_dht, peer_routing, provider_store, value_store
 
 from kvswap.core.bounded import Bounded
+from kvswap.net.libp2p.gossip import RecentMessages
 from kvswap.net.libp2p.mapped import Mapped, small
 
 _REQUEST_BYTES = 64 * 1024  # of a DHT request
@@ -72,6 +73,7 @@ def bound(host: Any, dht: Any, gossip: Any) -> list[Bounded]:
     swarm.auto_connector = NoAutoConnect()
     swarm._negative_peer_cache._max_size = _PEERS
     gossip.recent_message_deliveries = defaultdict(lambda: deque(maxlen=16))
+    gossip.mcache = recent = RecentMessages(gossip.mcache.window_size, gossip.mcache.history_size)
     pings = getattr(host.get_mux().handlers.get(PING), "__self__", None)
     scorer = gossip.scorer
     by_topic: Callable[[], Any] = lambda: defaultdict(float)  # noqa: E731
@@ -82,6 +84,7 @@ def bound(host: Any, dht: Any, gossip: Any) -> list[Bounded]:
         exchange(pings, "_inbound_streams"),
         exchange(pings, "_outbound_streams"),
         exchange(dht, "_provider_rate_limits"),
+        recent.table,
         exchange(gossip, "equivocation_detection", 2_048),
         exchange(gossip, "message_rate_limits", default=lambda: defaultdict(list)),
         exchange(gossip, "iwant_request_limits", default=lambda: defaultdict(list)),

@@ -17,6 +17,7 @@ from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamEOF, StreamError
 from libp2p.peer.id import ID
+from libp2p.pubsub.mcache import default_msg_id_fn
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.utils import maybe_consume_signed_record
@@ -39,6 +40,8 @@ _SEEN = 16_384
 _SEEN_SECONDS = 120.0
 _SWEEP_SECONDS = 30.0
 _END_SECONDS = 2.0
+_RECENT = 1_024
+_RECENT_BYTES = 4 * 1024 * 1024
 
 OnMessage = Callable[[str, str, bytes], None]  # signer, forwarding peer, data
 
@@ -82,6 +85,46 @@ class SeenMessages:
 
     def stop(self) -> None:
         """Do nothing, as no background task runs here."""
+
+
+class RecentMessages:
+    """The messages of the last heartbeats, which peers may ask for: a bounded replacement for py-libp2p's cache.
+
+    py-libp2p's forgets by time alone, so that what it holds depends on how fast many addresses send.
+    """
+
+    def __init__(self, window_size: int, history_size: int) -> None:
+        """Make an empty cache that offers messages for `window_size` heartbeats and keeps them for `history_size`."""
+        self.window_size = window_size
+        self.history_size = history_size
+        self.table: Table[bytes, tuple[int, Any]] = Table(
+            "gossip messages", entries=_RECENT, nbytes=_RECENT_BYTES, size=lambda key, kept: kept[1].ByteSize()
+        )
+        self._heartbeat = 0
+
+    def put(self, message: Any) -> None:
+        """Keep a message; of a full cache the signer with the most messages loses its oldest."""
+        name = default_msg_id_fn(message)
+        if name not in self.table:
+            self.table.put(name, (self._heartbeat, message), message.from_id.hex())
+
+    def get(self, name: bytes) -> Any | None:
+        """Return the message of an id; None where it is not kept, or no more."""
+        kept = self.table.peek(name)
+        return kept[1] if kept is not None else None
+
+    def window(self, topic: str) -> list[bytes]:
+        """Return the ids of a topic's messages of the last `window_size` heartbeats, the newest first."""
+        oldest = self._heartbeat - self.window_size
+        recent = [name for name, (at, message) in self.table.items() if at > oldest and topic in message.topicIDs]
+        return recent[::-1]
+
+    def shift(self) -> None:
+        """Count a heartbeat and forget the messages of `history_size` heartbeats ago."""
+        self._heartbeat += 1
+        for name, (at, _) in self.table.items():
+            if at <= self._heartbeat - self.history_size:
+                self.table.pop(name)
 
 
 class Gossip(Pubsub):  # type: ignore[misc]

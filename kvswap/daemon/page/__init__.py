@@ -1,0 +1,1 @@
+"""The local page, which `kvswap ui` opens: sessions, guard, what it shows, and how it stays current."""
