@@ -421,12 +421,12 @@ def test_a_predictor_of_the_first_codec_becomes_one_of_the_second(trained: Predi
     """The same weights, but for pairs that are too heavy together; tables counted on samples; and it is worth as much."""
     stack = trained.stacks[0]
     heavy = stack.k[1].weights.copy()
-    heavy[:3, 0] = [127, -100, 127]
+    heavy[:4, 0] = [127, -100, 127, 0]
     keys = (stack.k[0], replace(stack.k[1], weights=heavy, prepared={}), *stack.k[2:])
     old = Predictor((replace(stack, k=keys, missing=(70, -3), prepared={}),), FirstTables.flat(96))
     made = converted(old, [(0, 0, document(seed, 100)) for seed in range(3)], "bfloat16")
     assert load(dump(made)).codec == "predictive2" and made.stacks[0].missing == (64, -3)
     new = made.stacks[0].k[1].weights
-    assert new[:3, 0].tolist() == [28, -100, 127] and (new != heavy).sum() == 1
+    assert new[:4, 0].tolist() == [28, -100, 127, 0] and (new != heavy).sum() == 1
     parts = document(100, 256)
     assert len(encode(at(made), parts, "bfloat16")) < 1.02 * len(encode(at(trained), parts, "bfloat16"))
