@@ -17,6 +17,8 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvswap.api import AskResult, ProgressEvent
 
 
@@ -78,11 +80,6 @@ def ask_command(
     else:
         raise click.UsageError("give REF and QUESTION, or --chat FILE and QUESTION")
     with output.progress() as progress:
-
-        def show(event: ProgressEvent) -> None:
-            if event.kind != "token":
-                progress(event)
-
         answer = output.client.ask(
             name,
             question,
@@ -98,9 +95,19 @@ def ask_command(
             objective=objective,
             ignore_eos=ignore_eos,
             continuation=continuation,
-            on_event=show,
+            on_event=_but_tokens(progress),
         )
     _show(output, answer)
+
+
+def _but_tokens(progress: Callable[[ProgressEvent], None]) -> Callable[[ProgressEvent], None]:
+    """Return a function that passes on events other than tokens, which are printed when they are all there."""
+
+    def show(event: ProgressEvent) -> None:
+        if event.kind != "token":
+            progress(event)
+
+    return show
 
 
 def _show(output: Output, answer: AskResult) -> None:
