@@ -11,6 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it is for others
+    from kvswap.api.advice import (
+        AdviceResult as AdviceResult,
+        PrefixAdvice as PrefixAdvice,
+        SharingBreak as SharingBreak,
+    )
     from kvswap.api.archives import (
         Exported as Exported,
         Imported as Imported,
@@ -24,7 +29,12 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         PrefixIndex as PrefixIndex,
         PrefixResult as PrefixResult,
         PublishResult as PublishResult,
+        PublishedFile as PublishedFile,
         TrainResult as TrainResult,
+    )
+    from kvswap.api.chat import (
+        PartTokens as PartTokens,
+        RenderResult as RenderResult,
     )
     from kvswap.api.events import (
         CheckEvent as CheckEvent,
@@ -40,6 +50,7 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         PlanEvent as PlanEvent,
         PrefillEvent as PrefillEvent,
         ProgressEvent as ProgressEvent,
+        PushEvent as PushEvent,
         ReservationEvent as ReservationEvent,
         SourcePeer as SourcePeer,
         TokenEvent as TokenEvent,
@@ -57,10 +68,10 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
     from kvswap.api.hosting import (
         ClientRow as ClientRow,
         ClientsResult as ClientsResult,
+        HostReady as HostReady,
         HostedResult as HostedResult,
         HostedRow as HostedRow,
         HostingResult as HostingResult,
-        HostReady as HostReady,
         InvitationResult as InvitationResult,
         ReceiptRow as ReceiptRow,
         ReceiptsResult as ReceiptsResult,
@@ -105,6 +116,13 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         UiResult as UiResult,
         setting_rows as setting_rows,
     )
+    from kvswap.api.origins import (
+        OriginRemoved as OriginRemoved,
+        OriginRow as OriginRow,
+        OriginTest as OriginTest,
+        OriginsResult as OriginsResult,
+        PushResult as PushResult,
+    )
     from kvswap.api.peers import (
         BlockResult as BlockResult,
         LeaveResult as LeaveResult,
@@ -131,9 +149,12 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         FindRequest as FindRequest,
         GroupRequest as GroupRequest,
         JoinRequest as JoinRequest,
+        OriginRequest as OriginRequest,
         PlanRequest as PlanRequest,
         PrefixRequest as PrefixRequest,
         PublishRequest as PublishRequest,
+        PushRequest as PushRequest,
+        RenderRequest as RenderRequest,
         Request as Request,
         Terms as Terms,
         TrainRequest as TrainRequest,
@@ -178,8 +199,8 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         GroupRows as GroupRows,
         GroupsResult as GroupsResult,
         RotateResult as RotateResult,
-        TrustedPublisher as TrustedPublisher,
         TrustResult as TrustResult,
+        TrustedPublisher as TrustedPublisher,
     )
     from kvswap.api.verification import (
         Check as Check,
@@ -196,18 +217,23 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
 _WHERE = {
     "requests": """
         AskRequest CollectRequest FetchRequest FindRequest GroupRequest JoinRequest PlanRequest PrefixRequest
-        PublishRequest Request Terms TrainRequest TrustRequest VerifyRequest WithdrawRequest aim_fields to_body""",
+        PublishRequest PushRequest OriginRequest RenderRequest Request Terms TrainRequest TrustRequest
+        VerifyRequest WithdrawRequest aim_fields to_body""",
     "result": """
         OpenResult Result plain""",
+    "advice": """
+        AdviceResult PrefixAdvice SharingBreak""",
     "archives": """
         Exported Imported""",
     "caches": """
         AskResult ComputedResult DivergenceFigures FetchResult HostAnswer PrefixIndex PrefixResult PublishResult
-        TrainResult""",
+        PublishedFile TrainResult""",
+    "chat": """
+        PartTokens RenderResult""",
     "events": """
         CheckEvent DisputeEvent ExportEvent FilledEvent FoundEvent ImportEvent IntervalsEvent NodeEvent NoiseEvent
         OtherEvent PlanEvent PrefillEvent ProgressEvent ReservationEvent SourcePeer TokenEvent TrainEvent
-        TransferEvent UncheckableEvent event_of""",
+        TransferEvent PushEvent UncheckableEvent event_of""",
     "find": """
         FindResult FoundArtifact FoundPrefix Holder""",
     "hosting": """
@@ -223,6 +249,8 @@ _WHERE = {
     "node": """
         AliveResult IdentityResult ModelEntry ModelRow ModelsResult ReadyResult SettingRow SettingsResult StopResult
         UiResult setting_rows""",
+    "origins": """
+        OriginRemoved OriginRow OriginTest OriginsResult PushResult""",
     "peers": """
         BlockResult LeaveResult PeerRow PeersResult""",
     "plans": """

@@ -91,6 +91,32 @@ class FindRequest(Request, frozen=True, kw_only=True):
     """Look only among what is sealed for this group."""
 
 
+class OriginRequest(Request, frozen=True, kw_only=True):
+    """The request `POST /v1/origins` and `POST /v1/origins/test`: an origin, with the names of `[[origins]]`."""
+
+    url: str
+    endpoint: str = ""
+    """The address of an S3 store other than Amazon's."""
+    region: str = ""
+    profile: str = ""
+    """A profile of the store's own file of credentials."""
+    price_per_gb: Amount = 0.0
+    """US dollars for a gigabyte read there."""
+    price_per_request: Amount = 0.0
+    """US dollars."""
+    write: bool = False
+
+
+class PushRequest(Request, frozen=True, kw_only=True):
+    """The request `POST /v1/push`: put an artifact in the store at an origin."""
+
+    ref: str
+    to: OriginRequest | None = None
+    """Where; without it, every origin that is for writing."""
+    group: str | None = None
+    """Of a document: the artifact sealed for this group."""
+
+
 class PlanRequest(FetchRequest, frozen=True, kw_only=True):
     """The request `POST /v1/plan`: weigh fetching, prefilling, both at once and a host."""
 
@@ -109,6 +135,8 @@ class AskRequest(FetchRequest, frozen=True, kw_only=True):
     """Prefill here, whatever peers offer."""
     ignore_eos: bool = False
     """Make exactly `max_tokens` tokens."""
+    continuation: str | None = None
+    """The text that follows the document, where it is a conversation: in the place of a user turn with the question."""
     host: str | None = None
     """Let this host answer, or with `auto` the best of those known where the plan says so."""
 
@@ -154,6 +182,17 @@ class PublishRequest(PublishOptions, frozen=True, kw_only=True):
     """The request `POST /v1/publish`: prefill, sign and announce a document."""
 
     text: str
+
+
+class RenderRequest(Request, frozen=True, kw_only=True):
+    """The request `POST /v1/render`: write a conversation by a model's chat template."""
+
+    messages: list[dict[str, Any]]
+    """The messages in the form of OpenAI's API."""
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    question: str | None = None
+    """One more question of the user's: the text that follows for it is wanted too."""
+    model: str | None = None
 
 
 class TrainRequest(Request, frozen=True, kw_only=True):

@@ -23,6 +23,8 @@ from kvswap.core.version import __version__
 VERBS = {
     "daemon": ("daemon", "Run a node."),
     "publish": ("publish", "Prefill a text file and offer its KV cache to peers."),
+    "advise": ("advise", "Say from a log of requests which prefixes are worth publishing."),
+    "push": ("push", "Put an artifact at an origin: a directory, a bucket."),
     "find": ("find", "Say who has an artifact or a document, without fetching it."),
     "fetch": ("fetch", "Make a published cache local and verified, when that is worth it."),
     "ask": ("ask", "Answer a question from a document's cache."),
@@ -42,11 +44,13 @@ VERBS = {
     "stop": ("stop", "End the daemon, and wait until it has."),
     "config": ("config", "Every setting, and where its value comes from."),
     "logs": ("logs", "The daemon's log."),
+    "origin": ("origin", "Places that keep artifacts as files, beside peers."),
     "peers": ("peers", "Peers and what was experienced with them."),
     "block": ("block", "Neither serve nor ask a peer."),
     "unblock": ("block", "Serve and ask a peer again."),
     "trust": ("trust", "Publishers whose artifacts this node uses."),
     "host": ("host", "Answer others from hosted documents; or ask who does."),
+    "llama": ("llama", "Run llama-server so that it keeps what it prefilled over restarts."),
     "group": ("group", "Groups, for which documents can be sealed."),
     "id": ("id", "This node's ids and addresses."),
     "model": ("model", "Models: list, pull, check, remove."),
@@ -63,11 +67,11 @@ VERBS = {
 
 # Heading of the help -> verbs, in their order.
 GROUPS = {
-    "Basics": ("daemon", "publish", "find", "fetch", "ask", "plan", "status", "ui", "stop"),
+    "Basics": ("daemon", "publish", "push", "find", "fetch", "ask", "plan", "status", "ui", "stop"),
     "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw", "export", "import"),
     "Trust": ("verify", "trust", "group", "manifest"),
-    "Network": ("id", "peers", "block", "unblock", "host", "events"),
-    "Models and costs": ("model", "codec", "economics", "bench"),
+    "Network": ("id", "peers", "block", "unblock", "origin", "host", "events"),
+    "Models and costs": ("model", "llama", "codec", "advise", "economics", "bench"),
     "This machine": ("config", "logs", "doctor", "mcp", "completion"),
 }
 

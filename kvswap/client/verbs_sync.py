@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Literal, overload
+from typing import IO, Any, Literal, overload
 
 from kvswap import api
 from kvswap.client import calls
@@ -33,6 +34,24 @@ class Verbs(Caller):
         """
         request = api.FindRequest(ref=ref, text=text, model=model_argument(model), publisher=publisher, group=group)
         return self._do(calls.find(request))
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        question: str | None = None,
+        model: str | None = None,
+    ) -> api.RenderResult:
+        """Write a conversation as a model's chat template does: a document, with the token counts of its parts.
+
+        `publish` takes its `text` and `checkpoints`, `ask` its `document`, `text` and, with a `question`, its
+        `continuation`.  `messages` and `tools` are in the form of OpenAI's API.
+        """
+        request = api.RenderRequest(
+            messages=messages, tools=list(tools), question=question, model=model_argument(model)
+        )
+        return self._do(calls.render(request))
 
     @overload
     def verify(
@@ -87,6 +106,63 @@ class Verbs(Caller):
         from kvswap.client.archives import read_archive
 
         return self._do(calls.import_archive(read_archive(source, on_event)))
+
+    def push(
+        self,
+        ref: str,
+        url: str | None = None,
+        *,
+        endpoint: str = "",
+        region: str = "",
+        profile: str = "",
+        group: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> api.PushResult:
+        """Put an artifact in the store at an origin; without a URL at every origin that is for writing.
+
+        What is there already is left out, so a push that broke off goes on where it was.  Raises `NotFound` for what
+        is not here whole, `OriginRefused` and `OriginError`.
+        """
+        to = None
+        if url is not None:
+            to = api.OriginRequest(url=url, endpoint=endpoint, region=region, profile=profile)
+        return self._do(calls.push(api.PushRequest(ref=ref, to=to, group=group)), on_event)
+
+    def origins(self) -> list[api.OriginRow]:
+        """List the origins of this node, and what was experienced with each."""
+        return (self._do(calls.origins())).origins
+
+    def origin_add(
+        self,
+        url: str,
+        *,
+        endpoint: str = "",
+        region: str = "",
+        profile: str = "",
+        price_per_gb: float = 0.0,
+        price_per_request: float = 0.0,
+        write: bool = False,
+    ) -> api.OriginRow:
+        """Look for artifacts at this origin from now on, and with `write` push there by default; prices in dollars."""
+        request = api.OriginRequest(
+            url=url,
+            endpoint=endpoint,
+            region=region,
+            profile=profile,
+            price_per_gb=price_per_gb,
+            price_per_request=price_per_request,
+            write=write,
+        )
+        return self._do(calls.origin_add(request))
+
+    def origin_rm(self, url: str) -> api.OriginRemoved:
+        """Look there no more; what is there stays."""
+        return self._do(calls.origin_remove(url))
+
+    def origin_test(self, url: str, *, endpoint: str = "", region: str = "", profile: str = "") -> api.OriginTest:
+        """Read, and where that is possible write, one small file at an origin; what is wrong is in the result."""
+        request = api.OriginRequest(url=url, endpoint=endpoint, region=region, profile=profile)
+        return self._do(calls.origin_test(request))
 
     def config(self) -> api.SettingsResult:
         """List the settings that the daemon was started with, and where each came from."""

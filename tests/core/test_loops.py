@@ -33,7 +33,7 @@ ALLOWED = {
         "next": "one peer, for a loop of upkeep",
     },
     "net/server.py": {"_read": "one stream"},
-    "daemon/child.py": {"_pass_on": "one job", "_answer": "one job"},
+    "daemon/child.py": {"_pass_on": "one job", "_end_of_job": "one job"},
     "daemon/requests.py": {"beat": "one answer"},
     "worker/__main__.py": {"main": "the process", "beat": "sends nothing that can fail but to a node that is gone"},
     "worker/training.py": {"_dumped": "one job"},
