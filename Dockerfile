@@ -18,7 +18,7 @@ COPY kvswap kvswap
 RUN python -m venv /opt/kvswap \
     && if [ "$EXTRA" = torch ]; then /opt/kvswap/bin/pip install --no-cache-dir torch --index-url "$TORCH_INDEX"; fi \
     && /opt/kvswap/bin/pip install --no-cache-dir ".${EXTRA:+[$EXTRA]}" \
-    && /opt/kvswap/bin/python -c "from kvswap.codec.predictive import _fast; from kvswap.core import _scan"
+    && /opt/kvswap/bin/python -c "from kvswap.codec.predictive import _fast; from kvswap.codec.predictive2 import _stream; from kvswap.core import _scan"
 
 FROM python:3.12-slim-bookworm
 # hadolint ignore=DL3008  # the release of the base image says which versions there are

@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+LLAMA_VENV ?= .venv-llama
 DOCS_VENV ?= .venv-docs
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-agents test-ui test-origins test-model test-faults test-all test-found coverage-tables soak test-vllm test-docs docs wheel lint setup model bench clean help
+.PHONY: demo test test-agents test-ui test-origins test-model test-faults test-all test-found coverage-tables soak test-vllm test-llama test-docs docs wheel lint setup model bench clean help
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
@@ -18,11 +19,12 @@ help:
 	@echo "make test-model   with the default model: 256 steps, real documents, computing and fetching at once"
 	@echo "make test-agents  what agent programs do: tools over pipes and HTTP, prefixes of conversations, documents"
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood; disks that fail (about 20 minutes)"
-	@echo "make test-all     these and test-vllm, one after the other"
+	@echo "make test-all     these, test-vllm and test-llama, one after the other"
 	@echo "make test-found   that the test of each module is where its name says, and runs half of it at least"
 	@echo "make coverage-tables BEFORE=commit  branch coverage before and now, module by module (some hours)"
 	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (20 minutes)"
 	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 16 minutes and set-up)"
+	@echo "make test-llama   kvswap llama before a real llama.cpp, and two nodes, without torch (about 6 minutes and set-up)"
 	@echo "make docs   the site of the docs, in site/; a broken link ends it"
 	@echo "make test-docs    the first tutorial's commands as written, on two network namespaces (Linux, root)"
 	@echo "make wheel  the wheel: built, installed in a new environment, and used from there"
@@ -76,7 +78,7 @@ test-origins: setup
 	@$(PIP) install -q -e ".[test-origins]"
 	$(BIN)/python -m pytest -m origins
 
-test-all: test test-agents test-model test-faults test-vllm test-ui test-origins
+test-all: test test-agents test-model test-faults test-vllm test-llama test-ui test-origins
 
 COVERING := .covering
 test-found: setup model
@@ -99,6 +101,13 @@ $(VLLM_VENV)/.ready: pyproject.toml .ci/setup-vllm
 test-vllm: $(VLLM_VENV)/.ready
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm
 
+$(LLAMA_VENV)/.ready: pyproject.toml .ci/setup-llama
+	@echo "setting up $(LLAMA_VENV) (once, a minute)"
+	@PYTHON="$(PYTHON)" sh .ci/setup-llama $(LLAMA_VENV)
+
+test-llama: $(LLAMA_VENV)/.ready
+	$(LLAMA_VENV)/bin/python -m pytest -n 2 --dist worksteal tests/llama
+
 $(DOCS_VENV)/.ready: pyproject.toml
 	@$(PYTHON) -m venv $(DOCS_VENV)
 	@$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install -q "$$(sed -n 's/^docs = \["\(.*\)"\]/\1/p' pyproject.toml)"
@@ -118,4 +127,4 @@ bench: setup model
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(DOCS_VENV) $(COVERING) site .demo
+	rm -rf $(VENV) $(VLLM_VENV) $(LLAMA_VENV) $(DOCS_VENV) $(COVERING) site .demo

@@ -4,12 +4,15 @@
 
 OLD and NEW are checkouts, each with a `.venv` that imports kvswap from it.  Without SCRIPT: bench_startup, bench_load
 --quick, bench_publish, and bench_bulk of 128 MiB.  Every number of every table that they print is compared by its
-median over the rounds (5); a row tells the spread of both sides, because a difference within it is none.
+median over the rounds (5); a row tells the spread of both sides, because a difference within it is none.  The last row
+of each table is the CPU-seconds of the whole script with all its processes, which say more than seconds where the
+machine has other work.
 """
 
 from __future__ import annotations
 
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -51,10 +54,17 @@ def cells(printed: str) -> Cells:
 def run(checkout: Path, script: tuple[str, ...]) -> Cells:
     """One run of a script of a checkout, by the Python of its environment."""
     command = [str(checkout / ".venv/bin/python"), f"benchmarks/{script[0]}", *script[1:]]
+    before = _spent()
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} in {checkout} failed:\n{done.stderr[-2000:]}")
-    return cells(done.stdout)
+    return cells(done.stdout) | {("the whole script", "CPU-s"): round(_spent() - before, 2)}
+
+
+def _spent() -> float:
+    """Return the CPU-seconds of all processes that were started from here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:

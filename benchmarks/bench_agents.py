@@ -1,15 +1,20 @@
 """What agents wait for: `ask` as a tool beside the command line's, and `advise` on a long log.
 
-    python benchmarks/bench_agents.py [ask]
+    python benchmarks/bench_agents.py [ask] [advise]
 
 `ask`: one question about a document in the store, 16 tokens, by `kvswap ask` and by the tool of `kvswap mcp` over
 pipes, in turns; medians.  What the model computes is the same, so the difference is what each face adds.
+
+`advise`: a log of 10,000 requests of 200 conversations that grow, 300 MB, by the template and tokenizer of the default
+model; the seconds are those of the command from its start on, the memory is the most that its process had.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -64,8 +69,48 @@ def bench_ask() -> None:
     print(text_table(("ask, 16 tokens, tiny model", "median", "best"), rows))
 
 
+CONVERSATIONS, TURNS, LETTERS = 200, 50, 1_150
+
+
+def write_log(path: Path) -> None:
+    """Conversations with one system text, each of its own words, whose requests come in turns."""
+    words = DOCUMENT.read_text().split()
+    system = {"role": "system", "content": " ".join(words[:400])}
+    said: list[list[dict[str, str]]] = [[] for _ in range(CONVERSATIONS)]
+    with path.open("w") as log:
+        for turn in range(TURNS):
+            for number, messages in enumerate(said):
+                place = (number * 7919 + turn * 104_729) % (len(words) - 300)
+                text = f"{number}.{turn} " + " ".join(words[place : place + 300])[: LETTERS // 2]
+                if messages:
+                    messages.append({"role": "assistant", "content": text[::-1][: LETTERS // 2]})
+                messages.append({"role": "user", "content": text})
+                log.write(json.dumps({"model": "x", "messages": [system, *messages]}) + "\n")
+
+
+def bench_advise() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        log = Path(place) / "requests.jsonl"
+        write_log(log)
+        command = [sys.executable, "-m", "kvswap", "advise", str(log), "--model", "smollm2-135m", "--json"]
+        began = time.perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        seconds = time.perf_counter() - began
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        made, size = json.loads(done.stdout), log.stat().st_size
+    rows = [
+        ("requests", f"{made['requests']:,}"),
+        ("log", f"{size / 1e6:.0f} MB"),
+        ("tokens, distinct", f"{made['tokens']:,}, {made['distinct_tokens']:,}"),
+        ("seconds", f"{seconds:.1f}"),
+        ("CPU-seconds", f"{used.ru_utime + used.ru_stime:.1f}"),
+        ("memory", f"{used.ru_maxrss / 1e3:.0f} MB"),
+    ]
+    print(text_table(("advise", ""), rows))
+
+
 if __name__ == "__main__":
     print(machine())
-    for name, bench in {"ask": bench_ask}.items():
+    for name, bench in {"ask": bench_ask, "advise": bench_advise}.items():
         if name in (sys.argv[1:] or [name]):
             bench()

@@ -26,8 +26,10 @@ from kvswap.artifact.specs import LayerSpec  # noqa: E402
 from kvswap.codec import planes  # noqa: E402
 from kvswap.core import wire  # noqa: E402
 from kvswap.core.ids import Cid, blake3_digest  # noqa: E402
+from manifests.llama_vectors import llama_vectors  # noqa: E402
 from manifests.named_vectors import named_vectors  # noqa: E402
 from manifests.sealed_vectors import sealed_vectors  # noqa: E402
+from manifests.stream_vectors import stream_vectors  # noqa: E402
 from tests.support import FULL, SLIDING, Ingested, key, make_artifact  # noqa: E402
 
 NOW = 1_760_000_000
@@ -526,6 +528,8 @@ if __name__ == "__main__":
     hostile()
     sealed_vectors(OUT, write)
     named_vectors(write, sealed, NOW)
+    llama_vectors(write, sealed, NOW)
+    stream_vectors(write, sealed, NOW)
     (OUT / "index.json").write_text(json.dumps(INDEX, indent=1) + "\n")
     counts = {f: sum(e["file"].startswith(f) for e in INDEX) for f in ("valid", "hostile")}
     print(counts)

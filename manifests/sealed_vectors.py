@@ -70,7 +70,7 @@ def sealed_vectors(out: Path, write: Callable[..., None]) -> None:
     changed("sealed-unknown", "a field of tomorrow", 7, note="")
     changed("sealed-salt", "a salt that is too short", 7, salt=SALT[:-1])
     other = hashlib.sha256(b"another salt").digest()
-    changed("sealed-resalted", "the mark is ours, what is sealed is not", 6, salt=other, mark=members.mark(other))
+    changed("sealed-resalted", "the mark is ours, what is sealed is not", 6, salt=other, mark=members.tag(other))
     inner = members.seal(SALT)
     no_manifest = inner.close(sealing.MANIFEST, wire.pack({"version": 1}))
     changed("sealed-malformed", "what is sealed is no manifest", 7, body=no_manifest)

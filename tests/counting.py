@@ -15,8 +15,8 @@ class Counted:
 
 
 @contextmanager
-def counting() -> Iterator[Counted]:
-    """Counts the lines that run on this thread within the block."""
+def counting(of: str = "") -> Iterator[Counted]:
+    """Counts the lines that run on this thread within the block, in files with `of` in their path."""
     counted = Counted()
 
     def local(frame: Any, event: str, given: Any) -> Any:
@@ -24,7 +24,7 @@ def counting() -> Iterator[Counted]:
         return local
 
     before = sys.gettrace()
-    sys.settrace(lambda frame, event, given: local)
+    sys.settrace(lambda frame, event, given: local if of in frame.f_code.co_filename else None)
     try:
         yield counted
     finally:

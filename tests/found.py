@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "found.toml"
 HALF = 0.5
-ELSEWHERE = "tests/vllm"  # run in an environment of its own, by `make test-vllm`: not measured
+ELSEWHERE = ("tests/vllm", "tests/llama")  # run in environments of their own, by `make test-vllm` and `-llama`
 
 
 def modules() -> Iterator[str]:

@@ -39,7 +39,7 @@ from kvswap.artifact.manifest import (
     version_of,
 )
 from kvswap.artifact.sealing import FINGERPRINT, KIND, PREDICTOR, ChunkPosition, chunk_position
-from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorDigests
+from kvswap.artifact.specs import ITEM_BYTES, LayerGroup, LayerSpec, Layout, TensorDigests
 from kvswap.codec import Predictor, base, predictive
 from kvswap.codec.predictive.predictor import Stack, Tensor
 from kvswap.codec.predictive.rans import FrequencyTables
@@ -145,6 +145,8 @@ def make_artifact(
     codec: str = "planes",
     text: bytes = b"a document for tests",
     seed: int = 0,
+    predictor: Predictor | None = None,
+    groups: Sequence[LayerGroup] | None = None,
     now: int | None = None,
     lifetime: int = 86_400,
     model: ModelIdentity | None = None,
@@ -157,7 +159,7 @@ def make_artifact(
     """
     import torch
 
-    from kvswap.artifact.tensors import Layers, LayerTensors, by_layer, context_of, digest_layer, encode_chunk
+    from kvswap.artifact.tensors import DTYPES, Layers, LayerTensors, by_layer, context_of, digest_layer, encode_chunk
 
     signer = signer or key()
     now = int(time.time()) if now is None else now
@@ -169,13 +171,15 @@ def make_artifact(
         plain = rng.normal(size=shape).astype(np.float32).view(np.uint32)
         if dtype == "float32":
             return plain
+        if dtype == "q8_0":
+            return (plain >> 16).astype(np.uint8)
         if dtype == "float16":
             return plain.view(np.float32).astype(np.float16).view(np.uint16)
         return (plain >> 16).astype(np.uint16)
 
-    predictor = plain_predictor(specs) if codec == "predictive" else None
+    predictor = plain_predictor(specs) if codec == "predictive" and predictor is None else predictor
     layers = [tuple(values(t.part_shape(tokens), t.dtype or dtype) for t in s.tensors) for s in specs]
-    groups = layout.plan_groups(specs, dtype, block_tokens)
+    groups = layout.plan_groups(specs, dtype, block_tokens) if groups is None else list(groups)
     shape = layout_of(dtype, '{"rope_theta":10000.0}', list(specs), groups, checkpoints)
     refs: list[ChunkRef] = []
     chunks: dict[Cid, bytes] = {}
@@ -212,7 +216,7 @@ def make_artifact(
             of = layers[index][place][:, first:stop] if told.rows is None else last
             size = ITEM_BYTES[told.dtype or dtype]
             integers = torch.from_numpy(np.ascontiguousarray(of).view(f"i{size}"))
-            held.append(integers.view(getattr(torch, told.dtype or dtype)))
+            held.append(integers.view(DTYPES[told.dtype or dtype]))
         digests.append(digest_layer(LayerTensors(spec, tuple(held), first, stop - first)))
     ids = [int(i) for i in rng.integers(0, 1000, tokens)]
     fields: dict[str, Any] = {

@@ -11,6 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it is for others
+    from kvswap.api.advice import (
+        AdviceResult as AdviceResult,
+        PrefixAdvice as PrefixAdvice,
+        SharingBreak as SharingBreak,
+    )
     from kvswap.api.archives import (
         Exported as Exported,
         Imported as Imported,
@@ -24,7 +29,12 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         PrefixIndex as PrefixIndex,
         PrefixResult as PrefixResult,
         PublishResult as PublishResult,
+        PublishedFile as PublishedFile,
         TrainResult as TrainResult,
+    )
+    from kvswap.api.chat import (
+        PartTokens as PartTokens,
+        RenderResult as RenderResult,
     )
     from kvswap.api.events import (
         CheckEvent as CheckEvent,
@@ -58,10 +68,10 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
     from kvswap.api.hosting import (
         ClientRow as ClientRow,
         ClientsResult as ClientsResult,
+        HostReady as HostReady,
         HostedResult as HostedResult,
         HostedRow as HostedRow,
         HostingResult as HostingResult,
-        HostReady as HostReady,
         InvitationResult as InvitationResult,
         ReceiptRow as ReceiptRow,
         ReceiptsResult as ReceiptsResult,
@@ -109,8 +119,8 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
     from kvswap.api.origins import (
         OriginRemoved as OriginRemoved,
         OriginRow as OriginRow,
-        OriginsResult as OriginsResult,
         OriginTest as OriginTest,
+        OriginsResult as OriginsResult,
         PushResult as PushResult,
     )
     from kvswap.api.peers import (
@@ -144,6 +154,7 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         PrefixRequest as PrefixRequest,
         PublishRequest as PublishRequest,
         PushRequest as PushRequest,
+        RenderRequest as RenderRequest,
         Request as Request,
         Terms as Terms,
         TrainRequest as TrainRequest,
@@ -188,8 +199,8 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         GroupRows as GroupRows,
         GroupsResult as GroupsResult,
         RotateResult as RotateResult,
-        TrustedPublisher as TrustedPublisher,
         TrustResult as TrustResult,
+        TrustedPublisher as TrustedPublisher,
     )
     from kvswap.api.verification import (
         Check as Check,
@@ -206,15 +217,19 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
 _WHERE = {
     "requests": """
         AskRequest CollectRequest FetchRequest FindRequest GroupRequest JoinRequest PlanRequest PrefixRequest
-        PublishRequest PushRequest OriginRequest Request Terms TrainRequest TrustRequest
+        PublishRequest PushRequest OriginRequest RenderRequest Request Terms TrainRequest TrustRequest
         VerifyRequest WithdrawRequest aim_fields to_body""",
     "result": """
         OpenResult Result plain""",
+    "advice": """
+        AdviceResult PrefixAdvice SharingBreak""",
     "archives": """
         Exported Imported""",
     "caches": """
         AskResult ComputedResult DivergenceFigures FetchResult HostAnswer PrefixIndex PrefixResult PublishResult
-        TrainResult""",
+        PublishedFile TrainResult""",
+    "chat": """
+        PartTokens RenderResult""",
     "events": """
         CheckEvent DisputeEvent ExportEvent FilledEvent FoundEvent ImportEvent IntervalsEvent NodeEvent NoiseEvent
         OtherEvent PlanEvent PrefillEvent ProgressEvent ReservationEvent SourcePeer TokenEvent TrainEvent

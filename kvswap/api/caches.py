@@ -22,6 +22,16 @@ class DivergenceFigures(Result, frozen=True, kw_only=True):
     """The mean Kullback-Leibler divergence of the next token's distribution, in millionths of a nat."""
 
 
+class PublishedFile(Result, frozen=True, kw_only=True):
+    """A file of a folder that was published as one document."""
+
+    path: str
+    """The path in the folder."""
+    sha256: str
+    """The digest of its bytes, in hex."""
+    bytes: int
+
+
 class PublishResult(Result, frozen=True, kw_only=True):
     """The result of `kvswap publish`: an artifact that this node signed and offers."""
 
@@ -46,6 +56,12 @@ class PublishResult(Result, frozen=True, kw_only=True):
     seconds: float
     reused: bool
     """True if the node had published it already."""
+    reused_tokens: int = 0
+    """The tokens that were not computed, as this node had published another document with the same beginning."""
+    files: list[PublishedFile] = field(default_factory=list)
+    """The files of a folder, in the order in which the document has them."""
+    left_out: list[str] = field(default_factory=list)
+    """The files of it that are no text."""
 
 
 class ComputedResult(Result, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ import msgspec
 from kvswap.api import (
     archives,
     caches,
+    chat,
     events,
     find,
     hosts,
@@ -152,6 +153,14 @@ ROUTES = (
         "Answer a question from a document's cache.",
         (caches.AskResult,),
         body=bodies.AskRequest,
+        lines=True,
+    ),
+    Route(
+        "POST",
+        "/v1/render",
+        "Write a conversation by a model's chat template.",
+        (chat.RenderResult,),
+        body=bodies.RenderRequest,
         lines=True,
     ),
     Route(

@@ -135,6 +135,8 @@ class AskRequest(FetchRequest, frozen=True, kw_only=True):
     """Prefill here, whatever peers offer."""
     ignore_eos: bool = False
     """Make exactly `max_tokens` tokens."""
+    continuation: str | None = None
+    """The text that follows the document, where it is a conversation: in the place of a user turn with the question."""
     host: str | None = None
     """Let this host answer, or with `auto` the best of those known where the plan says so."""
 
@@ -180,6 +182,17 @@ class PublishRequest(PublishOptions, frozen=True, kw_only=True):
     """The request `POST /v1/publish`: prefill, sign and announce a document."""
 
     text: str
+
+
+class RenderRequest(Request, frozen=True, kw_only=True):
+    """The request `POST /v1/render`: write a conversation by a model's chat template."""
+
+    messages: list[dict[str, Any]]
+    """The messages in the form of OpenAI's API."""
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    question: str | None = None
+    """One more question of the user's: the text that follows for it is wanted too."""
+    model: str | None = None
 
 
 class TrainRequest(Request, frozen=True, kw_only=True):

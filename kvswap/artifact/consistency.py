@@ -6,9 +6,18 @@ import math
 
 from kvswap.artifact import version1
 from kvswap.artifact.layout import expected_chunks, fingerprint_length
-from kvswap.artifact.manifest import AXES, EXACTNESS_CLAIMS, LOSSY_CODECS, VERSION, FileRef, Manifest, decode_manifest
+from kvswap.artifact.manifest import (
+    AXES,
+    EXACTNESS_CLAIMS,
+    LOSSY_CODECS,
+    PREDICTED_CODECS,
+    VERSION,
+    FileRef,
+    Manifest,
+    decode_manifest,
+)
 from kvswap.artifact.specs import ITEM_BYTES, LayerSpec, Layout, TensorSpec
-from kvswap.codec.parts import OPAQUE
+from kvswap.core.defaults import OPAQUE_DTYPES
 from kvswap.core.errors import MalformedManifest, UsageError
 from kvswap.core.ids import Cid, PeerId
 from kvswap.core.limits import LIMITS
@@ -62,7 +71,7 @@ def check(manifest: Manifest, added: int = 0) -> None:
         coded = chunk.length - added
         _require(0 < coded <= chunk.raw_length, where, "wire bytes exceed raw bytes, or there are none")
         _require(chunk.codec != "raw" or coded == chunk.raw_length, where, "a raw chunk has its raw length")
-        opaque = layout.group_dtype(chunk.run) in OPAQUE and chunk.codec != "raw"
+        opaque = layout.group_dtype(chunk.run) in OPAQUE_DTYPES and chunk.codec != "raw"
         _require(not opaque, where, "what is quantised already is raw")
         lossy_state = chunk.codec in LOSSY_CODECS and layout.is_state(chunk.run)
         _require(not lossy_state, where, "a state is never coded with a loss")
@@ -90,8 +99,10 @@ def _require(condition: bool, field: str, message: str) -> None:
 
 
 def _check_predictor(manifest: Manifest) -> None:
-    predictive = any(chunk.codec == "predictive" for chunk in manifest.chunks)
-    _require(predictive == (manifest.predictor is not None), "predictor", "predictive chunks, and they alone, have one")
+    predicted = {chunk.codec for chunk in manifest.chunks} & PREDICTED_CODECS
+    _require(len(predicted) < 2, "chunks", "a predictor is for one codec")
+    has_one = manifest.predictor is not None
+    _require(bool(predicted) == has_one, "predictor", "predictive chunks, and they alone, have one")
     if manifest.predictor is not None:
         _require(manifest.predictor.length <= LIMITS.predictor_bytes, "predictor", "the predictor is over the cap")
         _check_file(manifest.predictor, "predictor")

@@ -183,6 +183,12 @@ def fingerprint_rows(layers: Sequence[LayerSpec]) -> tuple[int, int]:
     return growing, len(tensors) - growing
 
 
+def in_fingerprint(manifest: Manifest) -> bool:
+    """Return True if the fingerprint has something of any layer: of one whose window has moved on it has nothing."""
+    tokens = manifest.prefix.tokens
+    return any(layer.has_states or held_span(layer, tokens)[0] == 0 for layer in manifest.layout.layers)
+
+
 def fingerprint_length(manifest: Manifest) -> int:
     """Compute the length of a fingerprint in bytes: eight float16 for each 64 tokens of a tensor, and each state."""
     parts = -(-manifest.prefix.tokens // FINGERPRINT_TOKENS)

@@ -28,6 +28,7 @@ NAMED = 2
 """The version whose layers have named tensors, for what version 1 cannot say."""
 AXES = {VERSION: "layer,kv,head,token,dim", NAMED: "layer,tensor,head,row,dim"}
 EXACTNESS_CLAIMS = ("bitwise", "token-verified", "tolerance")
+PREDICTED_CODECS = frozenset({"predictive", "predictive2"})  # codecs that code against a predictor, each its own
 LOSSY_CODECS = frozenset({"int8", "int8-channel"})  # codecs that give other bits back; stated, never chosen
 
 CidBytes = Annotated[bytes, Meta(min_length=36, max_length=36)]
@@ -152,6 +153,19 @@ class Divergence(Strict, frozen=True):
     kl: Count
 
 
+class EngineProbe(Strict, frozen=True):
+    """The work of a serving engine on fixed tokens, by which servers that compute otherwise are told apart.
+
+    `digest` is over all of it, `sketch` a projection that keeps distances; both are defined by `engine`.  `version` is
+    for people to read.
+    """
+
+    engine: Text
+    version: Text
+    digest: Digest
+    sketch: Annotated[bytes, Meta(max_length=LIMITS.probe_sketch_bytes)]
+
+
 class Life(Strict, frozen=True):
     """The lifetime of an artifact in Unix seconds, and its place in the publisher's sequence of statements."""
 
@@ -175,10 +189,11 @@ class Manifest(Strict, frozen=True, dict=True):
     life: Life
     publisher: Annotated[str, Meta(max_length=64)]
     document: DocumentRef | None = None
-    predictor: FileRef | None = None  # what `predictive` chunks are coded with
+    predictor: FileRef | None = None  # what predicted chunks are coded with
     divergence: Divergence | None = None
     fingerprint: FileRef | None = None  # what independent publishers are compared by
     extensions: Annotated[list[Text], Meta(max_length=16)] = msgspec.field(default_factory=list)
+    engine: EngineProbe | None = None  # of the server that computed it; an extension, which other readers pass over
 
     def encode(self) -> bytes:
         """Encode the manifest as the payload bytes to sign."""
@@ -233,6 +248,8 @@ class Manifest(Strict, frozen=True, dict=True):
         out |= {name: wire.jsonable(wire.plain(value)) for name, value in self._versioned.items()}
         out["chunks"] = [wire.jsonable(wire.plain(chunk)) | {"cid": str(chunk.id)} for chunk in self.chunks]
         out["model"]["identity"] = self.model.digest.hex()
+        if self.engine is None:
+            del out["engine"]
         for name in ("predictor", "fingerprint"):
             if (file := getattr(self, name)) is not None:
                 out[name]["cid"] = str(file.id)
@@ -241,7 +258,9 @@ class Manifest(Strict, frozen=True, dict=True):
         return out
 
 
-_ABSENT = ("predictor", "divergence", "fingerprint")
+_ABSENT = ("predictor", "divergence", "fingerprint", "engine")
+_EXTENSIONS = frozenset({"engine"})
+"""Fields that came after the format: they are declared as extensions, so that readers of before pass over them."""
 _NULL = b"\xc0"
 _TYPES = get_type_hints(Manifest, include_extras=True)
 _TYPES_V1: dict[str, Any] = {
@@ -294,11 +313,13 @@ def decode_manifest(payload: bytes) -> Manifest:
 def _fields_of(given: dict[str, msgspec.Raw], types: dict[str, Any]) -> dict[str, Any]:
     """Decode the known fields of a manifest one by one; fields that only its extensions name are not even built."""
     declared = wire.decode(given["extensions"], _TYPES["extensions"], at="extensions") if "extensions" in given else []
-    if _KNOWN.intersection(declared):
+    if (_KNOWN - _EXTENSIONS).intersection(declared):
         raise MalformedManifest("an extension may not take the name of a field", field="extensions")
-    if extra := set(given).difference(_KNOWN, declared):
+    if extra := set(given).difference(_KNOWN - _EXTENSIONS, declared):
         name = min(extra)[:40]
         raise MalformedManifest(f"unknown field {name!r}", cause="the publisher uses a newer format", field=name)
+    for name in _EXTENSIONS.intersection(declared) - set(given):
+        raise MalformedManifest(f"the extension {name} is declared and is not there", field=name)
     for name in _REQUIRED:
         if name not in given:
             raise MalformedManifest(f"not a valid manifest: the required field `{name}` is missing", field=name)

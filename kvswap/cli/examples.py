@@ -18,8 +18,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "publish": (
         ("kvswap publish manual.txt", "whoever reaches this node can read it"),
+        ("kvswap publish texts/", "all texts of a folder as one document"),
+        ("kvswap publish --chat messages.json --tools tools.json", "what a conversation begins with"),
         ("kvswap publish notes.txt --group team", "for the members of a group"),
         ("kvswap publish manual.txt --codec predictive", "smaller, where a predictor was trained"),
+    ),
+    "advise": (
+        ("kvswap advise requests.jsonl", "a request of OpenAI's chat API a line"),
+        ("kvswap advise requests.jsonl --out prefixes/", "their texts as files, for kvswap publish"),
     ),
     "push": (
         ("kvswap push manual.txt file:///mnt/share/kv", "a share, a USB disk, the directory of a web server"),
@@ -38,6 +44,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "ask": (
         ('kvswap ask manual.txt "How do I reset it?"', ""),
+        ('kvswap ask --chat messages.json "And then?"', "from the longest published prefix"),
         ('kvswap ask sha256:ed56d002 "Who wrote it?" --max-tokens 16 --tofu', ""),
     ),
     "plan": (
@@ -89,6 +96,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "trust add": ((f"kvswap trust add {_PEER} --label ada", "kvswap id prints it, on her machine"),),
     "trust rm": ((f"kvswap trust rm {_PEER}", ""),),
     "trust rotate": (("kvswap trust rotate", ""),),
+    "llama": (
+        ("kvswap llama --model gemma.gguf", "at http://127.0.0.1:8080, as llama-server"),
+        ("kvswap llama -m gemma.gguf -c 32768 --port 9000 --quota 50G", "its flags are llama-server's"),
+        ("kvswap llama --server http://127.0.0.1:8081 --slot-save-path /dev/shm/slots", "before one that runs"),
+    ),
     "host": (
         ("kvswap host --model smollm2-135m --listen 0.0.0.0:8100", "starts a vLLM"),
         ("kvswap host --engine http://127.0.0.1:8000", "in front of one that runs"),

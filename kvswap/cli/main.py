@@ -23,6 +23,7 @@ from kvswap.core.version import __version__
 VERBS = {
     "daemon": ("daemon", "Run a node."),
     "publish": ("publish", "Prefill a text file and offer its KV cache to peers."),
+    "advise": ("advise", "Say from a log of requests which prefixes are worth publishing."),
     "push": ("push", "Put an artifact at an origin: a directory, a bucket."),
     "find": ("find", "Say who has an artifact or a document, without fetching it."),
     "fetch": ("fetch", "Make a published cache local and verified, when that is worth it."),
@@ -49,6 +50,7 @@ VERBS = {
     "unblock": ("block", "Serve and ask a peer again."),
     "trust": ("trust", "Publishers whose artifacts this node uses."),
     "host": ("host", "Answer others from hosted documents; or ask who does."),
+    "llama": ("llama", "Run llama-server so that it keeps what it prefilled over restarts."),
     "group": ("group", "Groups, for which documents can be sealed."),
     "id": ("id", "This node's ids and addresses."),
     "model": ("model", "Models: list, pull, check, remove."),
@@ -69,7 +71,7 @@ GROUPS = {
     "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw", "export", "import"),
     "Trust": ("verify", "trust", "group", "manifest"),
     "Network": ("id", "peers", "block", "unblock", "origin", "host", "events"),
-    "Models and costs": ("model", "codec", "economics", "bench"),
+    "Models and costs": ("model", "llama", "codec", "advise", "economics", "bench"),
     "This machine": ("config", "logs", "doctor", "mcp", "completion"),
 }
 

@@ -30,8 +30,8 @@ _LINE_BYTES = 4_096  # of a key or an invitation
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Answer(Protocol):
-    """What a verb answers: a result of `kvswap.api`, or a report of a package of its own."""
+class Printable(Protocol):
+    """The answer of a verb: a result of `kvswap.api`, or a report of a package of its own."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, as `--json` prints it."""
@@ -54,7 +54,7 @@ class Output:
 
         return Client(self.home)
 
-    def result(self, value: Answer, text: str | Callable[[], str]) -> None:
+    def result(self, value: Printable, text: str | Callable[[], str]) -> None:
         """Print the answer: one JSON line, or text without what a terminal would obey."""
         if self.as_json:
             streams.answer(json.dumps(value.to_json()), keep=True)
@@ -283,12 +283,18 @@ def read_document(path: Path, note: Callable[[str], None] = streams.write_line) 
 def reference(ref: str) -> tuple[str, str | None]:
     """Return the id that a user named, and the text where it was a file's path.
 
-    It is an artifact's id, a document's digest, or the path of a text file.  Raises `UsageError`, `InvalidDocument`.
+    It is an artifact's id, a document's digest, or the path of a text file or of a folder of them.  Raises
+    `UsageError`, `InvalidDocument`.
     """
     try:
         path = Path(ref).expanduser()
     except RuntimeError:  # of a user who is not known here
         path = Path(ref)
+    if path.is_dir():
+        from kvswap.core.folders import read_folder
+
+        text = read_folder(path).text
+        return document_digest(text.encode()), text
     if exists(path):
         data = read_document(path)
         return document_digest(data), data.decode()
@@ -296,7 +302,7 @@ def reference(ref: str) -> tuple[str, str | None]:
         return str(parse_reference(ref)), None
     except UsageError as error:
         raise UsageError(
-            f"{printable(ref)!r} is neither an artifact id, nor sha256:<hex>, nor a file",
+            f"{printable(ref)!r} is neither an artifact id, nor sha256:<hex>, nor a file or folder",
             cause="a typing error, or the file is somewhere else",
             hint="kvswap ls",
         ) from error

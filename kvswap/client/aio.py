@@ -14,7 +14,7 @@ from kvswap.client import calls
 from kvswap.client.answers import read_as
 from kvswap.client.base_aio import OnEvent
 from kvswap.client.sender_aio import to_thread
-from kvswap.client.values import AsyncArtifact, CacheReport, model_argument, read_document
+from kvswap.client.values import AsyncArtifact, CacheReport, model_argument, read_source, with_files
 from kvswap.client.verbs_aio import AsyncVerbs
 from kvswap.core.defaults import ANSWER_TOKENS, BLOCK_TOKENS, HEADROOM_TOKENS, TRAINING_TOKENS
 from kvswap.core.documents import check_text
@@ -83,14 +83,15 @@ class AsyncClient(AsyncVerbs):
         checkpoints: Sequence[int] = (),
         on_event: OnEvent | None = None,
     ) -> api.PublishResult:
-        """Prefill and publish a document, given as its text or as the path of its file.
+        """Prefill and publish a document, given as its text, or as the path of its file or folder.
 
         `checkpoints` are token counts that readers shall be able to resume at, beside the usual ones.
 
         A KV cache reveals its text: publish public documents, or seal it for the members of `group`.
         """
+        document, files = await to_thread(read_source, text)
         request = api.PublishRequest(
-            text=await to_thread(read_document, text),
+            text=document,
             model=model_argument(model),
             codec=codec,
             truncate=truncate,
@@ -98,7 +99,8 @@ class AsyncClient(AsyncVerbs):
             group=group,
             checkpoints=list(checkpoints),
         )
-        return await self._do(calls.publish(request), on_event)
+        done = await self._do(calls.publish(request), on_event)
+        return with_files(done, files) if files else done
 
     async def codec_train(
         self, corpus: str, *, model: str | None = None, tokens: int = TRAINING_TOKENS, on_event: OnEvent | None = None
@@ -219,12 +221,13 @@ class AsyncClient(AsyncVerbs):
         objective: Objective = MIX,
         ignore_eos: bool = False,
         host: str | None = None,
+        continuation: str | None = None,
         on_event: OnEvent | None = None,
     ) -> api.AskResult:
         """Answer from a document's cache, in the node's model process.
 
         `host`: ask the host with this PeerId, or with `auto` the best of those known where the plan says so.  A host
-        gets to know the question.
+        gets to know the question.  `continuation`: the text that follows a conversation's prefix (`render`).
         """
         request = api.AskRequest(
             ref=ref,
@@ -240,6 +243,7 @@ class AsyncClient(AsyncVerbs):
             group=group,
             ignore_eos=ignore_eos,
             host=host,
+            continuation=continuation,
             **api.aim_fields(objective),
         )
         return await self._do(calls.ask(request), on_event)

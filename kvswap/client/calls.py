@@ -288,6 +288,11 @@ def verify_store() -> Call[api.StoreCheck]:
     return _stream("StoreCheck", "/v1/verify", api.VerifyRequest(store=True))
 
 
+def render(request: api.RenderRequest) -> Call[api.RenderResult]:
+    """Render a conversation."""
+    return _stream("RenderResult", "/v1/render", request)
+
+
 def ask(request: api.AskRequest) -> Call[api.AskResult]:
     """Ask a question about a document."""
     return _stream("AskResult", "/v1/ask", request)

@@ -12,7 +12,8 @@ from kvswap.client.old import old_keywords
 from kvswap.core.defaults import HEADROOM_TOKENS
 
 if TYPE_CHECKING:
-    from kvswap.api import FetchResult
+    from kvswap.api import FetchResult, PublishResult
+    from kvswap.core.folders import FolderText
 
 
 def model_argument(name: str | None) -> str | None:
@@ -98,6 +99,29 @@ class CacheReport(Result, frozen=True, kw_only=True):
             fetched_tokens=fetched_tokens,
             artifact=artifact,
         )
+
+
+def read_source(document: str | Path) -> tuple[str, FolderText | None]:
+    """Return the text of a document, a file or a folder, and for a folder what it is made of.
+
+    Raises `InvalidDocument` for a file that is no UTF-8 text, or a folder without any.
+    """
+    if isinstance(document, str) or not document.is_dir():
+        return read_document(document), None
+    from kvswap.core.folders import read_folder
+
+    folder = read_folder(document)
+    return folder.text, folder
+
+
+def with_files(done: PublishResult, folder: FolderText) -> PublishResult:
+    """Return the result of publishing a folder with its files."""
+    from msgspec import structs
+
+    from kvswap.api import PublishedFile
+
+    files = [PublishedFile(path=file.path, sha256=file.sha256, bytes=file.bytes) for file in folder.files]
+    return structs.replace(done, files=files, left_out=list(folder.left_out))
 
 
 def read_document(document: str | Path) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Literal, overload
+from typing import IO, Any, Literal, overload
 
 from kvswap import api
 from kvswap.client import calls
@@ -33,6 +34,24 @@ class Verbs(Caller):
         """
         request = api.FindRequest(ref=ref, text=text, model=model_argument(model), publisher=publisher, group=group)
         return self._do(calls.find(request))
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] = (),
+        *,
+        question: str | None = None,
+        model: str | None = None,
+    ) -> api.RenderResult:
+        """Write a conversation as a model's chat template does: a document, with the token counts of its parts.
+
+        `publish` takes its `text` and `checkpoints`, `ask` its `document`, `text` and, with a `question`, its
+        `continuation`.  `messages` and `tools` are in the form of OpenAI's API.
+        """
+        request = api.RenderRequest(
+            messages=messages, tools=list(tools), question=question, model=model_argument(model)
+        )
+        return self._do(calls.render(request))
 
     @overload
     def verify(

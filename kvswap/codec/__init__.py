@@ -15,11 +15,13 @@ from kvswap.codec.parts import Part, raw_length
 from kvswap.codec.planes import Planes
 from kvswap.codec.predictive import Predictive, Predictor
 from kvswap.codec.predictive.context import Context
+from kvswap.codec.predictive2 import Predictive2
 from kvswap.codec.raw import Raw
 
 register(Raw())
 register(Planes())
 register(Predictive())
+register(Predictive2())
 register(Int8(by_channel=False))
 register(Int8(by_channel=True))
 

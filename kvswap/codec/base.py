@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from kvswap.codec.parts import OPAQUE, Part, check_parts, raw_length
+from kvswap.codec.parts import Part, check_parts, raw_length
 from kvswap.codec.predictive.context import Context
+from kvswap.core.defaults import OPAQUE_DTYPES
 from kvswap.core.errors import Incompatible, IntegrityError
 
 
@@ -47,6 +48,7 @@ class Codec(Protocol):
         """
 
 
+PREDICTED = ("predictive", "predictive2")  # the codecs that code against a predictor
 _PLANES_MAY_BE_BETTER = 0.6  # part of the raw size from which `planes` is tried as well
 _REGISTRY: dict[str, Codec] = {}
 
@@ -82,15 +84,17 @@ def get(name: str) -> Codec:
 def encode(parts: Sequence[Part], dtype: str, name: str, context: Context | None = None) -> tuple[str, bytes]:
     """Encode the parts with the named codec, or a simpler one where that is smaller.  Returns (id used, wire bytes).
 
-    What is quantised already stays `raw`.  `predictive` needs a context; without one for these layers, and where
-    prediction gains little, `planes` is tried and the smaller result taken.  Other codecs are compared with `raw`.
-    Raises `Incompatible` or `IntegrityError` for parts that no codec is specified for.
+    What is quantised already stays `raw`.  `predictive` is the codec that the context's predictor is for, it or
+    `predictive2`; so is `predictive2`.  Without a context for these layers, and where prediction gains little, `planes`
+    is tried and the smaller result taken.  Other codecs are compared with `raw`.  Raises `Incompatible` or
+    `IntegrityError` for parts that no codec is specified for.
     """
     check_parts(parts, dtype)
-    if dtype in OPAQUE:
+    if dtype in OPAQUE_DTYPES:
         name = "raw"
     raw = raw_length(parts)
-    if name == "predictive":
+    if name in PREDICTED:
+        name = context.predictor.codec if context is not None else name
         wire = get(name).encode(parts, dtype, context) if context is not None else None
         if wire is None or len(wire) > _PLANES_MAY_BE_BETTER * raw:
             plainer, other = encode(parts, dtype, "planes")
@@ -112,6 +116,6 @@ def decode(
     parts.
     """
     check_parts(parts, dtype)
-    if dtype in OPAQUE and name != "raw":
+    if dtype in OPAQUE_DTYPES and name != "raw":
         raise IntegrityError(f"a chunk of {dtype} is raw, and not {name[:40]!r}")
     get(name).decode(wire, parts, dtype, context)

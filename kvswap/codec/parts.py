@@ -19,9 +19,6 @@ WORD: dict[str, type[np.unsignedinteger[Any]]] = {
     "q8_0": np.uint8,
 }
 
-OPAQUE = frozenset({"q8_0"})
-"""Dtypes whose bytes are quantised already: every codec but `raw` loses there (zstd gains 3%)."""
-
 
 def raw_length(parts: Sequence[Part]) -> int:
     """Return the bytes of the parts without any coding."""

@@ -29,10 +29,11 @@ def check_document(data: bytes, name: str = "the document") -> str:
         text = data.decode()
     except UnicodeDecodeError as error:
         encoding = _MARKS.get(data[:2], "ENCODING")
+        pdf = data.startswith(b"%PDF")
         raise InvalidDocument(
             f"{name} is not UTF-8 text (byte {error.start})",
-            cause="a binary file, or another encoding",
-            hint=f"iconv -f {encoding} -t UTF-8 {name}",
+            cause="it is a PDF" if pdf else "a binary file, or another encoding",
+            hint=f"pdftotext {name} {name}.txt" if pdf else f"iconv -f {encoding} -t UTF-8 {name}",
         ) from error
     _check_content(text, name)
     return text
@@ -78,4 +79,9 @@ def _check_content(text: str, name: str) -> None:
     if not text.strip():
         raise InvalidDocument(f"{name} is empty", cause="no text, or white space alone", hint=f"look into {name}")
     if "\0" in text:
-        raise InvalidDocument(f"{name} holds NUL bytes", cause="a binary file", hint="give it as text")
+        wide = len(text) > 3 and max(text[start::2].count("\0") for start in (0, 1)) > len(text) // 4
+        raise InvalidDocument(
+            f"{name} holds NUL bytes",
+            cause="UTF-16 text, by its looks" if wide else "a binary file",
+            hint=f"iconv -f UTF-16{'BE' if text[0] == chr(0) else 'LE'} -t UTF-8 {name}" if wide else "give it as text",
+        )

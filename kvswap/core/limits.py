@@ -33,6 +33,7 @@ class Limits:
     chunk_bytes: int = 64 * MIB  # raw length of one chunk; wire length never exceeds raw + header
     chunk_target_bytes: int = 4 * MIB  # raw length the writer aims at from below
     probe_tokens: int = 64
+    probe_sketch_bytes: int = 64 * KIB  # of what a serving engine made of fixed tokens
     life_seconds: int = 366 * 86_400
     audit_bytes: int = 4 * KIB
     audit_samples: int = 4_096

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _JOINERS = "\u200c\u200d"  # Persian and emoji need them; they move nothing on a terminal
 
 
@@ -19,6 +21,18 @@ def printable(text: str, keep: str = "") -> str:
     if "\n" in keep and "\n" in text:  # line by line: hardly one of a long table has to be looked at by characters
         return text if text.replace("\n", "").isprintable() else "\n".join(printable(t, keep) for t in text.split("\n"))
     return "".join(c if c in keep or _fits(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def meant(word: str, words: Iterable[str]) -> str:
+    """Return a question after the one of these words that a mistyped one is most like, or nothing.
+
+    >>> meant("smolm2-135m", ["smollm2-135m", "qwen3-0.6b"])
+    "; did you mean 'smollm2-135m'?"
+    """
+    from difflib import get_close_matches  # of use for a mistake alone
+
+    like = get_close_matches(word, list(words), n=1)
+    return f"; did you mean {like[0]!r}?" if like else ""
 
 
 def is_printable(text: str) -> bool:

@@ -38,7 +38,14 @@ _DAY = 86_400.0  # seconds after which the mean weighs little against a new meas
 _PACE_SECONDS = 900.0  # time constant for which the last blocks tell of this machine's load
 _UNDER_WAY = 1.1  # factor by which prefill slows down while chunks arrive, until measured
 # Raw bytes per second of verifying, decoding and loading, until they are measured on this machine.
-LOAD_BYTES_PER_SECOND = {"raw": 0.8e9, "planes": 0.4e9, "predictive": 0.1e9, "int8": 0.4e9, "int8-channel": 0.4e9}
+LOAD_BYTES_PER_SECOND = {
+    "raw": 0.8e9,
+    "planes": 0.4e9,
+    "predictive": 0.1e9,
+    "predictive2": 0.2e9,
+    "int8": 0.4e9,
+    "int8-channel": 0.4e9,
+}
 
 
 def raw_by_codec(files: Iterable[ChunkRef | FileRef]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from aiohttp import web
 from msgspec import structs
@@ -13,7 +14,7 @@ from kvswap.api import CollectRequest
 from kvswap.api.store import ArtifactDetails, CollectResult, PinResult, RemoveResult, StoredArtifact
 from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid, parse_reference
-from kvswap.daemon.requests import reply, request_of, send_rows
+from kvswap.daemon.requests import reply, request_of, send_long, send_rows
 from kvswap.exchange import Node
 from kvswap.exchange.publishing.take_back import entries_of, take_back
 from kvswap.store import ArtifactRow
@@ -103,23 +104,28 @@ class ArtifactsApi:
             raise NotFound(f"{reference} is not in the store", hint="kvswap ls")
         return list(rows)
 
-    async def artifact(self, request: web.Request) -> web.Response:
+    async def artifact(self, request: web.Request) -> web.StreamResponse:
         """Show the manifest, the envelope, and where the chunk files are; with `?key=1` what opens them."""
         row = (await self._rows(request.match_info["ref"]))[0]
         with_key = request.query.get("key") == "1"
-        return reply(await asyncio.to_thread(self._whole, row, with_key))
+        return await send_long(request, await asyncio.to_thread(self._whole, row, with_key))
 
-    def _whole(self, row: ArtifactRow, with_key: bool) -> ArtifactDetails:
-        """Read all of an artifact but its files.  Blocks for as long as a manifest is large; call in a thread."""
+    def _whole(self, row: ArtifactRow, with_key: bool) -> dict[str, Any]:
+        """Read all of an artifact but its files.  Blocks for as long as a manifest is large; call in a thread.
+
+        Returns the JSON form of an `ArtifactDetails`, made without a call that goes over all of a manifest: such a one
+        keeps all threads.
+        """
         envelope = self._node.store.envelope(row.id) or b""
         statement = self._node.read(envelope)
-        return ArtifactDetails(
+        details = ArtifactDetails(
             **structs.asdict(self.shown([row])[0]),
-            manifest=statement.manifest.to_json(),
+            manifest={},
             envelope=base64.b64encode(envelope).decode(),
             chunks_directory=str(self._node.store.chunks_directory),
             key=statement.key.hex() if statement.key is not None and with_key else None,
         )
+        return details.to_json() | {"manifest": statement.manifest.to_json()}
 
     async def remove(self, request: web.Request) -> web.Response:
         """Remove an artifact, or all of a document, also from where it was pushed unless `?origins=keep`."""

@@ -27,7 +27,7 @@ from kvswap.core.tasks import until_done
 from kvswap.exchange.model_port import OnEvent, Outbox
 from kvswap.model.precision import VARIABLES
 from kvswap.worker import logs, protocol, start
-from kvswap.worker.conversation import Cancellation, LogFrame, Told, job_event, sign_of_life
+from kvswap.worker.conversation import Cancellation, LogFrame, NoticeFrame, job_event, sign_of_life
 from kvswap.worker.messages import Job, JobEnd, end_of, result_of
 
 R = TypeVar("R")
@@ -188,7 +188,7 @@ class Child:
         """Until cancelled; a process that is gone is noticed by whoever waits for its answer."""
         with contextlib.suppress(Lost):
             while True:
-                await self._send(Told(tell=await outbox.get()))
+                await self._send(NoticeFrame(notice=await outbox.get()))
                 self._activity += 1
 
     async def _receive(self, time: _Time) -> dict[str, Any]:

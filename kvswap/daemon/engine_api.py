@@ -9,10 +9,11 @@ from typing import Any
 
 from aiohttp import web
 
-from kvswap.api import PrefixRequest
+from kvswap.api import PrefixRequest, RenderRequest
 from kvswap.api.caches import ComputedResult, PrefixIndex, PrefixResult
+from kvswap.api.chat import RenderResult
 from kvswap.api.plans import summary_of
-from kvswap.artifact.manifest import ModelIdentity, Numerics
+from kvswap.artifact.manifest import DocumentRef, EngineProbe, ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import MalformedManifest, MalformedMessage, NotFound, UsageError
 from kvswap.core.limits import LIMITS
@@ -22,6 +23,7 @@ from kvswap.exchange.discovery.pulling import cached_prefix_keys
 from kvswap.exchange.model_port import OnEvent
 from kvswap.exchange.prefix import fetch_prefix, longest_cached_prefix
 from kvswap.exchange.publish_computed import Computed, publish_computed
+from kvswap.exchange.render import render
 from kvswap.exchange.request import Progress
 from kvswap.worker import protocol
 from kvswap.worker.conversation import ChunkEvent, FingerprintEvent, job_event
@@ -40,6 +42,7 @@ class EngineApi:
             web.post("/v1/beginning", self.cached_prefix),
             web.get("/v1/beginnings", self.prefix_index),
             web.post("/v1/computed", self.computed),
+            web.post("/v1/render", self.render),
         ]
 
     async def cached_prefix(self, request: web.Request) -> web.StreamResponse:
@@ -73,6 +76,15 @@ class EngineApi:
         version, keys = await cached_prefix_keys(self._node, request.query.get("version", ""), wait)
         packed = base64.b64encode(keys).decode() if keys is not None else None
         return reply(PrefixIndex(version=version, packed=packed))
+
+    async def render(self, request: web.Request) -> web.StreamResponse:
+        """Write a conversation by a model's chat template."""
+        asked = await request_of(request, RenderRequest)
+
+        async def work(progress: Progress) -> RenderResult:
+            return await render(self._node, asked)
+
+        return await stream(request, work)
 
     async def computed(self, request: web.Request) -> web.StreamResponse:
         """Publish what an engine computed.
@@ -136,6 +148,13 @@ class FrameReader:
                 pass
 
 
+def _predictor(given: Any) -> bytes | None:
+    """Check the size of a predictor that an engine sent.  Raises `ValueError` for what cannot be one."""
+    if given is not None and (not isinstance(given, bytes) or not 0 < len(given) <= LIMITS.predictor_bytes):
+        raise ValueError("a predictor is bytes under the cap")
+    return given
+
+
 def computed_of(head: dict[str, Any]) -> Computed:
     """Read the first frame, which says what was computed.  Raises `UsageError`."""
     try:
@@ -149,6 +168,9 @@ def computed_of(head: dict[str, Any]) -> Computed:
             numerics=wire.convert(head["numerics"], Numerics),
             group=str(group) if group is not None else None,
             compare=bool(head.get("compare", True)),
+            document=wire.convert(given, DocumentRef) if (given := head.get("document")) is not None else None,
+            predictor=_predictor(head.get("predictor")),
+            engine=wire.convert(probe, EngineProbe) if (probe := head.get("engine")) is not None else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _wrong("it begins with model, dtype, ids, block_tokens and numerics") from error

@@ -35,6 +35,8 @@ Work = Callable[[Progress], Awaitable[Result]]
 HEARTBEAT = {"event": "heartbeat"}
 NDJSON = "application/x-ndjson"
 HEARTBEAT_HEADER = "Kvswap-Heartbeat"  # seconds between them: a client may take silence of many for a frozen daemon
+_JSON = "application/json; charset=utf-8"
+_PIECE_BYTES = 1 << 18
 _HEARTBEAT_SECONDS = LIMITS.heartbeat_seconds
 
 
@@ -154,13 +156,61 @@ async def send_rows(request: web.Request, name: str, pages: Iterable[Sequence[Re
         pages = itertools.chain((page, after), rows)
     else:
         pages = itertools.chain(() if page is None else (page,), rows)
-    texts = _lines(pages) if lines else _texts(name, pages)
-    response = web.StreamResponse(headers={"Content-Type": NDJSON if lines else "application/json; charset=utf-8"})
+    return await _send_texts(request, _lines(pages) if lines else _texts(name, pages), NDJSON if lines else _JSON)
+
+
+async def send_long(request: web.Request, value: dict[str, Any]) -> web.StreamResponse:
+    """Answer with one JSON object whose lists may be long, made and sent a piece at a time."""
+    texts = _gathered(_pieces(value))
+    first = await asyncio.to_thread(next, texts)
+    if (second := await asyncio.to_thread(next, texts, None)) is None:
+        return web.Response(body=first, headers={"Content-Type": _JSON})
+    return await _send_texts(request, itertools.chain((first, second), texts), _JSON)
+
+
+async def _send_texts(request: web.Request, texts: Iterator[bytes], kind: str) -> web.StreamResponse:
+    """Answer with texts that are made in a thread, each when the one before was sent."""
+    response = web.StreamResponse(headers={"Content-Type": kind})
     await response.prepare(request)
     while (text := await asyncio.to_thread(next, texts, None)) is not None:
         await response.write(text)
     await response.write_eof()
     return response
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Yield the text of a JSON value, long lists a few elements at a time.
+
+    Making a text keeps all threads: no call may make a long one.
+    """
+    if isinstance(value, dict) and value:
+        between = "{"
+        for name, one in value.items():
+            yield f"{between}{json.dumps(name)}: "
+            yield from _pieces(one)
+            between = ", "
+        yield "}"
+    elif isinstance(value, list | tuple) and len(value) > ROWS_AT_ONCE:
+        between = "["
+        for start in range(0, len(value), ROWS_AT_ONCE):
+            yield between + json.dumps(value[start : start + ROWS_AT_ONCE])[1:-1]
+            between = ", "
+        yield "]"
+    else:
+        yield json.dumps(value)
+
+
+def _gathered(texts: Iterable[str]) -> Iterator[bytes]:
+    """Yield texts in pieces that are worth sending."""
+    waiting, length = [], 0
+    for text in texts:
+        waiting.append(text)
+        length += len(text)
+        if length >= _PIECE_BYTES:
+            yield "".join(waiting).encode()
+            waiting, length = [], 0
+    if waiting:
+        yield "".join(waiting).encode()
 
 
 def _lines(pages: Iterable[Sequence[Result]]) -> Iterator[bytes]:
@@ -227,19 +277,19 @@ async def stream(request: web.Request, work: Work) -> web.StreamResponse:
             raise _CallerGone from error
 
     running = request.config_dict.get(RUNNING) or Running()
-    told = running.begin(_verb(request))
+    state = running.begin(_verb(request))
 
     async def report(event: ProgressEvent) -> None:
-        told.note(event)
+        state.note(event)
         await send(event.to_json())
 
     async def follow() -> Result:
         try:
             done = await work(report)
         except BaseException as error:
-            running.end(told, error)
+            running.end(state, error)
             raise
-        running.end(told)
+        running.end(state)
         return done
 
     try:

@@ -17,7 +17,7 @@ _LISTED = 50  # requests under way that are shown; more are counted
 
 
 @dataclass(slots=True, eq=False)
-class Work:
+class RequestState:
     """A request that takes its time: what it is, how far it got, and the way that was taken, with the reason."""
 
     verb: str
@@ -50,16 +50,16 @@ class Work:
 class Running:
     """The requests of one daemon.  Used on its event loop."""
 
-    _now: list[Work] = field(default_factory=list)
-    _ended: deque[Work] = field(default_factory=lambda: deque(maxlen=_ENDED))
+    _now: list[RequestState] = field(default_factory=list)
+    _ended: deque[RequestState] = field(default_factory=lambda: deque(maxlen=_ENDED))
 
-    def begin(self, verb: str) -> Work:
+    def begin(self, verb: str) -> RequestState:
         """Note that a request begins."""
-        work = Work(verb, time.time())
+        work = RequestState(verb, time.time())
         self._now.append(work)
         return work
 
-    def end(self, work: Work, error: BaseException | None = None) -> None:
+    def end(self, work: RequestState, error: BaseException | None = None) -> None:
         """Note that it ended, and how."""
         self._now.remove(work)
         work.ended = time.time()
@@ -72,7 +72,7 @@ class Running:
         """The number of requests under way."""
         return len(self._now)
 
-    def listed(self) -> list[Work]:
+    def listed(self) -> list[RequestState]:
         """List the requests under way and then the last that ended, the newest first."""
         return self._now[: -_LISTED - 1 : -1] + list(self._ended)
 

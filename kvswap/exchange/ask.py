@@ -67,7 +67,9 @@ async def answer(node: Node, request: AskRequest, progress: Progress = silent) -
 def _check(request: AskRequest) -> None:
     if not request.question.strip():
         raise InvalidDocument("the question is empty")
-    if len(request.question.encode()) > LIMITS.question_bytes:
+    if request.continuation is not None and request.host is not None:
+        raise UsageError("a host continues documents, and no conversation of its asker's")
+    if max(len(text.encode()) for text in (request.question, request.continuation or "")) > LIMITS.question_bytes:
         raise InvalidDocument(f"the question is over {LIMITS.question_bytes} bytes")
     if not 1 <= request.max_tokens <= LIMITS.host_tokens:
         raise UsageError(f"between 1 and {LIMITS.host_tokens} tokens can be asked for")
@@ -168,6 +170,7 @@ class _Asking:
         node, request = self._node, self._request
         job = AnswerJob(
             question=request.question.strip(),
+            continuation=request.continuation,
             steps=request.max_tokens,
             block_tokens=node.settings.block_tokens,
             ignore_eos=request.ignore_eos,

@@ -75,7 +75,7 @@ def _checked(node: Node, statement: Statement) -> Export:
 async def archive_pieces(node: Node, export: Export) -> AsyncGenerator[bytes, None]:
     """Yield the archive piece by piece, one file in memory at a time.  Its files are not collected meanwhile."""
     statement = export.statement
-    with node.store.lease(export.files):
+    async with node.store.held(lambda: export.files):
         for piece in packed(manifest_name(statement.artifact), statement.envelope):
             yield piece
         for cid in export.files:

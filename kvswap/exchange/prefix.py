@@ -112,12 +112,7 @@ async def longest_cached_prefix(
             refresh(node, terms.lookup_seconds or REFRESH_SECONDS),
             prefixes_at_origins(node, wanted, called, terms.lookup_seconds),
         )
-        availabilities = [
-            _Availability(blocks, tuple(peers[:_OF_ONE_LENGTH]), identifiers, digests)
-            for identifiers, digests in called
-            for blocks, peers in node.network.prefix_indexes.ranked(digests)
-        ]
-    availabilities.sort(key=lambda availability: -availability.blocks)
+        availabilities = _claimed(node, called)
     search = _PrefixSearch(node, wanted, chain, block_tokens, terms, ids, within)
     await search.look(list(here.values()), search.deadline)
     await search.look([c for c in elsewhere if c.artifact not in here], search.deadline)
@@ -144,6 +139,16 @@ async def longest_cached_prefix(
         return best
     # What is here is complete for a reader of its end; before it, windows and states may still be elsewhere alone.
     return replace(best, peers=await holders(node, best.statement.artifact, await best.listed_files()))
+
+
+def _claimed(node: Node, called: Sequence[tuple[Identifiers, Sequence[bytes]]]) -> list[_Availability]:
+    """List what the prefix indexes of peers have of a document under each of its names, the longest first."""
+    found = [
+        _Availability(blocks, tuple(peers[:_OF_ONE_LENGTH]), identifiers, digests)
+        for identifiers, digests in called
+        for blocks, peers in node.network.prefix_indexes.ranked(digests)
+    ]
+    return sorted(found, key=lambda availability: -availability.blocks)
 
 
 class _PrefixSearch:

@@ -35,6 +35,7 @@ from kvswap.exchange.node.node import Node
 from kvswap.exchange.node.predictors import own as own_predictor
 from kvswap.exchange.node.predictors import path as predictor_path
 from kvswap.exchange.publishing.ingest import Ingested, ingest
+from kvswap.exchange.publishing.own_prefix import own_prefix
 from kvswap.exchange.publishing.signing import new_life, reusable
 from kvswap.exchange.publishing.withdrawal import superseded, withdraw_rows
 from kvswap.exchange.request import Progress, silent
@@ -80,7 +81,7 @@ async def publish(
             node.background.spawn(_publish_secondary(node, choice, lossless, other))
         return _result(alike, time.perf_counter() - began, reused=True)
     old = await asyncio.to_thread(superseded, node, source, document.reference) if source else []
-    ingested = None
+    ingested, reused_tokens = None, 0
     if lossless is None:
         ingested = "planes" if codec in LOSSY_CODECS else codec
         life = new_life(node, old[0].artifact if old else None)
@@ -91,7 +92,7 @@ async def publish(
             truncate=options.truncate,
             checkpoints=list(options.checkpoints),
         )
-        lossless = await _prefilled(node, choice, job, document, life, readers, progress)
+        lossless, reused_tokens = await _prefilled(node, choice, job, document, life, readers, progress)
     for statement in old:  # what stood at the source before is not what stands there now
         row = await asyncio.to_thread(node.store.get_artifact, str(statement.artifact))
         what = source if statement.seal is None else "its source"  # everybody is told why
@@ -100,7 +101,7 @@ async def publish(
     statement = lossless if ingested == codec else await transcoded(node, choice, lossless, codec, progress)
     if other:
         node.background.spawn(_publish_secondary(node, choice, lossless, other))
-    return _result(statement, time.perf_counter() - began, reused=False)
+    return _result(statement, time.perf_counter() - began, reused=False, reused_tokens=reused_tokens)
 
 
 def _other_codec(node: Node, choice: ModelChoice, codec: str, own: list[Statement]) -> str | None:
@@ -132,9 +133,14 @@ async def _prefilled(
     life: Life,
     readers: Group | None,
     progress: Progress,
-) -> Statement:
+) -> tuple[Statement, int]:
+    """Prefill and sign a document; return it with the tokens that an own artifact had already."""
+    reused = 0
+
     async def manifest(ingested: Ingested[PublishedCache]) -> Manifest:
+        nonlocal reused
         made = ingested.result
+        reused = made.reused
         node.learn_prefill(choice, made.samples)
         return Manifest(
             version=version_of(made.layout),
@@ -153,12 +159,19 @@ async def _prefilled(
         )
 
     predictor = await _predictor(node, choice, job.codec)
-    job = msgspec.structs.replace(job, predictor=_cid(predictor), chunks=str(node.store.chunks_directory))
+    base = await own_prefix(node, choice, job, readers or PUBLIC)
+    job = msgspec.structs.replace(
+        job,
+        predictor=_cid(predictor),
+        chunks=str(node.store.chunks_directory),
+        base=base.envelope if base is not None else None,
+        base_key=base.key if base is not None else None,
+    )
 
     async def run(on_event: OnEvent) -> PublishedCache:
         return await node.model.run(choice, job, on_event)
 
-    return await ingest(node, run, progress, manifest, readers, predictor=predictor)
+    return await ingest(node, run, progress, manifest, readers, predictor=predictor), reused
 
 
 async def _predictor(node: Node, choice: ModelChoice, codec: str) -> bytes | None:
@@ -204,7 +217,7 @@ async def transcoded(node: Node, choice: ModelChoice, lossless: Statement, codec
     async def run(on_event: OnEvent) -> TranscodedCache:
         return await node.model.run(choice, job, on_event)
 
-    with node.store.lease([f.id for f in lossless.manifest.files]):
+    async with node.store.held(lambda: [f.id for f in lossless.manifest.files]):
         file = None if codec in LOSSY_CODECS else lossless.manifest.fingerprint  # which is of the exact cache
         data = await asyncio.to_thread(node.store.get_chunk, file.id) if file is not None else None
         fingerprint = (
@@ -241,7 +254,7 @@ def _lossless(node: Node, own: list[Statement]) -> Statement | None:
     return next((s for s in lossless if not node.store.missing([f.id for f in s.manifest.files])), None)
 
 
-def _result(statement: Statement, seconds: float, *, reused: bool) -> PublishResult:
+def _result(statement: Statement, seconds: float, *, reused: bool, reused_tokens: int = 0) -> PublishResult:
     manifest, group = statement.manifest, statement.identifiers
     return PublishResult(
         artifact=str(statement.artifact),
@@ -258,4 +271,5 @@ def _result(statement: Statement, seconds: float, *, reused: bool) -> PublishRes
         divergence=DivergenceFigures.from_json(wire.plain(manifest.divergence)) if manifest.divergence else None,
         seconds=round(seconds, 3),
         reused=reused,
+        reused_tokens=reused_tokens,
     )

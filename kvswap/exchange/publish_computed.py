@@ -1,6 +1,7 @@
 """Publishing what a serving engine computed: it sends the chunks, this node signs what it says of them.
 
-An engine's kernels are not those of the model process, so nothing is claimed bitwise.  Where the node has the model,
+An engine's kernels are not those of the model process, so nothing is claimed bitwise, unless the engine says by a probe
+what it computes: then readers claim it who have the same engine, and compare the probe.  Where the node has the model,
 the engine's cache and one computed here answer the same question: equal tokens make the claim `token-verified`,
 anything else leaves it at `tolerance`.
 """
@@ -13,7 +14,17 @@ from dataclasses import dataclass
 import msgspec
 
 from kvswap.api.caches import ComputedResult, DivergenceFigures
-from kvswap.artifact.manifest import Divergence, Manifest, ModelIdentity, Numerics, Probe, TokenSequence, version_of
+from kvswap.artifact.manifest import (
+    Divergence,
+    DocumentRef,
+    EngineProbe,
+    Manifest,
+    ModelIdentity,
+    Numerics,
+    Probe,
+    TokenSequence,
+    version_of,
+)
 from kvswap.core.errors import Incompatible, IntegrityError, KvswapError, UsageError
 from kvswap.core.ids import blake3_digest
 from kvswap.exchange.model_port import own_model
@@ -41,6 +52,9 @@ class Computed:
     numerics: Numerics
     group: str | None = None
     compare: bool = True  # with what the model process computes, where there is one
+    document: DocumentRef | None = None
+    engine: EngineProbe | None = None
+    predictor: bytes | None = None  # what `predictive` chunks are coded against
 
     @property
     def prefix(self) -> TokenSequence:
@@ -61,8 +75,11 @@ async def publish_computed(
     name = computed.group or node.settings.group
     readers = node.trust.groups.get(name) if name else None
     prefix = await asyncio.to_thread(lambda: computed.prefix)
-    if computed.numerics.claim not in EXACTNESS_CLAIMS:
+    claims = (*EXACTNESS_CLAIMS, "bitwise") if computed.engine is not None else EXACTNESS_CLAIMS
+    if computed.numerics.claim not in claims:
         raise UsageError(f"what an engine made cannot be claimed to be {computed.numerics.claim[:40]!r}")
+    if computed.predictor is not None:
+        await asyncio.to_thread(_require_predictor, computed.predictor)
     before = await asyncio.to_thread(_own, node, computed, prefix, readers)
     if before is not None:
         return _result(before, None, reused=True)
@@ -80,9 +97,13 @@ async def publish_computed(
             tensors=ingested.result.tensors,
             chunks=ingested.refs,
             probe=NO_PROBE,
+            predictor=ingested.predictor,
             fingerprint=ingested.fingerprint,
             life=new_life(node),
             publisher=node.identity.own,
+            document=computed.document,
+            extensions=["engine"] if computed.engine is not None else [],
+            engine=computed.engine,
         )
         compared = await _compared(node, computed, manifest, ingested) if computed.compare else None
         if compared is None:
@@ -93,7 +114,16 @@ async def publish_computed(
         numerics = msgspec.structs.replace(computed.numerics, claim=claim)
         return msgspec.structs.replace(manifest, numerics=numerics, probe=compared.probe)
 
-    return _result(await ingest(node, run, progress, describe, readers), divergence, reused=False)
+    return _result(
+        await ingest(node, run, progress, describe, readers, predictor=computed.predictor), divergence, reused=False
+    )
+
+
+def _require_predictor(data: bytes) -> None:
+    """Check that a predictor loads, as readers will load it.  Raises `IntegrityError`."""
+    from kvswap.codec import predictive  # numpy, which most nodes have no use for
+
+    predictive.load(data)
 
 
 def _require_alike(divergence: Divergence) -> None:

@@ -34,7 +34,7 @@ from kvswap.exchange.verification.outcomes import conclude, dispute, is_own, rea
 from kvswap.exchange.verification.use import require_text
 from kvswap.trust import Statement, verify_envelope
 from kvswap.trust.accusation import accuses, claims
-from kvswap.trust.figures import Figures
+from kvswap.trust.figures import CheckFigures
 from kvswap.trust.levels import Level, LevelReport, LevelResult, due
 from kvswap.trust.noise import Noise, NoiseRecord
 from kvswap.trust.sampling import new_seed
@@ -133,7 +133,7 @@ async def run_checks(
     files, every = await asyncio.to_thread(_file_ids, manifest)  # of a prefix other ones are here
     lacking = set(await asyncio.to_thread(node.store.missing, every))
     absent = files & lacking
-    with node.store.lease(every):
+    async with node.store.held(lambda: every):
         if Level.DIGESTS in levels:
             began = time.perf_counter()
             await asyncio.to_thread(_check_chunks, node, every - lacking)
@@ -144,7 +144,9 @@ async def run_checks(
             )
         if Level.DIGESTS in levels:
             results.append(
-                LevelResult(Level.DIGESTS, "passed", time.perf_counter() - began, figures=Figures(files=len(files)))
+                LevelResult(
+                    Level.DIGESTS, "passed", time.perf_counter() - began, figures=CheckFigures(files=len(files))
+                )
             )
         model = [level for level in levels if level > Level.DIGESTS]
         if model:
@@ -184,7 +186,7 @@ def forget_damaged(node: Node, statement: Statement) -> int:
 def _policy(node: Node, statement: Statement) -> LevelResult:
     publisher = statement.manifest.publisher
     stale = status_records.freshness(node, publisher)
-    figures = Figures(publisher=publisher, withdrawals=stale or "none")
+    figures = CheckFigures(publisher=publisher, withdrawals=stale or "none")
     try:
         status_records.require_current(node, statement)
         audits.refuse_if_failed(node, statement)

@@ -14,7 +14,7 @@ from typing import Any
 from kvswap.core.errors import KvswapError, NotFound, UsageError
 from kvswap.core.files import exists
 from kvswap.core.settings import Settings, absolute_model
-from kvswap.core.text import printable
+from kvswap.core.text import meant, printable
 from kvswap.model.files import ADAPTER
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[A-Za-z0-9][\w.-]*)?")  # org/name, or org/name@revision
@@ -114,7 +114,7 @@ def local_directory(name: str, models: Path) -> Path:
         )
     if name not in entries() and not _HUB_ID.fullmatch(name) and not is_complete(models / name.replace("/", "--")):
         raise UsageError(
-            f"unknown model {printable(name)!r}",
+            f"unknown model {printable(name)!r}{meant(name, {*entries(), *pulled(models)})}",
             cause="neither in the catalogue, nor a directory, nor org/name",
             hint="kvswap model ls",
         )

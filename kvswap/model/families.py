@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import Any
 
 from kvswap.artifact.checkpoints import spacing, state_bytes
 from kvswap.artifact.specs import LayerSpec, TensorSpec
 from kvswap.core.defaults import BLOCK_TOKENS
 from kvswap.core.errors import Incompatible
-from kvswap.model import quantisation, states
-from kvswap.model.named import NAMED
+from kvswap.model import checking, quantisation, states
 from kvswap.model.states import number
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -285,6 +283,8 @@ class Checked:
     window_bytes: int  # at most, however long the text is: of layers with one
     state_bytes: int  # at every checkpoint, the end among them: of layers that keep states
     checkpoint_tokens: int  # between two checkpoints, by default; 0: only the end is one
+    sampled: str  # what V5 draws of an artifact and computes again: "positions" or "intervals"
+    by_digest: str  # whether it is verified by the document's digest alone: "yes", "within the window" or "no"
     latent: bool  # whether it keeps a latent for all heads (MLA) as its keys, and a rotary key as its values
     refused: str
     without: tuple[str, ...]  # what does not work although it is exchanged, with the reason
@@ -314,6 +314,8 @@ def check(config: Config, dtype: str = "bfloat16") -> Checked:
         window_bytes=sum((window - 1) * width for window, width in each if window is not None),
         state_bytes=state_bytes(layers, dtype),
         checkpoint_tokens=BLOCK_TOKENS * spacing(layers, dtype, BLOCK_TOKENS),
+        sampled=checking.sampled(text_of(config), layers) if layers else "",
+        by_digest=checking.by_digest(text_of(config), layers) if layers else "",
         latent=bool(layers) and text_of(config).get("model_type") in _LATENT,
         refused=refused,
         without=tuple(_without(config, layers)) if layers else (),
@@ -328,6 +330,8 @@ def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
         said.append("resuming before the end of what an untrusted publisher made: it is used whole or not at all")
     if any(layer.window is not None for layer in layers):
         said.append("the codec `predictive` on sliding layers, which are packed by `planes`")
+    if any(layer.kind == "full" and not layer.is_key_value for layer in layers):
+        said.append("the codec `predictive` on layers with an index, which are packed by `planes`")
     if any(layer.has_states for layer in layers):
         said.append("the codec `predictive` on states, which are packed by `planes`")
         said.append("vLLM: states are refused by the connector")
@@ -335,52 +339,3 @@ def _without(config: Config, layers: Sequence[LayerSpec]) -> list[str]:
     if kind in _LATENT and kind not in ("deepseek_v2", "deepseek_v3"):
         said.append("vLLM: the latents (MLA) of this model type are refused by the connector")
     return said
-
-
-def page() -> str:
-    """Return `docs/models.md`: every model type of the table, by the names that people know."""
-    taken = [f for f in FAMILIES.values() if not f.refused]
-    lines = [
-        "# Models",
-        "",
-        "<!-- made by `python -m kvswap.model.families > docs/models.md` -->",
-        "",
-        "`kvswap model check DIRECTORY` says of a model on this machine what its cache is made of, what it weighs,",
-        "and what works with it, from its `config.json` alone. The table has the model types that are tested, each",
-        "with a tiny random model, bit for bit. Other decoder-only models with full or sliding attention usually",
-        "work too; what does not is refused by name before any work begins.",
-        "",
-        *wrap(
-            f"That is a matrix of {len(taken)} model types, {len(DTYPES)} dtypes and {len(WAYS)} ways, "
-            f"{len(taken) * len(DTYPES) * len(WAYS)} cells: {', '.join(WAYS)}. "
-            "A test runs each of them; none may be skipped.",
-            120,
-        ),
-        "",
-        "## The models that are used most",
-        "",
-        "| model | `model_type` | exchanged |",
-        "|---|---|---|",
-        *(
-            f"| {name} | `{kind}` | {(FAMILIES[kind].refused and 'no: ' + FAMILIES[kind].refused) or 'yes'} |"
-            for name, kind in NAMED.items()
-        ),
-        "",
-        "## All that are tested",
-        "",
-        "| models | `model_type` |",
-        "|---|---|",
-        *(f"| {family.names} | `{family.model_type}` |" for family in taken),
-        "",
-        "## Refused",
-        "",
-        "| models | `model_type` | why |",
-        "|---|---|---|",
-        *(f"| {f.names} | `{f.model_type}` | {f.refused} |" for f in FAMILIES.values() if f.refused),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -170,7 +170,16 @@ def _settings(config: Any) -> dict[str, Any]:
     """Return the part of a configuration that affects the computation."""
     given = config.get_text_config(decoder=True).to_dict()
     given.pop("quantization_config", None)  # compared by itself: weights may be quantised, or widened, when loaded
-    return {k: v for k, v in given.items() if not k.startswith(_IDLE) and k not in _IDLE_TOO}
+    return _working(given)
+
+
+def _working(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave the fields out that are labels; some configurations have others in them, with labels of their own."""
+    return {
+        name: _working(value) if isinstance(value, Mapping) else value
+        for name, value in given.items()
+        if not str(name).startswith(_IDLE) and name not in _IDLE_TOO
+    }
 
 
 def _check_state(model: Any) -> None:

@@ -89,6 +89,8 @@ _SHAPES: dict[str, Callable[[Config], Shapes]] = {
     "zamba2": _mamba2,
     "zaya": _zaya,
 }
+STATEFUL = frozenset(_SHAPES)
+"""The model types whose layers, some of them, keep states."""
 _STATE_SIZE = {"zamba2": 64}
 _STATES_ALONE = {"mamba2"}  # every layer keeps states, whatever the file lists
 _IN_MODEL_DTYPE = {"zaya"}  # the recurrent states of the others are float32
@@ -98,7 +100,7 @@ _PATTERN = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "mo
 
 def keeps_states(text: Config) -> bool:
     """Return True for a model type whose layers, some of them, keep states."""
-    return text.get("model_type") in _SHAPES
+    return text.get("model_type") in STATEFUL
 
 
 def state_tensors(text: Config, dtype: str) -> tuple[TensorSpec, ...]:

@@ -229,10 +229,20 @@ class Ledger:
 
     def _free_capacity(self) -> bool:
         """Drop a record that is not to be kept any more, else of a sender of invalid data where there are many."""
-        rows = self.table.items()
-        spare = [peer for peer, record in rows if not record.kept]
-        invalid_senders = [peer for peer, record in rows if record.sends_invalid_data and not record.blocked]
-        others = [peer for peer, record in rows if not record.sends_invalid_data and not record.blocked]
+        since = time.time() - LIMITS.invalid_data_seconds
+        spare: list[str] = []
+        invalid_senders: list[str] = []
+        others: list[str] = []
+        for peer, record in self.table.items():  # as often as somebody new comes: one pass, and the time is asked once
+            if record.blocked:
+                continue
+            if record.lied_at > since:
+                invalid_senders.append(peer)
+            elif record.bytes_in:
+                others.append(peer)
+            else:
+                spare.append(peer)
+                break
         given = spare or (invalid_senders if len(invalid_senders) > _INVALID_SENDERS or not others else others)
         if given:
             self.table.evict(given[0])

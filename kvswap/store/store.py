@@ -21,7 +21,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 
 from kvswap.core.errors import KvswapError, NotFound
@@ -220,9 +220,13 @@ class Store(Artifacts):
     def lease(self, cids: Iterable[Cid] = ()) -> AbstractContextManager[Callable[[Cid], None]]:
         """Hold these chunks, and those passed to the yielded function, so that they are not collected meanwhile.
 
-        It waits for nothing: it may be taken on an event loop.
+        It waits for nothing: it may be taken on an event loop, of a few chunks; `held` takes one of many.
         """
         return self._chunks.leases.lease(cids)
+
+    def held(self, named: Callable[[], Iterable[Cid]]) -> AbstractAsyncContextManager[None]:
+        """Hold the chunks that `named` returns, so that they are not collected; walks in threads."""
+        return self._chunks.leases.held(named)
 
     def collect(self, target_bytes: int | None = None) -> int:
         """Delete chunks of no artifact, then unpinned artifacts until at most `target_bytes` are used.

@@ -14,7 +14,7 @@ from kvswap.trust.noise import MICRO
 _FRACTIONS = ("chance", "worst", "margin")
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class CheckFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The figures of one check; None: this level has no such figure.  Their order is that of the JSON form."""
 
     publisher: str | None = None

@@ -22,7 +22,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from kvswap.core.words import LEVELS
-from kvswap.trust.figures import Figures
+from kvswap.trust.figures import CheckFigures
 
 Verdict = Literal["passed", "failed", "skipped"]
 
@@ -64,7 +64,7 @@ class LevelResult:
     verdict: Verdict
     seconds: float = 0.0
     why: str = ""
-    figures: Figures = Figures()  # noqa: RUF009 - it is frozen
+    figures: CheckFigures = CheckFigures()  # noqa: RUF009 - it is frozen
     proven: bool = False
 
     def to_json(self) -> dict[str, Any]:

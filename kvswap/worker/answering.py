@@ -29,7 +29,8 @@ def answer(context: JobContext, job: AnswerJob) -> ComputedAnswer:
 
     loaded, pipe = context.loaded, context.pipe
     began = time.perf_counter()
-    following = loaded.tokenize_continuation(question_text(loaded.tokenizer, job.question))
+    asked = job.continuation if job.continuation is not None else question_text(loaded.tokenizer, job.question)
+    following = loaded.tokenize_continuation(asked)
     if not following:
         raise InvalidDocument("the question is empty")
     ready = _ready(context, job, len(following) + job.steps)

@@ -61,13 +61,14 @@ def codec_rates(
         for span in Blocks(tokens, block_tokens)
     ]
     out: dict[str, tuple[int, int, int]] = {}
-    for name in ("raw", "planes", *(["predictive"] if known is not None else [])):
+    predicted = known.codec if known is not None else None
+    for name in ("raw", "planes", *([predicted] if predicted is not None else [])):
         encoded: list[list[tuple[Any, ...]]] = []
         for number, block in enumerate(blocks):
             earlier: Layers = {}
             chunks: list[tuple[Any, ...]] = []
             for group, parts in enumerate(block):
-                used = known if name == "predictive" else None
+                used = known if name == predicted else None
                 context = context_of(used, shape, group, number * block_tokens, earlier)
                 dtype = shape.group_dtype(group)
                 chunks.append((encode_chunk(parts, dtype, name, number, group, context), context, parts, dtype))

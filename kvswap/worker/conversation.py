@@ -118,10 +118,10 @@ class Cancellation(PipeMessage, frozen=True, kw_only=True):
     cancel: Literal[True] = True
 
 
-class Told(PipeMessage, frozen=True, kw_only=True):
+class NoticeFrame(PipeMessage, frozen=True, kw_only=True):
     """A notice on its way to the job that is running."""
 
-    tell: Notice
+    notice: Notice = msgspec.field(name="tell")
 
 
 def notice_of(message: Any) -> Notice:

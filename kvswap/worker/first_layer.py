@@ -13,7 +13,7 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.specs import LayerSpec
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.trust.accusation import accuses, proof
-from kvswap.trust.figures import Figures, micro
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import ROUNDING
 from kvswap.worker.document import DocumentTokens
@@ -47,7 +47,7 @@ def first_layer_result(loaded: Any, held: LayerTensors, ids: Sequence[int], mani
     tokens = len(ids) - first
     worst = round(min(float(errors.max()), 1e6), 2)  # in multiples of what is allowed
     bitwise = all(torch.equal(*pair) for pair in pairs)
-    figures = Figures(positions=tokens, wrong=len(wrong), worst=micro(worst), bitwise=bitwise)
+    figures = CheckFigures(positions=tokens, wrong=len(wrong), worst=micro(worst), bitwise=bitwise)
     if not wrong:
         return LevelResult(Level.TOKENS, "passed", figures=figures)
     why = (

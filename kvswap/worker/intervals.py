@@ -21,7 +21,7 @@ from kvswap.artifact.manifest import Manifest
 from kvswap.artifact.sealing import Seal
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible
-from kvswap.trust.figures import Figures, micro
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.intervals import Draw, Interval
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Errors, Score, Spread
@@ -85,7 +85,7 @@ def check_intervals(
 
     Returns V5's outcome, with how many intervals there are and the chance of finding one that is wrong.
     """
-    figures = Figures(
+    figures = CheckFigures(
         intervals=len(draw.intervals),
         of_intervals=draw.of,
         chance=micro(round(draw.chance, 4)),

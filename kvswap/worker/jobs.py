@@ -19,6 +19,7 @@ from kvswap.worker.conversation import JobEvent
 from kvswap.worker.inbox import Inbox, JobContext, JobPipe
 from kvswap.worker.messages import Job
 from kvswap.worker.publishing import publish
+from kvswap.worker.rendering import render
 from kvswap.worker.training import train
 from kvswap.worker.transcoding import transcode
 from kvswap.worker.verifying import verify
@@ -104,6 +105,7 @@ def measure_noise(context: JobContext, job: messages.NoiseJob) -> messages.Measu
 
 _JOBS: dict[type[Job[Any]], Callable[[JobContext, Any], Any]] = {
     messages.TokenizeJob: tokenize,
+    messages.RenderJob: render,
     messages.CalibrateJob: calibrate,
     messages.PublishJob: publish,
     messages.TranscodeJob: transcode,

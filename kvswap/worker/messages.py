@@ -14,7 +14,7 @@ from kvswap.artifact.manifest import Divergence, ModelIdentity, Numerics, Probe,
 from kvswap.artifact.specs import Layout, TensorDigests
 from kvswap.core import wire
 from kvswap.core.errors import UsageError, WorkerFailed
-from kvswap.trust.figures import Figures
+from kvswap.trust.figures import CheckFigures
 from kvswap.trust.levels import Level, LevelResult, Verdict
 from kvswap.trust.noise import MICRO, NoiseRecord
 
@@ -70,6 +70,27 @@ class TokenizeJob(Job[TokenizedText], frozen=True, kw_only=True, tag="tokenize")
     block_tokens: int
 
 
+class RenderedChat(PipeMessage, frozen=True, kw_only=True):
+    """A conversation as the model's template writes it."""
+
+    text: str
+    tokens: int
+    parts: list[tuple[str, int, int]]
+    """Where its parts end: `system`, `tools` or `message`, the number of the message, tokens up to the end."""
+    states: bool
+    """The model keeps states."""
+    continuation: str | None
+    """The text that follows for the question that was given."""
+
+
+class RenderJob(Job[RenderedChat], frozen=True, kw_only=True, tag="render"):
+    """Render a conversation by the model's chat template."""
+
+    chat: bytes
+    """JSON of an object with `messages` and `tools`: the pipe carries no floats."""
+    question: str | None = None
+
+
 class Calibrated(PipeMessage, frozen=True, kw_only=True):
     """The costs of prefill and codecs on this machine."""
 
@@ -98,6 +119,8 @@ class PublishedCache(PipeMessage, frozen=True, kw_only=True):
     probe: Probe
     samples: Samples
     prefill_us: int
+    reused: int = 0
+    """The tokens that came from `PublishJob.base`."""
 
 
 class PublishJob(Job[PublishedCache], frozen=True, kw_only=True, tag="publish"):
@@ -114,6 +137,9 @@ class PublishJob(Job[PublishedCache], frozen=True, kw_only=True, tag="publish"):
     """The CID of the predictor, among the `chunks`, that the codec needs."""
     chunks: str | None = None
     """The directory of the node's chunks."""
+    base: bytes | None = None
+    """The envelope of an own artifact whose first blocks, all in `chunks`, may be those of this document."""
+    base_key: bytes | None = None
 
 
 class EngineComputed(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,6 +255,8 @@ class AnswerJob(Job[ComputedAnswer], frozen=True, kw_only=True, tag="answer"):
     """
 
     question: str
+    continuation: str | None = None
+    """The text that follows the document, where it is not a user turn with the question."""
     steps: int
     """The most tokens of the answer."""
     block_tokens: int
@@ -253,7 +281,7 @@ class CheckResult(PipeMessage, frozen=True, kw_only=True):
     us: int
     why: str
     proven: bool
-    figures: Figures
+    figures: CheckFigures
 
     @classmethod
     def of(cls, result: LevelResult) -> CheckResult:
@@ -312,6 +340,7 @@ class NoiseJob(Job[MeasuredNoise], frozen=True, kw_only=True, tag="noise"):
 AnyJob = (
     OpenJob
     | TokenizeJob
+    | RenderJob
     | CalibrateJob
     | PublishJob
     | TranscodeJob

@@ -1,7 +1,7 @@
 """The frames between node and model process, on a socket of their own.
 
 A frame is a big-endian u32 length and that many bytes of msgpack: a struct of `messages` or `conversation`.  The node
-sends `{"job": name, ...}`, `{"tell": ...}` for the job that is running (`Told`), or `{"cancel": true}`
+sends `{"job": name, ...}`, `{"tell": ...}` for the job that is running (`NoticeFrame`), or `{"cancel": true}`
 (`Cancellation`); the process answers with any number of `{"event": ...}` frames and one `{"result": ...}` or
 `{"error": ...}` (`JobEnd`).  A `Heartbeat` is sent every few seconds while a job runs, whatever it does; a `LogFrame`
 is a record for the node's log (`logs`).

@@ -6,6 +6,7 @@ them.  At most `LIMITS.blocks_in_flight` encoded or waiting blocks exist at a ti
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +22,9 @@ from kvswap.artifact.specs import Layout
 from kvswap.core.limits import LIMITS
 from kvswap.worker.chunks import chunk_source, known_predictor
 from kvswap.worker.conversation import ChunkEvent, FingerprintEvent, JobEvent
-from kvswap.worker.inbox import JobContext, JobPipe
+from kvswap.worker.inbox import JobContext
 from kvswap.worker.messages import PublishedCache, PublishJob, Samples
+from kvswap.worker.reusing import ReusedPrefix, reused_prefix
 
 PROBE_TEXT = "\n\nIn summary,"
 
@@ -33,17 +35,16 @@ def publish(context: JobContext, job: PublishJob) -> PublishedCache:
 
     codecs.get(job.codec)
     known = known_predictor(context, job.predictor, chunk_source(job.chunks))
-    return Publishing(context.loaded, job.codec, known, context.pipe).run(
-        job.text, job.block_tokens, job.truncate, job.checkpoints
-    )
+    return Publishing(context, job, known).run(job.text, job.block_tokens, job.truncate, job.checkpoints)
 
 
 class Publishing:
     """One document being published in one codec; `run` is called once."""
 
-    def __init__(self, loaded: Any, codec: str, predictor: Any, pipe: JobPipe) -> None:
-        self._loaded, self._codec, self._predictor = loaded, codec, predictor
-        self._pipe = pipe
+    def __init__(self, context: JobContext, job: PublishJob, predictor: Any) -> None:
+        self._loaded, self._codec, self._predictor = context.loaded, job.codec, predictor
+        self._context, self._job = context, job
+        self._pipe = context.pipe
         self._gate = threading.BoundedSemaphore(LIMITS.blocks_in_flight)
         self._layout: Layout | None = None
 
@@ -67,13 +68,15 @@ class Publishing:
             ids = _whole_blocks(ids, loaded.context - len(question) - PROBE_STEPS, block_tokens)
         check_reach(loaded, len(ids), len(question) + PROBE_STEPS, block_tokens)
         check_length(loaded, len(ids))
-        cache = new_cache(loaded.model.config, len(ids) + len(question) + PROBE_STEPS)
+        more = len(question) + PROBE_STEPS
+        blocks = Blocks(len(ids), block_tokens, sorted({n for n in checkpoints if 0 < n < len(ids)}))
+        reused = reused_prefix(self._context, self._job, ids, blocks, more)
+        cache = reused.cache if reused is not None else new_cache(loaded.model.config, len(ids) + more)
         began = time.perf_counter()
         pending: list[Future[None]] = []
         with ThreadPoolExecutor(1, "kvswap-encode") as pool:
             try:
-                blocks = Blocks(len(ids), block_tokens, sorted({n for n in checkpoints if 0 < n < len(ids)}))
-                samples = self._prefill(cache, ids, blocks, sorted(checkpoints), pool, pending)
+                samples = self._prefill(cache, ids, blocks, reused, pool, pending)
             except BaseException:
                 for future in pending:
                     future.cancel()
@@ -97,6 +100,7 @@ class Publishing:
             probe=Probe(question=question, tokens=probe.ids, logits=bytes.fromhex(probe.logits_digest[7:])),
             samples=micro(samples),
             prefill_us=int(prefill_seconds * 1e6),
+            reused=reused.tokens if reused is not None else 0,
         )
 
     def _prefill(
@@ -104,38 +108,48 @@ class Publishing:
         cache: Any,
         ids: Sequence[int],
         blocks: Blocks,
-        checkpoints: Sequence[int],
+        reused: ReusedPrefix | None,
         pool: ThreadPoolExecutor,
         pending: list[Future[None]],
     ) -> list[list[float]]:
-        """Prefill, and return [tokens before, tokens, seconds] of each block; encoding jobs are added to `pending`."""
+        """Prefill, and return [tokens before, tokens, seconds] of each block; encoding jobs are added to `pending`.
+
+        What is `reused` is in the cache, and encoded like the rest.
+        """
         from kvswap.model.cache import capture_block
-        from kvswap.model.prefill import canonical_prefill
+        from kvswap.model.prefill import Block, canonical_prefill
 
         samples: list[list[float]] = []
-        for block in canonical_prefill(self._loaded, cache, ids, blocks.block_tokens, cuts=blocks.cuts):
+        start = reused.tokens if reused is not None else 0
+        held = (Block(number, *blocks.span(number), 0.0) for number in range(blocks.until(start)))
+        computed = canonical_prefill(self._loaded, cache, ids, blocks.block_tokens, start, blocks.cuts)
+        for block in itertools.chain(held, computed):
             self._pipe.check()
             if self._layout is None:
-                self._layout = self._planned(cache, blocks, checkpoints)
+                self._layout = self._planned(cache, blocks)
             shape, span = self._layout, (block.start, block.stop)
-            samples.append([block.start, block.stop - block.start, block.seconds])
+            if block.start >= start:
+                samples.append([block.start, block.stop - block.start, block.seconds])
             self._gate.acquire()
             groups = [g for g in range(len(shape.groups)) if layout.raw_length(shape, g, *span)]
-            tensors = [(group, capture_block(cache, shape, group, *span)) for group in groups]
+            if reused is not None and block.start < start:
+                tensors = [(group, reused.parts(shape, group, *span)) for group in groups]
+            else:
+                tensors = [(group, capture_block(cache, shape, group, *span)) for group in groups]
             pending.append(pool.submit(self._encode, shape, tensors, block))
             self._pipe.send(PrefillEvent(block=block.index + 1, blocks=len(blocks), tokens=block.stop))
             while pending and pending[0].done():
                 pending.pop(0).result()
         return samples
 
-    def _planned(self, cache: Any, blocks: Blocks, checkpoints: Sequence[int]) -> Layout:
+    def _planned(self, cache: Any, blocks: Blocks) -> Layout:
         """Return the layout of a cache that holds its first block."""
         from kvswap.model.cache import layer_specs
 
         loaded = self._loaded
         specs = layer_specs(cache)
         groups = layout.plan_groups(specs, loaded.dtype, blocks.block_tokens)
-        held = usual_checkpoints(specs, loaded.dtype, blocks, checkpoints)
+        held = usual_checkpoints(specs, loaded.dtype, blocks, sorted(self._job.checkpoints))
         return layout_of(loaded.dtype, loaded.rope(), specs, groups, held)
 
     def _encode(self, shape: Layout, tensors: list[tuple[int, list[Any]]], block: Any) -> None:

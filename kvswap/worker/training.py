@@ -118,22 +118,22 @@ def train_predictor(
 def _stacks(
     loaded: Any, corpus: Path, specs: Sequence[LayerSpec], block_tokens: int, check: Callable[[], None], size: Size
 ) -> list[tuple[list[int], trainers.Trainer]]:
-    """Return a trainer for each kind of layer that keeps all of a document, with the numbers of its layers."""
+    """Return a trainer for each kind of layer that is predicted, with the numbers of its layers."""
     from kvswap.artifact.tensors import as_part
 
     stacks: dict[LayerSpec, list[int]] = {}
     for index, spec in enumerate(specs):
-        if spec.kind == "full":  # a sliding layer has forgotten most of a document at its end
+        if _predicted(spec):
             stacks.setdefault(spec, []).append(index)
     if not stacks:
         raise Incompatible(
-            "this model has no layer that attends to all of a document",
-            cause="its layers have sliding windows, of which little is left to predict at a document's end",
+            "this model has no layer that attends to all of a document and keeps keys and values alone",
+            cause="nothing is predicted of sliding windows, of states, and of layers with an index",
             hint="kvswap publish --codec planes",
             field="layout",
         )
     powers = rope.powers(_frequencies(loaded))
-    frequent = frequent_tokens(loaded.tokenize, corpus, size.token_table) if specs[0].kind == "full" else []
+    frequent = frequent_tokens(loaded.tokenize, corpus, size.token_table) if _predicted(specs[0]) else []
     first = [
         _prefill(loaded, frequent[at : at + _DOCUMENT_TOKENS], block_tokens, check)[0][0]
         for at in range(0, len(frequent), _DOCUMENT_TOKENS)
@@ -145,6 +145,11 @@ def _stacks(
         fitting = _fitting(powers, spec)
         out.append((layers, trainers.Trainer(layers, fitting, before, loaded.dtype, known, size.coarseness)))
     return out
+
+
+def _predicted(spec: LayerSpec) -> bool:
+    """Return True for layers that the codec predicts: a sliding one has forgotten most of a document at its end."""
+    return spec.kind == "full" and spec.is_key_value
 
 
 def _dumped(each: Sequence[trainers.Trainer], check: Callable[[], None]) -> bytes:

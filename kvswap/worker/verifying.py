@@ -19,7 +19,7 @@ from kvswap.artifact.assembly import ChunkSource
 from kvswap.artifact.tensors import LayerTensors
 from kvswap.core.errors import Incompatible, InvalidDocument, NotFound
 from kvswap.trust import Statement, one_key, read_statement
-from kvswap.trust.figures import Figures, micro
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.intervals import drawn, too_many_cuts
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise, Spread
@@ -213,7 +213,7 @@ class Checks:
                     return LevelResult(
                         Level.STRUCTURE, "failed", why=f"{name} of layer {index} is not finite everywhere"
                     )
-        return LevelResult(Level.STRUCTURE, "passed", figures=Figures(tensors=len(tensors)))
+        return LevelResult(Level.STRUCTURE, "passed", figures=CheckFigures(tensors=len(tensors)))
 
     def _first_layer(self, tensors: Tensors) -> LevelResult:
         known = self._document_tokens()
@@ -234,7 +234,7 @@ class Checks:
         manifest, loaded, probe = self._manifest, self._loaded, self._manifest.probe
         if not probe.tokens:
             return LevelResult(Level.PROBE, "skipped", why="its publisher had no model to make a probe with")
-        figures = Figures(tokens_equal=False, logits_equal=False, same_environment=self._same)
+        figures = CheckFigures(tokens_equal=False, logits_equal=False, same_environment=self._same)
         if why := unaskable(loaded, manifest):
             return LevelResult(Level.PROBE, "failed", why=why, figures=figures)
         cache = build_cache(loaded.model.config, tensors, manifest.prefix.tokens, loaded.device)
@@ -326,7 +326,7 @@ class Checks:
         score = spread.score(errors.numpy())
         wrong = score.wrong
         worst = micro(round(score.worst, 2))
-        figures = Figures(positions=len(positions), wrong=len(wrong), worst=worst, margin=micro(MARGIN))
+        figures = CheckFigures(positions=len(positions), wrong=len(wrong), worst=worst, margin=micro(MARGIN))
         if score.honest:
             return LevelResult(level, "passed", figures=figures)
         distance = f"{score.worst:.1f} times the most that honest caches show"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import msgspec
@@ -48,10 +49,17 @@ BODIES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def components() -> dict[str, Any]:
+    """The schemas of the description."""
+    return description()["components"]
+
+
 @pytest.mark.parametrize(("kind", "body", "right"), BODIES, ids=str)
-def test_description_and_daemon_judge_a_body_alike(kind: type, body: dict, right: bool) -> None:
-    whole = description()
-    schema = {"$ref": f"#/components/schemas/{kind.__name__}", "components": whole["components"]}
+def test_description_and_daemon_judge_a_body_alike(
+    kind: type, body: dict, right: bool, components: dict[str, Any]
+) -> None:
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}", "components": components}
     assert jsonschema.Draft202012Validator(schema).is_valid(body) is right
     if right:
         assert isinstance(parse(body, kind), kind)

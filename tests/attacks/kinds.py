@@ -55,8 +55,8 @@ class KindScene:
     noise: Any
 
     @classmethod
-    def of(cls, shelf: Shelf, family: str) -> KindScene:
-        made = shelf.artifact(family, TOKENS)
+    def of(cls, shelf: Shelf, family: str, tokens: int = TOKENS) -> KindScene:
+        made = shelf.artifact(family, tokens)
         loaded = shelf.jobs(family).loaded
         ids = list(loaded.tokenize(made.text))
         other = list(loaded.tokenize(OTHER))[: len(ids)]

@@ -77,9 +77,19 @@ def test_there_is_no_example_of_a_verb_that_there_is_not() -> None:
 @pytest.mark.parametrize("line", LINES)
 def test_every_example_is_a_valid_command_line(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("manual.txt", "notes.txt", "manual.tar", "invitation.txt", "team.key", "artifact.kvm"):
+    for name in (
+        "manual.txt",
+        "notes.txt",
+        "manual.tar",
+        "invitation.txt",
+        "team.key",
+        "artifact.kvm",
+        "messages.json",
+        "tools.json",
+        "requests.jsonl",
+    ):
         (tmp_path / name).write_text("x")
-    for name in ("texts", "chunks"):
+    for name in ("texts", "chunks", "prefixes"):
         (tmp_path / name).mkdir()
     calls = list(calls_of(line))
     assert calls and all(calls), line

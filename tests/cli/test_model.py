@@ -155,3 +155,13 @@ def test_terms_are_told_before_anything_is_downloaded(
     monkeypatch.setattr(pull, "pull", lambda name, models, progress: tiny_models["llama"])
     done = CliRunner().invoke(cli, ["model", "pull", "gemma3-270m"])
     assert done.exit_code == 0 and "Gemma Terms of Use" in done.stderr + done.output
+
+
+def test_a_misspelt_model_is_told_which_was_meant(models: Path) -> None:
+    from kvswap.core.errors import UsageError
+    from kvswap.model import catalogue
+
+    with pytest.raises(UsageError, match="did you mean 'smollm2-135m'"):
+        catalogue.local_directory("smolm2-135m", models)
+    with pytest.raises(UsageError, match="unknown model 'zzz'$"):
+        catalogue.local_directory("zzz", models)

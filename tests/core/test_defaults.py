@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from kvswap.core import defaults
@@ -55,6 +56,12 @@ def spelt(tree: ast.Module) -> Iterator[tuple[str, int | float]]:
         yield from ((name, number) for name, value in given if (number := _number(value)) is not None)
 
 
+@cache
+def defaults_of_the_package() -> list[tuple[str, str, int | float]]:
+    """(file, name, number) of every default."""
+    return [(file, name, number) for file, tree in _sources() for name, number in spelt(tree)]
+
+
 def test_the_search_finds_each_kind_of_default() -> None:
     tree = ast.parse(
         "def f(a, b=64, *, c: int = 65): ...\n"
@@ -66,9 +73,8 @@ def test_the_search_finds_each_kind_of_default() -> None:
 
 def test_no_default_is_spelt_twice() -> None:
     found: defaultdict[tuple[str, float], list[str]] = defaultdict(list)
-    for name, tree in _sources():
-        for word, number in spelt(tree):
-            found[word, number].append(name)
+    for name, word, number in defaults_of_the_package():
+        found[word, number].append(name)
     twice = {key: places for key, places in found.items() if len(places) > 1 and key[0] not in TWICE}
     assert twice == {}
 
@@ -76,12 +82,7 @@ def test_no_default_is_spelt_twice() -> None:
 def test_blocks_and_answers_have_their_length_from_one_place() -> None:
     words = ("block_tokens", "max_tokens", "min_tokens", "headroom", "concurrent", "warm_seconds")
     numbers = {value for name, value in vars(defaults).items() if name.isupper()}
-    found = [
-        (name, word, number)
-        for name, tree in _sources()
-        for word, number in spelt(tree)
-        if word in words and number in numbers
-    ]
+    found = [row for row in defaults_of_the_package() if row[1] in words and row[2] in numbers]
     assert found == []
 
 

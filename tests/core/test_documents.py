@@ -28,3 +28,21 @@ def test_everything_else_is_refused_by_name(data: bytes, says: str) -> None:
     with pytest.raises(InvalidDocument, match=says) as caught:
         check_document(data, "file.txt")
     assert caught.value.message.startswith("file.txt")
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ("plain words".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 f"),
+        ("plain words".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 f"),
+        ("words with a mark".encode("utf-16"), "iconv -f UTF-16 -t UTF-8 f"),
+        (b"\0", "give it as text"),
+        (b"a word, and one \0 byte", "give it as text"),
+        (b"%PDF-1.7\n%\xe2\xe3", "pdftotext f f.txt"),
+        (b"caf\xe9", "iconv -f ENCODING -t UTF-8 f"),
+    ],
+)
+def test_the_hint_is_for_what_it_looks_like(data: bytes, hint: str) -> None:
+    with pytest.raises(InvalidDocument) as caught:
+        check_document(data, "f")
+    assert caught.value.hint == hint

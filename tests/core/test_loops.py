@@ -6,6 +6,7 @@ A loop of upkeep that is written by hand ends with the first error that nobody t
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import kvswap
@@ -32,7 +33,7 @@ ALLOWED = {
         "next": "one peer, for a loop of upkeep",
     },
     "net/server.py": {"_read": "one stream"},
-    "daemon/child.py": {"_pass_on": "one job", "_answer": "one job"},
+    "daemon/child.py": {"_pass_on": "one job", "_end_of_job": "one job"},
     "daemon/requests.py": {"beat": "one answer"},
     "worker/__main__.py": {"main": "the process", "beat": "sends nothing that can fail but to a node that is gone"},
     "worker/training.py": {"_dumped": "one job"},
@@ -76,6 +77,7 @@ class _Loops(ast.NodeVisitor):
         self.generic_visit(node)
 
 
+@cache
 def endless() -> dict[str, set[str]]:
     """File -> functions with a `while` whose condition is always true, or waits for a flag that others set."""
     out: dict[str, set[str]] = {}

@@ -137,3 +137,31 @@ def test_many_rows_are_lines_for_who_accepts_them_and_one_text_for_all_others(si
                     assert [row for line in lines for row in line] == rows
 
     run(main())
+
+
+@pytest.mark.parametrize("length", [0, 1, 500, 501, 1203])
+def test_a_long_answer_is_one_text_of_which_no_part_is_made_at_once(length):
+    chunks = [{"cid": f"é{number}", "length": number, "more": [1, None]} for number in range(length)]
+    value = {"a": 1.5, "none": {}, "manifest": {"chunks": chunks, "pair": (1, 2), "chain": ["x"] * length}}
+    texts = list(requests._pieces(value))
+    assert "".join(texts) == json.dumps(value)
+    assert max(map(len, texts)) < 500 * 60
+
+    async def main():
+        async def handler(request):
+            return await requests.send_long(request, value)
+
+        app = web.Application()
+        app.router.add_get("/", handler)
+        async with TestClient(TestServer(app)) as client:
+            async with client.get("/") as response:
+                assert response.content_type == "application/json"
+                assert await response.text() == json.dumps(value)
+
+    run(main())
+
+
+def test_what_is_sent_is_gathered():
+    assert list(requests._gathered(["a", "b"])) == [b"ab"] and list(requests._gathered([])) == []
+    long = "x" * requests._PIECE_BYTES
+    assert list(requests._gathered(["a", long, "b"])) == [b"a" + long.encode(), b"b"]

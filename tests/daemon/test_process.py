@@ -197,7 +197,7 @@ def test_the_model_process_is_supervised(
 def test_a_killed_daemon_takes_its_model_process_along(
     daemon: Callable[..., Daemon], tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    node = daemon("a", "--model", str(tiny_models["llama"]), "--dtype", "float32", cold=True)
+    node = daemon("a", "--model", str(tiny_models["llama"]), "--dtype", "float32")
     text = tmp_path / "t.txt"
     text.write_text("Some words to read. " * 20)
     assert kvswap(node.home, "publish", str(text)).returncode == 0

@@ -12,11 +12,11 @@ import pytest
 from kvswap.artifact.manifest import FileRef
 from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid
-from kvswap.exchange.discovery.fingerprints import fingerprints_of_others
+from kvswap.exchange.discovery.fingerprints import SignedFingerprint, agree, fingerprints_of_others
 from kvswap.net import messages
 from tests.exchange.peers import Peer, found, has_nothing, promising
 from tests.exchange.test_fetch import world
-from tests.support import Ingested, key, make_artifact, run
+from tests.support import SLIDING, Ingested, key, make_artifact, run
 
 
 @cache
@@ -170,5 +170,20 @@ def test_another_ones_envelope_is_no_manifest_of_what_was_offered(tmp_path: Path
             marks = await fingerprints_of_others(reader, signed(10).statement)
             assert [mark.publisher for mark in marks] == [str(key(11).peer_id)]
             assert sum(isinstance(request, messages.GetManifest) for request in sends_invalid_data.heard) <= 1
+
+    run(body())
+
+
+def test_fingerprints_that_hold_nothing_are_not_said_to_agree(tmp_path: Path) -> None:
+    """Where all layers slide, a fingerprint has nothing of a window that has moved on: V6 cannot be done."""
+
+    async def body() -> None:
+        async with world(tmp_path) as w:
+            reader = await w.node()
+            own, other = (make_artifact(key(each), tokens=40, specs=(SLIDING, SLIDING)) for each in (1, 2))
+            empty = bytes(64)
+            noise: Any = None  # nothing is compared, so none is needed
+            told = agree(reader, own.statement, empty, [SignedFingerprint(other.statement, empty)], noise, 0.0)
+            assert told.result.verdict == "skipped" and "all layers slide" in told.result.why
 
     run(body())

@@ -20,7 +20,7 @@ from kvswap.exchange.verification.outcomes import (
     verified_already,
 )
 from kvswap.store import Outcome, Records
-from kvswap.trust.figures import Figures
+from kvswap.trust.figures import CheckFigures
 from kvswap.trust.levels import ALWAYS, PROOF_RULES, RULES, UNTRUSTED, Level, LevelReport, LevelResult
 from tests.support import key, make_artifact
 
@@ -32,15 +32,15 @@ NEVER_WHOLE = (Level.POLICY, Level.DIGESTS)  # done before, or beside, a climb
 ENDS: dict[str, list[LevelResult]] = {  # by step, what is another than "passed, but V7 and V6 not done"
     "passed": [],
     "recomputed": [LevelResult(Level.RECOMPUTE, "passed")],
-    "agreed with trusted": [LevelResult(Level.AGREEMENT, "passed", figures=Figures(trusted=1))],
-    "agreed with strangers": [LevelResult(Level.AGREEMENT, "passed", figures=Figures(trusted=0))],
+    "agreed with trusted": [LevelResult(Level.AGREEMENT, "passed", figures=CheckFigures(trusted=1))],
+    "agreed with strangers": [LevelResult(Level.AGREEMENT, "passed", figures=CheckFigures(trusted=0))],
     "lacking": [LevelResult(Level.SAMPLES, "skipped", why="no noise")],
     "lacking, recomputed": [
         LevelResult(Level.SAMPLES, "skipped", why="no noise"),
         LevelResult(Level.RECOMPUTE, "passed"),
     ],
     "policy": [LevelResult(Level.POLICY, "failed", why="expired")],
-    "disputed": [LevelResult(Level.AGREEMENT, "failed", why="differs", figures=Figures(disputed_with=(OTHER,)))],
+    "disputed": [LevelResult(Level.AGREEMENT, "failed", why="differs", figures=CheckFigures(disputed_with=(OTHER,)))],
     "wrong": [LevelResult(Level.STRUCTURE, "failed", why="not finite")],
     "caught": [LevelResult(Level.SAMPLES, "failed", why="not the model's", proven=True)],
     "probe": [LevelResult(Level.PROBE, "failed", why="another continuation")],

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,11 @@ params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
 for name, value in given.items():
     if name.startswith("cache_type"):
         value = getattr(x.ggml_type, "GGML_TYPE_" + value.upper())
+    if name == "lora":
+        adapter = x.CommonAdapterLoraInfo()
+        adapter.path, adapter.scale = value, 1.0
+        params.lora_adapters = [adapter]
+        continue
     if name == "flash_attn_type":
         value = x.llama_flash_attn_type(value)
     setattr(params, name, value)
@@ -40,17 +46,20 @@ class Server:
         given = {"model": str(model), "slot_save_path": f"{slots}/", "n_ctx": 1024, "cache_ram_mib": 0} | settings
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         self.slots = slots
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - not a pipe: nobody reads it meanwhile
         self.process = subprocess.Popen(
             [python, "-c", _RUN, json.dumps(given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             env=environment,
             text=True,
         )
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip()
-        assert self.address, self.process.stderr.read()[-2000:]
+        if not self.address:
+            self._log.seek(0)
+            raise AssertionError(self._log.read()[-2000:])
 
     def __enter__(self) -> Server:
         return self

@@ -87,6 +87,27 @@ def write(path: Path, architecture: str = "llama", *, seed: int = 1, dtype: str 
     return path
 
 
+def write_lora(path: Path, architecture: str = "llama", *, seed: int = 9, layers: int = 2, rank: int = 4) -> Path:
+    """Write a LoRA adapter for the queries and keys of a model that `write` wrote."""
+    import gguf
+
+    made = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    for layer in range(layers):
+        for name, rows in (("attn_q", 2 * HEAD), ("attn_k", HEAD)):
+            for part, shape in (("lora_a", (rank, WIDTH)), ("lora_b", (rows, rank))):
+                values = (made.standard_normal(shape) / 8).astype(np.float32)
+                writer.add_tensor(f"blk.{layer}.{name}.weight.{part}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<x0>{{ m['role'] }}: {{ m['content'] }}<x1>{% endfor %}"
     "{% if add_generation_prompt %}<x0>assistant: {% endif %}"

@@ -128,6 +128,6 @@ main(["model", "check", {str(tmp_path)!r}, "--json"])
 
 
 def test_the_page_of_models_is_made_from_the_table() -> None:
-    from kvswap.model.families import page
+    from kvswap.model.page import page
 
     assert (Path(__file__).parents[2] / "docs" / "models.md").read_text() == page()

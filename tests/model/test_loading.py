@@ -232,29 +232,29 @@ def test_a_file_that_the_configuration_names_is_the_one(copy: Path, named: str) 
 # -- what is refused before anything is loaded -------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["config", "tokenizer"])
-def test_code_of_a_model_is_neither_run_nor_asked_for(copy: Path, where: str) -> None:
-    """In a process whose standard input has an answer: it is not read."""
-    mark = copy / "ran"
+def test_code_of_a_model_is_neither_run_nor_asked_for(copy: Path, tmp_path: Path) -> None:
+    """In a process whose standard input has an answer: it is not read; one process for both kinds of code."""
+    mark = tmp_path / "ran"
     (copy / "custom.py").write_text(f"open({str(mark)!r}, 'w').write('x')\nclass Config: pass\nclass Model: pass\n")
-    if where == "config":
-        config = json.loads((copy / "config.json").read_text())
-        named = {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"}
-        (copy / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of", "auto_map": named}))
-    else:
-        config = json.loads((copy / "tokenizer_config.json").read_text())
-        changed = {"tokenizer_class": "UnheardOf", "auto_map": {"AutoTokenizer": ["custom.Tokenizer", None]}}
-        (copy / "tokenizer_config.json").write_text(json.dumps(config | changed))
+    other = tmp_path / "tokenizer"
+    shutil.copytree(copy, other)
+    config = json.loads((copy / "config.json").read_text())
+    named = {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"}
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of", "auto_map": named}))
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    changed = {"tokenizer_class": "UnheardOf", "auto_map": {"AutoTokenizer": ["custom.Tokenizer", None]}}
+    (other / "tokenizer_config.json").write_text(json.dumps(settings | changed))
     code = (
         "import sys\nfrom pathlib import Path\nfrom kvswap.core.errors import Incompatible\n"
         "from kvswap.model.load import load_model, load_tokenizer\n"
-        "directory = Path(sys.argv[1])\n"
-        "for way in (lambda: load_model(directory, 'm', 'float32'), lambda: load_tokenizer(directory)):\n"
-        "    try:\n        way()\n    except Incompatible as error:\n        print('refused', error.message)\n"
+        "for directory in map(Path, sys.argv[1:]):\n"
+        "    for way in (lambda: load_model(directory, 'm', 'float32'), lambda: load_tokenizer(directory)):\n"
+        "        try:\n            way()\n"
+        "        except Incompatible as error:\n            print('refused', directory.name, error.message)\n"
         "print('left', sys.stdin.read())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(copy)],
+        [sys.executable, "-c", code, str(copy), str(other)],
         input="y\ny\n",
         capture_output=True,
         text=True,
@@ -265,8 +265,7 @@ def test_code_of_a_model_is_neither_run_nor_asked_for(copy: Path, where: str) ->
     assert not mark.exists()
     assert "left y\ny\n" in done.stdout, done.stdout + done.stderr
     assert "[y/N]" not in done.stdout + done.stderr
-    if where == "config":
-        assert "refused" in done.stdout and "unheard-of" in done.stdout
+    assert f"refused {copy.name}" in done.stdout and "unheard-of" in done.stdout
 
 
 def test_a_native_class_is_used_where_a_directory_also_names_code(copy: Path) -> None:

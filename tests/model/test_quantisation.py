@@ -83,26 +83,35 @@ def test_plain_weights_and_the_older_files_of_bitsandbytes_are_known(monkeypatch
         check(config, "m")
 
 
+WIDENED = ("fp8", "mxfp4")
 COMPUTED = (
-    "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[2])\nimport quantised\n"
-    "print(quantised.computed(Path(sys.argv[1]), 'bfloat16'))\n"
+    "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv.pop(1))\nimport quantised\n"
+    "for directory in sys.argv[1:]:\n    print(quantised.computed(Path(directory), 'bfloat16'))\n"
 )
 
 
-@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+@pytest.fixture(scope="module")
+def in_two_processes(
+    tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, str, str]]:
+    """Of each method a model, and what two processes computed with it; either computes with all of them."""
+    root = tmp_path_factory.mktemp("widened")
+    models = [quantised.make(method, tiny_models["llama"], root / method) for method in WIDENED]
+    command = [sys.executable, "-c", COMPUTED, str(ROOT / "benchmarks"), *map(str, models)]
+    said: list[list[str]] = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.splitlines()[-len(models) :])
+    return dict(zip(WIDENED, zip(models, *said, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("method", WIDENED)
 def test_what_is_widened_has_equal_bits_in_two_processes_and_a_class_of_its_own(
-    method: str, tiny_models: dict[str, Path], tmp_path: Path
+    method: str, in_two_processes: dict[str, tuple[Path, str, str]], tmp_path: Path
 ) -> None:
-    directory = quantised.make(method, tiny_models["llama"], tmp_path / method)
-    said = [
-        subprocess.run(
-            [sys.executable, "-c", COMPUTED, str(directory), str(ROOT / "benchmarks")],
-            capture_output=True, text=True, cwd=ROOT, timeout=600,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    assert said[0].returncode == 0, said[0].stderr
-    assert said[0].stdout == said[1].stdout and directory_identity(directory, "m").digest.hex() in said[0].stdout
+    directory, one, two = in_two_processes[method]
+    assert one == two and directory_identity(directory, "m").digest.hex() in one
     loaded = load_model(directory, "m", "bfloat16")
     assert in_memory(loaded.model) is None
     assert loaded.numerics().attention.endswith(f"; {method} dequantized")

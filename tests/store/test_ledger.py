@@ -106,13 +106,13 @@ def test_liars_push_out_neither_who_is_blocked_nor_most_who_delivered(tmp_path: 
     ledger = full(tmp_path)
     for number in range(100):
         ledger.block(f"blocked {number}", True)
-    for number in range(2500):
+    for number in range(1500):
         with ledger.changing(f"liar {number}") as record:
             record.count_invalid_data(time.time())
     assert all(ledger.blocked(f"blocked {number}") for number in range(100))
     assert sum(ledger.delivered(str(number)) for number in range(4096)) >= 2900
     assert (
-        ledger.backoff_seconds("liar 2499", 300, 3600) > 3500 and ledger.backoff_seconds("liar 1500", 300, 3600) > 3500
+        ledger.backoff_seconds("liar 1499", 300, 3600) > 3500 and ledger.backoff_seconds("liar 500", 300, 3600) > 3500
     )
     ledger.close()
 

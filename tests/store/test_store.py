@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -18,6 +19,7 @@ from kvswap.core.ids import Cid
 from kvswap.exchange.node.listing import list_artifact
 from kvswap.store import Store
 from kvswap.store.files import ChunkFile
+from kvswap.store.leases import Leases
 from kvswap.store.tables import MIGRATIONS
 from tests.support import Ingested, make_artifact
 
@@ -355,3 +357,41 @@ def test_what_comes_and_goes_while_it_is_verified_is_counted_once(
         assert store.verify().adopted == 0
     assert store.used_bytes == len(b"comes")
     assert not store.has_chunk(going)
+
+
+def test_many_chunks_are_held_and_let_go_whoever_is_cancelled() -> None:
+    cids = [Cid.of(b"%d" % number) for number in range(50)]
+
+    async def body() -> None:
+        leases, begun, go_on = Leases(), threading.Event(), threading.Event()
+        async with leases.held(lambda: cids):
+            assert len(leases) == 50
+            with leases.free(cids) as free:
+                assert free == []
+        assert len(leases) == 0
+
+        def slowly() -> list[Cid]:
+            begun.set()
+            go_on.wait(600)
+            return cids
+
+        async def hold() -> None:
+            async with leases.held(slowly):
+                raise AssertionError("it was cancelled before")
+
+        task = asyncio.create_task(hold())
+        await asyncio.to_thread(begun.wait, 600)
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(leases) == 0
+
+        def wrong() -> list[Cid]:
+            raise ValueError("no ids")
+
+        with pytest.raises(ValueError, match="no ids"):
+            async with leases.held(wrong):
+                pass
+
+    asyncio.run(body())

@@ -77,11 +77,12 @@ def test_the_default_model_256_steps(daemon: Start, smollm: Path, tmp_path: Path
     check_main_job(a, b, document, 256)
 
 
-STEPS = [32, pytest.param(256, marks=pytest.mark.model)]  # the long ones stand with those of the default model
+def of_each(short: tuple[str, ...], *others: tuple[str, ...]) -> list[Any]:
+    """One kind for 32 steps, and every kind for 256; the long ones stand with those of the default model."""
+    return [(*short, 32), *(pytest.param(*kind, 256, marks=pytest.mark.model) for kind in (short, *others))]
 
 
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("kind", ["qwen3", "gemma3", "gemma3-wide"])
+@pytest.mark.parametrize("kind,steps", of_each(("gemma3",), ("qwen3",), ("gemma3-wide",)))
 def test_other_architectures(
     daemon: Start, tiny_models: dict[str, Path], tmp_path: Path, kind: str, steps: int
 ) -> None:
@@ -91,8 +92,7 @@ def test_other_architectures(
     check_main_job(a, b, document, steps)
 
 
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("kind,block", [("qwen3", "64"), ("gemma3", "32")])
+@pytest.mark.parametrize("kind,block,steps", of_each(("gemma3", "32"), ("qwen3", "64")))
 def test_predictive_artifacts(
     daemon: Start, tiny_models: dict[str, Path], tmp_path: Path, kind: str, block: str, steps: int
 ) -> None:
@@ -234,7 +234,9 @@ def test_the_longest_published_prefix_is_found(daemon: Start, tiny_models: dict[
     assert kvswap(b.home, "plan", digest_of(other)).returncode == 5  # without the text there is nothing to plan
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "gemma3-wide"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "gemma3", *(pytest.param(kind, marks=pytest.mark.model) for kind in ("qwen3", "gemma3-wide"))]
+)
 def test_a_shared_beginning_is_fetched_and_the_rest_prefilled(
     daemon: Start, tiny_models: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:

@@ -23,10 +23,10 @@ from kvswap.worker.conversation import (
     JobEvent,
     LogFrame,
     Notice,
+    NoticeFrame,
     PredictorEvent,
     RateNotice,
     SignOfLife,
-    Told,
     job_event,
     notice_of,
     sign_of_life,
@@ -107,7 +107,7 @@ def test_what_is_no_notice_is_refused(message: Any) -> None:
 
 def test_the_frames_of_the_node_are_as_they_were() -> None:
     assert carried(Cancellation()) == {"cancel": True}
-    assert carried(Told(tell=ArrivalNotice(unit=3))) == {"tell": {"tell": "unit", "unit": 3}}
+    assert carried(NoticeFrame(notice=ArrivalNotice(unit=3))) == {"tell": {"tell": "unit", "unit": 3}}
 
 
 @pytest.mark.parametrize(

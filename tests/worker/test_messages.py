@@ -10,7 +10,7 @@ import pytest
 from kvswap.artifact.manifest import ModelIdentity, Numerics
 from kvswap.core import wire
 from kvswap.core.errors import KvswapError, UsageError, WorkerFailed
-from kvswap.trust.figures import Figures, micro
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import NoiseRecord, SpreadRecord
 from kvswap.worker import jobs, protocol
@@ -28,6 +28,7 @@ from kvswap.worker.messages import (
     OpenedModel,
     OpenJob,
     PublishJob,
+    RenderJob,
     TokenizedText,
     TokenizeJob,
     TrainJob,
@@ -54,6 +55,7 @@ SENT: list[Job[Any]] = [
     AnswerJob(question="What?", steps=3, block_tokens=4, envelope=b"\xff\0", chunks="/c", tokens=4, work=WORK),
     VerifyJob(envelope=b"\xff\0", chunks="/c", levels=[2, 7], samples=8, seed=bytes(32), noise=NOISE),
     NoiseJob(),
+    RenderJob(chat=b'{"messages": [], "tools": [{"minimum": 0.5}]}', question="What?"),
 ]
 
 
@@ -115,7 +117,9 @@ def test_a_result_that_is_none_is_the_model_processs_fault(value: Any) -> None:
 
 
 def test_the_outcome_of_a_level_loses_nothing_but_parts_of_a_microsecond() -> None:
-    result = LevelResult(Level.SAMPLES, "failed", 0.25, "why", Figures(worst=micro(1.5), wrong=2, bitwise=False), True)
+    result = LevelResult(
+        Level.SAMPLES, "failed", 0.25, "why", CheckFigures(worst=micro(1.5), wrong=2, bitwise=False), True
+    )
     checked = CheckedArtifact(steps=[CheckResult.of(result)], fingerprint=b"", computed=b"f", numerics=numerics())
     read = result_of(SENT[8], carried(checked))
     assert read == checked and [step.result for step in read.steps] == [result]

@@ -10,8 +10,9 @@ from kvswap.artifact.specs import LayerSpec
 from kvswap.codec import predictive
 from kvswap.core.errors import Incompatible
 from kvswap.exchange.node import predictors
-from kvswap.model.load import LoadedModel
+from kvswap.model.load import LoadedModel, load_model
 from kvswap.worker.training import frequent_tokens, texts, train_predictor, worthwhile
+from tests.families import build
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,16 @@ def test_a_model_of_sliding_layers_alone_is_refused_by_name_at_once(
     with pytest.raises(Incompatible, match="no layer that attends to all") as caught:
         train_predictor(loaded, tmp_path, 10_000, 64, prefilled.append, lambda: None)
     assert caught.value.exit_code == 7 and caught.value.hint and not prefilled
+
+
+@pytest.mark.parametrize("family", ["deepseek-v3.2", "mamba2"])
+def test_a_model_of_which_nothing_is_predicted_is_refused_too(tmp_path: Path, family: str) -> None:
+    """Layers with an index are packed by `planes`, as states are: a predictor would be trained for nothing."""
+    loaded = load_model(build(tmp_path / "model", family), family, "float32")
+    (tmp_path / "text.txt").write_text("some text of a corpus that is long enough. " * 40)
+    with pytest.raises(Incompatible, match="keeps keys and values alone") as caught:
+        train_predictor(loaded, tmp_path, 10_000, 64, lambda done: None, lambda: None)
+    assert caught.value.exit_code == 7
 
 
 def test_a_file_of_the_corpus_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kvswap.cli.completing import ReferenceType
+from kvswap.cli import gguf
+from kvswap.cli.completing import ModelType, ReferenceType
+from kvswap.cli.conversations import chat_options, read_chat
 from kvswap.cli.objective import group_option, host_option, lossy_option, plan_options, untrusted_option
 from kvswap.cli.output import Output, reference, verb
 from kvswap.core.defaults import ANSWER_TOKENS
@@ -14,13 +17,18 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
 if TYPE_CHECKING:
-    from kvswap.api import ProgressEvent
+    from kvswap.api import AskResult, ProgressEvent
 
 
-@click.command("ask", help="Answer QUESTION from the cache of REF, fetched or prefilled as the plan says.")
+@click.command(
+    "ask",
+    help="Answer QUESTION from the cache of REF, or as the next turn of --chat, fetched or prefilled as the plan says.",
+)
 @click.argument("ref", type=ReferenceType())
-@click.argument("question")
+@click.argument("question", required=False)
+@chat_options("In the place of REF, the conversation before the question")
 @click.option("--max-tokens", type=click.IntRange(1, LIMITS.host_tokens), default=ANSWER_TOKENS, show_default=True)
+@click.option("--model", type=ModelType(), help="A .gguf file, with which llama.cpp answers (REF must be a file).")
 @click.option("--prefill", is_flag=True, help="Prefill here, whatever peers offer (REF must be a file).")
 @click.option("--force", is_flag=True, help="Fetch although the plan says prefilling is better.")
 @click.option("--tofu", is_flag=True, help="Trust the publisher from now on, if not known yet.")
@@ -34,8 +42,11 @@ if TYPE_CHECKING:
 def ask_command(
     output: Output,
     ref: str,
-    question: str,
+    question: str | None,
+    chat: Path | None,
+    tools: Path | None,
     max_tokens: int,
+    model: str | None,
     prefill: bool,
     force: bool,
     tofu: bool,
@@ -47,7 +58,29 @@ def ask_command(
     objective: Objective,
 ) -> None:
     """Answer a question, and say where the cache came from and what it took."""
-    name, text = reference(ref)
+    text: str | None
+    if model is not None:
+        if chat is not None or tools is not None or question is None:
+            raise click.UsageError("with --model give REF and QUESTION")
+        name, text = reference(ref)
+        gguf.require_plain(
+            tofu=tofu,
+            allow_untrusted=allow_untrusted,
+            allow_lossy=allow_lossy,
+            host=host,
+            objective=objective != Objective(),
+        )
+        how = {"max_tokens": max_tokens, "prefill": prefill, "force": force, "ignore_eos": ignore_eos, "group": group}
+        _show(output, gguf.ask(output, text, question, model, **how))
+        return
+    if chat is not None and question is None:  # the one word is the question
+        rendered = output.client.render(*read_chat(chat, tools), question=ref)
+        name, question, continuation = rendered.document, ref, rendered.continuation
+        text = rendered.text
+    elif question is not None and chat is None and tools is None:
+        (name, text), continuation = reference(ref), None
+    else:
+        raise click.UsageError("give REF and QUESTION, or --chat FILE and QUESTION")
     with output.progress() as progress:
 
         def show(event: ProgressEvent) -> None:
@@ -68,8 +101,14 @@ def ask_command(
             host=host,
             objective=objective,
             ignore_eos=ignore_eos,
+            continuation=continuation,
             on_event=show,
         )
+    _show(output, answer)
+
+
+def _show(output: Output, answer: AskResult) -> None:
+    """Print an answer, and where the cache came from."""
     output.result(answer, answer.text)
     if not output.as_json and not output.quiet:
         computed = answer.computed_tokens

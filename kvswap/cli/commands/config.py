@@ -10,6 +10,7 @@ import click
 from kvswap.cli.completing import SettingType
 from kvswap.cli.output import Output, verb
 from kvswap.core.errors import DaemonNotRunning, KvswapError, NotFound
+from kvswap.core.text import meant
 
 if TYPE_CHECKING:
     from kvswap.api.node import SettingRow
@@ -36,7 +37,9 @@ def config_command(output: Output, name: str | None, changed: bool) -> None:
         running = {row.name: row for row in _of_daemon(output)}
     holds = now | running
     if name is not None and name not in holds:
-        raise NotFound(f"there is no setting {name!r}", cause="a typing error", hint="kvswap config")
+        raise NotFound(
+            f"there is no setting {name!r}{meant(name, holds)}", cause="a typing error", hint="kvswap config"
+        )
     rows = [row for row in holds.values() if name in (None, row.name) and not (changed and row.source == "default")]
     answer = ConfigResult(
         home=str(settings.home),

@@ -53,7 +53,7 @@ def ls(output: Output) -> None:
 
     found = output.client.groups()
     rows = [(g.name, g.tag) for g in found]
-    output.result(GroupRows(groups=found), lambda: output.table(("GROUP", "MARK"), rows))
+    output.result(GroupRows(groups=found), lambda: output.table(("GROUP", "TAG"), rows))
 
 
 @group_command.command("rm", help="Forget the key of NAME: what is sealed for it cannot be read here any more.")

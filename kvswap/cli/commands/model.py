@@ -129,6 +129,8 @@ def check(output: Output, name: str, dtype: str) -> None:
         window_bytes=found.window_bytes,
         state_bytes=found.state_bytes,
         latent=found.latent,
+        sampled=found.sampled or None,
+        by_digest=found.by_digest or None,
         checkpoint_tokens=found.checkpoint_tokens,
         without=list(found.without),
     )
@@ -213,6 +215,7 @@ def _shown(found: Checked, dtype: str, base: str) -> str:
         lines.append(f"states   {found.state_bytes / 1e6:,.1f} MB {every} the end, whatever the length")
         share = found.state_bytes / (whole * 1e6 + found.state_bytes)
         lines.append(f"end      its state is {share:.0%} of a cache of 4,096 tokens")
+    lines.append(f"verified V5 by drawn {found.sampled}; by the document's digest alone: {found.by_digest}")
     untested = "by its layers; this model type is not among those tested"
     lines.append("works    " + ("publish, fetch, ask, verify" if found.known else untested))
     return "\n".join([*lines, *(f"without  {what}" for what in found.without)])

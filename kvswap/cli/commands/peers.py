@@ -31,7 +31,7 @@ def peers_command(output: Output) -> None:
             )
             for r in rows
         ]
-        headers = ("PEER", "CONNECTED", "IN", "OUT", "RATE", "LATENCY", "RATIO", "FAILURES", "LIES", "")
+        headers = ("PEER", "CONNECTED", "IN", "OUT", "RATE", "LATENCY", "RATIO", "FAILURES", "INVALID", "")
         return output.table(headers, cells)
 
     output.result(PeersResult(peers=rows), text)

@@ -47,7 +47,7 @@ def audits(output: Output, peerid: str | None) -> None:
         )
         for a in found
     ]
-    headers = ("VERDICT", "STEP", "POSITIONS", "WORST", "ARTIFACT", "AUDITOR", "WHY")
+    headers = ("VERDICT", "LEVEL", "POSITIONS", "WORST", "ARTIFACT", "AUDITOR", "WHY")
     output.result(AuditsResult(audits=found), lambda: output.table(headers, rows))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -73,5 +74,35 @@ def _shown(output: Output, report: VerifyResult) -> str:
 
 
 def _about(check: Check) -> str:
-    figures = ", ".join(f"{name} {value}" for name, value in check.more.items() if name != "publisher")
-    return "; ".join(part for part in (in_words(check.why), figures) if part)
+    """Say in words why a check ended as it did, and what it measured."""
+    said = (_WORDS.get(name, lambda value, name=name: f"{name} {value}")(value) for name, value in check.more.items())
+    return "; ".join(part for part in (in_words(check.why), ", ".join(filter(None, said))) if part)
+
+
+def _yes(words: str, otherwise: str = "") -> Callable[[Any], str]:
+    return lambda value: words if value else otherwise
+
+
+# By name in JSON, of what a check measured; what is none of these is shown by its name.
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "publisher": lambda _: "",  # it is in the reason, where it matters
+    "withdrawals": lambda value: "" if value == "none" else f"withdrawals: {value}",
+    "files": lambda value: f"{value} files",
+    "tensors": lambda value: f"{value} tensors",
+    "positions": lambda value: f"{value} positions",
+    "wrong": lambda value: f"{value or 'none'} wrong",
+    "worst": lambda value: f"the farthest off by {value:g} times what rounding or honest noise explains",
+    "margin": lambda value: f"up to {value:g} counts as right",
+    "bitwise": _yes("the same bits"),
+    "read_back": _yes("tokens read from layer 0, as no text was given"),
+    "tokens_equal": _yes("the same tokens", "other tokens"),
+    "logits_equal": _yes("the same logits", "other logits"),
+    "same_environment": _yes("computed as on the publisher's machine", "computed otherwise than on the publisher's"),
+    "publishers": lambda value: f"{value} other publishers",
+    "trusted": lambda value: f"{value} of them trusted",
+    "agreeing": lambda value: f"{value} agree",
+    "disputed_with": lambda value: f"disputed with {', '.join(value)}",
+    "intervals": lambda value: f"{value} intervals",
+    "of_intervals": lambda value: f"of {value}",
+    "chance": lambda value: f"a wrong one is found with {value:.0%}",
+}

@@ -34,6 +34,7 @@ from kvswap.codec.predictive import fast, memory, plain
 from kvswap.codec.predictive.buckets import FORMATS, Format
 from kvswap.codec.predictive.context import Context
 from kvswap.codec.predictive.predictor import Rotations, Stack, Tensor
+from kvswap.codec.predictive.rans import FrequencyTables
 from kvswap.core.errors import Incompatible, IntegrityError
 
 Array = npt.NDArray[Any]
@@ -118,13 +119,13 @@ def encode(context: Context, parts: Sequence[Part], dtype: str, backend: Any = B
 
     Raises `Incompatible` when the predictor is for tensors of another shape.
     """
-    layers = _check(context, parts)
-    dtype, (before, parts) = _narrowest(dtype, context.before, parts)
+    layers = check_shapes(context, parts)
+    dtype, (before, parts) = narrowest(dtype, context.before, parts)
     form = FORMATS[dtype]
     words = [flat(part) for part in parts]
     token_table = recalls(context.stack, context.place)
     entries = memory.find(context.stack, words[1], form, backend) if token_table else None
-    encoder = backend.Encoder(context.predictor.tables, form)
+    encoder = backend.Encoder(_tables(context), form)
 
     def code(number: int, tensor: Tensor, mu: Array, factor: Array) -> Array:
         if number < 0:
@@ -140,7 +141,7 @@ def encode(context: Context, parts: Sequence[Part], dtype: str, backend: Any = B
 
 def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, backend: Any = BEST) -> None:
     """Fill the parts from the wire bytes.  Raises `IntegrityError`, or `Incompatible` as `encode` does."""
-    layers = _check(context, parts)
+    layers, tables = check_shapes(context, parts), _tables(context)
     stream = plain.parse(memoryview(wire))
     heads, tokens, _ = parts[0].shape
     if len(stream.entries) != (tokens if recalls(context.stack, context.place) else 0):
@@ -156,7 +157,7 @@ def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dt
         raise IntegrityError("a predictive chunk is coded against values of another format than it is of")
     before: Sequence[Part] = known
     form = FORMATS[coded]
-    decoder = backend.Decoder(stream, context.predictor.tables, form)
+    decoder = backend.Decoder(stream, tables, form)
 
     def code(number: int, tensor: Tensor, mu: Array, factor: Array) -> Array:
         if number < 0:
@@ -171,7 +172,7 @@ def decode(context: Context, wire: bytes | memoryview, parts: Sequence[Part], dt
     decoder.finish()
 
 
-def _narrowest(dtype: str, *several: Sequence[Part]) -> tuple[str, Sequence[Sequence[Part]]]:
+def narrowest(dtype: str, *several: Sequence[Part]) -> tuple[str, Sequence[Sequence[Part]]]:
     """Return the narrowest format that holds every value of the parts, and the parts in it."""
     for narrow in ("bfloat16", "float16") if dtype == "float32" else ():
         found = [narrowed(parts, narrow) for parts in several]
@@ -180,7 +181,7 @@ def _narrowest(dtype: str, *several: Sequence[Part]) -> tuple[str, Sequence[Sequ
     return dtype, several
 
 
-def _check(context: Context, parts: Sequence[Part]) -> int:
+def check_shapes(context: Context, parts: Sequence[Part]) -> int:
     """Check the shapes of a chunk and its context, and return the number of layers.
 
     Nothing below looks at a shape again.
@@ -202,6 +203,18 @@ def _check(context: Context, parts: Sequence[Part]) -> int:
     return layers
 
 
+def _tables(context: Context) -> FrequencyTables:
+    tables = context.predictor.tables
+    if not isinstance(tables, FrequencyTables):
+        raise Incompatible(
+            "the predictor is for the codec predictive2, not for predictive",
+            cause="it was trained by this kvswap, which writes predictive2",
+            hint="kvswap publish --codec predictive2",
+            field="codec",
+        )
+    return tables
+
+
 class Predictive:
     """The registered codec `predictive`, with the fastest backend that is available."""
 
@@ -210,16 +223,17 @@ class Predictive:
 
     def encode(self, parts: Sequence[Part], dtype: str, context: Context | None = None) -> bytes:
         """Return the wire bytes of the parts.  Raises `Incompatible` without a context."""
-        return encode(_given(context), parts, dtype)
+        return encode(given(context), parts, dtype)
 
     def decode(
         self, wire: bytes | memoryview, parts: Sequence[Part], dtype: str, context: Context | None = None
     ) -> None:
         """Fill the parts from the wire bytes.  Raises `Incompatible` without a context, or `IntegrityError`."""
-        decode(_given(context), wire, parts, dtype)
+        decode(given(context), wire, parts, dtype)
 
 
-def _given(context: Context | None) -> Context:
+def given(context: Context | None) -> Context:
+    """Return the context.  Raises `Incompatible` where there is none."""
     if context is None:
         raise Incompatible("a predictive chunk of layers that its predictor does not know", field="codec")
     return context

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kvswap.codec.predictive import rope
 from kvswap.codec.predictive.rans import FrequencyTables
+
+if TYPE_CHECKING:
+    from kvswap.codec.predictive2.tables import FrequencyTables as StreamTables
 
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -76,10 +79,15 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """The predictor of a model: all stacks, and the tables of the entropy coder."""
+    """The predictor of a model: all stacks, and the tables of the entropy coder, which say for which codec it is."""
 
     stacks: tuple[Stack, ...]
-    tables: FrequencyTables
+    tables: FrequencyTables | StreamTables  # of `predictive` or of `predictive2`
+
+    @property
+    def codec(self) -> str:
+        """The name of the codec that this predictor is for."""
+        return "predictive" if isinstance(self.tables, FrequencyTables) else "predictive2"
 
     def stack_of(self, layer: int) -> tuple[Stack, int]:
         """Return the stack that a layer belongs to, and its place in it.  Raises `KeyError`."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
-LARGEST = 127
+LARGEST = 63  # so that any two stay below what `predictive2` takes together
 _ROWS = 64  # features at a time
 
 

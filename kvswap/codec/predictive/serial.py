@@ -1,15 +1,18 @@
 """The predictor as bytes: one msgpack map of little-endian arrays.  They come from untrusted peers, so all is checked.
 
-    version  1
+    version  1, for the codec `predictive`, or 2, for `predictive2`
     stacks   [{layers, before, turns: int32 [pairs, 24, 2], k: [tensor], v: [tensor],
                memory: int16 [entries, channels of K and V], missing: [K, V]}]
-    tables   uint16 [96, 128]
+    tables   uint16 [96, 128]; version 2: [80, 64]
+    bits     version 2 alone: log2 of what a row of the tables adds up to, 10 to 12
 
     tensor   {unit, mean: int32, factor: int32, weights: int8 [features, channels], scale: int32,
               log_sigma: int16, inverse: int32, token: int16}
 
 `weights` are one zstd frame that declares its size, `memory` is one of the low bytes and then the high bytes of its
 numbers.  All frames of a predictor together hold no more than `predictor_raw_bytes`.
+
+Version 2 has narrower bounds, which keep its arithmetic in float32 away from what overflows or vanishes.
 
 A hostile predictor can make chunks large or slow to the bounds below, never wrong: what is decoded is compared with the
 digests that its publisher signed.
@@ -18,6 +21,7 @@ digests that its publisher signed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any
 
 import msgspec
@@ -30,15 +34,20 @@ from kvswap.codec.predictive import rope
 from kvswap.codec.predictive.buckets import CONTEXTS
 from kvswap.codec.predictive.predictor import FAR, Predictor, Stack, Tensor
 from kvswap.codec.predictive.rans import SYMBOLS, FrequencyTables
+from kvswap.codec.predictive2 import frames
+from kvswap.codec.predictive2.tables import FrequencyTables as StreamTables
 from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, KvswapError
 from kvswap.core.limits import LIMITS
 
 Array = npt.NDArray[Any]
 
-VERSION = 1
 MOST_FEATURES = 16_384  # the sum of that many products of 127 * 127 is an eighth of int32's range
 _MOST_LOG_SIGMA = 400
+LARGEST_PAIR = 128  # of version 2, two weights together: products with a byte stay within int16, where AVX2 adds them
+MOST_LOG_SIGMA = 200  # of version 2
+MOST_MISSING = 64  # of version 2
+_ONE = 1 << 30  # of rotations
 _LEVEL = 19  # of zstd
 _LAYERS = Meta(min_length=1, max_length=LIMITS.manifest_layers)
 _KINDS = {
@@ -53,7 +62,7 @@ _KINDS = {
 
 
 def dump(predictor: Predictor) -> bytes:
-    """Serialise a predictor; equal predictors have equal bytes."""
+    """Serialise a predictor; equal predictors have equal bytes, of version 2 where it is for `predictive2`."""
     stacks = [
         {
             "layers": list(stack.layers),
@@ -66,9 +75,9 @@ def dump(predictor: Predictor) -> bytes:
         }
         for stack in predictor.stacks
     ]
-    return wire.pack(
-        {"version": VERSION, "stacks": stacks, "tables": predictor.tables.frequency.astype("<u2").tobytes()}
-    )
+    tables = predictor.tables
+    fields = {"version": 1, "stacks": stacks, "tables": tables.frequency.astype("<u2").tobytes()}
+    return wire.pack(fields | ({"version": 2, "bits": tables.bits} if isinstance(tables, StreamTables) else {}))
 
 
 def _plain(tensor: Tensor) -> dict[str, Any]:
@@ -123,6 +132,7 @@ class _Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     stacks: Annotated[list[_StackFields], _LAYERS]
     tables: bytes
+    bits: int | None = None
 
 
 def load(data: bytes | memoryview) -> Predictor:
@@ -130,10 +140,18 @@ def load(data: bytes | memoryview) -> Predictor:
     _require(len(data) <= LIMITS.predictor_bytes, f"of {len(data)} bytes is over the cap")
     try:
         fields = wire.unpack(bytes(data), _Fields, IntegrityError, items=LIMITS.predictor_items)
-        _require(fields.version == VERSION, "has an unknown version")
-        tables = FrequencyTables(_array(fields.tables, "<u2", CONTEXTS, SYMBOLS))
+        _require(fields.version in (1, 2), "has an unknown version")
+        _require((fields.bits is None) == (fields.version == 1), "has bits without tables of them, or none")
+        tables: FrequencyTables | StreamTables
+        if fields.bits is None:
+            tables = FrequencyTables(_array(fields.tables, "<u2", CONTEXTS, SYMBOLS))
+        else:
+            tables = StreamTables(_array(fields.tables, "<u2", frames.CONTEXTS, frames.SYMBOLS), fields.bits)
         quota = _ByteQuota()
         stacks = tuple(_stack(s, quota) for s in fields.stacks)
+        if fields.version == 2:
+            for stack in stacks:
+                _check_narrow(stack)
     except IntegrityError:
         raise
     except (KvswapError, TypeError, ValueError, zstandard.ZstdError) as error:
@@ -169,6 +187,36 @@ def _stack(value: _StackFields, quota: _ByteQuota) -> Stack:
     missing = (value.missing[0], value.missing[1])
     keys, values = tuple(k for k, _ in pairs), tuple(v for _, v in pairs)
     return Stack(layers, value.before, rotations, keys, values, memory, missing)
+
+
+def _check_narrow(stack: Stack) -> None:
+    """Check the bounds of version 2."""
+    turns = stack.rotations.astype(np.int64)
+    _require(bool((np.square(turns).sum(axis=-1) <= (_ONE + 1) ** 2).all()), "has rotations that stretch")
+    _require(max(abs(m) for m in stack.missing) <= MOST_MISSING, "has a sigma out of range")
+    for tensor in (*stack.k, *stack.v):
+        _require(bool((np.abs(tensor.log_sigma) <= MOST_LOG_SIGMA).all()), "has a sigma out of range")
+        at = 0
+        for width in input_widths(stack, tensor):
+            pairs = paired(tensor.weights[at : at + width])
+            _require(bool((pairs.sum(axis=1) <= LARGEST_PAIR).all()), "has two weights over 128 together")
+            at += width
+
+
+def input_widths(stack: Stack, tensor: Tensor) -> list[int]:
+    """List the channels of a tensor's inputs in the order of its weights."""
+    widths = [len(stack.k[0].mean), len(stack.v[0].mean)]  # the layers of a stack are alike
+    each = [widths[i % 2] for i in range(2 * stack.before + 1)]
+    ends = list(accumulate(each, initial=0))
+    return each[: ends.index(len(tensor.weights))]
+
+
+def paired(weights: Array) -> Array:
+    """Return the sizes of one input's weights by pairs of neighbouring features, int16 [pairs, 2, channels]."""
+    sizes = np.abs(weights.astype(np.int16))
+    if len(sizes) % 2:
+        sizes = np.concatenate([sizes, np.zeros_like(sizes[:1])])
+    return sizes.reshape(len(sizes) // 2, 2, -1)
 
 
 def _check_widths(pairs: Sequence[tuple[Tensor, Tensor]], before: int, token_table: bool) -> None:

@@ -26,6 +26,9 @@ from kvswap.codec.predictive.predictor import (
     Tensor,
 )
 from kvswap.codec.predictive.quantize import LARGEST, quantize
+from kvswap.codec.predictive.serial import MOST_LOG_SIGMA, MOST_MISSING
+from kvswap.codec.predictive2 import frames
+from kvswap.codec.predictive2.tables import FrequencyTables as StreamTables
 from kvswap.core.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -191,8 +194,11 @@ class Trainer:
                     out[ends[a] : ends[a + 1], ends[b] : ends[b + 1]] = block.T
         return out
 
-    def finish(self) -> tuple[Stack, Array]:
-        """Return the stack, and counts of symbols by context for the tables.  Raises `UsageError` without documents."""
+    def finish(self, codec: str = "predictive2") -> tuple[Stack, Array]:
+        """Return the stack, and counts of symbols by context for the tables of a codec, `predictive2` or `predictive`.
+
+        Raises `UsageError` without documents.
+        """
         if not self._tensors:
             if not self._first:
                 raise UsageError("there is nothing to train on", cause="the corpus has no text", hint="--corpus DIR")
@@ -203,6 +209,9 @@ class Trainer:
         deviations = self._deviations()  # of fixed predictions: the next steps only estimate their errors
         self._set_error_scales(deviations)
         self._set_token_factors(deviations)
+        return self._stack(), self._counts() if codec == "predictive" else self._stream_counts()
+
+    def _counts(self) -> Array:
         counts = np.zeros((buckets.CONTEXTS, rans.SYMBOLS))
         for number, words, mu, factor in self._measure():
             tensor = self._tensors[number]
@@ -210,7 +219,19 @@ class Trainer:
             frame = buckets.Frame.of(self._form, mu.astype(np.int64), sigma, tensor.unit)
             symbol = buckets.split(words, frame).symbol
             np.add.at(counts, (frame.context.reshape(-1), symbol.reshape(-1)), 1)
-        return self._stack(), counts
+        return counts
+
+    def _stream_counts(self) -> Array:
+        """Count for `predictive2`, whose predictions differ from these in their last bits only."""
+        counts = np.zeros((frames.CONTEXTS, frames.SYMBOLS))
+        every = np.ones(counts.shape, np.uint32)
+        for number, words, mu, factor in self._measure():
+            tensor = self._tensors[number]
+            sigma = plain.log_sigma(tensor, factor).astype(np.int32)
+            frame = frames.Frame.of(self._form, (mu * 2.0**-tensor.unit).astype(np.float32), sigma)
+            entry = frame.context * frames.SYMBOLS + frames.split(words, frame, every).symbol
+            counts += np.bincount(entry.reshape(-1), minlength=counts.size).reshape(counts.shape)
+        return counts
 
     def _set_weights(self, number: int) -> None:
         square = self._square(self._inputs(number))
@@ -261,10 +282,10 @@ class Trainer:
                     missing[number] = round(4 * float(np.log2(_usual(rows[~held]) / sigma).mean()))
             self._replace(
                 number,
-                log_sigma=np.floor(4 * (np.log2(sigma) - self._tensors[number].unit) + 0.5).astype(np.int16),
+                log_sigma=_bounded(4 * (np.log2(sigma) - self._tensors[number].unit), MOST_LOG_SIGMA),
                 inverse=_positive(65536 * WRONG / sigma),
             )
-        self._missing = (missing[0], missing[1])
+        self._missing = (min(missing[0], MOST_MISSING), min(missing[1], MOST_MISSING))
 
     def _set_token_factors(self, deviations: Sequence[Array]) -> None:
         wrong = [
@@ -298,6 +319,13 @@ def _positive(values: Floats) -> Array:
     return np.clip(np.rint(values), 1, _LARGEST).astype(np.int32)
 
 
+def _bounded(values: Floats, most: int) -> Array:
+    return np.clip(np.floor(values + 0.5), -most, most).astype(np.int16)
+
+
 def predictor(stacks: Sequence[Stack], counts: Sequence[Array]) -> Predictor:
-    """Join stacks into a predictor, with tables from the sum of their counts."""
-    return Predictor(tuple(stacks), rans.FrequencyTables(rans.normalized(sum(counts[1:], start=counts[0]))))
+    """Join stacks into a predictor, with tables from the sum of their counts, for the codec that these are of."""
+    total = sum(counts[1:], start=counts[0])
+    if total.shape == (frames.CONTEXTS, frames.SYMBOLS):
+        return Predictor(tuple(stacks), StreamTables.of_counts(total))
+    return Predictor(tuple(stacks), rans.FrequencyTables(rans.normalized(total)))

@@ -10,13 +10,13 @@ from __future__ import annotations
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from kvswap.daemon.page.sessions import Session, Sessions, same
+from kvswap.daemon.page.sessions import PageSession, Sessions, same
 
 PREFIX = "/ui"
-OPEN = f"{PREFIX}/open"
+LINK_PATH = f"{PREFIX}/open"
 STYLE = f"{PREFIX}/page.css"
 CHANGE_HEADER = "Kvswap-Page"
-SESSION: web.RequestKey[Session] = web.RequestKey("session", Session)
+SESSION: web.RequestKey[PageSession] = web.RequestKey("session", PageSession)
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
@@ -43,7 +43,7 @@ def guard_page(sessions: Sessions) -> Middleware:
         why = _foreign(request, sessions)
         if why is not None:
             return _refuse(403, why)
-        if request.path not in (OPEN, STYLE):
+        if request.path not in (LINK_PATH, STYLE):
             session = sessions.find(request.cookies.get(sessions.cookie_name, ""))
             if session is None:
                 return _refuse(401, "This browser has no session here. Run: kvswap ui")

@@ -17,7 +17,7 @@ _EVERY_SECONDS = 1.0
 MOST_PAGES = 32
 
 
-class Live:
+class LiveParts:
     """The current HTML of each part, while somebody looks."""
 
     def __init__(self, parts: Parts, problems: Problems) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from importlib import resources
 from typing import Any
 
@@ -16,8 +17,8 @@ from kvswap.api.node import UiResult
 from kvswap.core.errors import QuotaExceeded, UsageError
 from kvswap.core.version import __version__
 from kvswap.core.words import STANDINGS, in_words
-from kvswap.daemon.page.guard import HEADERS, OPEN, PREFIX, SESSION, STYLE
-from kvswap.daemon.page.live import MOST_PAGES, Live
+from kvswap.daemon.page.guard import HEADERS, LINK_PATH, PREFIX, SESSION, STYLE
+from kvswap.daemon.page.live import MOST_PAGES, LiveParts
 from kvswap.daemon.page.sessions import LINK_SECONDS, Sessions
 from kvswap.daemon.page.view import View
 from kvswap.daemon.page.words import FILTERS
@@ -51,7 +52,10 @@ class Page:
 
     def __init__(self, view: View, sessions: Sessions) -> None:
         self._view, self._sessions = view, sessions
-        self._live = Live({name: self._maker(name) for name in _PARTS}, view.node.problems)
+
+    @cached_property
+    def _live(self) -> LiveParts:
+        return LiveParts({name: self._maker(name) for name in _PARTS}, self._view.node.problems)
 
     def routes(self, api: Iterable[web.RouteDef]) -> list[web.RouteDef]:
         """List what is answered here; `api`: the local API's routes, of which the page offers those of `ACTIONS`."""
@@ -62,7 +66,7 @@ class Page:
         ]
         return [
             web.post("/v1/ui", self.link),
-            web.get(OPEN, self.open),
+            web.get(LINK_PATH, self.open),
             web.get(PREFIX, self.to_page),
             web.get(_ROOT, self.page),
             web.get(f"{PREFIX}/live", self.live),
@@ -91,7 +95,7 @@ class Page:
             raise UsageError("this API has no port for a page", cause="it is part of another program")
         plain = request.query.get("plain") == "1"
         host = "127.0.0.1" if plain else self._sessions.host
-        url = f"http://{host}:{request.app[PORTS][0]}{OPEN}?once={self._sessions.invite()}"
+        url = f"http://{host}:{request.app[PORTS][0]}{LINK_PATH}?once={self._sessions.invite()}"
         return reply(UiResult(url=url, seconds=LINK_SECONDS))
 
     async def open(self, request: web.Request) -> web.Response:
@@ -105,7 +109,7 @@ class Page:
         return response
 
     async def to_page(self, request: web.Request) -> web.Response:
-        """Lead to the page."""
+        """Redirect to the page."""
         return web.Response(status=308, headers=HEADERS | {"Location": _ROOT})
 
     async def page(self, request: web.Request) -> web.Response:

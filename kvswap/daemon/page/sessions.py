@@ -21,7 +21,7 @@ _SESSIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class PageSession:
     """A browser that has the page open: its cookie, and the token that each change has to carry."""
 
     cookie: str
@@ -36,7 +36,7 @@ class Sessions:
         self.cookie_name = f"kvswap-{secrets.token_hex(4)}"
         self._now = now
         self._links: Table[str, float] = Table("page links", entries=_LINKS)
-        self._sessions: Table[str, Session] = Table("page sessions", entries=_SESSIONS)
+        self._sessions: Table[str, PageSession] = Table("page sessions", entries=_SESSIONS)
 
     def invite(self) -> str:
         """Return a token that opens one session within ten minutes."""
@@ -44,16 +44,16 @@ class Sessions:
         self._links.put(token, self._now() + LINK_SECONDS)
         return token
 
-    def open(self, token: str) -> Session | None:
+    def open(self, token: str) -> PageSession | None:
         """Spend a token and return a new session; None where it is unknown, spent or too old."""
         ends = self._links.pop(token)
         if ends is None or self._now() > ends:
             return None
-        session = Session(secrets.token_urlsafe(32), secrets.token_urlsafe(32))
+        session = PageSession(secrets.token_urlsafe(32), secrets.token_urlsafe(32))
         self._sessions.put(session.cookie, session)
         return session
 
-    def find(self, cookie: str) -> Session | None:
+    def find(self, cookie: str) -> PageSession | None:
         """Return the session of a cookie; None without one."""
         return self._sessions.get(cookie)
 

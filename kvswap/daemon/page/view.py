@@ -10,7 +10,7 @@ from kvswap.api.peers import PeerRow
 from kvswap.api.store import StoredArtifact
 from kvswap.daemon.artifacts_api import ArtifactsApi
 from kvswap.daemon.peers_api import PeersApi
-from kvswap.daemon.running import Running, Work
+from kvswap.daemon.running import RequestState, Running
 from kvswap.exchange import Node
 from kvswap.store.tables import ROWS_AT_ONCE
 
@@ -38,7 +38,7 @@ class PeersPage:
 
 
 @dataclass(frozen=True, slots=True)
-class LogLine:
+class EventLine:
     """An event, in a line."""
 
     at: float
@@ -82,14 +82,14 @@ class View:
         rows.sort(key=lambda row: (not row.connected, -(row.seen or 0.0)))
         return PeersPage(rows[:_PEER_ROWS], len(rows))
 
-    def work(self) -> list[Work]:
+    def work(self) -> list[RequestState]:
         """List what is under way, and what ended last."""
         return self.running.listed()
 
-    def log(self) -> list[LogLine]:
+    def log(self) -> list[EventLine]:
         """List the last events, the newest first."""
         return [
-            LogLine(event.time, event.kind, "  ".join(f"{name}: {value}" for name, value in event.more.items()))
+            EventLine(event.time, event.kind, "  ".join(f"{name}: {value}" for name, value in event.more.items()))
             for event in reversed(self.node.events.recent(_LOG_ROWS))
         ]
 

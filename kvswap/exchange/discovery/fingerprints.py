@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from kvswap.artifact.layout import fingerprint_rows
+from kvswap.artifact.layout import fingerprint_rows, in_fingerprint
 from kvswap.artifact.manifest import Manifest, Numerics
 from kvswap.artifact.sealing import FINGERPRINT, open_file
 from kvswap.core.errors import IntegrityError, KvswapError
@@ -29,7 +29,7 @@ from kvswap.net.client import chunk_cap
 from kvswap.trust import Statement
 from kvswap.trust.accusation import Grounds, comparable, judge
 from kvswap.trust.agreement import compare
-from kvswap.trust.figures import Figures, micro
+from kvswap.trust.figures import CheckFigures, micro
 from kvswap.trust.levels import Level, LevelResult
 from kvswap.trust.noise import MARGIN, Noise
 
@@ -72,9 +72,11 @@ def agree(
     def result(verdict: str, why: str = "") -> LevelResult:
         return LevelResult(Level.AGREEMENT, verdict, time.perf_counter() - began, why, figures)  # type: ignore[arg-type]
 
-    figures = Figures()
+    figures = CheckFigures()
     if not fingerprints:
         return Agreed(result("skipped", "no other publisher of the same tokens was found"))
+    if not in_fingerprint(statement.manifest):
+        return Agreed(result("skipped", "all layers slide, and a fingerprint has nothing of windows that moved on"))
     policy = node.trust.policy.policy
     rows = fingerprint_rows(statement.manifest.layout.layers)
     scores = compare(
@@ -85,7 +87,7 @@ def agree(
     by_trust = bool(trusted) or policy.trusts(statement.manifest.publisher)
     deciding = trusted if by_trust else list(fingerprints)
     against = tuple(fingerprint for fingerprint in deciding if scores[fingerprint.publisher] > MARGIN)
-    figures = Figures(
+    figures = CheckFigures(
         publishers=len(fingerprints),
         trusted=len(trusted),
         agreeing=sum(score <= MARGIN for score in scores.values()),
@@ -131,7 +133,7 @@ def accused(
         control="",  # this node's own cache has the fingerprint it is compared with
     )
     return judge(
-        LevelResult(Level.AGREEMENT, "failed", why=why, figures=Figures(worst=micro(round(score, 2)))), grounds
+        LevelResult(Level.AGREEMENT, "failed", why=why, figures=CheckFigures(worst=micro(round(score, 2)))), grounds
     )
 
 

@@ -153,7 +153,8 @@ async def _plan(
 
     # The cheapest peers alone, or dearer ones with them: all are counted at what the dearest asks.
     groups = [tuple(p for p in peers if asks[p] <= level) for level in sorted(set(asks.values()))]
-    every = [planned(_link(node, {p: asks[p] for p in group}), group) for group in groups] or [planned(None, peers)]
+    links = [(_link(node, {p: asks[p] for p in group}), group) for group in groups] or [(None, peers)]
+    every = await asyncio.to_thread(lambda: [planned(link, group) for link, group in links])
     return min(every, key=lambda p: _rank(node, p.plan, objective))
 
 

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from kvswap.artifact.manifest import ChunkRef, FileRef, Manifest
+from kvswap.artifact.manifest import PREDICTED_CODECS, ChunkRef, FileRef, Manifest
 from kvswap.artifact.sealing import FINGERPRINT, PREDICTOR, ChunkPosition, Seal, chunk_position
 from kvswap.core.ids import Cid
 from kvswap.exchange.model_port import OnEvent
@@ -87,7 +87,7 @@ class _Ingest:
         for name, (raw, coded_bytes, micro) in self._coded.items():
             self._node.calibration.add_encode(name, raw, coded_bytes, micro / 1e6)
         named = None  # where prediction helped nowhere, every chunk is of another codec
-        if predictor is not None and any(ref.codec == "predictive" for ref in self._refs):
+        if predictor is not None and any(ref.codec in PREDICTED_CODECS for ref in self._refs):
             named = await self.keep(PREDICTOR, predictor)
         fingerprint = await self.keep(FINGERPRINT, self._fingerprint) if self._fingerprint is not None else None
         return Ingested(result, sorted(self._refs, key=lambda r: (r.block, r.run)), named, fingerprint, self._seal)

@@ -36,7 +36,7 @@ async def download(
     cids = await asyncio.to_thread(manifest.ids_of, wanted)
     # Whoever wants the same at the same time waits, and then finds it here.
     one_at_a_time = node.background.downloading.setdefault(str(statement.artifact), asyncio.Lock())
-    with node.store.lease(cids):
+    async with node.store.held(lambda: cids):
         await asyncio.to_thread(_list, node, statement)
         transfer = Transfer(node, manifest, str(statement.artifact), wanted, progress, rest, most_per_gb)
         if begin is not None:

@@ -117,7 +117,7 @@ class Transfer:
         costs more than prefilling, and what the disk raises.
         """
         files, flights = self.manifest.files, self._flights
-        flights.plan(files, await asyncio.to_thread(self._lacking), self.wave)
+        await flights.plan(files, await asyncio.to_thread(self._lacking), self.wave)
         for index in self.skipped:
             flights.skip(index)
         if not flights.refs or flights.complete:
@@ -317,14 +317,13 @@ class Transfer:
     async def _watch(self) -> None:
         """Raise `PlanSaysPrefill` when the link turns out so slow that the rest is not worth waiting for."""
         began, flights = time.perf_counter(), self._flights
-        largest = max(ref.length for ref in flights.refs)
         while self.rest is not None:
             await asyncio.sleep(_JUDGE_EVERY_SECONDS)
             elapsed = time.perf_counter() - began
             if elapsed < _JUDGE_AFTER_SECONDS or flights.complete:
                 continue
             # What is under way counts as almost here: a rate that is rather too high.
-            rate = (flights.amounts.received + largest) / elapsed
+            rate = (flights.amounts.received + flights.largest) / elapsed
             chosen = self.rest(rate, flights.schedule.left_bytes)
             if chosen.action == "prefill" and chosen.fetch and chosen.fetch.seconds > _SUNK * chosen.seconds:
                 self.node.counters.plans_prefill += 1

@@ -41,6 +41,7 @@ class Flights:
         self._stored = stored
         self.refs: Sequence[ChunkRef | FileRef] = ()
         self.schedule = Schedule([])
+        self.largest = 0  # bytes of one of the refs
         self.amounts = Amounts()
         self.under_way: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.broken: BaseException | None = None  # the disk, not a peer
@@ -50,12 +51,17 @@ class Flights:
         self._numbers: dict[int, int] = {}  # file of the manifest -> number in the schedule
         self._files: list[int] = []  # and the other way round
 
-    def plan(self, files: Sequence[ChunkRef | FileRef], indices: Sequence[int], wave: int) -> None:
+    async def plan(self, files: Sequence[ChunkRef | FileRef], indices: Sequence[int], wave: int) -> None:
         """Set what is lacking: the files of these indices, in the order wanted; `wave` as in `Schedule`."""
-        self._files = list(indices)
-        self._numbers = {index: number for number, index in enumerate(indices)}
-        self.refs = [files[index] for index in indices]
-        self.schedule = Schedule([ref.length for ref in self.refs], wave=wave)
+
+        def lay_out() -> tuple[dict[int, int], list[ChunkRef | FileRef], Schedule, int]:
+            refs = [files[index] for index in indices]
+            numbers = {index: number for number, index in enumerate(indices)}
+            lengths = [ref.length for ref in refs]
+            return numbers, refs, Schedule(lengths, wave=wave), max(lengths, default=0)
+
+        laid_out = await asyncio.to_thread(lay_out)  # all at once: meanwhile files may be given up
+        self._files, (self._numbers, self.refs, self.schedule, self.largest) = list(indices), laid_out
 
     @property
     def complete(self) -> bool:

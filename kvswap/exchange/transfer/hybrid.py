@@ -66,57 +66,83 @@ async def run_from(
         chunks=str(node.store.chunks_directory),
         tokens=source.tokens,
     )
-    with node.store.lease([file.id for file in manifest.files]):
+    async with node.store.held(lambda: [file.id for file in manifest.files]):
         if not source.planned.missing_bytes:
             made = await node.model.run(choice, job, on_event)
-            _record_load_rate(node, source, made)
+            await _record_load_rate(node, source, made)
             return made, None
-        feed = _Feed(node, choice, source, terms, progress, computes=job.text is not None)
+        units = await asyncio.to_thread(_Units.of, node, source, by_layer_group=choice.device == "cpu")
+        feed = _Feed(node, choice, source, terms, progress, units, computes=job.text is not None)
         return await feed.run(job, on_event)
+
+
+@dataclass(slots=True)
+class _Units:
+    """The units of an artifact, and what each lacks.  Made in a thread: it walks over all chunks."""
+
+    files: list[list[int]]
+    """The indices of the files of each unit; a predictor comes with the last one."""
+    lacking: list[set[Cid]]
+    """The files of each unit that are not in the store."""
+    waiting: dict[Cid, list[int]]
+    """The units that lack a file: one may stand at several places."""
+    wire: list[int]
+    """The bytes of each unit that are still to arrive."""
+    mean: float
+    """The mean length of a chunk, in bytes."""
+
+    @classmethod
+    def of(cls, node: Node, source: CacheOrigin, *, by_layer_group: bool) -> _Units:
+        """List the units, and look up what is here."""
+        manifest, files = source.statement.manifest, source.statement.manifest.files
+        units = [list(unit.chunks) for unit in work_units(manifest, source.tokens, by_layer_group=by_layer_group)]
+        if manifest.predictor is not None:
+            units[-1].insert(0, len(manifest.chunks))
+        ids = [[files[i].id for i in unit] for unit in units]
+        missing = set(node.store.missing([cid for unit in ids for cid in unit]))
+        waiting: dict[Cid, list[int]] = {}
+        for number, unit in enumerate(ids):
+            for cid in missing.intersection(unit):
+                waiting.setdefault(cid, []).append(number)
+        return cls(
+            files=units,
+            lacking=[missing.intersection(unit) for unit in ids],
+            waiting=waiting,
+            wire=[sum(files[i].length for i in unit if files[i].id in missing) for unit in units],
+            mean=sum(chunk.length for chunk in manifest.chunks) / len(manifest.chunks),
+        )
+
+    def chunks(self, number: int, chunks: int) -> list[int]:
+        """Return the chunks of a unit, of an artifact that has so many: a predictor is none."""
+        return [index for index in self.files[number] if index < chunks]
 
 
 class _Feed:
     """A transfer that feeds one job of the model process."""
 
     def __init__(
-        self, node: Node, choice: ModelChoice, source: CacheOrigin, terms: Terms, progress: Progress, *, computes: bool
+        self,
+        node: Node,
+        choice: ModelChoice,
+        source: CacheOrigin,
+        terms: Terms,
+        progress: Progress,
+        units: _Units,
+        *,
+        computes: bool,
     ) -> None:
         self._node, self._choice, self._source, self._terms = node, choice, source, terms
         self._progress = progress
+        self._units = units
         self._computes = computes
-        manifest = source.statement.manifest
-        self._units = work_units(manifest, source.tokens, by_layer_group=choice.device == "cpu")
         self._filled = source.began
         self._outbox: Outbox = asyncio.Queue()
         self._transfer: Transfer | None = None
-        self._files = [list(unit.chunks) for unit in self._units]
-        if manifest.predictor is not None:
-            self._files[-1].insert(0, len(manifest.chunks))
         self._given_up: set[int] = set()  # chunks
-        self._lacking: list[set[Cid]] = []  # of each unit
-        self._waiting: dict[Cid, list[int]] = {}  # units that lack a file: one may stand at several places
 
     async def run(self, job: AnswerJob, on_event: OnEvent) -> tuple[ComputedAnswer, Transfer | None]:
-        planned, files = self._source.planned, self._source.statement.manifest.files
-        every = [files[i].id for unit in self._files for i in unit]
-        missing = set(await asyncio.to_thread(self._node.store.missing, every))
-        self._lacking = [{files[i].id for i in unit} & missing for unit in self._files]
-        for number, lacking in enumerate(self._lacking):
-            for cid in lacking:
-                self._waiting.setdefault(cid, []).append(number)
-        per_gb = prices(self._node).per_gb + (planned.link.per_gb if planned.link else 0.0)
-        lowest = lowest_unit(planned.work, self._terms.objective, per_gb)
-        work = UnitCosts(
-            compute=[_micro(seconds) if self._computes else 0 for seconds in planned.work.compute],
-            wire=[sum(files[i].length for i in unit if files[i].id in missing) for unit in self._files],
-            load=[_micro(seconds) for seconds in planned.work.load],
-            last=_micro(planned.work.last),
-            rate=int(planned.link.bytes_per_second) if planned.link else 0,
-            computes=self._computes,
-            eager=planned.plan.action == "hybrid" or self._terms.objective.by != "money",
-            lowest=lowest,
-        )
-        fetching = asyncio.create_task(self._fetch(lowest))
+        work = await asyncio.to_thread(self._costs)
+        fetching = asyncio.create_task(self._fetch(work.lowest))
 
         async def on_job_event(event: JobEvent) -> None:
             if isinstance(event, ReservationEvent):
@@ -139,6 +165,22 @@ class _Feed:
             self._transfer.learn_start(self._filled - self._source.began)
         return done, self._transfer
 
+    def _costs(self) -> UnitCosts:
+        """Write down the costs of the units for the model process."""
+        planned = self._source.planned
+        per_gb = prices(self._node).per_gb + (planned.link.per_gb if planned.link else 0.0)
+        lowest = lowest_unit(planned.work, self._terms.objective, per_gb)
+        return UnitCosts(
+            compute=[_micro(seconds) if self._computes else 0 for seconds in planned.work.compute],
+            wire=self._units.wire,
+            load=[_micro(seconds) for seconds in planned.work.load],
+            last=_micro(planned.work.last),
+            rate=int(planned.link.bytes_per_second) if planned.link else 0,
+            computes=self._computes,
+            eager=planned.plan.action == "hybrid" or self._terms.objective.by != "money",
+            lowest=lowest,
+        )
+
     def _end(self, fetching: asyncio.Task[None]) -> None:
         """Stop fetching; a transfer that has everything ends by itself, and tells of it."""
         if self._transfer is None or not self._transfer.complete:
@@ -146,14 +188,15 @@ class _Feed:
 
     def _give_up(self, number: int) -> None:
         """Drop the chunks of a unit that is computed: they need not come."""
-        self._given_up |= set(self._units[number].chunks)
+        chunks = self._units.chunks(number, len(self._source.statement.manifest.chunks))
+        self._given_up.update(chunks)
         if self._transfer is not None:
-            self._transfer.skip(self._units[number].chunks)
+            self._transfer.skip(chunks)
 
     async def _fetch(self, lowest: int) -> None:
         """Fetch until all is here or nobody sends it; the job is sent everything that matters to it."""
-        node, statement, files = self._node, self._source.statement, self._files
-        wanted = [i for unit in reversed(files[lowest:]) for i in unit]
+        node, statement, files = self._node, self._source.statement, self._units.files
+        wanted = await asyncio.to_thread(lambda: [i for unit in reversed(files[lowest:]) for i in unit])
         rest = None
         if not (self._computes or self._terms.force):
             rest = await judge(node, statement.manifest, self._terms.objective)
@@ -185,15 +228,14 @@ class _Feed:
                 telling.cancel()
 
     def _wave(self) -> int:
-        link, chunks = self._source.planned.link, self._source.statement.manifest.chunks
-        mean = sum(chunk.length for chunk in chunks) / len(chunks)
-        return 1 + int(link.bytes_per_second * _WAVE_SECONDS / mean) if link else 1
+        link = self._source.planned.link
+        return 1 + int(link.bytes_per_second * _WAVE_SECONDS / self._units.mean) if link else 1
 
     def _stored(self, index: int) -> None:
-        cid = self._source.statement.manifest.files[index].id
-        for number in self._waiting.pop(cid, ()):
-            self._lacking[number].discard(cid)
-            if not self._lacking[number]:
+        cid, lacking = self._source.statement.manifest.files[index].id, self._units.lacking
+        for number in self._units.waiting.pop(cid, ()):
+            lacking[number].discard(cid)
+            if not lacking[number]:
                 self._outbox.put_nowait(ArrivalNotice(unit=number))
 
     async def _report_rate(self, transfer: Transfer) -> None:
@@ -220,13 +262,18 @@ def lowest_unit(work: Work, objective: Objective, per_gb: float) -> int:
     return lowest
 
 
-def _record_load_rate(node: Node, source: CacheOrigin, done: ComputedAnswer) -> None:
+async def _record_load_rate(node: Node, source: CacheOrigin, done: ComputedAnswer) -> None:
     """Record how fast a run from the store loaded; one that waited for chunks, or computed, says nothing of that."""
     if done.computed:
         return
-    files = source.statement.manifest.chunks
-    every = [files[i] for unit in work_units(source.statement.manifest, source.tokens) for i in unit.chunks]
-    node.calibration.add_load(raw_by_codec(every), done.load_us / 1e6)
+    raw = await asyncio.to_thread(_raw_bytes, source)
+    node.calibration.add_load(raw, done.load_us / 1e6)
+
+
+def _raw_bytes(source: CacheOrigin) -> dict[str, int]:
+    """Return the bytes before coding of all that a reader loads, by codec."""
+    chunks = source.statement.manifest.chunks
+    return raw_by_codec(chunks[i] for unit in work_units(source.statement.manifest, source.tokens) for i in unit.chunks)
 
 
 def _micro(seconds: float) -> int:

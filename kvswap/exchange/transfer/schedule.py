@@ -123,7 +123,8 @@ class Schedule:
 
     def arriving(self) -> int:
         """Count the bytes received of chunks that are not done; of each chunk, from the peer that is furthest."""
-        under_way = (self._chunks[i] for i in self._unfinished if self._chunks[i].flights)
+        numbers = {i for peer in self._peers.values() for i in peer.flights} & self._unfinished
+        under_way = (self._chunks[i] for i in numbers)
         return sum(max(f.received for f in chunk.flights.values()) for chunk in under_way)
 
     def flights(self, peer: str) -> int:

@@ -16,6 +16,8 @@ from kvswap.artifact.parts import (
     ChunkSource,
     EncodedChunk,
     Layers,
+    by_layer,
+    context_of,
     decode_chunk,
     digest_parts,
     encode_chunk,
@@ -79,20 +81,24 @@ def artifact_layout(layout: GgufLayout, block_tokens: int) -> Layout:
 
 
 def encode_sequence(
-    gathered: GatheredSequence, shape: Layout, block_tokens: int, codec: str
+    gathered: GatheredSequence, shape: Layout, block_tokens: int, codec: str, predictor: Predictor | None = None
 ) -> Iterator[EncodedChunk | list[TensorDigests]]:
     """Encode every chunk of a sequence, in order; what is yielded last are the digests of all tensors.
 
-    `codec` is one that needs no predictor.
+    `predictor` is what the codec `predictive` codes against; other codecs need none.
     """
     tokens = len(gathered.ids)
     parts = [parts_of(gathered.layout, layer, gathered.rows(layer)) for layer in range(len(shape.layers))]
     for block, (start, stop) in enumerate(Blocks(tokens, block_tokens)):
+        earlier: Layers = {}
         for group, members in enumerate(shape.members):
             first, last = layouts.stored_span(shape.layers[members[0][0]], start, stop)
             if first < last:
                 taken = [np.ascontiguousarray(parts[layer][place][:, first:last]) for layer, place in members]
-                yield encode_chunk(taken, shape.group_dtype(group), codec, block, group)
+                context = context_of(predictor, shape, group, first, earlier)
+                yield encode_chunk(taken, shape.group_dtype(group), codec, block, group, context)
+                if predictor is not None:
+                    earlier |= by_layer(shape, group, taken)
     digests: list[TensorDigests] = []
     for spec, held in zip(shape.layers, parts, strict=True):
         first, last = layouts.held_span(spec, tokens)

@@ -140,7 +140,7 @@ def parse_gguf(file: BinaryIO, size: int, path: Path) -> GgufFile:
 
     Raises what `read_gguf` raises.
     """
-    reader = _Reader(path, file, size)
+    reader = _HeaderReader(path, file, size)
     if reader.take(4) != MAGIC:
         raise _unfit(path, "it is no GGUF file")
     version, tensors, entries = reader.unpack("<IQQ")
@@ -173,7 +173,7 @@ def _unfit(path: Path, why: str, cause: str | None = None, hint: str | None = No
     )
 
 
-class _Reader:
+class _HeaderReader:
     """The bytes of a header, front to back, with their length bounded; what is read goes into a digest."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
@@ -210,7 +210,9 @@ class _Reader:
         return value
 
 
-def _entry(reader: _Reader, key: str, metadata: dict[str, Scalar], arrays: dict[str, tuple[Scalar, ...]]) -> bytes:
+def _entry(
+    reader: _HeaderReader, key: str, metadata: dict[str, Scalar], arrays: dict[str, tuple[Scalar, ...]]
+) -> bytes:
     """Read the value of an entry and return its digest."""
     reader.hasher = blake3()
     (kind,) = reader.unpack("<I")
@@ -235,7 +237,7 @@ def _entry(reader: _Reader, key: str, metadata: dict[str, Scalar], arrays: dict[
     return reader.hasher.digest()
 
 
-def _tensors(reader: _Reader, count: int, alignment: Scalar) -> tuple[GgufTensor, ...]:
+def _tensors(reader: _HeaderReader, count: int, alignment: Scalar) -> tuple[GgufTensor, ...]:
     if not isinstance(alignment, int) or isinstance(alignment, bool) or not 1 <= alignment <= 1 << 16:
         raise _unfit(reader.path, "its alignment is no number of bytes")
     found: list[tuple[str, str, tuple[int, ...], int, int]] = []

@@ -46,12 +46,12 @@ def gguf_identity(path: Path, label: str | None = None, *, cache: Path | None = 
     """
     if not path.is_file():
         raise NotFound(f"there is no model {path}", cause="a typing error, or it was removed", hint="ls *.gguf")
-    known = _Known(path, cache) if cache is not None else None
-    identity = known.read() if known is not None else None
+    remembered = _RememberedIdentity(path, cache) if cache is not None else None
+    identity = remembered.read() if remembered is not None else None
     if identity is None:
         identity = _computed(read_gguf(path))
-        if known is not None:
-            known.write(identity)
+        if remembered is not None:
+            remembered.write(identity)
     return msgspec.structs.replace(identity, label=(label or path.stem)[:256])
 
 
@@ -98,7 +98,7 @@ def _digests(file: GgufFile) -> Iterator[tuple[GgufTensor, bytes]]:
             yield tensor, hasher.digest()
 
 
-class _Known:
+class _RememberedIdentity:
     """The identity of one file as it was computed before, and whether the file is still the same."""
 
     def __init__(self, path: Path, folder: Path) -> None:

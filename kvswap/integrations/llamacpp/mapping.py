@@ -34,7 +34,7 @@ PATTERNS = {"gemma3": 6}
 
 @dataclass(frozen=True, slots=True)
 class GgufLayout:
-    """How the cache of one GGUF model, kept by one server, is laid out as an artifact.
+    """The layout, as an artifact, of the cache that one server keeps of one GGUF model.
 
     `places` has for each layer of the model its cache in a state and its place there; `halves` says that keys are
     stored by halves; `rope` is the layout's text, which has to be the same for publisher and reader.

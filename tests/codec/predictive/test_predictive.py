@@ -56,7 +56,7 @@ def predictor() -> Predictor:
     trainer = train.Trainer(range(LAYERS), turns, 2, "bfloat16")
     for seed in range(8):
         trainer.add(document(seed, 300))
-    stack, counts = trainer.finish()
+    stack, counts = trainer.finish("predictive")
     return train.predictor([stack], [counts])
 
 
@@ -90,7 +90,7 @@ def token_table() -> Predictor:
     trainer = train.Trainer(range(LAYERS), turns, 2, "bfloat16", [(k, v)])
     for seed in range(8):
         trainer.add(status_queries(seed, 300))
-    stack, counts = trainer.finish()
+    stack, counts = trainer.finish("predictive")
     return load(dump(train.predictor([stack], [counts])))
 
 
@@ -318,7 +318,7 @@ def _flat_predictor() -> bytes:
     trainer = train.Trainer([0], np.empty((0, rope.BITS, 2), np.int32), 1, "bfloat16")
     rng = np.random.default_rng(0)
     trainer.add([as_words(rng.normal(size=(1, 50, 4)), "bfloat16") for _ in range(2)])
-    stack, _ = trainer.finish()
+    stack, _ = trainer.finish("predictive")
     return dump(Predictor((stack,), FrequencyTables.flat(CONTEXTS)))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from kvswap.core.upkeep import Problems
 from kvswap.daemon.page import live
-from kvswap.daemon.page.live import Live
+from kvswap.daemon.page.live import LiveParts
 from tests.support import run
 
 
@@ -29,7 +29,7 @@ def test_pages_get_what_changed_and_share_what_is_made() -> None:
         return make
 
     async def body() -> None:
-        shown = Live({name: maker(name) for name in text}, Problems())
+        shown = LiveParts({name: maker(name) for name in text}, Problems())
         pages = [shown.follow() for _ in range(3)]
         seen: list[dict[str, str]] = [{} for _ in pages]
 
@@ -66,7 +66,7 @@ def test_a_part_that_cannot_be_made_is_noted_and_the_rest_goes_on() -> None:
     async def body() -> None:
         nonlocal broken
         problems = Problems()
-        shown = Live({"node": make}, problems)
+        shown = LiveParts({"node": make}, problems)
         page = shown.follow()
         waiting = asyncio.ensure_future(anext(page))
         while "page" not in problems:

@@ -139,7 +139,7 @@ def test_a_flight_that_is_cancelled_before_it_began_is_no_flight_any_more(tmp_pa
         async with world(tmp_path) as w:
             made, node = make_artifact(tokens=20), await w.node()
             flights = Flights(node, lambda index: None)
-            flights.plan(made.manifest.files, [0], wave=1)
+            await flights.plan(made.manifest.files, [0], wave=1)
             flights.set_peer("peer", {0}, None)
             assert flights.schedule.next("peer", 0.0) == 0
             task = flights.start(PeerSource(node, "peer", made.id, 1), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from kvswap.artifact import layout as layouts
 from kvswap.artifact.chain import token_sequence_of
 from kvswap.artifact.consistency import check
-from kvswap.artifact.manifest import Manifest, version_of
+from kvswap.artifact.manifest import FileRef, Manifest, version_of
 from kvswap.artifact.parts import EncodedChunk
+from kvswap.codec import base, predictive
 from kvswap.core.errors import Incompatible, IntegrityError, UsageError
 from kvswap.core.ids import Cid
 from kvswap.integrations import llamacpp
@@ -30,7 +32,7 @@ from kvswap.integrations.llamacpp.identity import gguf_identity
 from kvswap.integrations.llamacpp.mapping import GgufLayout, layout_for, model_rows, parts_of, rows_of, slot_file_of
 from tests.integrations.llamacpp.goldens import slot_file
 from tests.llama import tiny
-from tests.support import make_artifact
+from tests.support import make_artifact, plain_predictor
 
 pytest.importorskip("gguf")
 BLOCK = 16
@@ -199,3 +201,23 @@ def test_every_token_that_is_needed_is_in_a_chunk(models: dict[str, GgufFile]) -
     gathered.add(file)
     manifest, _ = published(model, gathered)
     assert layouts.resumable(manifest, 47) == 32 and layouts.resumable(manifest, 48) == 48
+
+
+def test_a_predictor_codes_a_cache_of_float16_and_gives_every_bit_back(models: dict[str, GgufFile]) -> None:
+    model, file, layout = opened(models, "dense-f16")
+    gathered = GatheredSequence(layout)
+    gathered.add(file)
+    predictor = plain_predictor(layout.layers)
+    shape = artifact_layout(layout, BLOCK)
+    with mock.patch.object(base, "_PLANES_MAY_BE_BETTER", 9.0):  # random numbers cannot be predicted
+        *chunks, _ = encode_sequence(gathered, shape, BLOCK, "predictive", predictor)
+    assert {chunk.ref.codec for chunk in chunks} == {"predictive"}
+    packed = predictive.dump(predictor)
+    manifest, _ = published(model, gathered)
+    manifest = msgspec.structs.replace(
+        manifest, chunks=[chunk.ref for chunk in chunks], predictor=FileRef(bytes(Cid.of(packed)), len(packed))
+    )
+    files = {chunk.ref.id: chunk.wire for chunk in chunks} | {Cid.of(packed): packed}
+    rows = load_rows(manifest, layout, files.__getitem__, 48)
+    made = slot_file_of(layout, llamacpp.shape_of(file), file.ids, rows)
+    assert llamacpp.write_slot_file(made) == slot_file("dense-f16")
