@@ -17,7 +17,7 @@ from kvswap.core.errors import IntegrityError, KvswapError
 from kvswap.core.tasks import end
 from kvswap.integrations.llamacpp.proxy.counts import Counts
 from kvswap.integrations.llamacpp.proxy.kept import KeptPrefix, KeptTree
-from kvswap.integrations.llamacpp.proxy.prompts import Prompt, changes_computation, parsed, prompt_of
+from kvswap.integrations.llamacpp.proxy.prompts import RequestPrompt, changes_computation, parsed, prompt_of
 from kvswap.integrations.llamacpp.proxy.server import ServerRefused, SlotServer, SlotView
 from kvswap.integrations.llamacpp.proxy.slot_files import SavedSlot, SlotFiles, slot_file_name
 from kvswap.integrations.llamacpp.proxy.watching import AnswerWatcher
@@ -145,7 +145,7 @@ class Keeper:
             turn.ids = tuple(ids)
             await self._restore_best(tree, turn, ids, idle)
 
-    async def _prompt(self, kind: str, fields: dict[str, Any], length: int) -> Prompt | None:
+    async def _prompt(self, kind: str, fields: dict[str, Any], length: int) -> RequestPrompt | None:
         seconds = (
             self._lookup_seconds if length <= _LONG_BODY else max(self._lookup_seconds, length * _SECONDS_PER_BYTE)
         )
@@ -155,7 +155,7 @@ class Keeper:
             logger.info("llama: a prompt is not known beforehand: %s", error)
             return None
 
-    async def _ids(self, tree: KeptTree, prompt: Prompt) -> Sequence[int] | None:
+    async def _ids(self, tree: KeptTree, prompt: RequestPrompt) -> Sequence[int] | None:
         """Return the ids of a prompt, or None where its beginning shows that nothing is kept of it."""
         if prompt.ids:
             return prompt.ids
@@ -369,7 +369,7 @@ class Keeper:
         }
 
 
-def _continues(turn: Turn | None, prompt: Prompt) -> bool:
+def _continues(turn: Turn | None, prompt: RequestPrompt) -> bool:
     """Return True if a prompt goes on from what a slot was last used for, and adds no more than there is."""
     if turn is None:
         return False
