@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[[], *sections.NAMES], default=[])
     parser.add_argument("--model", type=Path, help="a model's directory (default: the default model)")
     parser.add_argument("--predictor", type=Path)
+    parser.add_argument("--older", type=Path, help="a predictor of version 1, to measure `predictive` too in `speeds`")
     parser.add_argument("--documents", type=Path, nargs="+", default=[])
     parser.add_argument("--corpus", type=Path, help="text files to train on, for `sizes`")
     parser.add_argument("--picture", type=Path, help="where `layers` draws its picture")

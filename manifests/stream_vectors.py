@@ -33,15 +33,15 @@ def stream_vectors(write: Write, sealed: Seal, now: int) -> None:
     four = synthetic((4, 2, 8, 8), calm=True)
     for dtype in ("bfloat16", "float16", "float32"):
         good(dtype, f"{dtype} chunks coded against a predictor of version 2", tokens=64, dtype=dtype,
-             specs=(FULL,) * 4, predictor=four)  # fmt: skip
+             specs=(FULL,) * 4, coded_by=four)  # fmt: skip
     one_head = synthetic((3, 1, 64, 40), before=1, pairs=16, bits=10, seed=1, calm=True)
     good("one-head", "one head, two steps a row, and the second of fewer lanes", tokens=61,
-         specs=(WIDE,) * 3, predictor=one_head)  # fmt: skip
+         specs=(WIDE,) * 3, coded_by=one_head)  # fmt: skip
     good("table", "the first layer is predicted from the token table", tokens=61, specs=(FULL, FULL),
-         predictor=synthetic((2, 2, 8, 8), table=9, bits=12, seed=2, calm=True))  # fmt: skip
+         coded_by=synthetic((2, 2, 8, 8), table=9, bits=12, seed=2, calm=True))  # fmt: skip
     apart = [LayerGroup((0, 1), (KEY, VALUE)), LayerGroup((2, 3), (KEY, VALUE))]
     made = good("groups", "a chunk that is coded against the layers of another chunk", tokens=64, specs=(FULL,) * 4,
-                predictor=four, groups=apart)  # fmt: skip
+                coded_by=four, groups=apart)  # fmt: skip
     _damaged(write, sealed, made)
     _mismatched(write, sealed, now, made, four)
 

@@ -7,7 +7,7 @@ import numpy as np
 from kvswap.codec.predictive import Predictor, Stack, dump, load, rope
 from kvswap.codec.predictive.predictor import Tensor
 from kvswap.codec.predictive2.frames import CONTEXTS, SYMBOLS
-from kvswap.codec.predictive2.tables import FrequencyTables
+from kvswap.codec.predictive2.tables import StreamTables
 
 Shape = tuple[int, int, int, int]  # layers, heads, dims of K and V
 
@@ -47,7 +47,7 @@ def synthetic(
         counts = np.broadcast_to(np.exp2(-np.abs(np.arange(SYMBOLS) - 32) / 2.0), (CONTEXTS, SYMBOLS))
     else:
         counts = rng.exponential(size=(CONTEXTS, SYMBOLS)) ** 3 * (rng.random((CONTEXTS, SYMBOLS)) < 0.7)
-    return load(dump(Predictor((stack,), FrequencyTables.of_counts(counts * 1000, bits))))
+    return load(dump(Predictor((stack,), StreamTables.of_counts(counts * 1000, bits))))
 
 
 def _wild(rng: np.random.Generator, place: int, width: int, given: int, sources: int) -> Tensor:

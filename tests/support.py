@@ -145,7 +145,7 @@ def make_artifact(
     codec: str = "planes",
     text: bytes = b"a document for tests",
     seed: int = 0,
-    predictor: Predictor | None = None,
+    coded_by: Predictor | None = None,
     groups: Sequence[LayerGroup] | None = None,
     now: int | None = None,
     lifetime: int = 86_400,
@@ -177,7 +177,7 @@ def make_artifact(
             return plain.view(np.float32).astype(np.float16).view(np.uint16)
         return (plain >> 16).astype(np.uint16)
 
-    predictor = plain_predictor(specs) if codec == "predictive" and predictor is None else predictor
+    predictor = plain_predictor(specs) if codec == "predictive" and coded_by is None else coded_by
     layers = [tuple(values(t.part_shape(tokens), t.dtype or dtype) for t in s.tensors) for s in specs]
     groups = layout.plan_groups(specs, dtype, block_tokens) if groups is None else list(groups)
     shape = layout_of(dtype, '{"rope_theta":10000.0}', list(specs), groups, checkpoints)

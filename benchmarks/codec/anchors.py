@@ -134,17 +134,27 @@ class _Sized:
 
 
 def ours(dtype: str) -> list[Anchor]:
-    """Every registered codec, `predictive` where a block has a context."""
+    """Every registered codec; of those with a predictor the ones that blocks have a context for."""
     from kvswap import codec as codecs
+    from kvswap.codec.base import PREDICTED
 
     def make(name: str) -> Anchor:
+        def context(block: Any) -> Any:
+            both = (block.context, block.older)
+            return next((c for c in both if c is not None and c.predictor.codec == name), None)
+
+        def encode(block: Any) -> Any:
+            if name in PREDICTED and context(block) is None:  # nothing for it here
+                return codecs.encode(block.parts, dtype, "planes")
+            return codecs.encode(block.parts, dtype, name, context(block))
+
         def decode(wire: tuple[str, bytes], block: Any) -> Any:
-            codecs.decode(wire[0], wire[1], block.scratch, dtype, block.context)  # as the loader does: in place
+            codecs.decode(wire[0], wire[1], block.scratch, dtype, context(block))  # as the loader does: in place
             return block.scratch
 
         return Anchor(
             name,
-            lambda block: codecs.encode(block.parts, dtype, name, block.context),
+            encode,
             decode,
             codecs.get(name).lossless,
         )

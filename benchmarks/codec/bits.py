@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from benchmarks.codec.samples import Block
 
 
-class _Counting:
-    """An encoder that only adds up what coding would cost."""
-
-    def __init__(self, tables: Any, form: Any) -> None:
-        self._tables, self._form = tables, form
-        self.bits: list[float] = []
-
-    def put(self, words: Any, mu: Any, tensor: Any, token: Any) -> None:
-        from kvswap.codec.predictive import buckets, plain
-
-        frame = buckets.Frame.of(self._form, mu.astype(np.int64), plain.log_sigma(tensor, token), tensor.unit)
-        value = buckets.split(words, frame)
-        unsaid = self._tables.frequency[frame.context, value.symbol] == 0
-        value = buckets.escape(value, unsaid, words, self._form)
-        coded = 12 - np.log2(self._tables.frequency[frame.context, value.symbol].astype(np.float64))
-        self.bits.append(float((coded + value.count + np.where(value.run >= 0, value.run + 1, 0)).mean()))
-
-    def finish(self, entries: Any) -> bytes:
-        return b""
-
-
 def predictive(block: Block, dtype: str) -> list[float]:
-    """By tensor, K and V of each layer in turn."""
-    from kvswap.codec.predictive import codec, fast
+    """By tensor, K and V of each layer in turn, with a predictor of version 2."""
+    from kvswap.codec.predictive import codec, memory
+    from kvswap.codec.predictive.buckets import FORMATS
+    from kvswap.codec.predictive2 import plain
+    from kvswap.codec.predictive2.frames import ESCAPE
+    from kvswap.codec.predictive2.plan import plan_of
 
-    class Engine:
-        sums, expected, known = fast.sums, fast.expected, fast.features
-        made: list[_Counting] = []
-
-        @classmethod
-        def Encoder(cls, tables: Any, form: Any) -> _Counting:  # noqa: N802 - a backend's name
-            cls.made.append(_Counting(tables, form))
-            return cls.made[-1]
-
-    codec.encode(block.context, block.parts, dtype, Engine)
-    return Engine.made[-1].bits
+    form = FORMATS[dtype]
+    plan = plan_of(block.context, [], block.parts, form)
+    entries = memory.find(plan.stack, codec.flat(block.parts[1]), form, codec.BEST) if plan.has_table else None
+    out = []
+    for value, context in plain.split_all(plan, entries):
+        coded = plan.tables.bits - np.log2(plan.tables.frequency[context, value.symbol].astype(np.float64))
+        out.append(float((coded + value.count + np.where(value.symbol == ESCAPE, form.bits, 0)).mean()))
+    return out
 
 
 def planes(block: Block, dtype: str) -> list[float]:

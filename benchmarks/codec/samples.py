@@ -17,10 +17,11 @@ TOKENS = 2_048
 
 @dataclass
 class Block:
-    """One block; `context` is for the predictive codec."""
+    """One block; `context` is for the predictive codec, `older` for the one of the predictor that it is compared with."""
 
     parts: list[np.ndarray]
     context: Any = None
+    older: Any = None
     raw: bytes = field(init=False)
     scratch: list[np.ndarray] = field(init=False)
 
@@ -43,7 +44,7 @@ def documents(given: list[Path]) -> dict[str, str]:
     }
 
 
-def blocks_of(loaded: Any, ids: list[int], predictor: Any) -> Iterator[Block]:
+def blocks_of(loaded: Any, ids: list[int], predictor: Any, older: Any = None) -> Iterator[Block]:
     """Blocks of these tokens; the context is None where no stack fits all layers."""
     from kvswap.artifact.specs import KEY, VALUE, LayerGroup
     from kvswap.artifact.tensors import context_of
@@ -58,4 +59,5 @@ def blocks_of(loaded: Any, ids: list[int], predictor: Any) -> Iterator[Block]:
         members.setdefault(block, []).extend(shape.groups[group].layers)
     for block, parts in held.items():
         whole = msgspec.structs.replace(shape, groups=[LayerGroup(tuple(members[block]), (KEY, VALUE))])
-        yield Block(parts, context_of(predictor, whole, 0, block * BLOCK_TOKENS, {}))
+        contexts = [context_of(p, whole, 0, block * BLOCK_TOKENS, {}) for p in (predictor, older)]
+        yield Block(parts, *contexts)

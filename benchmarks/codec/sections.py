@@ -41,6 +41,12 @@ def _predictor(given: argparse.Namespace, loaded: Any, quiet: bool = False) -> A
     return predictive.load(path.read_bytes())
 
 
+def _older(given: argparse.Namespace) -> Any:
+    from kvswap.codec import predictive
+
+    return predictive.load(given.older.read_bytes()) if given.older else None
+
+
 def _rate(work: Any, items: list[Any], raw: int, threads: int) -> float:
     """GB/s over all items."""
     times = []
@@ -164,7 +170,7 @@ def _draw(path: Path, mean: dict[str, np.ndarray]) -> None:
 def speeds(given: argparse.Namespace) -> None:
     """Everything side by side, in the model's own dtype."""
     loaded = _model(given)
-    blocks = list(blocks_of(loaded, ids_of(loaded, TOKENS), _predictor(given, loaded)))
+    blocks = list(blocks_of(loaded, ids_of(loaded, TOKENS), _predictor(given, loaded), _older(given)))
     table(["codec", "ratio", "bits a value", "exact", *_SPEEDS], _measure(blocks, loaded.dtype, []))
 
 

@@ -61,7 +61,7 @@ def test_with_a_predictor(daemon: Start, tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     check_main_job(a, b, document, steps=12)
     chunks = a.client.show(digest_of(document))["manifest"]["chunks"]
-    assert {chunk["codec"] for chunk in chunks} == {"planes", "predictive"}
+    assert {chunk["codec"] for chunk in chunks} == {"planes", "predictive2"}
 
 
 @pytest.mark.parametrize("family", ["qwen3.5", "granite4-h"])

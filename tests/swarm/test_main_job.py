@@ -112,7 +112,7 @@ def test_predictive_artifacts(
     check_main_job(a, b, document, steps)
     shown = a.client.show(digest_of(document))["manifest"]
     assert shown["predictor"]["cid"] == last_json(trained)["predictor"]
-    assert "predictive" in {c["codec"] for c in shown["chunks"]}
+    assert "predictive2" in {c["codec"] for c in shown["chunks"]}
     again = last_json(kvswap(a.home, "publish", str(document), "--json"))
     assert again["reused"]
     assert kvswap(b.home, "gc").returncode == 0  # the predictor belongs to the artifact, and stays with it

@@ -111,15 +111,18 @@ def _show(output: Output, answer: AskResult) -> None:
     """Print an answer, and where the cache came from."""
     output.result(answer, answer.text)
     if not output.as_json and not output.quiet:
-        computed = answer.computed_tokens
-        how = "prefilled here"
-        if hosted := answer.host:
-            how = f"the host {hosted.peer} read {hosted.cached_tokens} tokens for ${hosted.dollars or 0:.6f}"
-            if hosted.problem:
-                how = f"{how}; ITS BILL IS WRONG: {hosted.problem}"
-        if answer.artifact:
-            how = f"{answer.fetched_tokens} tokens of a published cache, {computed} computed here"
-            how = how if computed else "from a published cache"
-        output.note(
-            f"({how}: {answer.tokens} tokens, first token after {answer.ttft_seconds:.2f} s; {answer.plan.reason})"
-        )
+        output.note(_origin(answer))
+
+
+def _origin(answer: AskResult) -> str:
+    """Say where an answer's cache came from, and what it took."""
+    computed = answer.computed_tokens
+    how = "prefilled here"
+    if hosted := answer.host:
+        how = f"the host {hosted.peer} read {hosted.cached_tokens} tokens for ${hosted.dollars or 0:.6f}"
+        if hosted.problem:
+            how = f"{how}; ITS BILL IS WRONG: {hosted.problem}"
+    if answer.artifact:
+        how = f"{answer.fetched_tokens} tokens of a published cache, {computed} computed here"
+        how = how if computed else "from a published cache"
+    return f"({how}: {answer.tokens} tokens, first token after {answer.ttft_seconds:.2f} s; {answer.plan.reason})"

@@ -21,7 +21,7 @@ from kvswap.codec.predictive import rope
 from kvswap.codec.predictive.rans import FrequencyTables
 
 if TYPE_CHECKING:
-    from kvswap.codec.predictive2.tables import FrequencyTables as StreamTables
+    from kvswap.codec.predictive2.tables import StreamTables
 
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]

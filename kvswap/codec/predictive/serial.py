@@ -35,7 +35,7 @@ from kvswap.codec.predictive.buckets import CONTEXTS
 from kvswap.codec.predictive.predictor import FAR, Predictor, Stack, Tensor
 from kvswap.codec.predictive.rans import SYMBOLS, FrequencyTables
 from kvswap.codec.predictive2 import frames
-from kvswap.codec.predictive2.tables import FrequencyTables as StreamTables
+from kvswap.codec.predictive2.tables import StreamTables
 from kvswap.core import wire
 from kvswap.core.errors import IntegrityError, KvswapError
 from kvswap.core.limits import LIMITS

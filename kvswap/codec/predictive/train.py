@@ -28,7 +28,7 @@ from kvswap.codec.predictive.predictor import (
 from kvswap.codec.predictive.quantize import LARGEST, quantize
 from kvswap.codec.predictive.serial import MOST_LOG_SIGMA, MOST_MISSING
 from kvswap.codec.predictive2 import frames
-from kvswap.codec.predictive2.tables import FrequencyTables as StreamTables
+from kvswap.codec.predictive2.tables import StreamTables
 from kvswap.core.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -228,7 +228,7 @@ class Trainer:
         for number, words, mu, factor in self._measure():
             tensor = self._tensors[number]
             sigma = plain.log_sigma(tensor, factor).astype(np.int32)
-            frame = frames.Frame.of(self._form, (mu * 2.0**-tensor.unit).astype(np.float32), sigma)
+            frame = frames.BucketFrame.of(self._form, (mu * 2.0**-tensor.unit).astype(np.float32), sigma)
             entry = frame.context * frames.SYMBOLS + frames.split(words, frame, every).symbol
             counts += np.bincount(entry.reshape(-1), minlength=counts.size).reshape(counts.shape)
         return counts

@@ -7,6 +7,6 @@ makes a module of.  Predictors are those of `predictive`, with tables of their o
 """
 
 from kvswap.codec.predictive2.codec import BACKENDS, Predictive2, decode, encode
-from kvswap.codec.predictive2.tables import FrequencyTables
+from kvswap.codec.predictive2.tables import StreamTables
 
-__all__ = ["BACKENDS", "FrequencyTables", "Predictive2", "decode", "encode"]
+__all__ = ["BACKENDS", "StreamTables", "Predictive2", "decode", "encode"]

@@ -18,7 +18,7 @@ from kvswap.codec.predictive.buckets import FORMATS
 from kvswap.codec.predictive.context import Context
 from kvswap.codec.predictive2 import fast, plain
 from kvswap.codec.predictive2.plan import plan_of
-from kvswap.codec.predictive2.tables import FrequencyTables
+from kvswap.codec.predictive2.tables import StreamTables
 from kvswap.core.errors import Incompatible, IntegrityError
 
 BACKENDS: dict[str, ModuleType] = {"plain": plain, **({"fast": fast} if fast.AVAILABLE else {})}
@@ -64,7 +64,7 @@ def _scratch(part: Part) -> Part:
 
 def _check(context: Context, parts: Sequence[Part]) -> None:
     first.check_shapes(context, parts)
-    if not isinstance(context.predictor.tables, FrequencyTables):
+    if not isinstance(context.predictor.tables, StreamTables):
         raise Incompatible(
             "the predictor is for the codec predictive, not for predictive2",
             cause="it was trained by an older kvswap",

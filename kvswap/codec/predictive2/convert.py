@@ -18,7 +18,7 @@ from kvswap.codec.predictive.serial import LARGEST_PAIR, MOST_LOG_SIGMA, MOST_MI
 from kvswap.codec.predictive2 import plain
 from kvswap.codec.predictive2.frames import CONTEXTS, SYMBOLS
 from kvswap.codec.predictive2.plan import plan_of
-from kvswap.codec.predictive2.tables import BITS, FrequencyTables
+from kvswap.codec.predictive2.tables import BITS, StreamTables
 
 Array = npt.NDArray[Any]
 
@@ -32,8 +32,8 @@ def converted(predictor: Predictor, samples: Iterable[tuple[int, int, list[Part]
     stacks = tuple(_bounded(stack) for stack in predictor.stacks)
     counts = np.zeros((CONTEXTS, SYMBOLS))
     for number, start, parts in samples:
-        counts += count(Predictor(stacks, FrequencyTables.flat()), number, start, parts, dtype)
-    return Predictor(stacks, FrequencyTables.of_counts(counts, BITS))
+        counts += count(Predictor(stacks, StreamTables.flat()), number, start, parts, dtype)
+    return Predictor(stacks, StreamTables.of_counts(counts, BITS))
 
 
 def count(predictor: Predictor, stack: int, start: int, parts: list[Part], dtype: str) -> Array:

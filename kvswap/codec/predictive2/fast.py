@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvswap.codec.predictive2 import plain
-from kvswap.codec.predictive2.plan import BY_SUMS, SLICE_LOG, Constants, Plan, Step
+from kvswap.codec.predictive2.plan import BY_SUMS, SLICE_LOG, ChunkPlan, Constants, PlannedTensor
 from kvswap.core.errors import IntegrityError
 
 try:
@@ -26,7 +26,7 @@ _MOST_DIM, _MOST_CHANNELS, _MOST_INPUTS, _MOST_TENSORS, _MOST_TOKENS = 1024, 1 <
 _NOTHING = np.empty(0, np.uint16)
 
 
-def fits(plan: Plan) -> bool:
+def fits(plan: ChunkPlan) -> bool:
     """Return True if the C code is for chunks of this shape; any other is for `plain`."""
     dims = [step.words.shape[2] for step in plan.steps]
     small = plan.tokens <= _MOST_TOKENS and max(dims) <= _MOST_DIM and max(dims) * plan.heads <= _MOST_CHANNELS
@@ -37,7 +37,7 @@ def fits(plan: Plan) -> bool:
     )
 
 
-def encode(plan: Plan, entries: Array | None, level: int | None = None) -> bytes:
+def encode(plan: ChunkPlan, entries: Array | None, level: int | None = None) -> bytes:
     """Encode a chunk as `plain.encode` does; `level` takes another form of the code than the best."""
     if not fits(plan):
         return plain.encode(plan, entries)
@@ -46,7 +46,7 @@ def encode(plan: Plan, entries: Array | None, level: int | None = None) -> bytes
     return wire
 
 
-def decode(plan: Plan, wire: memoryview, level: int | None = None) -> None:
+def decode(plan: ChunkPlan, wire: memoryview, level: int | None = None) -> None:
     """Decode a chunk as `plain.decode` does."""
     if not fits(plan):
         plain.decode(plan, wire)
@@ -58,7 +58,7 @@ def decode(plan: Plan, wire: memoryview, level: int | None = None) -> None:
         raise IntegrityError(f"a predictive2 chunk is damaged: {error}") from None
 
 
-def _given(plan: Plan, entries: Array) -> tuple[Any, ...]:
+def _given(plan: ChunkPlan, entries: Array) -> tuple[Any, ...]:
     """Return what the module takes, laid out as `_stream.c` reads it."""
     stack, tables = plan.stack, plan.tables
     missing = stack.missing if plan.has_table else (0, 0)
@@ -78,7 +78,7 @@ def _given(plan: Plan, entries: Array) -> tuple[Any, ...]:
     return np.array(numbers, np.int32), arrays, words, shared
 
 
-def _packed(plan: Plan, step: Step) -> Array:
+def _packed(plan: ChunkPlan, step: PlannedTensor) -> Array:
     """Return a tensor's numbers as one array of bytes, and keep it for the next chunk."""
     key = f"packed2 {plan.heads} {step.mode == BY_SUMS}"
     tensor = step.tensor

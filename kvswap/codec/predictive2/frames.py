@@ -42,7 +42,7 @@ def log2(values: Ints) -> Ints:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class BucketFrame:
     """The position of the buckets for each value, all int32: `width` is log2 of a bucket's, `base` the bucket of mu."""
 
     form: Format
@@ -52,7 +52,7 @@ class Frame:
     context: Ints
 
     @classmethod
-    def of(cls, form: Format, mu: npt.NDArray[np.float32], log_sigma: Ints) -> Frame:
+    def of(cls, form: Format, mu: npt.NDArray[np.float32], log_sigma: Ints) -> BucketFrame:
         """Place the buckets for predictions of any shape; `log_sigma` counts quarter octaves."""
         octave = log_sigma >> 2
         size = np.abs(mu)
@@ -64,26 +64,26 @@ class Frame:
         context = (ratio * 4 + (quarters & 3)).astype(np.int32)
         return cls(form, np.signbit(mu), width, quarters >> 2, context)
 
-    def map(self, take: Callable[[Array], Array]) -> Frame:
+    def map(self, take: Callable[[Array], Array]) -> BucketFrame:
         """Return the frames of what `take` picks of each array."""
         context, negative = take(self.context), take(self.negative)
-        return Frame(self.form, negative, take(self.width), take(self.base), context)
+        return BucketFrame(self.form, negative, take(self.width), take(self.base), context)
 
 
 @dataclass(frozen=True, slots=True)
-class SplitValues:
+class SplitParts:
     """The parts of values: symbol, and a raw field of `count` bits; of an escape the word, which is no field."""
 
     symbol: Ints
     count: Ints
     raw: npt.NDArray[np.int64]
 
-    def map(self, take: Callable[[Array], Array]) -> SplitValues:
+    def map(self, take: Callable[[Array], Array]) -> SplitParts:
         """Return the parts of the values that `take` picks."""
-        return SplitValues(take(self.symbol), take(self.count), take(self.raw))
+        return SplitParts(take(self.symbol), take(self.count), take(self.raw))
 
 
-def split(words: Array, frame: Frame, frequency: Array) -> SplitValues:
+def split(words: Array, frame: BucketFrame, frequency: Array) -> SplitParts:
     """Split bit patterns; `frequency` is that of the tables, [contexts, 64], whose zeros are escapes."""
     form = frame.form
     word = words.astype(np.int64)
@@ -104,14 +104,14 @@ def split(words: Array, frame: Frame, frequency: Array) -> SplitValues:
     usual &= frequency[frame.context, np.where(usual, symbol, ESCAPE)] > 0
     raw = np.where(near, 1 << safe | fraction << safe + 1, whole & ((1 << down) - 1))
     count = np.where(near, form.mantissa + 1 + safe, down)
-    return SplitValues(
+    return SplitParts(
         np.where(usual, symbol, ESCAPE).astype(np.int32),
         np.where(usual, count, 0).astype(np.int32),
         np.where(usual, raw, word),
     )
 
 
-def fields(symbol: Ints, frame: Frame, state: Array) -> tuple[Ints, npt.NDArray[np.bool_]]:
+def fields(symbol: Ints, frame: BucketFrame, state: Array) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """Return how many bits each raw field has, given what it is read from, and where there is no such field."""
     mantissa = frame.form.mantissa
     steps = _steps(symbol, frame)
@@ -122,7 +122,7 @@ def fields(symbol: Ints, frame: Frame, state: Array) -> tuple[Ints, npt.NDArray[
     return np.where(symbol == ESCAPE, 0, count).astype(np.int32), touching & (low == 0)
 
 
-def join(symbol: Ints, count: Ints, raw: npt.NDArray[np.int64], frame: Frame) -> npt.NDArray[np.int64]:
+def join(symbol: Ints, count: Ints, raw: npt.NDArray[np.int64], frame: BucketFrame) -> npt.NDArray[np.int64]:
     """Restore the bit patterns, the inverse of `split`; those of escapes are left to the caller."""
     form = frame.form
     steps = _steps(symbol, frame)
@@ -138,7 +138,7 @@ def join(symbol: Ints, count: Ints, raw: npt.NDArray[np.int64], frame: Frame) ->
     return usual | sign.astype(np.int64) << (form.bits - 1)
 
 
-def _steps(symbol: Ints, frame: Frame) -> Ints:
+def _steps(symbol: Ints, frame: BucketFrame) -> Ints:
     bucket = symbol - MIDDLE + frame.base
     return np.where(bucket < 0, ~bucket, bucket)
 

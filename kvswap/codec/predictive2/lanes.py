@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvswap.codec.predictive2.frames import ESCAPE, Frame, SplitValues, fields, join
+from kvswap.codec.predictive2.frames import ESCAPE, BucketFrame, SplitParts, fields, join
 from kvswap.codec.predictive2.plan import LANES
-from kvswap.codec.predictive2.tables import FrequencyTables
+from kvswap.codec.predictive2.tables import StreamTables
 from kvswap.core.errors import IntegrityError
 
 Array = npt.NDArray[Any]
@@ -23,10 +23,10 @@ _LOW = np.uint64(1 << 16)
 _WORD = np.uint64(16)
 
 
-class Reader:
+class LanesReader:
     """A reader of all streams of a chunk.  Its methods raise `IntegrityError`."""
 
-    def __init__(self, states: Array, words: Array, begins: Array, ends: Array, tables: FrequencyTables) -> None:
+    def __init__(self, states: Array, words: Array, begins: Array, ends: Array, tables: StreamTables) -> None:
         """Start at `states`, [streams, 32]; each stream's words are those from `begins` to `ends` of `words`."""
         if (states < _LOW).any():
             raise IntegrityError("a predictive2 chunk's coder starts in no state of its own")
@@ -35,7 +35,7 @@ class Reader:
         self._at, self._ends = begins.astype(np.int64), ends.astype(np.int64)
         self._tables = tables
 
-    def step(self, frame: Frame) -> Array:
+    def step(self, frame: BucketFrame) -> Array:
         """Read the words of one step, [streams, lanes], of the first streams."""
         streams, lanes = frame.context.shape
         bits = np.uint64(self._tables.bits)
@@ -92,16 +92,16 @@ class Reader:
             raise IntegrityError("a predictive2 chunk's coder does not end where it began")
 
 
-class Writer:
+class LanesWriter:
     """A writer of all streams of a chunk, from the last step to the first."""
 
-    def __init__(self, streams: int, tables: FrequencyTables, bits: int) -> None:
+    def __init__(self, streams: int, tables: StreamTables, bits: int) -> None:
         self._state = np.full((streams, LANES), _LOW, np.uint64)
         self._pieces: list[tuple[Array, Array]] = []  # numbers of streams and words, the last ones first
         self._tables = tables
         self._bits = bits
 
-    def step(self, value: SplitValues, context: Array) -> None:
+    def step(self, value: SplitParts, context: Array) -> None:
         """Write one step, [streams, lanes], of the first streams."""
         streams, lanes = context.shape
         escaped = value.symbol == ESCAPE

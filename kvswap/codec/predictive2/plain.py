@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from kvswap.codec.predictive.plain import quarter_log
 from kvswap.codec.predictive.predictor import EXACT_PRODUCTS, FEATURE
-from kvswap.codec.predictive2.frames import Frame, SplitValues, split, values
-from kvswap.codec.predictive2.lanes import Reader, Writer
-from kvswap.codec.predictive2.plan import BY_SUMS, BY_TABLE, LANES, SLICE_LOG, Constants, Plan, Step
+from kvswap.codec.predictive2.frames import BucketFrame, SplitParts, split, values
+from kvswap.codec.predictive2.lanes import LanesReader, LanesWriter
+from kvswap.codec.predictive2.plan import BY_SUMS, BY_TABLE, LANES, SLICE_LOG, ChunkPlan, Constants, PlannedTensor
 from kvswap.core.errors import IntegrityError
 
 Array = npt.NDArray[Any]
@@ -33,13 +33,13 @@ _TOKEN_CAP = 24
 class _Walk:
     """The tensors of a plan, predicted one after another from the words of those before."""
 
-    def __init__(self, plan: Plan, entries: Array | None) -> None:
+    def __init__(self, plan: ChunkPlan, entries: Array | None) -> None:
         self._plan, self._entries = plan, entries
         self._features: list[Array] = []  # int8 [tokens, channels]
         self._errors: list[Ints] = []  # [tokens], quarter octaves
         self._mu: Floats = np.empty(0, np.float32)
 
-    def predict(self, number: int) -> Frame:
+    def predict(self, number: int) -> BucketFrame:
         """Return where the buckets of a tensor lie, [tokens, heads, dim]."""
         plan, step = self._plan, self._plan.steps[number]
         shape = (plan.tokens, plan.heads, step.words.shape[2])
@@ -52,9 +52,9 @@ class _Walk:
             mu = sums.astype(np.float32) * constants.scale + constants.mean
         self._mu = self._rotated(step, mu.reshape(shape), 1)
         sigma = step.tensor.log_sigma.astype(np.int32).reshape(1, *shape[1:]) + self._factor(number)[:, None, None]
-        return Frame.of(plan.form, self._mu, sigma.astype(np.int32))
+        return BucketFrame.of(plan.form, self._mu, sigma.astype(np.int32))
 
-    def _sums(self, step: Step) -> Array:
+    def _sums(self, step: PlannedTensor) -> Array:
         """Multiply features by weights, exactly: pieces below 2^24 in float32, added as int32."""
         given = np.concatenate([self._features[i] for i in step.inputs], axis=1).astype(np.float32)
         weights = step.tensor.weights.astype(np.float32)
@@ -72,7 +72,7 @@ class _Walk:
         out[hit] = columns[self._entries[hit].astype(np.int64) - 1]
         return out
 
-    def _rotated(self, step: Step, x: Floats, way: int) -> Floats:
+    def _rotated(self, step: PlannedTensor, x: Floats, way: int) -> Floats:
         """Rotate [tokens, heads, dim] by the positions (`way` 1), or back (-1); each operation is rounded."""
         pairs = self._plan.cosine.shape[1] if step.rotated else 0
         if not pairs:
@@ -118,7 +118,7 @@ def _token_first(part: Array) -> Array:
     return np.ascontiguousarray(part.transpose(1, 0, 2))
 
 
-def _places(plan: Plan, dim: int, slice_log: int) -> list[Place]:
+def _places(plan: ChunkPlan, dim: int, slice_log: int) -> list[Place]:
     """List the steps of a tensor in the order of the streams, as places in [tokens, heads, dim]."""
     size = 1 << slice_log
     rows = [slice(row, None, size) for row in range(min(size, plan.tokens))]
@@ -136,7 +136,7 @@ def _taking(here: Place) -> Callable[[Array], Array]:
     return take
 
 
-def split_all(plan: Plan, entries: Array | None) -> Iterator[tuple[SplitValues, Array]]:
+def split_all(plan: ChunkPlan, entries: Array | None) -> Iterator[tuple[SplitParts, Array]]:
     """Split the values of each tensor of a chunk; yields them and their contexts, [tokens, heads, dim]."""
     walk = _Walk(plan, entries)
     for number, step in enumerate(plan.steps):
@@ -148,10 +148,10 @@ def split_all(plan: Plan, entries: Array | None) -> Iterator[tuple[SplitValues, 
             walk.know(number, words)
 
 
-def encode(plan: Plan, entries: Array | None) -> bytes:
+def encode(plan: ChunkPlan, entries: Array | None) -> bytes:
     """Encode a chunk.  `entries` are those of its tokens in the token table, if the plan has one."""
     coded = list(split_all(plan, entries))
-    writer = Writer(plan.slices * plan.heads, plan.tables, plan.form.bits)
+    writer = LanesWriter(plan.slices * plan.heads, plan.tables, plan.form.bits)
     for value, context in reversed(coded):
         for here in reversed(_places(plan, context.shape[2], SLICE_LOG)):
             take = _taking(here)
@@ -204,7 +204,7 @@ def parse(wire: memoryview, tokens: int, heads: int) -> EncodedStreams:
     return EncodedStreams(kind, slice_log, named, states, words, begins + 2 * LANES, ends)
 
 
-def decode(plan: Plan, wire: memoryview) -> None:
+def decode(plan: ChunkPlan, wire: memoryview) -> None:
     """Decode a chunk into the words of its plan.  Raises `IntegrityError`."""
     found = parse(wire, plan.tokens, plan.heads)
     if found.kind != plan.kind:
@@ -214,7 +214,7 @@ def decode(plan: Plan, wire: memoryview) -> None:
     if len(found.entries) and int(found.entries.max()) > len(plan.stack.memory):
         raise IntegrityError("a predictive2 chunk names an entry that the token table does not have")
     walk = _Walk(plan, found.entries if plan.has_table else None)
-    reader = Reader(found.states, found.words, found.begins, found.ends, plan.tables)
+    reader = LanesReader(found.states, found.words, found.begins, found.ends, plan.tables)
     with np.errstate(all="ignore"):
         for number, step in enumerate(plan.steps):
             if step.given:

@@ -14,7 +14,7 @@ from kvswap.codec.predictive.buckets import FORMATS, Format
 from kvswap.codec.predictive.context import Context
 from kvswap.codec.predictive.predictor import FEATURE_SHIFT, SHIFT, Rotations, Stack, Tensor
 from kvswap.codec.predictive.rope import TURN
-from kvswap.codec.predictive2.tables import FrequencyTables
+from kvswap.codec.predictive2.tables import StreamTables
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -53,7 +53,7 @@ class Constants:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlannedTensor:
     """One tensor of a chunk, or of the layers just before it."""
 
     tensor: Tensor
@@ -66,17 +66,17 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ChunkPlan:
     """A chunk's steps in order, and what they share."""
 
     form: Format
     stack: Stack
-    tables: FrequencyTables
+    tables: StreamTables
     heads: int
     tokens: int
     cosine: Floats  # [tokens, pairs]
     sine: Floats
-    steps: tuple[Step, ...]
+    steps: tuple[PlannedTensor, ...]
 
     @property
     def kind(self) -> int:
@@ -94,12 +94,12 @@ class Plan:
         return -(-self.tokens >> SLICE_LOG)
 
 
-def plan_of(context: Context, before: Sequence[Part], parts: Sequence[Part], form: Format) -> Plan:
-    """Plan a chunk whose shapes fit the context's predictor; `before` and `parts` are words of `form`."""
+def plan_of(context: Context, before: Sequence[Part], parts: Sequence[Part], form: Format) -> ChunkPlan:
+    """ChunkPlan a chunk whose shapes fit the context's predictor; `before` and `parts` are words of `form`."""
     stack, earlier = context.stack, len(before) // 2
     heads, tokens, _ = parts[0].shape
     turns = Rotations.of(stack, context.start, tokens)
-    steps: list[Step] = []
+    steps: list[PlannedTensor] = []
     sound: list[bool] = []  # whether the error of each step's prediction says something
     for number, words in enumerate([*before, *parts]):
         layer, value = number // 2, number % 2
@@ -117,7 +117,7 @@ def plan_of(context: Context, before: Sequence[Part], parts: Sequence[Part], for
             mode = BY_MEAN
         factored = whole and all(sound[s] for s in sources) and len(tensor.token) == 2 * len(sources) + 1
         steps.append(
-            Step(
+            PlannedTensor(
                 tensor,
                 words,
                 given,
@@ -129,6 +129,6 @@ def plan_of(context: Context, before: Sequence[Part], parts: Sequence[Part], for
         )
         sound.append(whole and not given)
     tables = context.predictor.tables
-    assert isinstance(tables, FrequencyTables)  # noqa: S101 - the codec has looked
+    assert isinstance(tables, StreamTables)  # noqa: S101 - the codec has looked
     cosine, sine = (a.astype(np.float32) * np.float32(2.0**-TURN) for a in (turns.cos, turns.sin))
-    return Plan(form, stack, tables, heads, tokens, cosine, sine, tuple(steps))
+    return ChunkPlan(form, stack, tables, heads, tokens, cosine, sine, tuple(steps))

@@ -17,7 +17,7 @@ FEWEST_BITS, BITS, MOST_BITS = 10, 11, 12
 _RARE = 0.4  # of a slot: what is rarer is an escape, for a whole slot would cost the others more
 
 
-class FrequencyTables:
+class StreamTables:
     """The frequencies of symbols by context, [80, 64], each row adding up to 2^bits; 0 for what is an escape.
 
     Making it raises `IntegrityError` for other shapes and sums, and where the escape itself cannot be coded.
@@ -54,12 +54,12 @@ class FrequencyTables:
         return np.divide(1.0, wide, out=np.zeros_like(wide), where=wide > 0)
 
     @classmethod
-    def flat(cls, bits: int = BITS) -> FrequencyTables:
+    def flat(cls, bits: int = BITS) -> StreamTables:
         """Make tables in which all symbols are equally frequent."""
         return cls(np.full((CONTEXTS, SYMBOLS), (1 << bits) // SYMBOLS, np.uint16), bits)
 
     @classmethod
-    def of_counts(cls, counts: Array, bits: int = BITS) -> FrequencyTables:
+    def of_counts(cls, counts: Array, bits: int = BITS) -> StreamTables:
         """Make tables from how often each symbol occurred in each context, [80, 64]."""
         return cls(np.stack([_normalized(row, 1 << bits) for row in np.asarray(counts, np.float64)]), bits)
 

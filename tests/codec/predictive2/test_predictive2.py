@@ -23,6 +23,7 @@ from kvswap.codec.predictive.buckets import FORMATS
 from kvswap.codec.predictive.predictor import Tensor
 from kvswap.codec.predictive.rans import FrequencyTables as FirstTables
 from kvswap.codec.predictive2 import decode, encode, fast, plain
+from kvswap.codec.predictive2.convert import converted
 from kvswap.codec.predictive2.frames import ESCAPE
 from kvswap.core import wire as packing
 from kvswap.core.errors import Incompatible, IntegrityError
@@ -414,3 +415,18 @@ def test_the_extremes_of_a_predictor_that_loads() -> None:
                     parts = tensors(shape, 3, "bfloat16", scale=scale)
                     parts[0][0, 0, :4] = [0x7F7F, 0xFF7F, 0x0001, 0x8000]
                     round_trip(at(predictor), parts, "bfloat16")
+
+
+def test_a_predictor_of_the_first_codec_becomes_one_of_the_second(trained: Predictor) -> None:
+    """The same weights, but for pairs that are too heavy together; tables counted on samples; and it is worth as much."""
+    stack = trained.stacks[0]
+    heavy = stack.k[1].weights.copy()
+    heavy[:4, 0] = [127, -100, 127, 0]
+    keys = (stack.k[0], replace(stack.k[1], weights=heavy, prepared={}), *stack.k[2:])
+    old = Predictor((replace(stack, k=keys, missing=(70, -3), prepared={}),), FirstTables.flat(96))
+    made = converted(old, [(0, 0, document(seed, 100)) for seed in range(3)], "bfloat16")
+    assert load(dump(made)).codec == "predictive2" and made.stacks[0].missing == (64, -3)
+    new = made.stacks[0].k[1].weights
+    assert new[:4, 0].tolist() == [28, -100, 127, 0] and (new != heavy).sum() == 1
+    parts = document(100, 256)
+    assert len(encode(at(made), parts, "bfloat16")) < 1.02 * len(encode(at(trained), parts, "bfloat16"))
