@@ -24,7 +24,7 @@ class Turn:
 
 @dataclass(slots=True)
 class KnownSlot:
-    """What is known of a slot: its ids once it was saved or restored, else the prompt that it was last used for."""
+    """The state of a slot as it is known: its ids once saved or restored, else the prompt that it was last used for."""
 
     id: int
     task: int = -1
