@@ -70,10 +70,10 @@ def main() -> None:
             through, direct = first_token(one.url, other)[0], first_token(server, other[::-1])[0]
             added.append(1e3 * (through - direct))
         prefilled, _ = first_token(one.url, ids)
-        one.settled()
+        one.until_saved()
         one.restart()
         restored, cached = first_token(one.url, ids + question)
-        counts = one.settled()
+        counts = one.until_saved()
         one.end()
     print(
         json.dumps(

@@ -8,8 +8,9 @@ not the same says where.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kvswap.core.ids import blake3_digest
 from kvswap.model.chat import alike
@@ -33,16 +34,24 @@ _PLACES = 1_000  # where prompts differ; of more, the first are kept
 class Prompt:
     """A prompt in pieces: as they are, and as they are `compared`, with the tools as an earlier prompt had them.
 
-    `ends`: the tokens up to the end of each.  `roles`: the number and the role of the message of each.  `tools`: how
-    its tools differ from the earlier ones, or an empty text.
+    `ends`: the tokens up to the end of each.  `tools`: how its tools differ from the earlier ones, or an empty text.
     """
 
     line: int
     pieces: Sequence[str]
     compared: Sequence[str]
     ends: Sequence[int]
-    roles: Sequence[tuple[int, str]]
+    messages: Sequence[Mapping[str, Any]]
     tools: str = ""
+
+    def message_of(self, piece: int) -> int:
+        """Return the number of the message that a piece has the text of, or goes before."""
+        number = 0
+        for text in self.pieces[:piece]:
+            content = str(self.messages[number].get("content") or "").strip()
+            if content and content in text and number + 1 < len(self.messages):
+                number += 1
+        return number
 
 
 @dataclass(slots=True)
@@ -96,7 +105,7 @@ class Breaks:
 
     def _place(self, prompt: Prompt, number: int, other: str) -> Break:
         """Return the place in which a piece of a prompt differs from the same one of an earlier prompt."""
-        piece, (message, role) = prompt.pieces[number], prompt.roles[number]
+        piece = prompt.pieces[number]
         at = alike(piece, other)
         changing = next((match for match in _CHANGING.finditer(piece) if match.end() >= at), None)
         kind = prompt.tools or (str(changing.lastgroup) if changing and changing.start() <= at else "text")
@@ -106,6 +115,8 @@ class Breaks:
         place = self._places.get(key)
         if place is None:
             shown = slice(start, at + _SHOWN)
+            message = prompt.message_of(number)
+            role = str(prompt.messages[message].get("role"))
             place = Break(kind, message, role, prompt.line, before, piece[shown], other[shown])
             if len(self._places) < _PLACES:
                 self._places[key] = place

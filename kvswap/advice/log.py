@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ class SkippedLine:
     why: str
 
 
-def read_log(path: Path) -> Iterator[LoggedRequest | SkippedLine]:
+def read_log(path: Path, only: Collection[int] | None = None) -> Iterator[LoggedRequest | SkippedLine]:
     """Yield the requests of a log in their order, one in memory at a time, and what is none.
 
-    Raises `UsageError` for a line that is longer than any document, and kvswap's error for a file that cannot be read.
+    `only`: the numbers of the lines that are wanted.  Raises `UsageError` for a line that is longer than any document,
+    and kvswap's error for a file that cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -50,7 +51,7 @@ def read_log(path: Path) -> Iterator[LoggedRequest | SkippedLine]:
                         f"line {number} of {printable(str(path))} is over {LIMITS.api_body_bytes} bytes",
                         cause="the log is not a JSON object a line",
                     )
-                if line.strip():
+                if line.strip() and (only is None or number in only):
                     yield _request(number, line)
     except OSError as error:
         raise as_kvswap_error(error, f"reading {printable(str(path))}") from error

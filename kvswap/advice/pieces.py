@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable
+from itertools import pairwise
 
 from kvswap.model.chat import Encode
 
@@ -22,7 +23,7 @@ class Pieces:
     def __init__(self, encode: Encode, marks: Iterable[str]) -> None:
         self._encode = encode
         longest_first = sorted(filter(None, marks), key=len, reverse=True)
-        self._at = re.compile("|".join(f"(?={re.escape(mark)})" for mark in longest_first)) if longest_first else None
+        self._at = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._known: dict[str, array[int]] = {}
         self._left = _LOOKED_AT
         self.tokenised = 0
@@ -30,7 +31,10 @@ class Pieces:
 
     def cut(self, text: str) -> list[str]:
         """Cut a prompt before each special token."""
-        return [piece for piece in self._at.split(text) if piece] if self._at is not None else [text]
+        if self._at is None:
+            return [text]
+        starts = [match.start() for match in self._at.finditer(text)]
+        return [text[start:end] for start, end in pairwise([0, *starts, len(text)]) if start < end]
 
     def tokens(self, pieces: list[str]) -> list[array[int]]:
         """Return the tokens of each piece of a prompt."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ _ENDS = 60  # characters of a prefix's end that are shown
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the advice is to be: tokens of a block, and how many prefixes and breaks at most."""
+class AdviceScope:
+    """The extent of the advice: tokens of a block, and how many prefixes and breaks at most."""
 
     block_tokens: int
     prefixes: int = 10
@@ -33,11 +32,11 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class Study:
+class LogStudy:
     """The study of one log for one model."""
 
     form: ChatFormat
-    wanted: Wanted
+    wanted: AdviceScope
     requests: int = 0
     tokens: int = 0
     skipped: int = 0
@@ -70,7 +69,7 @@ class Study:
             difference = "tool order" if sorted(map(repr, first)) == sorted(map(repr, request.tools)) else "tool text"
             other = self.pieces.cut(self.form.render(request.messages, first))
             compared = other if len(other) == len(pieces) else pieces
-        prompt = Prompt(request.line, pieces, compared, ends, roles_of(pieces, request.messages), difference)
+        prompt = Prompt(request.line, pieces, compared, ends, request.messages, difference)
         self._breaks.add(prompt, shared)
         self.requests += 1
         self.tokens += len(ids)
@@ -84,7 +83,7 @@ class Study:
         """Return the advice; `path` is the log, of which the first requests of each prefix are read again."""
         worth = self._tree.worth_publishing(self.wanted.block_tokens, self.wanted.prefixes)
         lines = {one.place.line for one in worth}
-        examples = {one.line: one for one in read_log(path) if isinstance(one, LoggedRequest) and one.line in lines}
+        examples = {one.line: one for one in read_log(path, lines) if isinstance(one, LoggedRequest)}
         prefixes = [self._prefix(number, one, examples[one.place.line]) for number, one in enumerate(worth, 1)]
         return AdviceResult(
             model=model,
@@ -162,20 +161,12 @@ def messages_in(form: ChatFormat, request: LoggedRequest, text: str) -> int:
     return max((part.message + 1 for part in ends if part.end <= len(text)), default=0)
 
 
-def roles_of(pieces: Sequence[str], messages: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
-    """Return for each piece of a prompt the number and role of the message that it has the text of, or goes before."""
-    out, number = [], 0
-    for piece in pieces:
-        content = str(messages[number].get("content") or "").strip()
-        out.append((number, str(messages[number].get("role"))))
-        if content and content in piece and number + 1 < len(messages):
-            number += 1
-    return out
+def advise(form: ChatFormat, model: str, path: Path, wanted: AdviceScope) -> AdviceResult:
+    """Read a log, and return the advice.
 
-
-def advise(form: ChatFormat, model: str, path: Path, wanted: Wanted) -> AdviceResult:
-    """Study a log.  Raises `UsageError` where no line of it is a request that the model's template takes."""
-    study = Study(form, wanted)
+    Raises `UsageError` where no line of it is a request that the model's template takes.
+    """
+    study = LogStudy(form, wanted)
     for one in read_log(path):
         _take(study, one)
     if not study.requests:
@@ -187,7 +178,7 @@ def advise(form: ChatFormat, model: str, path: Path, wanted: Wanted) -> AdviceRe
     return study.result(model, path)
 
 
-def _take(study: Study, one: LoggedRequest | SkippedLine) -> None:
+def _take(study: LogStudy, one: LoggedRequest | SkippedLine) -> None:
     try:
         if isinstance(one, LoggedRequest):
             study.add(one)

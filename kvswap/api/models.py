@@ -77,9 +77,9 @@ class ModelCheck(Result, frozen=True, kw_only=True):
     """The bytes at every checkpoint, of layers that keep states."""
     latent: bool
     """True if it keeps a latent for all heads (MLA)."""
-    sampled: str | None = None
+    sampled: str | None
     """The parts of an artifact that verification (V5) draws: `positions` or `intervals`; None: it is not exchanged."""
-    by_digest: str | None = None
+    by_digest: str | None
     """`yes`, `within the window` or `no`: whether it can be verified by the document's digest, without the text."""
     checkpoint_tokens: int
     """The tokens between two checkpoints; 0: the end is the only one."""

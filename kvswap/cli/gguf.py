@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvswap.api import AskResult, PublishResult
 from kvswap.cli.output import Output
 from kvswap.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvswap.api import AskResult, PublishResult
 
 _CODECS = (None, "planes", "predictive", "raw")  # those that lose nothing
 _SAID_TOKENS = 1_024

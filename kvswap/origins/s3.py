@@ -47,7 +47,7 @@ class S3Backend:
     writes = True
 
     def __init__(self, settings: OriginSettings) -> None:
-        """Raise `OriginError` without obstore, `OriginRefused` and `UsageError` for wrong credentials."""
+        """Raise `OriginError` without obstore, `OriginRefused` or `UsageError` for wrong credentials."""
         if obstore is None:
             raise OriginError(
                 f"{settings.url} needs a package that is not installed",

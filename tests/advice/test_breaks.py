@@ -12,7 +12,15 @@ LONG = " and all that follows is the same" * 20
 def prompt(line: int, *pieces: str, compared: tuple[str, ...] = (), tools: str = "") -> Prompt:
     """A prompt whose tokens are its characters."""
     ends = [sum(map(len, pieces[: n + 1])) for n in range(len(pieces))]
-    return Prompt(line, pieces, compared or pieces, ends, [(n, "system") for n in range(len(pieces))], tools)
+    messages = [{"role": "system", "content": piece} for piece in pieces]
+    return Prompt(line, pieces, compared or pieces, ends, messages, tools)
+
+
+def test_a_piece_is_of_the_message_whose_text_it_has() -> None:
+    pieces = ["<a>system\nHelp.", "<e>\n", "<a>user\nWhat?", "<e>\n"]
+    messages = [{"role": "system", "content": "Help."}, {"role": "user", "content": "What?"}]
+    made = Prompt(1, pieces, pieces, [1, 2, 3, 4], messages)
+    assert [made.message_of(number) for number in range(4)] == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

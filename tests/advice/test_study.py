@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvswap.advice.study import Wanted, advise, roles_of
+from kvswap.advice.study import AdviceScope, advise
 from kvswap.core.errors import UsageError
 from kvswap.model.chat import alike, read_format
 from tests.agents.chats import MESSAGES, SYSTEM, THINKING_TEMPLATE, TOOLS, TOOLS_TEMPLATE, with_template
@@ -48,7 +48,7 @@ def conversations(system: Any = SYSTEM, count: int = 4) -> list[dict[str, Any]]:
 def test_counts_are_those_of_whole_prompts(models: dict[str, Path], kind: str, tmp_path: Path) -> None:
     form = read_format(models[kind])
     requests = conversations()
-    made = advise(form, kind, log(tmp_path / "log", *requests), Wanted(BLOCK))
+    made = advise(form, kind, log(tmp_path / "log", *requests), AdviceScope(BLOCK))
     first = [0] * form.before
     prompts = [first + form.encode(form.render(r["messages"], r["tools"])) for r in requests]
     assert made.tokens == sum(map(len, prompts)) and made.requests == len(requests)
@@ -65,7 +65,7 @@ def test_counts_are_those_of_whole_prompts(models: dict[str, Path], kind: str, t
 def test_texts_are_written_to_be_published(models: dict[str, Path], tmp_path: Path) -> None:
     form = read_format(models["begins"])
     requests = conversations()
-    made = advise(form, "x", log(tmp_path / "log", *requests), Wanted(BLOCK, directory=tmp_path))
+    made = advise(form, "x", log(tmp_path / "log", *requests), AdviceScope(BLOCK, directory=tmp_path))
     for prefix in made.prefixes:
         text = Path(prefix.file or "").read_text()
         request = requests[prefix.line - 1]
@@ -79,7 +79,7 @@ def test_a_time_in_the_system_text_is_what_breaks_sharing(models: dict[str, Path
         return {"role": "system", "content": f"It is 2026-11-28T10:{number:02}:00Z. " + SYSTEM["content"]}
 
     form = read_format(models["tools"])
-    made = advise(form, "x", log(tmp_path / "log", *conversations(clock)), Wanted(BLOCK))
+    made = advise(form, "x", log(tmp_path / "log", *conversations(clock)), AdviceScope(BLOCK))
     worst = made.breaks[0]
     assert (worst.kind, worst.message, worst.role) == ("timestamp", 0, "system")
     assert worst.requests == 11 and worst.lost_tokens > 11 * len(form.encode(SYSTEM["content"]))
@@ -91,7 +91,7 @@ def test_tools_in_another_order_are_what_breaks_sharing(models: dict[str, Path],
     for number, request in enumerate(requests):
         request["tools"] = TOOLS if number % 2 else TOOLS[::-1]
     other = {**requests[0], "tools": [dict(reversed(tool.items())) for tool in TOOLS[::-1]]}
-    made = advise(read_format(models["tools"]), "x", log(tmp_path / "log", *requests, other), Wanted(BLOCK))
+    made = advise(read_format(models["tools"]), "x", log(tmp_path / "log", *requests, other), AdviceScope(BLOCK))
     assert {place.kind for place in made.breaks} >= {"tool order"}
     assert made.breaks[0].message == 0
 
@@ -100,18 +100,12 @@ def test_lines_that_are_no_requests_are_passed_over(models: dict[str, Path], tmp
     form = read_format(models["tools"])
     wrapped = {"custom_id": "1", "body": {"messages": MESSAGES, "tools": TOOLS}}
     path = log(tmp_path / "log", "no json", {"input": "x"}, {"messages": [{"role": "x"}]}, "", wrapped)
-    made = advise(form, "x", path, Wanted(BLOCK))
+    made = advise(form, "x", path, AdviceScope(BLOCK))
     assert (made.requests, made.skipped) == (1, 3)
     assert str(made.why_skipped).startswith("line 1: it is not JSON")
     for nothing in ([], ["no json"]):
         with pytest.raises(UsageError, match="no request"):
-            advise(form, "x", log(tmp_path / "none", *nothing), Wanted(BLOCK))
-
-
-def test_pieces_are_of_the_messages_whose_text_they_have() -> None:
-    pieces = ["<a>system\nHelp.", "<e>\n", "<a>user\nWhat?", "<e>\n"]
-    messages = [{"role": "system", "content": "Help."}, {"role": "user", "content": "What?"}]
-    assert [number for number, _ in roles_of(pieces, messages)] == [0, 1, 1, 1]
+            advise(form, "x", log(tmp_path / "none", *nothing), AdviceScope(BLOCK))
 
 
 def test_the_command_says_it_in_words_and_in_json(models: dict[str, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -150,12 +151,14 @@ def test_the_daemons_log_is_followed_until_ctrl_c(daemon: Callable[..., Daemon],
     assert "is ready" in kvswap(node.home, "logs").stdout
     with (tmp_path / "out").open("w") as out:
         following = subprocess.Popen(
-            [sys.executable, "-m", "kvswap", "--home", str(node.home), "logs", "-f", "-n", "1", "--json"], stdout=out
+            [sys.executable, "-m", "kvswap", "--home", str(node.home), "logs", "-f", "-n", "1", "--json"],
+            stdout=out,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells start background jobs without
         )
         try:
             until(lambda: "is ready" in (tmp_path / "out").read_text(), what="the last record")
             node.client.gc()  # a request that is logged
             until(lambda: "/v1/gc" in (tmp_path / "out").read_text(), what="a new record")
         finally:
-            following.send_signal(2)
+            following.send_signal(signal.SIGINT)
         assert following.wait(60) == 130

@@ -8,8 +8,15 @@ from pathlib import Path
 
 from tests.support import ROOT
 
-CODE = ("kvswap/model", "kvswap/integrations", "kvswap/client/loading.py", "kvswap/worker/training.py")
+CODE = (
+    "kvswap/model",
+    "kvswap/integrations/vllm",
+    "kvswap/integrations/transformers.py",
+    "kvswap/client/loading.py",
+    "kvswap/worker/training.py",
+)
 LIMITS, VLLM, QUANTISED, SECURITY = "limits.md", "vllm.md", "quantised.md", "security.md"
+AGENTS = "agents.md"
 # Where it refuses: (page, words on that page).
 SAID = {
     "client/loading.live_identity": (LIMITS, "offloaded"),
@@ -34,6 +41,9 @@ SAID = {
     "model/cache.build_cache": (LIMITS, "an artifact of another model"),
     "model/cache.check_layers": (LIMITS, "a window below two tokens, or whose first layer keeps nothing"),
     "model/cache.layer_specs": (LIMITS, "of a batch"),
+    "model/chat._before": (LIMITS, "a tokenizer that puts special tokens into a text"),
+    "model/chat.read_format": (LIMITS, "missing, damaged"),
+    "model/chat.render": (AGENTS, "does not begin with the token that its tokenizer puts before every text"),
     "model/families.check": (LIMITS, "`auto_map`"),
     "model/families.layers_of_config": (LIMITS, "quantised, compressed"),
     "model/files.check_experts": (LIMITS, "of another shape"),

@@ -142,6 +142,6 @@ class Proxy:
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
         return self.post("/v1/chat/completions", {"messages": messages, "max_tokens": tokens, "temperature": 0} | more)
 
-    def settled(self) -> dict[str, Any]:
+    def until_saved(self) -> dict[str, Any]:
         """Wait until what was answered so far is saved and on the disk, and return the counts."""
         return until(lambda: (c := self.status())["pending"] == 0 and c["counts"], "everything is saved")

@@ -34,7 +34,7 @@ def test_what_was_saved_here_is_restored_and_goes_on(proxy: Start, ggufs: dict[s
     one.complete(text, 0)
     assert act(one, "save")[0] == 200
     one.complete("something else", 0)
-    one.settled()
+    one.until_saved()
     assert act(one, "restore")[0] == 200
     assert one.complete(text + "x", 1)["timings"]["cache_n"] > 500
     one.restart()
@@ -50,7 +50,7 @@ def test_damaged_and_foreign_files_are_refused_and_the_server_lives(
     one = proxy(ggufs["dense"], "--slot-save-path", str(slots))
     answer = one.complete(document(100), 8)
     assert act(one, "save")[0] == 200
-    one.settled()
+    one.until_saved()
     pid = one.server_pid()
     right = (slots / "mine.bin").read_bytes()
     rng = random.Random(21)

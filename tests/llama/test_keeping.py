@@ -56,16 +56,16 @@ def test_a_conversation_goes_on_after_a_restart(
     more = {"tokens": 24, "logprobs": True, "top_logprobs": 4}
     one = proxy(ggufs[kind], *flags)
     first = one.chat(*TURNS[:2])
-    assert one.settled()["kept_tokens"] >= prompt_tokens(first)
+    assert one.until_saved()["kept_tokens"] >= prompt_tokens(first)
     going_on = one.chat(*TURNS, **more)
-    one.settled()
+    one.until_saved()
     one.restart()
     again = one.chat(*TURNS, **more)
     assert prompt_tokens(again) == prompt_tokens(going_on)
     assert cached(again) >= prompt_tokens(again) - 2, (one.status(), (one.home / "kvswap.log").read_text())
     counts = one.counts()
     assert counts["restores"] == 1 and counts["restores_without_effect"] == 0 and counts["damaged_segments"] == 0
-    one.settled()
+    one.until_saved()
     one.restart()
     once_more = one.chat(*TURNS, **more)
     assert said(once_more) == said(again)  # bit for bit: a restore gives what a restore gave
@@ -78,7 +78,7 @@ def test_a_dense_model_goes_on_bit_for_bit(proxy: Start, ggufs: dict[str, Path])
     one = proxy(ggufs["dense"])
     base = document(200)
     one.complete(base, 0)
-    one.settled()
+    one.until_saved()
     question = base + " What does the fox do?"
     more = {"n_probs": 4, "ignore_eos": True}
     going_on = one.complete(question, 128, **more)
@@ -101,7 +101,7 @@ def test_only_what_is_new_is_written(proxy: Start, ggufs: dict[str, Path], kind:
     for turn in range(10):
         texts.append(document(20 + turn, f"Question {turn}: "))
         answer = one.chat(*texts, tokens=4)
-        counts = one.settled()
+        counts = one.until_saved()
         new, written = (counts[name] - before[name] for name in ("kept_tokens", "bytes_written"))
         assert new > 0 and written <= 1.2 * new * token_bytes + 2048, (turn, written, new * token_bytes)
         before = counts
@@ -116,7 +116,7 @@ def test_a_side_prompt_does_not_cost_the_conversation(proxy: Start, ggufs: dict[
     one.chat("Find a title.", document(30, "Title of: "))  # at once: nothing was saved yet
     again = one.chat(*TURNS)
     assert cached(again) > prompt_tokens(again) // 2
-    assert one.settled()["restores"] == 1
+    assert one.until_saved()["restores"] == 1
 
 
 def test_a_slot_that_holds_more_is_left_alone(proxy: Start, ggufs: dict[str, Path]) -> None:
@@ -126,17 +126,17 @@ def test_a_slot_that_holds_more_is_left_alone(proxy: Start, ggufs: dict[str, Pat
         answer = one.chat(*texts)
         texts += [answer["choices"][0]["message"]["content"], f"And then ({turn})?"]
         if turn % 2:
-            one.settled()
-    counts = one.settled()
+            one.until_saved()
+    counts = one.until_saved()
     assert counts["restores"] == 0 and counts["left_alone"] == 3
 
 
 def test_the_longest_of_several_is_restored(proxy: Start, ggufs: dict[str, Path]) -> None:
     one = proxy(ggufs["dense"])
     one.chat(SYSTEM, "First question of many, about foxes?")
-    one.settled()
+    one.until_saved()
     one.chat(SYSTEM, "Second question, about dogs?")
-    one.settled()
+    one.until_saved()
     one.restart()
     answer = one.chat(SYSTEM, "Second question, about dogs?")
     assert cached(answer) >= prompt_tokens(answer) - 2
@@ -157,7 +157,7 @@ def test_nothing_is_used_of_another_model_or_computation(proxy: Start, ggufs: di
         names.add(one.status()["identity"])
         assert one.status()["kept"]["bytes"] == 0
         answer = one.chat(*TURNS[:2])
-        assert cached(answer) == 0 and one.settled()["restores"] == 0
+        assert cached(answer) == 0 and one.until_saved()["restores"] == 0
         assert one.end() == 0
     assert len(names) == len(ways)
 
@@ -166,7 +166,7 @@ def test_the_quota_holds_and_what_was_used_last_stays(proxy: Start, ggufs: dict[
     one = proxy(ggufs["dense"], "--quota", "600K")
     for number in range(6):
         one.complete(document(150, f"Document {number}. "), 0)
-        one.settled()
+        one.until_saved()
         assert one.status()["kept"]["bytes"] <= 600_000 and segment_bytes(one) <= 600_000
     one.restart()
     assert cached(one.complete(document(150, "Document 5. ") + "x", 1)) > 500
@@ -176,7 +176,7 @@ def test_the_quota_holds_and_what_was_used_last_stays(proxy: Start, ggufs: dict[
 def test_a_damaged_segment_is_dropped_and_the_answer_is_right(proxy: Start, ggufs: dict[str, Path]) -> None:
     one = proxy(ggufs["dense"])
     right = one.chat(*TURNS)
-    one.settled()
+    one.until_saved()
     one.end()
     files = sorted((one.home / "llama" / "kept").rglob("*.full"), key=lambda path: path.stat().st_size)
     data = bytearray(files[-1].read_bytes())
@@ -186,7 +186,7 @@ def test_a_damaged_segment_is_dropped_and_the_answer_is_right(proxy: Start, gguf
     one.start()
     answer = one.chat(*TURNS)
     assert answer["choices"][0]["message"]["content"] == right["choices"][0]["message"]["content"]
-    assert one.settled()["damaged_segments"] == 1
+    assert one.until_saved()["damaged_segments"] == 1
     assert not list((one.home / "llama" / "kept").rglob("*.part"))
 
 
@@ -199,7 +199,7 @@ def test_what_changes_a_cache_ends_keeping(proxy: Start, ggufs: dict[str, Path],
     status = one.status()
     assert not status["keeping"] and "computation" in status["reason"]
     one.complete(SYSTEM, 1)
-    assert one.settled()["saves"] == 0
+    assert one.until_saved()["saves"] == 0
 
 
 @pytest.mark.parametrize("flags", [("--context-shift",), ("--cache-reuse", "64"), ("--no-slots",)], ids=str)
@@ -223,7 +223,7 @@ def test_ids_and_several_slots_and_anthropics_requests(proxy: Start, ggufs: dict
         "temperature": 0,
     }
     one.post("/v1/messages", messages)
-    one.settled()
+    one.until_saved()
     one.restart()
     assert cached(one.complete([*ids, 70, 71], 1)) >= len(ids) - 1
     usage = one.post("/v1/messages", messages)["usage"]
@@ -238,7 +238,7 @@ def test_requests_at_once_all_get_right_answers(proxy: Start, ggufs: dict[str, P
     one = proxy(ggufs["dense"], "-np", "2", "-kvu")
     prompts = [document(60 + 5 * number, f"{number}: ") for number in range(6)]
     alone = [one.complete(prompt, 6)["tokens"] for prompt in prompts]
-    one.settled()
+    one.until_saved()
     one.restart()
     with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(lambda prompt: one.complete(prompt, 6)["tokens"], prompts * 2))
@@ -248,7 +248,7 @@ def test_requests_at_once_all_get_right_answers(proxy: Start, ggufs: dict[str, P
 def test_a_server_that_dies_is_started_again_and_goes_on(proxy: Start, ggufs: dict[str, Path]) -> None:
     one = proxy(ggufs["dense"])
     one.chat(*TURNS[:2])
-    one.settled()
+    one.until_saved()
     os.kill(one.server_pid(), signal.SIGKILL)
     until(lambda: one.counts()["server_starts"] == 2 and one.status()["keeping"], "it is started again")
     again = one.chat(*TURNS)

@@ -55,6 +55,8 @@ def test_one_publishes_and_another_answers_from_it(
     assert answer["fetched_tokens"] == answer["tokens"] == made["tokens"] and answer["computed_tokens"] == 0
     assert answer["claim"] == "bitwise"  # the same build on the same machine
     assert len(answer["token_ids"]) == len(own["token_ids"]) == 8
+    if name == "dense":
+        assert answer["token_ids"] == own["token_ids"] and answer["text"] == own["text"]
     assert last_json(kvswap(bob.home, *asked, "--force", "--json"))["token_ids"] == answer["token_ids"]
 
 

@@ -14,6 +14,7 @@ from kvswap.integrations.llamacpp.identity import gguf_identity
 from kvswap.integrations.llamacpp.mapping import model_rows, slot_file_of
 from kvswap.integrations.llamacpp.probe import judge
 from kvswap.integrations.llamacpp.publishing import computed_sequence
+from kvswap.integrations.llamacpp.remembered import environment_key, keep, recall
 from kvswap.integrations.llamacpp.server import Described, LlamaServer, describe
 from tests.llama.running import Server
 
@@ -105,6 +106,23 @@ def test_another_format_of_the_cache_is_another_layout(server: Any, models: dict
     plain = described(server(models["dense"]), models["dense"])
     other = described(server(models["dense"], cache_type_k=cache_type, cache_type_v=cache_type), models["dense"])
     assert other.layout.dtype == {"bf16": "bfloat16", "q8_0": "q8_0"}[cache_type] and other.layout != plain.layout
+
+
+def test_what_is_known_of_a_server_is_kept_until_something_changes(
+    server: Any, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kept"
+    for name in ("dense", "sliding"):
+        known, model = described(server(models[name]), models[name]), read_gguf(models[name])
+        key = environment_key(known.identity, "f16")
+        assert recall(folder, key, model, known.identity) is None
+        keep(folder, key, known)
+        assert recall(folder, key, model, known.identity) == known and known.token_seconds > 0
+        assert environment_key(known.identity, "q8_0") != key
+        (folder / f"{key}.server").write_bytes(b"\x83no")
+        assert recall(folder, key, model, known.identity) is None
+    monkeypatch.setenv("GGML_SOMETHING", "1")
+    assert environment_key(known.identity, "f16") != key
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_parts_end_where_other_conversations_part_ways(models: dict[str, Path], 
         "system": ([{**SYSTEM, "content": SYSTEM["content"] + "Be brief."}, *TURNS], TOOLS),
         "tools": (MESSAGES, [*TOOLS, TOOLS[0]]),
         0: ([SYSTEM, {"role": "assistant", "content": "Hello"}], TOOLS),
-        1: ([SYSTEM, TURNS[0], {"role": "assistant", "content": "No"}], TOOLS),
+        1: ([SYSTEM, TURNS[0], {"role": "assistant", "content": "Zero"}], TOOLS),
     }
     for part, count in zip(parts, counts, strict=True):
         if (other := others.get(part.part if part.part != "message" else part.message)) is not None:

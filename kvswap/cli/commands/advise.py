@@ -25,8 +25,8 @@ _MOST = 1_000
 @click.option("--most", type=click.IntRange(1, _MOST), default=10, show_default=True, help="Prefixes, and breaks.")
 @verb
 def advise_command(output: Output, log: Path, model: str | None, out: Path | None, most: int) -> None:
-    """Study a log of requests, and say what publishing would save.  No daemon is asked, and nothing is computed."""
-    from kvswap.advice.study import Wanted, advise
+    """Read a log of requests, and say what publishing would save.  No daemon is asked, and nothing is computed."""
+    from kvswap.advice.study import AdviceScope, advise
     from kvswap.core.settings import Settings
     from kvswap.model import catalogue, needs
     from kvswap.model.chat import read_format
@@ -37,7 +37,7 @@ def advise_command(output: Output, log: Path, model: str | None, out: Path | Non
     directory = catalogue.resolve(name, settings.models)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    wanted = Wanted(settings.block_tokens, most, most, out)
+    wanted = AdviceScope(settings.block_tokens, most, most, out)
     made = advise(read_format(directory), catalogue.label_of(directory, settings.models), log, wanted)
     output.result(made, lambda: _text(output, made))
     if made.skipped:

@@ -62,16 +62,12 @@ def ask_command(
     if model is not None:
         if chat is not None or tools is not None or question is None:
             raise click.UsageError("with --model give REF and QUESTION")
-        name, text = reference(ref)
+        other = objective != Objective()
         gguf.require_plain(
-            tofu=tofu,
-            allow_untrusted=allow_untrusted,
-            allow_lossy=allow_lossy,
-            host=host,
-            objective=objective != Objective(),
+            tofu=tofu, allow_untrusted=allow_untrusted, allow_lossy=allow_lossy, host=host, objective=other
         )
         how = {"max_tokens": max_tokens, "prefill": prefill, "force": force, "ignore_eos": ignore_eos, "group": group}
-        _show(output, gguf.ask(output, text, question, model, **how))
+        _show(output, gguf.ask(output, reference(ref)[1], question, model, **how))
         return
     if chat is not None and question is None:  # the one word is the question
         rendered = output.client.render(*read_chat(chat, tools), question=ref)
@@ -111,15 +107,18 @@ def _show(output: Output, answer: AskResult) -> None:
     """Print an answer, and where the cache came from."""
     output.result(answer, answer.text)
     if not output.as_json and not output.quiet:
-        computed = answer.computed_tokens
-        how = "prefilled here"
-        if hosted := answer.host:
-            how = f"the host {hosted.peer} read {hosted.cached_tokens} tokens for ${hosted.dollars or 0:.6f}"
-            if hosted.problem:
-                how = f"{how}; ITS BILL IS WRONG: {hosted.problem}"
-        if answer.artifact:
-            how = f"{answer.fetched_tokens} tokens of a published cache, {computed} computed here"
-            how = how if computed else "from a published cache"
-        output.note(
-            f"({how}: {answer.tokens} tokens, first token after {answer.ttft_seconds:.2f} s; {answer.plan.reason})"
-        )
+        output.note(_origin(answer))
+
+
+def _origin(answer: AskResult) -> str:
+    """Say where an answer's cache came from, and what it took."""
+    computed = answer.computed_tokens
+    how = "prefilled here"
+    if hosted := answer.host:
+        how = f"the host {hosted.peer} read {hosted.cached_tokens} tokens for ${hosted.dollars or 0:.6f}"
+        if hosted.problem:
+            how = f"{how}; ITS BILL IS WRONG: {hosted.problem}"
+    if answer.artifact:
+        how = f"{answer.fetched_tokens} tokens of a published cache, {computed} computed here"
+        how = how if computed else "from a published cache"
+    return f"({how}: {answer.tokens} tokens, first token after {answer.ttft_seconds:.2f} s; {answer.plan.reason})"

@@ -26,7 +26,8 @@ from kvswap.integrations.llamacpp.gguf import read_gguf
 from kvswap.integrations.llamacpp.identity import gguf_identity
 from kvswap.integrations.llamacpp.mapping import slot_file_of
 from kvswap.integrations.llamacpp.probe import Judgement, judge
-from kvswap.integrations.llamacpp.publishing import Progress, computed_sequence, publish_sequence
+from kvswap.integrations.llamacpp.publishing import Progress, computed_sequence, ends_of, publish_sequence
+from kvswap.integrations.llamacpp.remembered import environment_key, keep, recall
 from kvswap.integrations.llamacpp.server import Described, LlamaServer, describe, started_server
 from kvswap.integrations.llamacpp.state import SlotFile
 from kvswap.model.question import question_text
@@ -37,8 +38,8 @@ _LEAST_CONTEXT = 512
 _BYTES_A_TOKEN = 2  # fewer than any text has on average; where it has, the server is started once more
 
 
-def identities() -> Path:
-    """Return the folder in which identities of GGUF files are remembered."""
+def remembered() -> Path:
+    """Return the folder for what is kept of GGUF files and of the servers that are started for them."""
     return models_directory() / ".gguf"
 
 
@@ -80,7 +81,7 @@ def _opened(model: Path, text: str, headroom: int, cache_type: str) -> Iterator[
 
     Raises `InvalidDocument` for a text longer than the model reads.
     """
-    identity = gguf_identity(model, cache=identities())
+    identity = gguf_identity(model, cache=remembered())
     file = read_gguf(model)
     most = file.number("context_length")
     context = min(most, max(_LEAST_CONTEXT, len(text.encode()) // _BYTES_A_TOKEN + headroom))
@@ -96,7 +97,12 @@ def _opened(model: Path, text: str, headroom: int, cache_type: str) -> Iterator[
         if needed > context:
             started.close()
             server = started.enter_context(started_server(model, needed, cache_type=cache_type))
-        yield _Opened(server, describe(server, file, identity), ids)
+        key = environment_key(identity, cache_type)
+        described = recall(remembered(), key, file, identity)
+        if described is None:
+            described = describe(server, file, identity)
+            keep(remembered(), key, described)
+        yield _Opened(server, described, ids)
 
 
 def publish_document(client: Client, text: str, model: Path, choices: PublishChoices) -> PublishResult:
@@ -223,23 +229,46 @@ def ask_document(client: Client, text: str, question: str, model: Path, choices:
                 plan = loaded.plan
                 server.restore(loaded.file)
             except (NotFound, PlanSaysPrefill) as error:
+                loaded = None
                 plan = PlanSummary(action="prefill", seconds=0.0, dollars=0.0, reason=error.message)
             except KvswapError as error:
                 loaded = None
                 server.erase()  # a restore that failed may have left something
                 plan = PlanSummary(action="prefill", seconds=0.0, dollars=0.0, reason=f"not used: {error.message}")
+        held = len(loaded.file.ids) if loaded is not None else 0
+        taken = _prefilled(server, ids, held, described.layout.window)
         ready = time.monotonic() - began
         answer = server.complete([*ids, *asked], choices.max_tokens, STEP_SECONDS, ignore_eos=choices.ignore_eos)
         seconds = time.monotonic() - began
-    return _answered(answer, loaded, plan, len(ids), ready, seconds)
+    cached = taken if taken is not None else _cached(answer)
+    return _answered(answer, loaded if cached else None, plan, len(ids), ready, seconds)
+
+
+def _prefilled(server: LlamaServer, ids: Sequence[int], held: int, window: int | None) -> int | None:
+    """Prefill what a slot does not hold of a document, as publishers do: then an answer has the bits of theirs.
+
+    Returns the tokens that the server took of the `held` ones, None if there was nothing to compute.
+    """
+    taken = None
+    for end in ends_of(len(ids), window):
+        if end > held:
+            answer = server.complete(ids[:end], 0, STEP_SECONDS)
+            taken = min(held, _cached(answer)) if taken is None else taken
+    return taken
+
+
+def _cached(answer: dict[str, Any]) -> int:
+    """Return the tokens that a server says that it had in its cache."""
+    timings = answer.get("timings")
+    return int(timings.get("cache_n", 0)) if isinstance(timings, dict) else 0
 
 
 def _answered(
     answer: dict[str, Any], loaded: LoadedPrefix | None, plan: PlanSummary, tokens: int, ready: float, seconds: float
 ) -> AskResult:
     timings = answer.get("timings") or {}
-    cached = int(timings.get("cache_n", 0)) if loaded is not None else 0
-    if loaded is not None and not cached:
+    cached = min(len(loaded.file.ids), tokens) if loaded is not None else 0
+    if loaded is None and plan.action != "prefill":
         plan = PlanSummary(
             action="prefill", seconds=0.0, dollars=0.0, reason="llama-server took the cache and prefilled all the same"
         )
@@ -250,12 +279,12 @@ def _answered(
         plan=plan,
         ttft_seconds=max(0.0, seconds - made),
         logits_digest=None,
-        claim=loaded.judgement.claim if loaded is not None and cached else "bitwise",
+        claim=loaded.judgement.claim if loaded is not None else "bitwise",
         tokens=tokens,
-        artifact=loaded.artifact if loaded is not None and cached else None,
+        artifact=loaded.artifact if loaded is not None else None,
         unchecked={},
-        fetched_tokens=min(cached, tokens),
-        computed_tokens=tokens - min(cached, tokens),
+        fetched_tokens=cached,
+        computed_tokens=tokens - cached,
         wire_bytes=0,
         peers=[],
         ready_seconds=ready,

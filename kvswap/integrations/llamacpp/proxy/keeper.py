@@ -19,7 +19,7 @@ from kvswap.integrations.llamacpp.proxy.counts import Counts
 from kvswap.integrations.llamacpp.proxy.kept import KeptPrefix, KeptTree
 from kvswap.integrations.llamacpp.proxy.prompts import Prompt, changes_computation, parsed, prompt_of
 from kvswap.integrations.llamacpp.proxy.server import ServerRefused, SlotServer, SlotView
-from kvswap.integrations.llamacpp.proxy.slot_files import Saved, SlotFiles, slot_file_name
+from kvswap.integrations.llamacpp.proxy.slot_files import SavedSlot, SlotFiles, slot_file_name
 from kvswap.integrations.llamacpp.proxy.watching import AnswerWatcher
 
 logger = logging.getLogger("kvswap.llama")
@@ -33,6 +33,7 @@ _LEAST = 64  # tokens that a restore has to spare
 _QUIET_SECONDS = 0.15
 _LONG_QUIET_SECONDS = 1.0  # before saves that take longer than a client should wait
 _SHORT_SAVE = 0.05
+_AGAIN_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)  # until slots are tried to be saved again
 _FINISHED = 8  # requests that are remembered until it is seen which slots they used
 _LONG_BODY = 1 << 16
 _FAILURES = 3  # saves in a row that are not understood, until none is tried
@@ -253,13 +254,15 @@ class Keeper:
 
     async def _save_when_idle(self) -> None:
         quiet = _QUIET_SECONDS if self._files.expected_seconds <= _SHORT_SAVE else _LONG_QUIET_SECONDS
-        await asyncio.sleep(quiet)
-        try:
-            await self.save_all()
-        except (KvswapError, OSError) as error:
-            logger.info("llama: slots are not saved now: %s", error)
-        except Exception:
-            logger.exception("llama: slots are not saved now")
+        for pause in (quiet, *_AGAIN_SECONDS):
+            await asyncio.sleep(pause)
+            try:
+                await self.save_all()
+                return
+            except (KvswapError, OSError) as error:
+                logger.info("llama: slots are not saved now: %s", error)
+            except Exception:
+                logger.exception("llama: slots are not saved now")
 
     async def save_all(self) -> None:
         """Save all slots that were used since they were saved last, unless a request is being answered."""
@@ -285,6 +288,9 @@ class Keeper:
                 self._files.remove(name)
                 return
             saved = await asyncio.to_thread(self._files.read, name, took)
+        except ServerRefused:  # tried again later; until then the slot is not restored into
+            self._files.remove(name)
+            raise
         except (KvswapError, OSError) as error:
             self._files.remove(name)
             self._not_kept(error)
@@ -301,7 +307,7 @@ class Keeper:
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
-    async def _write(self, tree: KeptTree, name: str, saved: Saved) -> None:
+    async def _write(self, tree: KeptTree, name: str, saved: SavedSlot) -> None:
         try:
             async with self._disk:
                 written = await asyncio.to_thread(self._files.keep, tree, saved)
@@ -318,7 +324,7 @@ class Keeper:
         self.counts.not_kept += 1
         self._failures += 1
         logger.warning("llama: a slot is not kept: %s", error)
-        if self._failures >= _FAILURES and not isinstance(error, OSError | ServerRefused):
+        if self._failures >= _FAILURES and not isinstance(error, OSError):
             self.pass_through(f"what this llama-server saves is not understood: {error}")
 
     async def close(self) -> None:

@@ -37,7 +37,7 @@ _SLACK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SavedSlot:
     """A slot as the server saved it, and where its sliding layers have checkpoints."""
 
     file: SlotFile
@@ -45,7 +45,7 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class KeptBytes:
     """The tokens and bytes that were new of a saved slot."""
 
     tokens: int
@@ -149,7 +149,7 @@ class SlotFiles:
                 hint="--slot-save-path DIRECTORY of llama-server names another place",
             )
 
-    def read(self, name: str, took: float) -> Saved:
+    def read(self, name: str, took: float) -> SavedSlot:
         """Parse a slot that the server saved within so many seconds.
 
         Raises `MalformedState` or `Incompatible` for what is not understood, or `OSError`.
@@ -159,13 +159,13 @@ class SlotFiles:
             data = np.memmap(opened, np.uint8, "r") if size else np.empty(0, np.uint8)
         file = parse_slot_file(data)
         self._last_bytes, self._rate = size, max(size / max(took, 1e-4), 1e6)
-        return Saved(file, tuple(point.tokens for point in file.checkpoints or ()))
+        return SavedSlot(file, tuple(point.tokens for point in file.checkpoints or ()))
 
-    def keep(self, tree: KeptTree, saved: Saved) -> Written:
+    def keep(self, tree: KeptTree, saved: SavedSlot) -> KeptBytes:
         """Write what a tree does not have of a saved slot.  Raises `OSError`."""
         file = saved.file
         if shape_of(file).caches != tree.shape.caches:
-            return Written(0, 0)
+            return KeptBytes(0, 0)
         full = layer_rows(file.state.caches[0], 0, file.state.tokens)
         sliding = []
         if file.state.slides:
@@ -176,7 +176,7 @@ class SlotFiles:
                 sliding.append(SlidingRows(cache.first, layer_rows(cache, cache.first, cache.stop)))
         before = tree.match(file.ids).shared
         written = tree.add(file.ids, full, sliding)
-        return Written(len(file.ids) - before, written)
+        return KeptBytes(len(file.ids) - before, written)
 
     def write(self, name: str, tree: KeptTree, match: KeptPrefix, ids: Sequence[int], shape: StateShape) -> int:
         """Write the slot file of a match, for the server to restore, and return its length.
