@@ -62,16 +62,12 @@ def ask_command(
     if model is not None:
         if chat is not None or tools is not None or question is None:
             raise click.UsageError("with --model give REF and QUESTION")
-        name, text = reference(ref)
+        other = objective != Objective()
         gguf.require_plain(
-            tofu=tofu,
-            allow_untrusted=allow_untrusted,
-            allow_lossy=allow_lossy,
-            host=host,
-            objective=objective != Objective(),
+            tofu=tofu, allow_untrusted=allow_untrusted, allow_lossy=allow_lossy, host=host, objective=other
         )
         how = {"max_tokens": max_tokens, "prefill": prefill, "force": force, "ignore_eos": ignore_eos, "group": group}
-        _show(output, gguf.ask(output, text, question, model, **how))
+        _show(output, gguf.ask(output, reference(ref)[1], question, model, **how))
         return
     name, text, question, continuation = _asked(output, ref, question, chat, tools)
     with output.progress() as progress:
