@@ -241,5 +241,6 @@ TOOLS = (
         _publish,
         read_only=False,
         destructive=True,
+        without=("files", "left_out", "checkpoints", "state_bytes"),
     ),
 )
