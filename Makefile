@@ -9,12 +9,13 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-agents test-ui test-model test-faults test-all test-found coverage-tables soak test-vllm test-llama test-docs docs wheel lint setup model bench clean help
+.PHONY: demo test test-agents test-ui test-origins test-model test-faults test-all test-found coverage-tables soak test-vllm test-llama test-docs docs wheel lint setup model bench clean help
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
 	@echo "make test   linters, types, and the tests (about 11 minutes on two cores)"
 	@echo "make test-ui   the local page in a real Chromium"
+	@echo "make test-origins  origins at a real S3 server and nginx"
 	@echo "make test-model   with the default model: 256 steps, real documents, computing and fetching at once"
 	@echo "make test-agents  what agent programs do: tools over pipes and HTTP, prefixes of conversations, documents"
 	@echo "make test-faults  peers and publishers that lie, freeze, die, flood; disks that fail (about 20 minutes)"
@@ -55,7 +56,7 @@ lint: setup
 	@$(BIN)/python -m tests.found
 
 test: setup lint model
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults and not model and not agents and not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults and not model and not agents and not browser and not origins"
 
 test-model: setup model
 	$(BIN)/python -m pytest -m model
@@ -72,12 +73,17 @@ test-ui: setup
 	@$(PIP) install -q -e ".[browser]"
 	$(BIN)/python -m pytest -m browser
 
-test-all: test test-agents test-model test-faults test-vllm test-llama test-ui
+# Needs nginx (Debian: apt-get install nginx-light).
+test-origins: setup
+	@$(PIP) install -q -e ".[test-origins]"
+	$(BIN)/python -m pytest -m origins
+
+test-all: test test-agents test-model test-faults test-vllm test-llama test-ui test-origins
 
 COVERING := .covering
 test-found: setup model
 	rm -rf $(COVERING)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not model and not alone and not browser" --covering $(COVERING)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not model and not alone and not browser and not origins" --covering $(COVERING)
 	$(BIN)/python -m tests.found $(COVERING)
 
 # BEFORE=commit: branch coverage of all tiers then and now, module by module; the page goes to REPORT

@@ -20,6 +20,7 @@ ALSO = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "manifests/FORMAT.md",
+    "manifests/ORIGIN.md",
     "tests/README.md",
     "examples/share.md",
     "examples/vllm/README.md",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         PlanEvent as PlanEvent,
         PrefillEvent as PrefillEvent,
         ProgressEvent as ProgressEvent,
+        PushEvent as PushEvent,
         ReservationEvent as ReservationEvent,
         SourcePeer as SourcePeer,
         TokenEvent as TokenEvent,
@@ -115,6 +116,13 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         UiResult as UiResult,
         setting_rows as setting_rows,
     )
+    from kvswap.api.origins import (
+        OriginRemoved as OriginRemoved,
+        OriginRow as OriginRow,
+        OriginTest as OriginTest,
+        OriginsResult as OriginsResult,
+        PushResult as PushResult,
+    )
     from kvswap.api.peers import (
         BlockResult as BlockResult,
         LeaveResult as LeaveResult,
@@ -141,9 +149,11 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
         FindRequest as FindRequest,
         GroupRequest as GroupRequest,
         JoinRequest as JoinRequest,
+        OriginRequest as OriginRequest,
         PlanRequest as PlanRequest,
         PrefixRequest as PrefixRequest,
         PublishRequest as PublishRequest,
+        PushRequest as PushRequest,
         RenderRequest as RenderRequest,
         Request as Request,
         Terms as Terms,
@@ -207,8 +217,8 @@ if TYPE_CHECKING:  # each name twice: that is how a type checker is told that it
 _WHERE = {
     "requests": """
         AskRequest CollectRequest FetchRequest FindRequest GroupRequest JoinRequest PlanRequest PrefixRequest
-        PublishRequest RenderRequest Request Terms TrainRequest TrustRequest VerifyRequest WithdrawRequest aim_fields
-        to_body""",
+        PublishRequest PushRequest OriginRequest RenderRequest Request Terms TrainRequest TrustRequest
+        VerifyRequest WithdrawRequest aim_fields to_body""",
     "result": """
         OpenResult Result plain""",
     "advice": """
@@ -223,7 +233,7 @@ _WHERE = {
     "events": """
         CheckEvent DisputeEvent ExportEvent FilledEvent FoundEvent ImportEvent IntervalsEvent NodeEvent NoiseEvent
         OtherEvent PlanEvent PrefillEvent ProgressEvent ReservationEvent SourcePeer TokenEvent TrainEvent
-        TransferEvent UncheckableEvent event_of""",
+        TransferEvent PushEvent UncheckableEvent event_of""",
     "find": """
         FindResult FoundArtifact FoundPrefix Holder""",
     "hosting": """
@@ -239,6 +249,8 @@ _WHERE = {
     "node": """
         AliveResult IdentityResult ModelEntry ModelRow ModelsResult ReadyResult SettingRow SettingsResult StopResult
         UiResult setting_rows""",
+    "origins": """
+        OriginRemoved OriginRow OriginTest OriginsResult PushResult""",
     "peers": """
         BlockResult LeaveResult PeerRow PeersResult""",
     "plans": """

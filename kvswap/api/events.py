@@ -168,6 +168,17 @@ class ImportEvent(Event, Result, frozen=True, kw_only=True, tag_field="event", t
     seconds: float
 
 
+class PushEvent(Event, Result, frozen=True, kw_only=True, tag_field="event", tag="push"):
+    """The progress of a push to an origin."""
+
+    done: int
+    """Files that are there."""
+    files: int
+    uploaded_bytes: int
+    """Bytes that were not there before."""
+    seconds: float
+
+
 class OtherEvent(OpenResult, frozen=True, kw_only=True):
     """An event that this version does not know: of a newer daemon."""
 
@@ -190,6 +201,7 @@ KnownEvent = (
     | UncheckableEvent
     | ExportEvent
     | ImportEvent
+    | PushEvent
 )
 ProgressEvent = KnownEvent | OtherEvent
 # By the name of an event: msgspec looks through all of a union whenever it converts to one, which takes forty times as

@@ -109,4 +109,6 @@ def setting_rows(settings: Settings, places: Mapping[str, str]) -> list[SettingR
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it."""
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    if isinstance(value, tuple):
+        return [item if isinstance(item, str) else item.to_json() for item in value]
+    return str(value) if isinstance(value, Path) else value

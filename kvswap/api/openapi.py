@@ -26,6 +26,7 @@ from kvswap.api import (
     find,
     hosts,
     node,
+    origins,
     peers,
     plans,
     status,
@@ -85,7 +86,13 @@ ROUTES = (
         (store.ArtifactDetails,),
         query=("key",),
     ),
-    Route("DELETE", "/v1/artifacts/{ref}", "Remove an artifact, or all of a document.", (store.RemoveResult,)),
+    Route(
+        "DELETE",
+        "/v1/artifacts/{ref}",
+        "Remove an artifact, or all of a document.",
+        (store.RemoveResult,),
+        query=("origins",),
+    ),
     Route("POST", "/v1/artifacts/{ref}/pin", "Keep an artifact whatever space is needed.", (store.PinResult,)),
     Route("POST", "/v1/artifacts/{ref}/unpin", "Keep it no longer.", (store.PinResult,)),
     Route(
@@ -193,6 +200,20 @@ ROUTES = (
     Route("GET", "/v1/hosts", "Hosts that invited this node, with their offers.", (hosts.HostsResult,)),
     Route("POST", "/v1/hosts", "Accept a host's invitation.", (hosts.JoinResult,), body=bodies.JoinRequest),
     Route("DELETE", "/v1/hosts/{peer}", "Forget a host.", (peers.LeaveResult,)),
+    Route("GET", "/v1/origins", "Origins, and what was experienced with each.", (origins.OriginsResult,)),
+    Route("POST", "/v1/origins", "Add an origin.", (origins.OriginRow,), body=bodies.OriginRequest),
+    Route("DELETE", "/v1/origins", "Forget an origin.", (origins.OriginRemoved,), query=("url",)),
+    Route(
+        "POST", "/v1/origins/test", "Read and write one file there.", (origins.OriginTest,), body=bodies.OriginRequest
+    ),
+    Route(
+        "POST",
+        "/v1/push",
+        "Put an artifact in the store at an origin.",
+        (origins.PushResult,),
+        body=bodies.PushRequest,
+        lines=True,
+    ),
     Route("GET", "/v1/audits", "What was found by verifying.", (trust.AuditsResult,), query=("publisher",)),
     Route("GET", "/v1/trust", "Publishers on the allow-list, and those found to be wrong.", (trust.TrustResult,)),
     Route(

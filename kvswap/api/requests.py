@@ -91,6 +91,32 @@ class FindRequest(Request, frozen=True, kw_only=True):
     """Look only among what is sealed for this group."""
 
 
+class OriginRequest(Request, frozen=True, kw_only=True):
+    """The request `POST /v1/origins` and `POST /v1/origins/test`: an origin, with the names of `[[origins]]`."""
+
+    url: str
+    endpoint: str = ""
+    """The address of an S3 store other than Amazon's."""
+    region: str = ""
+    profile: str = ""
+    """A profile of the store's own file of credentials."""
+    price_per_gb: Amount = 0.0
+    """US dollars for a gigabyte read there."""
+    price_per_request: Amount = 0.0
+    """US dollars."""
+    write: bool = False
+
+
+class PushRequest(Request, frozen=True, kw_only=True):
+    """The request `POST /v1/push`: put an artifact in the store at an origin."""
+
+    ref: str
+    to: OriginRequest | None = None
+    """Where; without it, every origin that is for writing."""
+    group: str | None = None
+    """Of a document: the artifact sealed for this group."""
+
+
 class PlanRequest(FetchRequest, frozen=True, kw_only=True):
     """The request `POST /v1/plan`: weigh fetching, prefilling, both at once and a host."""
 

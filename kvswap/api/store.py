@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec import field
 
 from kvswap.api.result import OpenResult, Result
 
@@ -82,6 +83,10 @@ class RemoveResult(Result, frozen=True, kw_only=True):
     """The artifact, or the first of a document."""
     artifacts: list[str]
     freed_bytes: int
+    origins: list[str] = field(default_factory=list)
+    """Origins from which it was taken as well, as this node had pushed it there."""
+    still_at: dict[str, str] = field(default_factory=dict)
+    """Origins from which it could not be taken, and why."""
 
 
 class PinResult(Result, frozen=True, kw_only=True):
@@ -109,6 +114,10 @@ class WithdrawResult(Result, frozen=True, kw_only=True):
     why: str
     sequence: int
     """The number of the status record that says so."""
+    origins: list[str] = field(default_factory=list)
+    """Origins from which it was taken as well, as this node had pushed it there."""
+    still_at: dict[str, str] = field(default_factory=dict)
+    """Origins from which it could not be taken, and why."""
 
 
 class ArtifactsResult(Result, frozen=True, kw_only=True):

@@ -27,6 +27,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("kvswap advise requests.jsonl", "a request of OpenAI's chat API a line"),
         ("kvswap advise requests.jsonl --out prefixes/", "their texts as files, for kvswap publish"),
     ),
+    "push": (
+        ("kvswap push manual.txt file:///mnt/share/kv", "a share, a USB disk, the directory of a web server"),
+        ("kvswap push manual.txt s3://bucket/kv --endpoint https://s3.example.org", ""),
+        ("kvswap push manual.txt", "to every origin that was added with --write"),
+    ),
     "find": (
         ("kvswap find sha256:ed56d002", "who has a document, by its SHA-256"),
         ("kvswap find --text manual.txt", "or its longest published prefix"),
@@ -76,6 +81,13 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("kvswap logs --since 1h", ""),
         ("kvswap logs -f --json", "for programs, as it comes"),
     ),
+    "origin add": (
+        ("kvswap origin add https://kv.example.org/books", "read there from now on"),
+        ("kvswap origin add file:///mnt/share/kv --write", "and push there"),
+    ),
+    "origin ls": (("kvswap origin ls", ""),),
+    "origin rm": (("kvswap origin rm https://kv.example.org/books", ""),),
+    "origin test": (("kvswap origin test file:///mnt/share/kv", ""),),
     "peers": (("kvswap peers", ""),),
     "block": ((f"kvswap block {_PEER}", ""),),
     "unblock": ((f"kvswap unblock {_PEER}", ""),),

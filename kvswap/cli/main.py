@@ -24,6 +24,7 @@ VERBS = {
     "daemon": ("daemon", "Run a node."),
     "publish": ("publish", "Prefill a text file and offer its KV cache to peers."),
     "advise": ("advise", "Say from a log of requests which prefixes are worth publishing."),
+    "push": ("push", "Put an artifact at an origin: a directory, a bucket."),
     "find": ("find", "Say who has an artifact or a document, without fetching it."),
     "fetch": ("fetch", "Make a published cache local and verified, when that is worth it."),
     "ask": ("ask", "Answer a question from a document's cache."),
@@ -43,6 +44,7 @@ VERBS = {
     "stop": ("stop", "End the daemon, and wait until it has."),
     "config": ("config", "Every setting, and where its value comes from."),
     "logs": ("logs", "The daemon's log."),
+    "origin": ("origin", "Places that keep artifacts as files, beside peers."),
     "peers": ("peers", "Peers and what was experienced with them."),
     "block": ("block", "Neither serve nor ask a peer."),
     "unblock": ("block", "Serve and ask a peer again."),
@@ -65,10 +67,10 @@ VERBS = {
 
 # Heading of the help -> verbs, in their order.
 GROUPS = {
-    "Basics": ("daemon", "publish", "find", "fetch", "ask", "plan", "status", "ui", "stop"),
+    "Basics": ("daemon", "publish", "push", "find", "fetch", "ask", "plan", "status", "ui", "stop"),
     "Store": ("ls", "show", "rm", "pin", "unpin", "gc", "withdraw", "export", "import"),
     "Trust": ("verify", "trust", "group", "manifest"),
-    "Network": ("id", "peers", "block", "unblock", "host", "events"),
+    "Network": ("id", "peers", "block", "unblock", "origin", "host", "events"),
     "Models and costs": ("model", "llama", "codec", "advise", "economics", "bench"),
     "This machine": ("config", "logs", "doctor", "mcp", "completion"),
 }

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -73,6 +73,13 @@ class Output:
         line = "  ".join(f"%-{max(map(len, column))}s" for column in columns)
         return "\n".join([(line % row).rstrip() for row in zip(*columns, strict=True)])
 
+    def taken_back(self, origins: Sequence[str], still_at: Mapping[str, str]) -> None:
+        """Say from which origins something was taken, and where it still is."""
+        for url in origins:
+            self.note(f"taken from {url}")
+        for url, why in still_at.items():
+            self.note(f"it is still at {url}: {why}")
+
     def progress(self) -> Progress:
         """Make what is called with the events of a request, and shows them."""
         return Progress(self)
@@ -115,6 +122,10 @@ class Progress:
             case events.ExportEvent(total_bytes=int(total)) | events.ImportEvent(total_bytes=int(total)) if total:
                 rate = event.bytes / max(event.seconds, 1e-3)
                 self._advance(event.kind, event.bytes, total, f"{size(event.bytes)} of {size(total)}, {size(rate)}/s")
+            case events.PushEvent():
+                rate = event.uploaded_bytes / max(event.seconds, 1e-3)
+                detail = f"{event.done} of {event.files} files, {size(event.uploaded_bytes)} new, {size(rate)}/s"
+                self._advance("push", event.done, event.files, detail)
             case events.NoiseEvent():
                 output.note(f"measuring how far apart right caches of {event.model} are on this machine (once) ...")
             case events.IntervalsEvent():
@@ -123,7 +134,7 @@ class Progress:
                     f"which finds a wrong one with a chance of {event.chance:.0%}"
                 )
             case events.FoundEvent() if event.peers:
-                output.note(f"found {event.artifact} at {len(event.peers)} peer(s)")
+                output.note(f"found {event.artifact} at {sources(event.peers)}")
             case events.UncheckableEvent():
                 output.note(f"not checked of {event.artifact}: {event.reason}")
             case events.PlanEvent():
@@ -161,11 +172,19 @@ def _transferred(event: TransferEvent) -> str:
     rate = event.bytes / max(event.seconds, 1e-3) if whole else event.rate
     detail = f"{size(event.bytes + event.arriving)} of {size(event.total_bytes)}, {size(rate)}/s"
     if whole:
-        return f"{detail} from {len(event.sent)} peer(s) over {' and '.join(event.over)}"
+        return f"{detail} from {sources(event.sent)} over {' and '.join(event.over)}"
     if event.peers:
         channels = ", ".join(sorted({peer.channel for peer in event.peers}))
-        return f"{detail} from {len(event.peers)} peer(s) over {channels}"
+        return f"{detail} from {sources([peer.peer for peer in event.peers])} over {channels}"
     return detail
+
+
+def sources(names: Iterable[str]) -> str:
+    """Count who gives something: origins, which are named by URLs, and peers."""
+    names = list(names)
+    origins = sum("://" in name for name in names)
+    counts = [f"{len(names) - origins} peer(s)"] if origins < len(names) or not names else []
+    return " and ".join(counts + ([f"{origins} origin(s)"] if origins else []))
 
 
 def verb(function: F) -> F:

@@ -296,9 +296,9 @@ class AsyncClient(AsyncVerbs):
         """Publish what an engine computed, by the frames of `POST /v1/computed` (`docs/extending.md`)."""
         return await self._do(calls.computed(frames), on_event)
 
-    async def rm(self, ref: str) -> api.RemoveResult:
-        """Remove an artifact, or all of a document."""
-        return await self._do(calls.remove(ref))
+    async def rm(self, ref: str, *, keep_pushed: bool = False) -> api.RemoveResult:
+        """Remove an artifact, or all of a document, also from where it was pushed; `keep_pushed`: from here alone."""
+        return await self._do(calls.remove(ref, keep_pushed))
 
     async def pin(self, ref: str, pinned: bool = True) -> api.PinResult:
         """Keep an artifact whatever space is needed; or, with `pinned` false, no longer."""

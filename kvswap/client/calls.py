@@ -99,9 +99,10 @@ def show(ref: str, key: bool = False) -> Call[api.ArtifactDetails]:
     return Call("GET", f"/v1/artifacts/{quote(ref, safe=':')}" + ("?key=1" if key else ""), "ArtifactDetails")
 
 
-def remove(ref: str) -> Call[api.RemoveResult]:
-    """Remove an artifact, or all of a document."""
-    return Call("DELETE", f"/v1/artifacts/{quote(ref, safe=':')}", "RemoveResult")
+def remove(ref: str, keep_pushed: bool) -> Call[api.RemoveResult]:
+    """Remove an artifact, or all of a document; with `keep_pushed` not from origins."""
+    query = "?origins=keep" if keep_pushed else ""
+    return Call("DELETE", f"/v1/artifacts/{quote(ref, safe=':')}{query}", "RemoveResult", seconds=600)
 
 
 def export(ref: str, group: str | None) -> Call[api.Exported]:
@@ -185,6 +186,31 @@ def find(request: api.FindRequest) -> Call[api.FindResult]:
     return _stream("FindResult", "/v1/find", request)
 
 
+def push(request: api.PushRequest) -> Call[api.PushResult]:
+    """Push an artifact to an origin."""
+    return _stream("PushResult", "/v1/push", request)
+
+
+def origins() -> Call[api.OriginsResult]:
+    """List the origins."""
+    return Call("GET", "/v1/origins", "OriginsResult")
+
+
+def origin_add(request: api.OriginRequest) -> Call[api.OriginRow]:
+    """Add an origin."""
+    return _send("OriginRow", "/v1/origins", request)
+
+
+def origin_remove(url: str) -> Call[api.OriginRemoved]:
+    """Forget an origin."""
+    return Call("DELETE", f"/v1/origins?url={quote(url, safe='')}", "OriginRemoved")
+
+
+def origin_test(request: api.OriginRequest) -> Call[api.OriginTest]:
+    """Test an origin."""
+    return replace(_send("OriginTest", "/v1/origins/test", request), seconds=300)
+
+
 def config() -> Call[api.SettingsResult]:
     """List the settings of the daemon."""
     return Call("GET", "/v1/settings", "SettingsResult")
@@ -202,7 +228,8 @@ def ui(plain: bool) -> Call[api.UiResult]:
 
 def withdraw(ref: str, why: str) -> Call[api.WithdrawResult]:
     """Withdraw what the node published."""
-    return _send("WithdrawResult", f"/v1/artifacts/{quote(ref, safe=':')}/withdraw", api.WithdrawRequest(why=why))
+    path = f"/v1/artifacts/{quote(ref, safe=':')}/withdraw"
+    return replace(_send("WithdrawResult", path, api.WithdrawRequest(why=why)), seconds=600)
 
 
 def rotate() -> Call[api.RotateResult]:

@@ -296,9 +296,9 @@ class Client(Verbs):
         """Publish what an engine computed, by the frames of `POST /v1/computed` (`docs/extending.md`)."""
         return self._do(calls.computed(frames), on_event)
 
-    def rm(self, ref: str) -> api.RemoveResult:
-        """Remove an artifact, or all of a document."""
-        return self._do(calls.remove(ref))
+    def rm(self, ref: str, *, keep_pushed: bool = False) -> api.RemoveResult:
+        """Remove an artifact, or all of a document, also from where it was pushed; `keep_pushed`: from here alone."""
+        return self._do(calls.remove(ref, keep_pushed))
 
     def pin(self, ref: str, pinned: bool = True) -> api.PinResult:
         """Keep an artifact whatever space is needed; or, with `pinned` false, no longer."""

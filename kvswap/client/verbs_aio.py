@@ -109,6 +109,63 @@ class AsyncVerbs(AsyncCaller):
 
         return await self._do(calls.import_archive(read_archive(source, on_event)))
 
+    async def push(
+        self,
+        ref: str,
+        url: str | None = None,
+        *,
+        endpoint: str = "",
+        region: str = "",
+        profile: str = "",
+        group: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> api.PushResult:
+        """Put an artifact in the store at an origin; without a URL at every origin that is for writing.
+
+        What is there already is left out, so a push that broke off goes on where it was.  Raises `NotFound` for what
+        is not here whole, `OriginRefused` and `OriginError`.
+        """
+        to = None
+        if url is not None:
+            to = api.OriginRequest(url=url, endpoint=endpoint, region=region, profile=profile)
+        return await self._do(calls.push(api.PushRequest(ref=ref, to=to, group=group)), on_event)
+
+    async def origins(self) -> list[api.OriginRow]:
+        """List the origins of this node, and what was experienced with each."""
+        return (await self._do(calls.origins())).origins
+
+    async def origin_add(
+        self,
+        url: str,
+        *,
+        endpoint: str = "",
+        region: str = "",
+        profile: str = "",
+        price_per_gb: float = 0.0,
+        price_per_request: float = 0.0,
+        write: bool = False,
+    ) -> api.OriginRow:
+        """Look for artifacts at this origin from now on, and with `write` push there by default; prices in dollars."""
+        request = api.OriginRequest(
+            url=url,
+            endpoint=endpoint,
+            region=region,
+            profile=profile,
+            price_per_gb=price_per_gb,
+            price_per_request=price_per_request,
+            write=write,
+        )
+        return await self._do(calls.origin_add(request))
+
+    async def origin_rm(self, url: str) -> api.OriginRemoved:
+        """Look there no more; what is there stays."""
+        return await self._do(calls.origin_remove(url))
+
+    async def origin_test(self, url: str, *, endpoint: str = "", region: str = "", profile: str = "") -> api.OriginTest:
+        """Read, and where that is possible write, one small file at an origin; what is wrong is in the result."""
+        request = api.OriginRequest(url=url, endpoint=endpoint, region=region, profile=profile)
+        return await self._do(calls.origin_test(request))
+
     async def config(self) -> api.SettingsResult:
         """List the settings that the daemon was started with, and where each came from."""
         return await self._do(calls.config())

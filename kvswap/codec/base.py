@@ -84,9 +84,9 @@ def get(name: str) -> Codec:
 def encode(parts: Sequence[Part], dtype: str, name: str, context: Context | None = None) -> tuple[str, bytes]:
     """Encode the parts with the named codec, or a simpler one where that is smaller.  Returns (id used, wire bytes).
 
-    What is quantised already stays `raw`.  `predictive` is the codec that the context's predictor is for, `predictive`
-    or `predictive2`; so is `predictive2`.  Without a context for these layers, and where prediction gains little,
-    `planes` is tried and the smaller result taken.  Other codecs are compared with `raw`.  Raises `Incompatible` or
+    What is quantised already stays `raw`.  `predictive` is the codec that the context's predictor is for, it or
+    `predictive2`; so is `predictive2`.  Without a context for these layers, and where prediction gains little, `planes`
+    is tried and the smaller result taken.  Other codecs are compared with `raw`.  Raises `Incompatible` or
     `IntegrityError` for parts that no codec is specified for.
     """
     check_parts(parts, dtype)

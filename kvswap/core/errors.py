@@ -222,6 +222,21 @@ class QuotaExceeded(PeerError):
     http_status = 429
 
 
+class OriginError(PeerError):
+    """An origin that failed, is not there, or holds something else than it should."""
+
+    code = "origin"
+    usual = ("the origin failed, or the way to it", "kvswap origin test URL")
+
+
+class OriginRefused(OriginError):
+    """An origin that refuses this node: wrong credentials, or no right to do this."""
+
+    code = "origin_refused"
+    usual = ("the credentials are wrong, or do not allow this", "kvswap origin test URL")
+    retryable = False
+
+
 class P2pDown(PeerError):
     """A request that needs the peer-to-peer part of this node, which is not running; the local store still works."""
 

@@ -118,6 +118,14 @@ class Limits:
     slow_seconds: float = 20.0
     backoff_seconds: float = 300.0  # longest pause before a failing peer is tried again
     invalid_data_seconds: float = 3_600.0  # for which a peer that sent invalid data is not asked
+    # origins
+    origins: int = 32  # of one node
+    origin_seconds: float = 20.0  # for a small file: found, read or written
+    origin_upload_seconds: float = 600.0  # for a chunk on its way to an origin
+    origin_page_bytes: int = 1 * MIB  # a page of an index
+    origin_page_items: int = 4 * 16_384
+    origin_redirects: int = 5  # that one request follows
+    origin_manifests: int = 4  # that come with the answer to a look-up
     # serving
     bulk_connect_seconds: float = 3.0
     bulk_connections: int = 256

@@ -23,6 +23,7 @@ from kvswap.core.errors import InvalidSettings, UsageError
 from kvswap.core.failures import brief
 from kvswap.core.files import read_file
 from kvswap.core.limits import LIMITS
+from kvswap.core.origin_settings import OriginSettings, origins
 
 GB = 1_000_000_000
 CODECS = (
@@ -163,6 +164,8 @@ class Settings:
     hole_punching: bool = _checked(checks.yes_or_no, True)  # try to turn a relayed connection into a direct one
     mdns: bool = _checked(checks.yes_or_no, True)
     p2p: bool = _checked(checks.yes_or_no, True)
+    # places that keep artifacts as files, beside peers: [[origins]] in config.toml
+    origins: tuple[OriginSettings, ...] = _checked(origins, ())
     # serve and fetch chunks over HTTPS; without it over libp2p streams only
     bulk: bool = _checked(checks.yes_or_no, True)
     bulk_port: int = _checked(checks.whole(0, 65_535), 0)

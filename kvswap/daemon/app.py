@@ -39,6 +39,7 @@ from kvswap.daemon.engine_api import EngineApi
 from kvswap.daemon.guard import guard
 from kvswap.daemon.hosts_api import HostsApi
 from kvswap.daemon.node_api import NodeApi
+from kvswap.daemon.origins_api import OriginsApi
 from kvswap.daemon.page.guard import guard_page
 from kvswap.daemon.page.page import PORTS, Page
 from kvswap.daemon.page.sessions import Sessions
@@ -114,6 +115,7 @@ class Api:
             *EngineApi(self._node).routes(),
             *HostsApi(self._node).routes(),
             *(self._about or NodeApi(self._node)).routes(),
+            *OriginsApi(self._node).routes(),
             *peers.routes(),
             *TrustApi(self._node).routes(),
         ]

@@ -16,6 +16,7 @@ from kvswap.core.errors import KvswapError, NotFound
 from kvswap.core.ids import Cid, parse_reference
 from kvswap.daemon.requests import reply, request_of, send_long, send_rows
 from kvswap.exchange import Node
+from kvswap.exchange.publishing.take_back import entries_of, take_back
 from kvswap.store import ArtifactRow
 from kvswap.store.tables import ROWS_AT_ONCE
 from kvswap.trust import Group, Statement
@@ -127,12 +128,22 @@ class ArtifactsApi:
         return details.to_json() | {"manifest": statement.manifest.to_json()}
 
     async def remove(self, request: web.Request) -> web.Response:
-        """Remove an artifact, or all of a document."""
+        """Remove an artifact, or all of a document, also from where it was pushed unless `?origins=keep`."""
         rows = await self._rows(request.match_info["ref"])
+        pushed = [] if request.query.get("origins") == "keep" else await asyncio.to_thread(entries_of, self._node, rows)
         for row in rows:
             await asyncio.to_thread(self._node.store.remove, row.id)
         freed = await asyncio.to_thread(self._node.store.collect)
-        return reply(RemoveResult(removed=rows[0].id, artifacts=[row.id for row in rows], freed_bytes=freed))
+        taken = await take_back(self._node, pushed)
+        return reply(
+            RemoveResult(
+                removed=rows[0].id,
+                artifacts=[row.id for row in rows],
+                freed_bytes=freed,
+                origins=taken.origins,
+                still_at=taken.still_at,
+            )
+        )
 
     async def pin(self, request: web.Request) -> web.Response:
         """Keep an artifact whatever space is needed, or no longer."""

@@ -25,7 +25,7 @@ class PeersApi:
         ]
 
     async def peers(self, request: web.Request) -> web.Response:
-        """List the peers that are connected or known."""
+        """List the peers that are connected or known; origins have a list of their own."""
         return reply(PeersResult(peers=self.rows()))
 
     def rows(self) -> list[PeerRow]:
@@ -34,7 +34,7 @@ class PeersApi:
         connected = set(node.transport.connected()) if node.p2p else set()
         rows = []
         records = node.ledger.peers()
-        for peer in sorted(connected | records.keys()):
+        for peer in sorted(connected | {name for name in records if "://" not in name}):
             record = records.get(peer) or PeerRecord()
             known = node.calibration.peer(peer)
             rows.append(

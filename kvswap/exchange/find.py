@@ -76,10 +76,9 @@ def _nothing(node: Node, reference: str | Cid, search: _HolderSearch, left_out: 
             cause="somebody else published it, or for another model",
             hint=f"kvswap find {reference}",
         )
-    connected = len(node.transport.connected()) if node.p2p else 0
-    cause = (
-        f"none of {connected} connected peers, and no provider record, has it" if connected else "no peer is connected"
-    )
+    connected = len(node.network.near())
+    who = f"{connected} connected peers" + (" and origins" if node.origins.names else "")
+    cause = f"none of {who}, and no provider record, has it" if connected else "no peer is connected"
     return NotFound(f"nobody has {reference}", cause=cause, hint="kvswap peers", peers=len(search.answered))
 
 

@@ -23,6 +23,7 @@ from kvswap.core.errors import KvswapError, PlanSaysPrefill
 from kvswap.core.ids import Cid
 from kvswap.core.limits import LIMITS
 from kvswap.cost import Plan
+from kvswap.exchange.discovery.at_origins import prefixes_at_origins
 from kvswap.exchange.discovery.candidates import Candidate, EnvelopeFetcher, round_robin
 from kvswap.exchange.discovery.lookup import PeerOffer, ask_these, holders
 from kvswap.exchange.discovery.pulling import REFRESH_SECONDS, pull_soon, refresh
@@ -88,7 +89,7 @@ async def longest_cached_prefix(
     *,
     within: bool = True,
 ) -> CachedPrefix | None:
-    """Find the longest usable prefix of a document in this node's store and at all peers; None without one.
+    """Find the longest usable prefix of a document in this node's store, at peers and origins; None without one.
 
     `chain`: the document's chain digests.  With the token `ids` as well, an artifact with checkpoints is used up to one
     within a block; with `within` any artifact that ends within a block is used to its end, after which blocks are
@@ -105,8 +106,12 @@ async def longest_cached_prefix(
         for row, _ in await asyncio.to_thread(node.store.longest_prefix, digests):
             here[row.id] = Candidate(row.id)
     availabilities: list[_Availability] = []
+    elsewhere: list[Candidate] = []
     if not terms.local:
-        await refresh(node, terms.lookup_seconds or REFRESH_SECONDS)
+        _, elsewhere = await asyncio.gather(
+            refresh(node, terms.lookup_seconds or REFRESH_SECONDS),
+            prefixes_at_origins(node, wanted, called, terms.lookup_seconds),
+        )
         availabilities = [
             _Availability(blocks, tuple(peers[:_OF_ONE_LENGTH]), identifiers, digests)
             for identifiers, digests in called
@@ -115,6 +120,7 @@ async def longest_cached_prefix(
     availabilities.sort(key=lambda availability: -availability.blocks)
     search = _PrefixSearch(node, wanted, chain, block_tokens, terms, ids, within)
     await search.look(list(here.values()), search.deadline)
+    await search.look([c for c in elsewhere if c.artifact not in here], search.deadline)
     rest: list[_Availability] = []  # last, so that nobody has a second turn before others had one
     for start in range(0, min(len(availabilities), _AT_ONCE * _ROUNDS), _AT_ONCE):
         now = [

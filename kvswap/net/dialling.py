@@ -164,7 +164,12 @@ def may_dial(address: str, sender: str | None) -> bool:
         return False
     if sender == JUDGED:
         return True
-    place = scope_of(end.host)
+    return may_follow(end.host, sender)
+
+
+def may_follow(host: str, sender: str | None) -> bool:
+    """Return True if an IP address may be connected to on the word of who is at `sender`, another one."""
+    place = scope_of(host)
     if place is Scope.PUBLIC:
         return True
     return place is not Scope.NOWHERE and sender is not None and scope_of(sender) is place

@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import json
 import re
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +19,6 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-import aiohttp.abc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -37,7 +35,8 @@ from kvswap.core.errors import (
 )
 from kvswap.core.ids import PeerId
 from kvswap.core.limits import LIMITS
-from kvswap.net.dialling import Scope, host_and_port, origin_of, scope_of
+from kvswap.net.dialling import host_and_port, origin_of
+from kvswap.net.web import JudgedResolver
 
 _PREFIX = "kvswap-host:"
 _SHORT_SECONDS = 10.0
@@ -150,7 +149,7 @@ class HostConnection:
                     timeout=timeout,
                     headers=headers,
                     read_bufsize=_SHORT_BYTES,
-                    connector=aiohttp.TCPConnector(resolver=_Judged()),
+                    connector=aiohttp.TCPConnector(resolver=JudgedResolver()),
                 ) as session,
                 session.request(
                     method, self._invitation.url + path, json=body, ssl=pinned, allow_redirects=False
@@ -182,7 +181,7 @@ class HostConnection:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             async with asyncio.timeout(_SHORT_SECONDS):
-                found = await _Judged().resolve(host, port)
+                found = await JudgedResolver().resolve(host, port)
                 _, writer = await asyncio.open_connection(found[0]["host"], port, ssl=context, server_hostname=host)
             shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
             writer.close()
@@ -194,18 +193,6 @@ class HostConnection:
                 )
             self._fingerprint = aiohttp.Fingerprint(hashlib.sha256(shown).digest())
         return self._fingerprint
-
-
-class _Judged(aiohttp.ThreadedResolver):
-    """A resolver that drops addresses at which no host can be, whatever a name resolves to."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[aiohttp.abc.ResolveResult]:
-        found = [a for a in await super().resolve(host, port, family) if scope_of(a["host"]) is not Scope.NOWHERE]
-        if not found:
-            raise OSError(f"{host} is nowhere that a host can be")
-        return found
 
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:

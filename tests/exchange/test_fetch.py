@@ -95,11 +95,19 @@ class World:
         self.root = root
         self.network = MemoryNetwork()
         self.nodes: list[Node] = []
+        self.apart: list[Node] = []
 
     async def node(
-        self, *, model: Any = None, trust: bool = True, quota: int = 10**9, bulk: bool = False, **settings: Any
+        self,
+        *,
+        model: Any = None,
+        trust: bool = True,
+        quota: int = 10**9,
+        bulk: bool = False,
+        apart: bool = False,
+        **settings: Any,
     ) -> Node:
-        """`bulk`: with a real HTTPS port on loopback."""
+        """`bulk`: with a real HTTPS port on loopback.  `apart`: on a network where nobody else is."""
         if bulk:
             settings["listen"] = ("/ip4/127.0.0.1/tcp/0",)
         number = len(self.nodes)
@@ -112,7 +120,7 @@ class World:
         node = Node(
             Settings(home=home, models=home, **settings),
             store,
-            MemoryTransport(self.network, str(key(2000 + number).peer_id)),
+            MemoryTransport(MemoryNetwork() if apart else self.network, str(key(2000 + number).peer_id)),
             model or NoModel(),
             publisher,
             policy,
@@ -122,9 +130,10 @@ class World:
         SERVICES[node] = Service(node)
         await SERVICES[node].start()
         node.counters.started -= _YOUNG_SECONDS  # or a look-up in vain waits for peers who are still on their way
-        for other in [n for n in self.nodes if n.p2p]:
+        for other in [n for n in self.nodes if n.p2p and not (apart or n in self.apart)]:
             await node.transport.connect(PeerAddress(other.transport.peer))  # type: ignore[union-attr]
         self.nodes.append(node)
+        self.apart += [node] if apart else []
         return node
 
     @staticmethod

@@ -8,7 +8,7 @@ import click
 
 from kvswap.cli.completing import ReferenceType
 from kvswap.cli.objective import group_option, lossy_option, plan_options, samples_option, untrusted_option
-from kvswap.cli.output import Output, reference, size, verb
+from kvswap.cli.output import Output, reference, size, sources, verb
 from kvswap.core.words import verified
 from kvswap.cost import Objective
 
@@ -52,7 +52,7 @@ def fetch_command(
             objective=objective,
             on_event=progress,
         ).report
-    where = f"from {len(report.peers)} peer(s)" if report.peers else "already here"
+    where = f"from {sources(report.peers)}" if report.peers else "already here"
     output.result(
         report,
         f"{report.artifact}\n  {report.tokens} tokens, {size(report.wire_bytes)} fetched {where}, "

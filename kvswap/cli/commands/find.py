@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvswap.cli.completing import GroupType, ModelType, PeerType, ReferenceType
-from kvswap.cli.output import Output, read_document, reference, size, verb
+from kvswap.cli.output import Output, read_document, reference, size, sources, verb
 from kvswap.core.errors import UsageError
 from kvswap.core.ids import document_digest
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kvswap.api.find import FindResult, FoundArtifact
 
 
-@click.command("find", help="Say who has REF, or the document in a file, here and at peers.  Fetches nothing.")
+@click.command("find", help="Say who has REF, or the document in a file, here, at peers and origins.  Fetches nothing.")
 @click.argument("ref", required=False, type=ReferenceType())
 @click.option(
     "--text",
@@ -63,7 +63,7 @@ def _shown(output: Output, found: FindResult) -> str:
         lines = [output.table(headers, [_row(artifact) for artifact in found.artifacts])]
     lines += [f"{a.artifact}: not used here as things are: {a.problem}" for a in found.artifacts if a.problem]
     if (prefix := found.prefix) is not None:
-        where = "this node" if prefix.here else f"{len(prefix.peers)} peer(s)"
+        where = "this node" if prefix.here else sources(prefix.peers)
         lines.append(
             f"nobody has the document; its first {prefix.tokens} of {prefix.of} tokens are those of "
             f"{prefix.artifact}, which {where} has"

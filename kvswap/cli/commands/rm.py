@@ -15,8 +15,9 @@ from kvswap.core.errors import UsageError
 @click.argument("ref", type=ReferenceType())
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--keep-pushed", is_flag=True, help="Leave what kvswap push put at origins.")
 @verb
-def rm_command(output: Output, ref: str, yes: bool, dry_run: bool) -> None:
+def rm_command(output: Output, ref: str, yes: bool, dry_run: bool, keep_pushed: bool) -> None:
     """Remove an artifact from the store, after a question."""
     row = output.client.show(reference(ref)[0])
     what = f"{row.artifact} ({row.tokens} tokens, {size(row.wire_bytes)})"
@@ -29,5 +30,6 @@ def rm_command(output: Output, ref: str, yes: bool, dry_run: bool) -> None:
         if not sys.stdin.isatty():
             raise UsageError("removing needs a yes", hint=f"kvswap rm -y {row.artifact}")
         click.confirm(f"remove {what}?", abort=True, err=True)
-    done = output.client.rm(row.artifact)
+    done = output.client.rm(row.artifact, keep_pushed=keep_pushed)
     output.result(done, f"removed {done.removed}, {size(done.freed_bytes)} freed")
+    output.taken_back(done.origins, done.still_at)

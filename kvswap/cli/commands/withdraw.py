@@ -16,3 +16,4 @@ def withdraw_command(output: Output, ref: str, why: str) -> None:
     """Withdraw what this node published of a reference."""
     done = output.client.withdraw(reference(ref)[0], why)
     output.result(done, f"withdrawn: {', '.join(done.withdrawn)}")
+    output.taken_back(done.origins, done.still_at)

@@ -67,7 +67,7 @@ async def ask_these(
 
     Raises this node's own trouble, such as a full disk, where it left no offer.
     """
-    if not node.p2p:
+    if not node.p2p and not node.origins.names:
         return [], set()
     lookup = _Lookup(node, query, only)
     await lookup.run(seconds)
@@ -152,6 +152,7 @@ class _Lookup:
         late = time.monotonic() + (LIMITS.request_seconds if seconds >= LIMITS.lookup_seconds else seconds)
         young = time.time() - self._node.counters.started < _YOUNG_SECONDS
         patience = seconds if young and self._only is None else _PATIENCE_SECONDS
+        patience = patience if self._node.p2p else 0.0  # nobody is yet to be met
         first_at: float | None = None
         last_busy = time.monotonic()
         self._records_read = self._reference is None or self._only is not None
@@ -191,8 +192,8 @@ class _Lookup:
     # -- whom to ask -----------------------------------------------------------------------------
 
     def _ask_near(self) -> None:
-        """Ask who is connected: outside every budget, as they are bounded as connections are."""
-        connected = self._transport.connected()
+        """Ask who is connected, and origins: outside every budget, as they are bounded as connections are."""
+        connected = self._node.network.near()
         for peer in connected if self._only is None else self._only:
             if peer in self._seen:
                 continue

@@ -57,18 +57,19 @@ async def cached_prefix_keys(node: Node, version: str, seconds: float) -> tuple[
 
     It is for callers that look up so often that most look-ups, which find nothing, are better answered without asking.
     `seconds` is how long it waits for another version than `version`.  The keys are None where there are too many, or
-    some have other names than their own (`groups`): then ask.
+    some have other names than their own (`groups`), or there are origins, which tell no keys: then ask.
     """
     deadline = time.monotonic() + seconds
     while True:
         await refresh(node, min(REFRESH_SECONDS, max(0.0, deadline - time.monotonic())))
-        present = f"{node.store.generation}.{node.network.prefix_indexes.generation}.{len(node.trust.groups.all())}"
+        asked = f"{len(node.trust.groups.all())}.{len(node.origins.names)}"
+        present = f"{node.store.generation}.{node.network.prefix_indexes.generation}.{asked}"
         if present != version:
             break
         if time.monotonic() >= deadline:
             break
         await asyncio.sleep(_WATCH_SECONDS)
-    if node.trust.groups.all() or node.settings.group:
+    if node.trust.groups.all() or node.settings.group or node.origins.names:
         return present, None
     own = await asyncio.to_thread(node.own_prefix_index.reply, 0)
     keys = (own.keys or b"") + node.network.prefix_indexes.packed()

@@ -209,14 +209,11 @@ def _most_telling(node: Node, reference: str | Cid, errors: list[KvswapError], a
         for error in errors:
             if isinstance(error, kind):
                 return error
-    connected = set(node.transport.connected()) if node.p2p else set()
+    connected = set(node.network.near())
     silent = len(connected - answered)
-    cause = (
-        f"none of {len(connected)} connected peers, and no provider record, has it"
-        if connected
-        else "no peer is connected"
-    )
+    who = f"{len(connected)} connected peers" + (" and origins" if node.origins.names else "")
+    cause = f"none of {who}, and no provider record, has it" if connected else "no peer is connected"
     if silent:
         verb = "was" if silent == 1 else "were"
-        cause = f"{silent} of {len(connected)} connected peers {verb} not asked or did not answer, and no other has it"
+        cause = f"{silent} of {who} {verb} not asked or did not answer, and no other has it"
     return NotFound(f"nobody offers {reference}", cause=cause, hint="kvswap peers", peers=len(connected))

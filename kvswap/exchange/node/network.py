@@ -10,6 +10,7 @@ from kvswap.core.limits import LIMITS
 from kvswap.exchange.node.address_book import AddressBook
 from kvswap.exchange.node.background import Background
 from kvswap.exchange.node.events import EventLog
+from kvswap.exchange.node.origins import Origins
 from kvswap.exchange.node.peers import Peers
 from kvswap.exchange.node.permission import Permission
 from kvswap.exchange.node.prefix_index import PrefixIndexes
@@ -35,7 +36,9 @@ class Network:
         peers: Peers,
         background: Background,
         events: EventLog,
+        origins: Origins,
     ) -> None:
+        """`origins` are asked as peers are, under their URLs."""
         self.transport = transport
         self.sessions = Sessions(transport)
         self.bulk = BulkClient()
@@ -44,6 +47,7 @@ class Network:
         self.pulling: dict[str, asyncio.Task[None]] = {}  # prefix indexes of peers, on their way
         self.swarms = Swarms()
         self.providing = Providing(transport, store, events, self.may_announce)
+        self.origins = origins
         self._store = store
         self._permission = permission
         self._background = background
@@ -61,11 +65,17 @@ class Network:
         """True if the network part is running."""
         return self.transport.alive
 
+    def near(self) -> list[str]:
+        """Return who can be asked at once: connected peers, and origins."""
+        return [*self.transport.connected(), *self.origins.names]
+
     async def reach(self, address: PeerAddress, seconds: float = LIMITS.dial_seconds, sender: str = "") -> None:
         """Connect to a peer unless it is connected, within `seconds`.
 
         Raises `Unreachable`, which is held against the addresses and against `sender`, who named them.
         """
+        if address.peer in self.origins:
+            return  # with its first request
         if address.peer in self.transport.connected():
             self.address_book.met(address.peer)
             return
@@ -79,10 +89,13 @@ class Network:
         self.address_book.reached(address, sender)
 
     async def ask(self, address: PeerAddress, request: messages.Request, kind: type[T], limit: int | None = None) -> T:
-        """Send one request to a peer and return its answer, of `limit` bytes at most.
+        """Send one request to a peer or an origin and return its answer, of `limit` bytes at most.
 
         Raises `NotFound` or `PeerError`.
         """
+        if address.peer in self.origins:
+            answered: T = await self.origins.answer(address.peer, request)
+            return answered
         return await self.sessions.ask(address, request, kind, limit)
 
     def queue_announcement(self, artifact: str, document: str | None, *, here: bool = True) -> None:
@@ -127,5 +140,6 @@ class Network:
     async def stop(self) -> None:
         """Leave the network, on both channels."""
         await self.bulk.close()
+        await self.origins.close()
         await self.sessions.close()
         await self.transport.stop()

@@ -18,9 +18,11 @@ from kvswap.exchange.node.events import EventLog
 from kvswap.exchange.node.identity import Identity
 from kvswap.exchange.node.listing import listing_of
 from kvswap.exchange.node.network import Network
+from kvswap.exchange.node.origins import Origins
 from kvswap.exchange.node.peers import Peers
 from kvswap.exchange.node.permission import Permission
 from kvswap.exchange.node.prefix_index import OwnPrefixIndex
+from kvswap.exchange.node.pushed import Pushed
 from kvswap.exchange.node.savings import Savings
 from kvswap.exchange.node.tables import tables_of
 from kvswap.exchange.node.trust import Trust
@@ -69,7 +71,11 @@ class Node:
         self.peers = Peers(self.ledger, self.transport, self.background, self.events, self.counters)
         self.permission = Permission(store, self.trust.standings, self.peers.unwelcome)
         self.own_prefix_index = OwnPrefixIndex(store, self.permission)
-        self.network = Network(self.transport, store, self.permission, self.peers, self.background, self.events)
+        self.origins = Origins(home, settings.origins, self.problems)
+        self.pushed = Pushed(home)
+        self.network = Network(
+            self.transport, store, self.permission, self.peers, self.background, self.events, self.origins
+        )
         self.tables = tables_of(  # for `status`
             self.network, self.peers, self.trust, self.permission, self.events, calibration
         )

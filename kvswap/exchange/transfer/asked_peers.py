@@ -134,8 +134,9 @@ class AskedPeers:
     def failure(self, done: str) -> KvswapError:
         """Make the error of a transfer that stopped; `done` says what is here."""
         if self._invalid:
+            who = next((name for name in self._invalid if name in self._node.origins), "a peer")
             return IntegrityError(
-                f"a peer sent bytes that are not what the manifest says, and nobody else has them; {done}",
+                f"{who} sent bytes that are not what the manifest says, and nobody else has them; {done}",
                 cause="a broken or malicious peer",
                 hint="kvswap peers",
             )

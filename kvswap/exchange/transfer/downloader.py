@@ -26,7 +26,7 @@ from kvswap.exchange.planning.decision import Judge, not_worth_it
 from kvswap.exchange.request import Progress
 from kvswap.exchange.transfer.asked_peers import STARVED_SECONDS, AskedPeer, AskedPeers
 from kvswap.exchange.transfer.flights import Flights
-from kvswap.exchange.transfer.sources import Source
+from kvswap.exchange.transfer.sources import Source, source_of
 from kvswap.net import PeerAddress, messages
 from kvswap.net.dialling import JUDGED
 
@@ -125,7 +125,7 @@ class Transfer:
         self._peers = AskedPeers(self.node, self.artifact, self.most_per_gb)
         self._peers.add(PeerAddress(peer) for peer in peers)
         self.node.peers.leaving.add(self._leave)
-        helpers = [self._watch(), self._show(), self._look_again()]
+        helpers = [self._watch(), self._show(), self._look_again(peers)]
         work = asyncio.create_task(self._supervise())
         tasks = [work, *(asyncio.create_task(helper) for helper in helpers)]
         try:
@@ -171,8 +171,14 @@ class Transfer:
         for flight in self._flights.of(peer):
             flight.cancel()  # at once: what arrives in the same moment counts no more
 
-    async def _look_again(self) -> None:
-        """Look the artifact up again: peers come back under new addresses, and others may have it by now."""
+    async def _look_again(self, peers: Sequence[str]) -> None:
+        """Look the artifact up again: peers come back under new addresses, and others may have it by now.
+
+        Origins join at once, also where one of `peers` was faster to say that it has the artifact.
+        """
+        if others := [name for name in self.node.origins.names if name not in peers]:
+            query = messages.Find(AGENT, artifact=self.artifact)
+            self._consider(PeerAddress(offer.peer) for offer in await find(self.node, query, only=others))
         while True:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS / 3)
             if self._flights.under_way:
@@ -201,7 +207,7 @@ class Transfer:
     async def _ask(self, entry: AskedPeer) -> None:
         """Ask one peer, from dialling it until nothing more is to be had from it."""
         peer, flights = entry.peer, self._flights
-        source = Source(self.node, peer, self.artifact, len(self.manifest.files))
+        source = source_of(self.node, peer, self.artifact, len(self.manifest.files))
         refresh: asyncio.Task[None] | None = None
         try:
             await source.open(entry.address)

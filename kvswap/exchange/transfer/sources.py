@@ -1,4 +1,4 @@
-"""A peer as a source of chunks: over HTTPS where its bulk channel is reached, over libp2p streams where not.
+"""Sources of chunks: origins, and peers, over HTTPS where that is reached, over libp2p streams where not.
 
 The choice makes itself.  A peer is joined on a libp2p stream, which stays open: it carries the bulk ticket,
 and says from time to time what the peer has by now and who else is fetching.  Chunks then come from the
@@ -11,24 +11,72 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from kvswap.core.errors import IntegrityError, KvswapError, PeerBusy, TokenRefused
 from kvswap.core.ids import Cid
 from kvswap.exchange.node.node import Node
+from kvswap.exchange.transfer.origin_source import OriginSource
 from kvswap.net import PeerAddress, Stream, messages
 from kvswap.net.bulk import BulkTarget, check_record
 from kvswap.net.bulk.client import BulkUnreachable
 from kvswap.net.client import Session, from_bitmap
 from kvswap.net.dialling import may_reach
+from kvswap.origins.port import OnBytes
 
 _PRECONNECTED_PEERS = 4  # peers
-OnBytes = Callable[[int], None]
+
+
+class Source(Protocol):
+    """Somebody who gives the chunks of one artifact: `open`, then `chunk` any number at once, then `close`."""
+
+    @property
+    def peer(self) -> str:
+        """The PeerId, or the URL of an origin."""
+
+    @property
+    def kind(self) -> str:
+        """The way that chunks come: "https", "libp2p" or "origin"."""
+
+    @property
+    def joined(self) -> bool:
+        """True if it says by itself, when it is asked, what it has by now."""
+
+    @property
+    def has(self) -> set[int]:
+        """The indices of the files that it has."""
+
+    @property
+    def others(self) -> list[PeerAddress]:
+        """Further peers that it names."""
+
+    async def open(self, address: PeerAddress) -> None:
+        """Connect.  Raises `Unreachable`, `PeerError`, `NotFound`, `IntegrityError`."""
+
+    async def refresh(self) -> None:
+        """Ask what it has by now.  Raises as `open` does."""
+
+    async def chunk(self, cid: Cid, into: memoryview, on_bytes: OnBytes) -> Cid | None:
+        """Fill `into` with a chunk; returns the CID of the received bytes where it was computed on the way, else None.
+
+        Nothing is checked but the length.  Raises `PeerError`, `NotFound`, `IntegrityError`.
+        """
+
+    async def close(self) -> None:
+        """End the connection; never raises."""
+
+
+def source_of(node: Node, peer: str, artifact: str, chunks: int) -> Source:
+    """Return the source of this name, for an artifact of so many files."""
+    if peer in node.origins:
+        return OriginSource(node.origins.get(peer), chunks)
+    return PeerSource(node, peer, artifact, chunks)
 
 
 def preconnect(node: Node, peers: Sequence[str], artifact: str) -> None:
     """Connect to peers that may be asked in a moment, while it is decided whether they are.  Best effort."""
-    for peer in peers[:_PRECONNECTED_PEERS]:
+    for peer in [peer for peer in peers if peer not in node.origins][:_PRECONNECTED_PEERS]:
         with contextlib.suppress(KvswapError):
             if (target := _aim(node, peer, node.peers.bulk_tickets.of(peer, artifact))) is not None:
                 node.network.bulk.preconnect(target)
@@ -48,8 +96,8 @@ def _aim(node: Node, peer: str, ticket: messages.BulkTicket | None) -> BulkTarge
     return BulkTarget(peer, host, ticket.record.port, ticket.record.certificate, ticket.token)
 
 
-class Source:
-    """The connection to one peer for one artifact: `open`, then `chunk` any number at once, then `close`."""
+class PeerSource:
+    """The connection to one peer for one artifact."""
 
     def __init__(self, node: Node, peer: str, artifact: str, chunks: int) -> None:
         self._node = node

@@ -16,7 +16,7 @@ from kvswap.core.errors import KvswapError
 from kvswap.core.ids import Cid
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.node.buffers import Buffers
-from kvswap.exchange.transfer.sources import Source
+from kvswap.exchange.transfer.sources import PeerSource
 from kvswap.exchange.transfer.tasks import run_to_end
 from kvswap.net.bulk.client import BulkClient
 from tests.exchange.test_fetch import needed, world
@@ -61,7 +61,7 @@ def test_a_write_that_is_cancelled_any_number_of_times_keeps_its_memory(pauses: 
 def test_what_a_broken_off_transfer_lists_is_right(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow disk, with the memory used by others as soon as the transfer has given it back."""
 
-    async def refresh(source: Source) -> None:
+    async def refresh(source: PeerSource) -> None:
         await writing.wait()
         raise RuntimeError("not an error of ours")
 
@@ -85,7 +85,7 @@ def test_what_a_broken_off_transfer_lists_is_right(how: str, tmp_path: Path, mon
 
             monkeypatch.setattr(b.store, "put_chunk", slow)
             if how == "internal error":
-                monkeypatch.setattr(Source, "refresh", refresh)
+                monkeypatch.setattr(PeerSource, "refresh", refresh)
             task = asyncio.create_task(fetch(b, Cid.parse(made.id)))
             await writing.wait()
             if how != "internal error":
@@ -142,7 +142,7 @@ def test_a_flight_that_is_cancelled_before_it_began_is_no_flight_any_more(tmp_pa
             await flights.plan(made.manifest.files, [0], wave=1)
             flights.set_peer("peer", {0}, None)
             assert flights.schedule.next("peer", 0.0) == 0
-            task = flights.start(Source(node, "peer", made.id, 1), 0)
+            task = flights.start(PeerSource(node, "peer", made.id, 1), 0)
             task.cancel()  # as another that was faster does
             await asyncio.wait([task])
             await asyncio.sleep(0)
