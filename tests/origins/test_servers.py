@@ -193,8 +193,8 @@ def test_over_https_from_a_directory_behind_nginx(
     b = daemon("b", "--no-p2p", cold=True, **trusting)
     b.client.trust_add(str(key().peer_id))
     b.client.origin_add(site.https)
-    fetched = b.client.fetch(DOCUMENT).report.to_json()
-    assert fetched["peers"] == [site.https] and fetched["artifact"] == made.id
+    fetched = b.client.fetch(DOCUMENT).report
+    assert fetched.peers == [site.https] and fetched.artifact == made.id
     assert not b.client.origins()[0].plain
     led = b.client.origin_test(f"{site.https}/plain")
     assert not led.ok and "https to http" in str(led.problem)
