@@ -118,6 +118,7 @@ KEPT = {
     "kvswap/exchange/transfer/sources.py": ({"grant"}, "the field of JoinReply"),
     "kvswap/store/ledger.py": ({"lies", "lied_at"}, "columns of peers.sqlite3"),
     "kvswap/daemon/peers_api.py": ({"lies"}, "the JSON field of `peers`"),
+    "kvswap/daemon/origins_api.py": ({"lies"}, "the column of peers.sqlite3"),
     "kvswap/net/libp2p/connection_limits.py": ({"cancelled_caught"}, "trio's"),
 }
 

@@ -59,7 +59,7 @@ class OriginsResult(Result, frozen=True, kw_only=True):
 
 
 class OriginTest(Result, frozen=True, kw_only=True):
-    """What a test of an origin found: each step that was tried, and how it went."""
+    """The outcome of testing an origin: each step that was tried, and how it went."""
 
     url: str
     ok: bool

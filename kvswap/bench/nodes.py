@@ -48,12 +48,12 @@ class BenchNode:
             self._process = _start_daemon(arguments, os.environ | self._env, log)
         assert self._process.stdout is not None  # noqa: S101 - made with a pipe
         line = self._process.stdout.readline()  # printed once everything listens
-        told = json.loads(line) if line else {}
-        if "addresses" not in told:  # nothing, or an error
+        received = json.loads(line) if line else {}
+        if "addresses" not in received:  # nothing, or an error
             said = (self.home / "stderr.log").read_text()[-500:]
             self.__exit__(None, None, None)
             raise KvswapError(f"a node of the experiment did not start: {said}", hint="kvswap doctor")
-        self.ready = told
+        self.ready = received
         return self
 
     @property

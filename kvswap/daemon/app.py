@@ -41,8 +41,8 @@ from kvswap.daemon.hosts_api import HostsApi
 from kvswap.daemon.node_api import NodeApi
 from kvswap.daemon.origins_api import OriginsApi
 from kvswap.daemon.page.guard import guard_page
-from kvswap.daemon.page.page import PORTS, Page
-from kvswap.daemon.page.sessions import Sessions
+from kvswap.daemon.page.page import PORTS, LocalPage
+from kvswap.daemon.page.sessions import PageSessions
 from kvswap.daemon.page.view import View
 from kvswap.daemon.peers_api import PeersApi
 from kvswap.daemon.requests import (
@@ -88,13 +88,13 @@ class Api:
 
     def application(self, token: str) -> web.Application:
         """Make the application that answers all routes to who has the token."""
-        sessions, running = Sessions(), Running()
+        sessions, running = PageSessions(), Running()
         app = web.Application(
             middlewares=[trace, errors, guard(token, guard_page(sessions))], client_max_size=LIMITS.api_body_bytes
         )
         app[RUNNING], app[PORTS] = running, []
         artifacts, peers = ArtifactsApi(self._node), PeersApi(self._node)
-        page = Page(View(self._node, running, artifacts, peers), sessions)
+        page = LocalPage(View(self._node, running, artifacts, peers), sessions)
         page.set_up(app)
         routes = [
             web.get("/healthz", self.healthz),

@@ -19,7 +19,7 @@ from msgspec import Meta
 from kvswap.core import wire
 from kvswap.core.errors import NotFound, OriginError
 from kvswap.core.limits import LIMITS
-from kvswap.origins.pages import KEY_BYTES, Entry, Page, child, keys_of
+from kvswap.origins.pages import KEY_BYTES, IndexEntry, Page, child, keys_of
 from kvswap.origins.port import NEW, Backend, Blob, Changed
 
 SHARED = "shared"
@@ -36,7 +36,7 @@ class _LayersForm(msgspec.Struct, frozen=True, array_like=True):
     names: Annotated[list[Annotated[str, Meta(max_length=80, pattern="^[a-z0-9]+$")]], Meta(max_length=_MOST_LAYERS)]
 
 
-class Index:
+class OriginIndex:
     """The index of one origin."""
 
     def __init__(self, backend: Backend, layer: str = SHARED) -> None:
@@ -47,18 +47,18 @@ class Index:
 
     # -- reading -----------------------------------------------------------------------------------
 
-    async def of_document(self, digest: bytes) -> list[Entry]:
+    async def of_document(self, digest: bytes) -> list[IndexEntry]:
         """Return the artifacts of a document, given by its 32-byte digest."""
         return [entry for _, entry in await self._longest("documents", keys_of([digest]))]
 
-    async def of_chain(self, chain: Sequence[bytes]) -> list[tuple[int, Entry]]:
+    async def of_chain(self, chain: Sequence[bytes]) -> list[tuple[int, IndexEntry]]:
         """Return the artifacts that begin as a chain does, with the number of shared blocks, the longest first."""
         return await self._longest("chains", keys_of(chain)) if chain else []
 
-    async def _longest(self, family: str, keys: bytes) -> list[tuple[int, Entry]]:
+    async def _longest(self, family: str, keys: bytes) -> list[tuple[int, IndexEntry]]:
         shared, others = await asyncio.gather(self._in_layer(SHARED, family, keys), self._other_layers())
         found = [shared, *await asyncio.gather(*(self._in_layer(name, family, keys) for name in others))]
-        best: dict[str, tuple[int, Entry]] = {}
+        best: dict[str, tuple[int, IndexEntry]] = {}
         for blocks, entry in (pair for layer in found for pair in layer):
             if blocks > best.get(entry.artifact, (0, entry))[0]:
                 best[entry.artifact] = (blocks, entry)
@@ -75,10 +75,10 @@ class Index:
         form = wire.unpack(blob.data, _LayersForm, OriginError)
         return list(form.names), blob.tag
 
-    async def _in_layer(self, layer: str, family: str, keys: bytes) -> list[tuple[int, Entry]]:
+    async def _in_layer(self, layer: str, family: str, keys: bytes) -> list[tuple[int, IndexEntry]]:
         return await self._below(_first(layer, family, keys), keys, 0)
 
-    async def _below(self, path: str, keys: bytes, level: int) -> list[tuple[int, Entry]]:
+    async def _below(self, path: str, keys: bytes, level: int) -> list[tuple[int, IndexEntry]]:
         page = (await self._page(path))[0]
         depth = len(keys) // KEY_BYTES
         below = [self._below(f"{path}/{child(k, keys, level)}", keys, level + 1) for k in page.splits if k <= depth]
@@ -99,12 +99,12 @@ class Index:
         """List an artifact under its document's digest and its chain; the layer is listed first."""
         await self._list_layer()
         for family, keys in _places(document, chain):
-            await self._put(_first(self._layer, family, keys), Entry(artifact, publisher, keys), 0, whole=True)
+            await self._put(_first(self._layer, family, keys), IndexEntry(artifact, publisher, keys), 0, whole=True)
 
     async def remove(self, artifact: str, document: bytes | None, chain: Sequence[bytes]) -> None:
         """Take an artifact out of the written layer."""
         for family, keys in _places(document, chain):
-            await self._take(_first(self._layer, family, keys), Entry(artifact, "", keys), 0)
+            await self._take(_first(self._layer, family, keys), IndexEntry(artifact, "", keys), 0)
 
     async def _list_layer(self) -> None:
         for _ in range(_TRIES):
@@ -118,7 +118,7 @@ class Index:
                 await self._write(_LAYERS, form, tag)
         raise _contended(_LAYERS)
 
-    async def _put(self, path: str, entry: Entry, level: int, *, whole: bool) -> None:
+    async def _put(self, path: str, entry: IndexEntry, level: int, *, whole: bool) -> None:
         for _ in range(_TRIES):
             page, tag = await self._page(path)
             below, mine = page.parts(entry)
@@ -135,7 +135,7 @@ class Index:
                 return
         raise _contended(path)
 
-    async def _merge(self, path: str, entries: Iterable[Entry], level: int) -> None:
+    async def _merge(self, path: str, entries: Iterable[IndexEntry], level: int) -> None:
         """Add many entries to one page."""
         entries = list(entries)
         for _ in range(_TRIES):
@@ -151,7 +151,7 @@ class Index:
                 return
         raise _contended(path)
 
-    async def _take(self, path: str, entry: Entry, level: int) -> None:
+    async def _take(self, path: str, entry: IndexEntry, level: int) -> None:
         for _ in range(_TRIES):
             page, tag = await self._page(path)
             below, _ = page.parts(entry)

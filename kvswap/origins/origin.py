@@ -12,7 +12,7 @@ from kvswap.core.errors import NotFound
 from kvswap.core.ids import Cid, PeerId, blake3_digest
 from kvswap.core.limits import LIMITS, MIB
 from kvswap.core.origin_settings import OriginSettings
-from kvswap.origins.index import Index
+from kvswap.origins.index import OriginIndex
 from kvswap.origins.opening import backend_of
 from kvswap.origins.port import NEW, Backend, Blob, Changed, OnBytes
 
@@ -49,7 +49,7 @@ class Origin:
         """`backend`: another than the URL says, for tests."""
         self.settings = settings
         self.backend = backend if backend is not None else backend_of(settings)
-        self.index = Index(self.backend)
+        self.index = OriginIndex(self.backend)
         self._conditional: bool | None = None  # until it was tried
         self._envelopes: Table[str, bytes] = Table(
             "envelopes of origins", entries=64, nbytes=_KEPT_BYTES, size=lambda name, data: len(data)
@@ -68,7 +68,7 @@ class Origin:
         known = self._envelopes.pop(artifact)
         return known if known is not None else (await self.backend.get(name, LIMITS.manifest_bytes)).data
 
-    async def bring_envelope(self, artifact: str) -> bytes | None:
+    async def fetch_envelope(self, artifact: str) -> bytes | None:
         """Read an envelope and keep it for whoever asks in a moment; None where there is none."""
         try:
             data = await self.envelope(artifact)
@@ -118,14 +118,14 @@ class Origin:
         """Write a status record in place of the version with this tag.  Raises `Changed`."""
         await self.backend.put(status_name(publisher), envelope, tag)
 
-    async def index_to_write(self, writer: str) -> Index:
+    async def index_to_write(self, writer: str) -> OriginIndex:
         """Return the index as this writer changes it: the shared one, or a layer of its own.
 
         The latter where the place writes in place of other versions than it was told to.
         """
         if self._conditional is None:
             self._conditional = await conditional(self.backend)
-        return self.index if self._conditional else Index(self.backend, blake3_digest(writer.encode())[:16].hex())
+        return self.index if self._conditional else OriginIndex(self.backend, blake3_digest(writer.encode())[:16].hex())
 
     async def remove(self, artifact: str, writer: str, document: bytes | None, chain: Sequence[bytes]) -> None:
         """Take an artifact out of the index, then remove its envelope; its chunks may be others' too and stay."""

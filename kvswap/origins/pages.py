@@ -43,7 +43,7 @@ class PageForm(msgspec.Struct, frozen=True, array_like=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IndexEntry:
     """An artifact, who published it, and the keys of its chain, 8 bytes a block."""
 
     artifact: str
@@ -55,7 +55,7 @@ class Entry:
         """The number of blocks."""
         return len(self.keys) // KEY_BYTES
 
-    def above(self, depth: int) -> Entry:
+    def above(self, depth: int) -> IndexEntry:
         """Return what the entry says of the blocks before this depth."""
         return replace(self, keys=self.keys[: (depth - 1) * KEY_BYTES])
 
@@ -83,7 +83,7 @@ def keys_of(chain: Sequence[bytes]) -> bytes:
 class Page:
     """The entries of one page, and the depths at which it is split."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[IndexEntry] = field(default_factory=list)
     splits: list[int] = field(default_factory=list)
 
     @classmethod
@@ -96,7 +96,7 @@ class Page:
         for artifact, number, keys in form.entries:
             if number >= len(form.publishers) or len(keys) % KEY_BYTES or not keys:
                 raise OriginError(f"{name} is no page of an index", cause="it is damaged, or something else")
-            entries.append(Entry(str(Cid(artifact[4:])), form.publishers[number], keys))
+            entries.append(IndexEntry(str(Cid(artifact[4:])), form.publishers[number], keys))
         return cls(entries, sorted(form.splits))
 
     def pack(self) -> bytes:
@@ -111,22 +111,22 @@ class Page:
         """The length of the page in bytes, nearly."""
         return _size(self.entries)
 
-    def longest(self, keys: bytes) -> list[tuple[int, Entry]]:
+    def longest(self, keys: bytes) -> list[tuple[int, IndexEntry]]:
         """List the entries that share the beginning of these keys, with the number of blocks that they share."""
         return [(blocks, entry) for entry in self.entries if (blocks := entry.shares(keys))]
 
     # -- changing it -------------------------------------------------------------------------------
 
-    def parts(self, entry: Entry) -> tuple[list[tuple[int, Entry]], Entry | None]:
+    def parts(self, entry: IndexEntry) -> tuple[list[tuple[int, IndexEntry]], IndexEntry | None]:
         """Return where an entry belongs: (depth of a split, what its child holds), and what this page holds of it."""
-        below: list[tuple[int, Entry]] = []
+        below: list[tuple[int, IndexEntry]] = []
         for depth in sorted(self.splits, reverse=True):
             if entry.depth >= depth:
                 below.append((depth, entry))
                 entry = entry.above(depth)
         return below, entry if entry.keys else None
 
-    def add(self, entry: Entry, *, whole: bool) -> bool:
+    def add(self, entry: IndexEntry, *, whole: bool) -> bool:
         """Add an entry; return True if the page changed.  `whole`: it is all of the chain, not what stands for it."""
         if not whole and not self._stands(entry):
             return False
@@ -141,7 +141,7 @@ class Page:
             self.entries.remove(oldest)
         return True
 
-    def _stands(self, entry: Entry) -> bool:
+    def _stands(self, entry: IndexEntry) -> bool:
         """Return True if too little of this publisher stands here yet for what an entry says."""
         like = [e.publisher for e in self.entries if e.keys.startswith(entry.keys)]
         return like.count(entry.publisher) < _OF_ONE_PUBLISHER and len(like) < _STANDING
@@ -152,7 +152,7 @@ class Page:
         self.entries = [entry for entry in self.entries if entry.artifact != artifact]
         return len(self.entries) < before
 
-    def split(self, level: int) -> dict[str, list[Entry]]:
+    def split(self, level: int) -> dict[str, list[IndexEntry]]:
         """Split a page that is too large, where that helps; return what goes to which child.  `level`: splits above."""
         if self.size <= PAGE_BYTES or level >= _DEEPEST:
             return {}
@@ -172,9 +172,9 @@ class Page:
         deepest = max(entry.depth for entry in self.entries)
         yield from range(1, min(deepest, _DEPTHS) + 1)
 
-    def _divided(self, depth: int, level: int) -> dict[str, list[Entry]]:
+    def _divided(self, depth: int, level: int) -> dict[str, list[IndexEntry]]:
         """Return the parts of a split by the names of the children; what stays is under an empty name."""
-        parts: dict[str, list[Entry]] = defaultdict(list)
+        parts: dict[str, list[IndexEntry]] = defaultdict(list)
         stay = Page([entry for entry in self.entries if entry.depth < depth])
         seen: Counter[tuple[str, bytes]] = Counter()
         for entry in self.entries:
@@ -194,7 +194,7 @@ def child(depth: int, keys: bytes, level: int) -> str:
     return f"{depth}-{keys[start + 2 + level :][:1].hex()}"
 
 
-def _size(entries: Iterable[Entry]) -> int:
+def _size(entries: Iterable[IndexEntry]) -> int:
     """Estimate the bytes of entries in a page."""
     publishers: Counter[str] = Counter()
     total = 0

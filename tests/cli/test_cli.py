@@ -21,7 +21,7 @@ def test_help_imports_neither_torch_nor_libp2p() -> None:
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
-GROUPS = ("bench", "trust", "model", "manifest", "codec", "group", "host")  # verbs that have verbs
+GROUPS = ("origin", "bench", "trust", "model", "manifest", "codec", "group", "host")  # verbs that have verbs
 
 
 @pytest.mark.parametrize("verb", VERBS)

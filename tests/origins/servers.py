@@ -105,7 +105,7 @@ def _make_bucket(host: str, name: str) -> bool:
         key = hmac.digest(key, part.encode(), "sha256")
     signature = hmac.digest(key, text.encode(), "sha256").hex()
     signed = f"AWS4-HMAC-SHA256 Credential={KEY}/{scope}, SignedHeaders={names}, Signature={signature}"
-    connection = http.client.HTTPConnection(host, timeout=5)
+    connection = http.client.HTTPConnection(host, timeout=60)
     try:
         connection.request(
             "PUT", f"/{name}", headers={"x-amz-date": now, "x-amz-content-sha256": nothing, "Authorization": signed}

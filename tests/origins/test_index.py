@@ -12,7 +12,7 @@ from kvswap.core.errors import OriginError
 from kvswap.core.ids import Cid
 from kvswap.origins import index as indices
 from kvswap.origins.files import FileBackend
-from kvswap.origins.index import Index
+from kvswap.origins.index import OriginIndex
 from kvswap.origins.port import Blob
 from tests.origins.places import MemoryPlace
 from tests.origins.test_pages import PUBLISHER, chain_of
@@ -30,7 +30,7 @@ def document(number: int) -> bytes:
 def test_documents_and_beginnings_are_found(tmp_path: Path) -> None:
     async def body() -> None:
         place = MemoryPlace()
-        index = Index(place)
+        index = OriginIndex(place)
         assert await index.of_document(document(1)) == [] and await index.of_chain(chain_of([1])) == []
         await index.add(artifact(1), PUBLISHER, document(1), chain_of([1, 2, 3]))
         await index.add(artifact(2), PUBLISHER, document(2), chain_of([1, 2, 4, 5]))
@@ -52,14 +52,14 @@ def test_all_that_is_added_at_once_is_there(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("kvswap.origins.pages.PAGE_BYTES", 2_000)  # splits, while others write
 
     async def body() -> None:
-        writers = [Index(FileBackend(f"file://{tmp_path}")) for _ in range(4)]
+        writers = [OriginIndex(FileBackend(f"file://{tmp_path}")) for _ in range(4)]
 
-        async def write(writer: Index, numbers: range) -> None:
+        async def write(writer: OriginIndex, numbers: range) -> None:
             for number in numbers:
                 await writer.add(artifact(number), PUBLISHER, document(number), chain_of([7, 7, number, number]))
 
         await asyncio.gather(*(write(w, range(n, 80, 4)) for n, w in enumerate(writers)))
-        reader = Index(FileBackend(f"file://{tmp_path}"))
+        reader = OriginIndex(FileBackend(f"file://{tmp_path}"))
         for number in range(80):
             (entry,) = await reader.of_document(document(number))
             assert entry.artifact == artifact(number)
@@ -76,11 +76,11 @@ def test_all_that_is_added_at_once_is_there(tmp_path: Path, monkeypatch: pytest.
 def test_without_conditional_writes_each_writer_has_a_layer(tmp_path: Path) -> None:
     async def body() -> None:
         place = MemoryPlace()
-        first, second = (Index(place, f"layer{n}") for n in (1, 2))
+        first, second = (OriginIndex(place, f"layer{n}") for n in (1, 2))
         for number in range(6):
             writer = (first, second)[number % 2]
             await writer.add(artifact(number), PUBLISHER, document(0), chain_of([1, number]))
-        reader = Index(place)
+        reader = OriginIndex(place)
         assert {e.artifact for e in await reader.of_document(document(0))} == {artifact(n) for n in range(6)}
         assert (await reader.of_chain(chain_of([1, 5])))[0] == (2, (await reader.of_chain(chain_of([1, 5])))[0][1])
 
@@ -94,8 +94,8 @@ def test_a_writer_that_is_never_the_faster_gives_up_with_an_error(
 
     async def body() -> None:
         place = MemoryPlace()
-        other = Index(place)
-        index, count, others = Index(place), 0, False
+        other = OriginIndex(place)
+        index, count, others = OriginIndex(place), 0, False
         await index.add(artifact(0), PUBLISHER, None, chain_of([1]))
 
         async def get(name: str, most: int) -> Blob:
@@ -121,7 +121,7 @@ def test_layers_that_are_none_are_refused(tmp_path: Path, data: bytes) -> None:
         place = MemoryPlace()
         await place.put("index/layers", data)
         with pytest.raises(OriginError):
-            await Index(place).of_document(document(1))
+            await OriginIndex(place).of_document(document(1))
 
     run(body())
 
@@ -131,7 +131,7 @@ def test_one_more_push_writes_little_and_a_look_up_reads_little(tmp_path: Path) 
 
     async def body() -> None:
         place = MemoryPlace()
-        index = Index(place)
+        index = OriginIndex(place)
 
         def words(number: int) -> list[int]:
             return [0] * 8 + [number] * (number % 16) if number % 3 == 0 else [number] * (1 + number % 31)

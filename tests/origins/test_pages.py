@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvswap.core.errors import OriginError
 from kvswap.core.ids import Cid
-from kvswap.origins.pages import KEY_BYTES, PAGE_BYTES, Entry, Page, child, keys_of
+from kvswap.origins.pages import KEY_BYTES, PAGE_BYTES, IndexEntry, Page, child, keys_of
 from tests.support import key
 
 PUBLISHER = str(key().peer_id)
@@ -26,8 +26,8 @@ def chain_of(words: list[int]) -> list[bytes]:
     return out
 
 
-def entry_of(number: int, words: list[int], publisher: str = PUBLISHER) -> Entry:
-    return Entry(str(Cid.of(b"%d" % number)), publisher, keys_of(chain_of(words)))
+def entry_of(number: int, words: list[int], publisher: str = PUBLISHER) -> IndexEntry:
+    return IndexEntry(str(Cid.of(b"%d" % number)), publisher, keys_of(chain_of(words)))
 
 
 class Tree:
@@ -36,7 +36,7 @@ class Tree:
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}
 
-    def add(self, path: str, entry: Entry, level: int = 0, *, whole: bool = True) -> None:
+    def add(self, path: str, entry: IndexEntry, level: int = 0, *, whole: bool = True) -> None:
         page = self.pages.setdefault(path, Page())
         below, mine = page.parts(entry)
         for depth, part in below:
@@ -48,7 +48,7 @@ class Tree:
                 self.add(f"{path}/{name}", row, level + 1)
         self.pages[path] = Page.read(page.pack())
 
-    def longest(self, path: str, keys: bytes, level: int = 0) -> list[tuple[int, Entry]]:
+    def longest(self, path: str, keys: bytes, level: int = 0) -> list[tuple[int, IndexEntry]]:
         page = self.pages.get(path, Page())
         found = page.longest(keys)
         for depth in page.splits:

@@ -19,7 +19,7 @@ from kvswap.core.origin_settings import OriginSettings
 from kvswap.exchange.fetch import fetch
 from kvswap.exchange.push import push
 from kvswap.exchange.try_origin import try_origin
-from kvswap.origins.index import Index
+from kvswap.origins.index import OriginIndex
 from kvswap.origins.opening import backend_of
 from kvswap.origins.port import Backend
 from kvswap.origins.web import WebBackend
@@ -119,9 +119,9 @@ def test_four_writers_of_one_index_lose_nothing(store: S3, monkeypatch: pytest.M
 
     async def body() -> None:
         settings = OriginSettings("s3://kvswap/index", endpoint=store.endpoint)
-        writers = [Index(backend_of(settings)) for _ in range(4)]
+        writers = [OriginIndex(backend_of(settings)) for _ in range(4)]
 
-        async def write(writer: Index, numbers: range) -> None:
+        async def write(writer: OriginIndex, numbers: range) -> None:
             for number in numbers:
                 await writer.add(artifact(number), PUBLISHER, document(number), chain_of([7, 7, number, number]))
 

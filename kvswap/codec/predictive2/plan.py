@@ -95,7 +95,7 @@ class ChunkPlan:
 
 
 def plan_of(context: Context, before: Sequence[Part], parts: Sequence[Part], form: Format) -> ChunkPlan:
-    """ChunkPlan a chunk whose shapes fit the context's predictor; `before` and `parts` are words of `form`."""
+    """Plan a chunk whose shapes fit the context's predictor; `before` and `parts` are words of `form`."""
     stack, earlier = context.stack, len(before) // 2
     heads, tokens, _ = parts[0].shape
     turns = Rotations.of(stack, context.start, tokens)

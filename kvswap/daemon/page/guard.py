@@ -10,7 +10,7 @@ from __future__ import annotations
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from kvswap.daemon.page.sessions import PageSession, Sessions, same
+from kvswap.daemon.page.sessions import PageSession, PageSessions, same
 
 PREFIX = "/ui"
 LINK_PATH = f"{PREFIX}/open"
@@ -35,7 +35,7 @@ def is_page(path: str) -> bool:
     return path == PREFIX or path.startswith(f"{PREFIX}/")
 
 
-def guard_page(sessions: Sessions) -> Middleware:
+def guard_page(sessions: PageSessions) -> Middleware:
     """Make the middleware that lets the page's own browsers in, and nobody else."""
 
     @web.middleware
@@ -55,7 +55,7 @@ def guard_page(sessions: Sessions) -> Middleware:
     return check
 
 
-def _foreign(request: web.Request, sessions: Sessions) -> str | None:
+def _foreign(request: web.Request, sessions: PageSessions) -> str | None:
     """Say why a request is not from this page; None where it may be."""
     own = request.transport.get_extra_info("sockname") if request.transport is not None else None
     port = own[1] if isinstance(own, tuple) else None  # over the home's socket there is no page

@@ -19,7 +19,7 @@ from kvswap.core.version import __version__
 from kvswap.core.words import STANDINGS, in_words
 from kvswap.daemon.page.guard import HEADERS, LINK_PATH, PREFIX, SESSION, STYLE
 from kvswap.daemon.page.live import MOST_PAGES, LiveParts
-from kvswap.daemon.page.sessions import LINK_SECONDS, Sessions
+from kvswap.daemon.page.sessions import LINK_SECONDS, PageSessions
 from kvswap.daemon.page.view import View
 from kvswap.daemon.page.words import FILTERS
 from kvswap.daemon.requests import reply
@@ -47,10 +47,10 @@ ACTIONS = frozenset(
 """What the page can do.  A group's key is not among it, nor another home, nor the daemon's end."""
 
 
-class Page:
+class LocalPage:
     """The handlers of the page of one node."""
 
-    def __init__(self, view: View, sessions: Sessions) -> None:
+    def __init__(self, view: View, sessions: PageSessions) -> None:
         self._view, self._sessions = view, sessions
 
     @cached_property

@@ -28,7 +28,7 @@ class PageSession:
     token: str
 
 
-class Sessions:
+class PageSessions:
     """The links that were given out, and the browsers that came by one.  They end with the daemon."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

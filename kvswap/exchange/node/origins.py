@@ -24,7 +24,7 @@ from kvswap.core.origin_settings import origin as checked
 from kvswap.core.upkeep import Problems
 from kvswap.net import messages
 from kvswap.origins.origin import Origin
-from kvswap.origins.pages import Entry
+from kvswap.origins.pages import IndexEntry
 
 _FILE = "origins.json"
 _UNKNOWN_MODEL = bytes(32)  # what an index does not say; the manifest decides
@@ -131,7 +131,7 @@ async def _find(origin: Origin, request: messages.Find) -> messages.FindReply:
     publishers = list(dict.fromkeys(entry.publisher for _, entry in found if entry.publisher))
     asked = publishers[: LIMITS.status_records_sent]
     envelopes, records = await asyncio.gather(
-        asyncio.gather(*(origin.bring_envelope(artifact) for artifact in first)),
+        asyncio.gather(*(origin.fetch_envelope(artifact) for artifact in first)),
         asyncio.gather(*(origin.status_record(publisher) for publisher in asked)),
     )
     here = dict(zip(first, envelopes, strict=True))
@@ -149,9 +149,9 @@ async def _find(origin: Origin, request: messages.Find) -> messages.FindReply:
     )
 
 
-async def _entries(origin: Origin, request: messages.Find) -> list[tuple[int, Entry]]:
+async def _entries(origin: Origin, request: messages.Find) -> list[tuple[int, IndexEntry]]:
     if request.artifact is not None:
-        return [(0, Entry(request.artifact, "", b""))]
+        return [(0, IndexEntry(request.artifact, "", b""))]
     if request.document is not None:
         found = [(0, entry) for entry in await origin.index.of_document(document_key(request.document))]
     else:
@@ -159,7 +159,7 @@ async def _entries(origin: Origin, request: messages.Find) -> list[tuple[int, En
     return found[: LIMITS.find_results]
 
 
-def _found(entry: Entry, blocks: int, envelope: bytes | None) -> messages.Found:
+def _found(entry: IndexEntry, blocks: int, envelope: bytes | None) -> messages.Found:
     return messages.Found(
         artifact=entry.artifact,
         model=_UNKNOWN_MODEL,

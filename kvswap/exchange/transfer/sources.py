@@ -29,7 +29,7 @@ _PRECONNECTED_PEERS = 4  # peers
 
 
 class Source(Protocol):
-    """Somebody who gives the chunks of one artifact: `open`, then `chunk` any number at once, then `close`."""
+    """A source of the chunks of one artifact: `open`, then `chunk` any number at once, then `close`."""
 
     @property
     def peer(self) -> str:
@@ -52,7 +52,7 @@ class Source(Protocol):
         """Further peers that it names."""
 
     async def open(self, address: PeerAddress) -> None:
-        """Connect.  Raises `Unreachable`, `PeerError`, `NotFound`, `IntegrityError`."""
+        """Connect to it.  Raises `Unreachable`, `PeerError`, `NotFound`, `IntegrityError`."""
 
     async def refresh(self) -> None:
         """Ask what it has by now.  Raises as `open` does."""

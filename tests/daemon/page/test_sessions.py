@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kvswap.daemon.page.sessions import LINK_SECONDS, Sessions, same
+from kvswap.daemon.page.sessions import LINK_SECONDS, PageSessions, same
 
 
 def test_a_link_is_spent_and_ends() -> None:
     now = [0.0]
-    sessions = Sessions(lambda: now[0])
+    sessions = PageSessions(lambda: now[0])
     link = sessions.invite()
     session = sessions.open(link)
     assert session is not None and sessions.find(session.cookie) is session
@@ -20,7 +20,7 @@ def test_a_link_is_spent_and_ends() -> None:
 
 
 def test_both_tables_are_bounded() -> None:
-    sessions = Sessions()
+    sessions = PageSessions()
     links = [sessions.invite() for _ in range(100)]
     assert sum(sessions.open(link) is not None for link in links) <= 16
     cookies = []
