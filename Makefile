@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help:
 	@echo "make demo   publish on one node, continue from it on another, bit for bit"
-	@echo "make test   linters, types, and the tests (about 11 minutes on two cores)"
+	@echo "make test   linters, types, and the tests (about 6 minutes on two cores)"
 	@echo "make test-ui   the local page in a real Chromium"
 	@echo "make test-origins  origins at a real S3 server and nginx"
 	@echo "make test-model   with the default model: 256 steps, real documents, computing and fetching at once"

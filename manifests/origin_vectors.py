@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kvswap.core.ids import Cid  # noqa: E402
-from kvswap.origins.index import Index  # noqa: E402
+from kvswap.origins.index import OriginIndex  # noqa: E402
 from tests.origins.places import MemoryPlace  # noqa: E402
 from tests.support import key  # noqa: E402
 
@@ -76,7 +76,7 @@ def queries() -> list[dict[str, Any]]:
 async def made() -> dict[str, str]:
     """The files of the index by name, their bytes in hex."""
     place = MemoryPlace()
-    index = Index(place)
+    index = OriginIndex(place)
     for number in range(COUNT):
         chain = chain_of(words_of(number))
         await index.add(artifact(number), PUBLISHERS[number % 2], document(number), chain)

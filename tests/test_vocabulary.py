@@ -117,8 +117,8 @@ KEPT = {
     "kvswap/exchange/discovery/lookup.py": ({"grant"}, "the field of FindReply"),
     "kvswap/exchange/transfer/sources.py": ({"grant"}, "the field of JoinReply"),
     "kvswap/store/ledger.py": ({"lies", "lied_at"}, "columns of peers.sqlite3"),
+    "kvswap/daemon/origins_api.py": ({"lies"}, "the column of the ledger"),
     "kvswap/daemon/peers_api.py": ({"lies"}, "the JSON field of `peers`"),
-    "kvswap/daemon/origins_api.py": ({"lies"}, "the column of peers.sqlite3"),
     "kvswap/net/libp2p/connection_limits.py": ({"cancelled_caught"}, "trio's"),
 }
 

@@ -31,7 +31,7 @@ _PLACES = 1_000  # where prompts differ; of more, the first are kept
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedPrompt:
+class CutPrompt:
     """A prompt in pieces: as they are, and as they are `compared`, with the tools as an earlier prompt had them.
 
     `ends`: the tokens up to the end of each.  `tools`: how its tools differ from the earlier ones, or an empty text.
@@ -77,7 +77,7 @@ class Breaks:
         self._plain: dict[str, bytes] = {}  # piece -> its digest without what changes
         self._places: dict[tuple[str, int, str], Break] = {}
 
-    def add(self, prompt: CheckedPrompt, shared: int) -> None:
+    def add(self, prompt: CutPrompt, shared: int) -> None:
         """Take a prompt of which an earlier one had the first `shared` tokens as well."""
         chain, alike_until = b"", 0
         links: list[bytes] = []
@@ -103,7 +103,7 @@ class Breaks:
             found = self._plain[piece] = blake3_digest(plain.encode())
         return found
 
-    def _place(self, prompt: CheckedPrompt, number: int, other: str) -> Break:
+    def _place(self, prompt: CutPrompt, number: int, other: str) -> Break:
         """Return the place in which a piece of a prompt differs from the same one of an earlier prompt."""
         piece = prompt.pieces[number]
         at = alike(piece, other)

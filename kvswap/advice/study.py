@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvswap.advice.breaks import Breaks, CheckedPrompt
+from kvswap.advice.breaks import Breaks, CutPrompt
 from kvswap.advice.log import LoggedRequest, SkippedLine, read_log
 from kvswap.advice.pieces import Pieces
 from kvswap.advice.tree import PrefixTree, Worth
@@ -69,7 +69,7 @@ class LogStudy:
             difference = "tool order" if sorted(map(repr, first)) == sorted(map(repr, request.tools)) else "tool text"
             other = self.pieces.cut(self.form.render(request.messages, first))
             compared = other if len(other) == len(pieces) else pieces
-        prompt = CheckedPrompt(request.line, pieces, compared, ends, request.messages, difference)
+        prompt = CutPrompt(request.line, pieces, compared, ends, request.messages, difference)
         self._breaks.add(prompt, shared)
         self.requests += 1
         self.tokens += len(ids)

@@ -59,7 +59,7 @@ class OriginsResult(Result, frozen=True, kw_only=True):
 
 
 class OriginTest(Result, frozen=True, kw_only=True):
-    """The outcome of testing an origin: each step that was tried, and how it went."""
+    """The result of `kvswap origin test`: each step that was tried, and how it went."""
 
     url: str
     ok: bool

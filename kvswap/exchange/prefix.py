@@ -31,7 +31,7 @@ from kvswap.exchange.discovery.resolve import judge_envelope
 from kvswap.exchange.model_port import ModelChoice, Wanted
 from kvswap.exchange.node.node import AGENT, Node
 from kvswap.exchange.planning.decision import Planned, plan_chunks
-from kvswap.exchange.request import STRICT, LookupTerms, Progress, Terms, lookup_of, silent
+from kvswap.exchange.request import STRICT, Progress, Terms, lookup_of, silent
 from kvswap.exchange.transfer.download import download
 from kvswap.exchange.verification.use import use
 from kvswap.net import messages
@@ -105,7 +105,14 @@ async def longest_cached_prefix(
     for _, digests in called:
         for row, _ in await asyncio.to_thread(node.store.longest_prefix, digests):
             here[row.id] = Candidate(row.id)
-    availabilities, elsewhere = await _elsewhere(node, wanted, called, terms)
+    availabilities: list[_Availability] = []
+    elsewhere: list[Candidate] = []
+    if not terms.local:
+        _, elsewhere = await asyncio.gather(
+            refresh(node, terms.lookup_seconds or REFRESH_SECONDS),
+            prefixes_at_origins(node, wanted, called, terms.lookup_seconds),
+        )
+        availabilities = _claimed(node, called)
     search = _PrefixSearch(node, wanted, chain, block_tokens, terms, ids, within)
     await search.look(list(here.values()), search.deadline)
     await search.look([c for c in elsewhere if c.artifact not in here], search.deadline)
@@ -134,22 +141,14 @@ async def longest_cached_prefix(
     return replace(best, peers=await holders(node, best.statement.artifact, await best.listed_files()))
 
 
-async def _elsewhere(
-    node: Node, wanted: Wanted, called: Sequence[tuple[Identifiers, Sequence[bytes]]], terms: LookupTerms
-) -> tuple[list[_Availability], list[Candidate]]:
-    """Find out who has which prefixes: peers, by their indexes, the longest first, and artifacts at origins."""
-    if terms.local:
-        return [], []
-    _, candidates = await asyncio.gather(
-        refresh(node, terms.lookup_seconds or REFRESH_SECONDS),
-        prefixes_at_origins(node, wanted, called, terms.lookup_seconds),
-    )
-    availabilities = [
+def _claimed(node: Node, called: Sequence[tuple[Identifiers, Sequence[bytes]]]) -> list[_Availability]:
+    """List what the prefix indexes of peers have of a document under each of its names, the longest first."""
+    found = [
         _Availability(blocks, tuple(peers[:_OF_ONE_LENGTH]), identifiers, digests)
         for identifiers, digests in called
         for blocks, peers in node.network.prefix_indexes.ranked(digests)
     ]
-    return sorted(availabilities, key=lambda availability: -availability.blocks), candidates
+    return sorted(found, key=lambda availability: -availability.blocks)
 
 
 class _PrefixSearch:

@@ -19,7 +19,7 @@ from msgspec import Meta
 from kvswap.core import wire
 from kvswap.core.errors import NotFound, OriginError
 from kvswap.core.limits import LIMITS
-from kvswap.origins.pages import KEY_BYTES, IndexEntry, Page, child, keys_of
+from kvswap.origins.pages import KEY_BYTES, IndexEntry, IndexPage, child, keys_of
 from kvswap.origins.port import NEW, Backend, Blob, Changed
 
 SHARED = "shared"
@@ -85,13 +85,13 @@ class OriginIndex:
         deeper = await asyncio.gather(*below) if level < 8 else []
         return [*page.longest(keys), *(pair for found in deeper for pair in found)]
 
-    async def _page(self, path: str) -> tuple[Page, str]:
+    async def _page(self, path: str) -> tuple[IndexPage, str]:
         """Read a page and its tag; an empty one where there is none."""
         try:
             blob: Blob = await self._backend.get(f"{path}.page", LIMITS.origin_page_bytes)
         except NotFound:
-            return Page(), NEW
-        return Page.read(blob.data, path), blob.tag
+            return IndexPage(), NEW
+        return IndexPage.read(blob.data, path), blob.tag
 
     # -- writing -----------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class Origin:
         known = self._envelopes.pop(artifact)
         return known if known is not None else (await self.backend.get(name, LIMITS.manifest_bytes)).data
 
-    async def fetch_envelope(self, artifact: str) -> bytes | None:
+    async def download_envelope(self, artifact: str) -> bytes | None:
         """Read an envelope and keep it for whoever asks in a moment; None where there is none."""
         try:
             data = await self.envelope(artifact)

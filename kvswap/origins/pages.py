@@ -80,14 +80,14 @@ def keys_of(chain: Sequence[bytes]) -> bytes:
 
 
 @dataclass(slots=True)
-class Page:
+class IndexPage:
     """The entries of one page, and the depths at which it is split."""
 
     entries: list[IndexEntry] = field(default_factory=list)
     splits: list[int] = field(default_factory=list)
 
     @classmethod
-    def read(cls, data: bytes, name: str = "") -> Page:
+    def read(cls, data: bytes, name: str = "") -> IndexPage:
         """Parse a page.  Raises `OriginError`."""
         form = wire.unpack(data, PageForm, OriginError, items=LIMITS.origin_page_items)
         if form.version != 1:
@@ -175,7 +175,7 @@ class Page:
     def _divided(self, depth: int, level: int) -> dict[str, list[IndexEntry]]:
         """Return the parts of a split by the names of the children; what stays is under an empty name."""
         parts: dict[str, list[IndexEntry]] = defaultdict(list)
-        stay = Page([entry for entry in self.entries if entry.depth < depth])
+        stay = IndexPage([entry for entry in self.entries if entry.depth < depth])
         seen: Counter[tuple[str, bytes]] = Counter()
         for entry in self.entries:
             if entry.depth >= depth:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from kvswap.advice.breaks import Breaks, CheckedPrompt
+from kvswap.advice.breaks import Breaks, CutPrompt
 
 LONG = " and all that follows is the same" * 20
 
 
-def prompt(line: int, *pieces: str, compared: tuple[str, ...] = (), tools: str = "") -> CheckedPrompt:
+def prompt(line: int, *pieces: str, compared: tuple[str, ...] = (), tools: str = "") -> CutPrompt:
     """A prompt whose tokens are its characters."""
     ends = [sum(map(len, pieces[: n + 1])) for n in range(len(pieces))]
     messages = [{"role": "system", "content": piece} for piece in pieces]
-    return CheckedPrompt(line, pieces, compared or pieces, ends, messages, tools)
+    return CutPrompt(line, pieces, compared or pieces, ends, messages, tools)
 
 
 def test_a_piece_is_of_the_message_whose_text_it_has() -> None:
     pieces = ["<a>system\nHelp.", "<e>\n", "<a>user\nWhat?", "<e>\n"]
     messages = [{"role": "system", "content": "Help."}, {"role": "user", "content": "What?"}]
-    made = CheckedPrompt(1, pieces, pieces, [1, 2, 3, 4], messages)
+    made = CutPrompt(1, pieces, pieces, [1, 2, 3, 4], messages)
     assert [made.message_of(number) for number in range(4)] == [0, 1, 1, 1]
 
 

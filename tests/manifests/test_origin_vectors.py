@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvswap.origins.index import Index
+from kvswap.origins.index import OriginIndex
 from tests.origins.places import MemoryPlace
 from tests.support import ROOT, run
 
@@ -22,7 +22,7 @@ def test_a_reader_finds_what_is_there(row: dict[str, Any]) -> None:
     async def body() -> None:
         place = MemoryPlace()
         place.held = {name: bytes.fromhex(data) for name, data in FILES.items()}
-        index = Index(place)
+        index = OriginIndex(place)
         if "document" in row:
             found = await index.of_document(bytes.fromhex(row["document"]))
             assert sorted(entry.artifact for entry in found) == row["all_of"]

@@ -65,10 +65,10 @@ def test_envelopes_that_came_with_a_look_up_are_read_once() -> None:
         place = MemoryPlace()
         one = origin(place)
         name = Cid.of(b"x")
-        assert await one.fetch_envelope(str(name)) is None
+        assert await one.download_envelope(str(name)) is None
         await one.put_manifest(name, b"envelope")
         place.asked.clear()
-        assert await one.fetch_envelope(str(name)) == await one.envelope(str(name)) == b"envelope"
+        assert await one.download_envelope(str(name)) == await one.envelope(str(name)) == b"envelope"
         assert place.asked[f"manifests/{name}"] == 1
         assert (await one.status_record(PUBLISHER)).tag == NEW
         await one.put_status_record(PUBLISHER, b"record", NEW)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvswap.core.errors import OriginError
 from kvswap.core.ids import Cid
-from kvswap.origins.pages import KEY_BYTES, PAGE_BYTES, IndexEntry, Page, child, keys_of
+from kvswap.origins.pages import KEY_BYTES, PAGE_BYTES, IndexEntry, IndexPage, child, keys_of
 from tests.support import key
 
 PUBLISHER = str(key().peer_id)
@@ -31,13 +31,13 @@ def entry_of(number: int, words: list[int], publisher: str = PUBLISHER) -> Index
 
 
 class Tree:
-    """An index in memory: the same walk as `Index` does, without waiting."""
+    """An index in memory: the same walk as `OriginIndex` does, without waiting."""
 
     def __init__(self) -> None:
-        self.pages: dict[str, Page] = {}
+        self.pages: dict[str, IndexPage] = {}
 
     def add(self, path: str, entry: IndexEntry, level: int = 0, *, whole: bool = True) -> None:
-        page = self.pages.setdefault(path, Page())
+        page = self.pages.setdefault(path, IndexPage())
         below, mine = page.parts(entry)
         for depth, part in below:
             self.add(f"{path}/{child(depth, part.keys, level)}", part, level + 1, whole=whole and part is entry)
@@ -46,10 +46,10 @@ class Tree:
         for name, rows in page.split(level).items():
             for row in rows:
                 self.add(f"{path}/{name}", row, level + 1)
-        self.pages[path] = Page.read(page.pack())
+        self.pages[path] = IndexPage.read(page.pack())
 
     def longest(self, path: str, keys: bytes, level: int = 0) -> list[tuple[int, IndexEntry]]:
-        page = self.pages.get(path, Page())
+        page = self.pages.get(path, IndexPage())
         found = page.longest(keys)
         for depth in page.splits:
             if depth <= len(keys) // KEY_BYTES:
@@ -89,7 +89,7 @@ def test_many_that_begin_alike_for_long_are_not_one_page() -> None:
 
 
 def test_one_publisher_takes_no_place_of_another() -> None:
-    page = Page(splits=[3])
+    page = IndexPage(splits=[3])
     for number in range(20):
         page.add(entry_of(number, [1, 2]), whole=False)
     assert len(page.entries) == 2
@@ -100,7 +100,7 @@ def test_one_publisher_takes_no_place_of_another() -> None:
 
 
 def test_of_one_chain_the_newest_are_kept() -> None:
-    page = Page()
+    page = IndexPage()
     for number in range(70):
         page.add(entry_of(number, [1]), whole=True)
     assert [e.artifact for e in page.entries] == [entry_of(n, [1]).artifact for n in range(6, 70)]
@@ -110,10 +110,10 @@ def test_of_one_chain_the_newest_are_kept() -> None:
 @given(st.binary(max_size=200))
 def test_what_is_no_page_is_refused(data: bytes) -> None:
     try:
-        page = Page.read(data)
+        page = IndexPage.read(data)
     except OriginError:
         return
-    assert Page.read(page.pack()) == page
+    assert IndexPage.read(page.pack()) == page
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_what_is_no_page_is_refused(data: bytes) -> None:
 )
 def test_a_page_that_contradicts_itself_is_refused(form: bytes) -> None:
     with pytest.raises(OriginError):
-        Page.read(form)
+        IndexPage.read(form)

@@ -17,8 +17,6 @@ from kvswap.core.limits import LIMITS
 from kvswap.cost import Objective
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kvswap.api import AskResult, ProgressEvent
 
 
@@ -71,15 +69,13 @@ def ask_command(
         how = {"max_tokens": max_tokens, "prefill": prefill, "force": force, "ignore_eos": ignore_eos, "group": group}
         _show(output, gguf.ask(output, reference(ref)[1], question, model, **how))
         return
-    if chat is not None and question is None:  # the one word is the question
-        rendered = output.client.render(*read_chat(chat, tools), question=ref)
-        name, question, continuation = rendered.document, ref, rendered.continuation
-        text = rendered.text
-    elif question is not None and chat is None and tools is None:
-        (name, text), continuation = reference(ref), None
-    else:
-        raise click.UsageError("give REF and QUESTION, or --chat FILE and QUESTION")
+    name, text, question, continuation = _asked(output, ref, question, chat, tools)
     with output.progress() as progress:
+
+        def show(event: ProgressEvent) -> None:
+            if event.kind != "token":
+                progress(event)
+
         answer = output.client.ask(
             name,
             question,
@@ -95,19 +91,21 @@ def ask_command(
             objective=objective,
             ignore_eos=ignore_eos,
             continuation=continuation,
-            on_event=_but_tokens(progress),
+            on_event=show,
         )
     _show(output, answer)
 
 
-def _but_tokens(progress: Callable[[ProgressEvent], None]) -> Callable[[ProgressEvent], None]:
-    """Return a function that passes on events other than tokens, which are printed when they are all there."""
-
-    def show(event: ProgressEvent) -> None:
-        if event.kind != "token":
-            progress(event)
-
-    return show
+def _asked(
+    output: Output, ref: str, question: str | None, chat: Path | None, tools: Path | None
+) -> tuple[str, str | None, str, str | None]:
+    """Return the document, its text, the question, and for a conversation the text that follows it."""
+    if chat is not None and question is None:  # the one word is the question
+        rendered = output.client.render(*read_chat(chat, tools), question=ref)
+        return rendered.document, rendered.text, ref, rendered.continuation
+    if question is None or chat is not None or tools is not None:
+        raise click.UsageError("give REF and QUESTION, or --chat FILE and QUESTION")
+    return (*reference(ref), question, None)
 
 
 def _show(output: Output, answer: AskResult) -> None:

@@ -131,7 +131,7 @@ async def _find(origin: Origin, request: messages.Find) -> messages.FindReply:
     publishers = list(dict.fromkeys(entry.publisher for _, entry in found if entry.publisher))
     asked = publishers[: LIMITS.status_records_sent]
     envelopes, records = await asyncio.gather(
-        asyncio.gather(*(origin.fetch_envelope(artifact) for artifact in first)),
+        asyncio.gather(*(origin.download_envelope(artifact) for artifact in first)),
         asyncio.gather(*(origin.status_record(publisher) for publisher in asked)),
     )
     here = dict(zip(first, envelopes, strict=True))

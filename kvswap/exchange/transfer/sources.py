@@ -29,7 +29,7 @@ _PRECONNECTED_PEERS = 4  # peers
 
 
 class Source(Protocol):
-    """A source of the chunks of one artifact: `open`, then `chunk` any number at once, then `close`."""
+    """A giver of the chunks of one artifact: `open`, then `chunk` any number at once, then `close`."""
 
     @property
     def peer(self) -> str:

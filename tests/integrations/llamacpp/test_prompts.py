@@ -14,7 +14,7 @@ from kvswap.integrations.llamacpp.proxy.prompts import (
     KINDS,
     MESSAGES,
     OTHER,
-    Prompt,
+    RequestPrompt,
     changes_computation,
     parsed,
     prompt_of,
@@ -28,21 +28,21 @@ class Renders:
         return "|".join(f"{m['role']}:{m['content']}" for m in body["messages"])
 
 
-def prompt(kind: str, body: dict[str, Any]) -> Prompt | None:
+def prompt(kind: str, body: dict[str, Any]) -> RequestPrompt | None:
     return asyncio.run(prompt_of(kind, body, Renders(), 1.0))  # type: ignore[arg-type]
 
 
 def test_prompts_are_texts_ids_or_unknown() -> None:
-    assert prompt(COMPLETION, {"prompt": "abc"}) == Prompt(text="abc")
-    assert prompt(COMPLETION, {"prompt": [1, 2]}) == Prompt(ids=(1, 2))
+    assert prompt(COMPLETION, {"prompt": "abc"}) == RequestPrompt(text="abc")
+    assert prompt(COMPLETION, {"prompt": [1, 2]}) == RequestPrompt(ids=(1, 2))
     for given in (None, [], ["a", "b"], [1, "b"], [[1], [2]], {"prompt_string": "a", "multimodal_data": []}, [True]):
         assert prompt(COMPLETION, {"prompt": given}) is None
-    assert prompt(CHAT, {"messages": [{"role": "user", "content": "q"}]}) == Prompt(text="user:q")
+    assert prompt(CHAT, {"messages": [{"role": "user", "content": "q"}]}) == RequestPrompt(text="user:q")
     picture = [{"type": "image_url", "image_url": {"url": "data:"}}]
     for messages in (None, "x", [{"role": "user", "content": picture}], [{"role": "user", "content": ["x"]}]):
         assert prompt(CHAT, {"messages": messages}) is None
     body = {"system": "s", "messages": [{"role": "user", "content": "q"}]}
-    assert prompt(MESSAGES, body) == Prompt(text="system:s|user:q", messages=body)
+    assert prompt(MESSAGES, body) == RequestPrompt(text="system:s|user:q", messages=body)
     assert prompt(OTHER, {"prompt": "abc"}) is None
     assert KINDS["/v1/messages"] == MESSAGES and KINDS["/v1/chat/completions"] == CHAT
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from kvswap.integrations.llamacpp.proxy.forward import Forwarder, first_part, server_error, streamed
-from kvswap.integrations.llamacpp.proxy.keeper import Keeper, Turn
+from kvswap.integrations.llamacpp.proxy.keeper import Keeper
 from kvswap.integrations.llamacpp.proxy.prompts import KINDS, OTHER
 from kvswap.integrations.llamacpp.proxy.slot_actions import SlotActions
+from kvswap.integrations.llamacpp.proxy.turns import Turn
 
 STATUS_PATH = "/kvswap/status"
 _LOOKED_AT = 32 << 20  # bytes of a request, beyond which it is only passed through

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from kvswap.core.defaults import LOOKUP_SECONDS
@@ -17,10 +17,11 @@ from kvswap.core.errors import IntegrityError, KvswapError
 from kvswap.core.tasks import end
 from kvswap.integrations.llamacpp.proxy.counts import Counts
 from kvswap.integrations.llamacpp.proxy.kept import KeptPrefix, KeptTree
-from kvswap.integrations.llamacpp.proxy.prompts import Prompt, changes_computation, parsed, prompt_of
+from kvswap.integrations.llamacpp.proxy.prompts import RequestPrompt, changes_computation, parsed, prompt_of
+from kvswap.integrations.llamacpp.proxy.ranges import common_length
 from kvswap.integrations.llamacpp.proxy.server import ServerRefused, SlotServer, SlotView
 from kvswap.integrations.llamacpp.proxy.slot_files import SavedSlot, SlotFiles, slot_file_name
-from kvswap.integrations.llamacpp.proxy.watching import AnswerWatcher
+from kvswap.integrations.llamacpp.proxy.turns import KnownSlot, Turn, continues, usable_tokens, worth
 
 logger = logging.getLogger("kvswap.llama")
 
@@ -29,6 +30,7 @@ _TOKENIZE_SECONDS = 2.0  # once its beginning is
 _SLOTS_SECONDS = 1.0
 _HEAD = 2_000  # characters that say whether anything can be kept
 _HEAD_TOKENS = 32
+_WRITE_SECONDS = 5.0  # that a restore waits for what was saved just before
 _LEAST = 64  # tokens that a restore has to spare
 _QUIET_SECONDS = 0.15
 _LONG_QUIET_SECONDS = 1.0  # before saves that take longer than a client should wait
@@ -37,31 +39,6 @@ _AGAIN_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)  # until slots are tried to be save
 _FINISHED = 8  # requests that are remembered until it is seen which slots they used
 _LONG_BODY = 1 << 16
 _FAILURES = 3  # saves in a row that are not understood, until none is tried
-
-
-@dataclass(slots=True)
-class Turn:
-    """A request that was forwarded."""
-
-    text: str = ""
-    ids: tuple[int, ...] = ()
-    restored: int = 0
-    slot: int | None = None
-    alone: bool = True  # no other request was answered meanwhile
-    watcher: AnswerWatcher = field(default_factory=AnswerWatcher)
-
-
-@dataclass(slots=True)
-class _KnownSlot:
-    """What is known of a slot: its ids once it was saved or restored, else the prompt that it was last used for."""
-
-    id: int
-    task: int = -1
-    dirty: bool = False
-    ids: tuple[int, ...] | None = ()
-    checkpoints: tuple[int, ...] = ()
-    turn: Turn | None = None
-    used: float = 0.0
 
 
 class Keeper:
@@ -75,14 +52,14 @@ class Keeper:
         self.tree: KeptTree | None = None
         self.reason = "llama-server is loading its model"
         self.restores = True
-        self._slots: dict[int, _KnownSlot] = {}
+        self._slots: dict[int, KnownSlot] = {}
         self._finished: list[Turn] = []
         self.lock = asyncio.Lock()  # of the slots: whoever saves, restores or decides has it
         self._in_flight: set[int] = set()
         self._numbers = 0
         self._failures = 0
         self._saving: asyncio.Task[None] | None = None
-        self._writing: set[asyncio.Task[None]] = set()
+        self._writing: dict[asyncio.Task[None], tuple[int, ...]] = {}  # with the ids that are being written
         self._disk = asyncio.Lock()  # one slot after the other is written
 
     def keep_in(self, tree: KeptTree, restores: bool) -> None:
@@ -134,7 +111,7 @@ class Keeper:
         if self._in_flight and len(self._in_flight) >= max(1, len(self._slots)):
             return
         idle = await self._look()
-        if prompt is not None and any(_continues(slot.turn, prompt) for slot in idle):
+        if prompt is not None and any(continues(slot.turn, prompt) for slot in idle):
             self.counts.left_alone += 1
             return
         for slot in idle:
@@ -145,7 +122,7 @@ class Keeper:
             turn.ids = tuple(ids)
             await self._restore_best(tree, turn, ids, idle)
 
-    async def _prompt(self, kind: str, fields: dict[str, Any], length: int) -> Prompt | None:
+    async def _prompt(self, kind: str, fields: dict[str, Any], length: int) -> RequestPrompt | None:
         seconds = (
             self._lookup_seconds if length <= _LONG_BODY else max(self._lookup_seconds, length * _SECONDS_PER_BYTE)
         )
@@ -155,14 +132,14 @@ class Keeper:
             logger.info("llama: a prompt is not known beforehand: %s", error)
             return None
 
-    async def _ids(self, tree: KeptTree, prompt: Prompt) -> Sequence[int] | None:
+    async def _ids(self, tree: KeptTree, prompt: RequestPrompt) -> Sequence[int] | None:
         """Return the ids of a prompt, or None where its beginning shows that nothing is kept of it."""
         if prompt.ids:
             return prompt.ids
         head = await self._server.tokenize(prompt.text[:_HEAD], self._lookup_seconds)
         if len(prompt.text) <= _HEAD:
             ids = head
-        elif tree.match(head).shared < min(_HEAD_TOKENS, len(head) // 2):
+        elif max(tree.match(head).shared, self._shared(head)) < min(_HEAD_TOKENS, len(head) // 2):
             return None
         else:
             ids = await self._server.tokenize(prompt.text, max(_TOKENIZE_SECONDS, self._lookup_seconds))
@@ -173,7 +150,11 @@ class Keeper:
                 return None
         return ids
 
-    async def _look(self) -> list[_KnownSlot]:
+    def _shared(self, ids: Sequence[int]) -> int:
+        """Return how much of these ids is being written just now."""
+        return max((common_length(other, ids) for other in self._writing.values()), default=0)
+
+    async def _look(self) -> list[KnownSlot]:
         """Return the idle slots, with those marked dirty that were used since."""
         seconds = self._lookup_seconds if self._in_flight else max(_SLOTS_SECONDS, self._lookup_seconds)
         views = await self._server.slots(seconds)
@@ -189,25 +170,27 @@ class Keeper:
             self._finished = []
         return [self._slots[view.id] for view in views if not view.busy]
 
-    def _noted(self, view: SlotView) -> _KnownSlot:
-        return self._slots.setdefault(view.id, _KnownSlot(view.id))
+    def _noted(self, view: SlotView) -> KnownSlot:
+        return self._slots.setdefault(view.id, KnownSlot(view.id))
 
-    async def _restore_best(self, tree: KeptTree, turn: Turn, ids: Sequence[int], idle: list[_KnownSlot]) -> None:
+    async def _restore_best(self, tree: KeptTree, turn: Turn, ids: Sequence[int], idle: list[KnownSlot]) -> None:
         """Restore what is kept of these ids, unless a slot holds about as much; the last is left to be computed."""
+        if self._shared(ids) > tree.match(ids).shared:  # it is on its way to the disk
+            await asyncio.wait(list(self._writing), timeout=max(_WRITE_SECONDS, self._lookup_seconds))
         for _ in range(3):  # a damaged segment is dropped, and what is left is matched again
             match = tree.match(ids[:-1])
-            held = max((_usable(slot, ids, tree.shape.slides) for slot in idle), default=0)
+            held = max((usable_tokens(slot, ids, tree.shape.slides) for slot in idle), default=0)
             if match.tokens - held < _LEAST:
                 return
             try:
-                await self._restore(tree, turn, ids, match, min(idle, key=_worth))
+                await self._restore(tree, turn, ids, match, min(idle, key=worth))
                 return
             except IntegrityError as error:
                 self.counts.damaged_segments += 1
                 logger.warning("llama: a kept segment is dropped: %s", error)
 
     async def _restore(
-        self, tree: KeptTree, turn: Turn, ids: Sequence[int], match: KeptPrefix, slot: _KnownSlot
+        self, tree: KeptTree, turn: Turn, ids: Sequence[int], match: KeptPrefix, slot: KnownSlot
     ) -> None:
         began = time.monotonic()
         name = self._name("restore")
@@ -273,7 +256,7 @@ class Keeper:
                 if slot.dirty and self.tree is not None:
                     await self._save(self.tree, slot)
 
-    async def _save(self, tree: KeptTree, slot: _KnownSlot) -> None:
+    async def _save(self, tree: KeptTree, slot: KnownSlot) -> None:
         """Let the server save a slot to memory; what is new of it is written to the disk beside."""
         name = self._name("save")
         self._files.check_free()
@@ -304,8 +287,8 @@ class Keeper:
             )
             return
         task = asyncio.create_task(self._write(tree, name, saved))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        self._writing[task] = saved.file.ids
+        task.add_done_callback(lambda task: self._writing.pop(task, None))
 
     async def _write(self, tree: KeptTree, name: str, saved: SavedSlot) -> None:
         try:
@@ -336,11 +319,11 @@ class Keeper:
         except (KvswapError, OSError) as error:
             logger.info("llama: slots are not saved at the end: %s", error)
         if self._writing:
-            await asyncio.wait(self._writing)
+            await asyncio.wait(list(self._writing))
 
     def booked(self, slot: int, ids: tuple[int, ...] | None) -> None:
         """Take note of what a client did to a slot: it holds these ids now, or nobody knows which."""
-        noted = self._slots.setdefault(slot, _KnownSlot(slot))
+        noted = self._slots.setdefault(slot, KnownSlot(slot))
         noted.ids, noted.checkpoints, noted.turn, noted.dirty = ids, (), None, False
 
     def _name(self, purpose: str) -> str:
@@ -367,28 +350,3 @@ class Keeper:
             "pending": self._pending(),
             "counts": asdict(self.counts),
         }
-
-
-def _continues(turn: Turn | None, prompt: Prompt) -> bool:
-    """Return True if a prompt goes on from what a slot was last used for, and adds no more than there is."""
-    if turn is None:
-        return False
-    if prompt.ids:
-        return bool(turn.ids) and 2 * len(turn.ids) >= len(prompt.ids) and prompt.ids[: len(turn.ids)] == turn.ids
-    return bool(turn.text) and 2 * len(turn.text) >= len(prompt.text) and prompt.text.startswith(turn.text)
-
-
-def _usable(slot: _KnownSlot, ids: Sequence[int], slides: bool) -> int:
-    """Return the tokens of a prompt that the server can go on from in a slot."""
-    held = slot.ids or ()
-    shared = next(
-        (at for at, (one, two) in enumerate(zip(held, ids, strict=False)) if one != two), min(len(held), len(ids))
-    )
-    if not slides or shared == len(held):
-        return shared
-    return max((point for point in slot.checkpoints if point <= shared), default=0)
-
-
-def _worth(slot: _KnownSlot) -> tuple[bool, float]:
-    """Order slots by what is lost when they are restored into: empty ones first, then those not used for longest."""
-    return (bool(slot.ids) or slot.ids is None, slot.used)

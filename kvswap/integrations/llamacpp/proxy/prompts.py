@@ -35,7 +35,7 @@ _CHANGING = ("lora", "n_cache_reuse")  # fields with which a cache holds other t
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class RequestPrompt:
     """A prompt: its text, or its ids where they were given; `messages`: an Anthropic request, to compare counts."""
 
     text: str = ""
@@ -57,7 +57,7 @@ def changes_computation(body: dict[str, Any]) -> bool:
     return any(body.get(name) for name in _CHANGING)
 
 
-async def prompt_of(kind: str, body: dict[str, Any], server: SlotServer, seconds: float) -> Prompt | None:
+async def prompt_of(kind: str, body: dict[str, Any], server: SlotServer, seconds: float) -> RequestPrompt | None:
     """Return the prompt of a request, or None where that is not known: other forms, images, several prompts.
 
     Raises `ServerRefused` where the server does not render it within so many seconds.
@@ -67,14 +67,14 @@ async def prompt_of(kind: str, body: dict[str, Any], server: SlotServer, seconds
     chat, messages = (as_chat(body), body) if kind == MESSAGES else (body, None)
     if kind not in (CHAT, MESSAGES) or chat is None or not _all_text(chat.get("messages")):
         return None
-    return Prompt(text=await server.render(chat, seconds), messages=messages)
+    return RequestPrompt(text=await server.render(chat, seconds), messages=messages)
 
 
-def _given(prompt: Any) -> Prompt | None:
+def _given(prompt: Any) -> RequestPrompt | None:
     if isinstance(prompt, str):
-        return Prompt(text=prompt)
+        return RequestPrompt(text=prompt)
     if isinstance(prompt, list) and prompt and all(type(one) is int for one in prompt):
-        return Prompt(ids=tuple(prompt))
+        return RequestPrompt(ids=tuple(prompt))
     return None
 
 

@@ -53,8 +53,12 @@ class SlotActions:
         body, longer = await first_part(request, _BODY_BYTES)
         if longer is not None:
             return self._refuse(400, "the request is larger than an action is", "invalid_request_error")
+        # A client that leaves with its answer would cancel what is to be booked after it.
+        return await asyncio.shield(asyncio.create_task(self._locked(request, body, int(slot), action)))
+
+    async def _locked(self, request: web.Request, body: bytes, slot: int, action: str) -> web.StreamResponse:
         async with self.keeper.lock:
-            return await self._act(request, body, int(slot), action)
+            return await self._act(request, body, slot, action)
 
     async def _act(self, request: web.Request, body: bytes, slot: int, action: str) -> web.StreamResponse:
         path = self._path(body)
