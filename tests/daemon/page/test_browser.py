@@ -147,9 +147,9 @@ def test_a_peer_is_blocked_and_a_group_made_and_left(nodes: tuple[Daemon, Daemon
     shown.sees("#peers", "blocked")
     page.click(f"button[data-url$='{peer}/unblock']")
     shown.sees_not("#peers", "blocked")
-    page.fill("#group-name", "reading circle")
+    page.fill("#group-name", "circle")
     page.keyboard.press("Enter")
-    shown.sees("#groups", "reading circle")
+    shown.sees("#groups", "circle")
     page.click("#groups button[data-method=DELETE]")
     shown.sure()
     shown.sees("#groups", "In no group")
@@ -189,14 +189,14 @@ def test_the_keyboard_reaches_what_the_mouse_does(nodes: tuple[Daemon, Daemon], 
     shown = show(nodes[0])
     page = shown.page
     reached = set()
-    for _ in range(200):
+    for _ in range(60):
         page.keyboard.press("Tab")
-        name = page.evaluate(
-            "(document.activeElement.id || document.activeElement.dataset.url || document.activeElement.getAttribute('href') || '')"
+        reached.add(
+            page.evaluate(
+                "(document.activeElement.id || document.activeElement.dataset.url ||"
+                " document.activeElement.getAttribute('href') || '')"
+            )
         )
-        if name in reached and name == "#saved-title":
-            break
-        reached.add(name)
     assert {"text", "file", "group", "q", "trust-peer", "group-name", "#log-title"} <= reached
     page.focus("#text")
     page.keyboard.type("x")
@@ -249,15 +249,15 @@ def test_a_page_on_another_port_learns_and_changes_nothing(nodes: tuple[Daemon, 
             page = shown.context.new_page()
             page.goto(f"http://{host}:{port}/")
             playwright.expect(page).not_to_have_title("attack", timeout=5 * MINUTE)
-            assert page.title() == "read:no write:no simple:opaque cookie:none", (host, page.title())
-            assert page.frames[1].locator("h1").count() == 0  # not in a frame
+            assert page.title() == "read:no write:no simple:no cookie:none", (host, page.title())
+            assert page.frames[1].locator("#saved-title").count() == 0  # not in a frame
             with page.expect_navigation():
                 page.evaluate("document.forms[0].submit()")
-            assert page.locator("h1").count() == 0
+            assert page.locator("#saved-title").count() == 0
             page.goto(f"http://{host}:{port}/")
             with page.expect_navigation():
                 page.evaluate(f"location.href = '{url}'")
-            assert page.locator("h1").count() == 0
+            assert page.locator("#saved-title").count() == 0
         assert alice.client.trust_ls().publishers == []
         assert seen and not any("kvswap" in cookie for cookie in seen)
     finally:
