@@ -1,6 +1,6 @@
 """Makes docs/page.png: the local page of a node that fetched, asked and trusts, in Chromium.
 
-    pip install -e ".[browser]"; apt-get install chromium; python docs/tools/page_picture.py
+pip install -e ".[browser]"; apt-get install chromium; python docs/tools/page_picture.py
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
@@ -22,19 +24,26 @@ DOCUMENT = ROOT / "examples/documents"
 QUESTION = "What is this about?"
 TOKENS = 8
 LETTERS = 6_000
+CLIP = {"x": 0, "y": 0, "width": 1000, "height": 1480}
 
 
-def daemon(home: Path, *more: str) -> Client:
-    """Start a node and wait until it answers."""
+@contextmanager
+def daemon(home: Path, *more: str) -> Iterator[Client]:
+    """Run a node while this is open; begins when it answers, and ends when it has ended."""
     command = [sys.executable, "-m", "kvswap", "--home", str(home), "-q", "daemon", "--no-mdns", *more]
-    subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while True:
-        try:
-            client = Client(home)
-            client.status()
-            return client
-        except DaemonNotRunning:
-            time.sleep(0.2)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    client = Client(home)
+    try:
+        while True:
+            try:
+                client.status()
+                break
+            except DaemonNotRunning:
+                time.sleep(0.2)
+        yield client
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def main() -> int:
@@ -44,17 +53,10 @@ def main() -> int:
         print("Chromium is needed: apt-get install chromium", file=sys.stderr)
         return 1
     texts = [path.read_text()[:LETTERS] for path in sorted(DOCUMENT.iterdir()) if path.suffix in (".txt", ".rst")]
-    with tempfile.TemporaryDirectory() as directory:
-        ada = daemon(Path(directory) / "ada")
-        try:
-            address = ada.id().addresses[0]
-            bob = daemon(Path(directory) / "bob", "--bootstrap", address)
-            try:
-                picture(ada, bob, texts, chromium)
-            finally:
-                bob.stop()
-        finally:
-            ada.stop()
+    with tempfile.TemporaryDirectory(prefix="kvswap-") as directory:
+        root = Path(directory)
+        with daemon(root / "ada") as ada, daemon(root / "bob", "--bootstrap", ada.id().addresses[0]) as bob:
+            picture(ada, bob, texts, chromium)
     return 0
 
 
@@ -70,7 +72,8 @@ def picture(ada: Client, bob: Client, texts: list[str], chromium: str) -> None:
         page = browser.new_page(viewport={"width": 1000, "height": 800})
         page.goto(bob.ui().url)
         expect(page.locator("#saved")).to_contain_text("tokens were not prefilled")
-        page.screenshot(path=str(ROOT / "docs/page.png"), full_page=True)
+        page.locator("#artifacts-title").scroll_into_view_if_needed()
+        page.screenshot(path=str(ROOT / "docs/page.png"), full_page=True, clip=CLIP)
         browser.close()
 
 

@@ -35,6 +35,11 @@ def ago(at: float | None) -> str:
     return f"in {duration(-seconds)}" if seconds < -1 else f"{duration(max(seconds, 1))} ago"
 
 
+def date(at: float) -> str:
+    """Write a moment (Unix seconds) as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+
 def clock(at: float) -> str:
     """Write a moment (Unix seconds) as the local time of day."""
     return time.strftime("%H:%M:%S", time.localtime(at))
@@ -50,6 +55,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def counted(value: int, what: str) -> str:
+    """Write how many of something there are, as in "1 peer" and "2 peers"."""
+    return f"{value:,} {what}" if value == 1 else f"{value:,} {what}s"
+
+
 def short(name: str | None) -> str:
     """Write the beginning and the end of a long id."""
     if not name:
@@ -57,4 +67,4 @@ def short(name: str | None) -> str:
     return name if len(name) <= 20 else f"{name[:10]}…{name[-6:]}"
 
 
-FILTERS = {each.__name__: each for each in (size, duration, ago, clock, dollars, number, short)}
+FILTERS = {each.__name__: each for each in (size, duration, ago, clock, date, dollars, number, counted, short)}

@@ -129,7 +129,7 @@ def test_trusting_a_publisher_says_what_follows_and_ends_again(
     shown.sees("#work", "done in")
     answer = bob.client.ask(fetched.id, "What does it show?", max_tokens=2)
     assert answer.fetched_tokens
-    shown.sees("#saved", "tokens were not prefilled, in 1 uses")
+    shown.sees("#saved", "tokens were not prefilled, in 1 use")
     page.click("#trust button[data-method=DELETE]")
     shown.sure()
     shown.sees_not("#trust", "alice")

@@ -25,6 +25,8 @@ from kvswap.daemon.page import words
         (words.dollars(1234.5), "$1,234.50"),
         (words.number(1234567), "1,234,567"),
         (words.short("12D3KooWJfSTyQ2Lb2ZTvxUwsRhLpqNxxxxxxxxxxxx"), "12D3KooWJf…xxxxxx"),
+        (words.counted(1, "peer"), "1 peer"),
+        (words.counted(2000, "peer"), "2,000 peers"),
         (words.short(None), ""),
         (words.ago(None), "never"),
     ],
@@ -37,3 +39,4 @@ def test_moments() -> None:
     assert words.ago(time.time() - 7200).endswith("ago")
     assert words.ago(time.time() + 7200).startswith("in ")
     assert len(words.clock(time.time())) == 8
+    assert len(words.date(time.time())) == 16
