@@ -213,7 +213,7 @@ def _piece(peer: str, chunk: dict[str, Any]) -> tuple[str | None, list[int], dic
     """
     try:
         piece = msgspec.convert(chunk, _StreamChunk)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as error:  # the last: half of a surrogate pair
         raise PeerError(f"the host {peer} answered in another format", cause=str(error)[:200]) from error
     if not piece.choices:
         return None, [], piece.usage or {}

@@ -130,6 +130,7 @@ def test_a_record_of_another_shape_is_none(tmp_path: Path, usage: Any) -> None:
 
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunks=st.lists(SHAPES, min_size=1, max_size=3))
+@example(chunks=[{"choices": "\ud800"}])
 @example(chunks=[{"choices": {"a": 1}}])
 @example(chunks=[{"error": {"code": ["not_found"], "message": "\ud800"}}])
 def test_no_answer_of_a_host_is_told_as_a_fault_of_ours(tmp_path: Path, chunks: list[Any]) -> None:
