@@ -41,9 +41,9 @@ class LiveParts:
         seen = 0
         try:
             while True:
-                yield {name: html for name, (version, html) in self._html.items() if version > seen}
-                seen = self._version
-                changed = self._changed
+                version, changed = self._version, self._changed  # of what is sent now: more may change meanwhile
+                yield {name: html for name, (made, html) in self._html.items() if made > seen}
+                seen = version
                 try:
                     async with asyncio.timeout(_EVERY_SECONDS * 10):
                         await changed.wait()
