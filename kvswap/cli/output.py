@@ -290,12 +290,13 @@ def reference(ref: str) -> tuple[str, str | None]:
         path = Path(ref).expanduser()
     except RuntimeError:  # of a user who is not known here
         path = Path(ref)
-    if path.is_dir():
+    here = exists(path)
+    if here and path.is_dir():
         from kvswap.core.folders import read_folder
 
         text = read_folder(path).text
         return document_digest(text.encode()), text
-    if exists(path):
+    if here:
         data = read_document(path)
         return document_digest(data), data.decode()
     try:

@@ -25,6 +25,7 @@ MOVES = {
     "kvswap/store/envelopes.py:mark_removed": "a removal: renaming takes no room on a full disk",
     "kvswap/store/envelopes.py:set_aside": "into quarantine",
     "kvswap/store/files.py:set_aside": "into quarantine",
+    "kvswap/origins/files.py:_put": "by descriptors of directories: whoever else writes there may put a link in the way",
     "kvswap/model/removal.py:remove": "a directory of many files goes at once",
     "kvswap/model/pull.py:pull": "a directory of many files, made in one that a failure removes",
 }

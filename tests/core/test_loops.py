@@ -53,6 +53,11 @@ ALLOWED = {
         "pieces": "one answer, with a time-out for each piece",
     },
     "exchange/import_archive.py": {"run": "one archive, which ends with its last file"},
+    "daemon/page/live.py": {"follow": "one page"},
+    "integrations/llamacpp/proxy/run.py": {"_run": "the server of one proxy, which ends with its error"},
+    "mcp/progress.py": {"_send": "one call of a tool, whose end cancels it"},
+    "origins/files.py": {"_locked": "one write, with a deadline"},
+    "origins/s3.py": {"files": "one list, with a time-out for each page", "read_into": "one read, with a time-out"},
     "core/scan.py": {"plain": "one message, of bounded length"},
 }
 
@@ -119,6 +124,7 @@ def test_threads_are_started_where_their_errors_are_seen() -> None:
     assert found == {
         "core/log.py",  # it is the log: there is no other place to say what went wrong
         "core/upkeep.py",  # the writer's
+        "integrations/llamacpp/proxy/child.py",  # waits for its parent's end, and ends the server
         "integrations/vllm/prefix_filter.py",  # `forever_in_thread`
         "net/libp2p/bridge.py",  # whose end fails every call that waits
         "worker/__main__.py",  # whose end is the process's

@@ -44,6 +44,8 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "group": (["a b", "\x1b", "-x", 5, "x" * 65, "é"], ["", "team", "a.b-c_d"]),
     "listen": ([[p] for p in PLACES] + ["127.0.0.1:4777", 5, [5], [["x"]], {}, ["/dns4/a.b/tcp/1"], [f"/ip4/1.1.1.1/tcp/1/p2p/{PEER}"]],
                [["/ip4/0.0.0.0/tcp/0"], ["/ip6/::/tcp/65535", "/ip4/127.0.0.1/tcp/1"], "/ip4/1.1.1.1/tcp/1,/ip6/::1/tcp/2", [], ""]),
+    "origins": ([5, [5], ["x"], "ftp://a.example/kv", "https://a.example/kv?q=1", "s3://B", "file://x", "file:///a/../b", "file:///a,file:///a"],
+                ["file:///mnt/share/kv", "https://a.example/kv, s3://bucket/prefix", "", []]),
     "announce": ([[p] for p in PLACES] + [["/ip4/1.1.1.1/tcp/0"], ["/tcp/1"], 5],
                  [["/ip4/192.0.2.1/tcp/4777"], ["/dns4/a.example/tcp/1"], ["/dns/a-b.example./tcp/1"], []]),
     "bootstrap": ([[p] for p in PLACES] + [["/ip4/1.1.1.1/tcp/1"], [f"/ip4/1.1.1.1/tcp/0/p2p/{PEER}"], [f"/p2p/{PEER}"], [f"/ip4/1.1.1.1/tcp/1/p2p/{PEER}x"]],
@@ -77,7 +79,7 @@ def toml(value: Any) -> str | None:
 def test_the_table_has_every_setting_and_the_schema_every_check() -> None:
     assert set(TABLE) == set(NAMES)
     assert all("check" in f.metadata for f in fields(Settings) if f.name in NAMES)
-    assert set(CODECS) == set(codec.names())
+    assert set(CODECS) == set(codec.names()) - {"predictive2"}  # asked for by the same word: the predictor decides
 
 
 @pytest.mark.parametrize("name", NAMES)
