@@ -162,7 +162,7 @@ def verified(shelf: Shelf, family: str, _: Path) -> None:
     assert skipped == ({3: NO_KEYS} if whole else {}), skipped
     slid = any(layer.window is not None and layer.window <= TOKENS for layer in layers)
     if slid or all(layer.window is None for layer in layers):  # else a text of these few tokens has no window yet
-        drawn = "intervals" if "of_intervals" in steps[5].figures else "positions"
+        drawn = "intervals" if steps[5].figures.of_intervals is not None else "positions"
         assert drawn == sampled(text_of(config), layers)
 
     alone = checked(shelf, family, made.envelope, None, [3]).steps[0]
