@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import transformers
 
-from kvswap.model.families import FAMILIES, page
+from kvswap.model.families import FAMILIES
 from kvswap.model.named import NAMED
+from kvswap.model.page import page
 from tests import families as tiny
 
 
