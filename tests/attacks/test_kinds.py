@@ -69,7 +69,7 @@ def test_lies_about_windows_and_states_are_caught(shelf: Shelf, kind: str) -> No
     assert attack_all(shelf, kind) == promised(kind)
 
 
-@pytest.mark.faults
+@pytest.mark.model
 @pytest.mark.parametrize("kind", MANY)
 def test_lies_about_every_kind_are_caught(shelf: Shelf, kind: str) -> None:
     assert attack_all(shelf, kind) == promised(kind)
