@@ -24,7 +24,7 @@ help:
 	@echo "make coverage-tables BEFORE=commit  branch coverage before and now, module by module (some hours)"
 	@echo "make soak   20,000 fetches of one node through restarts, jumping clocks and lies (20 minutes)"
 	@echo "make test-vllm    the connector in a real vLLM engine, in an environment of its own (about 16 minutes and set-up)"
-	@echo "make test-llama   kvswap llama before a real llama.cpp, and two nodes, without torch (about 6 minutes and set-up)"
+	@echo "make test-llama   kvswap llama before a real llama.cpp, and two nodes, without torch (2 minutes and set-up)"
 	@echo "make docs   the site of the docs, in site/; a broken link ends it"
 	@echo "make test-docs    the first tutorial's commands as written, on two network namespaces (Linux, root)"
 	@echo "make wheel  the wheel: built, installed in a new environment, and used from there"
