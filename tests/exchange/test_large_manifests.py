@@ -145,6 +145,7 @@ def test_waiting_for_what_nobody_has_is_no_more_work_either(tmp_path: Path) -> N
                 made = artifact(chunks)
                 await answer(w, node, made)
                 counts.append(await answer(w, node, made))
-            assert counts[1] < counts[0] + 448, counts
+            # How often it looks again while it waits is the machine's; looking at each chunk would be eight times as much.
+            assert counts[1] < 4 * counts[0], counts
 
     run(body())
