@@ -29,7 +29,7 @@ STANDINGS = {
     "expired": "EXPIRED",
     "future": "issued in the FUTURE",
 }
-"""How an artifact stands here, by the name of its standing."""
+"""The standing of an artifact here in words, by its name."""
 
 
 def in_words(text: str) -> str:

@@ -31,6 +31,7 @@ from kvswap.core.files import read_regular
 from kvswap.core.limits import LIMITS
 from kvswap.core.log import start_log
 from kvswap.core.settings import Fault, invalid
+from kvswap.core.subprocesses import end_session
 from kvswap.host.admission import Admission
 from kvswap.host.app import HostApi, Served
 from kvswap.host.documents import keep_warm
@@ -195,15 +196,7 @@ class _Process:
         """End the whole process session, as vLLM starts processes of its own."""
         if self._process is None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GRACE_SECONDS):
-                    await self._process.wait()
-                break
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        await end_session(self._process, _GRACE_SECONDS)
 
 
 async def serve(options: HostOptions, ready: Ready) -> None:

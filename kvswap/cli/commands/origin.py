@@ -84,7 +84,7 @@ def ls(output: Output) -> None:
         )
         for o in found
     ]
-    headers = ("ORIGIN", "PUSH", "PRICE", "IN", "RATE", "FAILURES", "LIES", "")
+    headers = ("ORIGIN", "PUSH", "PRICE", "IN", "RATE", "FAILURES", "INVALID", "")
     output.result(OriginsResult(origins=found), lambda: output.table(headers, rows))
 
 

@@ -1,4 +1,4 @@
-"""Who may call the page: more strictly judged than the API, as a browser runs other people's pages beside it.
+"""The guard of the page, stricter than the API's, as a browser runs other people's pages beside it.
 
 The host is the page's own or the loopback address, with this daemon's port; an `Origin` is exactly that, and what
 changes something has one; what a browser says of where a request comes from is this page or the address bar.  Then a

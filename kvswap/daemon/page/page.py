@@ -44,7 +44,7 @@ ACTIONS = frozenset(
         ("DELETE", "/v1/hosts/{peer}"),
     }
 )
-"""What the page can do.  A group's key is not among it, nor another home, nor the daemon's end."""
+"""The actions of the page.  A group's key is not among it, nor another home, nor the daemon's end."""
 
 
 class LocalPage:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kvswap.core.errors import KvswapError, UsageError
+from kvswap.core.subprocesses import end_session
 from kvswap.integrations.llamacpp.proxy.child import BUNDLED
 from kvswap.integrations.llamacpp.proxy.flags import ServerFlags, read_bundled
 
@@ -94,10 +93,4 @@ class ServerProcess:
         """End it, and whatever it started."""
         if self._process is None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GRACE_SECONDS):
-                    await self._process.wait()
-                return
+        await end_session(self._process, _GRACE_SECONDS)
