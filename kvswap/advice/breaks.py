@@ -1,4 +1,4 @@
-"""What keeps prompts from sharing a prefix: a time, an id or a number early in them, tools in another order.
+"""The causes that keep prompts from sharing a prefix: a time, an id or a number early in them, tools in another order.
 
 A prompt's pieces are compared once as they are and once with all that changes from request to request left out.  Where
 the second way finds more in common with earlier prompts, the difference is what was lost, and the first piece that is

@@ -28,7 +28,7 @@ class AdviceScope:
     prefixes: int = 10
     breaks: int = 10
     directory: Path | None = None
-    """Where the texts of the prefixes are written, to be published."""
+    """The directory for the texts of the prefixes, to be published."""
 
 
 @dataclass(slots=True)

@@ -114,7 +114,7 @@ class PushRequest(Request, frozen=True, kw_only=True):
     to: OriginRequest | None = None
     """Where; without it, every origin that is for writing."""
     group: str | None = None
-    """Of a document: the artifact sealed for this group."""
+    """The group for which the artifact of a document is sealed."""
 
 
 class PlanRequest(FetchRequest, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ _PREDICTORS_KEPT = 4
 ChunkSource = Callable[[Cid], bytes]
 
 Predictors = OrderedDict[Cid, Predictor]
-"""Those read lately, kept by whoever loads many artifacts."""
+"""The predictors that were read lately, kept by whoever loads many artifacts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from kvswap.core.files import exists, read_file
 from kvswap.core.ids import document_digest, parse_reference
 from kvswap.core.limits import LIMITS
 from kvswap.core.text import printable
+from kvswap.core.words import size as size
 
 if TYPE_CHECKING:
     from kvswap.api import CodecFigures, ProgressEvent, TransferEvent
@@ -220,15 +221,6 @@ def rates(codec: CodecFigures) -> str:
     both = {"encode": codec.encode, "load": codec.load}
     parts += [f"{verb} {size(int(rate))}/s" for verb, rate in both.items() if rate is not None]
     return ", ".join(parts)
-
-
-def size(value: float) -> str:
-    """Format a number of bytes for people, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return ""
 
 
 def secret_of(word: str, what: str, hint: str) -> str:

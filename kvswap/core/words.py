@@ -32,6 +32,15 @@ STANDINGS = {
 """The standing of an artifact here in words, by its name."""
 
 
+def size(value: float) -> str:
+    """Format a number of bytes for people, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""
+
+
 def in_words(text: str) -> str:
     """Replace the codes V0 to V7 in a reason by what they stand for."""
     return re.sub(r"\bV([0-7])\b", lambda found: LEVELS[int(found[1])], text)

@@ -1,4 +1,4 @@
-"""Where the buckets of a value lie, given its prediction in float32, and how a value is split by them.
+"""The buckets of a value, given its prediction in float32, and how a value is split by them.
 
 The prediction is mu +- sigma.  The buckets are as wide as the largest power of two that is at most half of sigma, or as
 one unit in the last place near mu if that is more.  A value's symbol is the number of buckets between it and mu's;

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 
+from kvswap.core import words
+
 _DAY = 86_400
+_TB = 1e12
 
 
 def size(value: float) -> str:
-    """Write a number of bytes, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"
+    """Write a number of bytes, in powers of ten: as the command line does, and terabytes above that."""
+    return words.size(value) if value < _TB else f"{value / _TB:,.1f} TB"
 
 
 def duration(seconds: float) -> str:
